@@ -65,4 +65,4 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.numel * self.dtype.itemsize
+        return prod(self.shape) * _ITEMSIZE[self.dtype]

@@ -1,0 +1,94 @@
+"""The model card of an output: what it is, how it was made, what it cost, how to serve it."""
+
+from collections.abc import Iterable
+
+from g4convert import __version__
+from g4convert.plan import Plan
+from g4convert.recipe import Resolved
+from g4convert.source import Source
+from g4convert.summary import ErrorRow, Summary
+
+__all__ = ["model_card"]
+
+
+def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, summary: Summary) -> str:
+    """README.md of an output.
+
+    Args:
+        plan: what was done.
+        source: the checkpoint it comes from.
+        recipe: how.
+        output_name: the directory's name, for the command that serves it.
+        summary: sizes and errors.
+    """
+    scheme = f"int{plan.recipe.num_bits} symmetric, " + (
+        f"groups of {plan.recipe.group_size}" if plan.recipe.group_size else "one scale per row"
+    )
+    lines = [
+        "---",
+        *([f"base_model: {source.name}", "base_model_relation: quantized"] if source.revision else []),
+        "library_name: transformers",
+        "tags: [gemma4, compressed-tensors, w4a16, g4convert]"
+        if plan.recipe.num_bits == 4
+        else "tags: [gemma4, compressed-tensors, w8a16, g4convert]",
+        "---",
+        "",
+        f"# {output_name}",
+        "",
+        f"{plan.architecture.family}, quantized from `{source.name}` by g4convert {__version__}: weights in {scheme} "
+        "(compressed-tensors, pack-quantized), activations untouched.",
+        "",
+        "    vllm serve " + output_name,
+        "",
+        "## How",
+        "",
+        f"Recipe `{recipe.name}`; method **{summary.choice.method.value}** ({summary.choice.why}).",
+        "",
+        *(f"- `{key}: {value}`" for key, value in recipe.settings().items()),
+        "",
+        "## What it cost",
+        "",
+        f"{summary.before / 1e9:.2f} GB became {summary.after / 1e9:.2f} GB: {summary.bits_per_weight:.2f} bits per "
+        f"weight over the whole model, in {summary.files} files.",
+        "",
+        *_error_table([summary.total, *summary.roles]),
+        "",
+        "Relative error is the sum of squared rounding errors over the sum of squared weights. A group is exact when "
+        "its dequantized weights equal the source bit for bit.",
+        "",
+        "## What stayed",
+        "",
+        "| role | tensors | bytes | why |",
+        "|---|---:|---:|---|",
+        *_kept_rows(plan),
+    ]
+    if plan.dropped:
+        lines += ["", "## What was left out", "", "| tensors | why |", "|---:|---|", *_dropped_rows(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _error_table(rows: Iterable[ErrorRow]) -> Iterable[str]:
+    yield "| weights | relative error | SQNR | groups | on a lattice | exact |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for row in rows:
+        groups = max(row.stats.groups, 1)
+        yield (
+            f"| {row.name} | {row.relative_error:.5f} | {row.sqnr_db:.1f} dB | {row.stats.groups:,} "
+            f"| {row.stats.lattice_groups / groups:.1%} | {row.stats.exact_groups / groups:.1%} |"
+        )
+
+
+def _kept_rows(plan: Plan) -> Iterable[str]:
+    reasons = {(copy.role, copy.reason): [0, 0] for copy in plan.copied}
+    for copy in plan.copied:
+        count = reasons[copy.role, copy.reason]
+        count[:] = count[0] + 1, count[1] + copy.target.nbytes
+    for (role, reason), (tensors, nbytes) in reasons.items():
+        yield f"| {role.value} | {tensors} | {nbytes:,} | {reason} |"
+
+
+def _dropped_rows(plan: Plan) -> Iterable[str]:
+    reasons = dict.fromkeys((drop.reason for drop in plan.dropped), 0)
+    for drop in plan.dropped:
+        reasons[drop.reason] += 1
+    return (f"| {count} | {reason} |" for reason, count in reasons.items())

@@ -1,0 +1,47 @@
+"""`method: auto`: measure a sample of the groups, take `lattice` where they lie on one, `mse` otherwise.
+
+The sample is the same for the same source: rows from the middle of Linears spread evenly over the plan.
+"""
+
+import numpy as np
+
+from g4convert.checkpoint import Checkpoint
+from g4convert.plan import Plan, Quantize
+from g4convert.quantize import Method
+from g4convert.quantize.tiles import CpuTiles
+from g4convert.recipe import Recipe
+from g4convert.summary import Choice
+from g4convert.tensors import DType
+from g4convert.writer import Reader
+
+__all__ = ["LATTICE_SHARE", "choose"]
+
+LATTICE_SHARE = 0.99
+"""Share of sampled groups on a lattice from which `auto` takes `lattice`."""
+
+_LINEARS = 32
+_ROWS = 8
+
+
+def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
+    """The recipe's method, or for `auto` the one that a sample of the source asks for."""
+    if plan.recipe.method != "auto":
+        return Choice(Method(plan.recipe.method.value), "the recipe says so")
+    steps = plan.quantized[:: max(1, len(plan.quantized) // _LINEARS)]
+    shares = [_share(step, plan.recipe, checkpoint, reader) for step in steps]
+    share = float(np.mean(shares)) if shares else 0.0
+    method = Method.LATTICE if share >= LATTICE_SHARE and plan.recipe.num_bits == 4 else Method.MSE  # noqa: PLR2004
+    return Choice(
+        method, f"{share:.1%} of the groups of {len(shares)} sampled Linears lie on a 4-bit lattice"
+    )
+
+
+def _share(step: Quantize, recipe: Recipe, checkpoint: Checkpoint, reader: Reader) -> float:
+    n, k = step.weight.shape
+    rows = min(_ROWS, n)
+    stored = checkpoint.tensors[step.weight.segment.source]
+    itemsize = step.weight.dtype.itemsize
+    begin = stored.begin + step.weight.segment.begin + (n - rows) // 2 * k * itemsize
+    words = np.empty((rows, k), np.float32 if step.weight.dtype is DType.F32 else np.uint16)
+    reader.read_into(stored.file, begin, words.data.cast("B"))
+    return CpuTiles().lattice_share(words, step.weight.dtype, recipe.group_size)

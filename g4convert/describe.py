@@ -1,0 +1,369 @@
+"""Describes any checkpoint, quantized or not, by whoever: what `g4convert inspect` prints.
+
+Two sources are held against each other: what the tensors are (names, dtypes, shapes) and what config.json
+says about them. Names are resolved by the same rules as for a conversion; a quantized module is looked up
+as the weight it was made from. Where a conversion refuses, a description goes on: unknown names are listed
+as unknown, a foreign model type is shown as it is, and what does not fit becomes a remark.
+
+Each entry of `ignore` and `targets` is tried on the module names of every engine, as these differ; an entry
+that matches in none of them is dead, and usually a mistake.
+"""
+
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+from g4convert.checkpoint import Checkpoint
+from g4convert.declared_scheme import Declared, DeclaredGroup, Entries, declared_in
+from g4convert.description import Description, EntryUse, Remark, RoleSize
+from g4convert.errors import InputError
+from g4convert.gemma4 import Architecture, Role
+from g4convert.gemma4.matching import Match, match_names
+from g4convert.quant_config import spellings
+from g4convert.stored_scheme import PackedModule, StoredScheme, packed_modules, stored_scheme
+from g4convert.tensors import DType
+
+__all__ = ["Description", "describe"]
+
+UNKNOWN: Final = "unknown"
+DROPPABLE: Final = "droppable"
+_FILES: Final = "files"
+_VLLM: Final = "vllm"
+_LINEAR: Final = frozenset(("Linear", "Module"))
+_EMBEDDING: Final = frozenset(("Embedding", "Module"))
+_OTHER: Final = frozenset(("Module",))
+_KNOWN_CLASSES: Final = _LINEAR | _EMBEDDING
+_MOST_DIMENSIONS: Final = 3
+_SHAPE_FORMATS: Final = {DType.I64: "q", DType.I32: "i"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """A weight, plain or quantized, and what is known of it.
+
+    Args:
+        stored: its name; of a quantized one, what the weight was called before.
+        spellings: what its module is called, by engine.
+        packed: its tensors, when it is quantized.
+        canonical: its canonical name, where the model is known.
+        role: of `Role`, or `unknown`, or `droppable`.
+        shape: of the weight, as the config has it.
+        linear: whether its module is a Linear.
+    """
+
+    stored: str
+    spellings: Mapping[str, str]
+    packed: PackedModule | None
+    canonical: str | None = None
+    role: str = UNKNOWN
+    shape: tuple[int, ...] | None = None
+    linear: bool = False
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """The class names that fit its module."""
+        if self.linear or self.packed is not None:  # fused experts too: their scheme is declared for Linears
+            return _LINEAR
+        return _EMBEDDING if self.role in {Role.EMBEDDING, Role.PLE_EMBEDDING} else _OTHER
+
+    def spelled(self, engine: str) -> str:
+        """Its module's name in an engine."""
+        return self.spellings[engine]
+
+    def compared(self, engine: str) -> str:
+        """What an engine compares a whole name with: vLLM renames the entry, not the module."""
+        if engine == _VLLM and self.canonical is not None:
+            return _module(self.canonical)
+        return self.spellings[engine]
+
+
+@dataclass(frozen=True, slots=True)
+class _Matching:
+    """What a config declares, ready to be tried on modules under the names of several engines."""
+
+    declared: Declared
+    engines: tuple[str, ...]
+    ignore: Entries
+    groups: tuple[tuple[DeclaredGroup, Entries], ...]
+
+    @classmethod
+    def of(cls, declared: Declared, engines: tuple[str, ...]) -> "_Matching":
+        method = declared.method
+        groups = tuple((group, Entries.of(method, group.targets)) for group in declared.groups)
+        return cls(declared, engines, Entries.of(method, declared.ignore), groups)
+
+    def ignores(self, module: _Module, engine: str) -> bool:
+        return self.ignore.hold(module.compared(engine), module.spelled(engine), module.classes)
+
+    def targets(self, module: _Module, engine: str) -> bool:
+        return any(
+            entries.hold(module.compared(engine), module.spelled(engine), module.classes)
+            for _, entries in self.groups
+        )
+
+    def group_for(self, module: _Module) -> DeclaredGroup | None:
+        """The group whose target names it, in any engine; a target of its name before one of its class."""
+        for classes in (frozenset[str](), module.classes):
+            for group, entries in self.groups:
+                if any(entries.hold(module.compared(e), module.spelled(e), classes) for e in self.engines):
+                    return group
+        return None
+
+
+class _Notes:
+    """Gathers equal remarks about many modules into one with a count."""
+
+    def __init__(self) -> None:
+        self._examples: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, subject: str, text: str, name: str) -> None:
+        self._examples.setdefault((subject, text), []).append(name)
+
+    def remarks(self) -> list[Remark]:
+        return [
+            Remark(str(subject), text, len(names), names[0])
+            for (subject, text), names in self._examples.items()
+        ]
+
+
+def describe(checkpoint: Checkpoint) -> Description:
+    """Describes an opened checkpoint.
+
+    Args:
+        checkpoint: of any model, in any format that safetensors files hold.
+    """
+    architecture, remarks = _architecture(checkpoint.config)
+    model_type = str(checkpoint.config.get("model_type", UNKNOWN))
+    modules, match = _modules(checkpoint, architecture)
+    declared = declared_in(checkpoint.config)
+    engines = tuple(spellings("", unified=False)) if architecture else (_FILES,)
+    matching = _Matching.of(declared, engines) if declared else None
+    schemes = _schemes(checkpoint, modules, matching)
+    remarks += _scheme_remarks(modules, schemes, matching)
+    entries: tuple[EntryUse, ...] = ()
+    if matching:
+        remarks += _declared_remarks(modules, matching)
+        entries = tuple(_entry_uses([*modules, *_implied(architecture, modules)], matching))
+        remarks += [Remark(use.place, f"{use.entry} names no module") for use in entries if use.is_dead]
+    return Description(
+        path=str(checkpoint.path),
+        family=architecture.family if architecture else model_type,
+        model_type=model_type,
+        dialects=match.dialects if match else (),
+        declared=declared,
+        roles=_role_sizes(checkpoint, modules, schemes),
+        entries=entries,
+        remarks=tuple(remarks),
+        unknown=tuple(sorted(module.stored for module in modules if module.role == UNKNOWN)),
+        missing=_missing(match) if match else (),
+        weight_files={file.name: file.size for file in checkpoint.files},
+        side_files=checkpoint.side_files,
+        stray_files=checkpoint.stray_files,
+    )
+
+
+def _architecture(config: Mapping[str, Any]) -> tuple[Architecture | None, list[Remark]]:
+    try:
+        return Architecture.from_config(config), []
+    except InputError as error:
+        return None, [Remark("config.json", text) for text in (error.message, *error.offenders)]
+
+
+def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple[list[_Module], Match | None]:
+    """Every weight, quantized ones first, under its canonical name where the model is known."""
+    infos = {name: stored.info for name, stored in checkpoint.tensors.items()}
+    packed = packed_modules(infos).values()
+    owned = {info.name for module in packed for info in module.parts.values()}
+    weights: list[tuple[str, PackedModule | None]] = [(module.weight_name, module) for module in packed]
+    weights += [(name, None) for name in infos if name not in owned]
+    if architecture is None:
+        return [
+            _Module(name, {_FILES: _module(name)}, of, linear=of is not None) for name, of in weights
+        ], None
+    match = match_names({name for name, _ in weights}, architecture)
+    canonical = {source: name for name, sources in match.sources.items() for source in sources}
+    derived = dict.fromkeys(match.derived, DROPPABLE)
+    modules = []
+    for name, of in weights:
+        known = canonical.get(name)
+        names = spellings(_module(known or name), unified=architecture.is_unified)
+        names[_FILES] = _module(name)
+        role, shape, linear = derived.get(name, UNKNOWN), None, of is not None
+        if known:
+            role, shape, linear = _meaning(known, match)
+        modules.append(_Module(name, names, of, known, role, shape, linear))
+    return modules, match
+
+
+def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool]:
+    """Role, shape, and whether it is a Linear, of a canonical name."""
+    if expected := match.schema.expected.get(name):
+        return expected.role, expected.shape, expected.linear
+    if fused := match.schema.fused.get(name):
+        return Role.EXPERTS, fused.shape, False
+    return DROPPABLE, match.schema.droppable[name].shape, False
+
+
+def _implied(architecture: Architecture | None, modules: Sequence[_Module]) -> Iterator[_Module]:
+    """The tied output head: a module without tensors of its own, and `ignore` must name it."""
+    if architecture and not any(module.canonical == "lm_head.weight" for module in modules):
+        names = spellings("lm_head", unified=architecture.is_unified)
+        yield _Module("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
+
+
+def _schemes(
+    checkpoint: Checkpoint, modules: Iterable[_Module], matching: _Matching | None
+) -> dict[str, StoredScheme]:
+    """By stored name, how each quantized module is stored."""
+    found = {}
+    for module in modules:
+        if module.packed is not None:
+            group = matching.group_for(module) if matching else None
+            shape = module.shape or _stored_shape(checkpoint, module.packed)
+            found[module.stored] = stored_scheme(module.packed, shape, group.num_bits if group else None)
+    return found
+
+
+def _stored_shape(checkpoint: Checkpoint, packed: PackedModule) -> tuple[int, ...] | None:
+    """What `weight_shape` says, for a weight whose shape the config does not tell."""
+    info = packed.parts.get("weight_shape")
+    if info is None or info.dtype not in _SHAPE_FORMATS or not 0 < info.numel <= _MOST_DIMENSIONS:
+        return None
+    shape = struct.unpack(f"<{info.numel}{_SHAPE_FORMATS[info.dtype]}", checkpoint.read(info.name))
+    if "weight_packed" not in packed.parts or min(shape) < 0:
+        return None
+    stored = packed.parts["weight_packed"].shape
+    return (
+        *stored[: max(0, len(stored) - len(shape))],
+        *shape,
+    )  # of fused experts, one expert's shape may be given
+
+
+def _role_sizes(
+    checkpoint: Checkpoint, modules: Iterable[_Module], schemes: Mapping[str, StoredScheme]
+) -> tuple[RoleSize, ...]:
+    """Sizes in the order of `Role`, what has none at the end."""
+    sizes: dict[str, RoleSize] = {}
+    for module in modules:
+        if module.packed is None:
+            info = checkpoint.tensors[module.stored].info
+            one = RoleSize(module.role, 1, info.numel, info.nbytes, {info.dtype.value.lower(): 1})
+        else:
+            scheme, parts = schemes[module.stored], module.packed.parts.values()
+            shape = module.shape or scheme.shape
+            nbytes = sum(info.nbytes for info in parts)
+            one = RoleSize(module.role, len(parts), prod(shape) if shape else 0, nbytes, {scheme.label: 1})
+        sizes[module.role] = _sum(sizes[module.role], one) if module.role in sizes else one
+    order = [*map(str, Role), DROPPABLE, UNKNOWN]
+    return tuple(sizes[role] for role in order if role in sizes)
+
+
+def _sum(a: RoleSize, b: RoleSize) -> RoleSize:
+    schemes = Counter(a.schemes) + Counter(b.schemes)
+    return RoleSize(a.role, a.tensors + b.tensors, a.params + b.params, a.nbytes + b.nbytes, schemes)
+
+
+def _missing(match: Match) -> tuple[str, ...]:
+    """What the architecture needs and no tensor is; fused experts stand for all of theirs."""
+    fused = [match.schema.fused[name] for name in match.sources if name in match.schema.fused]
+    covered = {(part.prefix, projection) for part in fused for projection in part.projections}
+    return tuple(
+        name
+        for name, expected in match.schema.expected.items()
+        if not expected.optional and name not in match.sources and _expert_part(name) not in covered
+    )
+
+
+def _expert_part(name: str) -> tuple[str, str]:
+    """`...experts.7.gate_proj.weight` -> `...experts.`, `gate_proj`: the key of a fused tensor's share."""
+    module = _module(name)
+    stem, _, projection = module.rpartition(".")
+    return stem.rpartition(".")[0] + ".", projection
+
+
+def _scheme_remarks(
+    modules: Sequence[_Module], schemes: Mapping[str, StoredScheme], matching: _Matching | None
+) -> list[Remark]:
+    """Schemes that do not hold together, or are not what the config declares."""
+    notes = _Notes()
+    plain = {module.stored for module in modules if module.packed is None}
+    for module in modules:
+        if module.packed is None:
+            continue
+        scheme = schemes[module.stored]
+        if module.stored in plain or module.packed.has_plain_weight:
+            notes.add(module.role, "stored plain and quantized at once", module.stored)
+        if scheme.fault:
+            notes.add(module.role, scheme.fault, module.stored)
+        group = matching.group_for(module) if matching else None
+        if matching is None:
+            notes.add(module.role, "quantized, but config.json has no quantization_config", module.stored)
+        elif group and (difference := group.differs_from(scheme)):
+            notes.add(module.role, difference, module.stored)
+    return notes.remarks()
+
+
+def _declared_remarks(modules: Iterable[_Module], matching: _Matching) -> list[Remark]:
+    """Linears that an engine would build in another form than they are stored in."""
+    notes = _Notes()
+    for module in modules:
+        wrong: defaultdict[str, list[str]] = defaultdict(list)
+        for engine in matching.engines:
+            if text := _wrong_form(module, matching, engine):
+                wrong[text].append(engine)
+        for text, engines in wrong.items():
+            where = "" if len(engines) == len(matching.engines) else f", by the names of {', '.join(engines)}"
+            notes.add(module.role, f"{text}{where}", module.stored)
+    faults = [Remark("config.json", fault) for fault in matching.declared.faults]
+    broken = [Remark("ignore", f"{entry} is no regular expression") for entry in matching.ignore.broken]
+    return [*faults, *broken, *notes.remarks()]
+
+
+def _wrong_form(module: _Module, matching: _Matching, engine: str) -> str:
+    if not module.linear or not matching.declared.groups:
+        return ""
+    ignored = matching.ignores(module, engine)
+    targeted = matching.targets(module, engine)
+    if module.packed is None:
+        return "plain, although targeted and not ignored" if targeted and not ignored else ""
+    if ignored:
+        return "quantized, although ignored"
+    return "" if targeted else "quantized, although no target names it"
+
+
+def _entry_uses(modules: Sequence[_Module], matching: _Matching) -> Iterator[EntryUse]:
+    """Every entry of `targets` and `ignore`, and how many modules it names in each engine."""
+    declared = matching.declared
+    count = _counter(modules, matching)
+    for group in declared.groups:
+        yield from (EntryUse(f"targets of {group.name}", entry, count(entry)) for entry in group.targets)
+    yield from (EntryUse("ignore", entry, count(entry)) for entry in declared.ignore)
+
+
+def _counter(modules: Sequence[_Module], matching: _Matching) -> Callable[[str], Mapping[str, int] | None]:
+    """A function that counts the modules an entry names; a module with several tensors counts once."""
+    spelled = {engine: {m.spelled(engine) for m in modules} for engine in matching.engines}
+    compared = {engine: {m.compared(engine) for m in modules} for engine in matching.engines}
+    classes = Counter(name for m in {_module(m.stored): m for m in modules}.values() for name in m.classes)
+
+    def count(entry: str) -> Mapping[str, int] | None:
+        one = Entries.of(matching.declared.method, [entry])
+        if one.classes:
+            known = entry in _KNOWN_CLASSES
+            return dict.fromkeys(matching.engines, classes[entry]) if known else None
+        if one.exact:
+            return {engine: int(entry in compared[engine]) for engine in matching.engines}
+        return {
+            engine: sum(matches(name) for matches in one.patterns.values() for name in spelled[engine])
+            for engine in matching.engines
+        }
+
+    return count
+
+
+def _module(name: str) -> str:
+    """The module a tensor belongs to: its name without the last part."""
+    return name.rpartition(".")[0]

@@ -1,0 +1,217 @@
+"""The description of a checkpoint, as values: to be printed as tables or written as JSON."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from g4convert.declared_scheme import Declared
+from g4convert.gemma4 import DialectUse
+
+__all__ = ["Description", "EntryUse", "Remark", "RoleSize", "Table"]
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSize:
+    """The size of one role.
+
+    Args:
+        role: of `Role`, or `unknown`, or `droppable`.
+        tensors: stored tensors, scales included.
+        params: weights, as many as before they were quantized.
+        nbytes: stored bytes, scales included.
+        schemes: how they are stored, and how many modules or plain tensors so.
+    """
+
+    role: str
+    tensors: int
+    params: int
+    nbytes: int
+    schemes: Mapping[str, int]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, scales included; 0 where nothing is a weight."""
+        return 8 * self.nbytes / self.params if self.params else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EntryUse:
+    """An entry of `ignore` or of a group's `targets`.
+
+    Args:
+        place: `ignore` or `targets of <group>`.
+        entry: as in the config.
+        matches: modules it names, by engine; None for the name of a class that tensors do not tell.
+    """
+
+    place: str
+    entry: str
+    matches: Mapping[str, int] | None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it names nothing, in no engine."""
+        return self.matches is not None and not any(self.matches.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that does not fit: what it is about, what is wrong, how often, and an example."""
+
+    subject: str
+    text: str
+    count: int = 1
+    example: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text for whoever prints them."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """All there is to say about a checkpoint without reading its weights."""
+
+    path: str
+    family: str
+    model_type: str
+    dialects: tuple[DialectUse, ...]
+    declared: Declared | None
+    roles: tuple[RoleSize, ...]
+    entries: tuple[EntryUse, ...]
+    remarks: tuple[Remark, ...]
+    unknown: tuple[str, ...]
+    missing: tuple[str, ...]
+    weight_files: Mapping[str, int]
+    side_files: tuple[str, ...]
+    stray_files: tuple[str, ...]
+
+    @property
+    def total(self) -> RoleSize:
+        """The sum over all roles."""
+        schemes: Counter[str] = Counter()
+        for size in self.roles:
+            schemes.update(size.schemes)
+        return RoleSize(
+            "total",
+            sum(size.tensors for size in self.roles),
+            sum(size.params for size in self.roles),
+            sum(size.nbytes for size in self.roles),
+            dict(schemes.most_common()),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "path": self.path,
+            "family": self.family,
+            "model_type": self.model_type,
+            "dialects": [
+                {**_fields(use, "name", "description", "count"), "example": [*use.example]}
+                for use in self.dialects
+            ],
+            "quantization": _declared_dict(self.declared),
+            "roles": [_size_dict(size) for size in self.roles],
+            "total": _size_dict(self.total),
+            "entries": [
+                {
+                    **_fields(use, "place", "entry"),
+                    "matches": None if use.matches is None else dict(use.matches),
+                    "dead": use.is_dead,
+                }
+                for use in self.entries
+            ],
+            "remarks": [_fields(r, "subject", "text", "count", "example") for r in self.remarks],
+            "unknown": [*self.unknown],
+            "missing": [*self.missing],
+            "weight_files": dict(self.weight_files),
+            "side_files": [*self.side_files],
+            "stray_files": [*self.stray_files],
+        }
+
+    def tables(self) -> tuple[Table, ...]:
+        """What to print, in order; tables without rows are left out."""
+        sizes = (*self.roles, self.total)
+        tables = (
+            Table(
+                "by role",
+                ("role", "tensors", "params", "bytes", "bits/weight", "stored as"),
+                tuple(_size_row(size) for size in sizes),
+            ),
+            Table(
+                "spelling",
+                ("dialect", "names", "for example", "canonical"),
+                tuple((use.description, f"{use.count:,}", *use.example) for use in self.dialects),
+            ),
+            Table(
+                "entries of the config",
+                ("entry", "place", "modules named"),
+                tuple((use.entry, use.place, _matches_text(use)) for use in self.entries),
+            ),
+            Table(
+                "remarks",
+                ("about", "what", "count", "for example"),
+                tuple((r.subject, r.text, f"{r.count:,}", r.example) for r in self.remarks),
+            ),
+            Table("unknown tensors", ("name",), tuple((name,) for name in self.unknown)),
+            Table("missing tensors", ("name",), tuple((name,) for name in self.missing)),
+            Table("other files", ("file", "kind"), self._file_rows()),
+        )
+        return tuple(table for table in tables if table.rows)
+
+    def _file_rows(self) -> tuple[tuple[str, str], ...]:
+        carried = tuple((name, "carried over") for name in self.side_files)
+        return (*carried, *((name, "weights that are not read") for name in self.stray_files))
+
+
+def _fields(value: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}
+
+
+def _size_dict(size: RoleSize) -> dict[str, Any]:
+    return {
+        "role": str(size.role),
+        "tensors": size.tensors,
+        "params": size.params,
+        "bytes": size.nbytes,
+        "bits_per_weight": round(size.bits_per_weight, 4),
+        "schemes": dict(size.schemes),
+    }
+
+
+def _declared_dict(declared: Declared | None) -> dict[str, Any] | None:
+    if declared is None:
+        return None
+    fields = ("name", "format", "kind", "num_bits", "strategy", "group_size", "symmetric", "activations")
+    return {
+        "method": declared.method,
+        "groups": [{**_fields(group, *fields), "targets": [*group.targets]} for group in declared.groups],
+        "ignore": [*declared.ignore],
+        "faults": [*declared.faults],
+    }
+
+
+def _size_row(size: RoleSize) -> tuple[str, ...]:
+    stored = ", ".join(f"{count:,} x {scheme}" for scheme, count in size.schemes.items())
+    width = f"{size.bits_per_weight:.2f}" if size.params else ""
+    return (str(size.role), f"{size.tensors:,}", f"{size.params:,}", f"{size.nbytes:,}", width, stored)
+
+
+def _matches_text(use: EntryUse) -> str:
+    if use.matches is None:
+        return "a class; tensors do not tell"
+    if use.is_dead:
+        return "nothing"
+    counts = set(use.matches.values())
+    if len(counts) == 1:
+        return f"{counts.pop():,}"
+    return ", ".join(f"{count:,} in {engine}" for engine, count in use.matches.items())

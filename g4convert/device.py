@@ -1,0 +1,40 @@
+"""Which device quantizes: the cores of this machine, or its GPUs, one for each worker in turn."""
+
+from collections.abc import Callable
+
+from g4convert.errors import EnvironmentFault, UsageError
+from g4convert.quantize import Tiles
+from g4convert.sizes import default_workers
+
+__all__ = ["workers_for"]
+
+
+def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
+    """Makes the tile arithmetic of each worker, to be called in its thread.
+
+    Args:
+        device: `cpu`; `cuda` for every GPU; `cuda:N` for one.
+        workers: how many; 0 is one for each core, or two for each GPU so that one reads while the other computes.
+
+    Raises:
+        UsageError: no such device.
+        EnvironmentFault: a GPU is asked for and there is none.
+    """
+    if device == "cpu":
+        from g4convert.quantize.tiles import CpuTiles
+
+        return [CpuTiles] * (workers or default_workers())
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise UsageError(f"--device {device}: expected cpu, cuda or cuda:N")
+    import torch
+
+    from g4convert.quantize.torch_tiles import TorchTiles
+
+    count = torch.cuda.device_count()
+    if count <= int(number or 0):
+        raise EnvironmentFault(
+            f"--device {device}: {count} CUDA devices found", hint="--device cpu gives the same bytes"
+        )
+    names = [device] if number else [f"cuda:{index}" for index in range(count)]
+    return [lambda name=names[i % len(names)]: TorchTiles(name) for i in range(workers or 2 * len(names))]  # type: ignore[misc]

@@ -1,0 +1,217 @@
+"""Which Gemma 4 a config describes, and the numbers that decide its tensors.
+
+Two dialects of config are read: the published one (`global_head_dim`, `num_global_key_value_heads`) and the
+one that transformers 5 saves (`per_layer_config`, a map from layer number to what differs there). Defaults
+are those of transformers' classes; the decoder's own sizes have none, as every writer stores them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from g4convert.errors import InputError, UnsupportedError, UsageError
+from g4convert.gemma4.config_reader import ConfigReader
+from g4convert.gemma4.decoder_config import read_decoder
+from g4convert.gemma4.media_config import read_audio, read_vision
+from g4convert.gemma4.parts import AudioPart, Drafter, TextModel, VisionPart
+from g4convert.tensors import DType
+
+__all__ = ["Architecture"]
+
+_COMPOSITE_PREFIX = "model.language_model."
+_TEXT_PREFIX = "model."
+_DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a model_type is made of."""
+
+    text_types: tuple[str, ...]
+    composite: bool = False
+    unified: bool = False
+    assistant: bool = False
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "gemma4": _Kind(("gemma4_text",), composite=True),
+    "gemma4_text": _Kind(("gemma4_text",)),
+    "gemma4_assistant": _Kind(("gemma4_text", "gemma4_unified_text"), assistant=True),
+    "gemma4_unified": _Kind(("gemma4_unified_text",), composite=True, unified=True),
+    "gemma4_unified_text": _Kind(("gemma4_unified_text",), unified=True),
+    "gemma4_unified_assistant": _Kind(("gemma4_unified_text", "gemma4_text"), unified=True, assistant=True),
+}
+
+_REFUSED: Mapping[str, str] = {
+    "diffusion_gemma": "a block diffusion model; its encoder and decoder share tied layers",
+    "embedding_gemma2": "an embedding model; it has no language model head to serve",
+}
+
+# hidden size, layers, experts: enough to tell the released sizes apart
+_RELEASED: Mapping[tuple[int, int, int], str] = {
+    (1536, 35, 0): "E2B",
+    (2560, 42, 0): "E4B",
+    (3840, 48, 0): "12B",
+    (2816, 30, 128): "26B-A4B",
+    (5376, 60, 0): "31B",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A Gemma 4 model as far as its tensors go.
+
+    Args:
+        model_type: as in the config.
+        text: the decoder.
+        vision: how images come in, or None.
+        audio: how sound comes in, or None.
+        drafter: what makes it an MTP assistant, or None.
+        tied_embeddings: the output head is the embedding, and not stored.
+        dtype: what the config says, None where it does not; the tensors themselves have the last word.
+    """
+
+    model_type: str
+    text: TextModel
+    vision: VisionPart | None
+    audio: AudioPart | None
+    drafter: Drafter | None
+    tied_embeddings: bool
+    dtype: DType | None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
+        """Read a config.json.
+
+        Raises:
+            UnsupportedError: a model type that g4convert does not convert.
+            InputError: no model type, or missing and ill-typed values, all of them.
+        """
+        kind = _kind_of(config)
+        top = ConfigReader(config)
+        text = _text_section(top, kind)
+        decoder = read_decoder(text, unified=_is_unified_text(text, kind), assistant=kind.assistant)
+        architecture = cls(
+            model_type=str(config["model_type"]),
+            text=decoder,
+            vision=read_vision(top, unified=kind.unified) if kind.composite else None,
+            audio=read_audio(top, unified=kind.unified) if kind.composite else None,
+            drafter=_drafter(top) if kind.assistant else None,
+            tied_embeddings=top.flag("tie_word_embeddings", default=True),
+            dtype=_dtype(top) or _dtype(text),
+        )
+        top.raise_problems()
+        return architecture
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether the decoder is a part of a multimodal model."""
+        return _KINDS[self.model_type].composite
+
+    @property
+    def is_unified(self) -> bool:
+        """Whether it is of the encoder-free line (12B)."""
+        return _KINDS[self.model_type].unified
+
+    @property
+    def is_assistant(self) -> bool:
+        """Whether it is an MTP drafter."""
+        return self.drafter is not None
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether it takes images."""
+        return self.vision is not None
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether it takes sound."""
+        return self.audio is not None
+
+    @property
+    def text_prefix(self) -> str:
+        """What the stored names of the decoder start with."""
+        return _COMPOSITE_PREFIX if self.is_composite else _TEXT_PREFIX
+
+    @property
+    def family(self) -> str:
+        """What people call it, such as `Gemma 4 MoE (26B-A4B)`; the size only where it is a released one."""
+        line = "Gemma 4 unified" if self.is_unified else "Gemma 4"
+        text = self.text
+        size = _RELEASED.get(
+            (text.hidden_size, len(text.layers), text.experts.count if text.experts else 0), ""
+        )
+        if self.is_assistant:
+            return f"{line} MTP assistant"
+        form = "MoE" if text.experts else "dense with per-layer embeddings" if text.ple else "dense"
+        label = line if self.is_unified else f"{line} {form}"
+        return label + ("" if self.is_composite else ", text-only") + (f" ({size})" if size else "")
+
+    def text_only(self) -> "Architecture":
+        """The decoder alone, as `Gemma4ForCausalLM` stores it.
+
+        Raises:
+            UsageError: an assistant, which has no such form.
+        """
+        if self.is_assistant:
+            raise UsageError(f"layout text-only: {self.model_type} is a drafter, it has no text-only form")
+        model_type = "gemma4_unified_text" if self.is_unified else "gemma4_text"
+        return replace(self, model_type=model_type, vision=None, audio=None)
+
+    def text_name(self, name: str) -> str | None:
+        """The name of a canonical tensor or module in the text-only form; None where it is not part of it."""
+        if not self.is_composite:
+            return name
+        if name.startswith(self.text_prefix):
+            return _TEXT_PREFIX + name.removeprefix(self.text_prefix)
+        return name if name.startswith("lm_head") else None
+
+
+def _kind_of(config: Mapping[str, Any]) -> _Kind:
+    model_type = config.get("model_type")
+    supported = f"supported: {', '.join(_KINDS)}"
+    if not isinstance(model_type, str):
+        found = "missing" if model_type is None else repr(model_type)
+        raise InputError(
+            f"config.json: model_type: {found}, expected the name of a Gemma 4 model", hint=supported
+        )
+    if kind := _KINDS.get(model_type):
+        return kind
+    family = next((known for known in _REFUSED if model_type.startswith(known)), None)
+    what = _REFUSED[family] if family else "not a Gemma 4 model that g4convert knows"
+    raise UnsupportedError(f"config.json: model_type {model_type!r}: {what}", hint=supported)
+
+
+def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
+    """Where the decoder's values are: the top level, or `text_config` with a model type that fits."""
+    if not (kind.composite or kind.assistant):
+        return top
+    text = top.section("text_config")
+    if text is None:
+        if top.values.get("text_config") is None:
+            top.note("text_config", "missing")
+        top.raise_problems()
+        return top
+    found = text.text("model_type")
+    if found is not None and found not in kind.text_types:
+        parent, wanted = top.values["model_type"], kind.text_types[0]
+        raise UnsupportedError(f"config.json: text_config.model_type {found!r}: a {parent} has {wanted}")
+    return text
+
+
+def _is_unified_text(text: ConfigReader, kind: _Kind) -> bool:
+    return (text.text("model_type") or kind.text_types[0]) == "gemma4_unified_text"
+
+
+def _dtype(section: ConfigReader) -> DType | None:
+    name = section.text("dtype") or section.text("torch_dtype")
+    return _DTYPES.get((name or "").removeprefix("torch."))
+
+
+def _drafter(top: ConfigReader) -> Drafter:
+    default = 3840 if _KINDS[str(top.values["model_type"])].unified else 1536
+    ordered = top.flag("use_ordered_embeddings", default=False)
+    return Drafter(
+        backbone_hidden_size=top.integer("backbone_hidden_size", default),
+        centroids=top.integer("num_centroids", 2048) if ordered else None,
+    )

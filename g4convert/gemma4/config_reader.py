@@ -1,0 +1,112 @@
+"""Reading typed values out of a config.json that may hold anything.
+
+A `ConfigReader` never raises: it notes what is wrong and returns a harmless value, so that one error can
+name every bad key. `raise_problems` is called before any value is used.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from g4convert.errors import InputError
+
+__all__ = ["ConfigReader"]
+
+_MOST = 1 << 31  # no dimension of a real model comes near it; larger ones are typing errors or attacks
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReader:
+    """One section of a config.
+
+    Args:
+        values: the section.
+        path: where it is, for messages; empty, or ends with a dot.
+        problems: what is wrong so far, shared by all sections.
+    """
+
+    values: Mapping[str, Any]
+    path: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    def note(self, key: str, problem: str) -> None:
+        """Remember that a key is wrong."""
+        self.problems.append(f"{self.path}{key}: {problem}")
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST) -> int:
+        """An integer in [least, most]; without a default the key is required."""
+        value = self.values.get(key, default)
+        if value is None:
+            self.note(key, "missing" if key not in self.values else "null, expected an integer")
+        elif isinstance(value, bool) or not isinstance(value, int):
+            self.note(key, f"{value!r}, expected an integer")
+        elif not least <= value <= most:
+            self.note(key, f"{value}, expected {least} to {most}")
+        else:
+            return value
+        return least
+
+    def optional_integer(self, key: str) -> int | None:
+        """An integer of at least 1, or None where the key is missing or null."""
+        return None if self.values.get(key) is None else self.integer(key)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """A boolean; null counts as missing."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.note(key, f"{value!r}, expected true or false")
+            return default
+        return value
+
+    def text(self, key: str) -> str | None:
+        """A string, or None where the key is missing or null."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            self.note(key, f"{value!r}, expected a string")
+            return None
+        return value
+
+    def strings(self, key: str, count: int, allowed: Sequence[str]) -> list[str] | None:
+        """A list of `count` strings out of `allowed`, or None where the key is missing or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count or any(item not in allowed for item in value):
+            self.note(key, f"expected {count} of {', '.join(allowed)}")
+            return None
+        return value
+
+    def pair(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
+        """Two positive integers."""
+        value = self.values.get(key, default)
+        match value:
+            case [int(first), int(second)] if 0 < first <= _MOST and 0 < second <= _MOST:
+                return first, second
+        self.note(key, f"{value!r}, expected two positive integers")
+        return default
+
+    def section(self, key: str) -> "ConfigReader | None":
+        """A nested section, or None where the key is missing or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            self.note(key, f"{value!r}, expected an object")
+            return None
+        return ConfigReader(value, f"{self.path}{key}.", self.problems)
+
+    def raise_problems(self) -> None:
+        """Raise one error with everything noted.
+
+        Raises:
+            InputError: at least one key is missing or wrong.
+        """
+        problems = tuple(dict.fromkeys(self.problems))
+        if problems:
+            raise InputError(
+                f"config.json: {len(problems)} value{'s' * (len(problems) > 1)} missing or wrong",
+                offenders=problems,
+                hint="compare with the config.json of the model this checkpoint was made from",
+            )

@@ -1,0 +1,127 @@
+"""The decoder's part of a config, from either dialect, resolved layer by layer."""
+
+from collections.abc import Mapping
+
+from g4convert.gemma4.config_reader import ConfigReader
+from g4convert.gemma4.parts import Experts, Layer, PerLayerEmbedding, TextModel
+
+__all__ = ["read_decoder"]
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_DEFAULT_PATTERN = 6  # transformers: without layer_types every sixth layer is full
+_LAYERS_MOST = 1024
+_EXPERTS_MOST = 4096
+# What transformers lets a layer override and what would change a tensor that we could not foresee.
+_READ_OVERRIDES = ("head_dim", "num_key_value_heads")
+_REFUSED_OVERRIDES = (
+    "skip",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "moe_intermediate_size",
+)
+
+
+def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextModel:
+    """The decoder a section describes; problems are noted in the reader.
+
+    Args:
+        read: the text section.
+        unified: `gemma4_unified_text`, which has neither per-layer embeddings nor experts.
+        assistant: a drafter, all of whose layers read the target's keys and values.
+    """
+    count = read.integer("num_hidden_layers", most=_LAYERS_MOST)
+    text = TextModel(
+        vocab_size=read.integer("vocab_size"),
+        hidden_size=read.integer("hidden_size"),
+        heads=read.integer("num_attention_heads"),
+        layers=_layers(read, count, _kv_shared(read, count, assistant=assistant)),
+        ple=None if unified else _ple(read),
+        experts=None if unified else _experts(read),
+        attention_bias=read.flag("attention_bias", default=False),
+    )
+    if assistant and text.ple:
+        read.note("hidden_size_per_layer_input", f"{text.ple.width}, an assistant has 0")
+    if assistant and text.experts:
+        read.note("enable_moe_block", "true, an assistant has no experts")
+    return text
+
+
+def _kv_shared(read: ConfigReader, count: int, *, assistant: bool) -> int:
+    """How many of the last layers have no keys and values of their own."""
+    shared = read.integer("num_kv_shared_layers", 0, least=0, most=count)
+    if assistant and shared not in {0, count}:
+        read.note("num_kv_shared_layers", f"{shared}, an assistant shares all {count}")
+    return count if assistant else shared
+
+
+def _ple(read: ConfigReader) -> PerLayerEmbedding | None:
+    width = read.integer("hidden_size_per_layer_input", 256, least=0)
+    return PerLayerEmbedding(read.integer("vocab_size_per_layer_input", 262_144), width) if width else None
+
+
+def _experts(read: ConfigReader) -> Experts | None:
+    if not read.flag("enable_moe_block", default=False):
+        return None
+    return Experts(
+        count=read.integer("num_experts", most=_EXPERTS_MOST),
+        intermediate_size=read.integer("moe_intermediate_size"),
+        top_k=read.integer("top_k_experts"),
+    )
+
+
+def _layers(read: ConfigReader, count: int, shared: int) -> tuple[Layer, ...]:
+    kinds = read.strings("layer_types", count, (_SLIDING, _FULL))
+    if kinds is None:
+        kinds = [_SLIDING if (i + 1) % _DEFAULT_PATTERN else _FULL for i in range(count)]
+    full = [kind == _FULL for kind in kinds[:-1]] + [True]  # transformers forces the last layer
+    k_eq_v = read.flag("attention_k_eq_v", default=False)
+    head_dim, kv_heads = read.integer("head_dim"), read.integer("num_key_value_heads")
+    overrides = _overrides(read, full, k_eq_v=k_eq_v)
+    width = read.integer("intermediate_size")
+    wide = read.flag("use_double_wide_mlp", default=False)
+    first_shared = count - shared
+    return tuple(
+        Layer(
+            full=full[i],
+            head_dim=overrides.get(i, {}).get("head_dim", head_dim),
+            kv_heads=overrides.get(i, {}).get("num_key_value_heads", kv_heads),
+            kv_shared=i >= first_shared,
+            k_eq_v=k_eq_v and full[i],
+            # transformers asks 0 < first_shared here, and only here
+            intermediate_size=width * (2 if wide and i >= first_shared > 0 else 1),
+        )
+        for i in range(count)
+    )
+
+
+def _overrides(read: ConfigReader, full: list[bool], *, k_eq_v: bool) -> Mapping[int, Mapping[str, int]]:
+    """What differs from layer to layer, from whichever of the two dialects the config has."""
+    if "per_layer_config" in read.values:
+        return _saved_overrides(read, len(full))
+    changed = {"head_dim": read.integer("global_head_dim", 512)}
+    kv_heads = read.optional_integer("num_global_key_value_heads")
+    if k_eq_v and kv_heads is not None:
+        changed["num_key_value_heads"] = kv_heads
+    return {i: changed for i, is_full in enumerate(full) if is_full}
+
+
+def _saved_overrides(read: ConfigReader, count: int) -> Mapping[int, Mapping[str, int]]:
+    """`{"05": {"head_dim": 512}}`: keys are layer numbers, zero-padded to sort."""
+    section = read.section("per_layer_config")
+    found: dict[int, Mapping[str, int]] = {}
+    if section is None:
+        return found
+    for key in section.values:
+        if not _is_layer(key, count):
+            section.note(key, f"expected the number of a layer, 0 to {count - 1}")
+        elif layer := section.section(key):
+            found[int(key)] = {name: layer.integer(name) for name in _READ_OVERRIDES if name in layer.values}
+            for name in _REFUSED_OVERRIDES:
+                if name in layer.values:
+                    layer.note(name, "differs from layer to layer, which it does in no Gemma 4")
+    return found
+
+
+def _is_layer(key: str, count: int) -> bool:
+    return key.isascii() and key.isdigit() and len(key) <= len(str(_LAYERS_MOST)) and int(key) < count

@@ -1,0 +1,216 @@
+"""The ways people and programs spell Gemma 4's tensor names, and the way back to the canonical one.
+
+A name is taken apart as   wrappers . prefix . body   and only the body says which tensor it is: no two
+canonical names share one. So a source name is resolved by stripping what wrappers and prefixes add
+(`WRAPPERS`, `PREFIXES`), and, where the body is not known as it is, by putting each rule of `BODIES` to it
+once, in order. The result does not depend on the other names in the checkpoint. Each rule leads from the
+foreign spelling to the canonical one, and none moves a number: names that differ in numbers only are alike.
+
+Not here on purpose: names that several tensors were merged into (`qkv_proj`, `w13_weight`, shared clip
+limits). An engine may have reordered their rows, and nothing in a header would show it.
+"""
+
+import re
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+
+__all__ = [
+    "BODIES",
+    "PREFIXES",
+    "WRAPPERS",
+    "Rule",
+    "Spelling",
+    "body_of",
+    "prefix_habit",
+    "prefix_of",
+    "spell",
+    "with_numbers",
+    "without_numbers",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One habit of spelling.
+
+    Args:
+        name: what reports call it; several rules may be one habit.
+        description: one line for people.
+        pattern: what the foreign spelling looks like.
+        replacement: the canonical spelling.
+    """
+
+    name: str
+    description: str
+    pattern: re.Pattern[str]
+    replacement: str
+
+
+def _habit(name: str, description: str, *pairs: tuple[str, str]) -> tuple[Rule, ...]:
+    """The rules, pattern and replacement, of one habit."""
+    return tuple(Rule(name, description, re.compile(pattern), new) for pattern, new in pairs)
+
+
+WRAPPERS = (
+    *_habit("compiled", "saved from torch.compile", (r"(^|\.)_orig_mod\.", r"\1")),
+    *_habit("peft", "saved from a merged adapter", (r"^base_model\.model\.", "")),
+    *_habit("parallel", "saved from DataParallel or DDP", (r"^module\.", "")),
+    *_habit("fsdp", "saved from FSDP", (r"(^|\.)_fsdp_wrapped_module\.", r"\1")),
+    *_habit("checkpointed", "saved while checkpointing", (r"(^|\.)_checkpoint_wrapped_module\.", r"\1")),
+)
+"""Taken off until none is left."""
+
+PREFIXES: Mapping[str, str] = {
+    "": "saved from the inner model",
+    "model.": "names of a text-only model",
+    "language_model.": "the decoder without `model.`, as SGLang holds it",
+    "model.language_model.": "names of a multimodal model",
+    "language_model.model.": "the decoder as vLLM and older multimodal classes hold it",
+    "model.language_model.model.": "a causal language model inside a multimodal one",
+    "model.model.": "the model inside another one",
+}
+"""Known prefixes. Any run of `model.` and `language_model.` is one; one that is not canonical is reported."""
+
+_PREFIX = re.compile(r"(?:(?:language_)?model\.)*")
+
+_CLIPPABLE = "[qkvo]_proj|gate_proj|up_proj|down_proj|post|ffw_layer_[12]|linear_start|linear_end"
+
+_TOWER = r"^((?:vision|audio)_tower\..*)"
+
+BODIES = (
+    *_habit(
+        "moe-module",
+        "experts and router inside `moe`, as engines hold them",
+        (r"\.moe\.(experts|router)\.", r".\1."),
+        (r"\.moe\.per_expert_scale$", ".router.per_expert_scale"),
+    ),
+    *_habit(
+        "expert-weight",
+        "fused experts with `.weight`",
+        (r"\.experts\.(gate_up|down)_proj\.weight$", r".experts.\1_proj"),
+    ),
+    *_habit(
+        "unified-modules",
+        "unified embedders as transformers holds them in memory",
+        (r"^embed_vision\.(patch_ln[12]|patch_dense|pos_embedding|pos_norm)\b", r"vision_embedder.\1"),
+        (r"^(embed_vision|embed_audio)\.multimodal_embedder\.", r"\1."),
+    ),
+    *_habit(
+        "sglang-embedders",
+        "SGLang's embedders",
+        (r"^(embed_vision|embed_audio)\.proj\.", r"\1.embedding_projection."),
+        (r"^(embed_vision|embed_audio)\.pre_proj_norm\.", r"\1.embedding_pre_projection_norm."),
+    ),
+    *_habit(
+        "sglang-audio",
+        "SGLang's audio tower",
+        (r"^(audio_tower\.conformer\.\d+)\.norm\.", r"\1.norm_out."),
+        (r"^audio_tower\.conformer\.", "audio_tower.layers."),
+        (r"^(audio_tower\.subsample_conv_projection)\.conv_([01])\.", r"\1.layer\2."),
+        (r"\.attention\.attn\.relative_position_embedding\.pos_proj\.", ".self_attn.relative_k_proj."),
+        (r"\.attention\.attn\.", ".self_attn."),
+        (r"\.attention\.post\.", ".self_attn.post."),
+        (r"\.attention\.pre_attn_norm\.", ".norm_pre_attn."),
+        (r"\.attention\.post_norm\.", ".norm_post_attn."),
+        (r"\.ffw_layer_start\.", ".feed_forward1."),
+        (r"\.ffw_layer_end\.", ".feed_forward2."),
+    ),
+    *_habit(
+        "sglang-towers",
+        "SGLang's towers: parts of merged Linears",
+        (rf"{_TOWER}\.(?:qkv|gate_up)\.(q|k|v|gate|up)_proj\.weight$", r"\1.\2_proj.linear.weight"),
+        (rf"{_TOWER}\.(?:qkv|gate_up)\.(q|k|v|gate|up)_(output_(?:min|max))$", r"\1.\2_proj.\3"),
+    ),
+    *_habit(
+        "tower-linear",
+        "towers without the clipping wrapper",
+        (rf"{_TOWER}\.({_CLIPPABLE})\.weight$", r"\1.\2.linear.weight"),
+    ),
+    *_habit(
+        "sglang-drafter",
+        "SGLang's drafter",
+        (r"^(centroids\.weight|token_ordering)$", r"masked_embedding.\1"),
+    ),
+)
+"""Put to a body that is not known as it is, once each, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A source name taken apart.
+
+    Args:
+        body: what says which tensor it is, canonical where any rule leads there.
+        prefix: what stood before it; empty, or ends with a dot.
+        rules: the wrappers and rules that took part.
+    """
+
+    body: str
+    prefix: str
+    rules: tuple[Rule, ...]
+
+
+def without_numbers(name: str) -> tuple[str, tuple[str, ...]]:
+    """The kind of a name, each number set to 0, and its numbers: `layers.7.norm` is `layers.0.norm` and 7."""
+    parts = name.split(".")
+    numbers = tuple(part for part in parts if part.isdigit())
+    return (".".join("0" if part.isdigit() else part for part in parts) if numbers else name), numbers
+
+
+def with_numbers(kind: str, numbers: Iterable[str]) -> str:
+    """Put numbers back into a kind, in order, as far as they reach."""
+    rest = iter(numbers)
+    return ".".join(next(rest, part) if part.isdigit() else part for part in kind.split("."))
+
+
+def body_of(name: str) -> str:
+    """A canonical name without its prefix."""
+    return name.removeprefix(prefix_of(name))
+
+
+def spell(name: str, known: Container[str]) -> Spelling:
+    """Take a source name apart.
+
+    Args:
+        name: as stored, or the kind of such a name.
+        known: the bodies, or kinds of bodies, of the canonical names.
+    """
+    used: list[Rule] = []
+    unwrapped = _unwrap(name, used)
+    prefix = prefix_of(unwrapped)
+    body = unwrapped.removeprefix(prefix)
+    if body in known:
+        return Spelling(body, prefix, tuple(used))
+    for rule in BODIES:
+        body = _apply(rule, body, used)
+        if body in known:
+            break
+    return Spelling(body, prefix, tuple(used))
+
+
+def _unwrap(name: str, used: list[Rule]) -> str:
+    before = ""
+    while name != before:
+        before = name
+        for rule in WRAPPERS:
+            name = _apply(rule, name, used)
+    return name
+
+
+def _apply(rule: Rule, name: str, used: list[Rule]) -> str:
+    changed, count = rule.pattern.subn(rule.replacement, name)
+    if count and rule not in used:
+        used.append(rule)
+    return changed
+
+
+def prefix_of(name: str) -> str:
+    """What a name without wrappers starts with: a run of `model.` and `language_model.`, perhaps empty."""
+    found = _PREFIX.match(name)
+    return found.group() if found else ""
+
+
+def prefix_habit(prefix: str) -> tuple[str, str]:
+    """Name and description of a prefix that is not the canonical one."""
+    description = PREFIXES.get(prefix, "a model inside other models")
+    return (f"prefix {prefix}" if prefix else "no prefix"), description

@@ -1,0 +1,143 @@
+"""A source checkpoint's tensors under their canonical names: what each is, and where its bytes lie.
+
+`resolve` is total: every source tensor becomes a weight, many weights (fused experts) or an extra with a
+reason, and every weight the architecture needs has exactly one source. Anything else is an error that names
+all offenders.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from g4convert.gemma4.architecture import Architecture
+from g4convert.gemma4.faults import raise_faults
+from g4convert.gemma4.matching import DialectUse, Match, match_names
+from g4convert.gemma4.roles import Role
+from g4convert.gemma4.schema import ExtraKind, FusedExperts
+from g4convert.tensors import DType, TensorInfo
+
+__all__ = ["Extra", "Inventory", "Segment", "Weight", "resolve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes [begin, end) of a source tensor."""
+
+    source: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of the model; experts one by one.
+
+    Args:
+        name: canonical stored name.
+        role: what it is for.
+        dtype: as in the source.
+        shape: of a Linear, [out_features, in_features].
+        linear: whether it is the weight of a Linear or of an expert's projection.
+        segment: where its bytes are.
+    """
+
+    name: str
+    role: Role
+    dtype: DType
+    shape: tuple[int, ...]
+    linear: bool
+    segment: Segment
+
+    @property
+    def module(self) -> str:
+        """The dotted path of the module that owns it."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def info(self) -> TensorInfo:
+        """As a tensor to be written."""
+        return TensorInfo(self.name, self.dtype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A source tensor that is not written.
+
+    Args:
+        source: its name in the source.
+        kind: what must be shown before it is dropped.
+        reason: why it may be, for people.
+        twin: the source tensor it must equal, for `tied`.
+    """
+
+    source: str
+    kind: ExtraKind
+    reason: str
+    twin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Everything in a source checkpoint, by what it is; weights in the order a forward pass meets them."""
+
+    architecture: Architecture
+    weights: tuple[Weight, ...]
+    extras: tuple[Extra, ...]
+    dialects: tuple[DialectUse, ...]
+
+
+def resolve(tensors: Mapping[str, TensorInfo], architecture: Architecture) -> Inventory:
+    """Find out what every tensor of a checkpoint is.
+
+    Keys and values of KV-shared layers are weights of the role `kv_shared`; the caller keeps or drops them.
+
+    Args:
+        tensors: every stored tensor, by name; the order does not matter.
+        architecture: what the config says.
+
+    Raises:
+        UnsupportedError: the checkpoint is already quantized; names the format.
+        InputError: an adapter that is not merged; or names that are unknown, ambiguous or missing, shapes and
+            dtypes that do not fit: all offenders in one error, unknown names with the nearest known one.
+    """
+    match = match_names(tensors, architecture)
+    raise_faults(match, tensors, architecture)
+    sources = {name: found[0] for name, found in match.sources.items()}
+    places = dict(_places(match, sources, tensors))
+    weights = tuple(
+        Weight(name, expected.role, tensors[place.source].dtype, expected.shape, expected.linear, place)
+        for name, expected in match.schema.expected.items()
+        if (place := places.get(name))
+    )
+    return Inventory(architecture, weights, tuple(_extras(match, sources, architecture)), match.dialects)
+
+
+def _places(
+    match: Match, sources: Mapping[str, str], tensors: Mapping[str, TensorInfo]
+) -> Iterator[tuple[str, Segment]]:
+    """Canonical name and bytes of every weight found."""
+    for name, source in sources.items():
+        if fused := match.schema.fused.get(name):
+            yield from _split(fused, source, tensors[source].dtype)
+        elif name in match.schema.expected:
+            yield name, Segment(source, 0, tensors[source].nbytes)
+
+
+def _split(fused: FusedExperts, source: str, dtype: DType) -> Iterator[tuple[str, Segment]]:
+    """The single experts of a fused tensor [e, rows, k]: parts of equal size, one after the other."""
+    _, rows, k = fused.shape
+    size = rows // len(fused.projections) * k * dtype.itemsize
+    for i, name in enumerate(fused.names):
+        yield name, Segment(source, i * size, (i + 1) * size)
+
+
+def _extras(match: Match, sources: Mapping[str, str], architecture: Architecture) -> Iterator[Extra]:
+    for name, known in match.schema.droppable.items():
+        if source := sources.get(name):
+            twin = (
+                sources[f"{architecture.text_prefix}embed_tokens.weight"]
+                if known.kind is ExtraKind.TIED
+                else None
+            )
+            yield Extra(source, known.kind, known.reason, twin)
+    for source in match.derived:
+        yield Extra(source, ExtraKind.DERIVED, "every loader computes this buffer from the config")

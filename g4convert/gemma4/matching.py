@@ -1,0 +1,132 @@
+"""Source names against the names an architecture has: which is which, before any shape is looked at."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from g4convert.gemma4.architecture import Architecture
+from g4convert.gemma4.dialects import body_of, prefix_habit, prefix_of, spell, with_numbers, without_numbers
+from g4convert.gemma4.roles import Expected
+from g4convert.gemma4.schema import (
+    Droppable,
+    FusedExperts,
+    droppable,
+    expected_weights,
+    fused_experts,
+    is_derived,
+)
+
+__all__ = ["DialectUse", "Match", "Schema", "match_names"]
+
+
+@dataclass(frozen=True, slots=True)
+class DialectUse:
+    """A habit of spelling that a checkpoint has.
+
+    Args:
+        name: short name of the habit.
+        description: one line for people.
+        count: source tensors spelled so.
+        example: a source name and the canonical one.
+    """
+
+    name: str
+    description: str
+    count: int
+    example: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """All names an architecture knows."""
+
+    expected: Mapping[str, Expected]
+    fused: Mapping[str, FusedExperts]
+    droppable: Mapping[str, Droppable]
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> "Schema":
+        """The names of an architecture."""
+        return cls(expected_weights(architecture), fused_experts(architecture), droppable(architecture))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name."""
+        return (*self.expected, *self.fused, *self.droppable)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.expected or name in self.fused or name in self.droppable
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which source tensor goes under which canonical name.
+
+    Args:
+        schema: what was looked for.
+        sources: canonical name to the source names that claim it; more than one is a fault.
+        derived: source names of buffers that are not written.
+        unknown: source names that fit nothing, with what is left of each without wrappers and prefix.
+        dialects: how the names were spelled.
+    """
+
+    schema: Schema
+    sources: Mapping[str, tuple[str, ...]]
+    derived: tuple[str, ...]
+    unknown: Mapping[str, str]
+    dialects: tuple[DialectUse, ...]
+
+
+def match_names(names: Iterable[str], architecture: Architecture) -> Match:
+    """Find the canonical name of each source name.
+
+    Args:
+        names: as stored, in any order.
+        architecture: what the config says.
+    """
+    schema = Schema.of(architecture)
+    ordered = sorted(names)
+    sources = {name: (name,) for name in ordered if name in schema}
+    strange = [name for name in ordered if name not in sources]
+    uses: dict[str, DialectUse] = {}
+    derived: list[str] = []
+    unknown: dict[str, str] = {}
+    bodies = {body_of(name): name for name in schema.names} if strange else {}
+    kinds = frozenset(without_numbers(body)[0] for body in bodies)
+    spell_kind = cache(lambda kind: spell(kind, kinds))
+    for source in strange:
+        kind, numbers = without_numbers(source)
+        spelling = spell_kind(kind)
+        body = with_numbers(spelling.body, numbers)
+        name = bodies.get(body)
+        if name is not None:
+            sources[name] = (*sources.get(name, ()), source)
+            habits = {rule.name: rule.description for rule in spelling.rules}
+            if spelling.prefix != prefix_of(name):
+                habits |= [prefix_habit(spelling.prefix)]
+            _count(uses, habits, (source, name))
+        elif is_derived(body):
+            derived.append(source)
+        else:
+            unknown[source] = body
+    _count_single_experts(uses, schema, sources)
+    return Match(schema, sources, tuple(derived), unknown, tuple(uses.values()))
+
+
+def _count(uses: dict[str, DialectUse], habits: Mapping[str, str], example: tuple[str, str]) -> None:
+    for name, description in habits.items():
+        known = uses.get(name)
+        first = known.example if known else example
+        uses[name] = DialectUse(name, description, known.count + 1 if known else 1, first)
+
+
+def _count_single_experts(
+    uses: dict[str, DialectUse], schema: Schema, sources: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Experts one by one are a spelling of their own: transformers 5 stores them fused."""
+    found = [(fused, n) for fused, experts in schema.fused.items() for n in experts.names if n in sources]
+    if found:
+        (fused, name), described = found[0], "experts one by one, which transformers 5 fuses"
+        uses["single-experts"] = DialectUse(
+            "single-experts", described, len(found), (sources[name][0], fused)
+        )

@@ -1,0 +1,131 @@
+"""The parts of a Gemma 4 model, as plain values: what a config says that decides which tensors exist.
+
+Only numbers that change a tensor's name or shape are here; activations, windows and rope stay in the config.
+Two ways to see an image are two types (`VisionTower`, `VisionEmbedder`), as are two ways to hear.
+"""
+
+from dataclasses import dataclass
+
+__all__ = [
+    "AudioEmbedder",
+    "AudioPart",
+    "AudioTower",
+    "Drafter",
+    "Experts",
+    "Layer",
+    "PerLayerEmbedding",
+    "TextModel",
+    "VisionEmbedder",
+    "VisionPart",
+    "VisionTower",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer.
+
+    Args:
+        full: full attention, otherwise sliding.
+        head_dim: width of one head; full layers have their own.
+        kv_heads: key/value heads; full layers may have their own.
+        kv_shared: reads the keys and values of an earlier layer and has none itself.
+        k_eq_v: the value is the key projection's output, there is no `v_proj`.
+        intermediate_size: width of the dense MLP.
+    """
+
+    full: bool
+    head_dim: int
+    kv_heads: int
+    kv_shared: bool
+    k_eq_v: bool
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PerLayerEmbedding:
+    """PLE: a second embedding table [vocab_size, layers * width], one slice added in each layer."""
+
+    vocab_size: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The experts that run beside the dense MLP of every layer."""
+
+    count: int
+    intermediate_size: int
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """The decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    heads: int
+    layers: tuple[Layer, ...]
+    ple: PerLayerEmbedding | None
+    experts: Experts | None
+    attention_bias: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTower:
+    """A vision transformer, followed by a projection from `output_size` to the decoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    patch_size: int
+    position_embedding_size: int
+    output_size: int
+    clipped: bool
+    standardize: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VisionEmbedder:
+    """Vision without an encoder (unified models): one dense layer over raw patches of `patch_dim` values."""
+
+    patch_dim: int
+    hidden_size: int
+    position_embedding_size: int
+    output_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AudioTower:
+    """A conformer, followed by a projection from `output_size` to the decoder."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    channels: tuple[int, int]
+    conv_kernel_size: int
+    output_size: int
+    clipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AudioEmbedder:
+    """Audio without an encoder (unified models): frames of `output_size` samples are projected as is."""
+
+    output_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """What an MTP assistant has besides its decoder; `centroids` is None without ordered embeddings."""
+
+    backbone_hidden_size: int
+    centroids: int | None
+
+
+VisionPart = VisionTower | VisionEmbedder
+AudioPart = AudioTower | AudioEmbedder

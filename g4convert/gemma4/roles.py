@@ -1,0 +1,62 @@
+"""What a stored tensor is for, and what it must look like."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["Expected", "Role"]
+
+
+class Role(StrEnum):
+    """What a tensor is for; recipes and reports speak of these."""
+
+    ATTENTION = "attention"
+    """q, k, v and o projections of the decoder."""
+    MLP = "mlp"
+    """gate, up and down of the decoder's dense MLP."""
+    EXPERTS = "experts"
+    """gate, up and down of one expert."""
+    ROUTER = "router"
+    """Which experts run, and their scales."""
+    EMBEDDING = "embedding"
+    """The token embedding."""
+    PLE_EMBEDDING = "ple_embedding"
+    """The per-layer embedding table."""
+    PLE_PROJECTION = "ple_projection"
+    """The projections around the per-layer embedding."""
+    LM_HEAD = "lm_head"
+    """The output head, where it is not tied."""
+    NORM = "norm"
+    """Norm weights and biases of the decoder."""
+    SCALAR = "scalar"
+    """The scale of a decoder layer's output."""
+    VISION_TOWER = "vision_tower"
+    """The vision transformer, its norms included."""
+    AUDIO_TOWER = "audio_tower"
+    """The conformer, its norms included."""
+    EMBEDDER = "embedder"
+    """From images and sound to the decoder, norms included."""
+    KV_SHARED = "kv_shared"
+    """Keys and values of layers that read an earlier layer's; nothing computes with them."""
+    DRAFTER = "drafter"
+    """What an MTP assistant has around its decoder."""
+    CLIP = "clip"
+    """Calibrated limits of a tower's inputs and outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a stored tensor must look like.
+
+    Args:
+        shape: `()` is a scalar.
+        role: what it is for.
+        linear: the [out_features, in_features] weight of a Linear; every expert's projection counts.
+        optional: a checkpoint may leave it out.
+        integer: holds int32 or int64 indices, not weights.
+    """
+
+    shape: tuple[int, ...]
+    role: Role
+    linear: bool = False
+    optional: bool = False
+    integer: bool = False

@@ -1,0 +1,116 @@
+"""What `g4convert plan` says: the plan of a source in numbers, as text or JSON."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from g4convert.checkpoint import Checkpoint
+from g4convert.layout import Layout, lay_out
+from g4convert.plan import Copy, Drop, Plan, Quantize, make_plan
+from g4convert.quant_config import quantization_config
+from g4convert.recipe import Resolved
+from g4convert.sizes import RoleSize, default_workers, estimate_seconds, role_sizes
+from g4convert.source import Source
+
+__all__ = ["PlanReport", "report"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A plan and what follows from it."""
+
+    source: Source
+    recipe: Resolved
+    plan: Plan
+    layout: Layout
+    sizes: tuple[RoleSize, ...]
+    seconds: float
+    workers: int
+
+    @property
+    def quantization_config(self) -> dict[str, Any]:
+        """What config.json will say; empty when nothing is packed."""
+        return quantization_config(self.plan) if self.plan.quantized else {}
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.size for shard in self.layout.shards)
+
+    @property
+    def kept(self) -> dict[tuple[str, str], int]:
+        """Number of tensors that stay as they are, by role and reason."""
+        return _counts((copy.role.value, copy.reason) for copy in self.plan.copied)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Number of source tensors left out, by reason."""
+        return _counts(drop.reason for drop in self.plan.dropped)
+
+    def to_dict(self, *, tensors: bool) -> dict[str, Any]:
+        """The report as JSON; with `tensors`, every step as well."""
+        config = self.quantization_config
+        document: dict[str, Any] = {
+            "schema_version": 1,
+            "model": self.source.name,
+            "revision": self.source.revision,
+            "family": self.plan.architecture.family,
+            "model_type": self.plan.architecture.model_type,
+            "dialects": [asdict(use) for use in self.plan.inventory.dialects],
+            "recipe": {"name": self.recipe.name, **self.recipe.settings()},
+            "roles": [
+                {**asdict(size), "bits_per_weight": round(size.bits_per_weight, 4)} for size in self.sizes
+            ],
+            "kept": [{"role": role, "reason": why, "tensors": n} for (role, why), n in self.kept.items()],
+            "dropped": [{"reason": why, "tensors": n} for why, n in self.dropped.items()],
+            "targets": config["config_groups"]["group_0"]["targets"] if config else [],
+            "ignore": config.get("ignore", []),
+            "output": {
+                "bytes": self.output_bytes,
+                "files": len(self.layout.shards),
+                "tensors": len(self.layout.placed),
+            },
+            "estimate": {"seconds": round(self.seconds, 1), "workers": self.workers},
+            "warnings": list(self.plan.warnings),
+        }
+        if tensors:
+            document["tensors"] = [_step(step) for step in self.plan.steps]
+        return document
+
+
+def report(source: Source, recipe: Resolved, workers: int) -> PlanReport:
+    """Plan a source.
+
+    Args:
+        source: the checkpoint.
+        recipe: what to do with it.
+        workers: for the estimated time; 0 is one for each core.
+
+    Raises:
+        G4Error: whatever is wrong with the source or the recipe.
+    """
+    plan = make_plan(Checkpoint.open(source.path), recipe.recipe)
+    sizes = role_sizes(plan)
+    workers = workers or default_workers()
+    return PlanReport(
+        source, recipe, plan, lay_out(plan), sizes, estimate_seconds(plan, sizes, workers), workers
+    )
+
+
+def _counts(items: Iterable[Any]) -> dict[Any, int]:
+    counts: dict[Any, int] = defaultdict(int)
+    for item in items:
+        counts[item] += 1
+    return dict(counts)
+
+
+def _step(step: Copy | Quantize | Drop) -> dict[str, Any]:
+    match step:
+        case Copy():
+            return {"action": "keep", "name": step.target.name, "from": [s.source for s in step.segments]}
+        case Quantize():
+            names = [info.name for info in step.outputs]
+            return {"action": "pack", "names": names, "from": [step.weight.segment.source]}
+        case Drop():
+            return {"action": "drop", "from": [step.source.name], "reason": step.reason}

@@ -1,0 +1,67 @@
+"""What must hold for a tensor to be left out: checked on the bytes, before anything is written.
+
+A tied `lm_head.weight` may go only if it equals the embedding; the weight of a norm that has none in Gemma 4
+only if it is all ones.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from g4convert.checkpoint import Checkpoint, StoredTensor
+from g4convert.errors import InputError
+from g4convert.plan import Drop, Plan
+from g4convert.tensors import DType
+from g4convert.writer import Reader
+
+__all__ = ["check_drops"]
+
+_BLOCK = 8 << 20
+_ONE = {DType.BF16: np.uint16(0x3F80), DType.F16: np.uint16(0x3C00), DType.F32: np.uint32(0x3F800000)}
+"""The bits of 1.0."""
+
+
+def check_drops(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
+    """Read the dropped tensors that must have a certain value.
+
+    Raises:
+        InputError: one has another; names all of them.
+    """
+    wrong = [line for drop in plan.dropped if drop.must_equal for line in _check(drop, checkpoint, reader)]
+    if wrong:
+        raise InputError(
+            "tensors that may only be left out with a certain value have another",
+            offenders=wrong,
+            hint="a head trained apart from the embedding needs `tie_word_embeddings: false` in config.json",
+        )
+
+
+def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
+    stored = checkpoint.tensors[drop.source.name]
+    if drop.must_equal == "ones":
+        one = _ONE.get(drop.source.dtype)
+        words = (
+            np.frombuffer(_bytes(stored, reader, 0, drop.source.nbytes), one.dtype)
+            if one is not None
+            else None
+        )
+        if words is None or not (words == one).all():
+            yield f"{drop.source.name}: has values other than 1, but this norm has no weight in Gemma 4"
+    elif drop.must_equal is not None and not _same(stored, checkpoint.tensors[drop.must_equal], reader):
+        yield f"{drop.source.name}: differs from {drop.must_equal}, which config.json says it is tied to"
+
+
+def _same(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
+    if (one.info.dtype, one.info.shape) != (other.info.dtype, other.info.shape):
+        return False
+    size = one.info.nbytes
+    return all(
+        _bytes(one, reader, at, min(_BLOCK, size - at)) == _bytes(other, reader, at, min(_BLOCK, size - at))
+        for at in range(0, size, _BLOCK)
+    )
+
+
+def _bytes(stored: StoredTensor, reader: Reader, begin: int, nbytes: int) -> bytearray:
+    buffer = bytearray(nbytes)
+    reader.read_into(stored.file, stored.begin + begin, memoryview(buffer))
+    return buffer

@@ -1,0 +1,111 @@
+"""Several processes, also on several hosts, working on one output on a shared file system.
+
+Under `torchrun` each process is a rank. The plan is the same in all of them, so nothing needs to be told but
+what is already done: rank 0 prepares the output and sends the units that are left, each rank takes every
+world-th of them, rank 0 finishes. Without `torchrun` there is one rank and no torch.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+from g4convert.errors import EnvironmentFault, G4Error
+
+__all__ = ["Ranks"]
+
+T = TypeVar("T")
+
+_PATIENCE = datetime.timedelta(days=7)
+"""A rank may wait for a slower one as long as the work takes; a dead one closes its connection at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of one run.
+
+    Args:
+        rank: 0 prepares and finishes.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def join(cls) -> "Ranks":
+        """The ranks `torchrun` started, connected over gloo; this process alone otherwise.
+
+        Raises:
+            EnvironmentFault: the others cannot be reached.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:  # noqa: PLR2004 - one process needs no others
+            return cls()
+        from torch import distributed
+
+        try:
+            distributed.init_process_group("gloo", timeout=_PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise EnvironmentFault(
+                f"torch.distributed: {_first_line(error)}",
+                hint="start all ranks with the same `torchrun` command",
+            ) from error
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def from_lead(self, value: T | G4Error | None) -> T:
+        """Rank 0's value, in every rank; an error it sends is raised in every rank.
+
+        Raises:
+            G4Error: what rank 0 sent.
+            EnvironmentFault: a rank is gone.
+        """
+        received = [value]
+        if self.world > 1:
+            from torch import distributed
+
+            try:
+                distributed.broadcast_object_list(received, src=0)
+            except RuntimeError as error:
+                raise self._lost(error) from error
+        if isinstance(received[0], G4Error):
+            raise received[0]
+        return received[0]  # type: ignore[return-value] # None is sent by the other ranks only
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in every rank.
+
+        Raises:
+            EnvironmentFault: a rank is gone.
+        """
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[T | None] = [None] * self.world
+        try:
+            distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return values  # type: ignore[return-value] # gathered from every rank
+
+    def leave(self) -> None:
+        """Close the connections."""
+        if self.world > 1:
+            from torch import distributed
+
+            distributed.destroy_process_group()
+
+    def _lost(self, error: RuntimeError) -> EnvironmentFault:
+        return EnvironmentFault(
+            f"rank {self.rank} of {self.world}: another rank is gone: {_first_line(error)}",
+            hint="finished work is kept; the same command continues",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

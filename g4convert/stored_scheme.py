@@ -1,0 +1,255 @@
+"""How a checkpoint stores its quantized weights, read off names, dtypes and shapes alone.
+
+A quantized Linear is several tensors. Which ones tells the format, and their shapes tell the rest. With n
+out_features, k in_features, g groups along k, b bits:
+
+    pack-quantized        weight_packed I32 [n, k*b/32], weight_scale [n, g], (weight_zero_point, ...)
+    nvfp4/mxfp4/mxfp6     weight_packed U8 [n, k*b/8], weight_scale F8_E4M3 or E8M0 as U8 [n, g]
+    int-/float-quantized  weight I8 or F8 [n, k], weight_scale [], [1], [n, 1], [n, g] or [blocks, blocks]
+    modelopt nvfp4        weight U8 [n, k/2], weight_scale F8_E4M3 [n, g], weight_scale_2
+    GPTQ                  qweight I32 [k*b/32, n], scales [g, n], qzeros I32 [g, n*b/32], (g_idx [k])
+    AWQ                   qweight I32 [k, n*b/32], scales [g, n], qzeros I32 [g, n*b/32]
+
+Fused experts put the experts first and have the part's name joined by an underscore:
+`experts.down_proj_packed` [e, n, k*b/32]. This module describes what it finds, whoever wrote it; it decides
+nothing for a conversion.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Final
+
+from g4convert.tensors import DType, TensorInfo
+
+__all__ = ["PackedModule", "StoredScheme", "packed_modules", "stored_scheme"]
+
+_PAYLOADS: Final = ("weight_packed", "qweight", "weight")
+_PARTS: Final = frozenset(
+    (
+        *_PAYLOADS, "weight_scale", "weight_scale_2", "weight_scale_inv", "weight_zero_point", "weight_shape",
+        "weight_g_idx", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale",
+        "output_scale", "qzeros", "scales", "g_idx",
+    )
+)  # fmt: skip
+_FUSED_PARTS: Final = ("_packed", "_scale", "_zero_point", "_shape", "_g_idx", "_global_scale")
+_EIGHT_BIT: Final = {
+    DType.I8: ("int-quantized", "int"),
+    DType.F8_E4M3: ("float-quantized", "float"),
+    DType.F8_E5M2: ("float-quantized", "float"),
+}
+_POWERS_OF_TWO: Final = {DType.U8, DType.F8_E8M0}  # an MX scale is an exponent
+_WORD: Final = 32
+_BYTE: Final = 8
+_MOST_BITS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PackedModule:
+    """One quantized module: its tensors by part.
+
+    Args:
+        module: the stored dotted path; for fused experts `...experts.down_proj`.
+        parts: by part, named as compressed-tensors names them also for fused experts: `weight_packed`, ...
+        fused: whether it holds all experts of a layer.
+    """
+
+    module: str
+    parts: Mapping[str, TensorInfo]
+    fused: bool = False
+
+    @property
+    def weight_name(self) -> str:
+        """What the weight was called before it was quantized."""
+        return self.module if self.fused else f"{self.module}.weight"
+
+    @property
+    def has_plain_weight(self) -> bool:
+        """Whether the weight is there a second time, not quantized."""
+        return "weight" in self.parts and not self.parts.keys().isdisjoint(("weight_packed", "qweight"))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScheme:
+    """How a weight is stored; None is what the tensors do not tell.
+
+    Args:
+        format: as compressed-tensors names it, or `gptq`, `awq`, `modelopt-nvfp4`.
+        kind: `int` or `float`.
+        num_bits: per weight.
+        strategy: `tensor`, `channel`, `group` or `block`.
+        group_size: weights along k that share a scale, with strategy `group`.
+        symmetric: whether there is no zero point.
+        shape: the weight's own shape [(e,) n, k].
+        fault: what does not fit together, or empty.
+    """
+
+    format: str
+    kind: str
+    num_bits: int | None = None
+    strategy: str | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    shape: tuple[int, ...] | None = None
+    fault: str = ""
+
+    @property
+    def label(self) -> str:
+        """In one phrase: `int4 g32 symmetric (pack-quantized)`."""
+        bits = f"{self.kind}{'?' if self.num_bits is None else self.num_bits}"
+        extent = f"g{self.group_size}" if self.group_size else f"per {self.strategy or '?'}"
+        zero = {True: " symmetric", False: " asymmetric", None: ""}[
+            self.symmetric if self.kind == "int" else None
+        ]
+        return f"{bits} {extent}{zero} ({self.format})"
+
+
+def packed_modules(tensors: Mapping[str, TensorInfo]) -> dict[str, PackedModule]:
+    """The quantized modules of a checkpoint, by stored path; tensors in none of them are plain."""
+    candidates: defaultdict[tuple[str, bool], dict[str, TensorInfo]] = defaultdict(dict)
+    for name, info in tensors.items():
+        module, _, part = name.rpartition(".")
+        if part in _PARTS:
+            candidates[module, False][part] = info
+            continue
+        for suffix in _FUSED_PARTS:
+            stem = name.removesuffix(suffix)
+            if stem != name and f"{stem}_packed" in tensors:
+                candidates[stem, True][f"weight{suffix}"] = info
+                break
+    return {
+        module: PackedModule(module, parts, fused)
+        for (module, fused), parts in candidates.items()
+        if _is_quantized(parts)
+    }
+
+
+def stored_scheme(module: PackedModule, shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
+    """Reads the scheme of one module off its tensors.
+
+    Args:
+        module: the tensors.
+        shape: [(e,) n, k] of the weight where it is known, from the config or a stored `weight_shape`.
+        num_bits: as declared; only used where shapes leave a choice.
+    """
+    parts = module.parts
+    if num_bits is not None and not 0 < num_bits <= _MOST_BITS:
+        num_bits = None
+    if "qweight" in parts:
+        return _transposed(parts, num_bits)
+    if "weight_packed" in parts:
+        words = parts["weight_packed"].dtype is DType.I32
+        return (_words if words else _bytes)(parts, shape, num_bits)
+    return _eight_bit(parts)
+
+
+def _is_quantized(parts: Mapping[str, TensorInfo]) -> bool:
+    if "weight_packed" in parts or "qweight" in parts:
+        return True
+    weight = parts.get("weight")
+    return weight is not None and len(parts) > 1 and weight.dtype in {*_EIGHT_BIT, DType.U8}
+
+
+def _words(
+    parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None
+) -> StoredScheme:
+    """pack-quantized: int32 words along k."""
+    *rows, width = parts["weight_packed"].shape or (0,)
+    found = StoredScheme("pack-quantized", "int", symmetric="weight_zero_point" not in parts)
+    if shape is None and num_bits:
+        shape = (*rows, width * _WORD // num_bits)
+    if shape is None:
+        return replace(found, fault="neither weight_shape nor the config tells in_features")
+    choices = [bits for bits in range(1, _MOST_BITS + 1) if ceil(shape[-1] * bits / _WORD) == width]
+    bits = num_bits if num_bits in choices else min(choices, default=None)
+    fault = "" if bits and tuple(rows) == shape[:-1] else _misfit(parts, shape)
+    return _with_scale(replace(found, num_bits=bits, shape=shape, fault=fault), parts)
+
+
+def _bytes(
+    parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None
+) -> StoredScheme:
+    """nvfp4, mxfp4, mxfp6: uint8 along k; where k is not known, as many bits as declared, else 4."""
+    *rows, width = parts["weight_packed"].shape or (0,)
+    shape = shape or (*rows, width * _BYTE // (num_bits or 4))
+    bits = width * _BYTE // shape[-1] if shape[-1] else None
+    scale = parts.get("weight_scale")
+    form = "mxfp" if scale is not None and scale.dtype in _POWERS_OF_TWO else "nvfp"
+    found = StoredScheme(f"{form}{bits}-pack-quantized", "float", bits, symmetric=True, shape=shape)
+    fault = "" if tuple(rows) == shape[:-1] else _misfit(parts, shape)
+    return _with_scale(replace(found, fault=fault), parts)
+
+
+def _eight_bit(parts: Mapping[str, TensorInfo]) -> StoredScheme:
+    """One weight per byte, or modelopt's two."""
+    weight, scale = parts["weight"], parts.get("weight_scale")
+    if weight.dtype is DType.U8:
+        shape = (*weight.shape[:-1], weight.shape[-1] * 2) if weight.shape else ()
+        return _with_scale(StoredScheme("modelopt-nvfp4", "float", 4, symmetric=True, shape=shape), parts)
+    form, kind = _EIGHT_BIT[weight.dtype]
+    if kind == "float" and scale is not None and scale.dtype in _POWERS_OF_TWO:
+        form = "mxfp8-quantized"
+    symmetric = "weight_zero_point" not in parts
+    return _with_scale(StoredScheme(form, kind, _BYTE, symmetric=symmetric, shape=weight.shape), parts)
+
+
+def _with_scale(found: StoredScheme, parts: Mapping[str, TensorInfo]) -> StoredScheme:
+    """Adds strategy and group size, from the scale's shape."""
+    scale = parts.get("weight_scale") or parts.get("weight_scale_inv")
+    if scale is None:
+        return replace(found, fault=found.fault or "no weight_scale")
+    shape = found.shape or (0,)
+    strategy, size = _extent(scale.shape, shape, found.kind)
+    fault = ""
+    if strategy is None:
+        fault = f"weight_scale {[*scale.shape]} for {[*shape]}"
+    elif strategy == "group" and size is None:
+        fault = f"{scale.shape[-1]} groups do not divide {shape[-1]} in_features"
+    return replace(found, strategy=strategy, group_size=size, fault=found.fault or fault)
+
+
+def _extent(scale: tuple[int, ...], weight: tuple[int, ...], kind: str) -> tuple[str | None, int | None]:
+    """Strategy and group size that a scale's shape means for a weight's; only floats come in blocks."""
+    *rows, k = weight
+    if prod(scale) == 1:
+        return "tensor", None
+    if scale in {(*rows, 1), (*rows,)}:
+        return "channel", None
+    if scale[:-1] == (*rows,):
+        groups = scale[-1]
+        return "group", k // groups if groups and k % groups == 0 else None
+    if (
+        kind == "float"
+        and len(scale) == len(weight)
+        and all(a < b for a, b in zip(scale, weight, strict=True))
+    ):
+        return "block", None
+    return None, None
+
+
+def _transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> StoredScheme:
+    """GPTQ and AWQ hold the transposed weight; they differ in the dimension that is packed."""
+    scales, qweight, qzeros = parts.get("scales"), parts["qweight"], parts.get("qzeros")
+    if scales is None or not len(scales.shape) == len(qweight.shape) == 2:  # noqa: PLR2004 -- matrices
+        return StoredScheme("gptq", "int", num_bits, fault="no scales that fit qweight")
+    (groups, n), (rows, columns) = scales.shape, qweight.shape
+    packed_along_k = columns == n
+    if packed_along_k:
+        told = _WORD * qzeros.shape[-1] // n if qzeros is not None and qzeros.shape and n else None
+        bits = told or num_bits
+        k = rows * _WORD // bits if bits else 0
+    else:
+        bits, k = (_WORD * columns // n if n else None), rows
+    found = StoredScheme(
+        "gptq" if packed_along_k else "awq", "int", bits or None, shape=(n, k) if k else None
+    )
+    if groups == 1:
+        return replace(found, strategy="channel")
+    if not k or not groups or k % groups:
+        return replace(found, strategy="group", fault=f"{groups} groups do not divide {k} in_features")
+    return replace(found, strategy="group", group_size=k // groups)
+
+
+def _misfit(parts: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str:
+    return f"weight_packed {[*parts['weight_packed'].shape]} for a weight {[*shape]}"

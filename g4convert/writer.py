@@ -1,0 +1,175 @@
+"""Bytes to their final place: positioned writes and copies inside the kernel.
+
+Every output byte has its offset before it exists, so writes need no order and no lock. Shards are preallocated,
+which also finds a full disk before any work is done.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from g4convert.errors import InputError
+from g4convert.layout import Layout
+
+__all__ = ["Reader", "ShardWriter", "copy_file", "sync_directory", "write_file"]
+
+_CHUNK = 8 << 20
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+
+
+class Reader:
+    """The weight files of a source, opened once, read at offsets.
+
+    Args:
+        directory: the checkpoint.
+        files: names of its weight files.
+    """
+
+    def __init__(self, directory: Path, files: Iterable[str]) -> None:
+        self._fds = {file: os.open(directory / file, os.O_RDONLY | os.O_CLOEXEC) for file in files}
+
+    def fd(self, file: str) -> int:
+        """The descriptor of a weight file."""
+        return self._fds[file]
+
+    def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `begin` of `file`.
+
+        Raises:
+            InputError: the file ends first: it was changed since its header was read.
+        """
+        filled = 0
+        while filled < len(buffer):
+            count = os.preadv(self._fds[file], [buffer[filled:]], begin + filled)
+            if not count:
+                raise InputError(
+                    f"{file}: ends at byte {begin + filled}, was longer a moment ago", hint="start again"
+                )
+            filled += count
+
+    def will_need(self, file: str, begin: int, nbytes: int) -> None:
+        """Tell the kernel to start reading a range."""
+        os.posix_fadvise(self._fds[file], begin, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Close every file."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ShardWriter:
+    """The output shards, opened once, written at offsets from any thread.
+
+    Args:
+        directory: where the shards are.
+        layout: their names and sizes.
+        create: whether to make and preallocate them and write their heads; False for a rank that joins.
+
+    Raises:
+        InputError: the disk has not the room.
+    """
+
+    def __init__(self, directory: Path, layout: Layout, *, create: bool) -> None:
+        self._fds: dict[str, int] = {}
+        try:
+            for shard in layout.shards:
+                flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+                fd = self._fds[shard.file] = os.open(directory / shard.file, flags, 0o644)
+                if create and shard.size:
+                    os.posix_fallocate(fd, 0, shard.size)
+                    self.write(shard.file, 0, shard.head)
+        except OSError as error:
+            self.close()
+            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+                need = sum(shard.size for shard in layout.shards)
+                raise InputError(
+                    f"{directory}: no room for {need / 1e9:.2f} GB: {error.strerror}",
+                    hint="free some space, or give -o on another disk",
+                ) from error
+            raise
+
+    def write(self, file: str, begin: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at byte `begin` of `file`."""
+        view = memoryview(data).cast("B")
+        while view:
+            count = os.pwrite(self._fds[file], view, begin)
+            view, begin = view[count:], begin + count
+
+    def copy(self, source: int, source_begin: int, nbytes: int, file: str, begin: int) -> None:
+        """Copy `nbytes` from a descriptor without passing through Python, where the kernel can.
+
+        Raises:
+            InputError: the source ends first.
+        """
+        target = self._fds[file]
+        in_kernel = True
+        while nbytes:
+            count = 0
+            if in_kernel:
+                try:
+                    count = os.copy_file_range(source, target, nbytes, source_begin, begin)
+                except OSError as error:
+                    if error.errno not in _NO_KERNEL_COPY:
+                        raise
+                    in_kernel = False
+                    continue
+            else:
+                data = os.pread(source, min(nbytes, _CHUNK), source_begin)
+                self.write(file, begin, data)
+                count = len(data)
+            if not count:
+                raise InputError(
+                    f"source ends at byte {source_begin}, was longer a moment ago", hint="start again"
+                )
+            source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
+
+    def sync(self, files: Iterable[str]) -> None:
+        """Wait until what was written to these files is on disk."""
+        for file in files:
+            os.fdatasync(self._fds[file])
+
+    def close(self) -> None:
+        """Close every file."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file and sync it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file that is carried over, and sync it."""
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,109 @@
+"""Recipes: where values come from, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from g4convert.errors import UsageError
+from g4convert.recipe import DEFAULT, Recipe, load, schema, shipped, source_text
+
+
+def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -> None:
+    assert set(shipped()) == {
+        "qat-q4_0",
+        "text-only",
+        "w4a16-experts-only",
+        "w4a16-g128",
+        "w4a16-g32",
+        "w4a16-mlp-only",
+        "w8a16-g32",
+    }
+    for name, recipe in shipped().items():
+        assert recipe.description
+        first = source_text(name)[0].splitlines()[0]
+        assert first.startswith("# g4convert quantize ")
+        assert first.endswith(f"-r {name}")
+
+
+def test_the_default_recipe_says_what_the_defaults_say() -> None:
+    assert load(DEFAULT).recipe.model_dump(exclude={"description"}) == Recipe().model_dump(exclude={"description"})
+
+
+def test_options_win_over_the_file_and_the_file_over_what_it_extends(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: w8a16-g32\ngroup_size: 64\nmethod: minmax\n")
+    resolved = load(str(path), {"method": "mse", "layout": None})
+    assert (resolved.recipe.num_bits, resolved.recipe.group_size, resolved.recipe.method) == (8, 64, "mse")
+    assert resolved.origins["num_bits"] == "recipe w8a16-g32"
+    assert resolved.origins["group_size"] == str(path)
+    assert resolved.origins["method"] == "--method"
+    assert resolved.origins["layout"] == "default"
+
+
+def test_extends_is_relative_to_the_file_that_says_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("num_bits: 8\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
+    assert load(str(tmp_path / "mine.yaml")).recipe.num_bits == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("groupsize: 64", "did you mean group_size?"),
+        ("group_size: 33", "group_size: 33"),
+        ("group_size: 0", "group_size: 0"),
+        ("num_bits: 3", "num_bits: 3"),
+        ("method: rtn", "method: 'rtn'"),
+        ("pack: [router]", "pack"),
+        ("pack: []", "pack"),
+        ("max_shard_size: 5 parsecs", "max_shard_size: '5 parsecs'"),
+        ("- 1", "expected keys and values"),
+        ("a: [", "not YAML"),
+        ("extends: 3", "expected a name or a path"),
+        ("extends: nothing-like-it", "not one of the shipped recipes"),
+    ],
+)
+def test_what_a_recipe_may_not_say(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load(str(path))
+    assert expected in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_circle_of_extends_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(UsageError, match="extends itself"):
+        load(str(tmp_path / "a.yaml"))
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        load("w4a16-g23")
+    assert caught.value.hint == "did you mean w4a16-g32?"
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2 << 30), ("1.5kb", 1500), (7, 7)]
+)
+def test_sizes_have_units(text: object, nbytes: int) -> None:
+    assert load(DEFAULT, {"max_shard_size": text}).recipe.max_shard_size == nbytes
+
+
+def test_channel_is_spelled_out_in_settings() -> None:
+    resolved = load(DEFAULT, {"group_size": "channel"})
+    assert resolved.recipe.group_size is None
+    assert resolved.settings()["group_size"] == "channel"
+
+
+def test_the_schema_describes_every_key_and_the_shipped_files_keep_to_it() -> None:
+    document = schema()
+    json.dumps(document)
+    assert document["additionalProperties"] is False
+    assert set(document["properties"]) == {*Recipe.model_fields, "extends"}
+    assert all(value.get("description") for value in document["properties"].values())
+    for name in shipped():
+        assert set(yaml.safe_load(source_text(name)[0])) <= set(document["properties"])
