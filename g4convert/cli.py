@@ -196,16 +196,16 @@ def inspect(
     *,
     as_json: Json = False,
     no_color: NoColor = False,
-    verbose: Verbose = False,
 ) -> None:
     """Describe any checkpoint, quantized or not, also other people's."""
     from g4convert import describe, show, source
+    from g4convert.checkpoint import Checkpoint
 
-    found = describe.describe(source.resolve(model).path)
+    found = describe.describe(Checkpoint.open(source.resolve(model).path))
     if as_json:
         _print_json(found.to_dict())
     else:
-        show.description(show.console(no_color=no_color), found, tensors=verbose)
+        show.description(show.console(no_color=no_color), found)
 
 
 @app.command(epilog="Example: g4convert demo --family moe")

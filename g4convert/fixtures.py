@@ -257,7 +257,7 @@ def make(  # noqa: PLR0913 -- a family, a place, and what may vary
 
 
 def _build(config: Config) -> Model:
-    """The model on the meta device: no memory and no initialisation, every stored tensor is assigned later."""
+    """The model on the meta device: no memory, no initialisation; every stored tensor is assigned later."""
     try:
         with torch.device("meta"):
             return model_class(config.model_type)(config)

@@ -10,6 +10,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from g4convert.demo import Demonstration
+    from g4convert.description import Description
+
+_NUMBERS = frozenset(("tensors", "params", "bytes", "bits/weight", "names", "count"))
 
 from g4convert.errors import G4Error
 from g4convert.plan_report import PlanReport
@@ -17,7 +20,7 @@ from g4convert.progress import peak_memory
 from g4convert.sizes import RoleSize
 from g4convert.summary import ErrorRow, Summary
 
-__all__ = ["console", "demo", "error", "messages", "pairs", "plan", "summary"]
+__all__ = ["console", "demo", "description", "error", "messages", "pairs", "plan", "summary"]
 
 
 def console(*, no_color: bool = False) -> Console:
@@ -133,6 +136,19 @@ def demo(out: Console, done: "Demonstration") -> None:
         "\nThe first must be about 0: what was written is what is read. The others are the price of 4 bits, here on"
     )
     out.print("random weights of a toy; on a trained model it is far smaller.")
+
+
+def description(out: Console, found: "Description") -> None:
+    """What a checkpoint is, table by table."""
+    out.print(f"[bold]{escape(found.path)}[/]  {escape(found.family)} ({escape(found.model_type)})", soft_wrap=True)
+    for part in found.tables():
+        table = Table(box=None, pad_edge=False)
+        for column in part.columns:
+            table.add_column(column, justify="right" if column in _NUMBERS else "left", overflow="fold")
+        for row in part.rows:
+            table.add_row(*map(escape, row))
+        out.print(f"\n{part.title}")
+        out.print(table)
 
 
 def _sizes(sizes: Iterable[RoleSize]) -> Table:

@@ -89,7 +89,7 @@ def _name_hint(model: str) -> str:
 def _snapshot(repo: str, revision: str | None) -> Path:
     """The repository's snapshot: as cached when complete, else fetched."""
     from huggingface_hub import constants, snapshot_download  # noqa: PLC0415 -- slow to import
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415 -- as above
 
     cached: Path | None = None
     try:

@@ -18,6 +18,8 @@ __all__ = ["CopyTask", "QuantizeTask", "Task", "Unit", "make_units"]
 _UNIT_BYTES = 16 << 20
 _TILE_BYTES = 4 << 20
 _COPY_BYTES = 16 << 20
+_LANES = 64
+"""Tiles have a multiple of this many rows: kernels work on 64 groups at once, per channel too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def _quantize_tasks(
     n, k = weight.shape
     row = k * weight.dtype.itemsize
     packed_row, groups = step.packed.shape[1] * step.packed.dtype.itemsize, step.scale.shape[1]
-    tile = max(1, _TILE_BYTES // row)
+    tile = max(_LANES, _TILE_BYTES // row // _LANES * _LANES)
     for first in range(0, n, tile):
         yield QuantizeTask(
             step=number,

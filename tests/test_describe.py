@@ -471,7 +471,8 @@ JSON = st.recursive(
 )
 KEYS = st.sampled_from(
     ["quant_method", "config_groups", "ignore", "format", "bits", "group_size", "sym", "dynamic",
-     "extra_config", "modules_to_not_convert", "targets", "weights", "num_bits", "strategy", "input_activations"]
+     "extra_config", "modules_to_not_convert", "targets", "weights", "num_bits", "strategy",
+     "input_activations"]
 )  # fmt: skip
 
 

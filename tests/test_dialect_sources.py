@@ -11,6 +11,7 @@ from dialect_sources import DIALECTS, cases, with_shared_kv, write
 from safetensors.torch import load_file
 
 from g4convert import reload
+from g4convert.logits import logits, prompts
 
 SPLITTING = {"per expert", "moe.experts per expert"}
 ADDING = {"short embedders", "tied head", "rotary buffers"}
@@ -50,16 +51,16 @@ def test_names_change_and_values_do_not(
 def test_per_expert_sources_compute_the_same(moe: Path, tmp_path: Path) -> None:
     original = reload.reload(moe)
     split = reload.reload(write(moe, tmp_path / "out", "per expert"))
-    for prompt in reload.prompts(original):
-        assert torch.equal(reload.logits(original, prompt), reload.logits(split, prompt))
+    for prompt in prompts(original):
+        assert torch.equal(logits(original, prompt), logits(split, prompt))
 
 
 def test_dead_keys_and_values_change_nothing(e2b: Path, tmp_path: Path) -> None:
     original, directory = reload.reload(e2b), with_shared_kv(e2b, tmp_path / "out")
     assert len(stored(directory)) == len(stored(e2b)) + 9
     extended = reload.reload(directory)
-    for prompt in reload.prompts(original):
-        assert torch.equal(reload.logits(original, prompt), reload.logits(extended, prompt))
+    for prompt in prompts(original):
+        assert torch.equal(logits(original, prompt), logits(extended, prompt))
 
 
 def test_descriptions_are_one_line() -> None:

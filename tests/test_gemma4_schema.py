@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Checkpoints
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from released_configs import FAMILIES, RELEASED, Config, assistant, released, small
 from transformers import AutoConfig
@@ -271,6 +271,15 @@ def configs(draw: st.DrawFn) -> Config:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(configs())
+@example(
+    {
+        **small("12B")["text_config"],
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 2,  # all of them: then, and only then, shared layers are not double-wide
+        "use_double_wide_mlp": True,
+    }
+)
 def test_any_config_against_its_class(config: Config) -> None:
     check_against_transformers(config)
 

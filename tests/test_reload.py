@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from g4convert import reload
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.fixtures import Family
+from g4convert.logits import compare, logits, prompts
 
 DECODER_LINEAR = re.compile(
     r"^model\.(language_model\.)?layers\.\d+\."
@@ -122,8 +123,8 @@ def packed_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def moe_logits(moe: Path, packed_moe: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the text prompt, of the original and of the packed checkpoint."""
     original = reload.reload(moe)
-    text = reload.prompts(original)[0]
-    return reload.logits(original, text), reload.logits(reload.dequantized(moe, packed_moe), text)
+    text = prompts(original)[0]
+    return logits(original, text), logits(reload.dequantized(moe, packed_moe), text)
 
 
 @pytest.mark.parametrize("family", list(Family))
@@ -138,13 +139,13 @@ def test_packed_checkpoint_equals_dequantized_model(
         reload.reload(packed),
     )
     kinds = []
-    for prompt in reload.prompts(original):
-        wanted = reload.logits(expected, prompt)
-        same = reload.compare(wanted, reload.logits(found, prompt))
+    for prompt in prompts(original):
+        wanted = logits(expected, prompt)
+        same = compare(wanted, logits(found, prompt))
         assert same.relative < 1e-5, prompt.kind
         assert same.top1_agreement == 1, prompt.kind
         assert same.kl_mean < 1e-6, prompt.kind
-        assert reload.compare(reload.logits(original, prompt), wanted).relative > 0.02, prompt.kind
+        assert compare(logits(original, prompt), wanted).relative > 0.02, prompt.kind
         kinds.append(prompt.kind)
     media = {"moe": ["image"], "dense": ["image"], "unified": ["image", "audio"], "e2b": ["image", "audio"]}
     assert kinds == (["draft", "state"] if "assistant" in family else ["text", *media.get(family, [])])
@@ -154,23 +155,23 @@ def test_packed_checkpoint_equals_dequantized_model(
 def test_other_schemes(bits: int, group_size: int | None, dense: Path, tmp_path: Path) -> None:
     packed = write_packed(dense, tmp_path / "packed", bits=bits, group_size=group_size)
     expected, found = reload.dequantized(dense, packed), reload.reload(packed)
-    for prompt in reload.prompts(expected):
-        assert reload.compare(reload.logits(expected, prompt), reload.logits(found, prompt)).relative < 1e-5
+    for prompt in prompts(expected):
+        assert compare(logits(expected, prompt), logits(found, prompt)).relative < 1e-5
 
 
 def test_bf16_models_agree_too(dense: Path, tmp_path: Path) -> None:
     packed = write_packed(dense, tmp_path / "packed")
     expected, found = reload.dequantized(dense, packed, "bfloat16"), reload.reload(packed, "bfloat16")
-    for prompt in reload.prompts(expected):
-        assert torch.equal(reload.logits(expected, prompt), reload.logits(found, prompt)), prompt.kind
+    for prompt in prompts(expected):
+        assert torch.equal(logits(expected, prompt), logits(found, prompt)), prompt.kind
 
 
 def test_packed_keys_of_shared_layers_have_no_place_and_do_no_harm(e2b: Path, tmp_path: Path) -> None:
     extended = with_shared_kv(e2b, tmp_path / "extended")
     packed = write_packed(extended, tmp_path / "packed")
     expected, found = reload.dequantized(extended, packed), reload.reload(packed)
-    for prompt in reload.prompts(expected):
-        assert reload.compare(reload.logits(expected, prompt), reload.logits(found, prompt)).relative < 1e-5
+    for prompt in prompts(expected):
+        assert compare(logits(expected, prompt), logits(found, prompt)).relative < 1e-5
 
 
 def test_text_only_output_of_a_composite_source(moe: Path, packed_moe: Path, tmp_path: Path) -> None:
@@ -186,8 +187,8 @@ def test_text_only_output_of_a_composite_source(moe: Path, packed_moe: Path, tmp
         json.dumps({**config["text_config"], "quantization_config": config["quantization_config"]})
     )
     expected, found = reload.dequantized(moe, out), reload.reload(out)
-    (text,) = reload.prompts(found)
-    assert reload.compare(reload.logits(expected, text), reload.logits(found, text)).relative < 1e-5
+    (text,) = prompts(found)
+    assert compare(logits(expected, text), logits(found, text)).relative < 1e-5
 
 
 def test_stock_transformers_leaves_the_experts_random(packed_moe: Path) -> None:
@@ -299,20 +300,20 @@ def test_wrong_values_show_in_the_logits(
     bad = Path(shutil.copytree(packed_moe, tmp_path / "bad"))
     edit(bad, name, change)
     expected, found = reload.dequantized(moe, packed_moe), reload.reload(bad)
-    text = reload.prompts(expected)[0]
-    assert reload.compare(reload.logits(expected, text), reload.logits(found, text)).relative > 1e-3
+    text = prompts(expected)[0]
+    assert compare(logits(expected, text), logits(found, text)).relative > 1e-3
 
 
 def test_wrong_towers_show_on_images_only(packed_moe: Path, moe: Path, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(packed_moe, tmp_path / "bad"))
     edit(bad, "embed_vision.embedding_projection.weight", flip_sign)
     expected, found = reload.dequantized(moe, packed_moe), reload.reload(bad)
-    text, image = reload.prompts(expected)
-    assert reload.compare(reload.logits(expected, text), reload.logits(found, text)).relative < 1e-5
-    wanted, got = reload.logits(expected, image), reload.logits(found, image)
-    assert reload.compare(wanted, got).relative > 1e-2
+    text, image = prompts(expected)
+    assert compare(logits(expected, text), logits(found, text)).relative < 1e-5
+    wanted, got = logits(expected, image), logits(found, image)
+    assert compare(wanted, got).relative > 1e-2
     before = 20  # tokens of text ahead of the picture
-    assert reload.compare(wanted[:before], got[:before]).relative < 1e-5
+    assert compare(wanted[:before], got[:before]).relative < 1e-5
 
 
 def test_packed_tensors_without_a_place_are_named(moe: Path, packed_moe: Path, tmp_path: Path) -> None:
@@ -331,13 +332,13 @@ def test_packed_tensors_without_a_place_are_named(moe: Path, packed_moe: Path, t
 
 def test_compare_measures(moe_logits: tuple[torch.Tensor, torch.Tensor]) -> None:
     original, quantized = moe_logits
-    same = reload.compare(original, original)
+    same = compare(original, original)
     assert (same.max_abs, same.mean_abs, same.kl_mean, same.top1_agreement) == (0, 0, 0, 1)
-    real = reload.compare(original, quantized)
+    real = compare(original, quantized)
     assert 0 < real.mean_abs < real.max_abs < 10
     assert 0.001 < real.kl_mean < 2
     assert 0.2 < real.top1_agreement < 1
-    shifted = reload.compare(original, original + 1)  # softmax does not see a constant
+    shifted = compare(original, original + 1)  # softmax does not see a constant
     assert shifted.max_abs == pytest.approx(1)
     assert shifted.kl_mean == pytest.approx(0, abs=1e-6)
 
@@ -346,7 +347,7 @@ def test_compare_refuses_what_is_not_finite(moe_logits: tuple[torch.Tensor, torc
     broken = moe_logits[0].clone()
     broken[3, 5] = torch.nan
     with pytest.raises(GateError, match="found logits: 1 of"):
-        reload.compare(moe_logits[0], broken)
+        compare(moe_logits[0], broken)
 
 
 def test_other_model_types_are_refused() -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "Codes",
     "Words",
     "as_bits",
+    "as_float",
     "baseline",
     "evaluate",
     "finish",
@@ -87,8 +88,9 @@ class Words(NamedTuple):
     kind: int
     limit: np.uint32
     down: np.float32
-    half: np.int32
+    half: np.uint32
     shift: np.uint32
+    odd: np.uint32
 
 
 class Codes(NamedTuple):
@@ -117,6 +119,7 @@ class Block(NamedTuple):
         spare: float32 [5 * 64]: for the method.
         levels: float32 [c]: what `mse` tries.
         grid: float32 [4 * c * 64]: its sums for each level, and those of one run.
+        steps: float32 [4 * 64]: `lattice`'s step of each lane, weights it misses; and another's.
         total: float64 [2]: squared error and squared weight of the tile.
         count: int64 [4]: zero codes, saturated codes, lattice groups, exact groups of the tile.
     """
@@ -135,6 +138,7 @@ class Block(NamedTuple):
     spare: F32
     levels: F32
     grid: F32
+    steps: F32
     total: NDArray[np.float64]
     count: NDArray[np.int64]
 
@@ -347,6 +351,7 @@ def finish(
         block.total[0] += np.float64(block.sums[lane]) * (s * s)
         block.total[1] += np.float64(block.sums[LANES + lane]) * (s * s)
         scale[first + lane] = np.uint16(as_bits(block.scale[lane]) >> np.uint32(16))
+    _blank(block.packed, block.loaded.size // LANES * codes.bits)
     out = packed[first * per_group : (first + lanes) * per_group]
     for lane in range(lanes):
         for j in range(per_group):
@@ -395,6 +400,15 @@ def _pack(q: I8, bits: int, packed: U32) -> None:
             shift = np.uint32(bits * j)
             for lane in range(LANES):
                 out[lane] |= ((np.uint32(v[lane]) + half) & mask) << shift
+
+
+@jit
+def _blank(packed: U32, bits: int) -> None:
+    """Clear what lies beyond the `bits` of a group in its last word."""
+    if bits % 32:
+        last = packed[bits // 32 * LANES : (bits // 32 + 1) * LANES]
+        for lane in range(LANES):
+            last[lane] &= np.uint32((1 << (bits % 32)) - 1)
 
 
 @jit

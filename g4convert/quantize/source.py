@@ -24,6 +24,7 @@ class SourceFormat:
         down: power of two that takes the dtype's denormals to fp32's.
         half: half a unit in the last place, in fp32 bits of a value times `down`; 0 for fp32.
         shift: bits of fp32 below the dtype's last bit; 0 for fp32.
+        odd: 1, or 0 for fp32, where there is nothing to round.
     """
 
     kind: int
@@ -32,13 +33,14 @@ class SourceFormat:
     down: float
     half: int
     shift: int
+    odd: int
 
 
 _INF = 0x7F800000
 _TWO_TO_16 = 0x47800000  # a decoded fp16 word with all exponent bits set is 65536 or more
 
 FORMATS = {
-    DType.BF16: SourceFormat(kind=0, itemsize=2, limit=_INF, down=1.0, half=0x8000, shift=16),
-    DType.F16: SourceFormat(kind=1, itemsize=2, limit=_TWO_TO_16, down=2.0**-112, half=0x1000, shift=13),
-    DType.F32: SourceFormat(kind=2, itemsize=4, limit=_INF, down=1.0, half=0, shift=0),
+    DType.BF16: SourceFormat(kind=0, itemsize=2, limit=_INF, down=1.0, half=0x8000, shift=16, odd=1),
+    DType.F16: SourceFormat(kind=1, itemsize=2, limit=_TWO_TO_16, down=2.0**-112, half=0x1000, shift=13, odd=1),
+    DType.F32: SourceFormat(kind=2, itemsize=4, limit=_INF, down=1.0, half=0, shift=0, odd=0),
 }

@@ -1,0 +1,176 @@
+"""Method `lattice`: per group, the grid that quantization-aware training left in the weights.
+
+A group is on a grid when one step d and codes q in [-8, 7] give every weight: w = round(d * q) in the source's
+dtype. Such files hold d times q with d an fp32, fp16 or bf16 number: the signed extreme over -8 (Q4_0), the largest
+magnitude over 7 or 7.5, or a learned clip, under which a group need not reach code 8 at all. So:
+
+    1  for L = 1 .. 8: are all w * L/peak near whole numbers in range? The least such L, so the largest step. A wrong L
+       puts some weight at least 1/8 off; rounding of the weights moves none by more than 1/32.
+    2  the d for which d * q rounds to w form an interval per weight; a d in all of them must exist. Zero weights
+       need code 0.
+    3  the scale is the bf16 number nearest the middle of what is left; where that does not give the source back and
+       the next one beyond the middle does, the next one. The step itself is found so if it is a bf16 number.
+
+Codes are right in either case: a scale within bf16's rounding of d moves w/s by less than 1/16. The sign is free
+unless code -8 is needed on the positive side; it is then positive. A group on no grid takes the scale of `mse`, also
+one that needs a negative scale where the scheme allows none.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.quantize.kernels import (
+    F32,
+    LANES,
+    Block,
+    Codes,
+    Words,
+    as_bits,
+    as_float,
+    baseline,
+    finish,
+    jit,
+    load,
+    nearest,
+    round_bf16,
+    unit,
+)
+from g4convert.quantize.search import search
+
+__all__ = ["LARGEST_LEVEL", "OFF_GRID", "ROUNDING", "count_lattice", "quantize_lattice"]
+
+LARGEST_LEVEL = 8
+OFF_GRID = np.float32(3 / 64)  # codes off by less are on the grid: 8 * (2 * 2^-9) and some more
+ROUNDING = np.float32(1 + 2.0**-21)  # of the products and quotients with which the interval is made
+
+_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_INF = np.float32(np.inf)
+_BF16_ULP = np.uint32(0x10000)
+_BOTH = 2 * LANES
+
+
+@jit
+def quantize_lattice(
+    words: Words, codes: Codes, block: Block, packed: NDArray[np.int32], scale: NDArray[np.uint16]
+) -> int:
+    """Quantize a tile by lattice into the flat outputs; returns -1, or the index of the first NaN or Inf."""
+    step, misfit = block.steps[:LANES], block.steps[LANES:_BOTH]
+    for first in range(0, scale.size, LANES):
+        bad = load(words, first, block)
+        if bad >= 0:
+            return bad
+        baseline(block.peak, codes.divisor, block.scale)
+        _find_steps(words, codes, block)
+        found = 0
+        for lane in range(min(LANES, scale.size - first)):
+            found += step[lane] != _ZERO
+            block.count[3] += (step[lane] != _ZERO) & (misfit[lane] == _ZERO)
+        block.count[2] += found
+        if found < min(LANES, scale.size - first):
+            search(codes, block)
+        for lane in range(LANES):
+            block.scale[lane] = step[lane] if step[lane] != _ZERO else block.scale[lane]
+        finish(codes, block, first, packed, scale)
+    return -1
+
+
+@jit
+def count_lattice(words: Words, codes: Codes, block: Block, groups: int) -> int:
+    """Add the groups on a grid to the block's counts; returns -1, or the index of the first NaN or Inf."""
+    for first in range(0, groups, LANES):
+        bad = load(words, first, block)
+        if bad >= 0:
+            return bad
+        baseline(block.peak, codes.divisor, block.scale)
+        _find_steps(words, codes, block)
+        for lane in range(min(LANES, groups - first)):
+            block.count[2] += block.steps[lane] != _ZERO
+    return -1
+
+
+@jit
+def _find_steps(words: Words, codes: Codes, block: Block) -> None:
+    """Set `steps` to the bf16 step of each lane, 0 where it is on no grid, and the weights that step misses."""
+    units, low, high = block.spare[:LANES], block.spare[LANES:_BOTH], block.spare[_BOTH : 3 * LANES]
+    step, misfit = block.steps[:LANES], block.steps[LANES:_BOTH]
+    other, other_misfit = block.steps[_BOTH : 3 * LANES], block.steps[3 * LANES :]
+    for lane in range(LANES):
+        units[lane] = unit(block.peak[lane]) * (block.sign[lane] if codes.signed else _ONE)
+    _off_grid(block.w, units, codes, block.grid)
+    _pick_level(block.grid, units)
+    _intervals(block.w, units, words, low, high)
+    for lane in range(LANES):
+        on = (units[lane] != _ZERO) & (low[lane] <= high[lane] * ROUNDING)
+        middle = (low[lane] + high[lane]) * _HALF if on else _ONE
+        near = round_bf16(middle)
+        beyond = as_float(as_bits(near) + _BF16_ULP if near <= middle else as_bits(near) - _BF16_ULP)
+        sign = (_ONE if units[lane] > _ZERO else -_ONE) if on else _ZERO
+        step[lane] = near * sign
+        other[lane] = beyond * sign
+    _misfits(block.w, step, codes, words, misfit)
+    _misfits(block.w, other, codes, words, other_misfit)
+    for lane in range(LANES):
+        if misfit[lane] > _ZERO and other_misfit[lane] == _ZERO:
+            step[lane], misfit[lane] = other[lane], _ZERO
+        if block.peak[lane] == _ZERO:
+            step[lane], misfit[lane] = block.scale[lane], _ZERO
+
+
+@jit
+def _off_grid(w: F32, units: F32, codes: Codes, worst: F32) -> None:
+    """Set the largest distance of w * L/peak to a code, for each L and lane; into [8, 64]."""
+    worst[: LARGEST_LEVEL * LANES] = 0
+    for at in range(0, w.size, LANES):
+        v = w[at : at + LANES]
+        for c in range(LARGEST_LEVEL):
+            out, level = worst[c * LANES : (c + 1) * LANES], np.float32(c + 1)
+            for lane in range(LANES):
+                u = v[lane] * (level * units[lane])
+                off = abs(u - nearest(u, codes))
+                out[lane] = off if off > out[lane] else out[lane]
+
+
+@jit
+def _pick_level(worst: F32, units: F32) -> None:
+    """Multiply `units` by the least level on the grid, 0 if there is none; positive unless the level is 8."""
+    for lane in range(LANES):
+        level = _ZERO
+        for c in range(LARGEST_LEVEL - 1, -1, -1):
+            level = np.float32(c + 1) if worst[c * LANES + lane] <= OFF_GRID else level
+        units[lane] = level * (units[lane] if level == LARGEST_LEVEL else abs(units[lane]))
+
+
+@jit
+def _intervals(w: F32, units: F32, words: Words, low: F32, high: F32) -> None:
+    """Set the steps that give every weight of a lane: from `low` to `high`, empty if high < low."""
+    up = _ONE / words.down
+    reach = max(words.half, np.uint32(1))
+    low[:] = 0
+    high[:] = _INF
+    for at in range(0, w.size, LANES):
+        v = w[at : at + LANES]
+        for lane in range(LANES):
+            q = abs(np.rint(v[lane] * units[lane]))
+            bits = as_bits(abs(v[lane]) * words.down)
+            most = np.uint32(reach - ((bits >> words.shift) & words.odd))
+            ratio = up / (q if q > _ZERO else _ONE)
+            least = _ZERO if v[lane] == _ZERO else _INF  # where the code is 0
+            below = as_float(bits - most) * ratio if q > _ZERO else least
+            above = as_float(bits + most) * ratio if q > _ZERO else _INF
+            low[lane] = below if below > low[lane] else low[lane]
+            high[lane] = above if above < high[lane] else high[lane]
+
+
+@jit
+def _misfits(w: F32, step: F32, codes: Codes, words: Words, misfit: F32) -> None:
+    """Count the weights of each lane that step * q, rounded to their dtype, does not give."""
+    misfit[:] = 0
+    for at in range(0, w.size, LANES):
+        v = w[at : at + LANES]
+        for lane in range(LANES):
+            s = step[lane] if step[lane] != _ZERO else _ONE
+            q = nearest(v[lane] * (_ONE / s), codes)
+            bits = as_bits(abs(v[lane]) * words.down)
+            most = np.int32(words.half - ((bits >> words.shift) & words.odd))
+            off = np.int32(as_bits(abs(q * s) * words.down)) - np.int32(bits)
+            misfit[lane] += _ONE if abs(off) > most else _ZERO
