@@ -49,7 +49,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         "## What it cost",
         "",
         f"{summary.before / 1e9:.2f} GB became {summary.after / 1e9:.2f} GB: {summary.bits_per_weight:.2f} bits per "
-        f"weight over the whole model, in {summary.files} files.",
+        f"weight over the whole model.",
         "",
         *_error_table([summary.total, *summary.roles]),
         "",

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g4convert.reload import Model
+from g4convert.models import Model
 
 __all__ = ["fill"]
 

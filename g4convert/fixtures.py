@@ -35,7 +35,7 @@ from transformers import AutoConfig, GenerationConfig
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.fixture_tokenizer import TOKEN_IDS, VOCAB_SIZE, write_processor, write_tokenizer
 from g4convert.fixture_weights import fill
-from g4convert.reload import Config, Model, model_class, quiet_transformers
+from g4convert.models import Config, Model, model_class, quiet_transformers
 
 __all__ = ["Family", "make"]
 

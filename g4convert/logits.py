@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from g4convert.errors import GateError
-from g4convert.reload import Config, Model, quiet_transformers
+from g4convert.models import Config, Model, quiet_transformers
 
 __all__ = ["LogitsDifference", "Prompt", "compare", "logits", "prompts"]
 

@@ -15,13 +15,11 @@ None of this shares code with the quantizer: unpacking is compressed-tensors', s
 from the stored shapes.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from functools import cache
-from io import StringIO
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -32,60 +30,24 @@ from safetensors import safe_open
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
-from g4convert.errors import GateError, UnsupportedError
+from g4convert.errors import GateError
+from g4convert.logits import LogitsDifference, Prompt, compare, logits, prompts
+from g4convert.models import Model, ModelClass, model_class, quiet_transformers
 
 __all__ = [
-    "Config",
-    "Model",
-    "ModelClass",
+    "LogitsDifference",
+    "Prompt",
+    "compare",
     "dequantized",
+    "logits",
     "model_class",
+    "prompts",
     "quiet_transformers",
     "reload",
 ]
 
-_CLASSES = {
-    "gemma4": "Gemma4ForConditionalGeneration",
-    "gemma4_text": "Gemma4ForCausalLM",
-    "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
-    "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
-    "gemma4_assistant": "Gemma4AssistantForCausalLM",
-    "gemma4_unified_assistant": "Gemma4UnifiedAssistantForCausalLM",
-}
 _PACKED = frozenset({"weight_packed", "weight_scale", "weight_shape"})
 _EXPERT = re.compile(r"^(?P<experts>.+\.experts)\.(?P<index>\d+)\.(?P<projection>gate|up|down)_proj$")
-
-# transformers ships no types: a model class, a PreTrainedModel and a PreTrainedConfig are Any to a checker.
-ModelClass: TypeAlias = Any
-Model: TypeAlias = Any
-Config: TypeAlias = Any
-
-
-def model_class(model_type: str) -> ModelClass:
-    """The transformers class that loads a whole checkpoint of this model type.
-
-    Raises:
-        UnsupportedError: not a Gemma 4 model type.
-    """
-    if model_type not in _CLASSES:
-        raise UnsupportedError(f"model_type {model_type!r} is not one of {', '.join(_CLASSES)}")
-    return getattr(transformers, _CLASSES[model_type])
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports inside; the strict checks here say more."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        with redirect_stderr(StringIO()):  # compressed-tensors' bars have no switch
-            yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
 
 
 @cache
@@ -186,7 +148,7 @@ def _mismatch(name: str, stored: Sequence[int], expected: Sequence[int]) -> str:
 
 
 def _packed_shapes(linear: torch.nn.Linear) -> dict[str, tuple[int, ...]]:
-    """The shapes that a Linear's config group asks for."""
+    """The shapes that a packed Linear's config group asks for."""
     n, k = linear.out_features, linear.in_features
     weights: QuantizationArgs = linear.quantization_scheme.weights  # type: ignore[union-attr] # compressed-tensors adds it
     return {
@@ -227,30 +189,30 @@ def dequantized(source: Path, quantized: Path, dtype: str = "float32") -> Model:
         GateError: the source does not load, or a packed tensor has no place in it.
     """
     model = reload(source, dtype)
-    packed = _packed_modules(quantized)
     parameters = dict(model.named_parameters())
-    nested = next((name for name in parameters if name.startswith("model.language_model.")), None)
+    prefix = "model.language_model." if _is_text_of_composite(quantized, model) else "model."
     dropped = getattr(model.get_decoder(), "_keys_to_ignore_on_load_unexpected", None) or ()
     strays = []
     with torch.no_grad():
-        for module, tensors in packed.items():
+        for module, tensors in _packed_modules(quantized).items():
             # transformers casts a Linear's scales to the model's dtype and multiplies there, but unpacks
             # experts while loading, in the dtype of the stored scales.
             inner = tensors["weight_scale"].dtype if _EXPERT.match(module) else model.dtype
             weight = _unpack(tensors, inner)
-            name = (
-                module
-                if nested is None
-                else re.sub(r"^model\.layers\.", "model.language_model.layers.", module)
-            )
-            slot = _slot(parameters, name)
+            slot = _slot(parameters, re.sub(r"^model\.", prefix, module))
             if slot is not None and slot.shape == weight.shape:
                 slot.copy_(weight)
-            elif not any(f".{key}" in name for key in dropped):  # K/V of KV-shared layers are not modules
+            elif not any(f".{key}" in module for key in dropped):  # K/V of KV-shared layers are not modules
                 strays.append(f"{module} {list(weight.shape)}")
     if strays:
         raise GateError(f"{quantized}: packed tensors that the model has no place for", offenders=strays)
     return model
+
+
+def _is_text_of_composite(directory: Path, model: Model) -> bool:
+    """Whether the checkpoint holds the text model alone, and the model is the whole."""
+    model_type = json.loads((directory / "config.json").read_text())["model_type"]
+    return bool(model_type == f"{model.config.model_type}_text")
 
 
 def _slot(parameters: Mapping[str, torch.Tensor], module: str) -> torch.Tensor | None:

@@ -81,9 +81,8 @@ def plan(out: Console, found: PlanReport, *, tensors: bool) -> None:
                 soft_wrap=True,
                 markup=False,
             )
-    files = len(found.layout.shards)
     out.print(
-        f"\noutput   {_bytes(found.output_bytes)} in {files} file{'s' * (files != 1)}, "
+        f"\noutput   {_bytes(found.output_bytes)} in {_files(len(found.layout.shards))}, "
         f"about {_duration(found.seconds)} on {found.workers} workers"
     )
     for warning in found.plan.warnings:
@@ -96,7 +95,7 @@ def summary(out: Console, done: Summary, output: Path, *, tensors: bool) -> None
         f"[bold]{escape(str(output))}[/]  {_bytes(done.before)} -> {_bytes(done.after)}", soft_wrap=True
     )
     out.print(
-        f"{done.bits_per_weight:.2f} bits per weight in {done.files} files, {_bytes(peak_memory())} peak memory"
+        f"{done.bits_per_weight:.2f} bits per weight, {_files(done.files)}, {_bytes(peak_memory())} peak memory"
     )
     out.print(f"method {done.choice.method}: {escape(done.choice.why)}", soft_wrap=True)
     if not done.total.stats.groups:
@@ -189,7 +188,7 @@ def _errors(rows: Iterable[ErrorRow], title: str) -> Table:
     for row in rows:
         groups = max(row.stats.groups, 1)
         table.add_row(
-            escape(row.name),
+            escape(row.name.removeprefix("model.language_model.")),
             f"{row.relative_error:.5f}",
             f"{row.sqnr_db:.1f}",
             f"{row.stats.groups:,}",
@@ -206,6 +205,10 @@ def _reasons(out: Console, title: str, rows: Mapping[str, str]) -> None:
         for subject, why in rows.items():
             table.add_row(f"  {escape(subject)}", f"[dim]{escape(why)}[/]")
         out.print(table)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _bytes(size: float) -> str:

@@ -25,6 +25,7 @@ from g4convert import reload
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.fixtures import Family
 from g4convert.logits import compare, logits, prompts
+from g4convert.models import model_class, quiet_transformers
 
 DECODER_LINEAR = re.compile(
     r"^model\.(language_model\.)?layers\.\d+\."
@@ -193,14 +194,14 @@ def test_text_only_output_of_a_composite_source(moe: Path, packed_moe: Path, tmp
 
 def test_stock_transformers_leaves_the_experts_random(packed_moe: Path) -> None:
     """Why reload brings a mapping of its own, and checks: this loads with a log line only."""
-    with reload.quiet_transformers():
-        _, report = reload.model_class("gemma4").from_pretrained(packed_moe, output_loading_info=True)
+    with quiet_transformers():
+        _, report = model_class("gemma4").from_pretrained(packed_moe, output_loading_info=True)
     assert len(report["missing_keys"]) == 3 * 2
     assert len(report["unexpected_keys"]) == 3 * 12 * 3 * 3
 
 
 def test_without_the_mapping_reload_says_no(packed_moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "_per_expert_class", reload.model_class)
+    monkeypatch.setattr(reload, "_per_expert_class", model_class)
     with pytest.raises(GateError, match="330 tensors do not fit") as raised:
         reload.reload(packed_moe)
     assert "missing: model.language_model.layers.0.experts.down_proj" in raised.value.offenders
@@ -208,8 +209,8 @@ def test_without_the_mapping_reload_says_no(packed_moe: Path, monkeypatch: pytes
 
 def test_the_mapping_stays_out_of_other_models(moe: Path, packed_moe: Path, tmp_path: Path) -> None:
     reload.reload(packed_moe)
-    with reload.quiet_transformers():
-        stock = reload.model_class("gemma4").from_pretrained(moe)
+    with quiet_transformers():
+        stock = model_class("gemma4").from_pretrained(moe)
         stock.save_pretrained(tmp_path)
     (saved,) = tmp_path.glob("*.safetensors")
     assert not any(".experts.0." in name for name in load_file(saved))
@@ -352,4 +353,4 @@ def test_compare_refuses_what_is_not_finite(moe_logits: tuple[torch.Tensor, torc
 
 def test_other_model_types_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="gemma3"):
-        reload.model_class("gemma3")
+        model_class("gemma3")

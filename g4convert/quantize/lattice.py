@@ -20,19 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g4convert.quantize.kernels import (
+    EIGHT,
     F32,
     LANES,
     Block,
     Codes,
+    Four,
     Words,
     as_bits,
     as_float,
     baseline,
     finish,
+    four,
     jit,
     load,
-    nearest,
+    minus,
     round_bf16,
+    rounded,
+    scaled,
     unit,
 )
 from g4convert.quantize.search import search
@@ -107,8 +112,8 @@ def _find_steps(words: Words, codes: Codes, block: Block) -> None:
         sign = (_ONE if units[lane] > _ZERO else -_ONE) if on else _ZERO
         step[lane] = near * sign
         other[lane] = beyond * sign
-    _misfits(block.w, step, codes, words, misfit)
-    _misfits(block.w, other, codes, words, other_misfit)
+    _misfits(block.w, units, step, words, misfit)
+    _misfits(block.w, units, other, words, other_misfit)
     for lane in range(LANES):
         if misfit[lane] > _ZERO and other_misfit[lane] == _ZERO:
             step[lane], misfit[lane] = other[lane], _ZERO
@@ -120,14 +125,20 @@ def _find_steps(words: Words, codes: Codes, block: Block) -> None:
 def _off_grid(w: F32, units: F32, codes: Codes, worst: F32) -> None:
     """Set the largest distance of w * L/peak to a code, for each L and lane; into [8, 64]."""
     worst[: LARGEST_LEVEL * LANES] = 0
-    for at in range(0, w.size, LANES):
-        v = w[at : at + LANES]
+    for at in range(0, w.size, EIGHT):
+        v = w[at : at + EIGHT]
         for c in range(LARGEST_LEVEL):
             out, level = worst[c * LANES : (c + 1) * LANES], np.float32(c + 1)
             for lane in range(LANES):
-                u = v[lane] * (level * units[lane])
-                off = abs(u - nearest(u, codes))
-                out[lane] = off if off > out[lane] else out[lane]
+                inverse = level * units[lane]
+                ua, ub = scaled(four(v, lane), inverse), scaled(four(v, lane + 4 * LANES), inverse)
+                off = max(_farthest(minus(ua, rounded(ua, codes))), _farthest(minus(ub, rounded(ub, codes))))
+                out[lane] = max(off, out[lane])
+
+
+@jit
+def _farthest(a: Four) -> np.float32:
+    return max(max(abs(a[0]), abs(a[1])), max(abs(a[2]), abs(a[3])))
 
 
 @jit
@@ -141,36 +152,40 @@ def _pick_level(worst: F32, units: F32) -> None:
 
 
 @jit
+def _bounds(w: np.float32, half: np.uint32, words: Words) -> tuple[np.float32, np.float32]:
+    """The least and the largest |value| * down that rounds to `w`."""
+    bits = as_bits(abs(w) * words.down)
+    most = np.uint32(half - ((bits >> words.shift) & words.odd))
+    return as_float(bits - most), as_float(bits + most)
+
+
+@jit
 def _intervals(w: F32, units: F32, words: Words, low: F32, high: F32) -> None:
     """Set the steps that give every weight of a lane: from `low` to `high`, empty if high < low."""
     up = _ONE / words.down
-    reach = max(words.half, np.uint32(1))
+    half = np.uint32(max(words.half, np.uint32(1)))  # fp32: one unit either side
     low[:] = 0
     high[:] = _INF
     for at in range(0, w.size, LANES):
         v = w[at : at + LANES]
         for lane in range(LANES):
             q = abs(np.rint(v[lane] * units[lane]))
-            bits = as_bits(abs(v[lane]) * words.down)
-            most = np.uint32(reach - ((bits >> words.shift) & words.odd))
             ratio = up / (q if q > _ZERO else _ONE)
+            below, above = _bounds(v[lane], half, words)
             least = _ZERO if v[lane] == _ZERO else _INF  # where the code is 0
-            below = as_float(bits - most) * ratio if q > _ZERO else least
-            above = as_float(bits + most) * ratio if q > _ZERO else _INF
+            below = below * ratio if q > _ZERO else least
+            above = above * ratio if q > _ZERO else _INF
             low[lane] = below if below > low[lane] else low[lane]
             high[lane] = above if above < high[lane] else high[lane]
 
 
 @jit
-def _misfits(w: F32, step: F32, codes: Codes, words: Words, misfit: F32) -> None:
+def _misfits(w: F32, units: F32, step: F32, words: Words, misfit: F32) -> None:
     """Count the weights of each lane that step * q, rounded to their dtype, does not give."""
     misfit[:] = 0
     for at in range(0, w.size, LANES):
         v = w[at : at + LANES]
         for lane in range(LANES):
-            s = step[lane] if step[lane] != _ZERO else _ONE
-            q = nearest(v[lane] * (_ONE / s), codes)
-            bits = as_bits(abs(v[lane]) * words.down)
-            most = np.int32(words.half - ((bits >> words.shift) & words.odd))
-            off = np.int32(as_bits(abs(q * s) * words.down)) - np.int32(bits)
-            misfit[lane] += _ONE if abs(off) > most else _ZERO
+            value = abs(np.rint(v[lane] * units[lane]) * step[lane]) * words.down
+            below, above = _bounds(v[lane], words.half, words)
+            misfit[lane] += _ONE if (value < below) | (value > above) else _ZERO

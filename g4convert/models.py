@@ -1,0 +1,53 @@
+"""The transformers classes of Gemma 4, and silence while they work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from typing import Any, TypeAlias
+
+import transformers
+
+from g4convert.errors import UnsupportedError
+
+__all__ = ["Config", "Model", "ModelClass", "model_class", "quiet_transformers"]
+
+_CLASSES = {
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
+    "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
+    "gemma4_assistant": "Gemma4AssistantForCausalLM",
+    "gemma4_unified_assistant": "Gemma4UnifiedAssistantForCausalLM",
+}
+
+# transformers ships no types: a model class, a PreTrainedModel and a PreTrainedConfig are Any to a checker.
+ModelClass: TypeAlias = Any
+Model: TypeAlias = Any
+Config: TypeAlias = Any
+
+
+def model_class(model_type: str) -> ModelClass:
+    """The transformers class that loads a whole checkpoint of this model type.
+
+    Raises:
+        UnsupportedError: not a Gemma 4 model type.
+    """
+    if model_type not in _CLASSES:
+        raise UnsupportedError(f"model_type {model_type!r} is not one of {', '.join(_CLASSES)}")
+    return getattr(transformers, _CLASSES[model_type])
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports inside; the strict checks here say more."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):  # compressed-tensors' bars have no switch
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
