@@ -126,3 +126,156 @@ def _minmax(groups: _Groups, scheme: Scheme) -> _Chosen:
     scale = _round_bf16(groups.peak / torch.full_like(groups.peak, scheme.divisor))
     no = torch.zeros_like(scale, dtype=torch.bool)
     return _Chosen(torch.where(scale > 0, scale, _EPS), no, no)
+
+
+def _mse(groups: _Groups, scheme: Scheme) -> _Chosen:
+    """`search.search`, all groups at once."""
+    base = _minmax(groups, scheme)
+    units = _units(groups, scheme)
+    best, ratio = torch.zeros_like(units), base.scale
+    for level in scheme.levels(groups.g):
+        q = _nearest(groups.w * (units * level), scheme)
+        wq, qq = _sum(groups.w * q), _square_sum(q)
+        tried = wq / torch.where(qq > 0, qq, 1.0)
+        gain = (tried * units) * (wq * units)
+        ratio = torch.where(gain > best, tried, ratio)
+        best = torch.maximum(gain, best)
+    candidate = _round_bf16(ratio)
+    slack = groups.w.shape[0] * SLACK
+    new = (_error(groups.w, candidate, scheme) + slack) * _squared(candidate)
+    old = (_error(groups.w, base.scale, scheme) - slack) * _squared(base.scale)
+    return base._replace(scale=torch.where(new < old * MARGIN, candidate, base.scale))
+
+
+def _lattice(groups: _Groups, scheme: Scheme) -> _Chosen:
+    """`lattice.quantize_lattice`, all groups at once."""
+    found = _find_steps(groups, scheme)
+    if bool(found.lattice.all()):
+        return found
+    return found._replace(scale=torch.where(found.lattice, found.scale, _mse(groups, scheme).scale))
+
+
+_METHODS: dict[Method, Callable[[_Groups, Scheme], _Chosen]] = {
+    Method.MINMAX: _minmax,
+    Method.MSE: _mse,
+    Method.LATTICE: _lattice,
+}
+
+
+def _find_steps(groups: _Groups, scheme: Scheme) -> _Chosen:
+    """`lattice._find_steps`, all groups at once."""
+    units = _pick_level(groups, scheme)
+    q = torch.round(groups.w * units)
+    low, high = _interval(groups, q)
+    on = (units != 0) & (low <= high * float(ROUNDING))
+    middle = torch.where(on, (low + high) * 0.5, 1.0)
+    near = _round_bf16(middle)
+    ulp = torch.where(near <= middle, 1 << 16, -(1 << 16)).to(torch.int32)
+    beyond = (near.view(torch.int32) + ulp).view(torch.float32)
+    sign = torch.where(on, torch.where(units > 0, 1.0, -1.0), 0.0)
+    fits, beyond_fits = _fits(groups, q, near * sign), _fits(groups, q, beyond * sign)
+    step = torch.where(~fits & beyond_fits, beyond, near) * sign
+    empty = groups.peak == 0
+    return _Chosen(
+        scale=torch.where(empty, _minmax(groups, scheme).scale, step),
+        lattice=on | empty,
+        exact=(on & (fits | beyond_fits)) | empty,
+    )
+
+
+def _pick_level(groups: _Groups, scheme: Scheme) -> Tensor:
+    """The least level on the grid over the peak, 0 if there is none; fp32 [m], positive unless the level is 8."""
+    units = _units(groups, scheme)
+    least = torch.zeros_like(units)
+    for level in range(LARGEST_LEVEL, 0, -1):
+        u = groups.w * (units * level)
+        off = (u - _nearest(u, scheme)).abs().amax(0)
+        least = torch.where(off <= float(OFF_GRID), float(level), least)
+    return least * torch.where(least == LARGEST_LEVEL, units, units.abs())
+
+
+def _bounds(groups: _Groups, half: int) -> tuple[Tensor, Tensor]:
+    """The least and the largest |value| * down that rounds to each weight."""
+    bits = (groups.w.abs() * groups.source.down).view(torch.int32)
+    most = half - ((bits >> groups.source.shift) & groups.source.odd)
+    return (bits - most).view(torch.float32), (bits + most).view(torch.float32)
+
+
+def _interval(groups: _Groups, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The steps that give every weight of a group, from the first to the second; fp32 [m]."""
+    q = q.abs()
+    below, above = _bounds(groups, max(groups.source.half, 1))
+    ratio = torch.full_like(q, 1 / groups.source.down) / torch.where(q > 0, q, 1.0)
+    least = torch.where(groups.w == 0, 0.0, torch.inf)
+    low = torch.where(q > 0, below * ratio, least).amax(0)
+    return low, torch.where(q > 0, above * ratio, torch.inf).amin(0)
+
+
+def _fits(groups: _Groups, q: Tensor, step: Tensor) -> Tensor:
+    """Whether step * q, rounded to the source's dtype, gives every weight of a group; bool [m]."""
+    value = (q * step).abs() * groups.source.down
+    below, above = _bounds(groups, groups.source.half)
+    return ~((value < below) | (value > above)).any(0)
+
+
+def _units(groups: _Groups, scheme: Scheme) -> Tensor:
+    """1 / peak with the sign of the scale, or 0 where a search could overflow; fp32 [m]."""
+    searched = (groups.peak >= _SMALLEST) & (groups.peak <= _LARGEST)
+    unit = torch.where(searched, torch.ones_like(groups.peak) / groups.peak, 0.0)
+    return unit * groups.sign if scheme.signed else unit
+
+
+def _nearest(u: Tensor, scheme: Scheme) -> Tensor:
+    return torch.round(u).clamp(-scheme.code_max - 1, scheme.code_max)
+
+
+def _round_bf16(value: Tensor) -> Tensor:
+    return value.to(torch.bfloat16).float()
+
+
+def _squared(scale: Tensor) -> Tensor:
+    return scale.double() * scale.double()
+
+
+def _error(w: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
+    u = w * (torch.ones_like(scale) / scale)
+    return _square_sum(u - _nearest(u, scheme)).double()
+
+
+def _square_sum(x: Tensor) -> Tensor:
+    return _sum(x * x)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum [r, m] over r in the order of `kernels`: trees of 8, runs of 16 of those, then the runs."""
+    v = x.view(-1, 8, x.shape[1])
+    eights = ((v[:, 0] + v[:, 1]) + (v[:, 2] + v[:, 3])) + ((v[:, 4] + v[:, 5]) + (v[:, 6] + v[:, 7]))
+    if eights.shape[0] > _RUN:
+        eights = torch.nn.functional.pad(eights, (0, 0, 0, -eights.shape[0] % _RUN))
+        runs = _one_by_one(eights.view(-1, _RUN, x.shape[1]).transpose(0, 1))
+        return _one_by_one(runs)
+    return _one_by_one(eights)
+
+
+def _one_by_one(x: Tensor) -> Tensor:
+    total = x[0]
+    for term in x[1:]:
+        total = total + term
+    return total
+
+
+def _total(sums: Tensor, scale: Tensor) -> float:
+    """Sum the groups' sums times the squared scale, one after the other, in fp64."""
+    terms = (sums.double() * _squared(scale)).cpu().numpy()
+    return float(np.add.accumulate(terms)[-1])
+
+
+def _pack(q: Tensor, num_bits: int) -> Tensor:
+    """Pack codes fp32 [g, m] into int32 words [m, ceil(g * num_bits / 32)], the first code lowest."""
+    per_word = 32 // num_bits
+    fields = q.to(torch.int32) + (1 << (num_bits - 1))
+    fields = torch.nn.functional.pad(fields, (0, 0, 0, -q.shape[0] % per_word)).view(-1, per_word, q.shape[1])
+    words = torch.zeros_like(fields[:, 0])
+    for j in range(per_word):
+        words |= fields[:, j] << (num_bits * j)
+    return words.t().contiguous()

@@ -1,7 +1,7 @@
 """The two limits of `quantize` on this machine; it cannot be faster than the slower one.
 
 io      read the input with large preads and write as many bytes as the output has to the same disk, and fsync
-tiles   quantize as many weights as the input has, from a tile that stays in cache, by the product's own kernel
+tiles   quantize as many weights as the input has, from a tile that stays in cache, by the product's kernel
 
 Each prints its seconds. The interpreter's start is not counted.
 
@@ -51,21 +51,27 @@ def io_seconds(source: Path, output: Path, output_bytes: int, threads: int) -> f
 
 
 def tile_seconds(numel: int, method: str, threads: int) -> float:
-    """Return the seconds it takes to quantize `numel` bf16 weights by the tile, groups of 32."""
+    """Return the seconds to quantize `numel` bf16 weights, in each thread one tile again and again."""
     import numpy as np  # noqa: PLC0415 - `io` is measured without it
 
-    from g4convert.quantize import Scheme, quantize_tile  # noqa: PLC0415 - the same
+    from g4convert.quantize import Method, Scheme  # noqa: PLC0415 - the same
+    from g4convert.quantize.tiles import CpuTiles  # noqa: PLC0415 - the same
+    from g4convert.tensors import DType  # noqa: PLC0415 - the same
 
-    scheme = Scheme(num_bits=4, group_size=GROUP, method=method, signed=True)
-    normal = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), dtype=np.float32)
-    tile = (normal.view(np.uint32) >> 16).astype(np.uint16)
-    tiles = numel // (threads * tile.size)
+    scheme = Scheme(num_bits=4, group_size=GROUP, method=Method(method))
 
-    def work(_: int) -> None:
-        raise NotImplementedError
+    def work(thread: int, count: int) -> None:
+        normal = np.random.default_rng(thread).standard_normal((ROWS, COLUMNS), np.float32)
+        rows = (normal.view(np.uint32) >> 16).astype(np.uint16)
+        packed = np.empty((ROWS, scheme.words(COLUMNS)), np.int32)
+        scale = np.empty((ROWS, scheme.groups(COLUMNS)), np.uint16)
+        tiles = CpuTiles()
+        for _ in range(count):
+            tiles.quantize(rows, DType.BF16, scheme, packed, scale)
 
-    work(0)
-    return _timed(lambda: _parallel(work, threads)) * tiles
+    work(0, 1)  # compiles
+    count = -(-numel // (ROWS * COLUMNS * threads))
+    return _timed(lambda: _parallel(lambda thread: work(thread, count), threads))
 
 
 def _parallel(work: Callable[[int], None], threads: int) -> None:
