@@ -28,15 +28,13 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         "---",
         *([f"base_model: {source.name}", "base_model_relation: quantized"] if source.revision else []),
         "library_name: transformers",
-        "tags: [gemma4, compressed-tensors, w4a16, g4convert]"
-        if plan.recipe.num_bits == 4
-        else "tags: [gemma4, compressed-tensors, w8a16, g4convert]",
+        f"tags: [gemma4, compressed-tensors, w{plan.recipe.num_bits}a16, g4convert]",
         "---",
         "",
         f"# {output_name}",
         "",
-        f"{plan.architecture.family}, quantized from `{source.name}` by g4convert {__version__}: weights in {scheme} "
-        "(compressed-tensors, pack-quantized), activations untouched.",
+        f"{plan.architecture.family}, quantized from `{source.name}` by g4convert {__version__}:",
+        f"weights in {scheme} (compressed-tensors, pack-quantized), activations untouched.",
         "",
         "    vllm serve " + output_name,
         "",
@@ -48,13 +46,13 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         "",
         "## What it cost",
         "",
-        f"{summary.before / 1e9:.2f} GB became {summary.after / 1e9:.2f} GB: {summary.bits_per_weight:.2f} bits per "
-        f"weight over the whole model.",
+        f"{summary.before:,} bytes became {summary.after:,}: {summary.bits_per_weight:.2f} bits per weight",
+        "over the whole model.",
         "",
         *_error_table([summary.total, *summary.roles]),
         "",
-        "Relative error is the sum of squared rounding errors over the sum of squared weights. A group is exact when "
-        "its dequantized weights equal the source bit for bit.",
+        "Relative error is the sum of squared rounding errors over the sum of squared weights. A group that",
+        "lies on a lattice is exact when its dequantized weights equal the source bit for bit.",
         "",
         "## What stayed",
         "",

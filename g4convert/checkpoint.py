@@ -259,9 +259,7 @@ def _no_weights(directory: Path, names: Sequence[str]) -> InputError:
             hint="load the model with transformers where you trust it and save it with `save_pretrained`",
         )
     if gguf:
-        return UnsupportedError(
-            f"{directory}: GGUF weights only, expected safetensors", offenders=gguf, hint=_NO_GGUF
-        )
+        return UnsupportedError(f"{directory}: GGUF weights only, expected safetensors", offenders=gguf, hint=_NO_GGUF)
     return InputError(f"{directory}: no *.safetensors file", hint="pass the directory that holds the weights")
 
 

@@ -30,10 +30,8 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     steps = plan.quantized[:: max(1, len(plan.quantized) // _LINEARS)]
     shares = [_share(step, plan.recipe, checkpoint, reader) for step in steps]
     share = float(np.mean(shares)) if shares else 0.0
-    method = Method.LATTICE if share >= LATTICE_SHARE and plan.recipe.num_bits == 4 else Method.MSE  # noqa: PLR2004
-    return Choice(
-        method, f"{share:.1%} of the groups of {len(shares)} sampled Linears lie on a 4-bit lattice"
-    )
+    method = Method.LATTICE if share >= LATTICE_SHARE and plan.recipe.num_bits == 4 else Method.MSE
+    return Choice(method, f"{share:.1%} of the groups of {len(shares)} sampled Linears lie on a 4-bit lattice")
 
 
 def _share(step: Quantize, recipe: Recipe, checkpoint: Checkpoint, reader: Reader) -> float:

@@ -40,31 +40,23 @@ app.add_typer(recipes, name="recipe")
 Model = Annotated[str, typer.Argument(help="A directory, or org/name[@revision] on the Hugging Face hub.")]
 RecipeName = Annotated[
     str,
-    typer.Option(
-        "--recipe", "-r", help="A shipped recipe by name, or a YAML file by path.", metavar="NAME|PATH"
-    ),
+    typer.Option("--recipe", "-r", help="A shipped recipe by name, or a YAML file by path.", metavar="NAME|PATH"),
 ]
 NumBits = Annotated[int | None, typer.Option(help="4 or 8.")]
 GroupSize = Annotated[str | None, typer.Option(help="Weights that share a scale: 32, 64, 128 or channel.")]
 Method = Annotated[str | None, typer.Option(help="auto, minmax, mse or lattice.")]
-Signed = Annotated[
-    bool | None, typer.Option("--signed/--positive", help="Whether mse may choose negative scales.")
-]
+Signed = Annotated[bool | None, typer.Option("--signed/--positive", help="Whether mse may choose negative scales.")]
 Pack = Annotated[list[str] | None, typer.Option(help="A role to pack; repeat for several.")]
 KvShared = Annotated[str | None, typer.Option(help="drop or keep the unused K/V of KV-shared layers.")]
 Assistant = Annotated[str | None, typer.Option(help="keep or pack the Linears of an MTP drafter.")]
 LayoutOption = Annotated[str | None, typer.Option("--layout", help="full or text-only.")]
-ShardSize = Annotated[
-    str | None, typer.Option("--max-shard-size", help="Largest output file, as 5GB or 500MB.")
-]
+ShardSize = Annotated[str | None, typer.Option("--max-shard-size", help="Largest output file, as 5GB or 500MB.")]
 Workers = Annotated[int, typer.Option(help="Threads; 0 is one for each core, or for each GPU.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text; NO_COLOR does the same.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every tensor, not only the roles.")]
-ShowConfig = Annotated[
-    bool, typer.Option("--show-config", help="Each setting and where it came from, then stop.")
-]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Each setting and where it came from, then stop.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -139,12 +131,8 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     max_shard_size: ShardSize = None,
     workers: Workers = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Check everything, write nothing.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Check everything, write nothing.")] = False,
     show_config: ShowConfig = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -198,10 +186,10 @@ def inspect(
     no_color: NoColor = False,
 ) -> None:
     """Describe any checkpoint, quantized or not, also other people's."""
-    from g4convert import describe, show, source
+    from g4convert import inspection, show, source
     from g4convert.checkpoint import Checkpoint
 
-    found = describe.describe(Checkpoint.open(source.resolve(model).path))
+    found = inspection.describe(Checkpoint.open(source.resolve(model).path))
     if as_json:
         _print_json(found.to_dict())
     else:
@@ -210,9 +198,7 @@ def inspect(
 
 @app.command(epilog="Example: g4convert demo --family moe")
 def demo(
-    directory: Annotated[Path, typer.Argument(help="Where to write the checkpoints.")] = Path(
-        "g4convert-demo"
-    ),
+    directory: Annotated[Path, typer.Argument(help="Where to write the checkpoints.")] = Path("g4convert-demo"),
     *,
     family: Annotated[str, typer.Option(help="moe, dense, unified, e2b, text or assistant.")] = "moe",
     as_json: Json = False,
@@ -309,9 +295,7 @@ def _run(job: "Job", *, quiet: bool, no_color: bool) -> "Summary | None":
         with progress.watch(show.messages(no_color=no_color), quiet=quiet or not ranks.leads) as bar:
             return convert.convert(convert.prepare(job), bar, ranks)
     except Interrupted as error:
-        raise Interrupted(
-            error.message, hint=f"continue with: {shlex.join(['g4convert', *sys.argv[1:]])}"
-        ) from error
+        raise Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *sys.argv[1:]])}") from error
     finally:
         ranks.leave()
 

@@ -123,9 +123,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             if not ranks.leads:
                 return None
             writer.sync(shard.file for shard in conversion.layout.shards)
-    summary = summarize(
-        conversion.plan, started.choice, len(conversion.layout.shards), {**started.done, **results}
-    )
+    summary = summarize(conversion.plan, started.choice, len(conversion.layout.shards), {**started.done, **results})
     _finish(conversion, summary)
     return summary
 
@@ -194,9 +192,7 @@ def _check_output(job: Job) -> None:
     """The output must be new, empty, or a checkpoint the user agreed to lose."""
     target, source = job.output.resolve(), job.source.path.resolve()
     if target == source or source in target.parents or target in source.parents:
-        raise UsageError(
-            f"{job.output}: lies in the source, or the source in it", hint="give -o another directory"
-        )
+        raise UsageError(f"{job.output}: lies in the source, or the source in it", hint="give -o another directory")
     if target.exists() and not target.is_dir():
         raise UsageError(f"{job.output}: is a file, expected a directory to make")
     if not target.is_dir() or not any(target.iterdir()):
@@ -204,9 +200,7 @@ def _check_output(job: Job) -> None:
     if not job.overwrite:
         raise UsageError(f"{job.output}: is not empty", hint="--overwrite replaces it")
     if not (target / "config.json").is_file():
-        raise UsageError(
-            f"{job.output}: is not empty and holds no config.json: not a checkpoint, so not overwritten"
-        )
+        raise UsageError(f"{job.output}: is not empty and holds no config.json: not a checkpoint, so not overwritten")
 
 
 def _fingerprint(conversion: Conversion, choice: Choice) -> dict[str, Any]:
@@ -232,9 +226,7 @@ def _finish(conversion: Conversion, summary: Summary) -> None:
     files = {
         "config.json": _json(conversion.config),
         "model.safetensors.index.json": _json(conversion.layout.index()),
-        "g4convert.json": _json(
-            output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)
-        ),
+        "g4convert.json": _json(output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)),
         "README.md": model_card(conversion.plan, job.source, job.recipe, job.output.name, summary).encode(),
     }
     for name, data in files.items():

@@ -15,11 +15,12 @@ from typing import Any
 from g4convert.convert import Job, convert, prepare
 from g4convert.errors import GateError, UsageError
 from g4convert.fixtures import Family, make
+from g4convert.forward.logits import LogitsDifference, compare, logits, prompts
+from g4convert.forward.reload import dequantized, reload
 from g4convert.plan_report import PlanReport, report
 from g4convert.progress import Quiet
 from g4convert.ranks import Ranks
 from g4convert.recipe import DEFAULT, load
-from g4convert.reload import LogitsDifference, compare, dequantized, logits, prompts, reload
 from g4convert.source import Source
 from g4convert.summary import Summary
 
@@ -92,13 +93,9 @@ def run(family: str, directory: Path, say: Callable[[str], None]) -> Demonstrati
     for prompt in prompts(original):
         wanted = logits(expected, prompt)
         comparisons.append(
-            Comparison(
-                prompt.kind, compare(wanted, logits(found, prompt)), compare(logits(original, prompt), wanted)
-            )
+            Comparison(prompt.kind, compare(wanted, logits(found, prompt)), compare(logits(original, prompt), wanted))
         )
     wrong = [f"{c.prompt}: {c.read_back.relative:.1e}" for c in comparisons if c.read_back.relative > PARITY]
     if wrong:
-        raise GateError(
-            "the loaded result computes something else than the dequantized model", offenders=wrong
-        )
+        raise GateError("the loaded result computes something else than the dequantized model", offenders=wrong)
     return Demonstration(source, output, report(job.source, recipe, 0), summary, tuple(comparisons))

@@ -1,6 +1,7 @@
 """Which device quantizes: the cores of this machine, or its GPUs, one for each worker in turn."""
 
 from collections.abc import Callable
+from functools import partial
 
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.quantize import Tiles
@@ -37,4 +38,4 @@ def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
             f"--device {device}: {count} CUDA devices found", hint="--device cpu gives the same bytes"
         )
     names = [device] if number else [f"cuda:{index}" for index in range(count)]
-    return [lambda name=names[i % len(names)]: TorchTiles(name) for i in range(workers or 2 * len(names))]  # type: ignore[misc]
+    return [partial(TorchTiles, names[i % len(names)]) for i in range(workers or 2 * len(names))]

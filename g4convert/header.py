@@ -201,9 +201,7 @@ def _header_bytes(fd: int, file: str, size: int) -> bytes:
             f"{file}: header of {length} bytes is longer than the file ({size} bytes)", hint=_DOWNLOAD_AGAIN
         )
     if length > MAX_HEADER:
-        raise FormatError(
-            f"{file}: header of {length} bytes is over the limit of {MAX_HEADER}", hint=_DOWNLOAD_AGAIN
-        )
+        raise FormatError(f"{file}: header of {length} bytes is over the limit of {MAX_HEADER}", hint=_DOWNLOAD_AGAIN)
     raw = os.pread(fd, length, _LENGTH_SIZE)
     if len(raw) != length:
         raise FormatError(f"{file}: {len(raw)} of {length} header bytes could be read", hint=_DOWNLOAD_AGAIN)
@@ -221,9 +219,7 @@ def _refuse_other_formats(start: bytes, file: str) -> None:
             )
 
 
-def _tensors(
-    table: Mapping[str, Any], file: str, data_begin: int, data_size: int
-) -> tuple[StoredTensor, ...]:
+def _tensors(table: Mapping[str, Any], file: str, data_begin: int, data_size: int) -> tuple[StoredTensor, ...]:
     """Every entry as a `StoredTensor`, in file order; raises with every fault of the header."""
     faults: list[str] = []
     extents: list[tuple[int, int, str]] = []
@@ -241,9 +237,7 @@ def _tensors(
         faults.extend(_extent_faults(extents, data_size))
     if faults:
         raise _faulty(file, faults)
-    return tuple(
-        StoredTensor(_info(name, table[name]), file, data_begin + begin) for begin, _, name in extents
-    )
+    return tuple(StoredTensor(_info(name, table[name]), file, data_begin + begin) for begin, _, name in extents)
 
 
 def _info(name: str, entry: Mapping[str, Any]) -> TensorInfo:
@@ -315,9 +309,7 @@ def _extent_faults(extents: list[tuple[int, int, str]], data_size: int) -> list[
             filled, before = end, name
     if filled > data_size:
         cut = sum(end > data_size for _, end, _ in extents)
-        faults.append(
-            f"truncated: {data_size} bytes of data, the header describes {filled} ({cut} tensors cut)"
-        )
+        faults.append(f"truncated: {data_size} bytes of data, the header describes {filled} ({cut} tensors cut)")
     elif filled < data_size:
         faults.append(f"{data_size - filled} bytes after the last tensor belong to no tensor")
     return faults

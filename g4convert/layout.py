@@ -92,13 +92,9 @@ def _fill(plan: Plan) -> Iterable[list[Copy | Quantize]]:
 
 
 def _shard(file: str, steps: list[Copy | Quantize]) -> tuple[Shard, dict[str, Placed]]:
-    outputs = sorted(
-        (info for step in steps for info in _outputs(step)), key=lambda info: -info.dtype.itemsize
-    )
+    outputs = sorted((info for step in steps for info in _outputs(step)), key=lambda info: -info.dtype.itemsize)
     constants = {
-        step.shape.name: struct.pack("<2q", *step.weight.shape)
-        for step in steps
-        if isinstance(step, Quantize)
+        step.shape.name: struct.pack("<2q", *step.weight.shape) for step in steps if isinstance(step, Quantize)
     }
     # Other 8-byte tensors (an assistant's token order) follow the constants, which are written with the header.
     outputs.sort(key=lambda info: (-info.dtype.itemsize, info.name not in constants))
@@ -113,12 +109,6 @@ def _shard(file: str, steps: list[Copy | Quantize]) -> tuple[Shard, dict[str, Pl
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)
-    head = (
-        struct.pack("<Q", len(text))
-        + text
-        + b"".join(constants[i.name] for i in outputs if i.name in constants)
-    )
-    placed = {
-        info.name: Placed(info, file, data + begin) for info, begin in zip(outputs, begins, strict=True)
-    }
+    head = struct.pack("<Q", len(text)) + text + b"".join(constants[i.name] for i in outputs if i.name in constants)
+    placed = {info.name: Placed(info, file, data + begin) for info, begin in zip(outputs, begins, strict=True)}
     return Shard(file, data + position, head), placed

@@ -37,9 +37,7 @@ def config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     kept = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     if plan.architecture is not plan.inventory.architecture:
         whole, kept = kept, dict(kept["text_config"])
-        name = (
-            "Gemma4UnifiedForCausalLM" if "unified" in plan.architecture.model_type else "Gemma4ForCausalLM"
-        )
+        name = "Gemma4UnifiedForCausalLM" if "unified" in plan.architecture.model_type else "Gemma4ForCausalLM"
         kept = {"architectures": [name], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
         kept["tie_word_embeddings"] = whole.get("tie_word_embeddings", kept.get("tie_word_embeddings", True))
     if isinstance(kept.get("text_config"), dict):

@@ -138,9 +138,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         if architecture is not source:
             name = source.text_name(weight.name) or ""
         if not name:
-            steps.append(
-                Drop(checkpoint.tensors[weight.segment.source].info, "not part of a text-only checkpoint")
-            )
+            steps.append(Drop(checkpoint.tensors[weight.segment.source].info, "not part of a text-only checkpoint"))
         elif weight.role is Role.KV_SHARED and recipe.kv_shared == "drop":
             steps.append(Drop(checkpoint.tensors[weight.segment.source].info, _KV_DROPPED))
         elif _packs(weight, packable):
@@ -151,9 +149,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
             steps.append(_copy(weight, name, source))
     steps.extend(_fuse(name, weights) for name, weights in fused.items())
     steps.extend(_drop(extra, checkpoint) for extra in inventory.extras)
-    return Plan(
-        recipe, architecture, inventory, tuple(steps), tuple(_warnings(checkpoint, inventory, recipe))
-    )
+    return Plan(recipe, architecture, inventory, tuple(steps), tuple(_warnings(checkpoint, inventory, recipe)))
 
 
 _KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Google's QAT exports leave it out"
@@ -250,9 +246,7 @@ def _fused_name(name: str) -> str:
 
 def _fuse(name: str, weights: list[Weight]) -> Copy:
     """Kept experts go back into the 3-D form: [experts, 2 * intermediate, hidden] with gate rows first, or down."""
-    order = sorted(
-        weights, key=lambda w: (int(w.name.rsplit(".", 3)[1]), w.name.rsplit(".", 2)[1] == "up_proj")
-    )
+    order = sorted(weights, key=lambda w: (int(w.name.rsplit(".", 3)[1]), w.name.rsplit(".", 2)[1] == "up_proj"))
     n, k = order[0].shape
     experts = len({w.name.rsplit(".", 3)[1] for w in order})
     shape = (experts, n * len(order) // experts, k)
@@ -275,9 +269,7 @@ def _join(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 def _drop(extra: Extra, checkpoint: Checkpoint) -> Drop:
-    must_equal = (
-        extra.twin if extra.kind is ExtraKind.TIED else "ones" if extra.kind is ExtraKind.ONES else None
-    )
+    must_equal = extra.twin if extra.kind is ExtraKind.TIED else "ones" if extra.kind is ExtraKind.ONES else None
     return Drop(checkpoint.tensors[extra.source].info, extra.reason, must_equal)
 
 

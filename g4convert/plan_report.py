@@ -59,9 +59,7 @@ class PlanReport:
             "model_type": self.plan.architecture.model_type,
             "dialects": [asdict(use) for use in self.plan.inventory.dialects],
             "recipe": {"name": self.recipe.name, **self.recipe.settings()},
-            "roles": [
-                {**asdict(size), "bits_per_weight": round(size.bits_per_weight, 4)} for size in self.sizes
-            ],
+            "roles": [{**asdict(size), "bits_per_weight": round(size.bits_per_weight, 4)} for size in self.sizes],
             "kept": [{"role": role, "reason": why, "tensors": n} for (role, why), n in self.kept.items()],
             "dropped": [{"reason": why, "tensors": n} for why, n in self.dropped.items()],
             "targets": config["config_groups"]["group_0"]["targets"] if config else [],
@@ -93,9 +91,7 @@ def report(source: Source, recipe: Resolved, workers: int) -> PlanReport:
     plan = make_plan(Checkpoint.open(source.path), recipe.recipe)
     sizes = role_sizes(plan)
     workers = workers or default_workers()
-    return PlanReport(
-        source, recipe, plan, lay_out(plan), sizes, estimate_seconds(plan, sizes, workers), workers
-    )
+    return PlanReport(source, recipe, plan, lay_out(plan), sizes, estimate_seconds(plan, sizes, workers), workers)
 
 
 def _counts(items: Iterable[Any]) -> dict[Any, int]:

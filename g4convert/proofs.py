@@ -6,8 +6,6 @@ only if it is all ones.
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from g4convert.checkpoint import Checkpoint, StoredTensor
 from g4convert.errors import InputError
 from g4convert.plan import Drop, Plan
@@ -17,8 +15,8 @@ from g4convert.writer import Reader
 __all__ = ["check_drops"]
 
 _BLOCK = 8 << 20
-_ONE = {DType.BF16: np.uint16(0x3F80), DType.F16: np.uint16(0x3C00), DType.F32: np.uint32(0x3F800000)}
-"""The bits of 1.0."""
+_ONE = {DType.BF16: b"\x80\x3f", DType.F16: b"\x00\x3c", DType.F32: b"\x00\x00\x80\x3f"}
+"""The bytes of 1.0."""
 
 
 def check_drops(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
@@ -39,13 +37,8 @@ def check_drops(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
 def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
     stored = checkpoint.tensors[drop.source.name]
     if drop.must_equal == "ones":
-        one = _ONE.get(drop.source.dtype)
-        words = (
-            np.frombuffer(_bytes(stored, reader, 0, drop.source.nbytes), one.dtype)
-            if one is not None
-            else None
-        )
-        if words is None or not (words == one).all():
+        ones = _ONE.get(drop.source.dtype, b"") * drop.source.numel
+        if _bytes(stored, reader, 0, drop.source.nbytes) != ones:
             yield f"{drop.source.name}: has values other than 1, but this norm has no weight in Gemma 4"
     elif drop.must_equal is not None and not _same(stored, checkpoint.tensors[drop.must_equal], reader):
         yield f"{drop.source.name}: differs from {drop.must_equal}, which config.json says it is tied to"

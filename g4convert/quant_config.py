@@ -90,9 +90,7 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
 
 def is_ignored(module: str, ignore: Iterable[str]) -> bool:
     """Whether compressed-tensors takes `module` as ignored: equality, or `re:` from the start of the name."""
-    return any(
-        re.match(entry[3:], module) if entry.startswith("re:") else entry == module for entry in ignore
-    )
+    return any(re.match(entry[3:], module) if entry.startswith("re:") else entry == module for entry in ignore)
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:
@@ -124,27 +122,22 @@ def _kept_linears(plan: Plan) -> dict[str, Role]:
 
 
 def _ignore(plan: Plan) -> list[str]:
+    """Full names of what stands alone, then a regex for each part of the model that stays."""
     kept = _kept_linears(plan)
-    packed_tower = any(step.weight.role is Role.VISION_TOWER for step in plan.quantized)
-    entries: dict[str, None] = {"lm_head": None, r"re:.*lm_head.*": None}
-    roles = set(kept.values())
-    for role, patterns in _PATTERNS.items():
-        if role not in roles:
-            continue
-        if role is Role.VISION_TOWER and packed_tower:
-            patterns = (_PATCH_EMBEDDER,)
+    tower_is_packed = any(step.weight.role is Role.VISION_TOWER for step in plan.quantized)
+    names = {"lm_head": None}
+    patterns = {r"re:.*lm_head.*": None}
+    for role, entries in _PATTERNS.items():
+        called = [spellings(module, unified=plan.architecture.is_unified) for module, of in kept.items() if of is role]
         if role is Role.EMBEDDER:
-            names = [module for module, of in kept.items() if of is role]
-            spelled = {
-                called[place]
-                for called in (spellings(name, unified=plan.architecture.is_unified) for name in names)
-                for place in ("files", "transformers")
-            }
-            patterns = tuple(p for p in patterns if any(re.match(p[3:], name) for name in spelled))
-            entries |= dict.fromkeys(sorted(spelled))
-        entries |= dict.fromkeys(patterns)
-    plain = [entry for entry in entries if not entry.startswith("re:")]
-    return [*plain, *(entry for entry in entries if entry.startswith("re:"))]
+            exact = sorted({spelled[place] for spelled in called for place in ("files", "transformers")})
+            names |= dict.fromkeys(exact)
+            patterns |= dict.fromkeys(entry for entry in entries if any(map(re.compile(entry[3:]).match, exact)))
+        elif role is Role.VISION_TOWER and tower_is_packed:
+            patterns[_PATCH_EMBEDDER] = None
+        elif called:
+            patterns |= dict.fromkeys(entries)
+    return [*names, *patterns]
 
 
 def _prove(plan: Plan, ignore: list[str]) -> None:
@@ -152,9 +145,7 @@ def _prove(plan: Plan, ignore: list[str]) -> None:
 
     No entry has a number in it, so Linears that differ in layer or expert only are looked at once.
     """
-    modules = dict.fromkeys(
-        (step.packed.name.removesuffix(".weight_packed") for step in plan.quantized), False
-    )
+    modules = dict.fromkeys((step.packed.name.removesuffix(".weight_packed") for step in plan.quantized), False)
     modules |= dict.fromkeys(_kept_linears(plan), True)
     wrong = []
     for module, should_ignore in dict.fromkeys((re.sub(r"\d+", "0", m), kept) for m, kept in modules.items()):

@@ -5,9 +5,9 @@ what is already done: rank 0 prepares the output and sends the units that are le
 world-th of them, rank 0 finishes. Without `torchrun` there is one rank and no torch.
 """
 
-import datetime
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from g4convert.errors import EnvironmentFault, G4Error
@@ -16,7 +16,7 @@ __all__ = ["Ranks"]
 
 T = TypeVar("T")
 
-_PATIENCE = datetime.timedelta(days=7)
+_PATIENCE = timedelta(days=7)
 """A rank may wait for a slower one as long as the work takes; a dead one closes its connection at once."""
 
 
@@ -39,7 +39,7 @@ class Ranks:
         Raises:
             EnvironmentFault: the others cannot be reached.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:  # noqa: PLR2004 - one process needs no others
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
         from torch import distributed
 

@@ -55,9 +55,7 @@ class PackRole(StrEnum):
 
 def _bytes(value: object) -> object:
     """`5GB`, `500 MB`, `2GiB` or a number of bytes, as an int; anything else unchanged, for pydantic to refuse."""
-    if isinstance(value, str) and (
-        match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|)\s*", value.upper())
-    ):
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|)\s*", value.upper())):
         return int(float(match[1]) * _UNITS[match[2]])
     return value
 
@@ -93,9 +91,7 @@ class Recipe(BaseModel):
         description="Scale of a group: minmax, mse (signed search), lattice (the grid of a QAT source), "
         "auto (lattice where a sample is on one, otherwise mse).",
     )
-    signed: bool = Field(
-        default=True, description="Let mse choose negative scales; false searches positive ones only."
-    )
+    signed: bool = Field(default=True, description="Let mse choose negative scales; false searches positive ones only.")
     pack: tuple[PackRole, ...] = Field(
         (PackRole.ATTENTION, PackRole.MLP, PackRole.EXPERTS),
         min_length=1,
@@ -144,9 +140,7 @@ def source_text(name: str) -> tuple[str, str]:
     if "/" in name or name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise UsageError(
-                f"recipe {name}: no such file", hint="`g4convert recipe list` shows the shipped ones"
-            )
+            raise UsageError(f"recipe {name}: no such file", hint="`g4convert recipe list` shows the shipped ones")
         try:
             return path.read_text(encoding="utf-8"), name
         except (OSError, UnicodeDecodeError) as error:
@@ -186,7 +180,7 @@ def schema() -> dict[str, Any]:
     document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     document["properties"]["extends"] = {
         "type": "string",
-        "description": "Another recipe, by shipped name or path relative to this file, whose values hold where none is given here.",
+        "description": "A recipe, by name or by path relative to this file, whose values hold where none is given here.",
     }
     return document
 

@@ -10,9 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from g4convert.demo import Demonstration
-    from g4convert.description import Description
-
-_NUMBERS = frozenset(("tensors", "params", "bytes", "bits/weight", "names", "count"))
+    from g4convert.inspection.description import Description
 
 from g4convert.errors import G4Error
 from g4convert.plan_report import PlanReport
@@ -21,6 +19,8 @@ from g4convert.sizes import RoleSize
 from g4convert.summary import ErrorRow, Summary
 
 __all__ = ["console", "demo", "description", "error", "messages", "pairs", "plan", "summary"]
+
+_NUMBERS = frozenset(("tensors", "params", "bytes", "bits/weight", "names", "count"))
 
 
 def console(*, no_color: bool = False) -> Console:
@@ -55,16 +55,12 @@ def plan(out: Console, found: PlanReport, *, tensors: bool) -> None:
     """The plan: sizes by role, what stays and why, what config.json will say, output, warnings."""
     recipe, architecture = found.recipe.recipe, found.plan.architecture
     size = f"groups of {recipe.group_size}" if recipe.group_size else "one scale per row"
-    out.print(
-        f"[bold]{escape(found.source.name)}[/]  {escape(architecture.family)} ({architecture.model_type})"
-    )
+    out.print(f"[bold]{escape(found.source.name)}[/]  {escape(architecture.family)} ({architecture.model_type})")
     for use in found.plan.inventory.dialects:
         before, after = use.example
         example = "" if before == after else f", e.g. {before} -> {after}"
         out.print(f"names   {escape(use.description)}: {use.count} tensors{escape(example)}", soft_wrap=True)
-    out.print(
-        f"recipe  {escape(found.recipe.name)}: int{recipe.num_bits} symmetric, {size}, method {recipe.method}"
-    )
+    out.print(f"recipe  {escape(found.recipe.name)}: int{recipe.num_bits} symmetric, {size}, method {recipe.method}")
     out.print()
     out.print(_sizes(found.sizes))
     _reasons(out, "stays as it is", {f"{role} ({n})": why for (role, why), n in found.kept.items()})
@@ -91,23 +87,15 @@ def plan(out: Console, found: PlanReport, *, tensors: bool) -> None:
 
 def summary(out: Console, done: Summary, output: Path, *, tensors: bool) -> None:
     """The closing card: sizes, errors, the worst tensors, the next command."""
-    out.print(
-        f"[bold]{escape(str(output))}[/]  {_bytes(done.before)} -> {_bytes(done.after)}", soft_wrap=True
-    )
-    out.print(
-        f"{done.bits_per_weight:.2f} bits per weight, {_files(done.files)}, {_bytes(peak_memory())} peak memory"
-    )
+    out.print(f"[bold]{escape(str(output))}[/]  {_bytes(done.before)} -> {_bytes(done.after)}", soft_wrap=True)
+    out.print(f"{done.bits_per_weight:.2f} bits per weight, {_files(done.files)}, {_bytes(peak_memory())} peak memory")
     out.print(f"method {done.choice.method}: {escape(done.choice.why)}", soft_wrap=True)
     if not done.total.stats.groups:
         return
     out.print()
     out.print(_errors([done.total, *done.roles], "weights"))
     out.print()
-    out.print(
-        _errors(
-            done.modules if tensors else done.worst, "all tensors" if tensors else "largest relative error"
-        )
-    )
+    out.print(_errors(done.modules if tensors else done.worst, "all tensors" if tensors else "largest relative error"))
     out.print(f"\nnext: vllm serve {escape(str(output))}", soft_wrap=True)
 
 

@@ -28,9 +28,7 @@ IGNORED: Final = [*(f"*{suffix}" for suffix in FOREIGN_SUFFIXES), "original/*", 
 
 _REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION: Final = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
-_SNAPSHOT: Final = re.compile(
-    r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})"
-)
+_SNAPSHOT: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +92,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     cached: Path | None = None
     try:
         with suppress(LocalEntryNotFoundError):
-            cached = Path(
-                snapshot_download(repo, revision=revision, ignore_patterns=IGNORED, local_files_only=True)
-            )
+            cached = Path(snapshot_download(repo, revision=revision, ignore_patterns=IGNORED, local_files_only=True))
     except HFValidationError as error:
         raise InputError(f"{repo}: no such directory", hint=_name_hint(repo)) from error
     if cached is not None and _is_complete(cached):

@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from g4convert.errors import InputError, Interrupted
 from g4convert.journal import Journal
@@ -126,7 +127,7 @@ def _commit(
     return batch
 
 
-def _work(  # noqa: PLR0913 - a thread is given everything it touches
+def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
     waiting: "SimpleQueue[tuple[int, Unit]]",
     finished: "SimpleQueue[_Finished]",
     stop: Event,
@@ -164,9 +165,7 @@ class _Worker:
             match task:
                 case CopyTask():
                     fd = self._streams.reader.fd(task.file)
-                    self._streams.writer.copy(
-                        fd, task.begin, task.nbytes, task.target_file, task.target_begin
-                    )
+                    self._streams.writer.copy(fd, task.begin, task.nbytes, task.target_file, task.target_begin)
                 case QuantizeTask():
                     stats.append([task.step, *astuple(self._quantize(task))])
         return stats
@@ -194,9 +193,7 @@ class _Worker:
         stride = task.k * task.dtype.itemsize
         for first in range(0, task.first_row, task.rows):
             words = self._source[: min(task.rows, task.first_row - first) * stride]
-            self._streams.reader.read_into(
-                task.file, task.begin - (task.first_row - first) * stride, memoryview(words)
-            )
+            self._streams.reader.read_into(task.file, task.begin - (task.first_row - first) * stride, words.data)
             places = np.flatnonzero(_not_finite(words, task.dtype))
             if places.size:
                 row, column = first + int(places[0]) // task.k, int(places[0]) % task.k
@@ -207,18 +204,13 @@ class _Worker:
         )
 
 
-def _not_finite(
-    source: "np.ndarray[Any, np.dtype[np.uint8]]", dtype: DType
-) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def _not_finite(source: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
     """Which of the stored words are NaN or infinite: all bits of the exponent set."""
-    exponent = {
-        DType.BF16: np.uint16(0x7F80),
-        DType.F16: np.uint16(0x7C00),
-        DType.F32: np.uint32(0x7F800000),
-    }[dtype]
-    found: np.ndarray[Any, np.dtype[np.bool_]] = (source.view(exponent.dtype) & exponent) == exponent
+    exponent = {DType.BF16: 0x7F80, DType.F16: 0x7C00, DType.F32: 0x7F800000}[dtype]
+    words = source.view(np.uint32 if dtype is DType.F32 else np.uint16)
+    found: NDArray[np.bool_] = (words & words.dtype.type(exponent)) == exponent
     return found
 
 
-def _at_least(buffer: "np.ndarray[Any, np.dtype[Any]]", size: int) -> "np.ndarray[Any, np.dtype[Any]]":
+def _at_least(buffer: NDArray[Any], size: int) -> NDArray[Any]:
     return buffer if buffer.size >= size else np.empty(size, buffer.dtype)

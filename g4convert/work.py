@@ -86,9 +86,7 @@ def _copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[
             target += nbytes
 
 
-def _quantize_tasks(
-    number: int, step: Quantize, layout: Layout, checkpoint: Checkpoint
-) -> Iterator[QuantizeTask]:
+def _quantize_tasks(number: int, step: Quantize, layout: Layout, checkpoint: Checkpoint) -> Iterator[QuantizeTask]:
     weight = step.weight
     stored = checkpoint.tensors[weight.segment.source]
     packed, scale = layout.placed[step.packed.name], layout.placed[step.scale.name]

@@ -45,9 +45,7 @@ class Reader:
         while filled < len(buffer):
             count = os.preadv(self._fds[file], [buffer[filled:]], begin + filled)
             if not count:
-                raise InputError(
-                    f"{file}: ends at byte {begin + filled}, was longer a moment ago", hint="start again"
-                )
+                raise InputError(f"{file}: ends at byte {begin + filled}, was longer a moment ago", hint="start again")
             filled += count
 
     def will_need(self, file: str, begin: int, nbytes: int) -> None:
@@ -128,9 +126,7 @@ class ShardWriter:
                 self.write(file, begin, data)
                 count = len(data)
             if not count:
-                raise InputError(
-                    f"source ends at byte {source_begin}, was longer a moment ago", hint="start again"
-                )
+                raise InputError(f"source ends at byte {source_begin}, was longer a moment ago", hint="start again")
             source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
 
     def sync(self, files: Iterable[str]) -> None:

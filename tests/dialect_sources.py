@@ -78,9 +78,7 @@ def _per_expert(tensors: Tensors) -> Tensors:
                 split[f"{stem}.{number}.gate_proj.weight"] = gate.contiguous()
                 split[f"{stem}.{number}.up_proj.weight"] = up.contiguous()
         elif kind == "down_proj":
-            split |= {
-                f"{stem}.{number}.down_proj.weight": expert.clone() for number, expert in enumerate(tensor)
-            }
+            split |= {f"{stem}.{number}.down_proj.weight": expert.clone() for number, expert in enumerate(tensor)}
         else:
             split[name] = tensor
     return split
@@ -121,9 +119,7 @@ def _rotary_buffers(tensors: Tensors) -> Tensors:
     return tensors | tables
 
 
-_MOE_SUBTREE = _renamed(
-    (r"\.experts\.", ".moe.experts."), (r"\.router\.per_expert_scale$", ".moe.per_expert_scale")
-)
+_MOE_SUBTREE = _renamed((r"\.experts\.", ".moe.experts."), (r"\.router\.per_expert_scale$", ".moe.per_expert_scale"))
 
 DIALECTS: Mapping[str, Dialect] = {
     "language_model.model": Dialect(

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from released_configs import stored
+
 from g4convert.checkpoint import Checkpoint, StoredTensor
 from g4convert.gemma4 import Architecture
 from g4convert.plan import Plan, make_plan
 from g4convert.recipe import load
 from g4convert.tensors import TensorInfo
-from released_configs import stored
 
 
 def opened(config: Mapping[str, Any], tensors: Iterable[TensorInfo] | None = None) -> Checkpoint:

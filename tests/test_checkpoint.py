@@ -352,18 +352,14 @@ def test_reads_what_the_library_reads(
 
 
 @SHARED_DIRECTORY
-@given(
-    tensors=stored_tensors(), flips=st.lists(st.tuples(st.integers(0, 600), st.integers(1, 255)), min_size=1)
-)
+@given(tensors=stored_tensors(), flips=st.lists(st.tuples(st.integers(0, 600), st.integers(1, 255)), min_size=1))
 def test_damaged_headers_are_refused_or_read_as_the_library_does(
     tmp_path: Path, tensors: dict[str, Stored], flips: list[tuple[int, int]]
 ) -> None:
     content = bytearray(encode(tensors))
     for at, mask in flips:
         content[at % len(content)] ^= mask
-    with suppress(
-        InputError, SafetensorError
-    ):  # the library refuses more JSON, such as a number written `-0`
+    with suppress(InputError, SafetensorError):  # the library refuses more JSON, such as a number written `-0`
         assert by_us(tmp_path, bytes(content)) == by_the_library(bytes(content))
 
 

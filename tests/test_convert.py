@@ -34,12 +34,12 @@ def hashes(directory: Path) -> Mapping[str, str]:
 
 
 def job(source: Path, output: Path, *, overwrite: bool = False, workers: int = 2, **options: object) -> Job:
-    return Job(
-        Source.at(source), load(options=options), output, workers=workers, overwrite=overwrite
-    )
+    return Job(Source.at(source), load(options=options), output, workers=workers, overwrite=overwrite)
 
 
-def run(source: Path, output: Path, *, overwrite: bool = False, workers: int = 2, **options: object) -> Mapping[str, str]:
+def run(
+    source: Path, output: Path, *, overwrite: bool = False, workers: int = 2, **options: object
+) -> Mapping[str, str]:
     convert(prepare(job(source, output, overwrite=overwrite, workers=workers, **options)), Quiet(), Ranks())
     return hashes(output)
 
@@ -173,7 +173,7 @@ def unfinished(moe: Path, tmp_path: Path) -> tuple[Path, Path]:
     source = shutil.copytree(moe, tmp_path / "source")
 
     class Stopping(Quiet):
-        def advance(self, nbytes: int, name: str) -> None:
+        def advance(self, *_: object) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises((Interrupted, KeyboardInterrupt)):
@@ -192,7 +192,7 @@ def test_a_changed_recipe_is_refused_with_the_difference(unfinished: tuple[Path,
 
 def test_a_changed_source_is_refused_with_the_difference(unfinished: tuple[Path, Path]) -> None:
     source, output = unfinished
-    shard = sorted(source.glob("*.safetensors"))[0]
+    shard = min(source.glob("*.safetensors"))
     os.utime(shard, (1, 1))
     with pytest.raises(InputError) as caught:
         run(source, output)
@@ -202,7 +202,7 @@ def test_a_changed_source_is_refused_with_the_difference(unfinished: tuple[Path,
 def test_another_version_is_refused(unfinished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = unfinished
     monkeypatch.setattr("g4convert.convert.__version__", "9.9")
-    with pytest.raises(InputError, match="g4convert: '[^']+' then, '9.9' now"):
+    with pytest.raises(InputError, match=r"g4convert: '[^']+' then, '9.9' now"):
         run(source, output)
 
 

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from stored import Stored, write_checkpoint, zeros
 
 from g4convert.checkpoint import Checkpoint
-from g4convert.declared_scheme import Entries, declared_in
-from g4convert.describe import describe
-from g4convert.description import Description
 from g4convert.gemma4 import Architecture, expected_weights, fused_experts
+from g4convert.inspection.declared_scheme import Entries, declared_in
+from g4convert.inspection.describe import describe
+from g4convert.inspection.description import Description
 
 TEXT: dict[str, Any] = {
     "model_type": "gemma4_text", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128,
@@ -51,9 +51,7 @@ def plain(config: Mapping[str, Any], *, fused: bool = False) -> Tensors:
     """Every tensor of a model, as zeros."""
     architecture = Architecture.from_config(config)
     expected = expected_weights(architecture)
-    tensors = {
-        name: zeros("BF16", *e.shape) for name, e in expected.items() if not (fused and "experts." in name)
-    }
+    tensors = {name: zeros("BF16", *e.shape) for name, e in expected.items() if not (fused and "experts." in name)}
     if fused:
         tensors |= {name: zeros("BF16", *e.shape) for name, e in fused_experts(architecture).items()}
     return tensors
@@ -70,9 +68,7 @@ def pack(weight: Stored, *, bits: int = 4, group: int = 32) -> Tensors:
     }
 
 
-def packed(
-    tensors: Tensors, modules: str = r".*\.(self_attn|mlp|experts\.\d+)\..*_proj", **how: int
-) -> Tensors:
+def packed(tensors: Tensors, modules: str = r".*\.(self_attn|mlp|experts\.\d+)\..*_proj", **how: int) -> Tensors:
     """Replaces the weights of the modules that fit a pattern."""
     result: Tensors = {}
     for name, weight in tensors.items():

@@ -11,7 +11,7 @@ from dialect_sources import DIALECTS, cases, with_shared_kv, write
 from safetensors.torch import load_file
 
 from g4convert import reload
-from g4convert.logits import logits, prompts
+from g4convert.forward.logits import logits, prompts
 
 SPLITTING = {"per expert", "moe.experts per expert"}
 ADDING = {"short embedders", "tied head", "rotary buffers"}
@@ -22,22 +22,16 @@ def stored(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def values(tensors: dict[str, torch.Tensor]) -> Counter[bytes]:
-    return Counter(
-        tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors.values()
-    )
+    return Counter(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors.values())
 
 
 @pytest.mark.parametrize(("dialect", "family"), cases())
-def test_names_change_and_values_do_not(
-    dialect: str, family: str, checkpoints: Checkpoints, tmp_path: Path
-) -> None:
+def test_names_change_and_values_do_not(dialect: str, family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     before = stored(checkpoints(family))
     directory = write(checkpoints(family), tmp_path / "out", dialect)
     after = stored(directory)
     assert set(after) != set(before)
-    assert set(json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]) == set(
-        after
-    )
+    assert set(json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]) == set(after)
     if dialect in SPLITTING:
         assert values(after).total() > values(before).total()
         assert sum(t.nbytes for t in after.values()) == sum(t.nbytes for t in before.values())

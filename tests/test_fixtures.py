@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Gemma4AudioFeatureExtractor, Gemma4Image
 from g4convert import reload
 from g4convert.errors import UsageError
 from g4convert.fixtures import Family, make
-from g4convert.logits import logits, prompts
+from g4convert.forward.logits import logits, prompts
 
 pytestmark = pytest.mark.parametrize("family", list(Family))
 
@@ -56,9 +56,7 @@ def test_has_several_shards_and_a_true_index(family: Family, checkpoints: Checkp
     assert sum(path.stat().st_size for path in directory.iterdir()) < 8e6
 
 
-def test_same_bytes_twice_and_others_for_another_seed(
-    family: Family, checkpoints: Checkpoints, tmp_path: Path
-) -> None:
+def test_same_bytes_twice_and_others_for_another_seed(family: Family, checkpoints: Checkpoints, tmp_path: Path) -> None:
     first, again = checkpoints(family), make(family, tmp_path / "again")
     other = make(family, tmp_path / "other", seed=1)
     for path in first.iterdir():
@@ -102,9 +100,7 @@ def test_every_tensor_matters_to_some_prompt(family: Family, checkpoints: Checkp
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_dtypes(family: Family, dtype: str, checkpoints: Checkpoints) -> None:
     directory = checkpoints(family, dtype=dtype)
-    found = {
-        tensor.dtype for name, tensor in tensors(directory).items() if not name.endswith("token_ordering")
-    }
+    found = {tensor.dtype for name, tensor in tensors(directory).items() if not name.endswith("token_ordering")}
     assert found == {getattr(torch, dtype)}
     assert json.loads((directory / "config.json").read_text())["dtype"] == dtype
 
@@ -126,9 +122,7 @@ def test_qat_weights_lie_on_a_signed_lattice(family: Family, checkpoints: Checkp
             error = np.minimum(error, np.abs(codes - np.rint(codes)).max(axis=1))
         assert error.max() < 0.05, name  # bf16 rounds d * q, and d is read back from one rounded product
     decoder = {name for name in plain if ".layers." in name and "tower" not in name}
-    assert changed == {
-        name for name in decoder if re.search("_proj|per_layer_input_gate", name) and "norm" not in name
-    }
+    assert changed == {name for name in decoder if re.search("_proj|per_layer_input_gate", name) and "norm" not in name}
     reload.reload(directory)
 
 
@@ -144,9 +138,7 @@ def test_tokenizer_agrees_with_config(family: Family, checkpoints: Checkpoints) 
         ("boi_token_id", "<|image>"),
         ("audio_token_id", "<|audio|>"),
     ):
-        assert config.get(key, tokenizer.convert_tokens_to_ids(token)) == tokenizer.convert_tokens_to_ids(
-            token
-        )
+        assert config.get(key, tokenizer.convert_tokens_to_ids(token)) == tokenizer.convert_tokens_to_ids(token)
     ids = tokenizer("The capital of France is Paris; naïve 日本")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert len(ids) < 40

@@ -82,9 +82,7 @@ def sglang_audio(name: str) -> str:
 
 
 SPELLINGS: Mapping[str, Callable[[str], str]] = {
-    "engines' MoE": substitute(
-        (r"\.(experts|router)\.", r".moe.\1."), (r"\.moe\.router\.per_e", ".moe.per_e")
-    ),
+    "engines' MoE": substitute((r"\.(experts|router)\.", r".moe.\1."), (r"\.moe\.router\.per_e", ".moe.per_e")),
     "experts with .weight": substitute((r"(experts\.\w+_proj)$", r"\1.weight")),
     "unified modules": substitute(
         (r"(embed_\w+)\.embedding_projection", r"\1.multimodal_embedder.embedding_projection"),
@@ -113,9 +111,7 @@ PREFIXED: Mapping[str, Callable[[str], str]] = {
     "inner model": substitute((r"^model\.", "")),
     "doubled": substitute((r"^model\.", "model.model.")),
     "nested": substitute((r"^model\.language_model\.", "model.language_model.model.")),
-    "multimodal names": substitute(
-        (r"^model\.(?=layers|embed_tokens|norm|per_layer)", "model.language_model.")
-    ),
+    "multimodal names": substitute((r"^model\.(?=layers|embed_tokens|norm|per_layer)", "model.language_model.")),
     "text-only names": substitute((r"^model\.language_model\.", "model.")),
 }
 
@@ -160,10 +156,7 @@ def split(tensors: Mapping[str, TensorInfo], architecture: Architecture) -> Tens
 
 def facts(inventory: Inventory) -> list[tuple[object, ...]]:
     """An inventory without where the bytes lie."""
-    return [
-        (w.name, w.role, w.dtype, w.shape, w.linear, w.segment.end - w.segment.begin)
-        for w in inventory.weights
-    ]
+    return [(w.name, w.role, w.dtype, w.shape, w.linear, w.segment.end - w.segment.begin) for w in inventory.weights]
 
 
 # ---- every spelling leads back
@@ -328,9 +321,7 @@ def test_all_faults_are_named_at_once(name: str, write: Callable[[str], str], da
 
 @settings(max_examples=40, deadline=None)
 @given(family, writers(), st.data())
-def test_two_sources_of_one_name_are_ambiguous(
-    name: str, write: Callable[[str], str], data: st.DataObject
-) -> None:
+def test_two_sources_of_one_name_are_ambiguous(name: str, write: Callable[[str], str], data: st.DataObject) -> None:
     twice = data.draw(st.sampled_from(sorted(STORED[name])))
     if write(twice) == twice:
         return

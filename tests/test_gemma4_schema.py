@@ -19,8 +19,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.errors import InputError, UnsupportedError, UsageError
+from g4convert.forward.models import model_class, quiet_transformers
 from g4convert.gemma4 import Architecture, Role, expected_weights, fused_experts
-from g4convert.reload import model_class, quiet_transformers
 from g4convert.tensors import DType
 
 Shapes = dict[str, tuple[int, ...]]
@@ -127,9 +127,9 @@ def test_released_structure() -> None:
     assert {(layer.head_dim, layer.kv_heads, layer.k_eq_v) for layer in moe.text.layers if layer.full} == {
         (512, 2, True)
     }
-    assert {
-        (layer.head_dim, layer.kv_heads, layer.k_eq_v) for layer in moe.text.layers if not layer.full
-    } == {(256, 8, False)}
+    assert {(layer.head_dim, layer.kv_heads, layer.k_eq_v) for layer in moe.text.layers if not layer.full} == {
+        (256, 8, False)
+    }
     assert moe.dtype is DType.BF16
     assert not moe.has_audio
     assert moe.text_prefix == "model.language_model."
@@ -145,9 +145,7 @@ def stored_by_transformers(config: Config) -> tuple[Shapes, set[str], Config]:
         loaded = AutoConfig.for_model(values.pop("model_type"), **values)
         model = model_class(loaded.model_type)(loaded)
         tensors = {k: v for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
-        linears = {
-            f"{k}.weight" for k, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-        }
+        linears = {f"{k}.weight" for k, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
         on_disk = revert_weight_conversion(model, tensors)
         linears_on_disk = revert_weight_conversion(model, {k: v for k, v in tensors.items() if k in linears})
     return {k: tuple(v.shape) for k, v in on_disk.items()}, set(linears_on_disk), loaded.to_dict()
@@ -344,9 +342,7 @@ def test_all_wrong_values_are_named_at_once() -> None:
 
 @pytest.mark.parametrize("text", [None, [], "gemma4_text", {}])
 def test_a_config_without_a_decoder(text: object) -> None:
-    assert any(
-        "text_config" in line for line in refusal({"model_type": "gemma4", "text_config": text}).offenders
-    )
+    assert any("text_config" in line for line in refusal({"model_type": "gemma4", "text_config": text}).offenders)
 
 
 @pytest.mark.parametrize(
@@ -419,9 +415,7 @@ def test_an_assistant_has_no_text_only_form() -> None:
 
 
 def test_names_are_known_without_torch() -> None:
-    program = (
-        "import sys, g4convert.gemma4; print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
-    )
+    program = "import sys, g4convert.gemma4; print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     found = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

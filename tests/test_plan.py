@@ -12,9 +12,9 @@ from released_configs import FAMILIES, RELEASED, released, stored
 
 from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Role
+from g4convert.layout import lay_out
 from g4convert.plan import Copy, Drop, Plan, Quantize, make_plan
 from g4convert.plan_report import PlanReport
-from g4convert.layout import lay_out
 from g4convert.recipe import load, shipped
 from g4convert.sizes import role_sizes
 from g4convert.source import Source

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from g4convert.errors import UsageError
 from g4convert.recipe import DEFAULT, Recipe, load, schema, shipped, source_text
 

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from g4convert import reload
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.fixtures import Family
-from g4convert.logits import compare, logits, prompts
-from g4convert.models import model_class, quiet_transformers
+from g4convert.forward.logits import compare, logits, prompts
+from g4convert.forward.models import model_class, quiet_transformers
 
 DECODER_LINEAR = re.compile(
     r"^model\.(language_model\.)?layers\.\d+\."
@@ -68,9 +68,7 @@ def split(name: str, tensor: torch.Tensor) -> Tensors:
 
 def write_packed(source: Path, out: Path, *, bits: int = 4, group_size: int | None = 32) -> Path:
     """A packed copy of a tiny checkpoint, shard by shard."""
-    grouping = (
-        {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
-    )
+    grouping = {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
     args = QuantizationArgs(num_bits=bits, symmetric=True, **grouping)
     out.mkdir(parents=True)
     index = {}
@@ -129,9 +127,7 @@ def moe_logits(moe: Path, packed_moe: Path) -> tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.mark.parametrize("family", list(Family))
-def test_packed_checkpoint_equals_dequantized_model(
-    family: Family, checkpoints: Checkpoints, tmp_path: Path
-) -> None:
+def test_packed_checkpoint_equals_dequantized_model(family: Family, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     packed = write_packed(source, tmp_path / "packed")
     original, expected, found = (
@@ -179,9 +175,7 @@ def test_text_only_output_of_a_composite_source(moe: Path, packed_moe: Path, tmp
     out = tmp_path / "text-only"
     out.mkdir()
     tensors = {k: v for path in packed_moe.glob("*.safetensors") for k, v in load_file(path).items()}
-    tensors = {
-        k.replace("model.language_model.", "model."): v for k, v in tensors.items() if ".language_model." in k
-    }
+    tensors = {k.replace("model.language_model.", "model."): v for k, v in tensors.items() if ".language_model." in k}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((packed_moe / "config.json").read_text())
     (out / "config.json").write_text(

@@ -108,9 +108,7 @@ def test_fetched_when_online(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("lost", [(TWO,), ("config.json",), (ONE, TWO, "model.safetensors.index.json")])
-def test_a_snapshot_in_part_is_completed(
-    hub: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...]
-) -> None:
+def test_a_snapshot_in_part_is_completed(hub: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...]) -> None:
     path = snapshot(hub, COMMIT, "main", without=lost)
     with pytest.raises(EnvironmentFault, match="only in part"):
         resolve(REPO)
@@ -184,11 +182,7 @@ def test_no_revision(revision: str) -> None:
 
 def test_offline_by_environment(tmp_path: Path) -> None:
     """HF_HUB_OFFLINE is read when huggingface_hub is imported, so this needs a process of its own."""
-    code = (
-        f"import g4convert.source as s, sys; assert 'huggingface_hub' not in sys.modules; s.resolve({REPO!r})"
-    )
+    code = f"import g4convert.source as s, sys; assert 'huggingface_hub' not in sys.modules; s.resolve({REPO!r})"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "HF_HUB_OFFLINE is set" in done.stderr

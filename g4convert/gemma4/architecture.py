@@ -138,9 +138,7 @@ class Architecture:
         """What people call it, such as `Gemma 4 MoE (26B-A4B)`; the size only where it is a released one."""
         line = "Gemma 4 unified" if self.is_unified else "Gemma 4"
         text = self.text
-        size = _RELEASED.get(
-            (text.hidden_size, len(text.layers), text.experts.count if text.experts else 0), ""
-        )
+        size = _RELEASED.get((text.hidden_size, len(text.layers), text.experts.count if text.experts else 0), "")
         if self.is_assistant:
             return f"{line} MTP assistant"
         form = "MoE" if text.experts else "dense with per-layer embeddings" if text.ple else "dense"
@@ -172,9 +170,7 @@ def _kind_of(config: Mapping[str, Any]) -> _Kind:
     supported = f"supported: {', '.join(_KINDS)}"
     if not isinstance(model_type, str):
         found = "missing" if model_type is None else repr(model_type)
-        raise InputError(
-            f"config.json: model_type: {found}, expected the name of a Gemma 4 model", hint=supported
-        )
+        raise InputError(f"config.json: model_type: {found}, expected the name of a Gemma 4 model", hint=supported)
     if kind := _KINDS.get(model_type):
         return kind
     family = next((known for known in _REFUSED if model_type.startswith(known)), None)

@@ -23,9 +23,7 @@ _FORMATS = (
 )
 _PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _FORMATS)
 _ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|modules_to_save|original_module)(\.|$)")
-_NEAREST_MOST = (
-    32  # kinds of unknown names worth a search; a checkpoint with more is something else altogether
-)
+_NEAREST_MOST = 32  # kinds of unknown names worth a search; a checkpoint with more is something else altogether
 
 
 def quantized_format(names: Iterable[str]) -> tuple[str, tuple[str, ...]] | None:

@@ -115,9 +115,7 @@ def _missing(match: Match) -> Iterator[_Fault]:
             whole.update(experts.names)
         elif not any(name in match.sources for name in experts.names):
             whole.update(experts.names)
-            yield _Fault(
-                "missing", fused, f"{fused}, or all of {experts.prefix}*.{{{','.join(experts.projections)}}}"
-            )
+            yield _Fault("missing", fused, f"{fused}, or all of {experts.prefix}*.{{{','.join(experts.projections)}}}")
     for name, expected in match.schema.expected.items():
         if not expected.optional and name not in match.sources and name not in whole:
             yield _Fault("missing", name, name)

@@ -133,11 +133,7 @@ def _split(fused: FusedExperts, source: str, dtype: DType) -> Iterator[tuple[str
 def _extras(match: Match, sources: Mapping[str, str], architecture: Architecture) -> Iterator[Extra]:
     for name, known in match.schema.droppable.items():
         if source := sources.get(name):
-            twin = (
-                sources[f"{architecture.text_prefix}embed_tokens.weight"]
-                if known.kind is ExtraKind.TIED
-                else None
-            )
+            twin = sources[f"{architecture.text_prefix}embed_tokens.weight"] if known.kind is ExtraKind.TIED else None
             yield Extra(source, known.kind, known.reason, twin)
     for source in match.derived:
         yield Extra(source, ExtraKind.DERIVED, "every loader computes this buffer from the config")

@@ -120,13 +120,9 @@ def _count(uses: dict[str, DialectUse], habits: Mapping[str, str], example: tupl
         uses[name] = DialectUse(name, description, known.count + 1 if known else 1, first)
 
 
-def _count_single_experts(
-    uses: dict[str, DialectUse], schema: Schema, sources: Mapping[str, tuple[str, ...]]
-) -> None:
+def _count_single_experts(uses: dict[str, DialectUse], schema: Schema, sources: Mapping[str, tuple[str, ...]]) -> None:
     """Experts one by one are a spelling of their own: transformers 5 stores them fused."""
     found = [(fused, n) for fused, experts in schema.fused.items() for n in experts.names if n in sources]
     if found:
         (fused, name), described = found[0], "experts one by one, which transformers 5 fuses"
-        uses["single-experts"] = DialectUse(
-            "single-experts", described, len(found), (sources[name][0], fused)
-        )
+        uses["single-experts"] = DialectUse("single-experts", described, len(found), (sources[name][0], fused))

@@ -51,9 +51,7 @@ def read_audio(top: ConfigReader, *, unified: bool) -> AudioPart | None:
         return None
     if unified:  # four names of one number in transformers' class
         names = ("audio_embed_dim", "hidden_size", "output_proj_dims", "audio_samples_per_token")
-        return AudioEmbedder(
-            read.integer(next((name for name in names if name in read.values), names[0]), 640)
-        )
+        return AudioEmbedder(read.integer(next((name for name in names if name in read.values), names[0]), 640))
     return AudioTower(
         hidden_size=read.integer("hidden_size", 1024),
         layers=read.integer("num_hidden_layers", 12, most=_LAYERS_MOST),

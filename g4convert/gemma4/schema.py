@@ -199,9 +199,7 @@ def _attention(text: TextModel, layer: Layer) -> Named:
         if text.attention_bias:
             yield f"self_attn.{name}.bias", Expected((n,), role, optional=optional)
     yield "self_attn.q_norm.weight", Expected((layer.head_dim,), Role.NORM)
-    k_norm = Expected(
-        (layer.head_dim,), Role.KV_SHARED if layer.kv_shared else Role.NORM, optional=layer.kv_shared
-    )
+    k_norm = Expected((layer.head_dim,), Role.KV_SHARED if layer.kv_shared else Role.NORM, optional=layer.kv_shared)
     yield "self_attn.k_norm.weight", k_norm
 
 

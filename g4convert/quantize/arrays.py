@@ -10,17 +10,17 @@ from g4convert.tensors import DType
 
 __all__ = ["check_outputs", "check_rows"]
 
+_AXES = 2
+
 
 def check_rows(rows: NDArray[Any], dtype: DType) -> None:
     """Raise ValueError unless `rows` is a contiguous [n, k] of the words of `dtype`."""
     expected = np.dtype(np.float32 if dtype is DType.F32 else np.uint16)
-    if not dtype.is_weight or rows.dtype != expected or rows.ndim != 2 or not rows.flags.c_contiguous:
+    if not dtype.is_weight or rows.dtype != expected or rows.ndim != _AXES or not rows.flags.c_contiguous:
         raise ValueError(f"rows of {dtype} must be contiguous {expected} [n, k], not {rows.dtype} {rows.shape}")
 
 
-def check_outputs(
-    scheme: Scheme, shape: tuple[int, int], packed: NDArray[np.int32], scale: NDArray[np.uint16]
-) -> None:
+def check_outputs(scheme: Scheme, shape: tuple[int, int], packed: NDArray[np.int32], scale: NDArray[np.uint16]) -> None:
     """Raise ValueError unless the outputs for weights of `shape` are contiguous and of the right shape."""
     n, k = shape
     for name, array, expected, columns in (

@@ -1,146 +1,59 @@
 """The steps every method shares, compiled: load, minmax scales, the trial of a scale, codes and packing.
 
-Layout. A tile [n, k] is a flat run of groups, so rows play no part: LANES = 64 groups at a time become a block,
-element i of group `lane` at `w[64 * i + lane]`. Every inner loop runs over lanes: whole vectors for any group size,
-no horizontal sums, and a group's result cannot depend on the vector width. The transposition rotates the bits of
-the index (lane, i), 3 at a time: `out[8j + r] = in[j + r * size/8]`, twice. LLVM makes interleaving shuffles of it:
-0.1 ns per element and pass, against 0.7 for strided loads.
+Layout. A tile [n, k] is a flat run of groups, so rows play no part: LANES = 64 groups at a time become a
+block, element i of group `lane` at `w[64 * i + lane]`. Every inner loop runs over lanes: whole vectors for any
+group size, no horizontal sums, and a result cannot depend on the vector width. The transposition rotates the
+bits of the index (lane, i), 3 at a time: `out[8j + r] = in[j + r * size/8]`, twice. LLVM makes interleaving
+shuffles of it: 0.1 ns per element and pass, against 0.7 for strided loads.
 
-Order of sums, the same in `torch_tiles`: 8 elements as a tree, 16 such sums one after the other into a run of 128,
-then the runs one after the other. No fast-math, no fused multiply-add. A group is padded with zero weights to a
-multiple of 8; they add nothing. So a group's bits are the same on any machine.
+Order of sums, the same in `torch_tiles`: 8 elements as a tree, 16 such sums one after the other into a run of
+128, then the runs one after the other. No fast-math, no fused multiply-add. A group is padded with zero weights
+to a multiple of 8; they add nothing. So a group's bits are the same on any machine.
 
 Dimensionless errors. A trial divides by the scale first, u = w/s, and sums (u - q)^2 in fp32. No square of a
 weight is formed, so nothing overflows or vanishes for weights of any size; sums over groups are float64.
 
 Loops keep to what LLVM vectorises: flat arrays with constant strides (rows of unknown stride need more alias
-checks than it makes), results of an inner loop in one array, codes stored as int8 and packed in a second pass.
+checks than it makes), what an inner loop adds up in one array, codes as int8 first and packed in a second pass.
 
 What it refuses: NaN and infinity, found by the two integer maxima that give the largest magnitude anyway.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "EIGHT",
-    "LANES",
-    "RUN",
-    "Block",
-    "Codes",
-    "Words",
-    "as_bits",
-    "as_float",
-    "baseline",
-    "evaluate",
-    "finish",
-    "jit",
-    "load",
-    "nearest",
-    "quantize_minmax",
-    "round_bf16",
-    "squares",
-    "tree",
-    "unit",
-]
+from g4convert.quantize.compiled import (
+    EIGHT,
+    F32,
+    I8,
+    LANES,
+    RUN,
+    U32,
+    Block,
+    Codes,
+    Words,
+    as_bits,
+    as_float,
+    divided,
+    dot,
+    four,
+    jit,
+    minus,
+    round_bf16,
+    rounded,
+    scaled,
+)
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-F32 = NDArray[np.float32]
-U32 = NDArray[np.uint32]
-I8 = NDArray[np.int8]
-Four = tuple[np.float32, np.float32, np.float32, np.float32]
-
-LANES = 64
-EIGHT = 8 * LANES  # 8 elements of each lane: one step of the inner loops
-RUN = 128 * LANES
+__all__ = ["baseline", "evaluate", "finish", "load", "quantize_minmax"]
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _NEGATIVE = np.uint32(0x80000000)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _EPS = np.float32(2.0**-23)  # fp32's; what compressed-tensors puts for a scale of 0
 _TWO_TO_112 = np.float32(2.0**112)
-_SMALLEST, _LARGEST = np.float32(2.0**-100), np.float32(2.0**100)
-
-
-def jit(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile on the first call, free of the interpreter lock; keep the machine code on disk.
-
-    numba ships no types; this keeps those a kernel is written with.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast("Callable[_P, _R]", numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # a read-only installation and no home directory: nowhere to keep it
-        return cast("Callable[_P, _R]", numba.njit(**options)(function))
-
-
-class Words(NamedTuple):
-    """The words of a tile: uint16 or uint32 [groups * g], and of its dtype the fields of `SourceFormat`."""
-
-    flat: NDArray[Any]
-    g: int
-    kind: int
-    limit: np.uint32
-    down: np.float32
-    half: np.uint32
-    shift: np.uint32
-    odd: np.uint32
-
-
-class Codes(NamedTuple):
-    """The code range: bits of a code, smallest and largest code, half the range; may a scale be negative."""
-
-    bits: int
-    low: np.float32
-    high: np.float32
-    divisor: np.float32
-    signed: bool
-
-
-class Block(NamedTuple):
-    """Scratch for 64 groups, one per worker thread; r is g rounded up to a multiple of 8.
-
-    Args:
-        turned, loaded: words [64 * g]: the transposition, half-way and done.
-        w, bits: one memory [r * 64] as float32 and uint32: the weights.
-        q: int8 [r * 64]: their codes.
-        packed: uint32 [r * bits / 32 * 64]: the codes as words.
-        extremes: uint32 [2 * 64]: bits of the largest and the smallest weight.
-        peak: float32 [64]: largest magnitude.
-        sign: float32 [64]: -1 where the peak is a positive weight, so that its code is the smallest, else 1.
-        scale: float32 [64]: the scale chosen; a bf16 number, not 0.
-        sums: float32 [6 * 64]: results of a trial: error, <w, q>, <q, q>; and the same of one run.
-        spare: float32 [5 * 64]: for the method.
-        levels: float32 [c]: what `mse` tries.
-        grid: float32 [4 * c * 64]: its sums for each level, and those of one run.
-        steps: float32 [4 * 64]: `lattice`'s step of each lane, weights it misses; and another's.
-        total: float64 [2]: squared error and squared weight of the tile.
-        count: int64 [4]: zero codes, saturated codes, lattice groups, exact groups of the tile.
-    """
-
-    turned: NDArray[Any]
-    loaded: NDArray[Any]
-    w: F32
-    bits: U32
-    q: I8
-    packed: U32
-    extremes: U32
-    peak: F32
-    sign: F32
-    scale: F32
-    sums: F32
-    spare: F32
-    levels: F32
-    grid: F32
-    steps: F32
-    total: NDArray[np.float64]
-    count: NDArray[np.int64]
+_NIBBLE = 4
 
 
 @jit
@@ -159,7 +72,7 @@ def quantize_minmax(
 
 @jit
 def load(words: Words, first: int, block: Block) -> int:
-    """Load 64 groups from `first` on, with peaks and signs; returns -1, or the index of the first NaN or Inf."""
+    """Load 64 groups from `first` on, their peaks and signs; returns -1, or where the first NaN or Inf is."""
     start, size = first * words.g, block.loaded.size
     if start + size <= words.flat.size:
         _rotate(words.flat[start : start + size], block.turned)
@@ -233,85 +146,15 @@ def _peaks(bits: U32, extremes: U32, peak: F32, sign: F32) -> np.uint32:
 
 
 @jit
-def as_bits(value: np.float32) -> np.uint32:
-    """The bits of an fp32."""
-    return np.float32(value).view(np.uint32)
-
-
-@jit
-def as_float(bits: np.uint32) -> np.float32:
-    """The fp32 of these bits."""
-    return np.uint32(bits).view(np.float32)
-
-
-@jit
-def round_bf16(value: np.float32) -> np.float32:
-    """Round a finite fp32 to bf16, ties to even; returns it as fp32."""
-    bits = as_bits(value)
-    return as_float(
-        (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    )
-
-
-@jit
 def baseline(peak: F32, divisor: np.float32, scale: F32) -> None:
     """Set the scales of minmax: peak / 7.5 rounded to bf16; fp32's epsilon where that is 0.
 
-    compressed-tensors replaces a scale of 0; one that only bf16 rounds to 0 (peak under 2^-131) gets the same.
+    compressed-tensors replaces a scale of 0; one that only bf16 rounds to 0, of a peak under 2^-131, becomes
+    the same.
     """
     for lane in range(LANES):
         s = round_bf16(peak[lane] / divisor)
         scale[lane] = s if s > _ZERO else _EPS
-
-
-@jit
-def unit(peak: np.float32) -> np.float32:
-    """1 / peak, or 0 where the weights are all 0, or so small or large that a search could overflow."""
-    return _ONE / peak if _SMALLEST <= peak <= _LARGEST else _ZERO
-
-
-@jit
-def nearest(u: np.float32, codes: Codes) -> np.float32:
-    """Round to the nearest code, ties to even."""
-    q = np.rint(u)
-    q = q if q > codes.low else codes.low
-    return q if q < codes.high else codes.high
-
-
-@jit
-def four(v: F32, at: int) -> Four:
-    """4 elements of a lane, one below the other."""
-    return v[at], v[at + LANES], v[at + 2 * LANES], v[at + 3 * LANES]
-
-
-@jit
-def tree(a: Four) -> np.float32:
-    """Sum 4 numbers, in the order both devices keep."""
-    return (a[0] + a[1]) + (a[2] + a[3])
-
-
-@jit
-def dot(a: Four, b: Four) -> np.float32:
-    """Sum 4 products in that order."""
-    return (a[0] * b[0] + a[1] * b[1]) + (a[2] * b[2] + a[3] * b[3])
-
-
-@jit
-def scaled(a: Four, s: np.float32) -> Four:
-    """Multiply 4 numbers."""
-    return a[0] * s, a[1] * s, a[2] * s, a[3] * s
-
-
-@jit
-def rounded(u: Four, codes: Codes) -> Four:
-    """Round 4 numbers to codes."""
-    return nearest(u[0], codes), nearest(u[1], codes), nearest(u[2], codes), nearest(u[3], codes)
-
-
-@jit
-def minus(a: Four, b: Four) -> Four:
-    """Subtract 4 numbers."""
-    return a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3]
 
 
 @jit
@@ -336,16 +179,14 @@ def evaluate(w: F32, inverse: F32, codes: Codes, sums: F32) -> None:
 
 
 @jit
-def finish(
-    codes: Codes, block: Block, first: int, packed: NDArray[np.int32], scale: NDArray[np.uint16]
-) -> None:
+def finish(codes: Codes, block: Block, first: int, packed: NDArray[np.int32], scale: NDArray[np.uint16]) -> None:
     """Write codes and scales of the block to the flat outputs; add to its totals."""
     per_group, lanes = packed.size // scale.size, min(LANES, scale.size - first)
     _codes(block.w, block.scale, codes, block.q, block.sums)
     _pack(block.q, codes.bits, block.packed)
     zero, saturated = _count(codes.bits, block.packed, lanes)
-    block.count[0] += zero
-    block.count[1] += saturated
+    block.counts[0] += zero
+    block.counts[1] += saturated
     for lane in range(lanes):
         s = np.float64(block.scale[lane])
         block.total[0] += np.float64(block.sums[lane]) * (s * s)
@@ -382,12 +223,6 @@ def _codes(w: F32, scale: F32, codes: Codes, q: I8, sums: F32) -> None:
 
 
 @jit
-def divided(a: Four, s: np.float32) -> Four:
-    """Divide 4 numbers."""
-    return a[0] / s, a[1] / s, a[2] / s, a[3] / s
-
-
-@jit
 def _pack(q: I8, bits: int, packed: U32) -> None:
     """Pack codes + half the range into words, the first lowest."""
     per_word = 32 // bits
@@ -415,33 +250,31 @@ def _blank(packed: U32, bits: int) -> None:
 def _count(bits: int, packed: U32, lanes: int) -> tuple[int, int]:
     """Count the codes that are 0, and those that are the smallest or the largest, a word at a time."""
     zero = saturated = np.uint32(0)
-    if bits == 4:
-        for at in range(0, packed.size, LANES):
-            row = packed[at : at + lanes]
+    for at in range(0, packed.size, LANES):
+        row = packed[at : at + lanes]
+        if bits == _NIBBLE:
             for lane in range(lanes):
-                zero += _nibbles(row[lane] ^ np.uint32(0x88888888))
-                saturated += _nibbles(row[lane]) + _nibbles(~row[lane])
-    else:
-        for at in range(0, packed.size, LANES):
-            row = packed[at : at + lanes]
+                zero += _empty_nibbles(row[lane] ^ np.uint32(0x88888888))
+                saturated += _empty_nibbles(row[lane]) + _empty_nibbles(~row[lane])
+        else:
             for lane in range(lanes):
-                zero += _bytes(row[lane] ^ np.uint32(0x80808080))
-                saturated += _bytes(row[lane]) + _bytes(~row[lane])
+                zero += _empty_bytes(row[lane] ^ np.uint32(0x80808080))
+                saturated += _empty_bytes(row[lane]) + _empty_bytes(~row[lane])
     return int(zero), int(saturated)
 
 
 @jit
-def _nibbles(word: np.uint32) -> np.uint32:
-    """How many of 8 nibbles are 0: or each into its lowest bit, add those up."""
+def _empty_nibbles(word: np.uint32) -> np.uint32:
+    """How many of 8 nibbles are 0: gather each in its lowest bit, then add those up in the top one."""
     t = np.uint32(word | (word >> np.uint32(2)))
     t = np.uint32(t | (t >> np.uint32(1))) & np.uint32(0x11111111)
-    return np.uint32(8) - np.uint32(np.uint32(t * np.uint32(0x11111111)) >> np.uint32(28))
+    return np.uint32(8) - (np.uint32(t * np.uint32(0x11111111)) >> np.uint32(28))
 
 
 @jit
-def _bytes(word: np.uint32) -> np.uint32:
+def _empty_bytes(word: np.uint32) -> np.uint32:
     """How many of 4 bytes are 0."""
     t = np.uint32(word | (word >> np.uint32(4)))
     t = np.uint32(t | (t >> np.uint32(2)))
     t = np.uint32(t | (t >> np.uint32(1))) & np.uint32(0x01010101)
-    return np.uint32(4) - np.uint32(np.uint32(t * np.uint32(0x01010101)) >> np.uint32(24))
+    return np.uint32(4) - (np.uint32(t * np.uint32(0x01010101)) >> np.uint32(24))

@@ -1,25 +1,25 @@
 """Method `lattice`: per group, the grid that quantization-aware training left in the weights.
 
 A group is on a grid when one step d and codes q in [-8, 7] give every weight: w = round(d * q) in the source's
-dtype. Such files hold d times q with d an fp32, fp16 or bf16 number: the signed extreme over -8 (Q4_0), the largest
-magnitude over 7 or 7.5, or a learned clip, under which a group need not reach code 8 at all. So:
+dtype. Such files hold d times q with d an fp32, fp16 or bf16 number: the signed extreme over -8 (Q4_0), the
+largest magnitude over 7 or 7.5, or a learned clip, under which a group need not reach code 8 at all. So:
 
-    1  for L = 1 .. 8: are all w * L/peak near whole numbers in range? The least such L, so the largest step. A wrong L
-       puts some weight at least 1/8 off; rounding of the weights moves none by more than 1/32.
-    2  the d for which d * q rounds to w form an interval per weight; a d in all of them must exist. Zero weights
-       need code 0.
-    3  the scale is the bf16 number nearest the middle of what is left; where that does not give the source back and
-       the next one beyond the middle does, the next one. The step itself is found so if it is a bf16 number.
+    1  for L = 1 .. 8: are all w * L/peak near whole numbers in range? The least such L, so the largest step.
+       A wrong L puts some weight at least 1/8 off; rounding of the weights moves none by more than 1/32.
+    2  the d for which d * q rounds to w form an interval per weight; a d in all of them must exist. Where the
+       code is 0 the weight must be.
+    3  the scale is the bf16 number nearest the middle of what is left; the next one beyond the middle, where
+       that one gives the source back and the nearest does not. The step is found so if it is a bf16 number.
 
-Codes are right in either case: a scale within bf16's rounding of d moves w/s by less than 1/16. The sign is free
-unless code -8 is needed on the positive side; it is then positive. A group on no grid takes the scale of `mse`, also
-one that needs a negative scale where the scheme allows none.
+Codes are right in either case: a scale within bf16's rounding of d moves w/s by less than 1/16. The sign is
+free unless code -8 is needed on the positive side; it is then positive. A group on no grid takes the scale of
+`mse`, and so does one that needs a negative scale where the scheme allows none.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from g4convert.quantize.kernels import (
+from g4convert.quantize.compiled import (
     EIGHT,
     F32,
     LANES,
@@ -29,24 +29,22 @@ from g4convert.quantize.kernels import (
     Words,
     as_bits,
     as_float,
-    baseline,
-    finish,
     four,
     jit,
-    load,
     minus,
     round_bf16,
     rounded,
     scaled,
     unit,
 )
+from g4convert.quantize.kernels import baseline, finish, load
+from g4convert.quantize.scheme import LARGEST_LEVEL, OFF_GRID, WIDER
 from g4convert.quantize.search import search
 
-__all__ = ["LARGEST_LEVEL", "OFF_GRID", "ROUNDING", "count_lattice", "quantize_lattice"]
+__all__ = ["count_lattice", "quantize_lattice"]
 
-LARGEST_LEVEL = 8
-OFF_GRID = np.float32(3 / 64)  # codes off by less are on the grid: 8 * (2 * 2^-9) and some more
-ROUNDING = np.float32(1 + 2.0**-21)  # of the products and quotients with which the interval is made
+_OFF_GRID = np.float32(OFF_GRID)
+_WIDER = np.float32(WIDER)
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _INF = np.float32(np.inf)
@@ -69,8 +67,8 @@ def quantize_lattice(
         found = 0
         for lane in range(min(LANES, scale.size - first)):
             found += step[lane] != _ZERO
-            block.count[3] += (step[lane] != _ZERO) & (misfit[lane] == _ZERO)
-        block.count[2] += found
+            block.counts[3] += (step[lane] != _ZERO) & (misfit[lane] == _ZERO)
+        block.counts[2] += found
         if found < min(LANES, scale.size - first):
             search(codes, block)
         for lane in range(LANES):
@@ -89,13 +87,13 @@ def count_lattice(words: Words, codes: Codes, block: Block, groups: int) -> int:
         baseline(block.peak, codes.divisor, block.scale)
         _find_steps(words, codes, block)
         for lane in range(min(LANES, groups - first)):
-            block.count[2] += block.steps[lane] != _ZERO
+            block.counts[2] += block.steps[lane] != _ZERO
     return -1
 
 
 @jit
 def _find_steps(words: Words, codes: Codes, block: Block) -> None:
-    """Set `steps` to the bf16 step of each lane, 0 where it is on no grid, and the weights that step misses."""
+    """Set `steps` to the bf16 step of each lane, 0 where it is on no grid, and the weights it misses."""
     units, low, high = block.spare[:LANES], block.spare[LANES:_BOTH], block.spare[_BOTH : 3 * LANES]
     step, misfit = block.steps[:LANES], block.steps[LANES:_BOTH]
     other, other_misfit = block.steps[_BOTH : 3 * LANES], block.steps[3 * LANES :]
@@ -105,7 +103,7 @@ def _find_steps(words: Words, codes: Codes, block: Block) -> None:
     _pick_level(block.grid, units)
     _intervals(block.w, units, words, low, high)
     for lane in range(LANES):
-        on = (units[lane] != _ZERO) & (low[lane] <= high[lane] * ROUNDING)
+        on = (units[lane] != _ZERO) & (low[lane] <= high[lane] * _WIDER)
         middle = (low[lane] + high[lane]) * _HALF if on else _ONE
         near = round_bf16(middle)
         beyond = as_float(as_bits(near) + _BF16_ULP if near <= middle else as_bits(near) - _BF16_ULP)
@@ -138,7 +136,7 @@ def _off_grid(w: F32, units: F32, codes: Codes, worst: F32) -> None:
 
 @jit
 def _farthest(a: Four) -> np.float32:
-    return max(max(abs(a[0]), abs(a[1])), max(abs(a[2]), abs(a[3])))
+    return max(abs(a[0]), abs(a[1]), abs(a[2]), abs(a[3]))
 
 
 @jit
@@ -147,7 +145,7 @@ def _pick_level(worst: F32, units: F32) -> None:
     for lane in range(LANES):
         level = _ZERO
         for c in range(LARGEST_LEVEL - 1, -1, -1):
-            level = np.float32(c + 1) if worst[c * LANES + lane] <= OFF_GRID else level
+            level = np.float32(c + 1) if worst[c * LANES + lane] <= _OFF_GRID else level
         units[lane] = level * (units[lane] if level == LARGEST_LEVEL else abs(units[lane]))
 
 
@@ -175,8 +173,8 @@ def _intervals(w: F32, units: F32, words: Words, low: F32, high: F32) -> None:
             least = _ZERO if v[lane] == _ZERO else _INF  # where the code is 0
             below = below * ratio if q > _ZERO else least
             above = above * ratio if q > _ZERO else _INF
-            low[lane] = below if below > low[lane] else low[lane]
-            high[lane] = above if above < high[lane] else high[lane]
+            low[lane] = max(low[lane], below)
+            high[lane] = min(high[lane], above)
 
 
 @jit

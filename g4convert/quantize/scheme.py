@@ -20,7 +20,27 @@ if TYPE_CHECKING:
 
     from g4convert.tensors import DType
 
-__all__ = ["Method", "NonFiniteError", "Scheme", "TileStats", "Tiles"]
+__all__ = [
+    "LARGEST_LEVEL",
+    "MARGIN",
+    "OFF_GRID",
+    "SLACK",
+    "WIDER",
+    "Method",
+    "NonFiniteError",
+    "Scheme",
+    "TileStats",
+    "Tiles",
+]
+
+# `mse` keeps a scale whose error is less than that of minmax by more than fp32 can have lost in either sum
+SLACK = 2.0**-20  # per element: bounds what rounding u = w/s adds to (u - q)^2 where that is near 0
+MARGIN = 1.0 - 2.0**-10  # times the error: bounds what it adds elsewhere
+
+# `lattice`
+LARGEST_LEVEL = 8
+OFF_GRID = 3 / 64  # a code off by this is on no grid; two roundings to bf16 move code 8 by 2/64
+WIDER = 1 + 2.0**-21  # times a step: what the quotients that bound it can have lost
 
 _NUM_BITS = (4, 8)
 _GROUP_STEP = 8  # a group fills whole int32 words at 4 bits

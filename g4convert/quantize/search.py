@@ -4,9 +4,9 @@
     2  keep the L whose refit scale leaves the least error: the largest <w, q>^2 / <q, q>
     3  round s(L) to bf16, and keep it if its error is less than that of minmax
 
-The sign gives the extra code -8 to the side of the largest weight. Searching the other sign as well, as the
-2x12-candidate search does, won 0.00 to 0.07 points of relative error for twice the time; ranking by the error *after*
-the refit, which needs no second pass, won 0.1 points and allows 10 levels for 12. A second refit wins 0.02 points.
+The sign gives the extra code -8 to the side of the largest weight. Searching the other sign as well, as a
+2x12-candidate search does, won 0.00 to 0.07 points of relative error for twice the time. Ranking by the error
+*after* the refit, which needs no second pass, won 0.1 points; 10 levels then do for 12. A second refit wins 0.02.
 
 Never worse than minmax: step 3 asks for a win larger than what fp32 can have lost in either sum.
 """
@@ -14,7 +14,7 @@ Never worse than minmax: step 3 asks for a win larger than what fp32 can have lo
 import numpy as np
 from numpy.typing import NDArray
 
-from g4convert.quantize.kernels import (
+from g4convert.quantize.compiled import (
     EIGHT,
     F32,
     LANES,
@@ -22,32 +22,25 @@ from g4convert.quantize.kernels import (
     Block,
     Codes,
     Words,
-    baseline,
     dot,
-    evaluate,
-    finish,
     four,
     jit,
-    load,
     round_bf16,
     rounded,
     scaled,
     unit,
 )
+from g4convert.quantize.kernels import baseline, evaluate, finish, load
+from g4convert.quantize.scheme import MARGIN, SLACK
 
-__all__ = ["MARGIN", "SLACK", "quantize_mse", "search"]
+__all__ = ["quantize_mse", "search"]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _BOTH = 2 * LANES  # <w, q> and <q, q> of a candidate
 
-SLACK = 2.0**-20  # per element: bounds what rounding u to fp32 adds to (u - q)^2 where that is near 0
-MARGIN = 1.0 - 2.0**-10  # of the error: bounds what it adds elsewhere
-
 
 @jit
-def quantize_mse(
-    words: Words, codes: Codes, block: Block, packed: NDArray[np.int32], scale: NDArray[np.uint16]
-) -> int:
+def quantize_mse(words: Words, codes: Codes, block: Block, packed: NDArray[np.int32], scale: NDArray[np.uint16]) -> int:
     """Quantize a tile by mse into the flat outputs; returns -1, or the index of the first NaN or Inf."""
     for first in range(0, scale.size, LANES):
         bad = load(words, first, block)
@@ -122,6 +115,6 @@ def _refit(done: F32, units: F32, scale: F32, best: F32, candidate: F32) -> None
             ratio = row[lane] / (qq if qq > _ZERO else _ONE)
             gain = (ratio * units[lane]) * (row[lane] * units[lane])
             candidate[lane] = ratio if gain > best[lane] else candidate[lane]
-            best[lane] = gain if gain > best[lane] else best[lane]
+            best[lane] = max(best[lane], gain)
     for lane in range(LANES):
         candidate[lane] = round_bf16(candidate[lane])

@@ -1,9 +1,9 @@
 """How the words of a source dtype relate to fp32, the dtype all arithmetic is in.
 
 A weight `w` is exact in fp32. The other way round, an fp32 value `v` rounds to `w` when the bits of
-`|v| * down` are within `half` of the bits of `|w| * down`; where the last bit of the word of `w` is odd, within
-`half - 1`, for the tie goes to its even neighbour. Bits of fp32 count evenly between two neighbours, so this
-holds at powers of two as well. `down` moves fp16's denormals to where fp32 has its own.
+`|v| * down` are within `half` of the bits of `|w| * down`; within `half - 1` where the last bit of the word of
+`w` is odd, for the tie goes to its even neighbour. Bits of fp32 count evenly from one neighbour to the next, so
+this holds at powers of two as well. `down` moves fp16's denormals to where fp32 has its own.
 """
 
 from dataclasses import dataclass

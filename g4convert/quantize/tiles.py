@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g4convert.quantize.arrays import check_outputs, check_rows
-from g4convert.quantize.kernels import LANES, Block, Codes, Words, quantize_minmax
+from g4convert.quantize.compiled import LANES, Block, Codes, Words
+from g4convert.quantize.kernels import quantize_minmax
 from g4convert.quantize.lattice import count_lattice, quantize_lattice
 from g4convert.quantize.scheme import Method, NonFiniteError, Scheme, TileStats
 from g4convert.quantize.search import quantize_mse
@@ -49,11 +50,11 @@ class CpuTiles:
             return TileStats()
         block = self._block(scheme, k, words)
         block.total[:] = 0
-        block.count[:] = 0
+        block.counts[:] = 0
         bad = _KERNELS[scheme.method](words, _codes(scheme), block, packed.reshape(-1), scale.reshape(-1))
         if bad >= 0:
             raise NonFiniteError(*divmod(int(bad), k))
-        zero, saturated, lattice, exact = (int(count) for count in block.count)
+        zero, saturated, lattice, exact = (int(count) for count in block.counts)
         return TileStats(
             weights=n * k,
             groups=scale.size,
@@ -72,12 +73,12 @@ class CpuTiles:
         if words.flat.size == 0:
             return 0.0
         block = self._block(scheme, rows.shape[1], words)
-        block.count[:] = 0
+        block.counts[:] = 0
         groups = words.flat.size // words.g
         bad = count_lattice(words, _codes(scheme), block, groups)
         if bad >= 0:
             raise NonFiniteError(*divmod(int(bad), rows.shape[1]))
-        return int(block.count[2]) / groups
+        return int(block.counts[2]) / groups
 
     def _block(self, scheme: Scheme, k: int, words: Words) -> Block:
         key = (scheme, words.g, words.flat.dtype)
@@ -91,7 +92,7 @@ def _words(rows: NDArray[Any], dtype: DType, scheme: Scheme) -> Words:
     source = FORMATS[dtype]
     scheme.groups(rows.shape[1])
     aligned = rows if rows.flags.aligned else rows.copy()
-    flat = aligned.reshape(-1).view(np.uint32 if source.itemsize == 4 else np.uint16)
+    flat = aligned.reshape(-1).view(np.dtype(f"u{source.itemsize}"))
     flat.flags.writeable = False  # as memory maps are: one compiled variant serves both
     return Words(
         flat=flat,
@@ -136,5 +137,5 @@ def _scratch(scheme: Scheme, k: int, words: Words) -> Block:
         grid=np.zeros(4 * levels.size * LANES, np.float32),
         steps=np.zeros(4 * LANES, np.float32),
         total=np.zeros(2, np.float64),
-        count=np.zeros(4, np.int64),
+        counts=np.zeros(4, np.int64),
     )

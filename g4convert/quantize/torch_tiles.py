@@ -1,10 +1,10 @@
 """`TorchTiles`: the arithmetic of `CpuTiles` in torch, for a GPU; the same bits.
 
-Each operation is one elementwise torch kernel, correctly rounded, so there is no fused multiply-add; sums take the
-order that `kernels` documents; what the result does not depend on (largest, smallest, counts) is left to torch.
+Each operation is one elementwise torch kernel, correctly rounded, so there is no fused multiply-add; sums take
+the order that `kernels` documents; what no order can change (largest, smallest, counts) is left to torch.
 
 Layout: all groups of a tile at once, as `w` [r, m]: element i of m groups, r = g rounded up to a multiple of 8.
-Memory: some 14 times that of the tile in fp32. A GPU wants tiles of 16 M weights or more, not cache-sized ones.
+Memory: some 14 times the tile in fp32. A GPU wants tiles of 16 M weights or more, not cache-sized ones.
 
 A trap: torch on CUDA divides by a number by multiplying with its reciprocal, so divisors are tensors here.
 """
@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from g4convert.quantize.arrays import check_outputs, check_rows
-from g4convert.quantize.scheme import Method, NonFiniteError, Scheme, TileStats
+from g4convert.quantize.scheme import (
+    LARGEST_LEVEL,
+    MARGIN,
+    OFF_GRID,
+    SLACK,
+    WIDER,
+    Method,
+    NonFiniteError,
+    Scheme,
+    TileStats,
+)
 from g4convert.quantize.source import FORMATS, SourceFormat
 from g4convert.tensors import DType
 
@@ -30,7 +40,7 @@ _RUN = 16  # sums of 8
 
 
 class _Groups(NamedTuple):
-    """Weights `w` fp32 [r, m] of `g` elements a group; of each group `peak` [m] and `sign` [m], as `Block`."""
+    """Weights `w` fp32 [r, m], `g` elements a group; of each group `peak` and `sign` [m] as in `Block`."""
 
     w: Tensor
     g: int
@@ -167,7 +177,7 @@ def _find_steps(groups: _Groups, scheme: Scheme) -> _Chosen:
     units = _pick_level(groups, scheme)
     q = torch.round(groups.w * units)
     low, high = _interval(groups, q)
-    on = (units != 0) & (low <= high * float(ROUNDING))
+    on = (units != 0) & (low <= high * WIDER)
     middle = torch.where(on, (low + high) * 0.5, 1.0)
     near = _round_bf16(middle)
     ulp = torch.where(near <= middle, 1 << 16, -(1 << 16)).to(torch.int32)
@@ -184,13 +194,13 @@ def _find_steps(groups: _Groups, scheme: Scheme) -> _Chosen:
 
 
 def _pick_level(groups: _Groups, scheme: Scheme) -> Tensor:
-    """The least level on the grid over the peak, 0 if there is none; fp32 [m], positive unless the level is 8."""
+    """The least level on the grid over the peak, or 0; fp32 [m], positive unless the level is 8."""
     units = _units(groups, scheme)
     least = torch.zeros_like(units)
     for level in range(LARGEST_LEVEL, 0, -1):
         u = groups.w * (units * level)
         off = (u - _nearest(u, scheme)).abs().amax(0)
-        least = torch.where(off <= float(OFF_GRID), float(level), least)
+        least = torch.where(off <= OFF_GRID, float(level), least)
     return least * torch.where(least == LARGEST_LEVEL, units, units.abs())
 
 

@@ -72,9 +72,7 @@ class Bench:
         """Run a line of Python."""
         return self._run([sys.executable, "-c", code])[0]
 
-    def quantize(
-        self, source: Path, method: str, *options: str, workers: int = 0, cache: str = "warm"
-    ) -> Cost:
+    def quantize(self, source: Path, method: str, *options: str, workers: int = 0, cache: str = "warm") -> Cost:
         """Quantize a checkpoint to W4A16 g32."""
         CACHES[cache](source)
         count = str(workers or self.cores)
@@ -120,9 +118,7 @@ class Bench:
     def repeat(self, runs: Mapping[str, Callable[[], Cost]], what: str) -> Rounds:
         """Run everything, `rounds` times over."""
         costs: Rounds = {name: [] for name in runs}
-        for name in track(
-            [*runs] * self.rounds, description=what, console=Console(stderr=True), transient=True
-        ):
+        for name in track([*runs] * self.rounds, description=what, console=Console(stderr=True), transient=True):
             costs[name].append(runs[name]())
         return costs
 
@@ -139,9 +135,7 @@ def speed(bench: Bench, name: str, settings: Sequence[tuple[int, int]]) -> list[
     for cache in CACHES:
         runs[f"limit: copy, {cache}"] = lambda cache=cache: bench.copy(name, source, cache)
     for method in METHODS:
-        runs[f"limit: {method} tiles"] = lambda m=method: bench.ceiling(
-            "tiles", "--numel", numel, "--method", m
-        )
+        runs[f"limit: {method} tiles"] = lambda m=method: bench.ceiling("tiles", "--numel", numel, "--method", m)
     runs["start (dry run)"] = lambda: bench.quantize(source, "minmax", "--dry-run")
     for method in METHODS:
         for cache in CACHES:
@@ -173,9 +167,7 @@ def _speed_row(label: str, costs: Rounds, nbytes: int) -> Row:
     if peers and cache == "warm":
         best = min(peers, key=lambda peer: medians(peer).wall)
         row["times_peer"] = median(peer.wall / wall for peer, wall in zip(best, walls, strict=True))
-        row["times_peer_work"] = median(
-            (peer.wall - peer.start) / wall for peer, wall in zip(best, walls, strict=True)
-        )
+        row["times_peer_work"] = median((peer.wall - peer.start) / wall for peer, wall in zip(best, walls, strict=True))
     return row
 
 
@@ -200,9 +192,7 @@ def memory(bench: Bench, names: Sequence[str]) -> list[Row]:
             runs[f"{source.name}, {method}"] = lambda s=source, m=method: bench.quantize(s, m)
     costs = {run: medians(cost) for run, cost in bench.repeat(runs, "memory").items()}
     base = costs["import torch"].peak
-    return [
-        {"run": run} | asdict(cost) | {"above_torch": (cost.peak - base) / GIB} for run, cost in costs.items()
-    ]
+    return [{"run": run} | asdict(cost) | {"above_torch": (cost.peak - base) / GIB} for run, cost in costs.items()]
 
 
 def plan(bench: Bench) -> list[Row]:
@@ -213,10 +203,7 @@ def plan(bench: Bench) -> list[Row]:
         "plan 26b --json": ("plan", replica, "--json"),
         "--help": ("--help",),
     }
-    runs = {
-        label: lambda arguments=arguments: bench.g4convert(*arguments)
-        for label, arguments in commands.items()
-    }
+    runs = {label: lambda arguments=arguments: bench.g4convert(*arguments) for label, arguments in commands.items()}
     with Ballast(0) as nothing:
         costs = replace(bench, ballast=nothing, rounds=max(5, bench.rounds)).repeat(runs, "plan")
     return [{"run": run} | asdict(medians(costs[run])) for run in costs]
@@ -255,9 +242,7 @@ def show(part: str, rows: Sequence[Row]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "data", type=Path, help="directory for checkpoints and outputs, on the disk to measure"
-    )
+    parser.add_argument("data", type=Path, help="directory for checkpoints and outputs, on the disk to measure")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--checkpoints", nargs="+", choices=MODELS, default=["26b-2l", "31b-3l"])
     parser.add_argument("--rounds", type=int, default=3)
@@ -296,9 +281,7 @@ def main() -> None:
         sys.stdout.write(f"{PEER} is left out: {peer or '--peer-python'} is not there\n")
         peer = None
     load = os.getloadavg()[0]
-    sys.stdout.write(
-        f"{os.cpu_count()} cores, load {load:.1f}, {args.workers} workers, {args.rounds} rounds\n"
-    )
+    sys.stdout.write(f"{os.cpu_count()} cores, load {load:.1f}, {args.workers} workers, {args.rounds} rounds\n")
     results = {}
     with Ballast(int(args.ballast * GIB)) as ballast:
         bench = Bench(args.data, ballast, args.rounds, args.workers, peer)

@@ -17,13 +17,13 @@ from math import prod
 from typing import Any, Final
 
 from g4convert.checkpoint import Checkpoint
-from g4convert.declared_scheme import Declared, DeclaredGroup, Entries, declared_in
-from g4convert.description import Description, EntryUse, Remark, RoleSize
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.gemma4.matching import Match, match_names
+from g4convert.inspection.declared_scheme import Declared, DeclaredGroup, Entries, declared_in
+from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
+from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, packed_modules, stored_scheme
 from g4convert.quant_config import spellings
-from g4convert.stored_scheme import PackedModule, StoredScheme, packed_modules, stored_scheme
 from g4convert.tensors import DType
 
 __all__ = ["Description", "describe"]
@@ -100,8 +100,7 @@ class _Matching:
 
     def targets(self, module: _Module, engine: str) -> bool:
         return any(
-            entries.hold(module.compared(engine), module.spelled(engine), module.classes)
-            for _, entries in self.groups
+            entries.hold(module.compared(engine), module.spelled(engine), module.classes) for _, entries in self.groups
         )
 
     def group_for(self, module: _Module) -> DeclaredGroup | None:
@@ -123,10 +122,7 @@ class _Notes:
         self._examples.setdefault((subject, text), []).append(name)
 
     def remarks(self) -> list[Remark]:
-        return [
-            Remark(str(subject), text, len(names), names[0])
-            for (subject, text), names in self._examples.items()
-        ]
+        return [Remark(str(subject), text, len(names), names[0]) for (subject, text), names in self._examples.items()]
 
 
 def describe(checkpoint: Checkpoint) -> Description:
@@ -180,9 +176,7 @@ def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple
     weights: list[tuple[str, PackedModule | None]] = [(module.weight_name, module) for module in packed]
     weights += [(name, None) for name in infos if name not in owned]
     if architecture is None:
-        return [
-            _Module(name, {_FILES: _module(name)}, of, linear=of is not None) for name, of in weights
-        ], None
+        return [_Module(name, {_FILES: _module(name)}, of, linear=of is not None) for name, of in weights], None
     match = match_names({name for name, _ in weights}, architecture)
     canonical = {source: name for name, sources in match.sources.items() for source in sources}
     derived = dict.fromkeys(match.derived, DROPPABLE)
@@ -214,9 +208,7 @@ def _implied(architecture: Architecture | None, modules: Sequence[_Module]) -> I
         yield _Module("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
 
 
-def _schemes(
-    checkpoint: Checkpoint, modules: Iterable[_Module], matching: _Matching | None
-) -> dict[str, StoredScheme]:
+def _schemes(checkpoint: Checkpoint, modules: Iterable[_Module], matching: _Matching | None) -> dict[str, StoredScheme]:
     """By stored name, how each quantized module is stored."""
     found = {}
     for module in modules:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from g4convert.errors import GateError
-from g4convert.models import Config, Model, quiet_transformers
+from g4convert.forward.models import Config, Model, quiet_transformers
 
 __all__ = ["LogitsDifference", "Prompt", "compare", "logits", "prompts"]
 
@@ -154,9 +154,7 @@ def compare(expected: torch.Tensor, found: torch.Tensor) -> LogitsDifference:
     """
     for name, values in (("expected", expected), ("found", found)):
         if not bool(values.isfinite().all()):
-            raise GateError(
-                f"{name} logits: {int((~values.isfinite()).sum())} of {values.numel()} are not finite"
-            )
+            raise GateError(f"{name} logits: {int((~values.isfinite()).sum())} of {values.numel()} are not finite")
     difference = (expected - found).abs()
     log_p, log_q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
     return LogitsDifference(

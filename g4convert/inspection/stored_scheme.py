@@ -99,9 +99,7 @@ class StoredScheme:
         """In one phrase: `int4 g32 symmetric (pack-quantized)`."""
         bits = f"{self.kind}{'?' if self.num_bits is None else self.num_bits}"
         extent = f"g{self.group_size}" if self.group_size else f"per {self.strategy or '?'}"
-        zero = {True: " symmetric", False: " asymmetric", None: ""}[
-            self.symmetric if self.kind == "int" else None
-        ]
+        zero = {True: " symmetric", False: " asymmetric", None: ""}[self.symmetric if self.kind == "int" else None]
         return f"{bits} {extent}{zero} ({self.format})"
 
 
@@ -151,9 +149,7 @@ def _is_quantized(parts: Mapping[str, TensorInfo]) -> bool:
     return weight is not None and len(parts) > 1 and weight.dtype in {*_EIGHT_BIT, DType.U8}
 
 
-def _words(
-    parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None
-) -> StoredScheme:
+def _words(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
     """pack-quantized: int32 words along k."""
     *rows, width = parts["weight_packed"].shape or (0,)
     found = StoredScheme("pack-quantized", "int", symmetric="weight_zero_point" not in parts)
@@ -167,9 +163,7 @@ def _words(
     return _with_scale(replace(found, num_bits=bits, shape=shape, fault=fault), parts)
 
 
-def _bytes(
-    parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None
-) -> StoredScheme:
+def _bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
     """nvfp4, mxfp4, mxfp6: uint8 along k; where k is not known, as many bits as declared, else 4."""
     *rows, width = parts["weight_packed"].shape or (0,)
     shape = shape or (*rows, width * _BYTE // (num_bits or 4))
@@ -219,11 +213,7 @@ def _extent(scale: tuple[int, ...], weight: tuple[int, ...], kind: str) -> tuple
     if scale[:-1] == (*rows,):
         groups = scale[-1]
         return "group", k // groups if groups and k % groups == 0 else None
-    if (
-        kind == "float"
-        and len(scale) == len(weight)
-        and all(a < b for a, b in zip(scale, weight, strict=True))
-    ):
+    if kind == "float" and len(scale) == len(weight) and all(a < b for a, b in zip(scale, weight, strict=True)):
         return "block", None
     return None, None
 
@@ -231,7 +221,7 @@ def _extent(scale: tuple[int, ...], weight: tuple[int, ...], kind: str) -> tuple
 def _transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> StoredScheme:
     """GPTQ and AWQ hold the transposed weight; they differ in the dimension that is packed."""
     scales, qweight, qzeros = parts.get("scales"), parts["qweight"], parts.get("qzeros")
-    if scales is None or not len(scales.shape) == len(qweight.shape) == 2:  # noqa: PLR2004 -- matrices
+    if scales is None or not len(scales.shape) == len(qweight.shape) == 2:
         return StoredScheme("gptq", "int", num_bits, fault="no scales that fit qweight")
     (groups, n), (rows, columns) = scales.shape, qweight.shape
     packed_along_k = columns == n
@@ -241,9 +231,7 @@ def _transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> Stored
         k = rows * _WORD // bits if bits else 0
     else:
         bits, k = (_WORD * columns // n if n else None), rows
-    found = StoredScheme(
-        "gptq" if packed_along_k else "awq", "int", bits or None, shape=(n, k) if k else None
-    )
+    found = StoredScheme("gptq" if packed_along_k else "awq", "int", bits or None, shape=(n, k) if k else None)
     if groups == 1:
         return replace(found, strategy="channel")
     if not k or not groups or k % groups:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from g4convert.declared_scheme import Declared
 from g4convert.gemma4 import DialectUse
+from g4convert.inspection.declared_scheme import Declared
 
 __all__ = ["Description", "EntryUse", "Remark", "RoleSize", "Table"]
 
@@ -116,8 +116,7 @@ class Description:
             "family": self.family,
             "model_type": self.model_type,
             "dialects": [
-                {**_fields(use, "name", "description", "count"), "example": [*use.example]}
-                for use in self.dialects
+                {**_fields(use, "name", "description", "count"), "example": [*use.example]} for use in self.dialects
             ],
             "quantization": _declared_dict(self.declared),
             "roles": [_size_dict(size) for size in self.roles],

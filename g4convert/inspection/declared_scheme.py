@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, Final
 
-from g4convert.stored_scheme import StoredScheme
+from g4convert.inspection.stored_scheme import StoredScheme
 
 __all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in"]
 
@@ -98,9 +98,7 @@ class _Reader:
 
     def strings(self, table: Mapping[str, Any], *keys: str) -> tuple[str, ...]:
         values = self.get(table, list, *keys) or []
-        self.faults.extend(
-            f"{keys[0]} holds {v!r:.40}, expected text" for v in values if not isinstance(v, str)
-        )
+        self.faults.extend(f"{keys[0]} holds {v!r:.40}, expected text" for v in values if not isinstance(v, str))
         return tuple(value for value in values if isinstance(value, str))
 
 
@@ -118,9 +116,7 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
     if section is None:
         return None
     if not isinstance(section, dict):
-        return Declared(
-            None, (), (), (f"quantization_config is a {type(section).__name__}, expected an object",)
-        )
+        return Declared(None, (), (), (f"quantization_config is a {type(section).__name__}, expected an object",))
     read = _Reader()
     method = read.get(section, str, "quant_method")
     groups: tuple[DeclaredGroup, ...]
@@ -262,11 +258,7 @@ def _strategy(group_size: int | None) -> str | None:
 def _exceptions(read: _Reader, section: Mapping[str, Any]) -> tuple[str, ...]:
     dynamic = read.get(section, dict, "dynamic") or {}
     extra = read.get(section, dict, "extra_config") or {}
-    plain = [
-        name
-        for name, scheme in extra.items()
-        if isinstance(scheme, dict) and _bits(scheme) >= _UNQUANTIZED_BITS
-    ]
+    plain = [name for name, scheme in extra.items() if isinstance(scheme, dict) and _bits(scheme) >= _UNQUANTIZED_BITS]
     return (
         *read.strings(section, "modules_to_not_convert"),
         *read.strings(section, "ignore", "exclude_modules"),

@@ -31,20 +31,9 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
 from g4convert.errors import GateError
-from g4convert.logits import LogitsDifference, Prompt, compare, logits, prompts
-from g4convert.models import Model, ModelClass, model_class, quiet_transformers
+from g4convert.forward.models import Model, ModelClass, model_class, quiet_transformers
 
-__all__ = [
-    "LogitsDifference",
-    "Prompt",
-    "compare",
-    "dequantized",
-    "logits",
-    "model_class",
-    "prompts",
-    "quiet_transformers",
-    "reload",
-]
+__all__ = ["dequantized", "reload"]
 
 _PACKED = frozenset({"weight_packed", "weight_scale", "weight_shape"})
 _EXPERT = re.compile(r"^(?P<experts>.+\.experts)\.(?P<index>\d+)\.(?P<projection>gate|up|down)_proj$")
@@ -111,9 +100,7 @@ def reload(directory: Path, dtype: str = "float32") -> Model:
                 f"{directory}: transformers does not load it: {error}",
                 offenders=_incomplete_experts(directory),
             ) from error
-    problems = [
-        f"{kind}: {key}" for kind in ("missing", "unexpected") for key in sorted(report[f"{kind}_keys"])
-    ]
+    problems = [f"{kind}: {key}" for kind in ("missing", "unexpected") for key in sorted(report[f"{kind}_keys"])]
     problems += [_mismatch(*entry) for entry in sorted(report["mismatched_keys"])]
     problems = problems or _wrong_shapes(model)
     if problems:
@@ -134,10 +121,8 @@ def _wrong_shapes(model: Model) -> list[str]:
     wrong = []
     for name, tensor in model.state_dict().items():
         module, _, kind = name.rpartition(".")
-        if kind in _PACKED:
-            expected = _packed_shapes(model.get_submodule(module))[kind]
-        else:
-            expected = tuple(stock[name].shape)
+        packed = kind in _PACKED
+        expected = _packed_shapes(model.get_submodule(module))[kind] if packed else tuple(stock[name].shape)
         if tuple(tensor.shape) != expected:
             wrong.append(_mismatch(name, tensor.shape, expected))
     return wrong
@@ -254,7 +239,5 @@ def _unpack(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Te
     bits, groups = words.shape[1] * 32 // k, scale.shape[1]
     grouping = {"strategy": "channel"} if groups == 1 else {"strategy": "group", "group_size": k // groups}
     codes = unpack_from_int32(words, bits, torch.Size((n, k)))
-    weight: torch.Tensor = dequantize(
-        codes, scale.to(dtype), args=QuantizationArgs(num_bits=bits, **grouping)
-    )
+    weight: torch.Tensor = dequantize(codes, scale.to(dtype), args=QuantizationArgs(num_bits=bits, **grouping))
     return weight
