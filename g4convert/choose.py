@@ -7,7 +7,7 @@ import numpy as np
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.plan import Plan, Quantize
-from g4convert.quantize import Method
+from g4convert.quantize import Method, NonFiniteError
 from g4convert.quantize.tiles import CpuTiles
 from g4convert.recipe import Recipe
 from g4convert.summary import Choice
@@ -19,6 +19,7 @@ __all__ = ["LATTICE_SHARE", "choose"]
 LATTICE_SHARE = 0.99
 """Share of sampled groups on a lattice from which `auto` takes `lattice`."""
 
+_LATTICE_BITS = 4
 _LINEARS = 32
 _ROWS = 8
 
@@ -27,10 +28,14 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     """The recipe's method, or for `auto` the one that a sample of the source asks for."""
     if plan.recipe.method != "auto":
         return Choice(Method(plan.recipe.method.value), "the recipe says so")
+    if not plan.quantized:
+        return Choice(Method.MSE, "nothing is packed")
+    if plan.recipe.num_bits != _LATTICE_BITS:
+        return Choice(Method.MSE, f"lattices have {_LATTICE_BITS} bits, the recipe {plan.recipe.num_bits}")
     steps = plan.quantized[:: max(1, len(plan.quantized) // _LINEARS)]
     shares = [_share(step, plan.recipe, checkpoint, reader) for step in steps]
-    share = float(np.mean(shares)) if shares else 0.0
-    method = Method.LATTICE if share >= LATTICE_SHARE and plan.recipe.num_bits == 4 else Method.MSE
+    share = float(np.mean(shares))
+    method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     return Choice(method, f"{share:.1%} of the groups of {len(shares)} sampled Linears lie on a 4-bit lattice")
 
 
@@ -42,4 +47,7 @@ def _share(step: Quantize, recipe: Recipe, checkpoint: Checkpoint, reader: Reade
     begin = stored.begin + step.weight.segment.begin + (n - rows) // 2 * k * itemsize
     words = np.empty((rows, k), np.float32 if step.weight.dtype is DType.F32 else np.uint16)
     reader.read_into(stored.file, begin, words.data.cast("B"))
-    return CpuTiles().lattice_share(words, step.weight.dtype, recipe.group_size)
+    try:
+        return CpuTiles().lattice_share(words, step.weight.dtype, recipe.group_size)
+    except NonFiniteError:
+        return 0.0  # the run comes to it, and names the first such weight of the whole tensor

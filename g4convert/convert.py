@@ -6,10 +6,12 @@ Everything that can be wrong with names, shapes, the recipe, the disk or the out
 OUT.partial exists. From then on a stop of any kind leaves OUT.partial, and the same command continues it.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from g4convert.writer import Reader, ShardWriter, copy_file, sync_directory, wri
 
 __all__ = ["Conversion", "Job", "convert", "prepare"]
 
+_JOURNALS = "journal*.jsonl"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -55,9 +60,19 @@ class Job:
     overwrite: bool = False
 
     @property
+    def target(self) -> Path:
+        """The output as an absolute path without links, so that it has a name and neighbours."""
+        return self.output.resolve()
+
+    @property
     def partial(self) -> Path:
         """Where the output grows."""
-        return self.output.with_name(f"{self.output.name}.partial")
+        return self.target.with_name(f"{self.target.name}.partial")
+
+    @property
+    def replaced(self) -> Path:
+        """Where an output that is overwritten waits until the new one has its name."""
+        return self.target.with_name(f"{self.target.name}.replaced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,7 @@ def prepare(job: Job) -> Conversion:
     checkpoint = Checkpoint.open(job.source.path)
     plan = make_plan(checkpoint, job.recipe.recipe)
     layout = lay_out(plan)
+    _check_side_files(checkpoint)
     _check_output(job)
     return Conversion(
         job, checkpoint, plan, layout, output.config(checkpoint, plan), make_units(plan, layout, checkpoint)
@@ -117,7 +133,11 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             left = sum(task.nbytes for number in started.pending for task in conversion.units[number])
             progress.start(total, total - left)
             workers = workers_for(job.device, job.workers)
-            results = run_units(pending, Streams(reader, writer, journal), scheme, workers, progress)
+            try:
+                results = run_units(pending, Streams(reader, writer, journal), scheme, workers, progress)
+            except InputError:
+                shutil.rmtree(job.partial, ignore_errors=True)  # of a source that no run can finish
+                raise
             for other in ranks.gather(results):
                 results |= other
             if not ranks.leads:
@@ -152,7 +172,7 @@ def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
     choice = choose(conversion.plan, conversion.checkpoint, reader)
     fingerprint = _fingerprint(conversion, choice)
     done: dict[int, list[Any]] = {}
-    fresh = not any(job.partial.glob("journal*.jsonl"))
+    fresh = not any(job.partial.glob(_JOURNALS))
     if fresh and job.partial.exists():
         shutil.rmtree(job.partial)  # killed before its first unit
     if not fresh:
@@ -170,7 +190,10 @@ def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
 
 
 def _make_partial(conversion: Conversion, fingerprint: Mapping[str, Any]) -> None:
-    """Preallocated shards with their headers, then the journal: a directory without one is not continued."""
+    """All that is known before a weight is read, then the journal: a directory without one is not continued.
+
+    Shards are preallocated and the rest is written here, so a disk that is too small is found now.
+    """
     partial = conversion.job.partial
     try:
         partial.mkdir(parents=True)
@@ -178,19 +201,50 @@ def _make_partial(conversion: Conversion, fingerprint: Mapping[str, Any]) -> Non
         raise InputError(
             f"{partial}: cannot be made: {error.strerror}", hint="give -o on a disk you can write"
         ) from error
+    made = False
     try:
         with ShardWriter(partial, conversion.layout, create=True) as writer:
             writer.sync(shard.file for shard in conversion.layout.shards)
+        _write_known(conversion)
         Journal(partial / "journal.jsonl", fingerprint).close()
         sync_directory(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        made = True
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            need = sum(shard.size for shard in conversion.layout.shards)
+            raise InputError(
+                f"{partial}: no room for {need / 1e9:.2f} GB: {error.strerror}",
+                hint="free some space, or give -o on another disk",
+            ) from error
         raise
+    finally:
+        if not made:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_known(conversion: Conversion) -> None:
+    """Side files, byte for byte, then the config and the index."""
+    partial, checkpoint = conversion.job.partial, conversion.checkpoint
+    for name in checkpoint.side_files:
+        target = partial / (output.CARRIED_README if name == "README.md" else name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(checkpoint.path / name, target)
+    write_file(partial / "config.json", _json(conversion.config))
+    write_file(partial / "model.safetensors.index.json", _json(conversion.layout.index()))
+
+
+def _check_side_files(checkpoint: Checkpoint) -> None:
+    """No file that is carried over may have the name of one that a growing output needs."""
+    taken = [name for name in checkpoint.side_files if fnmatch(name, _JOURNALS)]
+    if taken:
+        raise InputError(
+            f"{', '.join(taken)}: a name that an output uses while it grows", hint="rename the file, or move it away"
+        )
 
 
 def _check_output(job: Job) -> None:
     """The output must be new, empty, or a checkpoint the user agreed to lose."""
-    target, source = job.output.resolve(), job.source.path.resolve()
+    target, source = job.target, job.source.path.resolve()
     if target == source or source in target.parents or target in source.parents:
         raise UsageError(f"{job.output}: lies in the source, or the source in it", hint="give -o another directory")
     if target.exists() and not target.is_dir():
@@ -201,6 +255,8 @@ def _check_output(job: Job) -> None:
         raise UsageError(f"{job.output}: is not empty", hint="--overwrite replaces it")
     if not (target / "config.json").is_file():
         raise UsageError(f"{job.output}: is not empty and holds no config.json: not a checkpoint, so not overwritten")
+    if job.replaced.exists():
+        raise UsageError(f"{job.replaced}: is there, the old output would go there first", hint="move it away")
 
 
 def _fingerprint(conversion: Conversion, choice: Choice) -> dict[str, Any]:
@@ -208,45 +264,42 @@ def _fingerprint(conversion: Conversion, choice: Choice) -> dict[str, Any]:
     job = conversion.job
     return {
         "g4convert": __version__,
-        "source": conversion.checkpoint.fingerprint(),
+        "source": {**conversion.checkpoint.fingerprint(), **_stamps(conversion.checkpoint)},
         "recipe": job.recipe.settings(),
         "method": choice.method.value,
         "units": len(conversion.units),
     }
 
 
+def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    """Size and time of every file that is carried over."""
+    found = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}
+    return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found.items()}
+
+
 def _finish(conversion: Conversion, summary: Summary) -> None:
-    """Write what is not weights, drop the journal, and give the directory its name."""
+    """Write what tells of the result, drop the journal, and give the directory its name."""
     job, checkpoint = conversion.job, conversion.checkpoint
     partial = job.partial
-    for name in checkpoint.side_files:
-        target = partial / (output.CARRIED_README if name == "README.md" else name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(checkpoint.path / name, target)
-    files = {
-        "config.json": _json(conversion.config),
-        "model.safetensors.index.json": _json(conversion.layout.index()),
-        "g4convert.json": _json(output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)),
-        "README.md": model_card(conversion.plan, job.source, job.recipe, job.output.name, summary).encode(),
-    }
-    for name, data in files.items():
-        write_file(partial / name, data)
-    for path in partial.glob("journal*.jsonl"):
+    provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)
+    write_file(partial / "g4convert.json", _json(provenance))
+    card = model_card(conversion.plan, job.source, job.recipe, job.target.name, summary)
+    write_file(partial / "README.md", card.encode())
+    for path in partial.glob(_JOURNALS):
         path.unlink()
     sync_directory(partial)
-    _replace(partial, job.output)
+    _replace(job)
 
 
-def _replace(partial: Path, target: Path) -> None:
+def _replace(job: Job) -> None:
     """Rename the finished directory into place; an old one goes only after the new one has its name."""
-    old = None
-    if target.exists() and any(target.iterdir()):
-        old = target.with_name(f"{target.name}.replaced")
-        target.rename(old)
-    partial.rename(target)
-    sync_directory(target.parent)
-    if old:
-        shutil.rmtree(old)
+    overwritten = job.target.exists() and any(job.target.iterdir())
+    if overwritten:
+        job.target.rename(job.replaced)
+    job.partial.rename(job.target)
+    sync_directory(job.target.parent)
+    if overwritten:
+        shutil.rmtree(job.replaced)
 
 
 def _json(value: object) -> bytes:

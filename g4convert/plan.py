@@ -18,6 +18,7 @@ from typing import Any
 from g4convert.checkpoint import Checkpoint
 from g4convert.errors import UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Extra, ExtraKind, Inventory, Role, Segment, Weight, resolve
+from g4convert.quantize import Method, Scheme
 from g4convert.recipe import Recipe
 from g4convert.tensors import DType, TensorInfo
 
@@ -124,6 +125,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         UsageError: the recipe asks for something this model has not.
     """
     source = Architecture.from_config(checkpoint.config)
+    _check_scheme(recipe)
     _refuse_quantized_config(checkpoint.config)
     inventory = resolve({name: stored.info for name, stored in checkpoint.tensors.items()}, source)
     architecture = source
@@ -155,6 +157,12 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
 _KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Google's QAT exports leave it out"
 
 
+def _check_scheme(recipe: Recipe) -> None:
+    """Refuse what no weight can be quantized with; `auto` takes a method that can."""
+    if recipe.method != "auto":
+        Scheme(recipe.num_bits, recipe.group_size, Method(recipe.method.value))
+
+
 def _packable_roles(recipe: Recipe, inventory: Inventory) -> frozenset[Role]:
     """The roles the recipe packs; one that this model has no weights of is a mistake only if all are."""
     roles = frozenset(Role(role.value) for role in recipe.pack)
@@ -181,7 +189,8 @@ def _packs(weight: Weight, roles: frozenset[Role]) -> bool:
 def _refuse_quantized_config(config: Mapping[str, Any]) -> None:
     """QAT exports carry a `quantization_config` without `quant_method`; any other one says: already quantized."""
     for holder in (config, config.get("text_config") or {}):
-        method = (holder.get("quantization_config") or {}).get("quant_method")
+        stated = holder.get("quantization_config") or {}
+        method = stated.get("quant_method") if isinstance(stated, Mapping) else stated
         if method is not None:
             raise UnsupportedError(
                 f"config.json: quantization_config.quant_method is {method!r}: the source is already quantized",

@@ -28,6 +28,12 @@ class PlanReport:
     seconds: float
     workers: int
 
+    @classmethod
+    def of(cls, source: Source, recipe: Resolved, plan: Plan, layout: Layout, workers: int = 0) -> "PlanReport":
+        """What follows from a plan; `workers` is for the estimated time, 0 is one for each core."""
+        sizes, workers = role_sizes(plan), workers or default_workers()
+        return cls(source, recipe, plan, layout, sizes, estimate_seconds(plan, sizes, workers), workers)
+
     @property
     def quantization_config(self) -> dict[str, Any]:
         """What config.json will say; empty when nothing is packed."""
@@ -89,9 +95,7 @@ def report(source: Source, recipe: Resolved, workers: int) -> PlanReport:
         G4Error: whatever is wrong with the source or the recipe.
     """
     plan = make_plan(Checkpoint.open(source.path), recipe.recipe)
-    sizes = role_sizes(plan)
-    workers = workers or default_workers()
-    return PlanReport(source, recipe, plan, lay_out(plan), sizes, estimate_seconds(plan, sizes, workers), workers)
+    return PlanReport.of(source, recipe, plan, lay_out(plan), workers)
 
 
 def _counts(items: Iterable[Any]) -> dict[Any, int]:

@@ -1,19 +1,23 @@
 """Progress of a run on stderr: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
 
 import resource
-import sys
 import time
+from collections.abc import Iterable
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+from g4convert.tables import duration, size
 
 __all__ = ["Bar", "Lines", "Quiet", "peak_memory", "watch"]
 
@@ -41,29 +45,39 @@ class Quiet:
         """Nothing to put back."""
 
 
+class _TwoLines(Progress):
+    """The bar, and below it what is worked on: 80 columns do not hold both in one line."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.tasks[0].description if self.tasks else "", style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class Bar(Quiet):
-    """One bar: bytes, MB/s, time left, the current tensor and peak memory."""
+    """One bar: share, bytes, MB/s, time left and peak memory; below it the current tensor."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            BarColumn(bar_width=24),
+        self._console = console
+        self._progress = _TwoLines(
+            BarColumn(bar_width=16),
+            TaskProgressColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[memory]}  [dim]{task.description}", markup=True),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]}"),
             console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=None, memory="")
+        self._task = self._progress.add_task("opening", total=None, memory="")
 
     def start(self, total: int, done: int) -> None:
         """Show the bar from what an earlier run has finished."""
-        self._progress.reset(self._task, total=total, completed=done)
+        _say_continued(self._console, total, done)
+        self._progress.reset(self._task, total=total, completed=done, description="")
 
     def advance(self, nbytes: int, name: str) -> None:
         """Move the bar."""
-        memory = f"{peak_memory() / 1e6:.0f} MB peak"
-        self._progress.update(self._task, advance=nbytes, description=name, memory=memory)
+        self._progress.update(self._task, advance=nbytes, description=name, memory=f"{size(peak_memory())} peak")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -83,6 +97,7 @@ class Lines(Quiet):
 
     def start(self, total: int, done: int) -> None:
         """Remember where the work stands."""
+        _say_continued(self._console, total, done)
         self._total, self._done = total, done
         self._began = self._said = time.monotonic()
 
@@ -95,13 +110,10 @@ class Lines(Quiet):
             return
         self._said = now
         speed = self._fresh / max(now - self._began, 1e-9)
-        left = (self._total - self._done) / speed if speed else 0
-        self._console.print(
-            f"{self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB, {speed / 1e6:.0f} MB/s, {left:.0f} s left, "
-            f"{peak_memory() / 1e6:.0f} MB peak, {name}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        left = f"{duration((self._total - self._done) / speed)} left" if self._done < self._total else "done"
+        _say(
+            self._console,
+            f"{size(self._done)} of {size(self._total)}, {size(speed)}/s, {left}, {size(peak_memory())} peak, {name}",
         )
 
 
@@ -109,4 +121,13 @@ def watch(console: Console, *, quiet: bool) -> Quiet:
     """The progress that suits where stderr goes."""
     if quiet:
         return Quiet()
-    return Bar(console) if console.is_terminal and sys.stderr.isatty() else Lines(console)
+    return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
+
+
+def _say_continued(console: Console, total: int, done: int) -> None:
+    if done:
+        _say(console, f"continuing: {size(done)} of {size(total)} were finished by an earlier run")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from g4convert.errors import GateError
-from g4convert.gemma4 import Role
+from g4convert.gemma4 import Architecture, Role
 from g4convert.plan import Plan
 from g4convert.recipe import Recipe
 
-__all__ = ["FORMAT_VERSION", "is_ignored", "quantization_config"]
+__all__ = ["FORMAT_VERSION", "is_ignored", "quantization_config", "spellings"]
 
 FORMAT_VERSION = "0.20.0"
 """The compressed-tensors release whose format is written."""
@@ -38,26 +38,45 @@ _PATTERNS: Mapping[Role, tuple[str, ...]] = {
 }
 
 _PATCH_EMBEDDER = r"re:.*patch_embedder.*"
+_ALSO_IN_TOWERS = {Role.ATTENTION, Role.KV_SHARED, Role.MLP}
+"""Roles whose module names the vision tower uses, too."""
+_LM_HEAD = "lm_head"
+_FUSED_TOWER = re.compile(r"(_tower\..*\.(?:q|k|v|gate|up)_proj)\.linear$")
 
 
-def spellings(module: str, *, unified: bool) -> dict[str, str]:
+def spellings(module: str, architecture: Architecture) -> dict[str, str]:
     """What a Linear is called in the files and, as a module, in each engine.
 
-    transformers 5 builds the unified embedder's parts under `embed_vision` (its `conversion_mapping.py`); vLLM
-    0.33 drops `model.` of all but the decoder, which it nests (`gemma4_mm.py`, `gemma4_unified.py`); SGLang 0.5
-    puts experts under `moe` and fuses tower projections, whose names then lack `.linear` (`gemma4_mm.py`).
+    transformers 5 builds the unified embedder's parts under `embed_vision` (its `conversion_mapping.py`). vLLM
+    0.33 nests the decoder and the output head of a multimodal model and drops `model.` of the rest (`gemma4_mm.py`,
+    `gemma4_unified.py`); a drafter's modules lie under `draft_model` (`gemma4_mtp.py`). SGLang 0.5 puts experts
+    under `moe` (`gemma4_causal.py`) and fuses the towers' projections, whose names then lack `.linear`
+    (`gemma4_vision.py`). Inside the audio tower it renames more; the tower's own name stays.
     """
-    transformers = module
-    if unified:
-        transformers = module.replace("model.vision_embedder.", "model.embed_vision.").replace(
-            "model.embed_vision.embedding_projection",
-            "model.embed_vision.multimodal_embedder.embedding_projection",
-        )
-    vllm = module.replace("model.language_model.", "language_model.model.")
-    if vllm == module and not module.startswith("model.layers."):
-        vllm = module.removeprefix("model.")
-    sglang = module.replace(".linear", "").replace(".experts.", ".moe.experts.")
-    return {"files": module, "transformers": transformers, "vllm": vllm, "sglang": sglang}
+    return {
+        "files": module,
+        "transformers": _in_transformers(module) if architecture.is_unified else module,
+        "vllm": _in_vllm(module, architecture),
+        "sglang": _FUSED_TOWER.sub(r"\1", module).replace(".experts.", ".moe.experts."),
+    }
+
+
+def _in_transformers(module: str) -> str:
+    """A part of a unified model."""
+    return module.replace("model.vision_embedder.", "model.embed_vision.").replace(
+        "model.embed_vision.embedding_projection", "model.embed_vision.multimodal_embedder.embedding_projection"
+    )
+
+
+def _in_vllm(module: str, architecture: Architecture) -> str:
+    bare = module.removeprefix("model.")
+    if architecture.is_assistant:
+        return f"draft_model.{bare}"
+    if not architecture.is_composite:
+        return module
+    if module.startswith(architecture.text_prefix):
+        return f"language_model.model.{module.removeprefix(architecture.text_prefix)}"
+    return f"language_model.{module}" if module == _LM_HEAD else bare
 
 
 def quantization_config(plan: Plan) -> dict[str, Any]:
@@ -125,16 +144,18 @@ def _ignore(plan: Plan) -> list[str]:
     """Full names of what stands alone, then a regex for each part of the model that stays."""
     kept = _kept_linears(plan)
     tower_is_packed = any(step.weight.role is Role.VISION_TOWER for step in plan.quantized)
-    names = {"lm_head": None}
+    names = {_LM_HEAD: None}
     patterns = {r"re:.*lm_head.*": None}
     for role, entries in _PATTERNS.items():
-        called = [spellings(module, unified=plan.architecture.is_unified) for module, of in kept.items() if of is role]
+        called = [spellings(module, plan.architecture) for module, of in kept.items() if of is role]
         if role is Role.EMBEDDER:
             exact = sorted({spelled[place] for spelled in called for place in ("files", "transformers")})
             names |= dict.fromkeys(exact)
             patterns |= dict.fromkeys(entry for entry in entries if any(map(re.compile(entry[3:]).match, exact)))
         elif role is Role.VISION_TOWER and tower_is_packed:
             patterns[_PATCH_EMBEDDER] = None
+        elif called and tower_is_packed and role in _ALSO_IN_TOWERS:
+            patterns |= dict.fromkeys(entry.replace("re:", "re:(?!.*vision_tower)") for entry in entries)
         elif called:
             patterns |= dict.fromkeys(entries)
     return [*names, *patterns]
@@ -146,10 +167,10 @@ def _prove(plan: Plan, ignore: list[str]) -> None:
     No entry has a number in it, so Linears that differ in layer or expert only are looked at once.
     """
     modules = dict.fromkeys((step.packed.name.removesuffix(".weight_packed") for step in plan.quantized), False)
-    modules |= dict.fromkeys(_kept_linears(plan), True)
+    modules |= dict.fromkeys([_LM_HEAD, *_kept_linears(plan)], True)  # a tied head is a module without a tensor
     wrong = []
     for module, should_ignore in dict.fromkeys((re.sub(r"\d+", "0", m), kept) for m, kept in modules.items()):
-        for engine, name in spellings(module, unified=plan.architecture.is_unified).items():
+        for engine, name in spellings(module, plan.architecture).items():
             if is_ignored(name, ignore) != should_ignore:
                 state = "kept, but not ignored" if should_ignore else "packed, but ignored"
                 wrong.append(f"{name} ({engine}): {state}")

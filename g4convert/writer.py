@@ -74,7 +74,7 @@ class ShardWriter:
         create: whether to make and preallocate them and write their heads; False for a rank that joins.
 
     Raises:
-        InputError: the disk has not the room.
+        OSError: the disk has not the room, or a shard to join is not there.
     """
 
     def __init__(self, directory: Path, layout: Layout, *, create: bool) -> None:
@@ -86,14 +86,8 @@ class ShardWriter:
                 if create and shard.size:
                     os.posix_fallocate(fd, 0, shard.size)
                     self.write(shard.file, 0, shard.head)
-        except OSError as error:
+        except OSError:
             self.close()
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                need = sum(shard.size for shard in layout.shards)
-                raise InputError(
-                    f"{directory}: no room for {need / 1e9:.2f} GB: {error.strerror}",
-                    hint="free some space, or give -o on another disk",
-                ) from error
             raise
 
     def write(self, file: str, begin: int, data: bytes | memoryview) -> None:
@@ -105,6 +99,8 @@ class ShardWriter:
 
     def copy(self, source: int, source_begin: int, nbytes: int, file: str, begin: int) -> None:
         """Copy `nbytes` from a descriptor without passing through Python, where the kernel can.
+
+        Some file systems refuse, some copy nothing and say so: both are then read and written.
 
         Raises:
             InputError: the source ends first.
@@ -119,6 +115,7 @@ class ShardWriter:
                 except OSError as error:
                     if error.errno not in _NO_KERNEL_COPY:
                         raise
+                if not count:
                     in_kernel = False
                     continue
             else:

@@ -135,7 +135,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     model_type = str(checkpoint.config.get("model_type", UNKNOWN))
     modules, match = _modules(checkpoint, architecture)
     declared = declared_in(checkpoint.config)
-    engines = tuple(spellings("", unified=False)) if architecture else (_FILES,)
+    engines = tuple(spellings("", architecture)) if architecture else (_FILES,)
     matching = _Matching.of(declared, engines) if declared else None
     schemes = _schemes(checkpoint, modules, matching)
     remarks += _scheme_remarks(modules, schemes, matching)
@@ -183,7 +183,7 @@ def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple
     modules = []
     for name, of in weights:
         known = canonical.get(name)
-        names = spellings(_module(known or name), unified=architecture.is_unified)
+        names = spellings(_module(known or name), architecture)
         names[_FILES] = _module(name)
         role, shape, linear = derived.get(name, UNKNOWN), None, of is not None
         if known:
@@ -204,7 +204,7 @@ def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool
 def _implied(architecture: Architecture | None, modules: Sequence[_Module]) -> Iterator[_Module]:
     """The tied output head: a module without tensors of its own, and `ignore` must name it."""
     if architecture and not any(module.canonical == "lm_head.weight" for module in modules):
-        names = spellings("lm_head", unified=architecture.is_unified)
+        names = spellings("lm_head", architecture)
         yield _Module("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
 
 

@@ -4,7 +4,7 @@ Each operation is one elementwise torch kernel, correctly rounded, so there is n
 the order that `kernels` documents; what no order can change (largest, smallest, counts) is left to torch.
 
 Layout: all groups of a tile at once, as `w` [r, m]: element i of m groups, r = g rounded up to a multiple of 8.
-Memory: some 14 times the tile in fp32. A GPU wants tiles of 16 M weights or more, not cache-sized ones.
+Memory: 5 times the tile in fp32, 8 with `lattice`. A GPU wants tiles of 16 M weights or more, not cache-sized ones.
 
 A trap: torch on CUDA divides by a number by multiplying with its reciprocal, so divisors are tensors here.
 """
@@ -64,8 +64,8 @@ class TorchTiles:
         device: where to compute; a CPU gives the same bits, slower than `CpuTiles`.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
 
     def quantize(
         self,

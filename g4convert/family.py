@@ -1,0 +1,18 @@
+"""The Gemma 4 families by name: what `g4convert demo --family` takes and `fixtures.make` makes."""
+
+from enum import StrEnum
+
+__all__ = ["Family"]
+
+
+class Family(StrEnum):
+    """A Gemma 4 family, by the structure that sets it apart."""
+
+    MOE = "moe"
+    DENSE = "dense"
+    UNIFIED = "unified"
+    E2B = "e2b"
+    TEXT = "text"
+    UNIFIED_TEXT = "unified_text"
+    ASSISTANT = "assistant"
+    UNIFIED_ASSISTANT = "unified_assistant"

@@ -1,0 +1,77 @@
+"""The shapes of what is printed: tables that stay within the terminal, numbers as people read them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.segment import Segment, Segments
+from rich.table import Table
+
+__all__ = ["count", "duration", "facts", "plural", "put", "size", "table"]
+
+_NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
+"""Columns of numbers, set to the right."""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = _NUMBERS) -> Table:
+    """Rows of text under headers; long cells fold, nothing is cut."""
+    numbers = frozenset(right)
+    made = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        number = column in numbers
+        made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Table:
+    """What something is: a name and a text on each line, the text wrapped beside its name."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold", style="dim" if dim else "")
+    for name, text in rows.items():
+        made.add_row(" " * indent + escape(name), escape(text))
+    return made
+
+
+def put(out: Console, what: RenderableType) -> None:
+    """Print without the blanks that fill a last column: they soil logs and golden files."""
+    lines: list[Segment] = []
+    for line in out.render_lines(what, pad=False):
+        while line and not line[-1].text.strip():
+            line.pop()
+        if line:
+            line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+        lines += [*line, Segment.line()]
+    out.print(Segments(lines), end="")
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size(nbytes: float) -> str:
+    """Bytes in the unit that suits."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def count(number: int) -> str:
+    """A number of weights in the unit that suits."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return str(number)
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes and seconds, or seconds."""
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
