@@ -4,22 +4,52 @@ stdout carries the result only, stderr progress and messages. Nothing heavy is i
 it, so `--help` answers at once.
 """
 
+import gc
 import json
-import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from g4convert import __version__
 from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
+from g4convert.family import Family
+from g4convert.options import (
+    Assistant,
+    Device,
+    Directory,
+    DryRun,
+    FamilyName,
+    GroupSize,
+    Json,
+    KvShared,
+    Layout,
+    Manner,
+    Method,
+    Model,
+    NoColor,
+    NumBits,
+    Output,
+    Overwrite,
+    Pack,
+    Quiet,
+    RecipeArgument,
+    RecipeName,
+    ShardSize,
+    ShowConfig,
+    Signed,
+    Verbose,
+    Version,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from g4convert.convert import Job
+    from g4convert.plan_report import PlanReport
     from g4convert.recipe import Resolved
     from g4convert.summary import Summary
 
@@ -34,35 +64,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True)
+recipes = typer.Typer(
+    help="List, show and check recipes.",
+    epilog="Example: g4convert recipe show qat-q4_0",
+    no_args_is_help=True,
+)
 app.add_typer(recipes, name="recipe")
-
-Model = Annotated[str, typer.Argument(help="A directory, or org/name[@revision] on the Hugging Face hub.")]
-RecipeName = Annotated[
-    str,
-    typer.Option("--recipe", "-r", help="A shipped recipe by name, or a YAML file by path.", metavar="NAME|PATH"),
-]
-NumBits = Annotated[int | None, typer.Option(help="4 or 8.")]
-GroupSize = Annotated[str | None, typer.Option(help="Weights that share a scale: 32, 64, 128 or channel.")]
-Method = Annotated[str | None, typer.Option(help="auto, minmax, mse or lattice.")]
-Signed = Annotated[bool | None, typer.Option("--signed/--positive", help="Whether mse may choose negative scales.")]
-Pack = Annotated[list[str] | None, typer.Option(help="A role to pack; repeat for several.")]
-KvShared = Annotated[str | None, typer.Option(help="drop or keep the unused K/V of KV-shared layers.")]
-Assistant = Annotated[str | None, typer.Option(help="keep or pack the Linears of an MTP drafter.")]
-LayoutOption = Annotated[str | None, typer.Option("--layout", help="full or text-only.")]
-ShardSize = Annotated[str | None, typer.Option("--max-shard-size", help="Largest output file, as 5GB or 500MB.")]
-Workers = Annotated[int, typer.Option(help="Threads; 0 is one for each core, or for each GPU.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
-NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text; NO_COLOR does the same.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every tensor, not only the roles.")]
-ShowConfig = Annotated[bool, typer.Option("--show-config", help="Each setting and where it came from, then stop.")]
 
 
 @app.callback(invoke_without_command=True)
-def _program(
-    *, version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False
-) -> None:
+def _program(*, version: Version = False) -> None:
     if version:
         typer.echo(f"g4convert {__version__}")
         raise typer.Exit
@@ -80,7 +91,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     pack: Pack = None,
     kv_shared: KvShared = None,
     assistant: Assistant = None,
-    layout: LayoutOption = None,
+    layout: Layout = None,
     max_shard_size: ShardSize = None,
     workers: Workers = 0,
     show_config: ShowConfig = False,
@@ -102,23 +113,20 @@ def plan(  # noqa: PLR0913 - one parameter for each option
         max_shard_size=max_shard_size,
     )
     if show_config:
-        _show_config(resolved, as_json=as_json)
+        _show_config(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert import show, source
+    from g4convert import source
     from g4convert.plan_report import report
 
     found = report(source.resolve(model), resolved, workers)
-    if as_json:
-        _print_json(found.to_dict(tensors=verbose))
-    else:
-        show.plan(show.console(no_color=no_color), found, tensors=verbose)
+    _show_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
 
 
 @app.command(epilog="Example: g4convert quantize google/gemma-4-26B-A4B-it -o gemma-4-26B-A4B-it-W4A16")
 def quantize(  # noqa: PLR0913 - one parameter for each option
     model: Model,
     *,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write.")] = None,
+    output: Output = None,
     recipe: RecipeName = "w4a16-g32",
     num_bits: NumBits = None,
     group_size: GroupSize = None,
@@ -127,12 +135,12 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     pack: Pack = None,
     kv_shared: KvShared = None,
     assistant: Assistant = None,
-    layout: LayoutOption = None,
+    layout: Layout = None,
     max_shard_size: ShardSize = None,
     workers: Workers = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Check everything, write nothing.")] = False,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     show_config: ShowConfig = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -153,21 +161,22 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         max_shard_size=max_shard_size,
     )
     if show_config:
-        _show_config(resolved, as_json=as_json)
+        _show_config(resolved, as_json=as_json, no_color=no_color)
         return
-    if output is None:
-        raise UsageError("quantize: no output directory", hint="-o OUT says where to write")
     from g4convert import convert, show, source
-    from g4convert.plan_report import report
+    from g4convert import device as devices
+    from g4convert.plan_report import PlanReport
 
-    job = convert.Job(source.resolve(model), resolved, output, workers, device, overwrite=overwrite)
+    found = source.resolve(model)
+    if output is None:
+        name = f"{found.name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
+        raise UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
+    job = convert.Job(found, resolved, output, workers, device, overwrite=overwrite)
     if dry_run:
-        convert.prepare(job)
-        found = report(job.source, resolved, workers)
-        if as_json:
-            _print_json(found.to_dict(tensors=verbose))
-        else:
-            show.plan(show.console(no_color=no_color), found, tensors=verbose)
+        conversion = convert.prepare(job)
+        devices.workers_for(device, workers)
+        report = PlanReport.of(found, resolved, conversion.plan, conversion.layout, workers)
+        _show_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
         return
     summary = _run(job, quiet=quiet, no_color=no_color)
     if summary is None:
@@ -184,6 +193,7 @@ def inspect(
     *,
     as_json: Json = False,
     no_color: NoColor = False,
+    verbose: Verbose = False,
 ) -> None:
     """Describe any checkpoint, quantized or not, also other people's."""
     from g4convert import inspection, show, source
@@ -193,31 +203,33 @@ def inspect(
     if as_json:
         _print_json(found.to_dict())
     else:
-        show.description(show.console(no_color=no_color), found)
+        show.description(show.console(no_color=no_color), found, verbose=verbose)
 
 
 @app.command(epilog="Example: g4convert demo --family moe")
 def demo(
-    directory: Annotated[Path, typer.Argument(help="Where to write the checkpoints.")] = Path("g4convert-demo"),
+    directory: Directory = Path("g4convert-demo"),
     *,
-    family: Annotated[str, typer.Option(help="moe, dense, unified, e2b, text or assistant.")] = "moe",
+    family: FamilyName = Family.MOE,
     as_json: Json = False,
+    quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
     """Make a tiny real checkpoint, quantize it, load the result, and compare logits."""
     from g4convert import demo as demonstration
     from g4convert import show
 
-    found = demonstration.run(family, directory, show.messages(no_color=no_color).print)
+    messages = show.messages(no_color=no_color)
+    found = demonstration.run(family, directory, lambda text: None if quiet else messages.print(text, soft_wrap=True))
     if as_json:
         _print_json(found.to_dict())
     else:
-        show.demo(show.console(no_color=no_color), found)
+        show.demo(show.console(no_color=no_color), found, quiet=quiet)
 
 
-@recipes.command("list")
+@recipes.command("list", epilog="Example: g4convert recipe list")
 def recipe_list(*, as_json: Json = False, no_color: NoColor = False) -> None:
-    """The recipes that come with g4convert."""
+    """List the recipes that come with g4convert."""
     from g4convert import recipe, show
 
     found = {name: loaded.description for name, loaded in recipe.shipped().items()}
@@ -227,55 +239,82 @@ def recipe_list(*, as_json: Json = False, no_color: NoColor = False) -> None:
         show.pairs(show.console(no_color=no_color), found)
 
 
-@recipes.command("show")
-def recipe_show(name: Annotated[str, typer.Argument(help="A shipped recipe or a path.")]) -> None:
-    """A recipe as it is written, with the command that runs it."""
+@recipes.command("show", epilog="Example: g4convert recipe show w4a16-experts-only > mine.yaml")
+def recipe_show(name: RecipeArgument) -> None:
+    """Print a recipe as it is written, with the command that runs it."""
     from g4convert import recipe
 
     recipe.load(name)
-    typer.echo(recipe.source_text(name)[0], nl=False)
+    _print(recipe.source_text(name)[0])
 
 
-@recipes.command("check")
-def recipe_check(name: Annotated[str, typer.Argument(help="A shipped recipe or a path.")]) -> None:
-    """Check a recipe and print every setting with its origin."""
-    _show_config(_recipe(name), as_json=False)
+@recipes.command("check", epilog="Example: g4convert recipe check mine.yaml")
+def recipe_check(name: RecipeArgument, *, as_json: Json = False, no_color: NoColor = False) -> None:
+    """Check a recipe and print every value with its origin."""
+    _show_config(_recipe(name), as_json=as_json, no_color=no_color)
 
 
-@recipes.command("schema")
+@recipes.command("schema", epilog="Example: g4convert recipe schema > recipe.schema.json")
 def recipe_schema() -> None:
-    """The JSON schema of a recipe, for editors and CI."""
+    """Print the JSON schema of a recipe, for editors and CI."""
     from g4convert import recipe
 
     _print_json(recipe.schema())
 
 
-def main() -> None:
-    """Run the program; the exit status is that of the error, if there is one."""
-    signal.signal(signal.SIGTERM, _terminate)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; the exit status is that of the error, if there is one.
+
+    Args:
+        arguments: the command line without the program's name; by default that of this process.
+
+    Raises:
+        SystemExit: always, with the exit status.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    manner = Manner()
+    signal.signal(signal.SIGTERM, _stop)
+    gc.set_threshold(200_000)  # a plan is a hundred thousand small values without cycles
     try:
-        app()
+        status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
+        if status == _STOPPED:
+            _fail(Interrupted("stopped"), manner, given)
     except G4Error as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        _fail(Interrupted("stopped", hint="the same command starts again"))
+        _fail(error, manner, given)
+    except typer.TyperException as error:
+        if error.format_message():  # without one the help was asked for and is printed
+            _fail(_usage(error), manner, given)
+        status = error.exit_code
     except MemoryError:
-        _fail(EnvironmentFault("out of memory", hint="fewer --workers need less"))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read stdout has seen enough
+        _fail(EnvironmentFault("out of memory", hint="fewer --workers need less"), manner, given)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(EnvironmentFault(f"{where}{error.strerror or error}"))
+        _fail(EnvironmentFault(f"{where}{error.strerror or error}"), manner, given)
+    raise SystemExit(status)
 
 
-def _terminate(*_: object) -> None:
+_STOPPED = 130
+"""What Typer makes of Ctrl-C."""
+
+
+def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(error: G4Error) -> None:
+def _usage(error: typer.TyperException) -> UsageError:
+    """A command line that Typer refuses, in our words."""
+    message = error.format_message().rstrip(".").replace("Value error, ", "")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "g4convert"
+    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=f"`{command} --help` shows what there is")
+
+
+def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> None:
     from g4convert import show
 
-    show.error(error)
+    if isinstance(error, Interrupted):
+        error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
+    show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
     raise SystemExit(error.exit_code)
 
 
@@ -286,7 +325,7 @@ def _recipe(name: str, **options: object) -> "Resolved":
 
 
 def _run(job: "Job", *, quiet: bool, no_color: bool) -> "Summary | None":
-    """Convert, with progress; an interruption says how to go on."""
+    """Convert, with progress."""
     from g4convert import convert, progress, show
     from g4convert.ranks import Ranks
 
@@ -294,22 +333,35 @@ def _run(job: "Job", *, quiet: bool, no_color: bool) -> "Summary | None":
     try:
         with progress.watch(show.messages(no_color=no_color), quiet=quiet or not ranks.leads) as bar:
             return convert.convert(convert.prepare(job), bar, ranks)
-    except Interrupted as error:
-        raise Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *sys.argv[1:]])}") from error
     finally:
         ranks.leave()
 
 
-def _show_config(resolved: "Resolved", *, as_json: bool) -> None:
-    values = resolved.settings()
+def _show_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
+    from g4convert import show
+
     if as_json:
+        _print_json(found.to_dict(tensors=verbose))
+    else:
+        show.plan(show.console(no_color=no_color), found, tensors=verbose)
+
+
+def _show_config(resolved: "Resolved", *, as_json: bool, no_color: bool) -> None:
+    from g4convert import show
+
+    if as_json:
+        values = resolved.settings()
         _print_json({key: {"value": value, "from": resolved.origins[key]} for key, value in values.items()})
-        return
-    width = max(map(len, values))
-    for key, value in values.items():
-        text = ", ".join(value) if isinstance(value, list) else json.dumps(value).strip('"')
-        typer.echo(f"{key:<{width}}  {text:<28}  {resolved.origins[key]}")
+    else:
+        show.settings(show.console(no_color=no_color), resolved)
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    _print(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print(text: str) -> None:
+    """Text as it is, on stdout."""
+    from g4convert import show
+
+    show.console(no_color=True).out(text, end="", highlight=False)

@@ -120,6 +120,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
         EnvironmentFault: another rank is gone, or the device failed.
     """
     job = conversion.job
+    workers = workers_for(job.device, job.workers)
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
         started = ranks.from_lead(_start(conversion, reader) if ranks.leads else None)
         scheme = started.choice.scheme(conversion.plan.recipe)
@@ -132,7 +133,6 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             total = sum(task.nbytes for unit in conversion.units for task in unit)
             left = sum(task.nbytes for number in started.pending for task in conversion.units[number])
             progress.start(total, total - left)
-            workers = workers_for(job.device, job.workers)
             try:
                 results = run_units(pending, Streams(reader, writer, journal), scheme, workers, progress)
             except InputError:
@@ -235,7 +235,7 @@ def _write_known(conversion: Conversion) -> None:
 
 def _check_side_files(checkpoint: Checkpoint) -> None:
     """No file that is carried over may have the name of one that a growing output needs."""
-    taken = [name for name in checkpoint.side_files if fnmatch(name, _JOURNALS)]
+    taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, _JOURNALS)]
     if taken:
         raise InputError(
             f"{', '.join(taken)}: a name that an output uses while it grows", hint="rename the file, or move it away"

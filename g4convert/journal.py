@@ -25,13 +25,13 @@ class Journal:
     """An open journal of one rank.
 
     Args:
-        path: the file; created with the fingerprint as its first line if it does not exist.
+        path: the file; begun with the fingerprint if it does not exist, or a kill tore its first line.
         fingerprint: what the output depends on, as JSON.
     """
 
     def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
-        fresh = not path.exists() or not path.stat().st_size
-        self._file = path.open("a", encoding="utf-8")
+        fresh = not path.exists() or _parse(_lines(path)[0]) is None
+        self._file = path.open("w" if fresh else "a", encoding="utf-8")
         if fresh:
             self._write([json.dumps(fingerprint)])
         else:
@@ -65,8 +65,8 @@ def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, list[Any]]
     """
     done: dict[int, list[Any]] = {}
     for path in sorted(directory.glob("journal*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        before = _parse(lines[0]) if lines else None
+        lines = _lines(path)
+        before = _parse(lines[0])
         if before is None:
             continue
         differences = list(_differences(before, fingerprint))
@@ -79,6 +79,11 @@ def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, list[Any]]
         for record in filter(None, map(_parse, lines[1:])):
             done[record["unit"]] = record["stats"]
     return done
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a journal, at least one."""
+    return path.read_text(encoding="utf-8").split("\n")
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     _refuse_quantized_config(checkpoint.config)
     inventory = resolve({name: stored.info for name, stored in checkpoint.tensors.items()}, source)
     architecture = source
-    if recipe.layout == "text-only" and source.text_prefix != "model.":
+    if recipe.layout == "text-only" and (source.is_composite or source.is_assistant):
         architecture = source.text_only()
     packable = _packable_roles(recipe, inventory)
     _refuse_misfit(inventory.weights, packable, recipe)

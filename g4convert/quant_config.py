@@ -57,7 +57,7 @@ def spellings(module: str, architecture: Architecture) -> dict[str, str]:
         "files": module,
         "transformers": _in_transformers(module) if architecture.is_unified else module,
         "vllm": _in_vllm(module, architecture),
-        "sglang": _FUSED_TOWER.sub(r"\1", module).replace(".experts.", ".moe.experts."),
+        "sglang": _in_sglang(module, architecture),
     }
 
 
@@ -77,6 +77,12 @@ def _in_vllm(module: str, architecture: Architecture) -> str:
     if module.startswith(architecture.text_prefix):
         return f"language_model.model.{module.removeprefix(architecture.text_prefix)}"
     return f"language_model.{module}" if module == _LM_HEAD else bare
+
+
+def _in_sglang(module: str, architecture: Architecture) -> str:
+    if module == _LM_HEAD and architecture.is_composite and not architecture.is_unified:
+        return f"model.{module}"
+    return _FUSED_TOWER.sub(r"\1", module).replace(".experts.", ".moe.experts.")
 
 
 def quantization_config(plan: Plan) -> dict[str, Any]:

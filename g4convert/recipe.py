@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
 
-__all__ = ["DEFAULT", "Method", "Recipe", "Resolved", "load", "schema", "shipped"]
+__all__ = ["DEFAULT", "Method", "PackRole", "Recipe", "Resolved", "load", "schema", "shipped", "source_text"]
 
 DEFAULT = "w4a16-g32"
 """The recipe used when none is named."""
@@ -180,7 +180,7 @@ def schema() -> dict[str, Any]:
     document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     document["properties"]["extends"] = {
         "type": "string",
-        "description": "A recipe, by name or by path relative to this file, whose values hold where none is given here.",
+        "description": "A recipe, by name or by path relative to this file: its values hold where none is given.",
     }
     return document
 
@@ -232,14 +232,12 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        offenders = []
+        offenders: dict[str, str] = {}
         for problem in error.errors():
             key = str(problem["loc"][0])
-            found = f"{key}: {values.get(key)!r} ({origins.get(key, 'option')}): {problem['msg'].lower()}"
-            if found not in offenders:
-                offenders.append(found)
+            offenders.setdefault(key, f"{key}: {values.get(key)!r} ({origins[key]}): {problem['msg'].lower()}")
         raise UsageError(
             f"recipe {name}: values that cannot be",
-            offenders=offenders,
+            offenders=offenders.values(),
             hint="`g4convert recipe schema` says what can",
         ) from error

@@ -1,218 +1,280 @@
-"""What people read: tables on stdout, messages on stderr. Understandable without colour."""
+"""What people read: results on stdout, messages on stderr. Understandable without colour."""
 
-from collections.abc import Iterable, Mapping
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from g4convert.errors import G4Error
+from g4convert.gemma4 import Role
+from g4convert.tables import count, duration, facts, plural, put, size, table
+
 if TYPE_CHECKING:
     from g4convert.demo import Demonstration
     from g4convert.inspection.description import Description
+    from g4convert.plan_report import PlanReport
+    from g4convert.recipe import Resolved
+    from g4convert.summary import ErrorRow, Summary
 
-from g4convert.errors import G4Error
-from g4convert.plan_report import PlanReport
-from g4convert.progress import peak_memory
-from g4convert.sizes import RoleSize
-from g4convert.summary import ErrorRow, Summary
+__all__ = ["console", "demo", "description", "error", "messages", "pairs", "plan", "settings", "summary"]
 
-__all__ = ["console", "demo", "description", "error", "messages", "pairs", "plan", "summary"]
+_MOST_LINES = 20
+"""Offenders or names of one kind that are printed without -v."""
+_WIDTH_OF_A_PIPE = 240
+"""Where nobody looks: wide enough that no table is wrapped, so that grep finds whole names."""
+_WIDTH_OF_PROSE = 100
 
-_NUMBERS = frozenset(("tensors", "params", "bytes", "bits/weight", "names", "count"))
+
+class _Console(Console):
+    """A console whose reader may leave: the rest goes nowhere and the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def console(*, no_color: bool = False) -> Console:
     """Where results go."""
-    return Console(no_color=no_color or None, highlight=False, soft_wrap=False)
+    return _console(stderr=False, no_color=no_color)
 
 
 def messages(*, no_color: bool = False) -> Console:
     """Where progress and messages go."""
-    return Console(stderr=True, no_color=no_color or None, highlight=False)
+    return _console(stderr=True, no_color=no_color)
 
 
-def error(problem: G4Error) -> None:
+def _console(*, stderr: bool, no_color: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_A_PIPE
+    plain = no_color or bool(os.environ.get("NO_COLOR"))
+    return _Console(stderr=stderr, color_system=None if plain else "auto", width=width, highlight=False)
+
+
+def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:
     """`error:` in one line, the offenders, then `hint:`."""
-    out = messages()
     out.print(f"[bold red]error:[/] {escape(problem.message)}", soft_wrap=True)
-    for offender in problem.offenders:
-        out.print(f"  {escape(offender)}", soft_wrap=True)
+    for line in _first(problem.offenders, verbose=verbose):
+        out.print(f"  {escape(line)}", soft_wrap=True)
     if problem.hint:
         out.print(f"[bold]hint:[/] {escape(problem.hint)}", soft_wrap=True)
 
 
 def pairs(out: Console, rows: Mapping[str, str]) -> None:
     """Names and what they are."""
-    table = Table.grid(padding=(0, 2))
-    for name, text in rows.items():
-        table.add_row(escape(name), f"[dim]{escape(text)}[/]")
-    out.print(table)
+    put(out, facts(rows, dim=True))
 
 
-def plan(out: Console, found: PlanReport, *, tensors: bool) -> None:
+def settings(out: Console, resolved: "Resolved") -> None:
+    """Every value of a recipe and where it comes from."""
+    rows = []
+    for key, value in resolved.settings().items():
+        text = ", ".join(value) if isinstance(value, list) else str(value).lower() if key == "signed" else str(value)
+        rows.append((key, f"{text} ({size(value)})" if key == "max_shard_size" else text, resolved.origins[key]))
+    put(out, table(("setting", "value", "from"), rows))
+
+
+def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     """The plan: sizes by role, what stays and why, what config.json will say, output, warnings."""
     recipe, architecture = found.recipe.recipe, found.plan.architecture
-    size = f"groups of {recipe.group_size}" if recipe.group_size else "one scale per row"
-    out.print(f"[bold]{escape(found.source.name)}[/]  {escape(architecture.family)} ({architecture.model_type})")
-    for use in found.plan.inventory.dialects:
-        before, after = use.example
-        example = "" if before == after else f", e.g. {before} -> {after}"
-        out.print(f"names   {escape(use.description)}: {use.count} tensors{escape(example)}", soft_wrap=True)
-    out.print(f"recipe  {escape(found.recipe.name)}: int{recipe.num_bits} symmetric, {size}, method {recipe.method}")
+    groups = f"groups of {recipe.group_size}" if recipe.group_size else "one scale per row"
+    out.print(f"[bold]{escape(found.source.name)}[/]: {escape(architecture.family)}", soft_wrap=True)
+    spelled = [_dialect(use.description, use.count, use.example) for use in found.plan.inventory.dialects]
+    top = {
+        "model type": architecture.model_type,
+        "names": "\n".join(spelled) or "as transformers 5 stores them",
+        "recipe": f"{found.recipe.name}: int{recipe.num_bits} symmetric, {groups}, method {recipe.method}",
+    }
+    put(out, facts(top))
     out.print()
-    out.print(_sizes(found.sizes))
-    _reasons(out, "stays as it is", {f"{role} ({n})": why for (role, why), n in found.kept.items()})
-    _reasons(out, "left out", {f"{n} tensors": why for why, n in found.dropped.items()})
-    config = found.quantization_config
-    if config:
-        out.print(f"\ntargets  {'  '.join(config['config_groups']['group_0']['targets'])}")
-        out.print(f"ignore   {escape('  '.join(config['ignore']))}", soft_wrap=True)
+    put(out, _plan_sizes(found))
+    _section(out, "stays as it is", {f"{role} ({n:,})": why for (role, why), n in found.kept.items()})
+    _section(out, "left out", {plural(n, "tensor"): why for why, n in found.dropped.items()})
     if tensors:
-        for step in found.to_dict(tensors=True)["tensors"]:
-            names = step.get("names", [step.get("name", step.get("reason", ""))])
-            out.print(
-                f"{step['action']:<5} {', '.join(step['from'])} -> {', '.join(names)}",
-                soft_wrap=True,
-                markup=False,
-            )
-    out.print(
-        f"\noutput   {_bytes(found.output_bytes)} in {_files(len(found.layout.shards))}, "
-        f"about {_duration(found.seconds)} on {found.workers} workers"
-    )
+        out.print()
+        for line in map(_step, found.to_dict(tensors=True)["tensors"]):
+            out.print(line, soft_wrap=True, markup=False)
+    out.print()
+    put(out, facts(_outcome(found)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def summary(out: Console, done: Summary, output: Path, *, tensors: bool) -> None:
+def summary(out: Console, done: "Summary", output: Path, *, tensors: bool) -> None:
     """The closing card: sizes, errors, the worst tensors, the next command."""
-    out.print(f"[bold]{escape(str(output))}[/]  {_bytes(done.before)} -> {_bytes(done.after)}", soft_wrap=True)
-    out.print(f"{done.bits_per_weight:.2f} bits per weight, {_files(done.files)}, {_bytes(peak_memory())} peak memory")
-    out.print(f"method {done.choice.method}: {escape(done.choice.why)}", soft_wrap=True)
-    if not done.total.stats.groups:
-        return
-    out.print()
-    out.print(_errors([done.total, *done.roles], "weights"))
-    out.print()
-    out.print(_errors(done.modules if tensors else done.worst, "all tensors" if tensors else "largest relative error"))
-    out.print(f"\nnext: vllm serve {escape(str(output))}", soft_wrap=True)
+    from g4convert.progress import peak_memory  # noqa: PLC0415 - the bar is not needed for a plan
+
+    rows = {
+        "written": str(output),
+        "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
+        f"{done.bits_per_weight:.2f} bits per weight",
+        "method": f"{done.choice.method}: {done.choice.why}",
+        "peak memory": size(peak_memory()),
+    }
+    if done.total.stats.groups:
+        put(out, facts(rows))
+        out.print()
+        put(out, _errors("weights", [done.total, *done.roles]))
+        out.print()
+        chosen = done.modules if tensors else done.worst
+        put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
+        out.print("\n[dim]relative error: sum of squared errors over sum of squared weights[/]", soft_wrap=True)
+    else:
+        put(out, facts({**rows, "method": "nothing is packed"}))
+    out.print(f"next: {escape(_next(done, output))}", soft_wrap=True)
 
 
-def demo(out: Console, done: "Demonstration") -> None:
-    """The plan, the closing card, and the two differences of logits for each kind of prompt."""
-    plan(out, done.plan, tensors=False)
-    out.print()
-    summary(out, done.summary, done.output, tensors=False)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("\nprompt")
-    table.add_column("loaded against dequantized\nlargest difference", justify="right")
-    for header in ("dequantized against original\nlargest difference", "mean KL", "same top token"):
-        table.add_column(header if "\n" in header else f"\n{header}", justify="right")
-    for row in done.comparisons:
-        table.add_row(
+def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
+    """The plan and the closing card unless `quiet`, and the two differences of logits for each kind of prompt."""
+    if not quiet:
+        plan(out, done.plan, tensors=False)
+        out.print()
+        summary(out, done.summary, done.output, tensors=False)
+        out.print()
+    columns = ("prompt", "read back", "cost", "mean KL", "same top token")
+    rows = [
+        (
             row.prompt,
             f"{row.read_back.max_abs:.1e}",
             f"{row.cost.max_abs:.2f}",
             f"{row.cost.kl_mean:.4f}",
             f"{row.cost.top1_agreement:.0%}",
         )
+        for row in done.comparisons
+    ]
+    put(out, table(columns, rows, right=columns[1:]))
     out.print()
-    out.print(table)
-    out.print(
-        "\nThe first must be about 0: what was written is what is read. The others are the price of 4 bits, here on"
-    )
-    out.print("random weights of a toy; on a trained model it is far smaller.")
+    meaning = {
+        "read back": "largest difference of a logit between the loaded result and the source with dequantized "
+        "weights: about 0, as what was written is what is read",
+        "cost": "the same between the source with dequantized weights and the source: the price of 4 bits, as are "
+        "mean KL and top token; far smaller on a trained model than on the random weights of this one",
+    }
+    put(out, facts(meaning), width=_WIDTH_OF_PROSE)
 
 
-def description(out: Console, found: "Description") -> None:
-    """What a checkpoint is, table by table."""
-    out.print(f"[bold]{escape(found.path)}[/]  {escape(found.family)} ({escape(found.model_type)})", soft_wrap=True)
+def description(out: Console, found: "Description", *, verbose: bool) -> None:
+    """What a checkpoint is: sizes by role, how names are spelled, what its config says, what does not fit."""
+    out.print(f"[bold]{escape(found.path)}[/]: {escape(found.family)}", soft_wrap=True)
+    top = {"model type": found.model_type}
+    if found.dialects:
+        top["names"] = "\n".join(_dialect(use.description, use.count, use.example) for use in found.dialects)
+    put(out, facts(top))
+    rows = [
+        (
+            str(role.role),
+            f"{role.tensors:,}",
+            count(role.params),
+            size(role.nbytes),
+            f"{role.bits_per_weight:.2f}" if role.params else "",
+            ", ".join(f"{number:,} x {scheme}" for scheme, number in role.schemes.items()),
+        )
+        for role in (*found.roles, found.total)
+    ]
+    out.print()
+    put(out, table(("role", "tensors", "params", "size", "bits/weight", "stored as"), rows))
     for part in found.tables():
-        table = Table(box=None, pad_edge=False)
-        for column in part.columns:
-            table.add_column(column, justify="right" if column in _NUMBERS else "left", overflow="fold")
-        for row in part.rows:
-            table.add_row(*map(escape, row))
+        if part.title in {"by role", "spelling"}:
+            continue
         out.print(f"\n{part.title}")
-        out.print(table)
+        if len(part.columns) == 1:
+            for line in _first([row[0] for row in part.rows], verbose=verbose):
+                out.print(f"  {escape(line)}", soft_wrap=True)
+        else:
+            put(out, table(part.columns, part.rows))
 
 
-def _sizes(sizes: Iterable[RoleSize]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("role")
-    for header in ("tensors", "params", "action", "before", "after", "bits/weight"):
-        table.add_column(header, justify="left" if header == "action" else "right")
-    rows = list(sizes)
-    for size in rows:
-        table.add_row(
-            size.role,
-            f"{size.tensors:,}",
-            _count(size.params),
-            size.action,
-            _bytes(size.before),
-            _bytes(size.after),
-            f"{size.bits_per_weight:.2f}" if size.after else "",
+def _first(lines: Sequence[str], *, verbose: bool) -> Iterator[str]:
+    """The first lines and how many more there are; with `verbose` all of them."""
+    yield from lines if verbose else islice(lines, _MOST_LINES)
+    if not verbose and len(lines) > _MOST_LINES:
+        yield f"and {len(lines) - _MOST_LINES:,} more (-v lists all)"
+
+
+def _dialect(text: str, number: int, example: tuple[str, str]) -> str:
+    before, after = example
+    return f"{text}: {plural(number, 'tensor')}" + ("" if before == after else f", e.g. {before} -> {after}")
+
+
+def _plan_sizes(found: "PlanReport") -> Table:
+    rows = [
+        (
+            row.role,
+            f"{row.tensors:,}",
+            count(row.params),
+            row.action,
+            size(row.before),
+            size(row.after),
+            f"{row.bits_per_weight:.2f}" if row.after else "",
         )
-    after, params = sum(size.after for size in rows), sum(size.params for size in rows if size.after)
-    table.add_section()
-    table.add_row(
-        "total",
-        f"{sum(size.tensors for size in rows):,}",
-        _count(sum(size.params for size in rows)),
-        "",
-        _bytes(sum(size.before for size in rows)),
-        _bytes(after),
-        f"{8 * after / params:.2f}" if params else "",
-    )
-    return table
+        for row in found.sizes
+    ]
+    before, after = sum(row.before for row in found.sizes), sum(row.after for row in found.sizes)
+    params, written = sum(row.params for row in found.sizes), sum(row.params for row in found.sizes if row.after)
+    tensors = sum(row.tensors for row in found.sizes)
+    bits = f"{8 * after / written:.2f}" if written else ""
+    rows.append(("total", f"{tensors:,}", count(params), "", size(before), size(after), bits))
+    return table(("role", "tensors", "params", "action", "before", "after", "bits/weight"), rows)
 
 
-def _errors(rows: Iterable[ErrorRow], title: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(title)
-    for header in ("relative error", "SQNR dB", "groups", "on a lattice", "exact"):
-        table.add_column(header, justify="right")
-    for row in rows:
+def _outcome(found: "PlanReport") -> dict[str, str]:
+    config = found.quantization_config
+    rows = {}
+    if config:
+        rows["targets"] = "  ".join(config["config_groups"]["group_0"]["targets"])
+        rows["ignore"] = "  ".join(config["ignore"])
+    files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
+    rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
+    rows["time"] = f"about {duration(found.seconds)} on {workers}"
+    return rows
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """One line of `plan -v`."""
+    source = ", ".join(step["from"])
+    match step["action"]:
+        case "pack":
+            module = step["names"][0].removesuffix("_packed")
+            return f"pack  {source} -> {module}_{{packed,scale,shape}}"
+        case "keep":
+            return f"keep  {step['name']}" if source == step["name"] else f"keep  {source} -> {step['name']}"
+    return f"drop  {source}: {step['reason']}"
+
+
+def _next(done: "Summary", output: Path) -> str:
+    """The command that serves the output; a drafter runs beside the model it drafts for."""
+    if any(row.role == Role.DRAFTER for row in done.sizes):
+        options = json.dumps({"method": "mtp", "model": str(output), "num_speculative_tokens": 4})
+        return f"vllm serve TARGET --speculative-config {quote(options)}"
+    return f"vllm serve {quote(str(output))}"
+
+
+def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
+    """Errors by name, and what lies on a lattice where anything does."""
+    found = list(rows)
+    columns = [title, "relative error", "SQNR dB", "groups"]
+    lattice = any(row.stats.lattice_groups for row in found)
+    if lattice:
+        columns += ["on a lattice", "exact"]
+    cells = []
+    for row in found:
         groups = max(row.stats.groups, 1)
-        table.add_row(
-            escape(row.name.removeprefix("model.language_model.")),
-            f"{row.relative_error:.5f}",
-            f"{row.sqnr_db:.1f}",
-            f"{row.stats.groups:,}",
-            f"{row.stats.lattice_groups / groups:.1%}",
-            f"{row.stats.exact_groups / groups:.1%}",
-        )
-    return table
+        name = row.name.removeprefix("model.language_model.")
+        cell = [name, f"{row.relative_error:.5f}", f"{row.sqnr_db:.1f}", f"{row.stats.groups:,}"]
+        if lattice:
+            cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
+        cells.append(cell)
+    return table(columns, cells, right=columns[1:])
 
 
-def _reasons(out: Console, title: str, rows: Mapping[str, str]) -> None:
+def _section(out: Console, title: str, rows: Mapping[str, str]) -> None:
     if rows:
         out.print(f"\n{title}")
-        table = Table.grid(padding=(0, 2))
-        for subject, why in rows.items():
-            table.add_row(f"  {escape(subject)}", f"[dim]{escape(why)}[/]")
-        out.print(table)
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
-
-
-def _bytes(size: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size:.0f} B"
-
-
-def _count(number: int) -> str:
-    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.2f} {unit}"
-    return str(number)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(max(1, round(seconds)), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        put(out, facts(rows, indent=2, dim=True))

@@ -207,8 +207,8 @@ class _Worker:
 def _not_finite(source: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
     """Which of the stored words are NaN or infinite: all bits of the exponent set."""
     exponent = {DType.BF16: 0x7F80, DType.F16: 0x7C00, DType.F32: 0x7F800000}[dtype]
-    words = source.view(np.uint32 if dtype is DType.F32 else np.uint16)
-    found: NDArray[np.bool_] = (words & words.dtype.type(exponent)) == exponent
+    words: NDArray[Any] = source.view(np.uint32 if dtype is DType.F32 else np.uint16)
+    found: NDArray[np.bool_] = (words & exponent) == exponent
     return found
 
 

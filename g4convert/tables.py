@@ -35,10 +35,11 @@ def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Tab
     return made
 
 
-def put(out: Console, what: RenderableType) -> None:
-    """Print without the blanks that fill a last column: they soil logs and golden files."""
+def put(out: Console, what: RenderableType, *, width: int = 10_000) -> None:
+    """Print, at most `width` columns wide, without the blanks that fill a last column: they soil logs and diffs."""
     lines: list[Segment] = []
-    for line in out.render_lines(what, pad=False):
+    options = out.options.update(width=min(width, out.width))
+    for line in out.render_lines(what, options, pad=False):
         while line and not line[-1].text.strip():
             line.pop()
         if line:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from g4convert.errors import GateError
+from g4convert.forward.media import Media, pictures, sounds, takes
 from g4convert.forward.models import Config, Model, quiet_transformers
 
 __all__ = ["LogitsDifference", "Prompt", "compare", "logits", "prompts"]
@@ -36,7 +37,7 @@ def prompts(model: Model, *, seed: int = 0) -> tuple[Prompt, ...]:
     """A prompt for each input the model takes: text, then image and audio.
 
     An assistant takes a draft; its second output is the state that it hands to its next draft.
-    Tokens, pixels and sound are random; shapes, masks and placeholder tokens are what the processors give.
+    Tokens are random; shapes, masks and placeholder tokens are what the processors give.
     """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
@@ -45,10 +46,10 @@ def prompts(model: Model, *, seed: int = 0) -> tuple[Prompt, ...]:
         return (Prompt("draft", arguments), Prompt("state", arguments, output="last_hidden_state"))
     text = _text_ids(config, 40, generator)
     found = [Prompt("text", {"input_ids": text[None]})]
-    for kind, media in (("image", _image), ("audio", _audio)):
-        if getattr(config, f"{'vision' if kind == 'image' else 'audio'}_config", None) is not None:
-            count, arguments = media(config, generator)
-            found.append(Prompt(kind, {**arguments, **_with_placeholders(config, kind, count, text)}))
+    if takes(config, "image"):
+        found.append(_with_media(config, pictures(config, [(3, 2)], generator, padding=1), text))
+    if takes(config, "audio"):
+        found.append(_with_media(config, sounds(config, [20], generator, padding=2), text))
     return tuple(found)
 
 
@@ -59,43 +60,19 @@ def _text_ids(config: Config, count: int, generator: torch.Generator) -> torch.T
     return torch.tensor([id_ for id_ in ids[: count + len(media)].tolist() if id_ not in media][:count])
 
 
-def _with_placeholders(config: Config, kind: str, count: int, text: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Text with `count` soft tokens in its middle, between their opening and closing token."""
+def _with_media(config: Config, media: Media, text: torch.Tensor) -> Prompt:
+    """Text with one image or sound in its middle, between their opening and closing token."""
     opening, closing = {
         "image": (config.boi_token_id, config.eoi_token_id),
         "audio": (config.boa_token_id, config.eoa_token_index),
-    }[kind]
-    soft = [getattr(config, f"{kind}_token_id")] * count
+    }[media.kind]
+    (count,) = media.soft_tokens
+    soft = [getattr(config, f"{media.kind}_token_id")] * count
     half = len(text) // 2
     ids = torch.cat([text[:half], torch.tensor([opening, *soft, closing]), text[half:]])[None]
     types = torch.zeros_like(ids)
-    types[0, half + 1 : half + 1 + count] = {"image": 1, "audio": 3}[kind]
-    return {"input_ids": ids, "mm_token_type_ids": types}
-
-
-def _image(config: Config, generator: torch.Generator) -> tuple[int, dict[str, torch.Tensor]]:
-    """A picture of 3 x 2 soft tokens, wider than high, with the padding of one more soft token."""
-    vision = config.vision_config
-    pool = vision.pooling_kernel_size
-    if config.model_type == "gemma4_unified":  # patches arrive merged, one for each soft token
-        side, merge = vision.patch_size * pool, 1
-    else:
-        side, merge = vision.patch_size, pool
-    x, y = torch.meshgrid(torch.arange(3 * merge), torch.arange(2 * merge), indexing="xy")
-    positions = torch.cat([torch.stack([x, y], dim=-1).reshape(-1, 2), torch.full((merge**2, 2), -1)])
-    pixels = torch.rand(len(positions), 3 * side**2, generator=generator)
-    pixels[positions[:, 0] < 0] = 0
-    return 6, {"pixel_values": pixels[None], "image_position_ids": positions[None]}
-
-
-def _audio(config: Config, generator: torch.Generator) -> tuple[int, dict[str, torch.Tensor]]:
-    """Sound of 20 soft tokens and some padding: waveform frames, or mel frames that the tower merges by 4."""
-    audio = config.audio_config
-    merge = 1 if config.model_type == "gemma4_unified" else 4
-    width = audio.audio_embed_dim if merge == 1 else audio.subsampling_conv_channels[0]
-    frames = torch.randn(22 * merge, width, generator=generator)
-    mask = torch.arange(len(frames)) < 20 * merge
-    return 20, {"input_features": (frames * mask[:, None])[None], "input_features_mask": mask[None]}
+    types[0, half + 1 : half + 1 + count] = {"image": 1, "audio": 3}[media.kind]
+    return Prompt(media.kind, {**media.arguments, "input_ids": ids, "mm_token_type_ids": types})
 
 
 def _draft_arguments(model: Model, generator: torch.Generator) -> dict[str, Any]:

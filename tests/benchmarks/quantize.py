@@ -3,12 +3,14 @@
     python tests/benchmarks/quantize.py DATA [--peer-python PEER/bin/python] [--parts speed scaling ...]
 
 DATA is a directory on the disk to be measured. The checkpoints, 7 GB and 3.6 GB more for `memory`, are made
-there by the first run and kept; outputs are removed. Runs are interleaved, A B C A B C, and a ratio is
-taken within a round, so that a busy neighbour disturbs both of its sides. Figures are medians over the
-rounds. `others` is the CPU time, in seconds, that the rest of the machine used during a run: where it is
-not small, run again.
+there by the first run and kept; outputs are removed. Runs are interleaved, A B C A B C, and a ratio to the
+peer is taken within a round, so that a busy neighbour disturbs both of its sides. Figures are medians over
+the rounds; a limit is the best of them. `others` is the CPU time, in seconds, that the rest of the machine
+used during a run: where it is not small, run again.
 
-speed    both methods, warm and cold cache, beside the peer and the ceiling
+speed    both methods, warm and cold cache, beside the peer (`x its work`: without its imports) and the ceiling,
+         which is the slower of copying and computing; `less start`: without our own imports, as --dry-run takes;
+         `of both`: of copying and computing at once, all that cores can do when they must do both
 scaling  1, 2 and 4 workers
 memory   peak resident set above that of an interpreter with torch imported, for many shards and for one
 plan     `plan` on the full 26B-A4B, and `--help`
@@ -25,6 +27,7 @@ from statistics import median
 from typing import Any
 
 from measure import Ballast, Cost, chill, clear, medians, run, warm
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -107,11 +110,14 @@ class Bench:
         cost, stdout = self._run(argv)
         return replace(cost, wall=float(stdout))
 
-    def copy(self, name: str, source: Path, cache: str) -> Cost:
-        """Read the input and write as much as the output."""
+    def limit(self, name: str, source: Path, cache: str, method: str = "") -> Cost:
+        """Read the input and write as much as the output, beside the arithmetic of a method if one is given."""
         CACHES[cache](source)
-        output = self.data / "out"
-        cost = self.ceiling("io", str(source), str(output), "--bytes", str(output_bytes(MODELS[name])))
+        output, model = self.data / "out", MODELS[name]
+        sizes = ["--bytes", str(output_bytes(model)), "--numel", str(packed_numel(model))]
+        if method:
+            sizes += ["--method", method]
+        cost = self.ceiling("both" if method else "io", str(source), str(output), *sizes)
         clear(output)
         return cost
 
@@ -133,9 +139,11 @@ def speed(bench: Bench, name: str, settings: Sequence[tuple[int, int]]) -> list[
     numel = str(packed_numel(model))
     runs: dict[str, Callable[[], Cost]] = {}
     for cache in CACHES:
-        runs[f"limit: copy, {cache}"] = lambda cache=cache: bench.copy(name, source, cache)
+        runs[f"limit: copy, {cache}"] = lambda c=cache: bench.limit(name, source, c)
     for method in METHODS:
         runs[f"limit: {method} tiles"] = lambda m=method: bench.ceiling("tiles", "--numel", numel, "--method", m)
+        for cache in CACHES:
+            runs[f"limit: {method} both, {cache}"] = lambda m=method, c=cache: bench.limit(name, source, c, m)
     runs["start (dry run)"] = lambda: bench.quantize(source, "minmax", "--dry-run")
     for method in METHODS:
         for cache in CACHES:
@@ -148,27 +156,29 @@ def speed(bench: Bench, name: str, settings: Sequence[tuple[int, int]]) -> list[
 
 
 def _speed_row(label: str, costs: Rounds, nbytes: int) -> Row:
-    """Return one run's medians, its ratio to the best peer setting, and to the slower limit of each round."""
+    """Return one run's medians, its ratio to the best peer setting, and to the slower limit."""
     row: Row = {"run": label} | asdict(medians(costs[label]))
     method, _, cache = label.partition(", ")
     if method not in METHODS:
         return row
-    walls = [cost.wall for cost in costs[label]]
-    starts = [cost.wall for cost in costs["start (dry run)"]]
-    copies, tiles = costs[f"limit: copy, {cache}"], costs[f"limit: {method} tiles"]
-    limits = [max(copy.wall, tile.wall) for copy, tile in zip(copies, tiles, strict=True)]
+    start = row["start"] = medians(costs["start (dry run)"]).wall
+    slower = max(_least(costs[f"limit: copy, {cache}"]), _least(costs[f"limit: {method} tiles"]))
     row["gb_per_s"] = nbytes / 1e9 / row["wall"]
-    row["of_ceiling"] = median(limit / wall for limit, wall in zip(limits, walls, strict=True))
-    row["start"] = median(starts)
-    row["of_ceiling_started"] = median(
-        limit / (wall - start) for limit, wall, start in zip(limits, walls, starts, strict=True)
-    )
+    row["of_ceiling"] = slower / row["wall"]
+    row["work_of_ceiling"] = slower / (row["wall"] - start)
+    row["work_of_both"] = _least(costs[f"limit: {method} both, {cache}"]) / (row["wall"] - start)
     peers = [costs[peer] for peer in costs if peer.startswith(PEER)]
     if peers and cache == "warm":
         best = min(peers, key=lambda peer: medians(peer).wall)
-        row["times_peer"] = median(peer.wall / wall for peer, wall in zip(best, walls, strict=True))
-        row["times_peer_work"] = median((peer.wall - peer.start) / wall for peer, wall in zip(best, walls, strict=True))
+        pairs = [*zip(best, costs[label], strict=True)]
+        row["times_peer"] = median(peer.wall / ours.wall for peer, ours in pairs)
+        row["times_peer_work"] = median((peer.wall - peer.start) / ours.wall for peer, ours in pairs)
     return row
+
+
+def _least(costs: Sequence[Cost]) -> float:
+    """Return the shortest time: what a limit is, noise only ever adding to it."""
+    return min(cost.wall for cost in costs)
 
 
 def scaling(bench: Bench, name: str) -> list[Row]:
@@ -210,10 +220,9 @@ def plan(bench: Bench) -> list[Row]:
 
 
 COLUMNS = {
-    "checkpoint": ("", "{}"),
     "run": ("run", "{}"),
     "wall": ("wall s", "{:.2f}"),
-    "start": ("of it start", "{:.2f}"),
+    "start": ("start s", "{:.2f}"),
     "user": ("user s", "{:.2f}"),
     "system": ("sys s", "{:.2f}"),
     "others": ("others s", "{:.2f}"),
@@ -223,21 +232,24 @@ COLUMNS = {
     "times_peer": ("x peer", "{:.1f}"),
     "times_peer_work": ("x its work", "{:.1f}"),
     "of_ceiling": ("of ceiling", "{:.2f}"),
-    "of_ceiling_started": ("without start", "{:.2f}"),
+    "work_of_ceiling": ("less start", "{:.2f}"),
+    "work_of_both": ("of both", "{:.2f}"),
 }
 
 
 def show(part: str, rows: Sequence[Row]) -> None:
-    """Print a part's table, with the columns it has."""
-    used = [key for key in COLUMNS if any(key in row for row in rows)]
-    table = Table(title=part, title_justify="left")
-    for key in used:
-        title, form = COLUMNS[key]
-        table.add_column(title, justify="left" if form == "{}" else "right", no_wrap=True)
-    for row in rows:
-        shown = row | {"peak": row["peak"] / GIB}
-        table.add_row(*(COLUMNS[key][1].format(shown[key]) if key in shown else "" for key in used))
-    Console(width=150).print(table)
+    """Print a part's rows, a table for each checkpoint, with the columns it has."""
+    used = [key for key in COLUMNS if any(row.get(key) for row in rows)]
+    for checkpoint in dict.fromkeys(row.get("checkpoint", "") for row in rows):
+        table = Table(title=f"{part} {checkpoint}", title_justify="left", box=SIMPLE, pad_edge=False)
+        for key in used:
+            title, form = COLUMNS[key]
+            table.add_column(title, justify="left" if form == "{}" else "right", no_wrap=True)
+        for row in rows:
+            if row.get("checkpoint", "") == checkpoint:
+                shown = row | {"peak": row["peak"] / GIB}
+                table.add_row(*(COLUMNS[key][1].format(shown[key]) if shown.get(key) else "" for key in used))
+        Console(width=160).print(table)
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,0 +1,112 @@
+"""Experts that stay packed, as an implementation of transformers' experts interface: `g4_w4a16`.
+
+transformers calls the implementation that the config names, in place of the forward of `Gemma4TextExperts`. The
+module keeps its class; its two 3-D parameters make way for buffers, the stored words of all experts stacked:
+
+    gate_up_packed int32 [e, 2i, h/8]   gate_up_scale [e, 2i, groups]   of each expert the gate's rows, then the up's
+    down_packed    int32 [e, h, i/8]    down_scale    [e, h, groups]    (and *_zero_point, where asymmetric)
+
+`by_expert` is the reference for any device: it dequantizes one expert that tokens were sent to at a time and sums
+in float32. The fused kernel takes its place by an entry in `EXPERTS`. A projection that is not packed stays a
+parameter; both kinds may meet in one module.
+
+Letters: e experts, i intermediate size of one, h hidden size, t tokens, k experts of a token.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from transformers.integrations.moe import ExpertsInterface
+
+from g4convert.forward.modules import PackedWeight
+
+__all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "make_packed"]
+
+IMPLEMENTATION = "g4_w4a16"
+"""The name under which it is registered; `model.set_experts_implementation` takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedProjection:
+    """How one of the two projections of all experts is packed: sizes of its buffers, and their types."""
+
+    words: tuple[int, ...]
+    scale: tuple[int, ...]
+    scale_dtype: torch.dtype
+    zero_point: tuple[int, ...] | None
+    num_bits: int
+
+
+def make_packed(experts: torch.nn.Module, projections: Mapping[str, PackedProjection]) -> None:
+    """Put empty buffers for packed words in the place of a module's parameters.
+
+    Args:
+        experts: a `Gemma4TextExperts`, on any device.
+        projections: by name, `gate_up` and `down`; one that is missing keeps its parameter.
+    """
+    for name, of in projections.items():
+        weight: torch.Tensor = getattr(experts, f"{name}_proj")
+        delattr(experts, f"{name}_proj")
+        device = weight.device
+        experts.register_buffer(f"{name}_packed", torch.empty(of.words, dtype=torch.int32, device=device))
+        experts.register_buffer(f"{name}_scale", torch.empty(of.scale, dtype=of.scale_dtype, device=device))
+        zeros = None if of.zero_point is None else torch.empty(of.zero_point, dtype=torch.int32, device=device)
+        experts.register_buffer(f"{name}_zero_point", zeros)
+        setattr(experts, f"{name}_inputs", weight.shape[-1])
+        setattr(experts, f"{name}_num_bits", of.num_bits)
+
+
+def projection(experts: torch.nn.Module, name: str) -> PackedWeight | torch.Tensor:
+    """`gate_up` or `down` of all experts: packed [e, n, k], or dense."""
+    if not hasattr(experts, f"{name}_packed"):
+        dense: torch.Tensor = getattr(experts, f"{name}_proj")
+        return dense
+    words, scale, zeros = (getattr(experts, f"{name}_{part}") for part in ("packed", "scale", "zero_point"))
+    return PackedWeight(words, scale, zeros, getattr(experts, f"{name}_inputs"), getattr(experts, f"{name}_num_bits"))
+
+
+def by_expert(
+    experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Run each expert that was chosen on its tokens.
+
+    Args:
+        experts: a `Gemma4TextExperts`, packed or not.
+        hidden_states: [t, h].
+        top_k_index: int64 [t, k], which experts.
+        top_k_weights: [t, k], float32, how much of each; `per_expert_scale` is in them.
+
+    Returns:
+        [t, h], in the dtype of `hidden_states`.
+    """
+    gate_up, down = projection(experts, "gate_up"), projection(experts, "down")
+    act: Callable[[torch.Tensor], torch.Tensor] = experts.act_fn  # type: ignore[assignment] # a module
+    total = torch.zeros(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
+    for expert in top_k_index.unique().tolist():
+        token, place = torch.where(top_k_index == expert)
+        gate, up = _times(hidden_states[token], gate_up[expert]).chunk(2, dim=-1)
+        out = _times(act(gate) * up, down[expert])
+        total.index_add_(0, token, out.float() * top_k_weights[token, place, None].float())
+    return total.to(hidden_states.dtype)
+
+
+def _times(x: torch.Tensor, weight: PackedWeight | torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, weight if isinstance(weight, torch.Tensor) else weight.dense(x.dtype))
+
+
+EXPERTS: dict[
+    str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+] = {"cpu": by_expert}
+"""What runs the experts, by device type; `by_expert` where a device has no kernel of its own."""
+
+
+def _experts_forward(
+    experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    run = EXPERTS.get(hidden_states.device.type, by_expert)
+    return run(experts, hidden_states, top_k_index, top_k_weights)
+
+
+ExpertsInterface.register(IMPLEMENTATION, _experts_forward)

@@ -1,0 +1,255 @@
+"""Loads a checkpoint into its transformers model, strictly, and without making a tensor twice.
+
+    config.json --> model on meta --> packed modules --> every tensor from the file --> eval
+                                                    \\-> or hooks that load a part when it runs (streaming)
+
+transformers' own loader initialises what it does not find at random and drops what it does not know. Here names
+are resolved first, by the tables that a conversion uses, so any dialect loads, plain or packed, and whatever does
+not fit is an error that lists all of it. What no checkpoint stores, the rotary tables and the like, is computed by
+the model's own initialisation in the dtype in which `from_pretrained(dtype=...)` has it; `model.to(bfloat16)` would
+round them and change logits. For plain checkpoints the result is `from_pretrained`'s, bit for bit.
+
+A tensor that needs no cast stays the mapped file: a bf16 model of a bf16 checkpoint takes no memory of its own.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+import transformers
+
+from g4convert.checkpoint import Checkpoint
+from g4convert.errors import EnvironmentFault, GateError, UsageError
+from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
+from g4convert.forward.models import Model, model_class, quiet_transformers
+from g4convert.forward.modules import W4A16Linear
+from g4convert.forward.pieces import Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
+from g4convert.forward.streaming import Stream, is_roomy
+from g4convert.gemma4 import Architecture, ExtraKind, droppable
+from g4convert.inspection.stored_scheme import PackedModule
+from g4convert.verify.contents import Contents
+
+__all__ = ["DTypeName", "Filling", "Memory", "load"]
+
+DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Memory: TypeAlias = Literal["resident", "stream", "auto"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """Where the tensors of a model come from.
+
+    Args:
+        checkpoint: the opened directory.
+        pieces: by name in the model's `state_dict()`, all of them, a tied head apart.
+        places: of each, what it looks like: a tensor on meta, whose dtype it is cast to.
+    """
+
+    checkpoint: Checkpoint
+    pieces: Mapping[str, Piece]
+    places: Mapping[str, torch.Tensor]
+
+    def fill(self, model: Model, names: Iterable[str]) -> None:
+        """Read some tensors and put them in their places."""
+        files = TensorFiles(self.checkpoint)
+        for name in names:
+            put(model, name, self.pieces[name].read(files, self.places[name].dtype))
+
+    def empty(self, model: Model, names: Iterable[str]) -> None:
+        """Take tensors out again."""
+        for name in names:
+            put(model, name, self.places[name])
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether a tensor is the file itself, and takes no memory of its own."""
+        piece = self.pieces[name]
+        if not isinstance(piece, Rows) or len(piece.names) > 1:
+            return False
+        return piece.dtype.is_weight and _DTYPES[_SPELLED[piece.dtype.value]] is self.places[name].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the whole model, mapped tensors included: pages that are used over and over must stay."""
+        return sum(place.nbytes for place in self.places.values())
+
+
+_SPELLED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def load(
+    directory: str | os.PathLike[str], *, dtype: DTypeName = "float32", packed: bool = True, memory: Memory = "resident"
+) -> Model:
+    """Load a checkpoint, plain or packed, in any dialect that a conversion reads.
+
+    Args:
+        directory: the checkpoint.
+        dtype: of the model; packed scales keep theirs.
+        packed: whether packed weights stay packed words, run by `W4A16Linear` and the experts implementation
+            `g4_w4a16`; False dequantizes them, in `dtype`. Without effect on plain weights.
+        memory: `resident` holds every tensor; `stream` the decoder layers and towers only while they run, one at
+            a time; `auto` takes what the free memory allows.
+
+    Returns:
+        The model, in eval mode; with `memory="stream"` see `streaming.run_together`.
+
+    Raises:
+        GateError: a tensor is missing, unknown, twice there, of another shape or form, or a dropped one has values
+            that matter; names all of them.
+        InputError: the directory is not a Gemma 4 checkpoint.
+        UsageError: a dtype that is none.
+    """
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    checkpoint = Checkpoint.open(directory)
+    architecture = Architecture.from_config(checkpoint.config)
+    contents = Contents.of({name: stored.info for name, stored in checkpoint.tensors.items()}, architecture)
+    problems = [*_strangers(contents)]
+    sources = pieces_of(checkpoint, contents, problems)
+    problems += _wrong_extras(checkpoint, contents)
+    _refuse(checkpoint.path, problems)
+    model = _empty_model(checkpoint.path, _DTYPES[dtype])
+    pieces = _place(model, sources, packed=packed)
+    tied = {_HEAD} if architecture.tied_embeddings else set()
+    places = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    _refuse(checkpoint.path, _misfits(pieces, places))
+    filling = Filling(checkpoint, pieces, places)
+    if memory == "stream" or (memory == "auto" and not is_roomy(filling.nbytes)):
+        Stream.attach(model, filling, tied=bool(tied))
+    else:
+        filling.fill(model, pieces)
+        if tied:
+            model.tie_weights()
+    return model.eval()
+
+
+def put(model: Model, name: str, tensor: torch.Tensor) -> None:
+    """Set a parameter or buffer of a model."""
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module)
+    is_parameter = leaf in dict(owner.named_parameters(recurse=False))
+    setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+
+
+def _refuse(path: Path, problems: list[str]) -> None:
+    if problems:
+        what = "one tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
+        raise GateError(f"{path}: {what} not fit the model", offenders=problems)
+
+
+def _strangers(contents: Contents) -> Iterable[str]:
+    """What has no place in the model, and what has two sources."""
+    yield from (f"unexpected: {name}" for name in contents.unknown)
+    yield from (f"torn: {module}: no weight_packed beside {', '.join(parts)}" for module, parts in contents.torn.items())
+    yield from (f"twice: {name}: {' and '.join(names)}" for name, names in contents.twice.items())
+
+
+def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[str]:
+    """Tensors that no model has a place for, and whose values say that it should have one."""
+    files = TensorFiles(checkpoint)
+    known = droppable(contents.architecture)
+    for name, form in contents.spare.items():
+        if isinstance(form, PackedModule):
+            yield f"unexpected: {name}: packed, and no model reads it"
+            continue
+        match known.get(contents.renamed.get(name, name)):
+            case None:
+                continue  # a derived buffer
+            case extra if form.shape != extra.shape:
+                yield f"mismatched: {name} is {[*form.shape]}, expected {[*extra.shape]}"
+            case extra if extra.kind is ExtraKind.ONES and not bool((files[name] == 1).all()):
+                yield f"unexpected: {name}: has values other than 1, but {extra.reason}"
+            case extra if extra.kind is ExtraKind.TIED and not _is_embedding(contents, files, files[name]):
+                yield f"unexpected: {name}: differs from the embedding, but {extra.reason}"
+
+
+def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) -> bool:
+    embedding = contents.plain(f"{contents.architecture.text_prefix}embed_tokens.weight")
+    return embedding is not None and torch.equal(files[embedding.name], head)
+
+
+def _empty_model(path: Path, dtype: torch.dtype) -> Model:
+    """The model on meta; only buffers that no checkpoint stores have memory and values."""
+    with quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # transformers would build its own packed modules
+        try:
+            with torch.device("meta"):
+                model = model_class(config.model_type)._from_config(config, dtype=dtype)  # noqa: SLF001 -- what Auto classes call
+        except ValueError as error:  # 5.23.0 and assistants
+            raise EnvironmentFault(
+                f"transformers {transformers.__version__} does not construct {config.model_type}: {error}",
+                hint="take another release, 5.22.2 does",
+            ) from error
+        for name, buffer in list(model.named_non_persistent_buffers()):
+            put(model, name, torch.empty_like(buffer, device="cpu"))
+        model.initialize_weights()  # of what is on meta, nothing
+        if (path / "generation_config.json").exists() and hasattr(model, "generation_config"):
+            model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model
+
+
+def _place(model: Model, sources: Mapping[str, Rows | PackedGroup], *, packed: bool) -> dict[str, Piece]:
+    """The pieces by name in the model, whose modules are replaced where they stay packed."""
+    pieces: dict[str, Piece] = {}
+    experts: dict[str, dict[str, PackedGroup]] = {}
+    for name, source in sources.items():
+        module, _, leaf = name.rpartition(".")
+        if isinstance(source, Rows):
+            pieces[name] = source
+        elif not packed:
+            pieces[name] = Dense(source)
+        elif len(source.shape) == 3:
+            experts.setdefault(module, {})[leaf.removesuffix("_proj")] = source
+        else:
+            pieces |= _pack_linear(model, module, source)
+    for module, groups in experts.items():
+        make_packed(model.get_submodule(module), {name: _projection(group) for name, group in groups.items()})
+        for name, group in groups.items():
+            pieces |= {f"{module}.{name}_{part}": rows for part, rows in group.parts}
+    if experts:
+        model.set_experts_implementation(IMPLEMENTATION)
+    return pieces
+
+
+def _pack_linear(model: Model, module: str, group: PackedGroup) -> dict[str, Piece]:
+    linear = model.get_submodule(module)
+    if not isinstance(linear, torch.nn.Linear):
+        return {f"{module}.weight_{part}": rows for part, rows in group.parts}  # reported as unexpected
+    parts = dict(group.parts)
+    replacement = W4A16Linear(
+        linear,
+        num_bits=group.num_bits,
+        groups=group.groups,
+        scale_dtype=_DTYPES[_SPELLED[parts["scale"].dtype.value]],
+        symmetric="zero_point" not in parts,
+    )
+    model.set_submodule(module, replacement)
+    return {f"{module}.weight_{part}": rows for part, rows in parts.items()}
+
+
+def _projection(group: PackedGroup) -> PackedProjection:
+    parts = dict(group.parts)
+    return PackedProjection(
+        words=parts["packed"].shape,
+        scale=parts["scale"].shape,
+        scale_dtype=_DTYPES[_SPELLED[parts["scale"].dtype.value]],
+        zero_point=parts["zero_point"].shape if "zero_point" in parts else None,
+        num_bits=group.num_bits,
+    )
+
+
+def _misfits(pieces: Mapping[str, Piece], places: Mapping[str, torch.Tensor]) -> list[str]:
+    """Where what the checkpoint has and what transformers built differ; the tables of names say they should not."""
+    problems = [f"missing: {name}" for name in places if name not in pieces]
+    problems += [f"unexpected: {name}" for name in pieces if name not in places]
+    for name, piece in pieces.items():
+        if name in places and tuple(piece.shape) != tuple(places[name].shape):
+            problems.append(f"mismatched: {name} is {[*piece.shape]}, the model's is {[*places[name].shape]}")
+    return problems

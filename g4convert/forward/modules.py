@@ -1,0 +1,164 @@
+"""Linears that stay packed: codes and scales as compressed-tensors stores them, dequantized while they multiply.
+
+    weight_packed      int32 [n, k * b / 32]: b bits a code; code i of a word in bits b*i..b*i+b-1, low bits first,
+                       stored plus 2^(b-1)
+    weight_scale       [n, groups], in the dtype it is stored in
+    weight_zero_point  int32 [ceil(n * b / 32), groups], packed along n; only of asymmetric schemes
+
+A weight is `scale * (code - zero_point)`, multiplied in the dtype of the activations: one rounding in bf16, none
+in float32 as long as scales are bf16 or fp16. `packed_linear` is the reference for any device: it unpacks rows in
+chunks of 16 MiB and lets torch multiply, so that no more than a chunk of the weight is ever dense. A fused kernel
+takes its place by an entry in `LINEARS`.
+
+Letters: n out_features, k in_features, b num_bits.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from g4convert.errors import UnsupportedError
+
+__all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "packed_linear", "unpack"]
+
+_CHUNK = 16 << 20
+"""Bytes of dense weight at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """One weight [n, k], or as many stacked as the tensors have in front: [e, n, k].
+
+    Args:
+        words: int32 [..., n, k * b / 32].
+        scale: [..., n, groups].
+        zero_point: int32 [..., n * b / 32, groups], or None.
+        k: in_features.
+        num_bits: 4 or 8.
+    """
+
+    words: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
+    k: int
+    num_bits: int
+
+    def __getitem__(self, index: int | torch.Tensor) -> "PackedWeight":
+        """One of the stacked weights."""
+        zero_point = None if self.zero_point is None else self.zero_point[index]
+        return PackedWeight(self.words[index], self.scale[index], zero_point, self.k, self.num_bits)
+
+    def dense(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> torch.Tensor:
+        """Rows [begin, end) of a weight [n, k], dequantized in a dtype."""
+        codes = unpack(self.words[begin:end], self.k, self.num_bits)
+        scale = self.scale[begin:end].to(dtype)
+        rows, groups = scale.shape
+        values = codes.to(dtype).view(rows, groups, self.k // groups)
+        if self.zero_point is not None:
+            n = self.words.shape[0]
+            zeros = unpack(self.zero_point.T.contiguous(), n, self.num_bits).T[begin:end]
+            values -= zeros.to(dtype).unsqueeze(-1)
+        values *= scale.unsqueeze(-1)
+        return values.view(rows, self.k)
+
+
+def unpack(words: torch.Tensor, k: int, num_bits: int) -> torch.Tensor:
+    """Codes of packed words.
+
+    Args:
+        words: int32 [n, ceil(k * b / 32)].
+        k: codes of a row.
+        num_bits: 4 or 8; these never cross a byte.
+
+    Returns:
+        int8 [n, k], signed.
+
+    Raises:
+        UnsupportedError: another number of bits, or a machine with the high byte first.
+    """
+    if num_bits not in {4, 8}:
+        raise UnsupportedError(f"{num_bits}-bit weights: only 4 and 8 bits are read here")
+    if sys.byteorder != "little":
+        raise UnsupportedError("a machine that stores the high byte first: packed weights cannot be read here")
+    stored = words.contiguous().view(torch.uint8)
+    if num_bits == 8:
+        return (stored ^ 0x80).view(torch.int8)[:, :k]
+    nibbles = torch.stack((stored & 0xF, stored >> 4), dim=-1).flatten(-2)
+    return nibbles.view(torch.int8)[:, :k] - 8
+
+
+class W4A16Linear(torch.nn.Module):
+    """A Linear on packed words; takes the place of a `torch.nn.Linear`, with its bias.
+
+    Args:
+        linear: what it replaces, on any device; its weight is not kept.
+        num_bits: 4 or 8.
+        groups: scales of a row.
+        scale_dtype: as stored.
+        symmetric: whether there are no zero points.
+    """
+
+    weight_packed: torch.Tensor
+    weight_scale: torch.Tensor
+    weight_zero_point: torch.Tensor | None
+
+    def __init__(
+        self,
+        linear: torch.nn.Linear,
+        *,
+        num_bits: int,
+        groups: int,
+        scale_dtype: torch.dtype,
+        symmetric: bool,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.num_bits = linear.in_features, linear.out_features, num_bits
+        n, device = self.out_features, linear.weight.device
+        words = -(-self.in_features * num_bits // 32)
+        self.register_buffer("weight_packed", torch.empty(n, words, dtype=torch.int32, device=device))
+        self.register_buffer("weight_scale", torch.empty(n, groups, dtype=scale_dtype, device=device))
+        zeros = None if symmetric else torch.empty(-(-n * num_bits // 32), groups, dtype=torch.int32, device=device)
+        self.register_buffer("weight_zero_point", zeros)
+        self.bias = linear.bias
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight."""
+        return PackedWeight(
+            self.weight_packed, self.weight_scale, self.weight_zero_point, self.in_features, self.num_bits
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., k] -> [..., n], in the dtype of the input."""
+        linear = LINEARS.get(hidden_states.device.type, packed_linear)
+        return linear(hidden_states, self.packed, self.bias)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        groups = self.weight_scale.shape[1]
+        return f"{self.in_features}, {self.out_features}, num_bits={self.num_bits}, groups={groups}"
+
+
+def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiply by a packed weight, a chunk of its rows at a time.
+
+    Args:
+        x: [..., k].
+        weight: [n, k].
+        bias: [n], or None.
+
+    Returns:
+        [..., n], in the dtype of `x`.
+    """
+    n = weight.words.shape[0]
+    step = max(1, _CHUNK // (weight.k * x.dtype.itemsize))
+    parts = [functional.linear(x, weight.dense(x.dtype, begin, begin + step)) for begin in range(0, n, step)]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+LINEARS: dict[str, Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], torch.Tensor]] = {"cpu": packed_linear}
+"""What multiplies, by device type; `packed_linear` where a device has no kernel of its own."""

@@ -1,0 +1,264 @@
+"""What each tensor of a transformers model is made of: the stored tensors, and what is done to them.
+
+    Rows      stored tensors, one below the other: a plain weight, an expert's share of a 3-D parameter, packed words
+    Dense     packed weights, dequantized, one below the other
+
+Names on the left are those of the model's `state_dict()`; on the right, whatever the checkpoint calls them. Experts
+are one by one or fused, in both forms, and become the two 3-D tensors (or buffers) that the model has.
+Dequantizing is compressed-tensors' unpacking here; the packed path (`modules`) has its own, so each checks the other.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors import safe_open
+
+from g4convert.checkpoint import Checkpoint
+from g4convert.gemma4 import FusedExperts, Role
+from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, stored_scheme
+from g4convert.quant_config import spellings
+from g4convert.tensors import DType, TensorInfo
+from g4convert.verify.contents import Contents, Form
+
+__all__ = ["Dense", "PackedGroup", "Piece", "Rows", "TensorFiles", "pieces_of"]
+
+_BITS = {4, 8}
+_WORDS, _SCALE, _SHAPE, _ZERO = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"
+
+
+class TensorFiles:
+    """Reads tensors of a checkpoint through the safetensors library; files are mapped, not copied.
+
+    A tensor keeps its file mapped as long as it lives, also after the reader is gone. So a reader of its own for
+    each part that comes and goes lets the pages go with the part.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._files: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """A stored tensor."""
+        file = self._checkpoint.tensors[name].file
+        if file not in self._files:
+            self._files[file] = safe_open(self._checkpoint.path / file, framework="pt")
+        tensor: torch.Tensor = self._files[file].get_tensor(name)
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Stored tensors one below the other, cast to the dtype of their place.
+
+    Args:
+        names: as stored.
+        shape: of the whole.
+        dtype: as stored.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: DType
+
+    def read(self, files: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor; a single one that needs no cast is the mapped file itself."""
+        parts = [files[name] for name in self.names]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole.view(self.shape).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """Packed weights of one scheme that make one tensor.
+
+    Args:
+        modules: the stored ones, in order: one Linear, the experts one by one, or all experts in one.
+        scheme: of each.
+        shape: of the dense whole: [n, k], or [e, n, k].
+    """
+
+    modules: tuple[PackedModule, ...]
+    scheme: StoredScheme
+    shape: tuple[int, ...]
+
+    @property
+    def num_bits(self) -> int:
+        """4 or 8."""
+        return self.scheme.num_bits or 4
+
+    @property
+    def groups(self) -> int:
+        """Scales of a row."""
+        return self.modules[0].parts[_SCALE].shape[-1]
+
+    @property
+    def parts(self) -> Iterator[tuple[str, Rows]]:
+        """`packed`, `scale` and perhaps `zero_point`, as they are stored, stacked to [e, ...] for experts."""
+        for part in (_WORDS, _SCALE, _ZERO):
+            infos = [module.parts[part] for module in self.modules if part in module.parts]
+            if infos:
+                lead = self.shape[:-2]
+                rows = sum(prod(info.shape[:-1]) for info in infos) // prod(lead)
+                shape = (*lead, rows, infos[0].shape[-1])
+                yield part.removeprefix("weight_"), Rows(tuple(i.name for i in infos), shape, infos[0].dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Packed weights, dequantized."""
+
+    group: PackedGroup
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return self.group.shape
+
+    def read(self, files: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
+        """`scale * (code - zero_point)`, multiplied in `dtype`."""
+        whole = torch.empty(self.shape, dtype=dtype)
+        rows = whole.view(-1, self.shape[-1])
+        begin = 0
+        for module in self.group.modules:
+            tensors = {part: files[info.name] for part, info in module.parts.items()}
+            for n, one in _each(tensors):
+                _dequantize(one, self.group.num_bits, rows[begin : begin + n])
+                begin += n
+        return whole
+
+
+Piece = Rows | Dense
+"""Where a tensor of the model comes from."""
+
+
+def _each(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Mapping[str, torch.Tensor]]]:
+    """Rows and tensors of each weight; those of a fused expert tensor one by one."""
+    words = tensors[_WORDS]
+    if words.ndim == 2:
+        yield words.shape[0], tensors
+        return
+    for number in range(words.shape[0]):
+        yield words.shape[1], {part: tensor[number] for part, tensor in tensors.items() if part != _SHAPE}
+
+
+def _dequantize(tensors: Mapping[str, torch.Tensor], num_bits: int, out: torch.Tensor) -> None:
+    """Fill `out` [n, k]."""
+    n, k = out.shape
+    scale = tensors[_SCALE].to(out.dtype)
+    groups = scale.shape[1]
+    values = unpack_from_int32(tensors[_WORDS], num_bits, torch.Size((n, k))).to(out.dtype).view(n, groups, -1)
+    if _ZERO in tensors:
+        zeros = unpack_from_int32(tensors[_ZERO], num_bits, torch.Size((n, groups)), packed_dim=0)
+        values = values - zeros.to(out.dtype).unsqueeze(-1)
+    torch.mul(values, scale.unsqueeze(-1), out=out.view(n, groups, -1))
+
+
+def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[str]) -> dict[str, Rows | PackedGroup]:
+    """The source of each tensor of the model; a packed Linear's is under the name of its weight.
+
+    Args:
+        checkpoint: the opened directory.
+        contents: what its tensors are.
+        problems: is added to: what is missing, of another shape, or packed in a way that is not read.
+    """
+    found: dict[str, Rows | PackedGroup] = {}
+    fused = {one for experts in contents.fused.values() for one in experts.names}
+    for name, expected in contents.expected.items():
+        form = contents.stored.get(name)
+        if form is None:
+            if not expected.optional:
+                problems.append(f"missing: {name}")
+        elif name not in fused and expected.role is not Role.KV_SHARED:
+            piece = _piece(checkpoint, name, (form,), expected.shape, problems)
+            if piece:
+                found[_in_model(contents, name)] = piece
+    for name, experts in contents.fused.items():
+        forms = _experts(contents, experts)
+        if forms and (piece := _piece(checkpoint, name, forms, experts.shape, problems)):
+            found[name] = piece
+    return found
+
+
+def _in_model(contents: Contents, name: str) -> str:
+    return spellings(name, contents.architecture)["transformers"] if contents.architecture.is_unified else name
+
+
+def _experts(contents: Contents, experts: FusedExperts) -> tuple[Form, ...]:
+    """The stored tensors of a fused projection; nothing when one is missing, which is a problem already noted."""
+    forms = [contents.stored.get(name) for name in experts.names]
+    one = forms[0]
+    if one is not None and all(form == one for form in forms):
+        return (one,)
+    present = tuple(form for form in forms if form is not None)
+    return present if len(present) == len(forms) else ()
+
+
+def _piece(
+    checkpoint: Checkpoint, name: str, forms: tuple[Form, ...], shape: tuple[int, ...], problems: list[str]
+) -> Rows | PackedGroup | None:
+    plain = [form for form in forms if isinstance(form, TensorInfo)]
+    packed = tuple(form for form in forms if isinstance(form, PackedModule))
+    if packed and plain:
+        problems.append(f"mixed: {name}: {len(packed)} experts are packed, {len(plain)} are not")
+        return None
+    if packed:
+        return _packed(checkpoint, name, packed, shape, problems)
+    each = _share(shape, len(plain))
+    wrong = [info for info in plain if info.shape != each]
+    problems.extend(f"mismatched: {info.name} is {[*info.shape]}, the model's is {[*each]}" for info in wrong)
+    return None if wrong else Rows(tuple(info.name for info in plain), shape, plain[0].dtype)
+
+
+def _share(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The shape of one of `count` tensors that are stacked to `shape`: all of it, or [n, k] of [e, rows, k]."""
+    return shape if count == 1 else (prod(shape[:-1]) // count, shape[-1])
+
+
+def _packed(
+    checkpoint: Checkpoint, name: str, modules: tuple[PackedModule, ...], shape: tuple[int, ...], problems: list[str]
+) -> PackedGroup | None:
+    each = _share(shape, len(modules))
+    schemes = [stored_scheme(module, each, None) for module in modules]
+    faults = [
+        f"packed: {module.module}: {fault}"
+        for module, scheme in zip(modules, schemes, strict=True)
+        if (fault := scheme.fault or _unread(module, scheme) or _stated_shape(checkpoint, module, each))
+    ]
+    if not faults and len({(s.num_bits, s.group_size, s.strategy, s.symmetric) for s in schemes}) > 1:
+        faults = [f"mixed: {name}: experts of one layer are packed in different schemes"]
+    problems.extend(faults)
+    return None if faults else PackedGroup(modules, schemes[0], shape)
+
+
+def _unread(module: PackedModule, scheme: StoredScheme) -> str:
+    """Why a packed module is not one that can be run from its words; empty where it is."""
+    if scheme.format != "pack-quantized" or scheme.num_bits not in _BITS:
+        return f"{scheme.label}: only int4 and int8 of the format pack-quantized are read"
+    if scheme.strategy not in {"group", "channel"}:
+        return f"weight_scale {[*module.parts[_SCALE].shape]}: expected one scale for each group or row"
+    scale = module.parts[_SCALE]
+    if not scale.dtype.is_weight or len(scale.shape) != len(module.parts[_WORDS].shape):
+        return f"weight_scale is {scale.dtype.value} {[*scale.shape]}, expected [rows, groups] of a float type"
+    if "weight_g_idx" in module.parts:
+        return "weight_g_idx: activation order is not read"
+    if module.has_plain_weight:
+        return "the weight is stored plain as well"
+    return ""
+
+
+def _stated_shape(checkpoint: Checkpoint, module: PackedModule, shape: tuple[int, ...]) -> str:
+    """What is wrong with the stored `weight_shape`, where there is one."""
+    info = module.parts.get(_SHAPE)
+    if info is None or module.fused:
+        return ""
+    letter = {DType.I64: "q", DType.I32: "i"}.get(info.dtype)
+    if letter is None or info.shape != (2,):
+        return f"weight_shape is {info.dtype.value} {[*info.shape]}, expected I64 [2]"
+    stated = struct.unpack(f"<2{letter}", checkpoint.read(info.name))
+    return "" if stated == shape else f"weight_shape says {[*stated]}, the model's is {[*shape]}"
+

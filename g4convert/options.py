@@ -1,0 +1,165 @@
+"""The options that several commands share, and how errors are told.
+
+Typer reads types, names and help from these annotations; `docs/cli.md` is generated from the result. Values of a
+recipe are checked by `Recipe`, not here, so that a file and an option are refused in the same words.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from g4convert.family import Family
+
+__all__ = [
+    "Assistant",
+    "Device",
+    "Directory",
+    "DryRun",
+    "FamilyName",
+    "GroupSize",
+    "Json",
+    "KvShared",
+    "Layout",
+    "Manner",
+    "Method",
+    "Model",
+    "NoColor",
+    "NumBits",
+    "Output",
+    "Overwrite",
+    "Pack",
+    "Quiet",
+    "RecipeArgument",
+    "RecipeName",
+    "ShardSize",
+    "ShowConfig",
+    "Signed",
+    "Verbose",
+    "Version",
+    "Workers",
+]
+
+
+@dataclass(slots=True)
+class Manner:
+    """How errors are told; the options of the command that raises them set it."""
+
+    verbose: bool = False
+    no_color: bool = False
+
+
+def _manner(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:  # noqa: FBT001 - as Typer calls it
+    setattr(ctx.ensure_object(Manner), str(param.name), value)
+    return value
+
+
+_RECIPE = "Recipe, and values that override it"
+_RUN = "Run"
+_PRINT = "What is printed"
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help=r"A directory, or org/name\[@revision] on the Hugging Face hub.")
+]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Gets FAMILY and FAMILY-W4A16.")]
+FamilyName = Annotated[Family, typer.Option(metavar="FAMILY", help=f"{', '.join(Family)}.")]
+Version = Annotated[bool, typer.Option("--version", metavar="", help="Print the version and stop.")]
+
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", "-r", metavar="RECIPE", help="A shipped recipe or a YAML file.", rich_help_panel=_RECIPE),
+]
+NumBits = Annotated[
+    int | None, typer.Option(metavar="N", help="4 or 8 bits per packed weight.", rich_help_panel=_RECIPE)
+]
+GroupSize = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Weights that share a scale: 32, 64, 128, or channel.", rich_help_panel=_RECIPE),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How scales are found: auto, minmax, mse or lattice.", rich_help_panel=_RECIPE),
+]
+Signed = Annotated[
+    bool | None,
+    typer.Option(
+        "--signed/--positive", metavar="", help="Whether mse may take negative scales.", rich_help_panel=_RECIPE
+    ),
+]
+Pack = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE",
+        help="What is packed: attention, mlp, experts, ple_projection, vision_tower; repeat for several.",
+        rich_help_panel=_RECIPE,
+    ),
+]
+KvShared = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="drop or keep unused K/V of KV-shared layers.", rich_help_panel=_RECIPE),
+]
+Assistant = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="keep or pack the Linears of an MTP drafter.", rich_help_panel=_RECIPE),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="full or text-only.", rich_help_panel=_RECIPE),
+]
+ShardSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Largest output file, as 5GB or 500MB.", rich_help_panel=_RECIPE)
+]
+ShowConfig = Annotated[
+    bool,
+    typer.Option(
+        "--show-config", metavar="", help="Print each value and its origin, then stop.", rich_help_panel=_RECIPE
+    ),
+]
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory to write.", rich_help_panel=_RUN)
+]
+Workers = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Threads; 0 is one per core, or two per GPU.", rich_help_panel=_RUN)
+]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="What quantizes: cpu, cuda (every GPU) or cuda:N.", rich_help_panel=_RUN)
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", metavar="", help="Replace a checkpoint that is there.", rich_help_panel=_RUN),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", "-n", metavar="", help="Check everything, print the plan, write nothing.", rich_help_panel=_RUN
+    ),
+]
+
+Json = Annotated[bool, typer.Option("--json", metavar="", help="The result as JSON.", rich_help_panel=_PRINT)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar="", help="No progress and no summary.", rich_help_panel=_PRINT)
+]
+NoColor = Annotated[
+    bool,
+    typer.Option(
+        "--no-color",
+        metavar="",
+        callback=_manner,
+        help="Plain text; NO_COLOR does the same.",
+        rich_help_panel=_PRINT,
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        metavar="",
+        callback=_manner,
+        help="Every tensor, and every line of a long error.",
+        rich_help_panel=_PRINT,
+    ),
+]

@@ -1,0 +1,167 @@
+"""The reference's own answers, and decoding step by step against one prefill.
+
+What a model says itself is what its quantized twin has to follow, so answers are generated greedily and their tokens
+scored. The loop is our own, a few lines on the model's forward with a KV cache, so it runs on any model with that
+forward (streamed or resident), and does what transformers' `generate` does for these models: pictures and sounds go
+into the first call only.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from g4convert.errors import GateError
+from g4convert.forward.media import call
+from g4convert.forward.models import Model
+from g4convert.verify.probes import Probe, left_padded
+
+__all__ = ["decode_equals_prefill", "with_answers"]
+
+_MEDIA = ("mm_token_type_ids", "pixel_values", "image_position_ids", "input_features", "input_features_mask")
+_VIDEO = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
+
+
+def with_answers(model: Model, probes: Iterable[Probe], *, max_new_tokens: int) -> tuple[Probe, ...]:
+    """Put the model's greedy answers in place of the given ones.
+
+    Args:
+        model: the reference, unquantized.
+        probes: from `make_probes`; those without token ids (drafts) and those that are all text come back as they are.
+        max_new_tokens: of an answer; it ends before that with the model's end-of-turn token, which is scored, too.
+
+    Returns:
+        The probes; `response` and `targets` are those of the new answers.
+
+    Raises:
+        GateError: a logit is not finite.
+    """
+    return tuple(_answered(model, probe, max_new_tokens) if _is_asked(probe) else probe for probe in probes)
+
+
+def _is_asked(probe: Probe) -> bool:
+    """Whether there is a question before the answer."""
+    return "input_ids" in probe.arguments and not bool(probe.response[:, 0].any())
+
+
+def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
+    questions = _questions(probe)
+    if len(questions) == 1:
+        prompt = _shortened(probe, len(questions[0]))
+    else:
+        prompt = left_padded(probe.name, probe.bucket, [(row, ()) for row in questions], model.config)
+    decoder = _Decoder(model, prompt.arguments)
+    ends = torch.tensor(_ends(model))
+    new: list[torch.Tensor] = []
+    going = torch.ones(len(questions), dtype=torch.bool)
+    counted = []
+    logits = decoder.logits
+    while len(new) < max_new_tokens and bool(going.any()):
+        if not bool(logits.isfinite().all()):
+            raise GateError(f"{probe.name}: the reference's logits are not finite, so it gives no answer")
+        new.append(logits.argmax(-1))
+        counted.append(going)
+        going = going & ~torch.isin(new[-1], ends)
+        if len(new) < max_new_tokens and bool(going.any()):
+            logits = decoder.step(new[-1][:, None])
+    return _lengthened(prompt, torch.stack(new, dim=1), torch.stack(counted, dim=1))
+
+
+def _questions(probe: Probe) -> list[list[int]]:
+    """Ids of each row before its answer, without padding."""
+    ids: torch.Tensor = probe.arguments["input_ids"]
+    mask = probe.attended.view(ids.shape)
+    rows = []
+    for row, answer, attended in zip(ids, probe.response, mask, strict=True):
+        places = answer.nonzero().flatten()
+        end = int(places[0]) + 1 if len(places) else len(row)
+        rows.append(row[:end][attended[:end]].tolist())
+    return rows
+
+
+def _shortened(probe: Probe, length: int) -> Probe:
+    """The first tokens of a probe with one row; nothing counts."""
+    arguments = {
+        key: value[:, :length] if key in ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids") else value
+        for key, value in probe.arguments.items()
+    }
+    return Probe.of(probe.name, probe.bucket, arguments, torch.zeros(1, length, dtype=torch.bool))
+
+
+def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Probe:
+    """A prompt and the tokens that followed, [b, new]; those after a row's end are there but do not count."""
+    arguments = dict(prompt.arguments)
+    arguments["input_ids"] = torch.cat([arguments["input_ids"], new], dim=1)
+    zeros = torch.zeros_like(new)
+    if "mm_token_type_ids" in arguments:
+        arguments["mm_token_type_ids"] = torch.cat([arguments["mm_token_type_ids"], zeros], dim=1)
+    if "attention_mask" in arguments:
+        arguments["attention_mask"] = torch.cat([arguments["attention_mask"], zeros + 1], dim=1)
+        places = arguments["position_ids"][:, -1:] + torch.arange(1, new.shape[1] + 1)
+        arguments["position_ids"] = torch.cat([arguments["position_ids"], places], dim=1)
+    return Probe.of(prompt.name, prompt.bucket, arguments, torch.cat([torch.zeros_like(prompt.response), counted], 1))
+
+
+def _ends(model: Model) -> list[int]:
+    """Ids that end an answer."""
+    for owner in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
+        found = getattr(owner, "eos_token_id", None)
+        if found is not None:
+            return [found] if isinstance(found, int) else list(found)
+    return []
+
+
+class _Decoder:
+    """A prefill, then tokens one by one, with the KV cache; `logits` are those of the last token, [b, vocabulary]."""
+
+    def __init__(self, model: Model, arguments: Any) -> None:  # noqa: ANN401 -- Mapping[str, Any] of forward
+        self._model = model
+        self._mask = arguments.get("attention_mask")
+        self._place = arguments["position_ids"][:, -1:] if self._mask is not None else None
+        output = call(model, arguments, use_cache=True)
+        self._cache = output.past_key_values
+        self.logits = output.logits[:, -1].float().cpu()
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feed one token a row, [b, 1]; returns the logits after it."""
+        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": self._cache}
+        if self._mask is not None and self._place is not None:
+            self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+            self._place = self._place + 1
+            arguments |= {"attention_mask": self._mask, "position_ids": self._place}
+        self.logits = call(self._model, arguments, use_cache=True).logits[:, -1].float().cpu()
+        return self.logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Where a probe is cut: the prefill has `start` tokens."""
+
+    start: int
+    stop: int
+
+
+def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> float:
+    """Feed the answer token by token through the KV cache, and compare with one forward over all.
+
+    Args:
+        model: any with a Gemma 4 forward and a cache.
+        probe: one row or a left-padded batch; its first tokens up to the answer are the prefill.
+        steps: at most so many tokens are decoded.
+
+    Returns:
+        The largest difference of logits, relative to the largest logit. About 1e-6 in float32: more is a fault of
+        cache, positions or sliding window in the path that runs.
+    """
+    ids: torch.Tensor = probe.arguments["input_ids"]
+    start = int(probe.response.any(dim=0).nonzero()[0]) + 1
+    cut = _Split(start, min(start + steps, ids.shape[1]))
+    whole = call(model, probe.arguments, use_cache=False).logits.float().cpu()
+    sized = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
+    first = {key: value[:, : cut.start] if key in sized else value for key, value in probe.arguments.items()}
+    decoder = _Decoder(model, first)
+    found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(cut.start, cut.stop))]
+    expected = whole[:, cut.start - 1 : cut.stop]
+    difference = (torch.stack(found, dim=1) - expected).abs().max()
+    return float(difference / expected.abs().max())

@@ -1,0 +1,49 @@
+"""The program run inside the test process: same `main`, no second interpreter."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from g4convert import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Program(Protocol):
+    """Runs `g4convert` with the given arguments."""
+
+    def __call__(self, *arguments: object) -> Ran:
+        """Run it to its end."""
+        ...
+
+
+@pytest.fixture
+def g4convert(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    """`g4convert ARGUMENTS`, 100 columns wide, without colour and without a network."""
+    for name, value in {"COLUMNS": "100", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Ran:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Ran(int(left.value.code or 0), out, err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
