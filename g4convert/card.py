@@ -1,8 +1,10 @@
 """The model card of an output: what it is, how it was made, what it cost, how to serve it."""
 
+import json
 from collections.abc import Iterable
 
 from g4convert import __version__
+from g4convert.output import recipe_name
 from g4convert.plan import Plan
 from g4convert.recipe import Resolved
 from g4convert.source import Source
@@ -21,29 +23,63 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         output_name: the directory's name, for the command that serves it.
         summary: sizes and errors.
     """
-    scheme = f"int{plan.recipe.num_bits} symmetric, " + (
-        f"groups of {plan.recipe.group_size}" if plan.recipe.group_size else "one scale per row"
-    )
+    tags = ["gemma4", *(["compressed-tensors", f"w{plan.recipe.num_bits}a16"] if plan.quantized else []), "g4convert"]
     lines = [
         "---",
-        *([f"base_model: {source.name}", "base_model_relation: quantized"] if source.revision else []),
+        *([f"base_model: {source.name}"] if source.revision else []),
+        *(["base_model_relation: quantized"] if source.revision and plan.quantized else []),
         "library_name: transformers",
-        f"tags: [gemma4, compressed-tensors, w{plan.recipe.num_bits}a16, g4convert]",
+        f"tags: [{', '.join(tags)}]",
         "---",
         "",
         f"# {output_name}",
         "",
-        f"{plan.architecture.family}, quantized from `{source.name}` by g4convert {__version__}:",
-        f"weights in {scheme} (compressed-tensors, pack-quantized), activations untouched.",
+        *_what(plan, source),
         "",
-        "    vllm serve " + output_name,
+        *_serve(plan, output_name),
         "",
         "## How",
         "",
-        f"Recipe `{recipe.name}`; method **{summary.choice.method.value}** ({summary.choice.why}).",
+        f"Recipe `{recipe_name(recipe)}`; method **{summary.choice.method.value}** ({summary.choice.why}).",
         "",
         *(f"- `{key}: {value}`" for key, value in recipe.settings().items()),
         "",
+        *(_cost(summary) if plan.quantized else ()),
+        "## What stayed",
+        "",
+        "| role | tensors | bytes | why |",
+        "|---|---:|---:|---|",
+        *_kept_rows(plan),
+    ]
+    if plan.dropped:
+        lines += ["", "## What was left out", "", "| tensors | why |", "|---:|---|", *_dropped_rows(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _what(plan: Plan, source: Source) -> Iterable[str]:
+    """What was made of what."""
+    made = f"`{source.name}` by g4convert {__version__}"
+    if not plan.quantized:
+        return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)
+    size = f"groups of {plan.recipe.group_size}" if plan.recipe.group_size else "one scale per row"
+    return (
+        f"{plan.architecture.family}, quantized from {made}:",
+        f"weights in int{plan.recipe.num_bits} symmetric, {size} (compressed-tensors, pack-quantized),",
+        "activations untouched.",
+    )
+
+
+def _serve(plan: Plan, output_name: str) -> Iterable[str]:
+    """The command that serves it; a drafter is served beside its target."""
+    if not plan.architecture.is_assistant:
+        return ("    vllm serve " + output_name,)
+    config = json.dumps({"model": output_name, "num_speculative_tokens": 4})
+    return (f"    vllm serve TARGET --speculative-config '{config}'",)
+
+
+def _cost(summary: Summary) -> Iterable[str]:
+    """Sizes and errors."""
+    return (
         "## What it cost",
         "",
         f"{summary.before:,} bytes became {summary.after:,}: {summary.bits_per_weight:.2f} bits per weight",
@@ -54,15 +90,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         "Relative error is the sum of squared rounding errors over the sum of squared weights. A group that",
         "lies on a lattice is exact when its dequantized weights equal the source bit for bit.",
         "",
-        "## What stayed",
-        "",
-        "| role | tensors | bytes | why |",
-        "|---|---:|---:|---|",
-        *_kept_rows(plan),
-    ]
-    if plan.dropped:
-        lines += ["", "## What was left out", "", "| tensors | why |", "|---:|---|", *_dropped_rows(plan)]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def _error_table(rows: Iterable[ErrorRow]) -> Iterable[str]:

@@ -247,6 +247,11 @@ def _check_output(job: Job) -> None:
     target, source = job.target, job.source.path.resolve()
     if target == source or source in target.parents or target in source.parents:
         raise UsageError(f"{job.output}: lies in the source, or the source in it", hint="give -o another directory")
+    if target == Path.cwd():
+        raise UsageError(
+            f"{job.output}: is the current directory, which a finished output would replace",
+            hint=f"cd .. and -o {target.name}, or give another directory",
+        )
     if target.exists() and not target.is_dir():
         raise UsageError(f"{job.output}: is a file, expected a directory to make")
     if not target.is_dir() or not any(target.iterdir()):

@@ -14,7 +14,7 @@ from g4convert.recipe import Resolved
 from g4convert.source import Source
 from g4convert.summary import Summary
 
-__all__ = ["CARRIED_README", "config", "provenance"]
+__all__ = ["CARRIED_README", "config", "provenance", "recipe_name"]
 
 CARRIED_README = "README.source.md"
 """Where the source's own README goes, as README.md is ours."""
@@ -47,6 +47,11 @@ def config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     return kept
 
 
+def recipe_name(recipe: Resolved) -> str:
+    """The recipe's name, or its file's: where that lies on this machine is nobody's business."""
+    return recipe.name.rpartition("/")[2]
+
+
 def provenance(
     recipe: Resolved, source: Source, checkpoint: Checkpoint, plan: Plan, summary: Summary
 ) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def provenance(
                 for name, stamp in checkpoint.fingerprint().items()
             },
         },
-        "recipe": {"name": recipe.name, **recipe.settings()},
+        "recipe": {"name": recipe_name(recipe), **recipe.settings()},
         "family": plan.architecture.family,
         "dialects": [{"name": use.name, "tensors": use.count} for use in plan.inventory.dialects],
         "dropped": [{"name": drop.source.name, "reason": drop.reason} for drop in plan.dropped],

@@ -10,7 +10,7 @@ from conftest import Checkpoints
 from dialect_sources import DIALECTS, cases, with_shared_kv, write
 from safetensors.torch import load_file
 
-from g4convert import reload
+from g4convert.forward import reload
 from g4convert.forward.logits import logits, prompts
 
 SPLITTING = {"per expert", "moe.experts per expert"}

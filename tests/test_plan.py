@@ -21,6 +21,12 @@ from g4convert.source import Source
 from g4convert.tensors import DType, TensorInfo
 
 RECIPES = sorted(shipped())
+REFUSED = {
+    ("26B-A4B", "w4a16-g128"),
+    *((family, "w4a16-experts-only") for family in FAMILIES if family != "26B-A4B"),
+    *((family, "text-only") for family in ("assistant", "unified assistant")),
+}
+"""What a recipe cannot do: sizes that do not divide, no experts, a drafter without its decoder."""
 
 
 def sources(plan: Plan) -> Counter[tuple[str, int]]:
@@ -46,7 +52,7 @@ def test_every_source_byte_is_used_once(family: str, recipe: str) -> None:
     try:
         plan = planned(config, recipe)
     except UsageError as error:
-        assert recipe in {"w4a16-g128", "w4a16-experts-only"}, error  # noqa: PT017
+        assert recipe in {"w4a16-g128", "w4a16-experts-only"} or "has no text-only form" in error.message  # noqa: PT017
         return
     used: Counter[str] = Counter()
     for (source, _), nbytes in sources(plan).items():

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -146,7 +147,7 @@ def test_writes_in_any_order_and_cut_give_the_same_file(
 ) -> None:
     reader, shards, directory = opened
     cuts = sorted({0, 100_000, *data.draw(st.lists(st.integers(0, 100_000), max_size=8))})
-    for begin, end in data.draw(st.permutations(list(zip(cuts, cuts[1:], strict=False)))):
+    for begin, end in data.draw(st.permutations(list(pairwise(cuts)))):
         if data.draw(st.booleans()):
             shards.copy(reader.fd("source"), begin, end - begin, "a", 8 + begin)
         else:
@@ -225,7 +226,11 @@ def test_a_torn_first_line_loses_the_journal_and_not_those_after(tmp_path: Path)
 
 def test_every_difference_is_named(tmp_path: Path) -> None:
     journal_of(tmp_path / "journal.jsonl", 1)
-    now = {"g4convert": "2", "source": {"b": {"size": 1}, "a": {"size": 1, "mtime_ns": 6}}, "recipe": {"group_size": 64}}
+    now = {
+        "g4convert": "2",
+        "source": {"b": {"size": 1}, "a": {"size": 1, "mtime_ns": 6}},
+        "recipe": {"group_size": 64},
+    }
     with pytest.raises(InputError, match="an unfinished run of something else") as caught:
         read_done(tmp_path, now)
     assert caught.value.offenders == (
@@ -256,6 +261,7 @@ class Doubling:
         packed: NDArray[np.int32],
         scale: NDArray[np.uint16],
     ) -> TileStats:
+        """Write the same into every place."""
         assert dtype is DType.BF16
         assert scheme.group(rows.shape[1]) == 8
         packed[:], scale[:] = 7, 9
@@ -318,6 +324,7 @@ class Watching(Quiet):
         self.seen = 0
 
     def advance(self, nbytes: int, name: str) -> None:
+        """Add them up."""
         assert name.startswith("linear")
         self.seen += nbytes
 

@@ -84,7 +84,7 @@ def by_expert(
     gate_up, down = projection(experts, "gate_up"), projection(experts, "down")
     act: Callable[[torch.Tensor], torch.Tensor] = experts.act_fn  # type: ignore[assignment] # a module
     total = torch.zeros(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
-    for expert in top_k_index.unique().tolist():
+    for expert in torch.unique(top_k_index).tolist():
         token, place = torch.where(top_k_index == expert)
         gate, up = _times(hidden_states[token], gate_up[expert]).chunk(2, dim=-1)
         out = _times(act(gate) * up, down[expert])

@@ -1,7 +1,7 @@
 """Loads a checkpoint into its transformers model, strictly, and without making a tensor twice.
 
-    config.json --> model on meta --> packed modules --> every tensor from the file --> eval
-                                                    \\-> or hooks that load a part when it runs (streaming)
+    config.json --> model on meta --> packed modules --> every tensor from the files
+                                                         or hooks that load a part when it runs (streaming)
 
 transformers' own loader initialises what it does not find at random and drops what it does not know. Here names
 are resolved first, by the tables that a conversion uses, so any dialect loads, plain or packed, and whatever does
@@ -14,7 +14,6 @@ A tensor that needs no cast stays the mapped file: a bf16 model of a bf16 checkp
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -26,60 +25,29 @@ from g4convert.errors import EnvironmentFault, GateError, UsageError
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.models import Model, model_class, quiet_transformers
 from g4convert.forward.modules import W4A16Linear
-from g4convert.forward.pieces import Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
+from g4convert.forward.pieces import (
+    TORCH_DTYPES,
+    Dense,
+    Filling,
+    PackedGroup,
+    Piece,
+    Rows,
+    TensorFiles,
+    pieces_of,
+    put,
+)
 from g4convert.forward.streaming import Stream, is_roomy
 from g4convert.gemma4 import Architecture, ExtraKind, droppable
 from g4convert.inspection.stored_scheme import PackedModule
 from g4convert.verify.contents import Contents
 
-__all__ = ["DTypeName", "Filling", "Memory", "load"]
+__all__ = ["DTypeName", "Memory", "load"]
 
 DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Memory: TypeAlias = Literal["resident", "stream", "auto"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEAD = "lm_head.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """Where the tensors of a model come from.
-
-    Args:
-        checkpoint: the opened directory.
-        pieces: by name in the model's `state_dict()`, all of them, a tied head apart.
-        places: of each, what it looks like: a tensor on meta, whose dtype it is cast to.
-    """
-
-    checkpoint: Checkpoint
-    pieces: Mapping[str, Piece]
-    places: Mapping[str, torch.Tensor]
-
-    def fill(self, model: Model, names: Iterable[str]) -> None:
-        """Read some tensors and put them in their places."""
-        files = TensorFiles(self.checkpoint)
-        for name in names:
-            put(model, name, self.pieces[name].read(files, self.places[name].dtype))
-
-    def empty(self, model: Model, names: Iterable[str]) -> None:
-        """Take tensors out again."""
-        for name in names:
-            put(model, name, self.places[name])
-
-    def is_mapped(self, name: str) -> bool:
-        """Whether a tensor is the file itself, and takes no memory of its own."""
-        piece = self.pieces[name]
-        if not isinstance(piece, Rows) or len(piece.names) > 1:
-            return False
-        return piece.dtype.is_weight and _DTYPES[_SPELLED[piece.dtype.value]] is self.places[name].dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the whole model, mapped tensors included: pages that are used over and over must stay."""
-        return sum(place.nbytes for place in self.places.values())
-
-
-_SPELLED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def load(
@@ -128,14 +96,6 @@ def load(
     return model.eval()
 
 
-def put(model: Model, name: str, tensor: torch.Tensor) -> None:
-    """Set a parameter or buffer of a model."""
-    module, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(module)
-    is_parameter = leaf in dict(owner.named_parameters(recurse=False))
-    setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
-
-
 def _refuse(path: Path, problems: list[str]) -> None:
     if problems:
         what = "one tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
@@ -170,7 +130,9 @@ def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[str]:
 
 def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) -> bool:
     embedding = contents.plain(f"{contents.architecture.text_prefix}embed_tokens.weight")
-    return embedding is not None and torch.equal(files[embedding.name], head)
+    if embedding is None or files[embedding.name].dtype is not head.dtype:
+        return False
+    return torch.equal(files[embedding.name], head)
 
 
 def _empty_model(path: Path, dtype: torch.dtype) -> Model:
@@ -181,7 +143,7 @@ def _empty_model(path: Path, dtype: torch.dtype) -> Model:
             del config.quantization_config  # transformers would build its own packed modules
         try:
             with torch.device("meta"):
-                model = model_class(config.model_type)._from_config(config, dtype=dtype)  # noqa: SLF001 -- what Auto classes call
+                model = model_class(config.model_type)._from_config(config, dtype=dtype)  # noqa: SLF001 -- as AutoModel does
         except ValueError as error:  # 5.23.0 and assistants
             raise EnvironmentFault(
                 f"transformers {transformers.__version__} does not construct {config.model_type}: {error}",
@@ -227,7 +189,7 @@ def _pack_linear(model: Model, module: str, group: PackedGroup) -> dict[str, Pie
         linear,
         num_bits=group.num_bits,
         groups=group.groups,
-        scale_dtype=_DTYPES[_SPELLED[parts["scale"].dtype.value]],
+        scale_dtype=TORCH_DTYPES[parts["scale"].dtype],
         symmetric="zero_point" not in parts,
     )
     model.set_submodule(module, replacement)
@@ -239,7 +201,7 @@ def _projection(group: PackedGroup) -> PackedProjection:
     return PackedProjection(
         words=parts["packed"].shape,
         scale=parts["scale"].shape,
-        scale_dtype=_DTYPES[_SPELLED[parts["scale"].dtype.value]],
+        scale_dtype=TORCH_DTYPES[parts["scale"].dtype],
         zero_point=parts["zero_point"].shape if "zero_point" in parts else None,
         num_bits=group.num_bits,
     )

@@ -6,8 +6,7 @@ forward (streamed or resident), and does what transformers' `generate` does for 
 into the first call only.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,25 +18,42 @@ from g4convert.verify.probes import Probe, left_padded
 
 __all__ = ["decode_equals_prefill", "with_answers"]
 
-_MEDIA = ("mm_token_type_ids", "pixel_values", "image_position_ids", "input_features", "input_features_mask")
-_VIDEO = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
+_SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
+"""Arguments with one entry for each token."""
 
 
-def with_answers(model: Model, probes: Iterable[Probe], *, max_new_tokens: int) -> tuple[Probe, ...]:
+def with_answers(
+    model: Model, probes: Sequence[Probe], *, max_new_tokens: int, batch_size: int = 16
+) -> tuple[Probe, ...]:
     """Put the model's greedy answers in place of the given ones.
 
     Args:
         model: the reference, unquantized.
-        probes: from `make_probes`; those without token ids (drafts) and those that are all text come back as they are.
+        probes: from `make_probes`; those without a question (drafts, plain text) come back as they are.
         max_new_tokens: of an answer; it ends before that with the model's end-of-turn token, which is scored, too.
+        batch_size: text probes that are answered at a time.
 
     Returns:
-        The probes; `response` and `targets` are those of the new answers.
+        The probes in their order; `response` and `targets` are those of the new answers.
 
     Raises:
         GateError: a logit is not finite.
     """
-    return tuple(_answered(model, probe, max_new_tokens) if _is_asked(probe) else probe for probe in probes)
+    found = {}
+    texts = [probe for probe in probes if probe.arguments.keys() == {"input_ids"} and _is_asked(probe)]
+    texts.sort(key=lambda probe: probe.response.shape[1])
+    for batch in (texts[first : first + batch_size] for first in range(0, len(texts), batch_size)):
+        questions = [question for probe in batch for question in _questions(probe)]
+        prompt = left_padded(batch[0].name, batch[0].bucket, [(row, ()) for row in questions], model.config)
+        new, counted = _generate(model, prompt, max_new_tokens)
+        for probe, question, row, ours in zip(batch, questions, new, counted, strict=True):
+            ids = torch.tensor([[*question, *row[ours].tolist()]])
+            answer = torch.arange(ids.shape[1])[None] >= len(question)
+            found[probe.name] = Probe.of(probe.name, probe.bucket, {"input_ids": ids}, answer)
+    for probe in probes:
+        if probe.name not in found:
+            found[probe.name] = _answered(model, probe, max_new_tokens) if _is_asked(probe) else probe
+    return tuple(found[probe.name] for probe in probes)
 
 
 def _is_asked(probe: Probe) -> bool:
@@ -46,26 +62,31 @@ def _is_asked(probe: Probe) -> bool:
 
 
 def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
+    """A probe with media, or a batch, by itself."""
     questions = _questions(probe)
     if len(questions) == 1:
         prompt = _shortened(probe, len(questions[0]))
     else:
         prompt = left_padded(probe.name, probe.bucket, [(row, ()) for row in questions], model.config)
-    decoder = _Decoder(model, prompt.arguments)
+    return _lengthened(prompt, *_generate(model, prompt, max_new_tokens))
+
+
+def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy tokens int64 [b, new], and bool [b, new]: up to a row's end-of-turn token and with it."""
     ends = torch.tensor(_ends(model))
+    going = torch.ones(len(prompt.response), dtype=torch.bool)
+    decoder = _Decoder(model, prompt.arguments)
     new: list[torch.Tensor] = []
-    going = torch.ones(len(questions), dtype=torch.bool)
-    counted = []
-    logits = decoder.logits
+    counted: list[torch.Tensor] = []
     while len(new) < max_new_tokens and bool(going.any()):
-        if not bool(logits.isfinite().all()):
-            raise GateError(f"{probe.name}: the reference's logits are not finite, so it gives no answer")
-        new.append(logits.argmax(-1))
+        if new:
+            decoder.step(new[-1][:, None])
+        if not bool(decoder.logits.isfinite().all()):
+            raise GateError(f"{prompt.name}: the reference's logits are not finite, so it gives no answer")
+        new.append(decoder.logits.argmax(-1))
         counted.append(going)
         going = going & ~torch.isin(new[-1], ends)
-        if len(new) < max_new_tokens and bool(going.any()):
-            logits = decoder.step(new[-1][:, None])
-    return _lengthened(prompt, torch.stack(new, dim=1), torch.stack(counted, dim=1))
+    return torch.stack(new, dim=1), torch.stack(counted, dim=1)
 
 
 def _questions(probe: Probe) -> list[list[int]]:
@@ -81,12 +102,10 @@ def _questions(probe: Probe) -> list[list[int]]:
 
 
 def _shortened(probe: Probe, length: int) -> Probe:
-    """The first tokens of a probe with one row; nothing counts."""
-    arguments = {
-        key: value[:, :length] if key in ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids") else value
-        for key, value in probe.arguments.items()
-    }
-    return Probe.of(probe.name, probe.bucket, arguments, torch.zeros(1, length, dtype=torch.bool))
+    """The first tokens of a probe; nothing counts."""
+    arguments = {key: value[:, :length] if key in _SIZED else value for key, value in probe.arguments.items()}
+    rows = len(probe.response)
+    return Probe.of(probe.name, probe.bucket, arguments, torch.zeros(rows, length, dtype=torch.bool))
 
 
 def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Probe:
@@ -115,13 +134,13 @@ def _ends(model: Model) -> list[int]:
 class _Decoder:
     """A prefill, then tokens one by one, with the KV cache; `logits` are those of the last token, [b, vocabulary]."""
 
-    def __init__(self, model: Model, arguments: Any) -> None:  # noqa: ANN401 -- Mapping[str, Any] of forward
+    def __init__(self, model: Model, arguments: Mapping[str, Any]) -> None:
         self._model = model
         self._mask = arguments.get("attention_mask")
         self._place = arguments["position_ids"][:, -1:] if self._mask is not None else None
         output = call(model, arguments, use_cache=True)
         self._cache = output.past_key_values
-        self.logits = output.logits[:, -1].float().cpu()
+        self.logits: torch.Tensor = output.logits[:, -1].float().cpu()
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Feed one token a row, [b, 1]; returns the logits after it."""
@@ -132,14 +151,6 @@ class _Decoder:
             arguments |= {"attention_mask": self._mask, "position_ids": self._place}
         self.logits = call(self._model, arguments, use_cache=True).logits[:, -1].float().cpu()
         return self.logits
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """Where a probe is cut: the prefill has `start` tokens."""
-
-    start: int
-    stop: int
 
 
 def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> float:
@@ -156,12 +167,10 @@ def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> floa
     """
     ids: torch.Tensor = probe.arguments["input_ids"]
     start = int(probe.response.any(dim=0).nonzero()[0]) + 1
-    cut = _Split(start, min(start + steps, ids.shape[1]))
+    stop = min(start + steps, ids.shape[1])
     whole = call(model, probe.arguments, use_cache=False).logits.float().cpu()
-    sized = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
-    first = {key: value[:, : cut.start] if key in sized else value for key, value in probe.arguments.items()}
-    decoder = _Decoder(model, first)
-    found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(cut.start, cut.stop))]
-    expected = whole[:, cut.start - 1 : cut.stop]
+    decoder = _Decoder(model, _shortened(probe, start).arguments)
+    found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(start, stop))]
+    expected = whole[:, start - 1 : stop]
     difference = (torch.stack(found, dim=1) - expected).abs().max()
     return float(difference / expected.abs().max())

@@ -46,8 +46,10 @@ class Conversation:
 class Frame(Protocol):
     """Turns words into ids of one checkpoint."""
 
-    chat: bool
-    """Whether the model is asked in a chat frame: it is instruction-tuned."""
+    @property
+    def chat(self) -> bool:
+        """Whether the model is asked in a chat frame: it is instruction-tuned."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added."""
@@ -105,7 +107,7 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
         InputError: not such lines; all are named.
         UsageError: plain text for an instruction-tuned model, or a conversation for a base model.
     """
-    found, bad, raw = [], [], []
+    found, bad, misfits = [], [], []
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -117,23 +119,25 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
             except (ValueError, KeyError, TypeError) as error:
                 bad.append(f"line {number}: {error}")
             else:
-                raw += [f"line {number}"] * (found[-1].raw is chat)
+                misfits += [f"line {number}"] * (found[-1].raw is chat)
     if bad or not found:
         raise InputError(
             f"{path}: {len(bad)} lines are no prompts" if found or bad else f"{path}: holds no prompt",
             hint='give lines such as {"messages": [{"role": "user", "content": "Hello"}]}',
             offenders=bad,
         )
-    if raw and chat:
+    if misfits and chat:
         raise UsageError(
             f"{path}: plain text for an instruction-tuned model: it was never trained off its chat frame, its "
             "predictions there are wild, and how far a quantized one follows them says nothing about its answers",
             hint='write {"messages": [{"role": "user", "content": "..."}]} instead of {"prompt": "..."}',
+            offenders=misfits,
         )
-    if raw:
+    if misfits:
         raise UsageError(
             f"{path}: conversations for a model without a chat template, a base model",
             hint='write {"prompt": "..."} with plain text',
+            offenders=misfits,
         )
     return tuple(found)
 
@@ -172,7 +176,7 @@ def frame_of(directory: Path, config: Config) -> Frame:
     """
     vocab_size = config.get_text_config().vocab_size
     if not (directory / "tokenizer.json").is_file():
-        return _Hashed(vocab_size, _special_ids(config))
+        return _Hashed(config)
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     if len(tokenizer) > vocab_size:
@@ -187,8 +191,9 @@ def frame_of(directory: Path, config: Config) -> Frame:
 def _special_ids(config: Config) -> frozenset[int]:
     """Ids with a meaning of their own: media placeholders, padding, and the like."""
     text = config.get_text_config()
-    keys = ("pad_token_id", "bos_token_id", *(f"{kind}_token_id" for kind in ("image", "audio", "video", "boi", "eoi")))
-    named = {getattr(owner, key, None) for owner in (config, text) for key in (*keys, "boa_token_id", "eoa_token_index")}
+    kinds = ("pad", "bos", "eos", "image", "audio", "video", "boi", "eoi", "boa")
+    keys = ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds))
+    named = {getattr(owner, key, None) for owner in (config, text) for key in keys}
     return frozenset(id_ for id_ in named if isinstance(id_, int))
 
 
@@ -232,17 +237,17 @@ class _Plain:
 
 @dataclass(frozen=True, slots=True)
 class _Hashed:
-    """No tokenizer: an id for each word, from its hash."""
+    """No tokenizer: an id for each word, from the text's hash."""
 
-    vocab_size: int
-    special: frozenset[int]
-    config: Config = None
+    config: Config
     chat: bool = False
 
     def encode(self, text: str) -> list[int]:
         generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
-        drawn = torch.randint(self.vocab_size, (4 * len(text.split()) + 8,), generator=generator).tolist()
-        return [id_ for id_ in drawn if id_ not in self.special][: max(1, len(text.split()))]
+        count, special = max(1, len(text.split())), _special_ids(self.config)
+        vocab_size = self.config.get_text_config().vocab_size
+        drawn = torch.randint(vocab_size, (4 * count + 64,), generator=generator).tolist()
+        return [id_ for id_ in drawn if id_ not in special][:count]
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         return _joined(self, messages, self.config)
@@ -257,5 +262,6 @@ def _joined(frame: Frame, messages: Iterable[Mapping[str, Any]], config: Config)
     for message in messages:
         content = message["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            ids += frame.encode(part["text"]) if part["type"] == "text" else [getattr(config, f"{part['type']}_token_id")]
+            kind = part["type"]
+            ids += frame.encode(part["text"]) if kind == "text" else [getattr(config, f"{kind}_token_id")]
     return ids

@@ -253,12 +253,12 @@ def _scores(probe: Rows, reference: States, candidate: States, top: TopLogits | 
 
 
 def _interval(kl: torch.Tensor, sequences: torch.Tensor, seed: int) -> tuple[float, float]:
-    """95 % of the mean by drawing whole sequences; with one sequence nothing is known, so (0, inf)."""
+    """95 % of the mean by drawing whole sequences; nan with one sequence, of which nothing is known."""
     counts = torch.bincount(sequences)
     sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, sequences, kl)
     sums, counts = sums[counts > 0], counts[counts > 0].double()
     if len(counts) < 2:
-        return (float(kl.mean()),) * 2 if bool((kl == 0).all()) else (0.0, math.inf)
+        return math.nan, math.nan
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(counts), (_RESAMPLES, len(counts)), generator=generator)
     means = sums[drawn].sum(-1) / counts[drawn].sum(-1)

@@ -74,7 +74,7 @@ class Probe:
 
     @property
     def attended(self) -> torch.Tensor:
-        """bool [b * t]: rows that are not padding."""
+        """Which of the b * t rows are not padding, bool [b * t]."""
         mask = self.arguments.get("attention_mask")
         return torch.ones(self.response.numel(), dtype=torch.bool) if mask is None else mask.bool().flatten()
 
@@ -138,9 +138,7 @@ def digest(probes: Iterable[Probe]) -> str:
     return state.hexdigest()
 
 
-def left_padded(
-    name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config
-) -> Probe:
+def left_padded(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config) -> Probe:
     """Questions and answers of different lengths in one batch, padded on the left as for generation."""
     width = max(len(question) + len(answer) for question, answer in rows)
     pad = config.get_text_config().pad_token_id or 0

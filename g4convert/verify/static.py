@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint import INDEX, Checkpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory, resolve
 from g4convert.inspection.declared_scheme import Declared
@@ -90,10 +90,11 @@ def _files(out: Checkpoint) -> Iterator[Finding]:
     files = f"{len(out.files)} weight files"
     proofs = {
         "static.files": (files, "headers valid, offsets without gap or overlap, sizes as the headers say"),
-        "static.index": (files, "index and shards name the same tensors"),
-        "static.total_size": (files, "the index states the bytes of the tensors"),
         "static.stray": (files, "no other weights in the directory"),
     }
+    if (out.path / INDEX).is_file():
+        proofs["static.index"] = INDEX, "index and shards name the same tensors"
+        proofs["static.total_size"] = INDEX, "states the bytes of the tensors"
     yield from _judged(proofs, (*loose_files(out), *total_size(out)))
 
 
@@ -113,7 +114,7 @@ def _opened(
             {"static.architecture": ("config.json", f"{architecture.family}, as the source")}, differences
         )
     inventory = _inventory(original, known)
-    yield from _tensors(contents, inventory, text_only=text_only)
+    yield from _tensors(contents, inventory, engines, text_only=text_only)
     packs = bool(contents.packed or contents.fused_packed or contents.torn)
     declared, faults = quantization_section(out.config, packs=packs)
     yield from _packed(out, contents, declared, faults)
@@ -133,7 +134,9 @@ def _inventory(original: Checkpoint | None, architecture: Architecture | None) -
     return resolve({name: stored.info for name, stored in original.tensors.items()}, architecture)
 
 
-def _tensors(contents: Contents, inventory: Inventory | None, *, text_only: bool) -> Iterator[Finding]:
+def _tensors(
+    contents: Contents, inventory: Inventory | None, engines: Collection[str], *, text_only: bool
+) -> Iterator[Finding]:
     count = len(contents.stored)
     whole = f"{len(contents.packed)} packed, {count - len(contents.packed)} kept, none lost"
     against = "as in the source" if inventory else "as the config implies"
@@ -154,7 +157,7 @@ def _tensors(contents: Contents, inventory: Inventory | None, *, text_only: bool
         *accounted(contents, inventory, text_only=text_only),
         *kept_as_they_were(contents, inventory, text_only=text_only),
         *built_plain(contents),
-        *projections_agree(contents),
+        *projections_agree(contents, engines),
         *(left_out(contents, inventory, text_only=text_only) if inventory else ()),
     )
     yield from _judged(proofs, problems)

@@ -139,6 +139,8 @@ def _disagreement(
     expected = contents.expected.get(name)
     role = expected.role if expected else Role.LM_HEAD
     module = module_of(name)
+    if role is Role.KV_SHARED and engine != "sglang":
+        return ""  # no such module there: the tensors are left aside
     classes = _CLASSES if role is Role.LM_HEAD or (expected and expected.linear) else _EMBEDDING_CLASSES
     if isinstance(form, PackedModule):
         if form.fused or _never_packed(role, module, engine, contents.architecture):

@@ -52,7 +52,8 @@ def total_size(out: Checkpoint) -> Iterator[Finding]:
     path = out.path / INDEX
     if not path.is_file():
         return
-    stated = json.loads(path.read_bytes()).get("metadata", {}).get("total_size")
+    metadata = json.loads(path.read_bytes()).get("metadata", {})
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     nbytes = sum(stored.info.nbytes for stored in out.tensors.values())
     if stated is not None and stated != nbytes:
         remedy = "correct metadata.total_size; programs show it, and size downloads by it"

@@ -5,7 +5,7 @@ for a known reason. Without: against the closed set that the config implies.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from g4convert.gemma4 import Architecture, Inventory, Role, Weight
@@ -141,8 +141,11 @@ def built_plain(contents: Contents) -> Iterator[Finding]:
             yield Finding("static.kept", Severity.FAIL, form.module, "packed", f"{name} is not read", "delete it")
 
 
-def projections_agree(contents: Contents) -> Iterator[Finding]:
-    """Projections that engines fuse into one matrix are stored in the same way."""
+def projections_agree(contents: Contents, required: Collection[str]) -> Iterator[Finding]:
+    """Projections that engines fuse into one matrix are stored in the same way.
+
+    Of KV-shared layers SGLang alone builds keys and values; the others leave them.
+    """
     remedy = "engines hold them as one matrix: pack all of them or none"
     for owner, names in _fused_groups(contents).items():
         found = ((name, _form_of(contents.stored[name])) for name in names if name in contents.stored)
@@ -152,8 +155,9 @@ def projections_agree(contents: Contents) -> Iterator[Finding]:
         if odd:
             shared = any(contents.expected[name].role is Role.KV_SHARED for name in forms)
             code = "static.kv_shared" if shared else "static.fused"
+            severity = Severity.WARN if shared and "sglang" not in required else Severity.FAIL
             text = ", ".join(odd[:_SOME]) + (f" and {len(odd) - _SOME} more" if len(odd) > _SOME else "")
-            yield Finding(code, Severity.FAIL, owner, text, f"{common[0][0]}, as the others", remedy)
+            yield Finding(code, severity, owner, text, f"{common[0][0]}, as the others", remedy)
 
 
 def _fused_groups(contents: Contents) -> dict[str, list[str]]:

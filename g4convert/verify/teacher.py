@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from g4convert.forward.models import Model
 from g4convert.verify.states import StateMetrics, StateSums
 
-__all__ = ["ModuleError", "Teacher", "culprits", "decoder_layers", "label", "roots"]
+__all__ = ["ModuleError", "Teacher", "culprits", "decoder_layers", "label", "like", "roots"]
 
 _SMALL = 1 << 16
 
@@ -67,7 +67,7 @@ def decoder_layers(model: Model) -> dict[str, Model]:
 
 def roots(model: Model) -> dict[str, Model]:
     """The modules that run one after the other: layers, embedders, embeddings, norm and head."""
-    found = {}
+    found: dict[str, Model] = {}
     for container, module in _containers(model).items():
         for name, child in module.named_children():
             path = f"{container}.{name}".lstrip(".")
@@ -118,13 +118,16 @@ class Teacher:
         self._inside = False
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Teacher":
+    def __enter__(self) -> Self:
         candidates = dict(self._candidate.named_modules())
+        closed: list[str] = []
         for tower, module in towers(self._reference).items():
-            if tower in candidates:
+            if tower in candidates and not tower.startswith(tuple(closed)):
                 self._hook(module, partial(self._run_root, tower, candidates[tower], inside=True))
+                if _is_away(candidates[tower]):  # is loaded as a whole: its layers cannot run alone
+                    closed.append(f"{tower}.")
         for root, module in roots(self._reference).items():
-            if root not in candidates:
+            if root not in candidates or root.startswith(tuple(closed)):
                 continue
             for name, inner in _descendants(root, module):
                 if name in candidates:
@@ -148,11 +151,11 @@ class Teacher:
         # first of all hooks: one that frees a layer comes after
         self._stack.callback(module.register_forward_hook(hook, prepend=True, with_kwargs=True).remove)
 
-    def _record(self, name: str, _module: Model, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401, PLR0913
+    def _record(self, name: str, _module: Model, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
         if not self._inside:
             self._recorded.setdefault(name, []).append((args, kwargs, [tensor.clone() for tensor in _floats(output)]))
 
-    def _run_root(  # noqa: PLR0913 -- a forward hook
+    def _run_root(  # noqa: PLR0913, PLR0917 -- a forward hook
         self,
         root: str,
         candidate: Model,
@@ -169,7 +172,7 @@ class Teacher:
         expected = list(_floats(output))
         self._inside = inside
         try:
-            self._compare(root, expected, candidate(*self._like(args), **self._like(kwargs)))
+            self._compare(root, expected, candidate(*like(args, self._candidate), **like(kwargs, self._candidate)))
         finally:
             self._inside = False
             self._recorded.clear()
@@ -184,7 +187,7 @@ class Teacher:
         self._tensors.setdefault(name, tuple(_differing(reference, module)))
         try:
             for args, kwargs, output in calls:
-                given = self._like(args), self._like(kwargs)
+                given = like(args, self._candidate), like(kwargs, self._candidate)
                 self._compare(name, output, module(*given[0], **given[1]))
                 if name.endswith(".experts") and self._sums[name].metrics(name).sqnr < self._limit:
                     self._expert_by_expert(name, reference, module, args)
@@ -196,17 +199,18 @@ class Teacher:
         for expert in sorted(set(chosen.flatten().tolist())):
             rows = (chosen == expert).any(-1)
             given = states[rows], torch.full_like(chosen[rows, :1], expert), torch.ones_like(args[2][rows, :1])
-            self._compare(f"{name}.{expert}", [reference(*given)], module(*self._like(given)))
+            self._compare(f"{name}.{expert}", [reference(*given)], module(*like(given, self._candidate)))
 
     def _compare(self, name: str, expected: list[torch.Tensor], output: Any) -> None:  # noqa: ANN401
         sums = self._sums.setdefault(name, StateSums())
         for a, b in zip(expected, _floats(output), strict=False):
             sums.add(_rows(a), _rows(b))
 
-    def _like(self, value: Any) -> Any:  # noqa: ANN401 -- arguments of any module
-        """Arguments in the candidate's dtype and place; containers are copied, since layers write into some."""
-        dtype, device = self._candidate.dtype, self._candidate.device
-        return _mapped(value, lambda x: x.to(device, dtype if x.is_floating_point() else None))
+
+def like(value: Any, model: Model) -> Any:  # noqa: ANN401 -- arguments of any module
+    """Arguments in a model's dtype and place; containers are copied, since layers write into some."""
+    dtype, device = model.dtype, model.device
+    return _mapped(value, lambda x: x.to(device, dtype if x.is_floating_point() else None))
 
 
 def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, ...]:
@@ -225,6 +229,11 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
                 del bad[other]
     leaves = [error for name, error in bad.items() if not any(other.startswith(f"{name}.") for other in bad)]
     return tuple(sorted(leaves, key=lambda error: error.sqnr))
+
+
+def _is_away(module: Model) -> bool:
+    """Whether its weights come only when it runs."""
+    return any(tensor.is_meta for tensor in module.state_dict().values())
 
 
 def _descendants(root: str, module: Model) -> Iterator[tuple[str, Model]]:

@@ -1,0 +1,196 @@
+"""What is judged: anything that turns a probe into logits, and shows as much of its inside as it can.
+
+    ModelCandidate      a transformers model or any callable: packed, dequantized, streamed, with a fault planted in it
+    engines             elsewhere, with the same `run`
+
+A candidate shows its residual stream after each decoder layer, which experts its routers chose, and what towers and
+embedders hand to the decoder, under the same names whatever it is; an engine that cannot leaves those empty.
+Everything is float32 and on the CPU, tokens of a batch one after the other, padding included.
+
+Letters: t tokens of all sequences, V vocabulary, h hidden size, k experts of a token, e experts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from g4convert.forward.models import Model
+from g4convert.forward.streaming import run_together
+
+__all__ = ["Candidate", "ModelCandidate", "Outputs", "ProbeLike", "run_all"]
+
+T = TypeVar("T")
+
+_EMBEDDERS = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one probe gave.
+
+    Args:
+        logits: [t, V], float32, after the softcap.
+        raw_logits: [t, V], float32, before it; None where they were not seen.
+        layers: by `layers.N`, the residual after that layer, [t, h].
+        embedders: by `vision_tower`, `embed_vision`, `audio_tower`, `embed_audio`: what it gave, [rows, width]; of
+            several calls (an image and a video) one below the other.
+        routers: by `layers.N`, int64 [t, k]: the experts of each token, the most important first.
+        expert_hits: by `layers.N`, int64 [e]: how many tokens each expert got.
+    """
+
+    logits: torch.Tensor
+    raw_logits: torch.Tensor | None = None
+    layers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    embedders: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    routers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    expert_hits: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class ProbeLike(Protocol):
+    """A probe, as far as running it goes."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What the model's forward is called with."""
+        ...
+
+
+class Candidate(Protocol):
+    """Anything that can be judged."""
+
+    def run(self, probe: ProbeLike) -> Outputs:
+        """Run one probe."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCandidate:
+    """A model in this process.
+
+    Args:
+        model: a transformers model, or a function from the arguments of a forward to logits [..., V].
+        inside: whether to keep what happens inside; logits only where not.
+        output: which output is taken for the logits; an assistant's other one is `last_hidden_state`.
+    """
+
+    model: Model
+    inside: bool = True
+    output: str = "logits"
+
+    def run(self, probe: ProbeLike) -> Outputs:
+        """Run one probe; of several, `run_all` reads a streamed model's weights once."""
+        seen = _Seen()
+        with torch.no_grad(), _watching(self.model, seen, inside=self.inside):
+            result = self.model(**{"use_cache": False, **probe.arguments})
+        logits = result if isinstance(result, torch.Tensor) else result[self.output]
+        return Outputs(
+            logits=_rows(logits),
+            raw_logits=seen.raw_logits,
+            layers=seen.layers,
+            embedders={name: torch.cat(parts) for name, parts in seen.embedders.items()},
+            routers=seen.routers,
+            expert_hits=seen.expert_hits,
+        )
+
+
+def run_all(
+    candidate: Candidate, probes: Sequence[ProbeLike], keep: Callable[[ProbeLike, Outputs], T] | None = None
+) -> list[T]:
+    """Run probes; of a streamed model with one pass over its weights.
+
+    Args:
+        candidate: what is run.
+        probes: in any number and of any kind.
+        keep: what to make of each output as soon as it is there, since full logits of many probes are large; the
+            outputs themselves by default.
+
+    Returns:
+        What `keep` made, in the order of the probes.
+    """
+
+    def run(probe: ProbeLike) -> Any:  # noqa: ANN401 -- T, or Outputs
+        outputs = candidate.run(probe)
+        return outputs if keep is None else keep(probe, outputs)
+
+    calls = [partial(run, probe) for probe in probes]
+    if isinstance(candidate, ModelCandidate):
+        return run_together(candidate.model, calls)
+    return [call() for call in calls]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What hooks have seen of one forward."""
+
+    raw_logits: torch.Tensor | None = None
+    layers: dict[str, torch.Tensor] = field(default_factory=dict)
+    embedders: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    routers: dict[str, torch.Tensor] = field(default_factory=dict)
+    expert_hits: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def layer(self, name: str, output: Any) -> None:  # noqa: ANN401 -- here and below: what a module returns
+        self.layers[name] = _rows(_tensor(output))
+
+    def router(self, name: str, experts: int, output: Any) -> None:  # noqa: ANN401
+        index = next(part for part in output if not part.is_floating_point())
+        self.routers[name] = index.reshape(-1, index.shape[-1]).cpu()
+        self.expert_hits[name] = self.routers[name].flatten().bincount(minlength=experts)
+
+    def embedder(self, name: str, output: Any) -> None:  # noqa: ANN401
+        self.embedders.setdefault(name, []).append(_rows(_tensor(output)))
+
+    def head(self, output: torch.Tensor) -> None:
+        self.raw_logits = _rows(output)
+
+
+_current: ContextVar[_Seen | None] = ContextVar("g4_seen", default=None)
+"""Whose forward this is: of a streamed model several run in turns, and hooks see them all."""
+
+
+@contextmanager
+def _watching(model: Model, seen: _Seen, *, inside: bool) -> Iterator[None]:
+    """Hooks on the parts of a model, as long as one forward runs."""
+    with ExitStack() as stack:
+        token = _current.set(seen)
+        stack.callback(_current.reset, token)
+        if isinstance(model, torch.nn.Module):
+            for module, see in _places(model, seen, inside=inside):
+                handle = module.register_forward_hook(partial(_show, seen, see))
+                stack.callback(handle.remove)
+        yield
+
+
+def _show(seen: _Seen, see: Callable[[Any], None], _: torch.nn.Module, __: object, output: object) -> None:
+    if _current.get() is seen:
+        see(output)
+
+
+def _places(model: Model, seen: _Seen, *, inside: bool) -> Iterator[tuple[torch.nn.Module, Callable[[Any], None]]]:
+    if not inside:
+        return
+    if (head := model.get_output_embeddings()) is not None:
+        yield head, seen.head
+    for number, layer in enumerate(model.get_decoder().layers):
+        name = f"layers.{number}"
+        yield layer, partial(seen.layer, name)
+        if (router := getattr(layer, "router", None)) is not None:
+            yield router, partial(seen.router, name, router.config.num_experts)
+    for name in _EMBEDDERS:
+        if (module := getattr(model.base_model, name, None)) is not None:
+            yield module, partial(seen.embedder, name)
+
+
+def _tensor(output: Any) -> torch.Tensor:  # noqa: ANN401
+    """The main one of what a module returns."""
+    tensor: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return tensor
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[..., width] -> [rows, width], a float32 copy on the CPU where it is not one already."""
+    return tensor.detach().flatten(0, -2).float().cpu()

@@ -1,0 +1,129 @@
+"""`method: auto`: what the sample says, and that it is the same for the same source."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Checkpoints
+from safetensors.torch import load_file, save_file
+
+from g4convert import choose as choosing
+from g4convert.checkpoint import Checkpoint
+from g4convert.choose import choose
+from g4convert.plan import make_plan
+from g4convert.quantize import Method
+from g4convert.recipe import load
+from g4convert.summary import Choice
+from g4convert.writer import Reader
+
+
+def chosen(directory: Path, **options: object) -> Choice:
+    checkpoint = Checkpoint.open(directory)
+    with Reader(checkpoint.path, checkpoint.weight_files) as reader:
+        return choose(make_plan(checkpoint, load(options=options).recipe), checkpoint, reader)
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse", "lattice"])
+def test_a_recipe_that_names_a_method_gets_it(method: str, dense: Path) -> None:
+    assert chosen(dense, method=method) == Choice(Method(method), "the recipe says so")
+
+
+SOURCES = [(family, "bfloat16") for family in ("moe", "dense", "unified", "e2b", "text")]
+
+
+@pytest.mark.parametrize(("family", "dtype"), [*SOURCES, ("dense", "float32"), ("dense", "float16")])
+def test_a_lattice_is_seen_where_there_is_one(family: str, dtype: str, checkpoints: Checkpoints) -> None:
+    found, ordinary = chosen(checkpoints(family, dtype=dtype, qat=True)), chosen(checkpoints(family, dtype=dtype))
+    assert found.method is Method.LATTICE
+    assert found.why.startswith("100.0% of the groups of ")
+    assert ordinary.method is Method.MSE
+    assert ordinary.why.startswith("0.0% of the groups of ")
+
+
+def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:
+    assert chosen(checkpoints("dense", qat=True), group_size=16).method is Method.LATTICE
+    assert chosen(checkpoints("dense", qat=True), group_size=128).method is Method.MSE
+    assert chosen(checkpoints("dense", qat=True), group_size="channel").method is Method.MSE
+
+
+def test_eight_bits_have_no_lattice(checkpoints: Checkpoints) -> None:
+    choice = chosen(checkpoints("dense", qat=True), num_bits=8)
+    assert choice == Choice(Method.MSE, "lattices have 4 bits, the recipe 8")
+
+
+def test_nothing_to_pack_is_not_measured(checkpoints: Checkpoints) -> None:
+    assert chosen(checkpoints("assistant")) == Choice(Method.MSE, "nothing is packed")
+
+
+@pytest.fixture
+def half(checkpoints: Checkpoints, tmp_path: Path) -> Callable[[float], Path]:
+    """Makes checkpoints in which some of the Linears, spread evenly, are off the lattice."""
+    qat, plain = checkpoints("dense", qat=True), checkpoints("dense")
+
+    def make(share: float) -> Path:
+        out = tmp_path / f"{share}"
+        out.mkdir()
+        for path in qat.iterdir():
+            (out / path.name).write_bytes(path.read_bytes())
+        modules = [step.weight.name for step in make_plan(Checkpoint.open(qat), load().recipe).quantized]
+        off = {name for n, name in enumerate(modules) if int((n + 1) * share) != int(n * share)}
+        for path in out.glob("*.safetensors"):
+            ordinary = load_file(plain / path.name)
+            tensors = {name: ordinary[name] if name in off else tensor for name, tensor in load_file(path).items()}
+            save_file(tensors, path, metadata={"format": "pt"})
+        return out
+
+    return make
+
+
+def test_a_source_that_is_partly_on_a_lattice_is_searched(half: Callable[[float], Path]) -> None:
+    choice = chosen(half(0.1))
+    assert choice.method is Method.MSE
+    share = float(choice.why.partition("%")[0])
+    assert 85 <= share < 99
+
+
+def test_the_threshold_is_where_it_says(half: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = half(0.1)
+    share = float(chosen(source).why.partition("%")[0]) / 100
+    monkeypatch.setattr(choosing, "LATTICE_SHARE", share - 0.001)
+    assert chosen(source).method is Method.LATTICE
+    monkeypatch.setattr(choosing, "LATTICE_SHARE", share + 0.001)
+    assert chosen(source).method is Method.MSE
+
+
+def test_the_sample_is_small_and_spread(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(checkpoints("moe"))
+    plan = make_plan(checkpoint, load().recipe)
+    read = []
+
+    class Watching(Reader):
+        def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
+            """Note what is asked for."""
+            read.append((file, begin, len(buffer)))
+            super().read_into(file, begin, buffer)
+
+    monkeypatch.setattr(choosing, "_LINEARS", 8)
+    with Watching(checkpoint.path, checkpoint.weight_files) as reader:
+        first = choose(plan, checkpoint, reader)
+        once = list(read)
+        assert choose(plan, checkpoint, reader) == first
+    assert read == once * 2
+    assert 8 <= len(once) <= 9
+    assert len({(file, begin) for file, begin, _ in once}) == len(once)
+    assert {nbytes for _, _, nbytes in once} <= {8 * step.weight.shape[1] * 2 for step in plan.quantized}
+
+
+def test_a_weight_that_is_not_finite_is_left_to_the_run(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """It scans the whole tensor and names the first one; the sample only sees some rows."""
+    source = checkpoints("dense", qat=True)
+    for path in source.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in tmp_path.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if ".language_model.layers." in name and name.endswith("_proj.weight"):
+                tensor[tensor.shape[0] // 2] = torch.nan
+        save_file(tensors, path, metadata={"format": "pt"})
+    assert chosen(tmp_path).method is Method.MSE
