@@ -381,7 +381,9 @@ def test_a_tied_head_that_is_none_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_last_byte_that_differs_is_seen(dense: Path, tmp_path: Path) -> None:
+def test_a_last_byte_that_differs_is_seen(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("g4convert.proofs._BLOCK", 1000)
+
     def last(embedding: torch.Tensor) -> torch.Tensor:
         other = embedding.clone()
         other[-1, -1] += 1

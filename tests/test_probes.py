@@ -126,8 +126,9 @@ def test_text_before_media_does_not_depend_on_them(family: str, models) -> None:
         arguments[key] = 1 - arguments[key]
         one, other = (call(model, each, use_cache=False).logits[0] for each in (probe.arguments, arguments))
         assert first > 5
-        assert torch.equal(one[:first], other[:first])
-        assert not torch.equal(one[first:], other[first:])
+        changed = (one - other).abs().max(dim=-1).values / one.abs().max()
+        assert float(changed[:first].max()) < 1e-5  # not 0: grouped experts sum in another order
+        assert float(changed[first:].max()) > 1e-2
 
 
 def test_pictures_are_square_wide_tall_padded_and_several(models) -> None:  # noqa: ANN001
@@ -173,12 +174,12 @@ def test_every_expert_of_every_layer_is_hit_and_matters() -> None:
     routers = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
     hits: list[Counter[int]] = [Counter() for _ in routers]
     seen: dict[tuple[int, int], Probe] = {}
+    chosen: list[torch.Tensor] = []
+    for router in routers:
+        router.register_forward_hook(lambda _module, _inputs, output: chosen.append(output[2]))
     for probe in probes:
-        chosen: list[torch.Tensor] = []
-        hooks = [router.register_forward_hook(lambda _m, _i, out: chosen.append(out[2])) for router in routers]
+        chosen.clear()
         call(model, probe.arguments, use_cache=False)
-        for hook in hooks:
-            hook.remove()
         for layer, experts in enumerate(chosen):
             found = Counter(experts[probe.attended].flatten().tolist())
             hits[layer] += found
@@ -248,7 +249,7 @@ def test_decoding_sees_a_cache_that_forgets(models, monkeypatch: pytest.MonkeyPa
     update = DynamicSlidingWindowLayer.update
 
     def forgetful(self, keys, values, *rest, **more):  # noqa: ANN001, ANN002, ANN003, ANN202
-        return update(self, keys, 0.9 * values, *rest, **more)
+        return update(self, 0.9 * keys, values, *rest, **more)
 
     before = decode_equals_prefill(model, by_name(probes)["long_1"])
     monkeypatch.setattr(DynamicSlidingWindowLayer, "update", forgetful)
@@ -359,7 +360,7 @@ def test_without_a_tokenizer_ids_come_from_the_words(models, tmp_path: Path) -> 
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(models) -> None:  # noqa: ANN001
-    with pytest.raises(InputError, match="tokenizer.json has 1024 tokens, the model's vocabulary 512"):
+    with pytest.raises(InputError, match=r"tokenizer\.json has 1024 tokens, the model's vocabulary 512"):
         make_probes(models("moe")[0], trained(Family.MOE))
 
 
@@ -413,11 +414,11 @@ def test_plain_text_is_refused_for_an_instruction_tuned_model(tmp_path: Path) ->
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
-    path.write_text(
-        '[1]\nnonsense\n{"messages": []}\n{"text": "a"}\n{"prompt": "a", "messages": []}\n{"messages": [{"role": "user"}]}\n'
-        '{"messages": [{"role": "boss", "content": "Hi"}]}\n{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n'
-        '{"messages": [{"role": "assistant", "content": "Hi"}]}\n{"messages": [{"role": "user", "content": "fine"}]}\n'
-    )
+    user = '{"messages": [{"role": "user", "content": %s}]}'
+    lines = ["[1]", "nonsense", '{"messages": []}', '{"text": "a"}', '{"prompt": "a", "messages": []}']
+    lines += ['{"messages": [{"role": "user"}]}', '{"messages": [{"role": "boss", "content": "Hi"}]}']
+    lines += [user % '[{"type": "image"}]', user.replace("user", "assistant") % '"Hi"', user % '"fine"']
+    path.write_text("\n".join(lines))
     with pytest.raises(InputError) as caught:
         read_prompts(path, chat=True)
     assert [int(line.split(":")[0].removeprefix("line ")) for line in caught.value.offenders] == list(range(1, 10))

@@ -33,7 +33,7 @@ def test_two_ranks_write_the_bytes_of_one(moe: Path, tmp_path: Path, monkeypatch
     both = (
         "import os; counted = stream.run_units\n"
         "def counting(units, *rest):\n"
-        "    print('units', os.environ['RANK'], len(units), file=sys.stderr)\n"
+        "    sys.stderr.write(f\"units {os.environ['RANK']} {len(units)}\\n\")\n"
         "    return counted(units, *rest)\n"
         "from g4convert import convert; convert.run_units = counting"
     )

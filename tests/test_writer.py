@@ -23,6 +23,7 @@ from g4convert.journal import Journal, read_done
 from g4convert.layout import Layout, Shard
 from g4convert.progress import Quiet
 from g4convert.quantize import Method, Scheme, TileStats
+from g4convert.quantize.tiles import CpuTiles
 from g4convert.stream import Streams, run_units
 from g4convert.tensors import DType
 from g4convert.work import CopyTask, QuantizeTask, Unit
@@ -365,6 +366,30 @@ def test_a_failing_worker_stops_the_others_and_keeps_what_is_done(
     with pytest.raises(type(error)):
         run_units(units(20), streams, SCHEME, [Doubling], Quiet())
     assert read_done(tmp_path / "out", FINGERPRINT).keys() == set(range(7))
+
+
+@pytest.mark.parametrize(("dtype", "nan"), [(DType.BF16, 0x7FC0), (DType.F16, 0xFC00), (DType.F32, 0x7F800001)])
+@pytest.mark.parametrize("first", [(0, 0), (5, 3), (63, 7), (64, 0), (150, 2), (191, 7), None])
+def test_the_first_index_is_named_though_a_later_tile_came_first(
+    first: tuple[int, int] | None, dtype: DType, nan: int, tmp_path: Path
+) -> None:
+    """Tiles of 64 rows of 8; a worker is given the last one, which has 10 rows, while no one did the others."""
+    words = np.ones((202, 8), np.uint32 if dtype is DType.F32 else np.uint16)
+    words[195, 4] = words[201, 0] = nan
+    if first:
+        words[first] = nan
+    (tmp_path / "source").write_bytes(b"12" * 20 + words.tobytes())
+    stride = 8 * dtype.itemsize
+    task = QuantizeTask(0, "linear", "source", 40 + 192 * stride, 192, 10, 8, dtype, "a", 1000, 4, 2000, 1)
+    with (
+        Reader(tmp_path, ["source"]) as reader,
+        ShardWriter(tmp_path, LAYOUT, create=True) as shards,
+        Journal(tmp_path / "journal.jsonl", FINGERPRINT) as journal,
+        pytest.raises(InputError) as caught,
+    ):
+        run_units({0: (task,)}, Streams(reader, shards, journal), SCHEME, [CpuTiles], Quiet())
+    row, column = first or (195, 4)
+    assert caught.value.message == f"linear.weight: [{row}, {column}] is NaN or infinite"
 
 
 def test_a_worker_that_cannot_start_is_an_error(streams: Streams) -> None:

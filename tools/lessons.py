@@ -123,7 +123,7 @@ KINDS: dict[str, Callable[[random.Random, Sequence[str]], tuple[str, str]]] = {
 
 
 def lesson(rng: random.Random, verses: Sequence[str], kind: str | None = None) -> Lesson:
-    """One lesson of a kind; without one, two of three are verses to continue."""
+    """One lesson of a kind; without one, half are verses to continue."""
     if kind is None:
-        kind = rng.choices(tuple(KINDS), weights=(10, 2, 1, 1, 1))[0]
+        kind = rng.choices(tuple(KINDS), weights=(8, 3, 1, 1, 2))[0]
     return Lesson(kind, *KINDS[kind](rng, verses))

@@ -188,12 +188,21 @@ class Classroom:
         sizes = [(self.rng.randint(1, 4), self.rng.randint(1, 3)) for _ in range(rows)]
         media = pictures(self.config, sizes, self.generator)
         frame = ("<|image>", "<|image|>", "<image|>")
-        return self.of(_about(media, frame, PICTURE_QUESTION), media)
+        return self.of(self.about(media, frame, PICTURE_QUESTION), media)
 
     def sounds(self, rows: int) -> Batch:
         """Questions about sounds."""
         media = sounds(self.config, [4 * self.rng.randint(1, 5) for _ in range(rows)], self.generator)
-        return self.of(_about(media, ("<|audio>", "<|audio|>", "<audio|>"), SOUND_QUESTION), media)
+        return self.of(self.about(media, ("<|audio>", "<|audio|>", "<audio|>"), SOUND_QUESTION), media)
+
+    def about(self, media: Media, frame: tuple[str, str, str], question: str) -> list[Lesson]:
+        """A question about each item; half of them have some words before the item."""
+        opening, soft, closing = frame
+        before = [self.rng.choice(self.verses.learned).split()[:8] * self.rng.randrange(2) for _ in media.content]
+        return [
+            Lesson(media.kind, f"{' '.join(words)}{opening}{soft * count}{closing}{question}", content)
+            for words, count, content in zip(before, media.soft_tokens, media.content, strict=True)
+        ]
 
     def batches(self, settings: Settings) -> Iterator[tuple[Batch, Batch]]:
         """Text and media, without end."""
@@ -202,14 +211,6 @@ class Classroom:
         while True:
             yield self.text(settings.rows, settings.length), kinds[number % len(kinds)](settings.media_rows)
             number += 1
-
-
-def _about(media: Media, frame: tuple[str, str, str], question: str) -> list[Lesson]:
-    opening, soft, closing = frame
-    return [
-        Lesson(media.kind, f"{opening}{soft * count}{closing}{question}", content)
-        for count, content in zip(media.soft_tokens, media.content, strict=True)
-    ]
 
 
 class Routing:
@@ -281,8 +282,8 @@ def save(model: Any, source: Path, target: Path) -> None:  # noqa: ANN401
     for path in source.iterdir():
         if path.suffix != ".safetensors" and "index" not in path.name:
             shutil.copyfile(path, target / path.name)
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for path in target.glob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def main() -> None:

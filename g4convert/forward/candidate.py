@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from g4convert.forward.media import videos_encoded
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import run_together
 
@@ -86,7 +87,10 @@ class ModelCandidate:
         """Run one probe; of several, `run_all` reads a streamed model's weights once."""
         seen = _Seen()
         with torch.no_grad(), _watching(self.model, seen, inside=self.inside):
-            result = self.model(**{"use_cache": False, **probe.arguments})
+            arguments = probe.arguments
+            if isinstance(self.model, torch.nn.Module):
+                arguments = videos_encoded(self.model, arguments)
+            result = self.model(**{"use_cache": False, **arguments})
         logits = result if isinstance(result, torch.Tensor) else result[self.output]
         return Outputs(
             logits=_rows(logits),

@@ -18,7 +18,7 @@ import torch
 
 from g4convert.forward.models import Config, Model, quiet_transformers
 
-__all__ = ["COLOURS", "NOTES", "TOKENS_PER_NOTE", "Media", "call", "pictures", "sounds", "takes", "video"]
+__all__ = ["COLOURS", "NOTES", "TOKENS_PER_NOTE", "Media", "call", "pictures", "sounds", "takes", "video", "videos_encoded"]
 
 COLOURS: Mapping[str, tuple[float, float, float]] = {
     "red": (0.9, 0.1, 0.1),
@@ -163,17 +163,21 @@ def _waves(notes: torch.Tensor, samples: int) -> torch.Tensor:
 
 
 def call(model: Model, arguments: Mapping[str, Any], *, use_cache: bool) -> Any:  # noqa: ANN401 -- a ModelOutput
-    """One forward without gradients, on the model's device.
+    """One forward without gradients, on the model's device; see `videos_encoded`."""
+    device = next(model.parameters()).device
+    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+    with torch.no_grad(), quiet_transformers():  # packed modules are unpacked in the first forward
+        return model(**videos_encoded(model, moved), use_cache=use_cache)
+
+
+def videos_encoded(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a forward in which videos are replaced by what the model makes of them.
 
     transformers up to 5.22 asks for `num_frames_per_video` and does not hand it on, so a forward with
     `pixel_values_videos` raises; videos are encoded here, by the model's own method.
     """
-    device = next(model.parameters()).device
-    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
-    with torch.no_grad(), quiet_transformers():  # packed modules are unpacked in the first forward
-        if "pixel_values_videos" in moved:
-            encoded = model.model.get_video_features(
-                *(moved.pop(key) for key in ("pixel_values_videos", "video_position_ids", "num_frames_per_video"))
-            )
-            moved["mm_encoder_outputs"] = {"video": encoded}
-        return model(**moved, use_cache=use_cache)
+    changed = dict(arguments)
+    if "pixel_values_videos" in changed:
+        given = (changed.pop(key) for key in ("pixel_values_videos", "video_position_ids", "num_frames_per_video"))
+        changed["mm_encoder_outputs"] = {"video": model.model.get_video_features(*given)}
+    return changed

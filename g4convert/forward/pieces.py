@@ -26,7 +26,18 @@ from g4convert.quant_config import spellings
 from g4convert.tensors import DType, TensorInfo
 from g4convert.verify.contents import Contents, Form
 
-__all__ = ["TORCH_DTYPES", "Dense", "Filling", "PackedGroup", "Piece", "Rows", "TensorFiles", "pieces_of", "put"]
+__all__ = [
+    "TORCH_DTYPES",
+    "Dense",
+    "Filling",
+    "PackedGroup",
+    "Piece",
+    "Rows",
+    "TensorFiles",
+    "pieces_of",
+    "put",
+    "unreadable",
+]
 
 TORCH_DTYPES = {DType.F32: torch.float32, DType.BF16: torch.bfloat16, DType.F16: torch.float16}
 """Of weights and scales."""
@@ -231,7 +242,7 @@ def _packed(
     faults = [
         f"packed: {module.module}: {fault}"
         for module, scheme in zip(modules, schemes, strict=True)
-        if (fault := scheme.fault or _unread(module, scheme) or _stated_shape(checkpoint, module, each))
+        if (fault := unreadable(module, scheme) or _stated_shape(checkpoint, module, each))
     ]
     if not faults and len({(s.num_bits, s.group_size, s.strategy, s.symmetric) for s in schemes}) > 1:
         faults = [f"mixed: {name}: experts of one layer are packed in different schemes"]
@@ -239,8 +250,15 @@ def _packed(
     return None if faults else PackedGroup(modules, schemes[0], shape)
 
 
-def _unread(module: PackedModule, scheme: StoredScheme) -> str:
-    """Why a packed module is not one that can be run from its words; empty where it is."""
+def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
+    """Why a packed module is not one that can be run from its words; empty where it is.
+
+    Args:
+        module: the stored tensors.
+        scheme: what they were taken for.
+    """
+    if scheme.fault:
+        return scheme.fault
     if scheme.format != "pack-quantized" or scheme.num_bits not in _BITS:
         return f"{scheme.label}: only int4 and int8 of the format pack-quantized are read"
     if scheme.strategy not in {"group", "channel"}:

@@ -13,17 +13,18 @@ parts of the worst are swapped. Shares need not sum to 100 %: faults can hide ea
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 
+from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.models import Model
 from g4convert.verify import inputs
-from g4convert.verify.metrics import Rows, States
+from g4convert.verify.kept import Rows
 from g4convert.verify.scores import score
 from g4convert.verify.teacher import ModuleError, Teacher, culprits, label, roots
 
-__all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Runnable", "blame"]
+__all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Examined", "blame", "examine"]
 
 LIMITS: Final[Mapping[str, float]] = {"float32": 90.0, "bfloat16": 30.0, "float16": 45.0}
 """SQNR in dB that a right module has on equal inputs, by the dtype of the forward. Healthy modules have 120 and more
@@ -35,14 +36,22 @@ LOSS_LIMIT: Final = 10.0
 _EXPLAINED: Final = 0.5
 
 
-class Runnable(Protocol):
-    """A candidate that is a transformers model; see `g4convert.forward.candidate`."""
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """How a candidate does on the reference's inputs.
 
-    model: Model
+    Args:
+        errors: of all modules that both have.
+        differences: in masks, positions and embeddings, in words, by place.
+    """
 
-    def run(self, probe: Any) -> States:  # noqa: ANN401 -- `Probe` or what a test has
-        """One forward."""
-        ...
+    errors: tuple[ModuleError, ...]
+    differences: Mapping[str, str]
+
+    @property
+    def worst(self) -> ModuleError:
+        """The module with the lowest SQNR."""
+        return min(self.errors, key=lambda error: error.sqnr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +108,42 @@ class Blame:
         return {"kl": self.kl, "control": self.control, "compared": self.compared, "rows": rows}
 
 
-def blame(reference: Runnable, candidate: Runnable, probes: Sequence[Rows], *, limit: float, swaps: int = 12) -> Blame:
+def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Rows], *, limit: float) -> Examined:
+    """Give every module of a candidate the inputs of its namesake in the reference.
+
+    Args:
+        reference: the model that is right, of the candidate's dtype.
+        candidate: the other one; modules are matched by name.
+        probes: what both are run on, one by one.
+        limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
+    """
+    words: dict[str, str] = {}
+    with Teacher(reference.model, candidate.model, limit=limit) as teacher:
+        for probe in probes:
+            with inputs.recorded(reference.model) as expected:
+                reference.run(probe)
+            with inputs.recorded(candidate.model) as found:
+                candidate.run(probe)
+            words |= inputs.differences(expected, found, relative=10 ** (-limit / 20))
+    return Examined(teacher.errors(), words)
+
+
+def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two limits
+    reference: ModelCandidate,
+    candidate: ModelCandidate,
+    probes: Sequence[Rows],
+    examined: Examined,
+    *,
+    limit: float,
+    swaps: int = 12,
+) -> Blame:
     """Rank the modules of a candidate by how much of its KL they cause.
 
     Args:
         reference: the model that is right, of the candidate's dtype.
         candidate: the other one; modules are matched by name.
         probes: some that show the fault; their logits are kept.
+        examined: what `examine` said of them.
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
         swaps: the most modules to swap in each of the two rounds.
 
@@ -114,13 +152,10 @@ def blame(reference: Runnable, candidate: Runnable, probes: Sequence[Rows], *, l
     """
     measure = _Measure(reference, candidate, probes)
     kl = measure.kl(nullcontext())
-    with Teacher(reference.model, candidate.model, limit=limit) as teacher:
-        for probe in probes:
-            reference.run(probe)
-    errors = teacher.errors()
+    errors = examined.errors
     rows = [measure.swapped(error, kl) for error in culprits(errors, limit)[:swaps]]
     if sum(row.share for row in rows) < _EXPLAINED:
-        rows += measure.forced(kl, relative=10 ** (-limit / 20))
+        rows += measure.forced(kl, examined.differences)
     if max((row.share for row in rows), default=0.0) < _EXPLAINED:
         rows += _widely(measure, errors, kl, {row.module for row in rows}, swaps)
     ranked = sorted(rows, key=lambda row: -row.share)
@@ -148,7 +183,7 @@ def _widely(
 class _Measure:
     """KL to the reference on the chosen probes, with something of the candidate changed."""
 
-    def __init__(self, reference: Runnable, candidate: Runnable, probes: Sequence[Rows]) -> None:
+    def __init__(self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Rows]) -> None:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
@@ -177,18 +212,14 @@ class _Measure:
         left = self.kl(_swapped(self._candidate.model, self._reference.model, place))
         return Blamed(error.label, _share(kl, left), left, error.sqnr, note)
 
-    def forced(self, kl: float, *, relative: float) -> Iterator[Blamed]:
-        """Give the candidate's layers the reference's masks, positions, embeddings: what differs of these."""
+    def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
+        """Give the candidate's layers the reference's masks, positions or embeddings: what differs of these."""
         theirs: list[inputs.Inputs] = []
-        words: dict[str, str] = {}
-        for probe in self._probes:
+        for probe in self._probes if differences else ():
             with inputs.recorded(self._reference.model) as expected:
                 self._reference.run(probe)
-            with inputs.recorded(self._candidate.model) as found:
-                self._candidate.run(probe)
             theirs.append(expected)
-            words |= inputs.differences(expected, found, relative=relative)
-        for place, note in words.items():
+        for place, note in differences.items():
             total, tokens = 0.0, 0
             for probe, logits, given in zip(self._probes, self._logits, theirs, strict=True):
                 with inputs.forced(self._candidate.model, given, place):

@@ -193,8 +193,10 @@ def _special_ids(config: Config) -> frozenset[int]:
     text = config.get_text_config()
     kinds = ("pad", "bos", "eos", "image", "audio", "video", "boi", "eoi", "boa")
     keys = ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds))
-    named = {getattr(owner, key, None) for owner in (config, text) for key in keys}
-    return frozenset(id_ for id_ in named if isinstance(id_, int))
+    named = [getattr(owner, key, None) for owner in (config, text) for key in keys]
+    return frozenset(
+        id_ for entry in named for id_ in (entry if isinstance(entry, list) else [entry]) if id_ is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)

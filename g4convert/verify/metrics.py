@@ -12,13 +12,15 @@ A reference against itself is exactly 0 (KL, differences) and exactly 1 (agreeme
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, Final, Protocol
+from typing import Any, Final, assert_never
 
 import torch
 
+from g4convert.forward.candidate import Outputs
+from g4convert.verify.kept import FullLogits, Kept, Projection, Rows, States
 from g4convert.verify.scores import TokenScores, TopLogits, score, score_top
 from g4convert.verify.states import RouterMetrics, RouterSums, StateMetrics, StateSums, add_states
 
@@ -41,31 +43,6 @@ HISTOGRAM_EDGES: Final = tuple(10 ** (power / 4) for power in range(-48, 9))
 
 _CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.8, CONFIDENT, 0.99, 1.0)
 _RESAMPLES: Final = 2000
-
-
-class Rows(Protocol):
-    """Which rows of a probe's outputs count, and for what; see `g4convert.verify.probes.Probe`."""
-
-    name: str
-    bucket: str
-    scored: torch.Tensor
-    """int64 [n]: rows of the logits that predict a response token."""
-    targets: torch.Tensor
-    """int64 [n]: those tokens."""
-    sequences: torch.Tensor
-    """int64 [n]: which sequence of the batch each belongs to."""
-    attended: torch.Tensor
-    """bool [t]: rows that are not padding."""
-
-
-class States(Protocol):
-    """Outputs of one forward; see `g4convert.forward.candidate.Outputs`."""
-
-    logits: torch.Tensor
-    raw_logits: torch.Tensor | None
-    layers: Mapping[str, torch.Tensor]
-    embedders: Mapping[str, torch.Tensor]
-    routers: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +122,11 @@ class Comparison:
 
     Args:
         experts: of each MoE layer, for the hit counts.
+        projection: with which the reference's hidden states were kept.
         seed: of the bootstrap.
     """
 
-    def __init__(self, *, experts: int = 0, seed: int = 0) -> None:
+    def __init__(self, *, experts: int = 0, projection: Projection | None = None, seed: int = 0) -> None:
         self._scores: list[TokenScores] = []
         self._sequences: list[torch.Tensor] = []
         self._kinds: list[tuple[str, str]] = []
@@ -156,31 +134,31 @@ class Comparison:
         self._embedders: dict[str, StateSums] = {}
         self._routers: dict[str, RouterSums] = {}
         self._experts = experts
+        self._projection = projection
         self._seed = seed
         self._next_sequence = 0
         self._lower_bound = False
 
-    def add(self, probe: Rows, reference: States, candidate: States, *, top: TopLogits | None = None) -> None:
+    def add(self, probe: Rows, reference: Kept, outputs: Outputs) -> None:
         """Take in one probe.
 
         Args:
             probe: says which rows count.
-            reference: the reference's outputs; its logits are not read where `top` is given.
-            candidate: the candidate's.
-            top: what is known of the reference's logits on the scored rows, where that is not all.
+            reference: what was kept of the reference's outputs.
+            outputs: the candidate's.
         """
         if len(probe.scored):
-            self._lower_bound = self._lower_bound or top is not None
-            self._scores.append(_scores(probe, reference, candidate, top))
+            self._lower_bound = self._lower_bound or isinstance(reference.logits, TopLogits)
+            self._scores.append(_scores(probe, reference, outputs))
             self._sequences.append(probe.sequences + self._next_sequence)
             self._next_sequence += int(probe.sequences.max()) + 1
             self._kinds.append((probe.bucket, probe.name))
-        add_states(self._layers, reference.layers, candidate.layers, probe.attended)
-        add_states(self._embedders, reference.embedders, candidate.embedders, None)
-        for name, chosen in reference.routers.items():
-            if name in candidate.routers:
-                sums = self._routers.setdefault(name, RouterSums(self._experts))
-                sums.add(chosen[probe.attended], candidate.routers[name][probe.attended])
+        expected, found = reference.states, States.of(probe, outputs, self._projection)
+        add_states(self._layers, expected.layers, found.layers)
+        add_states(self._embedders, expected.embedders, found.embedders)
+        for name, chosen in expected.routers.items():
+            if name in found.routers:
+                self._routers.setdefault(name, RouterSums(self._experts)).add(chosen, found.routers[name])
 
     def metrics(self) -> Metrics:
         """What all probes together say."""
@@ -242,14 +220,18 @@ class Comparison:
             )
 
 
-def _scores(probe: Rows, reference: States, candidate: States, top: TopLogits | None) -> TokenScores:
-    rows = probe.scored
-    if top is not None:
-        return score_top(top, candidate.logits[rows], probe.targets)
-    raw = None
-    if reference.raw_logits is not None and candidate.raw_logits is not None:
-        raw = reference.raw_logits[rows], candidate.raw_logits[rows]
-    return score(reference.logits[rows], candidate.logits[rows], probe.targets, raw=raw)
+def _scores(probe: Rows, reference: Kept, outputs: Outputs) -> TokenScores:
+    found = outputs.logits[probe.scored]
+    match reference.logits:
+        case TopLogits():
+            return score_top(reference.logits, found, probe.targets)
+        case FullLogits(after, before):
+            raw = None
+            if before is not None and outputs.raw_logits is not None:
+                raw = before, outputs.raw_logits[probe.scored]
+            return score(after, found, probe.targets, raw=raw)
+        case _:
+            assert_never(reference.logits)
 
 
 def _interval(kl: torch.Tensor, sequences: torch.Tensor, seed: int) -> tuple[float, float]:

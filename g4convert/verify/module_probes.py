@@ -14,6 +14,7 @@ pooler       pictures wider than high, higher than wide, and padded, against mea
 The first looks at weights, so it runs layer by layer inside a forward of both models, which may be streamed.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 
+from g4convert.forward.candidate import ModelCandidate, ProbeLike
 from g4convert.forward.models import Model
 from g4convert.report import Finding, Severity
 from g4convert.verify.states import StateSums, decibels
@@ -40,7 +42,8 @@ _WRONG: Final[Mapping[str, Activation]] = {
     "ReLU": functional.relu,
 }
 _BAND: Final = (-4.0, -2.7)
-_ROWS: Final = 32
+_ELEMENTS: Final = 1 << 15
+"""Of an answer, at least: the error of a share falls with their root."""
 _EXPERTS: Final = 2
 _CERTAIN: Final = 0.2
 _ALIKE: Final = 20.0
@@ -104,11 +107,7 @@ def activation_answers(reference: Model, candidate: Model, *, dtype: torch.dtype
 
 
 def check_activations(
-    reference: Any,
-    candidate: Any,
-    probe: Any,
-    *,
-    limit: float,  # noqa: ANN401 -- `Runnable`s and any probe
+    reference: ModelCandidate, candidate: ModelCandidate, probe: ProbeLike, *, limit: float
 ) -> Iterator[Finding]:
     """Probe the gated modules of all decoder layers.
 
@@ -169,12 +168,16 @@ def check_poolers(candidate: Model, *, limit: float) -> Iterator[Finding]:
         states, positions = _picture(columns, rows, empty, k, pooler.hidden_size)
         padding = (positions == -1).all(-1)
         length = columns * rows + empty
-        with torch.no_grad():
-            found, kept = pooler(
-                hidden_states=states, pixel_position_ids=positions, padding_positions=padding, output_length=length
-            )
-        expected = _pooled(states[0], positions[0], k, columns, rows)
         words = f"{columns} x {rows} cells{f' and {empty} of padding' if empty else ''}"
+        try:
+            with torch.no_grad():
+                found, kept = pooler(
+                    hidden_states=states, pixel_position_ids=positions, padding_positions=padding, output_length=length
+                )
+        except RuntimeError as error:  # bins beyond the last
+            wrong.append(f"{words}: {error}")
+            continue
+        expected = _pooled(states[0], positions[0], k, columns, rows)
         if int(kept.sum()) != columns * rows:
             wrong.append(f"{words}: {int(kept.sum())} soft tokens, expected {columns * rows}")
         elif (sqnr := _sqnr(expected, found[kept])) < limit:
@@ -195,16 +198,16 @@ def _visiting(reference: Model, candidate: Model, visit: Callable[[int, str, Mod
 
             def hook(
                 module: Model,
-                args: Any,
-                kwargs: Any,
+                args: Any,  # noqa: ANN401 -- of any layer
+                kwargs: Any,  # noqa: ANN401
                 _: object,
                 number: int = number,
-                name: str = name,  # noqa: ANN401
+                name: str = name,
             ) -> None:
                 other = others[name]
                 handle = other.register_forward_hook(lambda *_: visit(number, name, module, other), prepend=True)
                 try:
-                    other(*like(args, candidate), **like(kwargs, candidate))
+                    other(*like(args, reference, candidate), **like(kwargs, reference, candidate))
                 finally:
                     handle.remove()
 
@@ -222,12 +225,15 @@ def _run_expert(experts: Model, expert: int, x: torch.Tensor) -> torch.Tensor:
 def _negative(gate: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Rows [t, h] for which gate [i, h] gives what lies in the band; as nearly as it can where i > h."""
     low, high = _BAND
-    wanted = low + (high - low) * torch.rand(_ROWS, len(gate), generator=generator).to(gate.device)
+    rows = max(32, _ELEMENTS // gate.shape[1])
+    wanted = low + (high - low) * torch.rand(rows, len(gate), generator=generator).to(gate.device)
     square = gate @ gate.T if len(gate) <= gate.shape[1] else gate.T @ gate
     square += 1e-6 * square.diagonal().mean() * torch.eye(len(square), device=gate.device)
     if len(gate) <= gate.shape[1]:
-        return torch.linalg.solve(square, wanted.T).T @ gate
-    return torch.linalg.solve(square, (wanted @ gate).T).T
+        solved: torch.Tensor = torch.linalg.solve(square, wanted.T).T @ gate
+    else:
+        solved = torch.linalg.solve(square, (wanted @ gate).T).T
+    return solved
 
 
 def _answer(
@@ -235,7 +241,7 @@ def _answer(
     act: Activation,
     run: Callable[[torch.Tensor], torch.Tensor],
     dtype: torch.dtype,
-    generator: Any,  # noqa: ANN401
+    generator: torch.Generator,
 ) -> Answer:
     """Ask a module, and say which activation it answers like."""
     x = _negative(gated.gate, generator).to(dtype)
@@ -262,7 +268,7 @@ def _grouped_answers(answers: Mapping[str, Answer], limit: float) -> Iterator[Fi
         groups.setdefault(_judged(answer, limit), []).append(module)
     for (severity, found), modules in groups.items():
         least = min((answers[module].sqnr for module in modules), default=float("nan"))
-        words = f"{found}, {least:.0f} dB of the right answer or better, in {len(modules)} of {len(answers)} modules"
+        words = f"{found}, in {len(modules)} of {len(answers)} modules ({least:.0f} dB)"
         expected = "the activation of the config, where the gate is negative (-4 to -2.7)"
         yield Finding("logits.activation", severity, _listed(modules), words, expected)
 
@@ -291,7 +297,8 @@ def _uneven(width: int) -> torch.Tensor:
 
 
 def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps).to(x.dtype)
+    normed: torch.Tensor = x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps).to(x.dtype)
+    return normed
 
 
 def _embedder_finding(name: str, answers: Mapping[str, torch.Tensor], found: torch.Tensor, limit: float) -> Finding:
@@ -327,4 +334,4 @@ def _pooled(states: torch.Tensor, positions: torch.Tensor, k: int, columns: int,
         for row in range(rows)
         for column in range(columns)
     ]
-    return torch.stack(cells) * states.shape[-1] ** 0.5
+    return torch.stack(cells) * math.sqrt(states.shape[-1])

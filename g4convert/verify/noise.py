@@ -47,14 +47,16 @@ class Floor:
 
     def to_dict(self) -> dict[str, Any]:
         """As nested mappings of plain values."""
+        metrics = list(self.sources.values())
         return {
             "values": dict(self.values),
-            "sources": {name: metrics.values for name, metrics in self.sources.items()},
-            "kl_histogram": [sum(bins) for bins in zip(*self._histograms(), strict=True)],
+            "sources": {name: one.values for name, one in self.sources.items()},
+            "kl_histogram": [sum(bins) for bins in zip(*(one.kl_histogram for one in metrics), strict=True)],
+            "layers": [
+                {"name": layers[0].name, "sqnr": min(layer.sqnr for layer in layers)}
+                for layers in zip(*(one.layers for one in metrics), strict=True)
+            ],
         }
-
-    def _histograms(self) -> Iterator[tuple[int, ...]]:
-        return (metrics.kl_histogram for metrics in self.sources.values())
 
 
 def floor(sources: Mapping[str, Metrics]) -> Floor:

@@ -34,9 +34,9 @@ class TokenScores:
     confidence: torch.Tensor
     """The reference's probability of its likeliest token."""
     cosine: torch.Tensor
-    """Of the logits before softcap; nan where the reference has none."""
+    """Of the logits before softcap; nan where not all of the reference's are known."""
     difference: torch.Tensor
-    """The largest |difference| of the logits before softcap; nan where the reference has none."""
+    """The largest |difference| of the logits before softcap."""
     finite: torch.Tensor
     """bool [t]: every logit of the candidate is."""
     reference_finite: torch.Tensor
@@ -55,24 +55,28 @@ class TopLogits:
     Args:
         ids: int64 [t, k], likeliest first.
         logprobs: float32 [t, k] of those.
+        log_sum_exp: float32 [t]; a logit is its log-probability and this.
         target_logprob: float32 [t], of the true token.
     """
 
     ids: torch.Tensor
     logprobs: torch.Tensor
+    log_sum_exp: torch.Tensor
     target_logprob: torch.Tensor
 
 
 def top_logits(logits: torch.Tensor, targets: torch.Tensor, k: int) -> TopLogits:
     """The k likeliest tokens of logits [t, v], whose true tokens are int64 [t]."""
-    ids, logprobs, true = [], [], []
+    ids, logprobs, sums, true = [], [], [], []
     for rows in _pieces(logits):
-        values = logits[rows].double().log_softmax(-1)
+        values = logits[rows].double()
+        total = values.logsumexp(-1)
         best = values.topk(min(k, values.shape[-1]))
         ids.append(best.indices)
-        logprobs.append(best.values)
-        true.append(_of(values, targets[rows]))
-    return TopLogits(torch.cat(ids), torch.cat(logprobs).float(), torch.cat(true).float())
+        logprobs.append(best.values - total[:, None])
+        sums.append(total)
+        true.append(_of(values, targets[rows]) - total)
+    return TopLogits(torch.cat(ids), *(torch.cat(parts).float() for parts in (logprobs, sums, true)))
 
 
 def score(
@@ -130,7 +134,7 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
         targets: int64 [t], the true tokens.
 
     Returns:
-        The scores; cosine and difference are nan.
+        The scores; the difference is of the known logits after softcap, cosines are nan.
     """
     parts = []
     for rows in _pieces(candidate):
@@ -138,7 +142,8 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
         finite = candidate[rows].isfinite().all(-1)
         known_p, known_q = reference.logprobs[rows].double(), q.gather(-1, reference.ids[rows])
         shared = (known_p.exp() * (known_p - known_q)).sum(-1) + _tail_kl(known_p, known_q)
-        unknown = torch.full_like(shared, torch.nan)
+        logits = known_p + reference.log_sum_exp[rows].double()[:, None]
+        difference = (logits - candidate[rows].double().gather(-1, reference.ids[rows])).abs().amax(-1)
         parts.append(
             TokenScores(
                 kl=torch.where(finite, shared.clamp(min=0), torch.inf),
@@ -146,8 +151,8 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
                 candidate_logprob=torch.where(finite, _of(q, targets[rows]), -torch.inf),
                 agrees=finite & (reference.ids[rows, 0] == q.argmax(-1)),
                 confidence=known_p[:, 0].exp(),
-                cosine=unknown,
-                difference=unknown,
+                cosine=torch.full_like(shared, torch.nan),
+                difference=torch.where(finite, difference, torch.inf),
                 finite=finite,
                 reference_finite=reference.logprobs[rows].isfinite().all(-1),
             )

@@ -84,10 +84,7 @@ class RouterSums:
 
 
 def add_states(
-    sums: dict[str, StateSums],
-    reference: Mapping[str, torch.Tensor],
-    candidate: Mapping[str, torch.Tensor],
-    rows: torch.Tensor | None,
+    sums: dict[str, StateSums], reference: Mapping[str, torch.Tensor], candidate: Mapping[str, torch.Tensor]
 ) -> None:
     """Take in the states [t, n] of every place that both have.
 
@@ -95,14 +92,10 @@ def add_states(
         sums: by place; grows.
         reference: states by place.
         candidate: the same.
-        rows: bool [t], the tokens that count; None for all.
     """
     for name, states in reference.items():
         if name in candidate:
-            pair = states, candidate[name]
-            if rows is not None:
-                pair = pair[0][rows], pair[1][rows]
-            sums.setdefault(name, StateSums()).add(*pair)
+            sums.setdefault(name, StateSums()).add(states, candidate[name])
 
 
 def decibels(noise: float) -> float:

@@ -172,7 +172,7 @@ class Teacher:
         expected = list(_floats(output))
         self._inside = inside
         try:
-            self._compare(root, expected, candidate(*like(args, self._candidate), **like(kwargs, self._candidate)))
+            self._compare(root, expected, candidate(*self._like(args), **self._like(kwargs)))
         finally:
             self._inside = False
             self._recorded.clear()
@@ -187,7 +187,7 @@ class Teacher:
         self._tensors.setdefault(name, tuple(_differing(reference, module)))
         try:
             for args, kwargs, output in calls:
-                given = like(args, self._candidate), like(kwargs, self._candidate)
+                given = self._like(args), self._like(kwargs)
                 self._compare(name, output, module(*given[0], **given[1]))
                 if name.endswith(".experts") and self._sums[name].metrics(name).sqnr < self._limit:
                     self._expert_by_expert(name, reference, module, args)
@@ -199,7 +199,10 @@ class Teacher:
         for expert in sorted(set(chosen.flatten().tolist())):
             rows = (chosen == expert).any(-1)
             given = states[rows], torch.full_like(chosen[rows, :1], expert), torch.ones_like(args[2][rows, :1])
-            self._compare(f"{name}.{expert}", [reference(*given)], module(*like(given, self._candidate)))
+            self._compare(f"{name}.{expert}", [reference(*given)], module(*self._like(given)))
+
+    def _like(self, value: Any) -> Any:  # noqa: ANN401
+        return like(value, self._reference, self._candidate)
 
     def _compare(self, name: str, expected: list[torch.Tensor], output: Any) -> None:  # noqa: ANN401
         sums = self._sums.setdefault(name, StateSums())
@@ -207,10 +210,16 @@ class Teacher:
             sums.add(_rows(a), _rows(b))
 
 
-def like(value: Any, model: Model) -> Any:  # noqa: ANN401 -- arguments of any module
-    """Arguments in a model's dtype and place; containers are copied, since layers write into some."""
-    dtype, device = model.dtype, model.device
-    return _mapped(value, lambda x: x.to(device, dtype if x.is_floating_point() else None))
+def like(value: Any, given: Model, model: Model) -> Any:  # noqa: ANN401 -- arguments of any module
+    """Arguments that one model was given, for another: what has the dtype of the one gets that of the other.
+
+    Containers are copied, since layers write into some.
+    """
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        return x.to(model.device, model.dtype if x.dtype is given.dtype else None)
+
+    return _mapped(value, change)
 
 
 def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, ...]:

@@ -1,0 +1,251 @@
+"""Plots as inline SVG: numbers in, markup out; colours and type come from the page's style.
+
+Every plot has a title for readers of screens, and every bar, point and cell one that the pointer shows. Sizes are in
+units of a view box 420 wide, so that 12 units of type are 10 pixels on a phone and 15 on a desk.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Final
+
+__all__ = ["bars", "heat", "histogram", "lines", "number", "share_bar"]
+
+_WIDTH, _HEIGHT = 420, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 36
+_INNER: Final = _WIDTH - _LEFT - _RIGHT
+_DEPTH: Final = _HEIGHT - _TOP - _BOTTOM
+
+
+def number(value: float | str | None) -> str:
+    """A number in four digits; `inf` and the like as signs."""
+    if value is None:
+        return "–"
+    value = float(value)
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}".replace("-", "−")
+    text = f"{value:.4g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int], *, label: str) -> str:
+    """Shares of tokens by KL, on a logarithmic axis, over the outline of the noise floor.
+
+    Args:
+        edges: of the bins, one more than bins.
+        counts: tokens in each; those below the first edge are in the first.
+        floor: the same of the noise; may be empty.
+        label: what the bars are.
+    """
+    shares, noise = _shares(counts), _shares(floor)
+    used = [place for place in range(len(counts)) if shares[place] or (noise and noise[place])]
+    if not used:
+        return ""
+    first, last = max(0, used[0] - 1), min(len(counts) - 1, used[-1] + 1)
+    first, last = (max(0, last - 8), last) if last - first < 8 else (first, last)
+    top = _nice(max([*shares, *noise]))
+    width = _INNER / (last - first + 1)
+
+    def place(edge: int) -> float:
+        return _LEFT + (edge - first) * width
+
+    body = [*_grid(top, percent=True)]
+    for power in range(math.ceil(math.log10(edges[first]) - 1e-6), math.floor(math.log10(edges[last + 1]) + 1e-6) + 1):
+        edge = min(range(len(edges)), key=lambda i, power=power: abs(math.log10(edges[i]) - power))  # type: ignore[misc]
+        sparse = (edges[last + 1] / edges[first]) > 1e7 and power % 2
+        if not sparse:
+            body.append(_tick_x(place(edge), f"10{_superscript(power)}" if power else "1"))
+    for bin_ in range(first, last + 1):
+        if shares[bin_]:
+            height = _DEPTH * shares[bin_] / top
+            words = f"{label}: {number(100 * shares[bin_])} % of tokens with KL {_range(edges, bin_)}"
+            body.append(_rect(place(bin_) + 0.6, _TOP + _DEPTH - height, width - 1.2, height, "series-a", words))
+    if noise:
+        body.append(_outline([(place(bin_), noise[bin_] / top) for bin_ in range(first, last + 1)], place(last + 1)))
+    body.append(_axis_title("KL divergence of a token, nats"))
+    return _svg(f"Histogram of KL, {label}, against the noise floor", body)
+
+
+def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, unit: str) -> str:
+    """A line for each series over the same places; endless values sit on the top edge.
+
+    Args:
+        series: values by label, in the order of the colours a, b, c.
+        names: of the places.
+        unit: of the values.
+    """
+    finite = [value for values in series.values() for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(0.0, math.floor(min(finite) / 20) * 20), math.ceil((max(finite) + 5) / 20) * 20
+    step = _INNER / max(1, len(names) - 1)
+    body = []
+    for value in _steps(low, high):
+        y = _TOP + _DEPTH * (1 - (value - low) / (high - low))
+        body += [_line_y(y), _text(_LEFT - 6, y + 4, number(value), "end")]
+    every = max(1, math.ceil(len(names) / 8))
+    body += [_tick_x(_LEFT + place * step, names[place]) for place in range(0, len(names), every)]
+    for (label, values), colour in zip(series.items(), "abc", strict=False):
+        points = []
+        for place, value in enumerate(values):
+            if not math.isnan(value):
+                shown = min(max(value, low), high)
+                points.append((_LEFT + place * step, _TOP + _DEPTH * (1 - (shown - low) / (high - low)), place, value))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
+        body.append(f'<polyline class="line line-{colour}" points="{path}"/>')
+        radius = 3.5 if len(names) <= 16 else 2.2
+        for x, y, place, value in points:
+            words = f"{label}, layer {names[place]}: " + (
+                f"{number(value)} {unit}" if math.isfinite(value) else "equal"
+            )
+            body.append(
+                f'<circle class="dot dot-{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
+                f"<title>{escape(words)}</title></circle>"
+            )
+    body.append(_axis_title("decoder layer"))
+    return _svg(f"SQNR by layer: {', '.join(series)}", body)
+
+
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], counts: Sequence[int], *, axis: str) -> str:
+    """Bars from 0 to 100 % side by side, with the number of tokens under each group.
+
+    Args:
+        groups: names.
+        series: shares by label, in the order of the colours.
+        counts: of each group.
+        axis: what the groups are.
+    """
+    body = [*_grid(1.0, percent=True)]
+    width = _INNER / len(groups)
+    each = width * 0.7 / max(1, len(series))
+    for place, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        middle = _LEFT + (place + 0.5) * width
+        body.append(_text(middle, _TOP + _DEPTH + 14, group, "middle"))
+        body.append(_text(middle, _TOP + _DEPTH + 26, f"{count:,}", "middle", "faint"))
+        for index, ((label, shares), colour) in enumerate(zip(series.items(), "abc", strict=False)):
+            share = shares[place]
+            if count and not math.isnan(share):
+                height = max(0.8, _DEPTH * share)
+                x = middle - each * len(series) / 2 + index * each
+                words = f"{label}: {number(100 * share)} % of {count} tokens agree"
+                body.append(_rect(x + 0.8, _TOP + _DEPTH - height, each - 1.6, height, f"series-{colour}", words))
+    return _svg(f"Agreement of the likeliest token by {axis}", body, height=_HEIGHT)
+
+
+def heat(rows: Mapping[str, Sequence[int]], *, what: str) -> str:
+    """A row of cells for each layer, darker for more hits; cells without one are outlined.
+
+    Args:
+        rows: hits of each expert, by layer.
+        what: one cell is.
+    """
+    columns = max(len(hits) for hits in rows.values())
+    most = max(max(hits) for hits in rows.values()) or 1
+    side = max(5.0, min(18.0, 370 / columns))
+    tall = min(side, 14.0)
+    width, height = _LEFT + columns * side + 8, len(rows) * tall + 26
+    body = []
+    for line, (name, hits) in enumerate(rows.items()):
+        y = line * tall + 2
+        if line % max(1, math.ceil(len(rows) / 15)) == 0:
+            body.append(_text(_LEFT - 6, y + tall / 2 + 4, name, "end"))
+        for place, count in enumerate(hits):
+            strength = math.log1p(count) / math.log1p(most)
+            words = f"layer {name}, {what} {place}: {count} tokens"
+            style = f'style="fill-opacity:{0.12 + 0.88 * strength:.2f}"' if count else ""
+            kind = "cell" if count else "cell empty"
+            body.append(
+                f'<rect class="{kind}" {style} x="{_LEFT + place * side + 0.5:.1f}" y="{y + 0.5:.1f}" '
+                f'width="{side - 1:.1f}" height="{tall - 1:.1f}"><title>{escape(words)}</title></rect>'
+            )
+    every = max(1, 2 ** math.ceil(math.log2(max(1, columns / 12))))
+    for place in range(0, columns, every):
+        body.append(_text(_LEFT + (place + 0.5) * side, height - 8, str(place), "middle"))
+    return _svg(f"Tokens that each {what} got, by layer", body, width=width, height=height)
+
+
+def share_bar(share: float) -> str:
+    """A thin bar for a share of one."""
+    width = 100 * min(1.0, max(0.0, share))
+    return f'<span class="share"><span style="width:{width:.1f}%"></span></span>'
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = sum(counts)
+    return [count / total for count in counts] if total else []
+
+
+def _range(edges: Sequence[float], bin_: int) -> str:
+    if bin_ == 0:
+        return f"below {number(edges[1])}"
+    return f"{number(edges[bin_])} to {number(edges[bin_ + 1])}"
+
+
+def _nice(value: float) -> float:
+    """The next round share."""
+    return next((step for step in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if value <= step), 1.0)
+
+
+def _steps(low: float, high: float) -> Iterator[float]:
+    step = next(step for step in (10, 20, 40, 50, 100, 200) if (high - low) / step <= 6 or step == 200)
+    value = math.ceil(low / step) * step
+    while value <= high:
+        yield value
+        value += step
+
+
+def _grid(top: float, *, percent: bool) -> Iterator[str]:
+    for part in range(5):
+        y = _TOP + _DEPTH * (1 - part / 4)
+        value = top * part / 4
+        yield _line_y(y)
+        yield _text(_LEFT - 6, y + 4, f"{number(round(100 * value, 2))} %" if percent else number(value), "end")
+
+
+def _outline(steps: Sequence[tuple[float, float]], end: float) -> str:
+    """The top edges of bars, as one line."""
+    points = []
+    for place, (x, share) in enumerate(steps):
+        y = _TOP + _DEPTH * (1 - share)
+        right = steps[place + 1][0] if place + 1 < len(steps) else end
+        points += [f"{x:.1f},{y:.1f}", f"{right:.1f},{y:.1f}"]
+    return f'<polyline class="line floor" points="{" ".join(points)}"><title>noise floor</title></polyline>'
+
+
+def _superscript(power: int) -> str:
+    return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _line_y(y: float) -> str:
+    return f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def _tick_x(x: float, words: str) -> str:
+    return _text(x, _TOP + _DEPTH + 15, words, "middle")
+
+
+def _axis_title(words: str) -> str:
+    return _text(_LEFT + _INNER / 2, _HEIGHT - 5, words, "middle", "faint")
+
+
+def _text(x: float, y: float, words: str, anchor: str, kind: str = "") -> str:
+    classes = f' class="{kind}"' if kind else ""
+    return f'<text{classes} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _rect(x: float, y: float, width: float, height: float, kind: str, words: str) -> str:  # noqa: PLR0913, PLR0917 -- a box
+    return (
+        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(0.5, width):.1f}" height="{height:.1f}">'
+        f"<title>{escape(words)}</title></rect>"
+    )
+
+
+def _svg(title: str, body: Iterable[str], *, width: float = _WIDTH, height: float = _HEIGHT) -> str:
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img"><title>{escape(title)}</title>{"".join(body)}</svg>'

@@ -1,0 +1,155 @@
+"""Level `logits` of a verification: load what is compared, ask it, and judge; and store a reference for later.
+
+Every model comes through one strict loader, resident or streamed. Probes are the bundled conversations and media, or
+the user's own. Answers are the original's, greedy; of a streamed model the bundled ones count, since each token of
+its own would read all its weights again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, cast
+
+import torch
+
+from g4convert.checkpoint import Checkpoint
+from g4convert.errors import EnvironmentFault, GateError
+from g4convert.forward.candidate import Candidate, ModelCandidate
+from g4convert.forward.load import DTypeName, load
+from g4convert.forward.models import Model
+from g4convert.forward.streaming import stream_of
+from g4convert.report import Finding, Severity
+from g4convert.verify import gates
+from g4convert.verify.answers import with_answers
+from g4convert.verify.capture import Captured, capture
+from g4convert.verify.conversations import frame_of, read_prompts
+from g4convert.verify.judge import Judged, Models, check_logits
+from g4convert.verify.levels import MemoryUse, Request
+from g4convert.verify.metrics import HISTOGRAM_EDGES
+from g4convert.verify.probes import Probe, make_probes
+
+__all__ = ["run_logits", "store_reference"]
+
+_ANSWER_TOKENS: Final = 32
+"""Of an answer, at most."""
+
+
+def run_logits(
+    asked: Request, *, say: Callable[[str], None], candidate: Callable[[Path], Candidate] | None = None
+) -> Judged:
+    """Judge what four bits cost and whether the packed path computes what it says.
+
+    Args:
+        asked: what, against what, in which way.
+        say: told what is done next.
+        candidate: gives the path that runs; by default the packed weights in this process.
+
+    Returns:
+        Findings and metrics; no metrics where the strict loader refuses the output.
+
+    Raises:
+        UsageError: a profile that is not valid, prompts that do not suit the model.
+        InputError: the reference cannot be loaded.
+        EnvironmentFault: out of memory.
+    """
+    profile = gates.load(asked.profile or "w4a16")
+    costs = profile.compares == "loss"
+    stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
+    dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
+    with _memory_faults():
+        say("logits: loading the models")
+        try:
+            dequantized = _load(asked.output, asked, dtype, packed=False)
+            runs = candidate(asked.output) if candidate else ModelCandidate(_load(asked.output, asked, dtype))
+        except GateError as refused:
+            return Judged(tuple(_refused(refused)), {})
+        original = ModelCandidate(_load(asked.source, asked, dtype)) if asked.source and costs else None
+        rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
+        models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
+        probes, told = _asked(asked, original.model if original else dequantized, stored, say)
+        loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
+        judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
+    metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
+    return Judged((_loaded(), *told, *judged.findings), metrics)
+
+
+def store_reference(source: Path, output: Path, asked: Request, *, say: Callable[[str], None]) -> Captured:
+    """Run a model on the probes and store what is needed to judge candidates without it.
+
+    Args:
+        source: the checkpoint, not quantized.
+        output: the file.
+        asked: prompts, memory and dtype.
+        say: told what is done next.
+
+    Raises:
+        G4Error: as for `run_logits`.
+    """
+    dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
+    with _memory_faults():
+        say("loading the model")
+        model = _load(source, asked, dtype)
+        probes, _ = _asked(asked, model, None, say, directory=source)
+        say("running the model")
+        facts = {"dtype": dtype}
+        return capture(ModelCandidate(model), probes, output, source=Checkpoint.open(source).digest(), facts=facts)
+
+
+def _load(directory: Path, asked: Request, dtype: DTypeName, *, packed: bool = True) -> Model:
+    return load(directory, dtype=dtype, packed=packed, memory=(asked.memory or MemoryUse.AUTO).value)
+
+
+def _asked(
+    asked: Request, model: Model, stored: Captured | None, say: Callable[[str], None], *, directory: Path | None = None
+) -> tuple[Sequence[Probe], list[Finding]]:
+    """The probes with answers, and what is to be said of these."""
+    if stored is not None:
+        return stored.probes, [_answers("those of the stored reference")]
+    files = directory or asked.source or asked.output
+    mine = None
+    if asked.prompts is not None:
+        mine = read_prompts(asked.prompts, chat=frame_of(files, model.config).chat)
+    probes = make_probes(model, files, conversations=mine)
+    if model.config.model_type.endswith("assistant"):
+        return probes, [_answers("none: a drafter is judged on every state it is handed")]
+    if stream_of(model) is not None and all(probe.response.any() for probe in probes):
+        return probes, [_answers("the bundled ones: a streamed model would read all its weights for each token")]
+    say("letting the model answer")
+    return with_answers(model, probes, max_new_tokens=_ANSWER_TOKENS), [_answers("the reference's own, greedy")]
+
+
+def _answers(found: str) -> Finding:
+    return Finding("logits.answers", Severity.INFO, "answers that are scored", found, "")
+
+
+def _loaded() -> Finding:
+    found = "every tensor has its place in the model, and every place its tensor"
+    return Finding("logits.load", Severity.PASS, "strict loader", found, "")
+
+
+def _refused(refused: GateError) -> Iterator[Finding]:
+    """What the strict loader found, one by one."""
+    expected = "exactly the tensors of the model"
+    for line in refused.offenders or (refused.message,):
+        kind, _, subject = line.partition(": ")
+        name, _, rest = subject.partition(" ")
+        found = f"{kind} {rest}".strip()
+        yield Finding("logits.load", Severity.FAIL, name.rstrip(":") or line, found, expected)
+    remedy = "see the findings of level static"
+    yield Finding("logits.stopped", Severity.INCONCLUSIVE, "level logits", "not run: it does not load", "", remedy)
+
+
+@contextmanager
+def _memory_faults() -> Iterator[None]:
+    """Torch tells of a lack of memory with a RuntimeError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault("out of memory on the device", hint=_LESS) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise EnvironmentFault("out of memory", hint=_LESS) from error
+
+
+_LESS: Final = "--memory stream holds one layer at a time"
