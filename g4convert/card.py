@@ -1,6 +1,5 @@
 """The model card of an output: what it is, how it was made, what it cost, how to serve it."""
 
-import json
 from collections.abc import Iterable
 
 from g4convert import __version__
@@ -8,7 +7,7 @@ from g4convert.output import recipe_name
 from g4convert.plan import Plan
 from g4convert.recipe import Resolved
 from g4convert.source import Source
-from g4convert.summary import ErrorRow, Summary
+from g4convert.summary import ErrorRow, Summary, serve_command
 
 __all__ = ["model_card"]
 
@@ -36,7 +35,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         "",
         *_what(plan, source),
         "",
-        *_serve(plan, output_name),
+        "    " + serve_command(output_name, drafter=plan.architecture.is_assistant),
         "",
         "## How",
         "",
@@ -67,14 +66,6 @@ def _what(plan: Plan, source: Source) -> Iterable[str]:
         f"weights in int{plan.recipe.num_bits} symmetric, {size} (compressed-tensors, pack-quantized),",
         "activations untouched.",
     )
-
-
-def _serve(plan: Plan, output_name: str) -> Iterable[str]:
-    """The command that serves it; a drafter is served beside its target."""
-    if not plan.architecture.is_assistant:
-        return ("    vllm serve " + output_name,)
-    config = json.dumps({"model": output_name, "num_speculative_tokens": 4})
-    return (f"    vllm serve TARGET --speculative-config '{config}'",)
 
 
 def _cost(summary: Summary) -> Iterable[str]:

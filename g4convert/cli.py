@@ -20,15 +20,20 @@ from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
 from g4convert.family import Family
 from g4convert.options import (
     Assistant,
+    Checked,
     Device,
     Directory,
     DryRun,
     FamilyName,
+    FloatType,
     GroupSize,
+    Html,
     Json,
+    JUnit,
     KvShared,
     Layout,
     Manner,
+    Memory,
     Method,
     Model,
     NoColor,
@@ -36,16 +41,24 @@ from g4convert.options import (
     Output,
     Overwrite,
     Pack,
+    Profile,
+    Prompts,
     Quiet,
     RecipeArgument,
     RecipeName,
+    Reference,
     ShardSize,
     ShowConfig,
     Signed,
+    StoredReference,
+    Strict,
     Verbose,
+    VerifyAfter,
+    VerifyLevel,
     Version,
     Workers,
 )
+from g4convert.verify.levels import Level, Request
 
 if TYPE_CHECKING:
     from g4convert.convert import Job
@@ -58,7 +71,8 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="g4convert",
     help="Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.",
-    epilog="Exit codes: 0 done, 1 a gate said no, 2 usage, 3 bad input, 5 environment, 75 interrupted and resumable.",
+    epilog="Exit codes: 0 done, 1 a check said no, 2 usage, 3 bad input, 4 inconclusive, 5 environment, "
+    "75 interrupted and resumable.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -140,6 +154,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     workers: Workers = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,
+    verify: VerifyAfter = "weights",
     dry_run: DryRun = False,
     show_config: ShowConfig = False,
     as_json: Json = False,
@@ -167,6 +182,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     from g4convert import device as devices
     from g4convert.plan_report import PlanReport
 
+    level = _level(verify)
     found = source.resolve(model)
     if output is None:
         name = f"{found.name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
@@ -181,10 +197,74 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     summary = _run(job, quiet=quiet, no_color=no_color)
     if summary is None:
         return
+    from g4convert import verification
+
+    how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
+    found_out = None if level is None else verification.run(Request(output, found.path, level), how)
     if as_json:
-        _print_json({"schema_version": 1, "output": str(output), **summary.to_dict()})
+        document = {"schema_version": 1, "output": str(output), **summary.to_dict()}
+        _print_json(document | ({} if found_out is None else {"verify": found_out.to_dict()}))
     elif not quiet:
         show.summary(show.console(no_color=no_color), summary, output, tensors=verbose)
+    if found_out is not None:
+        verification.tell_end(found_out, how, as_json=as_json)
+
+
+@app.command(epilog="Example: g4convert verify gemma-4-26B-A4B-it-W4A16 --reference google/gemma-4-26B-A4B-it")
+def verify(  # noqa: PLR0913 - one parameter for each option
+    output: Checked,
+    *,
+    reference: Reference = None,
+    level: VerifyLevel = None,
+    profile: Profile = None,
+    prompts: Prompts = None,
+    strict: Strict = False,
+    memory: Memory = None,
+    dtype: FloatType = None,
+    as_json: Json = False,
+    junit: JUnit = None,
+    html: Html = None,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find what is wrong with a quantized checkpoint, say which module, and what four bits cost."""
+    from g4convert import source, verification
+
+    given = None if reference is None else source.file_or_model(reference)
+    asked = Request(output, given, level, profile, prompts, memory, dtype)
+    how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
+    found = verification.run(asked, how)
+    if as_json:
+        _print(found.to_json())
+    else:
+        verification.print_report(found, how)
+    raise typer.Exit(found.exit_code(strict=strict))
+
+
+@app.command(epilog="Example: g4convert reference google/gemma-4-26B-A4B-it -o ref.safetensors")
+def reference(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    output: StoredReference,
+    prompts: Prompts = None,
+    memory: Memory = None,
+    dtype: FloatType = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Store what a model answers, so that its quantized forms can be verified without it."""
+    from g4convert import source, verification
+
+    asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype)
+    found = verification.store(source.resolve(model), asked, verification.Printed(quiet=quiet, no_color=no_color))
+    if as_json:
+        _print_json(found)
+    elif not quiet:
+        from g4convert import show
+
+        show.pairs(show.console(no_color=no_color), {key: str(value) for key, value in found.items()})
 
 
 @app.command(epilog="Example: g4convert inspect gemma-4-26B-A4B-it-W4A16")
@@ -322,6 +402,15 @@ def _recipe(name: str, **options: object) -> "Resolved":
     from g4convert.recipe import load
 
     return load(name, options)
+
+
+def _level(name: str) -> Level | None:
+    """The level to verify a conversion at; None for none."""
+    if name == "none":
+        return None
+    if name not in set(Level):
+        raise UsageError(f"--verify {name!r} is not one of none, {', '.join(Level)}")
+    return Level(name)
 
 
 def _run(job: "Job", *, quiet: bool, no_color: bool) -> "Summary | None":

@@ -236,10 +236,10 @@ def _write_known(conversion: Conversion) -> None:
 def _check_side_files(checkpoint: Checkpoint) -> None:
     """No file that is carried over may have the name of one that a growing output needs."""
     taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, _JOURNALS)]
+    if {"README.md", output.CARRIED_README} <= {*checkpoint.side_files}:
+        taken.append(output.CARRIED_README)
     if taken:
-        raise InputError(
-            f"{', '.join(taken)}: a name that an output uses while it grows", hint="rename the file, or move it away"
-        )
+        raise InputError(f"{', '.join(taken)}: a name that the output needs", hint="rename the file, or move it away")
 
 
 def _check_output(job: Job) -> None:

@@ -1,9 +1,10 @@
 """`g4convert demo`: the whole road on a tiny checkpoint, without a network.
 
-    make a tiny real checkpoint -> plan it -> quantize it -> load the result in transformers -> compare logits
+    a tiny real checkpoint -> plan it -> quantize it -> load the result in transformers -> compare logits
 
-Two differences are shown and must not be confused: the loaded result against the source with dequantized weights
-(is what was written what is read? about 0), and the latter against the source itself (what four bits cost).
+Families with a trained checkpoint in the package take that; the others are made with random weights. Two
+differences are shown and must not be confused: the loaded result against the source with dequantized weights (is
+what was written what is read? about 0), and the latter against the source itself (what four bits cost).
 
 Both directories are made elsewhere and moved into place. What is in their place goes only if an earlier demo made
 it: `.g4convert-demo.json` beside them has the hash of every file that did.
@@ -22,6 +23,7 @@ from g4convert.convert import Job, convert, prepare
 from g4convert.errors import GateError, UsageError
 from g4convert.family import Family
 from g4convert.fixtures import make
+from g4convert.fixtures.trained import TRAINED, trained
 from g4convert.forward.logits import LogitsDifference, compare, logits, prompts
 from g4convert.forward.reload import dequantized, reload
 from g4convert.plan_report import PlanReport
@@ -59,6 +61,7 @@ class Demonstration:
     plan: PlanReport
     summary: Summary
     comparisons: tuple[Comparison, ...]
+    is_trained: bool
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -66,6 +69,7 @@ class Demonstration:
             "schema_version": 1,
             "source": str(self.source),
             "output": str(self.output),
+            "trained": self.is_trained,
             "plan": self.plan.to_dict(tensors=False),
             "result": self.summary.to_dict(),
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
@@ -88,8 +92,12 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     make_room(directory, (source.name, output.name))
     with TemporaryDirectory(prefix=".g4convert-demo-", dir=directory) as name:
         made = Path(name)
-        say(f"making a tiny {family} checkpoint: {source}")
-        make(family, made / source.name)
+        if family in TRAINED:
+            say(f"copying a tiny {family} checkpoint that has learned something: {source}")
+            shutil.copytree(trained(family), made / source.name, copy_function=shutil.copyfile)
+        else:
+            say(f"making a tiny {family} checkpoint: {source}")
+            make(family, made / source.name)
         say(f"quantizing it: {output}")
         recipe = load(DEFAULT, {"assistant": "pack"} if "assistant" in family else None)
         conversion = prepare(Job(Source.at(made / source.name), recipe, made / output.name))
@@ -98,7 +106,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     assert summary is not None  # noqa: S101 - there is one rank, and it leads
     report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout)
     say("loading the result in transformers, and the source with dequantized weights beside it")
-    return Demonstration(source, output, report, summary, _compare(source, output))
+    return Demonstration(source, output, report, summary, _compare(source, output), family in TRAINED)
 
 
 def _compare(source: Path, output: Path) -> tuple[Comparison, ...]:

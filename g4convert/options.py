@@ -11,18 +11,24 @@ from typing import Annotated
 import typer
 
 from g4convert.family import Family
+from g4convert.verify.levels import Level, MemoryUse
 
 __all__ = [
     "Assistant",
+    "Checked",
     "Device",
     "Directory",
     "DryRun",
     "FamilyName",
+    "FloatType",
     "GroupSize",
+    "Html",
+    "JUnit",
     "Json",
     "KvShared",
     "Layout",
     "Manner",
+    "Memory",
     "Method",
     "Model",
     "NoColor",
@@ -30,13 +36,20 @@ __all__ = [
     "Output",
     "Overwrite",
     "Pack",
+    "Profile",
+    "Prompts",
     "Quiet",
     "RecipeArgument",
     "RecipeName",
+    "Reference",
     "ShardSize",
     "ShowConfig",
     "Signed",
+    "StoredReference",
+    "Strict",
     "Verbose",
+    "VerifyAfter",
+    "VerifyLevel",
     "Version",
     "Workers",
 ]
@@ -136,6 +149,72 @@ DryRun = Annotated[
     typer.Option(
         "--dry-run", "-n", metavar="", help="Check everything, print the plan, write nothing.", rich_help_panel=_RUN
     ),
+]
+
+_VERIFY = "What is verified"
+
+Checked = Annotated[Path, typer.Argument(metavar="OUT", help="A quantized checkpoint, also one of another program.")]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="What it was made from: a directory, a hub name, or a file of `g4convert reference`.",
+        rich_help_panel=_VERIFY,
+    ),
+]
+VerifyLevel = Annotated[
+    Level | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="How far to go: static, weights or logits; weights by default, static without a reference.",
+        rich_help_panel=_VERIFY,
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Thresholds of level logits: w4a16 (default), qat, parity, or a YAML file.",
+        rich_help_panel=_VERIFY,
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", metavar="", help="A warning fails.", rich_help_panel=_VERIFY)]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Your own conversations, as JSON lines, in place of the bundled text.",
+        rich_help_panel=_VERIFY,
+    ),
+]
+Memory = Annotated[
+    MemoryUse | None,
+    typer.Option(
+        metavar="HOW",
+        help="resident, stream (one layer at a time), or auto (default): what fits.",
+        rich_help_panel=_RUN,
+    ),
+]
+FloatType = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="NAME", help="Of the forward: float32 (default) or bfloat16.", rich_help_panel=_RUN
+    ),
+]
+StoredReference = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="Where to store it: ref.safetensors.")
+]
+VerifyAfter = Annotated[
+    str,
+    typer.Option(
+        "--verify", metavar="LEVEL", help="Verify at the end: none, static, weights or logits.", rich_help_panel=_RUN
+    ),
+]
+JUnit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="The report as JUnit XML.", rich_help_panel=_PRINT)
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="The report as one page.", rich_help_panel=_PRINT)
 ]
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="The result as JSON.", rich_help_panel=_PRINT)]

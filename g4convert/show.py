@@ -1,6 +1,5 @@
 """What people read: results on stdout, messages on stderr. Understandable without colour."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,6 +109,7 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
 def summary(out: Console, done: "Summary", output: Path, *, tensors: bool) -> None:
     """The closing card: sizes, errors, the worst tensors, the next command."""
     from g4convert.progress import peak_memory  # noqa: PLC0415 - the bar is not needed for a plan
+    from g4convert.summary import serve_command  # noqa: PLC0415 - the same
 
     rows = {
         "written": str(output),
@@ -128,7 +128,8 @@ def summary(out: Console, done: "Summary", output: Path, *, tensors: bool) -> No
         out.print("\n[dim]relative error: sum of squared errors over sum of squared weights[/]", soft_wrap=True)
     else:
         put(out, facts({**rows, "method": "nothing is packed"}))
-    out.print(f"next: {escape(_next(done, output))}", soft_wrap=True)
+    drafter = any(row.role == Role.DRAFTER for row in done.sizes)
+    out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
 
 
 def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
@@ -151,13 +152,20 @@ def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
     ]
     put(out, table(columns, rows, right=columns[1:]))
     out.print()
+    trained = (
+        "tokens here are random, see below for answers that it has learned"
+        if done.is_trained
+        else "far smaller on a trained model than on the random weights of this one"
+    )
     meaning = {
         "read back": "largest difference of a logit between the loaded result and the source with dequantized "
         "weights: about 0, as what was written is what is read",
         "cost": "the same between the source with dequantized weights and the source: the price of 4 bits, as are "
-        "mean KL and top token; far smaller on a trained model than on the random weights of this one",
+        f"mean KL and top token; {trained}",
     }
     put(out, facts(meaning), width=_WIDTH_OF_PROSE)
+    asked = f"{quote(str(done.output))} --reference {quote(str(done.source))}"
+    out.print(f"next: g4convert verify {escape(asked)} --level logits", soft_wrap=True)
 
 
 def description(out: Console, found: "Description", *, verbose: bool) -> None:
@@ -246,14 +254,6 @@ def _step(step: Mapping[str, Any]) -> str:
         case "keep":
             return f"keep  {step['name']}" if source == step["name"] else f"keep  {source} -> {step['name']}"
     return f"drop  {source}: {step['reason']}"
-
-
-def _next(done: "Summary", output: Path) -> str:
-    """The command that serves the output; a drafter runs beside the model it drafts for."""
-    if any(row.role == Role.DRAFTER for row in done.sizes):
-        options = json.dumps({"method": "mtp", "model": str(output), "num_speculative_tokens": 4})
-        return f"vllm serve TARGET --speculative-config {quote(options)}"
-    return f"vllm serve {quote(str(output))}"
 
 
 def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:

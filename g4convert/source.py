@@ -21,7 +21,7 @@ from typing import Final
 from g4convert.checkpoint import FOREIGN_SUFFIXES, INDEX
 from g4convert.errors import EnvironmentFault, InputError
 
-__all__ = ["Source", "resolve"]
+__all__ = ["Source", "file_or_model", "resolve"]
 
 IGNORED: Final = [*(f"*{suffix}" for suffix in FOREIGN_SUFFIXES), "original/*", "consolidated*"]
 """Patterns of what is not fetched: other weight formats, and the second copy some repositories hold."""
@@ -75,6 +75,21 @@ def resolve(model: str) -> Source:
             hint="write org/name@branch, @tag or @commit, or leave it out",
         )
     return Source.at(_snapshot(repo, revision or None))
+
+
+def file_or_model(name: str) -> Path:
+    """The path of a reference: a file that `g4convert reference` wrote, or the directory of a model.
+
+    Raises:
+        InputError: no such file; see `resolve`.
+        EnvironmentFault: see `resolve`.
+    """
+    path = Path(name).expanduser()
+    if path.suffix != ".safetensors" or path.is_dir():
+        return resolve(name).path
+    if not path.is_file():
+        raise InputError(f"{name}: no such file", hint="store one with `g4convert reference MODEL -o FILE`")
+    return path
 
 
 def _name_hint(model: str) -> str:

@@ -1,9 +1,11 @@
 """What a finished conversion says of itself: sizes, errors, the method and why. Values only."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from g4convert.plan import Plan
@@ -11,7 +13,7 @@ from g4convert.quantize import Method, Scheme, TileStats
 from g4convert.recipe import Recipe
 from g4convert.sizes import RoleSize, role_sizes
 
-__all__ = ["Choice", "ErrorRow", "Summary", "summarize"]
+__all__ = ["Choice", "ErrorRow", "Summary", "serve_command", "summarize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,14 @@ def summarize(plan: Plan, choice: Choice, files: int, results: Mapping[int, Iter
         tuple(ErrorRow(role, stats) for role, stats in roles.items()),
         tuple(rows),
     )
+
+
+def serve_command(output: str, *, drafter: bool) -> str:
+    """The command that serves an output; a drafter runs beside the model it drafts for (vLLM 0.33)."""
+    if not drafter:
+        return f"vllm serve {quote(output)}"
+    options = json.dumps({"method": "mtp", "model": output, "num_speculative_tokens": 4})
+    return f"vllm serve TARGET --speculative-config {quote(options)}"
 
 
 def _row(row: ErrorRow) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from g4convert.errors import GateError, InputError, UsageError
 from g4convert.family import Family
 from g4convert.fixtures.trained import trained
-from g4convert.forward.media import call
+from g4convert.forward.media import COLOURS, call, pictures
 from g4convert.forward.models import Model
 from g4convert.forward.reload import reload
 from g4convert.verify.answers import decode_equals_prefill, with_answers
@@ -149,6 +149,22 @@ def test_pictures_are_square_wide_tall_padded_and_several(models) -> None:  # no
         "image_padded": [(3, 2, True)],
         "images": [(2, 2, False), (3, 1, True)],
     }
+
+
+def test_pictures_show_the_colours_that_the_answer_names(models) -> None:  # noqa: ANN001
+    model, _ = models("moe")
+    media = pictures(model.config, [(3, 2), (2, 2)], torch.Generator().manual_seed(0), padding=1)
+    pool = model.config.vision_config.pooling_kernel_size
+    for number, words in enumerate(media.content):
+        pixels, positions = media.arguments["pixel_values"][number], media.arguments["image_position_ids"][number]
+        for y, row in enumerate(words.split(", ")):
+            for x, word in enumerate(row.split()):
+                cell = (positions.div(pool, rounding_mode="floor") == torch.tensor([x, y])).all(-1)
+                mean = pixels[cell].reshape(-1, 3).mean(0)
+                assert cell.sum() == pool**2
+                assert float((mean - torch.tensor(COLOURS[word])).abs().max()) < 0.05
+        assert (pixels[positions[:, 0] < 0] == 0).all()
+    assert media.soft_tokens == (6, 4)
 
 
 def test_padding_of_pictures_and_sounds_changes_nothing(models) -> None:  # noqa: ANN001

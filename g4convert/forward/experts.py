@@ -96,9 +96,9 @@ def _times(x: torch.Tensor, weight: PackedWeight | torch.Tensor) -> torch.Tensor
     return functional.linear(x, weight if isinstance(weight, torch.Tensor) else weight.dense(x.dtype))
 
 
-EXPERTS: dict[
-    str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-] = {"cpu": by_expert}
+EXPERTS: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cpu": by_expert
+}
 """What runs the experts, by device type; `by_expert` where a device has no kernel of its own."""
 
 

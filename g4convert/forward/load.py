@@ -23,18 +23,17 @@ import transformers
 from g4convert.checkpoint import Checkpoint
 from g4convert.errors import EnvironmentFault, GateError, UsageError
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
+from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model, model_class, quiet_transformers
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.pieces import (
     TORCH_DTYPES,
     Dense,
-    Filling,
     PackedGroup,
     Piece,
     Rows,
     TensorFiles,
     pieces_of,
-    put,
 )
 from g4convert.forward.streaming import Stream, is_roomy
 from g4convert.gemma4 import Architecture, ExtraKind, droppable
@@ -105,7 +104,9 @@ def _refuse(path: Path, problems: list[str]) -> None:
 def _strangers(contents: Contents) -> Iterable[str]:
     """What has no place in the model, and what has two sources."""
     yield from (f"unexpected: {name}" for name in contents.unknown)
-    yield from (f"torn: {module}: no weight_packed beside {', '.join(parts)}" for module, parts in contents.torn.items())
+    yield from (
+        f"torn: {module}: no weight_packed beside {', '.join(parts)}" for module, parts in contents.torn.items()
+    )
     yield from (f"twice: {name}: {' and '.join(names)}" for name, names in contents.twice.items())
 
 

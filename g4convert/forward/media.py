@@ -12,13 +12,25 @@ each, and sounds are rows of notes, so that an answer about them can be right or
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 
 from g4convert.forward.models import Config, Model, quiet_transformers
 
-__all__ = ["COLOURS", "NOTES", "TOKENS_PER_NOTE", "Media", "call", "pictures", "sounds", "takes", "video", "videos_encoded"]
+__all__ = [
+    "COLOURS",
+    "NOTES",
+    "TOKENS_PER_NOTE",
+    "Media",
+    "call",
+    "pictures",
+    "sounds",
+    "takes",
+    "video",
+    "videos_encoded",
+]
 
 COLOURS: Mapping[str, tuple[float, float, float]] = {
     "red": (0.9, 0.1, 0.1),
@@ -85,7 +97,7 @@ def pictures(
 
 
 def video(config: Config, frames: int, size: tuple[int, int], generator: torch.Generator) -> Media:
-    """One video of `frames` pictures of the same size, in soft tokens; arguments have the names for videos."""
+    """One video of `frames` pictures of the same size, in soft tokens; see `videos_encoded`."""
     shown = pictures(config, [size] * frames, generator)
     arguments = {
         "pixel_values_videos": shown.arguments["pixel_values"],
@@ -171,13 +183,19 @@ def call(model: Model, arguments: Mapping[str, Any], *, use_cache: bool) -> Any:
 
 
 def videos_encoded(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a forward in which videos are replaced by what the model makes of them.
+    """Arguments of a forward in which videos are as this release of transformers takes them.
 
-    transformers up to 5.22 asks for `num_frames_per_video` and does not hand it on, so a forward with
-    `pixel_values_videos` raises; videos are encoded here, by the model's own method.
+    Releases that ask for `num_frames_per_video` have the frames of all videos in one row. Their `forward` does not
+    hand it on until 5.23 and so always raises (5.22.2); videos are encoded here, by the model's own method, in all of
+    them. Older ones (5.17) want a dimension of videos instead.
     """
-    changed = dict(arguments)
-    if "pixel_values_videos" in changed:
-        given = (changed.pop(key) for key in ("pixel_values_videos", "video_position_ids", "num_frames_per_video"))
-        changed["mm_encoder_outputs"] = {"video": model.model.get_video_features(*given)}
-    return changed
+    moved = dict(arguments)
+    if "pixel_values_videos" not in moved:
+        return moved
+    pixels, positions, frames = (
+        moved.pop(key) for key in ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
+    )
+    encode = model.model.get_video_features
+    if "num_frames_per_video" in signature(encode).parameters:
+        return {**moved, "mm_encoder_outputs": {"video": encode(pixels, positions, frames)}}
+    return {**moved, "pixel_values_videos": pixels[None], "video_position_ids": positions[None]}

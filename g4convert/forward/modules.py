@@ -27,6 +27,9 @@ __all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "packed_linear", "unpack"]
 _CHUNK = 16 << 20
 """Bytes of dense weight at a time."""
 
+_TILE = 1 << 17
+"""Weights dequantized at a time: what is in between stays in a core's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
@@ -52,17 +55,22 @@ class PackedWeight:
         return PackedWeight(self.words[index], self.scale[index], zero_point, self.k, self.num_bits)
 
     def dense(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> torch.Tensor:
-        """Rows [begin, end) of a weight [n, k], dequantized in a dtype."""
-        codes = unpack(self.words[begin:end], self.k, self.num_bits)
-        scale = self.scale[begin:end].to(dtype)
-        rows, groups = scale.shape
-        values = codes.to(dtype).view(rows, groups, self.k // groups)
+        """Rows [begin, end) of a weight [n, k], dequantized in a dtype, a tile at a time."""
+        n, groups = self.scale.shape
+        end = n if end is None else min(end, n)
+        zeros = None
         if self.zero_point is not None:
-            n = self.words.shape[0]
-            zeros = unpack(self.zero_point.T.contiguous(), n, self.num_bits).T[begin:end]
-            values -= zeros.to(dtype).unsqueeze(-1)
-        values *= scale.unsqueeze(-1)
-        return values.view(rows, self.k)
+            zeros = unpack(self.zero_point.T.contiguous(), n, self.num_bits).T.to(dtype).unsqueeze(-1)
+        scale = self.scale.to(dtype).unsqueeze(-1)
+        out = torch.empty(end - begin, groups, self.k // groups, dtype=dtype, device=self.words.device)
+        step = max(1, _TILE // self.k)
+        for first in range(begin, end, step):
+            last = min(first + step, end)
+            codes = unpack(self.words[first:last], self.k, self.num_bits).to(dtype).view(last - first, groups, -1)
+            if zeros is not None:
+                codes -= zeros[first:last]
+            torch.mul(codes, scale[first:last], out=out[first - begin : last - begin])
+        return out.view(end - begin, self.k)
 
 
 def unpack(words: torch.Tensor, k: int, num_bits: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ Dequantizing is compressed-tensors' unpacking here; the packed path (`modules`) 
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,7 +19,6 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from safetensors import safe_open
 
 from g4convert.checkpoint import Checkpoint
-from g4convert.forward.models import Model
 from g4convert.gemma4 import FusedExperts, Role
 from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, stored_scheme
 from g4convert.quant_config import spellings
@@ -29,13 +28,11 @@ from g4convert.verify.contents import Contents, Form
 __all__ = [
     "TORCH_DTYPES",
     "Dense",
-    "Filling",
     "PackedGroup",
     "Piece",
     "Rows",
     "TensorFiles",
     "pieces_of",
-    "put",
     "unreadable",
 ]
 
@@ -261,16 +258,14 @@ def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
         return scheme.fault
     if scheme.format != "pack-quantized" or scheme.num_bits not in _BITS:
         return f"{scheme.label}: only int4 and int8 of the format pack-quantized are read"
-    if scheme.strategy not in {"group", "channel"}:
-        return f"weight_scale {[*module.parts[_SCALE].shape]}: expected one scale for each group or row"
     scale = module.parts[_SCALE]
-    if not scale.dtype.is_weight or len(scale.shape) != len(module.parts[_WORDS].shape):
-        return f"weight_scale is {scale.dtype.value} {[*scale.shape]}, expected [rows, groups] of a float type"
+    if scheme.strategy not in {"group", "channel"} or len(scale.shape) != len(module.parts[_WORDS].shape):
+        return f"weight_scale {[*scale.shape]}: expected one scale for each group or row"
+    if not scale.dtype.is_weight:
+        return f"weight_scale is {scale.dtype.value}, expected a float type"
     if "weight_g_idx" in module.parts:
         return "weight_g_idx: activation order is not read"
-    if module.has_plain_weight:
-        return "the weight is stored plain as well"
-    return ""
+    return "the weight is stored plain as well" if module.has_plain_weight else ""
 
 
 def _stated_shape(checkpoint: Checkpoint, module: PackedModule, shape: tuple[int, ...]) -> str:
@@ -283,59 +278,3 @@ def _stated_shape(checkpoint: Checkpoint, module: PackedModule, shape: tuple[int
         return f"weight_shape is {info.dtype.value} {[*info.shape]}, expected I64 [2]"
     stated = struct.unpack(f"<2{letter}", checkpoint.read(info.name))
     return "" if stated == shape else f"weight_shape says {[*stated]}, the model's is {[*shape]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """Where the tensors of a model come from.
-
-    Args:
-        checkpoint: the opened directory.
-        pieces: by name in the model's `state_dict()`, all of them, a tied head apart.
-        places: of each, what it looks like: a tensor on meta, whose dtype it is cast to.
-    """
-
-    checkpoint: Checkpoint
-    pieces: Mapping[str, Piece]
-    places: Mapping[str, torch.Tensor]
-
-    def fill(self, model: Model, names: Iterable[str]) -> None:
-        """Read some tensors and put them in their places."""
-        files = TensorFiles(self.checkpoint)
-        for name in names:
-            put(model, name, self.pieces[name].read(files, self.places[name].dtype))
-
-    def cast(self, name: str) -> torch.Tensor:
-        """One tensor, in the dtype of its place."""
-        return self.pieces[name].read(TensorFiles(self.checkpoint), self.places[name].dtype)
-
-    def stored(self, name: str) -> torch.Tensor:
-        """One tensor that is mapped or stored as one, as the file has it."""
-        piece = self.pieces[name]
-        return piece.read(TensorFiles(self.checkpoint), self._stored_dtype(name) or self.places[name].dtype)
-
-    def empty(self, model: Model, names: Iterable[str]) -> None:
-        """Take tensors out again."""
-        for name in names:
-            put(model, name, self.places[name])
-
-    def needs_cast(self, name: str) -> bool:
-        """Whether a tensor is stored as one, in another dtype; what is not cast is the mapped file itself."""
-        return self._stored_dtype(name) not in {None, self.places[name].dtype}
-
-    def _stored_dtype(self, name: str) -> torch.dtype | None:
-        piece = self.pieces[name]
-        return TORCH_DTYPES.get(piece.dtype) if isinstance(piece, Rows) and len(piece.names) == 1 else None
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the whole model, mapped tensors included: pages that are used over and over must stay."""
-        return sum(place.nbytes for place in self.places.values())
-
-
-def put(model: Model, name: str, tensor: torch.Tensor) -> None:
-    """Set a parameter or buffer of a model."""
-    module, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(module)
-    is_parameter = leaf in dict(owner.named_parameters(recurse=False))
-    setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)

@@ -26,8 +26,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model
-from g4convert.forward.pieces import Filling, put
 
 __all__ = ["Stream", "is_roomy", "run_together", "stream_of"]
 

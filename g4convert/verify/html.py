@@ -43,12 +43,12 @@ _METRICS: Final = {
     "sqnr_min": "lowest SQNR of a layer, dB",
     "router_jaccard_min": "lowest router overlap",
 }
-_SHARES: Final = {"top1_agreement", "top1_confident", "rms_dp"}
 _TITLES: Final = {"loss": "What four bits cost", "parity": "Whether it runs as written"}
 _ASKS: Final = {
     "loss": "The original against the dequantized weights.",
     "parity": "The dequantized weights against the path that runs them packed.",
 }
+_COLOURS: Final = {"loss": "a", "parity": "b", "noise floor": "floor"}
 _ORDER: Final = ("fail", "inconclusive", "warn", "info", "pass")
 _TENSORS: Final = 20
 
@@ -176,14 +176,9 @@ def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> str:
         if math.isnan(value):
             continue
         finding = judged.get(name)
-        shown = _value(name, value)
-        if name == "kl_mean" and not math.isnan(_float(metrics[kind]["kl_low"])):
-            low, high = (number(metrics[kind][end]) for end in ("kl_low", "kl_high"))
-            words += f' <span class="small">95 % {low} to {high}</span>'
-        limits = escape(finding["expected"]) if finding else ""
-        rows.append(
-            (words, shown, _value(name, _float(floor.get(name))), limits, _tag(finding["severity"]) if finding else "")
-        )
+        limits, tag = (escape(finding["expected"]), _tag(finding["severity"])) if finding else ("", "")
+        interval = _interval(metrics[kind]) if name == "kl_mean" else ""
+        rows.append((f"{words}{interval}", _number(value), _number(floor.get(name)), limits, tag))
     how = _ASKS[kind] + (
         " KL is a lower bound: only the likeliest tokens of the reference are known."
         if metrics[kind]["lower_bound"]
@@ -193,20 +188,24 @@ def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> str:
     return _card(_TITLES[kind], how, _table(head, rows))
 
 
-def _value(name: str, value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    return f"{number(100 * value)} %" if name in _SHARES else number(value)
+def _interval(metrics: Json) -> str:
+    if math.isnan(_float(metrics["kl_low"])):
+        return ""
+    return _note(f"95 %: {_number(metrics['kl_low'])} to {_number(metrics['kl_high'])}")
+
+
+def _number(value: float | str | None) -> str:
+    return number(value, digits=3)
 
 
 def _blame(kind: str, table: Json) -> str:
     """Who causes how much."""
     rows = [
         (
-            f"<code>{escape(row['module'])}</code>{_note(row['note'])}",
+            f"<code>{_path(row['module'])}</code>{_note(row['note'])}",
             f"{100 * _float(row['share']):.0f} %{share_bar(_float(row['share']))}",
-            number(_float(row["kl"])),
-            number(_float(row["sqnr"])),
+            _number(row["kl"]),
+            _number(row["sqnr"]),
         )
         for row in table["rows"]
     ]
@@ -225,8 +224,9 @@ def _note(words: str) -> str:
 
 def _kl(kind: str, metrics: Json) -> str:
     edges, floor = metrics["kl_histogram_edges"], metrics.get("floor", {}).get("kl_histogram", [])
-    plot = histogram(edges, metrics[kind]["kl_histogram"], floor, label=kind)
-    keys = [("a", f"{kind}: {number(metrics[kind]['tokens'])} tokens", ""), ("floor", "noise floor", "line-key")]
+    colour = _COLOURS[kind]
+    plot = histogram(edges, metrics[kind]["kl_histogram"], floor, label=kind, colour=colour)
+    keys = [(colour, f"{kind}: {number(metrics[kind]['tokens'])} tokens", ""), ("floor", "noise floor", "line-key")]
     how = "Share of response tokens by their KL divergence. Left of, or on, the floor is as good as rounding allows."
     return _card(f"KL of {kind} against the floor", how, _legend(keys) + (plot or "<p>No tokens.</p>"))
 
@@ -243,10 +243,9 @@ def _sqnr(metrics: Json, kinds: Sequence[str]) -> str:
     series = {kind: [_float(layer["sqnr"]) for layer in metrics[kind]["layers"]] for kind in kinds}
     if floor := metrics.get("floor", {}).get("layers"):
         series["noise floor"] = [_float(layer["sqnr"]) for layer in floor]
-    colours = {kind: colour for kind, colour in zip(series, "abc", strict=False)}
     names = [layer["name"].rpartition(".")[2] for layer in metrics[kinds[0]]["layers"]]
-    plot = lines(series, names, unit="dB") if names else ""
-    keys = [("floor" if kind == "noise floor" else colours[kind], kind, "line-key") for kind in series]
+    plot = lines(series, names, colours=_COLOURS, unit="dB") if names else ""
+    keys = [(_COLOURS[kind], kind, "line-key") for kind in series]
     equal = [kind for kind, values in series.items() if values and all(math.isinf(value) for value in values)]
     note = f'<p class="small">Equal in every layer: {escape(", ".join(equal))}.</p>' if equal else ""
     how = "Signal to noise of the residual stream after each layer, in dB; higher is better, a step down names a layer."
@@ -255,10 +254,11 @@ def _sqnr(metrics: Json, kinds: Sequence[str]) -> str:
 
 def _confidence(metrics: Json, kinds: Sequence[str]) -> str:
     bins = metrics[kinds[0]]["by_confidence"]
-    groups = [f"{number(100 * one['low'])}–{number(100 * one['high'])} %" for one in bins]
+    groups = [f"{number(100 * one['low'])} to {number(100 * one['high'])} %" for one in bins]
     series = {kind: [_float(one["agreement"]) for one in metrics[kind]["by_confidence"]] for kind in kinds}
-    plot = bars(groups, series, [one["tokens"] for one in bins], axis="confidence of the reference")
-    keys = [(colour, kind, "") for kind, colour in zip(kinds, "abc", strict=False)]
+    tokens = [one["tokens"] for one in bins]
+    plot = bars(groups, series, tokens, colours=_COLOURS, axis="confidence of the reference")
+    keys = [(_COLOURS[kind], kind, "") for kind in kinds]
     how = "How often both find the same token likeliest, by the reference's probability of it; below, tokens of each."
     return _card("Agreement by confidence", how, _legend(keys) + plot)
 
@@ -282,11 +282,10 @@ def _buckets(metrics: Json, kinds: Sequence[str]) -> str:
     by_kind = {kind: {bucket["name"]: bucket for bucket in metrics[kind]["buckets"]} for kind in kinds}
     rows = []
     for name in names:
-        cells = [escape(name), number(by_kind[kinds[0]][name]["tokens"])]
+        cells = [escape(name.replace("_", " ")), number(by_kind[kinds[0]][name]["tokens"])]
         for kind in kinds:
             bucket = by_kind[kind][name]
-            cells += [number(_float(bucket["kl_mean"])), number(_float(bucket["kl_p99"]))]
-            cells += [f"{number(100 * _float(bucket['top1_agreement']))} %", number(_float(bucket["ppl_ratio"]))]
+            cells += [_number(bucket[key]) for key in ("kl_mean", "kl_p99", "top1_agreement", "ppl_ratio")]
         rows.append(cells)
     head = [("Probes", False), ("Tokens", True)]
     for kind in kinds:
@@ -305,7 +304,7 @@ def _tensors(tensors: Sequence[Json]) -> str:
     }
     used = [key for key in columns if any(key in one for one in worst)]
     rows = [
-        [f"<code>{escape(one['name'])}</code>", *(f"{number(100 * _float(one.get(key)))} %" for key in used)]
+        [f"<code>{_path(one['name'])}</code>", *(f"{_number(100 * _float(one.get(key)))} %" for key in used)]
         for one in worst
     ]
     head = [("Weight", False), *((columns[key], True) for key in used)]
@@ -333,10 +332,14 @@ def _findings(findings: Sequence[Json]) -> str:
 def _finding(one: Json) -> str:
     expected = f'<div class="small">expected: {escape(one["expected"])}</div>' if one["expected"] else ""
     remedy = f'<div class="remedy">{escape(one["remedy"])}</div>' if one["remedy"] else ""
-    return (
-        f'<li><div class="head">{_tag(one["severity"])}<b>{escape(one["subject"])}</b><code>{escape(one["code"])}</code>'
-        f'</div><div class="body">{escape(one["found"])}</div>{expected}{remedy}</li>'
-    )
+    head = f"{_tag(one['severity'])}<b>{_path(one['subject'])}</b><code>{_path(one['code'])}</code>"
+    found = f'<div class="body">{escape(one["found"])}</div>'
+    return f'<li><div class="head">{head}</div>{found}{expected}{remedy}</li>'
+
+
+def _path(words: str) -> str:
+    """A dotted path, which may break after its dots."""
+    return escape(words).replace(".", ".<wbr>")
 
 
 def _float(value: float | str | None) -> float:

@@ -5,7 +5,8 @@ inputs. So the inputs of the decoder layers are compared, and can be forced on a
 
     attention mask of sliding_attention       bool or float [b, 1, s, s]; None lets the kernel make a causal one
     position embeddings of sliding_attention  cos and sin [b, s, head_dim]
-    embeddings                                [b, s, hidden], what the first layer is given
+    embeddings                                [b, s, hidden], what the first layer is given, and with per-layer
+                                              embeddings what each layer is given of these
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ def recorded(model: Model) -> Iterator[Inputs]:
     def hook(number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if number == 0:
             found[EMBEDDINGS] = (args[0].clone(),)
+        found[EMBEDDINGS] += tuple(given.clone() for given in args[1:] if isinstance(given, torch.Tensor))
         for argument, words in _ARGUMENTS.items():
             value = kwargs.get(argument)
             place = f"{words} of {kinds[number]}"
@@ -90,7 +92,7 @@ def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
                 _: Model, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = number
             ) -> tuple[tuple[Any, ...], dict[str, Any]]:
                 if place == EMBEDDINGS:
-                    return (inputs[place] + args[1:] if number == 0 else args), kwargs
+                    return _with_embeddings(args, inputs[place], number), kwargs
                 for argument, words in _ARGUMENTS.items():
                     if place == f"{words} of {kinds[number]}":
                         value = inputs[place]
@@ -99,6 +101,13 @@ def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
 
             stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
         yield
+
+
+def _with_embeddings(args: tuple[Any, ...], given: tuple[torch.Tensor, ...], number: int) -> tuple[Any, ...]:
+    """Positional arguments of a layer, with the embeddings of another model."""
+    states, *each = given
+    first = states if number == 0 else args[0]
+    return (first, each[number], *args[2:]) if each else (first, *args[1:])
 
 
 def _wrong(expected: torch.Tensor, found: torch.Tensor, relative: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ units of a view box 420 wide, so that 12 units of type are 10 pixels on a phone 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Final
 
 __all__ = ["bars", "heat", "histogram", "lines", "number", "share_bar"]
@@ -17,25 +18,31 @@ _INNER: Final = _WIDTH - _LEFT - _RIGHT
 _DEPTH: Final = _HEIGHT - _TOP - _BOTTOM
 
 
-def number(value: float | str | None) -> str:
-    """A number in four digits; `inf` and the like as signs."""
-    if value is None:
-        return "–"
-    value = float(value)
+_SIGNS: Final = {"nan": "\u2013", "inf": "\u221e", "-": "\u2212"}
+"""En dash, infinity and minus."""
+
+
+def number(value: float | str | None, digits: int = 4) -> str:
+    """A number for people; `inf` and the like as signs.
+
+    Args:
+        value: as JSON has it.
+        digits: that count.
+    """
+    value = math.nan if value is None else float(value)
     if math.isnan(value):
-        return "–"
+        return _SIGNS["nan"]
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}".replace("-", "−")
-    text = f"{value:.4g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{float(mantissa):g}e{int(exponent)}"
-    return text.replace("-", "−")
+        text = _SIGNS["inf"] if value > 0 else f"-{_SIGNS['inf']}"
+    elif value == int(value) and abs(value) < 1e6:
+        text = f"{int(value):,}"
+    else:
+        mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+        text = f"{float(mantissa):g}e{int(exponent)}" if exponent else mantissa
+    return text.replace("-", _SIGNS["-"])
 
 
-def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int], *, label: str) -> str:
+def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int], *, label: str, colour: str) -> str:
     """Shares of tokens by KL, on a logarithmic axis, over the outline of the noise floor.
 
     Args:
@@ -43,6 +50,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
         counts: tokens in each; those below the first edge are in the first.
         floor: the same of the noise; may be empty.
         label: what the bars are.
+        colour: of the bars: a, b or c.
     """
     shares, noise = _shares(counts), _shares(floor)
     used = [place for place in range(len(counts)) if shares[place] or (noise and noise[place])]
@@ -59,26 +67,30 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
     body = [*_grid(top, percent=True)]
     for power in range(math.ceil(math.log10(edges[first]) - 1e-6), math.floor(math.log10(edges[last + 1]) + 1e-6) + 1):
         edge = min(range(len(edges)), key=lambda i, power=power: abs(math.log10(edges[i]) - power))  # type: ignore[misc]
-        sparse = (edges[last + 1] / edges[first]) > 1e7 and power % 2
+        sparse = edges[last + 1] / edges[first] > 1e7 and power % 2
         if not sparse:
-            body.append(_tick_x(place(edge), f"10{_superscript(power)}" if power else "1"))
+            words = f"10{_superscript(power)}" if power else "1"
+            body.append(_tick_x(place(edge), words if edge else "0"))  # the first bin has what is below it
     for bin_ in range(first, last + 1):
         if shares[bin_]:
             height = _DEPTH * shares[bin_] / top
             words = f"{label}: {number(100 * shares[bin_])} % of tokens with KL {_range(edges, bin_)}"
-            body.append(_rect(place(bin_) + 0.6, _TOP + _DEPTH - height, width - 1.2, height, "series-a", words))
+            body.append(
+                _rect(place(bin_) + 0.6, _TOP + _DEPTH - height, width - 1.2, height, f"series-{colour}", words)
+            )
     if noise:
         body.append(_outline([(place(bin_), noise[bin_] / top) for bin_ in range(first, last + 1)], place(last + 1)))
     body.append(_axis_title("KL divergence of a token, nats"))
     return _svg(f"Histogram of KL, {label}, against the noise floor", body)
 
 
-def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, unit: str) -> str:
+def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, colours: Mapping[str, str], unit: str) -> str:
     """A line for each series over the same places; endless values sit on the top edge.
 
     Args:
-        series: values by label, in the order of the colours a, b, c.
+        series: values by label.
         names: of the places.
+        colours: of each series: a, b, c or floor.
         unit: of the values.
     """
     finite = [value for values in series.values() for value in values if math.isfinite(value)]
@@ -92,7 +104,8 @@ def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, unit: 
         body += [_line_y(y), _text(_LEFT - 6, y + 4, number(value), "end")]
     every = max(1, math.ceil(len(names) / 8))
     body += [_tick_x(_LEFT + place * step, names[place]) for place in range(0, len(names), every)]
-    for (label, values), colour in zip(series.items(), "abc", strict=False):
+    for label, values in series.items():
+        colour = colours[label]
         points = []
         for place, value in enumerate(values):
             if not math.isnan(value):
@@ -113,13 +126,21 @@ def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, unit: 
     return _svg(f"SQNR by layer: {', '.join(series)}", body)
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], counts: Sequence[int], *, axis: str) -> str:
+def bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    counts: Sequence[int],
+    *,
+    colours: Mapping[str, str],
+    axis: str,
+) -> str:
     """Bars from 0 to 100 % side by side, with the number of tokens under each group.
 
     Args:
         groups: names.
-        series: shares by label, in the order of the colours.
+        series: shares by label.
         counts: of each group.
+        colours: of each series: a, b or c.
         axis: what the groups are.
     """
     body = [*_grid(1.0, percent=True)]
@@ -129,13 +150,15 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], counts: S
         middle = _LEFT + (place + 0.5) * width
         body.append(_text(middle, _TOP + _DEPTH + 14, group, "middle"))
         body.append(_text(middle, _TOP + _DEPTH + 26, f"{count:,}", "middle", "faint"))
-        for index, ((label, shares), colour) in enumerate(zip(series.items(), "abc", strict=False)):
+        for index, (label, shares) in enumerate(series.items()):
             share = shares[place]
             if count and not math.isnan(share):
                 height = max(0.8, _DEPTH * share)
                 x = middle - each * len(series) / 2 + index * each
                 words = f"{label}: {number(100 * share)} % of {count} tokens agree"
-                body.append(_rect(x + 0.8, _TOP + _DEPTH - height, each - 1.6, height, f"series-{colour}", words))
+                body.append(
+                    _rect(x + 0.8, _TOP + _DEPTH - height, each - 1.6, height, f"series-{colours[label]}", words)
+                )
     return _svg(f"Agreement of the likeliest token by {axis}", body, height=_HEIGHT)
 
 
@@ -148,8 +171,8 @@ def heat(rows: Mapping[str, Sequence[int]], *, what: str) -> str:
     """
     columns = max(len(hits) for hits in rows.values())
     most = max(max(hits) for hits in rows.values()) or 1
-    side = max(5.0, min(18.0, 370 / columns))
-    tall = min(side, 14.0)
+    side = max(7.0, min(40.0, 960 / columns))
+    tall = min(side, 18.0)
     width, height = _LEFT + columns * side + 8, len(rows) * tall + 26
     body = []
     for line, (name, hits) in enumerate(rows.items()):
@@ -166,9 +189,9 @@ def heat(rows: Mapping[str, Sequence[int]], *, what: str) -> str:
                 f'width="{side - 1:.1f}" height="{tall - 1:.1f}"><title>{escape(words)}</title></rect>'
             )
     every = max(1, 2 ** math.ceil(math.log2(max(1, columns / 12))))
-    for place in range(0, columns, every):
-        body.append(_text(_LEFT + (place + 0.5) * side, height - 8, str(place), "middle"))
-    return _svg(f"Tokens that each {what} got, by layer", body, width=width, height=height)
+    ticks = range(0, columns, every)
+    body += [_text(_LEFT + (place + 0.5) * side, height - 8, str(place), "middle") for place in ticks]
+    return _svg(f"Tokens that each {what} got, by layer", body, width=width, height=height, fixed=True)
 
 
 def share_bar(share: float) -> str:
@@ -212,9 +235,8 @@ def _grid(top: float, *, percent: bool) -> Iterator[str]:
 def _outline(steps: Sequence[tuple[float, float]], end: float) -> str:
     """The top edges of bars, as one line."""
     points = []
-    for place, (x, share) in enumerate(steps):
+    for (x, share), (right, _) in pairwise([*steps, (end, 0.0)]):
         y = _TOP + _DEPTH * (1 - share)
-        right = steps[place + 1][0] if place + 1 < len(steps) else end
         points += [f"{x:.1f},{y:.1f}", f"{right:.1f},{y:.1f}"]
     return f'<polyline class="line floor" points="{" ".join(points)}"><title>noise floor</title></polyline>'
 
@@ -247,5 +269,10 @@ def _rect(x: float, y: float, width: float, height: float, kind: str, words: str
     )
 
 
-def _svg(title: str, body: Iterable[str], *, width: float = _WIDTH, height: float = _HEIGHT) -> str:
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img"><title>{escape(title)}</title>{"".join(body)}</svg>'
+def _svg(
+    title: str, body: Iterable[str], *, width: float = _WIDTH, height: float = _HEIGHT, fixed: bool = False
+) -> str:
+    """The element; a fixed one is never shown larger than its view box, in pixels."""
+    style = f' style="max-width:{width:.0f}px"' if fixed else ""
+    box = f'viewBox="0 0 {width:.0f} {height:.0f}"'
+    return f'<svg {box}{style} role="img"><title>{escape(title)}</title>{"".join(body)}</svg>'

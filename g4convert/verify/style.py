@@ -51,8 +51,9 @@ p { margin: 0; }
 .tag.pass { background: var(--pass-bg); } .tag.warn { background: var(--warn-bg); }
 .tag.fail { background: var(--fail-bg); } .tag.inconclusive { background: var(--inconclusive-bg); }
 .tag.info { background: var(--info-bg); }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px 20px; margin: 16px 0 0; }
-dl.facts dt { color: var(--soft); font-size: 12px; } dl.facts dd { margin: 0; overflow-wrap: anywhere; font-size: 14px; }
+dl.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px 20px; margin: 16px 0; }
+dl.facts dt { color: var(--soft); font-size: 12px; }
+dl.facts dd { margin: 0; overflow-wrap: anywhere; font-size: 14px; }
 .scroll { overflow-x: auto; margin: 0 -4px; padding: 0 4px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 600; font-size: 12px; color: var(--soft); border-bottom: 1px solid var(--rule); }
@@ -60,8 +61,8 @@ th, td { padding: 6px 10px 6px 0; vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 tbody tr + tr td { border-top: 1px solid var(--faint); }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.name { overflow-wrap: anywhere; }
-code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+td.name { overflow-wrap: break-word; }
+code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: break-word; }
 .small { color: var(--soft); font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 13px; color: var(--soft); margin-bottom: 6px; }
 .legend span::before {
@@ -76,10 +77,10 @@ svg text.faint { fill: var(--soft); opacity: .8; font-size: 10.5px; }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .series-a { fill: var(--a); } svg .series-b { fill: var(--b); } svg .series-c { fill: var(--c); }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .line-a { stroke: var(--a); } svg .line-b { stroke: var(--b); } svg .line-c { stroke: var(--floor); }
+svg .line-a { stroke: var(--a); } svg .line-b { stroke: var(--b); } svg .line-c { stroke: var(--c); }
 svg .floor { stroke: var(--floor); stroke-width: 1.8; stroke-dasharray: 4 2.5; }
-svg .line-c { stroke-dasharray: 4 2.5; }
-svg .dot-a { fill: var(--a); } svg .dot-b { fill: var(--b); } svg .dot-c { fill: var(--floor); }
+svg .line-floor { stroke: var(--floor); stroke-dasharray: 4 2.5; }
+svg .dot-a { fill: var(--a); } svg .dot-b { fill: var(--b); } svg .dot-floor { fill: var(--floor); }
 svg .cell { fill: var(--a); } svg .cell.empty { fill: none; stroke: var(--fail); stroke-width: 1; }
 .share { display: block; height: 6px; min-width: 60px; border-radius: 3px; background: var(--faint); overflow: hidden; }
 .share span { display: block; height: 100%; background: var(--fail); }
@@ -99,6 +100,5 @@ details { margin-top: 10px; } summary { cursor: pointer; color: var(--soft); fon
   .verdict { flex-direction: column; align-items: flex-start; gap: 4px; padding: 14px; }
   table { font-size: 13px; } th, td { padding-right: 8px; }
   .strip svg { min-width: 520px; }
-  .limits .opt { display: none; }
 }
 """

@@ -48,9 +48,9 @@ class ModuleError:
 
     @property
     def label(self) -> str:
-        """The path without the prefixes that every text module has; a single differing tensor is part of it."""
+        """The path without the prefixes that every text module has, and the one tensor that differs."""
         name = label(self.name)
-        return f"{name}.{self.tensors[0]}" if len(self.tensors) == 1 else name
+        return f"{name}.{self.tensors[0]}" if len(self.tensors) == 1 and self.tensors[0] != "weight" else name
 
 
 def label(name: str) -> str:
@@ -114,6 +114,7 @@ class Teacher:
         self._limit = limit
         self._sums: dict[str, StateSums] = {}
         self._tensors: dict[str, tuple[str, ...]] = {}
+        self._given: dict[str, tuple[Any, Any]] = {}
         self._recorded: dict[str, list[tuple[Any, Any, Any]]] = {}
         self._inside = False
         self._stack = ExitStack()
@@ -123,7 +124,7 @@ class Teacher:
         closed: list[str] = []
         for tower, module in towers(self._reference).items():
             if tower in candidates and not tower.startswith(tuple(closed)):
-                self._hook(module, partial(self._run_root, tower, candidates[tower], inside=True))
+                self._hook_root(tower, module, candidates[tower], inside=True)
                 if _is_away(candidates[tower]):  # is loaded as a whole: its layers cannot run alone
                     closed.append(f"{tower}.")
         for root, module in roots(self._reference).items():
@@ -133,7 +134,7 @@ class Teacher:
                 if name in candidates:
                     self._hook(inner, partial(self._record, name))
                     self._hook(candidates[name], partial(self._replay, name, inner))
-            self._hook(module, partial(self._run_root, root, candidates[root], inside=False))
+            self._hook_root(root, module, candidates[root], inside=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,24 +152,26 @@ class Teacher:
         # first of all hooks: one that frees a layer comes after
         self._stack.callback(module.register_forward_hook(hook, prepend=True, with_kwargs=True).remove)
 
+    def _hook_root(self, name: str, module: Model, candidate: Model, *, inside: bool) -> None:
+        self._hook(module, partial(self._run_root, name, candidate, inside=inside))
+        before = module.register_forward_pre_hook(partial(self._give, name), prepend=True, with_kwargs=True)
+        self._stack.callback(before.remove)
+
     def _record(self, name: str, _module: Model, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
         if not self._inside:
             self._recorded.setdefault(name, []).append((args, kwargs, [tensor.clone() for tensor in _floats(output)]))
 
-    def _run_root(  # noqa: PLR0913, PLR0917 -- a forward hook
-        self,
-        root: str,
-        candidate: Model,
-        module: Model,
-        args: Any,  # noqa: ANN401 -- of any module
-        kwargs: Any,  # noqa: ANN401
-        output: Any,  # noqa: ANN401
-        *,
-        inside: bool,
-    ) -> None:
+    def _give(self, root: str, _module: Model, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        """The reference's root will run: note what with, before a hook that streams weights changes it."""
+        if not self._inside:
+            self._given[root] = args, kwargs
+
+    def _run_root(self, root: str, candidate: Model, module: Model, *rest: Any, inside: bool) -> None:  # noqa: ANN401
         """The reference's root has run: run the candidate's, `inside` without looking at its descendants."""
+        output = rest[-1]
         if self._inside:
             return
+        args, kwargs = self._given.pop(root)
         expected = list(_floats(output))
         self._inside = inside
         try:
@@ -217,7 +220,8 @@ def like(value: Any, given: Model, model: Model) -> Any:  # noqa: ANN401 -- argu
     """
 
     def change(x: torch.Tensor) -> torch.Tensor:
-        return x.to(model.device, model.dtype if x.dtype is given.dtype else None)
+        device = x.device if model.device.type == "meta" else model.device  # a streamed model's are not there yet
+        return x.to(device, model.dtype if x.dtype is given.dtype else None)
 
     return _mapped(value, change)
 

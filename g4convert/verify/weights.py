@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import torch
@@ -35,8 +36,6 @@ from g4convert.verify.weights_pairs import KeptPair, Pairing
 from g4convert.verify.weights_tiles import Files, Measured, PackedPair, measure
 
 __all__ = ["check_weights"]
-
-T = TypeVar("T")
 
 _PIECE: Final = 16 << 20
 """Bytes of the source that one task reads."""
@@ -104,26 +103,24 @@ def _packed_pieces(packed: Mapping[str, PackedPair]) -> Iterator[_Piece]:
         for begin in range(0, n, rows):
             end = min(begin + rows, n)
             nbytes = (end - begin) * (width + pair.words.shape[1] * 4)
-            yield name, nbytes, lambda pair=pair, begin=begin, end=end: measure(pair, begin, end)
+            yield name, nbytes, partial(measure, pair, begin, end)
 
 
 def _kept_pieces(kept: list[KeptPair], plain: Files, written: Files) -> Iterator[_Piece]:
     for pair in kept:
         for begin in range(0, pair.nbytes, _PIECE):
             nbytes = min(_PIECE, pair.nbytes - begin)
-
-            def compare(pair: KeptPair = pair, begin: int = begin, nbytes: int = nbytes) -> int:
-                one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
-                other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
-                return 0 if one == other else _differing(one, other, pair.itemsize)
-
-            yield pair.name, 2 * nbytes, compare
+            yield pair.name, 2 * nbytes, partial(_differing, pair, begin, nbytes, plain, written)
 
 
-def _differing(one: bytearray, other: bytearray, itemsize: int) -> int:
+def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Files, written: Files) -> int:
     """How many elements differ."""
-    rows = (torch.frombuffer(raw, dtype=torch.uint8).view(-1, itemsize) for raw in (one, other))
-    return int((next(rows) != next(rows)).any(-1).sum())
+    one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
+    other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
+    if one == other:
+        return 0
+    first, second = (torch.frombuffer(raw, dtype=torch.uint8).view(-1, pair.itemsize) for raw in (one, other))
+    return int((first != second).any(-1).sum())
 
 
 def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:

@@ -176,7 +176,7 @@ def _scales(rows: Sequence[_Row]) -> Iterator[Finding]:
         zero = sum(row.sums.zero_scales for row in of_kind)
         return f"{infinite} scales that are not finite, {zero} that are 0 for weights that are not"
 
-    yield from _listed("weights.scales", Severity.FAIL, bad, found, lambda _: "finite, not 0")
+    yield from _listed("weights.scales", Severity.FAIL, bad, found, "finite, not 0")
     if not bad:
         groups = sum(row.sums.groups for row in rows)
         text = "finite, and 0 only where all weights are"
@@ -205,9 +205,9 @@ def _constant(rows: Sequence[_Row]) -> Iterator[Finding]:
     bad = [row for row in rows if row.sums.one_word is not None and row.sums.one_value is None]
 
     def found(of_kind: Sequence[_Row]) -> str:
-        return f"every word is {(of_kind[0].sums.one_word or 0) & 0xFFFFFFFF:#010x}"
+        return f"every word is {int(of_kind[0].sums.one_word or 0) & 0xFFFFFFFF:#010x}"
 
-    yield from _listed("weights.constant", Severity.FAIL, bad, found, lambda _: "codes that vary, as the source does")
+    yield from _listed("weights.constant", Severity.FAIL, bad, found, "codes that vary, as the source does")
     if not bad:
         yield Finding("weights.constant", Severity.PASS, f"{len(rows)} weights", "words vary where the source does", "")
 
@@ -220,7 +220,7 @@ def _groups(rows: Sequence[_Row]) -> Iterator[Finding]:
         lost, groups = sum(row.sums.lost_groups for row in of_kind), sum(row.sums.groups for row in of_kind)
         return f"{lost} of {groups} groups are off by more than rounding can be"
 
-    yield from _listed("weights.groups", Severity.FAIL, bad, found, lambda _: "none")
+    yield from _listed("weights.groups", Severity.FAIL, bad, found, "none")
     if rows and not bad:
         groups = sum(row.sums.groups for row in rows)
         text = "none is off by more than rounding can be"
@@ -242,7 +242,7 @@ def _codes(rows: Sequence[_Row]) -> Iterator[Finding]:
 
     bad = [row for row in rows if zero(row) > _ZERO or saturated(row) > _SATURATED]
     expected = f"at most {_percent(_ZERO)} zero, {_percent(_SATURATED)} saturated"
-    yield from _listed("weights.codes", Severity.WARN, bad, found, lambda _: expected)
+    yield from _listed("weights.codes", Severity.WARN, bad, found, expected)
     good = [row for row in rows if zero(row) <= _ZERO and saturated(row) <= _SATURATED]
     if good:
         yield Finding("weights.codes", Severity.PASS, f"{len(good)} weights", found(good), expected)
@@ -264,7 +264,7 @@ def _outliers(rows: Sequence[_Row]) -> Iterator[Finding]:
         border = median + _SIGMAS * max(deviation, _LEAST_SIGMA * median)
         out = [row for row in alike if border < row.error <= row.band.high and row.error > row.band.low]
         expected = f"at most {_percent(border)}, by the other {len(alike) - len(out)} of its kind"
-        yield from _listed("weights.outlier", Severity.WARN, out, _error, lambda _, text=expected: text)
+        yield from _listed("weights.outlier", Severity.WARN, out, _error, expected)
     if count:
         text = "no other sound weight is far worse than those of its kind"
         yield Finding("weights.outlier", Severity.PASS, f"{count} weights", text, "")
@@ -285,7 +285,7 @@ def _exact(rows: Sequence[_Row]) -> Iterator[Finding]:
     def exact(of_kind: Sequence[_Row]) -> str:
         return f"{_span(sorted(row.exact for row in of_kind))} of the groups are exact"
 
-    yield from _listed("weights.exact", Severity.WARN, off, exact, lambda _: expected)
+    yield from _listed("weights.exact", Severity.WARN, off, exact, expected)
     yield Finding("weights.exact", Severity.PASS, subject, found, expected)
 
 
@@ -312,13 +312,14 @@ def _listed(  # noqa: PLR0913, PLR0917 -- a finding has as many parts
     severity: Severity,
     rows: Sequence[_Row],
     found: Callable[[Sequence[_Row]], str],
-    expected: Callable[[_Row], str],
+    expected: Callable[[_Row], str] | str,
     cause: Callable[[_Row], str] | None = None,
 ) -> Iterator[Finding]:
     """A few findings one by one; many of one kind and cause with one text, so that they become one."""
     kinds: defaultdict[tuple[str, str, str], list[_Row]] = defaultdict(list)
     for row in rows:
-        kinds[row.kind, expected(row), cause(row) if cause else ""].append(row)
+        wanted = expected if isinstance(expected, str) else expected(row)
+        kinds[row.kind, wanted, cause(row) if cause else ""].append(row)
     for (_, wanted, why), alike in kinds.items():
         each = [[row] for row in alike] if len(rows) <= _SINGLE else [alike]
         for some in each:

@@ -30,8 +30,8 @@ from g4convert.tensors import DType
 
 __all__ = ["Files", "Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
 
-_TILE = 1 << 20
-"""Weights of a tile: 4 MiB in float32; smaller ones spend their time between operations."""
+_TILE = 1 << 19
+"""Weights of a tile: 2 MiB in float32; smaller ones spend their time between operations."""
 
 _EXACT = 2.0**-15
 """Relative squared error of a group that is exact: a product and a scale rounded to bf16 lose at most 2^-16."""
@@ -139,7 +139,8 @@ class Tile:
     def codes(self) -> torch.Tensor:
         """Codes with their zero points taken off, float32 [r * groups, g]."""
         r, groups = self.scale.shape
-        codes = unpack_from_int32(self.words, self.num_bits, self.source.shape).float().view(r, groups, -1)
+        unpacked: torch.Tensor = unpack_from_int32(self.words, self.num_bits, self.source.shape)
+        codes = unpacked.float().view(r, groups, -1)
         return (codes if self.zeros is None else codes - self.zeros.unsqueeze(-1)).view(r * groups, -1)
 
 
@@ -174,7 +175,7 @@ class Measured:
     saturated_codes: int = 0
     bad_scales: int = 0
     zero_scales: int = 0
-    one_word: int | None = None
+    one_word: float | None = None
     one_value: float | None = None
 
     def __add__(self, other: "Measured") -> "Measured":
@@ -221,11 +222,12 @@ def _zeros(pair: PackedPair, begin: int, end: int) -> torch.Tensor | None:
     first, last = begin // each, -(-end // each)
     words = pair.zero_point.rows(first, last)
     shape = torch.Size(((last - first) * each, words.shape[1]))
-    zeros = unpack_from_int32(words, pair.num_bits, shape, packed_dim=0)
+    zeros: torch.Tensor = unpack_from_int32(words, pair.num_bits, shape, packed_dim=0)
     return zeros[begin - first * each : end - first * each].float()
 
 
 def measure_tile(tile: Tile) -> Measured:
+    """Measure a tile."""
     q = tile.codes
     w = tile.source.float().view(q.shape)
     scale = tile.scale.reshape(-1)
@@ -274,12 +276,12 @@ def _code_counts(tile: Tile) -> tuple[int, int]:
     return int(counts[half]), int(counts[0] + counts[-1])
 
 
-def _only(values: torch.Tensor) -> int | float | None:
+def _only(values: torch.Tensor) -> float | None:
     """The value that all have, or None."""
     first = values[0, 0]
     if bool(values[0, -1] != first) or not bool((values == first).all()):
         return None
-    one: int | float = first.item()
+    one: float = first.item()
     return one
 
 

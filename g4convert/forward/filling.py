@@ -1,0 +1,68 @@
+"""Puts tensors into a model that was built on meta, and takes them out again."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from g4convert.checkpoint import Checkpoint
+from g4convert.forward.models import Model
+from g4convert.forward.pieces import TORCH_DTYPES, Piece, Rows, TensorFiles
+
+__all__ = ["Filling", "put"]
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """Where the tensors of a model come from.
+
+    Args:
+        checkpoint: the opened directory.
+        pieces: by name in the model's `state_dict()`, all of them, a tied head apart.
+        places: of each, what it looks like: a tensor on meta, whose dtype it is cast to.
+    """
+
+    checkpoint: Checkpoint
+    pieces: Mapping[str, Piece]
+    places: Mapping[str, torch.Tensor]
+
+    def fill(self, model: Model, names: Iterable[str]) -> None:
+        """Read some tensors and put them in their places."""
+        files = TensorFiles(self.checkpoint)
+        for name in names:
+            put(model, name, self.pieces[name].read(files, self.places[name].dtype))
+
+    def cast(self, name: str) -> torch.Tensor:
+        """One tensor, in the dtype of its place."""
+        return self.pieces[name].read(TensorFiles(self.checkpoint), self.places[name].dtype)
+
+    def stored(self, name: str) -> torch.Tensor:
+        """One tensor that is mapped or stored as one, as the file has it."""
+        piece = self.pieces[name]
+        return piece.read(TensorFiles(self.checkpoint), self._stored_dtype(name) or self.places[name].dtype)
+
+    def empty(self, model: Model, names: Iterable[str]) -> None:
+        """Take tensors out again."""
+        for name in names:
+            put(model, name, self.places[name])
+
+    def needs_cast(self, name: str) -> bool:
+        """Whether a tensor is stored as one, in another dtype; what is not cast is the mapped file itself."""
+        return self._stored_dtype(name) not in {None, self.places[name].dtype}
+
+    def _stored_dtype(self, name: str) -> torch.dtype | None:
+        piece = self.pieces[name]
+        return TORCH_DTYPES.get(piece.dtype) if isinstance(piece, Rows) and len(piece.names) == 1 else None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the whole model, mapped tensors included: pages that are used over and over must stay."""
+        return sum(place.nbytes for place in self.places.values())
+
+
+def put(model: Model, name: str, tensor: torch.Tensor) -> None:
+    """Set a parameter or buffer of a model."""
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module)
+    is_parameter = leaf in dict(owner.named_parameters(recurse=False))
+    setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)

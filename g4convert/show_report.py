@@ -1,0 +1,109 @@
+"""A verification as text: the verdict, what is wrong, what was measured, who is to blame, what passed."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from g4convert.report import Finding, Report, Severity, grouped
+from g4convert.tables import plural, put, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["report", "verdict"]
+
+_COLOURS = {
+    Severity.FAIL: "bold red",
+    Severity.INCONCLUSIVE: "bold yellow",
+    Severity.WARN: "yellow",
+    Severity.INFO: "dim",
+    Severity.PASS: "green",
+}
+_TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
+_MOST = 12
+"""Findings of one severity that are printed without -v."""
+_TITLES = {"loss": "what four bits cost", "parity": "the path that runs"}
+
+
+def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> None:
+    """Print everything that a reader needs; with `verbose` what passed, too.
+
+    Args:
+        out: where to.
+        found: the report.
+        strict: warnings count as failures.
+        verbose: print every finding.
+    """
+    verdict(out, found, strict=strict)
+    for severity in (*_TOLD, Severity.INFO, Severity.PASS) if verbose else _TOLD:
+        _findings(out, found.of(severity), severity, verbose=verbose)
+    for kind, title in _TITLES.items():
+        if kind in found.metrics:
+            rows = [*_measured(found, kind)]
+            out.print(f"\n{title}")
+            put(out, table(("metric", "value", "noise floor", "limits", ""), rows, right=("value", "noise floor")))
+    for kind, blamed in found.metrics.get("blame", {}).items():
+        out.print(f"\nwho is to blame: {_TITLES[kind]}")
+        put(out, _blame(blamed["rows"]))
+    if not verbose:
+        counts = Counter(finding.level for finding in found.of(Severity.PASS))
+        passed = ", ".join(f"{level} {number}" for level, number in counts.items())
+        notes = len(found.of(Severity.INFO))
+        out.print(f"\npassed: {passed or 'nothing'}; {plural(notes, 'note')} (-v lists all)", soft_wrap=True)
+
+
+def verdict(out: "Console", found: Report, *, strict: bool) -> None:
+    """The verdict in one line: what, against what, how far."""
+    against = f" against {escape(found.reference)}" if found.reference else ""
+    colour = _COLOURS[found.verdict]
+    word = found.verdict.value.upper()
+    failed = strict and found.exit_code(strict=True) == 1 and found.verdict is not Severity.FAIL
+    note = " (fails, as warnings are strict)" if failed else ""
+    levels = ", ".join(found.levels)
+    out.print(f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {levels}", soft_wrap=True)
+
+
+def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *, verbose: bool) -> None:
+    lines = list(findings) if verbose else list(grouped(findings))
+    shown = lines if verbose else lines[:_MOST]
+    if lines:
+        out.print()
+    for one in shown:
+        out.print(f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}", soft_wrap=True)
+        if one.remedy:
+            out.print(f"     [dim]{escape(one.remedy)}[/]", soft_wrap=True)
+    if len(lines) > len(shown):
+        out.print(f"and {len(lines) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
+
+
+def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
+    """A row for each metric that the profile judges."""
+    code = f"logits.{kind}."
+    floor = found.metrics["floor"]["values"]
+    values = found.metrics[kind]
+    for one in found.findings:
+        name = one.code.removeprefix(code)
+        if one.code.startswith(code) and name in values:
+            interval = ""
+            if name == "kl_mean" and not math.isnan(values["kl_high"]):
+                interval = f" [{_number(values['kl_low'])}, {_number(values['kl_high'])}]"
+            yield name, _number(values[name]) + interval, _number(floor.get(name)), one.expected, one.severity.value
+
+
+def _blame(rows: Iterable[Mapping[str, Any]]) -> Table:
+    cells = [
+        (row["module"], f"{100 * row['share']:.0f} %", _number(row["kl"]), _number(row["sqnr"]), row["note"])
+        for row in rows
+    ]
+    columns = ("module", "share of the KL", "KL left", "SQNR dB", "")
+    return table(columns, cells[:_MOST], right=columns[1:4])
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.4g}"
