@@ -21,9 +21,10 @@ extends, the recipe, options.
 """
 _EXITS = {
     0: "done",
-    1: "a gate said no",
+    1: "a check said no",
     2: "usage: options or a recipe",
     3: "bad input",
+    4: "inconclusive: a verification could not tell",
     5: "environment: disk, memory, device, network",
     75: "interrupted; the same command continues",
 }

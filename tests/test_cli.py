@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["g4convert"]  # a fixture
 
-LEAVES = [(), ("plan",), ("quantize",), ("inspect",), ("demo",), ("recipe",)] + [
+LEAVES = [(), ("plan",), ("quantize",), ("verify",), ("reference",), ("inspect",), ("demo",), ("recipe",)] + [
     ("recipe", name) for name in ("list", "show", "check", "schema")
 ]
 OPTIONS_OF_A_RECIPE = [

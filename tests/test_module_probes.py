@@ -153,7 +153,10 @@ def pooled(change: Callable[[torch.Tensor, torch.Tensor], object]) -> Callable[[
         (pooled(lambda positions, _: positions.copy_(positions.flip(-1))), "4 x 2 cells"),
         (pooled(lambda positions, _: positions.copy_(positions // 2 * 2)), "dB of the means"),
         (pooled(lambda positions, _: positions.add_((positions < 0) * 10)), "3 x 2 cells and 3 of padding"),
-        (pooled(lambda _, padding: padding.fill_(True)), "3 x 2 cells and 3 of padding: 9 soft tokens, expected 6"),
+        (
+            pooled(lambda _, padding: padding.fill_(value=True)),
+            "3 x 2 cells and 3 of padding: 9 soft tokens, expected 6",
+        ),
     ],
 )
 def test_wrong_poolers(fault: Callable[[Model], None], words: str, dense: Path) -> None:

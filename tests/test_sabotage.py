@@ -37,8 +37,8 @@ LAYER = "model.language_model.layers.0"
 FAMILIES = ("moe", "dense", "unified", "e2b", "text")
 
 DISK = (
-    ("nibble order", "moe", "weights.error", "packed weights"),
-    ("offset missing", "dense", "weights.error", "packed weights"),
+    ("nibble order", "moe", "weights.error", "model.language_model.layers.*.mlp.up_proj"),
+    ("offset missing", "dense", "weights.error", "model.language_model.layers.*.mlp.up_proj"),
     ("gate and up swapped", "dense", "weights.error", f"{LAYER}.mlp.gate_proj"),
     ("expert gate and up swapped", "moe", "weights.error", f"{LAYER}.experts.4.gate_proj"),
     ("experts swapped", "moe", "weights.error", f"{LAYER}.experts.1.gate_proj"),

@@ -11,7 +11,7 @@ The file is safetensors. For each probe N, in order:
     N.layers.*, N.embedders.*       float32 [t, 64], random projections; N.routers.* int32 [t, k]
     projection.H                    float32 [H, 64], with which states of width H were projected
 
-and in the metadata the version of the metrics, the names and buckets of the probes, nested arguments as JSON, the
+and in the metadata, under one key, the version of the metrics, the probes' names, buckets and nested arguments, the
 digest of the source checkpoint and the versions that computed it. With full logits all metrics are exact but the
 SQNR, which is estimated; with the 64 likeliest tokens KL is a lower bound (see `scores.score_top`), and differences
 of logits are those of the known tokens.
@@ -42,7 +42,8 @@ TOP: Final = 64
 FULL_VOCABULARY: Final = 4096
 """Up to this size all logits are kept."""
 
-_FORMAT: Final = "g4convert-reference-1"
+_FACTS: Final = "g4convert_reference"
+"""The only key of the metadata, JSON: with several, their order and so the file's bytes would be random."""
 _STATES: Final = ("layers", "embedders", "routers")
 
 
@@ -60,7 +61,7 @@ class Captured:
     probes: tuple[Probe, ...]
     kept: Mapping[str, Kept]
     projection: Projection
-    facts: Mapping[str, str]
+    facts: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -71,25 +72,26 @@ class Captured:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not iterable
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read as a stored reference: {error}") from error
-        if facts.get("format") != _FORMAT:
+        if _FACTS not in metadata:
             raise InputError(
                 f"{path}: not a stored reference", hint="make one with `g4convert reference MODEL -o FILE`"
             )
-        if facts["metrics_version"] != str(METRICS_VERSION):
+        facts = json.loads(metadata[_FACTS])
+        if facts["metrics_version"] != METRICS_VERSION:
             found = f"metrics version {facts['metrics_version']}, expected {METRICS_VERSION}"
             raise InputError(f"{path}: {found}", hint="store the reference again with this version")
         return cls._of(path, facts, tensors)
 
     @classmethod
-    def _of(cls, path: Path, facts: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Self:
+    def _of(cls, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
         probes: list[Probe] = []
         kept: dict[str, Kept] = {}
         try:
-            for number, (name, bucket, arguments) in enumerate(json.loads(facts["probes"])):
+            for number, (name, bucket, arguments) in enumerate(facts["probes"]):
                 mine = _under(tensors, str(number))
                 probes.append(Probe(name, bucket, _decoded(arguments, tensors), mine["response"], mine["targets"]))
                 kept[name] = _kept(mine)
@@ -128,20 +130,18 @@ def capture(
         described.append((probe.name, probe.bucket, _encoded(probe.arguments, f"{number}.arguments", tensors)))
         tensors |= {f"{number}.{key}": value for key, value in _stored(probe, one).items()}
     tensors |= {f"projection.{width}": matrix for width, matrix in projection.matrices.items()}
-    metadata = {
-        "format": _FORMAT,
-        "metrics_version": str(METRICS_VERSION),
-        "probes": json.dumps(described),
+    others = {
+        "metrics_version": METRICS_VERSION,
         "source": source,
         "g4convert": __version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         **(facts or {}),
     }
+    metadata = {_FACTS: json.dumps(others | {"probes": described})}
     partial = path.with_name(f"{path.name}.partial")
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=metadata)
     partial.replace(path)
-    others = {key: value for key, value in metadata.items() if key != "probes"}
     return Captured(
         tuple(probes), {probe.name: one for probe, one in zip(probes, kept, strict=True)}, projection, others
     )
@@ -176,9 +176,14 @@ def _kept(tensors: Mapping[str, torch.Tensor]) -> Kept:
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, without that."""
+    """The tensors whose names begin so, without that; layer 10 after layer 9, unlike in the file."""
     start = f"{prefix}."
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    found = [name.removeprefix(start) for name in tensors if name.startswith(start)]
+    return {name: tensors[start + name] for name in sorted(found, key=_by_number)}
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 -- arguments of a forward

@@ -145,7 +145,7 @@ class States:
 
         return cls(
             layers={name: kept(states[attended]) for name, states in outputs.layers.items()},
-            embedders={name: kept(states) for name, states in outputs.embedders.items()},
+            embedders={name: kept(states) for name, states in sorted(outputs.embedders.items())},
             routers={name: chosen[attended] for name, chosen in outputs.routers.items()},
         )
 

@@ -55,8 +55,7 @@ def verify(
         EnvironmentFault: out of memory.
     """
     depth = asked.depth
-    if depth.includes(Level.WEIGHTS) and asked.reference is None and not _judges_parity_only(asked):
-        raise UsageError(f"level {depth} needs a reference", hint=_reference_hint(asked.output))
+    _check(asked)
     say("static: names, shapes, config and files")
     findings = [*check_static(asked.output, asked.source), *_provenance(asked)]
     ran = [Level.STATIC]
@@ -92,13 +91,21 @@ def verify(
 _SEE_STATIC: Final = "see the findings of level static"
 
 
-def _judges_parity_only(asked: Request) -> bool:
-    """Whether only the path that runs is judged, against the weights it stands for."""
-    if asked.profile is None or asked.depth is not Level.LOGITS:
-        return False
-    from g4convert.verify.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
+def _check(asked: Request) -> None:
+    """What can be refused before any work."""
+    parity_only = False
+    if asked.depth is Level.LOGITS and asked.profile is not None:
+        from g4convert.verify.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
 
-    return load(asked.profile).compares == "parity"
+        parity_only = load(asked.profile).compares == "parity"
+    if asked.depth is not Level.STATIC and asked.reference is None and not parity_only:
+        raise UsageError(f"level {asked.depth} needs a reference", hint=_reference_hint(asked.output))
+    if asked.is_captured and asked.prompts is not None:
+        raise UsageError("a stored reference has its own prompts", hint="leave --prompts out, or pass the model")
+    if asked.prompts is not None and _opened(asked.source or asked.output) is not None:
+        from g4convert.verify.run_logits import conversations  # noqa: PLC0415 -- brings torch and transformers
+
+        conversations(asked.prompts, asked.source or asked.output)
 
 
 def _opened(output: Path) -> Checkpoint | None:
@@ -148,14 +155,7 @@ def _digest(asked: Request) -> str:
     """Of the checkpoint that the reference is, or was stored from."""
     if asked.source is not None:
         return Checkpoint.open(asked.source).digest()
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 -- metadata only
+    from g4convert.verify.capture import Captured  # noqa: PLC0415 -- brings torch
 
     assert asked.reference is not None  # noqa: S101 -- asked only with one
-    try:
-        with safe_open(asked.reference, framework="np") as file:
-            return str((file.metadata() or {}).get("source", ""))
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{asked.reference}: cannot be read as a stored reference: {error}",
-            hint="make one with `g4convert reference MODEL -o FILE`",
-        ) from error
+    return str(Captured.open(asked.reference).facts.get("source", ""))

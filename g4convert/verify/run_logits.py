@@ -11,24 +11,25 @@ from pathlib import Path
 from typing import Final, cast
 
 import torch
+import transformers
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.errors import EnvironmentFault, GateError
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.load import DTypeName, load
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.streaming import stream_of
 from g4convert.report import Finding, Severity
 from g4convert.verify import gates
 from g4convert.verify.answers import with_answers
 from g4convert.verify.capture import Captured, capture
-from g4convert.verify.conversations import frame_of, read_prompts
+from g4convert.verify.conversations import Conversation, frame_of, read_prompts
 from g4convert.verify.judge import Judged, Models, check_logits
 from g4convert.verify.levels import MemoryUse, Request
 from g4convert.verify.metrics import HISTOGRAM_EDGES
 from g4convert.verify.probes import Probe, make_probes
 
-__all__ = ["run_logits", "store_reference"]
+__all__ = ["conversations", "run_logits", "store_reference"]
 
 _ANSWER_TOKENS: Final = 32
 """Of an answer, at most."""
@@ -95,6 +96,18 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
         return capture(ModelCandidate(model), probes, output, source=Checkpoint.open(source).digest(), facts=facts)
 
 
+def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
+    """The user's own prompts, for a checkpoint.
+
+    Raises:
+        InputError: not such a file, or a tokenizer of another vocabulary.
+        UsageError: plain text for a model that chats, or the other way round.
+    """
+    with quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    return read_prompts(prompts, chat=frame_of(directory, config).chat)
+
+
 def _load(directory: Path, asked: Request, dtype: DTypeName, *, packed: bool = True) -> Model:
     return load(directory, dtype=dtype, packed=packed, memory=(asked.memory or MemoryUse.AUTO).value)
 
@@ -106,9 +119,7 @@ def _asked(
     if stored is not None:
         return stored.probes, [_answers("those of the stored reference")]
     files = directory or asked.source or asked.output
-    mine = None
-    if asked.prompts is not None:
-        mine = read_prompts(asked.prompts, chat=frame_of(files, model.config).chat)
+    mine = None if asked.prompts is None else conversations(asked.prompts, files)
     probes = make_probes(model, files, conversations=mine)
     if model.config.model_type.endswith("assistant"):
         return probes, [_answers("none: a drafter is judged on every state it is handed")]

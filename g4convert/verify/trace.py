@@ -193,4 +193,4 @@ def _coverage(metrics: Metrics) -> Iterator[Finding]:
 
 def dtype_name(model: Model) -> str:
     """`float32`, `bfloat16` or `float16`."""
-    return str(model.dtype).removeprefix("torch.")
+    return str(model.config.dtype).removeprefix("torch.")  # a streamed model's tables keep their stored dtype
