@@ -201,12 +201,15 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
 
     how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
     found_out = None if level is None else verification.run(Request(output, found.path, level), how)
+    passed = found_out is None or found_out.exit_code(strict=False) == 0
+    if found_out is not None and passed:
+        verification.tell_end(found_out, how, as_json=as_json)
     if as_json:
         document = {"schema_version": 1, "output": str(output), **summary.to_dict()}
         _print_json(document | ({} if found_out is None else {"verify": found_out.to_dict()}))
     elif not quiet:
         show.summary(show.console(no_color=no_color), summary, output, tensors=verbose)
-    if found_out is not None:
+    if found_out is not None and not passed:
         verification.tell_end(found_out, how, as_json=as_json)
 
 

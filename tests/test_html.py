@@ -20,7 +20,7 @@ from g4convert.verify.html import page
 from g4convert.verify.metrics import HISTOGRAM_EDGES
 from g4convert.verify.plots import number
 
-VOID = {"meta", "br", "wbr", "rect", "line", "circle", "polyline"}
+VOID = {"meta", "br", "wbr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -37,12 +37,25 @@ def metrics(seed: int, kl: float, *, layers: int, experts: int) -> dict[str, Any
         histogram[max(0, min(len(histogram) - 1, int(4 * (math.log10(value) + 12))))] += 1
     hits = [[max(0, int(draw.gauss(30, 25))) for _ in range(experts)] for _ in range(layers)]
     main = {"kl_mean": kl, "kl_p99": 20 * kl, "top1_agreement": 1 - kl, "ppl_ratio": 1 + kl / 3}
+    rest = {
+        "tokens": 2000,
+        "sequences": 40,
+        "lower_bound": False,
+        "kl_low": 0.9 * kl,
+        "kl_high": 1.123 * kl,
+        "kl_median": kl / 2,
+        "kl_p999": 40 * kl,
+        "kl_max": 70 * kl,
+        "top1_confident": 1.0,
+        "rms_dp": kl / 4,
+        "logit_cosine": 1 - kl / 9,
+        "logit_max_diff": 3.21,
+        "sqnr_min": 17.5,
+    }
     return {
         **main,
-        **{"tokens": 2000, "sequences": 40, "nonfinite": 0, "reference_nonfinite": 0, "lower_bound": False},
-        **{"kl_low": 0.9 * kl, "kl_high": 1.123 * kl, "kl_median": kl / 2, "kl_p999": 40 * kl, "kl_max": 70 * kl},
-        **{"confident_tokens": 900, "top1_confident": 1.0, "rms_dp": kl / 4, "ppl": 7.5, "logit_cosine": 1 - kl / 9},
-        **{"logit_max_diff": 3.21, "sqnr_min": 17.5, "router_jaccard_min": 0.912},
+        **rest,
+        "router_jaccard_min": 0.912,
         "experts_unhit": sum(row.count(0) for row in hits),
         "layers": [{"name": f"layers.{n}", "sqnr": 40 - n / 2 - 15 * (n > 16), "cosine": 0.99} for n in range(layers)],
         "embedders": [],
@@ -57,7 +70,7 @@ def metrics(seed: int, kl: float, *, layers: int, experts: int) -> dict[str, Any
     }
 
 
-def report(*, layers: int = 30, experts: int = 128, **more: Any) -> dict[str, Any]:
+def report(*, layers: int = 30, experts: int = 128) -> dict[str, Any]:
     """A failing verification of a model of the size of 26B-A4B."""
     loss, parity = (metrics(n, kl, layers=layers, experts=experts) for n, kl in enumerate((0.0312, 0.0071)))
     noise = metrics(2, 0.0004, layers=layers, experts=0)
@@ -76,7 +89,6 @@ def report(*, layers: int = 30, experts: int = 128, **more: Any) -> dict[str, An
                 {"name": f"layers.{n}.mlp.up_proj", "relative_error": 0.006 + n / 1e4, "zero": 0.11} for n in range(60)
             ]
         },
-        **more,
     }
     findings = [
         finding
@@ -108,19 +120,23 @@ class Checked(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Goes deeper."""
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Stays."""
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_endtag(self, tag: str) -> None:
+        """Comes back."""
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        """Reads."""
         if "style" not in self.open:
             self.text += data + " "
 
@@ -141,44 +157,36 @@ def shown(value: float) -> str:
     return number(value, digits=3)
 
 
-def test_every_number_is_there() -> None:
+def test_every_number_of_the_tables_is_there() -> None:
     given = report(layers=6, experts=4)
     text = Checked(page(given)).text
     values = given["metrics"]
-    single = ("kl_mean", "kl_low", "kl_high", "kl_median", "kl_p99", "kl_p999", "kl_max", "top1_agreement")
-    single += (
-        "top1_confident",
-        "rms_dp",
-        "ppl_ratio",
-        "logit_cosine",
-        "logit_max_diff",
-        "sqnr_min",
-        "router_jaccard_min",
-    )
+    single = ("kl_mean", "kl_low", "kl_high", "kl_median", "kl_p99", "kl_p999", "kl_max", "top1_agreement", "rms_dp")
+    single += ("top1_confident", "ppl_ratio", "logit_cosine", "logit_max_diff", "sqnr_min", "router_jaccard_min")
+    wanted = [shown(values[kind][name]) for kind in ("loss", "parity") for name in single]
+    wanted += [shown(bucket["ppl_ratio"]) for kind in ("loss", "parity") for bucket in values[kind]["buckets"]]
+    wanted += [shown(values["floor"]["values"][name]) for name in ("kl_mean", "rms_dp", "sqnr_min")]
+    wanted += [one[key] for one in given["findings"] for key in ("found", "expected", "remedy")]
+    wanted += ["92 %", "differs: act_fn", "3.25", "0.00057", "bfloat16", "2,000 in 40 sequences", "0123456789ab"]
+    assert not [words for words in wanted if words not in text]
+    assert "layers.17.experts" in re.sub(r"\. +", ".", text)
+
+
+def test_every_number_of_the_plots_is_there() -> None:
+    given = report(layers=6, experts=4)["metrics"]
+    wanted = []
     for kind in ("loss", "parity"):
-        assert not [name for name in single if shown(values[kind][name]) not in text]
-        assert f"{kind}: {number(values[kind]['tokens'])} tokens" in text
-        for layer in values[kind]["layers"]:
-            assert f"{kind}, layer {layer['name'][7:]}: {number(layer['sqnr'])} dB" in text
-        for part in values[kind]["by_confidence"]:
-            assert f"{kind}: {number(100 * part['agreement'])} % of {part['tokens']} tokens agree" in text
-        total = sum(values[kind]["kl_histogram"])
-        for count in filter(None, values[kind]["kl_histogram"]):
-            assert f"{kind}: {number(100 * count / total)} % of tokens" in text
-        for bucket in values[kind]["buckets"]:
-            assert shown(bucket["ppl_ratio"]) in text
-    for name in ("kl_mean", "rms_dp", "sqnr_min"):
-        assert shown(values["floor"]["values"][name]) in text
-    for router in values["parity"]["routers"]:
-        for expert, count in enumerate(router["hits"]):
-            assert f"layer {router['name'][7:]}, expert {expert}: {count} tokens" in text
-    for words in ("layers.17.experts", "92 %", "differs: act_fn", "3.25", "0.00057"):
-        assert words.replace(".", ". ") in text.replace(".  ", ". ") or words in text
-    for one in given["findings"]:
-        for key in ("found", "expected", "remedy"):
-            assert one[key] in text
-    for word in ("bfloat16", "2,000 in 40 sequences", "static, weights, logits", "0123456789ab"):
-        assert word in text
+        values = given[kind]
+        wanted.append(f"{kind}: {number(values['tokens'])} tokens")
+        wanted += [f"{kind}, layer {one['name'][7:]}: {number(one['sqnr'])} dB" for one in values["layers"]]
+        wanted += [f"{kind}: {number(100 * one['agreement'])} % of 400 tokens agree" for one in values["by_confidence"]]
+        wanted += [f"{kind}: {number(count / 20)} % of tokens" for count in values["kl_histogram"] if count]
+    for router in given["parity"]["routers"]:
+        layer = router["name"][7:]
+        wanted += [f"layer {layer}, expert {place}: {count} tokens" for place, count in enumerate(router["hits"])]
+    text = Checked(page(report(layers=6, experts=4))).text
+    assert len(wanted) > 80
+    assert not [words for words in wanted if words not in text]
 
 
 def test_worst_weights_come_first() -> None:

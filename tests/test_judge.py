@@ -1,5 +1,6 @@
 """The logits level as a whole: right paths pass, what fails is named, and modes agree with one another."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ from g4convert.verify.judge import Judged, Models, check_logits
 from g4convert.verify.probes import Probe, make_probes
 
 BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models run slower on more, the more so beside other test processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,8 @@ def right(
 def test_the_right_path_passes(right: Judged) -> None:
     assert bad(right) == {}
     parity, loss, floor = (right.metrics[kind] for kind in ("parity", "loss", "floor"))
-    assert parity["kl_mean"] < 1e-9 < 1e-5 < loss["kl_mean"]
+    assert parity["kl_mean"] < 1e-9
+    assert loss["kl_mean"] > 1e-4
     assert parity["logit_max_diff"] < 1e-3
     assert set(floor["sources"]) == {"noise 1", "noise 2"}
     assert floor["values"]["kl_mean"] < 1e-8
@@ -88,7 +99,7 @@ def test_report_is_json(right: Judged) -> None:
     assert '"metrics_version": 1' in report.to_json()
 
 
-def test_a_stored_reference_stands_in_for_the_original(
+def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR0917 -- fixtures
     right: Judged,
     pair: tuple[Path, Path],
     original: ModelCandidate,
@@ -155,6 +166,7 @@ class Engine:
         self.model, self.extra, self.layers = model, extra, layers
 
     def run(self, probe: Probe) -> Outputs:
+        """The model's logits and more."""
         outputs = self.model.run(probe)
         noise = torch.randn(outputs.logits.shape, generator=torch.Generator().manual_seed(0))
         layers = {name: states + (name >= "layers.2") * self.extra for name, states in outputs.layers.items()}
@@ -180,8 +192,8 @@ def test_a_cache_that_forgets_is_found(
     attention = path.get_decoder().layers[0].self_attn
     stock = attention.forward
 
-    def forward(*args: object, past_key_values: object = None, **kwargs: object) -> object:
-        return stock(*args, past_key_values=None, **kwargs)
+    def forward(*args: object, **kwargs: object) -> object:
+        return stock(*args, **kwargs | {"past_key_values": None})
 
     attention.forward = forward
     found = bad(judged(Models(None, dequantized, ModelCandidate(path)), probes))

@@ -23,7 +23,11 @@ from g4convert.verify.answers import with_answers
 from g4convert.verify.probes import Probe, make_probes
 
 ROOT = Path(__file__).parent.parent
-LEARNED = ("total", "compare", "weather", "train", "time", "image_square", "image_wide", "image_tall", "image_padded")
+LEARNED = (
+    *("total", "compare", "weather", "time"),
+    *("image_square", "image_wide", "image_tall", "image_padded"),
+)
+"""What both give right; docs/trained-models.md says what they do not."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -186,5 +190,7 @@ def test_the_script_runs_again(tmp_path: Path) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "1821744 parameters" in done.stdout
     for family in TRAINED:
-        model = reload(tmp_path / "out" / family)
-        assert model.config.to_dict() == reload(trained(family)).config.to_dict()
+        out = tmp_path / "out" / family
+        reload(out)
+        for name in ("config.json", "chat_template.jinja", "processor_config.json", "tokenizer_config.json"):
+            assert (out / name).read_bytes() == (trained(family) / name).read_bytes()

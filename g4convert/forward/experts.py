@@ -22,7 +22,7 @@ from transformers.integrations.moe import ExpertsInterface
 
 from g4convert.forward.modules import PackedWeight
 
-__all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "make_packed"]
+__all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "make_packed", "projection"]
 
 IMPLEMENTATION = "g4_w4a16"
 """The name under which it is registered; `model.set_experts_implementation` takes it."""

@@ -27,7 +27,7 @@ __all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "packed_linear", "unpack"]
 _CHUNK = 16 << 20
 """Bytes of dense weight at a time."""
 
-_TILE = 1 << 17
+_TILE = 1 << 18
 """Weights dequantized at a time: what is in between stays in a core's cache."""
 
 

@@ -42,7 +42,7 @@ _ROOM = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class _Part:
     """A module that comes and goes.
 
     Args:
@@ -70,7 +70,7 @@ class Stream:
     def __init__(self, model: Model, filling: Filling) -> None:
         self.loads: Counter[str] = Counter()
         self._model, self._filling = model, filling
-        self._live: Part | None = None
+        self._live: _Part | None = None
 
     @classmethod
     def attach(cls, model: Model, filling: Filling, *, tied: bool) -> None:
@@ -106,7 +106,7 @@ class Stream:
                 put(self._model, name, self._empty(name))
         self._live = None
 
-    def _hook(self, part: Part) -> None:
+    def _hook(self, part: _Part) -> None:
         def before(*_: object) -> None:
             if isinstance(thread := threading.current_thread(), _Worker):
                 thread.wait_for(part)
@@ -120,7 +120,7 @@ class Stream:
         module.register_forward_pre_hook(before, prepend=True)
         module.register_forward_hook(after, always_call=True)
 
-    def _load(self, part: Part) -> None:
+    def _load(self, part: _Part) -> None:
         if self._live is part:
             return
         self.free()
@@ -172,7 +172,7 @@ def _tables(model: Model, filling: Filling) -> list[str]:
     return [name for name in filling.pieces if name.endswith(tables) and filling.needs_cast(name)]
 
 
-def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool) -> list[Part]:
+def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool) -> list[_Part]:
     """Everything that comes and goes, in the order of a forward."""
     layers = model.get_decoder().layers
     prefix = next(name for name, module in model.named_modules() if module is layers)
@@ -186,7 +186,7 @@ def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool)
     elif not _is_assistant(model) and _HEAD_WEIGHT in filling.pieces and filling.needs_cast(_HEAD_WEIGHT):
         names.append(_HEAD)
         owners.append({_HEAD_WEIGHT: _HEAD_WEIGHT})
-    return [Part(name, order, tensors) for order, (name, tensors) in enumerate(zip(names, owners, strict=True))]
+    return [_Part(name, order, tensors) for order, (name, tensors) in enumerate(zip(names, owners, strict=True))]
 
 
 class _AbandonedError(BaseException):
@@ -198,7 +198,7 @@ class _Worker(threading.Thread, Generic[T]):
 
     def __init__(self, call: Callable[[], T]) -> None:
         super().__init__(daemon=True, name="forward")
-        self.at: Part | None = None
+        self.at: _Part | None = None
         self.result: list[T] = []
         self.error: BaseException | None = None
         self._call = call
@@ -220,7 +220,7 @@ class _Worker(threading.Thread, Generic[T]):
         self.at = None
         self._back.release()
 
-    def wait_for(self, part: Part) -> None:
+    def wait_for(self, part: _Part) -> None:
         """In the thread: give the turn back until the part's time has come."""
         self.at = part
         self._back.release()

@@ -118,7 +118,7 @@ def check_activations(
         limit: SQNR in dB below which an answer is wrong.
     """
     found: dict[str, Answer] = {}
-    dtype = candidate.model.dtype
+    dtype = candidate.model.config.dtype  # a streamed model's tables keep their stored one
 
     def visit(number: int, name: str, layer: Model, other: Model) -> None:
         for part, answer in activation_answers(layer, other, dtype=dtype, seed=number).items():
@@ -140,15 +140,15 @@ def check_embedders(reference: Model, candidate: Model, *, limit: float) -> Iter
     others = dict(candidate.named_modules())
     for name, module in reference.named_modules():
         if hasattr(module, "embedding_pre_projection_norm") and name in others:
-            x = _uneven(module.embedding_projection.in_features).to(reference.device, reference.dtype)
-            projection = module.embedding_projection
-            with torch.no_grad():
-                answers = {
-                    "right": module(x),
-                    "a norm after the projection": _normed(projection(x), module.eps),
-                    "no norm": projection(x),
-                }
-                found = others[name](x)
+            x = _uneven(module.embedding_projection.in_features).to(reference.dtype)
+            answers: dict[str, torch.Tensor] = {}
+            handle = module.register_forward_hook(partial(_note_answers, answers, x), prepend=True)
+            try:
+                with torch.no_grad():
+                    module(x)
+                    found = others[name](x)
+            finally:
+                handle.remove()
             yield _embedder_finding(label(name), answers, found, limit)
 
 
@@ -299,6 +299,15 @@ def _uneven(width: int) -> torch.Tensor:
 def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
     normed: torch.Tensor = x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps).to(x.dtype)
     return normed
+
+
+def _note_answers(
+    answers: dict[str, torch.Tensor], x: torch.Tensor, module: Model, _: object, right: torch.Tensor
+) -> None:
+    """A forward hook, since a streamed module has weights only then."""
+    projected = module.embedding_projection(x)
+    after = _normed(projected, module.eps)
+    answers |= {"right": right, "a norm after the projection": after, "no norm": projected}
 
 
 def _embedder_finding(name: str, answers: Mapping[str, torch.Tensor], found: torch.Tensor, limit: float) -> Finding:

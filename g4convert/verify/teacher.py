@@ -13,9 +13,9 @@ expert by expert as well. What is computed between the roots (masks, positions, 
 compared by `g4convert.verify.inputs`.
 """
 
-from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -25,7 +25,7 @@ import torch
 from g4convert.forward.models import Model
 from g4convert.verify.states import StateMetrics, StateSums
 
-__all__ = ["ModuleError", "Teacher", "culprits", "decoder_layers", "label", "like", "roots"]
+__all__ = ["ModuleError", "Teacher", "culprits", "decoder_layers", "label", "like", "roots", "towers"]
 
 _SMALL = 1 << 16
 
@@ -294,8 +294,10 @@ def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any: 
             return change(value)
         case tuple() | list():
             return type(value)(_mapped(item, change) for item in value)
-        case dict() | UserDict():
-            copied = {key: _mapped(item, change) for key, item in value.items()}
-            return UserDict(copied) if isinstance(value, UserDict) else copied
+        case MutableMapping():
+            copied = copy(value)  # its class has a meaning to some layers
+            for key, item in value.items():
+                copied[key] = _mapped(item, change)
+            return copied
         case _:
             return value

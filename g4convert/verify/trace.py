@@ -29,6 +29,8 @@ __all__ = ["Models", "dtype_name", "trace"]
 
 _ROWS: Final = 8
 _DECODE: Final = 1e-4
+_EQUAL: Final = 150.0
+"""dB that count as equal: float32's rounding."""
 _DECODED: Final = ("prose", "batch")
 
 
@@ -155,11 +157,12 @@ def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> 
 
 def _steepest(metrics: Metrics) -> Iterator[Finding]:
     """Where the residual goes wrong, for a candidate that shows no modules."""
-    drops = [(before.sqnr - after.sqnr, after) for before, after in pairwise(metrics.layers)]
-    if metrics.layers and drops:
-        drop, layer = max(drops, key=lambda pair: pair[0])
-        words = f"the residual falls by {drop:.0f} dB to {layer.sqnr:.0f} dB after it"
-        yield Finding("logits.blame", Severity.INFO, layer.name, words, "a level curve")
+    levels = [(layer.name, min(layer.sqnr, _EQUAL)) for layer in metrics.layers]
+    drops = [(before - after, name, after) for (_, before), (name, after) in pairwise([("", _EQUAL), *levels])]
+    if drops:
+        drop, name, level = max(drops, key=lambda one: one[0])
+        words = f"the SQNR of the residual falls by {drop:.0f} dB to {level:.0f} dB"
+        yield Finding("logits.blame", Severity.INFO, name, words, "a level curve")
 
 
 def _table(kind: str, table: Blame) -> Iterator[Finding]:

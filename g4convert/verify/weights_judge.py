@@ -119,7 +119,7 @@ def judged_packed(pairs: Mapping[str, PackedPair], measured: Mapping[str, Measur
     yield from _constant(rows)
     yield from _groups([row for row in rows if row.error <= row.band.limit])
     sound = [row for row in rows if row.is_sound]
-    yield from _fit(sound, cause)
+    yield from _fit([row for row in sound if not row.sums.lost_groups], cause)
     yield from _codes(sound)
     yield from _outliers(sound)
     yield from _exact([row for row in sound if row.pair.num_bits == 4])

@@ -91,6 +91,8 @@ class Bench:
             "--workers",
             count,
         ]
+        if "--verify" not in options:
+            options = (*options, "--verify", "none")
         cost = self.g4convert("quantize", *arguments, "--overwrite", "-q", *options)
         clear(output)
         return cost
@@ -148,6 +150,7 @@ def speed(bench: Bench, name: str, settings: Sequence[tuple[int, int]]) -> list[
     for method in METHODS:
         for cache in CACHES:
             runs[f"{method}, {cache}"] = lambda m=method, c=cache: bench.quantize(source, m, cache=c)
+    runs["mse and weights verified, warm"] = lambda: bench.quantize(source, "mse", "--verify", "weights")
     for workers, threads in settings if bench.peer else ():
         label = f"{PEER}, {workers} workers, OMP {threads or 'default'}"
         runs[label] = lambda w=workers, t=threads: bench.model_free_ptq(source, w, t)
