@@ -33,6 +33,8 @@ __all__ = ["conversations", "run_logits", "store_reference"]
 
 _ANSWER_TOKENS: Final = 32
 """Of an answer, at most."""
+_SMALL: Final = 100_000_000
+"""Parameters below which a model runs on one thread."""
 
 
 def run_logits(
@@ -67,11 +69,24 @@ def run_logits(
         original = ModelCandidate(_load(asked.source, asked, dtype)) if asked.source and costs else None
         rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
-        probes, told = _asked(asked, original.model if original else dequantized, stored, say)
-        loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
-        judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
+        with _threads_for(dequantized):
+            probes, told = _asked(asked, original.model if original else dequantized, stored, say)
+            loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
+            judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
     return Judged((_loaded(), *told, *judged.findings), metrics)
+
+
+@contextmanager
+def _threads_for(model: Model) -> Iterator[None]:
+    """One thread for a small model: waking a second one costs more than its share of such products is worth."""
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def store_reference(source: Path, output: Path, asked: Request, *, say: Callable[[str], None]) -> Captured:
