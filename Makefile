@@ -1,4 +1,4 @@
-# make demo   a tiny Gemma 4 MoE: made, planned, quantized, loaded, compared
+# make demo   a small trained Gemma 4 MoE: planned, quantized, loaded, compared
 # make test   formatting, lints, types, and the tests
 PYTHON ?= python3
 BIN := .venv/bin
