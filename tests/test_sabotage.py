@@ -290,6 +290,7 @@ def test_a_candidate_is_anything_that_runs(written: Written) -> None:
     def engine(directory: Path) -> Candidate:
         model = load(directory)
         random_experts(model)
+
         def run(*, use_cache: bool, **arguments: object) -> torch.Tensor:
             logits: torch.Tensor = call(model, arguments, use_cache=use_cache).logits
             return logits

@@ -175,9 +175,7 @@ def test_requests() -> None:
         Request(out, Path("model"), Level.STATIC, prompts=Path("mine.jsonl"))
 
 
-def test_memory_and_dtype_change_how_not_what(
-    text_out: tuple[Path, Path], prompts: Path, g4convert: Program
-) -> None:
+def test_memory_and_dtype_change_how_not_what(text_out: tuple[Path, Path], prompts: Path, g4convert: Program) -> None:
     runs = [("--memory", "resident"), ("--memory", "stream"), ("--memory", "auto"), ("--dtype", "bfloat16")]
     found = [json.loads(logits(g4convert, text_out, "--prompts", prompts, "--json", "-q", *more).out) for more in runs]
     assert {one["verdict"] for one in found} == {"pass"}
@@ -196,9 +194,7 @@ def test_raw_prose_is_refused_for_a_model_that_chats(
     assert "never trained off its chat frame" in ran.err
 
 
-def test_inconclusive_exits_4(
-    text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path
-) -> None:
+def test_inconclusive_exits_4(text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path) -> None:
     import yaml  # noqa: PLC0415 -- for this test
 
     from g4convert.verify.gates import load  # noqa: PLC0415 -- brings pydantic
@@ -256,9 +252,7 @@ def test_a_stored_reference_takes_the_place_of_the_model(
     assert g4convert("verify", out, "--reference", other).status == 3
 
 
-def test_another_source_is_told(
-    text_out: tuple[Path, Path], checkpoints: Checkpoints, g4convert: Program
-) -> None:
+def test_another_source_is_told(text_out: tuple[Path, Path], checkpoints: Checkpoints, g4convert: Program) -> None:
     ran = g4convert("verify", text_out[1], "--reference", checkpoints("text", dtype="float32"), "--level", "static")
     assert "warn static.provenance g4convert.json: made of another checkpoint" in ran.out
 
