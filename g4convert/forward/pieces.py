@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.gemma4 import FusedExperts, Role
-from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, stored_scheme
+from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, stored_scheme, unreadable
 from g4convert.quant_config import spellings
 from g4convert.tensors import DType, TensorInfo
 from g4convert.verify.contents import Contents, Form
@@ -33,13 +33,11 @@ __all__ = [
     "Rows",
     "TensorFiles",
     "pieces_of",
-    "unreadable",
 ]
 
 TORCH_DTYPES = {DType.F32: torch.float32, DType.BF16: torch.bfloat16, DType.F16: torch.float16}
 """Of weights and scales."""
 
-_BITS = {4, 8}
 _WORDS, _SCALE, _SHAPE, _ZERO = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"
 
 
@@ -245,27 +243,6 @@ def _packed(
         faults = [f"mixed: {name}: experts of one layer are packed in different schemes"]
     problems.extend(faults)
     return None if faults else PackedGroup(modules, schemes[0], shape)
-
-
-def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
-    """Why a packed module is not one that can be run from its words; empty where it is.
-
-    Args:
-        module: the stored tensors.
-        scheme: what they were taken for.
-    """
-    if scheme.fault:
-        return scheme.fault
-    if scheme.format != "pack-quantized" or scheme.num_bits not in _BITS:
-        return f"{scheme.label}: only int4 and int8 of the format pack-quantized are read"
-    scale = module.parts[_SCALE]
-    if scheme.strategy not in {"group", "channel"} or len(scale.shape) != len(module.parts[_WORDS].shape):
-        return f"weight_scale {[*scale.shape]}: expected one scale for each group or row"
-    if not scale.dtype.is_weight:
-        return f"weight_scale is {scale.dtype.value}, expected a float type"
-    if "weight_g_idx" in module.parts:
-        return "weight_g_idx: activation order is not read"
-    return "the weight is stored plain as well" if module.has_plain_weight else ""
 
 
 def _stated_shape(checkpoint: Checkpoint, module: PackedModule, shape: tuple[int, ...]) -> str:

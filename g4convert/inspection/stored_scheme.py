@@ -23,7 +23,7 @@ from typing import Final
 
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["PackedModule", "StoredScheme", "packed_modules", "stored_scheme"]
+__all__ = ["PackedModule", "StoredScheme", "packed_modules", "stored_scheme", "unreadable"]
 
 _PAYLOADS: Final = ("weight_packed", "qweight", "weight")
 _PARTS: Final = frozenset(
@@ -43,6 +43,7 @@ _POWERS_OF_TWO: Final = {DType.U8, DType.F8_E8M0}  # an MX scale is an exponent
 _WORD: Final = 32
 _BYTE: Final = 8
 _MOST_BITS: Final = 8
+_READ_BITS: Final = {4, 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,3 +242,24 @@ def _transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> Stored
 
 def _misfit(parts: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str:
     return f"weight_packed {[*parts['weight_packed'].shape]} for a weight {[*shape]}"
+
+
+def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
+    """Why a packed module is not one that can be run from its words; empty where it is.
+
+    Args:
+        module: the stored tensors.
+        scheme: what they were taken for.
+    """
+    if scheme.fault:
+        return scheme.fault
+    if scheme.format != "pack-quantized" or scheme.num_bits not in _READ_BITS:
+        return f"{scheme.label}: only int4 and int8 of the format pack-quantized are read"
+    scale = module.parts["weight_scale"]
+    if scheme.strategy not in {"group", "channel"} or len(scale.shape) != len(module.parts["weight_packed"].shape):
+        return f"weight_scale {[*scale.shape]}: expected one scale for each group or row"
+    if not scale.dtype.is_weight:
+        return f"weight_scale is {scale.dtype.value}, expected a float type"
+    if "weight_g_idx" in module.parts:
+        return "weight_g_idx: activation order is not read"
+    return "the weight is stored plain as well" if module.has_plain_weight else ""

@@ -1,17 +1,15 @@
-"""What every kernel is made of: `jit`, the values a kernel takes, arithmetic on a few numbers.
+"""What every kernel is made of: the values a kernel takes, arithmetic on a few numbers.
 
 Kernels are functions in the part of Python that numba compiles. LLVM inlines the small ones. A lane's elements
 are handled 4 at a time (`Four`); the sums of two `Four` make the tree of 8 that `kernels` speaks of.
 """
 
-from collections.abc import Callable
-from hashlib import sha256
-from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from g4convert.jit import jit
 
 __all__ = [
     "EIGHT",
@@ -29,7 +27,6 @@ __all__ = [
     "divided",
     "dot",
     "four",
-    "jit",
     "minus",
     "nearest",
     "round_bf16",
@@ -37,9 +34,6 @@ __all__ = [
     "scaled",
     "unit",
 ]
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 F32 = NDArray[np.float32]
 U32 = NDArray[np.uint32]
@@ -52,26 +46,6 @@ RUN = 128 * LANES
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _SMALLEST, _LARGEST = np.float32(2.0**-100), np.float32(2.0**100)
-_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
-_STAMP = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
-
-
-def jit(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile on the first call, free of the interpreter lock; keep the machine code on disk.
-
-    numba ships no types; this keeps those a kernel is written with. And numba keeps machine code as long as
-    the function's own file is unchanged; it also holds what the function calls in the files beside, so the
-    stamp is of all of them.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        compiled = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # a read-only installation and no home directory: nowhere to keep it
-        return cast("Callable[_P, _R]", numba.njit(**options)(function))
-    kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if kept is not None:
-        kept._source_stamp = _STAMP  # noqa: SLF001 - numba has no public way; a test tells if it moves
-    return cast("Callable[_P, _R]", compiled)
 
 
 class Words(NamedTuple):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.jit import jit
 from g4convert.quantize.compiled import (
     EIGHT,
     F32,
@@ -39,7 +40,6 @@ from g4convert.quantize.compiled import (
     divided,
     dot,
     four,
-    jit,
     minus,
     round_bf16,
     rounded,

@@ -19,6 +19,7 @@ free unless code -8 is needed on the positive side; it is then positive. A group
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.jit import jit
 from g4convert.quantize.compiled import (
     EIGHT,
     F32,
@@ -30,7 +31,6 @@ from g4convert.quantize.compiled import (
     as_bits,
     as_float,
     four,
-    jit,
     minus,
     round_bf16,
     rounded,

@@ -14,6 +14,7 @@ Never worse than minmax: step 3 asks for a win larger than what fp32 can have lo
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.jit import jit
 from g4convert.quantize.compiled import (
     EIGHT,
     F32,
@@ -24,7 +25,6 @@ from g4convert.quantize.compiled import (
     Words,
     dot,
     four,
-    jit,
     round_bf16,
     rounded,
     scaled,

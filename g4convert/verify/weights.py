@@ -1,6 +1,7 @@
 """Level `weights`: every packed weight, decoded, against its source; every kept tensor, bit for bit.
 
     weights.form       a weight that cannot be decoded
+    weights.decoder    some rows of each kind, dequantized by compressed-tensors: the same error
     weights.error      squared error relative to the weight, by the band of its bits and group size
     weights.groups     no group is off by more than rounding can be, also where the weight as a whole is right
     weights.scales     finite, and zero only for weights that are all zero
@@ -12,18 +13,18 @@
     weights.kept       the bytes of everything that is not packed
 
 What is missing or has no business there is the static level's. Tensors are read in pieces by a few threads, each
-byte once, so memory does not grow with the model; results do not depend on the number of threads.
+byte once, so memory does not grow with the model; results do not depend on the number of threads. The one check
+that needs torch and compressed-tensors imports them in a thread of its own, while the others read.
 """
 
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-import torch
+import numpy as np
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.gemma4 import Architecture, resolve
@@ -72,11 +73,20 @@ def check_weights(
         packed = {one.name: one for one in found if isinstance(one, PackedPair)}
         kept = [one for one in found if isinstance(one, KeptPair)]
         pieces = [*_packed_pieces(packed), *_kept_pieces(kept, plain, written)]
-        measured, different = _sums(_run(pieces, progress or Quiet(), workers or len(os.sched_getaffinity(0))))
+        with ThreadPoolExecutor(1) as aside:
+            decoded = aside.submit(_decoded, packed)
+            measured, different = _sums(_run(pieces, progress or Quiet(), workers or len(os.sched_getaffinity(0))))
+            yield from decoded.result()
         if table is not None:
             table += (_row(name, sums) for name, sums in measured.items())
         yield from judged_packed(packed, measured)
         yield from judged_kept(kept, different)
+
+
+def _decoded(packed: Mapping[str, PackedPair]) -> list[Finding]:
+    from g4convert.verify.weights_oracle import check_decoder  # noqa: PLC0415 -- brings torch and compressed-tensors
+
+    return list(check_decoder(packed))
 
 
 def _row(name: str, sums: Measured) -> dict[str, Any]:
@@ -119,14 +129,14 @@ def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Files, written: F
     other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
     if one == other:
         return 0
-    first, second = (torch.frombuffer(raw, dtype=torch.uint8).view(-1, pair.itemsize) for raw in (one, other))
+    first, second = (np.frombuffer(raw, np.uint8).reshape(-1, pair.itemsize) for raw in (one, other))
     return int((first != second).any(-1).sum())
 
 
 def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:
     """Do all pieces; results in the order of the pieces."""
     progress.start(sum(nbytes for _, nbytes, _ in pieces), 0)
-    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for (name, nbytes, _), result in zip(pieces, pool.map(_call, pieces), strict=True):
             progress.advance(nbytes, name)
             yield name, result
@@ -134,17 +144,6 @@ def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[
 
 def _call(piece: _Piece) -> Result:
     return piece[2]()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers are the parallelism: torch's own threads inside each would only be in each other's way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, int]]:

@@ -7,9 +7,10 @@ back into its band is the cause. None may: then the weight is of no source here,
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from g4convert.verify.weights_tiles import PackedPair, Tile, measure_tile, read_tile
 
@@ -37,33 +38,33 @@ def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> st
 
 def _undone(tile: Tile) -> Iterator[tuple[str, Tile]]:
     """The tile with an accident undone."""
-    if tile.zeros is None:
+    if not tile.zeros.size:
         yield "its scales have the wrong sign", replace(tile, scale=-tile.scale)
     for shift in (1, -1):
-        zeros = None if tile.zeros is None else tile.zeros.roll(shift, -1)
-        yield "its scales are shifted by a group", replace(tile, scale=tile.scale.roll(shift, -1), zeros=zeros)
-    stored = tile.words.view(torch.uint8)
-    n = tile.words.shape[0]
-    in_word = stored.view(n, -1, 4).flip(-1).reshape(n, -1)
+        zeros = np.roll(tile.zeros, shift, -1)
+        yield "its scales are shifted by a group", replace(tile, scale=np.roll(tile.scale, shift, -1), zeros=zeros)
+    stored = tile.words.view(np.uint8)
+    in_word = tile.words.byteswap().view(np.uint8)
     if tile.num_bits == 4:
-        yield "its codes lack the offset of 8", replace(tile, words=(stored ^ 0x88).view(torch.int32))
-        yield "its nibbles lie high first in each byte", replace(tile, words=_swapped(stored).view(torch.int32))
-        yield "its nibbles lie high first in each word", replace(tile, words=_swapped(in_word).view(torch.int32))
+        yield "its codes lack the offset of 8", replace(tile, words=(stored ^ 0x88).view(np.int32))
+        yield "its nibbles lie high first in each byte", replace(tile, words=_swapped(stored).view(np.int32))
+        yield "its nibbles lie high first in each word", replace(tile, words=_swapped(in_word).view(np.int32))
     else:
-        yield "its codes lack the offset of 128", replace(tile, words=(stored ^ 0x80).view(torch.int32))
-        yield "its bytes lie high first in each word", replace(tile, words=in_word.view(torch.int32))
+        yield "its codes lack the offset of 128", replace(tile, words=(stored ^ 0x80).view(np.int32))
+        yield "its bytes lie high first in each word", replace(tile, words=in_word.view(np.int32))
 
 
-def _swapped(stored: torch.Tensor) -> torch.Tensor:
+def _swapped(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Bytes with their halves swapped."""
-    return ((stored >> 4) | (stored << 4)).contiguous()
+    swapped: NDArray[np.uint8] = (stored >> np.uint8(4)) | (stored << np.uint8(4))
+    return swapped
 
 
 def _transposed(pair: PackedPair, tile: Tile) -> Iterator[tuple[str, Tile]]:
     n, k = pair.source.shape
     if n == k:
-        columns = pair.source.rows(0, n)[:, : tile.source.shape[0]]
-        yield "it is transposed", replace(tile, source=columns.T.contiguous())
+        columns: Any = read_tile(pair, 0, n).source[:, : tile.source.shape[0]]
+        yield "it is transposed", replace(tile, source=np.ascontiguousarray(columns.T))
 
 
 def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: Tile) -> Iterator[tuple[str, Tile]]:
@@ -76,7 +77,8 @@ def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: Tile) ->
     alike.sort(key=lambda other: -len(_common(pair.name, other.name)))
     for other in (*([partner] if partner else []), *alike):
         if other.source.shape == pair.source.shape:
-            yield f"it is the weight of {other.name}", replace(tile, source=other.source.rows(0, tile.source.shape[0]))
+            source = read_tile(other, 0, tile.source.shape[0]).source
+            yield f"it is the weight of {other.name}", replace(tile, source=source)
 
 
 def _common(one: str, other: str) -> str:

@@ -205,7 +205,7 @@ def _constant(rows: Sequence[_Row]) -> Iterator[Finding]:
     bad = [row for row in rows if row.sums.one_word is not None and row.sums.one_value is None]
 
     def found(of_kind: Sequence[_Row]) -> str:
-        return f"every word is {int(of_kind[0].sums.one_word or 0) & 0xFFFFFFFF:#010x}"
+        return f"every word is {(of_kind[0].sums.one_word or 0) & 0xFFFFFFFF:#010x}"
 
     yield from _listed("weights.constant", Severity.FAIL, bad, found, "codes that vary, as the source does")
     if not bad:

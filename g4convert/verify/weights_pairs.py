@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from g4convert.checkpoint import Checkpoint
-from g4convert.forward.pieces import unreadable
 from g4convert.gemma4 import Inventory, Weight
-from g4convert.inspection.stored_scheme import PackedModule, stored_scheme
+from g4convert.inspection.stored_scheme import PackedModule, stored_scheme, unreadable
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
 from g4convert.verify.contents import Contents, module_of

@@ -1,40 +1,38 @@
 """Measures packed weights against their source, tile by tile: what is read once, everything is counted from.
 
-For each group of g weights w with codes q (zero point taken off) and scale s, three sums say all that is needed:
+A tile is some rows, read as numpy arrays of the stored bytes; `weights_compiled` adds up its sums. Nothing larger
+than a tile is ever held.
 
-    ww = sum w*w    wq = sum w*q    qq = sum q*q
-    squared error        sum (w - s*q)^2 = ww - 2*s*wq + s*s*qq
-    its removable part   (wq - s*qq)^2 / qq: what the best scale for the same codes would save; nearly nothing,
-                         unless the scale belongs to other codes
-
-Codes come from compressed-tensors' `unpack_from_int32`. A tile is some rows; sums of a group are float32, all others
-float64. Nothing larger than a tile is ever held.
-
-Letters: n out_features, k in_features, g group_size, b num_bits.
+Letters: n out_features, k in_features, g group_size, b num_bits, r rows of a tile.
 """
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Final, Self
 
-import torch
-from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+import numpy as np
+from numpy.typing import NDArray
 
 from g4convert.checkpoint import StoredTensor
 from g4convert.errors import InputError
-from g4convert.forward.pieces import TORCH_DTYPES
 from g4convert.gemma4 import Weight
 from g4convert.tensors import DType
+from g4convert.verify.weights_compiled import Limits, Rows, Scratch, Sums, measure_rows
 
 __all__ = ["Files", "Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
 
-_TILE = 1 << 19
-"""Weights of a tile: 2 MiB in float32; smaller ones spend their time between operations."""
+_TILE: Final = 1 << 19
+"""Weights of a tile: 1 MiB of bf16."""
 
-_EXACT = 2.0**-15
+_EXACT: Final = 2.0**-15
 """Relative squared error of a group that is exact: a product and a scale rounded to bf16 lose at most 2^-16."""
+
+_STORED: Final = {DType.BF16: np.uint16, DType.F16: np.float16, DType.F32: np.float32, DType.I32: np.int32}
+
+F32 = NDArray[np.float32]
+Bits = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 class Files:
@@ -89,12 +87,11 @@ class Place:
     shape: tuple[int, int]
     dtype: DType
 
-    def rows(self, begin: int, end: int) -> torch.Tensor:
-        """Rows [begin, end), in the stored dtype."""
+    def rows(self, begin: int, end: int) -> NDArray[Any]:
+        """Rows [begin, end), [r, columns]: int32, float32, float16, or uint16 for the bits of bf16."""
         width = self.shape[1] * self.dtype.itemsize
-        dtype = torch.int32 if self.dtype is DType.I32 else TORCH_DTYPES[self.dtype]
         raw = self.files.read(self.file, self.begin + begin * width, (end - begin) * width)
-        return torch.frombuffer(raw, dtype=dtype).view(end - begin, self.shape[1])
+        return np.frombuffer(raw, dtype=_STORED[self.dtype]).reshape(end - begin, self.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +124,21 @@ class PackedPair:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Some rows of a packed weight: words int32 [r, words], scale [r, groups] and zeros, float32, or None."""
+    """Some rows of a packed weight and of its source.
 
-    words: torch.Tensor
-    scale: torch.Tensor
-    zeros: torch.Tensor | None
-    source: torch.Tensor
+    Args:
+        words: int32 [r, words], as stored.
+        scale: float32 [r, groups].
+        zeros: float32 [r, groups], zero points; [0, 0] without.
+        source: the bits of the weights, [r, k]: uint16 of bf16, uint32 of fp32.
+        num_bits: 4 or 8.
+    """
+
+    words: NDArray[np.int32]
+    scale: F32
+    zeros: F32
+    source: Bits
     num_bits: int
-
-    @property
-    def codes(self) -> torch.Tensor:
-        """Codes with their zero points taken off, float32 [r * groups, g]."""
-        r, groups = self.scale.shape
-        unpacked: torch.Tensor = unpack_from_int32(self.words, self.num_bits, self.source.shape)
-        codes = unpacked.float().view(r, groups, -1)
-        return (codes if self.zeros is None else codes - self.zeros.unsqueeze(-1)).view(r * groups, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +158,7 @@ class Measured:
         bad_scales: scales that are not finite.
         zero_scales: scales of 0 whose weights are not 0.
         one_word: whether all words are the same, and which.
-        one_value: whether all source weights are the same.
+        one_value: whether all source weights are the same, and the bits of which.
     """
 
     weights: int = 0
@@ -175,8 +172,8 @@ class Measured:
     saturated_codes: int = 0
     bad_scales: int = 0
     zero_scales: int = 0
-    one_word: float | None = None
-    one_value: float | None = None
+    one_word: int | None = None
+    one_value: int | None = None
 
     def __add__(self, other: "Measured") -> "Measured":
         if not self.weights:
@@ -207,49 +204,62 @@ def read_tile(pair: PackedPair, begin: int, end: int) -> Tile:
     """Rows [begin, end) as they are stored."""
     return Tile(
         words=pair.words.rows(begin, end),
-        scale=pair.scale.rows(begin, end).float(),
+        scale=_float(pair.scale.rows(begin, end)),
         zeros=_zeros(pair, begin, end),
-        source=pair.source.rows(begin, end),
+        source=_bits(pair.source.rows(begin, end)),
         num_bits=pair.num_bits,
     )
 
 
-def _zeros(pair: PackedPair, begin: int, end: int) -> torch.Tensor | None:
-    """Zero points of rows [begin, end), float32 [rows, groups]; they are packed along the rows."""
+def _float(stored: NDArray[Any]) -> F32:
+    """Scales as float32, which holds every bf16 and fp16."""
+    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
+
+
+def _bits(stored: NDArray[Any]) -> Bits:
+    """The source as the compiled loop reads it."""
+    if stored.dtype == np.uint16:
+        return stored
+    bits: NDArray[np.uint32] = stored.astype(np.float32, copy=False).view(np.uint32)
+    return bits
+
+
+def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
+    """Zero points of rows [begin, end); they are packed along the rows."""
     if pair.zero_point is None:
-        return None
-    each = 32 // pair.num_bits
+        return np.empty((0, 0), np.float32)
+    b = pair.num_bits
+    each = 32 // b
     first, last = begin // each, -(-end // each)
-    words = pair.zero_point.rows(first, last)
-    shape = torch.Size(((last - first) * each, words.shape[1]))
-    zeros: torch.Tensor = unpack_from_int32(words, pair.num_bits, shape, packed_dim=0)
-    return zeros[begin - first * each : end - first * each].float()
+    words = pair.zero_point.rows(first, last).view(np.uint32)
+    shifts = np.arange(0, 32, b, dtype=np.uint32)[:, None]
+    codes = (words[:, None, :] >> shifts) & np.uint32((1 << b) - 1)
+    zeros = codes.reshape(-1, words.shape[1]).astype(np.float32) - np.float32(1 << (b - 1))
+    return zeros[begin - first * each : end - first * each]
 
 
 def measure_tile(tile: Tile) -> Measured:
     """Measure a tile."""
-    q = tile.codes
-    w = tile.source.float().view(q.shape)
-    scale = tile.scale.reshape(-1)
-    finite = scale.isfinite()
-    s = scale.where(finite, 0.0)
-    ww, wq, qq = (w * w).sum(-1), (w * q).sum(-1), (q * q).sum(-1)
-    gradient = wq - s * qq
-    error = (ww - s * (wq + gradient)).clamp_(min=0)  # ww - 2 s wq + s s qq
-    removable = gradient.square().div_(qq.clamp_(min=0.25))  # qq of codes is 0, or at least 1
-    zero, saturated = _code_counts(tile)
+    k, groups = tile.source.shape[1], tile.scale.shape[1]
+    bits = np.empty(k, np.uint32)
+    rows = Rows(tile.source, tile.words.view(np.uint8), tile.scale, tile.zeros)
+    limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, k // groups)))
+    sums = Sums(np.zeros(3), np.zeros(6, np.int64))
+    measure_rows(rows, tile.num_bits, limits, Scratch(bits, bits.view(np.float32), np.empty(k, np.float32)), sums)
+    signal, error, removable = map(float, sums.totals)
+    exact, lost, zero, saturated, bad_scales, zero_scales = map(int, sums.counts)
     return Measured(
-        weights=w.numel(),
-        groups=q.shape[0],
-        signal=float(ww.sum(dtype=torch.float64)),
-        error=float(error.sum(dtype=torch.float64)),
-        removable=float(removable.sum(dtype=torch.float64)),
-        exact_groups=int(torch.count_nonzero(error <= _EXACT * ww)),
-        lost_groups=int(torch.count_nonzero(error > _largest_error(tile.num_bits, q.shape[1]) * ww)),
+        weights=tile.source.size,
+        groups=tile.scale.size,
+        signal=signal,
+        error=error,
+        removable=removable,
+        exact_groups=exact,
+        lost_groups=lost,
         zero_codes=zero,
         saturated_codes=saturated,
-        bad_scales=s.numel() - int(torch.count_nonzero(finite)),
-        zero_scales=int(torch.count_nonzero((scale == 0) & (ww > 0))),
+        bad_scales=bad_scales,
+        zero_scales=zero_scales,
         one_word=_only(tile.words),
         one_value=_only(tile.source),
     )
@@ -266,23 +276,10 @@ def _largest_error(num_bits: int, group: int) -> float:
     return max(1.25 * group / steps**2, 0.3 * (15 / steps) ** 2)
 
 
-def _code_counts(tile: Tile) -> tuple[int, int]:
-    """Codes that stand for 0, and codes at either end, from the bytes they are stored in."""
-    counts = torch.bincount(tile.words.reshape(-1).view(torch.uint8), minlength=256)
-    if tile.num_bits == 4:
-        table = counts.view(16, 16)
-        counts = table.sum(0) + table.sum(1)
-    half = len(counts) // 2
-    return int(counts[half]), int(counts[0] + counts[-1])
-
-
-def _only(values: torch.Tensor) -> float | None:
-    """The value that all have, or None."""
+def _only(values: NDArray[Any]) -> int | None:
+    """The number that all are, or None."""
     first = values[0, 0]
-    if bool(values[0, -1] != first) or not bool((values == first).all()):
-        return None
-    one: float = first.item()
-    return one
+    return None if values[0, -1] != first or not (values == first).all() else int(first)
 
 
 def place(files: Files, stored: StoredTensor, rows: int, number: int = 0) -> Place:
