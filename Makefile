@@ -1,9 +1,10 @@
 # make demo   a small trained Gemma 4 MoE: planned, quantized, loaded, compared
 # make test   formatting, lints, types, and the tests
+# make test-engines   what engines do with names, against their own code
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint env golden docs bench clean
+.PHONY: demo test test-engines test-vllm lint env golden bench false-alarms clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
@@ -25,13 +26,30 @@ env: .venv/.made
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# the contracts of g4convert/engines against the engines' own code, from their wheels (0.9 GB); ENGINE_WHEELS=DIR has them
+test-engines: build/engines/.made
+	build/engines/env/bin/python tests/engines/compare.py
+
+build/engines/.made:
+	$(PYTHON) -m venv build/engines/env
+	build/engines/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pydantic pyyaml regex
+	touch $@
+
+# what g4convert writes, loaded by a real vLLM (its CPU build and torchvision, at VLLM_PYTHON); 13 minutes
+test-vllm: env
+	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/engines/check_vllm.py
+
 # rewrite the golden files and generated docs; read the difference before committing it
 golden: env
 	G4CONVERT_GOLDEN=write $(BIN)/python -m pytest -q -m golden
 
-# see tests/benchmarks/README.md for what it measures and how long it takes
+# speed against a peer and the machine's limits; `--help` says more
 bench: env
 	$(BIN)/python tests/benchmarks/quantize.py bench
+
+# `verify` on sound checkpoints: every family, recipe and three seeds; 20 minutes
+false-alarms: env
+	$(BIN)/python tests/benchmarks/false_alarms.py
 
 clean:
 	rm -rf .venv demo bench build *.egg-info

@@ -27,6 +27,7 @@ from g4convert.plan import Plan, make_plan
 from g4convert.proofs import check_drops
 from g4convert.ranks import Ranks
 from g4convert.recipe import Resolved
+from g4convert.serving import hold
 from g4convert.source import Source
 from g4convert.stream import Progress, Streams, run_units
 from g4convert.summary import Choice, Summary, summarize
@@ -50,6 +51,7 @@ class Job:
         workers: threads, or 0 for one for each core (or GPU).
         device: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a non-empty output, start an unfinished one again if it is of something else.
+        tps: tensor parallel sizes at which the recipe's engines must load the output.
     """
 
     source: Source
@@ -58,6 +60,7 @@ class Job:
     workers: int = 0
     device: str = "cpu"
     overwrite: bool = False
+    tps: tuple[int, ...] = (1,)
 
     @property
     def target(self) -> Path:
@@ -95,6 +98,7 @@ def prepare(job: Job) -> Conversion:
     """
     checkpoint = Checkpoint.open(job.source.path)
     plan = make_plan(checkpoint, job.recipe.recipe)
+    hold(plan, job.tps)
     layout = lay_out(plan)
     _check_side_files(checkpoint)
     _check_output(job)

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.engines.fit import TENSOR_PARALLEL, Verdict, verdicts
 from g4convert.layout import Layout, lay_out
 from g4convert.plan import Copy, Drop, Plan, Quantize, make_plan
 from g4convert.quant_config import quantization_config
 from g4convert.recipe import Resolved
+from g4convert.serving import planned_weights
 from g4convert.sizes import RoleSize, default_workers, estimate_seconds, role_sizes
 from g4convert.source import Source
 
@@ -18,7 +20,7 @@ __all__ = ["PlanReport", "report"]
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A plan and what follows from it."""
+    """A plan and what follows from it; `quantization_config` is empty when nothing is packed."""
 
     source: Source
     recipe: Resolved
@@ -27,17 +29,26 @@ class PlanReport:
     sizes: tuple[RoleSize, ...]
     seconds: float
     workers: int
+    quantization_config: dict[str, Any]
+    verdicts: tuple[Verdict, ...]
 
     @classmethod
-    def of(cls, source: Source, recipe: Resolved, plan: Plan, layout: Layout, workers: int = 0) -> "PlanReport":
+    def of(  # noqa: PLR0913 - a plan and what its estimates need
+        cls,
+        source: Source,
+        recipe: Resolved,
+        plan: Plan,
+        layout: Layout,
+        workers: int = 0,
+        *,
+        tps: Iterable[int] = TENSOR_PARALLEL,
+    ) -> "PlanReport":
         """What follows from a plan; `workers` is for the estimated time, 0 is one for each core."""
         sizes, workers = role_sizes(plan), workers or default_workers()
-        return cls(source, recipe, plan, layout, sizes, estimate_seconds(plan, sizes, workers), workers)
-
-    @property
-    def quantization_config(self) -> dict[str, Any]:
-        """What config.json will say; empty when nothing is packed."""
-        return quantization_config(self.plan) if self.plan.quantized else {}
+        seconds = estimate_seconds(plan, sizes, workers)
+        config = quantization_config(plan) if plan.quantized else {}
+        found = verdicts(planned_weights(plan, config), tps=tps)
+        return cls(source, recipe, plan, layout, sizes, seconds, workers, config, found)
 
     @property
     def output_bytes(self) -> int:
@@ -76,6 +87,7 @@ class PlanReport:
                 "tensors": len(self.layout.placed),
             },
             "estimate": {"seconds": round(self.seconds, 1), "workers": self.workers},
+            "engines": [verdict.to_dict() for verdict in self.verdicts],
             "warnings": list(self.plan.warnings),
         }
         if tensors:
@@ -83,19 +95,20 @@ class PlanReport:
         return document
 
 
-def report(source: Source, recipe: Resolved, workers: int) -> PlanReport:
+def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int] = TENSOR_PARALLEL) -> PlanReport:
     """Plan a source.
 
     Args:
         source: the checkpoint.
         recipe: what to do with it.
         workers: for the estimated time; 0 is one for each core.
+        tps: tensor parallel sizes to judge.
 
     Raises:
         G4Error: whatever is wrong with the source or the recipe.
     """
     plan = make_plan(Checkpoint.open(source.path), recipe.recipe)
-    return PlanReport.of(source, recipe, plan, lay_out(plan), workers)
+    return PlanReport.of(source, recipe, plan, lay_out(plan), workers, tps=tps)
 
 
 def _counts(items: Iterable[Any]) -> dict[Any, int]:

@@ -19,7 +19,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
 
-__all__ = ["DEFAULT", "Method", "PackRole", "Recipe", "Resolved", "load", "schema", "shipped", "source_text"]
+__all__ = [
+    "DEFAULT",
+    "Engine",
+    "Method",
+    "PackRole",
+    "Recipe",
+    "Resolved",
+    "load",
+    "schema",
+    "shipped",
+    "source_text",
+]
 
 DEFAULT = "w4a16-g32"
 """The recipe used when none is named."""
@@ -30,6 +41,9 @@ _SHIPPED = {
     for directory in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")  # installed, and in a checkout
     for path in sorted(directory.glob("*.yaml"))
 }
+
+_OPTIONS = {"engines": "--engine"}
+"""Keys whose option has another name."""
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -51,6 +65,14 @@ class PackRole(StrEnum):
     EXPERTS = Role.EXPERTS.value
     PLE_PROJECTION = Role.PLE_PROJECTION.value
     VISION_TOWER = Role.VISION_TOWER.value
+
+
+class Engine(StrEnum):
+    """What serves a checkpoint; values are the keys of `engines.CONTRACTS`."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+    SGLANG = "sglang"
 
 
 def _bytes(value: object) -> object:
@@ -107,6 +129,9 @@ class Recipe(BaseModel):
     max_shard_size: ShardSize = Field(
         5 * 10**9,
         description="Largest output file, in bytes or with a unit; a larger tensor gets its own file.",
+    )
+    engines: tuple[Engine, ...] = Field(
+        (), description="Engines that must load the result: with one that cannot, nothing is written."
     )
 
 
@@ -170,7 +195,7 @@ def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Re
     for key, value in (options or {}).items():
         if value is not None:
             values[key] = value
-            origins[key] = f"--{key.replace('_', '-')}"
+            origins[key] = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
     return Resolved(name, _validate(name, values, origins), origins)
 
 

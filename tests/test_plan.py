@@ -16,7 +16,6 @@ from g4convert.layout import lay_out
 from g4convert.plan import Copy, Drop, Plan, Quantize, make_plan
 from g4convert.plan_report import PlanReport
 from g4convert.recipe import load, shipped
-from g4convert.sizes import role_sizes
 from g4convert.source import Source
 from g4convert.tensors import DType, TensorInfo
 
@@ -88,9 +87,9 @@ def test_plans_of_the_released_sizes(size: str, recipe: str) -> None:
     except G4Error as error:
         golden.check(f"plan/{size}-{recipe}.txt", f"exit {error.exit_code}\n{error}\n")
         return
-    report = PlanReport(Source(Path("model"), size), resolved, plan, lay_out(plan), role_sizes(plan), 0.0, 1)
-    document = report.to_dict(tensors=False)
+    document = PlanReport.of(Source(Path("model"), size), resolved, plan, lay_out(plan), 1).to_dict(tensors=False)
     del document["estimate"]
+    document["engines"] = [f"{one['engine']}, TP {one['tp']}: {one['loads']}" for one in document["engines"]]
     golden.check(f"plan/{size}-{recipe}.json", document)
 
 

@@ -17,13 +17,13 @@ from math import prod
 from typing import Any, Final
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.engines import CONTRACTS, speller
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.gemma4.matching import Match, match_names
 from g4convert.inspection.declared_scheme import Declared, DeclaredGroup, Entries, declared_in
 from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
 from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, packed_modules, stored_scheme
-from g4convert.quant_config import spellings
 from g4convert.tensors import DType
 
 __all__ = ["Description", "describe"]
@@ -135,7 +135,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     model_type = str(checkpoint.config.get("model_type", UNKNOWN))
     modules, match = _modules(checkpoint, architecture)
     declared = declared_in(checkpoint.config)
-    engines = tuple(spellings("", architecture)) if architecture else (_FILES,)
+    engines = (_FILES, *CONTRACTS) if architecture else (_FILES,)
     matching = _Matching.of(declared, engines) if declared else None
     schemes = _schemes(checkpoint, modules, matching)
     remarks += _scheme_remarks(modules, schemes, matching)
@@ -180,10 +180,11 @@ def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple
     match = match_names({name for name, _ in weights}, architecture)
     canonical = {source: name for name, sources in match.sources.items() for source in sources}
     derived = dict.fromkeys(match.derived, DROPPABLE)
+    spell = speller(architecture)
     modules = []
     for name, of in weights:
         known = canonical.get(name)
-        names = spellings(_module(known or name), architecture)
+        names = spell(_module(known or name))
         names[_FILES] = _module(name)
         role, shape, linear = derived.get(name, UNKNOWN), None, of is not None
         if known:
@@ -204,7 +205,7 @@ def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool
 def _implied(architecture: Architecture | None, modules: Sequence[_Module]) -> Iterator[_Module]:
     """The tied output head: a module without tensors of its own, and `ignore` must name it."""
     if architecture and not any(module.canonical == "lm_head.weight" for module in modules):
-        names = spellings("lm_head", architecture)
+        names = speller(architecture)("lm_head")
         yield _Module("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
 
 

@@ -34,7 +34,7 @@ from g4convert.verify.static_tensors import (
     stray_values,
 )
 
-__all__ = ["REQUIRED_ENGINES", "check_static"]
+__all__ = ["REQUIRED_ENGINES", "check_opened", "check_static"]
 
 REQUIRED_ENGINES: Final = ("transformers", "vllm")
 """Engines that must load an output unless told otherwise."""
@@ -72,6 +72,17 @@ def check_static(
     except InputError as error:
         yield from broken_files(error)
         return
+    yield from check_opened(out, original, tp=tp, engines=engines)
+
+
+def check_opened(
+    out: Checkpoint,
+    original: Checkpoint | None,
+    *,
+    tp: Iterable[int],
+    engines: Collection[str],
+) -> Iterator[Finding]:
+    """Check an opened checkpoint; see `check_static`."""
     yield from _files(out)
     yield from _opened(out, original, tuple(tp), engines)
 

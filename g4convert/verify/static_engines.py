@@ -1,41 +1,31 @@
 """What each engine would build from `targets` and `ignore`, against what is stored.
 
-An engine makes a module packed when a target names it and no entry of `ignore` does, under the engine's own
-module names. The rules, as read in compressed-tensors 0.20, vLLM 0.33 and SGLang 0.5:
-
-    transformers   an entry is a whole module name, a class, or `re:` matched from the start
-    vllm           renames whole names as it renames tensors; patterns are tried on its own names; `ignore`
-                   knows no classes
-    sglang         renames nothing; a whole name also fits as the end of a longer one
-
-Modules that an engine never builds packed (routers, heads, unified embedders) are no disagreement there when they
-are plain. Projections that vLLM and SGLang fuse must agree in name, too: of a layer without `v_proj` the name
-of one is looked up all the same.
+`engines` knows the modules and the rules of transformers, vLLM and SGLang. A module that an engine never builds
+packed (routers, unified embedders) is no disagreement there. Projections that vLLM and SGLang fuse must agree in
+name, too: of a layer without `v_proj` the name of one is looked up all the same.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Final
 
-from g4convert.gemma4 import Architecture, Role
+from g4convert.engines import CONTRACTS
+from g4convert.engines.judge import Fault, Stored, judge
+from g4convert.engines.matching import Disagreement, Reading
+from g4convert.engines.module import LM_HEAD, Kind, Module
 from g4convert.inspection.declared_scheme import Declared, Entries
 from g4convert.inspection.stored_scheme import PackedModule
-from g4convert.quant_config import spellings
 from g4convert.report import Finding, Severity
-from g4convert.tensors import TensorInfo
-from g4convert.verify.contents import Contents, module_of
+from g4convert.verify.contents import Contents, Form, module_of
 
-__all__ = ["ENGINES", "dead_entries", "wrong_forms"]
+__all__ = ["ENGINES", "dead_entries", "stored_forms", "wrong_forms"]
 
-ENGINES: Final = ("transformers", "vllm", "sglang")
+ENGINES: Final = tuple(CONTRACTS)
 
-_CLASSES: Final = frozenset(("Linear", "Module"))
-_EMBEDDING_CLASSES: Final = frozenset(("Embedding", "Module"))
-_KNOWN_CLASSES: Final = _CLASSES | _EMBEDDING_CLASSES
+_BY_NAME: Final = {Fault.IGNORED, Fault.UNTARGETED, Fault.TARGETED, Fault.UNNAMED}
+_STACK: Final = 3  # dimensions of experts in one tensor
 _NONE: Final[frozenset[str]] = frozenset()
-_LM_HEAD: Final = "lm_head"
 _ELSEWHERE: Final = (
     "model.vision_tower.encoder.layers.0.self_attn.q_proj.linear",
     "model.vision_tower.patch_embedder.input_proj",
@@ -52,48 +42,26 @@ _ELSEWHERE: Final = (
     "model.language_model.layers.0.experts.0.up_proj",
     "masked_embedding.centroids",
     "pre_projection",
-    _LM_HEAD,
+    LM_HEAD,
 )
 """A module of each part that only some Gemma 4 have: lists are written for all of them at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """A config's entries, tried as each engine does."""
-
-    ignore: Entries
-    targets: Entries
-    architecture: Architecture
-
-    @classmethod
-    def of(cls, declared: Declared, architecture: Architecture) -> "_Rules":
-        targets = [entry for group in declared.groups for entry in group.targets]
-        method = declared.method
-        return cls(Entries.of(method, declared.ignore), Entries.of(method, targets), architecture)
-
-    def packs(self, module: str, engine: str, classes: frozenset[str]) -> bool:
-        """Whether an engine builds a module packed."""
-        return self.targeted(module, engine, classes) and not self.ignored(module, engine, classes)
-
-    def targeted(self, module: str, engine: str, classes: frozenset[str]) -> bool:
-        """Whether a target names it."""
-        return self._holds(self.targets, module, engine, classes)
-
-    def ignored(self, module: str, engine: str, classes: frozenset[str]) -> bool:
-        """Whether an entry of `ignore` names it."""
-        return self._holds(self.ignore, module, engine, _NONE if engine == "vllm" else classes)
-
-    def _holds(self, entries: Entries, module: str, engine: str, classes: frozenset[str]) -> bool:
-        name = spellings(module, self.architecture)[engine]
-        whole = {"vllm": (module, name), "sglang": tuple(_ends(name))}.get(engine, (name,))
-        return entries.hold(name, name, classes) or any(one in entries.exact for one in whole)
+def stored_forms(contents: Contents) -> dict[str, Stored]:
+    """How each canonical module is stored; experts packed in one tensor, which no engine reads, are left out."""
+    forms = {module_of(name): _form(form) for name, form in contents.stored.items()}
+    return {module: form for module, form in forms.items() if form is not None}
 
 
-def _ends(name: str) -> Iterator[str]:
-    """`a.b.c`, `b.c`, `c`."""
-    while name:
-        yield name
-        name = name.partition(".")[2]
+def _form(form: Form) -> Stored | None:
+    if isinstance(form, PackedModule):
+        return None if form.fused else Stored.PACKED
+    return Stored.STACKED if len(form.shape) == _STACK else Stored.PLAIN
+
+
+def _readings(contents: Contents, declared: Declared) -> dict[str, Reading]:
+    targets = [entry for group in declared.groups for entry in group.targets]
+    return {engine: one.read(contents.architecture, declared.ignore, targets) for engine, one in CONTRACTS.items()}
 
 
 def wrong_forms(contents: Contents, declared: Declared, required: Collection[str]) -> Iterator[Finding]:
@@ -104,126 +72,75 @@ def wrong_forms(contents: Contents, declared: Declared, required: Collection[str
         declared: what its config says.
         required: engines that must load it: a disagreement with one of them fails, with another one warns.
     """
-    for entry in (*Entries.of(declared.method, declared.ignore).broken, *_broken_targets(declared)):
+    readings = _readings(contents, declared)
+    for entry in dict.fromkeys(entry for reading in readings.values() for entry in reading.broken):
         yield Finding("static.ignore", Severity.FAIL, entry, "no regular expression", "one that Python's re reads")
-    rules = _Rules.of(declared, contents.architecture)
-    for name, form in _modules(contents):
-        wrong: defaultdict[str, list[str]] = defaultdict(list)
-        for engine in ENGINES:
-            if text := _disagreement(contents, rules, name, form, engine):
-                wrong[text].append(engine)
-        for text, engines in wrong.items():
-            yield _wrong(name, text, engines, required)
-    yield from _names_that_disagree(contents, rules, required)
+    stored = stored_forms(contents)
+    wrong: defaultdict[tuple[str, Fault], list[str]] = defaultdict(list)
+    for engine, contract in CONTRACTS.items():
+        for problem in judge(contract, contents.architecture, readings[engine], stored):
+            named = problem.fault is not Fault.UNNAMED or stored.get(problem.shard) is not Stored.PACKED
+            if problem.fault in _BY_NAME and named:
+                wrong[problem.shard, problem.fault].append(engine)
+    for (shard, fault), engines in wrong.items():
+        yield _wrong(shard, fault, engines, required)
+    for engine, contract in CONTRACTS.items():
+        for module in contract.modules(contents.architecture):
+            yield from _names_that_disagree(readings[engine], module, stored, engine, required)
 
 
-def _broken_targets(declared: Declared) -> Iterator[str]:
-    for group in declared.groups:
-        yield from Entries.of(declared.method, group.targets).broken
-
-
-def _modules(contents: Contents) -> Iterator[tuple[str, PackedModule | TensorInfo | None]]:
-    """Every Linear and embedding with its form; None for a tied head, a module without a tensor."""
-    for name, expected in contents.expected.items():
-        if expected.linear or expected.role in {Role.EMBEDDING, Role.PLE_EMBEDDING}:
-            form = contents.stored.get(name)
-            if form is not None:
-                yield name, form
-    if f"{_LM_HEAD}.weight" not in contents.expected:
-        yield f"{_LM_HEAD}.weight", None
-
-
-def _disagreement(
-    contents: Contents, rules: _Rules, name: str, form: PackedModule | TensorInfo | None, engine: str
-) -> str:
-    expected = contents.expected.get(name)
-    role = expected.role if expected else Role.LM_HEAD
-    module = module_of(name)
-    if role is Role.KV_SHARED and engine != "sglang":
-        return ""  # no such module there: the tensors are left aside
-    classes = _CLASSES if role is Role.LM_HEAD or (expected and expected.linear) else _EMBEDDING_CLASSES
-    if isinstance(form, PackedModule):
-        if form.fused or _never_packed(role, module, engine, contents.architecture):
-            return ""  # reported for what it is: static.experts, static.kept
-        if rules.ignored(module, engine, classes):
-            return "packed, although ignored"
-        return "" if rules.targeted(module, engine, classes) else "packed, although no target names it"
-    if _never_packed(role, module, engine, contents.architecture) or _is_stack(form, engine):
-        return ""
-    return "plain, although targeted and not ignored" if rules.packs(module, engine, classes) else ""
-
-
-def _is_stack(form: PackedModule | TensorInfo | None, engine: str) -> bool:
-    """Whether it is part of plain experts in one 3-D tensor, which transformers never takes for Linears."""
-    return engine == "transformers" and isinstance(form, TensorInfo) and len(form.shape) == 3
-
-
-def _never_packed(role: Role, module: str, engine: str, architecture: Architecture) -> bool:
-    """Whether an engine builds a module unpacked, whatever the config says.
-
-    vLLM: `GateLinear`, `ParallelLMHead`, embeddings and the unified projections (`gemma4_unified.py`) have no
-    quantization config. SGLang: neither have they, nor the parts of the unified embedder and `input_proj`.
-    """
-    if engine == "transformers":
-        return False
-    if role in {Role.ROUTER, Role.LM_HEAD, Role.EMBEDDING, Role.PLE_EMBEDDING}:
-        return True
-    if role is Role.EMBEDDER and architecture.is_unified:
-        return engine == "sglang" or module.endswith(".embedding_projection")
-    return engine == "sglang" and module.endswith(".patch_embedder.input_proj")
-
-
-def _wrong(name: str, text: str, engines: list[str], required: Collection[str]) -> Finding:
-    module = module_of(name)
+def _wrong(module: str, fault: Fault, engines: list[str], required: Collection[str]) -> Finding:
     everywhere = len(engines) == len(ENGINES)
-    found = text if everywhere else f"{text}, by the names of {' and '.join(engines)}"
+    found = fault.value if everywhere else f"{fault}, by the names of {' and '.join(engines)}"
     severity = Severity.WARN if set(engines).isdisjoint(required) else Severity.FAIL
-    code = "static.lm_head" if module == _LM_HEAD else "static.ignore"
-    if text.startswith("plain"):
-        pattern = f"re:.*{module.rpartition('.')[2]}.*"
-        remedy = f"name it in `ignore` as every engine spells it: `{_LM_HEAD if module == _LM_HEAD else pattern}`"
-    else:
-        remedy = "take the entry that names it out of `ignore`" if "ignored" in text else "add `Linear` to `targets`"
+    code = "static.lm_head" if module == LM_HEAD else "static.ignore"
+    remedy = "name it in `ignore` as every engine spells it: `g4convert check DIR --fix` writes such a list"
+    if fault is Fault.IGNORED:
+        remedy = "take the entry that names it out of `ignore`"
+    elif fault is Fault.UNTARGETED:
+        remedy = "add `Linear` to `targets`"
     return Finding(code, severity, module, found, "config and tensors agree", remedy)
 
 
-def _names_that_disagree(contents: Contents, rules: _Rules, required: Collection[str]) -> Iterator[Finding]:
-    """Attention whose shards an engine would build in two forms, for the sake of a name without a tensor."""
-    text = contents.architecture.text
-    for n, layer in enumerate(text.layers):
-        owner = f"{contents.architecture.text_prefix}layers.{n}.self_attn"
-        if f"{owner}.q_proj.weight" not in contents.stored:
-            continue
-        phantom = [part for part in ("k_proj", "v_proj") if f"{owner}.{part}.weight" not in contents.stored]
-        for engine in ("vllm", "sglang") if phantom else ():
-            if layer.kv_shared and engine == "vllm":
-                continue  # q_proj stands alone there
-            packs = {part: rules.packs(f"{owner}.{part}", engine, _CLASSES) for part in ("q_proj", *phantom)}
-            odd = [part for part in phantom if packs[part] != packs["q_proj"]]
-            if odd:
-                state = "packed" if packs["q_proj"] else "ignored"
-                found = f"{', '.join(odd)} not {state} as q_proj is, by the names of {engine}"
-                remedy = f"a pattern for the whole layer, or the name of its {odd[0]}, too"
-                severity = Severity.FAIL if engine in required else Severity.WARN
-                yield Finding("static.fused_names", severity, owner, found, "one form for q, k and v", remedy)
+def _names_that_disagree(
+    reading: Reading, module: Module, stored: Mapping[str, Stored], engine: str, required: Collection[str]
+) -> Iterator[Finding]:
+    """Parts that an engine would build in two forms, for the sake of a name without a tensor."""
+    built = reading.packs(module)
+    present = [shard for shard in module.shards if shard in stored]
+    if not isinstance(built, Disagreement) or not present:
+        return
+    names = {reading.lookup_of(module, shard) for shard in present}
+    first = reading.lookup_of(module, present[0])
+    odd = [
+        name.rpartition(".")[2] for name, one in built.names.items() if name not in names and one != built.names[first]
+    ]
+    if odd:
+        owner, _, part = present[0].rpartition(".")
+        state = "packed" if built.names[first] else "ignored"
+        found = f"{', '.join(odd)} not {state} as {part} is, by the names of {engine}"
+        remedy = f"a pattern for the whole layer, or the name of its {odd[0]}, too"
+        severity = Severity.FAIL if engine in required else Severity.WARN
+        yield Finding("static.fused_names", severity, owner, found, "one form for q, k and v", remedy)
 
 
 def dead_entries(contents: Contents, declared: Declared) -> Iterator[Finding]:
     """Entries that name no module in any engine."""
-    names = [module_of(name) for name, _ in _modules(contents)]
-    spelled = {engine: {spellings(name, contents.architecture)[engine] for name in names} for engine in ENGINES}
-    spelled["files"] = {*names}
-    every = {name for found in spelled.values() for name in found}
+    modules = {engine: one.modules(contents.architecture) for engine, one in CONTRACTS.items()}
+    readings = _readings(contents, declared)
+    spelled = {
+        engine: {name for module in of for name in (module.name, *readings[engine].lookups(module), *_experts(module))}
+        for engine, of in modules.items()
+    }
+    classes = {name for of in modules.values() for module in of for name in module.classes}
+    every = {name for found in spelled.values() for name in found} | {module_of(name) for name in contents.expected}
     ends = cache(lambda: {end for name in spelled["sglang"] for end in _ends(name)})
-    others = {module_of(name) for name, expected in contents.expected.items() if not expected.linear}
     owners = cache(lambda: {owner for name in every for owner in _owners(name)})
     for place, entry in _entries(declared):
         one = Entries.of(declared.method, [entry])
-        if one.broken or one.classes & _KNOWN_CLASSES:
+        if one.broken or entry in classes or entry in every:
             continue
-        if entry in every or any(matches(name) for matches in one.patterns.values() for name in every):
-            continue
-        if one.exact and (entry in ends() or entry in others):
+        if any(matches(name) for matches in one.patterns.values() for name in every) or (one.exact and entry in ends()):
             continue
         remedy = "whole names must be complete, patterns start at the beginning: `re:.*name.*`"
         severity, found = Severity.WARN, "names no module"
@@ -232,6 +149,19 @@ def dead_entries(contents: Contents, declared: Declared) -> Iterator[Finding]:
         elif entry in owners():
             found = "names a part of the model; only its modules' own names count"
         yield Finding("static.dead_entry", severity, f"{place}: {entry}", found, "a module of this model", remedy)
+
+
+def _experts(module: Module) -> Iterator[str]:
+    """The names that single experts have; only those of the first are looked up."""
+    if module.kind is Kind.EXPERTS:
+        yield from (f"{module.name}.{'.'.join(shard.split('.')[-2:])}" for shard in module.shards)
+
+
+def _ends(name: str) -> Iterator[str]:
+    """`a.b.c`, `b.c`, `c`."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
 
 
 def _entries(declared: Declared) -> Iterable[tuple[str, str]]:

@@ -1,0 +1,60 @@
+"""What would go wrong when an engine loads a checkpoint, in words, whatever the number of GPUs."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from g4convert.engines.contract import Contract, OnUnknown
+from g4convert.engines.judge import Fault, Problem, judge
+from g4convert.engines.remarks import Remark, Topic, Weights, label
+
+__all__ = ["wrong_forms"]
+
+_AGAIN: Final = "quantize the source again"
+_FIX: Final = "`g4convert check DIR --fix` writes the entries that fit"
+
+
+def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
+    """Every kind of module that an engine would not load as it is meant.
+
+    Args:
+        weights: the checkpoint.
+        contract: the engine.
+    """
+    kinds = {_kind(weights, one): one for one in _problems(weights, contract)}
+    return tuple(dict.fromkeys(_remark(weights, contract, one) for one in kinds.values()))
+
+
+def _problems(weights: Weights, contract: Contract) -> Iterator[Problem]:
+    reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
+    for one in judge(contract, weights.architecture, reading, weights.forms):
+        if weights.targets is None and one.fault is not Fault.MISSING:
+            continue  # without a config section everything is built plain, and is
+        if one.fault is not Fault.MISSING or not _unread(weights, one):
+            yield one
+
+
+def _kind(weights: Weights, problem: Problem) -> tuple[object, ...]:
+    """The same for what is said of many modules in one remark."""
+    detail = "" if problem.fault is Fault.PARTS else problem.detail
+    return problem.fault, label(problem.module), detail, weights.roles.get(problem.shard)
+
+
+def _unread(weights: Weights, problem: Problem) -> bool:
+    """Keys and values that are built, and that nothing reads."""
+    number = problem.shard.partition(".layers.")[2].partition(".")[0]
+    layers = weights.architecture.text.layers
+    part = problem.shard.rpartition(".")[2]
+    return part in {"k_proj", "v_proj"} and "_tower." not in problem.shard and layers[int(number)].kv_shared
+
+
+def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
+    subject, role = label(problem.module), weights.roles.get(problem.shard)
+    match problem.fault:
+        case Fault.REFUSED:
+            ways = (weights.keeping([role]), "another engine")
+            return Remark(Topic.REFUSED, subject, problem.detail, ", or ".join(filter(None, ways)), role)
+        case Fault.MISSING:
+            return Remark(Topic.MISSING, subject, f"not stored: {contract.on_missing}", _AGAIN, role)
+    then = "stops with an error" if contract.on_unknown is OnUnknown.RAISES else f"{contract.on_missing}"
+    detail = f" ({problem.detail})" if problem.detail and problem.fault is not Fault.PARTS else ""
+    return Remark(Topic.FORM, subject, f"{problem.fault}{detail}: {then}", _FIX, role)

@@ -1,0 +1,115 @@
+"""What would go wrong when an engine loads a checkpoint, module by module.
+
+    built by the entries    stored            then
+    packed                  plain             the loader finds no parameter of that name, or leaves it uninitialised
+    plain                   packed            the same, the other way round
+    parts in two forms      anything          the engine stops
+    anything                not accepted      it loads and fails later, or is left aside
+
+Entries are compared with every shard that is stored; what is not there at all is a problem of its own, for most
+engines never notice.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from g4convert.engines.contract import Contract
+from g4convert.engines.matching import Disagreement, Reading
+from g4convert.engines.module import LM_HEAD, Accepts, Module
+from g4convert.gemma4 import Architecture
+
+__all__ = ["Fault", "Problem", "Stored", "judge"]
+
+
+class Stored(StrEnum):
+    """How a checkpoint module is stored."""
+
+    PACKED = "packed"
+    PLAIN = "plain"
+    STACKED = "plain, all experts of the layer in one tensor"
+
+
+class Fault(StrEnum):
+    """What does not fit."""
+
+    IGNORED = "packed, although ignored"
+    UNTARGETED = "packed, although no target names it"
+    TARGETED = "plain, although targeted and not ignored"
+    PARTS = "the parts of one module in two forms"
+    UNNAMED = "neither ignored nor targeted"
+    REFUSED = "packed, which the engine does not take"
+    MISSING = "not stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One checkpoint module that an engine would not load as it is meant.
+
+    Args:
+        fault: what does not fit.
+        module: of the engine.
+        shard: the checkpoint module; for `PARTS` and `UNNAMED` the first one.
+        detail: the names that differ, or why the engine does not take it; empty where the fault says all.
+    """
+
+    fault: Fault
+    module: Module
+    shard: str
+    detail: str = ""
+
+
+def judge(
+    contract: Contract, architecture: Architecture, reading: Reading, stored: Mapping[str, Stored]
+) -> Iterator[Problem]:
+    """Compare what an engine would build with what is stored.
+
+    Args:
+        contract: the engine.
+        architecture: of the checkpoint.
+        reading: `ignore` and `targets`, from `contract.read`.
+        stored: canonical module -> its form; modules that are not stored are left out.
+    """
+    spare = set(_unread(architecture))
+    for module in contract.modules(architecture):
+        built = reading.packs(module)
+        if isinstance(built, Disagreement):
+            yield _stop(built)
+        for shard in module.shards or (LM_HEAD,):
+            form = stored.get(shard) if module.shards else Stored.PLAIN
+            if form is None:
+                yield from () if shard in spare else (Problem(Fault.MISSING, module, shard),)
+                continue
+            if form is Stored.PACKED and module.accepts is Accepts.PLAIN:
+                yield Problem(Fault.REFUSED, module, shard, module.note)
+            out_of_reach = form is Stored.STACKED and contract.stacks_experts
+            if module.configured and not out_of_reach and (fault := _misbuilt(reading, module, shard, form)):
+                yield Problem(fault, module, shard)
+
+
+def _unread(architecture: Architecture) -> Iterator[str]:
+    """Keys and values of layers that read those of an earlier one: no engine computes with them."""
+    for n, layer in enumerate(architecture.text.layers):
+        if layer.kv_shared:
+            yield from (f"{architecture.text_prefix}layers.{n}.self_attn.{part}_proj" for part in "kv")
+
+
+def _stop(built: Disagreement) -> Problem:
+    """The error an engine stops with."""
+    shard = (built.module.shards or (LM_HEAD,))[0]
+    if len(set(built.names.values())) == 1:
+        return Problem(Fault.UNNAMED, built.module, shard)
+    sides = (f"{name} {'packed' if packed else 'ignored'}" for name, packed in built.names.items())
+    return Problem(Fault.PARTS, built.module, shard, ", ".join(sides))
+
+
+def _misbuilt(reading: Reading, module: Module, shard: str, form: Stored) -> Fault | None:
+    ignored = reading.ignores(module)
+    if isinstance(ignored, Disagreement):
+        ignored = reading.ignores_name(module, reading.lookup_of(module, shard))
+    targeted = reading.targets_module(module)
+    if form is not Stored.PACKED:
+        return Fault.TARGETED if targeted and not ignored else None
+    if ignored:
+        return Fault.IGNORED
+    return None if targeted else Fault.UNTARGETED

@@ -1,0 +1,188 @@
+"""Which kernel takes a packed weight: arithmetic on the sizes that one GPU holds.
+
+An engine looks for a kernel when it builds a module, so a size that none takes ends the start of the server. What
+follows was read, not run: no GPU was at hand. Files below `vllm/model_executor/` of vLLM 0.33.0 and below
+`sglang/` of SGLang 0.5.23.
+
+    vLLM, dense     kernels/linear/__init__.py:539: Machete, Marlin, Conch, Exllama, Triton, Humming, whichever fits
+      any           layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:170: whole groups
+      Machete       Hopper; groups of 64, 128 or a row; k % 64, n % 128 (layers/quantization/utils/machete_utils.py:22)
+      Marlin        Turing and newer; groups of 32, 64, 128 or a row; other sizes are padded with zeros in each forward
+                    pass (layers/quantization/utils/marlin_utils.py:222)
+      Triton        4 bits, n % 8, groups of 256 (or all k) beside Marlin's (kernels/linear/mixed_precision/
+                    triton_w4a16.py:318)
+    vLLM, experts   layers/fused_moe/oracle/int_wna16.py:126: Marlin, then Triton; FlashInfer's know SiLU only
+      any           compressed_tensors_moe/compressed_tensors_moe_wna16.py:238, :244: whole groups
+      Marlin        h % 128; i is padded to 64 (marlin_utils.py:335, :356)
+      Triton        scales by group only (compressed_tensors_moe_wna16.py:127)
+    vLLM on a CPU   kernels/linear/mixed_precision/cpu.py:27: 4 bits, k % 32, n % 32; experts want AMX, and no groups
+                    of 32 (layers/fused_moe/experts/cpu_moe.py:883, :909)
+    SGLang, dense   Marlin, Ampere and newer, and no padding: its tiles are 128 x 64 or 64 x 128
+                    (kernels/jit/csrc/gemm/marlin/gptq_marlin.cuh:117, :231); whole groups
+                    (srt/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:128)
+
+Letters: n out_features, k in_features, h hidden_size, i width of an expert, g group_size. Exllama takes no bf16; Conch
+and Humming are packages that a user installs, and are not counted on.
+"""
+
+from dataclasses import dataclass
+from math import lcm
+from typing import Final
+
+__all__ = [
+    "Packing",
+    "Part",
+    "Refused",
+    "Taken",
+    "sglang_linear",
+    "vllm_cpu_experts",
+    "vllm_cpu_linear",
+    "vllm_experts",
+    "vllm_linear",
+]
+
+_MARLIN_GROUPS: Final = {None, 32, 64, 128}
+_MACHETE_GROUPS: Final = {None, 64, 128}
+_TRITON_GROUPS: Final = {256}
+_INT4: Final = 4
+_CPU_TILE: Final = 32
+
+MARLIN: Final = "Marlin"
+MACHETE: Final = "Marlin (Machete on Hopper)"
+TRITON: Final = "Triton"
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a weight is packed.
+
+    Args:
+        num_bits: 4 or 8.
+        group_size: weights along k that share a scale; None is a whole row.
+    """
+
+    num_bits: int
+    group_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one GPU holds of a matrix.
+
+    Args:
+        n: out_features, those of all shards of a fused module together.
+        k: in_features.
+        full_k: in_features of the whole matrix.
+    """
+
+    n: int
+    k: int
+    full_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A kernel takes the part.
+
+    Args:
+        kernel: its name.
+        padded: what it pads, from and to; empty where nothing is.
+        slow: why it is not the kernel that one wants; empty where it is.
+    """
+
+    kernel: str
+    padded: str = ""
+    slow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No kernel takes the part: the reason."""
+
+    reason: str
+
+
+def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
+    """What vLLM runs a Linear with on an NVIDIA GPU."""
+    g = packing.group_size
+    if torn := _torn(part.k, part.full_k, g):
+        return torn
+    if g in _MARLIN_GROUPS:
+        padded = _marlin_padding(part.n, part.k, g)
+        hopper = g in _MACHETE_GROUPS and part.k % 64 == 0 and part.n % 128 == 0
+        return Taken(MACHETE if hopper else MARLIN, padded)
+    if packing.num_bits == _INT4 and part.n % 8 == 0 and (g in _TRITON_GROUPS or g == part.full_k):
+        return Taken(TRITON, slow=f"Marlin takes no groups of {g}")
+    return Refused(f"no kernel for groups of {g}")
+
+
+def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refused:
+    """What vLLM runs the experts of a layer with on an NVIDIA GPU.
+
+    Args:
+        h: hidden_size.
+        i: width of each expert on one GPU.
+        full_i: width of each expert.
+        packing: of all three projections.
+    """
+    g = packing.group_size
+    if torn := _torn(h, h, g) or _torn(i, full_i, g):
+        return torn
+    if h % 128 == 0 and g in _MARLIN_GROUPS:
+        wide = _round_up(i, lcm(64, g or 1))
+        return Taken(MARLIN, f"{i} to {wide}" if wide != i else "")
+    if g is None:
+        return Refused(f"scales of whole rows need Marlin, which needs a hidden size that 128 divides, not {h}")
+    why = f"Marlin takes no groups of {g}" if g not in _MARLIN_GROUPS else f"Marlin takes no hidden size of {h}"
+    return Taken(TRITON, slow=why)
+
+
+def vllm_cpu_linear(part: Part, packing: Packing) -> Taken | Refused:
+    """What vLLM runs a Linear with on a CPU."""
+    if packing.num_bits != _INT4:
+        return Refused(f"no CPU kernel for {packing.num_bits} bits")
+    if torn := _torn(part.k, part.full_k, packing.group_size):
+        return torn
+    if part.k % _CPU_TILE or part.n % _CPU_TILE:
+        return Refused(f"the CPU kernel takes multiples of {_CPU_TILE}, not {part.n} x {part.k}")
+    return Taken("CPU")
+
+
+def vllm_cpu_experts(packing: Packing) -> Taken | Refused:
+    """What vLLM runs experts with on a CPU that has AMX; without it, none."""
+    if packing.num_bits != _INT4 or packing.group_size in {None, 32}:
+        return Refused("the CPU kernel for experts takes 4 bits in groups of 64 or 128, and needs AMX")
+    return Taken("CPU", slow="needs AMX")
+
+
+def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
+    """What SGLang runs a Linear with on an NVIDIA GPU."""
+    g = packing.group_size
+    if torn := _torn(part.k, part.full_k, g):
+        return torn
+    if g not in _MARLIN_GROUPS:
+        return Refused(f"no kernel for groups of {g}")
+    if _marlin_padding(part.n, part.k, g):
+        return Refused(f"{part.n} x {part.k} fits no tile of Marlin (128 x 64, 64 x 128), and SGLang does not pad")
+    return Taken(MARLIN)
+
+
+def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
+    """Whether a GPU would hold a part of a group."""
+    if g is None or k % g == 0:
+        return None
+    share = f"{full_k} inputs / {full_k // k} = {k}" if k != full_k else f"{k} inputs"
+    return Refused(f"{share}, not a multiple of {g}")
+
+
+def _marlin_padding(n: int, k: int, g: int | None) -> str:
+    """The cheaper of the two tiles' sizes [n, k] where neither fits, as text; groups stay whole."""
+    group = g or 1
+    sizes = (_round_up(n, 64), _round_up(k, lcm(128, group))), (_round_up(n, 128), _round_up(k, lcm(64, group)))
+    wide = min(sizes, key=lambda size: (size[0] * size[1], sum(size)))
+    changes = [f"{was} to {becomes}" for was, becomes in zip((n, k), wide, strict=True) if was != becomes]
+    return " and ".join(changes)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

@@ -1,0 +1,195 @@
+"""How entries of `ignore` and `targets` name an engine's modules.
+
+All engines try `re:` entries with `re.match`: from the start of a name, to no particular end. They differ in what
+else an entry may be, which is what `Matching` says, and in whether a module made of several must agree about them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from g4convert.engines.module import Kind, Module, Renames, rename
+
+__all__ = ["Disagreement", "Matching", "Reading"]
+
+_PATTERN: Final = "re:"
+_EXPERT: Final = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What entries may be, in one engine and for one architecture.
+
+    Args:
+        fused: last part of a fused module's name -> those of its shards, which are looked up instead.
+        renames: applied to plain entries that have a dot, never to patterns.
+        suffix: a plain entry of `ignore` also names modules that it is the dotted end of.
+        fused_name: an entry of `ignore` that is or fits the fused module's own name settles it.
+        class_in_ignore: class names count in `ignore`, too.
+        class_contains: a target names a module whose class name it is a part of, whatever the case, or a pattern
+            of; otherwise it must be the whole class name.
+        must_target: a Linear that is neither ignored nor targeted is an error, not a plain one.
+        head_by_name: the output head is packed only when a target names it by the rule of `suffix`.
+    """
+
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    renames: Renames = ()
+    suffix: bool = False
+    fused_name: bool = False
+    class_in_ignore: bool = False
+    class_contains: bool = False
+    must_target: bool = False
+    head_by_name: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """Entries on which an engine stops with an error: parts of a module differ, or nothing names it.
+
+    Args:
+        module: what it was about to build.
+        names: those looked up, and whether each is to be packed; all False where no target names one.
+    """
+
+    module: Module
+    names: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """One list, sorted: plain ones after the renames, patterns compiled.
+
+    Args:
+        written: as in the config.
+        plain: names and classes.
+        patterns: by entry.
+        broken: patterns that are none; they name nothing.
+    """
+
+    written: tuple[str, ...]
+    plain: frozenset[str]
+    patterns: tuple[re.Pattern[str], ...]
+    broken: tuple[str, ...]
+
+    @classmethod
+    def of(cls, entries: Iterable[str], renames: Renames) -> "_Entries":
+        written, plain, broken = tuple(entries), set(), []
+        patterns = []
+        for entry in written:
+            if not entry.startswith(_PATTERN):
+                plain.add(rename(entry, renames) if "." in entry else entry)
+                continue
+            try:
+                patterns.append(re.compile(entry.removeprefix(_PATTERN)))
+            except re.error:
+                broken.append(entry)
+        return cls(written, frozenset(plain), tuple(patterns), tuple(broken))
+
+    def name(self, module: str, *, suffix: bool = False) -> bool:
+        """Whether one of them names a module."""
+        if module in self.plain or any(pattern.match(module) for pattern in self.patterns):
+            return True
+        return suffix and any(module.endswith(f".{entry}") for entry in self.plain)
+
+    def part_of(self, class_name: str) -> bool:
+        """Whether a plain one is a part of a class name, whatever the case."""
+        return any(entry.lower() in class_name.lower() for entry in self.plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`ignore` and `targets` of a config, as one engine reads them for one architecture."""
+
+    matching: Matching
+    ignore: _Entries
+    targets: _Entries
+
+    @classmethod
+    def of(cls, matching: Matching, ignore: Iterable[str], targets: Iterable[str]) -> "Reading":
+        """Sort the entries.
+
+        Args:
+            matching: the engine's rules.
+            ignore: as in the config.
+            targets: of one config group.
+        """
+        return cls(matching, _Entries.of(ignore, matching.renames), _Entries.of(targets, matching.renames))
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Entries that are no regular expression."""
+        return self.ignore.broken + self.targets.broken
+
+    def packs(self, module: Module) -> bool | Disagreement:
+        """Whether the engine builds a module packed, or what it stops on."""
+        if not module.configured:
+            return False
+        ignored = self.ignores(module)
+        if isinstance(ignored, Disagreement):
+            return ignored
+        targeted = {name: self._names_target(module, name) for name in self._separate(module)}
+        if ignored or all(targeted.values()):
+            return not ignored
+        if any(targeted.values()):
+            return Disagreement(module, targeted)
+        if self.matching.must_target and module.kind in {Kind.LINEAR, Kind.EXPERTS}:
+            return Disagreement(module, dict.fromkeys(self.lookups(module), False))
+        return False
+
+    def ignores(self, module: Module) -> bool | Disagreement:
+        """Whether `ignore` names a module: by its own name where that counts, or by all of its `lookups`."""
+        names = self.lookups(module)
+        if len(names) > 1 and self._fused_name_ignored(module):
+            return True
+        ignored = {name: self.ignores_name(module, name) for name in names}
+        if len(set(ignored.values())) == 1:
+            return ignored[names[0]]
+        return Disagreement(module, {name: not one for name, one in ignored.items()})
+
+    def lookups(self, module: Module) -> tuple[str, ...]:
+        """The names that entries are tried on: those of a fused module's shards, of the first expert, or its own."""
+        if module.kind is Kind.EXPERTS:
+            return tuple(f"{module.name}.0.{part}" for part in _EXPERT)
+        stem, _, last = module.name.rpartition(".")
+        parts = self.matching.fused.get(last)
+        return tuple(f"{stem}.{part}" for part in parts) if parts else (module.name,)
+
+    def lookup_of(self, module: Module, shard: str) -> str:
+        """The one of a module's `lookups` that stands for a checkpoint module in it."""
+        names = self.lookups(module)
+        part = shard.removesuffix(".linear").rpartition(".")[2]
+        return next((name for name in names if name.rpartition(".")[2] == part), names[0])
+
+    def ignores_name(self, module: Module, name: str) -> bool:
+        """Whether `ignore` names a module under one of its `lookups`."""
+        if self.ignore.name(name, suffix=self.matching.suffix):
+            return True
+        return self.matching.class_in_ignore and not self.ignore.plain.isdisjoint(module.classes)
+
+    def targets_module(self, module: Module) -> bool:
+        """Whether targets name a module: itself, all of its shards, or its class."""
+        return all(self._names_target(module, name) for name in self._separate(module))
+
+    def _separate(self, module: Module) -> tuple[str, ...]:
+        """The names that are looked up in `targets` one by one: a fused module's shards stand together."""
+        return self.lookups(module) if module.kind is Kind.EXPERTS else (module.name,)
+
+    def _names_target(self, module: Module, name: str) -> bool:
+        by_name = module.kind is Kind.HEAD and self.matching.head_by_name
+        if self.targets.name(name, suffix=by_name) or (not by_name and self._class_targeted(module)):
+            return True
+        shards = self.lookups(module)
+        return module.kind is Kind.LINEAR and len(shards) > 1 and all(map(self.targets.name, shards))
+
+    def _fused_name_ignored(self, module: Module) -> bool:
+        if module.kind is Kind.EXPERTS:
+            return False
+        return module.name in self.ignore.plain or (self.matching.fused_name and self.ignore.name(module.name))
+
+    def _class_targeted(self, module: Module) -> bool:
+        if not self.matching.class_contains:
+            return not self.targets.plain.isdisjoint(module.classes)
+        if module.kind is Kind.EXPERTS and "Linear" in self.targets.written:
+            return True
+        return any(self.targets.name(one) or self.targets.part_of(one) for one in module.classes)

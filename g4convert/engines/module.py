@@ -1,0 +1,193 @@
+"""The modules of an engine, and the rules that make them from the checkpoint's.
+
+    canonical module  --renames-->  engine's spelling  --first rule that fits-->  module, with others as its shards
+
+Canonical modules are those of `gemma4.expected_weights`: every Linear, the embeddings, and `lm_head` also where it
+is tied and has no tensor.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+from g4convert.gemma4 import Architecture, Role, expected_weights
+
+__all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "left_out", "rename", "renamed"]
+
+Renames = tuple[tuple[str, str], ...]
+"""Starts of tensor names and what replaces them, one after the other, as vLLM's WeightsMapper does."""
+
+_WEIGHT: Final = ".weight"
+LM_HEAD: Final = "lm_head"
+_EMBEDDINGS: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
+
+
+class Kind(StrEnum):
+    """What an engine's module is."""
+
+    LINEAR = "linear"
+    EXPERTS = "experts"
+    """All experts of a layer in one module."""
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    """The output head; a tied one has no tensors of its own."""
+
+
+class Accepts(StrEnum):
+    """In which form a module's weights may be stored so that the engine works."""
+
+    EITHER = "packed or plain"
+    PLAIN = "plain"
+
+
+class Cut(StrEnum):
+    """How tensor parallelism splits a weight [out_features, in_features]."""
+
+    OUT = "out_features"
+    IN = "in_features"
+    WHOLE = "not split"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module that an engine builds and that weights are loaded into.
+
+    Args:
+        name: what `ignore` and `targets` are tried on; of experts, what precedes `.0.gate_proj`.
+        path: where the tensors are loaded, without the parameter's name.
+        kind: what it is.
+        classes: names of its class that an entry may give.
+        shards: canonical checkpoint modules that fill it, as far as the architecture has them, in the order of
+            the checkpoint; empty for a tied head.
+        cut: how tensor parallelism splits it.
+        configured: whether the quantization config reaches it; otherwise it is plain, whatever entries say.
+        accepts: the forms that work.
+        note: why only that form works, or what to know.
+    """
+
+    name: str
+    path: str
+    kind: Kind
+    classes: tuple[str, ...]
+    shards: tuple[str, ...]
+    cut: Cut
+    configured: bool
+    accepts: Accepts
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an engine makes of checkpoint modules.
+
+    Args:
+        pattern: what their names look like after the renames, as a whole.
+        classes: of the engine's module.
+        name: of the engine's module, with the pattern's groups; None where there is no such module.
+        path: where its tensors go, in the same way; None for the name itself.
+        cut: how it is split.
+        configured: whether the quantization config is passed to it.
+        accepts: the forms that work; a head that is not tied takes either.
+        note: why, or what to know.
+        kv_shared: holds in decoder layers that share keys and values only (True), in the others only (False).
+        refused: where there is no such module, its tensors are an error; otherwise they are left aside.
+    """
+
+    pattern: str
+    classes: tuple[str, ...]
+    name: str | None = r"\g<0>"
+    path: str | None = None
+    cut: Cut = Cut.WHOLE
+    configured: bool = True
+    accepts: Accepts = Accepts.EITHER
+    note: str = ""
+    kv_shared: bool | None = None
+    refused: bool = False
+
+
+def rename(name: str, renames: Renames) -> str:
+    """A name with its start replaced."""
+    for old, new in renames:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+    return name
+
+
+def renamed(module: str, renames: Renames) -> str:
+    """A module's name after the renames of tensors; `lm_head.` renames `lm_head`, for its tensors start with that."""
+    return rename(f"{module}{_WEIGHT}", renames).removesuffix(_WEIGHT)
+
+
+def build(
+    architecture: Architecture, rules: Iterable[Rule], names: Renames = (), paths: Renames = ()
+) -> tuple[Module, ...]:
+    """The modules of an engine, in the order of the checkpoint.
+
+    Args:
+        architecture: the model.
+        rules: tried in their order; each checkpoint module must fit one.
+        names: from canonical names to the engine's, before a rule is looked for.
+        paths: from the engine's names to where tensors go, after it.
+
+    Raises:
+        LookupError: a checkpoint module that no rule knows; the tables are not complete.
+    """
+    found: dict[str, Module] = {}
+    for kind, shards, match, rule in _ruled(architecture, rules, names):
+        if rule.name is None:
+            continue
+        name = match.expand(rule.name)
+        present = tuple(filter(None, shards))
+        held = found[name].shards if name in found else ()
+        path = renamed(match.expand(rule.path or rule.name), paths)
+        accepts = Accepts.EITHER if kind is Kind.HEAD and present and rule.configured else rule.accepts
+        found[name] = Module(
+            name, path, kind, rule.classes, (*held, *present), rule.cut, rule.configured, accepts, rule.note
+        )
+    return tuple(found.values())
+
+
+def left_out(architecture: Architecture, rules: Iterable[Rule], names: Renames = ()) -> dict[str, bool]:
+    """Canonical modules that the engine has no module for, and whether their tensors are an error."""
+    return {shards[0]: rule.refused for _, shards, _, rule in _ruled(architecture, rules, names) if rule.name is None}
+
+
+def _ruled(
+    architecture: Architecture, rules: Iterable[Rule], names: Renames
+) -> Iterator[tuple[Kind, tuple[str, ...], re.Match[str], Rule]]:
+    """Checkpoint modules with the first rule that fits each."""
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    for kind, shards, shared in _checkpoint_modules(architecture):
+        spelled = renamed(shards[0] or LM_HEAD, names)
+        for pattern, rule in compiled:
+            if rule.kv_shared in {None, shared} and (match := pattern.fullmatch(spelled)):
+                yield kind, shards, match, rule
+                break
+        else:
+            raise LookupError(f"no rule for {spelled}")
+
+
+@lru_cache(maxsize=8)
+def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[Kind, tuple[str, ...], bool], ...]:
+    """Kind, canonical names and whether keys and values of its layer are shared; the experts of a layer are one."""
+    layers = enumerate(architecture.text.layers)
+    shared = tuple(f"{architecture.text_prefix}layers.{n}." for n, layer in layers if layer.kv_shared)
+    experts: defaultdict[str, list[str]] = defaultdict(list)
+    found: list[tuple[Kind, tuple[str, ...], bool]] = []
+    for name, expected in expected_weights(architecture).items():
+        module = name.removesuffix(_WEIGHT)
+        if expected.role is Role.EXPERTS:
+            experts[name.partition(".experts.")[0]].append(module)
+        elif expected.role is Role.LM_HEAD:
+            found.append((Kind.HEAD, (module,), False))
+        elif expected.linear or expected.role in _EMBEDDINGS:
+            kind = Kind.LINEAR if expected.linear else Kind.EMBEDDING
+            found.append((kind, (module,), module.startswith(shared)))
+    found += ((Kind.EXPERTS, tuple(modules), False) for modules in experts.values())
+    if architecture.tied_embeddings:
+        found.append((Kind.HEAD, ("",), False))
+    return tuple(found)

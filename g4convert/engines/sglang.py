@@ -1,0 +1,217 @@
+r"""SGLang 0.5.23.
+
+Names below are files of SGLang under `sglang/srt/`, lines those of 0.5.23.
+
+    names       as in the files, for a module's prefix keeps `model.` (models/gemma4_mm.py:197); experts lie below `moe`
+                (models/gemma4_causal.py:649), the audio tower has other names inside (models/gemma4_audio.py, the map
+                of tensors in models/gemma4_mm.py:766). No entry is renamed: there is no `hf_to_sglang_mapper`
+    fused       q, k, v and gate, up (models/gemma4_mm.py:160), in every layer, also where keys and values are shared;
+                in the towers, too (layers/clippable_linear.py), and there the name has no `.linear`
+    ignore      layers/quantization/compressed_tensors/utils.py:24: plain entries by equality or as the dotted end of
+                a name, patterns by `re.match`; all shards or none, unless `ignore` has the fused name itself
+    targets     utils.py:103: own name, part of the class name, all shards; a Linear that none names is an error
+    head        compressed_tensors.py:1095: only a target that names it packs it; a tied head is the embedding unless
+                pipeline parallelism separates them (models/gemma4_mm.py:255)
+    experts     compressed_tensors.py:883: the three projections of expert 0 stand for all
+    loading     models/gemma4_mm.py:877: unknown names are skipped, missing ones logged (:1083)
+"""
+
+from typing import Final
+
+from g4convert.engines.contract import Contract, OnMissing, OnUnknown
+from g4convert.engines.matching import Matching
+from g4convert.engines.module import Accepts, Cut, Renames, Rule
+from g4convert.gemma4 import Architecture
+
+__all__ = ["CONTRACT"]
+
+_FUSED: Final = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+_AUDIO: Final = r"model\.audio_tower\.layers\.(\d+)\."
+_HEADS: Final[Renames] = (("lm_head.", "model.lm_head."),)
+_CONFORMER: Final = r"model.audio_tower.conformer.\1."
+_CONFORMER_PATH: Final = r"audio_tower.conformer.\1."
+_PLAIN: Final = Accepts.PLAIN
+_QKV: Final = ("QKVParallelLinear",)
+_MERGED: Final = ("MergedColumnParallelLinear",)
+_COLUMN: Final = ("ColumnParallelLinear",)
+_ROW: Final = ("RowParallelLinear",)
+_REPLICATED: Final = ("ReplicatedLinear",)
+_LINEAR: Final = ("Linear",)
+_UNMAPPED: Final = (
+    "its tensors are mapped as `weight` and `bias` only, packed ones are dropped (models/gemma4_mm.py:814)"
+)
+
+_DECODER: Final = (
+    Rule(
+        r"(.*\blayers\.\d+\.self_attn)\.[qkv]_proj",
+        _QKV,
+        r"\1.qkv_proj",
+        cut=Cut.OUT,
+        kv_shared=False,
+    ),
+    Rule(
+        r"(.*\blayers\.\d+\.self_attn)\.[qkv]_proj",
+        _QKV,
+        r"\1.qkv_proj",
+        cut=Cut.OUT,
+        kv_shared=True,
+        note="built whole; nothing reads its keys and values",
+    ),
+    Rule(r".*\blayers\.\d+\.self_attn\.o_proj", _ROW, cut=Cut.IN),
+    Rule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", _MERGED, r"\1.gate_up_proj", cut=Cut.OUT),
+    Rule(r".*\blayers\.\d+\.mlp\.down_proj", _ROW, cut=Cut.IN),
+    Rule(r".*\.per_layer_(input_gate|projection|model_projection)", _REPLICATED),
+    Rule(
+        r".*\.router\.proj",
+        _REPLICATED,
+        configured=False,
+        accepts=_PLAIN,
+        note="built without a quantization config (models/gemma4_causal.py:198)",
+    ),
+    Rule(
+        r"(.*\blayers\.\d+)\.experts\.\d+\.(gate|up|down)_proj",
+        ("FusedMoE",),
+        r"\1.moe.experts",
+        cut=Cut.OUT,
+        accepts=_PLAIN,
+        note="both kernels assert SiLU at the first forward pass, Gemma has GELU "
+        "(compressed_tensors_wNa16_moe.py:454, :558)",
+    ),
+    Rule(
+        r".*\bembed_tokens(_per_layer)?",
+        ("Gemma4TextScaledWordEmbedding",),
+        configured=False,
+        accepts=_PLAIN,
+        note="an embedding without a quantization config",
+        cut=Cut.OUT,
+    ),
+    Rule(
+        r".*\blm_head",
+        ("ParallelLMHead",),
+        accepts=_PLAIN,
+        note="tied with the embedding; only a target that names it packs it",
+        cut=Cut.OUT,
+    ),
+)
+_TOWERS: Final = (
+    Rule(
+        r"model\.vision_tower\.patch_embedder\.input_proj",
+        _LINEAR,
+        configured=False,
+        accepts=_PLAIN,
+        note="a plain nn.Linear (models/gemma4_vision.py:427)",
+    ),
+    Rule(
+        r"model\.(vision_tower\.encoder\.layers\.\d+\.self_attn)\.[qkv]_proj\.linear",
+        _QKV,
+        r"model.\1.qkv_proj",
+        r"\1.qkv.qkv_proj",
+        cut=Cut.OUT,
+        accepts=_PLAIN,
+        note=_UNMAPPED,
+    ),
+    Rule(
+        r"model\.(vision_tower\.encoder\.layers\.\d+\.mlp)\.(gate|up)_proj\.linear",
+        _MERGED,
+        r"model.\1.gate_up_proj",
+        r"\1.gate_up.gate_up_proj",
+        cut=Cut.OUT,
+        accepts=_PLAIN,
+        note=_UNMAPPED,
+    ),
+    Rule(r"model\.vision_tower\..*\.(o_proj|down_proj)\.linear", _ROW, cut=Cut.IN),
+    Rule(
+        _AUDIO + r"self_attn\.[qkv]_proj\.linear",
+        _QKV,
+        _CONFORMER + r"attention.attn.qkv_proj",
+        _CONFORMER_PATH + r"attention.attn.qkv.qkv_proj",
+        cut=Cut.OUT,
+        accepts=_PLAIN,
+        note=_UNMAPPED,
+    ),
+    Rule(
+        _AUDIO + r"self_attn\.relative_k_proj",
+        _COLUMN,
+        _CONFORMER + r"attention.attn.relative_position_embedding.pos_proj",
+        cut=Cut.OUT,
+    ),
+    Rule(_AUDIO + r"self_attn\.post\.linear", _ROW, _CONFORMER + r"attention.post.linear", cut=Cut.IN),
+    Rule(
+        _AUDIO + r"feed_forward1\.(ffw_layer_1)\.linear",
+        _COLUMN,
+        _CONFORMER + r"ffw_layer_start.\2.linear",
+        cut=Cut.OUT,
+    ),
+    Rule(_AUDIO + r"feed_forward1\.(ffw_layer_2)\.linear", _ROW, _CONFORMER + r"ffw_layer_start.\2.linear", cut=Cut.IN),
+    Rule(
+        _AUDIO + r"feed_forward2\.(ffw_layer_1)\.linear", _COLUMN, _CONFORMER + r"ffw_layer_end.\2.linear", cut=Cut.OUT
+    ),
+    Rule(_AUDIO + r"feed_forward2\.(ffw_layer_2)\.linear", _ROW, _CONFORMER + r"ffw_layer_end.\2.linear", cut=Cut.IN),
+    Rule(
+        _AUDIO + r"lconv1d\.linear_start\.linear",
+        _MERGED,
+        _CONFORMER + r"lconv1d.linear_start.linear",
+        cut=Cut.OUT,
+        accepts=_PLAIN,
+        note="asked for its `weight` while it is built: AttributeError (layers/clippable_linear.py:210)",
+    ),
+    Rule(_AUDIO + r"lconv1d\.linear_end\.linear", _ROW, _CONFORMER + r"lconv1d.linear_end.linear", cut=Cut.IN),
+    Rule(r"model\.audio_tower\.(output_proj|subsample_conv_projection\.input_proj_linear)", _ROW, cut=Cut.IN),
+    Rule(r"model\.embed_(vision|audio)\.embedding_projection", _REPLICATED),
+)
+_UNIFIED: Final = (
+    Rule(
+        r"model\.(vision_embedder\.patch_dense|embed_(vision|audio)\.embedding_projection)",
+        _LINEAR,
+        configured=False,
+        accepts=_PLAIN,
+        note="a plain nn.Linear (models/gemma4_unified.py:77, :120); packed tensors are skipped",
+    ),
+)
+_DRAFTER: Final = (
+    Rule(r"(pre|post)_projection", _REPLICATED),
+    Rule(
+        r"masked_embedding\.(centroids)",
+        _LINEAR,
+        r"\1",
+        configured=False,
+        accepts=_PLAIN,
+        note="a plain nn.Linear (models/gemma4_mtp.py:127)",
+    ),
+)
+
+
+def _rules(architecture: Architecture) -> tuple[Rule, ...]:
+    return (*(_UNIFIED if architecture.is_unified else _TOWERS), *_DRAFTER, *_DECODER)
+
+
+def _names(architecture: Architecture) -> Renames:
+    return _HEADS if architecture.is_composite and not architecture.is_unified else ()
+
+
+def _paths(architecture: Architecture) -> Renames:
+    return (("model.", ""),) if architecture.is_composite else ()
+
+
+def _matching(_: Architecture) -> Matching:
+    return Matching(fused=_FUSED, suffix=True, class_contains=True, must_target=True, head_by_name=True)
+
+
+CONTRACT: Final = Contract(
+    engine="sglang",
+    title="SGLang",
+    versions="0.5.23",
+    rules=_rules,
+    names=_names,
+    paths=_paths,
+    matching=_matching,
+    drops=("everything that fits no parameter",),
+    on_unknown=OnUnknown.DROPS,
+    on_missing=OnMissing.LOGS,
+    blind=(
+        "packed tensors of a module that it builds plain, and plain ones of a module that it builds packed",
+        "a lost tensor, but for a line in the log",
+    ),
+)
+"""SGLang 0.5.23."""

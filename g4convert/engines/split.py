@@ -1,0 +1,80 @@
+"""What one GPU holds of a module, split as vLLM and SGLang split it.
+
+    attention        whole heads; keys and values are repeated where there are more GPUs than heads of them (vLLM 0.33
+                     `models/gemma4.py:386`, SGLang 0.5.23 `models/gemma4_causal.py:342`)
+    o_proj, down     along in_features
+    the rest         along out_features, each shard of a fused module for itself
+
+`vllm/model_executor/models/` and `sglang/srt/models/` hold the files. Where values are keys, both are built.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.engines.kernels import Part
+from g4convert.engines.module import Cut, Module
+from g4convert.gemma4 import Architecture, AudioTower, VisionTower
+
+__all__ = ["Uneven", "part_of"]
+
+_LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Uneven:
+    """A module cannot be split over so many GPUs: the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    queries: int
+    keys: int
+    width: int
+
+
+def part_of(
+    module: Module, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], tp: int
+) -> Part | Uneven:
+    """The part of a Linear on each of `tp` GPUs.
+
+    Args:
+        module: of an engine; one of its shards at least is stored.
+        architecture: of the checkpoint.
+        shapes: canonical module -> [out_features, in_features], of those that are stored.
+        tp: tensor parallel size.
+    """
+    sizes = [shapes[shard] for shard in module.shards if shard in shapes]
+    k = sizes[0][1]
+    if module.name.endswith(".qkv_proj"):
+        return _attention(_heads(module, architecture), k, tp)
+    if module.cut is Cut.IN:
+        share = Part(sizes[0][0], k // tp, k)
+        return share if k % tp == 0 else Uneven(f"{k} inputs cannot be split over {tp} GPUs")
+    ways = tp if module.cut is Cut.OUT else 1
+    if odd := [n for n, _ in sizes if n % ways]:
+        return Uneven(f"{odd[0]} outputs cannot be split over {tp} GPUs")
+    return Part(sum(n for n, _ in sizes) // ways, k, k)
+
+
+def _attention(heads: _Heads, k: int, tp: int) -> Part | Uneven:
+    if heads.queries % tp:
+        return Uneven(f"{heads.queries} heads cannot be split over {tp} GPUs")
+    if max(heads.keys, tp) % min(heads.keys, tp):
+        return Uneven(f"{heads.keys} heads of keys cannot be split over {tp} GPUs")
+    return Part((heads.queries // tp + 2 * max(1, heads.keys // tp)) * heads.width, k, k)
+
+
+def _heads(module: Module, architecture: Architecture) -> _Heads:
+    """The heads of the attention that a fused projection is for."""
+    vision, audio = architecture.vision, architecture.audio
+    if "vision_tower" in module.name and isinstance(vision, VisionTower):
+        return _Heads(vision.heads, vision.kv_heads, vision.head_dim)
+    if "audio_tower" in module.name and isinstance(audio, AudioTower):
+        return _Heads(audio.heads, audio.heads, audio.hidden_size // audio.heads)
+    number = _LAYER.search(module.name)
+    layer = architecture.text.layers[int(number[1]) if number else 0]
+    return _Heads(architecture.text.heads, layer.kv_heads, layer.head_dim)

@@ -1,0 +1,92 @@
+r"""transformers 5.17 to 5.23, which hands the matching to compressed-tensors (0.17 to 0.20).
+
+names       as in the files; of a unified model the embedder's parts lie below `embed_vision`
+            (transformers `conversion_mapping.py`, entry `gemma4_unified`). Entries are not renamed
+fused       nothing
+matching    compressed_tensors `utils/match.py`, `match_named_modules`: equality, `re.match`, or the name of a
+            class or a base class, in `targets` and in `ignore`; then `quantization/lifecycle/apply.py` takes
+            Linears and embeddings
+experts     3-D parameters, no modules: stored one by one they are matched as Linears would be and then left
+            aside, and the experts stay random, for `conversion_mapping.py` has no entry that merges them
+kv shared   layers that share keys and values have neither projection
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from g4convert.engines.contract import Contract, OnMissing, OnUnknown
+from g4convert.engines.matching import Matching
+from g4convert.engines.module import Accepts, Renames, Rule
+from g4convert.gemma4 import Architecture
+
+__all__ = ["CONTRACT"]
+
+_LINEAR: Final = ("Linear", "Module")
+_TABLE: Final = ("Gemma4TextScaledWordEmbedding", "Embedding", "Module")
+_UNIFIED_TABLE: Final = ("Gemma4UnifiedTextScaledWordEmbedding", *_TABLE[1:])
+_UNIFIED: Final[Renames] = (
+    ("model.vision_embedder.", "model.embed_vision."),
+    ("model.embed_vision.embedding_projection.", "model.embed_vision.multimodal_embedder.embedding_projection."),
+)
+
+_RULES: Final = (
+    Rule(r"(.*\blayers\.\d+\.self_attn)\.[kv]_proj", (), None, kv_shared=True),
+    Rule(
+        r"(.*\blayers\.\d+\.experts)\.\d+\.(gate|up|down)_proj",
+        _LINEAR,
+        r"\1",
+        accepts=Accepts.PLAIN,
+        note="3-D parameters: experts stored one by one are left aside, and the model computes with random ones",
+    ),
+    Rule(r".*\bembed_tokens", _TABLE, accepts=Accepts.PLAIN, note="tied with the head"),
+    Rule(r".*\bembed_tokens_per_layer", _TABLE, accepts=Accepts.PLAIN, note="`Linear` does not name it; not tried"),
+    Rule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note="tied with the embedding"),
+    Rule(
+        r".*\bpatch_embedder\.input_proj",
+        _LINEAR,
+        accepts=Accepts.PLAIN,
+        note="the forward pass reads the dtype of its `weight`",
+    ),
+    Rule(
+        r"model\.embed_vision\.(patch_dense|multimodal_embedder\.embedding_projection)",
+        _LINEAR,
+        accepts=Accepts.PLAIN,
+        note="the forward pass of a unified model reads the dtype of its `weight`",
+    ),
+    Rule(r".*", _LINEAR),
+)
+
+
+def _rules(architecture: Architecture) -> tuple[Rule, ...]:
+    if not architecture.is_unified:
+        return _RULES
+    return tuple(replace(rule, classes=_UNIFIED_TABLE) if rule.classes == _TABLE else rule for rule in _RULES)
+
+
+def _names(architecture: Architecture) -> Renames:
+    return _UNIFIED if architecture.is_unified else ()
+
+
+def _paths(_: Architecture) -> Renames:
+    return ()
+
+
+def _matching(_: Architecture) -> Matching:
+    return Matching(class_in_ignore=True)
+
+
+CONTRACT: Final = Contract(
+    engine="transformers",
+    title="transformers",
+    versions="5.17 to 5.23",
+    rules=_rules,
+    names=_names,
+    paths=_paths,
+    matching=_matching,
+    drops=(),
+    on_unknown=OnUnknown.WARNS,
+    on_missing=OnMissing.RANDOM,
+    blind=("experts that are stored one by one: the report of unexpected and missing names is a warning",),
+    stacks_experts=True,
+)
+"""transformers 5.17 to 5.23."""

@@ -1,0 +1,249 @@
+r"""vLLM: 0.33.0, and 0.23.0, the first release that has Gemma 4 Unified (0.22.1 falls back to transformers).
+
+Names below are files of vLLM under `vllm/model_executor/`, lines those of 0.33.0.
+
+    names       models/gemma4_mm.py:1066 and models/gemma4_unified.py:242 rename tensors, and with them plain entries
+                (layers/quantization/compressed_tensors/compressed_tensors.py:129): `model.language_model.` becomes
+                `language_model.model.`, `model.vision_tower` loses its `model.`. Patterns are not renamed. The
+                text-only class keeps `model.` (models/gemma4.py:1405)
+    fused       models/gemma4.py:86 and :1425: q, k, v and gate, up. Layers that share keys and values have a q_proj
+                alone (:412), their k_proj, v_proj and k_norm are dropped (:118). Where values are keys, k_proj fills
+                both shards and a stored v_proj is an error
+    ignore      layers/quantization/utils/config_utils.py:384: a fused module's own name first, then all shards or
+                none; equality or `re.match` (:432). No class names
+    targets     layers/quantization/compressed_tensors/utils.py:73: own name, all shards, or a part of the class name
+    experts     layers/quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py:36: the three
+                projections of expert 0 stand for all
+    drafter     models/gemma4_mtp.py: modules below `draft_model`, tensors below `model`. Its config is read anew
+                (models/utils.py:985), so neither renames nor fused names are known to it: `gate_up_proj` is looked
+                up as it is
+    missing     model_loader/default_loader.py:512: not tracked for quantized models
+
+0.23.0 differs where `_OLD` says: experts below `moe`, a whole qkv_proj in every layer, the fused module's own name
+settles nothing as a pattern, no quantization in drafters. Between the commits of pull requests 44429 and 44571,
+which no release holds, the unified `patch_dense` had no prefix at all, and no entry could name it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from g4convert.engines.contract import Contract, OnMissing, OnUnknown
+from g4convert.engines.matching import Matching
+from g4convert.engines.module import Accepts, Cut, Renames, Rule
+from g4convert.gemma4 import Architecture
+
+__all__ = ["CONTRACT", "OLDEST"]
+
+FUSED: Final = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+_TOWERS: Final[Renames] = (
+    ("model.vision_tower", "vision_tower"),
+    ("model.embed_vision", "embed_vision"),
+    ("model.audio_tower.", "audio_tower."),
+    ("model.embed_audio.", "embed_audio."),
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model", "language_model.model"),
+)
+_UNIFIED: Final[Renames] = (
+    ("model.embed_audio.", "embed_audio."),
+    ("model.embed_vision.", "embed_vision."),
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_embedder.", "vision_embedder."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model", "language_model.model"),
+)
+_TEXT: Final[Renames] = (("model.language_model.", "model."),)
+_DRAFTER_NAMES: Final[Renames] = (
+    ("model.", "draft_model."),
+    ("pre_projection.", "draft_model.pre_projection."),
+    ("post_projection.", "draft_model.post_projection."),
+)
+_DRAFTER_PATHS: Final[Renames] = (("draft_model.", "model."),)
+
+_PLAIN: Final = Accepts.PLAIN
+_ATTENTION: Final = r"(.*\blayers\.\d+\.self_attn)"
+_REPLICATED: Final = ("ReplicatedLinear",)
+_COLUMN: Final = ("ColumnParallelLinear",)
+_ROW: Final = ("RowParallelLinear",)
+_TABLE: Final = ("VocabParallelEmbedding",)
+
+_DECODER: Final = (
+    Rule(_ATTENTION + r"\.o_proj", _ROW, cut=Cut.IN),
+    Rule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", ("MergedColumnParallelLinear",), r"\1.gate_up_proj", cut=Cut.OUT),
+    Rule(r".*\blayers\.\d+\.mlp\.down_proj", _ROW, cut=Cut.IN),
+    Rule(r".*\.per_layer_(input_gate|projection)", _REPLICATED),
+    Rule(r".*\.per_layer_model_projection", _COLUMN, cut=Cut.OUT),
+    Rule(
+        r".*\.router\.proj",
+        ("GateLinear",),
+        configured=False,
+        accepts=_PLAIN,
+        note="GateLinear has no quantization config (models/gemma4.py:325)",
+    ),
+    Rule(
+        r".*\bembed_tokens",
+        _TABLE,
+        accepts=_PLAIN,
+        note="tied with the head, which needs its `weight`: AttributeError",
+        cut=Cut.OUT,
+    ),
+    Rule(
+        r".*\bembed_tokens_per_layer",
+        _TABLE,
+        note="packed only by a target that names it (compressed_tensors_embedding.py); read, not run",
+        cut=Cut.OUT,
+    ),
+    Rule(
+        r".*\blm_head",
+        ("ParallelLMHead",),
+        accepts=_PLAIN,
+        note="tied with the embedding; the class name has no `Linear` in it",
+        cut=Cut.OUT,
+    ),
+)
+_QKV: Final = Rule(_ATTENTION + r"\.[qkv]_proj", ("QKVParallelLinear",), r"\1.qkv_proj", cut=Cut.OUT, kv_shared=False)
+_EXPERTS: Final = r"(.*\blayers\.\d+)\.experts\.\d+\.(gate|up|down)_proj"
+_MEDIA: Final = (
+    Rule(
+        r"vision_tower\.patch_embedder\.input_proj",
+        _REPLICATED,
+        accepts=_PLAIN,
+        note="the forward pass reads the dtype of its `weight`, which a packed one has not",
+    ),
+    Rule(r"(vision|audio)_tower\..*", _REPLICATED, note="loads packed where its sizes allow"),
+)
+_EMBEDDERS: Final = (
+    Rule(
+        r"embed_vision\.embedding_projection",
+        _REPLICATED,
+        accepts=_PLAIN,
+        note="the first image reads the dtype of its `weight` (models/gemma4_mm.py:2069)",
+    ),
+    Rule(r"embed_audio\.embedding_projection", _REPLICATED, note="loads packed; sound was not run"),
+)
+_UNIFIED_EMBEDDERS: Final = (
+    Rule(r"vision_embedder\.patch_dense", _COLUMN, cut=Cut.OUT, note="loads packed; images were not run"),
+    Rule(
+        r"embed_(vision|audio)\.embedding_projection",
+        _REPLICATED,
+        configured=False,
+        accepts=_PLAIN,
+        note="built without a quantization config (models/gemma4_unified.py:279, :288)",
+    ),
+)
+_DRAFTER: Final = (
+    Rule(_ATTENTION + r"\.q_proj", _COLUMN, cut=Cut.OUT),
+    Rule(_ATTENTION + r"\.[kv]_proj", (), None, refused=True),
+    Rule(r".*\bpre_projection", _COLUMN, cut=Cut.OUT),
+    Rule(r".*\bpost_projection", _ROW, cut=Cut.IN),
+    Rule(
+        r"masked_embedding\.centroids",
+        ("Linear",),
+        configured=False,
+        accepts=_PLAIN,
+        note="a plain nn.Linear (models/gemma4_mtp.py:87)",
+    ),
+)
+
+_NEW: Final = (
+    _QKV,
+    Rule(_ATTENTION + r"\.q_proj", _COLUMN, cut=Cut.OUT, kv_shared=True),
+    Rule(_ATTENTION + r"\.[kv]_proj", (), None, kv_shared=True),
+    Rule(_EXPERTS, ("RoutedExperts",), r"\1.experts", cut=Cut.OUT),
+)
+_OLD: Final = (
+    _QKV,
+    Rule(
+        _ATTENTION + r"\.[qkv]_proj",
+        _QKV.classes,
+        r"\1.qkv_proj",
+        cut=Cut.OUT,
+        kv_shared=True,
+        note="built whole; nothing reads its keys and values",
+    ),
+    Rule(_EXPERTS, ("FusedMoE",), r"\1.moe.experts", cut=Cut.OUT),
+)
+_OLD_DRAFTER: Final = tuple(
+    replace(rule, configured=False, accepts=_PLAIN, refused=False, note="0.23 builds drafters unquantized")
+    for rule in (*_DRAFTER, *_DECODER)
+)
+
+
+def _rules(architecture: Architecture, layers: Iterable[Rule] = _NEW) -> tuple[Rule, ...]:
+    if architecture.is_assistant:
+        return (*_DRAFTER, *_DECODER)
+    media = _UNIFIED_EMBEDDERS if architecture.is_unified else _EMBEDDERS
+    return (*layers, *_DECODER, *_MEDIA, *media)
+
+
+def _oldest_rules(architecture: Architecture) -> tuple[Rule, ...]:
+    return _OLD_DRAFTER if architecture.is_assistant else _rules(architecture, _OLD)
+
+
+def _renames(architecture: Architecture) -> Renames:
+    if not architecture.is_composite:
+        return _TEXT
+    return _UNIFIED if architecture.is_unified else _TOWERS
+
+
+def _names(architecture: Architecture) -> Renames:
+    return _DRAFTER_NAMES if architecture.is_assistant else _renames(architecture)
+
+
+def _paths(architecture: Architecture) -> Renames:
+    return _DRAFTER_PATHS if architecture.is_assistant else ()
+
+
+def _matching(architecture: Architecture) -> Matching:
+    if architecture.is_assistant:
+        return Matching(class_contains=True, fused_name=True)
+    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True, fused_name=True)
+
+
+def _oldest_matching(architecture: Architecture) -> Matching:
+    if architecture.is_assistant:
+        return Matching(class_contains=True)
+    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True)
+
+
+CONTRACT: Final = Contract(
+    engine="vllm",
+    title="vLLM",
+    versions="0.33",
+    rules=_rules,
+    names=_names,
+    paths=_paths,
+    matching=_matching,
+    drops=(
+        "k_proj, v_proj and k_norm of layers that share keys and values",
+        "any `.bias` and `.g_idx` that has no module, scales of the key/value cache",
+        "`embed_vision.embedding.*`, `embed_audio.embedding.*`; `audio_tower.*` and `embed_audio.*` without audio",
+        "rotary `inv_freq`",
+    ),
+    on_unknown=OnUnknown.RAISES,
+    on_missing=OnMissing.SILENT,
+    blind=(
+        "a lost tensor of a quantized checkpoint, also a single expert's or one shard of a fused module",
+        "limits of the towers' inputs and outputs that are not there",
+        "numbers in `weight_shape`",
+    ),
+)
+"""vLLM 0.33."""
+
+OLDEST: Final = Contract(
+    engine="vllm",
+    title="vLLM",
+    versions="0.23",
+    rules=_oldest_rules,
+    names=_names,
+    paths=_paths,
+    matching=_oldest_matching,
+    drops=(*CONTRACT.drops, "every tensor of a drafter that fits nothing"),
+    on_unknown=OnUnknown.RAISES,
+    on_missing=OnMissing.SILENT,
+    blind=CONTRACT.blind,
+    lenient_drafter=True,
+)
+"""vLLM 0.23, the oldest that knows Gemma 4 Unified."""

@@ -1,0 +1,55 @@
+"""What engines will make of a plan: its weights as they meet them, and the gate of a recipe's `engines`."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from g4convert.engines.fit import refuse, verdicts
+from g4convert.engines.kernels import Packing
+from g4convert.engines.remarks import Weights
+from g4convert.gemma4 import Role
+from g4convert.plan import Plan
+from g4convert.quant_config import quantization_config
+
+__all__ = ["hold", "planned_weights"]
+
+_TABLES = {Role.EMBEDDING, Role.PLE_EMBEDDING}
+
+
+def planned_weights(plan: Plan, config: Mapping[str, Any]) -> Weights:
+    """The output of a plan, as engines will meet it.
+
+    Args:
+        plan: what would be written.
+        config: its `quantization_config`; empty when nothing is packed.
+    """
+    source = plan.inventory.architecture
+    dropped = {drop.source.name for drop in plan.dropped}
+    packing = Packing(plan.recipe.num_bits, plan.recipe.group_size)
+    packed = {step.packed.name.removesuffix(".weight_packed"): packing for step in plan.quantized}
+    shapes, roles = {}, {}
+    for weight in plan.inventory.weights:
+        name = weight.name if plan.architecture is source else source.text_name(weight.name)
+        if name and (weight.linear or weight.role in _TABLES) and weight.segment.source not in dropped:
+            module = name.removesuffix(".weight")
+            shapes[module], roles[module] = weight.shape, weight.role
+    stacked = frozenset(module for module, role in roles.items() if role is Role.EXPERTS and module not in packed)
+    if not config:
+        return Weights(plan.architecture, shapes, roles, packed, stacked)
+    targets = config["config_groups"]["group_0"]["targets"]
+    return Weights(plan.architecture, shapes, roles, packed, stacked, tuple(config["ignore"]), tuple(targets))
+
+
+def hold(plan: Plan, tps: Collection[int]) -> None:
+    """Hold a plan against the engines that its recipe names.
+
+    Args:
+        plan: what would be written.
+        tps: the tensor parallel sizes that it must load at.
+
+    Raises:
+        GateError: one of the engines cannot load it; or no list of entries describes what is packed.
+    """
+    engines = tuple(engine.value for engine in plan.recipe.engines)
+    if engines:
+        config = quantization_config(plan) if plan.quantized else {}
+        refuse(verdicts(planned_weights(plan, config), engines, tps), engines, tps)

@@ -1,0 +1,158 @@
+"""Level `engine` with a real vLLM on a CPU: what g4convert writes loads, completely, and gives the right numbers.
+
+Not part of the ordinary run. The variable names an interpreter with vLLM's CPU build and torchvision; minutes:
+
+    make test-vllm VLLM_PYTHON=PATH
+
+vLLM's 4-bit kernels for CPUs take half precision only, and its 4-bit experts a CPU with AMX: in float32 the child
+decodes what vLLM's loader has placed, in bfloat16 the Linears' own kernels run. Attention on CPUs is causal for
+pictures, too. So the first is compared to 1e-4, the second to its noise floor, and pictures without their own mask.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers of the other tests
+
+from conftest import Checkpoints
+from conversions import quantized
+from damage import damaged, lose
+
+from g4convert.family import Family
+from g4convert.fixtures.trained import trained
+from g4convert.forward.load import load
+from g4convert.report import Severity
+from g4convert.verify.engine import check_engine, counted
+from g4convert.verify.engine_prompts import Refused
+from g4convert.verify.engine_vllm import Vllm, vllm
+from g4convert.verify.judge import Judged
+from g4convert.verify.probes import make_probes
+
+Written = Callable[..., Path]
+FAMILIES = ("text", "dense", "unified", "e2b", "moe", "trained moe")
+BAD = {Severity.FAIL, Severity.INCONCLUSIVE}
+
+
+@pytest.fixture(scope="module")
+def written(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Conversions of a family, by recipe; `trained moe` is of the shipped model."""
+    root = tmp_path_factory.mktemp("real")
+    made: dict[str, Path] = {}
+
+    def get(family: str, recipe: str = "w4a16-g32") -> Path:
+        name = f"{family.replace(' ', '-')}-{recipe}"
+        if name not in made:
+            made[name] = root / name
+            quantized(trained(Family.MOE) if family == "trained moe" else checkpoints(family), made[name], recipe)
+        return made[name]
+
+    return get
+
+
+@contextmanager
+def served(checkpoint: Path, dtype: str) -> Iterator[Vllm]:
+    with vllm(checkpoint, python=Path(os.environ["VLLM_PYTHON"]), dtype=dtype, timeout=300) as engine:
+        yield engine
+
+
+def judged(checkpoint: Path, dtype: str) -> Judged:
+    """A few probes of each kind."""
+    model = load(checkpoint, packed=False)
+    probes = [counted(probe) for probe in make_probes(model, checkpoint, tokens=1)]
+    with served(checkpoint, dtype) as engine:
+        return check_engine(
+            engine, model, probes, half=lambda: load(checkpoint, packed=False, dtype="bfloat16"), say=lambda _: None
+        )
+
+
+def show(name: str, found: Judged) -> None:
+    """The figures, with -s."""
+    for bucket in found.metrics["engine"]["buckets"]:
+        sys.stdout.write(
+            f"{name} {bucket['name']}: {bucket['tokens']} tokens, largest {bucket['largest']:.2g}, "
+            f"mean {bucket['mean']:.2g}, floor {bucket['floor_mean']:.2g}, top {bucket['top1_agreement']:.3f}\n"
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_agrees_to_1e_4(family: str, written: Written) -> None:
+    found = judged(written(family), "float32")
+    assert not [one.line for one in found.findings if one.severity in BAD]
+    show(f"{family} float32", found)
+    loaded = [one.found for one in found.findings if one.code == "engine.load"]
+    assert loaded == [
+        f"all {found.metrics['engine']['parameters']} parameters are filled, and every tensor had its place"
+    ]
+    buckets = {bucket["name"]: bucket for bucket in found.metrics["engine"]["buckets"]}
+    assert all(bucket["largest"] < 1e-4 and bucket["top1_agreement"] > 0.99 for bucket in buckets.values())
+    if family not in {"text", "trained moe"}:
+        assert {"image", "video"} <= buckets.keys()
+    if family in {"e2b", "unified"}:
+        assert "audio" in buckets
+
+
+@pytest.mark.parametrize("recipe", ["w4a16-g128", "w8a16-g32", "w4a16-mlp-only", "text-only"])
+def test_other_recipes(recipe: str, written: Written) -> None:
+    found = judged(written("dense", recipe), "float32")
+    assert not [one.line for one in found.findings if one.severity in BAD]
+    assert found.metrics["engine"]["buckets"][0]["largest"] < 1e-4
+
+
+@pytest.mark.parametrize("family", ["text", "dense", "unified", "e2b"])
+def test_the_kernels_of_the_cpu_build_in_bfloat16(family: str, written: Written) -> None:
+    found = judged(written(family), "bfloat16")
+    assert not [one.line for one in found.findings if one.severity in BAD]
+    show(f"{family} bfloat16", found)
+    assert not found.metrics["engine"]["decodes"]
+
+
+@pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="this CPU has AMX")  # noqa: SLF001 -- as vLLM asks
+def test_experts_need_amx_in_bfloat16(written: Written) -> None:
+    """Words by which the level knows that it is the machine, not the checkpoint."""
+    found = judged(written("moe"), "bfloat16")
+    assert (found.findings[0].code, found.findings[0].severity) == ("engine.load", Severity.INCONCLUSIVE)
+
+
+LAYER = "model.language_model.layers.0"
+
+
+@pytest.mark.parametrize(
+    ("family", "lost", "named", "share"),
+    [
+        (
+            "dense",
+            f"{LAYER}.mlp.up_proj.weight_scale",
+            "language_model.model.layers.0.mlp.gate_up_proj.weight_scale",
+            1 / 2,
+        ),
+        ("dense", f"{LAYER}.layer_scalar", "language_model.model.layers.0.layer_scalar", 1),
+        ("moe", f"{LAYER}.experts.7.down_proj.weight_scale", "experts.routed_experts.w2_weight_scale", 1 / 12),
+        ("e2b", "model.vision_tower.encoder.layers.1.mlp.up_proj.input_max", "vision_tower.encoder.layers.1", 1),
+    ],
+)
+def test_what_is_lost_is_named(  # noqa: PLR0913, PLR0917 -- a row and its fixtures
+    family: str, lost: str, named: str, share: float, written: Written, tmp_path: Path
+) -> None:
+    bad = damaged(written(family), tmp_path / "bad", lose(lost))
+    with served(bad, "float32") as engine:
+        (missing,) = engine.start(64, 4).unfilled
+    assert named in missing.name
+    assert missing.share == pytest.approx(share)
+
+
+def test_a_tensor_without_a_place_is_refused(written: Written, tmp_path: Path) -> None:
+    from damage import rewrite  # noqa: PLC0415 -- for this test
+
+    def add(held: dict[str, torch.Tensor]) -> None:
+        held[f"{LAYER}.mlp.other_proj.weight"] = torch.ones(8, 8)
+
+    bad = damaged(written("dense"), tmp_path / "bad", lambda directory: rewrite(directory, add))
+    with served(bad, "float32") as engine, pytest.raises(Refused, match="other_proj") as refused:
+        engine.start(64, 4)
+    assert refused.value.place == "load"
