@@ -18,11 +18,13 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from transformers.activations import GELUTanh
 from transformers.integrations.moe import ExpertsInterface
 
-from g4convert.forward.modules import PackedWeight
+from g4convert.forward.modules import PackedWeight, packed_linear
+from g4convert.kernels.packed import Packed, ready, takes
 
-__all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "make_packed", "projection"]
+__all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "fused_experts", "make_packed", "projection"]
 
 IMPLEMENTATION = "g4_w4a16"
 """The name under which it is registered; `model.set_experts_implementation` takes it."""
@@ -93,11 +95,35 @@ def by_expert(
 
 
 def _times(x: torch.Tensor, weight: PackedWeight | torch.Tensor) -> torch.Tensor:
-    return functional.linear(x, weight if isinstance(weight, torch.Tensor) else weight.dense(x.dtype))
+    return functional.linear(x, weight) if isinstance(weight, torch.Tensor) else packed_linear(x, weight)
+
+
+def fused_experts(
+    experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """What `by_expert` does, by the kernels for GPUs; what they do not read or compute goes to `by_expert`.
+
+    Raises:
+        UnsupportedError: a dtype of `hidden_states` that the kernels do not take.
+        EnvironmentFault: a GPU that is too old, or no Triton.
+    """
+    weights = [projection(experts, "gate_up"), projection(experts, "down")]
+    packed = [Packed(w.words, w.scale) for w in weights if isinstance(w, PackedWeight) and _is_taken(w)]
+    if len(packed) < 2 or not isinstance(experts.act_fn, GELUTanh):
+        return by_expert(experts, hidden_states, top_k_index, top_k_weights)
+    ready(hidden_states.device, hidden_states.dtype)
+    from g4convert.kernels import fused  # noqa: PLC0415 - needs Triton
+
+    return fused.moe(hidden_states, top_k_index, top_k_weights, *packed)
+
+
+def _is_taken(w: PackedWeight) -> bool:
+    return takes(w.words, w.scale, w.zero_point, k=w.k, num_bits=w.num_bits)
 
 
 EXPERTS: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "cpu": by_expert
+    "cpu": by_expert,
+    "cuda": fused_experts,
 }
 """What runs the experts, by device type; `by_expert` where a device has no kernel of its own."""
 

@@ -7,7 +7,7 @@
 
 A weight is `scale * (code - zero_point)`, multiplied in the dtype of the activations: one rounding in bf16, none
 in float32 as long as scales are bf16 or fp16. `packed_linear` is the reference for any device: it unpacks rows in
-chunks of 16 MiB and lets torch multiply, so that no more than a chunk of the weight is ever dense. A fused kernel
+chunks of 4 MiB and lets torch multiply, so that no more than a chunk of the weight is ever dense. A fused kernel
 takes its place by an entry in `LINEARS`.
 
 Letters: n out_features, k in_features, b num_bits.
@@ -17,14 +17,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from g4convert.errors import UnsupportedError
+from g4convert.forward.compiled import dequantize
+from g4convert.kernels.packed import Packed, ready, takes
 
-__all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "packed_linear", "unpack"]
+__all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "fused_linear", "packed_linear", "unpack"]
 
-_CHUNK = 16 << 20
+_CHUNK = 4 << 20
 """Bytes of dense weight at a time."""
 
 _TILE = 1 << 18
@@ -60,22 +63,55 @@ class PackedWeight:
         Products are made in float32, where they are exact, and rounded once: what multiplying in `dtype` gives,
         but faster on CPUs without bf16 arithmetic.
         """
-        n, groups = self.scale.shape
+        n = self.scale.shape[0]
         end = n if end is None else min(end, n)
         zeros = None
         if self.zero_point is not None:
-            zeros = unpack(self.zero_point.T.contiguous(), n, self.num_bits).T.float().unsqueeze(-1)
-        scale = self.scale.to(dtype).float().unsqueeze(-1)
-        out = torch.empty(end - begin, groups, self.k // groups, dtype=dtype, device=self.words.device)
+            zeros = unpack(self.zero_point.T.contiguous(), n, self.num_bits).T
+        scale = self.scale[begin:end].to(dtype).float()
+        out = torch.empty(end - begin, self.k, dtype=dtype, device=self.words.device)
+        products = _compiled if self._is_compiled else _products
         step = max(1, _TILE // self.k)
         for first in range(begin, end, step):
-            last = min(first + step, end)
-            values = unpack(self.words[first:last], self.k, self.num_bits).float().view(last - first, groups, -1)
-            if zeros is not None:
-                values -= zeros[first:last]
-            values *= scale[first:last]
-            out[first - begin : last - begin] = values
-        return out.view(end - begin, self.k)
+            rows = slice(first, min(first + step, end))
+            here = slice(first - begin, rows.stop - begin)
+            offsets = None if zeros is None else zeros[rows]
+            products(self.words[rows], scale[here], offsets, self.num_bits, out[here])
+        return out
+
+    @property
+    def _is_compiled(self) -> bool:
+        """Whether the compiled loop can read it: 4 bits on the CPU, whole bytes in each group."""
+        whole = self.words.shape[-1] * 8 == self.k and self.k % (2 * self.scale.shape[-1]) == 0
+        return self.words.device.type == "cpu" and self.num_bits == 4 and whole
+
+
+def _products(
+    words: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor | None, num_bits: int, out: torch.Tensor
+) -> None:
+    """Fill `out` [n, k] from words, float32 scales [n, groups] and int8 zero points [n, groups], on any device."""
+    n, k = out.shape
+    values = unpack(words, k, num_bits).float().view(*scale.shape, -1)
+    if zeros is not None:
+        values -= zeros.float().unsqueeze(-1)
+    values *= scale.unsqueeze(-1)
+    out[:] = values.view(n, k)
+
+
+def _compiled(
+    words: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor | None, _num_bits: int, out: torch.Tensor
+) -> None:
+    """What `_products` does, with 4 bits on the CPU."""
+    values = out if out.dtype is torch.float32 else torch.empty(out.shape)
+    none = np.zeros((0, 0), np.int8)
+    dequantize(
+        words.contiguous().numpy().view(np.uint8),
+        scale.contiguous().numpy(),
+        none if zeros is None else zeros.contiguous().numpy(),
+        values.numpy(),
+    )
+    if values is not out:
+        out[:] = values
 
 
 def unpack(words: torch.Tensor, k: int, num_bits: int) -> torch.Tensor:
@@ -96,7 +132,7 @@ def unpack(words: torch.Tensor, k: int, num_bits: int) -> torch.Tensor:
         raise UnsupportedError(f"{num_bits}-bit weights: only 4 and 8 bits are read here")
     if sys.byteorder != "little":
         raise UnsupportedError("a machine that stores the high byte first: packed weights cannot be read here")
-    stored = words.contiguous().view(torch.uint8)
+    stored = words.flatten().view(torch.uint8).view(len(words), -1)  # a last dimension of 1 may have any stride
     if num_bits == 8:
         return (stored ^ 0x80).view(torch.int8)[:, :k]
     nibbles = torch.stack((stored & 0xF, stored >> 4), dim=-1).flatten(-2)
@@ -173,5 +209,23 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
     return out if bias is None else out + bias.to(out.dtype)
 
 
-LINEARS: dict[str, Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], torch.Tensor]] = {"cpu": packed_linear}
+def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """What `packed_linear` does, by the kernel for GPUs; a weight that it does not read goes to `packed_linear`.
+
+    Raises:
+        UnsupportedError: a dtype of `x` that the kernel does not take.
+        EnvironmentFault: a GPU that is too old, or no Triton.
+    """
+    if not takes(weight.words, weight.scale, weight.zero_point, k=weight.k, num_bits=weight.num_bits):
+        return packed_linear(x, weight, bias)
+    ready(x.device, x.dtype)
+    from g4convert.kernels import fused  # noqa: PLC0415 - needs Triton
+
+    return fused.linear(x, Packed(weight.words, weight.scale), bias)
+
+
+LINEARS: dict[str, Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], torch.Tensor]] = {
+    "cpu": packed_linear,
+    "cuda": fused_linear,
+}
 """What multiplies, by device type; `packed_linear` where a device has no kernel of its own."""

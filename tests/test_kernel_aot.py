@@ -1,0 +1,126 @@
+"""The kernels compiled for GPUs that are not here: that they compile, and what their machine code shows.
+
+The default run compiles each tile once, for the architecture where it is the narrowest fit, and every form of a weight
+for one. `G4CONVERT_AOT=all` compiles the whole table, as is done for a new Triton.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("triton")
+
+from g4convert.kernels import aot
+from g4convert.kernels.aot import Machine, Variant
+from g4convert.kernels.tiles import ARCHITECTURES, Kind, Tile, shipped_tiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FEW_ROWS = 32
+"""Up to so many rows of an expert memory is the limit, and a loop has its budget; above, it is the products."""
+
+BUDGET = {16: 3.5, 32: 3.5, 64: 4.3}
+"""Instructions a weight, by block_m."""
+
+SMALL, WIDE = Tile(16, 32, 256, 2, 3), Tile(16, 32, 64, 4, 2)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiles anew, and leaves nothing in the home directory."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def check(machine: Machine, variant: Variant, architecture: int) -> None:
+    """Hold one kernel to the limits of its architecture."""
+    tile = variant.tile
+    assert machine.spills == 0
+    assert machine.shared <= aot.SHARED_BYTES[architecture]
+    assert machine.tensor_cores, "there is no product: Triton 3.6 for sm_100 makes an empty kernel of some tiles"
+    threads = 32 * tile.num_warps
+    words = tile.block_n * tile.block_k // 2 * (2 if variant.gated else 1)  # bytes of a step
+    assert machine.wide_copies >= words / (16 * threads), "weights are not copied 16 bytes at a time"
+    assert machine.per_weight <= BUDGET[tile.block_m]
+
+
+PAIRS = [(architecture, variant) for architecture in ARCHITECTURES for variant in aot.variants(architecture)]
+CHOSEN = {(80, "down", 16), (89, "gate_up", 64), (90, "gate_up", 16), (90, "down", 32), (90, "down", 64)} | {
+    (100, "gate_up", 32),
+    (120, "linear", 16),
+    (120, "down", 16),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "variant"),
+    [
+        (architecture, variant)
+        for architecture, variant in PAIRS
+        if os.environ.get("G4CONVERT_AOT") == "all" or (architecture, variant.kind, variant.tile.block_m) in CHOSEN
+    ],
+    ids=str,
+)
+def test_tiles_that_ship_keep_to_the_budget(architecture: int, variant: Variant) -> None:
+    check(aot.compile_variant(variant, architecture), variant, architecture)
+
+
+def test_the_default_run_has_every_architecture_and_product() -> None:
+    named = [key for key in CHOSEN if key not in {(a, v.kind, v.tile.block_m) for a, v in PAIRS}]
+    assert not named
+    assert {key[0] for key in CHOSEN} == set(ARCHITECTURES)
+    assert {key[1] for key in CHOSEN} == {"gate_up", "down", "linear"}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant("gate_up", SMALL, "fp16"),
+        Variant("down", SMALL, "bf16", group=64),
+        Variant("linear", SMALL, "bf16", group=128),
+        Variant("down", SMALL, "bf16", group=0),
+        Variant("linear", SMALL, "bf16", k=2112),
+    ],
+    ids=str,
+)
+def test_other_weights_keep_to_it_too(variant: Variant) -> None:
+    check(aot.compile_variant(variant, 80), variant, 80)
+
+
+@pytest.mark.parametrize("kind", ["gate_up", "down"])
+def test_float32_compiles_without_spills(kind: Kind) -> None:
+    assert shipped_tiles("fp32")[0][1] == WIDE
+    machine = aot.compile_variant(Variant(kind, WIDE, "fp32"), 80)
+    assert machine.spills == 0
+    assert machine.loop["FFMA"] > 0
+
+
+@pytest.mark.parametrize("architecture", [80, 120])
+def test_routing_compiles_without_spills(architecture: int) -> None:
+    for machine in aot.compile_helpers(architecture).values():
+        assert machine.spills == 0
+        assert 0 < machine.registers < 128
+
+
+def test_the_gate_sees_spills() -> None:
+    """A tile too wide for the registers of its warps."""
+    machine = aot.compile_variant(Variant("gate_up", Tile(64, 64, 128, 2, 3)), 100)
+    assert machine.spills > 0
+
+
+def test_the_gate_sees_work_done_twice() -> None:
+    """Four warps on 32 rows: two of them make the weights that the other two make."""
+    variant = Variant("gate_up", Tile(16, 32, 256, 4, 4))
+    with pytest.raises(AssertionError):
+        check(aot.compile_variant(variant, 90), variant, 90)
+
+
+def test_the_command_prints_a_line_for_each_tile() -> None:
+    code = "from g4convert.kernels import aot; aot.variants = lambda a: []; aot.main(['--architectures', '90'])"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.startswith("Triton 3")
