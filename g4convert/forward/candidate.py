@@ -7,7 +7,10 @@ A candidate shows its residual stream after each decoder layer, which experts it
 embedders hand to the decoder, under the same names whatever it is; an engine that cannot leaves those empty.
 Everything is float32 and on the CPU, tokens of a batch one after the other, padding included.
 
-Letters: t tokens of all sequences, V vocabulary, h hidden size, k experts of a token, e experts.
+A probe says which rows of the logits count; the head works on those alone. At 1 MiB of logits a token of the released
+vocabulary, that is most of the memory and much of the time.
+
+Letters: t tokens of all sequences, n of them that count, V vocabulary, h hidden size, k experts of a token, e experts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from g4convert.forward.devices import device_of, moved
 from g4convert.forward.media import videos_encoded
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import run_together
@@ -35,8 +39,8 @@ class Outputs:
     """What one probe gave.
 
     Args:
-        logits: [t, V], float32, after the softcap.
-        raw_logits: [t, V], float32, before it; None where they were not seen.
+        logits: [n, V], float32, after the softcap, of the rows that the probe counts; of all t where it does not say.
+        raw_logits: the same before it; None where they were not seen.
         layers: by `layers.N`, the residual after that layer, [t, h].
         embedders: by `vision_tower`, `embed_vision`, `audio_tower`, `embed_audio`: what it gave, [rows, width]; of
             several calls (an image and a video) one below the other.
@@ -58,6 +62,11 @@ class ProbeLike(Protocol):
     @property
     def arguments(self) -> Mapping[str, Any]:
         """What the model's forward is called with."""
+        ...
+
+    @property
+    def scored(self) -> torch.Tensor | None:
+        """int64 [n]: the rows of [t, V] whose logits count, in order; None for all."""
         ...
 
 
@@ -86,15 +95,15 @@ class ModelCandidate:
     def run(self, probe: ProbeLike) -> Outputs:
         """Run one probe; of several, `run_all` reads a streamed model's weights once."""
         seen = _Seen()
-        with torch.no_grad(), _watching(self.model, seen, inside=self.inside):
-            arguments = probe.arguments
+        with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside):
+            arguments = moved(probe.arguments, device_of(self.model))
             if isinstance(self.model, torch.nn.Module):
                 arguments = videos_encoded(self.model, arguments)
             result = self.model(**{"use_cache": False, **arguments})
         logits = result if isinstance(result, torch.Tensor) else result[self.output]
         return Outputs(
-            logits=_rows(logits),
-            raw_logits=seen.raw_logits,
+            logits=_counted(_rows(logits), probe.scored),
+            raw_logits=None if seen.raw_logits is None else _counted(seen.raw_logits, probe.scored),
             layers=seen.layers,
             embedders={name: torch.cat(parts) for name, parts in seen.embedders.items()},
             routers=seen.routers,
@@ -156,17 +165,33 @@ _current: ContextVar[_Seen | None] = ContextVar("g4_seen", default=None)
 """Whose forward this is: of a streamed model several run in turns, and hooks see them all."""
 
 
+def _counted(rows: torch.Tensor, scored: torch.Tensor | None) -> torch.Tensor:
+    """The rows that count, of all of them or where the head was given no others."""
+    return rows if scored is None or len(rows) == len(scored) else rows[scored]
+
+
 @contextmanager
-def _watching(model: Model, seen: _Seen, *, inside: bool) -> Iterator[None]:
+def _watching(model: Model, seen: _Seen, scored: torch.Tensor | None, *, inside: bool) -> Iterator[None]:
     """Hooks on the parts of a model, as long as one forward runs."""
     with ExitStack() as stack:
         token = _current.set(seen)
         stack.callback(_current.reset, token)
         if isinstance(model, torch.nn.Module):
+            if scored is not None and (head := _head(model)) is not None:
+                handle = head.register_forward_pre_hook(partial(_select, seen, scored), prepend=True)
+                stack.callback(handle.remove)
             for module, see in _places(model, seen, inside=inside):
                 handle = module.register_forward_hook(partial(_show, seen, see))
                 stack.callback(handle.remove)
         yield
+
+
+def _select(seen: _Seen, scored: torch.Tensor, _: torch.nn.Module, states: tuple[torch.Tensor]) -> torch.Tensor | None:
+    """Let the head see the rows that count only: [b, t, h] -> [1, n, h]."""
+    if _current.get() is not seen:
+        return None
+    (every,) = states
+    return every.flatten(0, -2)[scored.to(every.device)][None]
 
 
 def _show(seen: _Seen, see: Callable[[Any], None], _: torch.nn.Module, __: object, output: object) -> None:
@@ -177,7 +202,7 @@ def _show(seen: _Seen, see: Callable[[Any], None], _: torch.nn.Module, __: objec
 def _places(model: Model, seen: _Seen, *, inside: bool) -> Iterator[tuple[torch.nn.Module, Callable[[Any], None]]]:
     if not inside:
         return
-    if (head := model.get_output_embeddings()) is not None:
+    if (head := _head(model)) is not None:
         yield head, seen.head
     for number, layer in enumerate(model.get_decoder().layers):
         name = f"layers.{number}"
@@ -187,6 +212,11 @@ def _places(model: Model, seen: _Seen, *, inside: bool) -> Iterator[tuple[torch.
     for name in _EMBEDDERS:
         if (module := getattr(model.base_model, name, None)) is not None:
             yield module, partial(seen.embedder, name)
+
+
+def _head(model: Model) -> torch.nn.Module | None:
+    head: torch.nn.Module | None = model.get_output_embeddings()
+    return head
 
 
 def _tensor(output: Any) -> torch.Tensor:  # noqa: ANN401

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.forward.devices import CPU
 from g4convert.forward.models import Model
 from g4convert.forward.pieces import TORCH_DTYPES, Piece, Rows, TensorFiles
 
@@ -20,21 +21,23 @@ class Filling:
         checkpoint: the opened directory.
         pieces: by name in the model's `state_dict()`, all of them, a tied head apart.
         places: of each, what it looks like: a tensor on meta, whose dtype it is cast to.
+        device: where it goes.
     """
 
     checkpoint: Checkpoint
     pieces: Mapping[str, Piece]
     places: Mapping[str, torch.Tensor]
+    device: torch.device = CPU
 
     def fill(self, model: Model, names: Iterable[str]) -> None:
         """Read some tensors and put them in their places."""
         files = TensorFiles(self.checkpoint)
         for name in names:
-            put(model, name, self.pieces[name].read(files, self.places[name].dtype))
+            put(model, name, self.pieces[name].read(files, self.places[name].dtype).to(self.device))
 
-    def cast(self, name: str) -> torch.Tensor:
-        """One tensor, in the dtype of its place."""
-        return self.pieces[name].read(TensorFiles(self.checkpoint), self.places[name].dtype)
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in the dtype of its place and on the device."""
+        return self.pieces[name].read(TensorFiles(self.checkpoint), self.places[name].dtype).to(self.device)
 
     def stored(self, name: str) -> torch.Tensor:
         """One tensor that is mapped or stored as one, as the file has it."""
@@ -46,9 +49,10 @@ class Filling:
         for name in names:
             put(model, name, self.places[name])
 
-    def needs_cast(self, name: str) -> bool:
-        """Whether a tensor is stored as one, in another dtype; what is not cast is the mapped file itself."""
-        return self._stored_dtype(name) not in {None, self.places[name].dtype}
+    def is_copied(self, name: str) -> bool:
+        """Whether a tensor is stored as one and cast or moved; what is neither is the mapped file itself."""
+        stored = self._stored_dtype(name)
+        return stored is not None and (stored is not self.places[name].dtype or self.device.type != "cpu")
 
     def _stored_dtype(self, name: str) -> torch.dtype | None:
         piece = self.pieces[name]

@@ -22,6 +22,7 @@ import transformers
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.errors import EnvironmentFault, GateError, UsageError
+from g4convert.forward.devices import CPU, is_roomy, place
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model, model_class, quiet_transformers
@@ -35,7 +36,7 @@ from g4convert.forward.pieces import (
     TensorFiles,
     pieces_of,
 )
-from g4convert.forward.streaming import Stream, is_roomy
+from g4convert.forward.streaming import Stream
 from g4convert.gemma4 import Architecture, ExtraKind, droppable
 from g4convert.inspection.stored_scheme import PackedModule
 from g4convert.verify.contents import Contents
@@ -50,7 +51,12 @@ _HEAD = "lm_head.weight"
 
 
 def load(
-    directory: str | os.PathLike[str], *, dtype: DTypeName = "float32", packed: bool = True, memory: Memory = "resident"
+    directory: str | os.PathLike[str],
+    *,
+    dtype: DTypeName = "float32",
+    packed: bool = True,
+    memory: Memory = "resident",
+    device: torch.device = CPU,
 ) -> Model:
     """Load a checkpoint, plain or packed, in any dialect that a conversion reads.
 
@@ -61,6 +67,7 @@ def load(
             `g4_w4a16`; False dequantizes them, in `dtype`. Without effect on plain weights.
         memory: `resident` holds every tensor; `stream` the decoder layers and towers only while they run, one at
             a time; `auto` takes what the free memory allows.
+        device: where it runs; see `devices.torch_device`. The files are read on the CPU, a tensor at a time.
 
     Returns:
         The model, in eval mode; with `memory="stream"` see `streaming.run_together`.
@@ -80,13 +87,13 @@ def load(
     sources = pieces_of(checkpoint, contents, problems)
     problems += _wrong_extras(checkpoint, contents)
     _refuse(checkpoint.path, problems)
-    model = _empty_model(checkpoint.path, _DTYPES[dtype])
+    model = _empty_model(checkpoint.path, _DTYPES[dtype], device)
     pieces = _place(model, sources, packed=packed)
     tied = {_HEAD} if architecture.tied_embeddings else set()
     places = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     _refuse(checkpoint.path, _misfits(pieces, places))
-    filling = Filling(checkpoint, pieces, places)
-    if memory == "stream" or (memory == "auto" and not is_roomy(filling.nbytes)):
+    filling = Filling(checkpoint, pieces, places, device)
+    if memory == "stream" or (memory == "auto" and not is_roomy(filling.nbytes, device)):
         Stream.attach(model, filling, tied=bool(tied))
     else:
         filling.fill(model, pieces)
@@ -136,8 +143,8 @@ def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) ->
     return torch.equal(files[embedding.name], head)
 
 
-def _empty_model(path: Path, dtype: torch.dtype) -> Model:
-    """The model on meta; only buffers that no checkpoint stores have memory and values."""
+def _empty_model(path: Path, dtype: torch.dtype, device: torch.device) -> Model:
+    """The model on meta; only buffers that no checkpoint stores have memory and values, those of the CPU."""
     with quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         if hasattr(config, "quantization_config"):
@@ -153,8 +160,11 @@ def _empty_model(path: Path, dtype: torch.dtype) -> Model:
         for name, buffer in list(model.named_non_persistent_buffers()):
             put(model, name, torch.empty_like(buffer, device="cpu"))
         model.initialize_weights()  # of what is on meta, nothing
+        for name, buffer in list(model.named_non_persistent_buffers()):
+            put(model, name, buffer.to(device))
         if (path / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+    place(model, device)
     return model
 
 

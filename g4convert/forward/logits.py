@@ -31,6 +31,8 @@ class Prompt:
     kind: str
     arguments: Mapping[str, Any]
     output: str = "logits"
+    scored: None = None
+    """Every row is looked at."""
 
 
 def prompts(model: Model, *, seed: int = 0) -> tuple[Prompt, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from g4convert.forward.devices import device_of, moved
 from g4convert.forward.models import Config, Model, quiet_transformers
 
 __all__ = [
@@ -176,10 +177,9 @@ def _waves(notes: torch.Tensor, samples: int) -> torch.Tensor:
 
 def call(model: Model, arguments: Mapping[str, Any], *, use_cache: bool) -> Any:  # noqa: ANN401 -- a ModelOutput
     """One forward without gradients, on the model's device; see `videos_encoded`."""
-    device = next(model.parameters()).device
-    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+    given = moved(arguments, device_of(model))
     with torch.no_grad(), quiet_transformers():  # packed modules are unpacked in the first forward
-        return model(**videos_encoded(model, moved), use_cache=use_cache)
+        return model(**videos_encoded(model, given), use_cache=use_cache)
 
 
 def videos_encoded(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,13 +189,13 @@ def videos_encoded(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]
     hand it on until 5.23 and so always raises (5.22.2); videos are encoded here, by the model's own method, in all of
     them. Older ones (5.17) want a dimension of videos instead.
     """
-    moved = dict(arguments)
-    if "pixel_values_videos" not in moved:
-        return moved
+    rest = dict(arguments)
+    if "pixel_values_videos" not in rest:
+        return rest
     pixels, positions, frames = (
-        moved.pop(key) for key in ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
+        rest.pop(key) for key in ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
     )
     encode = model.model.get_video_features
     if "num_frames_per_video" in signature(encode).parameters:
-        return {**moved, "mm_encoder_outputs": {"video": encode(pixels, positions, frames)}}
-    return {**moved, "pixel_values_videos": pixels[None], "video_position_ids": positions[None]}
+        return {**rest, "mm_encoder_outputs": {"video": encode(pixels, positions, frames)}}
+    return {**rest, "pixel_values_videos": pixels[None], "video_position_ids": positions[None]}

@@ -19,9 +19,9 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from safetensors import safe_open
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.engines import CONTRACTS
 from g4convert.gemma4 import FusedExperts, Role
 from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, stored_scheme, unreadable
-from g4convert.quant_config import spellings
 from g4convert.tensors import DType, TensorInfo
 from g4convert.verify.contents import Contents, Form
 
@@ -195,7 +195,7 @@ def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[str]) -
 
 
 def _in_model(contents: Contents, name: str) -> str:
-    return spellings(name, contents.architecture)["transformers"] if contents.architecture.is_unified else name
+    return CONTRACTS["transformers"].speller(contents.architecture)(name) if contents.architecture.is_unified else name
 
 
 def _experts(contents: Contents, experts: FusedExperts) -> tuple[Form, ...]:

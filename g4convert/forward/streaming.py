@@ -6,8 +6,8 @@ transformers'. Hooks do the rest:
     decoder layer, tower, head    before its forward: read from the files; after it: back to meta
     embedding tables              before: the rows that are asked for, as a small table; after: the mapped file
 
-What needs no cast (tables and head of a bf16 model on bf16 files) stays mapped and is left alone. A streamed model
-gives the same bits as a resident one, since the same modules multiply the same numbers.
+What is not copied (tables and head of a bf16 model on bf16 files, on the CPU) stays mapped and is left alone. A
+streamed model gives the same bits as a resident one, since the same modules multiply the same numbers.
 
 `run_together` runs many forwards with one pass over the weights. Each runs in a thread of its own, one thread at a
 time: before a part, a thread waits until all others are at a part, too; then the earliest part is loaded, once, and
@@ -15,13 +15,10 @@ all that wait for it go on. It works for any calls that use the model, such as p
 """
 
 import contextvars
-import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -29,7 +26,7 @@ import torch
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model
 
-__all__ = ["Stream", "is_roomy", "run_together", "stream_of"]
+__all__ = ["Stream", "run_together", "stream_of"]
 
 T = TypeVar("T")
 
@@ -37,8 +34,6 @@ _ATTRIBUTE = "g4_stream"
 _TOWERS = ("model.vision_tower", "model.audio_tower")
 _HEAD, _HEAD_WEIGHT = "lm_head", "lm_head.weight"
 _TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")
-_ROOM = 0.6
-"""Share of the free memory that a resident model may take; activations and logits need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +122,7 @@ class Stream:
         self._live = part
         self.loads[part.name] += 1
         if _HEAD_WEIGHT in part.tensors and part.tensors[_HEAD_WEIGHT] != _HEAD_WEIGHT:
-            put(self._model, _HEAD_WEIGHT, self._filling.cast(part.tensors[_HEAD_WEIGHT]))
+            put(self._model, _HEAD_WEIGHT, self._filling.read(part.tensors[_HEAD_WEIGHT]))
         else:
             self._filling.fill(self._model, part.tensors)
 
@@ -136,7 +131,7 @@ class Stream:
         return torch.empty_like(self._model.get_parameter(name), device="meta") if place is None else place
 
     def _gather(self, name: str) -> None:
-        """Let an embedding look its rows up in the mapped file, and cast only those."""
+        """Let an embedding look its rows up in the mapped file, and cast and move only those."""
         table = self._filling.stored(name)
         dtype = self._filling.places[name].dtype
         put(self._model, name, table)
@@ -144,7 +139,7 @@ class Stream:
         def before(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             ids, *rest = args
             rows, inverse = torch.unique(ids, return_inverse=True)
-            put(self._model, name, table[rows].to(dtype))
+            put(self._model, name, table[rows.cpu()].to(self._filling.device, dtype))
             return (inverse, *rest)
 
         def after(*_: object) -> None:
@@ -167,9 +162,13 @@ def _is_assistant(model: Model) -> bool:
 
 
 def _tables(model: Model, filling: Filling) -> list[str]:
-    """Embedding tables that would have to be cast as a whole."""
-    tables = () if _is_assistant(model) else _TABLES
-    return [name for name in filling.pieces if name.endswith(tables) and filling.needs_cast(name)]
+    """Embedding tables that would have to be copied as a whole.
+
+    On a GPU only the per-layer one, which is larger than all else: a row of the other is read by transformers' own
+    forward (that of padding, in place of soft tokens), so it has to be there.
+    """
+    tables = () if _is_assistant(model) else _TABLES if filling.device.type == "cpu" else _TABLES[1:]
+    return [name for name in filling.pieces if name.endswith(tables) and filling.is_copied(name)]
 
 
 def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool) -> list[_Part]:
@@ -183,7 +182,7 @@ def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool)
     if tied and embedding:
         names.append(_HEAD)
         owners.append({_HEAD_WEIGHT: embedding})
-    elif not _is_assistant(model) and _HEAD_WEIGHT in filling.pieces and filling.needs_cast(_HEAD_WEIGHT):
+    elif not _is_assistant(model) and _HEAD_WEIGHT in filling.pieces and filling.is_copied(_HEAD_WEIGHT):
         names.append(_HEAD)
         owners.append({_HEAD_WEIGHT: _HEAD_WEIGHT})
     return [_Part(name, order, tensors) for order, (name, tensors) in enumerate(zip(names, owners, strict=True))]
@@ -278,20 +277,3 @@ def run_together(model: Model, calls: Sequence[Callable[[], T]]) -> list[T]:
             worker.abandon()
         stream.free()
     return [result for worker in workers for result in worker.result]
-
-
-def is_roomy(nbytes: int) -> bool:
-    """Whether so many bytes fit well into the memory that is free."""
-    return nbytes <= _ROOM * min(_free_memory())
-
-
-def _free_memory() -> Iterator[int]:
-    """What the machine can give, and what a container lets us have."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, StopIteration, ValueError):  # counts what the kernel holds of files as free, which it is
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    yield available
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())

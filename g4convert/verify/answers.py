@@ -12,14 +12,18 @@ from typing import Any
 import torch
 
 from g4convert.errors import GateError
+from g4convert.forward.greedy import ends
 from g4convert.forward.media import call
 from g4convert.forward.models import Model
+from g4convert.verify.conversations import placeholders
 from g4convert.verify.probes import Probe, left_padded
 
 __all__ = ["decode_equals_prefill", "with_answers"]
 
 _SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
+_LAST = {"logits_to_keep": 1}
+"""Of a question only the logits after it are needed: 1 MiB instead of one for each of its tokens."""
 
 
 def with_answers(
@@ -72,8 +76,12 @@ def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
 
 
 def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy tokens int64 [b, new], and bool [b, new]: up to a row's end-of-turn token and with it."""
-    ends = torch.tensor(_ends(model))
+    """Greedy tokens int64 [b, new], and bool [b, new]: up to a row's end-of-turn token and with it.
+
+    Placeholders of pictures, sounds and videos are never taken: with one in its answer, a probe could not be run again.
+    """
+    barred = torch.tensor(placeholders(model.config), dtype=torch.int64)
+    last = torch.tensor(ends(model))
     going = torch.ones(len(prompt.response), dtype=torch.bool)
     decoder = _Decoder(model, prompt.arguments)
     new: list[torch.Tensor] = []
@@ -83,9 +91,9 @@ def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.T
             decoder.step(new[-1][:, None])
         if not bool(decoder.logits.isfinite().all()):
             raise GateError(f"{prompt.name}: the reference's logits are not finite, so it gives no answer")
-        new.append(decoder.logits.argmax(-1))
+        new.append(decoder.logits.index_fill(-1, barred, -torch.inf).argmax(-1))
         counted.append(going)
-        going = going & ~torch.isin(new[-1], ends)
+        going = going & ~torch.isin(new[-1], last)
     return torch.stack(new, dim=1), torch.stack(counted, dim=1)
 
 
@@ -122,15 +130,6 @@ def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Prob
     return Probe.of(prompt.name, prompt.bucket, arguments, torch.cat([torch.zeros_like(prompt.response), counted], 1))
 
 
-def _ends(model: Model) -> list[int]:
-    """Ids that end an answer."""
-    for owner in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
-        found = getattr(owner, "eos_token_id", None)
-        if found is not None:
-            return [found] if isinstance(found, int) else list(found)
-    return []
-
-
 class _Decoder:
     """A prefill, then tokens one by one, with the KV cache; `logits` are those of the last token, [b, vocabulary]."""
 
@@ -138,7 +137,7 @@ class _Decoder:
         self._model = model
         self._mask = arguments.get("attention_mask")
         self._place = arguments["position_ids"][:, -1:] if self._mask is not None else None
-        output = call(model, arguments, use_cache=True)
+        output = call(model, {**arguments, **_LAST}, use_cache=True)
         self._cache = output.past_key_values
         self.logits: torch.Tensor = output.logits[:, -1].float().cpu()
 
@@ -149,7 +148,7 @@ class _Decoder:
             self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
             self._place = self._place + 1
             arguments |= {"attention_mask": self._mask, "position_ids": self._place}
-        self.logits = call(self._model, arguments, use_cache=True).logits[:, -1].float().cpu()
+        self.logits = call(self._model, {**arguments, **_LAST}, use_cache=True).logits[:, -1].float().cpu()
         return self.logits
 
 
@@ -168,9 +167,10 @@ def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> floa
     ids: torch.Tensor = probe.arguments["input_ids"]
     start = int(probe.response.any(dim=0).nonzero()[0]) + 1
     stop = min(start + steps, ids.shape[1])
-    whole = call(model, probe.arguments, use_cache=False).logits.float().cpu()
+    kept = ids.shape[1] - start + 1
+    whole = call(model, {**probe.arguments, "logits_to_keep": kept}, use_cache=False).logits.float().cpu()
     decoder = _Decoder(model, _shortened(probe, start).arguments)
     found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(start, stop))]
-    expected = whole[:, start - 1 : stop]
+    expected = whole[:, : stop - start + 1]
     difference = (torch.stack(found, dim=1) - expected).abs().max()
     return float(difference / expected.abs().max())

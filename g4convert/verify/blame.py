@@ -187,7 +187,7 @@ class _Measure:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
-        self._logits = [reference.run(probe).logits[probe.scored] for probe in probes]
+        self._logits = [reference.run(probe).logits for probe in probes]
         self.roots = frozenset(roots(candidate.model))
 
     def kl(self, change: AbstractContextManager[None]) -> float:
@@ -200,7 +200,7 @@ class _Measure:
         return total / tokens
 
     def _sum(self, probe: Rows, expected: torch.Tensor) -> float:
-        found = self._candidate.run(probe).logits[probe.scored]
+        found = self._candidate.run(probe).logits
         return float(score(expected, found, probe.targets).kl.sum())
 
     def swapped(self, error: ModuleError, kl: float) -> Blamed:

@@ -22,7 +22,16 @@ from transformers import AutoTokenizer
 from g4convert.errors import InputError, UsageError
 from g4convert.forward.models import Config, quiet_transformers
 
-__all__ = ["BUCKETS", "Conversation", "Frame", "bundled", "frame_of", "long_conversations", "read_prompts"]
+__all__ = [
+    "BUCKETS",
+    "Conversation",
+    "Frame",
+    "bundled",
+    "frame_of",
+    "long_conversations",
+    "placeholders",
+    "read_prompts",
+]
 
 BUCKETS = ("prose", "code", "tools", "non_latin")
 """Of the bundled conversations."""
@@ -49,6 +58,11 @@ class Frame(Protocol):
     @property
     def chat(self) -> bool:
         """Whether the model is asked in a chat frame: it is instruction-tuned."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401 -- transformers has no types
+        """That of transformers; None where the checkpoint has none."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -190,10 +204,18 @@ def frame_of(directory: Path, config: Config) -> Frame:
 
 def _special_ids(config: Config) -> frozenset[int]:
     """Ids with a meaning of their own: media placeholders, padding, and the like."""
-    text = config.get_text_config()
     kinds = ("pad", "bos", "eos", "image", "audio", "video", "boi", "eoi", "boa")
-    keys = ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds))
-    named = [getattr(owner, key, None) for owner in (config, text) for key in keys]
+    return _named(config, ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds)))
+
+
+def placeholders(config: Config) -> list[int]:
+    """Ids that stand for a soft token of a picture, a sound or a video."""
+    return sorted(_named(config, [f"{kind}_token_id" for kind in ("image", "audio", "video")]))
+
+
+def _named(config: Config, keys: Iterable[str]) -> frozenset[int]:
+    """The ids that a config has under some keys."""
+    named = [getattr(owner, key, None) for key in keys for owner in (config, config.get_text_config())]
     return frozenset(
         id_ for entry in named for id_ in (entry if isinstance(entry, list) else [entry]) if id_ is not None
     )
@@ -243,6 +265,7 @@ class _Hashed:
 
     config: Config
     chat: bool = False
+    tokenizer: None = None
 
     def encode(self, text: str) -> list[int]:
         generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))

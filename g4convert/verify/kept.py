@@ -176,13 +176,12 @@ class Kept:
             top: how many tokens of each distribution to keep; 0 keeps the logits.
             shelf: where to put logits; memory by default.
         """
-        rows, shelf = probe.scored, shelf or Shelf()
-        after = outputs.logits[rows]
+        shelf = shelf or Shelf()
         states = States.of(probe, outputs, projection)
         if top:
-            return cls(top_logits(after, probe.targets, top), states)
-        before = None if outputs.raw_logits is None else shelf(outputs.raw_logits[rows])
-        return cls(FullLogits(shelf(after), before), states)
+            return cls(top_logits(outputs.logits, probe.targets, top), states)
+        before = None if outputs.raw_logits is None else shelf(outputs.raw_logits)
+        return cls(FullLogits(shelf(outputs.logits), before), states)
 
 
 def run_each(candidate: Candidate, probes: Sequence[P], keep: Callable[[P, Outputs], T]) -> list[T]:

@@ -148,17 +148,28 @@ class Comparison:
             outputs: the candidate's.
         """
         if len(probe.scored):
-            self._lower_bound = self._lower_bound or isinstance(reference.logits, TopLogits)
-            self._scores.append(_scores(probe, reference, outputs))
-            self._sequences.append(probe.sequences + self._next_sequence)
-            self._next_sequence += int(probe.sequences.max()) + 1
-            self._kinds.append((probe.bucket, probe.name))
+            scores = _scores(probe, reference, outputs)
+            self.add_scores(probe, scores, lower_bound=isinstance(reference.logits, TopLogits))
         expected, found = reference.states, States.of(probe, outputs, self._projection)
         add_states(self._layers, expected.layers, found.layers)
         add_states(self._embedders, expected.embedders, found.embedders)
         for name, chosen in expected.routers.items():
             if name in found.routers:
                 self._routers.setdefault(name, RouterSums(self._experts)).add(chosen, found.routers[name])
+
+    def add_scores(self, probe: Rows, scores: TokenScores, *, lower_bound: bool) -> None:
+        """Take in the scores of one probe's rows; of an engine there is nothing else.
+
+        Args:
+            probe: says which sequences they belong to.
+            scores: of the rows that count.
+            lower_bound: whether their KL is one.
+        """
+        self._lower_bound = self._lower_bound or lower_bound
+        self._scores.append(scores)
+        self._sequences.append(probe.sequences + self._next_sequence)
+        self._next_sequence += int(probe.sequences.max()) + 1
+        self._kinds.append((probe.bucket, probe.name))
 
     def metrics(self) -> Metrics:
         """What all probes together say."""
@@ -221,14 +232,14 @@ class Comparison:
 
 
 def _scores(probe: Rows, reference: Kept, outputs: Outputs) -> TokenScores:
-    found = outputs.logits[probe.scored]
+    found = outputs.logits
     match reference.logits:
         case TopLogits():
             return score_top(reference.logits, found, probe.targets)
         case FullLogits(after, before):
             raw = None
             if before is not None and outputs.raw_logits is not None:
-                raw = before, outputs.raw_logits[probe.scored]
+                raw = before, outputs.raw_logits
             return score(after, found, probe.targets, raw=raw)
         case _:
             assert_never(reference.logits)

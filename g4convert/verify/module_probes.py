@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional
 
 from g4convert.forward.candidate import ModelCandidate, ProbeLike
+from g4convert.forward.devices import device_of
 from g4convert.forward.models import Model
 from g4convert.report import Finding, Severity
 from g4convert.verify.states import StateSums, decibels
@@ -140,7 +141,7 @@ def check_embedders(reference: Model, candidate: Model, *, limit: float) -> Iter
     others = dict(candidate.named_modules())
     for name, module in reference.named_modules():
         if hasattr(module, "embedding_pre_projection_norm") and name in others:
-            x = _uneven(module.embedding_projection.in_features).to(reference.dtype)
+            x = _uneven(module.embedding_projection.in_features).to(device_of(reference), reference.dtype)
             answers: dict[str, torch.Tensor] = {}
             handle = module.register_forward_hook(partial(_note_answers, answers, x), prepend=True)
             try:
@@ -162,7 +163,7 @@ def check_poolers(candidate: Model, *, limit: float) -> Iterator[Finding]:
     pooler = getattr(getattr(candidate.model, "vision_tower", None), "pooler", None)
     if pooler is None:
         return
-    k = candidate.config.vision_config.pooling_kernel_size
+    k, device = candidate.config.vision_config.pooling_kernel_size, device_of(candidate)
     wrong = []
     for columns, rows, empty in ((4, 2, 0), (2, 5, 0), (3, 2, 3)):
         states, positions = _picture(columns, rows, empty, k, pooler.hidden_size)
@@ -171,9 +172,13 @@ def check_poolers(candidate: Model, *, limit: float) -> Iterator[Finding]:
         words = f"{columns} x {rows} cells{f' and {empty} of padding' if empty else ''}"
         try:
             with torch.no_grad():
-                found, kept = pooler(
-                    hidden_states=states, pixel_position_ids=positions, padding_positions=padding, output_length=length
+                pooled = pooler(
+                    hidden_states=states.to(device),
+                    pixel_position_ids=positions.to(device),
+                    padding_positions=padding.to(device),
+                    output_length=length,
                 )
+                found, kept = (part.cpu() for part in pooled)
         except RuntimeError as error:  # bins beyond the last
             wrong.append(f"{words}: {error}")
             continue

@@ -1,6 +1,6 @@
 """The pipeline of `g4convert verify`: one level after the other, as far as asked and as far as it makes sense.
 
-    static --> weights --> logits
+    static --> weights --> logits --> engine
        |          |           |
        |          |           the strict loader refuses: a finding, and the end
        |          no checkpoint to compare with: nothing to do, and said
@@ -61,7 +61,7 @@ def verify(
     ran = [Level.STATIC]
     metrics: dict[str, Any] = {}
     out = _opened(asked.output)
-    later = [level for level in (Level.WEIGHTS, Level.LOGITS) if depth.includes(level)]
+    later = [level for level in (Level.WEIGHTS, Level.LOGITS, Level.ENGINE) if depth.includes(level)]
     if out is None:
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
         later = []
@@ -84,6 +84,13 @@ def verify(
         findings += judged.findings
         metrics |= judged.metrics
         ran += [Level.LOGITS] if judged.metrics else []
+    if out is not None and Level.ENGINE in later:
+        from g4convert.verify.engine import run_engine  # noqa: PLC0415 -- brings torch and transformers
+
+        served = run_engine(asked, say=say)
+        findings += served.findings
+        metrics |= served.metrics
+        ran += [Level.ENGINE] if served.metrics else []
     named = None if asked.reference is None else str(asked.reference)
     return Report(tuple(findings), tuple(ran), metrics, str(asked.output), named)
 
@@ -94,12 +101,20 @@ _SEE_STATIC: Final = "see the findings of level static"
 def _check(asked: Request) -> None:
     """What can be refused before any work."""
     parity_only = False
-    if asked.depth is Level.LOGITS and asked.profile is not None:
+    if asked.depth.includes(Level.LOGITS):
         from g4convert.verify.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
 
-        parity_only = load(asked.profile).compares == "parity"
+        parity_only = load(asked.judged_by).compares == "parity"
     if asked.depth is not Level.STATIC and asked.reference is None and not parity_only:
         raise UsageError(f"level {asked.depth} needs a reference", hint=_reference_hint(asked.output))
+    if asked.device not in {None, "cpu"}:
+        from g4convert.forward.devices import torch_device  # noqa: PLC0415 -- brings torch
+
+        torch_device(str(asked.device))
+    if asked.engine is not None and _opened(asked.output) is not None:
+        from g4convert.verify.engine import look_for_engine  # noqa: PLC0415 -- brings torch and transformers
+
+        look_for_engine(asked)
     if asked.is_captured and asked.prompts is not None:
         raise UsageError("a stored reference has its own prompts", hint="leave --prompts out, or pass the model")
     if asked.prompts is not None and _opened(asked.source or asked.output) is not None:

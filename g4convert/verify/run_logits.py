@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from g4convert.checkpoint import Checkpoint
-from g4convert.errors import EnvironmentFault, GateError
+from g4convert.errors import GateError
 from g4convert.forward.candidate import Candidate, ModelCandidate
-from g4convert.forward.load import DTypeName, load
+from g4convert.forward.devices import memory_faults, torch_device
+from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.streaming import stream_of
 from g4convert.report import Finding, Severity
@@ -29,7 +30,7 @@ from g4convert.verify.levels import MemoryUse, Request
 from g4convert.verify.metrics import HISTOGRAM_EDGES
 from g4convert.verify.probes import Probe, make_probes
 
-__all__ = ["conversations", "run_logits", "store_reference"]
+__all__ = ["conversations", "run_logits", "store_reference", "threads_for"]
 
 _ANSWER_TOKENS: Final = 32
 """Of an answer, at most."""
@@ -55,11 +56,11 @@ def run_logits(
         InputError: the reference cannot be loaded.
         EnvironmentFault: out of memory.
     """
-    profile = gates.load(asked.profile or "w4a16")
+    profile = gates.load(asked.judged_by)
     costs = profile.compares == "loss"
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
-    with _memory_faults():
+    with memory_faults():
         say("logits: loading the models")
         try:
             dequantized = _load(asked.output, asked, dtype, packed=False)
@@ -69,7 +70,7 @@ def run_logits(
         original = ModelCandidate(_load(asked.source, asked, dtype)) if asked.source and costs else None
         rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
-        with _threads_for(dequantized):
+        with threads_for(dequantized):
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
@@ -78,7 +79,7 @@ def run_logits(
 
 
 @contextmanager
-def _threads_for(model: Model) -> Iterator[None]:
+def threads_for(model: Model) -> Iterator[None]:
     """One thread for a small model: waking a second one costs more than its share of such products is worth."""
     before = torch.get_num_threads()
     if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
@@ -102,7 +103,7 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
         G4Error: as for `run_logits`.
     """
     dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
-    with _memory_faults():
+    with memory_faults():
         say("loading the model")
         model = _load(source, asked, dtype)
         probes, _ = _asked(asked, model, None, say, directory=source)
@@ -124,7 +125,8 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
 
 
 def _load(directory: Path, asked: Request, dtype: DTypeName, *, packed: bool = True) -> Model:
-    return load(directory, dtype=dtype, packed=packed, memory=(asked.memory or MemoryUse.AUTO).value)
+    memory: Memory = (asked.memory or MemoryUse.AUTO).value
+    return load(directory, dtype=dtype, packed=packed, memory=memory, device=torch_device(asked.device or "cpu"))
 
 
 def _asked(
@@ -163,19 +165,3 @@ def _refused(refused: GateError) -> Iterator[Finding]:
         yield Finding("logits.load", Severity.FAIL, name.rstrip(":") or line, found, expected)
     remedy = "see the findings of level static"
     yield Finding("logits.stopped", Severity.INCONCLUSIVE, "level logits", "not run: it does not load", "", remedy)
-
-
-@contextmanager
-def _memory_faults() -> Iterator[None]:
-    """Torch tells of a lack of memory with a RuntimeError."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise EnvironmentFault("out of memory on the device", hint=_LESS) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        raise EnvironmentFault("out of memory", hint=_LESS) from error
-
-
-_LESS: Final = "--memory stream holds one layer at a time"

@@ -16,7 +16,7 @@ from typing import Self
 
 import torch
 
-__all__ = ["TokenScores", "TopLogits", "cosine", "score", "score_top", "top_logits"]
+__all__ = ["TokenScores", "TopLogits", "cosine", "score", "score_top", "tail_kl", "top_logits"]
 
 _ELEMENTS = 1 << 22
 
@@ -141,7 +141,7 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
         q = candidate[rows].double().log_softmax(-1)
         finite = candidate[rows].isfinite().all(-1)
         known_p, known_q = reference.logprobs[rows].double(), q.gather(-1, reference.ids[rows])
-        shared = (known_p.exp() * (known_p - known_q)).sum(-1) + _tail_kl(known_p, known_q)
+        shared = (known_p.exp() * (known_p - known_q)).sum(-1) + tail_kl(known_p, known_q)
         logits = known_p + reference.log_sum_exp[rows].double()[:, None]
         difference = (logits - candidate[rows].double().gather(-1, reference.ids[rows])).abs().amax(-1)
         parts.append(
@@ -166,7 +166,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return 1 - (unit_a - unit_b).square().sum(-1) / 2
 
 
-def _tail_kl(known_p: torch.Tensor, known_q: torch.Tensor) -> torch.Tensor:
+def tail_kl(known_p: torch.Tensor, known_q: torch.Tensor) -> torch.Tensor:
     """What the tokens that are not known add, taken as one; both are log-probabilities [t, k]."""
     floor = 1e-12  # stored log-probabilities are float32: what is left beside them is not known better
     tail_p, tail_q = ((1 - known.exp().sum(-1)).clamp(min=floor) for known in (known_p, known_q))

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import torch
 
+from g4convert.forward.devices import device_of
 from g4convert.forward.models import Model
 from g4convert.verify.states import StateMetrics, StateSums
 
@@ -220,8 +221,7 @@ def like(value: Any, given: Model, model: Model) -> Any:  # noqa: ANN401 -- argu
     """
 
     def change(x: torch.Tensor) -> torch.Tensor:
-        device = x.device if model.device.type == "meta" else model.device  # a streamed model's are not there yet
-        return x.to(device, model.dtype if x.dtype is given.dtype else None)
+        return x.to(device_of(model), model.dtype if x.dtype is given.dtype else None)
 
     return _mapped(value, change)
 

@@ -31,9 +31,7 @@ def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
     Args:
         packed: every packed weight, by name.
     """
-    kinds = {
-        (_NUMBERS.sub("*", name), pair.num_bits, pair.scale.shape): pair for name, pair in packed.items()
-    }
+    kinds = {(_NUMBERS.sub("*", name), pair.num_bits, pair.scale.shape): pair for name, pair in packed.items()}
     wrong: list[Finding] = []
     for pair in kinds.values():
         tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))

@@ -1,0 +1,84 @@
+"""Tiles for one model: its packed products measured on the GPU it is on, and the table kept.
+
+Nothing else measures while a model runs. `kernels.autotune` does the work; what is here knows which products a model
+has. It was never run on a GPU.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from g4convert.errors import UsageError
+from g4convert.forward.devices import device_of
+from g4convert.forward.experts import projection
+from g4convert.forward.models import Model
+from g4convert.forward.modules import PackedWeight, W4A16Linear
+from g4convert.kernels.packed import check_device, takes
+from g4convert.kernels.tiles import VARIABLE, Shape, Tile
+
+__all__ = ["products", "tune"]
+
+
+def products(model: Model) -> list[Shape]:
+    """What the kernels for GPUs compute in a forward of a model, for few and many tokens; each shape once.
+
+    Args:
+        model: from `load`; a streamed one has its shapes, too.
+    """
+    wide = model.config.dtype is torch.float32
+    return [replace(shape, wide=wide) for shape in dict.fromkeys(_shapes(model))]
+
+
+def tune(model: Model, path: Path, *, time: Callable[[Shape, Tile], float] | None = None) -> int:
+    """Measure the products of a model, write the table, and use it in this process.
+
+    Args:
+        model: on a GPU, with packed weights.
+        path: of the table; G4CONVERT_TILES names it to later runs.
+        time: seconds of a product; None measures.
+
+    Returns:
+        How many products were measured.
+
+    Raises:
+        UsageError: the model is on the CPU, or nothing in it is packed.
+        EnvironmentFault: a GPU that is too old, or no Triton.
+    """
+    device = device_of(model)
+    if device.type == "cpu":
+        raise UsageError("--autotune measures kernels of a GPU, and the model is on the CPU", hint="--device cuda")
+    check_device(device)
+    shapes = products(model)
+    if not shapes:
+        raise UsageError("--autotune: the model has no packed weights that the kernels read", hint="leave it out")
+    from g4convert.kernels.autotune import autotune  # noqa: PLC0415 -- needs Triton
+
+    autotune(shapes, path, device=device.index or 0, time=time)
+    os.environ[VARIABLE] = str(path)
+    return len(shapes)
+
+
+def _shapes(model: Model) -> Iterator[Shape]:
+    from g4convert.kernels.autotune import layer_shapes, linear_shapes  # noqa: PLC0415 -- needs Triton
+
+    top_k = getattr(model.config.get_text_config(), "top_k_experts", None)
+    for module in model.modules():
+        if isinstance(module, W4A16Linear) and _is_taken(module.packed):
+            yield from linear_shapes(module.out_features, module.in_features, _group(module.packed))
+        elif hasattr(module, "gate_up_packed") and hasattr(module, "down_packed"):
+            both = projection(module, "gate_up"), projection(module, "down")
+            packed = [weight for weight in both if isinstance(weight, PackedWeight) and _is_taken(weight)]
+            if len(packed) == 2 and top_k:
+                experts, h, _ = packed[1].words.shape
+                yield from layer_shapes(h, packed[1].k, experts, top_k, max(map(_group, packed)))
+
+
+def _is_taken(weight: PackedWeight) -> bool:
+    return takes(weight.words, weight.scale, weight.zero_point, k=weight.k, num_bits=weight.num_bits)
+
+
+def _group(weight: PackedWeight) -> int:
+    return weight.k // weight.scale.shape[-1]

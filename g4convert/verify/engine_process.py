@@ -1,0 +1,155 @@
+"""A program in another interpreter, asked and answered in JSON lines, that never outlives its question.
+
+    this process --questions--> program --replies--> this process        two pipes of their own
+                                   |
+                                   +--stdout, stderr--> a file, whose end is shown when it fails
+
+The program leads a process group, and all of it is killed when an answer takes too long, when the program dies, and
+when this process stops for any reason, Ctrl-C too.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self
+
+from g4convert.errors import EnvironmentFault
+
+__all__ = ["Program"]
+
+_TAIL: Final = 20
+_GRACE: Final = 5.0
+_READ: Final = 1 << 16
+
+
+class Program:
+    """A program that runs; leaving the context ends it and all that it started.
+
+    Args:
+        command: the program; the numbers of its pipes are added as arguments.
+        timeout: seconds that an answer may take.
+        environment: variables in place of this process's.
+    """
+
+    def __init__(self, command: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None) -> None:
+        self._timeout = timeout
+        self._log: BinaryIO = tempfile.TemporaryFile(prefix="g4convert-")  # noqa: SIM115 -- closed by `close`
+        self._rest = b""
+        questions, self._write = os.pipe()
+        self._read, replies = os.pipe()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 -- the user's own interpreter
+                [*command, str(questions), str(replies)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(questions, replies),
+                start_new_session=True,
+                env=None if environment is None else dict(environment),
+            )
+        except OSError as error:
+            for pipe in (self._write, self._read):
+                os.close(pipe)
+            self._log.close()
+            raise EnvironmentFault(f"{command[0]}: {error.strerror}", hint="name an interpreter") from error
+        finally:
+            os.close(questions)
+            os.close(replies)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._kill()
+        self.close()
+
+    def ask(self, **question: Any) -> dict[str, Any]:  # noqa: ANN401 -- JSON
+        """The answer to one question.
+
+        Raises:
+            EnvironmentFault: none came in time, or the program ended.
+        """
+        deadline = time.monotonic() + self._timeout
+        try:
+            self._send(json.dumps(question).encode() + b"\n", deadline)
+            line = self._line(deadline)
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise self._fault(f"it ended with {self._ended()}")
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise self._fault(f"its answer is no JSON: {line[:80]!r}") from error
+        if not isinstance(answer, dict):
+            raise self._fault(f"its answer is no JSON object: {line[:80]!r}")
+        return answer
+
+    def log(self) -> str:
+        """The last lines that it printed."""
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[-_TAIL:])
+
+    def close(self) -> None:
+        """End it: first by itself, then by force."""
+        if self._log.closed:
+            return
+        os.close(self._write)
+        os.close(self._read)
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE)
+        finally:
+            self._kill()
+            self._log.close()
+
+    def _send(self, content: bytes, deadline: float) -> None:
+        os.set_blocking(self._write, False)
+        while content:
+            self._wait(self._write, selectors.EVENT_WRITE, deadline)
+            content = content[os.write(self._write, content[:_READ]) :]
+
+    def _line(self, deadline: float) -> bytes:
+        parts = [self._rest]
+        while b"\n" not in parts[-1]:
+            self._wait(self._read, selectors.EVENT_READ, deadline)
+            part = os.read(self._read, _READ)
+            if not part:
+                return b""
+            parts.append(part)
+        line, _, self._rest = b"".join(parts).partition(b"\n")
+        return line
+
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, event)
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                self._kill()
+                raise self._fault(f"no answer within {self._timeout:g} s", hint="--engine-timeout gives it more")
+
+    def _ended(self) -> str:
+        try:
+            code = self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            return "its pipe closed"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+    def _fault(self, what: str, hint: str = "") -> EnvironmentFault:
+        return EnvironmentFault(f"the engine's process: {what}", offenders=self.log().splitlines(), hint=hint)
+
+    def _kill(self) -> None:
+        """The whole group: an engine starts processes of its own."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
