@@ -20,11 +20,18 @@ from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
 from g4convert.family import Family
 from g4convert.options import (
     Assistant,
+    AssistantOf,
+    Autotune,
     Checked,
     Device,
     Directory,
     DryRun,
+    EnginePython,
+    Engines,
+    EngineTimeout,
+    EngineUrl,
     FamilyName,
+    Fix,
     FloatType,
     GroupSize,
     Html,
@@ -33,6 +40,7 @@ from g4convert.options import (
     KvShared,
     Layout,
     Manner,
+    MaxNewTokens,
     Memory,
     Method,
     Model,
@@ -42,23 +50,28 @@ from g4convert.options import (
     Overwrite,
     Pack,
     Profile,
+    Prompt,
     Prompts,
     Quiet,
     RecipeArgument,
     RecipeName,
     Reference,
+    RunDevice,
     ShardSize,
     ShowConfig,
     Signed,
+    SpeechType,
     StoredReference,
     Strict,
+    TensorParallel,
     Verbose,
     VerifyAfter,
+    VerifyEngine,
     VerifyLevel,
     Version,
     Workers,
 )
-from g4convert.verify.levels import Level, Request
+from g4convert.verify.levels import Level, MemoryUse, Request
 
 if TYPE_CHECKING:
     from g4convert.convert import Job
@@ -107,6 +120,8 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     assistant: Assistant = None,
     layout: Layout = None,
     max_shard_size: ShardSize = None,
+    engine: Engines = None,
+    tp: TensorParallel = None,
     workers: Workers = 0,
     show_config: ShowConfig = False,
     as_json: Json = False,
@@ -125,15 +140,19 @@ def plan(  # noqa: PLR0913 - one parameter for each option
         assistant=assistant,
         layout=layout,
         max_shard_size=max_shard_size,
+        engines=engine,
     )
     if show_config:
         _show_config(resolved, as_json=as_json, no_color=no_color)
         return
     from g4convert import source
+    from g4convert.engines.fit import TENSOR_PARALLEL
     from g4convert.plan_report import report
+    from g4convert.serving import hold
 
-    found = report(source.resolve(model), resolved, workers)
+    found = report(source.resolve(model), resolved, workers, tp or TENSOR_PARALLEL)
     _show_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
+    hold(found.plan, tp or (1,))
 
 
 @app.command(epilog="Example: g4convert quantize google/gemma-4-26B-A4B-it -o gemma-4-26B-A4B-it-W4A16")
@@ -151,6 +170,8 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     assistant: Assistant = None,
     layout: Layout = None,
     max_shard_size: ShardSize = None,
+    engine: Engines = None,
+    tp: TensorParallel = None,
     workers: Workers = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -174,6 +195,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         assistant=assistant,
         layout=layout,
         max_shard_size=max_shard_size,
+        engines=engine,
     )
     if show_config:
         _show_config(resolved, as_json=as_json, no_color=no_color)
@@ -187,7 +209,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if output is None:
         name = f"{found.name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
         raise UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
-    job = convert.Job(found, resolved, output, workers, device, overwrite=overwrite)
+    job = convert.Job(found, resolved, output, workers, device, overwrite=overwrite, tps=tuple(tp or (1,)))
     if dry_run:
         conversion = convert.prepare(job)
         devices.workers_for(device, workers)
@@ -221,9 +243,14 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     level: VerifyLevel = None,
     profile: Profile = None,
     prompts: Prompts = None,
+    engine: VerifyEngine = None,
     strict: Strict = False,
     memory: Memory = None,
     dtype: FloatType = None,
+    device: RunDevice = None,
+    engine_python: EnginePython = None,
+    engine_url: EngineUrl = None,
+    engine_timeout: EngineTimeout = None,
     as_json: Json = False,
     junit: JUnit = None,
     html: Html = None,
@@ -235,7 +262,9 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     from g4convert import source, verification
 
     given = None if reference is None else source.file_or_model(reference)
-    asked = Request(output, given, level, profile, prompts, memory, dtype)
+    asked = Request(
+        output, given, level, profile, prompts, memory, dtype, device, engine, engine_python, engine_url, engine_timeout
+    )
     how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
     found = verification.run(asked, how)
     if as_json:
@@ -243,6 +272,39 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     else:
         verification.print_report(found, how)
     raise typer.Exit(found.exit_code(strict=strict))
+
+
+@app.command(epilog="Example: g4convert check somebodys-gemma-4-W4A16 --engine vllm --tp 2")
+def check(  # noqa: PLR0913 - one parameter for each option
+    output: Checked,
+    *,
+    engine: Engines = None,
+    tp: TensorParallel = None,
+    assistant_of: AssistantOf = None,
+    fix: Fix = False,
+    strict: Strict = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say which engines load a checkpoint, from its headers, and what each would get wrong."""
+    from g4convert import show, show_engines, source
+    from g4convert.check import Asked
+    from g4convert.check import check as judge
+    from g4convert.fix import fix as mend
+
+    target = None if assistant_of is None else source.resolve(assistant_of).path
+    asked = Asked.of(output, engine or (), tp or (), target)
+    if fix and (kept := mend(output, asked.required)):
+        text = f"config.json: quantization_config corrected; the old file is {kept.name}"
+        show.messages(no_color=no_color).print(text, soft_wrap=True, markup=False)
+    found = judge(asked)
+    if as_json:
+        _print_json(found.to_dict())
+    elif not quiet or found.report.exit_code(strict=strict):
+        show_engines.checked(show.console(no_color=no_color), found, strict=strict, verbose=verbose)
+    raise typer.Exit(found.report.exit_code(strict=strict))
 
 
 @app.command(epilog="Example: g4convert reference google/gemma-4-26B-A4B-it -o ref.safetensors")
@@ -253,6 +315,7 @@ def reference(  # noqa: PLR0913 - one parameter for each option
     prompts: Prompts = None,
     memory: Memory = None,
     dtype: FloatType = None,
+    device: RunDevice = None,
     as_json: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,
@@ -260,7 +323,7 @@ def reference(  # noqa: PLR0913 - one parameter for each option
     """Store what a model answers, so that its quantized forms can be verified without it."""
     from g4convert import source, verification
 
-    asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype)
+    asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype, device)
     found = verification.store(source.resolve(model), asked, verification.Printed(quiet=quiet, no_color=no_color))
     if as_json:
         _print_json(found)
@@ -268,6 +331,39 @@ def reference(  # noqa: PLR0913 - one parameter for each option
         from g4convert import show
 
         show.pairs(show.console(no_color=no_color), {key: str(value) for key, value in found.items()})
+
+
+@app.command(epilog='Example: g4convert generate gemma-4-26B-A4B-it-W4A16 -p "Why is the sky blue?"')
+def generate(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    prompt: Prompt = None,
+    max_new_tokens: MaxNewTokens = 128,
+    device: RunDevice = None,
+    memory: Memory = None,
+    dtype: SpeechType = "bfloat16",
+    autotune: Autotune = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Let a checkpoint answer, greedily: a smoke test for a person to read."""
+    asked = _prompts(prompt)
+    from g4convert import show, source
+    from g4convert.generate import Speaker
+
+    path = source.resolve(model).path
+    speaker = Speaker.load(path, device=device or "cpu", memory=(memory or MemoryUse.AUTO).value, dtype=dtype)
+    talk = show.Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
+    if autotune is not None:
+        talk.tuned(autotune, speaker.tune(autotune))
+    answers = []
+    for one in asked:
+        with talk.about(one):
+            answers.append(speaker.answer(one, max_new_tokens=max_new_tokens, show=talk.show))
+        talk.measured(answers[-1])
+    if as_json:
+        _print_json(speaker.to_dict(answers))
 
 
 @app.command(epilog="Example: g4convert inspect gemma-4-26B-A4B-it-W4A16")
@@ -407,12 +503,22 @@ def _recipe(name: str, **options: object) -> "Resolved":
     return load(name, options)
 
 
+def _prompts(given: Sequence[str] | None) -> list[str]:
+    """What is asked; `-` is read from stdin."""
+    found = [sys.stdin.read().rstrip("\n") if one == "-" else one for one in given or ()]
+    if not found or not all(one.strip() for one in found):
+        raise UsageError("an empty prompt" if found else "no prompt", hint='say what to ask: -p "Why is the sky blue?"')
+    return found
+
+
 def _level(name: str) -> Level | None:
     """The level to verify a conversion at; None for none."""
     if name == "none":
         return None
-    if name not in set(Level):
-        raise UsageError(f"--verify {name!r} is not one of none, {', '.join(Level)}")
+    levels = [level for level in Level if level is not Level.ENGINE]
+    if name not in levels:
+        hint = "`g4convert verify --engine` does" if name == Level.ENGINE else ""
+        raise UsageError(f"--verify {name!r} is not one of none, {', '.join(levels)}", hint=hint)
     return Level(name)
 
 

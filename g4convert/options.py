@@ -11,15 +11,22 @@ from typing import Annotated
 import typer
 
 from g4convert.family import Family
-from g4convert.verify.levels import Level, MemoryUse
+from g4convert.verify.levels import EngineName, Level, MemoryUse
 
 __all__ = [
     "Assistant",
+    "AssistantOf",
+    "Autotune",
     "Checked",
     "Device",
     "Directory",
     "DryRun",
+    "EnginePython",
+    "EngineTimeout",
+    "EngineUrl",
+    "Engines",
     "FamilyName",
+    "Fix",
     "FloatType",
     "GroupSize",
     "Html",
@@ -28,6 +35,7 @@ __all__ = [
     "KvShared",
     "Layout",
     "Manner",
+    "MaxNewTokens",
     "Memory",
     "Method",
     "Model",
@@ -37,18 +45,23 @@ __all__ = [
     "Overwrite",
     "Pack",
     "Profile",
+    "Prompt",
     "Prompts",
     "Quiet",
     "RecipeArgument",
     "RecipeName",
     "Reference",
+    "RunDevice",
     "ShardSize",
     "ShowConfig",
     "Signed",
+    "SpeechType",
     "StoredReference",
     "Strict",
+    "TensorParallel",
     "Verbose",
     "VerifyAfter",
+    "VerifyEngine",
     "VerifyLevel",
     "Version",
     "Workers",
@@ -69,6 +82,7 @@ def _manner(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool
 
 
 _RECIPE = "Recipe, and values that override it"
+_SERVED = "What must load it"
 _RUN = "Run"
 _PRINT = "What is printed"
 
@@ -124,6 +138,25 @@ Layout = Annotated[
 ShardSize = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Largest output file, as 5GB or 500MB.", rich_help_panel=_RECIPE)
 ]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="transformers, vllm or sglang; repeat for several. If one cannot, exit 1.",
+        rich_help_panel=_SERVED,
+    ),
+]
+TensorParallel = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--tp",
+        metavar="N",
+        min=1,
+        help="On so many GPUs (tensor parallel), without: 1; repeat for several.",
+        rich_help_panel=_SERVED,
+    ),
+]
 ShowConfig = Annotated[
     bool,
     typer.Option(
@@ -166,7 +199,7 @@ VerifyLevel = Annotated[
     Level | None,
     typer.Option(
         metavar="LEVEL",
-        help="How far to go: static, weights or logits; weights by default, static without a reference.",
+        help="How far to go: static, weights, logits or engine; weights by default, static without a reference.",
         rich_help_panel=_VERIFY,
     ),
 ]
@@ -177,6 +210,19 @@ Profile = Annotated[
         help="Thresholds of level logits: w4a16 (default), qat, parity, or a YAML file.",
         rich_help_panel=_VERIFY,
     ),
+]
+Fix = Annotated[
+    bool,
+    typer.Option(
+        "--fix",
+        metavar="",
+        help="Correct its quantization_config, if that is what is wrong; the old file becomes config.json.orig.",
+        rich_help_panel=_VERIFY,
+    ),
+]
+AssistantOf = Annotated[
+    str | None,
+    typer.Option(metavar="TARGET", help="The model that this MTP drafter is to draft for.", rich_help_panel=_VERIFY),
 ]
 Strict = Annotated[bool, typer.Option("--strict", metavar="", help="A warning fails.", rich_help_panel=_VERIFY)]
 Prompts = Annotated[
@@ -200,6 +246,61 @@ FloatType = Annotated[
     typer.Option(
         "--dtype", metavar="NAME", help="Of the forward: float32 (default) or bfloat16.", rich_help_panel=_RUN
     ),
+]
+VerifyEngine = Annotated[
+    EngineName | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="Level engine: vllm (started here) or sglang (a server that runs).",
+        rich_help_panel=_VERIFY,
+    ),
+]
+EnginePython = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="The interpreter that has vLLM; this one by default.", rich_help_panel=_RUN),
+]
+EngineUrl = Annotated[
+    str | None, typer.Option(metavar="URL", help="Of the SGLang server: http://HOST:PORT.", rich_help_panel=_RUN)
+]
+EngineTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=1,
+        help="That the engine's start, and each answer, may take (default 600).",
+        rich_help_panel=_RUN,
+    ),
+]
+RunDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="NAME", help="What runs the model: cpu (default), cuda or cuda:N.", rich_help_panel=_RUN
+    ),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        metavar="TEXT",
+        help="What is asked; - reads it from stdin; repeat for several.",
+        rich_help_panel=_RUN,
+    ),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The longest answer.", rich_help_panel=_RUN)
+]
+Autotune = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="First measure how the kernels are best cut on this GPU, and write that there: takes long.",
+        rich_help_panel=_RUN,
+    ),
+]
+SpeechType = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="Of the forward: bfloat16 or float32.", rich_help_panel=_RUN)
 ]
 StoredReference = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="Where to store it: ref.safetensors.")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -14,16 +15,18 @@ from rich.table import Table
 
 from g4convert.errors import G4Error
 from g4convert.gemma4 import Role
+from g4convert.show_engines import verdicts
 from g4convert.tables import count, duration, facts, plural, put, size, table
 
 if TYPE_CHECKING:
     from g4convert.demo import Demonstration
+    from g4convert.generate import Answer
     from g4convert.inspection.description import Description
     from g4convert.plan_report import PlanReport
     from g4convert.recipe import Resolved
     from g4convert.summary import ErrorRow, Summary
 
-__all__ = ["console", "demo", "description", "error", "messages", "pairs", "plan", "settings", "summary"]
+__all__ = ["Talk", "console", "demo", "description", "error", "messages", "pairs", "plan", "settings", "summary"]
 
 _MOST_LINES = 20
 """Offenders or names of one kind that are printed without -v."""
@@ -100,6 +103,8 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
         out.print()
         for line in map(_step, found.to_dict(tensors=True)["tensors"]):
             out.print(line, soft_wrap=True, markup=False)
+    out.print()
+    verdicts(out, found.verdicts, verbose=tensors)
     out.print()
     put(out, facts(_outcome(found)))
     for warning in found.plan.warnings:
@@ -197,6 +202,50 @@ def description(out: Console, found: "Description", *, verbose: bool) -> None:
                 out.print(f"  {escape(line)}", soft_wrap=True)
         else:
             put(out, table(part.columns, part.rows))
+
+
+class Talk:
+    """Answers as they come: their text on stdout, all else on stderr.
+
+    Args:
+        no_color: plain text.
+        quiet: answers only.
+        mute: not even these.
+        several: whether to repeat each prompt before its answer.
+    """
+
+    def __init__(self, *, no_color: bool, quiet: bool, mute: bool, several: bool) -> None:
+        self._out, self._messages = console(no_color=True), messages(no_color=no_color)
+        self._quiet, self._mute, self._several = quiet or mute, mute, several
+
+    def tuned(self, path: Path, products: int) -> None:
+        """A table of tiles was written."""
+        if not self._quiet:
+            words = f"{path}: tiles of {plural(products, 'product')}; G4CONVERT_TILES={path} uses them again"
+            self._messages.print(f"[dim]{escape(words)}[/]", soft_wrap=True)
+
+    @contextmanager
+    def about(self, prompt: str) -> Iterator[None]:
+        """One prompt is answered inside; its line is ended whatever happens."""
+        if self._several and not self._quiet:
+            self._messages.print(f"[dim]> {escape(prompt)}[/]", soft_wrap=True)
+        try:
+            yield
+        finally:
+            self.show("\n")
+
+    def show(self, text: str) -> None:
+        """A piece of the answer."""
+        if not self._mute:
+            self._out.out(text, end="", highlight=False)
+
+    def measured(self, said: "Answer") -> None:
+        """How long it took."""
+        if not self._quiet:
+            speed = "" if said.tokens_per_second is None else f", then {said.tokens_per_second:.1f} tokens/s"
+            end = "" if said.ended else "; --max-new-tokens ended it"
+            words = f"{plural(len(said.token_ids), 'token')}: the first after {said.prefill_seconds:.2f} s{speed}{end}"
+            self._messages.print(f"[dim]{words}[/]", soft_wrap=True)
 
 
 def _first(lines: Sequence[str], *, verbose: bool) -> Iterator[str]:

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["g4convert"]  # a fixture
 
-LEAVES = [(), ("plan",), ("quantize",), ("verify",), ("reference",), ("inspect",), ("demo",), ("recipe",)] + [
-    ("recipe", name) for name in ("list", "show", "check", "schema")
-]
+COMMANDS = ("plan", "quantize", "verify", "check", "reference", "generate", "inspect", "demo", "recipe")
+LEAVES = [(), *((name,) for name in COMMANDS), *(("recipe", name) for name in ("list", "show", "check", "schema"))]
 OPTIONS_OF_A_RECIPE = [
     ("--num-bits", "8", "num_bits"),
     ("--group-size", "64", "group_size"),
@@ -379,8 +378,8 @@ def options(command: typer.core.TyperGroup) -> Iterator[str]:
 
 
 def test_every_option_is_tested() -> None:
-    files = ("test_cli.py", "test_demo.py", "test_verify_cli.py")
-    here = "".join((Path(__file__).parent / file).read_text() for file in files)
+    names = ("cli", "check", "demo", "generate", "verify_cli", "verify_engine")
+    here = "".join((Path(__file__).parent / f"test_{name}.py").read_text() for name in names)
     short = {"--output": "-o", "--quiet": "-q", "--verbose": "-v", "--dry-run": "-n", "--recipe": "-r"}
     untested = {
         name

@@ -119,6 +119,7 @@ def in_ticks(cell: str) -> list[str]:
 
 RECIPES_MD = ROOT / "docs" / "recipes.md"
 KEYS = {cells[0].strip("`"): cells for cells in rows(RECIPES_MD, "| key |")}
+LISTS = {"pack", "engines"}
 
 
 def test_every_key_of_a_recipe_is_documented() -> None:
@@ -129,10 +130,10 @@ def test_every_key_of_a_recipe_is_documented() -> None:
 def test_documented_defaults_and_values_are_so(key: str) -> None:
     values, default = KEYS[key][1:3]
     ticked = in_ticks(default)
-    said: object = ticked if key == "pack" else yaml.safe_load(ticked[0] if ticked else default)
+    said: object = ticked if key in LISTS else yaml.safe_load(ticked[0] if ticked else default)
     assert load(DEFAULT, {key: said}).recipe.model_dump()[key] == Recipe().model_dump()[key]
     for value in in_ticks(values):
-        load(DEFAULT, {key: [value] if key == "pack" else value})
+        load(DEFAULT, {key: [value] if key in LISTS else value})
     known = json.dumps({"property": schema()["properties"][key], "types": schema()["$defs"]})
     if key in {"method", "kv_shared", "assistant", "layout"}:
         with pytest.raises(UsageError) as refused:

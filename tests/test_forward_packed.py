@@ -164,6 +164,28 @@ def test_a_kernel_takes_the_place_of_the_reference(packed: Packed, monkeypatch: 
     assert calls.count("linear") == 20  # of 3 layers: q, k, o, gate, up, down, and v of the two sliding ones
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(24, 96, 3), (1, 8, 1), (1000, 704, 22), (40, 704, 1), (8, 24, 4), (8, 20, 2), (8, 24, 8)]
+)
+def test_compiled_weights_are_the_same_bits(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, *, symmetric: bool, dtype: torch.dtype
+) -> None:
+    """The loop for the CPU and the form for any device: groups of words, of bytes, of neither; every row range."""
+    n, k, groups = shape
+    zeros = None if symmetric else pack_to_int32(codes_of(4, n, groups), 4, packed_dim=0)
+    scale = torch.linspace(-1, 2, n * groups).view(n, groups).to(torch.bfloat16)
+    weight = PackedWeight(pack_to_int32(codes_of(4, n, k), 4), scale, zeros, k, 4)
+    ranges = [(0, None), (n // 2, n), (n - 1, n + 5)]
+    found = [weight.dense(dtype, *rows) for rows in ranges]
+    assert PackedWeight._is_compiled.fget(weight) is (k % 8 == 0 and k % (2 * groups) == 0)  # noqa: SLF001
+    monkeypatch.setattr(modules, "_compiled", modules._products)  # noqa: SLF001 -- the form for any device
+    for rows, one in zip(ranges, found, strict=True):
+        assert torch.equal(weight.dense(dtype, *rows), one)
+        assert not torch.equal(one, torch.zeros_like(one))
+
+
 def fuse(held: Tensors) -> None:
     """Experts as some uploads have them: `experts.gate_up_proj_packed` [e, 2i, h/8] and so on."""
     for layer in range(3):

@@ -1,6 +1,8 @@
 """A model of which only the part that runs is in memory: the same bits, and each part read once for all probes."""
 
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +13,7 @@ from conftest import Checkpoints
 from conversions import quantized
 
 from g4convert.fixtures import Family
-from g4convert.forward import load as load_module
-from g4convert.forward import streaming
+from g4convert.forward import devices
 from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.logits import Prompt, prompts
@@ -231,15 +232,15 @@ def test_gradients_are_as_where_it_is_called(moe: Path) -> None:
 
 @pytest.mark.parametrize(("free", "streams"), [(10**12, False), (10**5, True)])
 def test_auto_goes_by_the_free_memory(free: int, moe: Path, monkeypatch: pytest.MonkeyPatch, *, streams: bool) -> None:
-    monkeypatch.setattr(streaming, "_free_memory", lambda: iter([free]))
+    monkeypatch.setattr(devices, "_free_memory", lambda: iter([free]))
     assert (stream_of(load(moe, memory="auto")) is not None) is streams
     assert stream_of(load(moe, memory="resident")) is None
 
 
 def test_free_memory_is_read() -> None:
-    assert all(nbytes > 0 for nbytes in streaming._free_memory())  # noqa: SLF001 -- what is_roomy reads
-    assert load_module.is_roomy(1)
-    assert not load_module.is_roomy(10**15)
+    assert all(nbytes > 0 for nbytes in devices._free_memory())  # noqa: SLF001 -- what is_roomy reads
+    assert devices.is_roomy(1)
+    assert not devices.is_roomy(10**15)
 
 
 def test_results_keep_their_order(unified: Path) -> None:
@@ -282,6 +283,39 @@ def test_any_function_is_a_candidate(moe: Path) -> None:
     found = ModelCandidate(off_by_one).run(prompt)
     assert torch.equal(found.logits, ModelCandidate(model).run(prompt).logits + 1)
     assert found.raw_logits is None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A prompt of which a few rows count."""
+
+    arguments: Mapping[str, torch.Tensor]
+    scored: torch.Tensor
+
+
+@pytest.mark.parametrize("memory", ["resident", "stream"])
+def test_the_head_works_on_the_rows_that_count(memory: str, moe: Path) -> None:
+    model = load(moe, memory=memory)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, output: seen.append(output.shape[-2]))
+    asked = [Counted(prompt.arguments, torch.tensor([3, 7, number])) for number, prompt in enumerate(prompts(model), 8)]
+    whole = run_all(ModelCandidate(model), prompts(model))
+    everything, seen[:] = sum(seen), []
+    found = run_all(ModelCandidate(model), asked)
+    assert sum(seen) == 3 * len(asked) < everything
+    for one, other, prompt in zip(whole, found, asked, strict=True):
+        assert torch.allclose(one.logits[prompt.scored], other.logits, atol=1e-5)
+        assert torch.allclose(one.raw_logits[prompt.scored], other.raw_logits, atol=1e-5)
+        assert torch.equal(one.layers["layers.2"], other.layers["layers.2"])
+
+
+def test_of_a_function_the_rows_that_count_are_taken(moe: Path) -> None:
+    model = load(moe)
+    (prompt, *_) = prompts(model)
+    scored = torch.tensor([1, 5])
+    whole = ModelCandidate(model).run(prompt).logits
+    found = ModelCandidate(lambda **arguments: model(**arguments).logits).run(Counted(prompt.arguments, scored))
+    assert torch.equal(found.logits, whole[scored])
 
 
 def test_a_fault_planted_in_a_candidate_shows(moe: Path) -> None:

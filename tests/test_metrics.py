@@ -37,7 +37,7 @@ def probe(name: str = "one", bucket: str = "prose", *, rows: int = 2, tokens: in
 def outputs(of: Probe, *, seed: int = 0, noise: float = 0.0) -> Outputs:
     """Logits before and after softcap, two layers and a router, with noise on all."""
     t = of.response.numel()
-    raw = drawn(t, VOCABULARY, seed=seed) + noise * drawn(t, VOCABULARY, seed=seed + 100, scale=1)
+    raw = (drawn(t, VOCABULARY, seed=seed) + noise * drawn(t, VOCABULARY, seed=seed + 100, scale=1))[of.scored]
     layers = {
         f"layers.{n}": drawn(t, 96, seed=seed + n) + noise * drawn(t, 96, seed=seed + 50 + n, scale=1) for n in (0, 1)
     }
@@ -116,7 +116,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_finite_is_counted_and_never_passes() -> None:
     one = probe()
     broken = outputs(one)
-    broken.logits[one.scored[2], 5] = torch.nan
+    broken.logits[2, 5] = torch.nan
     found = compared([(one, outputs(one), broken)])
     assert found.nonfinite == 1
     assert found.kl_max == found.kl_mean == found.logit_max_diff == float("inf")
@@ -163,10 +163,10 @@ def test_numbers_of_a_comparison() -> None:
     by_hand = TokenScores.cat(
         [
             score(
-                reference.logits[of.scored],
-                candidate.logits[of.scored],
+                reference.logits,
+                candidate.logits,
                 of.targets,
-                raw=(reference.raw_logits[of.scored], candidate.raw_logits[of.scored]),
+                raw=(reference.raw_logits, candidate.raw_logits),
             )
             for of, reference, candidate in pairs
         ]
@@ -181,8 +181,8 @@ def test_numbers_of_a_comparison() -> None:
     assert found.ppl == pytest.approx(float((-by_hand.reference_logprob.mean()).exp()))
     dp = by_hand.candidate_logprob.exp() - by_hand.reference_logprob.exp()
     assert found.rms_dp == pytest.approx(float((dp**2).mean().sqrt()))
-    raws = [(reference.raw_logits, candidate.raw_logits, of.scored) for of, reference, candidate in pairs]
-    largest = max(float((a[rows] - b[rows]).abs().max()) for a, b, rows in raws)
+    raws = [(reference.raw_logits, candidate.raw_logits) for _, reference, candidate in pairs]
+    largest = max(float((a - b).abs().max()) for a, b in raws)
     assert found.logit_max_diff == pytest.approx(largest)
     assert [(bucket.name, bucket.tokens) for bucket in found.buckets] == [("prose", 12), ("code", 18)]
     assert [item.name for item in found.probes] == ["one", "two"]
@@ -195,12 +195,9 @@ def test_numbers_of_a_comparison() -> None:
     assert HISTOGRAM_EDGES[bin_] <= float(kl[0]) < HISTOGRAM_EDGES[bin_ + 1]
 
 
-def test_padding_and_prompts_do_not_count() -> None:
+def test_padding_does_not_count() -> None:
     one = probe()
     reference, candidate = outputs(one), outputs(one)
-    rest = torch.ones(one.response.numel(), dtype=torch.bool)
-    rest[one.scored] = False
-    candidate.logits[rest] += 5 * drawn(1, VOCABULARY, seed=9)
     candidate.layers["layers.1"][~one.attended] = 1e3
     found = compared([(one, reference, candidate)])
     assert found.kl_max == 0
@@ -283,8 +280,8 @@ def test_shelf_keeps_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     one = probe()
     kept = Kept.of(one, outputs(one), shelf=Shelf(tmp_path))
     assert isinstance(kept.logits, FullLogits)
-    assert torch.equal(kept.logits.after, outputs(one).logits[one.scored])
-    assert torch.equal(kept.logits.before, outputs(one).raw_logits[one.scored])
+    assert torch.equal(kept.logits.after, outputs(one).logits)
+    assert torch.equal(kept.logits.before, outputs(one).raw_logits)
     assert len(list(tmp_path.iterdir())) == 2
 
 

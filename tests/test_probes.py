@@ -19,7 +19,7 @@ from g4convert.forward.media import COLOURS, call, pictures
 from g4convert.forward.models import Model
 from g4convert.forward.reload import reload
 from g4convert.verify.answers import decode_equals_prefill, with_answers
-from g4convert.verify.conversations import Conversation, bundled, frame_of, read_prompts
+from g4convert.verify.conversations import Conversation, bundled, frame_of, placeholders, read_prompts
 from g4convert.verify.probes import KINDS, Probe, digest, left_padded, make_probes
 
 TEXT_KINDS = {"prose", "code", "tools", "non_latin", "long", "batch"}
@@ -323,6 +323,23 @@ def test_an_answer_ends_with_the_end_of_turn_and_rows_end_alone(models, monkeypa
             assert len(answer) == 12 or answer[-1] == ends
     batch = by_name(with_answers(model, probes, max_new_tokens=12))["batch"]
     assert len(batch.targets) < 36
+
+
+def test_an_answer_has_no_placeholder_of_media(models) -> None:  # noqa: ANN001
+    model, probes = models("e2b")
+    asked = [probe for probe in probes if probe.bucket in {"prose", "image"}][:4]
+    barred = placeholders(model.config)
+    assert len(barred) == 3
+
+    def prefer_them(_: object, __: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor(barred), 1e6)
+
+    handle = model.get_output_embeddings().register_forward_hook(prefer_them)
+    try:
+        found = with_answers(model, asked, max_new_tokens=3)
+    finally:
+        handle.remove()
+    assert not any(torch.isin(probe.targets, torch.tensor(barred)).any() for probe in found)
 
 
 def test_answers_of_a_broken_reference_are_refused(models) -> None:  # noqa: ANN001

@@ -1,0 +1,70 @@
+"""How often `verify` cries wolf: every family, every shipped recipe, three seeds, all levels to `logits`.
+
+    python tests/benchmarks/false_alarms.py [SEED ...]
+
+Weights are random, so the path that runs is judged (`--profile parity`): what four bits cost a model that answers at
+random says nothing. A recipe that a family has nothing for, or that does not fit its shapes, is refused and counted
+apart. Exit status 1 when a sound checkpoint gets another verdict than PASS. About 20 minutes of one core.
+"""
+
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from g4convert import recipe as recipes
+from g4convert.convert import Job, convert, prepare
+from g4convert.errors import G4Error
+from g4convert.family import Family
+from g4convert.fixtures import make
+from g4convert.progress import Quiet
+from g4convert.ranks import Ranks
+from g4convert.report import Severity
+from g4convert.source import Source
+from g4convert.verify.levels import Level, Request
+from g4convert.verify.run import verify
+
+SEEDS = (0, 1, 2)
+
+
+def main(seeds: tuple[int, ...]) -> bool:
+    """Whether there was no false alarm."""
+    passed = refused = 0
+    alarms: list[str] = []
+    for seed in seeds:
+        for family in Family:
+            with TemporaryDirectory(prefix="g4convert-") as directory:
+                source = make(family, Path(directory) / "source", seed=seed)
+                for name in recipes.shipped():
+                    began = time.monotonic()
+                    found = judged(source, Path(directory) / name, name, family)
+                    seconds = time.monotonic() - began
+                    say(f"{family} seed {seed} {name}: {found or 'pass'}, {seconds:.1f} s")
+                    passed += not found
+                    refused += found.startswith("refused")
+                    alarms += [f"{family} seed {seed} {name}: {found}"] * (found.startswith("alarm"))
+    say("\n".join([f"{passed} passed, {refused} refused, {len(alarms)} false alarms", *alarms]))
+    return not alarms
+
+
+def say(text: str) -> None:
+    """To standard output, at once."""
+    print(text, flush=True)  # noqa: T201 -- what the script is for
+
+
+def judged(source: Path, output: Path, name: str, family: Family) -> str:
+    """What is wrong; empty where nothing is."""
+    options = {"assistant": "pack"} if "assistant" in family else {}
+    try:
+        convert(prepare(Job(Source.at(source), recipes.load(name, options), output, workers=1)), Quiet(), Ranks())
+    except G4Error as error:
+        return f"refused: {error.message}"
+    report = verify(Request(output, source, Level.LOGITS, "parity"))
+    if report.verdict is Severity.PASS:
+        return ""
+    bad = [one for one in report.findings if one.severity not in {Severity.PASS, Severity.INFO}]
+    return f"alarm: {report.verdict} {[(one.code, one.subject, one.found) for one in bad[:4]]}"
+
+
+if __name__ == "__main__":
+    sys.exit(not main(tuple(map(int, sys.argv[1:])) or SEEDS))
