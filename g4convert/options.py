@@ -153,7 +153,7 @@ TensorParallel = Annotated[
         "--tp",
         metavar="N",
         min=1,
-        help="On so many GPUs (tensor parallel), without: 1; repeat for several.",
+        help="Judge at so many GPUs (tensor parallel); repeat for several.",
         rich_help_panel=_SERVED,
     ),
 ]
@@ -199,7 +199,8 @@ VerifyLevel = Annotated[
     Level | None,
     typer.Option(
         metavar="LEVEL",
-        help="How far to go: static, weights, logits or engine; weights by default, static without a reference.",
+        help="How far to go: static, weights, logits or engine. Default: what the other options ask for, or else "
+        "weights, and static without a reference.",
         rich_help_panel=_VERIFY,
     ),
 ]
@@ -222,7 +223,7 @@ Fix = Annotated[
 ]
 AssistantOf = Annotated[
     str | None,
-    typer.Option(metavar="TARGET", help="The model that this MTP drafter is to draft for.", rich_help_panel=_VERIFY),
+    typer.Option(metavar="TARGET", help="Whether this MTP drafter fits a target model.", rich_help_panel=_VERIFY),
 ]
 Strict = Annotated[bool, typer.Option("--strict", metavar="", help="A warning fails.", rich_help_panel=_VERIFY)]
 Prompts = Annotated[
@@ -320,7 +321,8 @@ Html = Annotated[
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="The result as JSON.", rich_help_panel=_PRINT)]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", metavar="", help="No progress and no summary.", rich_help_panel=_PRINT)
+    bool,
+    typer.Option("--quiet", "-q", metavar="", help="No progress; no summary if all is well.", rich_help_panel=_PRINT),
 ]
 NoColor = Annotated[
     bool,

@@ -57,7 +57,7 @@ def _console(*, stderr: bool, no_color: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_A_PIPE
     plain = no_color or bool(os.environ.get("NO_COLOR"))
-    return _Console(stderr=stderr, color_system=None if plain else "auto", width=width, highlight=False)
+    return _Console(stderr=stderr, color_system=None if plain else "auto", width=width, highlight=False, emoji=False)
 
 
 def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:
@@ -111,9 +111,8 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def summary(out: Console, done: "Summary", output: Path, *, tensors: bool) -> None:
-    """The closing card: sizes, errors, the worst tensors, the next command."""
-    from g4convert.progress import peak_memory  # noqa: PLC0415 - the bar is not needed for a plan
+def summary(out: Console, done: "Summary", output: Path, *, tensors: bool, peak: int) -> None:
+    """The closing card: sizes, errors, the worst tensors, the next command; `peak` bytes of memory were in use."""
     from g4convert.summary import serve_command  # noqa: PLC0415 - the same
 
     rows = {
@@ -121,7 +120,7 @@ def summary(out: Console, done: "Summary", output: Path, *, tensors: bool) -> No
         "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
         f"{done.bits_per_weight:.2f} bits per weight",
         "method": f"{done.choice.method}: {done.choice.why}",
-        "peak memory": size(peak_memory()),
+        "peak memory": size(peak),
     }
     if done.total.stats.groups:
         put(out, facts(rows))
@@ -211,12 +210,13 @@ class Talk:
         no_color: plain text.
         quiet: answers only.
         mute: not even these.
-        several: whether to repeat each prompt before its answer.
+        several: whether to repeat each prompt before its answer, and to part answers by an empty line.
     """
 
     def __init__(self, *, no_color: bool, quiet: bool, mute: bool, several: bool) -> None:
         self._out, self._messages = console(no_color=True), messages(no_color=no_color)
         self._quiet, self._mute, self._several = quiet or mute, mute, several
+        self._said = 0
 
     def tuned(self, path: Path, products: int) -> None:
         """A table of tiles was written."""
@@ -227,6 +227,9 @@ class Talk:
     @contextmanager
     def about(self, prompt: str) -> Iterator[None]:
         """One prompt is answered inside; its line is ended whatever happens."""
+        if self._said:
+            self.show("\n")
+        self._said += 1
         if self._several and not self._quiet:
             self._messages.print(f"[dim]> {escape(prompt)}[/]", soft_wrap=True)
         try:

@@ -327,7 +327,7 @@ def test_a_gate_says_no(g4convert: Program, tmp_path: Path, monkeypatch: pytest.
     [
         (MemoryError(), 5, "error: out of memory\nhint: fewer --workers need less\n"),
         (PermissionError(13, "Permission denied", "/root/x"), 5, "error: /root/x: Permission denied\n"),
-        (KeyboardInterrupt(), 75, "error: stopped\nhint: continue with: g4convert plan 'a b'\n"),
+        (KeyboardInterrupt(), 75, "error: stopped\nhint: continue with: g4convert quantize 'a b' -o :x:\n"),
     ],
 )
 def test_what_the_machine_does(
@@ -337,8 +337,22 @@ def test_what_the_machine_does(
         raise raised
 
     monkeypatch.setattr("g4convert.source.resolve", fail)
-    ran = g4convert("plan", "a b")
+    ran = g4convert("quantize", "a b", "-o", ":x:")  # which rich would make a picture of
     assert (ran.status, ran.err) == (status, text)
+
+
+def test_what_cannot_be_continued_is_only_stopped(g4convert: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("g4convert.source.resolve", fail)
+    assert (g4convert("plan", "x").status, g4convert("plan", "x").err) == (75, "error: stopped\n")
+
+
+def test_a_number_of_gpus_needs_an_engine(moe: Path, tmp_path: Path, g4convert: Program) -> None:
+    ran = g4convert("quantize", moe, "-o", tmp_path / "out", "--tp", 4)
+    assert (ran.status, "--engine vllm" in ran.err) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_arguments_print_the_help(g4convert: Program) -> None:

@@ -82,7 +82,7 @@ def test_plain_checkpoints_answer_too(family: str, g4convert: Program) -> None:
 
 def test_several_prompts_and_what_is_said_of_them(taught: Path, g4convert: Program) -> None:
     ran = g4convert("generate", taught, "--prompt", COUNT, "-p", CODE, "--dtype", "float32")
-    assert ran.out == f"{COUNT_ANSWER}\n{CODE_ANSWER}\n"
+    assert ran.out == f"{COUNT_ANSWER}\n\n{CODE_ANSWER}\n"
     told = ran.err.splitlines()
     assert (told[0], told[2]) == (f"> {COUNT}", f"> {CODE}")
     assert "tokens: the first after" in told[1]
@@ -162,6 +162,7 @@ def test_what_is_asked_wrongly(
         ((), 2, "no prompt"),
         (("-p", " "), 2, "an empty prompt"),
         (("-p", "-"), 2, "an empty prompt"),
+        (("-p", "-", "-p", "-"), 2, "given twice"),
         (("-p", "x", "--max-new-tokens", 0), 2, "max-new-tokens"),
         (("-p", "x", "--dtype", "int4"), 2, "'int4' is not one of float32, bfloat16"),
         (("-p", "x", "--device", "tpu"), 2, "expected cpu, cuda or cuda:N"),

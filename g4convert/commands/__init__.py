@@ -1,0 +1,1 @@
+"""The commands, one function each; `cli` makes a program of them."""

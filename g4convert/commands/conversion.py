@@ -1,0 +1,152 @@
+"""`plan` and `quantize`."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+from g4convert.commands.printing import print_json, print_settings
+from g4convert.commands.recipe_options import with_recipe
+from g4convert.errors import UsageError
+from g4convert.options import (
+    Device,
+    DryRun,
+    Json,
+    Model,
+    NoColor,
+    Output,
+    Overwrite,
+    Quiet,
+    ShowConfig,
+    TensorParallel,
+    Verbose,
+    VerifyAfter,
+    Workers,
+)
+from g4convert.verify.levels import Level, Request
+
+if TYPE_CHECKING:
+    from g4convert.convert import Job
+    from g4convert.plan_report import PlanReport
+    from g4convert.recipe import Resolved
+    from g4convert.summary import Summary
+
+__all__ = ["plan", "quantize"]
+
+
+@with_recipe
+def plan(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    resolved: "Resolved",
+    tp: TensorParallel = None,
+    workers: Workers = 0,
+    show_config: ShowConfig = False,
+    as_json: Json = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what would be written, from names and headers alone: no weight is read, nothing is written."""
+    if show_config:
+        print_settings(resolved, as_json=as_json, no_color=no_color)
+        return
+    from g4convert import source
+    from g4convert.engines.fit import TENSOR_PARALLEL
+    from g4convert.plan_report import report
+    from g4convert.serving import hold
+
+    found = report(source.resolve(model), resolved, workers, tp or TENSOR_PARALLEL)
+    _show_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
+    hold(found.plan, tp or (1,))
+
+
+@with_recipe
+def quantize(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    output: Output = None,
+    resolved: "Resolved",
+    tp: TensorParallel = None,
+    workers: Workers = 0,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    verify: VerifyAfter = "weights",
+    dry_run: DryRun = False,
+    show_config: ShowConfig = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a W4A16 checkpoint. Killed at any point, the same command continues it."""
+    if show_config:
+        print_settings(resolved, as_json=as_json, no_color=no_color)
+        return
+    from g4convert import convert, show, source
+    from g4convert import device as devices
+    from g4convert.plan_report import PlanReport
+
+    level = _level(verify)
+    if tp and not resolved.recipe.engines:
+        raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
+    found = source.resolve(model)
+    if output is None:
+        name = f"{found.name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
+        raise UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
+    job = convert.Job(found, resolved, output, workers, device, overwrite=overwrite, tps=tuple(tp or (1,)))
+    if dry_run:
+        conversion = convert.prepare(job)
+        devices.workers_for(device, workers)
+        report = PlanReport.of(found, resolved, conversion.plan, conversion.layout, workers)
+        _show_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
+        return
+    summary = _run(job, quiet=quiet, no_color=no_color)
+    if summary is None:
+        return
+    from g4convert import verification
+    from g4convert.progress import peak_memory
+
+    peak = peak_memory()  # before a verification has its own
+    how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
+    found_out = None if level is None else verification.run(Request(output, found.path, level), how)
+    passed = found_out is None or found_out.exit_code(strict=False) == 0
+    if found_out is not None and passed:
+        verification.tell_end(found_out, how, as_json=as_json)
+    if as_json:
+        document = {"schema_version": 1, "output": str(output), **summary.to_dict()}
+        print_json(document | ({} if found_out is None else {"verify": found_out.to_dict()}))
+    elif not quiet:
+        show.summary(show.console(no_color=no_color), summary, output, tensors=verbose, peak=peak)
+    if found_out is not None and not passed:
+        verification.tell_end(found_out, how, as_json=as_json)
+
+
+def _level(name: str) -> Level | None:
+    """The level to verify a conversion at; None for none."""
+    if name == "none":
+        return None
+    levels = [level for level in Level if level is not Level.ENGINE]
+    if name not in levels:
+        hint = "`g4convert verify --engine` does" if name == Level.ENGINE else ""
+        raise UsageError(f"--verify {name!r} is not one of none, {', '.join(levels)}", hint=hint)
+    return Level(name)
+
+
+def _run(job: "Job", *, quiet: bool, no_color: bool) -> "Summary | None":
+    """Convert, with progress."""
+    from g4convert import convert, progress, show
+    from g4convert.ranks import Ranks
+
+    ranks = Ranks.join()
+    try:
+        with progress.watch(show.messages(no_color=no_color), quiet=quiet or not ranks.leads) as bar:
+            return convert.convert(convert.prepare(job), bar, ranks)
+    finally:
+        ranks.leave()
+
+
+def _show_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
+    from g4convert import show
+
+    if as_json:
+        print_json(found.to_dict(tensors=verbose))
+    else:
+        show.plan(show.console(no_color=no_color), found, tensors=verbose)
