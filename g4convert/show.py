@@ -111,8 +111,8 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def summary(out: Console, done: "Summary", output: Path, *, tensors: bool, peak: int) -> None:
-    """The closing card: sizes, errors, the worst tensors, the next command; `peak` bytes of memory were in use."""
+def summary(out: Console, done: "Summary", output: Path, *, tensors: bool, peak: int | None = None) -> None:
+    """The closing card: sizes, errors, the worst tensors, the next command; `peak` is of memory, in bytes."""
     from g4convert.summary import serve_command  # noqa: PLC0415 - the same
 
     rows = {
@@ -120,8 +120,9 @@ def summary(out: Console, done: "Summary", output: Path, *, tensors: bool, peak:
         "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
         f"{done.bits_per_weight:.2f} bits per weight",
         "method": f"{done.choice.method}: {done.choice.why}",
-        "peak memory": size(peak),
     }
+    if peak is not None:
+        rows["peak memory"] = size(peak)
     if done.total.stats.groups:
         put(out, facts(rows))
         out.print()
