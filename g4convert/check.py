@@ -22,7 +22,7 @@ from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.fit import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.engines.kernels import Packing
 from g4convert.engines.remarks import Remark, Topic, Weights
-from g4convert.errors import InputError, UnsupportedError, UsageError
+from g4convert.errors import UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.inspection.declared_scheme import Declared
 from g4convert.inspection.stored_scheme import PackedModule, packed_modules, stored_scheme
@@ -31,7 +31,8 @@ from g4convert.report import Finding, Report, Severity
 from g4convert.tensors import TensorInfo
 from g4convert.verify.contents import Contents, module_of
 from g4convert.verify.static import REQUIRED_ENGINES, check_static
-from g4convert.verify.static_config import quantization_section
+from g4convert.verify.static_config import TRANSFORMERS_ONLY, quantization_section
+from g4convert.verify.static_engines import NO_PATTERN
 
 __all__ = ["Asked", "Checked", "check", "stored_weights"]
 
@@ -39,6 +40,8 @@ _TABLES: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
 _STACK: Final = 3  # dimensions of experts that are one tensor
 _INT4: Final = 4
 _COUNT: Final = re.compile(r" \(\d+ of them, first \S+\)$")
+_OPTION: Final = re.compile(r"(^|, or )(?=`--(?:pack|group-size))")
+_AGAIN: Final = r"\1quantize again from the source with "
 _LOST: Final = ("no weight_scale", "no weight_packed")
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.experts", "static.quantization_config",
@@ -97,30 +100,20 @@ def check(asked: Asked) -> Checked:
     """Judge a checkpoint.
 
     Raises:
-        InputError: no such directory, or no Gemma 4.
+        InputError: no checkpoint, one with files that cannot be read, or no Gemma 4.
         UnsupportedError: weights of another format than compressed-tensors' packed one.
         UsageError: a drafter and a target that are none.
     """
-    if out := _opened(asked.directory):
-        _refuse_other_formats(out)
+    out = Checkpoint.open(asked.directory)
+    _refuse_other_formats(out)
     static = tuple(check_static(asked.directory, None, tp=(), engines=asked.required))
-    findings, levels, found = [*static], ["static"], tuple[Verdict, ...]()
-    if out is not None:
-        found = _verdicts(out, asked, static)
-        findings += _judged(found, asked)
-        levels.append("engines")
-        if asked.target is not None:
-            findings += paired(out, Checkpoint.open(asked.target))
-            levels.append("assistant")
+    found = _verdicts(out, asked, static)
+    findings, levels = [*static, *_judged(found, asked)], ["static", "engines"]
+    if asked.target is not None:
+        findings += paired(out, Checkpoint.open(asked.target))
+        levels.append("assistant")
     against = None if asked.target is None else str(asked.target)
     return Checked(Report(tuple(findings), tuple(levels), {}, str(asked.directory), against), found)
-
-
-def _opened(directory: Path) -> Checkpoint | None:
-    try:
-        return Checkpoint.open(directory)
-    except InputError:
-        return None  # the level static has said why
 
 
 def _refuse_other_formats(out: Checkpoint) -> None:
@@ -137,12 +130,19 @@ def _verdicts(out: Checkpoint, asked: Asked, static: Iterable[Finding]) -> tuple
         {name: stored.info for name, stored in out.tensors.items()}, Architecture.from_config(out.config)
     )
     packs = bool(contents.packed or contents.fused_packed or contents.torn)
-    declared, _ = quantization_section(out.config, packs=packs)
+    declared, _ = quantization_section(out.config, packs=packs, engines=asked.required)
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
     found = verdicts(
         stored_weights(contents, declared), asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL
     )
-    return tuple(_with_faults(one, wrong) for one in found)
+    return tuple(_with_faults(_of_another_command(one), wrong) for one in found)
+
+
+def _of_another_command(verdict: Verdict) -> Verdict:
+    """A verdict whose remedies say that options of `quantize` are meant."""
+    problems = (replace(one, remedy=_OPTION.sub(_AGAIN, one.remedy, count=1)) for one in verdict.problems)
+    remedies = (_OPTION.sub(_AGAIN, one) for one in verdict.remedies)
+    return replace(verdict, problems=tuple(problems), remedies=tuple(remedies))
 
 
 def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
@@ -196,12 +196,16 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
     topic: Topic | None = None
     if code == "static.names":
         topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
+    elif code == "static.quantization_config" and finding.subject in TRANSFORMERS_ONLY:
+        topic = Topic.STORED if contract.engine == "transformers" else None
     elif finding.severity is not Severity.FAIL:
         return None
     elif code == "static.tensors" or text.startswith(_LOST):
         topic, text = Topic.MISSING, f"{text}: {contract.on_missing}"
     elif code in {"static.unknown", "static.k_eq_v"} and contract.on_unknown is OnUnknown.RAISES:
         topic, text = Topic.UNKNOWN, f"{text}: {contract.on_unknown}"
+    elif code == "static.ignore" and text == NO_PATTERN:
+        topic = Topic.FORM  # each compiles the entry when it builds its modules
     elif code in _ANY_ENGINE or (code == "static.weight_shape" and contract.engine == "transformers"):
         topic = Topic.STORED  # the others load `weight_shape` and do not look at it
     return Remark(topic, finding.subject, text, finding.remedy) if topic else None

@@ -5,21 +5,21 @@
 The config that is written is the one `quantize` would have written for the same packed set, proved in the same way,
 with an entry for layers that were left out of a role; then the checkpoint is checked as if it had that config. Only if
 nothing fails any more is a file touched. The old config.json stays beside the new one as `config.json.orig`; a second
-run finds nothing to do.
+run finds nothing to do. What the old config says of activations no tensor can confirm: such a config is left alone.
 """
 
 import json
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from g4convert.checkpoint import CONFIG, Checkpoint
 from g4convert.errors import GateError
 from g4convert.gemma4 import Architecture, Inventory, Role, Segment, Weight
-from g4convert.inspection.declared_scheme import declared_in
+from g4convert.inspection.declared_scheme import declared_in, section_of
 from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, stored_scheme
 from g4convert.plan import Plan, Quantize
 from g4convert.quant_config import quantization_config
@@ -30,7 +30,7 @@ from g4convert.verify.contents import Contents
 from g4convert.verify.static import REQUIRED_ENGINES, check_opened
 from g4convert.writer import sync_directory, write_file
 
-__all__ = ["fix", "fixed_config"]
+__all__ = ["Fixed", "fix", "fixed_config"]
 
 _CURABLE: Final = {
     "static.ignore", "static.lm_head", "static.fused_names", "static.dead_entry",
@@ -46,11 +46,26 @@ _IN_LAYERS: Final[Mapping[Role, str]] = {
 }
 """Roles of which some layers may be kept, and what their names have in common in every engine."""
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
+_NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
 _BITS: Final = (4, 8)
 _STEP: Final = 8  # sizes of groups that recipes know are multiples of it
+_LONGEST: Final = 60  # characters of a value that is told
 
 
-def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Path | None:
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A correction that was made.
+
+    Args:
+        kept: where the old config.json is now.
+        changes: what was changed, one line each: `key.key: old -> new`; of lists, each entry that went or came.
+    """
+
+    kept: Path
+    changes: tuple[str, ...]
+
+
+def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed | None:
     """Correct the `quantization_config` of a checkpoint, if that is what is wrong.
 
     Args:
@@ -58,10 +73,10 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Path | 
         engines: what must load it.
 
     Returns:
-        Where the old config.json is now; None where nothing needed a correction.
+        What was changed, and where the old config.json is now; None where nothing needed a correction.
 
     Raises:
-        GateError: no config can mend it: the reasons. Nothing was written.
+        GateError: no config can mend it, or the old one says what tensors cannot: the reasons. Nothing was written.
         InputError: no checkpoint, or no Gemma 4.
     """
     out = Checkpoint.open(directory)
@@ -69,6 +84,8 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Path | 
     if not any(one.code in _CURABLE for one in before):
         _refuse(directory, [one for one in before if one.severity is Severity.FAIL], "no config can mend what fails")
         return None
+    if lines := list(_activations(out.config)):
+        raise GateError(f"{directory}: not fixed: {_NO_ACTIVATIONS}", offenders=lines, hint=_SAME)
     try:
         config = fixed_config(out)
     except GateError as error:
@@ -76,7 +93,49 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Path | 
     after = _bad(replace(out, config=config), engines)
     left = [one for one in after if one.severity is Severity.FAIL or one.code in _CURABLE]
     _refuse(directory, left, "what fails lies in the tensors, no config can mend it")
-    return _write(directory, config)
+    return Fixed(_write(directory, config), tuple(_changes(out.config, config)))
+
+
+def _activations(config: Mapping[str, Any]) -> Iterator[str]:
+    """Where a config says that activations are quantized, too."""
+    groups = _section(config).get("config_groups")
+    for name, group in (groups if isinstance(groups, Mapping) else {}).items():
+        for key in ("input_activations", "output_activations"):
+            if isinstance(group, Mapping) and (value := group.get(key)) is not None:
+                yield f"config_groups.{name}.{key}: {_short(value)} (set it to null if only weights were quantized)"
+        if isinstance(group, list) and "A16" not in name:
+            yield f"config_groups.{name}: a preset that may quantize activations (write the scheme out)"
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """What a correction does to a config."""
+    (before, section), (after, wanted) = section_of(old), section_of(new)
+    if not isinstance(section, Mapping) or not isinstance(wanted, Mapping):
+        yield f"{before or after}: {_short(section)} -> {_short(wanted)}"
+        return
+    if before != after:
+        yield f"{before} -> {after}"
+    yield from _differences(section, wanted, after)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key in dict.fromkeys((*old, *new)):
+        was, now, subject = old.get(key), new.get(key), f"{path}.{key}"
+        if was == now:
+            continue
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _differences(was, now, subject)
+        elif isinstance(was, list) and isinstance(now, list):
+            lines = [f"{subject}: {_short(one)} taken out" for one in was if one not in now]
+            lines += [f"{subject}: {_short(one)} added" for one in now if one not in was]
+            yield from lines or [f"{subject}: in another order"]
+        else:
+            yield f"{subject}: {_short(was)} -> {_short(now)}"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def fixed_config(out: Checkpoint) -> dict[str, Any]:
@@ -105,12 +164,8 @@ def fixed_config(out: Checkpoint) -> dict[str, Any]:
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The quantization section, wherever it stands."""
-    text = config.get("text_config")
-    for place in (config, text if isinstance(text, Mapping) else {}):
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(found := place.get(key), Mapping):
-                return found
-    return {}
+    _, found = section_of(config)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _recipe(contents: Contents, config: Mapping[str, Any]) -> Recipe:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from g4convert.engines.fit import refuse, verdicts
+from g4convert.engines.fit import refuse
 from g4convert.engines.kernels import Packing
 from g4convert.engines.remarks import Weights
 from g4convert.gemma4 import Role
@@ -52,4 +52,4 @@ def hold(plan: Plan, tps: Collection[int]) -> None:
     engines = tuple(engine.value for engine in plan.recipe.engines)
     if engines:
         config = quantization_config(plan) if plan.quantized else {}
-        refuse(verdicts(planned_weights(plan, config), engines, tps), engines, tps)
+        refuse(planned_weights(plan, config), engines, tps)

@@ -17,10 +17,10 @@ from released_configs import assistant, stored
 
 from g4convert import output
 from g4convert.check import Asked, Checked, check
-from g4convert.engines.fit import Loads, verdicts
+from g4convert.engines.fit import Loads, Verdict, verdicts
 from g4convert.engines.remarks import Topic
 from g4convert.errors import GateError, InputError, UnsupportedError, UsageError
-from g4convert.fix import fix
+from g4convert.fix import Fixed, fix
 from g4convert.gemma4 import Architecture
 from g4convert.quant_config import quantization_config
 from g4convert.report import Severity
@@ -37,6 +37,7 @@ __all__ = ["g4convert"]
 Config = dict[str, Any]
 TEXT = "model.language_model"
 LAYER = f"{TEXT}.layers.0"
+STATUS = "quantization_status"
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +83,12 @@ def judged(directory: Path, *engines: str, tps: tuple[int, ...] = ()) -> Checked
     return check(Asked.of(directory, engines, tps))
 
 
+def fixed(directory: Path) -> Fixed:
+    made = fix(directory)
+    assert made is not None
+    return made
+
+
 def exit_code(found: Checked) -> int:
     return found.report.exit_code(strict=False)
 
@@ -108,6 +115,23 @@ def scheme(**values: object) -> Callable[[Config], None]:
 
 def targets(*entries: str) -> Callable[[Config], None]:
     return lambda config: config["quantization_config"]["config_groups"]["group_0"].update(targets=[*entries])
+
+
+def whole_group(**values: object) -> Callable[[Config], None]:
+    return lambda config: config["quantization_config"]["config_groups"]["group_0"].update(values)
+
+
+def status(value: str | None) -> Callable[[Config], None]:
+    return lambda config: config["quantization_config"].update(quantization_status=value)
+
+
+def renamed_section(config: Config) -> None:
+    config["compression_config"] = config.pop("quantization_config")
+
+
+def no_weights_below_text(config: Config) -> None:
+    whole_group(weights=None)(config)
+    config["text_config"]["quantization_config"] = config.pop("quantization_config")
 
 
 def moved_below_text(config: Config) -> None:
@@ -156,6 +180,18 @@ BROKEN = {
         "packed, although no target",
     ),
     "no section": ("31B", lambda config: config.pop("quantization_config"), "vllm", "quantization_config: missing"),
+    "no weights": ("31B", whole_group(weights=None), "vllm", "config_groups.group_0: no weights"),
+    "weights left out": (
+        "31B",
+        lambda config: config["quantization_config"]["config_groups"]["group_0"].pop("weights"),
+        "sglang",
+        "config_groups.group_0: no weights",
+    ),
+    "no weights below text_config": ("31B", no_weights_below_text, "vllm", "config_groups.group_0: no weights"),
+    "broken pattern": ("31B", without("nothing", "re:("), "vllm", "re:(: no regular expression"),
+    "status frozen": ("31B", status("frozen"), "transformers", "quantization_status: 'frozen'"),
+    "status null": ("31B", status(None), "transformers", "quantization_status: null"),
+    "old name of the section": ("31B", renamed_section, "transformers", "compression_config: the section has"),
     "no method": (
         "31B",
         lambda config: config["quantization_config"].update(quant_method="awq"),
@@ -178,7 +214,10 @@ def test_a_broken_config_is_named_and_mended(
     assert any(line in text for text in told), told
     old = (directory / "config.json").read_bytes()
 
-    assert fix(directory, [engine]) == directory / "config.json.orig"
+    made = fix(directory, [engine])
+    assert made is not None
+    assert made.kept == directory / "config.json.orig"
+    assert made.changes
     assert read(directory) == read(good(size))
     assert (directory / "config.json.orig").read_bytes() == old
     assert judged(directory, engine).report.findings == judged(good(size), engine).report.findings
@@ -232,7 +271,7 @@ def test_a_correction_leaves_everything_else(copied: Callable[..., Path]) -> Non
 def test_an_earlier_original_is_never_overwritten(copied: Callable[..., Path]) -> None:
     directory = copied("31B", without("lm_head"))
     (directory / "config.json.orig").write_text("mine")
-    assert fix(directory) == directory / "config.json.orig.2"
+    assert fixed(directory).kept == directory / "config.json.orig.2"
     assert (directory / "config.json.orig").read_text() == "mine"
 
 
@@ -398,7 +437,7 @@ def test_layers_that_were_left_out_of_a_role_get_an_entry(size: str, tmp_path: P
 
     directory = damaged(tmp_path / "out", size, change)
     assert loads(judged(directory))["vllm"] is Loads.NO
-    assert fix(directory) == directory / "config.json.orig"
+    assert fixed(directory).kept == directory / "config.json.orig"
     assert loads(judged(directory))["vllm"] is Loads.YES
     ignored = read(directory)["quantization_config"]["ignore"]
     assert r"re:.*language_model.*layers\.(0)\.self_attn\..*" in ignored
@@ -483,15 +522,130 @@ def test_a_plain_checkpoint_is_judged_too(tmp_path: Path) -> None:
 def test_check_agrees_with_the_plan_that_wrote_it(good: Callable[[str], Path]) -> None:
     for size in ("E2B", "12B", "26B-A4B", "31B"):
         plan = planned(sparse.little(size))
-        assert judged(good(size)).verdicts == verdicts(planned_weights(plan, quantization_config(plan)))
+        found, wanted = judged(good(size)).verdicts, verdicts(planned_weights(plan, quantization_config(plan)))
+        assert [without_remedies(one) for one in found] == [without_remedies(one) for one in wanted]
 
 
-def test_files_that_cannot_be_read_fail_without_verdicts(copied: Callable[..., Path]) -> None:
+def without_remedies(verdict: Verdict) -> Verdict:
+    """`check` has other remedies than `plan`: nothing can be left out of what is written."""
+    problems = tuple(replace(one, remedy="") for one in verdict.problems)
+    return replace(verdict, problems=problems, remedies=())
+
+
+def test_remedies_of_another_command_say_so(good: Callable[[str], Path]) -> None:
+    found = judged(good("26B-A4B"))
+    pieces = [one.remedy for one in found.report.findings]
+    pieces += [text for one in found.verdicts for text in (*one.remedies, *(told.remedy for told in one.told))]
+    options = [text for text in pieces if "`--pack" in text or "`--group-size" in text]
+    assert options
+    assert all("quantize again from the source with `--" in text for text in options), options
+
+
+@pytest.mark.parametrize("change", [status("frozen"), renamed_section, lambda c: c["quantization_config"].pop(STATUS)])
+def test_what_transformers_alone_does_not_read_warns_the_others(
+    change: Callable[[Config], object], copied: Callable[..., Path]
+) -> None:
+    directory = copied("31B", change)
+    assert {engine: exit_code(judged(directory, engine)) for engine in ("transformers", "vllm", "sglang")} == {
+        "transformers": 1,
+        "vllm": 0,
+        "sglang": 0,
+    }
+    assert judged(directory, "vllm").report.verdict is Severity.WARN
+    found = judged(directory)
+    assert exit_code(found) == 1
+    assert loads(found) == {"transformers": Loads.NO, "vllm": Loads.YES, "sglang": Loads.YES}
+
+
+def test_a_broken_pattern_stops_every_engine(copied: Callable[..., Path]) -> None:
+    found = judged(copied("31B", without("nothing", "re:(")))
+    assert set(loads(found).values()) == {Loads.NO}
+
+
+@pytest.mark.parametrize("key", ["input_activations", "output_activations"])
+def test_quantized_activations_fail_and_are_never_discarded(
+    key: str, copied: Callable[..., Path], good: Callable[[str], Path]
+) -> None:
+    directory = copied("31B", whole_group(**{key: {"num_bits": 8, "type": "int"}}))
+    found = judged(directory)
+    assert set(loads(found).values()) == {Loads.NO}
+    assert any(f"{key}: quantized activations" in one.found for one in found.report.of(Severity.FAIL))
+    files = state(directory)
+    with pytest.raises(GateError, match="tensors cannot say whether activations are quantized") as error:
+        fix(directory)
+    assert key in error.value.offenders[0]
+    assert state(directory) == files
+    assert exit_code(judged(good("31B"), "vllm")) == 0
+
+
+def test_a_preset_with_activations_is_never_discarded(copied: Callable[..., Path]) -> None:
+    def preset(name: str) -> Callable[[Config], None]:
+        def change(config: Config) -> None:
+            config["quantization_config"]["config_groups"] = {name: ["Linear"]}
+            without("lm_head")(config)
+
+        return change
+
+    directory = copied("31B", preset("W4A8"))
+    with pytest.raises(GateError, match="activations"):
+        fix(directory)
+    config = read(directory)
+    preset("W4A16")(config)
+    (directory / "config.json").write_text(json.dumps(config))
+    assert fixed(directory).changes
+
+
+def test_a_correction_tells_each_change(copied: Callable[..., Path]) -> None:
+    def change(config: Config) -> None:
+        scheme(group_size=64, actorder="group", observer="mse" * 40)(config)
+        without("lm_head", "re:nothing")(config)
+        renamed_section(config)
+
+    directory = copied("31B", change)
+    before = read(directory)["compression_config"]
+    made = fixed(directory)
+    weights = "quantization_config.config_groups.group_0.weights"
+    after = read(directory)["quantization_config"]
+    assert made.changes[0] == "compression_config -> quantization_config"
+    assert {f"{weights}.group_size: 64 -> 32", 'quantization_config.ignore: "re:nothing" taken out'} < {*made.changes}
+    assert any(line.startswith(f'{weights}.observer: "msemse') and "..." in line for line in made.changes)
+    added_entries = [entry for entry in after["ignore"] if entry not in before["ignore"]]
+    assert added_entries
+    assert [line for line in made.changes if line.endswith(" added")] == [
+        f"quantization_config.ignore: {json.dumps(entry)} added" for entry in added_entries
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (scheme(group_size=64), "group_size 64 in the config, 32 stored"),
+        (lambda config: config.pop("quantization_config"), "quantization_config"),
+        (without("nothing", r"re:.*\.mlp\..*"), "expected no entry of `ignore` that names it"),
+        (without("lm_head"), "expected an entry of `ignore` that names it"),
+    ],
+)
+def test_what_fix_corrects_is_said_in_the_remedy(
+    change: Callable[[Config], object], line: str, copied: Callable[..., Path]
+) -> None:
+    static = [one for one in judged(copied("31B", change)).report.of(Severity.FAIL) if one.level == "static"]
+    assert any(line in one.line for one in static), [one.line for one in static]
+    assert all("`g4convert check DIR --fix`" in one.remedy for one in static)
+
+
+def test_files_that_cannot_be_read_are_an_error(
+    g4convert: Program, copied: Callable[..., Path], tmp_path: Path
+) -> None:
     directory = copied("31B")
     (directory / "model.safetensors").unlink()
     (directory / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    found = judged(directory)
-    assert (exit_code(found), found.verdicts) == (1, ())
+    with pytest.raises(InputError):
+        judged(directory)
+    (tmp_path / "bare").mkdir()
+    for path in (directory, tmp_path / "bare"):
+        ran = g4convert("check", path)
+        assert (ran.status, ran.out) == (3, "")
+        assert ran.err.startswith("error:")
 
 
 def test_no_directory_no_engine(tmp_path: Path) -> None:
@@ -617,6 +771,7 @@ def test_the_command_fixes(g4convert: Program, copied: Callable[..., Path]) -> N
     ran = g4convert("check", directory, "--fix")
     assert ran.status == 0
     assert "config.json.orig" in ran.err
+    assert "  quantization_config.ignore: " in ran.err
     again = g4convert("check", directory, "--fix")
     assert (again.status, again.err) == (0, "")
 

@@ -1,10 +1,12 @@
 """Level static: every damage is named, with its module, and the undamaged twin is left alone."""
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Checkpoints
@@ -329,6 +331,55 @@ def test_what_is_left_out_is_listed_with_its_reason(written: Converted) -> None:
     source, out = written("dense", "text-only")
     dropped = [one for one in check_static(out, source) if one.code == "static.dropped"]
     assert [one.expected for one in dropped] == ["not part of a text-only checkpoint"]
+
+
+Section = dict[str, Any]
+
+
+def without_weights(section: Section) -> None:
+    section["config_groups"]["group_0"]["weights"] = None
+
+
+def frozen(section: Section) -> None:
+    section["quantization_status"] = "frozen"
+
+
+def activations_out(section: Section) -> None:
+    section["config_groups"]["group_0"]["output_activations"] = {"num_bits": 8}
+
+
+@pytest.mark.parametrize("place", ["quantization_config", "compression_config", "text_config"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (without_weights, ("scheme", FAIL, "config_groups.group_0")),
+        (frozen, ("quantization_config", FAIL, "quantization_status")),
+        (activations_out, ("scheme", FAIL, "config_groups.group_0")),
+        (lambda _: None, None),
+    ],
+)
+def test_a_section_that_no_loader_reads_fails(
+    written: Converted,
+    tmp_path: Path,
+    place: str,
+    change: Callable[[Section], None],
+    expected: tuple[str, Severity, str] | None,
+) -> None:
+    _, whole = written("dense")
+    out = shutil.copytree(whole, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    section = config.pop("quantization_config")
+    change(section)
+    if place == "text_config":
+        config["text_config"]["quantization_config"] = section
+    else:
+        config[place] = section
+    (out / "config.json").write_text(json.dumps(config))
+    renamed = {("quantization_config", FAIL, "compression_config")} if place == "compression_config" else set()
+    assert bad(list(check_static(out, None))) == renamed | ({expected} if expected else set())
+    only = bad(list(check_static(out, None, engines=("vllm",))))
+    by_transformers = {"quantization_status", "compression_config"}
+    assert all((severity is WARN) == (subject in by_transformers) for _, severity, subject in only)
 
 
 def test_no_checkpoint_at_all_is_an_error(dense: Path, tmp_path: Path) -> None:

@@ -94,9 +94,10 @@ def check(  # noqa: PLR0913 - one parameter for each option
 
     target = None if assistant_of is None else source.resolve(assistant_of).path
     asked = Asked.of(output, engine or (), tp or (), target)
-    if fix and (kept := mend(output, asked.required)):
-        text = f"config.json: quantization_config corrected; the old file is {kept.name}"
-        show.messages(no_color=no_color).print(text, soft_wrap=True, markup=False)
+    if fix and (fixed := mend(output, asked.required)):
+        text = f"config.json: quantization_config corrected; the old file is {fixed.kept.name}"
+        lines = "\n".join((text, *(f"  {line}" for line in fixed.changes)))
+        show.messages(no_color=no_color).print(lines, soft_wrap=True, markup=False)
     found = judge(asked)
     if as_json:
         print_json(found.to_dict())

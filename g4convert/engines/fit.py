@@ -2,6 +2,7 @@
 
     forms of all weights, `ignore`, `targets`  -- judge ---->  what no number of GPUs changes
     sizes of each GPU's part                   -- kernels -->  what takes it, or why nothing does
+    other roles, groups, numbers of GPUs       -- remedies ->  what would be taken, tried
 
 A verdict is `yes`, `caveat` (a flag to pass, zeros to pad with, a slower kernel) or `no`, with the reason and
 what to do about it. A model in transformers is spread over GPUs, not split: one verdict.
@@ -28,19 +29,24 @@ from g4convert.engines.kernels import (
 )
 from g4convert.engines.module import Kind, Module
 from g4convert.engines.remarks import Remark, Topic, Weights, label
+from g4convert.engines.remedies import EXPERT_PARALLEL, remedies
 from g4convert.engines.split import Uneven, part_of
 from g4convert.errors import GateError
 from g4convert.gemma4 import Role
 
-__all__ = ["TENSOR_PARALLEL", "Loads", "Verdict", "refuse", "verdicts"]
+__all__ = ["BASIS", "TENSOR_PARALLEL", "Loads", "Verdict", "refuse", "verdicts"]
 
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """The numbers of GPUs that verdicts are given for unless others are asked for."""
 
+BASIS: Final = "read in the engines' sources; no GPU has run them"
+"""Where the rules behind every verdict come from."""
+
 _UNPACKS: Final = "unpacks at the first forward pass, into as much memory as bf16"
 _DENSE: Final[Mapping[str, Callable[[Part, Packing], Taken | Refused]]] = {"vllm": vllm_linear, "sglang": sglang_linear}
-_GROUPS: Final = (32, 64, 128)
 _TORN: Final = {Topic.UNEVEN, Topic.GROUP}
+_LIFTED: Final = {*_TORN, Topic.REFUSED}
+"""What other choices of the recipe, or fewer GPUs, may change."""
 
 
 class Loads(StrEnum):
@@ -63,6 +69,7 @@ class Verdict:
         caveats: it loads, but.
         problems: why it does not load, or computes with other weights than are stored.
         notes: what else may be of interest.
+        remedies: what would make it load, as alternatives; empty where it does.
     """
 
     engine: str
@@ -72,6 +79,7 @@ class Verdict:
     caveats: tuple[Remark, ...] = ()
     problems: tuple[Remark, ...] = ()
     notes: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
 
     @property
     def loads(self) -> Loads:
@@ -84,6 +92,12 @@ class Verdict:
         whole = tuple(one for one in self.problems if one.topic not in _TORN)
         return whole or self.problems or self.caveats
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What to do about what is told: the alternatives, then what mends the rest."""
+        lifted = self.remedies if any(one.topic in _LIFTED for one in self.told) else ()
+        return (*lifted, *dict.fromkeys(one.remedy for one in self.told if one.remedy and one.topic not in _LIFTED))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -95,6 +109,7 @@ class Verdict:
             "caveats": [one.to_dict() for one in self.caveats],
             "problems": [one.to_dict() for one in self.problems],
             "notes": [*self.notes],
+            "basis": BASIS,
         }
 
 
@@ -112,31 +127,41 @@ def verdicts(
         One for each engine and size; of transformers, one.
     """
     sizes, thin = tuple(dict.fromkeys(tps)), weights.thinned()
-    return tuple(one for engine in engines for one in _of_engine(thin, CONTRACTS[engine], sizes))
+    found = (
+        one
+        for engine in engines
+        for one in _judged(thin, CONTRACTS[engine], sizes, wrong_forms(thin, CONTRACTS[engine]))
+    )
+    return tuple(_remedied(weights, one) for one in found)
 
 
-def refuse(found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
-    """Hold verdicts against what was asked for.
+def refuse(weights: Weights, engines: Collection[str], tps: Collection[int]) -> None:
+    """Hold a checkpoint against the engines that must load it.
 
     Args:
-        found: the verdicts.
-        engines: those that must load the checkpoint.
+        weights: the checkpoint.
+        engines: those that must load it, keys of `CONTRACTS`.
         tps: the tensor parallel sizes at which they must.
 
     Raises:
-        GateError: one of them cannot; every reason, and the remedies.
+        GateError: one of them cannot; every reason, and what all of them would load at all of these sizes.
     """
-    asked = [one for one in found if one.engine in engines and (one.tp in tps or one.engine not in _DENSE)]
-    refused = [one for one in asked if one.loads is Loads.NO]
+    refused = [one for one in verdicts(weights, engines, tps) if one.loads is Loads.NO]
     if refused:
+        problems = [remark for one in refused for remark in one.problems]
         lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
-        remedies = dict.fromkeys(remark.remedy for one in refused for remark in one.problems if remark.remedy)
+        lifted = any(remark.topic in _LIFTED for remark in problems)
+        ways = [", or ".join(_ways(weights, engines, tps, problems))] if lifted else []
+        ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and remark.topic not in _LIFTED)
         names = dict.fromkeys(one.label for one in refused)
-        raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(remedies))
+        raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(ways))
 
 
-def _of_engine(weights: Weights, contract: Contract, tps: tuple[int, ...]) -> Iterator[Verdict]:
-    whole = Verdict(contract.engine, contract.label, 1, problems=wrong_forms(weights, contract))
+def _judged(
+    weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]
+) -> Iterator[Verdict]:
+    """Verdicts of one engine, without remedies; `problems` are those of any number of GPUs."""
+    whole = Verdict(contract.engine, contract.label, 1, problems=problems)
     if contract.engine not in _DENSE:
         yield replace(whole, kernels=(_UNPACKS,) if weights.packed else ())
         return
@@ -144,6 +169,43 @@ def _of_engine(weights: Weights, contract: Contract, tps: tuple[int, ...]) -> It
     for tp in tps:
         notes = split.on_a_cpu() if contract.engine == "vllm" else ()
         yield split.verdict(replace(whole, tp=tp, notes=tuple(dict.fromkeys(notes))))
+
+
+def _remedied(weights: Weights, verdict: Verdict) -> Verdict:
+    """A verdict with what would make the engine load it on so many GPUs."""
+    if not any(one.topic in _LIFTED for one in verdict.problems):
+        return verdict
+    ways = _ways(weights, [verdict.engine], [verdict.tp], verdict.problems)
+    remedy = ", or ".join(ways)
+    told = (replace(one, remedy=remedy) if one.topic in _LIFTED else one for one in verdict.problems)
+    return replace(verdict, problems=tuple(told), remedies=ways)
+
+
+def _ways(
+    weights: Weights, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]
+) -> tuple[str, ...]:
+    """What all engines would load at all sizes."""
+    scope = sorted({*TENSOR_PARALLEL, *tps})
+    splits = any(engine in _DENSE for engine in engines)
+
+    def trial(changed: Weights) -> dict[int, bool]:
+        return _loaded(changed, engines, scope)
+
+    lifted = [one for one in problems if one.topic in _LIFTED]
+    return remedies(weights, tps if splits else (), lifted, trial)
+
+
+def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dict[int, bool]:
+    """The sizes at which all engines load weights once their config fits them, and whether one needs a flag."""
+    fits = dict.fromkeys(tps, False)
+    for engine in engines:
+        refused = tuple(one for one in wrong_forms(weights, CONTRACTS[engine]) if one.topic is Topic.REFUSED)
+        for one in _judged(weights, CONTRACTS[engine], tuple(fits), refused):
+            if one.loads is Loads.NO:
+                fits = {tp: flag for tp, flag in fits.items() if tp != one.tp and engine in _DENSE}
+            elif any(remark.topic is Topic.FLAG for remark in one.caveats):
+                fits[one.tp] = True
+    return fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +228,7 @@ class _Split:
             whole: what holds for any number; its `tp` is the number.
         """
         remarks = tuple(dict.fromkeys(self._remarks(whole.tp)))
-        torn = tuple(self._remedied(one, whole.tp) for one in remarks if one.topic in _TORN)
+        torn = tuple(one for one in remarks if one.topic in _TORN)
         caveats = tuple(one for one in remarks if one.topic in {Topic.PADDING, Topic.SLOW})
         if torn and not whole.problems and self._saved_by_expert_parallel(torn):
             caveats += tuple(_expert_parallel(one) for one in torn)
@@ -185,13 +247,11 @@ class _Split:
             if isinstance(found, Refused):
                 yield f"on a CPU: {label(module)}: {found.reason}"
 
-    def _remarks(self, tp: int, group_size: int | None = None) -> Iterator[Remark]:
-        """What becomes of every module on so many GPUs, perhaps with groups of another size."""
+    def _remarks(self, tp: int) -> Iterator[Remark]:
+        """What becomes of every module on so many GPUs."""
         for module in self.modules:
             subject, role = label(module), self.weights.role(module)
             packing = self.weights.packing(module)
-            if packing and group_size:
-                packing = replace(packing, group_size=group_size)
             match self._taken(module, packing, tp):
                 case Uneven(reason):
                     yield Remark(Topic.UNEVEN, subject, reason, role=role)
@@ -222,27 +282,14 @@ class _Split:
     def _part(self, module: Module, tp: int) -> Part | Uneven:
         return part_of(module, self.weights.architecture, self.weights.shapes, tp)
 
-    def _torn(self, tp: int, group_size: int | None = None) -> list[Remark]:
-        return [one for one in self._remarks(tp, group_size) if one.topic in _TORN]
-
     def _saved_by_expert_parallel(self, torn: Iterable[Remark]) -> bool:
         """Whether only experts do not fit, and would unsplit (vLLM 0.33, `fused_moe/config.py:1198`)."""
         if self.contract.engine != "vllm" or any(one.role is not Role.EXPERTS for one in torn):
             return False
-        return not any(one.role is Role.EXPERTS for one in self._torn(1))
-
-    def _remedied(self, remark: Remark, tp: int) -> Remark:
-        ways = []
-        if fits := [size for size in TENSOR_PARALLEL if not self._torn(size)]:
-            ways.append(f"{' or '.join(map(str, fits))} GPU{'' if fits == [1] else 's'}")
-        if remark.topic is Topic.GROUP:
-            fitting = (size for size in _GROUPS if not self._torn(tp, size))
-            ways += [f"`--group-size {size}`" for size in fitting][:1]
-            ways.append(self.weights.keeping({one.role for one in self._torn(tp) if one.topic is Topic.GROUP}))
-        return replace(remark, remedy=", or ".join(filter(None, ways)))
+        return not any(one.role is Role.EXPERTS and one.topic in _TORN for one in self._remarks(1))
 
 
 def _expert_parallel(torn: Remark) -> Remark:
     """What does not fit split, as a flag to pass."""
-    text = f"needs `--enable-expert-parallel`, which leaves experts whole: {torn.text}"
+    text = f"needs {EXPERT_PARALLEL}, which leaves experts whole: {torn.text}"
     return Remark(Topic.FLAG, torn.subject, text, role=torn.role)

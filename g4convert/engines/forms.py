@@ -51,8 +51,7 @@ def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
     subject, role = label(problem.module), weights.roles.get(problem.shard)
     match problem.fault:
         case Fault.REFUSED:
-            ways = (weights.keeping([role]), "another engine")
-            return Remark(Topic.REFUSED, subject, problem.detail, ", or ".join(filter(None, ways)), role)
+            return Remark(Topic.REFUSED, subject, problem.detail, role=role)
         case Fault.MISSING:
             return Remark(Topic.MISSING, subject, f"not stored: {contract.on_missing}", _AGAIN, role)
     then = "stops with an error" if contract.on_unknown is OnUnknown.RAISES else f"{contract.on_missing}"

@@ -1,9 +1,10 @@
 """A checkpoint as engines meet it, and what there is to say of its modules."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
 from typing import Final
 
 from g4convert.engines.judge import Stored
@@ -116,6 +117,33 @@ class Weights:
             stacked=experts - others if self.stacked else (),
         )
 
+    @property
+    def packed_roles(self) -> frozenset[Role]:
+        """The roles of what is packed."""
+        return frozenset(self.roles[module] for module in self.packed)
+
+    @property
+    def nbytes(self) -> float:
+        """Size of all Linears and embeddings in bytes, with scales; what is not packed counts as bf16."""
+        bits = 0.0
+        for module, shape in self.shapes.items():
+            packing, columns = self.packed.get(module), shape[-1]
+            each = packing.num_bits + 16 / (packing.group_size or columns) if packing else 16
+            bits += prod(shape) * each
+        return bits / 8
+
+    def without(self, roles: Collection[Role]) -> "Weights":
+        """The same with roles left in bf16; shared keys and values go with the attention."""
+        left = {*roles, *([Role.KV_SHARED] if Role.ATTENTION in roles else [])}
+        kept = {module: packing for module, packing in self.packed.items() if self.roles[module] not in left}
+        plain = {module for module in self.packed.keys() - kept.keys() if self.roles[module] is Role.EXPERTS}
+        return replace(self, packed=kept, stacked=frozenset(self.stacked) | plain)
+
+    def regrouped(self, group_size: int) -> "Weights":
+        """The same in groups of another size."""
+        packed = {module: replace(packing, group_size=group_size) for module, packing in self.packed.items()}
+        return replace(self, packed=packed)
+
     def holds(self, module: Module) -> bool:
         """Whether anything of an engine's module is stored."""
         return any(shard in self.shapes for shard in module.shards)
@@ -138,16 +166,11 @@ class Weights:
             heads = (layers[int(match[1])].kv_heads,) if int(match[1]) < len(layers) else ()
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 
-    def keeping(self, roles: Iterable[Role | None]) -> str:
-        """How to leave roles in bf16, as an option; empty where they are none that a recipe packs."""
-        kept = [role for role in _PACKABLE if role in roles]
-        if not kept:
-            return ""
-        packed = {self.roles[module] for module in self.packed}
-        rest = [role for role in _PACKABLE if role in packed and role not in kept]
+    def keeping(self, roles: Collection[Role]) -> str:
+        """How to leave packed roles in bf16, as options."""
+        kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
+        rest = [role for role in _PACKABLE if role in self.packed_roles and role not in kept]
         names = ", ".join(kept[:-1]) + (" and " if kept[1:] else "") + kept[-1]
-        if not rest:
-            return f"leave {names} in bf16"
         return f"`{' '.join(f'--pack {role}' for role in rest)}` to leave {names} in bf16"
 
 

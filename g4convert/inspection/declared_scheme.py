@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from g4convert.inspection.stored_scheme import StoredScheme
 
-__all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in"]
+__all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in", "section_of"]
 
 _SECTIONS: Final = ("quantization_config", "compression_config")
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
@@ -102,6 +102,20 @@ class _Reader:
         return tuple(value for value in values if isinstance(value, str))
 
 
+def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
+    """The quantization section and where it stands, such as `text_config.quantization_config`; empty and None if not.
+
+    Args:
+        config: a config.json.
+    """
+    text = config.get("text_config")
+    for before, place in (("", config), ("text_config.", text if isinstance(text, Mapping) else {})):
+        for key in _SECTIONS:
+            if place.get(key) is not None:
+                return f"{before}{key}", place[key]
+    return "", None
+
+
 def declared_in(config: Mapping[str, Any]) -> Declared | None:
     """Reads the quantization section; None where there is none.
 
@@ -110,9 +124,7 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
     Args:
         config: a config.json.
     """
-    text = config.get("text_config")
-    places = (config, text if isinstance(text, dict) else {})
-    section = next((place[key] for place in places for key in _SECTIONS if place.get(key) is not None), None)
+    _, section = section_of(config)
     if section is None:
         return None
     if not isinstance(section, dict):

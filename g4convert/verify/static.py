@@ -127,7 +127,7 @@ def _opened(
     inventory = _inventory(original, known)
     yield from _tensors(contents, inventory, engines, text_only=text_only)
     packs = bool(contents.packed or contents.fused_packed or contents.torn)
-    declared, faults = quantization_section(out.config, packs=packs)
+    declared, faults = quantization_section(out.config, packs=packs, engines=engines)
     yield from _packed(out, contents, declared, faults)
     if declared is not None and declared.groups:
         yield from _engines(contents, declared, engines)

@@ -4,16 +4,16 @@ A key of the source may not be lost or changed, as a model computes by it; but t
 (`global_head_dim` and `per_layer_config`, `torch_dtype` and `dtype`) are one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
-from g4convert.inspection.declared_scheme import Declared, declared_in
+from g4convert.inspection.declared_scheme import Declared, declared_in, section_of
 from g4convert.report import Finding, Severity
 
-__all__ = ["config_keys", "quantization_section", "read_architecture"]
+__all__ = ["TRANSFORMERS_ONLY", "config_keys", "quantization_section", "read_architecture"]
 
 _REPLACED: Final = {"quantization_config", "compression_config"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
@@ -24,6 +24,11 @@ _QUIET: Final = {"transformers_version", "_name_or_path"}
 _CLASSES: Final = {"architectures", "model_type"}
 _REMEDY: Final = "take the source's config.json and put the quantization_config of this one into it"
 _MISSING: Final = object()
+_ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
+_FIX: Final = "`g4convert check DIR --fix` corrects it"
+
+TRANSFORMERS_ONLY: Final = {"quantization_status", "compression_config"}
+"""Subjects of findings about the quantization section that hinder no other engine."""
 
 
 def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only: bool) -> Iterator[Finding]:
@@ -114,19 +119,22 @@ def _parts_that_differ(own: Architecture, wanted: Architecture) -> Iterator[Find
             yield Finding("static.architecture", Severity.FAIL, part, _short(found), _short(expected), _REMEDY)
 
 
-def quantization_section(out: Mapping[str, Any], *, packs: bool) -> tuple[Declared | None, tuple[Finding, ...]]:
+def quantization_section(
+    out: Mapping[str, Any], *, packs: bool, engines: Collection[str]
+) -> tuple[Declared | None, tuple[Finding, ...]]:
     """What the config says of the packed modules, and what is wrong with saying it so.
 
     Args:
         out: the output's config.
         packs: whether any tensor is packed.
+        engines: what must load it: what only one of the others does not read warns.
     """
     declared = declared_in(out)
     code = "static.quantization_config"
     if declared is None or (declared.method is None and not declared.groups):
         if not packs:
             return None, ()
-        remedy = "write it: without it every loader takes packed words for unknown tensors"
+        remedy = f"{_FIX}: without it every loader takes packed words for unknown tensors"
         found = "missing" if declared is None else "no quant_method"
         return None, (Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors", remedy),)
     findings = [Finding(code, Severity.FAIL, *_split(f"quantization_config: {fault}"), "") for fault in declared.faults]
@@ -136,19 +144,25 @@ def quantization_section(out: Mapping[str, Any], *, packs: bool) -> tuple[Declar
     if not declared.groups:
         findings.append(Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for"))
     findings.extend(_refused_by_loaders(out))
+    if packs and declared.method == "compressed-tensors":
+        severity = Severity.FAIL if "transformers" in engines else Severity.WARN
+        findings.extend(_unread_by_transformers(out, severity))
     return declared, tuple(findings)
 
 
 def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
     """Values that compressed-tensors knows, but W4A16 loaders do not take."""
-    section = out.get("quantization_config") or out.get("compression_config") or {}
+    _, section = section_of(out)
     groups = section.get("config_groups") if isinstance(section, Mapping) else None
     for name, group in (groups if isinstance(groups, Mapping) else {}).items():
         if not isinstance(group, Mapping):
             continue
-        weights = group.get("weights")
-        weights = weights if isinstance(weights, Mapping) else {}
         subject, code = f"config_groups.{name}", "static.scheme"
+        weights = group.get("weights")
+        if weights is None:
+            found = "no weights: transformers loads nothing packed, vLLM stops"
+            yield Finding(code, Severity.FAIL, subject, found, "how they are packed", _FIX)
+        weights = weights if isinstance(weights, Mapping) else {}
         form = group.get("format") or section.get("format")
         if form != "pack-quantized":
             yield Finding(code, Severity.FAIL, subject, f"format {form!r}", "pack-quantized")
@@ -157,11 +171,25 @@ def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(code, Severity.FAIL, subject, found, "null, weight or static: vLLM refuses the others")
         if weights.get("dynamic"):
             yield Finding(code, Severity.FAIL, subject, "dynamic weights", "static ones")
-        if group.get("input_activations") is not None:
-            yield Finding(code, Severity.FAIL, subject, "quantized activations", "weights only")
+        for key in ("input_activations", "output_activations"):
+            if group.get(key) is not None:
+                found = f"{key}: quantized activations"
+                yield Finding(code, Severity.FAIL, subject, found, "weights only", _ACTIVATIONS)
         if weights.get("symmetric") is False:
             found = "asymmetric: transformers loads it only with dequantize=True"
             yield Finding(code, Severity.WARN, subject, found, "symmetric")
+
+
+def _unread_by_transformers(out: Mapping[str, Any], severity: Severity) -> Iterator[Finding]:
+    """What vLLM and SGLang do without, but transformers reads, or else leaves every packed module random."""
+    code, (place, section) = "static.quantization_config", section_of(out)
+    status = section.get("quantization_status") if isinstance(section, Mapping) else None
+    if status != "compressed":
+        found = f"{_short(status)}: transformers takes weights for dense ones and leaves them random"
+        yield Finding(code, severity, "quantization_status", found, "'compressed'", _FIX)
+    if place.endswith("compression_config"):
+        found = "the section has this name: transformers does not read it and leaves packed weights random"
+        yield Finding(code, severity, "compression_config", found, "quantization_config", _FIX)
 
 
 def _short(value: object) -> str:

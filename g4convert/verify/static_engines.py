@@ -19,10 +19,12 @@ from g4convert.inspection.stored_scheme import PackedModule
 from g4convert.report import Finding, Severity
 from g4convert.verify.contents import Contents, Form, module_of
 
-__all__ = ["ENGINES", "dead_entries", "stored_forms", "wrong_forms"]
+__all__ = ["ENGINES", "NO_PATTERN", "dead_entries", "stored_forms", "wrong_forms"]
 
 ENGINES: Final = tuple(CONTRACTS)
+NO_PATTERN: Final = "no regular expression"
 
+_FIX: Final = "`g4convert check DIR --fix` corrects it"
 _BY_NAME: Final = {Fault.IGNORED, Fault.UNTARGETED, Fault.TARGETED, Fault.UNNAMED}
 _STACK: Final = 3  # dimensions of experts in one tensor
 _NONE: Final[frozenset[str]] = frozenset()
@@ -74,7 +76,7 @@ def wrong_forms(contents: Contents, declared: Declared, required: Collection[str
     """
     readings = _readings(contents, declared)
     for entry in dict.fromkeys(entry for reading in readings.values() for entry in reading.broken):
-        yield Finding("static.ignore", Severity.FAIL, entry, "no regular expression", "one that Python's re reads")
+        yield Finding("static.ignore", Severity.FAIL, entry, NO_PATTERN, "one that Python's re reads", _FIX)
     stored = stored_forms(contents)
     wrong: defaultdict[tuple[str, Fault], list[str]] = defaultdict(list)
     for engine, contract in CONTRACTS.items():
@@ -94,12 +96,13 @@ def _wrong(module: str, fault: Fault, engines: list[str], required: Collection[s
     found = fault.value if everywhere else f"{fault}, by the names of {' and '.join(engines)}"
     severity = Severity.WARN if set(engines).isdisjoint(required) else Severity.FAIL
     code = "static.lm_head" if module == LM_HEAD else "static.ignore"
+    expected = "an entry of `ignore` that names it"
     remedy = "name it in `ignore` as every engine spells it: `g4convert check DIR --fix` writes such a list"
     if fault is Fault.IGNORED:
-        remedy = "take the entry that names it out of `ignore`"
+        expected, remedy = "no entry of `ignore` that names it", f"take that entry out of `ignore`; {_FIX}"
     elif fault is Fault.UNTARGETED:
-        remedy = "add `Linear` to `targets`"
-    return Finding(code, severity, module, found, "config and tensors agree", remedy)
+        expected, remedy = "a target that names it", f"add `Linear` to `targets`; {_FIX}"
+    return Finding(code, severity, module, found, expected, remedy)
 
 
 def _names_that_disagree(

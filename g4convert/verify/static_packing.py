@@ -69,7 +69,10 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
         yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), _AGAIN)
     elif group and (difference := group.differs_from(scheme)):
-        remedy = "correct config_groups in config.json: loaders read by it, whatever the tensors say"
+        remedy = (
+            "correct config_groups in config.json, as `g4convert check DIR --fix` does where all are packed alike: "
+            "loaders read by it, whatever the tensors say"
+        )
         yield Finding("static.scheme", Severity.FAIL, name, difference, "the same in both", remedy)
     if "weight_g_idx" in module.parts:
         remedy = "delete it; compressed-tensors ignores it"

@@ -1,0 +1,78 @@
+"""What to do about engines that refuse a checkpoint: ways that are tried before they are offered.
+
+    fewer GPUs            the same weights, split less
+    another group size    where groups would be torn
+    roles left in bf16    of those with problems, so many that all engines asked for load the rest
+
+Of several choices of roles the one that leaves the smallest output is offered. A way is tried on every engine and
+number of GPUs that must load the checkpoint at once.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain, combinations
+from typing import Final
+
+from g4convert.engines.remarks import Remark, Topic, Weights
+from g4convert.gemma4 import Role
+
+__all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Trial", "remedies"]
+
+Trial = Callable[[Weights], Mapping[int, bool]]
+"""Weights -> each number of GPUs that all engines asked for load them on, and whether that takes a flag."""
+
+EXPERT_PARALLEL: Final = "`--enable-expert-parallel`"
+NO_CHOICE: Final = "no choice of `--pack` loads: another engine, or another number of GPUs"
+_GROUPS: Final = (32, 64, 128)
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial) -> tuple[str, ...]:
+    """What would make engines load a checkpoint, as alternatives.
+
+    Args:
+        weights: the checkpoint.
+        tps: tensor parallel sizes that it must load at; empty for engines that do not split.
+        problems: all that they refuse.
+        trial: what they make of other weights.
+    """
+    thin, must = weights.thinned(), tps or (1,)
+    ways = []
+    if tps and (fits := trial(thin)):
+        ways.append(_gpus(fits))
+    if any(one.topic is Topic.GROUP for one in problems):
+        sizes = ((size, trial(thin.regrouped(size))) for size in _GROUPS)
+        ways += [f"`--group-size {size}` ({_gpus(fits)})" for size, fits in sizes if fits.keys() >= set(must)][:1]
+    refused = {one.role for one in problems if one.topic is not Topic.UNEVEN}
+    for kept in _choices(weights, refused):
+        fits = trial(thin.without(kept))
+        if fits.keys() >= set(must):
+            holds = [_bytes(weights.without(kept).nbytes), *([_gpus(fits)] if tps else [])]
+            ways.append(f"{weights.keeping(kept)} (about {'; '.join(holds)})")
+            break
+    return tuple(ways) or (NO_CHOICE,)
+
+
+def _choices(weights: Weights, refused: Iterable[Role | None]) -> list[tuple[Role, ...]]:
+    """Packed roles to leave in bf16, with something left to pack, the smallest output first."""
+    packed = weights.packed_roles
+    odd = sorted(packed.intersection(refused))
+    choices = chain.from_iterable(combinations(odd, number) for number in range(1, len(odd) + 1))
+    return sorted((one for one in choices if packed.difference(one)), key=lambda one: weights.without(one).nbytes)
+
+
+def _gpus(fits: Mapping[int, bool]) -> str:
+    """Numbers of GPUs, and those that take a flag."""
+    bare, flagged = ([tp for tp, flag in fits.items() if flag is taken] for taken in (False, True))
+    with_flag = f"{_either(flagged)} with {EXPERT_PARALLEL}" if flagged else ""
+    return ", ".join(filter(None, (_either(bare) if bare else "", with_flag)))
+
+
+def _either(numbers: list[int]) -> str:
+    """As in `1, 2 or 4 GPUs`."""
+    head = ", ".join(map(str, numbers[:-1]))
+    return f"{head}{' or ' if head else ''}{numbers[-1]} GPU{'' if numbers == [1] else 's'}"
+
+
+def _bytes(nbytes: float) -> str:
+    scale, unit = next((one for one in _UNITS if nbytes >= one[0]), (1, "B"))
+    return f"{nbytes / scale:.1f} {unit}"
