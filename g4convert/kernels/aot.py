@@ -29,7 +29,16 @@ from g4convert.kernels.matmul import matmul
 from g4convert.kernels.routing import align, top_k_sum
 from g4convert.kernels.tiles import ARCHITECTURES, Kind, Tile, shipped_tiles
 
-__all__ = ["SHARED_BYTES", "Machine", "Variant", "compile_helpers", "compile_variant", "main", "variants"]
+__all__ = [
+    "SHARED_BYTES",
+    "Machine",
+    "Variant",
+    "compile_helpers",
+    "compile_variant",
+    "compiled",
+    "main",
+    "variants",
+]
 
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 """What one program may have, by architecture."""
@@ -95,11 +104,26 @@ def variants(architecture: int) -> Iterator[Variant]:
 
 
 def compile_variant(variant: Variant, architecture: int) -> Machine:
+    """Compile `matmul` and read what its machine code shows.
+
+    Args:
+        variant: what to compile.
+        architecture: 80, 89, 90, 100 or 120.
+    """
+    tile = variant.tile
+    weights = tile.block_n * tile.block_k * (2 if variant.gated else 1)
+    return _look(compiled(variant, architecture), weights / (32 * tile.num_warps))
+
+
+def compiled(variant: Variant, architecture: int) -> Any:  # noqa: ANN401 - Triton has no types
     """Compile `matmul` as a GPU of an architecture would when it first meets a shape.
 
     Args:
         variant: what to compile.
         architecture: 80, 89, 90, 100 or 120.
+
+    Returns:
+        Triton's `CompiledKernel`, with `asm["ptx"]` and `asm["cubin"]`.
     """
     tile, gated = variant.tile, variant.gated
     k = variant.k or _SIZES[variant.kind][1]
@@ -116,8 +140,7 @@ def compile_variant(variant: Variant, architecture: int) -> Machine:
         **({} if gated else {"top_k": 1}),
     }
     even = ("x", "words", "scale", "out", "pairs", "experts", "share", "n", "kh")
-    weights = tile.block_n * tile.block_k * (2 if gated else 1)
-    return _compile(matmul, types, fixed, even, architecture, tile, weights)
+    return _compile(matmul, types, fixed, even, architecture, tile)
 
 
 def compile_helpers(architecture: int) -> dict[str, Machine]:
@@ -125,13 +148,11 @@ def compile_helpers(architecture: int) -> dict[str, Machine]:
     tile = Tile(16, 16, 64, 4, 3)
     types = {"chosen": "*i64", "pairs": "*i32", "experts": "*i32", "count": "i32", "capacity": "i32"}
     fixed = {"number": 128, "bins": 256, "block_m": 16, "chunk": 1024}
-    sorting = _compile(align, types, fixed, ("chosen", "pairs", "experts"), architecture, tile, 1)
+    sorting = _compile(align, types, fixed, ("chosen", "pairs", "experts"), architecture, tile)
     types = {"y": "*bf16", "chosen": "*i64", "out": "*bf16", "n": "i32", "number": "i32"}
     fixed = {"top_k": 8, "block": 1024, "interpreted": False}
-    return {
-        "align": sorting,
-        "top_k_sum": _compile(top_k_sum, types, fixed, ("y", "chosen", "out", "n"), architecture, tile, 1),
-    }
+    adding = _compile(top_k_sum, types, fixed, ("y", "chosen", "out", "n"), architecture, tile)
+    return {"align": _look(sorting), "top_k_sum": _look(adding)}
 
 
 def _compile(
@@ -141,8 +162,7 @@ def _compile(
     even: Sequence[str],
     architecture: int,
     tile: Tile,
-    weights: int,
-) -> Machine:
+) -> Any:  # noqa: ANN401 - the same
     """Compile one kernel; arguments in neither `types` nor `fixed` are None, those in `even` multiples of 16."""
     names = list(kernel.arg_names)
     source = ASTSource(
@@ -152,12 +172,16 @@ def _compile(
         {(names.index(name),): [["tt.divisibility", 16]] for name in even if name in types},
     )
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def _look(kernel: Any, weights_of_a_thread: float = 1) -> Machine:  # noqa: ANN401 - the same
+    """Take a compiled kernel apart."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
+        cubin.write(kernel.asm["cubin"])
         cubin.flush()
         usage, code = (_cuobjdump(option, cubin.name) for option in ("-res-usage", "-sass"))
-    return _read(usage, code, compiled.metadata.shared, weights / (32 * tile.num_warps))
+    return _read(usage, code, kernel.metadata.shared, weights_of_a_thread)
 
 
 def _cuobjdump(option: str, path: str) -> str:
