@@ -3,14 +3,20 @@
 # make test-engines   what engines do with names, against their own code
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST_TRITON := build/triton/3.6.0
 
 .PHONY: demo test test-engines test-vllm lint env golden bench false-alarms clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
 
-test: lint
+test: lint $(OLDEST_TRITON)
 	$(BIN)/python -m pytest -n auto
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/test_kernel_aot.py
+
+# the kernels are compiled with the oldest Triton that pyproject.toml allows, too
+$(OLDEST_TRITON): .venv/.made
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'triton==$(@F); sys_platform == "linux"'
 
 lint: env
 	$(BIN)/ruff format --check .

@@ -153,3 +153,11 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_kernels_are_compiled_with_the_oldest_triton_that_is_allowed() -> None:
+    allowed = re.search(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
+    compiled = re.search(r"^OLDEST_TRITON := \S*/([\d.]+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert allowed
+    assert compiled
+    assert compiled[1].split(".")[:2] == allowed[1].split(".")[:2]
