@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -193,4 +194,9 @@ def test_the_script_runs_again(tmp_path: Path) -> None:
         out = tmp_path / "out" / family
         reload(out)
         for name in ("config.json", "chat_template.jinja", "processor_config.json", "tokenizer_config.json"):
-            assert (out / name).read_bytes() == (trained(family) / name).read_bytes()
+            assert without_version(out / name) == without_version(trained(family) / name)
+
+
+def without_version(path: Path) -> str:
+    """The text but for the version of transformers that wrote it."""
+    return re.sub(r'"transformers_version": "[^"]+"', "", path.read_text())
