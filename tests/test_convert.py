@@ -144,7 +144,8 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(moe: Path, tmp_path: Pa
     output = tmp_path / "out"
     code = (
         "import sys; from g4convert import work, stream, cli\n"
-        "import itertools, time\n"
+        "import itertools, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "work._UNIT_BYTES = 1\n"
         "do, units = stream._Worker.do, itertools.count()\n"
         "def slow(self, unit):\n"
