@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.contents import Contents, module_of
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.fit import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.engines.kernels import Packing
 from g4convert.engines.remarks import Remark, Topic, Weights
-from g4convert.errors import UnsupportedError, UsageError
+from g4convert.errors import UnsupportedError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.inspection.declared_scheme import Declared
 from g4convert.inspection.stored_scheme import PackedModule, packed_modules, stored_scheme
+from g4convert.names import no_such
 from g4convert.pairing import paired
 from g4convert.report import Finding, Report, Severity
 from g4convert.tensors import TensorInfo
-from g4convert.verify.contents import Contents, module_of
 from g4convert.verify.static import REQUIRED_ENGINES, check_static
-from g4convert.verify.static_config import TRANSFORMERS_ONLY, quantization_section
+from g4convert.verify.static_config import HINDERS, quantization_section
 from g4convert.verify.static_engines import NO_PATTERN
 
 __all__ = ["Asked", "Checked", "check", "stored_weights"]
@@ -39,7 +40,7 @@ __all__ = ["Asked", "Checked", "check", "stored_weights"]
 _TABLES: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
 _STACK: Final = 3  # dimensions of experts that are one tensor
 _INT4: Final = 4
-_COUNT: Final = re.compile(r" \(\d+ of them, first \S+\)$")
+_COUNT: Final = re.compile(r" \((\d+ of them|(all|\d+ of) \d+ modules), first \S+\)$")
 _OPTION: Final = re.compile(r"(^|, or )(?=`--(?:pack|group-size))")
 _AGAIN: Final = r"\1quantize again from the source with "
 _LOST: Final = ("no weight_scale", "no weight_packed")
@@ -75,7 +76,7 @@ class Asked:
             UsageError: an engine that is not known.
         """
         if odd := [name for name in engines if name not in CONTRACTS]:
-            raise UsageError(f"engine {odd[0]!r}: not one of {', '.join(CONTRACTS)}")
+            raise no_such("--engine", odd[0], CONTRACTS)
         return cls(directory, tuple(dict.fromkeys(engines)), tuple(dict.fromkeys(tps)), target)
 
     @property
@@ -86,14 +87,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The findings, and the verdicts behind some of them."""
+    """The findings, the verdicts behind some of them, and how many modules are packed."""
 
     report: Report
     verdicts: tuple[Verdict, ...]
+    packed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: the report, and `engines`."""
-        return {**self.report.to_dict(), "engines": [one.to_dict() for one in self.verdicts]}
+        """As JSON: the report, `packed_modules` and `engines`."""
+        engines = [one.to_dict() for one in self.verdicts]
+        return {**self.report.to_dict(), "packed_modules": self.packed, "engines": engines}
 
 
 def check(asked: Asked) -> Checked:
@@ -107,13 +110,17 @@ def check(asked: Asked) -> Checked:
     out = Checkpoint.open(asked.directory)
     _refuse_other_formats(out)
     static = tuple(check_static(asked.directory, None, tp=(), engines=asked.required))
-    found = _verdicts(out, asked, static)
+    contents = Contents.of(
+        {name: stored.info for name, stored in out.tensors.items()}, Architecture.from_config(out.config)
+    )
+    found = _verdicts(out, contents, asked, static)
     findings, levels = [*static, *_judged(found, asked)], ["static", "engines"]
     if asked.target is not None:
         findings += paired(out, Checkpoint.open(asked.target))
         levels.append("assistant")
     against = None if asked.target is None else str(asked.target)
-    return Checked(Report(tuple(findings), tuple(levels), {}, str(asked.directory), against), found)
+    report = Report(tuple(findings), tuple(levels), {}, str(asked.directory), against)
+    return Checked(report, found, len(contents.packed) + len(contents.fused_packed) + len(contents.torn))
 
 
 def _refuse_other_formats(out: Checkpoint) -> None:
@@ -125,10 +132,7 @@ def _refuse_other_formats(out: Checkpoint) -> None:
         raise UnsupportedError(f"{odd.module}: stored as {form}: engines are judged for pack-quantized", hint=hint)
 
 
-def _verdicts(out: Checkpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
-    contents = Contents.of(
-        {name: stored.info for name, stored in out.tensors.items()}, Architecture.from_config(out.config)
-    )
+def _verdicts(out: Checkpoint, contents: Contents, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     packs = bool(contents.packed or contents.fused_packed or contents.torn)
     declared, _ = quantization_section(out.config, packs=packs, engines=asked.required)
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
@@ -196,8 +200,8 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
     topic: Topic | None = None
     if code == "static.names":
         topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
-    elif code == "static.quantization_config" and finding.subject in TRANSFORMERS_ONLY:
-        topic = Topic.STORED if contract.engine == "transformers" else None
+    elif code == "static.quantization_config" and finding.subject in HINDERS:
+        topic = Topic.STORED if contract.engine in HINDERS[finding.subject] else None
     elif finding.severity is not Severity.FAIL:
         return None
     elif code == "static.tensors" or text.startswith(_LOST):

@@ -196,7 +196,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
         raise FormatError(f"{INDEX}: {len(faults)} faults", offenders=faults, hint=hint)
     if SINGLE not in weight_map.values() and os.path.lexists(directory / SINGLE):
         raise InputError(
-            f"{directory}: {SINGLE} beside an {INDEX} that does not name it",
+            f"{directory}: {SINGLE} beside a {INDEX} that does not name it",
             hint="two checkpoints in one directory, and programs differ in which they read: delete one",
         )
     return weight_map

@@ -9,10 +9,10 @@ from g4convert.checkpoint import Checkpoint
 from g4convert.plan import Plan, Quantize
 from g4convert.quantize import Method, NonFiniteError
 from g4convert.quantize.tiles import CpuTiles
+from g4convert.reader import Reader
 from g4convert.recipe import Recipe
 from g4convert.summary import Choice
 from g4convert.tensors import DType
-from g4convert.writer import Reader
 
 __all__ = ["LATTICE_SHARE", "choose"]
 

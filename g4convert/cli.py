@@ -5,6 +5,7 @@ it, so `--help` answers at once.
 """
 
 import gc
+import re
 import shlex
 import signal
 import sys
@@ -15,6 +16,7 @@ import typer
 from g4convert import __version__
 from g4convert.commands import conversion, judging, looking, recipes
 from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
+from g4convert.names import no_such
 from g4convert.options import Manner, Version
 
 __all__ = ["app", "main"]
@@ -101,12 +103,22 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+_CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')")
+"""What Typer says of a value that is none of those an option takes."""
+
+
 def _usage(error: typer.TyperException) -> UsageError:
     """A command line that Typer refuses, in our words."""
-    message = error.format_message().rstrip(".").replace("Value error, ", "")
+    message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
+    if chosen := _CHOICE.match(message):
+        return no_such(chosen["option"], chosen["name"], re.findall(r"'([^']+)'", chosen["known"]))
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "g4convert"
-    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=f"`{command} --help` shows what there is")
+    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=_help(command))
+
+
+def _help(command: str) -> str:
+    return f"`{command} --help` shows what there is"
 
 
 def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> None:
@@ -114,5 +126,7 @@ def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> None:
 
     if isinstance(error, Interrupted) and given[:1] == ["quantize"]:
         error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
+    if isinstance(error, UsageError) and not error.hint:
+        error = UsageError(error.message, offenders=error.offenders, hint=_help(f"g4convert {given[0]}"))
     show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
     raise SystemExit(error.exit_code)

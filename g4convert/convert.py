@@ -26,13 +26,14 @@ from g4convert.layout import Layout, lay_out
 from g4convert.plan import Plan, make_plan
 from g4convert.proofs import check_drops
 from g4convert.ranks import Ranks
+from g4convert.reader import Reader
 from g4convert.recipe import Resolved
 from g4convert.serving import hold
 from g4convert.source import Source
 from g4convert.stream import Progress, Streams, run_units
 from g4convert.summary import Choice, Summary, summarize
 from g4convert.work import Unit, make_units
-from g4convert.writer import Reader, ShardWriter, copy_file, sync_directory, write_file
+from g4convert.writer import ShardWriter, copy_file, sync_directory, write_file
 
 __all__ = ["Conversion", "Job", "convert", "prepare"]
 

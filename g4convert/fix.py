@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from g4convert.checkpoint import CONFIG, Checkpoint
+from g4convert.contents import Contents
 from g4convert.errors import GateError
 from g4convert.gemma4 import Architecture, Inventory, Role, Segment, Weight
 from g4convert.inspection.declared_scheme import declared_in, section_of
@@ -26,7 +27,6 @@ from g4convert.quant_config import quantization_config
 from g4convert.recipe import Recipe
 from g4convert.report import Finding, Severity
 from g4convert.tensors import DType, TensorInfo
-from g4convert.verify.contents import Contents
 from g4convert.verify.static import REQUIRED_ENGINES, check_opened
 from g4convert.writer import sync_directory, write_file
 

@@ -309,7 +309,8 @@ def _extent_faults(extents: list[tuple[int, int, str]], data_size: int) -> list[
             filled, before = end, name
     if filled > data_size:
         cut = sum(end > data_size for _, end, _ in extents)
-        faults.append(f"truncated: {data_size} bytes of data, the header describes {filled} ({cut} tensors cut)")
+        tensors = f"{cut} tensor{'s' * (cut != 1)}"
+        faults.append(f"truncated: {data_size} bytes of data, the header describes {filled} ({tensors} cut)")
     elif filled < data_size:
         faults.append(f"{data_size - filled} bytes after the last tensor belong to no tensor")
     return faults

@@ -186,7 +186,13 @@ DryRun = Annotated[
 
 _VERIFY = "What is verified"
 
-Checked = Annotated[Path, typer.Argument(metavar="OUT", help="A quantized checkpoint, also one of another program.")]
+Checked = Annotated[
+    str,
+    typer.Argument(
+        metavar="OUT",
+        help=r"A quantized checkpoint, also another program's: a directory, or org/name\[@revision] on the hub.",
+    ),
+]
 Reference = Annotated[
     str | None,
     typer.Option(
@@ -296,7 +302,7 @@ Autotune = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="First measure how the kernels are best cut on this GPU, and write that there: takes long.",
+        help="First measure how the kernels are best cut on this GPU (minutes), and add that to a table there.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from g4convert.checkpoint import Checkpoint, StoredTensor
 from g4convert.errors import InputError
 from g4convert.plan import Drop, Plan
+from g4convert.reader import Reader
 from g4convert.tensors import DType
-from g4convert.writer import Reader
 
 __all__ = ["check_drops"]
 
@@ -55,6 +55,4 @@ def _same(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
 
 
 def _bytes(stored: StoredTensor, reader: Reader, begin: int, nbytes: int) -> bytearray:
-    buffer = bytearray(nbytes)
-    reader.read_into(stored.file, stored.begin + begin, memoryview(buffer))
-    return buffer
+    return reader.read(stored.file, stored.begin + begin, nbytes)

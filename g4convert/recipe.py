@@ -5,19 +5,22 @@ name or a file by path, follows `extends`, lays the command line's options on to
 value came from, so that `--show-config` can say.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
+from g4convert.names import nearest, no_such, not_one_of
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 __all__ = [
     "DEFAULT",
@@ -171,8 +174,7 @@ def source_text(name: str) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"recipe {name}: cannot be read: {error}") from error
     if name not in _SHIPPED:
-        near = difflib.get_close_matches(name, _SHIPPED, 1)
-        hint = f"did you mean {near[0]}?" if near else "`g4convert recipe list` shows them; a path works too"
+        hint = nearest(name, _SHIPPED) or "`g4convert recipe list` shows them; a path works too"
         raise UsageError(f"recipe {name}: not one of the shipped recipes", hint=hint)
     return _SHIPPED[name].read_text(encoding="utf-8"), f"recipe {name}"
 
@@ -235,7 +237,11 @@ def _mapping(text: str, origin: str) -> dict[str, object]:
     try:
         layer = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UsageError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        hint = "`g4convert recipe show w4a16-g32` shows one"
+        raise UsageError(f"{origin}: not YAML: {where}{why}", hint=hint) from error
     if not isinstance(layer, dict):
         raise UsageError(f"{origin}: holds a {type(layer).__name__}, expected keys and values")
     unknown = [key for key in layer if key not in Recipe.model_fields and key != "extends"]
@@ -249,20 +255,45 @@ def _mapping(text: str, origin: str) -> dict[str, object]:
 
 
 def _suggest(key: str) -> str:
-    near = difflib.get_close_matches(key, [*Recipe.model_fields, "extends"], 1)
-    return f"{key}: did you mean {near[0]}?" if near else key
+    near = nearest(key, [*Recipe.model_fields, "extends"])
+    return f"{key}: {near}" if near else key
 
 
 def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        offenders: dict[str, str] = {}
-        for problem in error.errors():
-            key = str(problem["loc"][0])
-            offenders.setdefault(key, f"{key}: {values.get(key)!r} ({origins[key]}): {problem['msg'].lower()}")
+        problems = {str(one["loc"][0]): one for one in reversed(error.errors())}  # the first of each key
+        options = [key for key in problems if origins[key].startswith("--")]
+        if options == [*problems]:
+            raise _of_option(origins[options[0]], problems[options[0]]) from error
         raise UsageError(
             f"recipe {name}: values that cannot be",
-            offenders=offenders.values(),
+            offenders=[
+                f"{key}: {one['input']!r} ({origins[key]}): {_fault(one)}" for key, one in reversed(problems.items())
+            ],
             hint="`g4convert recipe schema` says what can",
         ) from error
+
+
+def _of_option(option: str, problem: "ErrorDetails") -> UsageError:
+    """A value of an option that cannot be."""
+    if names := _choices(problem):
+        return no_such(option, problem["input"], names)
+    hint = "`g4convert recipe schema` says what can be"
+    return UsageError(f"{option} {problem['input']}: {problem['msg'].lower()}", hint=hint)
+
+
+def _fault(problem: "ErrorDetails") -> str:
+    """Why a value of a recipe cannot be."""
+    names = _choices(problem)
+    if not names:
+        return problem["msg"].lower().replace("a valid tuple", "a list")
+    near = nearest(str(problem["input"]), names)
+    return not_one_of(names) + (f"; {near}" if near else "")
+
+
+def _choices(problem: "ErrorDetails") -> list[str]:
+    """What can be given, where that is one of a few values."""
+    listed = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
+    return [one.strip("'") for one in listed.replace(" or ", ", ").split(", ") if one]

@@ -3,14 +3,14 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from g4convert.engines.fit import refuse
+from g4convert.engines.fit import Loads, Verdict, refuse, verdicts
 from g4convert.engines.kernels import Packing
 from g4convert.engines.remarks import Weights
 from g4convert.gemma4 import Role
 from g4convert.plan import Plan
 from g4convert.quant_config import quantization_config
 
-__all__ = ["hold", "planned_weights"]
+__all__ = ["hold", "planned_weights", "refusing"]
 
 _TABLES = {Role.EMBEDDING, Role.PLE_EMBEDDING}
 
@@ -51,5 +51,18 @@ def hold(plan: Plan, tps: Collection[int]) -> None:
     """
     engines = tuple(engine.value for engine in plan.recipe.engines)
     if engines:
-        config = quantization_config(plan) if plan.quantized else {}
-        refuse(planned_weights(plan, config), engines, tps)
+        refuse(_weights(plan), engines, tps)
+
+
+def refusing(plan: Plan, tps: Collection[int]) -> tuple[Verdict, ...]:
+    """The verdicts of engines that cannot load a plan's output, whatever engines its recipe names.
+
+    Args:
+        plan: what was written.
+        tps: tensor parallel sizes to judge.
+    """
+    return tuple(one for one in verdicts(_weights(plan), tps=tps) if one.loads is Loads.NO)
+
+
+def _weights(plan: Plan) -> Weights:
+    return planned_weights(plan, quantization_config(plan) if plan.quantized else {})

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from g4convert import show_summary
 from g4convert.errors import G4Error
-from g4convert.gemma4 import Role
 from g4convert.show_engines import verdicts
-from g4convert.tables import count, duration, facts, plural, put, size, table
+from g4convert.tables import count, duration, facts, fitted, plural, put, size, table
 
 if TYPE_CHECKING:
     from g4convert.demo import Demonstration
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from g4convert.inspection.description import Description
     from g4convert.plan_report import PlanReport
     from g4convert.recipe import Resolved
-    from g4convert.summary import ErrorRow, Summary
 
-__all__ = ["Talk", "console", "demo", "description", "error", "messages", "pairs", "plan", "settings", "summary"]
+__all__ = ["Talk", "console", "demo", "description", "error", "messages", "pairs", "plan", "settings"]
 
 _MOST_LINES = 20
 """Offenders or names of one kind that are printed without -v."""
@@ -96,7 +95,7 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     }
     put(out, facts(top))
     out.print()
-    put(out, _plan_sizes(found))
+    put(out, _plan_sizes(found, out.width))
     _section(out, "stays as it is", {f"{role} ({n:,})": why for (role, why), n in found.kept.items()})
     _section(out, "left out", {plural(n, "tensor"): why for why, n in found.dropped.items()})
     if tensors:
@@ -111,38 +110,12 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def summary(out: Console, done: "Summary", output: Path, *, tensors: bool, peak: int | None = None) -> None:
-    """The closing card: sizes, errors, the worst tensors, the next command; `peak` is of memory, in bytes."""
-    from g4convert.summary import serve_command  # noqa: PLC0415 - the same
-
-    rows = {
-        "written": str(output),
-        "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
-        f"{done.bits_per_weight:.2f} bits per weight",
-        "method": f"{done.choice.method}: {done.choice.why}",
-    }
-    if peak is not None:
-        rows["peak memory"] = size(peak)
-    if done.total.stats.groups:
-        put(out, facts(rows))
-        out.print()
-        put(out, _errors("weights", [done.total, *done.roles]))
-        out.print()
-        chosen = done.modules if tensors else done.worst
-        put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
-        out.print("\n[dim]relative error: sum of squared errors over sum of squared weights[/]", soft_wrap=True)
-    else:
-        put(out, facts({**rows, "method": "nothing is packed"}))
-    drafter = any(row.role == Role.DRAFTER for row in done.sizes)
-    out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
-
-
 def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
     """The plan and the closing card unless `quiet`, and the two differences of logits for each kind of prompt."""
     if not quiet:
         plan(out, done.plan, tensors=False)
         out.print()
-        summary(out, done.summary, done.output, tensors=False)
+        show_summary.summary(out, done.summary, done.output, tensors=False)
         out.print()
     columns = ("prompt", "read back", "cost", "mean KL", "same top token")
     rows = [
@@ -192,7 +165,8 @@ def description(out: Console, found: "Description", *, verbose: bool) -> None:
         for role in (*found.roles, found.total)
     ]
     out.print()
-    put(out, table(("role", "tensors", "params", "size", "bits/weight", "stored as"), rows))
+    columns = ("role", "tensors", "params", "size", "bits/weight", "stored as")
+    put(out, table(*fitted(columns, rows, out.width, spare=("params", "tensors", "bits/weight"))))
     for part in found.tables():
         if part.title in {"by role", "spelling"}:
             continue
@@ -264,7 +238,7 @@ def _dialect(text: str, number: int, example: tuple[str, str]) -> str:
     return f"{text}: {plural(number, 'tensor')}" + ("" if before == after else f", e.g. {before} -> {after}")
 
 
-def _plan_sizes(found: "PlanReport") -> Table:
+def _plan_sizes(found: "PlanReport", width: int) -> Table:
     rows = [
         (
             row.role,
@@ -282,7 +256,8 @@ def _plan_sizes(found: "PlanReport") -> Table:
     tensors = sum(row.tensors for row in found.sizes)
     bits = f"{8 * after / written:.2f}" if written else ""
     rows.append(("total", f"{tensors:,}", count(params), "", size(before), size(after), bits))
-    return table(("role", "tensors", "params", "action", "before", "after", "bits/weight"), rows)
+    columns = ("role", "tensors", "params", "action", "before", "after", "bits/weight")
+    return table(*fitted(columns, rows, width, spare=("params", "tensors", "bits/weight")))
 
 
 def _outcome(found: "PlanReport") -> dict[str, str]:
@@ -307,24 +282,6 @@ def _step(step: Mapping[str, Any]) -> str:
         case "keep":
             return f"keep  {step['name']}" if source == step["name"] else f"keep  {source} -> {step['name']}"
     return f"drop  {source}: {step['reason']}"
-
-
-def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
-    """Errors by name, and what lies on a lattice where anything does."""
-    found = list(rows)
-    columns = [title, "relative error", "SQNR dB", "groups"]
-    lattice = any(row.stats.lattice_groups for row in found)
-    if lattice:
-        columns += ["on a lattice", "exact"]
-    cells = []
-    for row in found:
-        groups = max(row.stats.groups, 1)
-        name = row.name.removeprefix("model.language_model.")
-        cell = [name, f"{row.relative_error:.5f}", f"{row.sqnr_db:.1f}", f"{row.stats.groups:,}"]
-        if lattice:
-            cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
-        cells.append(cell)
-    return table(columns, cells, right=columns[1:])
 
 
 def _section(out: Console, title: str, rows: Mapping[str, str]) -> None:

@@ -66,6 +66,9 @@ def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) ->
         strict: warnings count as failures.
         verbose: every finding.
     """
+    if not found.packed:
+        out.print("nothing is quantized here; `g4convert quantize` packs it", soft_wrap=True)
+        out.print()
     if found.verdicts:
         verdicts(out, found.verdicts, verbose=verbose)
         out.print()

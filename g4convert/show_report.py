@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -72,10 +73,11 @@ def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *
     shown = lines if verbose else lines[:_MOST]
     if lines:
         out.print()
-    for one in shown:
-        out.print(f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}", soft_wrap=True)
-        if one.remedy:
-            out.print(f"     [dim]{escape(one.remedy)}[/]", soft_wrap=True)
+    for remedy, alike in groupby(shown, key=lambda one: one.remedy):  # said once, below the last of them
+        for one in alike:
+            out.print(f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}", soft_wrap=True)
+        if remedy:
+            out.print(f"     [dim]{escape(remedy)}[/]", soft_wrap=True)
     if len(lines) > len(shown):
         out.print(f"and {len(lines) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
 

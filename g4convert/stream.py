@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from g4convert.errors import InputError, Interrupted
 from g4convert.journal import Journal
 from g4convert.quantize import NonFiniteError, Scheme, Tiles, TileStats
+from g4convert.reader import Reader
 from g4convert.tensors import DType
 from g4convert.work import CopyTask, QuantizeTask, Unit
-from g4convert.writer import Reader, ShardWriter
+from g4convert.writer import ShardWriter
 
 __all__ = ["Progress", "Streams", "run_units"]
 

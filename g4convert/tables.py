@@ -7,10 +7,14 @@ from rich.markup import escape
 from rich.segment import Segment, Segments
 from rich.table import Table
 
-__all__ = ["count", "duration", "facts", "plural", "put", "size", "table"]
+__all__ = ["count", "duration", "facts", "fitted", "plural", "put", "size", "table"]
 
 _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
 """Columns of numbers, set to the right."""
+_GAP = 2
+"""Blanks between two columns."""
+_LEAST = 24
+"""Width that a column of folded text needs to be read."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = _NUMBERS) -> Table:
@@ -23,6 +27,26 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Itera
     for row in rows:
         made.add_row(*map(escape, row))
     return made
+
+
+def fitted(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], width: int, *, spare: Iterable[str]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows without what a narrow terminal has no room for; the last column may fold.
+
+    Args:
+        columns: headers.
+        rows: a cell for each of them.
+        width: of the terminal.
+        spare: headers of columns that may go, in this order.
+    """
+    lines = [tuple(columns), *map(tuple, rows)]
+    for name in spare:
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        if sum(widths[:-1]) + min(widths[-1], _LEAST) + _GAP * (len(widths) - 1) <= width:
+            break
+        lines = [tuple(cell for cell, head in zip(line, lines[0], strict=True) if head != name) for line in lines]
+    return lines[0], lines[1:]
 
 
 def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Table:

@@ -9,63 +9,18 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
 
 from g4convert.errors import InputError
 from g4convert.layout import Layout
+from g4convert.reader import OpenFiles
 
-__all__ = ["Reader", "ShardWriter", "copy_file", "sync_directory", "write_file"]
+__all__ = ["ShardWriter", "copy_file", "sync_directory", "write_file"]
 
 _CHUNK = 8 << 20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 
 
-class Reader:
-    """The weight files of a source, opened once, read at offsets.
-
-    Args:
-        directory: the checkpoint.
-        files: names of its weight files.
-    """
-
-    def __init__(self, directory: Path, files: Iterable[str]) -> None:
-        self._fds = {file: os.open(directory / file, os.O_RDONLY | os.O_CLOEXEC) for file in files}
-
-    def fd(self, file: str) -> int:
-        """The descriptor of a weight file."""
-        return self._fds[file]
-
-    def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `begin` of `file`.
-
-        Raises:
-            InputError: the file ends first: it was changed since its header was read.
-        """
-        filled = 0
-        while filled < len(buffer):
-            count = os.preadv(self._fds[file], [buffer[filled:]], begin + filled)
-            if not count:
-                raise InputError(f"{file}: ends at byte {begin + filled}, was longer a moment ago", hint="start again")
-            filled += count
-
-    def will_need(self, file: str, begin: int, nbytes: int) -> None:
-        """Tell the kernel to start reading a range."""
-        os.posix_fadvise(self._fds[file], begin, nbytes, os.POSIX_FADV_WILLNEED)
-
-    def close(self) -> None:
-        """Close every file."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class ShardWriter:
+class ShardWriter(OpenFiles):
     """The output shards, opened once, written at offsets from any thread.
 
     Args:
@@ -78,7 +33,7 @@ class ShardWriter:
     """
 
     def __init__(self, directory: Path, layout: Layout, *, create: bool) -> None:
-        self._fds: dict[str, int] = {}
+        super().__init__()
         try:
             for shard in layout.shards:
                 flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT if create else 0)
@@ -130,18 +85,6 @@ class ShardWriter:
         """Wait until what was written to these files is on disk."""
         for file in files:
             os.fdatasync(self._fds[file])
-
-    def close(self) -> None:
-        """Close every file."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -113,6 +113,15 @@ def scheme(**values: object) -> Callable[[Config], None]:
     return lambda config: config["quantization_config"]["config_groups"]["group_0"]["weights"].update(values)
 
 
+def left_out(*keys: str) -> Callable[[Config], None]:
+    def changed(config: Config) -> None:
+        weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+        for key in keys:
+            del weights[key]
+
+    return changed
+
+
 def targets(*entries: str) -> Callable[[Config], None]:
     return lambda config: config["quantization_config"]["config_groups"]["group_0"].update(targets=[*entries])
 
@@ -169,6 +178,21 @@ BROKEN = {
     "pattern from the start": ("31B", ignoring(anchored), "vllm", "vision_tower"),
     "another group size": ("E2B", scheme(group_size=64), "vllm", "group_size 64 in the config, 32 stored"),
     "another number of bits": ("E2B", scheme(num_bits=8), "sglang", "num_bits 8 in the config, 4 stored"),
+    "bits left out": (
+        "31B",
+        left_out("num_bits"),
+        "vllm",
+        "num_bits 8 in the config (the default, as it is left out), 4",
+    ),
+    "group size left out": ("31B", left_out("group_size"), "sglang", "strategy group without a group_size, which"),
+    "group size and strategy left out": (
+        "31B",
+        left_out("group_size", "strategy"),
+        "transformers",
+        "strategy tensor in the config (the default, as it is left out), group stored",
+    ),
+    "null bits": ("31B", scheme(num_bits=None), "vllm", "weights: num_bits is null, which engines refuse"),
+    "a key too many": ("31B", scheme(groups=32), "vllm", "'groups' is no key of compressed-tensors"),
     "order of activations": ("31B", scheme(actorder="group"), "vllm", "actorder 'group'"),
     "tied head not ignored": ("31B", without("lm_head"), "transformers", "lm_head: plain, although targeted"),
     "router not ignored": ("26B-A4B", without("router"), "transformers", "router.proj: plain, although targeted"),
@@ -225,6 +249,41 @@ def test_a_broken_config_is_named_and_mended(
 
     assert fix(directory, [engine]) is None
     assert {path.name: path.read_bytes() for path in directory.glob("*.json*")} == files
+
+
+def test_what_is_left_out_and_means_the_same_is_no_fault(copied: Callable[..., Path]) -> None:
+    found = judged(copied("31B", left_out("strategy", "symmetric", "type")))
+    assert exit_code(found) == 0
+    assert not found.report.of(Severity.WARN)
+
+
+def below_text(config: Config) -> None:
+    config["text_config"]["quantization_config"] = config.pop("quantization_config")
+
+
+def old_name_below_text(config: Config) -> None:
+    config["text_config"]["compression_config"] = config.pop("quantization_config")
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "lost_on"),
+    [
+        (renamed_section, "compression_config", {"transformers"}),
+        (below_text, "text_config.quantization_config", {"sglang"}),
+        (old_name_below_text, "text_config.compression_config", {"transformers", "vllm", "sglang"}),
+    ],
+)
+def test_a_section_is_lost_on_the_engines_that_do_not_look_there(
+    change: Callable[[Config], object], place: str, lost_on: set[str], copied: Callable[..., Path]
+) -> None:
+    directory = copied("31B", change)
+    found = judged(directory)
+    assert {engine for engine, one in loads(found).items() if one is Loads.NO} == lost_on
+    for engine in ("transformers", "vllm", "sglang"):
+        told = judged(directory, engine)
+        subjects = {one.subject for one in told.report.of(Severity.FAIL) if one.level == "static"}
+        assert (exit_code(told), subjects) == ((1, {place}) if engine in lost_on else (0, set()))
+    assert fixed(directory).changes == (f"{place} -> quantization_config",)
 
 
 @pytest.mark.parametrize(
@@ -763,6 +822,50 @@ def test_the_command_as_json(g4convert: Program, good: Callable[[str], Path]) ->
     ]
     assert document["engines"][2]["problems"][1]["remedy"]
     assert document["verdict"] == "warn"
+
+
+def test_the_command_says_that_nothing_is_quantized(
+    g4convert: Program, good: Callable[[str], Path], dense: Path
+) -> None:
+    assert g4convert("check", dense).out.startswith("nothing is quantized here; ")
+    assert json.loads(g4convert("check", dense, "--json").out)["packed_modules"] == 0
+    assert "nothing is quantized" not in g4convert("check", good("31B")).out
+    assert json.loads(g4convert("check", good("31B"), "--json").out)["packed_modules"] > 0
+
+
+@pytest.fixture
+def in_cache(good: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A snapshot of `somebody/gemma` in an otherwise empty cache: links to blobs, as the hub's library makes them."""
+    repo = tmp_path / "hub" / "models--somebody--gemma"
+    snapshot = repo / "snapshots" / ("a" * 40)
+    for folder in (repo / "blobs", repo / "refs", snapshot):
+        folder.mkdir(parents=True)
+    for file in good("31B").iterdir():
+        (repo / "blobs" / file.name).hardlink_to(file)
+        (snapshot / file.name).symlink_to(repo / "blobs" / file.name)
+    (repo / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    return snapshot
+
+
+@pytest.mark.parametrize("command", ["check", "verify"])
+def test_the_commands_take_hub_names(command: str, g4convert: Program, in_cache: Path) -> None:
+    document = json.loads(g4convert(command, "somebody/gemma", "--json").out)
+    assert (document["output"], document["verdict"]) == (str(in_cache), "pass")
+    ran = g4convert(command, "somebody/else")
+    assert (ran.status, ran.out) == (5, "")
+    assert "somebody/else: not in the Hugging Face cache" in ran.err
+
+
+def test_the_command_does_not_change_a_cache(g4convert: Program, in_cache: Path) -> None:
+    before = {path.name: (path.is_symlink(), path.read_bytes()) for path in in_cache.glob("*.json*")}
+    for name in ("somebody/gemma", in_cache):
+        ran = g4convert("check", name, "--fix")
+        assert (ran.status, ran.out) == (2, "")
+        assert "hint: hf download somebody/gemma --local-dir DIR; g4convert check DIR --fix" in ran.err
+    assert {path.name: (path.is_symlink(), path.read_bytes()) for path in in_cache.glob("*.json*")} == before
 
 
 def test_the_command_fixes(g4convert: Program, copied: Callable[..., Path]) -> None:

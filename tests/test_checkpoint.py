@@ -173,7 +173,7 @@ HOLE = {
 }
 
 SABOTAGE: dict[str, tuple[Damage, type[InputError], list[str]]] = {
-    "truncated data": (shard(FILES[:-3]), FormatError, [ONE, "truncated", "17", "20", "1 tensors cut"]),
+    "truncated data": (shard(FILES[:-3]), FormatError, [ONE, "truncated", "17", "20", "(1 tensor cut)"]),
     "truncated in the header": (shard(FILES[:40]), FormatError, [ONE, "longer than the file (40 bytes)"]),
     "empty shard": (shard(b""), FormatError, [ONE, "empty"]),
     "seven bytes": (shard(b"\0" * 7), FormatError, [ONE, "7 bytes"]),

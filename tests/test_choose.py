@@ -13,9 +13,9 @@ from g4convert.checkpoint import Checkpoint
 from g4convert.choose import choose
 from g4convert.plan import make_plan
 from g4convert.quantize import Method
+from g4convert.reader import Reader
 from g4convert.recipe import load
 from g4convert.summary import Choice
-from g4convert.writer import Reader
 
 
 def chosen(directory: Path, **options: object) -> Choice:

@@ -78,6 +78,20 @@ def test_plan_fits_80_columns(moe: Path, g4convert: Program, monkeypatch: pytest
         assert max(map(len, g4convert(*command).out.splitlines()[1:])) <= 80
 
 
+def test_a_narrow_terminal_loses_columns_not_words(
+    moe: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    g4convert("quantize", moe, "-o", tmp_path / "out", "-q")
+    monkeypatch.setenv("COLUMNS", "60")
+    for command, last in ((("plan", moe), "16.00"), (("inspect", tmp_path / "out"), "30 x bf16")):
+        out = g4convert(*command).out
+        head, *rows = out.partition("\nrole ")[2].partition("\n\n")[0].splitlines()
+        assert "params" not in head
+        tower = next(row for row in rows if row.startswith("vision_tower "))
+        assert tower.endswith(last)
+        assert max(map(len, rows)) <= 60
+
+
 @pytest.mark.parametrize(("option", "value", "key"), OPTIONS_OF_A_RECIPE)
 def test_options_override_the_recipe(option: str, value: str | None, key: str, g4convert: Program) -> None:
     for command in ("plan", "quantize"):
@@ -175,7 +189,22 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
         assert text in ran.out
     worst = ran.out.partition("largest relative error")[2].splitlines()
     assert len([line for line in worst if line.startswith("layers.")]) == 5
-    assert ran.out.endswith(f"next: vllm serve {tmp_path / 'out'}\n")
+    refused = "refused by transformers 5.17 to 5.23, SGLang 0.5.23: `g4convert check"
+    assert f"\n{refused} {tmp_path / 'out'}` says why\nnext: vllm serve {tmp_path / 'out'}\n" in ran.out
+    assert g4convert("check", tmp_path / "out", "--engine", "sglang").status == 1
+
+
+def test_the_card_names_who_refuses_the_result(dense: Path, g4convert: Program, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "refused" not in g4convert("quantize", dense, "-o", out).out
+    options = ("--overwrite", "--verify", "none", "--engine", "vllm", "--tp", 4)
+    asked = f"`g4convert check {out} --tp 4`"
+    assert (
+        f"\nrefused by SGLang 0.5.23 on 4 GPUs: {asked} says why\n"
+        in g4convert("quantize", dense, "-o", out, *options).out
+    )
+    document = json.loads(g4convert("quantize", dense, "-o", out, *options, "--json").out)
+    assert document["refused_by"] == [{"engine": "sglang", "version": "SGLang 0.5.23", "tp": 4}]
 
 
 def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_path: Path) -> None:
@@ -268,6 +297,17 @@ def test_errors_keep_every_offender(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines()[-2:] == ["  and 10,980 more (-v lists all)", "hint: right it"]
 
 
+@pytest.mark.parametrize("command", [("plan",), ("quantize", "-o", "out"), ("check",), ("verify",)])
+def test_every_command_says_the_same_of_an_unknown_engine(command: tuple[str, ...], g4convert: Program) -> None:
+    known = "vllm, sglang" if command == ("verify",) else "transformers, vllm, sglang"
+    for name in ("vlm", "VLLM"):
+        ran = g4convert(*command, "nothing", "--engine", name)
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err == f"error: --engine {name}: not one of {known}\nhint: did you mean vllm?\n"
+    hint = f"hint: `g4convert {command[0]} --help` shows what there is\n"
+    assert g4convert(*command, "nothing", "--engine", "llama.cpp").err.endswith(hint)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -277,16 +317,16 @@ def test_errors_keep_every_offender(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ("plan", "x", "--workers", "-1"),
             2,
-            "'--workers': Input should be greater than or equal to 0",
+            "'--workers': should be greater than or equal to 0",
         ),
         (("plan", "x", "--workers", "many"), 2, "invalid value for '--workers'"),
-        (("plan", "x", "--method", "rtn"), 2, "method: 'rtn' (--method): input should be 'auto', 'minmax'"),
+        (("plan", "x", "--method", "rtn"), 2, "--method rtn: not one of auto, minmax, mse, lattice"),
         (("plan", "x", "-r", "w4a16-g23"), 2, "hint: did you mean w4a16-g32?"),
         (("plan", "x", "-r", "./none.yaml"), 2, "recipe ./none.yaml: no such file"),
         (("recipe", "shwo"), 2, "Did you mean 'show'?"),
         (("recipe", "show", "nothing"), 2, "hint: `g4convert recipe list` shows them; a path works too"),
         (("recipe", "check", "nothing"), 2, "recipe nothing: not one of the shipped recipes"),
-        (("demo", "--family", "llama"), 2, "invalid value for '--family': 'llama' is not one of 'moe', 'dense'"),
+        (("demo", "--family", "llama"), 2, "--family llama: not one of moe, dense, unified"),
         (("plan", "nothing"), 3, "nothing: no such directory"),
         (("inspect", "nothing"), 3, "nothing: no such directory"),
         (("quantize", "nothing", "-o", "out"), 3, "nothing: no such directory"),

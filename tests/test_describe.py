@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from compressed_tensors.quantization import (
 from compressed_tensors.utils.match import match_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from stored import Stored, write_checkpoint, zeros
+from transformers import AutoConfig
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.gemma4 import Architecture, expected_weights, fused_experts
-from g4convert.inspection.declared_scheme import Entries, declared_in
+from g4convert.inspection.declared_scheme import Entries, declared_in, section_of
 from g4convert.inspection.describe import describe
 from g4convert.inspection.description import Description
 
@@ -288,6 +291,14 @@ DISAGREEMENTS: dict[str, tuple[dict[str, Any], str]] = {
         {"weights": {"num_bits": 4, "strategy": "channel"}},
         "strategy channel in the config, group stored",
     ),
+    "bits left out": (
+        {"weights": {"group_size": 32}},
+        "num_bits 8 in the config (the default, as it is left out), 4 stored",
+    ),
+    "group_size left out": (
+        {"weights": {"num_bits": 4}},
+        "strategy tensor in the config (the default, as it is left out), group stored",
+    ),
 }
 
 
@@ -458,6 +469,60 @@ def test_entries_match_as_in_compressed_tensors(entry: str, name: str) -> None:
         assert found == match_name(name, entry)
     except re.error:
         assert not found
+
+
+WEIGHT_KEYS: dict[str, list[object]] = {
+    "num_bits": [None, 4, 8], "type": [None, "int", "INT", "int4"], "symmetric": [None, True, False],
+    "strategy": [None, "group", "Group", "channel", "tensor", "block", "token", "row"],
+    "group_size": [None, -2, -1, 0, 32], "block_structure": [None, [128, 128]], "observer_kwargs": [None, {}],
+    "group": [32],
+}  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(weights=st.fixed_dictionaries({}, optional={key: st.sampled_from(of) for key, of in WEIGHT_KEYS.items()}))
+def test_weights_mean_what_compressed_tensors_makes_of_them(weights: dict[str, Any]) -> None:
+    declared = declared_in(quantized(TEXT, [], config_groups={"g": {"targets": ["Linear"], "weights": weights}}))
+    assert declared is not None
+    (group,) = declared.groups
+    try:
+        args = QuantizationArgs.model_validate(weights)
+    except ValidationError:
+        assert declared.faults
+        return
+    assert not declared.faults
+    assert (group.num_bits, group.kind, group.symmetric, group.strategy) == (
+        args.num_bits,
+        args.type,
+        args.symmetric,
+        args.strategy,
+    )
+    assert group.group_size == (args.group_size if args.strategy == "group" else None)
+    assert group.implied <= {"num_bits", "symmetric", "strategy"} - {key for key, value in weights.items() if value}
+
+
+PLACES = {
+    "quantization_config": True,
+    "text_config.quantization_config": True,
+    "compression_config": False,
+    "text_config.compression_config": False,
+}
+
+
+@pytest.mark.parametrize("places", [pair for n in (1, 2) for pair in combinations(PLACES, n)])
+def test_the_section_is_the_one_that_loaders_take(places: tuple[str, ...], tmp_path: Path) -> None:
+    config: dict[str, Any] = {**UNIFIED, "text_config": dict(UNIFIED["text_config"])}
+    for place in places:
+        holder = config["text_config"] if place.startswith("text_config.") else config
+        holder[place.rpartition(".")[2]] = {"quant_method": "compressed-tensors", "ignore": [place]}
+    place, section = section_of(config)
+    assert (place, section["ignore"]) == (places[0], [places[0]])
+
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = AutoConfig.from_pretrained(tmp_path)
+    taken = getattr(read, "quantization_config", None) or getattr(read.get_text_config(), "quantization_config", None)
+    assert (taken is not None) == PLACES[place]
+    assert taken is None or taken["ignore"] == [place]
 
 
 JSON = st.recursive(

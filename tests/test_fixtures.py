@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Gemma4AudioFeatureExtractor, Gemma4Image
 
 from g4convert.errors import UsageError
 from g4convert.fixtures import Family, make
+from g4convert.fixtures.trained import TRAINED, trained
 from g4convert.forward import reload
 from g4convert.forward.logits import logits, prompts
 
@@ -150,6 +151,17 @@ def test_tokenizer_agrees_with_config(family: Family, checkpoints: Checkpoints) 
     assert chat_ids[:2] == [2, tokenizer.convert_tokens_to_ids("<|turn>")]
     generation = json.loads((directory / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<turn|>")]
+
+
+def test_config_and_processor_have_the_soft_tokens_that_vllm_asks_for(family: Family, checkpoints: Checkpoints) -> None:
+    for directory in (checkpoints(family), *([trained(family)] if family in TRAINED else [])):
+        vision = json.loads((directory / "config.json").read_text()).get("vision_config")
+        if vision is None:
+            continue
+        key = "num_soft_tokens" if family == "unified" else "default_output_length"  # what vLLM 0.33 reads
+        assert vision[key] in {70, 140, 280, 560, 1120}  # _SUPPORTED_SOFT_TOKENS of gemma4_mm.py
+        processor = json.loads((directory / "processor_config.json").read_text())
+        assert processor["image_processor"]["max_soft_tokens"] == vision[key] == processor["image_seq_length"]
 
 
 def test_processors_feed_the_model(family: Family, checkpoints: Checkpoints) -> None:

@@ -56,6 +56,8 @@ def test_extends_is_relative_to_the_file_that_says_it(tmp_path: Path) -> None:
         ("group_size: 0", "group_size: 0"),
         ("num_bits: 3", "num_bits: 3"),
         ("method: rtn", "method: 'rtn'"),
+        ("engines: [vlm]", "bad.yaml): not one of transformers, vllm, sglang; did you mean vllm?"),
+        ("engines: vllm", "engines: 'vllm'"),
         ("pack: [router]", "pack"),
         ("pack: []", "pack"),
         ("max_shard_size: 5 parsecs", "max_shard_size: '5 parsecs'"),

@@ -60,7 +60,7 @@ DISK = (
     ("config key dropped", "dense", "static.config", "text_config.final_logit_softcapping"),
     ("alias dropped", "unified", "static.config", "eoa_token_index"),
     ("transposed packing", "dense", "static.packed", f"{LAYER}.mlp.up_proj"),
-    ("wrong group size", "text", "static.scheme", "model.layers.*.mlp.down_proj"),
+    ("wrong group size", "text", "static.scheme", "config_groups.group_0"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from damage import STATIC, VALUES, damaged
+from damage import STATIC, VALUES, config, damaged
 from program import Program, Ran, g4convert
 
 from g4convert.errors import EnvironmentFault, UsageError
@@ -96,11 +96,25 @@ def test_a_failure_exits_1_and_is_told_even_when_quiet(
     ran = g4convert("verify", out, "--reference", source, "-q")
     assert (ran.status, ran.err) == (1, "")
     assert ran.out.startswith(f"FAIL {out} against {source}")
-    assert "fail static.scheme model.layers.*.mlp.down_proj" in ran.out
+    assert "fail static.scheme config_groups.group_0: group_size 64" in ran.out
     assert g4convert("verify", good, "-q").out == ""
     told = g4convert("verify", out, "-v").out
     assert "pass static.index" in told
     assert "pass static.index" not in ran.out
+
+
+def test_a_remedy_is_said_once_below_all_that_it_mends(
+    text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path
+) -> None:
+    source, good = text_out
+    out = damaged(good, tmp_path / "out", config(lambda whole: whole.update(sliding_window=1, vocab_size=7)))
+    told = g4convert("verify", out, "--reference", source, "--level", "static").out.splitlines()
+    changed = [n for n, line in enumerate(told) if line.startswith(("fail static.architecture", "fail static.config"))]
+    assert len(changed) == 3
+    assert changed == [*range(changed[0], changed[-1] + 1)]
+    remedy = told[changed[-1] + 1]
+    assert remedy.startswith("     take the source's config.json")
+    assert told.count(remedy) == 1
 
 
 def test_strict_fails_on_a_warning(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from g4convert.commands.printing import print_json, print_settings
 from g4convert.commands.recipe_options import with_recipe
 from g4convert.errors import UsageError
+from g4convert.names import no_such
 from g4convert.options import (
     Device,
     DryRun,
@@ -25,6 +26,7 @@ from g4convert.verify.levels import Level, Request
 
 if TYPE_CHECKING:
     from g4convert.convert import Job
+    from g4convert.engines.fit import Verdict
     from g4convert.plan_report import PlanReport
     from g4convert.recipe import Resolved
     from g4convert.summary import Summary
@@ -80,7 +82,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert import convert, show, source
+    from g4convert import convert, show, show_summary, source
     from g4convert import device as devices
     from g4convert.plan_report import PlanReport
 
@@ -98,9 +100,10 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         report = PlanReport.of(found, resolved, conversion.plan, conversion.layout, workers)
         _show_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
         return
-    summary = _run(job, quiet=quiet, no_color=no_color)
-    if summary is None:
+    done = _run(job, quiet=quiet, no_color=no_color)
+    if done is None:
         return
+    summary, refused = done
     from g4convert import verification
     from g4convert.progress import peak_memory
 
@@ -112,9 +115,12 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         verification.tell_end(found_out, how, as_json=as_json)
     if as_json:
         document = {"schema_version": 1, "output": str(output), **summary.to_dict()}
+        document["refused_by"] = [{"engine": one.engine, "version": one.label, "tp": one.tp} for one in refused]
         print_json(document | ({} if found_out is None else {"verify": found_out.to_dict()}))
     elif not quiet:
-        show.summary(show.console(no_color=no_color), summary, output, tensors=verbose, peak=peak)
+        show_summary.summary(
+            show.console(no_color=no_color), summary, output, tensors=verbose, peak=peak, refused=refused
+        )
     if found_out is not None and not passed:
         verification.tell_end(found_out, how, as_json=as_json)
 
@@ -125,22 +131,28 @@ def _level(name: str) -> Level | None:
         return None
     levels = [level for level in Level if level is not Level.ENGINE]
     if name not in levels:
-        hint = "`g4convert verify --engine` does" if name == Level.ENGINE else ""
-        raise UsageError(f"--verify {name!r} is not one of none, {', '.join(levels)}", hint=hint)
+        if name == Level.ENGINE:
+            raise UsageError(
+                f"--verify {name}: an engine is asked afterwards", hint="`g4convert verify OUT --engine vllm`"
+            )
+        raise no_such("--verify", name, ["none", *levels])
     return Level(name)
 
 
-def _run(job: "Job", *, quiet: bool, no_color: bool) -> "Summary | None":
-    """Convert, with progress."""
+def _run(job: "Job", *, quiet: bool, no_color: bool) -> "tuple[Summary, tuple[Verdict, ...]] | None":
+    """Convert, with progress; the summary and the engines that refuse the result, in the process that leads."""
     from g4convert import convert, progress, show
     from g4convert.ranks import Ranks
+    from g4convert.serving import refusing
 
     ranks = Ranks.join()
     try:
         with progress.watch(show.messages(no_color=no_color), quiet=quiet or not ranks.leads) as bar:
-            return convert.convert(convert.prepare(job), bar, ranks)
+            conversion = convert.prepare(job)
+            summary = convert.convert(conversion, bar, ranks)
     finally:
         ranks.leave()
+    return None if summary is None else (summary, refusing(conversion.plan, job.tps))
 
 
 def _show_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:

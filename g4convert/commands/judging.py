@@ -1,8 +1,12 @@
 """`verify`, `check` and `reference`."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import typer
 
 from g4convert.commands.printing import print_json, print_text
+from g4convert.errors import UsageError
 from g4convert.options import (
     AssistantOf,
     Checked,
@@ -60,9 +64,10 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     """Find what is wrong with a quantized checkpoint, say which module, and what four bits cost."""
     from g4convert import source, verification
 
+    out = source.resolve(output).path
     given = None if reference is None else source.file_or_model(reference)
     asked = Request(
-        output, given, level, profile, prompts, memory, dtype, device, engine, engine_python, engine_url, engine_timeout
+        out, given, level, profile, prompts, memory, dtype, device, engine, engine_python, engine_url, engine_timeout
     )
     how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
     found = verification.run(asked, how)
@@ -92,9 +97,16 @@ def check(  # noqa: PLR0913 - one parameter for each option
     from g4convert.check import check as judge
     from g4convert.fix import fix as mend
 
+    asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they cost no look-up
+    found_at = source.resolve(output)
     target = None if assistant_of is None else source.resolve(assistant_of).path
-    asked = Asked.of(output, engine or (), tp or (), target)
-    if fix and (fixed := mend(output, asked.required)):
+    asked = replace(asked, directory=found_at.path, target=target)
+    if fix and found_at.revision:
+        raise UsageError(
+            f"--fix: {found_at.path} is a snapshot of the Hugging Face cache, which other programs share",
+            hint=f"hf download {found_at.name} --local-dir DIR; g4convert check DIR --fix",
+        )
+    if fix and (fixed := mend(found_at.path, asked.required)):
         text = f"config.json: quantization_config corrected; the old file is {fixed.kept.name}"
         lines = "\n".join((text, *(f"  {line}" for line in fixed.changes)))
         show.messages(no_color=no_color).print(lines, soft_wrap=True, markup=False)

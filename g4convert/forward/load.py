@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.contents import Contents
 from g4convert.errors import EnvironmentFault, GateError, UsageError
 from g4convert.forward.devices import CPU, is_roomy, place
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
@@ -39,7 +40,6 @@ from g4convert.forward.pieces import (
 from g4convert.forward.streaming import Stream
 from g4convert.gemma4 import Architecture, ExtraKind, droppable
 from g4convert.inspection.stored_scheme import PackedModule
-from g4convert.verify.contents import Contents
 
 __all__ = ["DTypeName", "Memory", "load"]
 

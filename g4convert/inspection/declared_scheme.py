@@ -7,6 +7,17 @@
     auto-round            bits, group_size, sym, extra_config (modules of 16 bits)
     modelopt              ignore or exclude_modules
 
+The section is looked for where engines look, in their order:
+
+    quantization_config                all
+    text_config.quantization_config    transformers and vLLM; SGLang finds no method there, and builds everything plain
+    compression_config                 vLLM and SGLang
+    text_config.compression_config     none: vLLM finds the method there but no scheme, and stops
+
+(transformers 5.22 `quantizers/auto.py:350`; vLLM 0.33 `transformers_utils/model_arch_config_convertor.py:241` and
+`model_loader/weight_utils.py:239`; SGLang 0.5.23 `configs/model_config.py:1727` and
+`model_loader/checkpoint_quantization.py:53`.)
+
 Entries are matched as the format's own library does: compressed-tensors by equality, `re:` with `re.match`,
 or a class name; AWQ by substring; modelopt by glob. Ill-typed values are kept as faults: describing a
 checkpoint must not fail on a strange config.
@@ -14,15 +25,22 @@ checkpoint must not fail on a strange config.
 
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from typing import Any, Final
 
 from g4convert.inspection.stored_scheme import StoredScheme
+from g4convert.inspection.weight_args import DEFAULTS, implied_strategy, refused
 
 __all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in", "section_of"]
 
-_SECTIONS: Final = ("quantization_config", "compression_config")
+_COMPRESSED_TENSORS: Final = "compressed-tensors"
+_PLACES: Final = (
+    "quantization_config",
+    "text_config.quantization_config",
+    "compression_config",
+    "text_config.compression_config",
+)
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
 _NO_FORMAT: Final = {"mixed-precision", "dense", "naive-quantized"}  # do not say how a weight is stored
 _UNQUANTIZED_BITS: Final = 16
@@ -32,7 +50,10 @@ Matcher = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class DeclaredGroup:
-    """One scheme and what it is for; None is what the config does not say."""
+    """One scheme and what it is for; None is what the config leaves open.
+
+    `implied` names what it does not say and compressed-tensors fills in.
+    """
 
     name: str
     targets: tuple[str, ...]
@@ -43,6 +64,7 @@ class DeclaredGroup:
     group_size: int | None = None
     symmetric: bool | None = None
     activations: str | None = None
+    implied: frozenset[str] = frozenset()
 
     def differs_from(self, stored: StoredScheme) -> str:
         """In which way a stored scheme is not this one, or empty; what either side leaves open is none."""
@@ -57,10 +79,13 @@ class DeclaredGroup:
             "format": (self.format, stored.format),
         }
         return ", ".join(
-            f"{field} {said} in the config, {found} stored"
+            f"{field} {said} in the config{self._why(field)}, {found} stored"
             for field, (said, found) in pairs.items()
             if said is not None and found is not None and said != found
         )
+
+    def _why(self, field: str) -> str:
+        return " (the default, as it is left out)" if field in self.implied else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +134,11 @@ def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
         config: a config.json.
     """
     text = config.get("text_config")
-    for before, place in (("", config), ("text_config.", text if isinstance(text, Mapping) else {})):
-        for key in _SECTIONS:
-            if place.get(key) is not None:
-                return f"{before}{key}", place[key]
+    for place in _PLACES:
+        below, _, key = place.rpartition(".")
+        holder = config if not below else text if isinstance(text, Mapping) else {}
+        if holder.get(key) is not None:
+            return place, holder[key]
     return "", None
 
 
@@ -133,7 +159,7 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
     method = read.get(section, str, "quant_method")
     groups: tuple[DeclaredGroup, ...]
     if "config_groups" in section:
-        groups, ignore = _config_groups(read, section), read.strings(section, "ignore")
+        groups, ignore = _config_groups(read, section, method), read.strings(section, "ignore")
     elif method in _ONE_SCHEME:
         groups, ignore = (_single_group(read, section, method),), _exceptions(read, section)
     else:
@@ -212,35 +238,51 @@ def _compiled(pattern: str) -> Matcher | None:
     return lambda name: match(name) is not None
 
 
-def _config_groups(read: _Reader, section: Mapping[str, Any]) -> tuple[DeclaredGroup, ...]:
+def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None) -> tuple[DeclaredGroup, ...]:
     groups = []
     for name, group in (read.get(section, dict, "config_groups") or {}).items():
         if isinstance(group, list):  # a preset: {"W4A16": ["Linear"]}
             groups.append(DeclaredGroup(name, read.strings({"targets": group}, "targets")))
         elif isinstance(group, dict):
-            groups.append(_group(read, name, group, read.get(section, str, "format")))
+            one = _group(read, name, group, read.get(section, str, "format"))
+            weights = group.get("weights")
+            if method == _COMPRESSED_TENSORS and isinstance(weights, dict):
+                read.faults.extend(
+                    f"config_groups.{name}.weights: {why}, which engines refuse" for why in refused(weights)
+                )
+                one = _filled_in(one, weights)
+            groups.append(one)
         else:
             read.faults.append(f"config_groups.{name} is a {type(group).__name__}, expected an object")
     return tuple(groups)
 
 
 def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None) -> DeclaredGroup:
-    weights = read.get(group, dict, "weights") or {}
+    given = read.get(group, dict, "weights")
+    weights = given or {}
     inputs = read.get(group, dict, "input_activations")
-    size = read.get(weights, int, "group_size")
-    strategy = read.get(weights, str, "strategy") or _strategy(size)
+    size, strategy, kind = (read.get(weights, *of) for of in ((int, "group_size"), (str, "strategy"), (str, "type")))
+    strategy = strategy.lower() if strategy else _strategy(size)
     own = read.get(group, str, "format") or form
     return DeclaredGroup(
         name=name,
         targets=read.strings(group, "targets"),
         format=None if own in _NO_FORMAT else own,
-        kind=read.get(weights, str, "type") or ("int" if weights else None),
+        kind=kind.lower() if kind else None if given is None else "int",
         num_bits=read.get(weights, int, "num_bits"),
         strategy="group" if strategy == "tensor_group" else strategy,
         group_size=size if strategy in {"group", "tensor_group"} else None,
         symmetric=read.get(weights, bool, "symmetric"),
         activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,
     )
+
+
+def _filled_in(group: DeclaredGroup, weights: Mapping[str, Any]) -> DeclaredGroup:
+    """A group with what compressed-tensors fills in."""
+    implied = {key: value for key, value in DEFAULTS.items() if key not in weights}
+    if weights.get("strategy") is None and weights.get("group_size") is None:
+        implied["strategy"] = implied_strategy(None)
+    return replace(group, **implied, implied=frozenset(implied))
 
 
 def _single_group(read: _Reader, section: Mapping[str, Any], method: str) -> DeclaredGroup:

@@ -13,7 +13,6 @@ nothing to measure on; NaNs among the candidate's logits are counted apart and f
 Pure: numbers by name in, findings out.
 """
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from g4convert.errors import UsageError
+from g4convert.names import nearest
 from g4convert.report import Finding, Severity
 
 __all__ = ["Profile", "Threshold", "judge", "load", "shipped"]
@@ -110,8 +110,7 @@ def load(name: str) -> Profile:
     """
     path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else _SHIPPED.get(name)
     if path is None:
-        near = difflib.get_close_matches(name, _SHIPPED, 1)
-        hint = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(_SHIPPED)}; a path works too"
+        hint = nearest(name, _SHIPPED) or f"shipped: {', '.join(_SHIPPED)}; a path works too"
         raise UsageError(f"profile {name}: not one of the shipped profiles", hint=hint)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

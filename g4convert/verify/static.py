@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from g4convert.checkpoint import INDEX, Checkpoint
+from g4convert.contents import Contents
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory, resolve
 from g4convert.inspection.declared_scheme import Declared
 from g4convert.report import Finding, Severity, grouped
-from g4convert.verify.contents import Contents
 from g4convert.verify.static_config import config_keys, quantization_section, read_architecture
 from g4convert.verify.static_engines import dead_entries, wrong_forms
 from g4convert.verify.static_files import broken_files, loose_files, side_files, total_size
@@ -120,10 +120,10 @@ def _opened(
     if original and known:
         text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
         keys = config_keys(out.config, original.config, text_only=text_only)
-        yield from _judged({"static.config": ("config.json", text)}, keys)
         yield from _judged(
             {"static.architecture": ("config.json", f"{architecture.family}, as the source")}, differences
         )
+        yield from _judged({"static.config": ("config.json", text)}, keys)
     inventory = _inventory(original, known)
     yield from _tensors(contents, inventory, engines, text_only=text_only)
     packs = bool(contents.packed or contents.fused_packed or contents.torn)

@@ -5,7 +5,7 @@ A key of the source may not be lost or changed, as a model computes by it; but t
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Final
 
 from g4convert.errors import InputError
@@ -13,7 +13,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.inspection.declared_scheme import Declared, declared_in, section_of
 from g4convert.report import Finding, Severity
 
-__all__ = ["TRANSFORMERS_ONLY", "config_keys", "quantization_section", "read_architecture"]
+__all__ = ["HINDERS", "config_keys", "quantization_section", "read_architecture"]
 
 _REPLACED: Final = {"quantization_config", "compression_config"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
@@ -27,8 +27,27 @@ _MISSING: Final = object()
 _ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
 _FIX: Final = "`g4convert check DIR --fix` corrects it"
 
-TRANSFORMERS_ONLY: Final = {"quantization_status", "compression_config"}
-"""Subjects of findings about the quantization section that hinder no other engine."""
+_PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
+    "compression_config": (
+        ("transformers",),
+        "the section has this name: transformers does not read it and leaves packed weights random",
+    ),
+    "text_config.quantization_config": (
+        ("sglang",),
+        "the section is there: SGLang finds no method and builds everything plain, so packed weights are left aside",
+    ),
+    "text_config.compression_config": (
+        ("transformers", "vllm", "sglang"),
+        "the section is there: no engine reads it; transformers leaves packed weights random, vLLM stops",
+    ),
+}
+"""Where a section may stand besides the top of a config, which engines that hinders, and how."""
+
+HINDERS: Final[Mapping[str, Collection[str]]] = {
+    "quantization_status": ("transformers",),
+    **{place: engines for place, (engines, _) in _PLACES.items()},
+}
+"""Subjects of findings about the quantization section that not every engine minds, and those that do."""
 
 
 def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only: bool) -> Iterator[Finding]:
@@ -103,20 +122,26 @@ def _split(line: str) -> tuple[str, str]:
     return subject, found or line
 
 
-def _parts_that_differ(own: Architecture, wanted: Architecture) -> Iterator[Finding]:
-    if replace(own, dtype=wanted.dtype) == wanted:
+def _parts_that_differ(found: object, expected: object, path: str = "") -> Iterator[Finding]:
+    """Every value in which two architectures differ, by its path; what dtype a config names is left aside."""
+    if found == expected or path == "dtype":
         return
-    parts = ("model_type", "vision", "audio", "drafter", "tied_embeddings")
-    text_parts = ("vocab_size", "hidden_size", "heads", "ple", "experts", "attention_bias")
-    pairs: list[tuple[str, object, object]] = [
-        *((part, getattr(own, part), getattr(wanted, part)) for part in parts),
-        *((f"text.{part}", getattr(own.text, part), getattr(wanted.text, part)) for part in text_parts),
-        ("text.layers", len(own.text.layers), len(wanted.text.layers)),
-        *((f"text.layers.{n}", *pair) for n, pair in enumerate(zip(own.text.layers, wanted.text.layers, strict=False))),
-    ]
-    for part, found, expected in pairs:
-        if found != expected:
-            yield Finding("static.architecture", Severity.FAIL, part, _short(found), _short(expected), _REMEDY)
+    if is_dataclass(found) and type(found) is type(expected):
+        for field in fields(found):
+            pair = getattr(found, field.name), getattr(expected, field.name)
+            yield from _parts_that_differ(*pair, f"{path}.{field.name}".lstrip("."))
+    elif isinstance(found, tuple) and isinstance(expected, tuple) and len(found) == len(expected):
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            yield from _parts_that_differ(*pair, f"{path}.{number}")
+    else:
+        yield Finding("static.architecture", Severity.FAIL, path, _shown(found), _shown(expected), _REMEDY)
+
+
+def _shown(part: object) -> str:
+    """A part of an architecture: of layers their number, of others what they are."""
+    if isinstance(part, tuple):
+        return f"{len(part)} of them"
+    return _short(asdict(part) if is_dataclass(part) and not isinstance(part, type) else part)
 
 
 def quantization_section(
@@ -137,7 +162,7 @@ def quantization_section(
         remedy = f"{_FIX}: without it every loader takes packed words for unknown tensors"
         found = "missing" if declared is None else "no quant_method"
         return None, (Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors", remedy),)
-    findings = [Finding(code, Severity.FAIL, *_split(f"quantization_config: {fault}"), "") for fault in declared.faults]
+    findings = [Finding(code, Severity.FAIL, "quantization_config", fault, "", _FIX) for fault in declared.faults]
     if declared.method != "compressed-tensors":
         found = f"quant_method {declared.method!r}"
         findings.append(Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors"))
@@ -145,8 +170,7 @@ def quantization_section(
         findings.append(Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for"))
     findings.extend(_refused_by_loaders(out))
     if packs and declared.method == "compressed-tensors":
-        severity = Severity.FAIL if "transformers" in engines else Severity.WARN
-        findings.extend(_unread_by_transformers(out, severity))
+        findings.extend(_unread(out, engines))
     return declared, tuple(findings)
 
 
@@ -180,16 +204,19 @@ def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(code, Severity.WARN, subject, found, "symmetric")
 
 
-def _unread_by_transformers(out: Mapping[str, Any], severity: Severity) -> Iterator[Finding]:
-    """What vLLM and SGLang do without, but transformers reads, or else leaves every packed module random."""
-    code, (place, section) = "static.quantization_config", section_of(out)
+def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:
+    """What one engine reads and another does without; where it is not as it must be, packed weights are lost on it."""
+    place, section = section_of(out)
     status = section.get("quantization_status") if isinstance(section, Mapping) else None
+    found: list[tuple[str, str, str]] = []
     if status != "compressed":
-        found = f"{_short(status)}: transformers takes weights for dense ones and leaves them random"
-        yield Finding(code, severity, "quantization_status", found, "'compressed'", _FIX)
-    if place.endswith("compression_config"):
-        found = "the section has this name: transformers does not read it and leaves packed weights random"
-        yield Finding(code, severity, "compression_config", found, "quantization_config", _FIX)
+        text = f"{_short(status)}: transformers takes weights for dense ones and leaves them random"
+        found.append(("quantization_status", text, "'compressed'"))
+    if place in _PLACES:
+        found.append((place, _PLACES[place][1], "quantization_config, at the top"))
+    for subject, text, expected in found:
+        severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
+        yield Finding("static.quantization_config", severity, subject, text, expected, _FIX)
 
 
 def _short(value: object) -> str:

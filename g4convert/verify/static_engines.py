@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Final
 
+from g4convert.contents import Contents, Form, module_of
 from g4convert.engines import CONTRACTS
 from g4convert.engines.judge import Fault, Stored, judge
 from g4convert.engines.matching import Disagreement, Reading
@@ -17,7 +18,6 @@ from g4convert.engines.module import LM_HEAD, Kind, Module
 from g4convert.inspection.declared_scheme import Declared, Entries
 from g4convert.inspection.stored_scheme import PackedModule
 from g4convert.report import Finding, Severity
-from g4convert.verify.contents import Contents, Form, module_of
 
 __all__ = ["ENGINES", "NO_PATTERN", "dead_entries", "stored_forms", "wrong_forms"]
 

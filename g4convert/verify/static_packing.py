@@ -7,17 +7,17 @@ of each `weight_shape`; codes and scales are the next level's.
 """
 
 import struct
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.contents import Contents, module_of
 from g4convert.gemma4 import Role
 from g4convert.inspection.declared_scheme import Declared, DeclaredGroup, Entries
 from g4convert.inspection.stored_scheme import PackedModule, stored_scheme
 from g4convert.report import Finding, Severity
 from g4convert.tensors import DType
-from g4convert.verify.contents import Contents, module_of
 
 __all__ = ["fits_ranks", "fused_experts", "packing"]
 
@@ -31,13 +31,26 @@ _AGAIN: Final = "quantize the source again: the file was changed, or its writer 
 def packing(out: Checkpoint, contents: Contents, declared: Declared | None) -> Iterator[Finding]:
     """Every packed module against its scheme and shape."""
     groups = [(group, Entries.of(declared.method, group.targets)) for group in declared.groups] if declared else []
-    for name, module in contents.packed.items():
-        group = _group(module_of(name), groups)
-        yield from _module(module, contents.expected[name].shape, group)
-        yield from _weight_shape(out, module, contents.expected[name].shape)
-    for name, module in contents.fused_packed.items():
-        group = groups[0][0] if groups else None
-        yield from _module(module, contents.fused[name].shape, group)
+    modules = [
+        *(
+            (one, contents.expected[name].shape, _group(module_of(name), groups))
+            for name, one in contents.packed.items()
+        ),
+        *(
+            (one, contents.fused[name].shape, groups[0][0] if groups else None)
+            for name, one in contents.fused_packed.items()
+        ),
+    ]
+    other: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for module, shape, group in modules:
+        wrong = tuple(_module(module, shape, group))
+        yield from wrong
+        if not module.fused:
+            yield from _weight_shape(out, module, shape)
+        if group and not wrong:
+            other[group.name, group.differs_from(stored_scheme(module, shape, group.num_bits))].append(module.module)
+    totals = Counter(group.name for _, _, group in modules if group)
+    yield from (_other_scheme(*key, names, totals[key[0]]) for key, names in other.items() if key[1])
 
 
 def _group(module: str, groups: Iterable[tuple[DeclaredGroup, Entries]]) -> DeclaredGroup | None:
@@ -68,15 +81,20 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
     elif scheme.fault or not scale.dtype.is_weight:
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
         yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), _AGAIN)
-    elif group and (difference := group.differs_from(scheme)):
-        remedy = (
-            "correct config_groups in config.json, as `g4convert check DIR --fix` does where all are packed alike: "
-            "loaders read by it, whatever the tensors say"
-        )
-        yield Finding("static.scheme", Severity.FAIL, name, difference, "the same in both", remedy)
     if "weight_g_idx" in module.parts:
         remedy = "delete it; compressed-tensors ignores it"
         yield Finding("static.scheme", Severity.FAIL, name, "weight_g_idx: groups in another order", "none", remedy)
+
+
+def _other_scheme(group: str, difference: str, modules: Sequence[str], total: int) -> Finding:
+    """Modules that are stored in another way than their group says: the group's fault, or where it is one, its own."""
+    code, expected = "static.scheme", "the same in both"
+    if len(modules) == 1:
+        return Finding(code, Severity.FAIL, modules[0], difference, expected, _AGAIN)
+    share = f"all {total}" if len(modules) == total else f"{len(modules)} of {total}"
+    found = f"{difference} ({share} modules, first {modules[0]})"
+    remedy = "correct it, as `g4convert check DIR --fix` does where all are packed alike: loaders go by the config"
+    return Finding(code, Severity.FAIL, f"config_groups.{group}", found, expected, remedy)
 
 
 def _scale_text(shape: tuple[int, ...], group: DeclaredGroup | None) -> str:

@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from typing import Final
 
+from g4convert.contents import Contents, Form, module_of
 from g4convert.gemma4 import Architecture, Inventory, Role, Weight
 from g4convert.inspection.stored_scheme import PackedModule
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
-from g4convert.verify.contents import Contents, Form, module_of
 
 __all__ = ["accounted", "built_plain", "kept_as_they_were", "left_out", "projections_agree", "stray_values"]
 

@@ -27,14 +27,15 @@ from typing import Any, Final
 import numpy as np
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.contents import Contents
 from g4convert.gemma4 import Architecture, resolve
 from g4convert.progress import Quiet
+from g4convert.reader import Reader
 from g4convert.report import Finding, grouped
-from g4convert.verify.contents import Contents
 from g4convert.verify.static_config import read_architecture
 from g4convert.verify.weights_judge import judged_kept, judged_packed
 from g4convert.verify.weights_pairs import KeptPair, Pairing
-from g4convert.verify.weights_tiles import Files, Measured, PackedPair, measure
+from g4convert.verify.weights_tiles import Measured, PackedPair, measure
 
 __all__ = ["check_weights"]
 
@@ -67,7 +68,7 @@ def check_weights(
     inventory = resolve({name: stored.info for name, stored in source.tensors.items()}, known)
     architecture, _ = read_architecture(out.config, known)
     contents = Contents.of({name: stored.info for name, stored in out.tensors.items()}, architecture)
-    with Files(source.path, source.weight_files) as plain, Files(out.path, out.weight_files) as written:
+    with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
         found = list(Pairing(source, out, plain, written).pairs(inventory, contents))
         yield from grouped(one for one in found if isinstance(one, Finding))
         packed = {one.name: one for one in found if isinstance(one, PackedPair)}
@@ -116,14 +117,14 @@ def _packed_pieces(packed: Mapping[str, PackedPair]) -> Iterator[_Piece]:
             yield name, nbytes, partial(measure, pair, begin, end)
 
 
-def _kept_pieces(kept: list[KeptPair], plain: Files, written: Files) -> Iterator[_Piece]:
+def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterator[_Piece]:
     for pair in kept:
         for begin in range(0, pair.nbytes, _PIECE):
             nbytes = min(_PIECE, pair.nbytes - begin)
             yield pair.name, 2 * nbytes, partial(_differing, pair, begin, nbytes, plain, written)
 
 
-def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Files, written: Files) -> int:
+def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> int:
     """How many elements differ."""
     one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
     other = written.read(pair.out[0], pair.out[1] + begin, nbytes)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from g4convert.checkpoint import Checkpoint
+from g4convert.contents import Contents, module_of
 from g4convert.gemma4 import Inventory, Weight
 from g4convert.inspection.stored_scheme import PackedModule, stored_scheme, unreadable
+from g4convert.reader import Reader
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
-from g4convert.verify.contents import Contents, module_of
-from g4convert.verify.weights_tiles import Files, PackedPair, Place, place
+from g4convert.verify.weights_tiles import PackedPair, Place, place
 
 __all__ = ["KeptPair", "Pairing"]
 
@@ -49,8 +50,8 @@ class Pairing:
 
     source: Checkpoint
     out: Checkpoint
-    plain: Files
-    written: Files
+    plain: Reader
+    written: Reader
 
     def pairs(self, inventory: Inventory, contents: Contents) -> Iterator[PackedPair | KeptPair | Finding]:
         """Every weight of the source that the output has, in the order of the model.

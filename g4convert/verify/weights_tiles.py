@@ -6,22 +6,19 @@ than a tile is ever held.
 Letters: n out_features, k in_features, g group_size, b num_bits, r rows of a tile.
 """
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from g4convert.checkpoint import StoredTensor
-from g4convert.errors import InputError
 from g4convert.gemma4 import Weight
+from g4convert.reader import Reader
 from g4convert.tensors import DType
 from g4convert.verify.weights_compiled import Limits, Rows, Scratch, Sums, measure_rows
 
-__all__ = ["Files", "Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
+__all__ = ["Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
 
 _TILE: Final = 1 << 19
 """Weights of a tile: 1 MiB of bf16."""
@@ -33,40 +30,6 @@ _STORED: Final = {DType.BF16: np.uint16, DType.F16: np.float16, DType.F32: np.fl
 
 F32 = NDArray[np.float32]
 Bits = NDArray[np.uint16] | NDArray[np.uint32]
-
-
-class Files:
-    """Files of a checkpoint, opened once, read at offsets from any thread."""
-
-    def __init__(self, directory: Path, files: Iterable[str]) -> None:
-        self._fds = {file: os.open(directory / file, os.O_RDONLY | os.O_CLOEXEC) for file in files}
-
-    def read(self, file: str, begin: int, nbytes: int) -> bytearray:
-        """Bytes [begin, begin + nbytes) of a file.
-
-        Raises:
-            InputError: the file ends first: it was changed since its header was read.
-        """
-        buffer = bytearray(nbytes)
-        filled = 0
-        while filled < nbytes:
-            count = os.preadv(self._fds[file], [memoryview(buffer)[filled:]], begin + filled)
-            if not count:
-                raise InputError(f"{file}: ends at byte {begin + filled}, was longer a moment ago", hint="start again")
-            filled += count
-        return buffer
-
-    def close(self) -> None:
-        """Close every file."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +44,7 @@ class Place:
         dtype: as stored.
     """
 
-    files: Files
+    files: Reader
     file: str
     begin: int
     shape: tuple[int, int]
@@ -282,7 +245,7 @@ def _only(values: NDArray[Any]) -> int | None:
     return None if values[0, -1] != first or not (values == first).all() else int(first)
 
 
-def place(files: Files, stored: StoredTensor, rows: int, number: int = 0) -> Place:
+def place(files: Reader, stored: StoredTensor, rows: int, number: int = 0) -> Place:
     """Where a matrix is: a stored 2-D tensor, or one of the matrices stacked in a 3-D one.
 
     Args:

@@ -12,11 +12,19 @@ from g4convert.gemma4 import expected_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from engine_cases import Case
+
     from g4convert.gemma4 import Architecture
 
-__all__ = ["Loose", "Tensor", "base_class", "canonical_tree", "decoder_config", "hand_out", "seen_in"]
+__all__ = ["Loose", "Real", "Tensor", "base_class", "canonical_tree", "linears", "whole_config", "without_schemes"]
 
-
+_LINEARS = (
+    "ColumnParallelLinear",
+    "MergedColumnParallelLinear",
+    "QKVParallelLinear",
+    "ReplicatedLinear",
+    "RowParallelLinear",
+)
 _TABLES = {"VocabParallelEmbedding", "ParallelLMHead"}
 
 
@@ -124,18 +132,63 @@ def canonical_tree(config: Part) -> Module:
     return top
 
 
-def base_class(decide: Callable[[Any, Any, str], str]) -> type[Module]:
-    """The class that an engine's Linears, embeddings and experts derive from.
+def linears(base: type[Module]) -> tuple[type[Module], dict[str, type[Module]]]:
+    """The class that all Linears of an engine derive from, and those, by name."""
+    linear = type("LinearBase", (base,), {})
+    return linear, {name: type(name, (linear,), {}) for name in _LINEARS}
+
+
+def without_schemes(config: type, **kept: object) -> type:
+    """A quantization config's class that knows W4A16 and no other scheme.
 
     Args:
-        decide: takes the layer, the quantization config and the prefix; gives the form.
+        config: the engine's.
+        kept: members in place of its own.
     """
+    members: dict[str, object] = {
+        "_get_scheme_from_parts": lambda *_, **__: Anything(),
+        "_check_scheme_supported": lambda *_, **__: True,
+        "_is_wNa16_group_channel": lambda *_: True,
+        **kept,
+    }
+    others = {name: lambda *_, **__: False for name in vars(config) if name.startswith("_is_") and name not in members}
+    return type("Config", (config,), {**members, **others})
+
+
+def _decide(layer: Any, quant_config: Any, prefix: str) -> str:  # noqa: ANN401
+    try:
+        method = quant_config.get_quant_method(layer, prefix)
+    except ValueError:
+        return "stops"
+    return "plain" if method is None or type(method).__name__.startswith("Unquantized") else "packed"
+
+
+class Real:
+    """One unpacked wheel: `base` is what its layers derive from, `_model` builds a case's model."""
+
+    base: type[Module]
+
+    def _model(self, case: Case) -> Module:
+        raise NotImplementedError
+
+    def built(self, case: Case) -> list[Row]:
+        """Every module, as its class builds it."""
+        return _seen_in(self._model(case), self.base)
+
+    def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
+        """Where the loader puts each tensor."""
+        model = self._model(case)
+        return _hand_out(model, tensors, model.load_weights)  # type: ignore[attr-defined]
+
+
+def base_class() -> type[Module]:
+    """The class that an engine's Linears, embeddings and experts derive from."""
 
     class Base(Module):
         def __init__(self, *_: object, quant_config: object = None, prefix: str = "", **__: object) -> None:
             super().__init__()
             self.prefix = prefix
-            self.form = "no config" if quant_config is None else decide(self, quant_config, prefix)
+            self.form = "no config" if quant_config is None else _decide(self, quant_config, prefix)
             self.bias = None
             self.make_parameters()
 
@@ -149,7 +202,7 @@ def base_class(decide: Callable[[Any, Any, str], str]) -> type[Module]:
     return Base
 
 
-def seen_in(model: Module, base: type[Module]) -> list[Row]:
+def _seen_in(model: Module, base: type[Module]) -> list[Row]:
     """Every module that asked for a form, and every plain Linear; one with two paths under its first."""
     rows, met = [], set()
     for path, module in model.named_modules():
@@ -163,7 +216,9 @@ def seen_in(model: Module, base: type[Module]) -> list[Row]:
     return rows
 
 
-def hand_out(model: Module, names: Iterable[str], load: Callable[[list[tuple[str, Tensor]]], object]) -> dict[str, str]:
+def _hand_out(
+    model: Module, names: Iterable[str], load: Callable[[list[tuple[str, Tensor]]], object]
+) -> dict[str, str]:
     """Where an engine's loader puts each tensor: the path of a module, `refused` or `dropped`."""
     found = {}
     for name in names:

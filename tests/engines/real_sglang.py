@@ -7,14 +7,14 @@ import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from real import base_class, hand_out, seen_in, whole_config
+from real import Real, base_class, linears, whole_config, without_schemes
 from skeleton import Anything, Module, ModuleList, Parameter, ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
-    from engine_cases import Case, Row
+    from engine_cases import Case
 
     from g4convert.gemma4 import Architecture
 
@@ -29,24 +29,9 @@ _REAL = (
     f"{_CT}.compressed_tensors",
     f"{_CT}.utils",
 )
-_LINEARS = (
-    "ColumnParallelLinear",
-    "MergedColumnParallelLinear",
-    "QKVParallelLinear",
-    "ReplicatedLinear",
-    "RowParallelLinear",
-)
 
 
-def _decide(layer: Any, quant_config: Any, prefix: str) -> str:  # noqa: ANN401
-    try:
-        method = quant_config.get_quant_method(layer, prefix)
-    except ValueError:
-        return "stops"
-    return "plain" if method is None or type(method).__name__.startswith("Unquantized") else "packed"
-
-
-class Sglang:
+class Sglang(Real):
     """One unpacked wheel.
 
     Args:
@@ -54,9 +39,8 @@ class Sglang:
     """
 
     def __init__(self, root: Path) -> None:
-        self.base = base_class(_decide)
-        linear = type("LinearBase", (self.base,), {})
-        linears = {name: type(name, (linear,), {}) for name in _LINEARS}
+        self.base = base_class()
+        linear, every = linears(self.base)
         source = root / "sglang/srt"
         experts = self._experts_class(source / "layers/moe/fused_moe_triton/layer.py")
         head = type("ParallelLMHead", (self.base,), {})
@@ -77,7 +61,7 @@ class Sglang:
         }
         common |= {"make_layers": _layers(tuples=False)}
         given = {
-            f"{layers}.linear": {"LinearBase": linear, **linears},
+            f"{layers}.linear": {"LinearBase": linear, **every},
             f"{layers}.vocab_parallel_embedding": {"ParallelLMHead": head, "VocabParallelEmbedding": table},
             f"{layers}.moe.fused_moe_triton": {"FusedMoE": experts},
             f"{layers}.moe.fused_moe_triton.layer": {"FusedMoE": experts},
@@ -104,14 +88,7 @@ class Sglang:
         quantization = self.module(f"{_CT}.compressed_tensors")
         quantization.logger = Anything()  # theirs has methods of its own
         config = quantization.CompressedTensorsConfig
-        kept = {
-            "_get_scheme_from_parts": lambda *_, **__: Anything(),
-            "_check_scheme_supported": lambda *_, **__: True,
-            "_is_wNa16_group_channel": lambda *_: True,
-            "supports_cutlass_24": lambda *_, **__: False,
-        }
-        others = [name for name in vars(config) if name.startswith("_is_") and name not in kept]
-        self.config_class = type("Config", (config,), {**kept, **{name: lambda *_, **__: False for name in others}})
+        self.config_class = without_schemes(config, supports_cutlass_24=lambda *_, **__: False)
 
     def _experts_class(self, source: Path) -> type[Module]:
         def make_parameters(self: Any) -> None:  # noqa: ANN401
@@ -145,15 +122,6 @@ class Sglang:
         if architecture.is_unified:
             return self.module("srt.models.gemma4_unified").Gemma4UnifiedForConditionalGeneration
         return self.module("srt.models.gemma4_mm").Gemma4ForConditionalGeneration
-
-    def built(self, case: Case) -> list[Row]:
-        """Every module, as its class builds it."""
-        return seen_in(self._model(case), self.base)
-
-    def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
-        """Where the loader puts each tensor."""
-        model = self._model(case)
-        return hand_out(model, tensors, model.load_weights)  # type: ignore[attr-defined]
 
 
 def _weighted(self: Any, *_: object, **__: object) -> None:  # noqa: ANN401

@@ -10,14 +10,14 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from real import Loose, base_class, canonical_tree, hand_out, seen_in, whole_config
-from skeleton import Anything, Module, Parameter, ours
+from real import Loose, Real, base_class, canonical_tree, linears, whole_config, without_schemes
+from skeleton import Module, Parameter, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from engine_cases import Case, Row
+    from engine_cases import Case
 
     from g4convert.gemma4 import Architecture
 
@@ -34,21 +34,6 @@ _REAL = (
     "model_executor.layers.quantization.base_config",
     "model_executor.model_loader.utils",
 )
-_LINEARS = (
-    "ColumnParallelLinear",
-    "MergedColumnParallelLinear",
-    "QKVParallelLinear",
-    "ReplicatedLinear",
-    "RowParallelLinear",
-)
-
-
-def _decide(layer: Any, quant_config: Any, prefix: str) -> str:  # noqa: ANN401
-    try:
-        method = quant_config.get_quant_method(layer, prefix)
-    except ValueError:
-        return "stops"
-    return "plain" if method is None or type(method).__name__.startswith("Unquantized") else "packed"
 
 
 class VllmConfig(Loose):
@@ -65,7 +50,7 @@ class VllmConfig(Loose):
         return model_config.fresh_quant_config()
 
 
-class Vllm:
+class Vllm(Real):
     """One unpacked wheel.
 
     Args:
@@ -73,9 +58,8 @@ class Vllm:
     """
 
     def __init__(self, root: Path) -> None:
-        self.base = base_class(_decide)
-        linear = type("LinearBase", (self.base,), {})
-        linears = {name: type(name, (linear,), {}) for name in _LINEARS}
+        self.base = base_class()
+        linear, every = linears(self.base)
         named = (root / "vllm/model_executor/layers/fused_moe/routed_experts.py").exists()
         self.experts = self._experts_class("RoutedExperts" if named else "FusedMoE")
         embedding = type("VocabParallelEmbedding", (self.base,), {})
@@ -99,13 +83,13 @@ class Vllm:
             for name in ("UnquantizedLinearMethod", "UnquantizedFusedMoEMethod")
         }
         moe = {
-            "GateLinear": type("GateLinear", (linears["ReplicatedLinear"],), {}),
+            "GateLinear": type("GateLinear", (every["ReplicatedLinear"],), {}),
             **dict.fromkeys(("RoutedExperts", "FusedMoE", "FusedMoEFactory"), self.experts),
             "UnquantizedFusedMoEMethod": unquantized["UnquantizedFusedMoEMethod"],
             "fused_moe_make_expert_params_mapping": _expert_mapping,
         }
         given = {
-            f"{layers}.linear": {"LinearBase": linear, **linears, **unquantized},
+            f"{layers}.linear": {"LinearBase": linear, **every, **unquantized},
             f"{layers}.vocab_parallel_embedding": {"VocabParallelEmbedding": embedding, "ParallelLMHead": head},
             f"{layers}.fused_moe": moe,
             f"{layers}.quantization.compressed_tensors.transform.linear": {
@@ -160,14 +144,7 @@ class Vllm:
         config.CompressedTensorsMoEMethod = self.module(
             f"{_CT}.compressed_tensors_moe.compressed_tensors_moe"
         ).CompressedTensorsMoEMethod
-        kept = {
-            "_get_scheme_from_parts": lambda *_, **__: Anything(),
-            "_check_scheme_supported": lambda *_, **__: True,
-            "_is_wNa16_group_channel": lambda *_: True,
-        }
-        others = [name for name in vars(config.CompressedTensorsConfig) if name.startswith("_is_") and name not in kept]
-        members = {**kept, **{name: lambda *_, **__: False for name in others}}
-        self.quant_config_class = type("Config", (config.CompressedTensorsConfig,), members)
+        self.quant_config_class = without_schemes(config.CompressedTensorsConfig)
         for name in ("gemma4_mm", "gemma4_unified"):
             models = self.module(f"model_executor.models.{name}")
             models.init_vllm_registered_model = self._inner
@@ -216,15 +193,6 @@ class Vllm:
         if architecture.is_unified:
             return self.module("model_executor.models.gemma4_unified").Gemma4UnifiedForConditionalGeneration
         return self.module("model_executor.models.gemma4_mm").Gemma4ForConditionalGeneration
-
-    def built(self, case: Case) -> list[Row]:
-        """Every module, as its class builds it."""
-        return seen_in(self._model(case), self.base)
-
-    def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
-        """Where the loader puts each tensor."""
-        model = self._model(case)
-        return hand_out(model, tensors, model.load_weights)  # type: ignore[attr-defined]
 
 
 def _file(name: str) -> str:
