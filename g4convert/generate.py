@@ -113,12 +113,10 @@ class Speaker:
             model = load(directory, dtype=cast("DTypeName", dtype), memory=memory, device=where)
         return cls(model, frame_of(directory, model.config), perf_counter() - begin)
 
-    def tune(self, path: Path) -> int:
+    def tune(self, path: Path, tell: Callable[[int, int, str], None] = lambda *_: None) -> int:
         """Measure the GPU's kernels on this model, and write the table; see `forward.tuning.tune`."""
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")
         with memory_faults():
-            return tune(self.model, path)
+            return tune(self.model, path, tell=tell)
 
     def answer(self, prompt: str, *, max_new_tokens: int, show: Callable[[str], None] = lambda _: None) -> Answer:
         """Let it answer.

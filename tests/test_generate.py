@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,8 +26,10 @@ from g4convert.forward.load import load
 from g4convert.forward.models import quiet_transformers
 from g4convert.generate import Speaker
 from g4convert.kernels import tiles
+from g4convert.kernels.packed import check_device
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Checkpoints
@@ -153,9 +157,7 @@ def test_drafters_are_refused_with_the_reason(family: Family, checkpoints: Check
     assert "the model that it drafts for" in ran.err
 
 
-def test_what_is_asked_wrongly(
-    taught: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_asked_wrongly(taught: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
     for words, status, message in (
@@ -172,10 +174,59 @@ def test_what_is_asked_wrongly(
         assert (ran.status, ran.out) == (status, ""), words
         assert message in ran.err
     assert "--device cpu" in ran.err
-    for file, message in ((tmp_path / "tiles.json", "on the CPU"), (tmp_path, "no file can be written there")):
-        ran = g4convert("generate", taught, "-p", "x", "--autotune", file)
-        assert (ran.status, ran.out) == (2, "")
-        assert message in ran.err
+
+
+def test_what_cannot_be_tuned_is_refused_before_the_model_is_loaded(
+    taught: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 26B takes a minute to load."""
+    table, letter = tmp_path / "tiles.json", tmp_path / "letter.txt"
+    letter.write_text("Dear Ada")
+
+    def loads(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    def refused(*device: str, file: Path = table) -> tuple[int, str]:
+        check_device.cache_clear()
+        ran = g4convert("generate", taught, "-p", "x", "--autotune", file, *device)
+        assert ran.out == ""
+        return ran.status, ran.err
+
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("g4convert.generate.load", loads)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    for device, capability, status, message in (
+        ((), (9, 0), 2, "on the CPU"),
+        (("--device", "cpu"), (9, 0), 2, "on the CPU"),
+        (("--device", "cuda:1"), (9, 0), 5, "1 CUDA devices found"),
+        (("--device", "cuda"), (7, 5), 5, r"compute capability 7.5"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert (found := refused(*device))[0] == status, found
+        assert message in found[1]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    for file, message in (
+        (tmp_path, "no file can be written there"),
+        (tmp_path / "none" / "tiles.json", "no file can be written there"),
+        (letter, "not a table of tiles"),
+    ):
+        assert (found := refused("--device", "cuda", file=file))[0] == 2, found
+        assert message in found[1]
+    with monkeypatch.context() as locked:
+        locked.setattr("g4convert.forward.tuning.TemporaryFile", fails)
+        assert "no file can be written there: Permission denied" in refused("--device", "cuda")[1]
+    with monkeypatch.context() as without:
+        without.setattr("g4convert.kernels.packed.find_spec", lambda _: None)
+        assert "Triton, which is not installed" in refused("--device", "cuda")[1]
+    check_device.cache_clear()
+    assert letter.read_text() == "Dear Ada"
+    assert not table.exists()
+    with pytest.raises(AssertionError, match="loaded"):
+        g4convert("generate", taught, "-p", "x", "--autotune", table, "--device", "cuda")
 
 
 def test_a_gpu_is_tuned_and_says_the_same(
@@ -185,18 +236,45 @@ def test_a_gpu_is_tuned_and_says_the_same(
     pytest.importorskip("triton")
     table = tmp_path / "tiles.json"
     monkeypatch.setenv(tiles.VARIABLE, "")
-    monkeypatch.setattr("g4convert.forward.tuning.check_device", lambda _: None)
-    monkeypatch.setattr("g4convert.kernels.autotune.ready", lambda *_: None)
-    monkeypatch.setattr("g4convert.kernels.autotune.measure", lambda _, tile, device: 1 / tile.block_k)  # noqa: ARG005
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("g4convert.kernels.autotune.Bench", MadeUp)
+    monkeypatch.setattr("g4convert.commands.tuning._LINE_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     with elsewhere(monkeypatch):
+        check_device.cache_clear()
         few = ("generate", taught, "-p", CODE, "--max-new-tokens", 2)
         ran = g4convert(*few, "--device", "cuda:0", "--autotune", table)
+        again = g4convert(*few, "--device", "cuda:0", "--autotune", table)
         said = json.loads(g4convert(*few, "--device", "cuda", "--json").out)
+    check_device.cache_clear()
     assert (ran.status, ran.out) == (0, g4convert(*few).out)
-    assert ran.err.startswith(f"{table}: tiles of ")
+    *progress, last, _ = ran.err.splitlines()
+    assert last.startswith(f"{table}: tiles of ")
+    assert any(re.search(r"tiles, gate_up \d+ x \d+, down .*: 1 of 1 variants compiled", line) for line in progress)
+    done = re.search(r"^([\d,]+) of ([\d,]+) tiles, ", progress[-1])
+    assert done is not None
+    assert done[1] == done[2]
+    assert again.err.startswith(f"{table}: tiles of "), "what the table has is not measured again"
     assert {tile.block_k for tile in tiles.load_table(table, 90).values()} == {256}
     assert (said["device"], said["peak_memory"], said["answers"][0]["text"]) == ("cuda:0", 1, ran.out[:-1])
+
+
+class MadeUp:
+    """In the place of `Bench`: a longer step is faster."""
+
+    def __init__(self, shapes: object, device: torch.device) -> None:
+        assert shapes
+        assert device.type == "cuda"
+
+    def try_out(self, _: object) -> Iterator[str]:
+        """As `Bench.try_out`."""
+        yield "1 of 1 variants compiled"
+
+    def seconds(self, _: tiles.Shape, tile: tiles.Tile, _repeats: int) -> float:
+        """As `Bench.seconds`."""
+        return 1 / tile.block_k
 
 
 def test_the_device_of_verify_and_reference(taught: Path, tmp_path: Path, g4convert: Program) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from g4convert.commands import tuning
 from g4convert.commands.printing import print_json
 from g4convert.errors import UsageError
 from g4convert.family import Family
@@ -45,11 +46,15 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     from g4convert import show, source
     from g4convert.generate import Speaker
 
+    if autotune is not None:
+        tuning.check(device, autotune)
     path = source.resolve(model).path
     speaker = Speaker.load(path, device=device or "cpu", memory=(memory or MemoryUse.AUTO).value, dtype=dtype)
     talk = show.Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     if autotune is not None:
-        talk.tuned(autotune, speaker.tune(autotune))
+        with tuning.watch(show.messages(no_color=no_color), quiet=quiet or as_json) as tell:
+            products = speaker.tune(autotune, tell)
+        talk.tuned(autotune, products)
     answers = []
     for one in asked:
         with talk.about(one):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
@@ -16,10 +17,11 @@ from g4convert.forward.devices import device_of
 from g4convert.forward.experts import projection
 from g4convert.forward.models import Model
 from g4convert.forward.modules import PackedWeight, W4A16Linear
+from g4convert.kernels.candidates import layer_shapes, linear_shapes
 from g4convert.kernels.packed import check_device, takes
-from g4convert.kernels.tiles import VARIABLE, Shape, Tile
+from g4convert.kernels.tiles import VARIABLE, Shape, Tile, load_table
 
-__all__ = ["products", "tune"]
+__all__ = ["check", "products", "tune"]
 
 
 def products(model: Model) -> list[Shape]:
@@ -32,38 +34,68 @@ def products(model: Model) -> list[Shape]:
     return [replace(shape, wide=wide) for shape in dict.fromkeys(_shapes(model))]
 
 
-def tune(model: Model, path: Path, *, time: Callable[[Shape, Tile], float] | None = None) -> int:
+def check(device: torch.device, path: Path) -> None:
+    """Refuse what can be refused before a model is loaded.
+
+    Args:
+        device: where the model is to run.
+        path: of the table.
+
+    Raises:
+        UsageError: the CPU, or a file that cannot be written or is there and not a table.
+        EnvironmentFault: a GPU that is too old or of another maker, or no Triton.
+    """
+    if device.type == "cpu":
+        raise UsageError("--autotune measures kernels of a GPU, and the model is on the CPU", hint="--device cuda")
+    check_device(device)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")
+    try:
+        with TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{path}: no file can be written there: {error.strerror}", hint="name another place"
+        ) from error
+    if path.exists():
+        load_table(path, 0)
+
+
+def tune(
+    model: Model,
+    path: Path,
+    *,
+    time: Callable[[Shape, Tile], float] | None = None,
+    tell: Callable[[int, int, str], None] = lambda *_: None,
+) -> int:
     """Measure the products of a model, write the table, and use it in this process.
 
     Args:
         model: on a GPU, with packed weights.
-        path: of the table; G4CONVERT_TILES names it to later runs.
+        path: of the table; G4CONVERT_TILES names it to later runs. What it has is not measured again.
         time: seconds of a product; None measures.
+        tell: given how many tiles are done, of how many, and what is worked on.
 
     Returns:
-        How many products were measured.
+        How many products the model has.
 
     Raises:
-        UsageError: the model is on the CPU, or nothing in it is packed.
-        EnvironmentFault: a GPU that is too old, or no Triton.
+        UsageError: see `check`; or nothing in the model is packed.
+        EnvironmentFault: see `check`; or no tile runs.
     """
     device = device_of(model)
-    if device.type == "cpu":
-        raise UsageError("--autotune measures kernels of a GPU, and the model is on the CPU", hint="--device cuda")
-    check_device(device)
+    check(device, path)
     shapes = products(model)
     if not shapes:
         raise UsageError("--autotune: the model has no packed weights that the kernels read", hint="leave it out")
     from g4convert.kernels.autotune import autotune  # noqa: PLC0415 -- needs Triton
 
-    autotune(shapes, path, device=device.index or 0, time=time)
+    autotune(shapes, path, device=device.index or 0, time=time, tell=tell)
     os.environ[VARIABLE] = str(path)
     return len(shapes)
 
 
 def _shapes(model: Model) -> Iterator[Shape]:
-    from g4convert.kernels.autotune import layer_shapes, linear_shapes  # noqa: PLC0415 -- needs Triton
-
     top_k = getattr(model.config.get_text_config(), "top_k_experts", None)
     for module in model.modules():
         if isinstance(module, W4A16Linear) and _is_taken(module.packed):

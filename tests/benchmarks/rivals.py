@@ -39,17 +39,18 @@ class Layer:
 def grouped_mm(layer: Layer) -> Callable[[], torch.Tensor]:
     """bf16 weights and torch's grouped product: what transformers runs by default."""
     e, (t, h), top_k, i = len(layer.down.words), layer.x.shape, layer.chosen.shape[1], layer.down.k
-    if not hasattr(functional, "grouped_mm"):
+    product = getattr(functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)  # before torch 2.10
+    if product is None:
         raise Unavailable(f"torch {torch.__version__} has no grouped_mm")
     like = {"device": layer.x.device, "dtype": torch.bfloat16}
-    gate_up, down = (torch.randn(e, k, n, **like) * k**-0.5 for n, k in ((2 * i, h), (h, i)))
+    gate_up, down = (torch.randn(e, n, k, **like).mul_(k**-0.5).mT for n, k in ((2 * i, h), (h, i)))
 
     def run() -> torch.Tensor:
         chosen, order = layer.chosen.flatten().sort()
         ends = torch.searchsorted(chosen, torch.arange(1, e + 1, device=chosen.device)).to(torch.int32)
         rows = layer.x[order // top_k].bfloat16()
-        gate, up = functional.grouped_mm(rows, gate_up, offs=ends).chunk(2, -1)
-        y = functional.grouped_mm(functional.gelu(gate, approximate="tanh") * up, down, offs=ends)
+        gate, up = product(rows, gate_up, offs=ends).chunk(2, -1)
+        y = product(functional.gelu(gate, approximate="tanh") * up, down, offs=ends)
         y = y * layer.share.flatten()[order, None].to(y.dtype)
         return torch.empty_like(y).index_copy_(0, order, y).view(t, top_k, h).sum(1)
 

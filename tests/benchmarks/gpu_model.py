@@ -1,0 +1,114 @@
+"""Small models on the GPU, end to end: quantized, verified against what they were made from, and asked.
+
+The two that ship with the package and have learned something: experts, and per-layer embeddings. Each line says
+passed or failed; how often the packed kernels ran is counted, since a weight that they do not take goes elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from g4convert.kernels import fused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gpu_layers import Machine, Results, Sizes
+
+PROMPT = "Write a Python function total that adds left and right."
+ANSWER = "def total(left, right):\n    return left + right"
+
+
+def models(machine: Machine, _sizes: Sizes, _results: Results) -> Iterator[str]:
+    """A line for each step of each model."""
+    try:
+        from g4convert.fixtures.trained import TRAINED, trained  # noqa: PLC0415 - needs transformers
+    except ImportError as missing:
+        yield f"- not run: {missing}"
+        return
+    for family in TRAINED:
+        with TemporaryDirectory() as directory:
+            source, output = trained(family), Path(directory) / "packed"
+            steps = {
+                "quantize": partial(_quantized, source, output),
+                "verify --level logits": partial(_verified, source, output, machine.device),
+                "generate": partial(_generated, output, machine.device),
+            }
+            for name, step in steps.items():
+                passed, line = _tried(step)
+                yield f"- {family}, {name}: {line}"
+                if not passed:
+                    break
+
+
+def _tried(step: Callable[[], str]) -> tuple[bool, str]:
+    """Whether a step passed, and what it says."""
+    with _counted() as calls:
+        try:
+            said = step()
+        except ImportError as missing:
+            return False, f"not run: {missing}"
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is the result
+            first = next(iter(str(error).splitlines()), "")
+            return False, f"FAILED: {type(error).__name__}: {first}"
+    packed = ", ".join(f"{count} calls of the packed {name}" for name, count in calls.items())
+    return True, f"passed: {said}" + (f"; {packed}" if packed else "")
+
+
+def _quantized(source: Path, output: Path) -> str:
+    from g4convert.convert import Job, convert, prepare  # noqa: PLC0415 - needs numba
+    from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
+    from g4convert.ranks import Ranks  # noqa: PLC0415 - the same
+    from g4convert.recipe import DEFAULT, load  # noqa: PLC0415 - the same
+    from g4convert.source import Source  # noqa: PLC0415 - the same
+
+    summary = convert(prepare(Job(Source.at(source), load(DEFAULT, {}), output, workers=1)), Quiet(), Ranks())
+    assert summary is not None
+    return f"{summary.before} -> {summary.after} bytes"
+
+
+def _verified(source: Path, output: Path, device: str) -> str:
+    from g4convert.verify.levels import Level, Request  # noqa: PLC0415 - the same
+    from g4convert.verify.run import verify  # noqa: PLC0415 - needs compressed-tensors
+
+    found = verify(Request(output, source, Level.LOGITS, device=device))
+    if found.exit_code(strict=False):
+        wrong = [one.line for one in found.findings if one.severity is found.verdict]
+        raise AssertionError(wrong[0])
+    return f"{len(found.findings)} findings, the verdict is {found.verdict}"
+
+
+def _generated(output: Path, device: str) -> str:
+    from g4convert.generate import Speaker  # noqa: PLC0415 - needs transformers
+
+    said = Speaker.load(output, device=device).answer(PROMPT, max_new_tokens=40)
+    if said.text != ANSWER:
+        raise AssertionError(f"said {said.text!r}, expected {ANSWER!r}")
+    return f"{len(said.token_ids)} tokens, the text that it was taught"
+
+
+@contextmanager
+def _counted() -> Iterator[Counter[str]]:
+    """Inside, calls of what a model calls are counted."""
+    calls: Counter[str] = Counter()
+    entries = {"linear": fused.linear, "moe": fused.moe}
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **how: Any) -> Any:  # noqa: ANN401 - passed on
+            calls[name] += 1
+            return call(*args, **how)
+
+        return run
+
+    try:
+        for name, call in entries.items():
+            setattr(fused, name, counted(name, call))
+        yield calls
+    finally:
+        for name, call in entries.items():
+            setattr(fused, name, call)
