@@ -31,18 +31,18 @@ def interpreter() -> Iterator[Interpreter]:
 
 
 CASES = [
-    Case(t=1, h=64, i=64),
-    Case(t=2, h=128, i=64, group=64, dtype="bfloat16"),
+    Case(t=1, h=64, i=64, block=(8, 64, 256)),
+    Case(t=2, h=128, i=64, group=64, dtype="bfloat16", block=(8, 32, 128)),
     Case(t=3, h=96, i=32, dtype="float16"),
-    Case(t=5, h=128, i=128, group=128, dtype="bfloat16", block=(16, 64, 64)),
+    Case(t=5, h=128, i=128, group=128, dtype="bfloat16", block=(8, 64, 64)),
     Case(t=7, h=256, i=96, block=(16, 64, 256)),
-    Case(t=9, h=256, i=64, group=0, dtype="bfloat16"),
+    Case(t=9, h=256, i=64, group=0, dtype="bfloat16", block=(8, 16, 256)),
     Case(t=16, h=64, i=256, group=64),
     Case(t=17, h=128, i=192, dtype="float16", group=64, block=(32, 64, 256)),
     Case(t=33, h=192, i=64, dtype="bfloat16", top_k=3, block=(32, 64, 128)),
     Case(t=40, h=64, i=64, group=0, dtype="float16", e=1, idle=0, top_k=1),
     Case(t=64, h=128, i=64, e=12, idle=7, top_k=4, block=(64, 64, 256)),
-    Case(t=64, h=64, i=128, dtype="bfloat16", block=(64, 128, 128)),
+    Case(t=64, h=256, i=128, dtype="bfloat16", block=(64, 256, 64)),
     Case(t=9, h=64, i=40, group=0, block=(16, 16, 64)),  # 40 = 2.5 blocks, and one scale a row
     Case(t=6, h=128, i=64, dtype="bfloat16", scale="float32"),
     Case(t=6, h=128, i=64, dtype="float16", scale="float16"),
@@ -62,7 +62,7 @@ def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> N
 @pytest.mark.parametrize(
     "case",
     [
-        Case(t=1, h=64, i=64, dtype="bfloat16"),
+        Case(t=1, h=64, i=64, dtype="bfloat16", block=(8, 64, 256)),
         Case(t=5, h=256, i=48, dtype="float16", block=(16, 32, 128)),  # the last block overlaps the one before
         Case(t=64, h=704, i=32, block=(32, 32, 512)),
         Case(t=20, h=128, i=192, group=128, dtype="bfloat16", block=(32, 128, 64)),

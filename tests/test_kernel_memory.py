@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+from g4convert.errors import UsageError
 from g4convert.kernels import fused
 from g4convert.kernels.packed import Packed
+from g4convert.kernels.tiles import Tile
 from g4convert.layout import lay_out
 
 GB = 1e9
@@ -65,6 +67,13 @@ def test_a_layer_allocates_its_workspace_and_nothing_dense(monkeypatch: pytest.M
         fused.moe(x, chosen, share, *weights)
     workspace = fused.workspace_bytes(t, TOP_K, H, I, E)
     assert made.nbytes == pytest.approx(workspace, rel=0.02, abs=1 << 17)
+
+
+def test_more_blocks_than_a_grid_takes_is_one_error() -> None:
+    x, out = (torch.empty(1, size, dtype=torch.bfloat16, device="meta") for size in (I, H))
+    routing = fused.Routing("rows", 8 * 65_536, 1, 65_536)
+    with pytest.raises(UsageError, match="524288 rows in blocks of 8: a GPU takes 65535 blocks at once"):
+        fused.product(x, meta(H, I), out, routing, Tile(8, 64, 256, 2, 3))
 
 
 def test_26b_runs_in_20_gb_at_4k_tokens() -> None:

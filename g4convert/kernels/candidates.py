@@ -13,13 +13,13 @@ TOKENS = tuple(1 << i for i in range(13))
 
 CANDIDATES = tuple(
     Tile(m, n, k, warps, stages)
-    for m, (n, warps), k, stages in every(
-        (16, 32, 64, 128), ((32, 2), (64, 4), (128, 4), (128, 8)), (128, 256), (2, 3, 4)
+    for m, n, k, warps, stages in every(
+        (8, 16, 32, 64, 128), (16, 32, 64, 128, 256), (64, 128, 256), (2, 4, 8), (2, 3, 4)
     )
 )
-"""Tiles that are tried. Each warp has 16 or 32 rows of the weight, so no code is unpacked twice."""
+"""Tiles that `candidates_for` chooses from."""
 
-_MOST_SUMS = 128
+_FEW, _REGISTERS = 32, 150
 
 
 def layer_shapes(h: int, i: int, e: int, top_k: int, group: int, tokens: Sequence[int] = TOKENS) -> list[Shape]:
@@ -54,8 +54,11 @@ def candidates_for(shape: Shape, candidates: Sequence[Tile], shared: float = mat
     Left out are those that
 
     - are wider than the weight, or have steps of more than twice its rows;
-    - have more than 32 rows and more than twice what an expert has, or fewer than 32 and an eighth of what it has;
-    - have more sums than registers, or on two warps more than 32 rows: twice the instructions a weight (`aot`);
+    - give a warp other than 16, 32 or 64 rows of the weight, gate and up counted: fewer, and codes are unpacked twice;
+    - have more than 16 rows and more than twice what an expert has, or fewer than 32 and a quarter of what it has;
+    - have sums and words for more than 150 registers, or on two warps more than 32 rows: both spill (`aot`);
+    - have up to 32 rows, so that memory is the limit, and steps of 64 (32 bytes of a row), no copies on their way
+      during a step (two stages), or few programs (8 warps, or 64 rows for a warp);
     - want more memory for the steps on their way than a program may have;
     - in float32, which is there to compare with, are not flat: they spill.
 
@@ -68,13 +71,18 @@ def candidates_for(shape: Shape, candidates: Sequence[Tile], shared: float = mat
 
 
 def _can_be_good(shape: Shape, tile: Tile) -> bool:
-    halves = 2 if shape.kind == "gate_up" else 1
+    rows = tile.block_n * (2 if shape.kind == "gate_up" else 1)
+    of_a_warp = rows // tile.num_warps
+    if tile.block_m <= _FEW:
+        suits = tile.block_k > 64 and tile.num_stages > 2 and tile.num_warps < 8 and of_a_warp in {16, 32}
+    else:
+        suits = tile.num_warps > 2 and of_a_warp in {16, 32, 64}
     return (
-        tile.block_n <= shape.n
+        suits
+        and tile.block_n <= shape.n
         and tile.block_k <= 2 * shape.k
-        and min(32, shape.rows // 8) <= tile.block_m <= max(32, 2 * shape.rows)
-        and halves * tile.block_m * tile.block_n <= _MOST_SUMS * 32 * tile.num_warps
-        and (tile.block_m <= 32 or tile.num_warps > 2)
+        and min(_FEW, shape.rows // 4) <= tile.block_m <= max(16, 2 * shape.rows)
+        and of_a_warp * (tile.block_m + tile.block_k // 8) <= _REGISTERS * 32
         and (not shape.wide or (tile.block_m == 16 and tile.block_k == 128))
     )
 

@@ -29,7 +29,10 @@ __all__ = ["FEW_PAIRS", "Routing", "by_slices", "constants", "linear", "moe", "p
 FEW_PAIRS = 16
 """Up to so many pairs each has a block of its own: two tokens seldom share an expert, and nothing is sorted."""
 
-_CHUNK = 1024
+_CHUNK = 4096
+"""Pairs that a program of `align` looks at in one step, at most."""
+
+_MOST_BLOCKS = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ def route(chosen: torch.Tensor, number: int, block_m: int) -> Routing:
             bins=triton.next_power_of_2(number + 1),
             block_m=block_m,
             chunk=min(_CHUNK, triton.next_power_of_2(count)),
+            num_warps=4 if count <= _CHUNK // 4 else 8,
             enable_fp_fusion=True,
         )
     return Routing("sorted", count, number, capacity, pairs, experts)
@@ -186,11 +190,16 @@ def product(
         share: how much of each pair, or None.
         top_k: rows of `routing` that share a row of `x`.
         gated: whether the rows of `weight` are gate's and up's.
+
+    Raises:
+        UsageError: more blocks than CUDA has in the second dimension of a grid.
     """
     n = out.shape[1]
     tile = tile.within(n)
+    if routing.blocks > _MOST_BLOCKS:
+        raise UsageError(f"{routing.count} rows in blocks of {tile.block_m}: a GPU takes {_MOST_BLOCKS} blocks at once")
     with _on(x):
-        matmul[(routing.blocks * triton.cdiv(n, tile.block_n),)](
+        matmul[(triton.cdiv(n, tile.block_n), routing.blocks)](
             x,
             weight.halfwords,
             weight.by_groups(),
@@ -226,7 +235,7 @@ def constants(tile: Tile, *, k: int, groups: int) -> dict[str, Any]:
     }
 
 
-def workspace_bytes(t: int, top_k: int, h: int, i: int, e: int, *, itemsize: int = 2, block_m: int = 16) -> int:
+def workspace_bytes(t: int, top_k: int, h: int, i: int, e: int, *, itemsize: int = 2, block_m: int = 8) -> int:
     """What `moe` has allocated at its fullest, its result included.
 
     Args:

@@ -9,12 +9,16 @@
 Nibble i of every halfword makes slice i of the weight, and the sum over k is four sums, one for each slice. So words
 are multiplied as they are stored, codes never move between lanes, and only activations are permuted, once.
 
-    acc[block_n, block_m] += (code * scale)[block_n, block_h] @ x[block_m, block_h]^T        4 times a step
+    acc[rows, block_m] += (code * scale)[rows, block_h] @ x[block_m, block_h]^T        4 times a step
 
-Weights are the left operand, in registers; tokens are the right one, padded to 16 and not to 64. A code becomes a
-float by two bit operations and one exact fma (`assembly`), and is multiplied by its scale, rounded once: the weight
-that `PackedWeight.dense` has. Sums are float32. The last block of rows of n starts early enough to be whole, and
-writes some values twice, the same ones: no masks, and loads stay 16 bytes wide.
+Weights are the left operand, in registers; tokens are the right one, padded to 8 and not to 64; what pads is not read.
+Gate and up are one operand, rows of gate above rows of up, and parted after the sum. A code becomes a float by two bit
+operations and one exact fma (`assembly`), and is multiplied by its scale, rounded once: the weight that
+`PackedWeight.dense` has. Sums are float32. The last block of n starts early enough to be whole, and writes some values
+twice, the same ones: no masks, and loads stay 16 bytes wide.
+
+That kh is positive has to be said: or else the accumulators have a way round the loop, and NVIDIA's assembler makes
+every wgmma wait for the one before it.
 
 Triton's interpreter has no inline assembly, and takes bf16 for its bits; `nearest` and the wide branch of `_weight`
 are all that it runs differently.
@@ -71,7 +75,7 @@ def nearest(value: tl.tensor, dtype: tl.constexpr, interpreted: tl.constexpr) ->
 def _weight(
     halfwords: tl.tensor, scale: tl.tensor, i: tl.constexpr, dtype: tl.constexpr, interpreted: tl.constexpr
 ) -> tl.tensor:
-    """Slice i of a tile of weights, [block_n, block_h]; a scale of None is left for the sums."""
+    """Slice i of a tile of weights, [rows, block_h]; a scale of None is left for the sums."""
     if interpreted or dtype == tl.float32:
         weight = (((halfwords >> (4 * i)) & 15) - 8).to(tl.float32)
         if scale is not None:
@@ -102,13 +106,13 @@ def _scales(
     n: tl.tensor,
     groups: tl.tensor,
     group_h: tl.constexpr,
-    block_n: tl.constexpr,
+    rows: tl.constexpr,
     block_h: tl.constexpr,
     even: tl.constexpr,
     dtype: tl.constexpr,
     interpreted: tl.constexpr,
 ) -> tl.tensor:
-    """The scale of each halfword of a tile, [block_n, block_h] or [block_n, 1]; None where a row has only one."""
+    """The scale of each halfword of a tile, [rows, block_h] or [rows, 1]; None where a row has only one."""
     if group_h == 0:
         some = None
     elif group_h >= block_h:
@@ -118,21 +122,15 @@ def _scales(
         group = h // group_h + tl.arange(0, count)
         some = _read(scale + group[:, None] * n + row[None, :], (group < groups)[:, None], even)
         some = tl.trans(nearest(some, dtype, interpreted))[:, :, None]
-        some = tl.reshape(tl.broadcast_to(some, [block_n, count, group_h]), [block_n, block_h])
+        some = tl.reshape(tl.broadcast_to(some, [rows, count, group_h]), [rows, block_h])
     return some
 
 
 @triton.jit
-def _tokens(at: tl.tensor, inside: tl.tensor, even: tl.constexpr, interpreted: tl.constexpr) -> tl.tensor:
-    """A tile of activations; bf16 must not reach the interpreter's dot."""
-    tile = _read(at, inside, even)
+def _tokens(at: tl.tensor, inside: tl.tensor, interpreted: tl.constexpr) -> tl.tensor:
+    """A tile of activations; zeros where it is not inside. bf16 must not reach the interpreter's dot."""
+    tile = tl.load(at, mask=inside, other=0)
     return tile.to(tl.float32) if interpreted else tile
-
-
-@triton.jit
-def _row_scale(scale: tl.tensor, row: tl.tensor, dtype: tl.constexpr, interpreted: tl.constexpr) -> tl.tensor:
-    """The one scale of each row, [block_n, 1] in float32."""
-    return nearest(tl.load(scale + row), dtype, interpreted).to(tl.float32)[:, None]
 
 
 @triton.jit
@@ -186,7 +184,7 @@ def matmul(
     block_h: tl.constexpr,
     interpreted: tl.constexpr,
 ) -> None:
-    """One block of out: block_m pairs of one expert, block_n features. Blocks of n are next to each other.
+    """One block of out: block_m pairs of one expert, block_n features. The grid is blocks of n by blocks of pairs.
 
     Args:
         x: [rows, 4 kh], by slices; of pair p it is row p // top_k.
@@ -212,47 +210,38 @@ def matmul(
         interpreted: whether this runs in Triton's interpreter.
     """
     dtype: tl.constexpr = x.dtype.element_ty
-    blocks_n = tl.cdiv(n, block_n)
-    program = tl.program_id(0)
-    expert, pair = _rows(pairs, experts, count, program // blocks_n, block_m, route)
+    expert, pair = _rows(pairs, experts, count, tl.program_id(1), block_m, route)
     if route != "rows":  # noqa: SIM102 - this is a constant, the next is not
         if (expert < 0) | (expert >= number):
             return
-    first = tl.minimum((program % blocks_n) * block_n, n - block_n)
-    row = first + tl.arange(0, block_n)
+    first = tl.minimum(tl.program_id(0) * block_n, n - block_n)
+    rows: tl.constexpr = 2 * block_n if gated else block_n
+    place = tl.arange(0, rows)
+    row = first + place % block_n + (place // block_n) * n
     h = tl.arange(0, block_h)
     width = 2 * n if gated else n
     if route != "rows":
         words += expert.to(tl.int64) * width * kh
         scale += expert.to(tl.int64) * width * groups
     words_at = words + row[:, None] * kh + h[None, :]
-    x_at = x + (tl.minimum(pair, count - 1) // top_k).to(tl.int64)[:, None] * (4 * kh) + h[None, :]
-    total = tl.zeros([block_n, block_m], tl.float32)
-    if gated:
-        up = tl.zeros([block_n, block_m], tl.float32)
+    x_at = x + (pair // top_k).to(tl.int64)[:, None] * (4 * kh) + h[None, :]
+    known = (pair < count)[:, None]
+    total = tl.zeros([rows, block_m], tl.float32)
+    tl.assume(kh > 0)
     for begin in range(0, kh, block_h):
         inside = (begin + h < kh)[None, :]
         halfwords = _read(words_at + begin, inside, even)
-        scales = _scales(scale, row, begin, width, groups, group_h, block_n, block_h, even, dtype, interpreted)
-        if gated:
-            halfwords_up = _read(words_at + n * kh + begin, inside, even)
-            scales_up = _scales(
-                scale + n, row, begin, width, groups, group_h, block_n, block_h, even, dtype, interpreted
-            )
+        scales = _scales(scale, row, begin, width, groups, group_h, rows, block_h, even, dtype, interpreted)
         for i in tl.static_range(4):
-            tokens = tl.trans(_tokens(x_at + (i * kh + begin), inside, even, interpreted))
+            tokens = tl.trans(_tokens(x_at + (i * kh + begin), known if even else known & inside, interpreted))
             weight = _weight(halfwords, scales, i, dtype, interpreted)
             total = tl.dot(weight, tokens, total, input_precision="ieee")
-            if gated:
-                weight = _weight(halfwords_up, scales_up, i, dtype, interpreted)
-                up = tl.dot(weight, tokens, up, input_precision="ieee")
     if group_h == 0:
-        total *= _row_scale(scale, row, dtype, interpreted)
-        if gated:
-            up *= _row_scale(scale + n, row, dtype, interpreted)
-    column = row
+        total *= nearest(tl.load(scale + row), dtype, interpreted).to(tl.float32)[:, None]
+    column = first + tl.arange(0, block_n)
     if gated:
-        total = _by_slices(_gelu(total) * up, block_n, block_m)
+        gate, up = tl.split(tl.permute(tl.reshape(total, [2, block_n, block_m]), [1, 2, 0]))
+        total = _by_slices(_gelu(gate) * up, block_n, block_m)
         place = tl.arange(0, block_n)
         column = (place // (block_n // 4)) * (n // 4) + first // 4 + place % (block_n // 4)
     if share is not None:
