@@ -12,9 +12,9 @@ demo: env
 
 test: lint $(OLDEST_TRITON)
 	$(BIN)/python -m pytest -n auto
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/test_kernel_aot.py
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/test_kernel_aot.py tests/test_kernel_ptx.py
 
-# the kernels are compiled with the oldest Triton that pyproject.toml allows, too
+# the kernels are compiled with, and run as compiled by, the oldest Triton that pyproject.toml allows, too
 $(OLDEST_TRITON): .venv/.made
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ 'triton==$(@F); sys_platform == "linux"'
 

@@ -198,7 +198,7 @@ def test_a_verification_is_the_same_wherever_it_runs(
     assert math.isfinite(here.metrics["parity"]["kl_mean"])
 
 
-SECONDS = {16: 3.0, 32: 1.0, 64: 2.0, 128: 4.0}
+SECONDS = {8: 5.0, 16: 3.0, 32: 1.0, 64: 2.0, 128: 4.0}
 """Made-up times by rows of a tile."""
 
 
@@ -227,7 +227,7 @@ def test_autotune_measures_every_product_of_a_model_and_keeps_the_table(
     assert {one[2:4] for one in asked if one[0] == "linear"} == linears
     written = tiles.load_table(table, 90)
     assert count == len(written) == len(json.loads(table.read_text())["tiles"])
-    assert {tile.block_m for tile in written.values()} == {32}
+    assert all(tile.block_m == (16 if shape.rows < 16 else 32) for shape, tile in written.items())
     assert os.environ[tiles.VARIABLE] == str(table)
     assert all(shape.wide for shape in products(load(packed("moe"), memory="stream")))
 

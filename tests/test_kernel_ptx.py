@@ -21,6 +21,7 @@ from interpreted import Case
 from ptx.launch import emulated
 from ptx.memory import Fault
 
+from g4convert.kernels import fused
 from g4convert.kernels.fused import linear, moe
 from g4convert.kernels.tiles import ARCHITECTURES, Tile, shipped_tiles
 
@@ -182,6 +183,21 @@ def test_what_pads_is_not_read() -> None:
     assert run_moe(case, 80, SMALL, unsent=(8, 1))[0] < BOUNDS[case.dtype]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "tile", "dtype", "given"),
+    [(90, WGMMA, "bfloat16", True), (90, SMALL, "bfloat16", False), (80, WIDE, "float32", False)],
+)
+def test_a_triton_without_the_fence_is_given_one(
+    monkeypatch: pytest.MonkeyPatch, architecture: int, tile: Tile, dtype: str, *, given: bool
+) -> None:
+    """Between copies to shared memory and wgmma; `test_what_a_kernel_must_not_do_is_refused` takes it away."""
+    monkeypatch.setattr(fused, "FENCES", False)
+    error, (_, *products, _) = run_moe(Case(t=9, h=192, i=64, dtype=dtype), architecture, tile)
+    assert error < BOUNDS[dtype]
+    for launch in products:
+        assert ("fence.proxy.async.shared::cta; mov" in launch.ptx) == given
+
+
 # Damage to the PTX, and how it must show: as a refusal that says so, or as another result.
 
 
@@ -221,7 +237,7 @@ REFUSED = [
     (90, partial(drop, r"\n\s*wgmma\.fence[^\n]*", 0), "written after the last wgmma.fence"),
     (90, partial(drop, r"\n\s*wgmma\.wait_group[^\n]*", -1), "of a product not waited for"),
     (90, partial(drop, r"\n\s*wgmma\.commit_group[^\n]*", -1), "of a product not waited for"),
-    (90, partial(drop, r"\n\s*fence\.proxy\.async[^\n]*", 0), "past fence.proxy.async"),
+    (90, partial(drop, r"fence\.proxy\.async[^;]*;", 0), "past fence.proxy.async"),
     (90, partial(swap, r"wgmma\.fence\.sync", "wgmma.fence.async"), "not known here"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, get_args
 
 import pytest
@@ -114,16 +115,18 @@ def test_no_triton_is_one_error_with_a_way_on(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("asked_again")
 @pytest.mark.parametrize(
-    ("cuda", "capability", "message"),
+    ("cuda", "capability", "triton", "message"),
     [
-        ("13.0", (7, 5), r"Old Card: compute capability 7\.5, the packed kernels need 8\.0"),
-        (None, (9, 0), "need an NVIDIA GPU"),
+        ("13.0", (7, 5), "3.6.0", r"Old Card: compute capability 7\.5, the packed kernels need 8\.0"),
+        ("13.0", (9, 0), "3.5.1+git1b0418a9", r"Triton 3\.5\.1\S*: the packed kernels need 3\.6"),
+        (None, (9, 0), "3.6.0", "need an NVIDIA GPU"),
     ],
 )
 def test_a_gpu_that_cannot_is_one_error_with_a_way_on(
-    monkeypatch: pytest.MonkeyPatch, cuda: str | None, capability: tuple[int, int], message: str
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, capability: tuple[int, int], triton: str, message: str
 ) -> None:
     monkeypatch.setattr(packed, "find_spec", lambda _: object())
+    monkeypatch.setattr(packed, "import_module", lambda _: SimpleNamespace(__version__=triton))
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old Card")

@@ -149,7 +149,7 @@ def compiled(variant: Variant, architecture: int) -> Any:  # noqa: ANN401 - Trit
         types |= {"pairs": "*i32", "experts": "*i32"} | ({} if gated else {"share": "*fp32"})
     types |= dict.fromkeys(("n", "kh", "groups", "count", "number"), "i32") | ({"top_k": "i32"} if gated else {})
     fixed = {
-        **constants(tile, k=k, groups=k // variant.group if variant.group else 1),
+        **constants(tile, k=k, groups=k // variant.group if variant.group else 1, gated=gated, capability=architecture),
         "route": "sorted" if routed else "rows",
         "gated": gated,
         "interpreted": False,

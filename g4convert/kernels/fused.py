@@ -19,7 +19,7 @@ import torch
 import triton
 
 from g4convert.errors import UsageError
-from g4convert.kernels.matmul import INTERPRETED, matmul
+from g4convert.kernels.matmul import FENCES, INTERPRETED, matmul
 from g4convert.kernels.packed import Packed
 from g4convert.kernels.routing import align, most_blocks, top_k_sum
 from g4convert.kernels.tiles import Kind, Shape, Tile, tile_for
@@ -33,6 +33,7 @@ _CHUNK = 4096
 """Pairs that a program of `align` looks at in one step, at most."""
 
 _MOST_BLOCKS = 65_535
+_WGMMA, _WARPS_OF_WGMMA = 90, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ def product(
             routing.count,
             top_k,
             routing.number,
-            **constants(tile, k=weight.k, groups=weight.groups),
+            **constants(tile, k=weight.k, groups=weight.groups, gated=gated, capability=_capability(x.device)),
             route=routing.form,
             gated=gated,
             interpreted=INTERPRETED,
@@ -223,15 +224,17 @@ def product(
         )
 
 
-def constants(tile: Tile, *, k: int, groups: int) -> dict[str, Any]:
-    """The compile-time arguments of `matmul` that follow from a tile and a weight."""
+def constants(tile: Tile, *, k: int, groups: int, gated: bool, capability: int) -> dict[str, Any]:
+    """The compile-time arguments of `matmul` that follow from a tile, a weight and a GPU."""
     block_h = tile.block_k // 4
+    unfenced = capability >= _WGMMA and tile.num_warps >= _WARPS_OF_WGMMA and not (FENCES or INTERPRETED)
     return {
         "group_h": 0 if groups == 1 else k // groups // 4,
         "even": k // 4 % block_h == 0,
         "block_m": tile.block_m,
         "block_n": tile.block_n,
         "block_h": block_h,
+        "fence": tile.block_n * (2 if gated else 1) * block_h // (32 * tile.num_warps) if unfenced else 0,
     }
 
 

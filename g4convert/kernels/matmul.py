@@ -26,10 +26,12 @@ are all that it runs differently.
 Letters: e experts, n out_features, k in_features, h halfwords of a row (k/4), m rows of x for one expert.
 """
 
+import re
+
 import triton
 from triton import language as tl
 
-__all__ = ["INTERPRETED", "assembly", "matmul", "nearest"]
+__all__ = ["FENCES", "INTERPRETED", "assembly", "fenced", "matmul", "nearest", "passed"]
 
 _PAIR = {  # of 16-bit floats: the fma, 2^m as a float, 1, and -(2^m + 8)
     tl.bfloat16: ("fma.rn.bf16x2", "0x43004300", "0x3F803F80", "0xC308C308"),  # m = 7
@@ -54,6 +56,27 @@ def assembly(dtype: tl.dtype, i: int, scaled: bool) -> str:  # noqa: FBT001 - in
     last = f"{fma} $0, t, $2, zero;" if scaled else "mov.b32 $0, t;"
     constants = f"mov.b32 one, {one}; mov.b32 minus, {minus}; mov.b32 zero, 0x80008000;"
     return f"{{ .reg .b32 t, one, minus, zero; {constants} {code} {last} }}"
+
+
+@triton.constexpr_function
+def fenced(pack: int) -> str:
+    """PTX that passes halfwords on, and before it what was copied to shared memory on to wgmma.
+
+    wgmma reads shared memory by another way than copies write it, and may find there what was before. Triton before
+    3.7.1 leaves the fence between them out. It has to come after the copies have arrived, as the words have, and before
+    the product, which needs the words: so it is put on their way, once for all of a thread.
+
+    Args:
+        pack: halfwords of a thread, an even number.
+    """
+    moves = (f"mov.b32 ${i}, ${pack // 2 + i};" for i in range(pack // 2))
+    return f"fence.proxy.async.shared::cta; {' '.join(moves)}"
+
+
+@triton.constexpr_function
+def passed(pack: int) -> str:
+    """Registers of `fenced`: as many out as in."""
+    return ",".join(["=r"] * (pack // 2) + ["r"] * (pack // 2))
 
 
 @triton.jit
@@ -182,6 +205,7 @@ def matmul(
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_h: tl.constexpr,
+    fence: tl.constexpr,
     interpreted: tl.constexpr,
 ) -> None:
     """One block of out: block_m pairs of one expert, block_n features. The grid is blocks of n by blocks of pairs.
@@ -207,6 +231,7 @@ def matmul(
         block_m: pairs of a block.
         block_n: features of a block; at most n.
         block_h: halfwords of a step; a power of two times group_h, or the reverse.
+        fence: halfwords of a thread in a step, where wgmma may follow and Triton leaves its fence out; otherwise 0.
         interpreted: whether this runs in Triton's interpreter.
     """
     dtype: tl.constexpr = x.dtype.element_ty
@@ -231,6 +256,10 @@ def matmul(
     for begin in range(0, kh, block_h):
         inside = (begin + h < kh)[None, :]
         halfwords = _read(words_at + begin, inside, even)
+        if fence and dtype != tl.float32:
+            text: tl.constexpr = fenced(fence)
+            registers: tl.constexpr = passed(fence)
+            halfwords = tl.inline_asm_elementwise(text, registers, [halfwords], tl.int16, is_pure=True, pack=fence)
         scales = _scales(scale, row, begin, width, groups, group_h, rows, block_h, even, dtype, interpreted)
         for i in tl.static_range(4):
             tokens = tl.trans(_tokens(x_at + (i * kh + begin), known if even else known & inside, interpreted))
@@ -249,6 +278,9 @@ def matmul(
     out_at = out + pair.to(tl.int64)[None, :] * n + column[:, None]
     tl.store(out_at, nearest(total, dtype, interpreted), mask=(pair < count)[None, :])
 
+
+FENCES = [int(part) for part in re.findall(r"\d+", triton.__version__)[:3]] >= [3, 7, 1]
+"""Whether Triton puts a fence between copies to shared memory and wgmma: https://github.com/triton-lang/triton/pull/9610."""
 
 INTERPRETED = not isinstance(matmul, triton.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1: kernels then run on CPU tensors, slowly, as the tests do."""

@@ -5,13 +5,15 @@ Letters: e experts, n out_features, k in_features.
 
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from re import findall
 
 import torch
 
 from g4convert.errors import EnvironmentFault, UnsupportedError
 
-__all__ = ["DTYPES", "GROUPS", "OLDEST", "Packed", "check_device", "ready", "takes"]
+__all__ = ["DTYPES", "GROUPS", "OLDEST", "OLDEST_TRITON", "Packed", "check_device", "ready", "takes"]
 
 GROUPS = (32, 64, 128)
 """Weights that share a scale; or all of a row."""
@@ -21,6 +23,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 OLDEST = 80
 """The first compute capability with bf16 and asynchronous copies, times ten."""
+
+OLDEST_TRITON = [3, 6]
+"""The first release that the kernels are compiled with in the tests."""
 
 _REMEDY = "--device cpu runs the same model"
 
@@ -89,7 +94,7 @@ def ready(device: torch.device, dtype: torch.dtype) -> None:
 
     Raises:
         UnsupportedError: a dtype that is none of `DTYPES`.
-        EnvironmentFault: not an NVIDIA GPU, one that is too old, or no Triton.
+        EnvironmentFault: not an NVIDIA GPU, one that is too old, or no Triton, or too old a one.
     """
     if dtype not in DTYPES:
         raise UnsupportedError(
@@ -103,7 +108,7 @@ def check_device(device: torch.device) -> None:
     """Refuse a device on which the kernels cannot run; asked once.
 
     Raises:
-        EnvironmentFault: not an NVIDIA GPU, one that is too old, or no Triton.
+        EnvironmentFault: not an NVIDIA GPU, one that is too old, or no Triton, or too old a one.
     """
     if find_spec("triton") is None:
         raise EnvironmentFault("the packed kernels need Triton, which is not installed", hint=f"install it; {_REMEDY}")
@@ -111,6 +116,12 @@ def check_device(device: torch.device) -> None:
         return  # `fused` refuses it, but in Triton's interpreter
     if torch.version.cuda is None:
         raise EnvironmentFault(f"{device}: the packed kernels need an NVIDIA GPU", hint=_REMEDY)
+    triton = import_module("triton").__version__
+    if [int(part) for part in findall(r"\d+", triton)[:2]] < OLDEST_TRITON:
+        wanted = ".".join(map(str, OLDEST_TRITON))
+        raise EnvironmentFault(
+            f"Triton {triton}: the packed kernels need {wanted}", hint=f"a newer torch brings one; {_REMEDY}"
+        )
     major, minor = torch.cuda.get_device_capability(device)
     if major * 10 + minor < OLDEST:
         raise EnvironmentFault(
