@@ -6,6 +6,7 @@ from g4convert import __version__
 from g4convert.output import recipe_name
 from g4convert.plan import Plan
 from g4convert.recipe import Resolved
+from g4convert.serving import refusing
 from g4convert.source import Source
 from g4convert.summary import ErrorRow, Summary, serve_command
 
@@ -35,7 +36,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         "",
         *_what(plan, source),
         "",
-        "    " + serve_command(output_name, drafter=plan.architecture.is_assistant),
+        *_served(plan, output_name),
         "",
         "## How",
         "",
@@ -66,6 +67,14 @@ def _what(plan: Plan, source: Source) -> Iterable[str]:
         f"weights in int{plan.recipe.num_bits} symmetric, {size} (compressed-tensors, pack-quantized),",
         "activations untouched.",
     )
+
+
+def _served(plan: Plan, output_name: str) -> Iterable[str]:
+    """The command that serves it, or that vLLM does not."""
+    refused = [one.label for one in refusing(plan, (1,)) if one.engine == "vllm"]
+    if refused:
+        return (f"{refused[0]} does not load it; `g4convert check {output_name}` says why.",)
+    return ("    " + serve_command(output_name, drafter=plan.architecture.is_assistant),)
 
 
 def _cost(summary: Summary) -> Iterable[str]:

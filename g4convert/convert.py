@@ -6,12 +6,11 @@ Everything that can be wrong with names, shapes, the recipe, the disk or the out
 OUT.partial exists. From then on a stop of any kind leaves OUT.partial, and the same command continues it.
 """
 
-import errno
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from g4convert.card import model_card
 from g4convert.checkpoint import Checkpoint
 from g4convert.choose import choose
 from g4convert.device import workers_for
-from g4convert.errors import G4Error, InputError, UsageError
-from g4convert.journal import Journal, read_done
+from g4convert.errors import G4Error, InputError
+from g4convert.journal import Journal
 from g4convert.layout import Layout, lay_out
 from g4convert.plan import Plan, make_plan
 from g4convert.proofs import check_drops
@@ -30,15 +29,13 @@ from g4convert.reader import Reader
 from g4convert.recipe import Resolved
 from g4convert.serving import hold
 from g4convert.source import Source
+from g4convert.staging import JOURNALS, Staging
 from g4convert.stream import Progress, Streams, run_units
 from g4convert.summary import Choice, Summary, summarize
 from g4convert.work import Unit, make_units
-from g4convert.writer import ShardWriter, copy_file, sync_directory, write_file
+from g4convert.writer import ShardWriter, copy_file, write_file
 
 __all__ = ["Conversion", "Job", "convert", "prepare"]
-
-_JOURNALS = "journal*.jsonl"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +61,9 @@ class Job:
     tps: tuple[int, ...] = (1,)
 
     @property
-    def target(self) -> Path:
-        """The output as an absolute path without links, so that it has a name and neighbours."""
-        return self.output.resolve()
-
-    @property
-    def partial(self) -> Path:
+    def staging(self) -> Staging:
         """Where the output grows."""
-        return self.target.with_name(f"{self.target.name}.partial")
-
-    @property
-    def replaced(self) -> Path:
-        """Where an output that is overwritten waits until the new one has its name."""
-        return self.target.with_name(f"{self.target.name}.replaced")
+        return Staging(self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +89,7 @@ def prepare(job: Job) -> Conversion:
     hold(plan, job.tps)
     layout = lay_out(plan)
     _check_side_files(checkpoint)
-    _check_output(job)
+    job.staging.check(job.source.path, overwrite=job.overwrite)
     return Conversion(
         job, checkpoint, plan, layout, output.config(checkpoint, plan), make_units(plan, layout, checkpoint)
     )
@@ -124,16 +111,15 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
         InputError: a weight is not finite, a dropped tensor is not what it must be, the disk is full.
         EnvironmentFault: another rank is gone, or the device failed.
     """
-    job = conversion.job
+    job, staging = conversion.job, conversion.job.staging
     workers = workers_for(job.device, job.workers)
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
         started = ranks.from_lead(_start(conversion, reader) if ranks.leads else None)
         scheme = started.choice.scheme(conversion.plan.recipe)
         pending = {number: conversion.units[number] for number in started.pending[ranks.rank :: ranks.world]}
-        name = f"journal-{ranks.rank}.jsonl" if ranks.rank else "journal.jsonl"
         with (
-            ShardWriter(job.partial, conversion.layout, create=False) as writer,
-            Journal(job.partial / name, started.fingerprint) as journal,
+            ShardWriter(staging.partial, conversion.layout, create=False) as writer,
+            Journal(staging.journal(ranks.rank), started.fingerprint) as journal,
         ):
             total = sum(task.nbytes for unit in conversion.units for task in unit)
             left = sum(task.nbytes for number in started.pending for task in conversion.units[number])
@@ -141,7 +127,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             try:
                 results = run_units(pending, Streams(reader, writer, journal), scheme, workers, progress)
             except InputError:
-                shutil.rmtree(job.partial, ignore_errors=True)  # of a source that no run can finish
+                staging.drop()  # of a source that no run can finish
                 raise
             for other in ranks.gather(results):
                 results |= other
@@ -172,101 +158,36 @@ def _start(conversion: Conversion, reader: Reader) -> "_Started | G4Error":
 
 
 def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
-    job = conversion.job
+    job, staging = conversion.job, conversion.job.staging
     check_drops(conversion.plan, conversion.checkpoint, reader)
     choice = choose(conversion.plan, conversion.checkpoint, reader)
     fingerprint = _fingerprint(conversion, choice)
-    done: dict[int, list[Any]] = {}
-    fresh = not any(job.partial.glob(_JOURNALS))
-    if fresh and job.partial.exists():
-        shutil.rmtree(job.partial)  # killed before its first unit
-    if not fresh:
-        try:
-            done = read_done(job.partial, fingerprint)
-        except InputError:
-            if not job.overwrite:
-                raise
-            shutil.rmtree(job.partial)
-            fresh = True
-    if fresh:
-        _make_partial(conversion, fingerprint)
+    done = staging.done(fingerprint, overwrite=job.overwrite)
+    if done is None:
+        staging.make(conversion.layout, fingerprint, partial(_write_known, conversion))
+        done = {}
     pending = tuple(number for number in range(len(conversion.units)) if number not in done)
     return _Started(choice, fingerprint, done, pending)
 
 
-def _make_partial(conversion: Conversion, fingerprint: Mapping[str, Any]) -> None:
-    """All that is known before a weight is read, then the journal: a directory without one is not continued.
-
-    Shards are preallocated and the rest is written here, so a disk that is too small is found now.
-    """
-    partial = conversion.job.partial
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"{partial}: cannot be made: {error.strerror}", hint="give -o on a disk you can write"
-        ) from error
-    made = False
-    try:
-        with ShardWriter(partial, conversion.layout, create=True) as writer:
-            writer.sync(shard.file for shard in conversion.layout.shards)
-        _write_known(conversion)
-        Journal(partial / "journal.jsonl", fingerprint).close()
-        sync_directory(partial)
-        made = True
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            need = sum(shard.size for shard in conversion.layout.shards)
-            raise InputError(
-                f"{partial}: no room for {need / 1e9:.2f} GB: {error.strerror}",
-                hint="free some space, or give -o on another disk",
-            ) from error
-        raise
-    finally:
-        if not made:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_known(conversion: Conversion) -> None:
+def _write_known(conversion: Conversion, directory: Path) -> None:
     """Side files, byte for byte, then the config and the index."""
-    partial, checkpoint = conversion.job.partial, conversion.checkpoint
+    checkpoint = conversion.checkpoint
     for name in checkpoint.side_files:
-        target = partial / (output.CARRIED_README if name == "README.md" else name)
+        target = directory / (output.CARRIED_README if name == "README.md" else name)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(checkpoint.path / name, target)
-    write_file(partial / "config.json", _json(conversion.config))
-    write_file(partial / "model.safetensors.index.json", _json(conversion.layout.index()))
+    write_file(directory / "config.json", _json(conversion.config))
+    write_file(directory / "model.safetensors.index.json", _json(conversion.layout.index()))
 
 
 def _check_side_files(checkpoint: Checkpoint) -> None:
     """No file that is carried over may have the name of one that a growing output needs."""
-    taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, _JOURNALS)]
+    taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, JOURNALS)]
     if {"README.md", output.CARRIED_README} <= {*checkpoint.side_files}:
         taken.append(output.CARRIED_README)
     if taken:
         raise InputError(f"{', '.join(taken)}: a name that the output needs", hint="rename the file, or move it away")
-
-
-def _check_output(job: Job) -> None:
-    """The output must be new, empty, or a checkpoint the user agreed to lose."""
-    target, source = job.target, job.source.path.resolve()
-    if target == source or source in target.parents or target in source.parents:
-        raise UsageError(f"{job.output}: lies in the source, or the source in it", hint="give -o another directory")
-    if target == Path.cwd():
-        raise UsageError(
-            f"{job.output}: is the current directory, which a finished output would replace",
-            hint=f"cd .. and -o {target.name}, or give another directory",
-        )
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{job.output}: is a file, expected a directory to make")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not job.overwrite:
-        raise UsageError(f"{job.output}: is not empty", hint="--overwrite replaces it")
-    if not (target / "config.json").is_file():
-        raise UsageError(f"{job.output}: is not empty and holds no config.json: not a checkpoint, so not overwritten")
-    if job.replaced.exists():
-        raise UsageError(f"{job.replaced}: is there, the old output would go there first", hint="move it away")
 
 
 def _fingerprint(conversion: Conversion, choice: Choice) -> dict[str, Any]:
@@ -288,28 +209,11 @@ def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 
 
 def _finish(conversion: Conversion, summary: Summary) -> None:
-    """Write what tells of the result, drop the journal, and give the directory its name."""
+    """Write what tells of the result, and give the directory its name."""
     job, checkpoint = conversion.job, conversion.checkpoint
-    partial = job.partial
     provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)
-    write_file(partial / "g4convert.json", _json(provenance))
-    card = model_card(conversion.plan, job.source, job.recipe, job.target.name, summary)
-    write_file(partial / "README.md", card.encode())
-    for path in partial.glob(_JOURNALS):
-        path.unlink()
-    sync_directory(partial)
-    _replace(job)
-
-
-def _replace(job: Job) -> None:
-    """Rename the finished directory into place; an old one goes only after the new one has its name."""
-    overwritten = job.target.exists() and any(job.target.iterdir())
-    if overwritten:
-        job.target.rename(job.replaced)
-    job.partial.rename(job.target)
-    sync_directory(job.target.parent)
-    if overwritten:
-        shutil.rmtree(job.replaced)
+    card = model_card(conversion.plan, job.source, job.recipe, job.staging.target.name, summary)
+    job.staging.finish({"g4convert.json": _json(provenance), "README.md": card.encode()})
 
 
 def _json(value: object) -> bytes:

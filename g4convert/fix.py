@@ -111,7 +111,8 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """What a correction does to a config."""
     (before, section), (after, wanted) = section_of(old), section_of(new)
     if not isinstance(section, Mapping) or not isinstance(wanted, Mapping):
-        yield f"{before or after}: {_short(section)} -> {_short(wanted)}"
+        texts = (_short(one) if place else "left out" for place, one in ((before, section), (after, wanted)))
+        yield f"{before or after}: {' -> '.join(texts)}"
         return
     if before != after:
         yield f"{before} -> {after}"
@@ -121,7 +122,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[str]:
     for key in dict.fromkeys((*old, *new)):
         was, now, subject = old.get(key), new.get(key), f"{path}.{key}"
-        if was == now:
+        if was == now:  # null and what is left out are alike
             continue
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             yield from _differences(was, now, subject)
@@ -130,7 +131,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> I
             lines += [f"{subject}: {_short(one)} added" for one in now if one not in was]
             yield from lines or [f"{subject}: in another order"]
         else:
-            yield f"{subject}: {_short(was)} -> {_short(now)}"
+            yield f"{subject}: {_told(old, key)} -> {_told(new, key)}"
+
+
+def _told(holder: Mapping[str, Any], key: str) -> str:
+    return _short(holder[key]) if key in holder else "left out"
 
 
 def _short(value: object) -> str:

@@ -16,13 +16,14 @@ from typing import Any, Final, Self, cast
 import torch
 
 from g4convert.checkpoint import Checkpoint
-from g4convert.errors import InputError, UnsupportedError, UsageError
+from g4convert.errors import InputError, UnsupportedError
 from g4convert.forward.devices import device_of, memory_faults, torch_device
 from g4convert.forward.greedy import ends, greedy
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
+from g4convert.names import no_such
 from g4convert.progress import peak_memory
 from g4convert.verify.conversations import Frame, frame_of
 from g4convert.verify.levels import FLOAT_TYPES
@@ -105,7 +106,7 @@ class Speaker:
             EnvironmentFault: no such GPU, or not enough memory.
         """
         if dtype not in FLOAT_TYPES:
-            raise UsageError(f"dtype {dtype!r} is not one of {', '.join(FLOAT_TYPES)}")
+            raise no_such("--dtype", dtype, FLOAT_TYPES)
         where = torch_device(device)
         _check(directory)
         begin = perf_counter()

@@ -28,7 +28,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     peak: int | None = None,
     refused: Sequence["Verdict"] = (),
 ) -> None:
-    """The closing card: sizes, errors, the worst tensors, who refuses it, the next command.
+    """The closing card: sizes, errors, the worst tensors, who refuses it, the command that serves it where one does.
 
     Args:
         out: where to.
@@ -65,8 +65,9 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         )
         why = f"`g4convert check {asked}` says why"
         out.print(f"refused by {escape(', '.join(names))}: {escape(why)}", soft_wrap=True)
-    drafter = any(row.role == Role.DRAFTER for row in done.sizes)
-    out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
+    if not any(one.engine == "vllm" for one in refused):
+        drafter = any(row.role == Role.DRAFTER for row in done.sizes)
+        out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
 
 
 def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:

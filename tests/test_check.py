@@ -184,14 +184,14 @@ BROKEN = {
         "vllm",
         "num_bits 8 in the config (the default, as it is left out), 4",
     ),
-    "group size left out": ("31B", left_out("group_size"), "sglang", "strategy group without a group_size, which"),
+    "group size left out": ("31B", left_out("group_size"), "sglang", "which engines refuse: strategy group without a"),
     "group size and strategy left out": (
         "31B",
         left_out("group_size", "strategy"),
         "transformers",
         "strategy tensor in the config (the default, as it is left out), group stored",
     ),
-    "null bits": ("31B", scheme(num_bits=None), "vllm", "weights: num_bits is null, which engines refuse"),
+    "null bits": ("31B", scheme(num_bits=None), "vllm", "weights, which engines refuse: num_bits is null"),
     "a key too many": ("31B", scheme(groups=32), "vllm", "'groups' is no key of compressed-tensors"),
     "order of activations": ("31B", scheme(actorder="group"), "vllm", "actorder 'group'"),
     "tied head not ignored": ("31B", without("lm_head"), "transformers", "lm_head: plain, although targeted"),
@@ -673,6 +673,20 @@ def test_a_correction_tells_each_change(copied: Callable[..., Path]) -> None:
     assert [line for line in made.changes if line.endswith(" added")] == [
         f"quantization_config.ignore: {json.dumps(entry)} added" for entry in added_entries
     ]
+
+
+def test_a_correction_tells_null_from_what_is_left_out(copied: Callable[..., Path]) -> None:
+    def change(config: Config) -> None:
+        scheme(num_bits=None, bits=4)(config)
+        left_out("group_size")(config)
+
+    weights = "quantization_config.config_groups.group_0.weights"
+    lines = {
+        f"{weights}.num_bits: null -> 4", f"{weights}.bits: 4 -> left out", f"{weights}.group_size: left out -> 32",
+    }  # fmt: skip
+    assert {*fixed(copied("31B", change)).changes} == lines
+    (line,) = fixed(copied("E2B", lambda config: config.pop("quantization_config"))).changes
+    assert line.startswith("quantization_config: left out -> {")
 
 
 @pytest.mark.parametrize(

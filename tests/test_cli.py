@@ -207,6 +207,12 @@ def test_the_card_names_who_refuses_the_result(dense: Path, g4convert: Program, 
     assert document["refused_by"] == [{"engine": "sglang", "version": "SGLang 0.5.23", "tp": 4}]
 
 
+def test_no_command_is_offered_that_vllm_refuses(dense: Path, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("quantize", dense, "-o", tmp_path / "out", "--group-size", 16)
+    assert "\nrefused by vLLM 0.33" in ran.out
+    assert ran.out.endswith("says why\n")
+
+
 def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_path: Path) -> None:
     command = ("quantize", moe, "-o", tmp_path / "out")
     quiet = g4convert(*command, "-q")

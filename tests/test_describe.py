@@ -475,7 +475,7 @@ WEIGHT_KEYS: dict[str, list[object]] = {
     "num_bits": [None, 4, 8], "type": [None, "int", "INT", "int4"], "symmetric": [None, True, False],
     "strategy": [None, "group", "Group", "channel", "tensor", "block", "token", "row"],
     "group_size": [None, -2, -1, 0, 32], "block_structure": [None, [128, 128]], "observer_kwargs": [None, {}],
-    "group": [32],
+    "actorder": [None, "weight", "static", "Weight", "none"], "group": [32],
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from g4convert.engines.kernels import (
     vllm_experts,
     vllm_linear,
 )
-from g4convert.engines.remarks import Topic, Weights
+from g4convert.engines.remarks import Remark, Topic, Weights
 from g4convert.engines.remedies import NO_CHOICE
 from g4convert.errors import GateError
 from g4convert.gemma4 import Role
@@ -398,6 +398,15 @@ def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:
     assert found[1].remedies == (NO_CHOICE,)
     assert NO_CHOICE not in told(found)
     assert NO_CHOICE in told(found[1:])
+
+
+def test_a_way_that_writes_all_anew_is_the_only_one() -> None:
+    """What mends the config alone does not make it load."""
+    mends = Remark(Topic.STORED, "config", "wrong", "mend it")
+    assert replace(Verdict("vllm", "vLLM", 1), problems=(mends,)).ways == ("mend it",)
+    (refused,) = verdicts(weights_of(MOE, {}), ["sglang"], [1])
+    assert refused.remedies
+    assert replace(refused, problems=(*refused.problems, mends)).ways == refused.remedies
 
 
 def test_sizes_in_one_row_have_their_own_numbers() -> None:

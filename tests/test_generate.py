@@ -167,7 +167,7 @@ def test_what_is_asked_wrongly(taught: Path, g4convert: Program, monkeypatch: py
         (("-p", "-"), 2, "an empty prompt"),
         (("-p", "-", "-p", "-"), 2, "given twice"),
         (("-p", "x", "--max-new-tokens", 0), 2, "max-new-tokens"),
-        (("-p", "x", "--dtype", "int4"), 2, "'int4' is not one of float32, bfloat16"),
+        (("-p", "x", "--dtype", "int4"), 2, "--dtype int4: not one of float32, bfloat16"),
         (("-p", "x", "--device", "tpu"), 2, "expected cpu, cuda or cuda:N"),
         (("-p", "x", "--device", "cuda:3"), 5, "--device cuda:3: 0 CUDA devices found"),
     ):

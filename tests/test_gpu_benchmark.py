@@ -95,6 +95,53 @@ def test_a_wrong_kernel_ends_it_before_anything_is_timed() -> None:
     assert ran.returncode == 1
     assert ran.stderr.startswith("WRONG: experts torch.bfloat16 group 32 t ")
     assert "Copy" not in ran.stdout
+    *lines, last = ran.stderr.splitlines()
+    assert all(line.startswith("WRONG: ") for line in lines)
+    found = re.fullmatch(r"(\d+) of (\d+) comparisons are wrong", last)
+    assert found, last
+    assert found[1] == found[2] == str(len(lines)), "all are told"
+
+
+def test_what_does_not_run_is_wrong_and_the_rest_is_told() -> None:
+    code = (
+        "import sys, torch, gpu; from g4convert.kernels import fused\n"
+        "product = fused.product\n"
+        "def breaks(x, *rest, **how):\n"
+        "    if x.dtype is torch.float16: raise RuntimeError('CUDA error: an illegal memory access')\n"
+        "    product(x, *rest, **how)\n"
+        "fused.product = breaks\n"
+        "sys.argv = ['gpu.py', '--rehearse']; gpu.main()"
+    )
+    ran = run("-c", code)
+    assert ran.returncode == 1
+    assert "RuntimeError: CUDA error: an illegal memory access" in ran.stderr
+    wrong = [line for line in ran.stderr.splitlines() if line.startswith("WRONG: ")]
+    assert len(wrong) == 3
+    assert all("torch.float16" in line and "RuntimeError: relative error nan" in line for line in wrong)
+    assert "Copy" not in ran.stdout
+
+
+def test_a_section_that_fails_does_not_end_the_next(
+    module: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = module("gpu")
+
+    def fails(*_: object) -> Iterator[str]:
+        yield "half a table"
+        raise torch.OutOfMemoryError("no memory\nfor details")
+
+    def runs(*_: object) -> Iterator[str]:
+        yield "a number"
+
+    page = tmp_path / "new.md"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--rehearse", "--write", str(page)])
+    monkeypatch.setattr(gpu, "sections", lambda **_: iter((("First", fails), ("Second", runs))))
+    with pytest.raises(SystemExit) as left:
+        gpu.main()
+    assert left.value.code == 1
+    lines = page.read_text().splitlines()
+    assert lines.index("half a table") < lines.index("FAILED: OutOfMemoryError: no memory") < lines.index("a number")
 
 
 def test_a_run_that_is_cut_off_leaves_what_it_has(
@@ -118,6 +165,7 @@ def test_a_run_that_is_cut_off_leaves_what_it_has(
     with pytest.raises(KeyboardInterrupt):
         gpu.main()
     assert "a number" in page.read_text()
+    assert "half a table" in page.read_text()
     assert page.read_text().endswith("<!-- /gpu -->\n")
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--seconds", "0"])
     gpu.main()

@@ -365,17 +365,22 @@ class Cuda:
     """A GPU's clock: a launch takes the host 45 us, starting a graph takes 6 us."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.now = seconds, 0.0
+        self.seconds, self.now, self.idle = seconds, 0.0, False
         self.recording: Counter[int] | None = None
         self.graphs: list[Counter[int]] = []
 
     def run(self, number: int) -> None:
-        """A launch."""
+        """A launch, of inputs that are there."""
+        assert self.idle
         if self.recording is None:
             self.now += max(45e-6, self.seconds)
         else:
             self.now += 30e-6
             self.recording[number] += 1
+
+    def synchronize(self) -> None:
+        """In the place of `torch.cuda.synchronize`."""
+        self.idle = True
 
     @contextmanager
     def graph(self, recorded: Counter[int]) -> Iterator[None]:
@@ -411,7 +416,8 @@ def test_a_run_takes_what_it_takes(seconds: float, repeats: int, monkeypatch: py
     for name, value in {
         "Stream": object,
         "stream": lambda _: nullcontext(),
-        "synchronize": lambda: None,
+        "current_stream": object,
+        "synchronize": cuda.synchronize,
         "CUDAGraph": Graph,
         "graph": cuda.graph,
         "Event": Event,

@@ -135,6 +135,15 @@ def test_the_card_has_what_a_reader_needs(made: Path) -> None:
     assert "What was left out" not in card
 
 
+def test_the_card_has_no_command_that_fails(moe: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: w4a16-g32\ngroup_size: 16\n")
+    quantized(moe, tmp_path / "out", str(recipe))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "vllm serve" not in card
+    assert "\nvLLM 0.33 does not load it; `g4convert check out` says why.\n" in card
+
+
 def test_the_rows_of_the_card_cover_every_kept_byte(made: Path, moe: Path) -> None:
     rows = (made / "README.md").read_text().partition("## What stayed")[2].splitlines()[4:]
     kept = sum(int(row.split("|")[3].replace(",", "")) for row in rows if row)

@@ -289,7 +289,7 @@ def test_kinds_and_tokens_choose(models, checkpoints: Checkpoints) -> None:  # n
     few = make_probes(model, directory, tokens=800)
     assert {probe.bucket for probe in few} == {probe.bucket for probe in probes}
     assert len(few) < len(probes) / 2
-    with pytest.raises(UsageError, match="kind of probe 'colour' is not one of"):
+    with pytest.raises(UsageError, match="kind of probe colour: not one of"):
         make_probes(model, directory, kinds=("colour",))
     with pytest.raises(UsageError, match="a gemma4_text model takes none of image"):
         make_probes(models("text")[0], checkpoints("text"), kinds=("image",))

@@ -94,9 +94,10 @@ class Verdict:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """What to do about what is told: the alternatives, then what mends the rest."""
-        lifted = self.remedies if any(one.topic in _LIFTED for one in self.told) else ()
-        return (*lifted, *dict.fromkeys(one.remedy for one in self.told if one.remedy and one.topic not in _LIFTED))
+        """What would make it load, as alternatives: what lifts a refusal writes all anew, which mends the rest, too."""
+        if any(one.topic in _LIFTED for one in self.told):
+            return self.remedies
+        return tuple(dict.fromkeys(one.remedy for one in self.told if one.remedy))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

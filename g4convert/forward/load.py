@@ -22,7 +22,7 @@ import transformers
 
 from g4convert.checkpoint import Checkpoint
 from g4convert.contents import Contents
-from g4convert.errors import EnvironmentFault, GateError, UsageError
+from g4convert.errors import EnvironmentFault, GateError
 from g4convert.forward.devices import CPU, is_roomy, place
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
@@ -40,6 +40,7 @@ from g4convert.forward.pieces import (
 from g4convert.forward.streaming import Stream
 from g4convert.gemma4 import Architecture, ExtraKind, droppable
 from g4convert.inspection.stored_scheme import PackedModule
+from g4convert.names import no_such
 
 __all__ = ["DTypeName", "Memory", "load"]
 
@@ -79,7 +80,7 @@ def load(
         UsageError: a dtype that is none.
     """
     if dtype not in _DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+        raise no_such("dtype", dtype, _DTYPES)
     checkpoint = Checkpoint.open(directory)
     architecture = Architecture.from_config(checkpoint.config)
     contents = Contents.of({name: stored.info for name, stored in checkpoint.tensors.items()}, architecture)

@@ -248,7 +248,7 @@ def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None
             weights = group.get("weights")
             if method == _COMPRESSED_TENSORS and isinstance(weights, dict):
                 read.faults.extend(
-                    f"config_groups.{name}.weights: {why}, which engines refuse" for why in refused(weights)
+                    f"config_groups.{name}.weights, which engines refuse: {why}" for why in refused(weights)
                 )
                 one = _filled_in(one, weights)
             groups.append(one)

@@ -13,6 +13,8 @@ all read a config with that class, so with what it refuses none of them starts.
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from g4convert.names import not_one_of
+
 __all__ = ["DEFAULTS", "implied_strategy", "refused"]
 
 DEFAULTS: Final[Mapping[str, Any]] = {"num_bits": 8, "symmetric": True}
@@ -23,8 +25,11 @@ _KEYS: Final = {
     "observer", "observer_kwargs",
 }  # fmt: skip
 _NEVER_NULL: Final = (*DEFAULTS, "type", "dynamic", "observer_kwargs")
-_TYPES: Final = ("int", "float")
-_STRATEGIES: Final = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
+_KNOWN: Final = {
+    "type": ("int", "float"),
+    "strategy": ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"),
+    "actorder": ("weight", "static", "group", "dynamic"),  # the one that is read with its case
+}
 _GROUPED: Final = {"group", "tensor_group"}
 
 
@@ -43,11 +48,11 @@ def refused(weights: Mapping[str, Any]) -> Iterator[str]:
     """
     yield from (f"{key!r:.40} is no key of compressed-tensors" for key in weights if key not in _KEYS)
     yield from (f"{key} is null" for key in _NEVER_NULL if key in weights and weights[key] is None)
-    kind, named = (str(weights.get(key) or "").lower() for key in ("type", "strategy"))
-    if kind and kind not in _TYPES:
-        yield f"type {kind!r:.40}, expected {' or '.join(_TYPES)}"
-    if named and named not in _STRATEGIES:
-        yield f"strategy {named!r:.40}, expected one of {', '.join(_STRATEGIES)}"
+    for key, known in _KNOWN.items():
+        if isinstance(given := weights.get(key), str) and (given if key == "actorder" else given.lower()) not in known:
+            yield f"{key} {given!r:.40}: {not_one_of(known)}"
+    named = str(weights.get("strategy") or "").lower()
+    if named and named not in _KNOWN["strategy"]:
         return
     if named == "token" and not weights.get("dynamic"):
         yield "strategy token, which weights that are stored cannot have"

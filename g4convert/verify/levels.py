@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from g4convert.errors import UsageError
+from g4convert.names import no_such
 
 __all__ = ["FLOAT_TYPES", "EngineName", "Level", "MemoryUse", "Request", "checked_device"]
 
@@ -89,7 +90,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in FLOAT_TYPES:
-            raise UsageError(f"dtype {self.dtype!r} is not one of {', '.join(FLOAT_TYPES)}")
+            raise no_such("--dtype", self.dtype, FLOAT_TYPES)
         if self.device is not None:
             checked_device(self.device)
         unused = [name for name, value in self._of_logits.items() if value is not None]

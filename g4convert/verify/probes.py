@@ -22,6 +22,7 @@ import torch
 from g4convert.errors import UsageError
 from g4convert.forward.logits import prompts
 from g4convert.forward.models import Config, Model
+from g4convert.names import no_such
 from g4convert.verify.conversations import BUCKETS, Conversation, Frame, bundled, frame_of, long_conversations
 from g4convert.verify.probes_media import MEDIA, MediaPrompt, media_prompts, placed
 
@@ -104,7 +105,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
     """
     wanted = tuple(KINDS if kinds is None else kinds)
     if unknown := sorted(set(wanted) - set(KINDS)):
-        raise UsageError(f"kind of probe {unknown[0]!r} is not one of {', '.join(KINDS)}")
+        raise no_such("kind of probe", unknown[0], KINDS)
     config: Config = getattr(model, "config", model)
     if config.model_type.endswith("assistant"):
         return _drafts(model, seed)
