@@ -27,6 +27,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     tensors: bool,
     peak: int | None = None,
     refused: Sequence["Verdict"] = (),
+    sound: bool = True,
 ) -> None:
     """The closing card: sizes, errors, the worst tensors, who refuses it, the command that serves it where one does.
 
@@ -37,6 +38,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         tensors: errors of all tensors, not of the worst ones only.
         peak: of memory, in bytes.
         refused: the verdicts of engines that cannot load it.
+        sound: whether no verification that was made found a fault: what has one is not to be served.
     """
     from g4convert.summary import serve_command  # noqa: PLC0415 - brings numpy
 
@@ -65,7 +67,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         )
         why = f"`g4convert check {asked}` says why"
         out.print(f"refused by {escape(', '.join(names))}: {escape(why)}", soft_wrap=True)
-    if not any(one.engine == "vllm" for one in refused):
+    if sound and not any(one.engine == "vllm" for one in refused):
         drafter = any(row.role == Role.DRAFTER for row in done.sizes)
         out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
 

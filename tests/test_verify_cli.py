@@ -13,6 +13,7 @@ from damage import STATIC, VALUES, config, damaged
 from program import Program, Ran, g4convert
 
 from g4convert.errors import EnvironmentFault, UsageError
+from g4convert.report import Finding, Severity
 from g4convert.verify.levels import Level, MemoryUse, Request
 
 if TYPE_CHECKING:
@@ -305,3 +306,16 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
     assert (tmp_path / "out" / "config.json").exists()
     told = ran.out if manner != "--json" else json.dumps(json.loads(ran.out)["verify"])
     assert "model.layers.0.mlp.gate_proj" in told
+
+
+def test_what_was_written_wrong_is_not_offered_to_be_served(
+    text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Finding("static.ignore", Severity.FAIL, "lm_head", "packed", "kept", "quantize again")
+    monkeypatch.setattr("g4convert.verify.run.check_static", lambda *_, **__: [wrong])
+    ran = g4convert("quantize", text, "-o", tmp_path / "wrong")
+    assert ran.status == 1
+    assert "written" in ran.out
+    assert "vllm serve" not in ran.out
+    monkeypatch.undo()
+    assert "next: vllm serve" in g4convert("quantize", text, "-o", tmp_path / "right").out

@@ -118,9 +118,8 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         document["refused_by"] = [{"engine": one.engine, "version": one.label, "tp": one.tp} for one in refused]
         print_json(document | ({} if found_out is None else {"verify": found_out.to_dict()}))
     elif not quiet:
-        show_summary.summary(
-            show.console(no_color=no_color), summary, output, tensors=verbose, peak=peak, refused=refused
-        )
+        console = show.console(no_color=no_color)
+        show_summary.summary(console, summary, output, tensors=verbose, peak=peak, refused=refused, sound=passed)
     if found_out is not None and not passed:
         verification.tell_end(found_out, how, as_json=as_json)
 
