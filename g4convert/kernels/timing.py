@@ -68,6 +68,7 @@ def graph_seconds(runs: Sequence[Callable[[], object]], repeats: int = 20) -> fl
         repeats: measurements, after one that does not count.
     """
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call] # so in torch
+    torch.cuda.synchronize()  # a side stream does not wait for what the runs read
     with torch.cuda.stream(side):
         runs[0]()  # compiles
         few = runs[:_LEAST_RUNS]
@@ -78,15 +79,15 @@ def graph_seconds(runs: Sequence[Callable[[], object]], repeats: int = 20) -> fl
     if (once := _event_seconds(graph.replay)) < repeats * _LONG:  # launches take longer than what they launch
         count = math.ceil(count * repeats * _LONG / once)
         graph = _graph(runs, count)
-        graph.replay()
     return median(_event_seconds(graph.replay) for _ in range(repeats)) / count
 
 
 def _graph(runs: Sequence[Callable[[], object]], count: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # the stream stays if a run fails
         for run in islice(cycle(runs), count):
             run()
+    graph.replay()  # the first one also brings the graph to the GPU
     return graph
 
 

@@ -14,7 +14,8 @@ random, of the true shapes of 26B-A4B: 128 experts of 704, 8 to a token, hidden 
 Everything is compiled side by side before it is timed. Times are medians, from CUDA graphs on several layers' weights
 in turn, so that they come from memory. `roofline` is the larger of the bytes that must move by the copy bandwidth and
 the products by the bf16 matmul rate, both measured here, by the time that was taken. With --write the document is
-written after each section: a run that is cut off leaves what it has.
+written after each line: a run that is cut off leaves what it has. A section that fails says so, the next one runs, and
+the status is 1 in the end.
 
 `--rehearse` is for a machine without a GPU: the same steps on tiny shapes, with TRITON_INTERPRET=1 and clock times
 that mean nothing.
@@ -26,6 +27,7 @@ import argparse
 import datetime as dt
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,8 @@ import triton
 from gpu_layers import REHEARSAL, Machine, Results, Sizes
 
 MARKS = ("<!-- gpu: written by tests/benchmarks/gpu.py -->", "<!-- /gpu -->")
+
+FAILED = "FAILED"
 
 Section = Callable[[Machine, Sizes, Results], Iterator[str]]
 
@@ -67,8 +71,12 @@ def report(machine: Machine, sizes: Sizes, parts: Iterator[tuple[str, Section]])
             yield from ("", f"### {title}", "")
         if machine.left < 0:
             yield "No time left."
-        else:
+            continue
+        try:
             yield from section(machine, sizes, results)
+        except Exception as error:  # noqa: BLE001 - the card is lent once: the next section may run
+            traceback.print_exc()
+            yield from ("", f"{FAILED}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
 
 
 def write(path: Path, text: str) -> None:
@@ -103,10 +111,10 @@ def main() -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
         lines.append(line)
-        if arguments.write and not line:
-            write(arguments.write, "\n".join(lines))
-    if arguments.write:
-        write(arguments.write, "\n".join(lines) + "\n")
+        if arguments.write:
+            write(arguments.write, "\n".join(lines) + "\n")
+    if any(line.startswith(FAILED) for line in lines):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,28 +18,39 @@ from g4convert.kernels.packed import Packed
 from g4convert.kernels.timing import dense, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-BOUNDS = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+BOUNDS = {torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+"""In float32 sums of 2816 and 704 products one after the other are 1.4e-6 off; with TF32 it would be above 1e-4."""
 
 Check: TypeAlias = tuple[str, float, float]
 """What is compared, its relative error and the largest that is right."""
 
 
 def compared(machine: Machine, sizes: Sizes, _: Results) -> Iterator[str]:
-    """Compare everything; the first that is wrong ends the program."""
+    """Compare everything, and say all that is wrong; one of them ends the program."""
     torch.use_deterministic_algorithms(mode=True, warn_only=True)  # new memory is filled with NaN
-    count, worst = 0, 0.0
-    for found in in_threads(list(_plans(machine, sizes))):
-        for name, error, bound in found:
-            if not error <= bound:
-                sys.exit(f"WRONG: {name}: relative error {error:.2e}, at most {bound:.0e}")
-            count, worst = count + 1, max(worst, error / bound)
+    plans = [partial(_tried, plan) for plan in _plans(machine, sizes)]
+    every = [check for found in in_threads(plans) for check in found]
     torch.use_deterministic_algorithms(mode=False)
-    yield f"{count} comparisons with float64, the worst at {worst:.0%} of its bound."
+    wrong = [check for check in every if not check[1] <= check[2]]
+    if wrong:
+        said = (f"WRONG: {name}: relative error {error:.2e}, at most {bound:.0e}" for name, error, bound in wrong)
+        sys.exit("\n".join((*said, f"{len(wrong)} of {len(every)} comparisons are wrong")))
+    worst = max(error / bound for _, error, bound in every)
+    yield f"{len(every)} comparisons with float64, the worst at {worst:.0%} of its bound."
 
 
-def _plans(machine: Machine, sizes: Sizes) -> Iterator[Callable[[], list[Check]]]:
+def _tried(plan: partial[list[Check]]) -> list[Check]:
+    """What was compared; a plan that does not run is wrong, and the others still tell."""
+    try:
+        return plan()
+    except Exception as error:  # noqa: BLE001 - of the compiler, of CUDA
+        traceback.print_exc()
+        return [(f"{plan.func.__name__}{plan.args[2:]}: {type(error).__name__}", math.nan, 0.0)]
+
+
+def _plans(machine: Machine, sizes: Sizes) -> Iterator[partial[list[Check]]]:
     """Comparisons that share what is compiled, together: each of these runs in a thread."""
     name = f"sm_{tiles.architecture(machine.capability)}"
     for tile in dict.fromkeys(tile for _, tile in tiles.shipped_tiles(name)):

@@ -18,6 +18,9 @@ from g4convert.kernels.timing import in_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+_LINEARS = 6
+"""Times the layers of experts: the smallest linears are 3 MB packed, and a cache of 50 MB would hold twelve."""
+
 
 def ceilings(machine: Machine, sizes: Sizes, results: Results) -> Iterator[str]:
     """Bytes a second of a copy, read and written; operations a second of a bf16 product."""
@@ -76,7 +79,9 @@ def linears(machine: Machine, sizes: Sizes, _: Results) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|---:|"
     reason = ""
     for n, k in sizes.linears[:4]:
-        weights = [make_linear(n, k, machine.device) for _ in range(2 * sizes.layers)]
+        weights = [make_linear(n, k, machine.device) for _ in range(_LINEARS * sizes.layers)]
+        for weight in weights:
+            weight.by_groups()  # or a graph would have it
         plain = [torch.randn(n, k, device=machine.device).bfloat16() for _ in weights]
         inputs = [torch.randn(t, k, device=machine.device).bfloat16() for t in sizes.tokens]
         list(in_threads([partial(fused.linear, x, weights[0]) for x in inputs]))
@@ -127,7 +132,7 @@ def _base(machine: Machine, sizes: Sizes) -> list[Layer]:
 
 def _compile(machine: Machine, sizes: Sizes, base: Sequence[Layer]) -> None:
     """Run each number of tokens once, side by side: the first run of a kernel compiles it."""
-    for weight in (base[0].gate_up, base[0].down):
+    for weight in (weight for layer in base for weight in (layer.gate_up, layer.down)):
         weight.by_groups()
     list(in_threads([own(with_tokens(sizes, t, machine.device, base[0])) for t in sizes.tokens]))
 
