@@ -74,7 +74,7 @@ def report(machine: Machine, sizes: Sizes, parts: Iterator[tuple[str, Section]])
             continue
         try:
             yield from section(machine, sizes, results)
-        except Exception as error:  # noqa: BLE001 - the card is lent once: the next section may run
+        except Exception as error:  # noqa: BLE001 - the next section may run
             traceback.print_exc()
             yield from ("", f"{FAILED}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
 
