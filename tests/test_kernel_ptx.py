@@ -185,7 +185,12 @@ def test_what_pads_is_not_read() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "tile", "dtype", "given"),
-    [(90, WGMMA, "bfloat16", True), (90, SMALL, "bfloat16", False), (80, WIDE, "float32", False)],
+    [
+        (90, WGMMA, "bfloat16", True),
+        (90, SMALL, "bfloat16", False),
+        (80, WIDE, "float32", False),
+        (120, WGMMA, "bfloat16", False),
+    ],
 )
 def test_a_triton_without_the_fence_is_given_one(
     monkeypatch: pytest.MonkeyPatch, architecture: int, tile: Tile, dtype: str, *, given: bool

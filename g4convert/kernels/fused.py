@@ -33,7 +33,9 @@ _CHUNK = 4096
 """Pairs that a program of `align` looks at in one step, at most."""
 
 _MOST_BLOCKS = 65_535
-_WGMMA, _WARPS_OF_WGMMA = 90, 4
+
+_WGMMA, _WARPS_OF_WGMMA = range(90, 120), 4
+"""Compute capabilities at which products of 4 warps read shared memory by themselves: wgmma, and tcgen05 after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def product(
 def constants(tile: Tile, *, k: int, groups: int, gated: bool, capability: int) -> dict[str, Any]:
     """The compile-time arguments of `matmul` that follow from a tile, a weight and a GPU."""
     block_h = tile.block_k // 4
-    unfenced = capability >= _WGMMA and tile.num_warps >= _WARPS_OF_WGMMA and not (FENCES or INTERPRETED)
+    unfenced = capability in _WGMMA and tile.num_warps >= _WARPS_OF_WGMMA and not (FENCES or INTERPRETED)
     return {
         "group_h": 0 if groups == 1 else k // groups // 4,
         "even": k // 4 % block_h == 0,
