@@ -1,5 +1,5 @@
 """`python -m g4convert`."""
 
-from g4convert.cli import main
+from g4convert.cli.app import main
 
 main()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer.core
 import typer.main
 
-from g4convert.cli import app
+from g4convert.cli.app import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoints(Protocol):
-    """Gives the directory of a tiny checkpoint; see `g4convert.fixtures.make` for the arguments."""
+    """Gives the directory of a tiny checkpoint; see `g4convert.demo.make` for the arguments."""
 
     def __call__(self, family: str, *, dtype: str = "bfloat16", qat: bool = False) -> Path:
         """Make the checkpoint, or find the one made before."""
@@ -30,7 +30,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint
     """Tiny checkpoints by family, dtype and kind; a test that wants to change one copies it first."""
     import torch  # noqa: PLC0415 -- here and below: heavy imports only for the tests that use them
 
-    from g4convert.fixtures import Family, make  # noqa: PLC0415
+    from g4convert.demo import Family, make  # noqa: PLC0415
 
     torch.set_num_threads(1)  # tiny models run slower on more, the more so beside other test processes
     root = tmp_path_factory.mktemp("checkpoints")

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from g4convert.convert import Job, convert, prepare
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.result import Summary
+from g4convert.conversion.run import Job, convert, prepare
+from g4convert.planning.recipe import DEFAULT, load
 from g4convert.progress import Quiet
-from g4convert.ranks import Ranks
-from g4convert.recipe import DEFAULT, load
-from g4convert.source import Source
-from g4convert.summary import Summary
 
 
 def quantized(source: Path, output: Path, recipe: str = DEFAULT, **options: object) -> Summary:

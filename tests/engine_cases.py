@@ -22,9 +22,9 @@ from g4convert.engines.matching import Disagreement
 from g4convert.engines.module import Accepts, Kind
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
-from g4convert.plan import Plan, make_plan
-from g4convert.quant_config import quantization_config
-from g4convert.recipe import DEFAULT, load, shipped
+from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.recipe import DEFAULT, load, shipped
+from g4convert.planning.steps import Plan, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

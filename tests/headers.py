@@ -6,10 +6,10 @@ from typing import Any
 
 from released_configs import stored
 
-from g4convert.checkpoint import Checkpoint, StoredTensor
+from g4convert.checkpoint.directory import Checkpoint, StoredTensor
 from g4convert.gemma4 import Architecture
-from g4convert.plan import Plan, make_plan
-from g4convert.recipe import load
+from g4convert.planning.recipe import load
+from g4convert.planning.steps import Plan, make_plan
 from g4convert.tensors import TensorInfo
 
 

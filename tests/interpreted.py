@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from g4convert.kernels.packed import Packed
+    from g4convert.forward.triton.packed import Packed
 
 BITS = 4 * torch.arange(8)
 
@@ -76,7 +76,7 @@ def _begin() -> None:
 
 def packed(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
     """Pack codes in -8..7, [..., n, k], as compressed-tensors does."""
-    from g4convert.kernels.packed import Packed  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.packed import Packed  # noqa: PLC0415 - not before `_begin`
 
     words = ((codes.to(torch.int64) + 8).unflatten(-1, (-1, 8)) << BITS).sum(-1)
     return Packed(words.to(torch.int32), scale)
@@ -127,14 +127,14 @@ def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _tile(case: Case) -> Any:  # noqa: ANN401 - imported there
-    from g4convert.kernels.tiles import Tile  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.tiles import Tile  # noqa: PLC0415 - not before `_begin`
 
     return Tile(*case.block, num_warps=4, num_stages=2)
 
 
 def moe_error(case: Case, seed: int) -> float:
     """The kernels against float64."""
-    from g4convert.kernels.fused import moe  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.fused import moe  # noqa: PLC0415 - not before `_begin`
 
     torch.manual_seed(seed)
     (gate_up, up_dense), (down, down_dense) = layer(case)
@@ -152,7 +152,7 @@ def layer(case: Case) -> tuple[tuple[Packed, torch.Tensor], tuple[Packed, torch.
 
 def linear_error(case: Case, seed: int, *, bias: bool = False) -> float:
     """A linear against float64."""
-    from g4convert.kernels.fused import linear  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.fused import linear  # noqa: PLC0415 - not before `_begin`
 
     torch.manual_seed(seed)
     dtype = getattr(torch, case.dtype)
@@ -164,8 +164,8 @@ def linear_error(case: Case, seed: int, *, bias: bool = False) -> float:
 
 def damaged_error(damage: str, seed: int) -> float:
     """The kernels on something wrong against float64 on what is right."""
-    from g4convert.kernels.fused import moe  # noqa: PLC0415 - not before `_begin`
-    from g4convert.kernels.packed import Packed  # noqa: PLC0415 - the same
+    from g4convert.forward.triton.fused import moe  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.packed import Packed  # noqa: PLC0415 - the same
 
     torch.manual_seed(seed)
     case = Case(t=5, h=128, i=64, idle=0, block=(16, 64, 512))
@@ -196,8 +196,8 @@ def damaged_error(damage: str, seed: int) -> float:
 
 def renumbered() -> bool:
     """Whether a layer gives the same bits with its experts in another order, ids that name none among them."""
-    from g4convert.kernels.fused import moe  # noqa: PLC0415 - not before `_begin`
-    from g4convert.kernels.packed import Packed  # noqa: PLC0415 - the same
+    from g4convert.forward.triton.fused import moe  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.packed import Packed  # noqa: PLC0415 - the same
 
     case = Case(t=11, h=64, i=64, dtype="bfloat16")
     (gate_up, _), (down, _) = layer(case)
@@ -211,7 +211,7 @@ def renumbered() -> bool:
 
 def nobody_chosen(t: int) -> bool:
     """Whether tokens whose ids name no expert get zeros."""
-    from g4convert.kernels.fused import moe  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.fused import moe  # noqa: PLC0415 - not before `_begin`
 
     case = Case(t=t, h=64, i=64)
     (gate_up, _), (down, _) = layer(case)
@@ -223,7 +223,7 @@ def aligned(chosen: torch.Tensor, number: int, block_m: int, fill: int) -> tuple
     """What `align` writes over memory that holds something."""
     import triton  # noqa: PLC0415 - not before `_begin`
 
-    from g4convert.kernels.routing import align, most_blocks  # noqa: PLC0415 - the same
+    from g4convert.forward.triton.routing import align, most_blocks  # noqa: PLC0415 - the same
 
     capacity = most_blocks(chosen.numel(), number, block_m)
     pairs = torch.full((capacity, block_m), fill, dtype=torch.int32)
@@ -237,7 +237,7 @@ def aligned(chosen: torch.Tensor, number: int, block_m: int, fill: int) -> tuple
 
 def scale_memory(group: int) -> tuple[bool, tuple[int, ...]]:
     """Whether scales keep their values when a product puts their memory in order, and its strides then."""
-    from g4convert.kernels.fused import linear  # noqa: PLC0415 - not before `_begin`
+    from g4convert.forward.triton.fused import linear  # noqa: PLC0415 - not before `_begin`
 
     case = Case(t=1, h=256, i=32, group=group)
     weight, _ = random_weight(case, case.i, case.h)
@@ -251,7 +251,7 @@ def model_error(directory: Path) -> float:
     """Logits of a packed checkpoint, all of it through the kernels, against eager ones on dequantized weights."""
     from g4convert.forward import experts, modules  # noqa: PLC0415 - not before `_begin`
     from g4convert.forward.load import load  # noqa: PLC0415 - the same
-    from g4convert.kernels import fused, tiles  # noqa: PLC0415 - the same
+    from g4convert.forward.triton import fused, tiles  # noqa: PLC0415 - the same
 
     coarse = tiles.Tile(16, 128, 512, num_warps=4, num_stages=2)  # the fewer programs, the less to interpret
     fused.tile_for = lambda shape, _: coarse.within(shape.n)

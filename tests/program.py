@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from g4convert import cli
+from g4convert.cli import app as cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

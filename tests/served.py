@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from g4convert.forward.media import call
-from g4convert.verify.engine_prompts import Started
-from g4convert.verify.scores import TopLogits, top_logits
+from g4convert.verification.engine.prompts import Started
+from g4convert.verification.logits.scores import TopLogits, top_logits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from g4convert.forward.models import Model
-    from g4convert.verify.engine_prompts import Prompt
+    from g4convert.verification.engine.prompts import Prompt
 
 _NUMBERS = {"image": 1, "video": 2, "audio": 3}
 _VALUES = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}

@@ -9,8 +9,8 @@ from typing import Any
 from headers import opened
 from released_configs import Config, small
 
-from g4convert import output
-from g4convert.plan import Plan
+from g4convert.conversion import provenance as output
+from g4convert.planning.steps import Plan
 from g4convert.tensors import TensorInfo
 
 VOCABULARY = 2048

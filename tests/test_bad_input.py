@@ -21,7 +21,7 @@ from conftest import Checkpoints
 from program import Program, Ran, g4convert
 from safetensors.torch import load_file, save_file
 
-from g4convert import convert
+from g4convert.conversion import run as convert
 
 __all__ = ["g4convert"]  # a fixture
 

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from g4convert.errors import FormatError, InputError
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
-from g4convert.verify import capture as capturing
-from g4convert.verify.capture import Captured, capture
-from g4convert.verify.kept import Kept, run_each
-from g4convert.verify.metrics import Comparison, Metrics
-from g4convert.verify.probes import Probe, digest, make_probes
+from g4convert.verification.logits import capture as capturing
+from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.kept import Kept, run_each
+from g4convert.verification.logits.metrics import Comparison, Metrics
+from g4convert.verification.probes.suite import Probe, digest, make_probes
 
 
 @pytest.fixture(scope="module")

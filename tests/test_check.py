@@ -15,16 +15,16 @@ from headers import opened, planned
 from program import g4convert
 from released_configs import assistant, stored
 
-from g4convert import output
-from g4convert.check import Asked, Checked, check
-from g4convert.engines.fit import Loads, Verdict, verdicts
-from g4convert.engines.remarks import Topic
+from g4convert.conversion import provenance as output
+from g4convert.engines.verdicts import Loads, Verdict, verdicts
+from g4convert.engines.weights import Topic
 from g4convert.errors import GateError, InputError, UnsupportedError, UsageError
-from g4convert.fix import Fixed, fix
 from g4convert.gemma4 import Architecture
-from g4convert.quant_config import quantization_config
+from g4convert.inspection.engines import Asked, Checked, check
+from g4convert.inspection.fix import Fixed, fix
+from g4convert.planning.gate import planned_weights
+from g4convert.planning.quantization_config import quantization_config
 from g4convert.report import Severity
-from g4convert.serving import planned_weights
 from g4convert.tensors import DType, TensorInfo
 
 if TYPE_CHECKING:
@@ -965,7 +965,7 @@ def test_the_plan_is_short_about_engines(g4convert: Program, tmp_path: Path, mon
 
 def test_check_imports_nothing_heavy(good: Callable[[str], Path]) -> None:
     code = (
-        "import sys\nfrom g4convert.cli import main\n"
+        "import sys\nfrom g4convert.cli.app import main\n"
         "try: main(sys.argv[1:])\nfinally: assert not {'torch', 'numpy', 'numba'} & {*sys.modules}"
     )
     command = [sys.executable, "-c", code, "check", str(good("31B")), "-q"]

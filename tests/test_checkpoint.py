@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from stored import CONFIG, Stored, encode, encode_raw, entries, write_checkpoint, write_index, zeros
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.tensors import DType
 

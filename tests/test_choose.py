@@ -8,14 +8,14 @@ import torch
 from conftest import Checkpoints
 from safetensors.torch import load_file, save_file
 
-from g4convert import choose as choosing
-from g4convert.checkpoint import Checkpoint
-from g4convert.choose import choose
-from g4convert.plan import make_plan
-from g4convert.quantize import Method
-from g4convert.reader import Reader
-from g4convert.recipe import load
-from g4convert.summary import Choice
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion import method as choosing
+from g4convert.conversion.method import choose
+from g4convert.conversion.result import Choice
+from g4convert.planning.recipe import load
+from g4convert.planning.steps import make_plan
+from g4convert.quantization import Method
 
 
 def chosen(directory: Path, **options: object) -> Choice:

@@ -21,11 +21,13 @@ import typer.main
 from program import Program, g4convert
 from rich.console import Console
 
-from g4convert import __version__, cli, show
-from g4convert.checkpoint import Checkpoint
+from g4convert import __version__
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.cli import app as cli
+from g4convert.cli import show
 from g4convert.errors import InputError
+from g4convert.planning.recipe import PackRole, Recipe, shipped
 from g4convert.progress import Bar, Lines, Quiet, watch
-from g4convert.recipe import PackRole, Recipe, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -360,7 +362,7 @@ def test_failures_have_a_status_and_a_hint(  # noqa: PLR0913, PLR0917 - a table 
 
 
 def test_a_gate_says_no(g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from g4convert import demo  # noqa: PLC0415 - brings torch
+    from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch
 
     monkeypatch.setattr(demo, "PARITY", -1.0)
     ran = g4convert("demo", tmp_path, "--family", "text", "-q")
@@ -382,7 +384,7 @@ def test_what_the_machine_does(
     def fail(_: str) -> None:
         raise raised
 
-    monkeypatch.setattr("g4convert.source.resolve", fail)
+    monkeypatch.setattr("g4convert.checkpoint.source.resolve", fail)
     ran = g4convert("quantize", "a b", "-o", ":x:")  # which rich would make a picture of
     assert (ran.status, ran.err) == (status, text)
 
@@ -391,7 +393,7 @@ def test_what_cannot_be_continued_is_only_stopped(g4convert: Program, monkeypatc
     def fail(_: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("g4convert.source.resolve", fail)
+    monkeypatch.setattr("g4convert.checkpoint.source.resolve", fail)
     assert (g4convert("plan", "x").status, g4convert("plan", "x").err) == (75, "error: stopped\n")
 
 

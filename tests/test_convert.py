@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from g4convert.checkpoint import Checkpoint
-from g4convert.convert import Job, convert, prepare
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.run import Job, convert, prepare
 from g4convert.errors import G4Error, InputError, Interrupted, UsageError
+from g4convert.planning.recipe import load
 from g4convert.progress import Quiet
-from g4convert.ranks import Ranks
-from g4convert.recipe import load
-from g4convert.source import Source
 
 
 def hashes(directory: Path) -> Mapping[str, str]:
@@ -113,7 +113,7 @@ def test_only_a_stale_quantization_config_goes(checkpoints, tmp_path: Path) -> N
 def test_killed_at_a_random_point_and_continued_the_bytes_are_the_same(
     moe: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("g4convert.work._UNIT_BYTES", 100_000)
+    monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
     expected = run(moe, tmp_path / "expected" / "out")
     output = tmp_path / "killed" / "out"
     chance = random.Random(seed)  # noqa: S311 - a test
@@ -202,7 +202,7 @@ def test_a_changed_source_is_refused_with_the_difference(unfinished: tuple[Path,
 
 def test_another_version_is_refused(unfinished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = unfinished
-    monkeypatch.setattr("g4convert.convert.__version__", "9.9")
+    monkeypatch.setattr("g4convert.conversion.run.__version__", "9.9")
     with pytest.raises(InputError, match=r"g4convert: '[^']+' then, '9.9' now"):
         run(source, output)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from program import Program, g4convert
 
-from g4convert.family import Family
+from g4convert.gemma4.family import Family
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def test_what_a_demo_did_not_make_stays(g4convert: Program, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("change", ["add", "edit", "link", "directory"])
 def test_what_a_demo_made_and_someone_changed_stays(change: str, tmp_path: Path) -> None:
-    from g4convert import demo  # noqa: PLC0415 - brings torch
+    from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch
     from g4convert.errors import UsageError  # noqa: PLC0415 - beside it
 
     made = tmp_path / "made"
@@ -77,7 +77,7 @@ def test_what_a_demo_made_and_someone_changed_stays(change: str, tmp_path: Path)
 
 
 def test_what_a_demo_made_is_replaced(tmp_path: Path) -> None:
-    from g4convert import demo  # noqa: PLC0415 - brings torch
+    from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch
 
     for name in ("moe", "text"):
         (tmp_path / "made" / name).mkdir(parents=True)
@@ -91,6 +91,6 @@ def test_what_a_demo_made_is_replaced(tmp_path: Path) -> None:
 
 
 def test_families_are_those_that_can_be_made() -> None:
-    from g4convert.fixtures import Family as Made  # noqa: PLC0415 - brings torch
+    from g4convert.demo import Family as Made  # noqa: PLC0415 - brings torch
 
     assert Made is Family

@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from stored import Stored, write_checkpoint, zeros
 from transformers import AutoConfig
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.declared import Entries, declared_in, section_of
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.gemma4 import Architecture, expected_weights, fused_experts
-from g4convert.inspection.declared_scheme import Entries, declared_in, section_of
 from g4convert.inspection.describe import describe
 from g4convert.inspection.description import Description
 

@@ -12,21 +12,21 @@ import torch
 from conversions import quantized
 from elsewhere import CUDA, Elsewhere, elsewhere
 
+from g4convert import devices
+from g4convert.demo.logits import prompts
+from g4convert.devices import CPU, device_of, memory_faults, moved, torch_device
 from g4convert.errors import EnvironmentFault, UsageError
-from g4convert.family import Family
-from g4convert.forward import devices
 from g4convert.forward.candidate import ModelCandidate
-from g4convert.forward.devices import CPU, device_of, memory_faults, moved, torch_device
 from g4convert.forward.greedy import greedy
 from g4convert.forward.load import DTypeName, Memory, load
-from g4convert.forward.logits import prompts
 from g4convert.forward.modules import W4A16Linear
+from g4convert.forward.triton import tiles
+from g4convert.forward.triton.packed import check_device
 from g4convert.forward.tuning import products, tune
-from g4convert.kernels import tiles
-from g4convert.kernels.packed import check_device
-from g4convert.verify.levels import Level, Request
-from g4convert.verify.module_probes import check_embedders, check_poolers
-from g4convert.verify.run import verify
+from g4convert.gemma4.family import Family
+from g4convert.request import Level, Request
+from g4convert.verification.logits.modules import check_embedders, check_poolers
+from g4convert.verification.run import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,8 +22,8 @@ import yaml
 from program import Program, g4convert
 
 from g4convert.errors import UsageError
-from g4convert.kernels.packed import OLDEST_TRITON
-from g4convert.recipe import DEFAULT, Recipe, load, schema, shipped
+from g4convert.forward.triton.packed import OLDEST_TRITON
+from g4convert.planning.recipe import DEFAULT, Recipe, load, schema, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from released_configs import RELEASED, assistant, released, small
 from rich.console import Console
 
-from g4convert import show_engines
+from g4convert.cli import show_engines
 from g4convert.engines import CONTRACTS
-from g4convert.engines.fit import BASIS, TENSOR_PARALLEL, Loads, Verdict, refuse, verdicts
-from g4convert.engines.judge import Stored
-from g4convert.engines.kernels import (
+from g4convert.engines.faults import Stored
+from g4convert.engines.limits import (
     Packing,
     Part,
     Refused,
@@ -30,16 +29,17 @@ from g4convert.engines.kernels import (
     vllm_experts,
     vllm_linear,
 )
-from g4convert.engines.remarks import Remark, Topic, Weights
 from g4convert.engines.remedies import NO_CHOICE
+from g4convert.engines.verdicts import BASIS, TENSOR_PARALLEL, Loads, Verdict, refuse, verdicts
+from g4convert.engines.weights import Remark, Topic, Weights
 from g4convert.errors import GateError
 from g4convert.gemma4 import Role
-from g4convert.plan import Plan
-from g4convert.quant_config import quantization_config
-from g4convert.recipe import Engine
-from g4convert.serving import hold
-from g4convert.serving import planned_weights as weights_with
-from g4convert.sizes import role_sizes
+from g4convert.planning.gate import hold
+from g4convert.planning.gate import planned_weights as weights_with
+from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.recipe import Engine
+from g4convert.planning.sizes import role_sizes
+from g4convert.planning.steps import Plan
 
 MOE = "26B-A4B"
 YES, CAVEAT, NO = Loads.YES, Loads.CAVEAT, Loads.NO

@@ -26,17 +26,17 @@ from hypothesis import strategies as st
 from released_configs import FAMILIES
 from transformers import AutoConfig
 
+from g4convert.demo import Family
 from g4convert.engines import CONTRACTS, VERSIONS, sglang, speller, vllm
-from g4convert.engines.judge import Fault, Problem, Stored, judge
+from g4convert.engines.faults import Fault, Problem, Stored, judge
 from g4convert.engines.matching import Disagreement, Matching
 from g4convert.engines.module import Accepts, Kind, Module
 from g4convert.errors import UsageError
-from g4convert.fixtures import Family
 from g4convert.forward.models import model_class
 from g4convert.gemma4 import Architecture, expected_weights
-from g4convert.plan import Plan, make_plan
-from g4convert.quant_config import quantization_config
-from g4convert.recipe import load, shipped
+from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.recipe import load, shipped
+from g4convert.planning.steps import Plan, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -332,7 +332,7 @@ def test_judge_says_why_an_engine_takes_plain_weights_only() -> None:
 
 def test_contracts_need_no_engine_and_no_torch() -> None:
     heavy = "{'torch', 'numpy', 'vllm', 'sglang', 'transformers'}"
-    code = f"import sys, g4convert.engines.judge as _; print({heavy} & set(sys.modules))"
+    code = f"import sys, g4convert.engines.faults as _; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 

@@ -22,13 +22,13 @@ from conversions import quantized, same_bits, shards, stored
 from dialect_sources import cases, with_shared_kv, write
 from safetensors.torch import load_file, save_file
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.result import Summary
+from g4convert.demo import Family
+from g4convert.demo.logits import compare, logits, prompts
+from g4convert.demo.reload import dequantized, reload
 from g4convert.errors import InputError, UsageError
-from g4convert.fixtures import Family
-from g4convert.forward.logits import compare, logits, prompts
-from g4convert.forward.reload import dequantized, reload
-from g4convert.recipe import shipped
-from g4convert.summary import Summary
+from g4convert.planning.recipe import shipped
 
 RECIPES = sorted(shipped())
 DRAFTERS = {Family.ASSISTANT, Family.UNIFIED_ASSISTANT}
@@ -311,7 +311,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_first_index(  # noqa: PLR
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("g4convert.work._TILE_BYTES", 1)  # tiles of 64 rows
+    monkeypatch.setattr("g4convert.planning.units._TILE_BYTES", 1)  # tiles of 64 rows
 
     def spoil(weight: torch.Tensor) -> None:
         weight[first], weight[later] = value, value
@@ -372,7 +372,7 @@ def test_a_tied_head_that_is_a_copy_is_dropped(converted: Converted, dense: Path
 def test_a_tied_head_that_is_none_is_refused(
     head: Callable[[torch.Tensor], torch.Tensor], dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("g4convert.proofs._BLOCK", 1000)
+    monkeypatch.setattr("g4convert.conversion.drops._BLOCK", 1000)
     source = with_head(dense, tmp_path / "source", head)
     with pytest.raises(InputError) as caught:
         quantized(source, tmp_path / "out")
@@ -382,7 +382,7 @@ def test_a_tied_head_that_is_none_is_refused(
 
 
 def test_a_last_byte_that_differs_is_seen(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("g4convert.proofs._BLOCK", 1000)
+    monkeypatch.setattr("g4convert.conversion.drops._BLOCK", 1000)
 
     def last(embedding: torch.Tensor) -> torch.Tensor:
         other = embedding.clone()

@@ -13,11 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Gemma4AudioFeatureExtractor, Gemma4ImageProcessorPil
 
+from g4convert.demo import Family, make, reload
+from g4convert.demo.logits import logits, prompts
+from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
-from g4convert.fixtures import Family, make
-from g4convert.fixtures.trained import TRAINED, trained
-from g4convert.forward import reload
-from g4convert.forward.logits import logits, prompts
 
 pytestmark = pytest.mark.parametrize("family", list(Family))
 

@@ -10,12 +10,12 @@ from conftest import Checkpoints
 from damage import Tensors, edit_config, rewrite
 from dialect_sources import cases, with_shared_kv, write
 
+from g4convert.demo import Family
+from g4convert.demo.logits import logits, prompts
+from g4convert.demo.reload import reload
 from g4convert.errors import GateError, InputError, UsageError
-from g4convert.fixtures import Family
 from g4convert.forward.load import DTypeName, load
-from g4convert.forward.logits import logits, prompts
 from g4convert.forward.models import Model, model_class, quiet_transformers
-from g4convert.forward.reload import reload
 
 TEXT = "model.language_model"
 LAYER = f"{TEXT}.layers.0"

@@ -12,11 +12,11 @@ import torch
 from conftest import Checkpoints
 from conversions import quantized
 
-from g4convert.fixtures import Family
-from g4convert.forward import devices
+from g4convert import devices
+from g4convert.demo import Family
+from g4convert.demo.logits import Prompt, prompts
 from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import DTypeName, load
-from g4convert.forward.logits import Prompt, prompts
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import run_together, stream_of
 

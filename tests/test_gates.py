@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from g4convert import recipe
 from g4convert.errors import UsageError
+from g4convert.planning import recipe
 from g4convert.report import Finding, Report, Severity
-from g4convert.verify.gates import Profile, judge, load, shipped
+from g4convert.verification.gates import Profile, judge, load, shipped
 
 PASS, WARN, FAIL, INFO, UNCLEAR = Severity.PASS, Severity.WARN, Severity.FAIL, Severity.INFO, Severity.INCONCLUSIVE
 GOOD = {

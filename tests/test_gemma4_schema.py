@@ -17,7 +17,7 @@ from released_configs import FAMILIES, RELEASED, Config, assistant, released, sm
 from transformers import AutoConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.forward.models import model_class, quiet_transformers
 from g4convert.gemma4 import Architecture, Role, expected_weights, fused_experts

@@ -18,16 +18,16 @@ from damage import Tensors, rewrite
 from elsewhere import elsewhere
 from program import Program, g4convert
 
+from g4convert.demo.trained import trained
 from g4convert.errors import EnvironmentFault, GateError, InputError, UsageError
-from g4convert.family import Family
-from g4convert.fixtures.trained import trained
+from g4convert.forward.generation import Speaker
 from g4convert.forward.greedy import greedy
 from g4convert.forward.load import load
 from g4convert.forward.models import quiet_transformers
-from g4convert.generate import Speaker
-from g4convert.kernels import tiles
-from g4convert.kernels.candidates import CANDIDATES, candidates_for
-from g4convert.kernels.packed import check_device
+from g4convert.forward.triton import tiles
+from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
+from g4convert.forward.triton.packed import check_device
+from g4convert.gemma4.family import Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,7 +196,7 @@ def test_what_cannot_be_tuned_is_refused_before_the_model_is_loaded(
     def fails(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("g4convert.generate.load", loads)
+    monkeypatch.setattr("g4convert.forward.generation.load", loads)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     for device, capability, status, message in (
@@ -221,7 +221,7 @@ def test_what_cannot_be_tuned_is_refused_before_the_model_is_loaded(
         locked.setattr("g4convert.forward.tuning.TemporaryFile", fails)
         assert "no file can be written there: Permission denied" in refused("--device", "cuda")[1]
     with monkeypatch.context() as without:
-        without.setattr("g4convert.kernels.packed.find_spec", lambda _: None)
+        without.setattr("g4convert.forward.triton.packed.find_spec", lambda _: None)
         assert "Triton, which is not installed" in refused("--device", "cuda")[1]
     check_device.cache_clear()
     assert letter.read_text() == "Dear Ada"
@@ -238,8 +238,8 @@ def test_a_gpu_is_tuned_and_says_the_same(
     table = tmp_path / "tiles.json"
     monkeypatch.setenv(tiles.VARIABLE, "")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("g4convert.kernels.autotune.Bench", MadeUp)
-    monkeypatch.setattr("g4convert.commands.tuning._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("g4convert.forward.triton.autotune.Bench", MadeUp)
+    monkeypatch.setattr("g4convert.cli.tuning._LINE_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: None)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 pytest.importorskip("triton")
 
-from g4convert.kernels.autotune import Choice
-from g4convert.kernels.tiles import Shape, Tile
-from g4convert.kernels.timing import random_packed
+from g4convert.forward.triton.autotune import Choice
+from g4convert.forward.triton.tiles import Shape, Tile
+from g4convert.forward.triton.timing import random_packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def test_every_section_is_gone_through(tmp_path: Path) -> None:
 
 def test_a_wrong_kernel_ends_it_before_anything_is_timed() -> None:
     code = (
-        "import sys, gpu; from g4convert.kernels import fused\n"
+        "import sys, gpu; from g4convert.forward.triton import fused\n"
         "product = fused.product\n"
         "def wrong(x, *rest, **how): product(x.roll(1, -1), *rest, **how)\n"
         "fused.product = wrong\n"
@@ -104,7 +104,7 @@ def test_a_wrong_kernel_ends_it_before_anything_is_timed() -> None:
 
 def test_what_does_not_run_is_wrong_and_the_rest_is_told() -> None:
     code = (
-        "import sys, torch, gpu; from g4convert.kernels import fused\n"
+        "import sys, torch, gpu; from g4convert.forward.triton import fused\n"
         "product = fused.product\n"
         "def breaks(x, *rest, **how):\n"
         "    if x.dtype is torch.float16: raise RuntimeError('CUDA error: an illegal memory access')\n"

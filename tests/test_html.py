@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from g4convert.report import Finding, Report, Severity
-from g4convert.verify import gates
-from g4convert.verify.html import page
-from g4convert.verify.metrics import HISTOGRAM_EDGES
-from g4convert.verify.plots import number
+from g4convert.verification import gates
+from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
+from g4convert.verification.page.html import page
+from g4convert.verification.page.plots import number
 
 VOID = {"meta", "br", "wbr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -139,7 +139,7 @@ def test_light_commands_import_nothing_heavy(command: str, moe: Path) -> None:
     words = [str(moe) if word == "MOE" else word for word in command.split()]
     code = (
         "import json, os, sys\n"
-        "from g4convert.cli import main\n"
+        "from g4convert.cli.app import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: os.write(2, json.dumps([*sys.modules]).encode())\n"
     )

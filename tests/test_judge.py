@@ -7,14 +7,14 @@ import pytest
 import torch
 from conversions import quantized
 
-from g4convert.fixtures.trained import trained
+from g4convert.demo.trained import trained
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
 from g4convert.report import Finding, Report, Severity
-from g4convert.verify import gates
-from g4convert.verify.capture import Captured, capture
-from g4convert.verify.judge import Judged, Models, check_logits
-from g4convert.verify.probes import Probe, make_probes
+from g4convert.verification import gates
+from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.judge import Judged, Models, check_logits
+from g4convert.verification.probes.suite import Probe, make_probes
 
 BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
 

@@ -17,9 +17,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from g4convert.kernels import aot
-from g4convert.kernels.aot import Machine, Variant
-from g4convert.kernels.tiles import ARCHITECTURES, Kind, Tile, shipped_tiles
+import kernel_aot as aot
+from kernel_aot import Machine, Variant
+
+from g4convert.forward.triton.tiles import ARCHITECTURES, Kind, Tile, shipped_tiles
 
 BUDGET = {8: (3.0, 3.2), 16: (3.2, 3.6), 32: (3.9, 4.5), 64: (4.5, 5.6)}
 """Instructions a weight of the loop and of the whole program, by block_m: few rows are limited by memory."""
@@ -135,6 +136,6 @@ def test_the_gate_sees_work_done_twice() -> None:
 
 
 def test_the_command_prints_a_line_for_each_tile() -> None:
-    code = "from g4convert.kernels import aot; aot.variants = lambda a: []; aot.main(['--architectures', '90'])"
+    code = "import kernel_aot as aot; aot.variants = lambda a: []; aot.main(['--architectures', '90'])"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.startswith("Triton 3")

@@ -61,7 +61,7 @@ def run(code: str, inputs: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("dtype", FORMS.values(), ids=str)
 @pytest.mark.parametrize("i", range(4))
 def test_every_nibble_becomes_its_code_times_the_scale(dtype: torch.dtype, i: int) -> None:
-    from g4convert.kernels.matmul import assembly  # noqa: PLC0415 - needs Triton
+    from g4convert.forward.triton.matmul import assembly  # noqa: PLC0415 - needs Triton
 
     low = np.arange(1 << 16, dtype=np.uint32)
     high = low[::-1]
@@ -78,7 +78,7 @@ def test_every_nibble_becomes_its_code_times_the_scale(dtype: torch.dtype, i: in
 
 def test_a_wrong_table_is_seen() -> None:
     """The check above fails for another truth table: that of a & b & c."""
-    from g4convert.kernels.matmul import assembly  # noqa: PLC0415 - needs Triton
+    from g4convert.forward.triton.matmul import assembly  # noqa: PLC0415 - needs Triton
 
     halfwords = np.arange(1 << 16, dtype=np.uint32)
     right = assembly(tl.bfloat16, 0, scaled=False)

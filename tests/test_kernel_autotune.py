@@ -17,13 +17,14 @@ import torch
 
 pytest.importorskip("triton")
 
+import kernel_aot as aot
 import triton
 from interpreted import Interpreter
 from triton.backends.compiler import GPUTarget
 
 from g4convert.errors import EnvironmentFault, UsageError
-from g4convert.kernels import aot, autotune, bench, candidates, fused, tiles, timing
-from g4convert.kernels.tiles import Shape, Tile
+from g4convert.forward.triton import autotune, bench, candidates, fused, tiles, timing
+from g4convert.forward.triton.tiles import Shape, Tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -201,7 +202,7 @@ def interpreter() -> Iterator[Interpreter]:
 
 def benched(shapes: list[Shape], damage: str) -> list[tuple[Shape, Tile, float]]:
     """In Triton's interpreter: what `Bench` says of two tiles, of which one is damaged, a run taking a second."""
-    from g4convert.kernels import fused  # noqa: PLC0415 - after TRITON_INTERPRET is set
+    from g4convert.forward.triton import fused  # noqa: PLC0415 - after TRITON_INTERPRET is set
 
     product = fused.product
 

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 
 from g4convert.errors import UsageError
-from g4convert.kernels import fused
-from g4convert.kernels.packed import Packed
-from g4convert.kernels.tiles import Tile
-from g4convert.layout import lay_out
+from g4convert.forward.triton import fused
+from g4convert.forward.triton.packed import Packed
+from g4convert.forward.triton.tiles import Tile
+from g4convert.planning.layout import lay_out
 
 GB = 1e9
 H, I, E, TOP_K = 2816, 704, 128, 8  # noqa: E741 - as in the docstrings of kernels

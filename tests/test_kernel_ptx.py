@@ -21,9 +21,9 @@ from interpreted import Case
 from ptx.launch import emulated
 from ptx.memory import Fault
 
-from g4convert.kernels import fused
-from g4convert.kernels.fused import linear, moe
-from g4convert.kernels.tiles import ARCHITECTURES, Tile, shipped_tiles
+from g4convert.forward.triton import fused
+from g4convert.forward.triton.fused import linear, moe
+from g4convert.forward.triton.tiles import ARCHITECTURES, Tile, shipped_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,8 @@ import torch
 from g4convert.errors import EnvironmentFault, UnsupportedError, UsageError
 from g4convert.forward import experts, modules
 from g4convert.forward.modules import PackedWeight
-from g4convert.kernels import packed, tiles
-from g4convert.kernels.tiles import Kind, Shape, Tile
+from g4convert.forward.triton import packed, tiles
+from g4convert.forward.triton.tiles import Kind, Shape, Tile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_configs import FAMILIES
 
-from g4convert import work
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.header import read_header
 from g4convert.errors import UsageError
-from g4convert.header import read_header
-from g4convert.layout import Layout, lay_out
-from g4convert.plan import Copy, Plan, Quantize, make_plan
-from g4convert.recipe import load, shipped
-from g4convert.work import CopyTask, QuantizeTask, Unit, make_units
+from g4convert.planning import units as work
+from g4convert.planning.layout import Layout, lay_out
+from g4convert.planning.recipe import load, shipped
+from g4convert.planning.steps import Copy, Plan, Quantize, make_plan
+from g4convert.planning.units import CopyTask, QuantizeTask, Unit, make_units
 
 Ranges = dict[str, list[tuple[int, int]]]
 

@@ -15,7 +15,7 @@ from headers import planned
 from released_configs import released
 
 from g4convert.forward.load import load
-from g4convert.layout import lay_out
+from g4convert.planning.layout import lay_out
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,12 +10,13 @@ import torch
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
 from g4convert.report import Report
-from g4convert.verify import gates, scores
-from g4convert.verify.kept import FullLogits, Kept, Projection, Shelf, run_each
-from g4convert.verify.metrics import HISTOGRAM_EDGES, Comparison, Metrics
-from g4convert.verify.probes import Probe, make_probes
-from g4convert.verify.scores import TokenScores, cosine, score, score_top, top_logits
-from g4convert.verify.states import RouterSums, StateSums
+from g4convert.verification import gates
+from g4convert.verification.logits import scores
+from g4convert.verification.logits.kept import FullLogits, Kept, Projection, Shelf, run_each
+from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
+from g4convert.verification.logits.scores import TokenScores, cosine, score, score_top, top_logits
+from g4convert.verification.logits.states import RouterSums, StateSums
+from g4convert.verification.probes.suite import Probe, make_probes
 
 VOCABULARY = 50
 
@@ -276,7 +277,7 @@ def test_projection_keeps_lengths_and_equality() -> None:
 
 
 def test_shelf_keeps_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("g4convert.verify.kept._LARGE", 100)
+    monkeypatch.setattr("g4convert.verification.logits.kept._LARGE", 100)
     one = probe()
     kept = Kept.of(one, outputs(one), shelf=Shelf(tmp_path))
     assert isinstance(kept.logits, FullLogits)

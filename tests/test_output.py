@@ -16,19 +16,19 @@ from released_configs import FAMILIES
 from released_configs import stored as tensors_of
 
 from g4convert import __version__
-from g4convert.card import model_card
-from g4convert.checkpoint import Checkpoint
-from g4convert.convert import Job, convert, prepare
-from g4convert.forward.reload import dequantized, reload
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.card import model_card
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.result import Choice, ErrorRow, summarize
+from g4convert.conversion.run import Job, convert, prepare
+from g4convert.demo.reload import dequantized, reload
 from g4convert.gemma4 import Architecture, Role
-from g4convert.layout import lay_out
+from g4convert.planning.layout import lay_out
+from g4convert.planning.recipe import load
+from g4convert.planning.sizes import role_sizes
 from g4convert.progress import Quiet
-from g4convert.quantize import Method, TileStats
-from g4convert.ranks import Ranks
-from g4convert.recipe import load
-from g4convert.sizes import role_sizes
-from g4convert.source import Source
-from g4convert.summary import Choice, ErrorRow, summarize
+from g4convert.quantization import Method, TileStats
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_configs import FAMILIES, RELEASED, released, stored
 
+from g4convert.checkpoint.source import Source
 from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Role
-from g4convert.layout import lay_out
-from g4convert.plan import Copy, Drop, Plan, Quantize, make_plan
-from g4convert.plan_report import PlanReport
-from g4convert.recipe import load, shipped
-from g4convert.source import Source
+from g4convert.planning.layout import lay_out
+from g4convert.planning.recipe import load, shipped
+from g4convert.planning.report import PlanReport
+from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
 from g4convert.tensors import DType, TensorInfo
 
 RECIPES = sorted(shipped())

@@ -18,16 +18,16 @@ from headers import planned
 from released_configs import FAMILIES, RELEASED, released
 from transformers import AutoConfig
 
-from g4convert import quant_config
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.demo import Family
 from g4convert.engines import VERSIONS, speller
 from g4convert.engines.contract import Contract
 from g4convert.errors import GateError, UsageError
-from g4convert.fixtures import Family
 from g4convert.forward.models import Model, model_class
-from g4convert.plan import Plan, make_plan
-from g4convert.quant_config import quantization_config
-from g4convert.recipe import load, shipped
+from g4convert.planning import quantization_config as quant_config
+from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.recipe import load, shipped
+from g4convert.planning.steps import Plan, make_plan
 
 RECIPES: Mapping[str, tuple[str, Mapping[str, object]]] = {
     **{name: (name, {}) for name in shipped()},
@@ -88,7 +88,7 @@ def test_transformers_builds_what_is_packed(family: Family, checkpoints: Checkpo
 
 def text_only(family: Family) -> Model:
     """The causal LM that the text-only output of a composite family is."""
-    from g4convert.fixtures.checkpoints import _CONFIGS  # noqa: PLC0415 - the decoder's config, unwrapped
+    from g4convert.demo.checkpoints import _CONFIGS  # noqa: PLC0415 - the decoder's config, unwrapped
 
     unified = family is Family.UNIFIED
     model_type = "gemma4_unified_text" if unified else "gemma4_text"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_quantize_oracle import TORCH, normal, run, words
 
-from g4convert.quantize import Method, Scheme
-from g4convert.quantize.tiles import CpuTiles
+from g4convert.quantization import Method, Scheme
+from g4convert.quantization.tiles import CpuTiles
 
 LATTICE = Scheme(4, 32, Method.LATTICE)
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from g4convert.quantize import Method, Scheme, Tiles, TileStats
-from g4convert.quantize.tiles import CpuTiles
+from g4convert.quantization import Method, Scheme, Tiles, TileStats
+from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType
 
 TORCH = {DType.BF16: torch.bfloat16, DType.F16: torch.float16, DType.F32: torch.float32}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_quantize_oracle import normal, run
 
-from g4convert.quantize import Method, Scheme
+from g4convert.quantization import Method, Scheme
 
 
 def laplace(*shape: int) -> torch.Tensor:

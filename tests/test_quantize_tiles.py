@@ -17,9 +17,10 @@ from test_quantize_oracle import TORCH, Result, normal, run, words
 
 from g4convert.errors import InputError, UsageError
 from g4convert.jit import stamp
-from g4convert.quantize import Method, NonFiniteError, Scheme, Tiles, kernels
-from g4convert.quantize.tiles import CpuTiles
-from g4convert.quantize.torch_tiles import TorchTiles
+from g4convert.quantization import Method, NonFiniteError, Scheme, Tiles
+from g4convert.quantization import steps as kernels
+from g4convert.quantization.tiles import CpuTiles
+from g4convert.quantization.torch_tiles import TorchTiles
 from g4convert.tensors import DType
 
 SCHEMES = [
@@ -191,7 +192,9 @@ def test_schemes_that_cannot_be_written_are_refused(arguments: dict[str, Any], m
 
 
 def test_the_values_import_neither_numpy_nor_numba() -> None:
-    program = "import sys, g4convert.quantize as q; print(q.Scheme().words(64), {'numpy', 'numba'} & set(sys.modules))"
+    program = (
+        "import sys, g4convert.quantization as q; print(q.Scheme().words(64), {'numpy', 'numba'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "8 set()\n"
 

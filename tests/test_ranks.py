@@ -28,7 +28,7 @@ def program(source: Path, output: Path, before: str = "") -> str:
 
 
 def test_two_ranks_write_the_bytes_of_one(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("g4convert.work._UNIT_BYTES", 100_000)
+    monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
     expected = run(moe, tmp_path / "one" / "out")
     both = (
         "import os; counted = stream.run_units\n"
@@ -64,7 +64,7 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_continues(
     assert output.with_name("out.partial").is_dir()
     assert "error:" in done.stderr
     assert "the same command continues" in done.stderr or "continue with:" in done.stderr
-    monkeypatch.setattr("g4convert.work._UNIT_BYTES", 100_000)
+    monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
     expected = run(moe, tmp_path / "one" / "out")
     assert run(moe, output) == expected
 

@@ -21,10 +21,9 @@ from conftest import Checkpoints
 from dialect_sources import with_shared_kv
 from safetensors.torch import load_file, save_file
 
+from g4convert.demo import Family, reload
+from g4convert.demo.logits import compare, logits, prompts
 from g4convert.errors import GateError, UnsupportedError
-from g4convert.fixtures import Family
-from g4convert.forward import reload
-from g4convert.forward.logits import compare, logits, prompts
 from g4convert.forward.models import model_class, quiet_transformers
 
 DECODER_LINEAR = re.compile(

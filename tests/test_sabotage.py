@@ -16,18 +16,18 @@ from conversions import quantized
 from damage import STATIC, VALUES, damaged
 from torch.nn import functional
 
-from g4convert.family import Family
-from g4convert.fixtures.trained import trained
+from g4convert.demo.trained import trained
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.media import call
 from g4convert.forward.models import Model
+from g4convert.gemma4.family import Family
 from g4convert.report import Finding, Report, Severity
-from g4convert.verify import gates
-from g4convert.verify.judge import Judged, Models, check_logits
-from g4convert.verify.levels import Level, Request
-from g4convert.verify.probes import Probe, make_probes
-from g4convert.verify.run import verify
+from g4convert.request import Level, Request
+from g4convert.verification import gates
+from g4convert.verification.logits.judge import Judged, Models, check_logits
+from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.run import verify
 
 Pair = tuple[Path, Path]
 Written = Callable[[str], Pair]

@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import constants, errors
 from stored import write_checkpoint, zeros
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.source import IGNORED, Source, resolve
 from g4convert.errors import EnvironmentFault, G4Error, InputError
-from g4convert.source import IGNORED, Source, resolve
 
 REPO, COMMIT, OLD = "google/gemma-4-tiny", "a" * 40, "b" * 40
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -182,7 +182,7 @@ def test_no_revision(revision: str) -> None:
 
 def test_offline_by_environment(tmp_path: Path) -> None:
     """HF_HUB_OFFLINE is read when huggingface_hub is imported, so this needs a process of its own."""
-    code = f"import g4convert.source as s, sys; assert 'huggingface_hub' not in sys.modules; s.resolve({REPO!r})"
+    code = f"import g4convert.checkpoint.source as s, sys; assert 'huggingface_hub' not in sys.modules; s.resolve({REPO!r})"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "HF_HUB_OFFLINE is set" in done.stderr

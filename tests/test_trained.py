@@ -13,14 +13,14 @@ import torch
 from conversions import quantized
 from transformers import AutoConfig, AutoTokenizer
 
+from g4convert.demo.reload import dequantized, reload
+from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
-from g4convert.family import Family
-from g4convert.fixtures.trained import TRAINED, trained
 from g4convert.forward.media import call
 from g4convert.forward.models import Model
-from g4convert.forward.reload import dequantized, reload
-from g4convert.verify.answers import with_answers
-from g4convert.verify.probes import Probe, make_probes
+from g4convert.gemma4.family import Family
+from g4convert.verification.probes.answers import with_answers
+from g4convert.verification.probes.suite import Probe, make_probes
 
 ROOT = Path(__file__).parent.parent
 LEARNED = (

@@ -14,7 +14,7 @@ from program import Program, Ran, g4convert
 
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.report import Finding, Severity
-from g4convert.verify.levels import Level, MemoryUse, Request
+from g4convert.request import Level, MemoryUse, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,7 +212,7 @@ def test_raw_prose_is_refused_for_a_model_that_chats(
 def test_inconclusive_exits_4(text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path) -> None:
     import yaml  # noqa: PLC0415 -- for this test
 
-    from g4convert.verify.gates import load  # noqa: PLC0415 -- brings pydantic
+    from g4convert.verification.gates import load  # noqa: PLC0415 -- brings pydantic
 
     values = load("parity").model_dump(by_alias=True, exclude_none=True) | {"max_floor": 0}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
@@ -228,7 +228,7 @@ def test_memory_that_does_not_suffice_exits_5(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("g4convert.verify.run_logits.check_logits", fail)
+    monkeypatch.setattr("g4convert.verification.logits.level.check_logits", fail)
     ran = logits(g4convert, text_out)
     assert ran.status == EnvironmentFault.exit_code == 5
     assert "--memory stream" in ran.err
@@ -240,7 +240,7 @@ def test_an_interrupt_exits_75(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("g4convert.verify.run.check_static", stop)
+    monkeypatch.setattr("g4convert.verification.run.check_static", stop)
     assert g4convert("verify", text_out[1]).status == 75
 
 
@@ -289,7 +289,7 @@ def test_quantize_verifies_at_its_end(text: Path, g4convert: Program, tmp_path: 
 def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
     manner: str, text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from g4convert import convert  # noqa: PLC0415 -- brings numba
+    from g4convert.conversion import run as convert  # noqa: PLC0415 -- brings numba
 
     finish = convert._finish  # noqa: SLF001 -- a writer with a fault
 
@@ -312,7 +312,7 @@ def test_what_was_written_wrong_is_not_offered_to_be_served(
     text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Finding("static.ignore", Severity.FAIL, "lm_head", "packed", "kept", "quantize again")
-    monkeypatch.setattr("g4convert.verify.run.check_static", lambda *_, **__: [wrong])
+    monkeypatch.setattr("g4convert.verification.run.check_static", lambda *_, **__: [wrong])
     ran = g4convert("quantize", text, "-o", tmp_path / "wrong")
     assert ran.status == 1
     assert "written" in ran.out

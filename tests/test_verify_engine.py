@@ -17,15 +17,15 @@ from test_sabotage import PATHS, Fault, Written, failures, written
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
 from g4convert.report import Severity
-from g4convert.verify import gates
-from g4convert.verify.engine import check_engine, counted, joined, run_engine
-from g4convert.verify.engine_judge import Measured, judged_parity
-from g4convert.verify.engine_prompts import Refused, Unfilled, prompts_of
-from g4convert.verify.engine_scores import Parity, Sums, score_answer
-from g4convert.verify.kept import FullLogits, Kept, States
-from g4convert.verify.levels import EngineName, Level, Request
-from g4convert.verify.probes import Probe, make_probes
-from g4convert.verify.scores import TopLogits, score, top_logits
+from g4convert.request import EngineName, Level, Request
+from g4convert.verification import gates
+from g4convert.verification.engine.judge import Measured, judged_parity
+from g4convert.verification.engine.level import check_engine, counted, joined, run_engine
+from g4convert.verification.engine.prompts import Refused, Unfilled, prompts_of
+from g4convert.verification.engine.scores import Parity, Sums, score_answer
+from g4convert.verification.logits.kept import FullLogits, Kept, States
+from g4convert.verification.logits.scores import TopLogits, score, top_logits
+from g4convert.verification.probes.suite import Probe, make_probes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from conftest import Checkpoints
 
     from g4convert.forward.models import Model
-    from g4convert.verify.judge import Judged
+    from g4convert.verification.logits.judge import Judged
 
 __all__ = ["g4convert", "written"]  # fixtures
 
@@ -308,8 +308,10 @@ def test_the_command_runs_all_levels(
 ) -> None:
     from contextlib import nullcontext  # noqa: PLC0415 -- for this test
 
-    monkeypatch.setattr("g4convert.verify.engine.look_for_vllm", lambda _: None)
-    monkeypatch.setattr("g4convert.verify.engine.vllm", lambda *_, **__: nullcontext(ModelEngine(load(text_out))))
+    monkeypatch.setattr("g4convert.verification.engine.level.look_for_vllm", lambda _: None)
+    monkeypatch.setattr(
+        "g4convert.verification.engine.level.vllm", lambda *_, **__: nullcontext(ModelEngine(load(text_out)))
+    )
     ran = g4convert(
         "verify", text_out, "--engine", "vllm", "--prompts", prompts, "-v", "--html", tmp_path / "page.html"
     )
@@ -337,7 +339,7 @@ def test_a_drafter_is_not_served_alone(
 ) -> None:
     from contextlib import nullcontext  # noqa: PLC0415 -- for this test
 
-    monkeypatch.setattr("g4convert.verify.engine.vllm", lambda *_, **__: nullcontext(None))
+    monkeypatch.setattr("g4convert.verification.engine.level.vllm", lambda *_, **__: nullcontext(None))
     quantized(checkpoints("assistant"), tmp_path / "out")
     found = run_engine(Request(tmp_path / "out", engine=EngineName.VLLM), say=lambda _: None)
     assert [(one.code, one.severity) for one in found.findings] == [("engine.stopped", Severity.INCONCLUSIVE)]

@@ -17,10 +17,10 @@ from served import logits_of
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
 from g4convert.report import Severity
-from g4convert.verify.engine import check_engine, counted
-from g4convert.verify.engine_prompts import Prompt, Refused
-from g4convert.verify.engine_sglang import Sglang, sglang
-from g4convert.verify.probes import make_probes
+from g4convert.verification.engine.level import check_engine, counted
+from g4convert.verification.engine.prompts import Prompt, Refused
+from g4convert.verification.engine.sglang import Sglang, sglang
+from g4convert.verification.probes.suite import make_probes
 
 if TYPE_CHECKING:
     from pathlib import Path

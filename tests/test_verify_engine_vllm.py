@@ -20,12 +20,12 @@ from damage import config, damaged, lose, rewrite
 from g4convert.errors import EnvironmentFault
 from g4convert.forward.load import load
 from g4convert.report import Finding, Severity
-from g4convert.verify import vllm_child
-from g4convert.verify.engine import check_engine, counted
-from g4convert.verify.engine_process import Program
-from g4convert.verify.engine_prompts import Refused
-from g4convert.verify.engine_vllm import Vllm, vllm
-from g4convert.verify.probes import make_probes
+from g4convert.verification.engine import vllm_child
+from g4convert.verification.engine.level import check_engine, counted
+from g4convert.verification.engine.process import Program
+from g4convert.verification.engine.prompts import Refused
+from g4convert.verification.engine.vllm import Vllm, vllm
+from g4convert.verification.probes.suite import make_probes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

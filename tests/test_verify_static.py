@@ -14,11 +14,11 @@ from conversions import quantized
 from damage import STATIC, damaged, ignoring
 from dialect_sources import with_shared_kv
 
+from g4convert.demo import Family
 from g4convert.errors import InputError, UnsupportedError
-from g4convert.fixtures import Family
-from g4convert.recipe import DEFAULT, shipped
+from g4convert.planning.recipe import DEFAULT, shipped
 from g4convert.report import Finding, Severity
-from g4convert.verify.static import check_static
+from g4convert.verification.static.level import check_static
 
 FAIL, WARN, INFO = Severity.FAIL, Severity.WARN, Severity.INFO
 LAYER = "model.language_model.layers.0"
@@ -402,6 +402,6 @@ def test_a_source_that_is_none_is_an_error(written: Converted, tmp_path: Path) -
 
 
 def test_static_imports_neither_torch_nor_numpy() -> None:
-    code = "import sys, g4convert.verify.static as _; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
+    code = "import sys, g4convert.verification.static.level as _; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

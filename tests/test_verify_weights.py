@@ -12,14 +12,14 @@ from conversions import quantized
 from damage import LAYER, PARTS, VALUES, Tensors, damaged, nibbles, rewrite, words
 from dialect_sources import write
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.demo import Family, make
 from g4convert.errors import EnvironmentFault, InputError, UnsupportedError
-from g4convert.fixtures import Family, make
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
-from g4convert.verify import weights as level
-from g4convert.verify.weights import check_weights
-from g4convert.verify.weights_judge import band_of
+from g4convert.verification.weights import level
+from g4convert.verification.weights.judge import band_of
+from g4convert.verification.weights.level import check_weights
 
 BAD = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
 CODES = ("error", "scales", "constant", "groups", "fit", "codes", "kept")

@@ -11,13 +11,14 @@ from conversions import quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Severity
-from g4convert.verify import weights_oracle, weights_tiles
-from g4convert.verify.weights import check_weights
-from g4convert.verify.weights_compiled import decode
-from g4convert.verify.weights_oracle import error_of
-from g4convert.verify.weights_tiles import Measured, Tile, measure_tile
+from g4convert.verification.weights import oracle as weights_oracle
+from g4convert.verification.weights import tiles as weights_tiles
+from g4convert.verification.weights.compiled import decode
+from g4convert.verification.weights.level import check_weights
+from g4convert.verification.weights.oracle import error_of
+from g4convert.verification.weights.tiles import Measured, Tile, measure_tile
 
 SUMS = ("signal", "error", "removable")
 

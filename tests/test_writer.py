@@ -17,18 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from g4convert import stream, writer
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion import stream, writer
+from g4convert.conversion.journal import Journal, read_done
+from g4convert.conversion.stream import Streams, run_units
+from g4convert.conversion.writer import ShardWriter, copy_file, sync_directory, write_file
 from g4convert.errors import InputError, Interrupted
-from g4convert.journal import Journal, read_done
-from g4convert.layout import Layout, Shard
+from g4convert.planning.layout import Layout, Shard
+from g4convert.planning.units import CopyTask, QuantizeTask, Unit
 from g4convert.progress import Quiet
-from g4convert.quantize import Method, Scheme, TileStats
-from g4convert.quantize.tiles import CpuTiles
-from g4convert.reader import Reader
-from g4convert.stream import Streams, run_units
+from g4convert.quantization import Method, Scheme, TileStats
+from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType
-from g4convert.work import CopyTask, QuantizeTask, Unit
-from g4convert.writer import ShardWriter, copy_file, sync_directory, write_file
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8))
 LAYOUT = Layout((Shard("a", 100_008, b"8 bytes!"), Shard("b", 64, b"")), {})

@@ -8,7 +8,7 @@
 Random models are poor judges: whatever is done to them, their logits are as good as before. These two have learned
 something from a public-domain text and from short lessons (see lessons.py), so perplexity, agreement and the text
 they generate say whether a checkpoint still works. They are transformers' own classes with the structure of the
-released models, from `g4convert.fixtures.make` with other sizes:
+released models, from `g4convert.demo.make` with other sizes:
 
     moe   26B-A4B: 16 experts, 4 for each token, beside a dense MLP; k_eq_v; sliding and full layers; vision tower
     e2b   E2B: per-layer embeddings, KV-shared layers with double-wide MLP, vision and audio towers
@@ -37,11 +37,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
-from g4convert.family import Family
-from g4convert.fixtures import make
-from g4convert.fixtures.tokenizer import token_ids, write_tokenizer
+from g4convert.demo import make
+from g4convert.demo.tokenizer import token_ids, write_tokenizer
 from g4convert.forward.media import Media, pictures, sounds
 from g4convert.forward.models import model_class, quiet_transformers
+from g4convert.gemma4.family import Family
 
 VOCAB_SIZE = 1024
 _SIZES = {"vocab_size": VOCAB_SIZE, "vocab_size_per_layer_input": VOCAB_SIZE, "sliding_window": 64}

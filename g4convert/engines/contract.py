@@ -17,7 +17,18 @@ from enum import StrEnum
 from functools import lru_cache
 
 from g4convert.engines.matching import Disagreement, Matching, Reading
-from g4convert.engines.module import LM_HEAD, Accepts, Cut, Kind, Module, Renames, Rule, build, left_out, renamed
+from g4convert.engines.module import (
+    LM_HEAD,
+    Accepts,
+    Cut,
+    Kind,
+    Module,
+    Renames,
+    Rule,
+    build,
+    left_out,
+    renamed,
+)
 from g4convert.gemma4 import Architecture
 
 __all__ = [

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from g4convert.engines.contract import Contract, OnUnknown
-from g4convert.engines.judge import Fault, Problem, judge
-from g4convert.engines.remarks import Remark, Topic, Weights, label
+from g4convert.engines.faults import Fault, Problem, judge
+from g4convert.engines.weights import Remark, Topic, Weights, label
 
 __all__ = ["wrong_forms"]
 

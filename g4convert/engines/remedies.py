@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain, combinations
 from typing import Final
 
-from g4convert.engines.remarks import Remark, Topic, Weights
+from g4convert.engines.weights import Remark, Topic, Weights
 from g4convert.gemma4 import Role
 
 __all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Trial", "remedies"]

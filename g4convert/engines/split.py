@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from g4convert.engines.kernels import Part
+from g4convert.engines.limits import Part
 from g4convert.engines.module import Cut, Module
 from g4convert.gemma4 import Architecture, AudioTower, VisionTower
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from g4convert.forward.devices import device_of, moved
+from g4convert.devices import device_of, moved
 from g4convert.forward.media import videos_encoded
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import run_together

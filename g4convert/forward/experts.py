@@ -22,7 +22,7 @@ from transformers.activations import GELUTanh
 from transformers.integrations.moe import ExpertsInterface
 
 from g4convert.forward.modules import PackedWeight, packed_linear
-from g4convert.kernels.packed import Packed, ready, takes
+from g4convert.forward.triton.packed import Packed, ready, takes
 
 __all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "fused_experts", "make_packed", "projection"]
 
@@ -112,7 +112,7 @@ def fused_experts(
     if len(packed) < 2 or not isinstance(experts.act_fn, GELUTanh):
         return by_expert(experts, hidden_states, top_k_index, top_k_weights)
     ready(hidden_states.device, hidden_states.dtype)
-    from g4convert.kernels import fused  # noqa: PLC0415 - needs Triton
+    from g4convert.forward.triton import fused  # noqa: PLC0415 - needs Triton
 
     return fused.moe(hidden_states, top_k_index, top_k_weights, *packed)
 

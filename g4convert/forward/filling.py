@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from g4convert.checkpoint import Checkpoint
-from g4convert.forward.devices import CPU
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.devices import CPU
 from g4convert.forward.models import Model
 from g4convert.forward.pieces import TORCH_DTYPES, Piece, Rows, TensorFiles
 

@@ -20,27 +20,19 @@ from typing import Literal, TypeAlias
 import torch
 import transformers
 
-from g4convert.checkpoint import Checkpoint
-from g4convert.contents import Contents
+from g4convert.checkpoint.contents import Contents
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.stored import PackedModule
+from g4convert.devices import CPU, is_roomy, place
 from g4convert.errors import EnvironmentFault, GateError
-from g4convert.forward.devices import CPU, is_roomy, place
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model, model_class, quiet_transformers
 from g4convert.forward.modules import W4A16Linear
-from g4convert.forward.pieces import (
-    TORCH_DTYPES,
-    Dense,
-    PackedGroup,
-    Piece,
-    Rows,
-    TensorFiles,
-    pieces_of,
-)
+from g4convert.forward.pieces import TORCH_DTYPES, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
 from g4convert.forward.streaming import Stream
 from g4convert.gemma4 import Architecture, ExtraKind, droppable
-from g4convert.inspection.stored_scheme import PackedModule
-from g4convert.names import no_such
+from g4convert.suggestions import no_such
 
 __all__ = ["DTypeName", "Memory", "load"]
 

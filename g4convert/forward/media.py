@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from g4convert.forward.devices import device_of, moved
+from g4convert.devices import device_of, moved
 from g4convert.forward.models import Config, Model, quiet_transformers
 
 __all__ = [

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from g4convert.errors import UnsupportedError
 from g4convert.forward.compiled import dequantize
-from g4convert.kernels.packed import Packed, ready, takes
+from g4convert.forward.triton.packed import Packed, ready, takes
 
 __all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "fused_linear", "packed_linear", "unpack"]
 
@@ -219,7 +219,7 @@ def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
     if not takes(weight.words, weight.scale, weight.zero_point, k=weight.k, num_bits=weight.num_bits):
         return packed_linear(x, weight, bias)
     ready(x.device, x.dtype)
-    from g4convert.kernels import fused  # noqa: PLC0415 - needs Triton
+    from g4convert.forward.triton import fused  # noqa: PLC0415 - needs Triton
 
     return fused.linear(x, Packed(weight.words, weight.scale), bias)
 

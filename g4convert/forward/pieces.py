@@ -18,11 +18,11 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from safetensors import safe_open
 
-from g4convert.checkpoint import Checkpoint
-from g4convert.contents import Contents, Form
+from g4convert.checkpoint.contents import Contents, Form
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme, unreadable
 from g4convert.engines import CONTRACTS
 from g4convert.gemma4 import FusedExperts, Role
-from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, stored_scheme, unreadable
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = [

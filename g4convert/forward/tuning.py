@@ -12,14 +12,14 @@ from tempfile import TemporaryFile
 
 import torch
 
+from g4convert.devices import device_of
 from g4convert.errors import UsageError
-from g4convert.forward.devices import device_of
 from g4convert.forward.experts import projection
 from g4convert.forward.models import Model
 from g4convert.forward.modules import PackedWeight, W4A16Linear
-from g4convert.kernels.candidates import layer_shapes, linear_shapes
-from g4convert.kernels.packed import check_device, takes
-from g4convert.kernels.tiles import VARIABLE, Shape, Tile, load_table
+from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
+from g4convert.forward.triton.packed import check_device, takes
+from g4convert.forward.triton.tiles import VARIABLE, Shape, Tile, load_table
 
 __all__ = ["check", "products", "tune"]
 
@@ -88,7 +88,7 @@ def tune(
     shapes = products(model)
     if not shapes:
         raise UsageError("--autotune: the model has no packed weights that the kernels read", hint="leave it out")
-    from g4convert.kernels.autotune import autotune  # noqa: PLC0415 -- needs Triton
+    from g4convert.forward.triton.autotune import autotune  # noqa: PLC0415 -- needs Triton
 
     autotune(shapes, path, device=device.index or 0, time=time, tell=tell)
     os.environ[VARIABLE] = str(path)

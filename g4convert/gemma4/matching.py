@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from functools import cache
 
 from g4convert.gemma4.architecture import Architecture
-from g4convert.gemma4.dialects import body_of, prefix_habit, prefix_of, spell, with_numbers, without_numbers
+from g4convert.gemma4.dialects import (
+    body_of,
+    prefix_habit,
+    prefix_of,
+    spell,
+    with_numbers,
+    without_numbers,
+)
 from g4convert.gemma4.roles import Expected
 from g4convert.gemma4.schema import (
     Droppable,

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
-from g4convert.checkpoint import Checkpoint
+from g4convert.checkpoint.declared import Declared, DeclaredGroup, Entries, declared_in
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.stored import PackedModule, StoredScheme, packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS, speller
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.gemma4.matching import Match, match_names
-from g4convert.inspection.declared_scheme import Declared, DeclaredGroup, Entries, declared_in
 from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
-from g4convert.inspection.stored_scheme import PackedModule, StoredScheme, packed_modules, stored_scheme
 from g4convert.tensors import DType
 
 __all__ = ["Description", "describe"]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from g4convert.checkpoint.declared import Declared
 from g4convert.gemma4 import DialectUse
-from g4convert.inspection.declared_scheme import Declared
 
 __all__ = ["Description", "EntryUse", "Remark", "RoleSize", "Table"]
 

@@ -75,8 +75,8 @@ def tile_work(numel: int, method: str) -> Work:
     """Return a function that quantizes 1/parts of `numel` bf16 weights, one tile again and again."""
     import numpy as np  # noqa: PLC0415 - `io` is measured without it
 
-    from g4convert.quantize import Method, Scheme  # noqa: PLC0415 - the same
-    from g4convert.quantize.tiles import CpuTiles  # noqa: PLC0415 - the same
+    from g4convert.quantization import Method, Scheme  # noqa: PLC0415 - the same
+    from g4convert.quantization.tiles import CpuTiles  # noqa: PLC0415 - the same
     from g4convert.tensors import DType  # noqa: PLC0415 - the same
 
     scheme = Scheme(num_bits=4, group_size=GROUP, method=Method(method))

@@ -12,17 +12,17 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from g4convert import recipe as recipes
-from g4convert.convert import Job, convert, prepare
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.run import Job, convert, prepare
+from g4convert.demo import make
 from g4convert.errors import G4Error
-from g4convert.family import Family
-from g4convert.fixtures import make
+from g4convert.gemma4.family import Family
+from g4convert.planning import recipe as recipes
 from g4convert.progress import Quiet
-from g4convert.ranks import Ranks
 from g4convert.report import Severity
-from g4convert.source import Source
-from g4convert.verify.levels import Level, Request
-from g4convert.verify.run import verify
+from g4convert.request import Level, Request
+from g4convert.verification.run import verify
 
 SEEDS = (0, 1, 2)
 

@@ -13,9 +13,9 @@ from gpu_layers import Machine, Results, Sizes, make_layer, make_linear
 from rivals import GROUP, Layer
 from torch.nn import functional
 
-from g4convert.kernels import fused, tiles
-from g4convert.kernels.packed import Packed
-from g4convert.kernels.timing import dense, in_threads
+from g4convert.forward.triton import fused, tiles
+from g4convert.forward.triton.packed import Packed
+from g4convert.forward.triton.timing import dense, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,9 @@ from statistics import median
 import torch
 from rivals import GROUP, Layer
 
-from g4convert.kernels import fused
-from g4convert.kernels.packed import Packed
-from g4convert.kernels.timing import graph_seconds, random_packed
+from g4convert.forward.triton import fused
+from g4convert.forward.triton.packed import Packed
+from g4convert.forward.triton.timing import graph_seconds, random_packed
 
 Run = Callable[[], torch.Tensor]
 

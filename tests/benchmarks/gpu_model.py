@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from g4convert.kernels import fused
+from g4convert.forward.triton import fused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ ANSWER = "def total(left, right):\n    return left + right"
 def models(machine: Machine, _sizes: Sizes, _results: Results) -> Iterator[str]:
     """A line for each step of each model."""
     try:
-        from g4convert.fixtures.trained import TRAINED, trained  # noqa: PLC0415 - needs transformers
+        from g4convert.demo.trained import TRAINED, trained  # noqa: PLC0415 - needs transformers
     except ImportError as missing:
         yield f"- not run: {missing}"
         return
@@ -61,11 +61,11 @@ def _tried(step: Callable[[], str]) -> tuple[bool, str]:
 
 
 def _quantized(source: Path, output: Path) -> str:
-    from g4convert.convert import Job, convert, prepare  # noqa: PLC0415 - needs numba
+    from g4convert.checkpoint.source import Source  # noqa: PLC0415 - the same
+    from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
+    from g4convert.conversion.run import Job, convert, prepare  # noqa: PLC0415 - needs numba
+    from g4convert.planning.recipe import DEFAULT, load  # noqa: PLC0415 - the same
     from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
-    from g4convert.ranks import Ranks  # noqa: PLC0415 - the same
-    from g4convert.recipe import DEFAULT, load  # noqa: PLC0415 - the same
-    from g4convert.source import Source  # noqa: PLC0415 - the same
 
     summary = convert(prepare(Job(Source.at(source), load(DEFAULT, {}), output, workers=1)), Quiet(), Ranks())
     assert summary is not None
@@ -73,8 +73,8 @@ def _quantized(source: Path, output: Path) -> str:
 
 
 def _verified(source: Path, output: Path, device: str) -> str:
-    from g4convert.verify.levels import Level, Request  # noqa: PLC0415 - the same
-    from g4convert.verify.run import verify  # noqa: PLC0415 - needs compressed-tensors
+    from g4convert.request import Level, Request  # noqa: PLC0415 - the same
+    from g4convert.verification.run import verify  # noqa: PLC0415 - needs compressed-tensors
 
     found = verify(Request(output, source, Level.LOGITS, device=device))
     if found.exit_code(strict=False):
@@ -84,7 +84,7 @@ def _verified(source: Path, output: Path, device: str) -> str:
 
 
 def _generated(output: Path, device: str) -> str:
-    from g4convert.generate import Speaker  # noqa: PLC0415 - needs transformers
+    from g4convert.forward.generation import Speaker  # noqa: PLC0415 - needs transformers
 
     said = Speaker.load(output, device=device).answer(PROMPT, max_new_tokens=40)
     if said.text != ANSWER:

@@ -12,8 +12,8 @@ from rivals import RIVALS, Layer, Unavailable, humming
 from torch.nn import functional
 from triton.runtime.jit import KernelInterface
 
-from g4convert.kernels import fused
-from g4convert.kernels.timing import in_threads
+from g4convert.forward.triton import fused
+from g4convert.forward.triton.timing import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

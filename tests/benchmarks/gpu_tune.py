@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from rivals import GROUP
 
-from g4convert.kernels.autotune import Card, Choice, autotune, search
-from g4convert.kernels.bench import Bench
-from g4convert.kernels.candidates import layer_shapes, linear_shapes
-from g4convert.kernels.tiles import Kind, Shape, Tile
+from g4convert.forward.triton.autotune import Card, Choice, autotune, search
+from g4convert.forward.triton.bench import Bench
+from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
+from g4convert.forward.triton.tiles import Kind, Shape, Tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,7 +16,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from g4convert.kernels.packed import Packed
+    from g4convert.forward.triton.packed import Packed
 
 GROUP = 32
 

@@ -24,15 +24,15 @@ from conftest import Checkpoints
 from conversions import quantized
 from damage import damaged, lose
 
-from g4convert.family import Family
-from g4convert.fixtures.trained import trained
+from g4convert.demo.trained import trained
 from g4convert.forward.load import load
+from g4convert.gemma4.family import Family
 from g4convert.report import Severity
-from g4convert.verify.engine import check_engine, counted
-from g4convert.verify.engine_prompts import Refused
-from g4convert.verify.engine_vllm import Vllm, vllm
-from g4convert.verify.judge import Judged
-from g4convert.verify.probes import make_probes
+from g4convert.verification.engine.level import check_engine, counted
+from g4convert.verification.engine.prompts import Refused
+from g4convert.verification.engine.vllm import Vllm, vllm
+from g4convert.verification.logits.judge import Judged
+from g4convert.verification.probes.suite import make_probes
 
 Written = Callable[..., Path]
 FAMILIES = ("text", "dense", "unified", "e2b", "moe", "trained moe")

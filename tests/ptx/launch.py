@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from g4convert.kernels import fused
+from g4convert.forward.triton import fused
 from ptx.decode import decode
 from ptx.machine import Block, run
 from ptx.memory import Global, Tensor

@@ -1,0 +1,326 @@
+"""What a config.json says about quantization, whoever wrote it, and which modules its entries mean.
+
+    quant_method          what is read
+    compressed-tensors    config_groups (targets, weights), format, ignore
+    awq                   bits, group_size, zero_point, modules_to_not_convert
+    gptq                  bits, group_size, sym, dynamic ("-:" patterns)
+    auto-round            bits, group_size, sym, extra_config (modules of 16 bits)
+    modelopt              ignore or exclude_modules
+
+The section is looked for where engines look, in their order:
+
+    quantization_config                all
+    text_config.quantization_config    transformers and vLLM; SGLang finds no method there, and builds everything plain
+    compression_config                 vLLM and SGLang
+    text_config.compression_config     none: vLLM finds the method there but no scheme, and stops
+
+(transformers 5.22 `quantizers/auto.py:350`; vLLM 0.33 `transformers_utils/model_arch_config_convertor.py:241` and
+`model_loader/weight_utils.py:239`; SGLang 0.5.23 `configs/model_config.py:1727` and
+`model_loader/checkpoint_quantization.py:53`.)
+
+Entries are matched as the format's own library does: compressed-tensors by equality, `re:` with `re.match`,
+or a class name; AWQ by substring; modelopt by glob. Ill-typed values are kept as faults: describing a
+checkpoint must not fail on a strange config.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import translate
+from typing import Any, Final
+
+from g4convert.checkpoint.arguments import DEFAULTS, implied_strategy, refused
+from g4convert.checkpoint.stored import StoredScheme
+
+__all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in", "section_of"]
+
+_COMPRESSED_TENSORS: Final = "compressed-tensors"
+_PLACES: Final = (
+    "quantization_config",
+    "text_config.quantization_config",
+    "compression_config",
+    "text_config.compression_config",
+)
+_ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
+_NO_FORMAT: Final = {"mixed-precision", "dense", "naive-quantized"}  # do not say how a weight is stored
+_UNQUANTIZED_BITS: Final = 16
+
+Matcher = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredGroup:
+    """One scheme and what it is for; None is what the config leaves open.
+
+    `implied` names what it does not say and compressed-tensors fills in.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    format: str | None = None
+    kind: str | None = None
+    num_bits: int | None = None
+    strategy: str | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    activations: str | None = None
+    implied: frozenset[str] = frozenset()
+
+    def differs_from(self, stored: StoredScheme) -> str:
+        """In which way a stored scheme is not this one, or empty; what either side leaves open is none."""
+        k = stored.shape[-1] if stored.shape else None
+        one_group = stored.strategy == "channel" and self.group_size == k  # both are a scale [n, 1]
+        pairs = {
+            "num_bits": (self.num_bits, stored.num_bits),
+            "type": (self.kind, stored.kind),
+            "strategy": (self.strategy, "group" if one_group else stored.strategy),
+            "group_size": (self.group_size, self.group_size if one_group else stored.group_size),
+            "symmetric": (self.symmetric, stored.symmetric),
+            "format": (self.format, stored.format),
+        }
+        return ", ".join(
+            f"{field} {said} in the config{self._why(field)}, {found} stored"
+            for field, (said, found) in pairs.items()
+            if said is not None and found is not None and said != found
+        )
+
+    def _why(self, field: str) -> str:
+        return " (the default, as it is left out)" if field in self.implied else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A config's quantization section.
+
+    Args:
+        method: `quant_method`, or None where the section has none.
+        groups: schemes, in the config's order.
+        ignore: what is not quantized.
+        faults: values that could not be read.
+    """
+
+    method: str | None
+    groups: tuple[DeclaredGroup, ...]
+    ignore: tuple[str, ...]
+    faults: tuple[str, ...]
+
+
+class _Reader:
+    """Reads loosely typed values and collects what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def get(self, table: Mapping[str, Any], kind: type, *keys: str) -> Any:  # noqa: ANN401 -- of `kind`
+        for key in keys:
+            value = table.get(key)
+            if value is None:
+                continue
+            if type(value) is kind:
+                return value
+            self.faults.append(f"{key} is {value!r:.40}, expected {kind.__name__}")
+        return None
+
+    def strings(self, table: Mapping[str, Any], *keys: str) -> tuple[str, ...]:
+        values = self.get(table, list, *keys) or []
+        self.faults.extend(f"{keys[0]} holds {v!r:.40}, expected text" for v in values if not isinstance(v, str))
+        return tuple(value for value in values if isinstance(value, str))
+
+
+def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
+    """The quantization section and where it stands, such as `text_config.quantization_config`; empty and None if not.
+
+    Args:
+        config: a config.json.
+    """
+    text = config.get("text_config")
+    for place in _PLACES:
+        below, _, key = place.rpartition(".")
+        holder = config if not below else text if isinstance(text, Mapping) else {}
+        if holder.get(key) is not None:
+            return place, holder[key]
+    return "", None
+
+
+def declared_in(config: Mapping[str, Any]) -> Declared | None:
+    """Reads the quantization section; None where there is none.
+
+    A section without a method, such as the marker in Google's QAT sources, declares nothing.
+
+    Args:
+        config: a config.json.
+    """
+    _, section = section_of(config)
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        return Declared(None, (), (), (f"quantization_config is a {type(section).__name__}, expected an object",))
+    read = _Reader()
+    method = read.get(section, str, "quant_method")
+    groups: tuple[DeclaredGroup, ...]
+    if "config_groups" in section:
+        groups, ignore = _config_groups(read, section, method), read.strings(section, "ignore")
+    elif method in _ONE_SCHEME:
+        groups, ignore = (_single_group(read, section, method),), _exceptions(read, section)
+    else:
+        groups, ignore = (), ()
+    return Declared(method, groups, ignore, tuple(read.faults))
+
+
+def _is_class(entry: str) -> bool:
+    """Whether an entry can only be a class name: no dot, no pattern, a capital first."""
+    return not entry.startswith("re:") and "." not in entry and entry[:1].isupper()
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """`ignore` or `targets`, ready to be matched against thousands of modules.
+
+    Args:
+        exact: whole module names.
+        patterns: by entry, what its pattern does.
+        classes: class names.
+        broken: entries that are no pattern.
+    """
+
+    exact: frozenset[str]
+    patterns: Mapping[str, Matcher]
+    classes: frozenset[str]
+    broken: tuple[str, ...]
+
+    @classmethod
+    def of(cls, method: str | None, entries: Iterable[str]) -> "Entries":
+        """Sorts entries by the rules of the format's library."""
+        exact, classes, broken = set(), set(), []
+        patterns: dict[str, Matcher] = {}
+        for entry in entries:
+            if _is_class(entry):
+                classes.add(entry)
+            elif matcher := _matcher(method, entry):
+                patterns[entry] = matcher
+            elif entry.startswith("re:"):
+                broken.append(entry)
+            else:
+                exact.add(entry)
+        return cls(frozenset(exact), patterns, frozenset(classes), tuple(broken))
+
+    def hold(self, plain: str, spelled: str, class_names: Container[str]) -> bool:
+        """Whether an entry names a module.
+
+        Args:
+            plain: the module's name as whole names are compared with it.
+            spelled: its name as patterns are tried on it.
+            class_names: what class names fit it.
+        """
+        return (
+            plain in self.exact
+            or any(name in class_names for name in self.classes)
+            or any(matches(spelled) for matches in self.patterns.values())
+        )
+
+
+def _matcher(method: str | None, entry: str) -> Matcher | None:
+    """What a pattern does; None for a whole name and for a pattern that is none."""
+    if entry.startswith("re:"):
+        return _compiled(entry.removeprefix("re:"))
+    if method in {"awq", "gptq"}:
+        return lambda name: entry in name
+    if method == "modelopt":
+        return _compiled(translate(entry))
+    return None
+
+
+def _compiled(pattern: str) -> Matcher | None:
+    try:
+        match = re.compile(pattern).match
+    except re.error:
+        return None
+    return lambda name: match(name) is not None
+
+
+def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None) -> tuple[DeclaredGroup, ...]:
+    groups = []
+    for name, group in (read.get(section, dict, "config_groups") or {}).items():
+        if isinstance(group, list):  # a preset: {"W4A16": ["Linear"]}
+            groups.append(DeclaredGroup(name, read.strings({"targets": group}, "targets")))
+        elif isinstance(group, dict):
+            one = _group(read, name, group, read.get(section, str, "format"))
+            weights = group.get("weights")
+            if method == _COMPRESSED_TENSORS and isinstance(weights, dict):
+                read.faults.extend(
+                    f"config_groups.{name}.weights, which engines refuse: {why}" for why in refused(weights)
+                )
+                one = _filled_in(one, weights)
+            groups.append(one)
+        else:
+            read.faults.append(f"config_groups.{name} is a {type(group).__name__}, expected an object")
+    return tuple(groups)
+
+
+def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None) -> DeclaredGroup:
+    given = read.get(group, dict, "weights")
+    weights = given or {}
+    inputs = read.get(group, dict, "input_activations")
+    size, strategy, kind = (read.get(weights, *of) for of in ((int, "group_size"), (str, "strategy"), (str, "type")))
+    strategy = strategy.lower() if strategy else _strategy(size)
+    own = read.get(group, str, "format") or form
+    return DeclaredGroup(
+        name=name,
+        targets=read.strings(group, "targets"),
+        format=None if own in _NO_FORMAT else own,
+        kind=kind.lower() if kind else None if given is None else "int",
+        num_bits=read.get(weights, int, "num_bits"),
+        strategy="group" if strategy == "tensor_group" else strategy,
+        group_size=size if strategy in {"group", "tensor_group"} else None,
+        symmetric=read.get(weights, bool, "symmetric"),
+        activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,
+    )
+
+
+def _filled_in(group: DeclaredGroup, weights: Mapping[str, Any]) -> DeclaredGroup:
+    """A group with what compressed-tensors fills in."""
+    implied = {key: value for key, value in DEFAULTS.items() if key not in weights}
+    if weights.get("strategy") is None and weights.get("group_size") is None:
+        implied["strategy"] = implied_strategy(None)
+    return replace(group, **implied, implied=frozenset(implied))
+
+
+def _single_group(read: _Reader, section: Mapping[str, Any], method: str) -> DeclaredGroup:
+    """One scheme for every Linear."""
+    size = read.get(section, int, "group_size", "q_group_size")
+    symmetric = read.get(section, bool, "sym")
+    zero_point = read.get(section, bool, "zero_point")
+    if symmetric is None and zero_point is not None:
+        symmetric = not zero_point
+    return DeclaredGroup(
+        name=method,
+        targets=("Linear",),
+        format=method if method in {"awq", "gptq"} else None,
+        num_bits=read.get(section, int, "bits", "w_bit"),
+        strategy=_strategy(size),
+        group_size=size if size and size > 0 else None,
+        symmetric=symmetric,
+    )
+
+
+def _strategy(group_size: int | None) -> str | None:
+    if group_size is None:
+        return None
+    return "group" if group_size > 0 else "channel"
+
+
+def _exceptions(read: _Reader, section: Mapping[str, Any]) -> tuple[str, ...]:
+    dynamic = read.get(section, dict, "dynamic") or {}
+    extra = read.get(section, dict, "extra_config") or {}
+    plain = [name for name, scheme in extra.items() if isinstance(scheme, dict) and _bits(scheme) >= _UNQUANTIZED_BITS]
+    return (
+        *read.strings(section, "modules_to_not_convert"),
+        *read.strings(section, "ignore", "exclude_modules"),
+        *(f"re:{pattern.removeprefix('-:')}" for pattern in dynamic if pattern.startswith("-:")),
+        *plain,
+    )
+
+
+def _bits(scheme: Mapping[str, Any]) -> int:
+    bits = scheme.get("bits")
+    return bits if isinstance(bits, int) else 0

@@ -1,0 +1,360 @@
+"""Opens a checkpoint directory: which files are weights, what they hold, what else lies there.
+
+    config.json                        read here, ours to rewrite
+    model.safetensors.index.json       names the shards; else model.safetensors; else every *.safetensors
+    *.safetensors                      weights when named so, else stray
+    *.bin *.pt *.gguf ...              other weight formats: stray, never read, not carried over
+    everything else, recursively       side files, carried over; hidden directories are skipped
+
+Index and shards must agree in both directions: every name in the index is in its shard, every tensor of a
+shard is in the index, no tensor is in two shards. A name in the index may not leave the directory, but the
+file itself may be a link to anywhere: that is how the Hugging Face cache stores a snapshot. All faults are
+gathered and raised as one error.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from g4convert.checkpoint.header import (
+    Header,
+    StoredTensor,
+    WeightFile,
+    open_regular,
+    parse_object,
+    read_header,
+    shown,
+)
+from g4convert.errors import FormatError, InputError, UnsupportedError
+
+__all__ = ["FOREIGN_SUFFIXES", "Checkpoint", "StoredTensor", "WeightFile"]
+
+CONFIG: Final = "config.json"
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+
+PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+FOREIGN_SUFFIXES: Final = (*PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
+"""Endings of weight formats other than safetensors."""
+
+_SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_NO_GGUF: Final = "GGUF is already quantized: pass the original safetensors checkpoint"
+_SAVE_AGAIN: Final = "download the model again, or save it again with `save_pretrained`"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint: headers read and checked, no tensor byte read.
+
+    Args:
+        path: the directory.
+        config: config.json as parsed.
+        config_bytes: config.json as stored.
+        tensors: every stored tensor by name, sorted by name.
+        files: the weight files, sorted by name.
+        side_files: what is carried over: relative posix paths, sorted.
+        stray_files: weights in other formats and shards no index names: neither read nor carried over.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    config_bytes: bytes
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[WeightFile, ...]
+    side_files: tuple[str, ...]
+    stray_files: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Checkpoint":
+        """Opens a directory.
+
+        Raises:
+            InputError: no directory, nothing usable in it, or index and shards disagree.
+            FormatError: a file breaks its format.
+            UnsupportedError: the weights are of another format.
+        """
+        directory = Path(path)
+        _check_directory(directory)
+        weight_map = _read_index(directory)
+        names = _weight_names(directory, weight_map)
+        errors: list[InputError] = []
+        config_bytes, config = b"", dict[str, Any]()
+        try:
+            config_bytes, config = _read_config(directory)
+        except InputError as error:
+            errors.append(error)
+        headers = _read_headers(directory, names, errors)
+        errors.extend(_disagreements(headers, weight_map))
+        if errors:
+            raise _joined(directory, errors)
+        tensors = {stored.name: stored for header in headers for stored in header.tensors}
+        side_files, stray_files = _other_files(directory, names)
+        return cls(
+            path=directory,
+            config=config,
+            config_bytes=config_bytes,
+            tensors=dict(sorted(tensors.items())),
+            files=tuple(header.file for header in headers),
+            side_files=side_files,
+            stray_files=stray_files,
+        )
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names of the weight files, relative to the directory."""
+        return tuple(file.name for file in self.files)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one tensor, at once: for small tensors.
+
+        Raises:
+            KeyError: no tensor has this name.
+            FormatError: the file was cut since it was opened.
+        """
+        stored = self.tensors[name]
+        fd = open_regular(self.path / stored.file, stored.file)
+        try:
+            found = os.pread(fd, stored.info.nbytes, stored.begin)
+        finally:
+            os.close(fd)
+        if len(found) != stored.info.nbytes:
+            raise FormatError(
+                f"{stored.file}: {name}: read {len(found)} bytes, expected {stored.info.nbytes}",
+                hint="the file changed while it was in use: start again",
+            )
+        return found
+
+    def fingerprint(self) -> dict[str, dict[str, int | str]]:
+        """What must not change between a run and its continuation, by file name.
+
+        Size, modification time and header hash for each weight file, size and hash for config.json: plain
+        JSON values, so that two fingerprints can be stored, compared and their difference shown.
+        """
+        facts: dict[str, dict[str, int | str]] = {
+            CONFIG: {"size": len(self.config_bytes), "sha256": hashlib.sha256(self.config_bytes).hexdigest()}
+        }
+        for file in self.files:
+            facts[file.name] = {
+                "size": file.size,
+                "mtime_ns": file.mtime_ns,
+                "header_sha256": file.header_sha256,
+            }
+        return facts
+
+    def digest(self) -> str:
+        """A sha256 over the fingerprint without times: equal for copies of the same checkpoint."""
+        timeless = {
+            name: {key: value for key, value in values.items() if key != "mtime_ns"}
+            for name, values in self.fingerprint().items()
+        }
+        return hashlib.sha256(json.dumps(timeless, sort_keys=True).encode()).hexdigest()
+
+
+def _check_directory(path: Path) -> None:
+    if path.is_file():
+        if path.suffix == ".gguf":
+            raise UnsupportedError(f"{path}: a GGUF file, expected a safetensors directory", hint=_NO_GGUF)
+        raise InputError(f"{path}: a file, expected a checkpoint directory", hint=f"pass {path.parent}")
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory", hint="pass the directory that holds config.json")
+    try:
+        empty = next(path.iterdir(), None) is None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be listed: {(error.strerror or '').lower()}",
+            hint="check its permissions",
+        ) from error
+    if empty:
+        raise InputError(f"{path}: an empty directory", hint="download the model into it first")
+
+
+def _read_file(directory: Path, file: str) -> bytes:
+    fd = open_regular(directory / file, file)
+    with os.fdopen(fd, "rb") as stream:
+        return stream.read()
+
+
+def _read_config(directory: Path) -> tuple[bytes, dict[str, Any]]:
+    if not os.path.lexists(directory / CONFIG):
+        raise InputError(
+            f"{directory}: no {CONFIG}", hint=f"copy {CONFIG} from the model's repository into the directory"
+        )
+    raw = _read_file(directory, CONFIG)
+    return raw, parse_object(raw, CONFIG, f"restore {CONFIG} from the model's repository")
+
+
+def _read_index(directory: Path) -> dict[str, str] | None:
+    """Tensor name -> shard, or None where there is no index."""
+    if not os.path.lexists(directory / INDEX):
+        return None
+    hint = f"restore {INDEX} from the model's repository, or save the model again"
+    index = parse_object(_read_file(directory, INDEX), INDEX, hint)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{INDEX}: no weight_map with entries", hint=hint)
+    faults = _index_faults(weight_map, index.get("metadata", {}))
+    if len(faults) == 1:
+        raise FormatError(f"{INDEX}: {faults[0]}", hint=hint)
+    if faults:
+        raise FormatError(f"{INDEX}: {len(faults)} faults", offenders=faults, hint=hint)
+    if SINGLE not in weight_map.values() and os.path.lexists(directory / SINGLE):
+        raise InputError(
+            f"{directory}: {SINGLE} beside a {INDEX} that does not name it",
+            hint="two checkpoints in one directory, and programs differ in which they read: delete one",
+        )
+    return weight_map
+
+
+def _index_faults(weight_map: Mapping[str, Any], metadata: object) -> list[str]:
+    faults: list[str] = []
+    wrong = [name for name, shard in weight_map.items() if not isinstance(shard, str)]
+    faults.extend(f"{shown(name)}: expected a file name" for name in wrong)
+    for shard in sorted({shard for shard in weight_map.values() if isinstance(shard, str)}):
+        parts = PurePosixPath(shard)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in shard:
+            faults.append(f"{shown(shard)}: a path outside the directory, expected a file name in it")
+        elif str(parts) != shard or not shard.endswith(".safetensors") or not shard.isprintable():
+            faults.append(f"{shown(shard)}: expected the name of a .safetensors file")
+    total = metadata.get("total_size", 0) if isinstance(metadata, dict) else metadata
+    if type(total) not in {int, float}:
+        faults.append(f"metadata.total_size: {shown(repr(total))[:60]}, expected a number")
+    return faults
+
+
+def _weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple[str, ...]:
+    """The weight files, sorted: those of the index, else model.safetensors, else every *.safetensors."""
+    if weight_map is not None:
+        return tuple(sorted(set(weight_map.values())))
+    names = sorted(entry.name for entry in directory.iterdir())
+    if SINGLE in names:
+        return (SINGLE,)
+    weights = tuple(name for name in names if name.endswith(".safetensors"))
+    if not weights:
+        raise _no_weights(directory, names)
+    if absent := _absent_parts(weights):
+        raise InputError(
+            f"{directory}: {len(absent)} of its shards and {INDEX} are missing",
+            offenders=absent,
+            hint=_SAVE_AGAIN,
+        )
+    return weights
+
+
+def _absent_parts(weights: Sequence[str]) -> list[str]:
+    """Without an index, `name-00002-of-00003` still tells how many there should be."""
+    present = set(weights)
+    series = {(match[1], match[3]) for name in weights if (match := _SHARD.fullmatch(name))}
+    return [
+        name
+        for stem, total in sorted(series)
+        for number in range(1, int(total) + 1)
+        if (name := f"{stem}-{number:05d}-of-{total}.safetensors") not in present
+    ]
+
+
+def _no_weights(directory: Path, names: Sequence[str]) -> InputError:
+    gguf = [name for name in names if name.endswith(".gguf")]
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    if pickles:
+        return UnsupportedError(
+            f"{directory}: pickled weights only, expected safetensors (a pickle can run code)",
+            offenders=pickles,
+            hint="load the model with transformers where you trust it and save it with `save_pretrained`",
+        )
+    if gguf:
+        return UnsupportedError(f"{directory}: GGUF weights only, expected safetensors", offenders=gguf, hint=_NO_GGUF)
+    return InputError(f"{directory}: no *.safetensors file", hint="pass the directory that holds the weights")
+
+
+def _read_headers(directory: Path, names: Iterable[str], errors: list[InputError]) -> list[Header]:
+    headers = []
+    for name in names:
+        try:
+            headers.append(read_header(directory, name))
+        except InputError as error:
+            errors.append(error)
+    return headers
+
+
+def _disagreements(headers: Sequence[Header], weight_map: Mapping[str, str] | None) -> list[InputError]:
+    """Where index and shards, or two shards, do not agree; only files whose header is valid are compared."""
+    files: dict[str, str] = {}
+    errors = []
+    for header in headers:
+        for stored in header.tensors:
+            first = files.setdefault(stored.name, stored.file)
+            if first != stored.file:
+                where = f"in {first} and in {stored.file}, expected in one shard"
+                errors.append(InputError(f"{shown(stored.name)}: {where}", hint=_SAVE_AGAIN))
+    if weight_map is None:
+        return errors
+    read = {header.file.name for header in headers}
+    errors.extend(
+        InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=_SAVE_AGAIN)
+        for name, shard in weight_map.items()
+        if shard in read and files.get(name) != shard
+    )
+    errors.extend(
+        InputError(f"{shown(name)}: in {shard}, but not in {INDEX}", hint=_SAVE_AGAIN)
+        for name, shard in files.items()
+        if name not in weight_map
+    )
+    return errors
+
+
+def _joined(directory: Path, errors: Sequence[InputError]) -> InputError:
+    """One error for several: every message and offender, every distinct hint."""
+    if len(errors) == 1:
+        return errors[0]
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else InputError
+    lines = [line for error in errors for line in (error.offenders or (error.message,))]
+    hint = "; ".join(dict.fromkeys(error.hint for error in errors))
+    return kind(f"{directory}: {len(lines)} faults in its files", offenders=lines, hint=hint)
+
+
+def _other_files(directory: Path, weights: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Side files and stray files, relative and sorted; links are followed, each directory once."""
+    own = {*weights, CONFIG, INDEX}
+    side, stray, seen = [], [], {os.path.realpath(directory)}
+    for root, folders, files in os.walk(directory, onerror=_cannot_list, followlinks=True):
+        relative = Path(root).relative_to(directory)
+        for folder in tuple(folders):
+            real = os.path.realpath(Path(root, folder))
+            if folder.startswith(".") or real in seen:
+                folders.remove(folder)
+            seen.add(real)
+        for file in files:
+            name = (relative / file).as_posix()
+            if name in own:
+                continue
+            if _is_weights(file):
+                stray.append(name)
+            elif _is_side_file(Path(root, file), name):
+                side.append(name)
+    return tuple(sorted(side)), tuple(sorted(stray))
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename}: cannot be listed: {(error.strerror or '').lower()}", hint="check its permissions"
+    ) from error
+
+
+def _is_weights(file: str) -> bool:
+    """Whether a file that is not one of the checkpoint's weight files holds weights, or indexes such."""
+    return file.removesuffix(".index.json").endswith((".safetensors", *FOREIGN_SUFFIXES))
+
+
+def _is_side_file(path: Path, name: str) -> bool:
+    """Whether to carry the file over: regular files, with a name that can be written down."""
+    if not path.exists():
+        raise InputError(f"{name}: a link to {path.readlink()}, which does not exist", hint=_SAVE_AGAIN)
+    if "\n" in name or not name.isprintable():
+        raise InputError(f"{shown(name)}: a file name that is not plain text", hint="rename the file")
+    return path.is_file()

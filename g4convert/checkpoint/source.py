@@ -1,0 +1,182 @@
+"""Finds the directory that MODEL means.
+
+    ./path, /path, a directory that exists     that directory
+    org/name, org/name@revision                the Hugging Face cache; what is not there is fetched
+
+A directory that exists always wins. The cache is asked first, so a model that was fetched once needs no
+network; a snapshot without all its weights (left by a program that wanted only the tokenizer, or by an
+interrupted download) is completed. Pickles and other foreign weight formats are never fetched.
+
+huggingface_hub is imported where a repository is looked up and not before: `--help` must stay fast.
+"""
+
+import errno
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from g4convert.checkpoint.directory import FOREIGN_SUFFIXES, INDEX
+from g4convert.errors import EnvironmentFault, InputError
+
+__all__ = ["Source", "file_or_model", "resolve"]
+
+IGNORED: Final = [*(f"*{suffix}" for suffix in FOREIGN_SUFFIXES), "original/*", "consolidated*"]
+"""Patterns of what is not fetched: other weight formats, and the second copy some repositories hold."""
+
+_REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION: Final = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
+_SNAPSHOT: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model is.
+
+    Args:
+        path: the directory.
+        name: `org/name`, or the directory's name.
+        revision: the commit, where the directory is a snapshot of the Hugging Face cache.
+    """
+
+    path: Path
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> "Source":
+        """The source in a directory; a snapshot's repository and commit are read off its path."""
+        if match := _SNAPSHOT.search(path.absolute().as_posix()):
+            return cls(path, f"{match['org']}/{match['name']}", match["revision"])
+        return cls(path, path.resolve().name)
+
+
+def resolve(model: str) -> Source:
+    """Finds the directory of a model, fetching it when it has to.
+
+    Args:
+        model: a directory, or `org/name[@revision]`.
+
+    Raises:
+        InputError: no such directory, repository or revision; gated; not a name at all.
+        EnvironmentFault: not in the cache, and no network to fetch it with; or the cache is not writable.
+    """
+    path = Path(model).expanduser()
+    if model and path.exists():
+        return Source.at(path)
+    repo, at, revision = model.partition("@")
+    if not _REPO.fullmatch(repo) or ".." in model:
+        raise InputError(f"{model}: no such directory", hint=_name_hint(model))
+    if at and not _REVISION.fullmatch(revision):
+        raise InputError(
+            f"{model}: {revision!r} is no revision",
+            hint="write org/name@branch, @tag or @commit, or leave it out",
+        )
+    return Source.at(_snapshot(repo, revision or None))
+
+
+def file_or_model(name: str) -> Path:
+    """The path of a reference: a file that `g4convert reference` wrote, or the directory of a model.
+
+    Raises:
+        InputError: no such file; see `resolve`.
+        EnvironmentFault: see `resolve`.
+    """
+    path = Path(name).expanduser()
+    if path.suffix != ".safetensors" or path.is_dir():
+        return resolve(name).path
+    if not path.is_file():
+        raise InputError(f"{name}: no such file", hint="store one with `g4convert reference MODEL -o FILE`")
+    return path
+
+
+def _name_hint(model: str) -> str:
+    parent = Path(model).expanduser().parent
+    if model.startswith((".", "/", "~")) and not parent.is_dir():
+        return f"{parent} does not exist either"
+    return "pass a directory that exists, or a Hugging Face name of the form org/name"
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """The repository's snapshot: as cached when complete, else fetched."""
+    from huggingface_hub import constants, snapshot_download  # noqa: PLC0415 -- slow to import
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415 -- as above
+
+    cached: Path | None = None
+    try:
+        with suppress(LocalEntryNotFoundError):
+            cached = Path(snapshot_download(repo, revision=revision, ignore_patterns=IGNORED, local_files_only=True))
+    except HFValidationError as error:
+        raise InputError(f"{repo}: no such directory", hint=_name_hint(repo)) from error
+    if cached is not None and _is_complete(cached):
+        return cached
+    if constants.is_offline_mode():
+        state = "not in" if cached is None else "only in part in"
+        raise EnvironmentFault(
+            f"{_spelled(repo, revision)}: {state} the Hugging Face cache, and HF_HUB_OFFLINE is set",
+            hint="unset HF_HUB_OFFLINE to fetch it, or pass a directory",
+        )
+    return _fetch(repo, revision)
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    """Downloads a snapshot, or says why it cannot be."""
+    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415 -- slow to import
+
+    subject = _spelled(repo, revision)
+    try:
+        return Path(snapshot_download(repo, revision=revision, ignore_patterns=IGNORED))
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{subject}: a gated repository that your token, if any, may not read",
+            hint=f"accept the terms at https://huggingface.co/{repo}, then run `hf auth login`",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{subject}: no such directory, and no such repository on the Hugging Face Hub",
+            hint="check the spelling; a private repository needs `hf auth login`",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{subject}: the repository has no revision {revision or 'main'}",
+            hint=f"see https://huggingface.co/{repo}/tree/main for branches and tags",
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise EnvironmentFault(
+            f"{subject}: not in the Hugging Face cache, and the Hub cannot be reached",
+            hint="check the network or pass a directory",
+        ) from error
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined] # httpx or httpx2, as it depends
+        raise _failed_download(subject, error) from error
+
+
+def _failed_download(subject: str, error: Exception) -> EnvironmentFault:
+    """Network and disk failures in the middle of a download."""
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    hint = (
+        "free some space, or point HF_HOME to a larger disk"
+        if full
+        else "run the same command again: what was fetched is kept"
+    )
+    return EnvironmentFault(f"{subject}: the download failed: {reason}", hint=hint)
+
+
+def _is_complete(snapshot: Path) -> bool:
+    """Whether a cached snapshot has a config and all its weights; a broken index is left to Checkpoint."""
+    if not (snapshot / "config.json").exists():
+        return False
+    index = snapshot / INDEX
+    if not index.exists():
+        return any(snapshot.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
+    return all((snapshot / str(shard)).exists() for shard in shards)
+
+
+def _spelled(repo: str, revision: str | None) -> str:
+    return f"{repo}@{revision}" if revision else repo

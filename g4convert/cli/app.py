@@ -1,0 +1,132 @@
+"""The command line: parse, call one function, print, set the exit status.
+
+stdout carries the result only, stderr progress and messages. Nothing heavy is imported before a command needs
+it, so `--help` answers at once.
+"""
+
+import gc
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from g4convert import __version__
+from g4convert.cli import conversion, judging, looking, recipes
+from g4convert.cli.options import Manner, Version
+from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
+from g4convert.suggestions import no_such
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="g4convert",
+    help="Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.",
+    epilog="Exit codes: 0 done, 1 a check said no, 2 usage, 3 bad input, 4 inconclusive, 5 environment, "
+    "75 interrupted (`quantize` goes on where it was).",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipe = typer.Typer(
+    help="List, show and check recipes.",
+    epilog="Example: g4convert recipe show qat-q4_0",
+    no_args_is_help=True,
+)
+for _command, _example in (
+    (conversion.plan, "plan google/gemma-4-26B-A4B-it -r w4a16-g32"),
+    (conversion.quantize, "quantize google/gemma-4-26B-A4B-it -o gemma-4-26B-A4B-it-W4A16"),
+    (judging.verify, "verify gemma-4-26B-A4B-it-W4A16 --reference google/gemma-4-26B-A4B-it"),
+    (judging.check, "check somebodys-gemma-4-W4A16 --engine vllm --tp 2"),
+    (judging.reference, "reference google/gemma-4-26B-A4B-it -o ref.safetensors"),
+    (looking.generate, 'generate gemma-4-26B-A4B-it-W4A16 -p "Why is the sky blue?"'),
+    (looking.inspect, "inspect gemma-4-26B-A4B-it-W4A16"),
+    (looking.demo, "demo --family moe"),
+):
+    app.command(epilog=f"Example: g4convert {_example}")(_command)
+for _name, _command, _example in (
+    ("list", recipes.list_, "list"),
+    ("show", recipes.show, "show w4a16-experts-only > mine.yaml"),
+    ("check", recipes.check, "check mine.yaml"),
+    ("schema", recipes.schema, "schema > recipe.schema.json"),
+):
+    recipe.command(_name, epilog=f"Example: g4convert recipe {_example}")(_command)
+app.add_typer(recipe, name="recipe")
+
+
+@app.callback(invoke_without_command=True)
+def _program(*, version: Version = False) -> None:
+    if version:
+        typer.echo(f"g4convert {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; the exit status is that of the error, if there is one.
+
+    Args:
+        arguments: the command line without the program's name; by default that of this process.
+
+    Raises:
+        SystemExit: always, with the exit status.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    manner = Manner()
+    signal.signal(signal.SIGTERM, _stop)
+    gc.set_threshold(200_000)  # a plan is a hundred thousand small values without cycles
+    try:
+        status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
+        if status == _STOPPED:
+            _fail(Interrupted("stopped"), manner, given)
+    except G4Error as error:
+        _fail(error, manner, given)
+    except typer.TyperException as error:
+        if error.format_message():  # without one the help was asked for and is printed
+            _fail(_usage(error), manner, given)
+        status = error.exit_code
+    except MemoryError:
+        _fail(EnvironmentFault("out of memory", hint="fewer --workers need less"), manner, given)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(EnvironmentFault(f"{where}{error.strerror or error}"), manner, given)
+    raise SystemExit(status)
+
+
+_STOPPED = 130
+"""What Typer makes of Ctrl-C."""
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+_CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')")
+"""What Typer says of a value that is none of those an option takes."""
+
+
+def _usage(error: typer.TyperException) -> UsageError:
+    """A command line that Typer refuses, in our words."""
+    message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
+    if chosen := _CHOICE.match(message):
+        return no_such(chosen["option"], chosen["name"], re.findall(r"'([^']+)'", chosen["known"]))
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "g4convert"
+    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=_help(command))
+
+
+def _help(command: str) -> str:
+    return f"`{command} --help` shows what there is"
+
+
+def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> None:
+    from g4convert.cli import show
+
+    if isinstance(error, Interrupted) and given[:1] == ["quantize"]:
+        error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
+    if isinstance(error, UsageError) and not error.hint:
+        error = UsageError(error.message, offenders=error.offenders, hint=_help(f"g4convert {given[0]}"))
+    show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
+    raise SystemExit(error.exit_code)

@@ -1,0 +1,115 @@
+"""`generate`, `inspect` and `demo`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from g4convert.cli import tuning
+from g4convert.cli.options import (
+    Autotune,
+    Directory,
+    FamilyName,
+    Json,
+    MaxNewTokens,
+    Memory,
+    Model,
+    NoColor,
+    Prompt,
+    Quiet,
+    RunDevice,
+    SpeechType,
+    Verbose,
+)
+from g4convert.cli.printing import print_json
+from g4convert.errors import UsageError
+from g4convert.gemma4.family import Family
+from g4convert.request import MemoryUse
+
+__all__ = ["demo", "generate", "inspect"]
+
+
+def generate(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    prompt: Prompt = None,
+    max_new_tokens: MaxNewTokens = 128,
+    device: RunDevice = None,
+    memory: Memory = None,
+    dtype: SpeechType = "bfloat16",
+    autotune: Autotune = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Let a checkpoint answer, greedily: a smoke test for a person to read."""
+    asked = _prompts(prompt)
+    from g4convert.checkpoint import source
+    from g4convert.cli import show
+    from g4convert.forward.generation import Speaker
+
+    if autotune is not None:
+        tuning.check(device, autotune)
+    path = source.resolve(model).path
+    speaker = Speaker.load(path, device=device or "cpu", memory=(memory or MemoryUse.AUTO).value, dtype=dtype)
+    talk = show.Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
+    if autotune is not None:
+        with tuning.watch(show.messages(no_color=no_color), quiet=quiet or as_json) as tell:
+            products = speaker.tune(autotune, tell)
+        talk.tuned(autotune, products)
+    answers = []
+    for one in asked:
+        with talk.about(one):
+            answers.append(speaker.answer(one, max_new_tokens=max_new_tokens, show=talk.show))
+        talk.measured(answers[-1])
+    if as_json:
+        print_json(speaker.to_dict(answers))
+
+
+def inspect(
+    model: Model,
+    *,
+    as_json: Json = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Describe any checkpoint, quantized or not, also other people's."""
+    from g4convert import inspection
+    from g4convert.checkpoint import source
+    from g4convert.checkpoint.directory import Checkpoint
+    from g4convert.cli import show
+
+    found = inspection.describe(Checkpoint.open(source.resolve(model).path))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show.description(show.console(no_color=no_color), found, verbose=verbose)
+
+
+def demo(
+    directory: Directory = Path("g4convert-demo"),
+    *,
+    family: FamilyName = Family.MOE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Make a tiny real checkpoint, quantize it, load the result, and compare logits."""
+    from g4convert.cli import show
+    from g4convert.demo import run as demonstration
+
+    messages = show.messages(no_color=no_color)
+    found = demonstration.run(family, directory, lambda text: None if quiet else messages.print(text, soft_wrap=True))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show.demo(show.console(no_color=no_color), found, quiet=quiet)
+
+
+def _prompts(given: Sequence[str] | None) -> list[str]:
+    """What is asked; `-` is read from stdin."""
+    if list(given or ()).count("-") > 1:
+        raise UsageError("-p - is given twice; standard input is one prompt")
+    found = [sys.stdin.read().rstrip("\n") if one == "-" else one for one in given or ()]
+    if not found or not all(one.strip() for one in found):
+        raise UsageError("an empty prompt" if found else "no prompt", hint='say what to ask: -p "Why is the sky blue?"')
+    return found

@@ -1,0 +1,33 @@
+"""How results are printed: as they are, as JSON, or as a table of settings."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from g4convert.planning.recipe import Resolved
+
+__all__ = ["print_json", "print_settings", "print_text"]
+
+
+def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> None:
+    """The values of a recipe, each with its origin."""
+    from g4convert.cli import show
+
+    if as_json:
+        values = resolved.settings()
+        print_json({key: {"value": value, "from": resolved.origins[key]} for key, value in values.items()})
+    else:
+        show.settings(show.console(no_color=no_color), resolved)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """A JSON document, on stdout."""
+    print_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Text as it is, on stdout."""
+    from g4convert.cli import show
+
+    show.console(no_color=True).out(text, end="", highlight=False)

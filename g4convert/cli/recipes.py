@@ -1,0 +1,40 @@
+"""`recipe list`, `recipe show`, `recipe check` and `recipe schema`."""
+
+from g4convert.cli.options import Json, NoColor, RecipeArgument
+from g4convert.cli.printing import print_json, print_settings, print_text
+
+__all__ = ["check", "list_", "schema", "show"]
+
+
+def list_(*, as_json: Json = False, no_color: NoColor = False) -> None:
+    """List the recipes that come with g4convert."""
+    from g4convert.cli import show as shown
+    from g4convert.planning import recipe
+
+    found = {name: loaded.description for name, loaded in recipe.shipped().items()}
+    if as_json:
+        print_json(found)
+    else:
+        shown.pairs(shown.console(no_color=no_color), found)
+
+
+def show(name: RecipeArgument) -> None:
+    """Print a recipe as it is written, with the command that runs it."""
+    from g4convert.planning import recipe
+
+    recipe.load(name)
+    print_text(recipe.source_text(name)[0])
+
+
+def check(name: RecipeArgument, *, as_json: Json = False, no_color: NoColor = False) -> None:
+    """Check a recipe and print every value with its origin."""
+    from g4convert.planning import recipe
+
+    print_settings(recipe.load(name), as_json=as_json, no_color=no_color)
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors and CI."""
+    from g4convert.planning import recipe
+
+    print_json(recipe.schema())

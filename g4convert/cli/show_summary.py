@@ -1,0 +1,90 @@
+"""The closing card of a conversion: sizes, errors, who refuses it, the next command."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from g4convert.gemma4 import Role
+from g4convert.tables import facts, plural, put, size, table
+
+if TYPE_CHECKING:
+    from g4convert.conversion.result import ErrorRow, Summary
+    from g4convert.engines.verdicts import Verdict
+
+__all__ = ["summary"]
+
+
+def summary(  # noqa: PLR0913 - what is said, and how much of it
+    out: Console,
+    done: "Summary",
+    output: Path,
+    *,
+    tensors: bool,
+    peak: int | None = None,
+    refused: Sequence["Verdict"] = (),
+    sound: bool = True,
+) -> None:
+    """The closing card: sizes, errors, the worst tensors, who refuses it, the command that serves it where one does.
+
+    Args:
+        out: where to.
+        done: the conversion.
+        output: its directory.
+        tensors: errors of all tensors, not of the worst ones only.
+        peak: of memory, in bytes.
+        refused: the verdicts of engines that cannot load it.
+        sound: whether no verification that was made found a fault: what has one is not to be served.
+    """
+    from g4convert.conversion.result import serve_command
+
+    rows = {
+        "written": str(output),
+        "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
+        f"{done.bits_per_weight:.2f} bits per weight",
+        "method": f"{done.choice.method}: {done.choice.why}",
+    }
+    if peak is not None:
+        rows["peak memory"] = size(peak)
+    if done.total.stats.groups:
+        put(out, facts(rows))
+        out.print()
+        put(out, _errors("weights", [done.total, *done.roles]))
+        out.print()
+        chosen = done.modules if tensors else done.worst
+        put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
+        out.print("\n[dim]relative error: sum of squared errors over sum of squared weights[/]", soft_wrap=True)
+    else:
+        put(out, facts({**rows, "method": "nothing is packed"}))
+    if refused:
+        names = dict.fromkeys(one.label if one.tp == 1 else f"{one.label} on {one.tp} GPUs" for one in refused)
+        asked = " ".join(
+            [quote(str(output)), *(f"--tp {tp}" for tp in dict.fromkeys(one.tp for one in refused) if tp > 1)]
+        )
+        why = f"`g4convert check {asked}` says why"
+        out.print(f"refused by {escape(', '.join(names))}: {escape(why)}", soft_wrap=True)
+    if sound and not any(one.engine == "vllm" for one in refused):
+        drafter = any(row.role == Role.DRAFTER for row in done.sizes)
+        out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
+
+
+def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
+    """Errors by name, and what lies on a lattice where anything does."""
+    found = list(rows)
+    columns = [title, "relative error", "SQNR dB", "groups"]
+    lattice = any(row.stats.lattice_groups for row in found)
+    if lattice:
+        columns += ["on a lattice", "exact"]
+    cells = []
+    for row in found:
+        groups = max(row.stats.groups, 1)
+        name = row.name.removeprefix("model.language_model.")
+        cell = [name, f"{row.relative_error:.5f}", f"{row.sqnr_db:.1f}", f"{row.stats.groups:,}"]
+        if lattice:
+            cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
+        cells.append(cell)
+    return table(columns, cells, right=columns[1:])

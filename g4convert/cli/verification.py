@@ -1,0 +1,136 @@
+"""`g4convert verify` and the end of `g4convert quantize`: run, write the report files, print."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from g4convert.checkpoint.source import Source
+from g4convert.cli import show, show_report
+from g4convert.errors import GateError, UsageError
+from g4convert.progress import watch
+from g4convert.report import Report, Severity
+
+if TYPE_CHECKING:
+    from g4convert.request import Request
+
+__all__ = ["Printed", "print_report", "run", "store", "tell_end", "write_files"]
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What is printed and written.
+
+    Args:
+        quiet: no progress; a report that passes is not printed.
+        verbose: every finding.
+        no_color: plain text.
+        strict: a warning fails.
+        junit: JUnit XML goes there.
+        html: a page goes there.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    no_color: bool = False
+    strict: bool = False
+    junit: Path | None = None
+    html: Path | None = None
+
+
+def run(asked: "Request", how: Printed) -> Report:
+    """Verify, with progress on stderr, and write the files that are asked for.
+
+    Raises:
+        UsageError: a file is to be written where it cannot be; found before anything is read.
+        G4Error: see `verify.run.verify`.
+    """
+    from g4convert.verification.run import verify
+
+    _check_places(asked.output, how)
+    messages = show.messages(no_color=how.no_color)
+
+    def say(text: str) -> None:
+        if not how.quiet:
+            messages.print(text, soft_wrap=True, markup=False)
+
+    with watch(messages, quiet=how.quiet) as bar:
+        found = verify(asked, progress=bar, say=say)
+    write_files(found, how)
+    return found
+
+
+def print_report(found: Report, how: Printed) -> None:
+    """The report as text on stdout; one that passes says nothing where it must be quiet."""
+    if not how.quiet or found.exit_code(strict=how.strict):
+        out = show.console(no_color=how.no_color)
+        show_report.report(out, found, strict=how.strict, verbose=how.verbose)
+
+
+def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
+    """What a conversion that is verified at its end says.
+
+    Raises:
+        GateError: it failed; the output stays.
+    """
+    if found.exit_code(strict=False) and not as_json:
+        show_report.report(show.console(no_color=how.no_color), found, strict=False, verbose=how.verbose)
+    elif not as_json and not how.quiet:
+        show_report.verdict(show.console(no_color=how.no_color), found, strict=False)
+    if found.verdict is Severity.FAIL:
+        raise GateError(
+            f"{found.output}: does not verify ({', '.join(found.levels)})",
+            offenders=[] if not as_json else [one.line for one in found.of(Severity.FAIL)],
+            hint="the output is kept; `g4convert verify` tells more, `--verify none` does without",
+        )
+
+
+def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
+    """Run a model and store what it answers.
+
+    Returns:
+        What was stored, as JSON.
+
+    Raises:
+        UsageError: the file cannot be written there.
+        G4Error: see `verify.run_logits.store_reference`.
+    """
+    from g4convert.verification.logits.level import store_reference
+
+    path = asked.output
+    _check_place(path)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
+    messages = show.messages(no_color=how.no_color)
+
+    def say(text: str) -> None:
+        if not how.quiet:
+            messages.print(text, soft_wrap=True, markup=False)
+
+    stored = store_reference(source.path, path, asked, say=say)
+    tokens = sum(len(probe.targets) for probe in stored.probes)
+    counts = {"probes": len(stored.probes), "tokens": tokens, "bytes": path.stat().st_size}
+    return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts}
+
+
+def write_files(found: Report, how: Printed) -> None:
+    """The report as JUnit XML and as a page."""
+    if how.junit is not None:
+        how.junit.write_text(found.junit(strict=how.strict), encoding="utf-8")
+    if how.html is not None:
+        from g4convert.verification.page.html import page
+
+        how.html.write_text(page(found.to_dict()), encoding="utf-8")
+
+
+def _check_places(output: Path, how: Printed) -> None:
+    for path in filter(None, (how.junit, how.html)):
+        _check_place(path)
+        if output.resolve() in path.resolve().parents:
+            raise UsageError(
+                f"{path}: lies in the checkpoint, which has only files of its source", hint="name a file elsewhere"
+            )
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")

@@ -1,0 +1,120 @@
+"""The model card of an output: what it is, how it was made, what it cost, how to serve it."""
+
+from collections.abc import Iterable
+
+from g4convert import __version__
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.provenance import recipe_name
+from g4convert.conversion.result import ErrorRow, Summary, serve_command
+from g4convert.planning.gate import refusing
+from g4convert.planning.recipe import Resolved
+from g4convert.planning.steps import Plan
+
+__all__ = ["model_card"]
+
+
+def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, summary: Summary) -> str:
+    """README.md of an output.
+
+    Args:
+        plan: what was done.
+        source: the checkpoint it comes from.
+        recipe: how.
+        output_name: the directory's name, for the command that serves it.
+        summary: sizes and errors.
+    """
+    tags = ["gemma4", *(["compressed-tensors", f"w{plan.recipe.num_bits}a16"] if plan.quantized else []), "g4convert"]
+    lines = [
+        "---",
+        *([f"base_model: {source.name}"] if source.revision else []),
+        *(["base_model_relation: quantized"] if source.revision and plan.quantized else []),
+        "library_name: transformers",
+        f"tags: [{', '.join(tags)}]",
+        "---",
+        "",
+        f"# {output_name}",
+        "",
+        *_what(plan, source),
+        "",
+        *_served(plan, output_name),
+        "",
+        "## How",
+        "",
+        f"Recipe `{recipe_name(recipe)}`; method **{summary.choice.method.value}** ({summary.choice.why}).",
+        "",
+        *(f"- `{key}: {value}`" for key, value in recipe.settings().items()),
+        "",
+        *(_cost(summary) if plan.quantized else ()),
+        "## What stayed",
+        "",
+        "| role | tensors | bytes | why |",
+        "|---|---:|---:|---|",
+        *_kept_rows(plan),
+    ]
+    if plan.dropped:
+        lines += ["", "## What was left out", "", "| tensors | why |", "|---:|---|", *_dropped_rows(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _what(plan: Plan, source: Source) -> Iterable[str]:
+    """What was made of what."""
+    made = f"`{source.name}` by g4convert {__version__}"
+    if not plan.quantized:
+        return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)
+    size = f"groups of {plan.recipe.group_size}" if plan.recipe.group_size else "one scale per row"
+    return (
+        f"{plan.architecture.family}, quantized from {made}:",
+        f"weights in int{plan.recipe.num_bits} symmetric, {size} (compressed-tensors, pack-quantized),",
+        "activations untouched.",
+    )
+
+
+def _served(plan: Plan, output_name: str) -> Iterable[str]:
+    """The command that serves it, or that vLLM does not."""
+    refused = [one.label for one in refusing(plan, (1,)) if one.engine == "vllm"]
+    if refused:
+        return (f"{refused[0]} does not load it; `g4convert check {output_name}` says why.",)
+    return ("    " + serve_command(output_name, drafter=plan.architecture.is_assistant),)
+
+
+def _cost(summary: Summary) -> Iterable[str]:
+    """Sizes and errors."""
+    return (
+        "## What it cost",
+        "",
+        f"{summary.before:,} bytes became {summary.after:,}: {summary.bits_per_weight:.2f} bits per weight",
+        "over the whole model.",
+        "",
+        *_error_table([summary.total, *summary.roles]),
+        "",
+        "Relative error is the sum of squared rounding errors over the sum of squared weights. A group that",
+        "lies on a lattice is exact when its dequantized weights equal the source bit for bit.",
+        "",
+    )
+
+
+def _error_table(rows: Iterable[ErrorRow]) -> Iterable[str]:
+    yield "| weights | relative error | SQNR | groups | on a lattice | exact |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for row in rows:
+        groups = max(row.stats.groups, 1)
+        yield (
+            f"| {row.name} | {row.relative_error:.5f} | {row.sqnr_db:.1f} dB | {row.stats.groups:,} "
+            f"| {row.stats.lattice_groups / groups:.1%} | {row.stats.exact_groups / groups:.1%} |"
+        )
+
+
+def _kept_rows(plan: Plan) -> Iterable[str]:
+    reasons = {(copy.role, copy.reason): [0, 0] for copy in plan.copied}
+    for copy in plan.copied:
+        count = reasons[copy.role, copy.reason]
+        count[:] = count[0] + 1, count[1] + copy.target.nbytes
+    for (role, reason), (tensors, nbytes) in reasons.items():
+        yield f"| {role.value} | {tensors} | {nbytes:,} | {reason} |"
+
+
+def _dropped_rows(plan: Plan) -> Iterable[str]:
+    reasons = dict.fromkeys((drop.reason for drop in plan.dropped), 0)
+    for drop in plan.dropped:
+        reasons[drop.reason] += 1
+    return (f"| {count} | {reason} |" for reason, count in reasons.items())

@@ -1,0 +1,53 @@
+"""`method: auto`: measure a sample of the groups, take `lattice` where they lie on one, `mse` otherwise.
+
+The sample is the same for the same source: rows from the middle of Linears spread evenly over the plan.
+"""
+
+import numpy as np
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.result import Choice
+from g4convert.planning.recipe import Recipe
+from g4convert.planning.steps import Plan, Quantize
+from g4convert.quantization import Method, NonFiniteError
+from g4convert.quantization.tiles import CpuTiles
+from g4convert.tensors import DType
+
+__all__ = ["LATTICE_SHARE", "choose"]
+
+LATTICE_SHARE = 0.99
+"""Share of sampled groups on a lattice from which `auto` takes `lattice`."""
+
+_LATTICE_BITS = 4
+_LINEARS = 32
+_ROWS = 8
+
+
+def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
+    """The recipe's method, or for `auto` the one that a sample of the source asks for."""
+    if plan.recipe.method != "auto":
+        return Choice(Method(plan.recipe.method.value), "the recipe says so")
+    if not plan.quantized:
+        return Choice(Method.MSE, "nothing is packed")
+    if plan.recipe.num_bits != _LATTICE_BITS:
+        return Choice(Method.MSE, f"lattices have {_LATTICE_BITS} bits, the recipe {plan.recipe.num_bits}")
+    steps = plan.quantized[:: max(1, len(plan.quantized) // _LINEARS)]
+    shares = [_share(step, plan.recipe, checkpoint, reader) for step in steps]
+    share = float(np.mean(shares))
+    method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
+    return Choice(method, f"{share:.1%} of the groups of {len(shares)} sampled Linears lie on a 4-bit lattice")
+
+
+def _share(step: Quantize, recipe: Recipe, checkpoint: Checkpoint, reader: Reader) -> float:
+    n, k = step.weight.shape
+    rows = min(_ROWS, n)
+    stored = checkpoint.tensors[step.weight.segment.source]
+    itemsize = step.weight.dtype.itemsize
+    begin = stored.begin + step.weight.segment.begin + (n - rows) // 2 * k * itemsize
+    words = np.empty((rows, k), np.float32 if step.weight.dtype is DType.F32 else np.uint16)
+    reader.read_into(stored.file, begin, words.data.cast("B"))
+    try:
+        return CpuTiles().lattice_share(words, step.weight.dtype, recipe.group_size)
+    except NonFiniteError:
+        return 0.0  # the run comes to it, and names the first such weight of the whole tensor

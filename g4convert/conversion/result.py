@@ -1,0 +1,145 @@
+"""What a finished conversion says of itself: sizes, errors, the method and why. Values only."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from shlex import quote
+from typing import Any
+
+from g4convert.planning.recipe import Recipe
+from g4convert.planning.sizes import RoleSize, role_sizes
+from g4convert.planning.steps import Plan
+from g4convert.quantization import Method, Scheme, TileStats
+
+__all__ = ["Choice", "ErrorRow", "Summary", "serve_command", "summarize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The method taken, and why."""
+
+    method: Method
+    why: str
+
+    def scheme(self, recipe: Recipe) -> Scheme:
+        """How weights are quantized under a recipe with this method."""
+        return Scheme(recipe.num_bits, recipe.group_size, self.method, signed=recipe.signed)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """What rounding cost a tensor or a role."""
+
+    name: str
+    stats: TileStats
+
+    @property
+    def relative_error(self) -> float:
+        """Sum of squared errors over sum of squared weights; 0 for all-zero weights."""
+        return self.stats.relative_error
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal over quantization noise in dB; infinite where nothing is lost."""
+        return -10 * math.log10(self.relative_error) if self.relative_error else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a finished conversion says of itself; the same for any number of workers or interruptions."""
+
+    choice: Choice
+    sizes: tuple[RoleSize, ...]
+    files: int
+    total: ErrorRow
+    roles: tuple[ErrorRow, ...]
+    modules: tuple[ErrorRow, ...]
+
+    @property
+    def worst(self) -> tuple[ErrorRow, ...]:
+        """The five modules with the largest relative error."""
+        return tuple(sorted(self.modules, key=lambda row: (-row.relative_error, row.name))[:5])
+
+    @property
+    def before(self) -> int:
+        """Bytes of the source's tensors."""
+        return sum(size.before for size in self.sizes)
+
+    @property
+    def after(self) -> int:
+        """Bytes of the output's tensors."""
+        return sum(size.after for size in self.sizes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight over the whole output."""
+        return 8 * self.after / sum(size.params for size in self.sizes if size.after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON."""
+        return {
+            "method": self.choice.method.value,
+            "why": self.choice.why,
+            "bytes_before": self.before,
+            "bytes_after": self.after,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "files": self.files,
+            "total": _row(self.total),
+            "roles": [_row(row) for row in self.roles],
+            "worst": [_row(row) for row in self.worst],
+        }
+
+
+def summarize(plan: Plan, choice: Choice, files: int, results: Mapping[int, Iterable[list[Any]]]) -> Summary:
+    """Add up the statistics of all units, in the order of the work whoever did it.
+
+    Args:
+        plan: what was done.
+        choice: the method taken.
+        files: number of shards.
+        results: of each unit, [index into `plan.quantized`, *TileStats] for each of its tiles.
+    """
+    steps: dict[int, TileStats] = defaultdict(TileStats)
+    for unit in sorted(results):
+        for step, *numbers in results[unit]:
+            steps[step] += TileStats(*numbers)
+    roles: dict[str, TileStats] = defaultdict(TileStats)
+    total = TileStats()
+    rows = []
+    for number in sorted(steps):
+        weight = plan.quantized[number].weight
+        rows.append(ErrorRow(weight.module, steps[number]))
+        roles[weight.role.value] += steps[number]
+        total += steps[number]
+    return Summary(
+        choice,
+        role_sizes(plan),
+        files,
+        ErrorRow("all", total),
+        tuple(ErrorRow(role, stats) for role, stats in roles.items()),
+        tuple(rows),
+    )
+
+
+def serve_command(output: str, *, drafter: bool) -> str:
+    """The command that serves an output; a drafter runs beside the model it drafts for (vLLM 0.33)."""
+    if not drafter:
+        return f"vllm serve {quote(output)}"
+    options = json.dumps({"method": "mtp", "model": output, "num_speculative_tokens": 4})
+    return f"vllm serve TARGET --speculative-config {quote(options)}"
+
+
+def _row(row: ErrorRow) -> dict[str, Any]:
+    stats = row.stats
+    codes = max(stats.weights, 1)
+    return {
+        "name": row.name,
+        "relative_error": row.relative_error,
+        "zero_codes": stats.zero_codes / codes,
+        "saturated_codes": stats.saturated_codes / codes,
+        "groups": stats.groups,
+        "lattice_groups": stats.lattice_groups,
+        "exact_groups": stats.exact_groups,
+    }

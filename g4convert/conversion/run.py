@@ -1,0 +1,221 @@
+"""The pipeline: open, plan, check, stream, finish.
+
+    open checkpoint -> plan -> layout -> OUT.partial: stream + journal -> config, card, side files -> rename to OUT
+
+Everything that can be wrong with names, shapes, the recipe, the disk or the output directory is found before
+OUT.partial exists. From then on a stop of any kind leaves OUT.partial, and the same command continues it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from g4convert import __version__
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.checkpoint.source import Source
+from g4convert.conversion import provenance as output
+from g4convert.conversion.card import model_card
+from g4convert.conversion.drops import check_drops
+from g4convert.conversion.journal import Journal
+from g4convert.conversion.method import choose
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.result import Choice, Summary, summarize
+from g4convert.conversion.staging import JOURNALS, Staging
+from g4convert.conversion.stream import Progress, Streams, run_units
+from g4convert.conversion.workers import workers_for
+from g4convert.conversion.writer import ShardWriter, copy_file, write_file
+from g4convert.errors import G4Error, InputError
+from g4convert.planning.gate import hold
+from g4convert.planning.layout import Layout, lay_out
+from g4convert.planning.recipe import Resolved
+from g4convert.planning.steps import Plan, make_plan
+from g4convert.planning.units import Unit, make_units
+
+__all__ = ["Conversion", "Job", "convert", "prepare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked for.
+
+    Args:
+        source: the checkpoint, resolved to a directory.
+        recipe: what to do with it.
+        output: directory to write.
+        workers: threads, or 0 for one for each core (or GPU).
+        device: `cpu`, `cuda` or `cuda:N`.
+        overwrite: replace a non-empty output, start an unfinished one again if it is of something else.
+        tps: tensor parallel sizes at which the recipe's engines must load the output.
+    """
+
+    source: Source
+    recipe: Resolved
+    output: Path
+    workers: int = 0
+    device: str = "cpu"
+    overwrite: bool = False
+    tps: tuple[int, ...] = (1,)
+
+    @property
+    def staging(self) -> Staging:
+        """Where the output grows."""
+        return Staging(self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A job with everything decided: the plan, the place of every byte, the units of work."""
+
+    job: Job
+    checkpoint: Checkpoint
+    plan: Plan
+    layout: Layout
+    config: Mapping[str, Any]
+    units: tuple[Unit, ...]
+
+
+def prepare(job: Job) -> Conversion:
+    """Decide everything, without reading a weight or writing a byte.
+
+    Raises:
+        G4Error: whatever is wrong with the source, the recipe or the output directory.
+    """
+    checkpoint = Checkpoint.open(job.source.path)
+    plan = make_plan(checkpoint, job.recipe.recipe)
+    hold(plan, job.tps)
+    layout = lay_out(plan)
+    _check_side_files(checkpoint)
+    job.staging.check(job.source.path, overwrite=job.overwrite)
+    return Conversion(
+        job, checkpoint, plan, layout, output.config(checkpoint, plan), make_units(plan, layout, checkpoint)
+    )
+
+
+def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary | None:
+    """Write the output.
+
+    Args:
+        conversion: what `prepare` decided.
+        progress: told of finished work.
+        ranks: this process among those of the run.
+
+    Returns:
+        What was done, in rank 0; None in the others.
+
+    Raises:
+        Interrupted: stopped on request; the same command continues.
+        InputError: a weight is not finite, a dropped tensor is not what it must be, the disk is full.
+        EnvironmentFault: another rank is gone, or the device failed.
+    """
+    job, staging = conversion.job, conversion.job.staging
+    workers = workers_for(job.device, job.workers)
+    with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
+        started = ranks.from_lead(_start(conversion, reader) if ranks.leads else None)
+        scheme = started.choice.scheme(conversion.plan.recipe)
+        pending = {number: conversion.units[number] for number in started.pending[ranks.rank :: ranks.world]}
+        with (
+            ShardWriter(staging.partial, conversion.layout, create=False) as writer,
+            Journal(staging.journal(ranks.rank), started.fingerprint) as journal,
+        ):
+            total = sum(task.nbytes for unit in conversion.units for task in unit)
+            left = sum(task.nbytes for number in started.pending for task in conversion.units[number])
+            progress.start(total, total - left)
+            try:
+                results = run_units(pending, Streams(reader, writer, journal), scheme, workers, progress)
+            except InputError:
+                staging.drop()  # of a source that no run can finish
+                raise
+            for other in ranks.gather(results):
+                results |= other
+            if not ranks.leads:
+                return None
+            writer.sync(shard.file for shard in conversion.layout.shards)
+    summary = summarize(conversion.plan, started.choice, len(conversion.layout.shards), {**started.done, **results})
+    _finish(conversion, summary)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """What rank 0 tells the others: what is chosen, done and left."""
+
+    choice: Choice
+    fingerprint: Mapping[str, Any]
+    done: Mapping[int, list[Any]]
+    pending: tuple[int, ...]
+
+
+def _start(conversion: Conversion, reader: Reader) -> "_Started | G4Error":
+    """Check what needs reading, make or reopen OUT.partial; an error is returned, to be sent to every rank."""
+    try:
+        return _start_or_raise(conversion, reader)
+    except G4Error as error:
+        return error
+
+
+def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
+    job, staging = conversion.job, conversion.job.staging
+    check_drops(conversion.plan, conversion.checkpoint, reader)
+    choice = choose(conversion.plan, conversion.checkpoint, reader)
+    fingerprint = _fingerprint(conversion, choice)
+    done = staging.done(fingerprint, overwrite=job.overwrite)
+    if done is None:
+        staging.make(conversion.layout, fingerprint, partial(_write_known, conversion))
+        done = {}
+    pending = tuple(number for number in range(len(conversion.units)) if number not in done)
+    return _Started(choice, fingerprint, done, pending)
+
+
+def _write_known(conversion: Conversion, directory: Path) -> None:
+    """Side files, byte for byte, then the config and the index."""
+    checkpoint = conversion.checkpoint
+    for name in checkpoint.side_files:
+        target = directory / (output.CARRIED_README if name == "README.md" else name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(checkpoint.path / name, target)
+    write_file(directory / "config.json", _json(conversion.config))
+    write_file(directory / "model.safetensors.index.json", _json(conversion.layout.index()))
+
+
+def _check_side_files(checkpoint: Checkpoint) -> None:
+    """No file that is carried over may have the name of one that a growing output needs."""
+    taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, JOURNALS)]
+    if {"README.md", output.CARRIED_README} <= {*checkpoint.side_files}:
+        taken.append(output.CARRIED_README)
+    if taken:
+        raise InputError(f"{', '.join(taken)}: a name that the output needs", hint="rename the file, or move it away")
+
+
+def _fingerprint(conversion: Conversion, choice: Choice) -> dict[str, Any]:
+    """Everything the output's bytes depend on, as JSON."""
+    job = conversion.job
+    return {
+        "g4convert": __version__,
+        "source": {**conversion.checkpoint.fingerprint(), **_stamps(conversion.checkpoint)},
+        "recipe": job.recipe.settings(),
+        "method": choice.method.value,
+        "units": len(conversion.units),
+    }
+
+
+def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    """Size and time of every file that is carried over."""
+    found = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}
+    return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found.items()}
+
+
+def _finish(conversion: Conversion, summary: Summary) -> None:
+    """Write what tells of the result, and give the directory its name."""
+    job, checkpoint = conversion.job, conversion.checkpoint
+    provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)
+    card = model_card(conversion.plan, job.source, job.recipe, job.staging.target.name, summary)
+    job.staging.finish({"g4convert.json": _json(provenance), "README.md": card.encode()})
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,168 @@
+"""The directory of an output while it grows: OUT.partial, until it is complete and takes the name of OUT.
+
+A stop of any kind leaves OUT.partial with its journal, and the same command continues it. Without a journal it
+was stopped before its first unit, and is made again. An output that is overwritten waits as OUT.replaced until
+the new one has its name.
+"""
+
+import errno
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from g4convert.conversion.journal import Journal, read_done
+from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
+from g4convert.errors import InputError, UsageError
+from g4convert.planning.layout import Layout
+
+__all__ = ["JOURNALS", "Staging"]
+
+JOURNALS = "journal*.jsonl"
+"""Names that OUT.partial needs for itself."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """Where an output is written.
+
+    Args:
+        output: its directory, as it was given.
+    """
+
+    output: Path
+
+    @property
+    def target(self) -> Path:
+        """The output as an absolute path without links, so that it has a name and neighbours."""
+        return self.output.resolve()
+
+    @property
+    def partial(self) -> Path:
+        """Where the output grows."""
+        return self.target.with_name(f"{self.target.name}.partial")
+
+    @property
+    def replaced(self) -> Path:
+        """Where an output that is overwritten waits until the new one has its name."""
+        return self.target.with_name(f"{self.target.name}.replaced")
+
+    def journal(self, rank: int = 0) -> Path:
+        """The journal of a process among those of a run."""
+        return self.partial / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
+
+    def check(self, source: Path, *, overwrite: bool) -> None:
+        """The output must be new, empty, or a checkpoint the user agreed to lose.
+
+        Args:
+            source: the source's directory.
+            overwrite: a checkpoint may be lost.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        target, source, another = self.target, source.resolve(), "give -o another directory"
+        if target == source or source in target.parents or target in source.parents:
+            raise UsageError(f"{self.output}: lies in the source, or the source in it", hint=another)
+        if target == Path.cwd():
+            raise UsageError(
+                f"{self.output}: is the current directory, which a finished output would replace",
+                hint=f"cd .. and -o {target.name}, or give another directory",
+            )
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"{self.output}: is a file, expected a directory to make", hint=another)
+        if not target.is_dir() or not any(target.iterdir()):
+            return
+        if not overwrite:
+            raise UsageError(f"{self.output}: is not empty", hint="--overwrite replaces it")
+        if not (target / "config.json").is_file():
+            text = "is not empty and holds no config.json: not a checkpoint, so not overwritten"
+            raise UsageError(f"{self.output}: {text}", hint=another)
+        if self.replaced.exists():
+            raise UsageError(f"{self.replaced}: is there, the old output would go there first", hint="move it away")
+
+    def done(self, fingerprint: Mapping[str, Any], *, overwrite: bool) -> dict[int, list[Any]] | None:
+        """The units that a stopped run has finished; None where there is nothing to continue, and OUT.partial is gone.
+
+        Args:
+            fingerprint: everything the output's bytes depend on.
+            overwrite: what is of another fingerprint may be lost.
+
+        Raises:
+            InputError: it is of another fingerprint.
+        """
+        if any(self.partial.glob(JOURNALS)):
+            try:
+                return read_done(self.partial, fingerprint)
+            except InputError:
+                if not overwrite:
+                    raise
+        if self.partial.exists():
+            shutil.rmtree(self.partial)
+        return None
+
+    def make(self, layout: Layout, fingerprint: Mapping[str, Any], write_known: Callable[[Path], None]) -> None:
+        """All that is known before a weight is read, then the journal: a directory without one is not continued.
+
+        Shards are preallocated and the rest is written here, so a disk that is too small is found now.
+
+        Args:
+            layout: the shards.
+            fingerprint: everything the output's bytes depend on.
+            write_known: writes the other files into a directory.
+
+        Raises:
+            InputError: the directory cannot be made, or the disk is too small.
+        """
+        partial = self.partial
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"{partial}: cannot be made: {error.strerror}", hint="give -o on a disk you can write"
+            ) from error
+        made = False
+        try:
+            with ShardWriter(partial, layout, create=True) as writer:
+                writer.sync(shard.file for shard in layout.shards)
+            write_known(partial)
+            Journal(self.journal(), fingerprint).close()
+            sync_directory(partial)
+            made = True
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                need = sum(shard.size for shard in layout.shards)
+                raise InputError(
+                    f"{partial}: no room for {need / 1e9:.2f} GB: {error.strerror}",
+                    hint="free some space, or give -o on another disk",
+                ) from error
+            raise
+        finally:
+            if not made:
+                self.drop()
+
+    def drop(self) -> None:
+        """Remove OUT.partial, which no run can finish."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def finish(self, files: Mapping[str, bytes]) -> None:
+        """Write the last files, drop the journals, and rename into place; an old output goes only after that.
+
+        Args:
+            files: contents by name.
+        """
+        for name, data in files.items():
+            write_file(self.partial / name, data)
+        for path in self.partial.glob(JOURNALS):
+            path.unlink()
+        sync_directory(self.partial)
+        overwritten = self.target.exists() and any(self.target.iterdir())
+        if overwritten:
+            self.target.rename(self.replaced)
+        self.partial.rename(self.target)
+        sync_directory(self.target.parent)
+        if overwritten:
+            shutil.rmtree(self.replaced)

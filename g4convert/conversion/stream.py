@@ -1,0 +1,217 @@
+"""Units through workers: read, quantize or copy, write at the final place, then journal what is synced.
+
+Workers are threads: reading, the compiled kernels, writing and copying all release the interpreter lock. They
+take units from one queue; the calling thread collects what is finished, syncs the files it touched and appends
+to the journal about once a second, so writing back overlaps with computing.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import astuple, dataclass
+from queue import Empty, SimpleQueue
+from threading import Event
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.journal import Journal
+from g4convert.conversion.writer import ShardWriter
+from g4convert.errors import InputError, Interrupted
+from g4convert.planning.units import CopyTask, QuantizeTask, Unit
+from g4convert.quantization import NonFiniteError, Scheme, Tiles, TileStats
+from g4convert.tensors import DType
+
+__all__ = ["Progress", "Streams", "run_units"]
+
+_SYNC_SECONDS = 1.0
+_POLL_SECONDS = 0.1
+_MAX_PENDING = 64
+
+
+class Progress(Protocol):
+    """Who watches a run."""
+
+    def start(self, total: int, done: int) -> None:
+        """Work begins: `done` of `total` source bytes were finished by an earlier run."""
+
+    def advance(self, nbytes: int, name: str) -> None:
+        """`nbytes` more source bytes are finished; `name` is the tensor worked on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Where the bytes come from and go to."""
+
+    reader: Reader
+    writer: ShardWriter
+    journal: Journal
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    unit: int
+    stats: list[Any]
+
+
+def run_units(
+    units: Mapping[int, Unit],
+    streams: Streams,
+    scheme: Scheme,
+    workers: Iterable[Callable[[], Tiles]],
+    progress: Progress,
+) -> dict[int, list[Any]]:
+    """Do the given units, one thread for each entry of `workers`.
+
+    Args:
+        units: what to do, by unit number.
+        streams: source files, output files and journal.
+        scheme: how weights are quantized.
+        workers: makes the tile arithmetic of each worker, in its own thread.
+        progress: told of every finished unit.
+
+    Returns:
+        Statistics of each unit: a list of [step, *TileStats] for its quantize tasks.
+
+    Raises:
+        Interrupted: Ctrl-C; what is finished is in the journal.
+        InputError: a weight is NaN or infinite, or the source shrank.
+    """
+    waiting: SimpleQueue[tuple[int, Unit]] = SimpleQueue()
+    for number, unit in units.items():
+        waiting.put((number, unit))
+    finished: SimpleQueue[_Finished] = SimpleQueue()
+    stop = Event()
+    makers = tuple(workers)
+    results: dict[int, list[Any]] = {}
+    with ThreadPoolExecutor(len(makers), thread_name_prefix="tile") as pool:
+        threads = [pool.submit(_work, waiting, finished, stop, streams, scheme, make) for make in makers]
+        try:
+            synced = time.monotonic()
+            while wait(threads, _POLL_SECONDS, FIRST_EXCEPTION).not_done and not _failed(threads):
+                if finished.qsize() >= _MAX_PENDING or time.monotonic() - synced > _SYNC_SECONDS:
+                    results |= _commit(finished, units, streams, progress)
+                    synced = time.monotonic()
+        except KeyboardInterrupt as error:
+            raise Interrupted("stopped; finished work is kept", hint="the same command continues") from error
+        finally:
+            stop.set()
+            wait(threads)
+            results |= _commit(finished, units, streams, progress)
+        for thread in threads:
+            thread.result()
+    return results
+
+
+def _failed(threads: Iterable[Future[None]]) -> bool:
+    return any(thread.done() and thread.exception() for thread in threads)
+
+
+def _commit(
+    finished: "SimpleQueue[_Finished]", units: Mapping[int, Unit], streams: Streams, progress: Progress
+) -> dict[int, list[Any]]:
+    """Sync what is finished, then say so in the journal, then to whoever watches."""
+    batch: dict[int, list[Any]] = {}
+    while True:
+        try:
+            item = finished.get_nowait()
+        except Empty:
+            break
+        batch[item.unit] = item.stats
+    if batch:
+        streams.writer.sync({task.target_file for number in batch for task in units[number]})
+        streams.journal.append(batch)
+        for number in batch:
+            progress.advance(sum(task.nbytes for task in units[number]), units[number][-1].name)
+    return batch
+
+
+def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
+    waiting: "SimpleQueue[tuple[int, Unit]]",
+    finished: "SimpleQueue[_Finished]",
+    stop: Event,
+    streams: Streams,
+    scheme: Scheme,
+    make_tiles: Callable[[], Tiles],
+) -> None:
+    """One worker: units until there are none left, or someone says stop."""
+    worker = _Worker(streams, scheme, make_tiles())
+    while not stop.is_set():
+        try:
+            number, unit = waiting.get_nowait()
+        except Empty:
+            return
+        finished.put(_Finished(number, worker.do(unit)))
+
+
+class _Worker:
+    """The buffers of one thread, as large as its largest tile so far."""
+
+    def __init__(self, streams: Streams, scheme: Scheme, tiles: Tiles) -> None:
+        self._streams = streams
+        self._scheme = scheme
+        self._tiles = tiles
+        self._source = np.empty(0, np.uint8)
+        self._packed = np.empty(0, np.int32)
+        self._scale = np.empty(0, np.uint16)
+
+    def do(self, unit: Unit) -> list[Any]:
+        """Do every task of a unit; [step, *TileStats] of its quantize tasks."""
+        stats = []
+        for task in unit:
+            self._streams.reader.will_need(task.file, task.begin, task.nbytes)
+        for task in unit:
+            match task:
+                case CopyTask():
+                    fd = self._streams.reader.fd(task.file)
+                    self._streams.writer.copy(fd, task.begin, task.nbytes, task.target_file, task.target_begin)
+                case QuantizeTask():
+                    stats.append([task.step, *astuple(self._quantize(task))])
+        return stats
+
+    def _quantize(self, task: QuantizeTask) -> TileStats:
+        self._source = _at_least(self._source, task.nbytes)
+        self._packed = _at_least(self._packed, task.rows * task.packed_row // self._packed.itemsize)
+        self._scale = _at_least(self._scale, task.rows * task.groups)
+        source = self._source[: task.nbytes]
+        self._streams.reader.read_into(task.file, task.begin, source.data)
+        rows = source.view(np.float32 if task.dtype is DType.F32 else np.uint16).reshape(task.rows, task.k)
+        packed = self._packed[: task.rows * task.packed_row // 4].reshape(task.rows, -1)
+        scale = self._scale[: task.rows * task.groups].reshape(task.rows, -1)
+        try:
+            stats = self._tiles.quantize(rows, task.dtype, self._scheme, packed, scale)
+        except NonFiniteError as error:
+            raise self._named(error, task) from error
+        self._streams.writer.write(task.target_file, task.packed_begin, packed.data)
+        self._streams.writer.write(task.target_file, task.scale_begin, scale.data)
+        return stats
+
+    def _named(self, error: NonFiniteError, task: QuantizeTask) -> InputError:
+        """The error with the tensor's name and the first such index: another worker may be at an earlier tile."""
+        row, column = task.first_row + error.row, error.column
+        stride = task.k * task.dtype.itemsize
+        for first in range(0, task.first_row, task.rows):
+            words = self._source[: min(task.rows, task.first_row - first) * stride]
+            self._streams.reader.read_into(task.file, task.begin - (task.first_row - first) * stride, words.data)
+            places = np.flatnonzero(_not_finite(words, task.dtype))
+            if places.size:
+                row, column = first + int(places[0]) // task.k, int(places[0]) % task.k
+                break
+        return InputError(
+            f"{task.name}.weight: [{row}, {column}] is NaN or infinite",
+            hint="the checkpoint is damaged, or its training diverged",
+        )
+
+
+def _not_finite(source: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
+    """Which of the stored words are NaN or infinite: all bits of the exponent set."""
+    exponent = {DType.BF16: 0x7F80, DType.F16: 0x7C00, DType.F32: 0x7F800000}[dtype]
+    words: NDArray[Any] = source.view(np.uint32 if dtype is DType.F32 else np.uint16)
+    found: NDArray[np.bool_] = (words & exponent) == exponent
+    return found
+
+
+def _at_least(buffer: NDArray[Any], size: int) -> NDArray[Any]:
+    return buffer if buffer.size >= size else np.empty(size, buffer.dtype)

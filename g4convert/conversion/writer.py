@@ -1,0 +1,111 @@
+"""Bytes to their final place: positioned writes and copies inside the kernel.
+
+Every output byte has its offset before it exists, so writes need no order and no lock. Shards are preallocated,
+which also finds a full disk before any work is done.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from g4convert.checkpoint.reader import OpenFiles
+from g4convert.errors import InputError
+from g4convert.planning.layout import Layout
+
+__all__ = ["ShardWriter", "copy_file", "sync_directory", "write_file"]
+
+_CHUNK = 8 << 20
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+
+
+class ShardWriter(OpenFiles):
+    """The output shards, opened once, written at offsets from any thread.
+
+    Args:
+        directory: where the shards are.
+        layout: their names and sizes.
+        create: whether to make and preallocate them and write their heads; False for a rank that joins.
+
+    Raises:
+        OSError: the disk has not the room, or a shard to join is not there.
+    """
+
+    def __init__(self, directory: Path, layout: Layout, *, create: bool) -> None:
+        super().__init__()
+        try:
+            for shard in layout.shards:
+                flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+                fd = self._fds[shard.file] = os.open(directory / shard.file, flags, 0o644)
+                if create and shard.size:
+                    os.posix_fallocate(fd, 0, shard.size)
+                    self.write(shard.file, 0, shard.head)
+        except OSError:
+            self.close()
+            raise
+
+    def write(self, file: str, begin: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at byte `begin` of `file`."""
+        view = memoryview(data).cast("B")
+        while view:
+            count = os.pwrite(self._fds[file], view, begin)
+            view, begin = view[count:], begin + count
+
+    def copy(self, source: int, source_begin: int, nbytes: int, file: str, begin: int) -> None:
+        """Copy `nbytes` from a descriptor without passing through Python, where the kernel can.
+
+        Some file systems refuse, some copy nothing and say so: both are then read and written.
+
+        Raises:
+            InputError: the source ends first.
+        """
+        target = self._fds[file]
+        in_kernel = True
+        while nbytes:
+            count = 0
+            if in_kernel:
+                try:
+                    count = os.copy_file_range(source, target, nbytes, source_begin, begin)
+                except OSError as error:
+                    if error.errno not in _NO_KERNEL_COPY:
+                        raise
+                if not count:
+                    in_kernel = False
+                    continue
+            else:
+                data = os.pread(source, min(nbytes, _CHUNK), source_begin)
+                self.write(file, begin, data)
+                count = len(data)
+            if not count:
+                raise InputError(f"source ends at byte {source_begin}, was longer a moment ago", hint="start again")
+            source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
+
+    def sync(self, files: Iterable[str]) -> None:
+        """Wait until what was written to these files is on disk."""
+        for file in files:
+            os.fdatasync(self._fds[file])
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file and sync it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file that is carried over, and sync it."""
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

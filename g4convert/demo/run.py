@@ -1,0 +1,184 @@
+"""`g4convert demo`: the whole road on a tiny checkpoint, without a network.
+
+    a tiny real checkpoint -> plan it -> quantize it -> load the result in transformers -> compare logits
+
+Families with a trained checkpoint in the package take that; the others are made with random weights. Two
+differences are shown and must not be confused: the loaded result against the source with dequantized weights (is
+what was written what is read? about 0), and the latter against the source itself (what four bits cost).
+
+Both directories are made elsewhere and moved into place. What is in their place goes only if an earlier demo made
+it: `.g4convert-demo.json` beside them has the hash of every file that did.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.result import Summary
+from g4convert.conversion.run import Job, convert, prepare
+from g4convert.demo import make
+from g4convert.demo.logits import LogitsDifference, compare, logits, prompts
+from g4convert.demo.reload import dequantized, reload
+from g4convert.demo.trained import TRAINED, trained
+from g4convert.errors import GateError, UsageError
+from g4convert.gemma4.family import Family
+from g4convert.planning.recipe import DEFAULT, load
+from g4convert.planning.report import PlanReport
+from g4convert.progress import Quiet
+
+__all__ = ["Comparison", "Demonstration", "make_room", "move_into_place", "run"]
+
+PARITY = 1e-5
+"""Largest difference of fp32 logits, relative to the largest logit, that two ways of reading may have."""
+
+_RECORD = ".g4convert-demo.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One prompt, two questions."""
+
+    prompt: str
+    read_back: LogitsDifference
+    """The loaded result against the source with dequantized weights: must be about 0."""
+    cost: LogitsDifference
+    """The source with dequantized weights against the source: what quantization costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What the demo did and found."""
+
+    source: Path
+    output: Path
+    plan: PlanReport
+    summary: Summary
+    comparisons: tuple[Comparison, ...]
+    is_trained: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "schema_version": 1,
+            "source": str(self.source),
+            "output": str(self.output),
+            "trained": self.is_trained,
+            "plan": self.plan.to_dict(tensors=False),
+            "result": self.summary.to_dict(),
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+        }
+
+
+def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstration:
+    """Make, quantize, load and compare a tiny checkpoint.
+
+    Args:
+        family: which one.
+        directory: gets the source `FAMILY` and the output `FAMILY-W4A16`.
+        say: told of each step.
+
+    Raises:
+        UsageError: something that no demo made is in their place.
+        GateError: the result does not load, or computes something else than the dequantized model.
+    """
+    source, output = directory / family, directory / f"{family}-W4A16"
+    make_room(directory, (source.name, output.name))
+    with TemporaryDirectory(prefix=".g4convert-demo-", dir=directory) as name:
+        made = Path(name)
+        if family in TRAINED:
+            say(f"copying a tiny {family} checkpoint that has learned something: {source}")
+            shutil.copytree(trained(family), made / source.name, copy_function=shutil.copyfile)
+        else:
+            say(f"making a tiny {family} checkpoint: {source}")
+            make(family, made / source.name)
+        say(f"quantizing it: {output}")
+        recipe = load(DEFAULT, {"assistant": "pack"} if "assistant" in family else None)
+        conversion = prepare(Job(Source.at(made / source.name), recipe, made / output.name))
+        summary = convert(conversion, Quiet(), Ranks())
+        move_into_place(directory, made, (source.name, output.name))
+    assert summary is not None  # noqa: S101 - there is one rank, and it leads
+    report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout)
+    say("loading the result in transformers, and the source with dequantized weights beside it")
+    return Demonstration(source, output, report, summary, _compare(source, output), family in TRAINED)
+
+
+def _compare(source: Path, output: Path) -> tuple[Comparison, ...]:
+    """Both differences for every prompt the model takes.
+
+    Raises:
+        GateError: the result computes something else than the dequantized model.
+    """
+    original, expected, found = reload(source), dequantized(source, output), reload(output)
+    comparisons = []
+    for prompt in prompts(original):
+        wanted = logits(expected, prompt)
+        comparisons.append(
+            Comparison(prompt.kind, compare(wanted, logits(found, prompt)), compare(logits(original, prompt), wanted))
+        )
+    wrong = [f"{c.prompt}: {c.read_back.relative:.1e}" for c in comparisons if not c.read_back.relative <= PARITY]
+    if wrong:
+        raise GateError("the loaded result computes something else than the dequantized model", offenders=wrong)
+    return tuple(comparisons)
+
+
+def make_room(directory: Path, names: tuple[str, ...]) -> None:
+    """Check that what is in the way was made by a demo and is unchanged, then remove it.
+
+    Raises:
+        UsageError: it was not; names every such file, and nothing is removed.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory}: is a file, expected a directory to write to")
+    directory.mkdir(parents=True, exist_ok=True)
+    known = _read_record(directory)
+    there = {name: digest for name in names for name, digest in _hashes(directory, name).items()}
+    strange = [name for name, digest in there.items() if known.get(name) != digest]
+    if strange:
+        raise UsageError(
+            f"{directory}: in the way, and not made by an earlier demo",
+            offenders=strange,
+            hint="name another directory, or remove them",
+        )
+    for name in names:
+        if (directory / name).is_dir():
+            shutil.rmtree(directory / name)
+
+
+def move_into_place(directory: Path, made: Path, names: tuple[str, ...]) -> None:
+    """Move what was made, and record that it was."""
+    record = dict(_read_record(directory))
+    for name in names:
+        record |= _hashes(made, name)
+    (directory / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for name in names:
+        (made / name).rename(directory / name)
+
+
+def _hashes(directory: Path, name: str) -> dict[str, str]:
+    """SHA-256 of every file at or below `name`, by path; a link or an empty directory is a file no demo made."""
+    path = directory / name
+    if path.is_symlink() or not path.is_dir():
+        return {name: "not a directory"} if path.is_symlink() or path.exists() else {}
+    found = {}
+    for child in sorted(path.iterdir()):
+        inner = f"{name}/{child.name}"
+        if child.is_file() and not child.is_symlink():
+            found[inner] = hashlib.sha256(child.read_bytes()).hexdigest()
+        else:
+            found[inner] = "not a file"
+    return found
+
+
+def _read_record(directory: Path) -> Mapping[str, str]:
+    try:
+        record = json.loads((directory / _RECORD).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,35 @@
+"""Small Gemma 4 checkpoints that have learned something, shipped with the package.
+
+Random checkpoints (`fixtures.make`) have every structure, but they are poor judges of damage: their answers are noise
+before and after it. These two were trained by `tools/train_fixtures.py`, on the King James Bible of Debian's
+bible-kjv-text (public domain) and on short lessons made by that script: to count in nine languages, to
+write a line of code or a tool call, to name the colours of a picture or the notes of a sound.
+
+    moe   26B-A4B: 16 experts, 4 a token, beside a dense MLP; full layers without v_proj; vision tower
+    e2b   E2B: per-layer embeddings, KV-shared layers with double-wide MLP, vision and audio towers
+
+bf16, 1024 ids, about 4 MB each. See docs/trained-models.md for what they reach.
+"""
+
+from pathlib import Path
+
+from g4convert.errors import UsageError
+from g4convert.gemma4.family import Family
+
+__all__ = ["TRAINED", "trained"]
+
+TRAINED = (Family.MOE, Family.E2B)
+"""The families that have one."""
+
+_SHIPPED = Path(__file__).parent / "trained"
+
+
+def trained(family: Family) -> Path:
+    """The directory of a trained checkpoint; it is part of the package and not to be written to.
+
+    Raises:
+        UsageError: there is none of this family.
+    """
+    if family not in TRAINED:
+        raise UsageError(f"no trained {family} checkpoint", hint=f"there are {' and '.join(TRAINED)}")
+    return _SHIPPED / family

@@ -1,0 +1,296 @@
+"""Does an engine load it, on how many GPUs, and with which kernel: the verdicts.
+
+    forms of all weights, `ignore`, `targets`  -- judge ---->  what no number of GPUs changes
+    sizes of each GPU's part                   -- kernels -->  what takes it, or why nothing does
+    other roles, groups, numbers of GPUs       -- remedies ->  what would be taken, tried
+
+A verdict is `yes`, `caveat` (a flag to pass, zeros to pad with, a slower kernel) or `no`, with the reason and
+what to do about it. A model in transformers is spread over GPUs, not split: one verdict.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from g4convert.engines import CONTRACTS
+from g4convert.engines.contract import Contract
+from g4convert.engines.forms import wrong_forms
+from g4convert.engines.limits import (
+    Packing,
+    Part,
+    Refused,
+    Taken,
+    sglang_linear,
+    vllm_cpu_experts,
+    vllm_cpu_linear,
+    vllm_experts,
+    vllm_linear,
+)
+from g4convert.engines.module import Kind, Module
+from g4convert.engines.remedies import EXPERT_PARALLEL, remedies
+from g4convert.engines.split import Uneven, part_of
+from g4convert.engines.weights import Remark, Topic, Weights, label
+from g4convert.errors import GateError
+from g4convert.gemma4 import Role
+
+__all__ = ["BASIS", "TENSOR_PARALLEL", "Loads", "Verdict", "refuse", "verdicts"]
+
+TENSOR_PARALLEL: Final = (1, 2, 4, 8)
+"""The numbers of GPUs that verdicts are given for unless others are asked for."""
+
+BASIS: Final = "read in the engines' sources; no GPU has run them"
+"""Where the rules behind every verdict come from."""
+
+_UNPACKS: Final = "unpacks at the first forward pass, into as much memory as bf16"
+_DENSE: Final[Mapping[str, Callable[[Part, Packing], Taken | Refused]]] = {"vllm": vllm_linear, "sglang": sglang_linear}
+_TORN: Final = {Topic.UNEVEN, Topic.GROUP}
+_LIFTED: Final = {*_TORN, Topic.REFUSED}
+"""What other choices of the recipe, or fewer GPUs, may change."""
+
+
+class Loads(StrEnum):
+    """Whether an engine loads a checkpoint and computes what it means."""
+
+    YES = "yes"
+    CAVEAT = "caveat"
+    NO = "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One engine on one number of GPUs.
+
+    Args:
+        engine: key of `CONTRACTS`.
+        label: name and versions.
+        tp: tensor parallel size.
+        kernels: that run the packed weights, by name; of transformers, how it runs them.
+        caveats: it loads, but.
+        problems: why it does not load, or computes with other weights than are stored.
+        notes: what else may be of interest.
+        remedies: what would make it load, as alternatives; empty where it does.
+    """
+
+    engine: str
+    label: str
+    tp: int
+    kernels: tuple[str, ...] = ()
+    caveats: tuple[Remark, ...] = ()
+    problems: tuple[Remark, ...] = ()
+    notes: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def loads(self) -> Loads:
+        """The verdict in a word."""
+        return Loads.NO if self.problems else Loads.CAVEAT if self.caveats else Loads.YES
+
+    @property
+    def told(self) -> tuple[Remark, ...]:
+        """Why not, or else what to know; sizes only where nothing is wrong at any number of GPUs."""
+        whole = tuple(one for one in self.problems if one.topic not in _TORN)
+        return whole or self.problems or self.caveats
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What would make it load, as alternatives: what lifts a refusal writes all anew, which mends the rest, too."""
+        if any(one.topic in _LIFTED for one in self.told):
+            return self.remedies
+        return tuple(dict.fromkeys(one.remedy for one in self.told if one.remedy))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "engine": self.engine,
+            "version": self.label,
+            "tp": self.tp,
+            "loads": self.loads.value,
+            "kernels": [*self.kernels],
+            "caveats": [one.to_dict() for one in self.caveats],
+            "problems": [one.to_dict() for one in self.problems],
+            "notes": [*self.notes],
+            "basis": BASIS,
+        }
+
+
+def verdicts(
+    weights: Weights, engines: Iterable[str] = tuple(CONTRACTS), tps: Iterable[int] = TENSOR_PARALLEL
+) -> tuple[Verdict, ...]:
+    """What each engine makes of a checkpoint.
+
+    Args:
+        weights: the checkpoint.
+        engines: keys of `CONTRACTS`.
+        tps: tensor parallel sizes.
+
+    Returns:
+        One for each engine and size; of transformers, one.
+    """
+    sizes, thin = tuple(dict.fromkeys(tps)), weights.thinned()
+    found = (
+        one
+        for engine in engines
+        for one in _judged(thin, CONTRACTS[engine], sizes, wrong_forms(thin, CONTRACTS[engine]))
+    )
+    return tuple(_remedied(weights, one) for one in found)
+
+
+def refuse(weights: Weights, engines: Collection[str], tps: Collection[int]) -> None:
+    """Hold a checkpoint against the engines that must load it.
+
+    Args:
+        weights: the checkpoint.
+        engines: those that must load it, keys of `CONTRACTS`.
+        tps: the tensor parallel sizes at which they must.
+
+    Raises:
+        GateError: one of them cannot; every reason, and what all of them would load at all of these sizes.
+    """
+    refused = [one for one in verdicts(weights, engines, tps) if one.loads is Loads.NO]
+    if refused:
+        problems = [remark for one in refused for remark in one.problems]
+        lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
+        lifted = any(remark.topic in _LIFTED for remark in problems)
+        ways = [", or ".join(_ways(weights, engines, tps, problems))] if lifted else []
+        ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and remark.topic not in _LIFTED)
+        names = dict.fromkeys(one.label for one in refused)
+        raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(ways))
+
+
+def _judged(
+    weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]
+) -> Iterator[Verdict]:
+    """Verdicts of one engine, without remedies; `problems` are those of any number of GPUs."""
+    whole = Verdict(contract.engine, contract.label, 1, problems=problems)
+    if contract.engine not in _DENSE:
+        yield replace(whole, kernels=(_UNPACKS,) if weights.packed else ())
+        return
+    split = _Split.of(weights, contract)
+    for tp in tps:
+        notes = split.on_a_cpu() if contract.engine == "vllm" else ()
+        yield split.verdict(replace(whole, tp=tp, notes=tuple(dict.fromkeys(notes))))
+
+
+def _remedied(weights: Weights, verdict: Verdict) -> Verdict:
+    """A verdict with what would make the engine load it on so many GPUs."""
+    if not any(one.topic in _LIFTED for one in verdict.problems):
+        return verdict
+    ways = _ways(weights, [verdict.engine], [verdict.tp], verdict.problems)
+    remedy = ", or ".join(ways)
+    told = (replace(one, remedy=remedy) if one.topic in _LIFTED else one for one in verdict.problems)
+    return replace(verdict, problems=tuple(told), remedies=ways)
+
+
+def _ways(
+    weights: Weights, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]
+) -> tuple[str, ...]:
+    """What all engines would load at all sizes."""
+    scope = sorted({*TENSOR_PARALLEL, *tps})
+    splits = any(engine in _DENSE for engine in engines)
+
+    def trial(changed: Weights) -> dict[int, bool]:
+        return _loaded(changed, engines, scope)
+
+    lifted = [one for one in problems if one.topic in _LIFTED]
+    return remedies(weights, tps if splits else (), lifted, trial)
+
+
+def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dict[int, bool]:
+    """The sizes at which all engines load weights once their config fits them, and whether one needs a flag."""
+    fits = dict.fromkeys(tps, False)
+    for engine in engines:
+        refused = tuple(one for one in wrong_forms(weights, CONTRACTS[engine]) if one.topic is Topic.REFUSED)
+        for one in _judged(weights, CONTRACTS[engine], tuple(fits), refused):
+            if one.loads is Loads.NO:
+                fits = {tp: flag for tp, flag in fits.items() if tp != one.tp and engine in _DENSE}
+            elif any(remark.topic is Topic.FLAG for remark in one.caveats):
+                fits[one.tp] = True
+    return fits
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """One checkpoint in one engine that splits; of modules that differ in their layer only, one."""
+
+    weights: Weights
+    contract: Contract
+    modules: tuple[Module, ...]
+
+    @classmethod
+    def of(cls, weights: Weights, contract: Contract) -> "_Split":
+        stored = (module for module in contract.modules(weights.architecture) if weights.holds(module))
+        return cls(weights, contract, tuple({weights.likeness(module): module for module in stored}.values()))
+
+    def verdict(self, whole: Verdict) -> Verdict:
+        """The verdict for a number of GPUs.
+
+        Args:
+            whole: what holds for any number; its `tp` is the number.
+        """
+        remarks = tuple(dict.fromkeys(self._remarks(whole.tp)))
+        torn = tuple(one for one in remarks if one.topic in _TORN)
+        caveats = tuple(one for one in remarks if one.topic in {Topic.PADDING, Topic.SLOW})
+        if torn and not whole.problems and self._saved_by_expert_parallel(torn):
+            caveats += tuple(_expert_parallel(one) for one in torn)
+            torn = ()
+        kernels = tuple(one.text for one in remarks if one.topic is Topic.KERNEL)
+        return replace(whole, kernels=kernels, caveats=caveats, problems=(*whole.problems, *torn))
+
+    def on_a_cpu(self) -> Iterator[str]:
+        """What vLLM's build for CPUs has no kernel for."""
+        for module in self.modules:
+            packing = self.weights.packing(module)
+            if packing is None or module.kind not in {Kind.LINEAR, Kind.EXPERTS}:
+                continue
+            part = self._part(module, 1) if module.kind is Kind.LINEAR else None
+            found = vllm_cpu_linear(part, packing) if isinstance(part, Part) else vllm_cpu_experts(packing)
+            if isinstance(found, Refused):
+                yield f"on a CPU: {label(module)}: {found.reason}"
+
+    def _remarks(self, tp: int) -> Iterator[Remark]:
+        """What becomes of every module on so many GPUs."""
+        for module in self.modules:
+            subject, role = label(module), self.weights.role(module)
+            packing = self.weights.packing(module)
+            match self._taken(module, packing, tp):
+                case Uneven(reason):
+                    yield Remark(Topic.UNEVEN, subject, reason, role=role)
+                case Refused(reason):
+                    yield Remark(Topic.GROUP, subject, reason, role=role)
+                case Taken(kernel, padded, slow):
+                    yield Remark(Topic.KERNEL, "", kernel)
+                    if padded:
+                        yield Remark(Topic.PADDING, subject, f"padded from {padded}", role=role)
+                    if slow:
+                        yield Remark(Topic.SLOW, subject, f"{kernel}, slower: {slow}", role=role)
+
+    def _taken(self, module: Module, packing: Packing | None, tp: int) -> Taken | Refused | Uneven | None:
+        """The kernel, or why there is none; None of plain modules."""
+        if module.kind is Kind.LINEAR:
+            part = self._part(module, tp)
+            if isinstance(part, Uneven) or packing is None:
+                return part if isinstance(part, Uneven) else None
+            return _DENSE[self.contract.engine](part, packing)
+        experts = self.weights.architecture.text.experts
+        if module.kind is not Kind.EXPERTS or experts is None:
+            return None  # tables and heads are padded
+        h, i = self.weights.architecture.text.hidden_size, experts.intermediate_size
+        if i % tp:
+            return Uneven(f"{i} inputs cannot be split over {tp} GPUs")
+        return vllm_experts(h, i // tp, i, packing) if packing and self.contract.engine == "vllm" else None
+
+    def _part(self, module: Module, tp: int) -> Part | Uneven:
+        return part_of(module, self.weights.architecture, self.weights.shapes, tp)
+
+    def _saved_by_expert_parallel(self, torn: Iterable[Remark]) -> bool:
+        """Whether only experts do not fit, and would unsplit (vLLM 0.33, `fused_moe/config.py:1198`)."""
+        if self.contract.engine != "vllm" or any(one.role is not Role.EXPERTS for one in torn):
+            return False
+        return not any(one.role is Role.EXPERTS and one.topic in _TORN for one in self._remarks(1))
+
+
+def _expert_parallel(torn: Remark) -> Remark:
+    """What does not fit split, as a flag to pass."""
+    text = f"needs {EXPERT_PARALLEL}, which leaves experts whole: {torn.text}"
+    return Remark(Topic.FLAG, torn.subject, text, role=torn.role)

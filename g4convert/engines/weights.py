@@ -1,0 +1,182 @@
+"""A checkpoint as engines meet it, and what there is to say of its modules."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from math import prod
+from typing import Final
+
+from g4convert.engines.faults import Stored
+from g4convert.engines.limits import Packing
+from g4convert.engines.module import Kind, Module
+from g4convert.gemma4 import Architecture, Role
+
+__all__ = ["Remark", "Topic", "Weights", "label"]
+
+_PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
+_LAYERS: Final = re.compile(r"^(?!.*_tower\.).*\blayers\.\d+\.")
+_STARTS: Final = re.compile(r"^(model|draft_model|language_model)(\.model)?\.")
+
+
+class Topic(StrEnum):
+    """What a remark is about."""
+
+    KERNEL = "kernel"
+    """Which one takes it; no more than that."""
+    PADDING = "padding"
+    SLOW = "slow kernel"
+    FLAG = "flag"
+    NAMES = "names"
+    """Loads, but under names that some programs do not know."""
+    UNEVEN = "uneven split"
+    GROUP = "no kernel"
+    FORM = "form"
+    """Built in another form than stored."""
+    REFUSED = "refused"
+    """Loads packed, and does not work."""
+    MISSING = "missing"
+    UNKNOWN = "unknown"
+    """Stored, and fits nothing."""
+    STORED = "stored"
+    """Not stored as the config says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something to know about one kind of module.
+
+    Args:
+        topic: what it is about.
+        subject: the kind of module; empty where it is the whole checkpoint.
+        text: what is to be known.
+        remedy: what to do about it.
+        role: of the weights.
+    """
+
+    topic: Topic
+    subject: str
+    text: str
+    remedy: str = ""
+    role: Role | None = None
+
+    @property
+    def line(self) -> str:
+        """In one line, without the remedy."""
+        return f"{self.subject}: {self.text}" if self.subject else self.text
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON."""
+        return {"topic": self.topic.value, "subject": self.subject, "text": self.text, "remedy": self.remedy}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A checkpoint as engines meet it.
+
+    Args:
+        architecture: of the checkpoint.
+        shapes: canonical module -> [out_features, in_features], of every Linear and embedding that is stored.
+        roles: of the same modules.
+        packed: of those that are packed, how.
+        stacked: those that are plain experts, all of a layer in one tensor.
+        ignore: of the config.
+        targets: of the config; None where it says nothing of quantization.
+    """
+
+    architecture: Architecture
+    shapes: Mapping[str, tuple[int, ...]]
+    roles: Mapping[str, Role]
+    packed: Mapping[str, Packing]
+    stacked: Collection[str] = ()
+    ignore: tuple[str, ...] = ()
+    targets: tuple[str, ...] | None = None
+
+    @property
+    def forms(self) -> dict[str, Stored]:
+        """How each module is stored."""
+        found = dict.fromkeys(self.shapes, Stored.PLAIN)
+        found |= dict.fromkeys(self.stacked, Stored.STACKED)
+        return found | dict.fromkeys(self.packed, Stored.PACKED)
+
+    def thinned(self) -> "Weights":
+        """The same with one expert in each layer, where all are stored alike: engines look at no other."""
+        text, forms = self.architecture.text, self.forms
+        experts = {module for module, role in self.roles.items() if role is Role.EXPERTS}
+        if text.experts is None or len(experts) != 3 * text.experts.count * len(text.layers):
+            return self
+        if len({(forms[module], self.packed.get(module)) for module in experts}) > 1:
+            return self
+        one = replace(self.architecture, text=replace(text, experts=replace(text.experts, count=1)))
+        others = {module for module in experts if ".experts.0." not in module}
+        return replace(
+            self,
+            architecture=one,
+            shapes={module: shape for module, shape in self.shapes.items() if module not in others},
+            packed={module: packing for module, packing in self.packed.items() if module not in others},
+            stacked=experts - others if self.stacked else (),
+        )
+
+    @property
+    def packed_roles(self) -> frozenset[Role]:
+        """The roles of what is packed."""
+        return frozenset(self.roles[module] for module in self.packed)
+
+    @property
+    def nbytes(self) -> float:
+        """Size of all Linears and embeddings in bytes, with scales; what is not packed counts as bf16."""
+        bits = 0.0
+        for module, shape in self.shapes.items():
+            packing, columns = self.packed.get(module), shape[-1]
+            each = packing.num_bits + 16 / (packing.group_size or columns) if packing else 16
+            bits += prod(shape) * each
+        return bits / 8
+
+    def without(self, roles: Collection[Role]) -> "Weights":
+        """The same with roles left in bf16; shared keys and values go with the attention."""
+        left = {*roles, *([Role.KV_SHARED] if Role.ATTENTION in roles else [])}
+        kept = {module: packing for module, packing in self.packed.items() if self.roles[module] not in left}
+        plain = {module for module in self.packed.keys() - kept.keys() if self.roles[module] is Role.EXPERTS}
+        return replace(self, packed=kept, stacked=frozenset(self.stacked) | plain)
+
+    def regrouped(self, group_size: int) -> "Weights":
+        """The same in groups of another size."""
+        packed = {module: replace(packing, group_size=group_size) for module, packing in self.packed.items()}
+        return replace(self, packed=packed)
+
+    def holds(self, module: Module) -> bool:
+        """Whether anything of an engine's module is stored."""
+        return any(shard in self.shapes for shard in module.shards)
+
+    def role(self, module: Module) -> Role | None:
+        """What an engine's module is for; of a fused one, its first shard."""
+        return next((self.roles[shard] for shard in module.shards if shard in self.roles), None)
+
+    def packing(self, module: Module) -> Packing | None:
+        """How an engine's module is packed; of a fused one, its first packed shard."""
+        return next((self.packed[shard] for shard in module.shards if shard in self.packed), None)
+
+    def likeness(self, module: Module) -> tuple[object, ...]:
+        """The same for modules of the same kind, size and form."""
+        experts = module.kind is Kind.EXPERTS
+        sizes = () if experts else tuple(self.shapes.get(shard) for shard in module.shards)
+        heads: tuple[int, ...] = ()
+        if match := re.search(r"(?<!_tower\.encoder\.)layers\.(\d+)\.self_attn\.qkv", module.name):
+            layers = self.architecture.text.layers
+            heads = (layers[int(match[1])].kv_heads,) if int(match[1]) < len(layers) else ()
+        return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
+
+    def keeping(self, roles: Collection[Role]) -> str:
+        """How to leave packed roles in bf16, as options."""
+        kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
+        rest = [role for role in _PACKABLE if role in self.packed_roles and role not in kept]
+        names = ", ".join(kept[:-1]) + (" and " if kept[1:] else "") + kept[-1]
+        return f"`{' '.join(f'--pack {role}' for role in rest)}` to leave {names} in bf16"
+
+
+def label(module: Module) -> str:
+    """The kind of an engine's module, for people: without the parts that all of its kind share."""
+    if module.kind is Kind.EXPERTS:
+        return "experts"
+    bare = _STARTS.sub("", _LAYERS.sub("", module.name))
+    return re.sub(r"\.\d+\.", ".*.", bare)

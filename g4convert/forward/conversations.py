@@ -1,0 +1,292 @@
+"""Conversations in words, and the token ids they become: in a checkpoint's own tokens and chat frame.
+
+    words (jsonl) --tokenizer.json, chat template--> question ids + answer ids
+
+Words are shipped and not ids, so one set serves every vocabulary, real and tiny. An instruction-tuned model is asked
+in its chat frame only: off the frame its predictions are flat and wild, and differences there say nothing about the
+answers people get. A base model has no frame and reads the same words as plain text. A checkpoint without a tokenizer
+gets ids made from the words' hash: they still reach every part, but mean nothing.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoTokenizer
+
+from g4convert.errors import InputError, UsageError
+from g4convert.forward.models import Config, quiet_transformers
+
+__all__ = [
+    "BUCKETS",
+    "Conversation",
+    "Frame",
+    "bundled",
+    "frame_of",
+    "long_conversations",
+    "placeholders",
+    "read_prompts",
+]
+
+BUCKETS = ("prose", "code", "tools", "non_latin")
+"""Of the bundled conversations."""
+
+_ROLES = ("system", "user", "assistant", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is asked, and the answer whose tokens count until the reference has given its own."""
+
+    name: str
+    bucket: str
+    messages: tuple[Mapping[str, Any], ...]
+    """All before the answer; `content` is text, or parts of `{"type": "text" | "image" | "audio" | "video"}`."""
+    answer: str = ""
+    raw: bool = False
+    """Plain text for a base model: all of it counts."""
+
+
+class Frame(Protocol):
+    """Turns words into ids of one checkpoint."""
+
+    @property
+    def chat(self) -> bool:
+        """Whether the model is asked in a chat frame: it is instruction-tuned."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401 -- transformers has no types
+        """That of transformers; None where the checkpoint has none."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added."""
+        ...
+
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids up to where the model speaks; an image, sound or video is one id, its placeholder."""
+        ...
+
+    def closing(self) -> list[int]:
+        """Ids that end an answer."""
+        ...
+
+
+def bundled() -> tuple[Conversation, ...]:
+    """The shipped conversations, in buckets."""
+    text = (files("g4convert.verification") / "data" / "conversations.jsonl").read_text("utf-8")
+    return tuple(
+        Conversation(entry["name"], entry["bucket"], tuple(entry["messages"][:-1]), entry["messages"][-1]["content"])
+        for entry in map(json.loads, text.splitlines())
+    )
+
+
+def long_conversations(frame: Frame, window: int, *, count: int = 2) -> tuple[Conversation, ...]:
+    """Conversations whose question ends beyond the sliding window of the note that it asks for.
+
+    Args:
+        frame: of the checkpoint; counts tokens.
+        window: the model's sliding window, in tokens.
+        count: of conversations; each starts with another note.
+    """
+    notes = [entry.answer for entry in bundled() if entry.bucket == "prose"]
+    found = []
+    for number in range(count):
+        lines: list[str] = []
+        length = 0
+        while length <= window + 16:  # what follows the first note already fills the window
+            line = f"Note {len(lines) + 1}: {notes[(number + len(lines)) % len(notes)]}"
+            length += len(frame.encode(line)) if lines else 0
+            lines.append(line)
+        ask = "\n".join([*lines, "Repeat note 1."])
+        found.append(Conversation(f"long_{number + 1}", "long", ({"role": "user", "content": ask},), notes[number]))
+    return tuple(found)
+
+
+def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
+    r"""Read the user's own prompts: one JSON object a line.
+
+    Args:
+        path: of `{"messages": [{"role": ..., "content": ...}, ...]}` lines for an instruction-tuned model (a last
+            message by the assistant is the answer that counts), or `{"prompt": "..."}` lines for a base model.
+        chat: whether the model is instruction-tuned.
+
+    Raises:
+        InputError: not such lines; all are named.
+        UsageError: plain text for an instruction-tuned model, or a conversation for a base model.
+    """
+    found, bad, misfits = [], [], []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                found.append(_prompt(f"{path.stem}:{number}", json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                bad.append(f"line {number}: {error}")
+            else:
+                misfits += [f"line {number}"] * (found[-1].raw is chat)
+    if bad or not found:
+        raise InputError(
+            f"{path}: {len(bad)} lines are no prompts" if found or bad else f"{path}: holds no prompt",
+            hint='give lines such as {"messages": [{"role": "user", "content": "Hello"}]}',
+            offenders=bad,
+        )
+    if misfits and chat:
+        raise UsageError(
+            f"{path}: plain text for an instruction-tuned model: it was never trained off its chat frame, its "
+            "predictions there are wild, and how far a quantized one follows them says nothing about its answers",
+            hint='write {"messages": [{"role": "user", "content": "..."}]} instead of {"prompt": "..."}',
+            offenders=misfits,
+        )
+    if misfits:
+        raise UsageError(
+            f"{path}: conversations for a model without a chat template, a base model",
+            hint='write {"prompt": "..."} with plain text',
+            offenders=misfits,
+        )
+    return tuple(found)
+
+
+def _prompt(name: str, entry: Mapping[str, Any]) -> Conversation:
+    """One line; ValueError says what is wrong with it."""
+    if not isinstance(entry, dict):
+        raise TypeError("not a JSON object")
+    if unknown := sorted(entry.keys() - {"messages", "prompt", "name", "bucket"}):
+        raise ValueError(f"unknown key {unknown[0]!r}")
+    if ("messages" in entry) == ("prompt" in entry):
+        raise ValueError("needs either messages or prompt")
+    name, bucket = str(entry.get("name", name)), str(entry.get("bucket", "prompts"))
+    if "prompt" in entry:
+        return Conversation(name, bucket, ({"role": "user", "content": _text(entry["prompt"])},), raw=True)
+    messages = [{"role": message["role"], "content": _text(message["content"])} for message in entry["messages"]]
+    if wrong := [message["role"] for message in messages if message["role"] not in _ROLES]:
+        raise ValueError(f"role {wrong[0]!r} is not one of {', '.join(_ROLES)}")
+    answer = messages.pop()["content"] if messages and messages[-1]["role"] in ("assistant", "model") else ""
+    if not messages:
+        raise ValueError("no message to answer")
+    return Conversation(name, bucket, tuple(messages), answer)
+
+
+def _text(content: object) -> str:
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError("content must be text; images and sounds come from the bundled probes")
+    return content
+
+
+def frame_of(directory: Path, config: Config) -> Frame:
+    """The frame of a checkpoint: its tokenizer with or without chat template, or none.
+
+    Raises:
+        InputError: the tokenizer is not of the model's vocabulary.
+    """
+    vocab_size = config.get_text_config().vocab_size
+    if not (directory / "tokenizer.json").is_file():
+        return _Hashed(config)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{directory}: tokenizer.json has {len(tokenizer)} tokens, the model's vocabulary {vocab_size}",
+            hint="copy the tokenizer that belongs to this model",
+        )
+    chat = tokenizer.chat_template is not None
+    return _Chat(tokenizer, config) if chat else _Plain(tokenizer, config)
+
+
+def _special_ids(config: Config) -> frozenset[int]:
+    """Ids with a meaning of their own: media placeholders, padding, and the like."""
+    kinds = ("pad", "bos", "eos", "image", "audio", "video", "boi", "eoi", "boa")
+    return _named(config, ("eoa_token_index", *(f"{kind}_token_id" for kind in kinds)))
+
+
+def placeholders(config: Config) -> list[int]:
+    """Ids that stand for a soft token of a picture, a sound or a video."""
+    return sorted(_named(config, [f"{kind}_token_id" for kind in ("image", "audio", "video")]))
+
+
+def _named(config: Config, keys: Iterable[str]) -> frozenset[int]:
+    """The ids that a config has under some keys."""
+    named = [getattr(owner, key, None) for key in keys for owner in (config, config.get_text_config())]
+    return frozenset(
+        id_ for entry in named for id_ in (entry if isinstance(entry, list) else [entry]) if id_ is not None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """A tokenizer with a chat template."""
+
+    tokenizer: Any
+    config: Config
+    chat: bool = True
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self.encode(text)
+
+    def closing(self) -> list[int]:
+        token = getattr(self.tokenizer, "eot_token", None) or self.tokenizer.eos_token
+        return [self.tokenizer.convert_tokens_to_ids(token)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A tokenizer without a chat template: a base model's."""
+
+    tokenizer: Any
+    config: Config
+    chat: bool = False
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return [self.tokenizer.bos_token_id, *_joined(self, messages, self.config), *self.encode("\n")]
+
+    def closing(self) -> list[int]:
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Hashed:
+    """No tokenizer: an id for each word, from the text's hash."""
+
+    config: Config
+    chat: bool = False
+    tokenizer: None = None
+
+    def encode(self, text: str) -> list[int]:
+        generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        count, special = max(1, len(text.split())), _special_ids(self.config)
+        vocab_size = self.config.get_text_config().vocab_size
+        drawn = torch.randint(vocab_size, (4 * count + 64,), generator=generator).tolist()
+        return [id_ for id_ in drawn if id_ not in special][:count]
+
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return _joined(self, messages, self.config)
+
+    def closing(self) -> list[int]:
+        return []
+
+
+def _joined(frame: Frame, messages: Iterable[Mapping[str, Any]], config: Config) -> list[int]:
+    """Ids of the messages' texts one after the other, with a placeholder for each image, sound or video."""
+    ids: list[int] = []
+    for message in messages:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            kind = part["type"]
+            ids += frame.encode(part["text"]) if kind == "text" else [getattr(config, f"{kind}_token_id")]
+    return ids

@@ -1,0 +1,258 @@
+"""Measures how products are best cut on a GPU, and writes a table that stays with the user.
+
+Tiles that cannot be good are left out by arithmetic (`candidates`); the rest are compiled, checked and timed by
+`bench.Bench`, first shortly, then the best ones with care. Nothing else in g4convert measures: models use the table
+that ships, or this one where the variable G4CONVERT_TILES names it.
+
+The table is written after each layer of experts or linear, whole or not at all. What the file already has from the
+same card and versions is kept and not measured again: so an interrupted run goes on where it stopped, and one table
+serves several models.
+
+26B-A4B on an H100 with 16 cores, by arithmetic: 812 variants of `matmul`, 0.6 s of a core each (measured), are 30 s of
+all cores. 8,010 tiles, at 14 ms on average for a graph that is made and played four times, are 112 s, and the best
+ones again 40 s. So three minutes, or six with slower or fewer cores.
+
+No GPU was at hand when this was written: the search is tested with made-up times, the timing has not been run.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from heapq import nsmallest
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+import triton
+
+from g4convert import __version__
+from g4convert.errors import EnvironmentFault
+from g4convert.forward.triton.bench import Bench
+from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
+from g4convert.forward.triton.packed import ready
+from g4convert.forward.triton.tiles import Shape, Tile, load_table, save_table, tile_for
+
+__all__ = ["Card", "Choice", "Timer", "autotune", "search"]
+
+_QUICK, _CAREFUL = 3, 20
+_HEIGHTS, _OF_EACH = 2, 2
+
+
+class Timer(Protocol):
+    """Times the products of one layer or linear: `bench.Bench`."""
+
+    def try_out(self, wanted: Iterable[tuple[Shape, Tile]], /) -> Iterator[str]:
+        """Compile and check; yields what is to be said."""
+
+    def seconds(self, shape: Shape, tile: Tile, repeats: int, /) -> float:
+        """Seconds of a product, infinite where it does not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was found for a shape.
+
+    Args:
+        tile: the fastest.
+        seconds: of one product with it.
+        before: the tile that the table had for it.
+        before_seconds: of one product with that; infinite where it does not run.
+        times: seconds of every tile that was tried, shortly measured.
+    """
+
+    tile: Tile
+    seconds: float
+    before: Tile
+    before_seconds: float
+    times: dict[Tile, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The GPU that is measured.
+
+    Args:
+        name: for a reader of the table; times of another card say nothing.
+        capability: 90 for 9.0.
+        shared: bytes of shared memory that a program may have.
+    """
+
+    name: str
+    capability: int
+    shared: float = math.inf
+
+    @classmethod
+    def at(cls, device: int) -> Self:
+        """A GPU of this machine, whatever it is."""
+        major, minor = torch.cuda.get_device_capability(device)
+        return cls(torch.cuda.get_device_name(device), major * 10 + minor)
+
+
+def autotune(
+    shapes: Iterable[Shape],
+    path: Path,
+    *,
+    device: int = 0,
+    time: Callable[[Shape, Tile], float] | None = None,
+    tell: Callable[[int, int, str], None] = lambda *_: None,
+) -> dict[Shape, Choice]:
+    """Measure candidates on a GPU, and write the best; see `search`.
+
+    Args:
+        shapes: of `candidates.layer_shapes` and `linear_shapes`.
+        path: of the table that is written.
+        device: number of the GPU.
+        time: seconds of a product, infinite where it does not run; None measures.
+        tell: given how many tiles are done, of how many, and what is worked on.
+
+    Returns:
+        What was found for each shape that was measured.
+
+    Raises:
+        EnvironmentFault: no such GPU, or no candidate runs on it.
+        UsageError: the file is there and not a table.
+    """
+    if time is not None:
+        return search(shapes, path, Card.at(device), lambda _: _Given(time), tell=tell)
+    count, place = torch.cuda.device_count(), torch.device("cuda", device)
+    if count <= device:
+        raise EnvironmentFault(f"autotune: {count} CUDA devices found", hint="it needs a GPU")
+    ready(place, torch.bfloat16)
+    shared = float(getattr(torch.cuda.get_device_properties(place), "shared_memory_per_block_optin", math.inf))
+    with torch.cuda.device(place):
+        return search(shapes, path, replace(Card.at(device), shared=shared), partial(Bench, device=place), tell=tell)
+
+
+def search(
+    shapes: Iterable[Shape],
+    path: Path,
+    card: Card,
+    make: Callable[[Sequence[Shape]], Timer],
+    *,
+    candidates: Sequence[Tile] = CANDIDATES,
+    tell: Callable[[int, int, str], None] = lambda *_: None,
+) -> dict[Shape, Choice]:
+    """Time candidates on every shape that the table does not have, and write the best.
+
+    Both products of a layer take the same block_m, or its pairs would be sorted twice: the one with the least sum.
+
+    Args:
+        shapes: see `autotune`.
+        path: the same.
+        card: what `make` times on.
+        make: a timer for the products of one layer, or one linear.
+        candidates: what is tried, if it can be good.
+        tell: see `autotune`.
+
+    Returns:
+        What was found for each shape that was measured.
+
+    Raises:
+        EnvironmentFault: no candidate runs.
+        UsageError: the file is there and not a table.
+    """
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "g4convert": __version__}
+    made_with = {"card": card.name, **versions}
+    table = _kept(path, card.capability, made_with)
+    before = {shape: tile_for(shape, card.capability) for shape in shapes if shape not in table}
+    tried = {
+        shape: list(dict.fromkeys((*candidates_for(shape, candidates, card.shared), tile)))
+        for shape, tile in before.items()
+    }
+    found: dict[Shape, Choice] = {}
+    total, done = sum(map(len, tried.values())), 0
+    for layer in _layers(before):
+        timer = make(layer)
+        for said in timer.try_out((shape, tile) for shape in layer for tile in tried[shape]):
+            tell(done, total, f"{_name(layer)}: {said}")
+        for together in _same_rows(layer):
+            found |= _choose(timer, together, tried, before)
+            done += sum(len(tried[shape]) for shape in together)
+            tell(done, total, f"{_name(layer)}: {together[0].rows} rows timed")
+        table |= {shape: found[shape].tile for shape in layer}
+        _write(path, card.capability, table, made_with)
+    return found
+
+
+def _choose(
+    timer: Timer, together: Sequence[Shape], tried: Mapping[Shape, Sequence[Tile]], before: Mapping[Shape, Tile]
+) -> dict[Shape, Choice]:
+    """The best tiles of products that are cut together: all are timed shortly, the best ones again."""
+    quick = [{tile: timer.seconds(shape, tile, _QUICK) for tile in tried[shape]} for shape in together]
+    heights = sorted(_sums(quick), key=_sums(quick).__getitem__)[:_HEIGHTS]
+    if not heights:
+        raise EnvironmentFault(f"autotune: no candidate runs for {', '.join(map(str, together))}")
+    careful = []
+    for shape, times in zip(together, quick, strict=True):
+        best = [tile for m in heights for tile in nsmallest(_OF_EACH, _of_height(times, m), key=times.__getitem__)]
+        again = dict.fromkeys((*best, before[shape]))
+        careful.append({tile: timer.seconds(shape, tile, _CAREFUL) for tile in again})
+    sums = _sums(careful)
+    height = min(sums, key=sums.__getitem__)
+    found = {}
+    for shape, times, short in zip(together, careful, quick, strict=True):
+        tile = min(_of_height(times, height), key=times.__getitem__)
+        found[shape] = Choice(tile, times[tile], before[shape], times[before[shape]], short)
+    return found
+
+
+def _sums(seconds: Sequence[Mapping[Tile, float]]) -> dict[int, float]:
+    """By block_m, the least time of all products together; without those at which one does not run."""
+    heights = sorted({tile.block_m for times in seconds for tile in times})
+    sums = {m: sum(min((t[tile] for tile in _of_height(t, m)), default=math.inf) for t in seconds) for m in heights}
+    return {m: total for m, total in sums.items() if total < math.inf}
+
+
+def _of_height(tiles: Iterable[Tile], block_m: int) -> list[Tile]:
+    return [tile for tile in tiles if tile.block_m == block_m]
+
+
+def _layers(shapes: Iterable[Shape]) -> list[list[Shape]]:
+    """Shapes of the same weights: the products of one layer, or a linear by itself, for all numbers of rows."""
+    layers: dict[tuple[object, ...], list[Shape]] = {}
+    for shape in shapes:
+        sizes = (shape.n, shape.k) if shape.kind == "linear" else tuple(sorted((shape.n, shape.k)))
+        group = 0 if shape.group == shape.k else shape.group
+        layers.setdefault((shape.kind == "linear", sizes, group, shape.experts, shape.wide), []).append(shape)
+    return list(layers.values())
+
+
+def _same_rows(layer: Sequence[Shape]) -> list[list[Shape]]:
+    """Shapes of a layer that run together: they are cut together."""
+    return [[shape for shape in layer if shape.rows == rows] for rows in dict.fromkeys(shape.rows for shape in layer)]
+
+
+def _name(layer: Sequence[Shape]) -> str:
+    return ", ".join(dict.fromkeys(f"{shape.kind} {shape.n} x {shape.k}" for shape in layer))
+
+
+def _kept(path: Path, capability: int, made_with: Mapping[str, str]) -> dict[Shape, Tile]:
+    """What a table has from the same card and versions."""
+    if not path.exists():
+        return {}
+    load_table.cache_clear()
+    table = dict(load_table(path, capability))
+    head = json.loads(path.read_text())
+    return table if made_with.items() <= head.items() else {}
+
+
+def _write(path: Path, capability: int, table: Mapping[Shape, Tile], made_with: Mapping[str, str]) -> None:
+    partial_path = path.with_name(f"{path.name}.partial")
+    save_table(partial_path, capability, table, made_with)
+    partial_path.replace(path)
+    load_table.cache_clear()
+
+
+class _Given:
+    """Times that a caller gives."""
+
+    def __init__(self, time: Callable[[Shape, Tile], float]) -> None:
+        self._time = time
+
+    def try_out(self, _wanted: Iterable[tuple[Shape, Tile]]) -> Iterator[str]:
+        yield from ()
+
+    def seconds(self, shape: Shape, tile: Tile, _repeats: int) -> float:
+        return self._time(shape, tile)

@@ -1,0 +1,126 @@
+"""An MTP drafter and the model it drafts for: do they fit together?
+
+A drafter reads the target's last hidden state and token embedding through `pre_projection` [h, 2 * backbone], writes
+the next one through `post_projection` [backbone, h], and attends to keys and values of the target: each layer to those
+of the target's last layer of its kind that has its own (transformers 5.22 `Gemma4TextAttention`, vLLM 0.33
+`v1/spec_decode/gemma4.py:302`). So widths of heads and their number must be the target's, layer kind by layer kind.
+Its tokens are the target's tokens. A wrong drafter cannot spoil answers, as the target checks every token; it stops
+the server, or drafts what is thrown away.
+
+Letters: h hidden_size of the drafter.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import UsageError
+from g4convert.gemma4 import Architecture, Layer
+from g4convert.report import Finding, Severity
+
+__all__ = ["paired"]
+
+_TOKENIZER: Final = "tokenizer.json"
+_SAME_CONFIG: Final = ("rope_parameters", "sliding_window")
+_REMEDY: Final = "take the drafter that was made for this model"
+
+
+def paired(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
+    """Hold a drafter against the model it is to draft for.
+
+    Args:
+        drafter: an MTP assistant.
+        target: the model, quantized or not.
+
+    Raises:
+        UsageError: the drafter is none, or the target is one.
+        InputError: a config that describes no Gemma 4.
+    """
+    small, large = Architecture.from_config(drafter.config), Architecture.from_config(target.config)
+    if not small.is_assistant or large.is_assistant:
+        odd, what = (drafter, "no MTP assistant") if not small.is_assistant else (target, "an MTP assistant itself")
+        hint = "g4convert check DRAFTER --assistant-of TARGET"
+        raise UsageError(f"{odd.path}: is {what}", hint=hint)
+    problems = [
+        *_sizes(small, large),
+        *_attention(small, large),
+        *_config(drafter, target),
+        *_vocabulary(drafter, target),
+    ]
+    yield from problems
+    if not any(one.severity is Severity.FAIL for one in problems):
+        text = "sizes, heads of each kind of layer and vocabulary are the target's"
+        yield Finding("assistant.pair", Severity.PASS, large.family, text, "")
+
+
+def _sizes(drafter: Architecture, target: Architecture) -> Iterator[Finding]:
+    backbone = drafter.drafter.backbone_hidden_size if drafter.drafter else 0
+    centroids = drafter.drafter.centroids if drafter.drafter else None
+    pairs = {
+        "backbone_hidden_size": (backbone, target.text.hidden_size),
+        "vocab_size": (drafter.text.vocab_size, target.text.vocab_size),
+    }
+    for name, (found, wanted) in pairs.items():
+        if found != wanted:
+            yield _wrong(name, str(found), f"{wanted}, as the target")
+    if centroids and drafter.text.vocab_size % centroids:
+        text = f"{drafter.text.vocab_size} tokens in {centroids} clusters"
+        yield _wrong("num_centroids", text, "clusters of one size: engines refuse others")
+    if drafter.is_unified != target.is_unified:
+        line = {True: "Gemma 4 unified", False: "Gemma 4"}
+        yield _wrong("model_type", line[drafter.is_unified], f"{line[target.is_unified]}, as the target")
+
+
+def _attention(drafter: Architecture, target: Architecture) -> Iterator[Finding]:
+    """Every kind of layer finds keys and values of its own shape."""
+    own = {layer.full: layer for layer in target.text.layers if not layer.kv_shared}
+    for full in dict.fromkeys(layer.full for layer in drafter.text.layers):
+        kind = "full_attention" if full else "sliding_attention"
+        layer = next(layer for layer in drafter.text.layers if layer.full is full)
+        if full not in own:
+            yield _wrong(kind, "no such layer with keys of its own in the target", "one whose keys it can read")
+        elif (found := _heads(layer)) != (wanted := _heads(own[full])):
+            yield _wrong(kind, found, f"{wanted}, as the target's last such layer")
+        elif drafter.text.heads % layer.kv_heads:
+            yield _wrong(kind, f"{drafter.text.heads} heads", f"a multiple of {layer.kv_heads}")
+
+
+def _heads(layer: Layer) -> str:
+    return f"{layer.kv_heads} key heads of {layer.head_dim}"
+
+
+def _config(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
+    """What keys mean: how they were rotated, and how far back they reach."""
+    small, large = (_text_config(one.config) for one in (drafter, target))
+    for key in _SAME_CONFIG:
+        if key in small and key in large and small[key] != large[key]:
+            found, wanted = f"{small[key]!r:.80}", f"{large[key]!r:.80}, as the target"
+            yield Finding("assistant.config", Severity.WARN, key, found, wanted, "drafts will be bad; " + _REMEDY)
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = config.get("text_config")
+    return section if isinstance(section, Mapping) else config
+
+
+def _vocabulary(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
+    """The same token for every number, where both have a tokenizer."""
+    files = [one.path / _TOKENIZER for one in (drafter, target)]
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return
+    if _tokens(files[0]) != _tokens(files[1]):
+        yield _wrong(_TOKENIZER, "other tokens than the target's", "the same vocabulary")
+
+
+def _tokens(file: Path) -> object:
+    """The vocabulary; a file that has none is its own."""
+    try:
+        return json.loads(file.read_bytes())["model"]["vocab"]
+    except (ValueError, KeyError, TypeError):
+        return file
+
+
+def _wrong(subject: str, found: str, expected: str) -> Finding:
+    return Finding("assistant.pair", Severity.FAIL, subject, found, expected, _REMEDY)

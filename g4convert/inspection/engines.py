@@ -1,0 +1,245 @@
+"""`g4convert check`: what each engine would make of a checkpoint, from its headers, whoever wrote it.
+
+    check_static   names, shapes, dtypes, config: what is wrong with the checkpoint itself
+    verdicts       each engine and number of GPUs: loads, with a caveat, or not
+
+Findings of the first that no engine survives become reasons of the second: a scheme that is not the stored one, a
+tensor that is not there and that the engine does not miss.
+
+    engines.NAME   FAIL   an engine that was asked for cannot load it (at TP 1, or the sizes asked for)
+                   WARN   one that was not asked for cannot; FAIL if none can
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from g4convert.checkpoint.contents import Contents, module_of
+from g4convert.checkpoint.declared import Declared
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.stored import PackedModule, packed_modules, stored_scheme
+from g4convert.engines import CONTRACTS
+from g4convert.engines.contract import Contract, OnUnknown
+from g4convert.engines.limits import Packing
+from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
+from g4convert.engines.weights import Remark, Topic, Weights
+from g4convert.errors import UnsupportedError
+from g4convert.gemma4 import Architecture, Role
+from g4convert.inspection.drafter import paired
+from g4convert.report import Finding, Report, Severity
+from g4convert.suggestions import no_such
+from g4convert.tensors import TensorInfo
+from g4convert.verification.static.config import HINDERS, quantization_section
+from g4convert.verification.static.engines import NO_PATTERN
+from g4convert.verification.static.level import REQUIRED_ENGINES, check_static
+
+__all__ = ["Asked", "Checked", "check", "stored_weights"]
+
+_TABLES: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
+_STACK: Final = 3  # dimensions of experts that are one tensor
+_INT4: Final = 4
+_COUNT: Final = re.compile(r" \((\d+ of them|(all|\d+ of) \d+ modules), first \S+\)$")
+_OPTION: Final = re.compile(r"(^|, or )(?=`--(?:pack|group-size))")
+_AGAIN: Final = r"\1quantize again from the source with "
+_LOST: Final = ("no weight_scale", "no weight_packed")
+_ANY_ENGINE: Final = {
+    "static.scheme", "static.packed", "static.scale", "static.shape", "static.experts", "static.quantization_config",
+}  # fmt: skip
+"""Codes of what no engine survives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a checkpoint is held against.
+
+    Args:
+        directory: the checkpoint.
+        engines: those that must load it; empty judges all, and one must.
+        tps: tensor parallel sizes; empty judges the usual ones, and it must load at 1.
+        target: the model that an MTP assistant is to draft for.
+    """
+
+    directory: Path
+    engines: tuple[str, ...] = ()
+    tps: tuple[int, ...] = ()
+    target: Path | None = None
+
+    @classmethod
+    def of(
+        cls, directory: Path, engines: Collection[str] = (), tps: Collection[int] = (), target: Path | None = None
+    ) -> "Asked":
+        """From the command line.
+
+        Raises:
+            UsageError: an engine that is not known.
+        """
+        if odd := [name for name in engines if name not in CONTRACTS]:
+            raise no_such("--engine", odd[0], CONTRACTS)
+        return cls(directory, tuple(dict.fromkeys(engines)), tuple(dict.fromkeys(tps)), target)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Engines whose view of `targets` and `ignore` decides between a failure and a warning."""
+        return self.engines or REQUIRED_ENGINES
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The findings, the verdicts behind some of them, and how many modules are packed."""
+
+    report: Report
+    verdicts: tuple[Verdict, ...]
+    packed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: the report, `packed_modules` and `engines`."""
+        engines = [one.to_dict() for one in self.verdicts]
+        return {**self.report.to_dict(), "packed_modules": self.packed, "engines": engines}
+
+
+def check(asked: Asked) -> Checked:
+    """Judge a checkpoint.
+
+    Raises:
+        InputError: no checkpoint, one with files that cannot be read, or no Gemma 4.
+        UnsupportedError: weights of another format than compressed-tensors' packed one.
+        UsageError: a drafter and a target that are none.
+    """
+    out = Checkpoint.open(asked.directory)
+    _refuse_other_formats(out)
+    static = tuple(check_static(asked.directory, None, tp=(), engines=asked.required))
+    contents = Contents.of(
+        {name: stored.info for name, stored in out.tensors.items()}, Architecture.from_config(out.config)
+    )
+    found = _verdicts(out, contents, asked, static)
+    findings, levels = [*static, *_judged(found, asked)], ["static", "engines"]
+    if asked.target is not None:
+        findings += paired(out, Checkpoint.open(asked.target))
+        levels.append("assistant")
+    against = None if asked.target is None else str(asked.target)
+    report = Report(tuple(findings), tuple(levels), {}, str(asked.directory), against)
+    return Checked(report, found, len(contents.packed) + len(contents.fused_packed) + len(contents.torn))
+
+
+def _refuse_other_formats(out: Checkpoint) -> None:
+    """The contracts say how engines read compressed-tensors; other formats have other rules."""
+    packed = packed_modules({name: stored.info for name, stored in out.tensors.items()}).values()
+    if odd := next((one for one in packed if "weight_packed" not in one.parts), None):
+        form = stored_scheme(odd, None, None).format
+        hint = "`g4convert inspect` describes it"
+        raise UnsupportedError(f"{odd.module}: stored as {form}: engines are judged for pack-quantized", hint=hint)
+
+
+def _verdicts(out: Checkpoint, contents: Contents, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
+    packs = bool(contents.packed or contents.fused_packed or contents.torn)
+    declared, _ = quantization_section(out.config, packs=packs, engines=asked.required)
+    wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
+    found = verdicts(
+        stored_weights(contents, declared), asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL
+    )
+    return tuple(_with_faults(_of_another_command(one), wrong) for one in found)
+
+
+def _of_another_command(verdict: Verdict) -> Verdict:
+    """A verdict whose remedies say that options of `quantize` are meant."""
+    problems = (replace(one, remedy=_OPTION.sub(_AGAIN, one.remedy, count=1)) for one in verdict.problems)
+    remedies = (_OPTION.sub(_AGAIN, one) for one in verdict.remedies)
+    return replace(verdict, problems=tuple(problems), remedies=tuple(remedies))
+
+
+def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
+    """A checkpoint as engines meet it.
+
+    Args:
+        contents: its tensors.
+        declared: what its config says of quantization; None where that is nothing.
+    """
+    shapes, roles, packed, stacked = {}, {}, {}, []
+    groups = declared.groups if declared else ()
+    bits = next((group.num_bits for group in groups if group.num_bits), None)
+    for name, form in contents.stored.items():
+        expected = contents.expected[name]
+        if not expected.linear and expected.role not in _TABLES:
+            continue
+        module = module_of(name)
+        shapes[module], roles[module] = expected.shape, expected.role
+        if isinstance(form, PackedModule):
+            packed[module] = _packing(form, expected.shape, bits)
+        elif isinstance(form, TensorInfo) and len(form.shape) == _STACK:
+            stacked.append(module)
+    targets = tuple(entry for group in groups for entry in group.targets)
+    ignore = declared.ignore if declared else ()
+    readable = declared is not None and bool(groups)
+    return Weights(
+        contents.architecture, shapes, roles, packed, frozenset(stacked), ignore, targets if readable else None
+    )
+
+
+def _packing(form: PackedModule, shape: tuple[int, ...], bits: int | None) -> Packing:
+    if form.fused:
+        return Packing(bits or _INT4, None)
+    scheme = stored_scheme(form, shape, bits)
+    return Packing(scheme.num_bits or bits or _INT4, scheme.group_size)
+
+
+def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
+    """A verdict with what is wrong with the checkpoint itself."""
+    contract = CONTRACTS[verdict.engine]
+    remarks = _merged(remark for one in wrong if (remark := _remark(one, contract)))
+    kept = [one for one in verdict.problems if one.topic is not Topic.MISSING]
+    problems = (*kept, *(one for one in remarks if one.topic is not Topic.NAMES))
+    caveats = (*verdict.caveats, *(one for one in remarks if one.topic is Topic.NAMES))
+    return replace(verdict, problems=tuple(dict.fromkeys(problems)), caveats=tuple(dict.fromkeys(caveats)))
+
+
+def _remark(finding: Finding, contract: Contract) -> Remark | None:
+    """What a finding about the checkpoint means to an engine."""
+    code, text = finding.code, _COUNT.sub("", finding.found)
+    topic: Topic | None = None
+    if code == "static.names":
+        topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
+    elif code == "static.quantization_config" and finding.subject in HINDERS:
+        topic = Topic.STORED if contract.engine in HINDERS[finding.subject] else None
+    elif finding.severity is not Severity.FAIL:
+        return None
+    elif code == "static.tensors" or text.startswith(_LOST):
+        topic, text = Topic.MISSING, f"{text}: {contract.on_missing}"
+    elif code in {"static.unknown", "static.k_eq_v"} and contract.on_unknown is OnUnknown.RAISES:
+        topic, text = Topic.UNKNOWN, f"{text}: {contract.on_unknown}"
+    elif code == "static.ignore" and text == NO_PATTERN:
+        topic = Topic.FORM  # each compiles the entry when it builds its modules
+    elif code in _ANY_ENGINE or (code == "static.weight_shape" and contract.engine == "transformers"):
+        topic = Topic.STORED  # the others load `weight_shape` and do not look at it
+    return Remark(topic, finding.subject, text, finding.remedy) if topic else None
+
+
+def _merged(remarks: Iterable[Remark]) -> list[Remark]:
+    """What is said of many modules, once."""
+    same: dict[tuple[Topic, str], list[Remark]] = {}
+    for one in remarks:
+        same.setdefault((one.topic, one.text), []).append(one)
+    return [
+        replace(many[0], subject=f"{many[0].subject} and {len(many) - 1} more" if many[1:] else many[0].subject)
+        for many in same.values()
+    ]
+
+
+def _judged(found: Collection[Verdict], asked: Asked) -> Iterator[Finding]:
+    """The verdicts as findings: what was asked for fails, the rest warns or tells."""
+    gate = asked.tps or (1,)
+    at_gate = [one for one in found if one.tp in gate or one.engine == "transformers"]
+    hopeless = all(one.loads is Loads.NO for one in at_gate)
+    for one in found:
+        gated = one in at_gate
+        code, subject = f"engines.{one.engine}", f"{one.label}, TP {one.tp}"
+        for remark in one.told:
+            severity = Severity.INFO
+            if one.loads is Loads.NO and gated:
+                severity = Severity.FAIL if asked.engines or hopeless else Severity.WARN
+            elif one.loads is Loads.NO and asked.engines:
+                severity = Severity.INFO
+            yield Finding(code, severity, subject, remark.line, "", remark.remedy)
+        if one.loads is not Loads.NO:
+            yield Finding(code, Severity.PASS, subject, "; ".join((f"loads: {one.loads}", *one.kernels)), "")

@@ -1,0 +1,271 @@
+"""`g4convert check --fix`: the `quantization_config` that the tensors of a checkpoint ask for.
+
+    tensors -> what is packed, and how -> Plan -> quantization_config -> static checks -> config.json
+
+The config that is written is the one `quantize` would have written for the same packed set, proved in the same way,
+with an entry for layers that were left out of a role; then the checkpoint is checked as if it had that config. Only if
+nothing fails any more is a file touched. The old config.json stays beside the new one as `config.json.orig`; a second
+run finds nothing to do. What the old config says of activations no tensor can confirm: such a config is left alone.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from g4convert.checkpoint.contents import Contents
+from g4convert.checkpoint.declared import declared_in, section_of
+from g4convert.checkpoint.directory import CONFIG, Checkpoint
+from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme
+from g4convert.conversion.writer import sync_directory, write_file
+from g4convert.errors import GateError
+from g4convert.gemma4 import Architecture, Inventory, Role, Segment, Weight
+from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.recipe import Recipe
+from g4convert.planning.steps import Plan, Quantize
+from g4convert.report import Finding, Severity
+from g4convert.tensors import DType, TensorInfo
+from g4convert.verification.static.level import REQUIRED_ENGINES, check_opened
+
+__all__ = ["Fixed", "fix", "fixed_config"]
+
+_CURABLE: Final = {
+    "static.ignore", "static.lm_head", "static.fused_names", "static.dead_entry",
+    "static.scheme", "static.quantization_config",
+}  # fmt: skip
+_BAD: Final = {Severity.FAIL, Severity.WARN}
+_KEPT: Final = ("kv_cache_scheme", "sparsity_config", "transform_config", "version")
+"""Keys of a quantization section that say something else than what is packed, and how."""
+_IN_LAYERS: Final[Mapping[Role, str]] = {
+    Role.ATTENTION: r"self_attn\.",
+    Role.MLP: r"mlp\.",
+    Role.EXPERTS: r"(moe\.)?experts",
+}
+"""Roles of which some layers may be kept, and what their names have in common in every engine."""
+_SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
+_NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
+_BITS: Final = (4, 8)
+_STEP: Final = 8  # sizes of groups that recipes know are multiples of it
+_LONGEST: Final = 60  # characters of a value that is told
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A correction that was made.
+
+    Args:
+        kept: where the old config.json is now.
+        changes: what was changed, one line each: `key.key: old -> new`; of lists, each entry that went or came.
+    """
+
+    kept: Path
+    changes: tuple[str, ...]
+
+
+def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed | None:
+    """Correct the `quantization_config` of a checkpoint, if that is what is wrong.
+
+    Args:
+        directory: the checkpoint.
+        engines: what must load it.
+
+    Returns:
+        What was changed, and where the old config.json is now; None where nothing needed a correction.
+
+    Raises:
+        GateError: no config can mend it, or the old one says what tensors cannot: the reasons. Nothing was written.
+        InputError: no checkpoint, or no Gemma 4.
+    """
+    out = Checkpoint.open(directory)
+    before = _bad(out, engines)
+    if not any(one.code in _CURABLE for one in before):
+        _refuse(directory, [one for one in before if one.severity is Severity.FAIL], "no config can mend what fails")
+        return None
+    if lines := list(_activations(out.config)):
+        raise GateError(f"{directory}: not fixed: {_NO_ACTIVATIONS}", offenders=lines, hint=_SAME)
+    try:
+        config = fixed_config(out)
+    except GateError as error:
+        raise GateError(f"{directory}: not fixed: {error.message}", offenders=error.offenders, hint=_SAME) from error
+    after = _bad(replace(out, config=config), engines)
+    left = [one for one in after if one.severity is Severity.FAIL or one.code in _CURABLE]
+    _refuse(directory, left, "what fails lies in the tensors, no config can mend it")
+    return Fixed(_write(directory, config), tuple(_changes(out.config, config)))
+
+
+def _activations(config: Mapping[str, Any]) -> Iterator[str]:
+    """Where a config says that activations are quantized, too."""
+    groups = _section(config).get("config_groups")
+    for name, group in (groups if isinstance(groups, Mapping) else {}).items():
+        for key in ("input_activations", "output_activations"):
+            if isinstance(group, Mapping) and (value := group.get(key)) is not None:
+                yield f"config_groups.{name}.{key}: {_short(value)} (set it to null if only weights were quantized)"
+        if isinstance(group, list) and "A16" not in name:
+            yield f"config_groups.{name}: a preset that may quantize activations (write the scheme out)"
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """What a correction does to a config."""
+    (before, section), (after, wanted) = section_of(old), section_of(new)
+    if not isinstance(section, Mapping) or not isinstance(wanted, Mapping):
+        texts = (_short(one) if place else "left out" for place, one in ((before, section), (after, wanted)))
+        yield f"{before or after}: {' -> '.join(texts)}"
+        return
+    if before != after:
+        yield f"{before} -> {after}"
+    yield from _differences(section, wanted, after)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key in dict.fromkeys((*old, *new)):
+        was, now, subject = old.get(key), new.get(key), f"{path}.{key}"
+        if was == now:  # null and what is left out are alike
+            continue
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _differences(was, now, subject)
+        elif isinstance(was, list) and isinstance(now, list):
+            lines = [f"{subject}: {_short(one)} taken out" for one in was if one not in now]
+            lines += [f"{subject}: {_short(one)} added" for one in now if one not in was]
+            yield from lines or [f"{subject}: in another order"]
+        else:
+            yield f"{subject}: {_told(old, key)} -> {_told(new, key)}"
+
+
+def _told(holder: Mapping[str, Any], key: str) -> str:
+    return _short(holder[key]) if key in holder else "left out"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def fixed_config(out: Checkpoint) -> dict[str, Any]:
+    """The config of a checkpoint with the `quantization_config` that its tensors ask for.
+
+    Raises:
+        GateError: packed in several ways, or in one that recipes do not know; or no short list of entries says
+            what is packed.
+    """
+    architecture = Architecture.from_config(out.config)
+    contents = Contents.of({name: stored.info for name, stored in out.tensors.items()}, architecture)
+    config = {key: value for key, value in out.config.items() if key != "compression_config"}
+    if isinstance(text := config.get("text_config"), Mapping):
+        config["text_config"] = {
+            k: v for k, v in text.items() if k not in {"quantization_config", "compression_config"}
+        }
+    config.pop("quantization_config", None)
+    if not contents.packed:
+        return config
+    kept = _kept_layers(contents)
+    section = quantization_config(_plan(contents, _recipe(contents, out.config), kept.keys()))
+    section["ignore"] += [_pattern(role, layers, architecture) for role, layers in kept.items()]
+    old = _section(out.config)
+    return {**config, "quantization_config": {**section, **{key: old[key] for key in _KEPT if key in old}}}
+
+
+def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The quantization section, wherever it stands."""
+    _, found = section_of(config)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _recipe(contents: Contents, config: Mapping[str, Any]) -> Recipe:
+    """The one way in which everything is packed."""
+    declared = declared_in(config)
+    said = next((group.num_bits for group in (declared.groups if declared else ()) if group.num_bits), None)
+    schemes: dict[StoredScheme, str] = {}
+    found = {
+        name: stored_scheme(module, contents.expected[name].shape, said) for name, module in contents.packed.items()
+    }
+    sizes = {scheme.group_size for scheme in found.values() if scheme.group_size}
+    for name, one in found.items():
+        k = contents.expected[name].shape[-1]
+        is_one_group = sizes == {k} and one.strategy == "channel"
+        same = replace(one, strategy="group", group_size=k) if is_one_group else one
+        schemes.setdefault(replace(same, shape=None), name)
+    lines = [f"{name}: {scheme.label}{f': {scheme.fault}' if scheme.fault else ''}" for scheme, name in schemes.items()]
+    if len(schemes) > 1:
+        raise GateError("packed in several ways, which one config group cannot say", offenders=lines)
+    (scheme,) = schemes
+    group, per_row = scheme.group_size, scheme.strategy == "channel"
+    known = scheme.format == "pack-quantized" and scheme.num_bits in _BITS and scheme.symmetric and not scheme.fault
+    if not known or not (per_row or (group and group % _STEP == 0)):
+        raise GateError("not packed as g4convert packs: int4 or int8, symmetric, pack-quantized", offenders=lines)
+    return Recipe.model_validate({"num_bits": scheme.num_bits, "group_size": group or "channel"})
+
+
+def _kept_layers(contents: Contents) -> dict[Role, list[int]]:
+    """Of roles that are packed, the layers where they are not."""
+    packed = {contents.expected[name].role for name in contents.packed}
+    kept: defaultdict[Role, set[int]] = defaultdict(set)
+    for name, expected in contents.expected.items():
+        if expected.linear and expected.role in packed & _IN_LAYERS.keys() and contents.plain(name):
+            kept[expected.role].add(int(name.partition(".layers.")[2].partition(".")[0]))
+    return {role: sorted(layers) for role, layers in kept.items()}
+
+
+def _pattern(role: Role, layers: Iterable[int], architecture: Architecture) -> str:
+    """An entry for a role in some layers of the decoder, by the names of every engine."""
+    decoder = ".*language_model" if architecture.is_composite else ""
+    return rf"re:{decoder}.*layers\.({'|'.join(map(str, layers))})\.{_IN_LAYERS[role]}.*"
+
+
+def _plan(contents: Contents, recipe: Recipe, partly: Collection[Role]) -> Plan:
+    """What would have written these tensors, as far as whole roles go.
+
+    Args:
+        contents: what is stored.
+        recipe: how it is packed.
+        partly: roles that are taken for packed everywhere, as other entries will name the layers where they are not.
+    """
+    weights, steps = [], []
+    for name, form in contents.stored.items():
+        expected = contents.expected[name]
+        stored = form.module if isinstance(form, PackedModule) else form.name
+        dtype = DType.BF16 if isinstance(form, PackedModule) else form.dtype
+        weight = Weight(name, expected.role, dtype, expected.shape, expected.linear, Segment(stored, 0, 0))
+        weights.append(weight)
+        if isinstance(form, PackedModule) or (expected.linear and expected.role in partly):
+            steps.append(_step(weight))
+    inventory = Inventory(contents.architecture, tuple(weights), (), ())
+    return Plan(recipe, contents.architecture, inventory, tuple(steps), ())
+
+
+def _step(weight: Weight) -> Quantize:
+    """The step of a packed module, for its names."""
+    module = weight.name.removesuffix(".weight")
+    names = (f"{module}.{part}" for part in ("weight_packed", "weight_scale", "weight_shape"))
+    return Quantize(weight, *(TensorInfo(name, DType.I32, ()) for name in names))
+
+
+def _bad(out: Checkpoint, engines: Collection[str]) -> list[Finding]:
+    return [one for one in check_opened(out, None, tp=(), engines=engines) if one.severity in _BAD]
+
+
+def _refuse(directory: Path, findings: Iterable[Finding], why: str) -> None:
+    if lines := [f"{one.line}{f' ({one.remedy})' if one.remedy else ''}" for one in findings]:
+        raise GateError(f"{directory}: not fixed: {why}", offenders=lines, hint=_SAME)
+
+
+def _write(directory: Path, config: Mapping[str, Any]) -> Path:
+    """Keep the old file, then put the new one in its place at once."""
+    path, new = directory / CONFIG, directory / f"{CONFIG}.new"
+    old = _free_name(directory)
+    write_file(old, path.read_bytes())
+    write_file(new, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    new.replace(path)
+    sync_directory(directory)
+    return old
+
+
+def _free_name(directory: Path) -> Path:
+    """`config.json.orig`, or with the first number that is free."""
+    name, number = directory / f"{CONFIG}.orig", 1
+    while os.path.lexists(name):
+        number += 1
+        name = directory / f"{CONFIG}.orig.{number}"
+    return name

@@ -1,0 +1,299 @@
+"""A recipe: the few decisions a conversion needs, from YAML, from options, or by default.
+
+`Recipe` is the strict form; every default stands here and nowhere else. `load` reads a shipped recipe by
+name or a file by path, follows `extends`, lays the command line's options on top, and remembers where each
+value came from, so that `--show-config` can say.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from g4convert.errors import UsageError
+from g4convert.gemma4 import Role
+from g4convert.suggestions import nearest, no_such, not_one_of
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = [
+    "DEFAULT",
+    "Engine",
+    "Method",
+    "PackRole",
+    "Recipe",
+    "Resolved",
+    "load",
+    "schema",
+    "shipped",
+    "source_text",
+]
+
+DEFAULT = "w4a16-g32"
+"""The recipe used when none is named."""
+
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = {
+    path.stem: path
+    for directory in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")  # installed, and in a checkout
+    for path in sorted(directory.glob("*.yaml"))
+}
+
+_OPTIONS = {"engines": "--engine"}
+"""Keys whose option has another name."""
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class Method(StrEnum):
+    """How the scale of a group is chosen."""
+
+    AUTO = "auto"
+    MINMAX = "minmax"
+    MSE = "mse"
+    LATTICE = "lattice"
+
+
+class PackRole(StrEnum):
+    """What can be packed; values are those of `Role`."""
+
+    ATTENTION = Role.ATTENTION.value
+    MLP = Role.MLP.value
+    EXPERTS = Role.EXPERTS.value
+    PLE_PROJECTION = Role.PLE_PROJECTION.value
+    VISION_TOWER = Role.VISION_TOWER.value
+
+
+class Engine(StrEnum):
+    """What serves a checkpoint; values are the keys of `engines.CONTRACTS`."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+
+
+def _bytes(value: object) -> object:
+    """`5GB`, `500 MB`, `2GiB` or a number of bytes, as an int; anything else unchanged, for pydantic to refuse."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|)\s*", value.upper())):
+        return int(float(match[1]) * _UNITS[match[2]])
+    return value
+
+
+def _group_size(value: object) -> object:
+    """`channel` is None inside; a number in text is a number."""
+    if value == "channel":
+        return None
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+GroupSize = Annotated[
+    Annotated[int, Field(ge=8, multiple_of=8)] | None,
+    BeforeValidator(_group_size, json_schema_input_type=int | Literal["channel"]),
+    PlainSerializer(lambda size: "channel" if size is None else size),
+]
+ShardSize = Annotated[int, Field(gt=0), BeforeValidator(_bytes, json_schema_input_type=int | str)]
+
+
+class Recipe(BaseModel):
+    """What to do with a checkpoint. Values only: no names of Python objects, no paths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    description: str = Field("", description="One line for `recipe list`.")
+    num_bits: Literal[4, 8] = Field(4, description="Bits per packed weight.")
+    group_size: GroupSize = Field(
+        32,
+        description="Weights that share a scale, along in_features: a multiple of 8, or `channel` for a whole row.",
+    )
+    method: Method = Field(
+        Method.AUTO,
+        description="Scale of a group: minmax, mse (signed search), lattice (the grid of a QAT source), "
+        "auto (lattice where a sample is on one, otherwise mse).",
+    )
+    signed: bool = Field(default=True, description="Let mse choose negative scales; false searches positive ones only.")
+    pack: tuple[PackRole, ...] = Field(
+        (PackRole.ATTENTION, PackRole.MLP, PackRole.EXPERTS),
+        min_length=1,
+        description="What becomes int4; everything else keeps its bytes.",
+    )
+    kv_shared: Literal["drop", "keep"] = Field(
+        "drop", description="K/V tensors of KV-shared layers, where the source still ships them."
+    )
+    assistant: Literal["keep", "pack"] = Field(
+        "keep", description="MTP drafters: keep as they are, or pack their attention and MLP."
+    )
+    layout: Literal["full", "text-only"] = Field("full", description="The whole model, or its decoder alone.")
+    max_shard_size: ShardSize = Field(
+        5 * 10**9,
+        description="Largest output file, in bytes or with a unit; a larger tensor gets its own file.",
+    )
+    engines: tuple[Engine, ...] = Field(
+        (), description="Engines that must load the result: with one that cannot, nothing is written."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A recipe with the name it was asked for by, and where each of its values came from."""
+
+    name: str
+    recipe: Recipe
+    origins: Mapping[str, str]
+
+    def settings(self) -> dict[str, Any]:
+        """The values as JSON, without the description."""
+        return self.recipe.model_dump(mode="json", exclude={"description"})
+
+
+def shipped() -> dict[str, Recipe]:
+    """The recipes that come with the package, by name."""
+    return {name: load(name).recipe for name in _SHIPPED}
+
+
+def source_text(name: str) -> tuple[str, str]:
+    """The YAML of a recipe and where it stands.
+
+    Args:
+        name: a shipped name, or a path (anything with a slash or ending in .yaml/.yml).
+
+    Raises:
+        UsageError: no such recipe.
+    """
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"recipe {name}: no such file", hint="`g4convert recipe list` shows the shipped ones")
+        try:
+            return path.read_text(encoding="utf-8"), name
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"recipe {name}: cannot be read: {error}") from error
+    if name not in _SHIPPED:
+        hint = nearest(name, _SHIPPED) or "`g4convert recipe list` shows them; a path works too"
+        raise UsageError(f"recipe {name}: not one of the shipped recipes", hint=hint)
+    return _SHIPPED[name].read_text(encoding="utf-8"), f"recipe {name}"
+
+
+def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Resolved:
+    """Read a recipe, what it extends, and the options laid over it.
+
+    Args:
+        name: a shipped name or a path.
+        options: values from the command line, by recipe key; None values are not set.
+
+    Raises:
+        UsageError: no such recipe, not YAML, an unknown key, a value out of range, a circle of `extends`.
+    """
+    values: dict[str, object] = {}
+    origins: dict[str, str] = dict.fromkeys(Recipe.model_fields, "default")
+    for origin, layer in reversed(_layers(name)):
+        values |= layer
+        origins |= dict.fromkeys(layer, origin)
+    for key, value in (options or {}).items():
+        if value is not None:
+            values[key] = value
+            origins[key] = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
+    return Resolved(name, _validate(name, values, origins), origins)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file."""
+    document = Recipe.model_json_schema(mode="validation")
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    document["properties"]["extends"] = {
+        "type": "string",
+        "description": "A recipe, by name or by path relative to this file: its values hold where none is given.",
+    }
+    return document
+
+
+def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
+    """The YAML mappings from `name` down to the recipe it rests on, each with its origin."""
+    layers: list[tuple[str, dict[str, object]]] = []
+    seen: list[str] = []
+    following: object = name
+    while following is not None:
+        if not isinstance(following, str):
+            raise UsageError(f"recipe {seen[-1]}: extends is {following!r}, expected a name or a path")
+        if following in seen:
+            raise UsageError(f"recipe {name}: extends itself through {' -> '.join([*seen, following])}")
+        seen.append(following)
+        text, origin = source_text(following)
+        layer = _mapping(text, origin)
+        base = layer.pop("extends", None)
+        layers.append((origin, layer))
+        if isinstance(base, str) and base.endswith((".yaml", ".yml")) and "/" in following:
+            base = str(Path(following).parent / base)
+        following = base
+    return layers
+
+
+def _mapping(text: str, origin: str) -> dict[str, object]:
+    try:
+        layer = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        hint = "`g4convert recipe show w4a16-g32` shows one"
+        raise UsageError(f"{origin}: not YAML: {where}{why}", hint=hint) from error
+    if not isinstance(layer, dict):
+        raise UsageError(f"{origin}: holds a {type(layer).__name__}, expected keys and values")
+    unknown = [key for key in layer if key not in Recipe.model_fields and key != "extends"]
+    if unknown:
+        raise UsageError(
+            f"{origin}: unknown {'key' if len(unknown) == 1 else 'keys'}",
+            offenders=[_suggest(str(key)) for key in unknown],
+            hint="`g4convert recipe schema` lists every key",
+        )
+    return layer
+
+
+def _suggest(key: str) -> str:
+    near = nearest(key, [*Recipe.model_fields, "extends"])
+    return f"{key}: {near}" if near else key
+
+
+def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str]) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = {str(one["loc"][0]): one for one in reversed(error.errors())}  # the first of each key
+        options = [key for key in problems if origins[key].startswith("--")]
+        if options == [*problems]:
+            raise _of_option(origins[options[0]], problems[options[0]]) from error
+        raise UsageError(
+            f"recipe {name}: values that cannot be",
+            offenders=[
+                f"{key}: {one['input']!r} ({origins[key]}): {_fault(one)}" for key, one in reversed(problems.items())
+            ],
+            hint="`g4convert recipe schema` says what can",
+        ) from error
+
+
+def _of_option(option: str, problem: "ErrorDetails") -> UsageError:
+    """A value of an option that cannot be."""
+    if names := _choices(problem):
+        return no_such(option, problem["input"], names)
+    hint = "`g4convert recipe schema` says what can be"
+    return UsageError(f"{option} {problem['input']}: {problem['msg'].lower()}", hint=hint)
+
+
+def _fault(problem: "ErrorDetails") -> str:
+    """Why a value of a recipe cannot be."""
+    names = _choices(problem)
+    if not names:
+        return problem["msg"].lower().replace("a valid tuple", "a list")
+    near = nearest(str(problem["input"]), names)
+    return not_one_of(names) + (f"; {near}" if near else "")
+
+
+def _choices(problem: "ErrorDetails") -> list[str]:
+    """What can be given, where that is one of a few values."""
+    listed = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
+    return [one.strip("'") for one in listed.replace(" or ", ", ").split(", ") if one]

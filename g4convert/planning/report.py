@@ -1,0 +1,129 @@
+"""What `g4convert plan` says: the plan of a source in numbers, as text or JSON."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.source import Source
+from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict, verdicts
+from g4convert.planning.gate import planned_weights
+from g4convert.planning.layout import Layout, lay_out
+from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.recipe import Resolved
+from g4convert.planning.sizes import RoleSize, default_workers, estimate_seconds, role_sizes
+from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
+
+__all__ = ["PlanReport", "report"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A plan and what follows from it; `quantization_config` is empty when nothing is packed."""
+
+    source: Source
+    recipe: Resolved
+    plan: Plan
+    layout: Layout
+    sizes: tuple[RoleSize, ...]
+    seconds: float
+    workers: int
+    quantization_config: dict[str, Any]
+    verdicts: tuple[Verdict, ...]
+
+    @classmethod
+    def of(  # noqa: PLR0913 - a plan and what its estimates need
+        cls,
+        source: Source,
+        recipe: Resolved,
+        plan: Plan,
+        layout: Layout,
+        workers: int = 0,
+        *,
+        tps: Iterable[int] = TENSOR_PARALLEL,
+    ) -> "PlanReport":
+        """What follows from a plan; `workers` is for the estimated time, 0 is one for each core."""
+        sizes, workers = role_sizes(plan), workers or default_workers()
+        seconds = estimate_seconds(plan, sizes, workers)
+        config = quantization_config(plan) if plan.quantized else {}
+        found = verdicts(planned_weights(plan, config), tps=tps)
+        return cls(source, recipe, plan, layout, sizes, seconds, workers, config, found)
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.size for shard in self.layout.shards)
+
+    @property
+    def kept(self) -> dict[tuple[str, str], int]:
+        """Number of tensors that stay as they are, by role and reason."""
+        return _counts((copy.role.value, copy.reason) for copy in self.plan.copied)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Number of source tensors left out, by reason."""
+        return _counts(drop.reason for drop in self.plan.dropped)
+
+    def to_dict(self, *, tensors: bool) -> dict[str, Any]:
+        """The report as JSON; with `tensors`, every step as well."""
+        config = self.quantization_config
+        document: dict[str, Any] = {
+            "schema_version": 1,
+            "model": self.source.name,
+            "revision": self.source.revision,
+            "family": self.plan.architecture.family,
+            "model_type": self.plan.architecture.model_type,
+            "dialects": [asdict(use) for use in self.plan.inventory.dialects],
+            "recipe": {"name": self.recipe.name, **self.recipe.settings()},
+            "roles": [{**asdict(size), "bits_per_weight": round(size.bits_per_weight, 4)} for size in self.sizes],
+            "kept": [{"role": role, "reason": why, "tensors": n} for (role, why), n in self.kept.items()],
+            "dropped": [{"reason": why, "tensors": n} for why, n in self.dropped.items()],
+            "targets": config["config_groups"]["group_0"]["targets"] if config else [],
+            "ignore": config.get("ignore", []),
+            "output": {
+                "bytes": self.output_bytes,
+                "files": len(self.layout.shards),
+                "tensors": len(self.layout.placed),
+            },
+            "estimate": {"seconds": round(self.seconds, 1), "workers": self.workers},
+            "engines": [verdict.to_dict() for verdict in self.verdicts],
+            "warnings": list(self.plan.warnings),
+        }
+        if tensors:
+            document["tensors"] = [_step(step) for step in self.plan.steps]
+        return document
+
+
+def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int] = TENSOR_PARALLEL) -> PlanReport:
+    """Plan a source.
+
+    Args:
+        source: the checkpoint.
+        recipe: what to do with it.
+        workers: for the estimated time; 0 is one for each core.
+        tps: tensor parallel sizes to judge.
+
+    Raises:
+        G4Error: whatever is wrong with the source or the recipe.
+    """
+    plan = make_plan(Checkpoint.open(source.path), recipe.recipe)
+    return PlanReport.of(source, recipe, plan, lay_out(plan), workers, tps=tps)
+
+
+def _counts(items: Iterable[Any]) -> dict[Any, int]:
+    counts: dict[Any, int] = defaultdict(int)
+    for item in items:
+        counts[item] += 1
+    return dict(counts)
+
+
+def _step(step: Copy | Quantize | Drop) -> dict[str, Any]:
+    match step:
+        case Copy():
+            return {"action": "keep", "name": step.target.name, "from": [s.source for s in step.segments]}
+        case Quantize():
+            names = [info.name for info in step.outputs]
+            return {"action": "pack", "names": names, "from": [step.weight.segment.source]}
+        case Drop():
+            return {"action": "drop", "from": [step.source.name], "reason": step.reason}

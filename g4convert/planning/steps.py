@@ -1,0 +1,305 @@
+"""The plan: what happens to every source tensor and where every output tensor comes from.
+
+A pure function of the config, the tensor headers and the recipe; nothing here reads a weight, nothing later
+decides anything. A plan is total: each source tensor is the source of exactly one step or part of one.
+
+    Copy      bytes of one or more source ranges, unchanged, under the canonical name
+    Quantize  a Linear [n, k] becomes weight_packed int32 [n, k*bits/32], weight_scale bf16 [n, groups] and
+              weight_shape int64 [2]
+    Drop      a source tensor that is not written, with the reason, and what must hold for that to be right
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import UnsupportedError, UsageError
+from g4convert.gemma4 import (
+    Architecture,
+    Extra,
+    ExtraKind,
+    Inventory,
+    Role,
+    Segment,
+    Weight,
+    resolve,
+)
+from g4convert.planning.recipe import Recipe
+from g4convert.quantization import Method, Scheme
+from g4convert.tensors import DType, TensorInfo
+
+__all__ = ["KEPT_BECAUSE", "Copy", "Drop", "Plan", "Quantize", "Step", "make_plan"]
+
+KEPT_BECAUSE: Mapping[Role, str] = {
+    Role.ATTENTION: "the recipe keeps it",
+    Role.MLP: "the recipe keeps it",
+    Role.EXPERTS: "the recipe keeps it",
+    Role.ROUTER: "decides which experts run; engines build it unquantized",
+    Role.EMBEDDING: "tied with the output head; engines gather rows from it",
+    Role.PLE_EMBEDDING: "a table that is gathered, not multiplied",
+    Role.PLE_PROJECTION: "1 % of the size, doubles the loss when packed; `pack: [..., ple_projection]` packs it",
+    Role.LM_HEAD: "engines build the output head unquantized",
+    Role.NORM: "one value per channel",
+    Role.SCALAR: "a single value",
+    Role.CLIP: "calibrated limits, single values",
+    Role.VISION_TOWER: "small, and engines build parts of it unquantized",
+    Role.AUDIO_TOWER: "engines build it unquantized",
+    Role.EMBEDDER: "engines build it unquantized",
+    Role.KV_SHARED: "kept by option, for engines that still read it",
+    Role.DRAFTER: "engines build it unquantized",
+}
+"""Why a role stays as it is, in the words that `plan` prints."""
+
+_DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """`target` is the concatenation of byte ranges of source tensors, unchanged."""
+
+    target: TensorInfo
+    role: Role
+    segments: tuple[Segment, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """A Linear [n, k], one byte range of a source tensor, becomes codes and scales."""
+
+    weight: Weight
+    packed: TensorInfo
+    scale: TensorInfo
+    shape: TensorInfo
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, TensorInfo, TensorInfo]:
+        """The three stored tensors."""
+        return self.packed, self.scale, self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A source tensor that is not written."""
+
+    source: TensorInfo
+    reason: str
+    must_equal: str | None = None
+    """The source tensor this must be a copy of, or `ones`; checked before the first byte is written."""
+
+
+Step = Copy | Quantize | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every step, in the canonical order of the model; `inventory` says how the source spelled its names."""
+
+    recipe: Recipe
+    architecture: Architecture
+    inventory: Inventory
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def quantized(self) -> tuple[Quantize, ...]:
+        """The Linears that are packed."""
+        return tuple(step for step in self.steps if isinstance(step, Quantize))
+
+    @property
+    def copied(self) -> tuple[Copy, ...]:
+        """The tensors that keep their bytes."""
+        return tuple(step for step in self.steps if isinstance(step, Copy))
+
+    @property
+    def dropped(self) -> tuple[Drop, ...]:
+        """The source tensors that are not written."""
+        return tuple(step for step in self.steps if isinstance(step, Drop))
+
+
+def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """Decide everything about the output.
+
+    Args:
+        checkpoint: an opened source directory.
+        recipe: what to do with it.
+
+    Raises:
+        UnsupportedError: a model type or an already quantized source.
+        InputError: names, shapes or dtypes that do not make a Gemma 4 checkpoint; a group size that does not
+            divide a layer. All offenders at once.
+        UsageError: the recipe asks for something this model has not.
+    """
+    source = Architecture.from_config(checkpoint.config)
+    _check_scheme(recipe)
+    _refuse_quantized_config(checkpoint.config)
+    inventory = resolve({name: stored.info for name, stored in checkpoint.tensors.items()}, source)
+    architecture = source
+    if recipe.layout == "text-only" and (source.is_composite or source.is_assistant):
+        architecture = source.text_only()
+    packable = _packable_roles(recipe, inventory)
+    _refuse_misfit(inventory.weights, packable, recipe)
+    steps: list[Step] = []
+    fused: dict[str, list[Weight]] = defaultdict(list)
+    for weight in inventory.weights:
+        name = weight.name
+        if architecture is not source:
+            name = source.text_name(weight.name) or ""
+        if not name:
+            steps.append(Drop(checkpoint.tensors[weight.segment.source].info, "not part of a text-only checkpoint"))
+        elif weight.role is Role.KV_SHARED and recipe.kv_shared == "drop":
+            steps.append(Drop(checkpoint.tensors[weight.segment.source].info, _KV_DROPPED))
+        elif _packs(weight, packable):
+            steps.append(_quantize(weight, name, recipe))
+        elif weight.role is Role.EXPERTS:
+            fused[_fused_name(name)].append(weight)
+        else:
+            steps.append(_copy(weight, name, source))
+    steps.extend(_fuse(name, weights) for name, weights in fused.items())
+    steps.extend(_drop(extra, checkpoint) for extra in inventory.extras)
+    return Plan(recipe, architecture, inventory, tuple(steps), tuple(_warnings(checkpoint, inventory, recipe)))
+
+
+_KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Google's QAT exports leave it out"
+
+
+def _check_scheme(recipe: Recipe) -> None:
+    """Refuse what no weight can be quantized with; `auto` takes a method that can."""
+    if recipe.method != "auto":
+        Scheme(recipe.num_bits, recipe.group_size, Method(recipe.method.value))
+
+
+def _packable_roles(recipe: Recipe, inventory: Inventory) -> frozenset[Role]:
+    """The roles the recipe packs; one that this model has no weights of is a mistake only if all are."""
+    roles = frozenset(Role(role.value) for role in recipe.pack)
+    present = roles & {weight.role for weight in inventory.weights}
+    if not present:
+        raise UsageError(
+            f"pack: {', '.join(recipe.pack)}: this {inventory.architecture.model_type} has none of these",
+            hint="`g4convert plan MODEL` lists the roles it has",
+        )
+    if inventory.architecture.is_assistant and recipe.assistant == "keep":
+        return frozenset()
+    if recipe.kv_shared == "keep" and Role.ATTENTION in present:
+        present |= {Role.KV_SHARED}
+    return present
+
+
+def _packs(weight: Weight, roles: frozenset[Role]) -> bool:
+    """Whether a weight is packed; of the vision tower, the encoder's Linears only."""
+    if not weight.linear or weight.role not in roles:
+        return False
+    return weight.role is not Role.VISION_TOWER or ".encoder.layers." in weight.name
+
+
+def _refuse_quantized_config(config: Mapping[str, Any]) -> None:
+    """QAT exports carry a `quantization_config` without `quant_method`; any other one says: already quantized."""
+    for holder in (config, config.get("text_config") or {}):
+        stated = holder.get("quantization_config") or {}
+        method = stated.get("quant_method") if isinstance(stated, Mapping) else stated
+        if method is not None:
+            raise UnsupportedError(
+                f"config.json: quantization_config.quant_method is {method!r}: the source is already quantized",
+                hint="start from the bf16 checkpoint; `g4convert inspect` describes this one",
+            )
+
+
+def _refuse_misfit(weights: Iterable[Weight], roles: frozenset[Role], recipe: Recipe) -> None:
+    """One error with every Linear that the group size does not divide, and the sizes that would fit."""
+    size = recipe.group_size or 8
+    misfits = [weight for weight in weights if _packs(weight, roles) and weight.shape[1] % size]
+    if not misfits:
+        return
+    rows: dict[tuple[str, int], int] = defaultdict(int)
+    for weight in misfits:
+        rows[_without_numbers(weight.module), weight.shape[1]] += 1
+    fits = [g for g in (32, 64, 128) if all(weight.shape[1] % g == 0 for weight in misfits)]
+    inputs = sorted({weight.shape[1] for weight in misfits})
+    remedy = (
+        f"--group-size {' or '.join(map(str, fits))} divides all of them"
+        if fits
+        else (
+            f"no group size divides {', '.join(map(str, (k for k in inputs if k % 32)))}: "
+            "leave those roles out of `pack`, or --group-size channel"
+        )
+    )
+    raise UsageError(
+        f"group size {size} does not divide the inputs of {len(misfits)} layers",
+        offenders=[f"{module}: {k} inputs ({count} layers)" for (module, k), count in rows.items()],
+        hint=remedy,
+    )
+
+
+def _without_numbers(module: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def _quantize(weight: Weight, name: str, recipe: Recipe) -> Quantize:
+    n, k = weight.shape
+    groups = k // recipe.group_size if recipe.group_size else 1
+    module = name.removesuffix(".weight")
+    return Quantize(
+        weight,
+        TensorInfo(f"{module}.weight_packed", DType.I32, (n, ceil(k * recipe.num_bits / 32))),
+        TensorInfo(f"{module}.weight_scale", DType.BF16, (n, groups)),
+        TensorInfo(f"{module}.weight_shape", DType.I64, (2,)),
+    )
+
+
+def _copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
+    reason = KEPT_BECAUSE[weight.role]
+    if architecture.is_assistant and weight.linear and weight.role in {Role.ATTENTION, Role.MLP}:
+        reason = _DRAFTER_KEPT
+    return Copy(TensorInfo(name, weight.dtype, weight.shape), weight.role, (weight.segment,), reason)
+
+
+def _fused_name(name: str) -> str:
+    """`...experts.3.up_proj.weight` belongs to `...experts.gate_up_proj`, `down_proj` to itself."""
+    head, _, projection, _ = name.rsplit(".", 3)
+    return f"{head}.{'down_proj' if projection == 'down_proj' else 'gate_up_proj'}"
+
+
+def _fuse(name: str, weights: list[Weight]) -> Copy:
+    """Kept experts go back into the 3-D form: [experts, 2 * intermediate, hidden] with gate rows first, or down."""
+    order = sorted(weights, key=lambda w: (int(w.name.rsplit(".", 3)[1]), w.name.rsplit(".", 2)[1] == "up_proj"))
+    n, k = order[0].shape
+    experts = len({w.name.rsplit(".", 3)[1] for w in order})
+    shape = (experts, n * len(order) // experts, k)
+    segments = tuple(_join(weight.segment for weight in order))
+    return Copy(TensorInfo(name, order[0].dtype, shape), Role.EXPERTS, segments, KEPT_BECAUSE[Role.EXPERTS])
+
+
+def _join(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Neighbouring ranges of one source tensor as one."""
+    held: Segment | None = None
+    for segment in segments:
+        if held and held.source == segment.source and held.end == segment.begin:
+            held = Segment(held.source, held.begin, segment.end)
+        else:
+            if held:
+                yield held
+            held = segment
+    if held:
+        yield held
+
+
+def _drop(extra: Extra, checkpoint: Checkpoint) -> Drop:
+    must_equal = extra.twin if extra.kind is ExtraKind.TIED else "ones" if extra.kind is ExtraKind.ONES else None
+    return Drop(checkpoint.tensors[extra.source].info, extra.reason, must_equal)
+
+
+def _warnings(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Iterator[str]:
+    """What a user should know and can act on; nothing here makes the output wrong."""
+    if "quantization_config" in checkpoint.config:
+        yield "config.json has a quantization_config without quant_method (a QAT export): it is replaced"
+    elif recipe.method == "lattice":
+        yield "method lattice, but nothing in config.json says the source is quantization-aware trained"
+    if inventory.architecture.is_assistant and recipe.assistant == "keep":
+        yield f"nothing is packed: {_DRAFTER_KEPT}"
+    if Role.VISION_TOWER in {Role(role.value) for role in recipe.pack}:
+        yield "vision_tower is packed: SGLang and image quality are untested ground"
+    if checkpoint.stray_files:
+        yield f"not part of the checkpoint and left behind: {', '.join(checkpoint.stray_files)}"

@@ -1,0 +1,125 @@
+"""The plan as work: units that can be done in any order, by anyone.
+
+A task reads one byte range of a source file and writes fixed byte ranges of output files. Tasks are ordered by
+where they read, so a run streams through the source, and gathered into units of about 16 MiB: what a worker
+takes, what the journal records, what a kill loses at most per worker.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.planning.layout import Layout, Placed
+from g4convert.planning.steps import Copy, Plan, Quantize
+from g4convert.tensors import DType
+
+__all__ = ["CopyTask", "QuantizeTask", "Task", "Unit", "make_units"]
+
+_UNIT_BYTES = 16 << 20
+_TILE_BYTES = 4 << 20
+_COPY_BYTES = 16 << 20
+_LANES = 64
+"""Tiles have a multiple of this many rows: kernels work on 64 groups at once, per channel too."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTask:
+    """Copy `nbytes` of a source file to a place in an output file."""
+
+    name: str
+    file: str
+    begin: int
+    nbytes: int
+    target_file: str
+    target_begin: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeTask:
+    """Quantize `rows` rows [rows, k] of a Linear, from `first_row` on, to their places in an output file."""
+
+    step: int
+    """Index into `plan.quantized`."""
+    name: str
+    file: str
+    begin: int
+    first_row: int
+    rows: int
+    k: int
+    dtype: DType
+    target_file: str
+    packed_begin: int
+    packed_row: int
+    """Bytes of packed words in a row."""
+    scale_begin: int
+    groups: int
+    """Scales in a row."""
+
+    @property
+    def nbytes(self) -> int:
+        """Source bytes."""
+        return self.rows * self.k * self.dtype.itemsize
+
+
+Task = CopyTask | QuantizeTask
+Unit = tuple[Task, ...]
+
+
+def make_units(plan: Plan, layout: Layout, checkpoint: Checkpoint) -> tuple[Unit, ...]:
+    """All the work of a plan, in the order of the source bytes."""
+    tasks: list[Task] = []
+    for copy in plan.copied:
+        tasks += _copy_tasks(copy, layout.placed[copy.target.name], checkpoint)
+    for number, step in enumerate(plan.quantized):
+        tasks += _quantize_tasks(number, step, layout, checkpoint)
+    tasks.sort(key=lambda task: (task.file, task.begin, task.name))
+    return tuple(_gather(tasks))
+
+
+def _copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[CopyTask]:
+    target = placed.begin
+    for segment in step.segments:
+        stored = checkpoint.tensors[segment.source]
+        for begin in range(segment.begin, segment.end, _COPY_BYTES):
+            nbytes = min(_COPY_BYTES, segment.end - begin)
+            yield CopyTask(step.target.name, stored.file, stored.begin + begin, nbytes, placed.file, target)
+            target += nbytes
+
+
+def _quantize_tasks(number: int, step: Quantize, layout: Layout, checkpoint: Checkpoint) -> Iterator[QuantizeTask]:
+    weight = step.weight
+    stored = checkpoint.tensors[weight.segment.source]
+    packed, scale = layout.placed[step.packed.name], layout.placed[step.scale.name]
+    n, k = weight.shape
+    row = k * weight.dtype.itemsize
+    packed_row, groups = step.packed.shape[1] * step.packed.dtype.itemsize, step.scale.shape[1]
+    tile = max(_LANES, _TILE_BYTES // row // _LANES * _LANES)
+    for first in range(0, n, tile):
+        yield QuantizeTask(
+            step=number,
+            name=weight.module,
+            file=stored.file,
+            begin=stored.begin + weight.segment.begin + first * row,
+            first_row=first,
+            rows=min(tile, n - first),
+            k=k,
+            dtype=weight.dtype,
+            target_file=packed.file,
+            packed_begin=packed.begin + first * packed_row,
+            packed_row=packed_row,
+            scale_begin=scale.begin + first * groups * step.scale.dtype.itemsize,
+            groups=groups,
+        )
+
+
+def _gather(tasks: Iterable[Task]) -> Iterator[Unit]:
+    held: list[Task] = []
+    nbytes = 0
+    for task in tasks:
+        held.append(task)
+        nbytes += task.nbytes
+        if nbytes >= _UNIT_BYTES:
+            yield tuple(held)
+            held, nbytes = [], 0
+    if held:
+        yield tuple(held)

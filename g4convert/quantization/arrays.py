@@ -1,0 +1,32 @@
+"""What the arrays of a tile must be; a mistake of the caller is found before a kernel writes past an end."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.quantization.scheme import Scheme
+from g4convert.tensors import DType
+
+__all__ = ["check_outputs", "check_rows"]
+
+_AXES = 2
+
+
+def check_rows(rows: NDArray[Any], dtype: DType) -> None:
+    """Raise ValueError unless `rows` is a contiguous [n, k] of the words of `dtype`."""
+    expected = np.dtype(np.float32 if dtype is DType.F32 else np.uint16)
+    if not dtype.is_weight or rows.dtype != expected or rows.ndim != _AXES or not rows.flags.c_contiguous:
+        raise ValueError(f"rows of {dtype} must be contiguous {expected} [n, k], not {rows.dtype} {rows.shape}")
+
+
+def check_outputs(scheme: Scheme, shape: tuple[int, int], packed: NDArray[np.int32], scale: NDArray[np.uint16]) -> None:
+    """Raise ValueError unless the outputs for weights of `shape` are contiguous and of the right shape."""
+    n, k = shape
+    for name, array, expected, columns in (
+        ("packed", packed, np.int32, scheme.words(k)),
+        ("scale", scale, np.uint16, scheme.groups(k)),
+    ):
+        if array.dtype != expected or array.shape != (n, columns) or not array.flags.c_contiguous:
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"{name} must be contiguous {np.dtype(expected)} {(n, columns)}, not {found}")

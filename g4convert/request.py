@@ -1,0 +1,158 @@
+"""How far a verification goes, and what it is asked. Values only: the command line imports them."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from g4convert.errors import UsageError
+from g4convert.suggestions import no_such
+
+__all__ = ["FLOAT_TYPES", "EngineName", "Level", "MemoryUse", "Request", "checked_device"]
+
+
+class Level(StrEnum):
+    """How far a verification goes; each level includes the ones before."""
+
+    STATIC = "static"
+    WEIGHTS = "weights"
+    LOGITS = "logits"
+    ENGINE = "engine"
+
+    def includes(self, other: "Level") -> bool:
+        """Whether a verification that goes so far does the other level, too."""
+        order = list(Level)
+        return order.index(self) >= order.index(other)
+
+
+class EngineName(StrEnum):
+    """Engines that level `engine` knows."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+
+
+class MemoryUse(StrEnum):
+    """How models are held while they run."""
+
+    RESIDENT = "resident"
+    STREAM = "stream"
+    AUTO = "auto"
+
+
+FLOAT_TYPES = ("float32", "bfloat16")
+"""In which a forward can run."""
+
+
+def checked_device(name: str) -> str:
+    """A device's name, as it is.
+
+    Raises:
+        UsageError: not `cpu`, `cuda` or `cuda:N`.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name}: expected cpu, cuda or cuda:N")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be verified, and how.
+
+    Args:
+        output: the quantized checkpoint.
+        reference: the checkpoint it was made from, or a file that `g4convert reference` wrote; None has neither.
+        level: how far to go; None takes `logits` where something is asked of that level (or the reference is a
+            file), `weights` with a reference, and `static` without.
+        profile: thresholds of level `logits`; None takes `w4a16`.
+        prompts: the user's own, in place of the bundled ones.
+        memory: how models are held; None takes `auto`.
+        dtype: of the forward; None takes `float32`.
+        device: where models run; None takes `cpu`.
+        engine: which one serves the checkpoint in level `engine`.
+        engine_python: the interpreter that has vLLM; None takes this one.
+        engine_url: of the SGLang server.
+        engine_timeout: seconds that an engine's start, and each answer, may take; None takes 600.
+    """
+
+    output: Path
+    reference: Path | None = None
+    level: Level | None = None
+    profile: str | None = None
+    prompts: Path | None = None
+    memory: MemoryUse | None = None
+    dtype: str | None = None
+    device: str | None = None
+    engine: EngineName | None = None
+    engine_python: Path | None = None
+    engine_url: str | None = None
+    engine_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in FLOAT_TYPES:
+            raise no_such("--dtype", self.dtype, FLOAT_TYPES)
+        if self.device is not None:
+            checked_device(self.device)
+        unused = [name for name, value in self._of_logits.items() if value is not None]
+        if not self.depth.includes(Level.LOGITS) and unused:
+            raise UsageError(f"--{unused[0]} belongs to level logits, not {self.depth}", hint="--level logits")
+        self._check_engine()
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether the reference is a file."""
+        return self.reference is not None and self.reference.suffix == ".safetensors"
+
+    @property
+    def source(self) -> Path | None:
+        """The reference, where it is a checkpoint."""
+        return None if self.is_captured else self.reference
+
+    @property
+    def depth(self) -> Level:
+        """How far to go."""
+        if self.level is not None:
+            return self.level
+        if any(value is not None for value in self._of_engine.values()):
+            return Level.ENGINE
+        if self.is_captured or any(value is not None for value in self._of_logits.values()):
+            return Level.LOGITS
+        return Level.STATIC if self.reference is None else Level.WEIGHTS
+
+    @property
+    def judged_by(self) -> str:
+        """The profile of level logits; with an engine and no reference, what four bits cost is not asked."""
+        alone = self.engine is not None and self.reference is None
+        return self.profile or ("parity" if alone else "w4a16")
+
+    def _check_engine(self) -> None:
+        given = [name for name, value in self._of_engine.items() if value is not None]
+        if self.depth is not Level.ENGINE and given:
+            raise UsageError(f"--{given[0]} belongs to level engine, not {self.depth}", hint="--level engine")
+        if self.depth is Level.ENGINE and self.engine is None:
+            raise UsageError("level engine needs an engine", hint=f"--engine {', '.join(EngineName)}")
+        if self.engine is EngineName.SGLANG and self.engine_url is None:
+            raise UsageError("SGLang is asked over HTTP", hint="start a server with the checkpoint, and --engine-url")
+        if self.engine is EngineName.SGLANG and self.engine_python is not None:
+            raise UsageError("--engine-python is for vllm; an SGLang server runs already")
+        if self.engine is EngineName.VLLM and self.engine_url is not None:
+            raise UsageError("--engine-url is for sglang; vllm is started here", hint="--engine-python PATH")
+
+    @property
+    def _of_engine(self) -> dict[str, object]:
+        return {
+            "engine": self.engine,
+            "engine-python": self.engine_python,
+            "engine-url": self.engine_url,
+            "engine-timeout": self.engine_timeout,
+        }
+
+    @property
+    def _of_logits(self) -> dict[str, object]:
+        return {
+            "profile": self.profile,
+            "prompts": self.prompts,
+            "memory": self.memory,
+            "dtype": self.dtype,
+            "device": self.device,
+        }

@@ -1,0 +1,162 @@
+"""What is made of an engine's start, of its refusals and of its numbers; see `engine` for the codes.
+
+    mean |difference| of log-probabilities     at most 3 times the floor's, in each kind of probe
+    largest |difference|                       at most 10 times: one token of thousands is a matter of chance
+
+The floor is the same number for the reference with one rounding of noise after each layer, on the same tokens. Both
+find other top tokens where two are nearly as likely, so agreement may be below the floor's by what chance makes of so
+many tokens, besides what profile `parity` allows.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from g4convert.report import Finding, Severity
+from g4convert.verification.engine.prompts import Refused, Started
+from g4convert.verification.engine.scores import Parity
+from g4convert.verification.gates import Profile, judge
+from g4convert.verification.logits.noise import floor
+from g4convert.verification.probes.suite import Probe
+
+__all__ = ["Measured", "judged_parity", "not_covered", "not_started", "of_refusals", "of_start"]
+
+_LIMITS: Final = {"mean": 3.0, "largest": 10.0}
+_COUNTED: Final = {"top1_agreement": "tokens", "top1_confident": "confident_tokens"}
+_FLOORS: Final = ("mean", "largest", "kl_mean")
+_OF_THE_MACHINE: Final = (
+    *("No WNA16 MoE backend", "Failed to find a kernel", "failed to be inspected"),
+    *("out of memory", "No available memory"),
+)
+"""Words of refusals that another machine would not give."""
+_PLACES: Final = {
+    "start": "before it built the model",
+    "build": "when it built the model",
+    "load": "when it loaded the weights",
+    "ready": "after it had loaded the weights",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An engine's parity, and that of the reference with noise in it.
+
+    Args:
+        parity: the engine's.
+        noise: by source of noise.
+    """
+
+    parity: Parity
+    noise: Mapping[str, Parity]
+
+    def floor_of(self, bucket: str, number: str) -> float:
+        """The largest that noise alone makes of a number of a bucket."""
+        return max(float(getattr(one.buckets[bucket], number)) for one in self.noise.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        buckets = [
+            bucket.to_dict() | {f"floor_{number}": self.floor_of(bucket.name, number) for number in _FLOORS}
+            for bucket in self.parity.buckets.values()
+        ]
+        return {"buckets": buckets, "parity": self.parity.metrics.to_dict(), "floor": self.floor()}
+
+    def floor(self) -> dict[str, float]:
+        """The floor of every metric."""
+        return dict(floor({name: one.metrics for name, one in self.noise.items()}).values)
+
+
+def not_started(refused: Refused) -> Iterator[Finding]:
+    """An engine that will not serve the checkpoint."""
+    elsewhere = any(words in refused.message for words in _OF_THE_MACHINE)
+    place = _PLACES.get(refused.place, "")
+    expected = "the engine loads the checkpoint"
+    remedy = "on a CPU `--dtype float32` needs no such kernel" if elsewhere else "see the findings of level static"
+    severity = Severity.INCONCLUSIVE if elsewhere else Severity.FAIL
+    yield Finding("engine.load", severity, "the engine", f"refused {place}: {refused.message}", expected, remedy)
+    yield _stopped("it does not load")
+
+
+def of_start(started: Started) -> Iterator[Finding]:
+    """What an engine said when it had loaded."""
+    expected = "every parameter is filled from the checkpoint"
+    for one in started.unfilled:
+        found = "no tensor reached it" if one.share > 0.999 else f"no tensor reached {one.share:.3g} of it"
+        remedy = "the engine would serve what its memory held; level static names the tensor"
+        yield Finding("engine.load", Severity.FAIL, one.name, found, expected, remedy)
+    if started.unfilled:
+        yield _stopped("parameters are missing")
+        return
+    if started.parameters:
+        found = f"all {started.parameters} parameters are filled, and every tensor had its place"
+        yield Finding("engine.load", Severity.PASS, started.name, found, expected)
+    else:
+        found = "a server does not show whether every parameter was filled"
+        yield Finding("engine.load", Severity.INFO, started.name, found, expected)
+    for key in started.supplied:
+        found = "missing; supplied for this run"
+        yield Finding(
+            "engine.config", Severity.WARN, key, found, "the engine stops without it", "add it to config.json"
+        )
+    products = "weights decoded at loading, in plain products" if started.decodes else "the engine's own"
+    where = " ".join(filter(None, (started.dtype, started.device and f"on {started.device}")))
+    yield Finding("engine.kernels", Severity.INFO, where or "the engine", products, "")
+
+
+def _stopped(why: str) -> Finding:
+    return Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", f"not compared: {why}", "")
+
+
+def of_refusals(refusals: Mapping[str, Refused], started: Started) -> Iterator[Finding]:
+    """Prompts that the engine refused: a fault of what it serves, or of how a server was started."""
+    severity = Severity.FAIL if started.parameters else Severity.INCONCLUSIVE
+    remedy = "" if started.parameters else "the server's own limits may be the reason"
+    for name, refused in refusals.items():
+        yield Finding("engine.probes", severity, name, refused.message, "an answer", remedy)
+
+
+def not_covered(probes: Sequence[Probe], asked: Sequence[Probe], started: Started) -> Iterator[Finding]:
+    """What this level has not looked at."""
+    found = ["decoding token by token", "more than one GPU"]
+    if left := sorted({probe.bucket for probe in probes} - {probe.bucket for probe in asked}):
+        found.append(f"{', '.join(left)}: this engine is not given any")
+    if started.unwatched:
+        found.append(f"whether {started.unwatched} parameters of narrow types are filled")
+    if started.decodes:
+        found.append("the engine's 4-bit kernels")
+    if started.causal:
+        found.append("pictures that see themselves: attention on this device is causal, and so was the reference's")
+    for text in found:
+        yield Finding("engine.coverage", Severity.INFO, "not covered", text, "")
+    for text in started.mended:
+        yield Finding("engine.coverage", Severity.INFO, "mended in the engine, to run here", text, "")
+
+
+def judged_parity(measured: Measured, profile: Profile) -> Iterator[Finding]:
+    """Differences by kind of probe, and all metrics against a profile."""
+    for bucket in measured.parity.buckets.values():
+        numbers = {number: (getattr(bucket, number), measured.floor_of(bucket.name, number)) for number in _LIMITS}
+        times = {number: value / noise if noise else float(value > 0) for number, (value, noise) in numbers.items()}
+        bad = [number for number in _LIMITS if not times[number] <= _LIMITS[number]]
+        found = "; ".join(
+            f"{number} {value:.3g}, {times[number]:.2g} times the floor" for number, (value, _) in numbers.items()
+        )
+        found += f"; top token {bucket.top1_agreement:.2%}; KL {bucket.kl_mean:.2g}"
+        expected = ", ".join(f"{number} at most {limit:g} times" for number, limit in _LIMITS.items())
+        severity = Severity.FAIL if bad else Severity.PASS
+        yield Finding("engine.logprobs", severity, f"{bucket.name} ({bucket.tokens} tokens)", found, expected)
+    metrics, noise = measured.parity.metrics.values, measured.floor()
+    yield from judge(metrics, _with_chance(profile, metrics, noise), noise, level="engine")
+
+
+def _with_chance(profile: Profile, metrics: Mapping[str, float], noise: Mapping[str, float]) -> Profile:
+    """A profile whose agreements may be lower by three deviations of the difference of two counts."""
+    thresholds = dict(profile.thresholds)
+    for name, threshold in profile.thresholds.items():
+        count = metrics.get(_COUNTED.get(name, ""), 0)
+        if threshold.below_floor is not None and count and name in noise:
+            share = (noise[name] * count + 1) / (count + 2)
+            allowed = threshold.below_floor + 3 * math.sqrt(2 * share * (1 - share) / count)
+            thresholds[name] = threshold.model_copy(update={"below_floor": allowed})
+    return profile.model_copy(update={"thresholds": thresholds})

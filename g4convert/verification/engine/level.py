@@ -1,0 +1,276 @@
+"""Level `engine`: the same tokens through a real engine, against what the packed words stand for.
+
+    probes --+-> dequantized, in this process --> logits --------------------+
+             |                                                               +--> parity, by kind of probe
+             +-> engine, in its own process or on a server --> log-probs ----+
+    dequantized with rounding noise --> log-probs: the floor
+
+The first question is whether the engine loads the checkpoint at all, and whether every one of its parameters got a
+tensor; only then are numbers worth comparing. The reference runs in float32 always. The floor is that of the engine's
+own dtype.
+
+    engine.load         what the engine would not take, and what it did not get
+    engine.config       keys that it needs and the checkpoint has not
+    engine.kernels      which products ran
+    engine.logprobs     differences by kind of probe, in multiples of the floor
+    engine.parity.*     the metrics of level logits against profile `parity`
+    engine.probes       prompts that the engine refused
+    engine.coverage     what was not asked
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import torch
+
+from g4convert.devices import memory_faults, torch_device
+from g4convert.errors import GateError
+from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs
+from g4convert.forward.load import DTypeName, Memory, load
+from g4convert.forward.models import Model
+from g4convert.report import Finding, Severity
+from g4convert.request import EngineName, MemoryUse, Request
+from g4convert.verification import gates
+from g4convert.verification.engine.judge import (
+    Measured,
+    judged_parity,
+    not_covered,
+    not_started,
+    of_refusals,
+    of_start,
+)
+from g4convert.verification.engine.prompts import Engine, Prompt, Refused, Started, prompts_of
+from g4convert.verification.engine.scores import Parity, Sums
+from g4convert.verification.engine.sglang import sglang
+from g4convert.verification.engine.vllm import look_for_vllm, vllm
+from g4convert.verification.logits.judge import Judged
+from g4convert.verification.logits.kept import Kept, Shelf, run_each
+from g4convert.verification.logits.level import conversations, threads_for
+from g4convert.verification.logits.noise import EPSILON, noisy
+from g4convert.verification.logits.scores import TopLogits
+from g4convert.verification.logits.teacher import decoder_layers, like
+from g4convert.verification.probes.suite import Probe, digest, make_probes
+
+__all__ = ["check_engine", "counted", "joined", "look_for_engine", "run_engine"]
+
+_SEEDS: Final = (1, 2)
+_TOP: Final = 64
+"""Tokens of each distribution that are asked for."""
+
+Say = Callable[[str], None]
+
+
+def look_for_engine(asked: Request) -> None:
+    """See whether the engine is there at all, before the levels that take long.
+
+    Raises:
+        UsageError: the server serves another model.
+        EnvironmentFault: no interpreter with vLLM, no server that answers.
+    """
+    if asked.engine is EngineName.SGLANG:
+        with _engine(asked) as server:
+            server.start(0, 0)
+    else:
+        look_for_vllm(asked.engine_python)
+
+
+def run_engine(asked: Request, *, say: Say) -> Judged:
+    """Start the engine that is asked for, and judge it.
+
+    Args:
+        asked: what, by which engine.
+        say: told what is done next.
+
+    Returns:
+        Findings and metrics; no metrics where nothing could be compared.
+
+    Raises:
+        UsageError: the server serves another model.
+        EnvironmentFault: no such engine, no answer in time, a breakdown, out of memory.
+    """
+    with memory_faults(), _engine(asked) as engine:
+        say("engine: loading the dequantized weights")
+        try:
+            model = _load(asked, "float32")
+        except GateError:
+            found = "not run: the strict loader refuses the checkpoint"
+            remedy = "see the findings of level logits"
+            return Judged((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, "", remedy),), {})
+        if model.config.model_type.endswith("assistant"):
+            found = "not run: a drafter runs beside its target only"
+            return Judged((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, ""),), {})
+        files = asked.source or asked.output
+        mine = None if asked.prompts is None else conversations(asked.prompts, files)
+        probes = [counted(probe) for probe in make_probes(model, files, conversations=mine)]
+        with threads_for(model):
+            return check_engine(engine, model, probes, half=lambda: _load(asked, "bfloat16"), say=say)
+
+
+def check_engine(
+    engine: Engine, model: Model, probes: Sequence[Probe], *, half: Callable[[], Model] | None = None, say: Say
+) -> Judged:
+    """Judge an engine.
+
+    Args:
+        engine: serves the checkpoint.
+        model: its dequantized weights, in float32.
+        probes: with rows that count.
+        half: gives the same model in bfloat16, for the floor of an engine that runs so.
+        say: told what is done next.
+
+    Raises:
+        EnvironmentFault: the engine does not answer in time, or breaks down.
+    """
+    top = min(_TOP, model.config.get_text_config().vocab_size)
+    taken = [probe for probe in probes if probe.bucket in engine.takes or not _has_media(probe)]
+    prompts = {probe.name: prompts_of(probe, model.config) for probe in taken}
+    longest = max(len(prompt.ids) for several in prompts.values() for prompt in several)
+    say("engine: starting it")
+    try:
+        started = engine.start(longest, top)
+    except Refused as refused:
+        say(f"engine: the end of what it printed\n{refused.log}")
+        return Judged(tuple(not_started(refused)), {})
+    findings = [*of_start(started)]
+    if started.unfilled:
+        return Judged(tuple(findings), {})
+    say("engine: asking it")
+    answers, refusals = _ask(engine, taken, prompts)
+    findings += of_refusals(refusals, started)
+    findings += not_covered(probes, taken, started)
+    answered = [probe for probe in taken if probe.name in answers]
+    if not answered:
+        return Judged(tuple(findings), {})
+    say("engine: comparing with the dequantized weights")
+    with TemporaryDirectory(prefix="g4convert-") as directory:
+        comparing = _Comparing(answered, answers, started, top, Shelf(Path(directory)))
+        measured = comparing.measured(model, half)
+    findings += judged_parity(measured, gates.load("parity"))
+    asked = {"probes": {"count": len(answered), "digest": digest(answered)}}
+    return Judged(tuple(findings), {"engine": started.to_dict() | asked | measured.to_dict()})
+
+
+def counted(probe: Probe) -> Probe:
+    """A probe as it is, or with every token counting where none does."""
+    if bool(probe.response.any()):
+        return probe
+    answers = probe.attended.view(probe.response.shape).clone()
+    answers &= answers.cumsum(-1) > 1
+    return Probe.of(probe.name, probe.bucket, probe.arguments, answers)
+
+
+def _has_media(probe: Probe) -> bool:
+    return "mm_token_type_ids" in probe.arguments
+
+
+def _engine(asked: Request) -> AbstractContextManager[Engine]:
+    timeout = float(asked.engine_timeout or 600)
+    match asked.engine:
+        case EngineName.SGLANG:
+            return sglang(asked.output, url=str(asked.engine_url), timeout=timeout)
+        case _:
+            return vllm(asked.output, python=asked.engine_python, dtype=asked.dtype, timeout=timeout)
+
+
+def _load(asked: Request, dtype: DTypeName) -> Model:
+    memory: Memory = (asked.memory or MemoryUse.AUTO).value
+    device = torch_device(asked.device or "cpu")
+    return load(asked.output, dtype=dtype, packed=False, memory=memory, device=device)
+
+
+def _ask(
+    engine: Engine, probes: Sequence[Probe], prompts: Mapping[str, Sequence[Prompt]]
+) -> tuple[dict[str, TopLogits], dict[str, Refused]]:
+    """Answers by probe, and refusals."""
+    answers: dict[str, TopLogits] = {}
+    refusals: dict[str, Refused] = {}
+    for probe in probes:
+        try:
+            parts = [engine.score(prompt) for prompt in prompts[probe.name]]
+        except Refused as refused:
+            refusals[probe.name] = refused
+            continue
+        answers[probe.name] = joined(parts)
+    return answers, refusals
+
+
+def joined(parts: Sequence[TopLogits]) -> TopLogits:
+    """The answers of several prompts as one; as many tokens of each row as all have."""
+    width = min(part.ids.shape[1] for part in parts)
+    return TopLogits(
+        torch.cat([part.ids[:, :width] for part in parts]),
+        torch.cat([part.logprobs[:, :width] for part in parts]),
+        torch.cat([part.log_sum_exp for part in parts]),
+        torch.cat([part.target_logprob for part in parts]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparing:
+    """What was asked and answered.
+
+    Args:
+        probes: those that were answered.
+        answers: by probe.
+        started: tells the engine's dtype and attention.
+        top: tokens of each row that were asked for.
+        shelf: for the reference's logits.
+    """
+
+    probes: Sequence[Probe]
+    answers: Mapping[str, TopLogits]
+    started: Started
+    top: int
+    shelf: Shelf
+
+    def measured(self, model: Model, half: Callable[[], Model] | None) -> Measured:
+        """The reference once, its noise, and the engine's answers against it."""
+        dtype = self.started.dtype or "bfloat16"
+        noise = {}
+        with self._like_the_engine(model):
+            reference = ModelCandidate(model, inside=False)
+            kept = self._kept(reference)
+            for seed in _SEEDS:
+                with noisy(list(decoder_layers(model).values()), EPSILON[dtype], seed=seed):
+                    noise[f"noise {seed}"] = self._against(kept, reference, self.probes)
+        if dtype == "bfloat16" and half is not None:
+            rounded = half()
+            given = [replace(probe, arguments=like(probe.arguments, model, rounded)) for probe in self.probes]
+            with self._like_the_engine(rounded):
+                noise["rounding"] = self._against(kept, ModelCandidate(rounded, inside=False), given)
+        sums = Sums()
+        for probe in self.probes:
+            sums.add(probe, kept[probe.name], self.answers[probe.name])
+        return Measured(sums.parity(), noise)
+
+    def _kept(self, reference: Candidate) -> dict[str, Kept]:
+        def keep(probe: Probe, outputs: Outputs) -> Kept:
+            return Kept.of(probe, outputs, shelf=self.shelf)
+
+        found = run_each(reference, self.probes, keep)
+        return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
+
+    def _against(self, kept: Mapping[str, Kept], candidate: Candidate, probes: Sequence[Probe]) -> Parity:
+        sums = Sums()
+
+        def add(probe: Probe, outputs: Outputs) -> None:
+            sums.add_outputs(probe, kept[probe.name], outputs, self.top)
+
+        run_each(candidate, probes, add)
+        return sums.parity()
+
+    @contextmanager
+    def _like_the_engine(self, model: Model) -> Iterator[None]:
+        """With causal pictures, where the engine has no others."""
+        text = model.config.get_text_config()
+        before = text.use_bidirectional_attention
+        if self.started.causal:
+            text.use_bidirectional_attention = None
+        try:
+            yield
+        finally:
+            text.use_bidirectional_attention = before

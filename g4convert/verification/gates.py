@@ -1,0 +1,241 @@
+"""Measured numbers against the thresholds of a profile, with the noise floor of the same tokens in mind.
+
+    value    up to `pass`   between       beyond `fail`
+             PASS           WARN          FAIL
+
+A floor widens the limits of a threshold that says so: `times_floor` f makes a limit at least f times the floor,
+`below_floor` d lets an agreement be d below the floor's. Where the floor itself is high (its mean KL above
+`max_floor`), nothing can PASS: INCONCLUSIVE, but for what fails even with the floor taken off it.
+
+The mean KL is judged by the upper end of its interval, where that is measured. A nan is a number there was
+nothing to measure on; NaNs among the candidate's logits are counted apart and fail.
+
+Pure: numbers by name in, findings out.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from g4convert.errors import UsageError
+from g4convert.report import Finding, Severity
+from g4convert.suggestions import nearest
+
+__all__ = ["Profile", "Threshold", "judge", "load", "shipped"]
+
+_PACKAGE: Final = Path(__file__).parents[1]
+_SHIPPED: Final = {
+    path.stem: path
+    for directory in (_PACKAGE / "recipes" / "profiles", _PACKAGE.parent / "recipes" / "profiles")
+    for path in sorted(directory.glob("*.yaml"))
+}
+
+MetricName = Literal[
+    "kl_mean",
+    "kl_median",
+    "kl_p99",
+    "kl_p999",
+    "top1_agreement",
+    "top1_confident",
+    "rms_dp",
+    "ppl_ratio",
+    "router_jaccard_min",
+]
+_Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_KL: Final = "kl_mean"
+_UPPER_END: Final = "kl_high"
+
+
+class Threshold(BaseModel):
+    """Where one metric passes and where it fails."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    direction: Literal["lower", "higher", "one"] = Field(
+        description="What is better: lower, higher, or nearer to one (limits are then distances from it)."
+    )
+    passes: _Limit = Field(alias="pass", description="Passes up to here.")
+    fail: _Limit = Field(description="Fails beyond; what lies between warns.")
+    times_floor: float | None = Field(None, ge=1, description="Limits are at least this many times the floor.")
+    below_floor: float | None = Field(None, ge=0, lt=1, description="Limits are at most this much below the floor.")
+    optional: bool = Field(default=False, description="Not every model or probe set has it.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if (self.fail < self.passes) if self.direction != "higher" else (self.fail > self.passes):
+            raise ValueError(f"fail {self.fail} lies on the good side of pass {self.passes}")
+        if self.direction == "higher" and self.times_floor is not None:
+            raise ValueError("times_floor is for what is better lower: take below_floor")
+        if self.direction != "higher" and self.below_floor is not None:
+            raise ValueError("below_floor is for what is better higher: take times_floor")
+        return self
+
+    @property
+    def needs_floor(self) -> bool:
+        """Whether its limits follow the floor."""
+        return self.times_floor is not None or self.below_floor is not None
+
+
+class Profile(BaseModel):
+    """Thresholds for one kind of comparison. Values only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str = Field(min_length=1, description="One line for lists.")
+    compares: Literal["loss", "parity"] = Field(
+        description="loss: the original with the dequantized weights; parity: those with the path that runs."
+    )
+    metrics_version: int = Field(ge=1, description="Of the metrics that the thresholds were set for.")
+    max_floor: _Limit = Field(description="Mean KL of the noise floor above which nothing can be told.")
+    thresholds: dict[MetricName, Threshold] = Field(min_length=1)
+
+
+def shipped() -> dict[str, Profile]:
+    """The profiles that come with the package, by name."""
+    return {name: load(name) for name in _SHIPPED}
+
+
+def load(name: str) -> Profile:
+    """Read a profile.
+
+    Args:
+        name: a shipped one, or a path (anything with a slash or ending in .yaml/.yml).
+
+    Raises:
+        UsageError: no such profile, not YAML, an unknown key, a value out of range.
+    """
+    path = Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else _SHIPPED.get(name)
+    if path is None:
+        hint = nearest(name, _SHIPPED) or f"shipped: {', '.join(_SHIPPED)}; a path works too"
+        raise UsageError(f"profile {name}: not one of the shipped profiles", hint=hint)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"profile {name}: cannot be read: {error}", hint=f"shipped: {', '.join(_SHIPPED)}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"profile {name}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(
+            f"profile {name}: values that cannot be",
+            offenders=[f"{'.'.join(map(str, one['loc'])) or name}: {one['msg'].lower()}" for one in error.errors()],
+            hint="compare with a shipped one: recipes/profiles/w4a16.yaml",
+        ) from error
+
+
+def judge(
+    metrics: Mapping[str, float],
+    profile: Profile,
+    floor: Mapping[str, float] | None,
+    *,
+    level: str = "logits",
+    subject: str = "all response tokens",
+) -> Iterator[Finding]:
+    """Judge every metric that a profile has a threshold for.
+
+    Args:
+        metrics: measured numbers, by the names of `g4convert.verification.logits.metrics.Metrics.values`.
+        profile: the thresholds.
+        floor: the same numbers of the noise floor, on the same tokens; None where none was measured.
+        level: the first part of the codes, which go on with `loss` or `parity` and the metric.
+        subject: which tokens.
+    """
+    code = f"{level}.{profile.compares}"
+    yield _finite(metrics, code, subject)
+    state = _floor(profile, floor, code, subject)
+    yield state
+    for name, threshold in profile.thresholds.items():
+        value, noise = _value(metrics, name), _value(floor or {}, name)
+        if math.isnan(value):
+            severity = Severity.INFO if threshold.optional else Severity.INCONCLUSIVE
+            found = "not measured"
+        else:
+            severity = _severity(value, threshold, noise)
+            if state.severity is Severity.INCONCLUSIVE and not _fails_anyway(value, threshold, noise):
+                severity = Severity.INCONCLUSIVE
+            found = _number(value) if math.isnan(noise) else f"{_number(value)}, noise floor {_number(noise)}"
+        yield Finding(f"{code}.{name}", severity, subject, found, _expected(threshold, noise))
+
+
+def _value(metrics: Mapping[str, float], name: str) -> float:
+    """A metric; of the mean KL, the upper end of its interval where it is known; nan where it was not measured."""
+    names = (_UPPER_END, _KL) if name == _KL else (name,)
+    values = (metrics.get(one, math.nan) for one in names)
+    return next((value for value in values if not math.isnan(value)), math.nan)
+
+
+def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
+    """Whether the logits are numbers at all."""
+    expected = "no NaN and no infinity among the logits"
+    if metrics.get("nonfinite", 0):
+        found = f"{metrics['nonfinite']:g} tokens of the candidate with one"
+        return Finding(f"{code}.finite", Severity.FAIL, subject, found, expected)
+    if metrics.get("reference_nonfinite", 0):
+        found = f"{metrics['reference_nonfinite']:g} tokens of the reference with one"
+        remedy = "run the reference in float32 or bfloat16: float16 overflows"
+        return Finding(f"{code}.finite", Severity.INCONCLUSIVE, subject, found, expected, remedy)
+    return Finding(f"{code}.finite", Severity.PASS, subject, "all logits are numbers", expected)
+
+
+def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subject: str) -> Finding:
+    """Whether the noise floor lets anything be told."""
+    expected = f"mean KL at most {_number(profile.max_floor)}"
+    level = math.nan if floor is None else floor.get(_KL, math.nan)
+    if math.isnan(level):
+        needed = any(threshold.needs_floor for threshold in profile.thresholds.values())
+        severity = Severity.INCONCLUSIVE if needed else Severity.INFO
+        return Finding(f"{code}.floor", severity, subject, "no noise floor measured", expected)
+    severity = Severity.INCONCLUSIVE if level > profile.max_floor else Severity.PASS
+    remedy = "compare in float32, or force the reference's routing" if severity is not Severity.PASS else ""
+    found = f"rounding alone moves the logits by a mean KL of {_number(level)}"
+    return Finding(f"{code}.floor", severity, subject, found, expected, remedy)
+
+
+def _badness(value: float, threshold: Threshold) -> float:
+    """A metric so that more is worse."""
+    if threshold.direction == "one":
+        return abs(value - 1)
+    return -value if threshold.direction == "higher" else value
+
+
+def _bounds(threshold: Threshold, noise: float) -> tuple[float, float]:
+    """Where a metric stops to pass and begins to fail, as badness, widened by the floor."""
+    sign = -1 if threshold.direction == "higher" else 1
+    bounds = sign * threshold.passes, sign * threshold.fail
+    if math.isnan(noise) or not threshold.needs_floor:
+        return bounds
+    least = _badness(noise, threshold) * (threshold.times_floor or 1) + (threshold.below_floor or 0)
+    return max(bounds[0], least), max(bounds[1], least)
+
+
+def _severity(value: float, threshold: Threshold, noise: float) -> Severity:
+    passes, fails = _bounds(threshold, noise)
+    badness = _badness(value, threshold)
+    if badness <= passes:
+        return Severity.PASS
+    return Severity.FAIL if badness > fails else Severity.WARN
+
+
+def _fails_anyway(value: float, threshold: Threshold, noise: float) -> bool:
+    """Whether a metric fails even with all of the floor taken off it."""
+    perfect = -1.0 if threshold.direction == "higher" else 0.0
+    excess = _badness(value, threshold) - (_badness(noise, threshold) - perfect)
+    return excess > _bounds(threshold, noise)[1]  # false for a nan: without a floor nothing is certain
+
+
+def _expected(threshold: Threshold, noise: float) -> str:
+    """The limits in words: `at most 0.05, fails above 0.1`."""
+    words = {"lower": ("at most", "above"), "higher": ("at least", "below"), "one": ("off 1 by at most", "above")}
+    least, beyond = words[threshold.direction]
+    passes, fails = (abs(bound) for bound in _bounds(threshold, noise))
+    within = f"{least} {_number(passes)}"
+    return within if passes == fails else f"{within}, fails {beyond} {_number(fails)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

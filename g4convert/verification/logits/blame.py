@@ -1,0 +1,276 @@
+"""Which module is to blame: the ranked table behind "layers.17.experts: 92 % of the KL".
+
+    1. every module on the reference's inputs (`teacher`): which compute something else, and by how much
+    2. masks, positions and embeddings (`inputs`): what no module computes
+    3. one swap at a time: the candidate with that one module, or input, of the reference; how much of the KL to
+       the reference goes away. Nothing swapped, run again, is the control: it must give the same KL as before.
+
+Step 1 isolates, step 3 says what it matters; an error of 20 dB in a module that the answer does not depend on is
+no explanation. Where no module stands out, as when four bits cost a little everywhere, the worst layers and the
+parts of the worst are swapped. Shares need not sum to 100 %: faults can hide each other.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from g4convert.forward.candidate import ModelCandidate
+from g4convert.forward.models import Model
+from g4convert.verification.logits import inputs
+from g4convert.verification.logits.kept import Rows
+from g4convert.verification.logits.scores import score
+from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits, label, roots
+
+__all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Examined", "blame", "examine"]
+
+LIMITS: Final[Mapping[str, float]] = {"float32": 90.0, "bfloat16": 30.0, "float16": 45.0}
+"""SQNR in dB that a right module has on equal inputs, by the dtype of the forward. Healthy modules have 120 and more
+in float32, 40 to 50 in bf16; exact GELU for the tanh form gives 74."""
+
+LOSS_LIMIT: Final = 10.0
+"""The same for weights rounded to four bits, which give 17 dB and more."""
+
+_EXPLAINED: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """How a candidate does on the reference's inputs.
+
+    Args:
+        errors: of all modules that both have.
+        differences: in masks, positions and embeddings, in words, by place.
+    """
+
+    errors: tuple[ModuleError, ...]
+    differences: Mapping[str, str]
+
+    @property
+    def worst(self) -> ModuleError:
+        """The module with the lowest SQNR."""
+        return min(self.errors, key=lambda error: error.sqnr)
+
+
+@dataclass(frozen=True, slots=True)
+class Blamed:
+    """One row of the table.
+
+    Args:
+        module: its path, without the prefix of all text modules; `inputs: ...` for what no module computes.
+        share: the part of the KL that goes away when it is the reference's.
+        kl: what is left, nats a token.
+        sqnr: of its outputs on the reference's inputs, dB; nan where not measured.
+        note: what differs, in words.
+    """
+
+    module: str
+    share: float
+    kl: float
+    sqnr: float
+    note: str = ""
+
+    @property
+    def line(self) -> str:
+        """`layers.17.experts: 92 % of the KL`."""
+        return f"{self.module}: {100 * self.share:.0f} % of the KL"
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Who is to blame, worst first.
+
+    Args:
+        kl: mean KL on the probes looked at, nothing swapped.
+        control: the same, measured again in the end.
+        rows: the table.
+        compared: how many modules were given the reference's inputs.
+    """
+
+    kl: float
+    control: float
+    rows: tuple[Blamed, ...]
+    compared: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether one module explains most of it, and measuring it changes nothing."""
+        return self.control == self.kl and bool(self.rows) and self.rows[0].share >= _EXPLAINED
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested mappings of plain values."""
+        rows = [
+            {"module": row.module, "share": row.share, "kl": row.kl, "sqnr": row.sqnr, "note": row.note}
+            for row in self.rows
+        ]
+        return {"kl": self.kl, "control": self.control, "compared": self.compared, "rows": rows}
+
+
+def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Rows], *, limit: float) -> Examined:
+    """Give every module of a candidate the inputs of its namesake in the reference.
+
+    Args:
+        reference: the model that is right, of the candidate's dtype.
+        candidate: the other one; modules are matched by name.
+        probes: what both are run on, one by one.
+        limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
+    """
+    words: dict[str, str] = {}
+    with Teacher(reference.model, candidate.model, limit=limit) as teacher:
+        for probe in probes:
+            with inputs.recorded(reference.model) as expected:
+                reference.run(probe)
+            with inputs.recorded(candidate.model) as found:
+                candidate.run(probe)
+            words |= inputs.differences(expected, found, relative=10 ** (-limit / 20))
+    return Examined(teacher.errors(), words)
+
+
+def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two limits
+    reference: ModelCandidate,
+    candidate: ModelCandidate,
+    probes: Sequence[Rows],
+    examined: Examined,
+    *,
+    limit: float,
+    swaps: int = 12,
+) -> Blame:
+    """Rank the modules of a candidate by how much of its KL they cause.
+
+    Args:
+        reference: the model that is right, of the candidate's dtype.
+        candidate: the other one; modules are matched by name.
+        probes: some that show the fault; their logits are kept.
+        examined: what `examine` said of them.
+        limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
+        swaps: the most modules to swap in each of the two rounds.
+
+    Returns:
+        The table.
+    """
+    measure = _Measure(reference, candidate, probes)
+    kl = measure.kl(nullcontext())
+    errors = examined.errors
+    rows = [measure.swapped(error, kl) for error in culprits(errors, limit)[:swaps]]
+    if sum(row.share for row in rows) < _EXPLAINED:
+        rows += measure.forced(kl, examined.differences)
+    if max((row.share for row in rows), default=0.0) < _EXPLAINED:
+        rows += _widely(measure, errors, kl, {row.module for row in rows}, swaps)
+    ranked = sorted(rows, key=lambda row: -row.share)
+    return Blame(kl, measure.kl(nullcontext()), tuple(ranked), len(errors))
+
+
+def _widely(
+    measure: "_Measure", errors: Sequence[ModuleError], kl: float, known: set[str], swaps: int
+) -> Iterator[Blamed]:
+    """Swap the worst roots, then the parts of the one that matters most."""
+    by_name = {error.name: error for error in errors if error.sqnr != float("inf")}
+    worst = sorted((by_name[name] for name in measure.roots if name in by_name), key=lambda error: error.sqnr)
+    best: tuple[float, str] = (0.0, "")
+    for error in worst[:swaps]:
+        row = measure.swapped(error, kl)
+        best = max(best, (row.share, error.name))
+        if row.module not in known:
+            yield row
+    parts = [error for name, error in by_name.items() if name.rpartition(".")[0] == best[1]]
+    for error in sorted(parts, key=lambda error: error.sqnr)[:swaps]:
+        if error.label not in known:
+            yield measure.swapped(error, kl)
+
+
+class _Measure:
+    """KL to the reference on the chosen probes, with something of the candidate changed."""
+
+    def __init__(self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Rows]) -> None:
+        self._reference = reference
+        self._candidate = candidate
+        self._probes = probes
+        self._logits = [reference.run(probe).logits for probe in probes]
+        self.roots = frozenset(roots(candidate.model))
+
+    def kl(self, change: AbstractContextManager[None]) -> float:
+        """Mean KL over the response tokens, inside of a change."""
+        total, tokens = 0.0, 0
+        with change:
+            for probe, expected in zip(self._probes, self._logits, strict=True):
+                total += self._sum(probe, expected)
+                tokens += len(expected)
+        return total / tokens
+
+    def _sum(self, probe: Rows, expected: torch.Tensor) -> float:
+        found = self._candidate.run(probe).logits
+        return float(score(expected, found, probe.targets).kl.sum())
+
+    def swapped(self, error: ModuleError, kl: float) -> Blamed:
+        """Put the reference's module in the candidate's place."""
+        name, note = error.name, ", ".join(error.tensors) and f"differs: {', '.join(error.tensors)}"
+        place = self._loaded(name)
+        if place != name:
+            note = f"{note}; swapped with all of {label(place)}".lstrip("; ")
+        left = self.kl(_swapped(self._candidate.model, self._reference.model, place))
+        return Blamed(error.label, _share(kl, left), left, error.sqnr, note)
+
+    def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
+        """Give the candidate's layers the reference's masks, positions or embeddings: what differs of these."""
+        theirs: list[inputs.Inputs] = []
+        for probe in self._probes if differences else ():
+            with inputs.recorded(self._reference.model) as expected:
+                self._reference.run(probe)
+            theirs.append(expected)
+        for place, note in differences.items():
+            total, tokens = 0.0, 0
+            for probe, logits, given in zip(self._probes, self._logits, theirs, strict=True):
+                with inputs.forced(self._candidate.model, given, place):
+                    total += self._sum(probe, logits)
+                tokens += len(logits)
+            left = total / tokens
+            yield Blamed(f"inputs: {place}", _share(kl, left), left, float("nan"), note)
+
+    def _loaded(self, name: str) -> str:
+        """The module to swap: its root, where weights are loaded only while the root runs."""
+        root = next((root for root in self.roots if name == root or name.startswith(f"{root}.")), name)
+        models = self._candidate.model, self._reference.model
+        loaded = (tensor for model in models for tensor in model.get_submodule(root).state_dict().values())
+        return root if any(tensor.is_meta for tensor in loaded) else name
+
+
+class _OneExpertOf(torch.nn.Module):
+    """An experts module in which one expert is another module's."""
+
+    def __init__(self, experts: Model, other: Model, expert: int) -> None:
+        super().__init__()
+        self.experts, self.other, self.expert = experts, other, expert
+
+    def forward(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """As `Gemma4TextExperts.forward`."""
+        here = chosen == self.expert
+        instead = torch.where(here, (self.expert + 1) % self.experts.num_experts, chosen)
+        both: torch.Tensor = self.experts(states, instead, weights * ~here) + self.other(states, chosen, weights * here)
+        return both
+
+
+@contextmanager
+def _swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
+    """The candidate with one module, or expert, of the reference while inside."""
+    path, _, child = name.rpartition(".")
+    if child.isdecimal() and path.endswith(".experts"):
+        replacement = _OneExpertOf(candidate.get_submodule(path), reference.get_submodule(path), int(child))
+        path, _, child = path.rpartition(".")
+    else:
+        replacement = reference.get_submodule(name)
+    parent = candidate.get_submodule(path)
+    mine = parent._modules[child]  # noqa: SLF001 -- setattr would refuse the children of a ModuleList
+    parent._modules[child] = replacement  # noqa: SLF001
+    try:
+        yield
+    finally:
+        parent._modules[child] = mine  # noqa: SLF001
+
+
+def _share(kl: float, left: float) -> float:
+    """The part of a KL that is gone; an endless one that ends is gone."""
+    if kl in {0.0, left}:
+        return 0.0
+    return 1.0 if kl == float("inf") else 1 - left / kl

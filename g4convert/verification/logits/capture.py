@@ -1,0 +1,217 @@
+"""A reference in one file: what is needed to judge candidates without the original model.
+
+    g4convert reference MODEL -o ref.safetensors        52 GB become about 200 MB for 8192 tokens
+
+The file is safetensors. For each probe N, in order:
+
+    N.arguments...                  tensors of the forward call, to run candidates with
+    N.response bool [b, t], N.targets int64 [n]
+    N.logits, N.raw_logits          float32 [n, V], where the vocabulary is at most 4096; or
+    N.top.ids int32 [n, 64], N.top.logprobs [n, 64], N.top.log_sum_exp [n], N.top.target_logprob [n]
+    N.layers.*, N.embedders.*       float32 [t, 64], random projections; N.routers.* int32 [t, k]
+    projection.H                    float32 [H, 64], with which states of width H were projected
+
+and in the metadata, under one key, the version of the metrics, the probes' names, buckets and nested arguments, the
+digest of the source checkpoint and the versions that computed it. With full logits all metrics are exact but the
+SQNR, which is estimated; with the 64 likeliest tokens KL is a lower bound (see `scores.score_top`), and differences
+of logits are those of the known tokens.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Self, assert_never
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from g4convert import __version__
+from g4convert.errors import FormatError, InputError
+from g4convert.forward.candidate import Candidate, Outputs
+from g4convert.verification.logits.kept import FullLogits, Kept, Projection, States, run_each
+from g4convert.verification.logits.metrics import METRICS_VERSION
+from g4convert.verification.logits.scores import TopLogits
+from g4convert.verification.probes.suite import Probe
+
+__all__ = ["FULL_VOCABULARY", "TOP", "Captured", "capture"]
+
+TOP: Final = 64
+FULL_VOCABULARY: Final = 4096
+"""Up to this size all logits are kept."""
+
+_FACTS: Final = "g4convert_reference"
+"""The only key of the metadata, JSON: with several, their order and so the file's bytes would be random."""
+_STATES: Final = ("layers", "embedders", "routers")
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A reference that was stored.
+
+    Args:
+        probes: that it was run on.
+        kept: of each probe, by name.
+        projection: of the hidden states.
+        facts: what the metadata say: `source` (digest), `dtype`, versions.
+    """
+
+    probes: tuple[Probe, ...]
+    kept: Mapping[str, Kept]
+    projection: Projection
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read a file that `capture` wrote; logits stay in the file until they are used.
+
+        Raises:
+            InputError: no such file, not such a file, or of another version of the metrics.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not iterable
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read as a stored reference: {error}") from error
+        if _FACTS not in metadata:
+            raise InputError(
+                f"{path}: not a stored reference", hint="make one with `g4convert reference MODEL -o FILE`"
+            )
+        facts = json.loads(metadata[_FACTS])
+        if facts["metrics_version"] != METRICS_VERSION:
+            found = f"metrics version {facts['metrics_version']}, expected {METRICS_VERSION}"
+            raise InputError(f"{path}: {found}", hint="store the reference again with this version")
+        return cls._of(path, facts, tensors)
+
+    @classmethod
+    def _of(cls, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        probes: list[Probe] = []
+        kept: dict[str, Kept] = {}
+        try:
+            for number, (name, bucket, arguments) in enumerate(facts["probes"]):
+                mine = _under(tensors, str(number))
+                probes.append(Probe(name, bucket, _decoded(arguments, tensors), mine["response"], mine["targets"]))
+                kept[name] = _kept(mine)
+        except (KeyError, ValueError) as error:
+            raise FormatError(f"{path}: a stored reference without {error}") from error
+        matrices = {int(width): matrix for width, matrix in _under(tensors, "projection").items()}
+        others = {key: value for key, value in facts.items() if key != "probes"}
+        return cls(tuple(probes), kept, Projection(matrices=matrices), others)
+
+
+def capture(
+    candidate: Candidate, probes: Sequence[Probe], path: Path, *, source: str, facts: Mapping[str, str] | None = None
+) -> Captured:
+    """Run a reference and store what it gave.
+
+    Args:
+        candidate: the reference.
+        probes: with the answers that count.
+        path: of the file; replaced when all is written.
+        source: digest of the checkpoint, `Checkpoint.digest()`.
+        facts: more for the metadata.
+
+    Returns:
+        What was stored.
+    """
+    projection = Projection()
+
+    def keep(probe: Probe, outputs: Outputs) -> Kept:
+        top = 0 if outputs.logits.shape[-1] <= FULL_VOCABULARY else TOP
+        return Kept.of(probe, outputs, projection=projection, top=top)
+
+    kept = run_each(candidate, probes, keep)
+    tensors: dict[str, torch.Tensor] = {}
+    described = []
+    for number, (probe, one) in enumerate(zip(probes, kept, strict=True)):
+        described.append((probe.name, probe.bucket, _encoded(probe.arguments, f"{number}.arguments", tensors)))
+        tensors |= {f"{number}.{key}": value for key, value in _stored(probe, one).items()}
+    tensors |= {f"projection.{width}": matrix for width, matrix in projection.matrices.items()}
+    others = {
+        "metrics_version": METRICS_VERSION,
+        "source": source,
+        "g4convert": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        **(facts or {}),
+    }
+    metadata = {_FACTS: json.dumps(others | {"probes": described})}
+    partial = path.with_name(f"{path.name}.partial")
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=metadata)
+    partial.replace(path)
+    return Captured(
+        tuple(probes), {probe.name: one for probe, one in zip(probes, kept, strict=True)}, projection, others
+    )
+
+
+def _stored(probe: Probe, kept: Kept) -> dict[str, torch.Tensor]:
+    """The tensors of one probe, arguments apart."""
+    tensors = {"response": probe.response, "targets": probe.targets}
+    match kept.logits:
+        case FullLogits(after, before):
+            tensors["logits"] = after
+            if before is not None:
+                tensors["raw_logits"] = before
+        case TopLogits():
+            tensors |= {f"top.{part.name}": getattr(kept.logits, part.name) for part in fields(TopLogits)}
+            tensors["top.ids"] = kept.logits.ids.int()
+        case _:
+            assert_never(kept.logits)
+    for kind in _STATES:
+        tensors |= {f"{kind}.{name}": value for name, value in getattr(kept.states, kind).items()}
+    return tensors | {name: value.int() for name, value in tensors.items() if name.startswith("routers.")}
+
+
+def _kept(tensors: Mapping[str, torch.Tensor]) -> Kept:
+    """What `_stored` stored."""
+    layers, embedders, routers = (_under(tensors, kind) for kind in _STATES)
+    states = States(layers, embedders, {name: chosen.long() for name, chosen in routers.items()})
+    if "logits" in tensors:
+        return Kept(FullLogits(tensors["logits"], tensors.get("raw_logits")), states)
+    top = {part.name: tensors[f"top.{part.name}"] for part in fields(TopLogits)}
+    return Kept(TopLogits(**top | {"ids": top["ids"].long()}), states)
+
+
+def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, without that; layer 10 after layer 9, unlike in the file."""
+    start = f"{prefix}."
+    found = [name.removeprefix(start) for name in tensors if name.startswith(start)]
+    return {name: tensors[start + name] for name in sorted(found, key=_by_number)}
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+def _encoded(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 -- arguments of a forward
+    """Nested arguments as JSON; tensors go where their name says."""
+    match value:
+        case torch.Tensor():
+            tensors[name] = value
+            return {"tensor": name}
+        case Mapping():
+            return {"mapping": {key: _encoded(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+        case tuple() | list():
+            items = [_encoded(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
+            return {"tuple" if isinstance(value, tuple) else "list": items}
+        case _:
+            return {"value": value}
+
+
+def _decoded(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:  # noqa: ANN401
+    """The arguments that `_encoded` was given."""
+    ((kind, content),) = value.items()
+    match kind:
+        case "tensor":
+            return tensors[content]
+        case "mapping":
+            return {key: _decoded(item, tensors) for key, item in content.items()}
+        case "tuple":
+            return tuple(_decoded(item, tensors) for item in content)
+        case "list":
+            return [_decoded(item, tensors) for item in content]
+        case _:
+            return content

@@ -1,0 +1,120 @@
+"""What a model computes between its modules: masks, position embeddings, and where soft tokens are placed.
+
+A wrong sliding window or a token that is not recognized is in no module: every one of them is right, given its
+inputs. So the inputs of the decoder layers are compared, and can be forced on a candidate to see what they cause.
+
+    attention mask of sliding_attention       bool or float [b, 1, s, s]; None lets the kernel make a causal one
+    position embeddings of sliding_attention  cos and sin [b, s, head_dim]
+    embeddings                                [b, s, hidden], what the first layer is given, and with per-layer
+                                              embeddings what each layer is given of these
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import torch
+
+from g4convert.forward.models import Model
+from g4convert.verification.logits.teacher import decoder_layers
+
+__all__ = ["EMBEDDINGS", "Inputs", "differences", "forced", "recorded"]
+
+Inputs = dict[str, tuple[torch.Tensor, ...]]
+"""By place; an empty tuple is a mask that is left to the kernel."""
+
+EMBEDDINGS: Final = "embeddings"
+_ARGUMENTS: Final = {"attention_mask": "attention mask", "position_embeddings": "position embeddings"}
+
+
+@contextmanager
+def recorded(model: Model) -> Iterator[Inputs]:
+    """Note the inputs of a model's decoder layers during one forward inside.
+
+    Args:
+        model: a transformers model.
+    """
+    found: Inputs = {}
+    kinds = model.config.get_text_config().layer_types
+
+    def hook(number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if number == 0:
+            found[EMBEDDINGS] = (args[0].clone(),)
+        found[EMBEDDINGS] += tuple(given.clone() for given in args[1:] if isinstance(given, torch.Tensor))
+        for argument, words in _ARGUMENTS.items():
+            value = kwargs.get(argument)
+            place = f"{words} of {kinds[number]}"
+            if place not in found:
+                found[place] = () if value is None else value if isinstance(value, tuple) else (value,)
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(decoder_layers(model).values()):
+
+            def before(_: Model, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = number) -> None:
+                hook(number, args, kwargs)
+
+            stack.callback(layer.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
+        yield found
+
+
+def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dict[str, str]:
+    """Where two forwards of one probe differ before any layer, and by how much in words.
+
+    Args:
+        reference: of the model that is right.
+        candidate: of the other one.
+        relative: differences up to this part of the largest value are rounding.
+    """
+    found = {}
+    for place, expected in reference.items():
+        other = candidate.get(place, ())
+        if len(expected) != len(other) or any(a.shape != b.shape for a, b in zip(expected, other, strict=True)):
+            shapes = [[list(tensor.shape) for tensor in tensors] or "none" for tensors in (expected, other)]
+            found[place] = f"{shapes[1]}, expected {shapes[0]}"
+            continue
+        wrong = [_wrong(a, b, relative) for a, b in zip(expected, other, strict=True)]
+        if count := sum(int(entries.sum()) for entries in wrong):
+            found[place] = f"{count} of {sum(entries.numel() for entries in wrong)} entries differ"
+            if place == EMBEDDINGS:
+                rows = wrong[0].any(-1).nonzero()[:, 1].unique().tolist()  # type: ignore[no-untyped-call]
+                found[place] += f", at {len(rows)} positions, the first {rows[0]}"
+    return found
+
+
+@contextmanager
+def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
+    """Give a model's decoder layers one of the inputs of another model while inside."""
+    kinds = model.config.get_text_config().layer_types
+    with ExitStack() as stack:
+        for number, layer in enumerate(decoder_layers(model).values()):
+
+            def before(
+                _: Model, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = number
+            ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                if place == EMBEDDINGS:
+                    return _with_embeddings(args, inputs[place], number), kwargs
+                for argument, words in _ARGUMENTS.items():
+                    if place == f"{words} of {kinds[number]}":
+                        value = inputs[place]
+                        kwargs = kwargs | {argument: value if len(value) > 1 else value[0] if value else None}
+                return args, kwargs
+
+            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+        yield
+
+
+def _with_embeddings(args: tuple[Any, ...], given: tuple[torch.Tensor, ...], number: int) -> tuple[Any, ...]:
+    """Positional arguments of a layer, with the embeddings of another model."""
+    states, *each = given
+    first = states if number == 0 else args[0]
+    return (first, each[number], *args[2:]) if each else (first, *args[1:])
+
+
+def _wrong(expected: torch.Tensor, found: torch.Tensor, relative: float) -> torch.Tensor:
+    """bool, of the tensor's shape."""
+    if torch.bool in {expected.dtype, found.dtype}:
+        return expected.bool() != found.bool()
+    a, b = expected.float(), found.float()
+    finite = a.isfinite() & (a > torch.finfo(torch.bfloat16).min / 2)
+    scale = a[finite].abs().amax().clamp(min=1e-30) if bool(finite.any()) else torch.tensor(1.0)
+    return ~((a - b).abs() <= relative * scale) & (a != b)

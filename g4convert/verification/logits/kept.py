@@ -1,0 +1,195 @@
+"""What is kept of the reference's outputs until the candidate has run, or for good in a file.
+
+Full outputs of all probes are gigabytes: 1 MiB of logits a token, 11 KiB of residual a token and layer. So logits
+are kept for the rows that count only, and hidden states may be kept as a random projection to 64 numbers: it keeps
+lengths, so the SQNR of two projections estimates that of the states (8 % for one token, less for the mean of many),
+and equal states have equal projections.
+
+    logits       float32 [n, V] of the n response tokens, after softcap, and the same before it;
+                 or only the k likeliest tokens of each, with their log-probabilities
+    layers       float32 [t, h], or [t, 64], of the t tokens that are not padding; embedders [rows, h] or [rows, 64]
+    routers      int64 [t, k]
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, Self, TypeVar, cast
+
+import torch
+
+from g4convert.forward.candidate import Candidate, Outputs, run_all
+from g4convert.verification.logits.scores import TopLogits, top_logits
+
+__all__ = ["FullLogits", "Kept", "Projection", "Rows", "Shelf", "States", "run_each"]
+
+P = TypeVar("P", bound="Rows")
+T = TypeVar("T")
+
+_LARGE: Final = 64 << 20
+
+
+class Rows(Protocol):
+    """Which rows of a probe's outputs count, and for what; see `g4convert.verification.probes.suite.Probe`."""
+
+    @property
+    def name(self) -> str:
+        """Unlike any other probe's."""
+        ...
+
+    @property
+    def bucket(self) -> str:
+        """What kind of probe."""
+        ...
+
+    @property
+    def arguments(self) -> Mapping[str, object]:
+        """What a forward is called with."""
+        ...
+
+    @property
+    def scored(self) -> torch.Tensor:
+        """int64 [n]: rows of the logits that predict a response token."""
+        ...
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """int64 [n]: those tokens."""
+        ...
+
+    @property
+    def sequences(self) -> torch.Tensor:
+        """int64 [n]: which sequence of the batch each belongs to."""
+        ...
+
+    @property
+    def attended(self) -> torch.Tensor:
+        """Rows that are not padding, bool [t]."""
+        ...
+
+
+class Projection:
+    """Random projections of states of any width; the same seed gives the same.
+
+    Args:
+        dims: numbers that a state becomes.
+        seed: of the matrices.
+        matrices: those that are known, by width.
+    """
+
+    def __init__(self, dims: int = 64, *, seed: int = 0, matrices: Mapping[int, torch.Tensor] | None = None) -> None:
+        self.dims: Final = dims
+        self._seed = seed
+        self.matrices: Final = dict(matrices or {})
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """[t, h] -> [t, dims], float32; narrow states stay as they are."""
+        width = states.shape[-1]
+        if width <= self.dims:
+            return states
+        if width not in self.matrices:
+            generator = torch.Generator().manual_seed(self._seed + width)
+            self.matrices[width] = torch.randn(width, self.dims, generator=generator) / self.dims**0.5
+        return states @ self.matrices[width]
+
+
+class Shelf:
+    """Puts large tensors in files of a directory, mapped: the system keeps in memory what it has room for.
+
+    Args:
+        directory: for the files, gone when the directory is; None keeps everything in memory.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory
+        self._files = 0
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same values, perhaps elsewhere."""
+        if self._directory is None or tensor.nbytes < _LARGE:
+            return tensor
+        self._files += 1
+        path = self._directory / f"{self._files}.tensor"
+        stored = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        return stored.view(tensor.shape).copy_(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class FullLogits:
+    """Logits of the rows that count, float32 [n, V].
+
+    Args:
+        after: after the softcap.
+        before: before it, where that was seen.
+    """
+
+    after: torch.Tensor
+    before: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Hidden states and choices of the tokens that are not padding."""
+
+    layers: Mapping[str, torch.Tensor]
+    embedders: Mapping[str, torch.Tensor]
+    routers: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, probe: Rows, outputs: Outputs, projection: Projection | None) -> Self:
+        """Those of one probe's outputs; None keeps states whole."""
+        attended = probe.attended
+
+        def kept(states: torch.Tensor) -> torch.Tensor:
+            return states if projection is None else projection(states)
+
+        return cls(
+            layers={name: kept(states[attended]) for name, states in outputs.layers.items()},
+            embedders={name: kept(states) for name, states in sorted(outputs.embedders.items())},
+            routers={name: chosen[attended] for name, chosen in outputs.routers.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Of one probe."""
+
+    logits: FullLogits | TopLogits
+    states: States
+
+    @classmethod
+    def of(
+        cls,
+        probe: Rows,
+        outputs: Outputs,
+        *,
+        projection: Projection | None = None,
+        top: int = 0,
+        shelf: Shelf | None = None,
+    ) -> Self:
+        """What to keep of one probe's outputs.
+
+        Args:
+            probe: says which rows count.
+            outputs: of the model on it.
+            projection: of hidden states; None keeps them whole.
+            top: how many tokens of each distribution to keep; 0 keeps the logits.
+            shelf: where to put logits; memory by default.
+        """
+        shelf = shelf or Shelf()
+        states = States.of(probe, outputs, projection)
+        if top:
+            return cls(top_logits(outputs.logits, probe.targets, top), states)
+        before = None if outputs.raw_logits is None else shelf(outputs.raw_logits)
+        return cls(FullLogits(shelf(outputs.logits), before), states)
+
+
+def run_each(candidate: Candidate, probes: Sequence[P], keep: Callable[[P, Outputs], T]) -> list[T]:
+    """`run_all`, for probes of one type.
+
+    Args:
+        candidate: what is run.
+        probes: what it is run on.
+        keep: what to make of each output, as soon as it is there.
+    """
+    return run_all(candidate, cast("Any", probes), cast("Any", keep))

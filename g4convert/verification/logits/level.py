@@ -1,0 +1,167 @@
+"""Level `logits` of a verification: load what is compared, ask it, and judge; and store a reference for later.
+
+Every model comes through one strict loader, resident or streamed. Probes are the bundled conversations and media, or
+the user's own. Answers are the original's, greedy; of a streamed model the bundled ones count, since each token of
+its own would read all its weights again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, cast
+
+import torch
+import transformers
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.devices import memory_faults, torch_device
+from g4convert.errors import GateError
+from g4convert.forward.candidate import Candidate, ModelCandidate
+from g4convert.forward.conversations import Conversation, frame_of, read_prompts
+from g4convert.forward.load import DTypeName, Memory, load
+from g4convert.forward.models import Model, quiet_transformers
+from g4convert.forward.streaming import stream_of
+from g4convert.report import Finding, Severity
+from g4convert.request import MemoryUse, Request
+from g4convert.verification import gates
+from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.judge import Judged, Models, check_logits
+from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
+from g4convert.verification.probes.answers import with_answers
+from g4convert.verification.probes.suite import Probe, make_probes
+
+__all__ = ["conversations", "run_logits", "store_reference", "threads_for"]
+
+_ANSWER_TOKENS: Final = 32
+"""Of an answer, at most."""
+_SMALL: Final = 100_000_000
+"""Parameters below which a model runs on one thread."""
+
+
+def run_logits(
+    asked: Request, *, say: Callable[[str], None], candidate: Callable[[Path], Candidate] | None = None
+) -> Judged:
+    """Judge what four bits cost and whether the packed path computes what it says.
+
+    Args:
+        asked: what, against what, in which way.
+        say: told what is done next.
+        candidate: gives the path that runs; by default the packed weights in this process.
+
+    Returns:
+        Findings and metrics; no metrics where the strict loader refuses the output.
+
+    Raises:
+        UsageError: a profile that is not valid, prompts that do not suit the model.
+        InputError: the reference cannot be loaded.
+        EnvironmentFault: out of memory.
+    """
+    profile = gates.load(asked.judged_by)
+    costs = profile.compares == "loss"
+    stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
+    dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
+    with memory_faults():
+        say("logits: loading the models")
+        try:
+            dequantized = _load(asked.output, asked, dtype, packed=False)
+            runs = candidate(asked.output) if candidate else ModelCandidate(_load(asked.output, asked, dtype))
+        except GateError as refused:
+            return Judged(tuple(_refused(refused)), {})
+        original = ModelCandidate(_load(asked.source, asked, dtype)) if asked.source and costs else None
+        rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
+        models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
+        with threads_for(dequantized):
+            probes, told = _asked(asked, original.model if original else dequantized, stored, say)
+            loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
+            judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
+    metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
+    return Judged((_loaded(), *told, *judged.findings), metrics)
+
+
+@contextmanager
+def threads_for(model: Model) -> Iterator[None]:
+    """One thread for a small model: waking a second one costs more than its share of such products is worth."""
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def store_reference(source: Path, output: Path, asked: Request, *, say: Callable[[str], None]) -> Captured:
+    """Run a model on the probes and store what is needed to judge candidates without it.
+
+    Args:
+        source: the checkpoint, not quantized.
+        output: the file.
+        asked: prompts, memory and dtype.
+        say: told what is done next.
+
+    Raises:
+        G4Error: as for `run_logits`.
+    """
+    dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
+    with memory_faults():
+        say("loading the model")
+        model = _load(source, asked, dtype)
+        probes, _ = _asked(asked, model, None, say, directory=source)
+        say("running the model")
+        facts = {"dtype": dtype}
+        return capture(ModelCandidate(model), probes, output, source=Checkpoint.open(source).digest(), facts=facts)
+
+
+def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
+    """The user's own prompts, for a checkpoint.
+
+    Raises:
+        InputError: not such a file, or a tokenizer of another vocabulary.
+        UsageError: plain text for a model that chats, or the other way round.
+    """
+    with quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    return read_prompts(prompts, chat=frame_of(directory, config).chat)
+
+
+def _load(directory: Path, asked: Request, dtype: DTypeName, *, packed: bool = True) -> Model:
+    memory: Memory = (asked.memory or MemoryUse.AUTO).value
+    return load(directory, dtype=dtype, packed=packed, memory=memory, device=torch_device(asked.device or "cpu"))
+
+
+def _asked(
+    asked: Request, model: Model, stored: Captured | None, say: Callable[[str], None], *, directory: Path | None = None
+) -> tuple[Sequence[Probe], list[Finding]]:
+    """The probes with answers, and what is to be said of these."""
+    if stored is not None:
+        return stored.probes, [_answers("those of the stored reference")]
+    files = directory or asked.source or asked.output
+    mine = None if asked.prompts is None else conversations(asked.prompts, files)
+    probes = make_probes(model, files, conversations=mine)
+    if model.config.model_type.endswith("assistant"):
+        return probes, [_answers("none: a drafter is judged on every state it is handed")]
+    if stream_of(model) is not None and all(probe.response.any() for probe in probes):
+        return probes, [_answers("the bundled ones: a streamed model would read all its weights for each token")]
+    say("letting the model answer")
+    return with_answers(model, probes, max_new_tokens=_ANSWER_TOKENS), [_answers("the reference's own, greedy")]
+
+
+def _answers(found: str) -> Finding:
+    return Finding("logits.answers", Severity.INFO, "answers that are scored", found, "")
+
+
+def _loaded() -> Finding:
+    found = "every tensor has its place in the model, and every place its tensor"
+    return Finding("logits.load", Severity.PASS, "strict loader", found, "")
+
+
+def _refused(refused: GateError) -> Iterator[Finding]:
+    """What the strict loader found, one by one."""
+    expected = "exactly the tensors of the model"
+    for line in refused.offenders or (refused.message,):
+        kind, _, subject = line.partition(": ")
+        name, _, rest = subject.partition(" ")
+        found = f"{kind} {rest}".strip()
+        yield Finding("logits.load", Severity.FAIL, name.rstrip(":") or line, found, expected)
+    remedy = "see the findings of level static"
+    yield Finding("logits.stopped", Severity.INCONCLUSIVE, "level logits", "not run: it does not load", "", remedy)

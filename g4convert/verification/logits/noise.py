@@ -1,0 +1,108 @@
+"""How far a model is from itself when only rounding differs: the floor under every comparison.
+
+    rounding   the reference in bf16 against the reference in float32
+    noise      the reference against itself with relative Gaussian noise of one rounding after each decoder layer:
+               2^-9 for bf16, whose spacing is 2^-8; more than one draw, since routers flip at random
+
+Both on the tokens that the candidate is judged on, because a floor is a property of weights and tokens: routers
+that are undecided make it high, a dense model's is low. The floor of a metric is the worst of the sources. A
+candidate near the floor is as good as rounding allows; where the floor itself is high, no verdict is possible.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from g4convert.forward.models import Model
+from g4convert.verification.logits.metrics import Metrics
+
+__all__ = ["EPSILON", "Floor", "floor", "noisy", "worse"]
+
+EPSILON: Final[Mapping[str, float]] = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 2.0**-20}
+"""Relative noise after each layer. float32's is 16 roundings: a layer sums thousands of products in whatever order
+the kernel likes, and no rounding of its output hides that, as it does in bf16."""
+
+_LOWER_IS_WORSE: Final = frozenset(
+    {"top1_agreement", "top1_confident", "logit_cosine", "sqnr_min", "router_jaccard_min"}
+)
+_AWAY_FROM_ONE: Final = frozenset({"ppl_ratio"})
+_NOT_COMPARED: Final = frozenset({"tokens", "sequences", "confident_tokens", "ppl", "experts_unhit"})
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The noise floor of every metric.
+
+    Args:
+        values: by the name of the metric, as `Metrics.values` has it.
+        sources: what was measured, by the name of the source of noise.
+    """
+
+    values: Mapping[str, float]
+    sources: Mapping[str, Metrics]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested mappings of plain values."""
+        metrics = list(self.sources.values())
+        return {
+            "values": dict(self.values),
+            "sources": {name: one.values for name, one in self.sources.items()},
+            "kl_histogram": [sum(bins) for bins in zip(*(one.kl_histogram for one in metrics), strict=True)],
+            "layers": [
+                {"name": layers[0].name, "sqnr": min(layer.sqnr for layer in layers)}
+                for layers in zip(*(one.layers for one in metrics), strict=True)
+            ],
+        }
+
+
+def floor(sources: Mapping[str, Metrics]) -> Floor:
+    """The worst of some measured noises, metric by metric; a nan (nothing to measure it on) loses to a number."""
+    values: dict[str, float] = {}
+    for metrics in sources.values():
+        for name, value in metrics.values.items():
+            known = values.get(name, math.nan)
+            if name not in _NOT_COMPARED and (math.isnan(known) or worse(name, value, known)):
+                values[name] = value
+    return Floor(values, sources)
+
+
+def worse(name: str, value: float, other: float) -> bool:
+    """Whether one value of a metric is worse than another; comparisons with nan are false."""
+    if name in _AWAY_FROM_ONE:
+        return abs(value - 1) > abs(other - 1)
+    return value < other if name in _LOWER_IS_WORSE else value > other
+
+
+@contextmanager
+def noisy(layers: Sequence[Model], epsilon: float, *, seed: int) -> Iterator[None]:
+    """Multiply what each layer returns by 1 + epsilon N(0, 1) while inside.
+
+    Args:
+        layers: the decoder layers.
+        epsilon: relative size of the noise.
+        seed: the same seed gives the same noise to the same forwards in the same order.
+    """
+    handles = [
+        layer.register_forward_hook(_add_noise(epsilon, seed * 10_007 + number), prepend=True)
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add_noise(epsilon: float, seed: int) -> Callable[[Model, object, torch.Tensor], torch.Tensor]:
+    """A forward hook; it runs before others of the layer, so that those see the noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def hook(_module: Model, _arguments: object, output: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output.device)
+        return (output.float() * (1 + epsilon * noise)).to(output.dtype)
+
+    return hook

@@ -1,0 +1,105 @@
+"""How well hidden states and routers agree, summed up over tokens.
+
+sqnr      -10 log10 of the mean over tokens of |difference|^2 / |reference|^2, in dB; inf where equal.
+          A mean of ratios and not a ratio of sums: the first token of Gemma's residual stream has most of
+          its energy, and would hide the others.
+cosine    mean over tokens; exactly 1 where equal
+jaccard   experts both choose, of the experts either chooses, mean over tokens
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from g4convert.verification.logits.scores import cosine
+
+__all__ = ["RouterMetrics", "RouterSums", "StateMetrics", "StateSums", "add_states", "decibels"]
+
+
+@dataclass(frozen=True, slots=True)
+class StateMetrics:
+    """How well the hidden states at one place agree."""
+
+    name: str
+    sqnr: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class RouterMetrics:
+    """How well a layer's routers agree, and how often the reference's chose each expert."""
+
+    name: str
+    jaccard: float
+    hits: tuple[int, ...]
+
+
+class StateSums:
+    """Sums over the tokens seen at one place."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.noise = 0.0
+        self.cosine = 0.0
+
+    def add(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
+        """Both [t, n]; other shapes have nothing in common."""
+        self.tokens += len(reference)
+        if reference.shape != candidate.shape:
+            self.noise = math.inf
+            return
+        a, b = reference.double(), candidate.double()
+        signal, noise = a.square().sum(-1), (a - b).square().sum(-1)
+        self.noise += float(torch.where(noise == 0, 0.0, noise / signal).sum())
+        self.cosine += float(cosine(a, b).sum())
+
+    def metrics(self, name: str) -> StateMetrics:
+        """What they come to."""
+        return StateMetrics(name, decibels(self.noise / max(1, self.tokens)), self.cosine / max(1, self.tokens))
+
+
+class RouterSums:
+    """Sums over the tokens that one router has seen."""
+
+    def __init__(self, experts: int) -> None:
+        self.tokens = 0
+        self.jaccard = 0.0
+        self.hits = torch.zeros(experts, dtype=torch.int64)
+
+    def add(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
+        """Chosen experts, both int64 [t, k]."""
+        both = (reference[:, :, None] == candidate[:, None, :]).any(-1).sum(-1)
+        either = reference.shape[1] + candidate.shape[1] - both
+        self.jaccard += float((both.double() / either).sum())
+        self.tokens += len(reference)
+        hits = torch.bincount(reference.flatten(), minlength=len(self.hits))
+        hits[: len(self.hits)] += self.hits
+        self.hits = hits
+
+    def metrics(self, name: str) -> RouterMetrics:
+        """What they come to."""
+        return RouterMetrics(name, self.jaccard / max(1, self.tokens), tuple(self.hits.tolist()))
+
+
+def add_states(
+    sums: dict[str, StateSums], reference: Mapping[str, torch.Tensor], candidate: Mapping[str, torch.Tensor]
+) -> None:
+    """Take in the states [t, n] of every place that both have.
+
+    Args:
+        sums: by place; grows.
+        reference: states by place.
+        candidate: the same.
+    """
+    for name, states in reference.items():
+        if name in candidate:
+            sums.setdefault(name, StateSums()).add(states, candidate[name])
+
+
+def decibels(noise: float) -> float:
+    """The SQNR of a relative noise energy; inf for none, -inf for endless, nan stays."""
+    if noise == 0:
+        return math.inf
+    return -10 * math.log10(noise) if math.isfinite(noise) else -noise

@@ -1,0 +1,303 @@
+"""Which module computes something else, when it is given exactly what the reference's module was given.
+
+    reference root (a decoder layer, a tower, an embedder, the head)
+        its descendants run:  inputs and outputs are recorded
+        the root has run:     the candidate's root is called with the same inputs
+            its descendants run:  each is called once more, with the recorded inputs of its namesake
+
+So errors do not travel: a module that differs is wrong itself, or one inside it is. Both models may load their
+layers as they go, since a layer of one runs inside the same layer of the other, and one layer is recorded at a time.
+
+A module is a culprit if its error is above a limit and no module inside it is; an experts module with errors is run
+expert by expert as well. What is computed between the roots (masks, positions, placement of soft tokens) is
+compared by `g4convert.verification.logits.inputs`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+
+from g4convert.devices import device_of
+from g4convert.forward.models import Model
+from g4convert.verification.logits.states import StateMetrics, StateSums
+
+__all__ = ["ModuleError", "Teacher", "culprits", "decoder_layers", "label", "like", "roots", "towers"]
+
+_SMALL = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleError:
+    """How a candidate's module answers the reference's inputs.
+
+    Args:
+        name: its dotted path; one expert is `...experts.7`.
+        sqnr: of its outputs, dB.
+        cosine: of its outputs.
+        tensors: its own small tensors (scalars, norms, scales) whose values differ.
+    """
+
+    name: str
+    sqnr: float
+    cosine: float
+    tensors: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The path without the prefixes that every text module has, and the one tensor that differs."""
+        name = label(self.name)
+        return f"{name}.{self.tensors[0]}" if len(self.tensors) == 1 and self.tensors[0] != "weight" else name
+
+
+def label(name: str) -> str:
+    """A module's path without the prefixes that every text module has."""
+    return name.removeprefix("model.").removeprefix("language_model.")
+
+
+def decoder_layers(model: Model) -> dict[str, Model]:
+    """The decoder layers by path, in order."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    return {f"{prefix}.layers.{number}".lstrip("."): layer for number, layer in enumerate(decoder.layers)}
+
+
+def roots(model: Model) -> dict[str, Model]:
+    """The modules that run one after the other: layers, embedders, embeddings, norm and head."""
+    found: dict[str, Model] = {}
+    for container, module in _containers(model).items():
+        for name, child in module.named_children():
+            path = f"{container}.{name}".lstrip(".")
+            if isinstance(child, torch.nn.ModuleList):
+                found |= {f"{path}.{number}": layer for number, layer in enumerate(child)}
+            elif path not in _containers(model):
+                found[path] = child
+    return found
+
+
+def towers(model: Model) -> dict[str, Model]:
+    """The modules around layers that are not the decoder's: vision and audio towers."""
+    decoder = model.get_decoder()
+    return {
+        name: module
+        for name, module in _containers(model).items()
+        if not any(inner is decoder for inner in module.modules())
+    }
+
+
+def _containers(model: Model) -> dict[str, Model]:
+    """Modules around a list of layers."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(isinstance(inner, torch.nn.ModuleList) and path for path, inner in module.named_modules())
+    }
+
+
+class Teacher:
+    """Compares modules while the reference runs.
+
+    Args:
+        reference: the model that is right.
+        candidate: the other one, with modules of the same names; those it lacks are not compared.
+        limit: SQNR in dB below which an experts module is looked into.
+
+    Use as a context manager: run the reference inside, as often as wanted.
+    """
+
+    def __init__(self, reference: Model, candidate: Model, *, limit: float) -> None:
+        self._reference = reference
+        self._candidate = candidate
+        self._limit = limit
+        self._sums: dict[str, StateSums] = {}
+        self._tensors: dict[str, tuple[str, ...]] = {}
+        self._given: dict[str, tuple[Any, Any]] = {}
+        self._recorded: dict[str, list[tuple[Any, Any, Any]]] = {}
+        self._inside = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        candidates = dict(self._candidate.named_modules())
+        closed: list[str] = []
+        for tower, module in towers(self._reference).items():
+            if tower in candidates and not tower.startswith(tuple(closed)):
+                self._hook_root(tower, module, candidates[tower], inside=True)
+                if _is_away(candidates[tower]):  # is loaded as a whole: its layers cannot run alone
+                    closed.append(f"{tower}.")
+        for root, module in roots(self._reference).items():
+            if root not in candidates or root.startswith(tuple(closed)):
+                continue
+            for name, inner in _descendants(root, module):
+                if name in candidates:
+                    self._hook(inner, partial(self._record, name))
+                    self._hook(candidates[name], partial(self._replay, name, inner))
+            self._hook_root(root, module, candidates[root], inside=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def errors(self) -> tuple[ModuleError, ...]:
+        """Every compared module, in the order it first ran."""
+        found = []
+        for name, sums in self._sums.items():
+            metrics: StateMetrics = sums.metrics(name)
+            found.append(ModuleError(name, metrics.sqnr, metrics.cosine, self._tensors.get(name, ())))
+        return tuple(found)
+
+    def _hook(self, module: Model, hook: Callable[..., None]) -> None:
+        # first of all hooks: one that frees a layer comes after
+        self._stack.callback(module.register_forward_hook(hook, prepend=True, with_kwargs=True).remove)
+
+    def _hook_root(self, name: str, module: Model, candidate: Model, *, inside: bool) -> None:
+        self._hook(module, partial(self._run_root, name, candidate, inside=inside))
+        before = module.register_forward_pre_hook(partial(self._give, name), prepend=True, with_kwargs=True)
+        self._stack.callback(before.remove)
+
+    def _record(self, name: str, _module: Model, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
+        if not self._inside:
+            self._recorded.setdefault(name, []).append((args, kwargs, [tensor.clone() for tensor in _floats(output)]))
+
+    def _give(self, root: str, _module: Model, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        """The reference's root will run: note what with, before a hook that streams weights changes it."""
+        if not self._inside:
+            self._given[root] = args, kwargs
+
+    def _run_root(self, root: str, candidate: Model, module: Model, *rest: Any, inside: bool) -> None:  # noqa: ANN401
+        """The reference's root has run: run the candidate's, `inside` without looking at its descendants."""
+        output = rest[-1]
+        if self._inside:
+            return
+        args, kwargs = self._given.pop(root)
+        expected = list(_floats(output))
+        self._inside = inside
+        try:
+            self._compare(root, expected, candidate(*self._like(args), **self._like(kwargs)))
+        finally:
+            self._inside = False
+            self._recorded.clear()
+        self._tensors.setdefault(root, tuple(_differing(module, candidate)))
+
+    def _replay(self, name: str, reference: Model, module: Model, *_: object) -> None:
+        """The candidate's module has run inside its root: run it again, as its namesake was run."""
+        calls = self._recorded.pop(name, None)
+        if self._inside or calls is None:
+            return
+        self._inside = True
+        self._tensors.setdefault(name, tuple(_differing(reference, module)))
+        try:
+            for args, kwargs, output in calls:
+                given = self._like(args), self._like(kwargs)
+                self._compare(name, output, module(*given[0], **given[1]))
+                if name.endswith(".experts") and self._sums[name].metrics(name).sqnr < self._limit:
+                    self._expert_by_expert(name, reference, module, args)
+        finally:
+            self._inside = False
+
+    def _expert_by_expert(self, name: str, reference: Model, module: Model, args: Any) -> None:  # noqa: ANN401
+        states, chosen = args[0], args[1]
+        for expert in sorted(set(chosen.flatten().tolist())):
+            rows = (chosen == expert).any(-1)
+            given = states[rows], torch.full_like(chosen[rows, :1], expert), torch.ones_like(args[2][rows, :1])
+            self._compare(f"{name}.{expert}", [reference(*given)], module(*self._like(given)))
+
+    def _like(self, value: Any) -> Any:  # noqa: ANN401
+        return like(value, self._reference, self._candidate)
+
+    def _compare(self, name: str, expected: list[torch.Tensor], output: Any) -> None:  # noqa: ANN401
+        sums = self._sums.setdefault(name, StateSums())
+        for a, b in zip(expected, _floats(output), strict=False):
+            sums.add(_rows(a), _rows(b))
+
+
+def like(value: Any, given: Model, model: Model) -> Any:  # noqa: ANN401 -- arguments of any module
+    """Arguments that one model was given, for another: what has the dtype of the one gets that of the other.
+
+    Containers are copied, since layers write into some.
+    """
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        return x.to(device_of(model), model.dtype if x.dtype is given.dtype else None)
+
+    return _mapped(value, change)
+
+
+def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, ...]:
+    """The modules that are wrong themselves, worst first.
+
+    Args:
+        errors: of all modules.
+        limit: SQNR in dB below which a module is wrong.
+    """
+    bad = {error.name: error for error in errors if not error.sqnr >= limit}
+    for name in [name for name in bad if name.endswith(".experts")]:
+        inner = [other for other in bad if other.rpartition(".")[0] == name and other.rpartition(".")[2].isdecimal()]
+        tried = sum(error.name.rpartition(".")[0] == name for error in errors)
+        if len(inner) > 1 and 2 * len(inner) > tried:  # what most experts have is not the fault of one
+            for other in inner:
+                del bad[other]
+    leaves = [error for name, error in bad.items() if not any(other.startswith(f"{name}.") for other in bad)]
+    return tuple(sorted(leaves, key=lambda error: error.sqnr))
+
+
+def _is_away(module: Model) -> bool:
+    """Whether its weights come only when it runs."""
+    return any(tensor.is_meta for tensor in module.state_dict().values())
+
+
+def _descendants(root: str, module: Model) -> Iterator[tuple[str, Model]]:
+    for name, inner in module.named_modules():
+        if name:
+            yield f"{root}.{name}", inner
+
+
+def _differing(reference: Model, candidate: Model) -> Iterator[str]:
+    """Names of small tensors that both modules own, with other values."""
+    mine, others = (
+        dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        for module in (reference, candidate)
+    )
+    for name, tensor in mine.items():
+        other = others.get(name)
+        if other is None or tensor.numel() > _SMALL or tensor.is_meta or other.is_meta:
+            continue
+        if tensor.shape != other.shape or not torch.equal(tensor.to(other), other):
+            yield name
+
+
+def _floats(value: object) -> Iterator[torch.Tensor]:
+    """The floating-point tensors in a module's output."""
+    match value:
+        case torch.Tensor():
+            if value.is_floating_point() and value.ndim:
+                yield value
+        case Mapping():
+            for item in value.values():
+                yield from _floats(item)
+        case tuple() | list():
+            for item in value:
+                yield from _floats(item)
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:  # noqa: ANN401
+    """Nested tuples, lists and mappings with every tensor changed; anything else as it is."""
+    match value:
+        case torch.Tensor():
+            return change(value)
+        case tuple() | list():
+            return type(value)(_mapped(item, change) for item in value)
+        case MutableMapping():
+            copied = copy(value)  # its class has a meaning to some layers
+            for key, item in value.items():
+                copied[key] = _mapped(item, change)
+            return copied
+        case _:
+            return value

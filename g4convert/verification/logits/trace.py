@@ -1,0 +1,199 @@
+"""Looks into a candidate: module by module on equal inputs, inputs made for one fault, and who is to blame.
+
+Runs after loss and parity are measured, on one probe of each kind, whatever they came to: faults too small for the
+answers to change are found here, too.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, TypeGuard
+
+import torch
+
+from g4convert.forward.candidate import Candidate, ModelCandidate
+from g4convert.forward.models import Model
+from g4convert.forward.streaming import stream_of
+from g4convert.report import Finding, Severity
+from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Examined, blame, examine
+from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.inputs import EMBEDDINGS
+from g4convert.verification.logits.metrics import Metrics
+from g4convert.verification.logits.modules import check_activations, check_embedders, check_poolers
+from g4convert.verification.logits.teacher import culprits, label
+from g4convert.verification.probes.answers import decode_equals_prefill
+from g4convert.verification.probes.suite import Probe
+
+__all__ = ["Models", "dtype_name", "trace"]
+
+_ROWS: Final = 8
+_DECODE: Final = 1e-4
+_EQUAL: Final = 150.0
+"""dB that count as equal: float32's rounding."""
+_DECODED: Final = ("prose", "batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What is compared.
+
+    Args:
+        reference: the original, or what was stored of it; None judges parity only.
+        dequantized: transformers' modules with the weights that the packed ones stand for.
+        candidate: the path that runs; None judges loss only.
+        rounded: `dequantized` in float32 where the models run in bf16; None, as for float32, leaves the floor to
+            the noise.
+    """
+
+    reference: Candidate | Captured | None
+    dequantized: ModelCandidate
+    candidate: Candidate | None
+    rounded: ModelCandidate | None = None
+
+
+def trace(
+    models: Models,
+    probes: Sequence[Probe],
+    measured: Mapping[str, Metrics],
+    judged: Sequence[Finding],
+    say: Callable[[str], None],
+) -> tuple[list[Finding], dict[str, Blame]]:
+    """Look inside.
+
+    Args:
+        models: what is compared.
+        probes: all of them; some are run again.
+        measured: loss and parity.
+        judged: what the profiles said of these.
+        say: told what is done next.
+
+    Returns:
+        Findings, and by `loss` and `parity` the tables of who is to blame, where something failed.
+    """
+    findings: list[Finding] = []
+    blamed: dict[str, Blame] = {}
+    failed = {kind for kind in measured if any(_fails(one, f"logits.{kind}.") for one in judged)}
+    reference, dequantized, candidate = models.reference, models.dequantized, models.candidate
+    if _is_model(candidate):
+        say("comparing module by module")
+        limit = LIMITS[dtype_name(dequantized.model)]
+        some = _telling(probes, measured["parity"])
+        examined = examine(dequantized, candidate, some, limit=limit)
+        if "parity" in failed or culprits(examined.errors, limit) or examined.differences:
+            say("swapping modules: parity")
+            blamed["parity"] = blame(dequantized, candidate, some, examined, limit=limit)
+        findings += _modules(examined, blamed.get("parity"), limit)
+        findings += check_activations(dequantized, candidate, some[0], limit=limit)
+        findings += check_embedders(dequantized.model, candidate.model, limit=limit)
+        findings += check_poolers(candidate.model, limit=limit)
+        findings += _decoding(dequantized.model, candidate.model, probes)
+    elif "parity" in failed:
+        findings += _steepest(measured["parity"])
+    if "loss" in failed and _is_model(reference):
+        say("swapping modules: loss")
+        some = _telling(probes, measured["loss"])[:2]
+        examined = examine(reference, dequantized, some, limit=LOSS_LIMIT)
+        blamed["loss"] = blame(reference, dequantized, some, examined, limit=LOSS_LIMIT)
+    for kind, table in blamed.items():
+        findings += _table(kind, table)
+    findings += _coverage(next(iter(measured.values())))
+    return findings, blamed
+
+
+def _is_model(candidate: object) -> TypeGuard[ModelCandidate]:
+    """Whether there is a transformers model to look into."""
+    return isinstance(candidate, ModelCandidate) and isinstance(candidate.model, torch.nn.Module)
+
+
+def _fails(finding: Finding, start: str) -> bool:
+    return finding.severity is Severity.FAIL and finding.code.startswith(start)
+
+
+def _telling(probes: Sequence[Probe], metrics: Metrics) -> list[Probe]:
+    """The probe of each bucket on which the two differ most; the most different bucket first."""
+    kl = {probe.name: -math.inf if math.isnan(probe.kl_mean) else probe.kl_mean for probe in metrics.probes}
+    ordered = sorted(probes, key=lambda probe: -kl.get(probe.name, -math.inf))
+    return list({probe.bucket: probe for probe in reversed(ordered)}.values())[::-1]
+
+
+def _modules(examined: Examined, table: Blame | None, limit: float) -> Iterator[Finding]:
+    """A finding for each module that is wrong itself, and for masks and positions."""
+    shares = {row.module: row for row in table.rows} if table else {}
+    wrong = culprits(examined.errors, limit)
+    expected = f"at least {limit:.0f} dB, given the same inputs"
+    for error in wrong[:_ROWS]:
+        row = shares.get(error.label)
+        words = f"{error.sqnr:.0f} dB" + (f", {100 * row.share:.0f} % of the KL" if row else "")
+        found = f"{words}; {row.note}" if row and row.note else words
+        yield Finding("logits.modules", Severity.FAIL, error.label, found, expected)
+    if len(wrong) > _ROWS:
+        yield Finding("logits.modules", Severity.FAIL, "other modules", f"{len(wrong) - _ROWS} more", expected)
+    if not wrong and examined.errors:
+        found = (
+            f"{len(examined.errors)} modules, the worst {label(examined.worst.name)} with {examined.worst.sqnr:.0f} dB"
+        )
+        yield Finding("logits.modules", Severity.PASS, "all modules", found, expected)
+    expected = "as in the dequantized model"
+    for place, note in examined.differences.items():
+        if not (place == EMBEDDINGS and wrong):  # an embedder or tower is named already
+            yield Finding("logits.inputs", Severity.FAIL, place, note, expected)
+    if not examined.differences:
+        yield Finding("logits.inputs", Severity.PASS, "masks, positions, embeddings", "the same", expected)
+
+
+def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> Iterator[Finding]:
+    """Whether tokens that are fed one by one through the KV cache get the logits of one forward."""
+    for bucket in _DECODED:
+        probe = next((probe for probe in probes if probe.bucket == bucket), None)
+        if probe is None or stream_of(candidate) is not None:
+            continue
+        allowed = max(_DECODE, 4 * decode_equals_prefill(dequantized, probe, steps=4))
+        found = decode_equals_prefill(candidate, probe, steps=4)
+        severity = Severity.PASS if found <= allowed else Severity.FAIL
+        words, expected = f"logits {found:.1e} apart", f"at most {allowed:.1e} of the largest logit"
+        yield Finding("logits.decode", severity, f"decoding with KV cache, {bucket}", words, expected)
+
+
+def _steepest(metrics: Metrics) -> Iterator[Finding]:
+    """Where the residual goes wrong, for a candidate that shows no modules."""
+    levels = [(layer.name, min(layer.sqnr, _EQUAL)) for layer in metrics.layers]
+    drops = [(before - after, name, after) for (_, before), (name, after) in pairwise([("", _EQUAL), *levels])]
+    if drops:
+        drop, name, level = max(drops, key=lambda one: one[0])
+        words = f"the SQNR of the residual falls by {drop:.0f} dB to {level:.0f} dB"
+        yield Finding("logits.blame", Severity.INFO, name, words, "a level curve")
+
+
+def _table(kind: str, table: Blame) -> Iterator[Finding]:
+    """The first rows of a table."""
+    if table.control != table.kl:
+        words = f"mean KL {table.kl:g}, and {table.control:g} when run again"
+        yield Finding("logits.blame", Severity.INCONCLUSIVE, f"{kind}: control", words, "the same numbers twice")
+    for row in table.rows[:3]:
+        words = f"{100 * row.share:.0f} % of the KL of {kind} goes when it is swapped" + (
+            f"; {row.note}" if row.note else ""
+        )
+        yield Finding("logits.blame", Severity.INFO, row.module, words, "")
+    if not table.clear:
+        words = "no single module explains most of the KL"
+        yield Finding("logits.blame", Severity.INFO, kind, words, "")
+
+
+def _coverage(metrics: Metrics) -> Iterator[Finding]:
+    """Experts that no token was sent to."""
+    total = sum(len(router.hits) for router in metrics.routers)
+    if total:
+        severity = Severity.INFO if metrics.experts_unhit else Severity.PASS
+        words = f"{total - metrics.experts_unhit} of {total} reached by the probes"
+        remedy = (
+            "more tokens: what is wrong in the others is seen by the level weights only"
+            if metrics.experts_unhit
+            else ""
+        )
+        yield Finding("logits.coverage", severity, "experts", words, "all of them", remedy)
+
+
+def dtype_name(model: Model) -> str:
+    """`float32`, `bfloat16` or `float16`."""
+    return str(model.config.dtype).removeprefix("torch.")  # a streamed model's tables keep their stored dtype

@@ -1,0 +1,176 @@
+"""The reference's own answers, and decoding step by step against one prefill.
+
+What a model says itself is what its quantized twin has to follow, so answers are generated greedily and their tokens
+scored. The loop is our own, a few lines on the model's forward with a KV cache, so it runs on any model with that
+forward (streamed or resident), and does what transformers' `generate` does for these models: pictures and sounds go
+into the first call only.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from g4convert.errors import GateError
+from g4convert.forward.conversations import placeholders
+from g4convert.forward.greedy import ends
+from g4convert.forward.media import call
+from g4convert.forward.models import Model
+from g4convert.verification.probes.suite import Probe, left_padded
+
+__all__ = ["decode_equals_prefill", "with_answers"]
+
+_SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
+"""Arguments with one entry for each token."""
+_LAST = {"logits_to_keep": 1}
+"""Of a question only the logits after it are needed: 1 MiB instead of one for each of its tokens."""
+
+
+def with_answers(
+    model: Model, probes: Sequence[Probe], *, max_new_tokens: int, batch_size: int = 16
+) -> tuple[Probe, ...]:
+    """Put the model's greedy answers in place of the given ones.
+
+    Args:
+        model: the reference, unquantized.
+        probes: from `make_probes`; those without a question (drafts, plain text) come back as they are.
+        max_new_tokens: of an answer; it ends before that with the model's end-of-turn token, which is scored, too.
+        batch_size: text probes that are answered at a time.
+
+    Returns:
+        The probes in their order; `response` and `targets` are those of the new answers.
+
+    Raises:
+        GateError: a logit is not finite.
+    """
+    found = {}
+    texts = [probe for probe in probes if probe.arguments.keys() == {"input_ids"} and _is_asked(probe)]
+    texts.sort(key=lambda probe: probe.response.shape[1])
+    for batch in (texts[first : first + batch_size] for first in range(0, len(texts), batch_size)):
+        questions = [question for probe in batch for question in _questions(probe)]
+        prompt = left_padded(batch[0].name, batch[0].bucket, [(row, ()) for row in questions], model.config)
+        new, counted = _generate(model, prompt, max_new_tokens)
+        for probe, question, row, ours in zip(batch, questions, new, counted, strict=True):
+            ids = torch.tensor([[*question, *row[ours].tolist()]])
+            answer = torch.arange(ids.shape[1])[None] >= len(question)
+            found[probe.name] = Probe.of(probe.name, probe.bucket, {"input_ids": ids}, answer)
+    for probe in probes:
+        if probe.name not in found:
+            found[probe.name] = _answered(model, probe, max_new_tokens) if _is_asked(probe) else probe
+    return tuple(found[probe.name] for probe in probes)
+
+
+def _is_asked(probe: Probe) -> bool:
+    """Whether there is a question before the answer."""
+    return "input_ids" in probe.arguments and not bool(probe.response[:, 0].any())
+
+
+def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
+    """A probe with media, or a batch, by itself."""
+    questions = _questions(probe)
+    if len(questions) == 1:
+        prompt = _shortened(probe, len(questions[0]))
+    else:
+        prompt = left_padded(probe.name, probe.bucket, [(row, ()) for row in questions], model.config)
+    return _lengthened(prompt, *_generate(model, prompt, max_new_tokens))
+
+
+def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy tokens int64 [b, new], and bool [b, new]: up to a row's end-of-turn token and with it.
+
+    Placeholders of pictures, sounds and videos are never taken: with one in its answer, a probe could not be run again.
+    """
+    barred = torch.tensor(placeholders(model.config), dtype=torch.int64)
+    last = torch.tensor(ends(model))
+    going = torch.ones(len(prompt.response), dtype=torch.bool)
+    decoder = _Decoder(model, prompt.arguments)
+    new: list[torch.Tensor] = []
+    counted: list[torch.Tensor] = []
+    while len(new) < max_new_tokens and bool(going.any()):
+        if new:
+            decoder.step(new[-1][:, None])
+        if not bool(decoder.logits.isfinite().all()):
+            raise GateError(f"{prompt.name}: the reference's logits are not finite, so it gives no answer")
+        new.append(decoder.logits.index_fill(-1, barred, -torch.inf).argmax(-1))
+        counted.append(going)
+        going = going & ~torch.isin(new[-1], last)
+    return torch.stack(new, dim=1), torch.stack(counted, dim=1)
+
+
+def _questions(probe: Probe) -> list[list[int]]:
+    """Ids of each row before its answer, without padding."""
+    ids: torch.Tensor = probe.arguments["input_ids"]
+    mask = probe.attended.view(ids.shape)
+    rows = []
+    for row, answer, attended in zip(ids, probe.response, mask, strict=True):
+        places = answer.nonzero().flatten()
+        end = int(places[0]) + 1 if len(places) else len(row)
+        rows.append(row[:end][attended[:end]].tolist())
+    return rows
+
+
+def _shortened(probe: Probe, length: int) -> Probe:
+    """The first tokens of a probe; nothing counts."""
+    arguments = {key: value[:, :length] if key in _SIZED else value for key, value in probe.arguments.items()}
+    rows = len(probe.response)
+    return Probe.of(probe.name, probe.bucket, arguments, torch.zeros(rows, length, dtype=torch.bool))
+
+
+def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Probe:
+    """A prompt and the tokens that followed, [b, new]; those after a row's end are there but do not count."""
+    arguments = dict(prompt.arguments)
+    arguments["input_ids"] = torch.cat([arguments["input_ids"], new], dim=1)
+    zeros = torch.zeros_like(new)
+    if "mm_token_type_ids" in arguments:
+        arguments["mm_token_type_ids"] = torch.cat([arguments["mm_token_type_ids"], zeros], dim=1)
+    if "attention_mask" in arguments:
+        arguments["attention_mask"] = torch.cat([arguments["attention_mask"], zeros + 1], dim=1)
+        places = arguments["position_ids"][:, -1:] + torch.arange(1, new.shape[1] + 1)
+        arguments["position_ids"] = torch.cat([arguments["position_ids"], places], dim=1)
+    return Probe.of(prompt.name, prompt.bucket, arguments, torch.cat([torch.zeros_like(prompt.response), counted], 1))
+
+
+class _Decoder:
+    """A prefill, then tokens one by one, with the KV cache; `logits` are those of the last token, [b, vocabulary]."""
+
+    def __init__(self, model: Model, arguments: Mapping[str, Any]) -> None:
+        self._model = model
+        self._mask = arguments.get("attention_mask")
+        self._place = arguments["position_ids"][:, -1:] if self._mask is not None else None
+        output = call(model, {**arguments, **_LAST}, use_cache=True)
+        self._cache = output.past_key_values
+        self.logits: torch.Tensor = output.logits[:, -1].float().cpu()
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feed one token a row, [b, 1]; returns the logits after it."""
+        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": self._cache}
+        if self._mask is not None and self._place is not None:
+            self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+            self._place = self._place + 1
+            arguments |= {"attention_mask": self._mask, "position_ids": self._place}
+        self.logits = call(self._model, {**arguments, **_LAST}, use_cache=True).logits[:, -1].float().cpu()
+        return self.logits
+
+
+def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> float:
+    """Feed the answer token by token through the KV cache, and compare with one forward over all.
+
+    Args:
+        model: any with a Gemma 4 forward and a cache.
+        probe: one row or a left-padded batch; its first tokens up to the answer are the prefill.
+        steps: at most so many tokens are decoded.
+
+    Returns:
+        The largest difference of logits, relative to the largest logit. About 1e-6 in float32: more is a fault of
+        cache, positions or sliding window in the path that runs.
+    """
+    ids: torch.Tensor = probe.arguments["input_ids"]
+    start = int(probe.response.any(dim=0).nonzero()[0]) + 1
+    stop = min(start + steps, ids.shape[1])
+    kept = ids.shape[1] - start + 1
+    whole = call(model, {**probe.arguments, "logits_to_keep": kept}, use_cache=False).logits.float().cpu()
+    decoder = _Decoder(model, _shortened(probe, start).arguments)
+    found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(start, stop))]
+    expected = whole[:, : stop - start + 1]
+    difference = (torch.stack(found, dim=1) - expected).abs().max()
+    return float(difference / expected.abs().max())

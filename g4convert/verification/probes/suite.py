@@ -1,0 +1,203 @@
+"""Probes: forward calls that between them reach every part of a Gemma 4 model, and say which predictions count.
+
+    prose code tools non_latin   conversations in the checkpoint's own tokens and chat frame
+    long                         the answer stands farther back than the sliding window
+    batch                        three lengths in one call, padded on the left
+    image audio video            see probes_media
+    draft                        MTP assistants: states, keys and values that a target hands over
+
+A position counts (`response`) when the token after it is part of the answer: the given one, or the reference's own
+after `answers.with_answers`. In plain text for a base model every token counts.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from g4convert.demo.logits import prompts
+from g4convert.errors import UsageError
+from g4convert.forward.conversations import BUCKETS, Conversation, Frame, bundled, frame_of, long_conversations
+from g4convert.forward.models import Config, Model
+from g4convert.suggestions import no_such
+from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompts, placed
+
+__all__ = ["KINDS", "Probe", "digest", "left_padded", "make_probes"]
+
+KINDS = (*BUCKETS, "long", "batch", *MEDIA, "draft")
+"""Buckets of probes; a model gets those that it has a way in for."""
+
+_BATCH = ("harbour", "train", "greek_count")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """One forward call and the predictions that count; tensors are not to be changed.
+
+    Shapes: b rows, t tokens, n predictions that count.
+    """
+
+    name: str
+    bucket: str
+    arguments: Mapping[str, Any]
+    """Keyword arguments of the model's forward, on the CPU; see `forward.media.call` for videos."""
+    response: torch.Tensor
+    """bool [b, t]: logits at this position predict a token of the answer."""
+    targets: torch.Tensor
+    """int64 [n]: those tokens, row by row."""
+
+    @classmethod
+    def of(cls, name: str, bucket: str, arguments: Mapping[str, Any], answers: torch.Tensor) -> "Probe":
+        """A probe of token ids.
+
+        Args:
+            name: unlike any other's.
+            bucket: one of `KINDS`, or the user's.
+            arguments: with `input_ids` [b, t].
+            answers: bool [b, t], tokens that are part of an answer; none may be the first of its row.
+        """
+        response = answers.roll(-1, dims=1)
+        return cls(name, bucket, arguments, response, arguments["input_ids"].roll(-1, dims=1)[response])
+
+    @property
+    def scored(self) -> torch.Tensor:
+        """int64 [n]: the rows that count, in logits flattened to [b * t, vocabulary]."""
+        return self.response.flatten().nonzero().flatten()
+
+    @property
+    def sequences(self) -> torch.Tensor:
+        """int64 [n]: which row of the batch each of them belongs to."""
+        return self.scored // self.response.shape[1]
+
+    @property
+    def attended(self) -> torch.Tensor:
+        """Which of the b * t rows are not padding, bool [b * t]."""
+        mask = self.arguments.get("attention_mask")
+        return torch.ones(self.response.numel(), dtype=torch.bool) if mask is None else mask.bool().flatten()
+
+
+def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
+    model: Model,
+    directory: Path,
+    *,
+    kinds: Sequence[str] | None = None,
+    conversations: Sequence[Conversation] | None = None,
+    tokens: int | None = None,
+    seed: int = 0,
+) -> tuple[Probe, ...]:
+    """Probes for every input the model takes; the same arguments give the same probes.
+
+    Args:
+        model: a Gemma 4 model, or its config where the model is no MTP assistant.
+        directory: has the tokenizer and chat template: the checkpoint, or the one it was made of.
+        kinds: some of `KINDS`; all by default.
+        conversations: the user's, from `read_prompts`, in place of the bundled text.
+        tokens: about how many tokens of bundled text to run in all; each bucket keeps at least one conversation.
+        seed: of pictures and sounds.
+
+    Raises:
+        UsageError: an unknown kind, or none that the model takes.
+        InputError: the tokenizer is not of the model's vocabulary.
+    """
+    wanted = tuple(KINDS if kinds is None else kinds)
+    if unknown := sorted(set(wanted) - set(KINDS)):
+        raise no_such("kind of probe", unknown[0], KINDS)
+    config: Config = getattr(model, "config", model)
+    if config.model_type.endswith("assistant"):
+        return _drafts(model, seed)
+    frame = frame_of(directory, config)
+    if conversations is None:
+        chosen = _within([entry for entry in bundled() if entry.bucket in wanted], frame, tokens)
+        if "long" in wanted:
+            chosen += long_conversations(frame, config.get_text_config().sliding_window)
+    else:
+        chosen = list(conversations)
+    found = [_text_probe(entry, frame) for entry in chosen]
+    if "batch" in wanted and conversations is None:
+        rows = [_ids(entry, frame) for entry in bundled() if entry.name in _BATCH]
+        found.append(left_padded("batch", "batch", rows, config))
+    media = [prompt for prompt in media_prompts(config, seed) if prompt.media.kind in wanted]
+    found += [_media_probe(prompt, frame, config) for prompt in media]
+    if not found:
+        raise UsageError(f"a {config.model_type} model takes none of {', '.join(wanted)}")
+    return tuple(found)
+
+
+def digest(probes: Iterable[Probe]) -> str:
+    """sha256 over names, arguments and positions that count: two runs with the same digest asked the same."""
+    state = hashlib.sha256()
+    for probe in probes:
+        state.update(f"{probe.name}\0{probe.bucket}\0".encode())
+        for key, value in sorted({**probe.arguments, "response": probe.response, "targets": probe.targets}.items()):
+            if isinstance(value, torch.Tensor):
+                state.update(f"{key}\0{list(value.shape)}{value.dtype}\0".encode())
+                state.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def left_padded(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config) -> Probe:
+    """Questions and answers of different lengths in one batch, padded on the left as for generation."""
+    width = max(len(question) + len(answer) for question, answer in rows)
+    pad = config.get_text_config().pad_token_id or 0
+    padding = torch.tensor([width - len(question) - len(answer) for question, answer in rows])[:, None]
+    ids = [[pad] * int(count) + [*row[0], *row[1]] for count, row in zip(padding, rows, strict=True)]
+    answers = torch.tensor([[False] * (width - len(answer)) + [True] * len(answer) for _, answer in rows])
+    place = torch.arange(width)
+    arguments = {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": (place >= padding).long(),
+        "position_ids": (place - padding).clamp(min=0),
+    }
+    return Probe.of(name, bucket, arguments, answers)
+
+
+def _ids(entry: Conversation, frame: Frame) -> tuple[list[int], list[int]]:
+    """Question and answer; of plain text all but the first token is answer."""
+    question = frame.question(entry.messages)
+    answer = [*frame.encode(entry.answer), *frame.closing()] if entry.answer else []
+    if frame.chat:
+        return question, answer
+    return question[:1], question[1:] + answer
+
+
+def _text_probe(entry: Conversation, frame: Frame) -> Probe:
+    question, answer = _ids(entry, frame)
+    ids = torch.tensor([question + answer])
+    return Probe.of(entry.name, entry.bucket, {"input_ids": ids}, torch.arange(ids.shape[1])[None] >= len(question))
+
+
+def _media_probe(prompt: MediaPrompt, frame: Frame, config: Config) -> Probe:
+    question = placed(prompt.media, frame.question(prompt.messages), frame, config)
+    ids = torch.tensor([question + frame.encode(prompt.answer) + frame.closing()])
+    number = {"image": 1, "video": 2, "audio": 3}[prompt.media.kind]
+    types = (ids == getattr(config, f"{prompt.media.kind}_token_id")).long() * number
+    arguments = {"input_ids": ids, "mm_token_type_ids": types, **prompt.media.arguments}
+    return Probe.of(prompt.name, prompt.media.kind, arguments, torch.arange(ids.shape[1])[None] >= len(question))
+
+
+def _within(conversations: Sequence[Conversation], frame: Frame, tokens: int | None) -> list[Conversation]:
+    """As many as fit the number of tokens, taken from the buckets in turn; the first of each bucket always."""
+    if tokens is None:
+        return list(conversations)
+    buckets = [[entry for entry in conversations if entry.bucket == bucket] for bucket in BUCKETS]
+    chosen: list[Conversation] = []
+    for number, row in enumerate(zip_longest(*buckets)):
+        for entry in filter(None, row):
+            length = sum(map(len, _ids(entry, frame)))
+            if number == 0 or length <= tokens:
+                chosen.append(entry)
+                tokens -= length
+    return chosen
+
+
+def _drafts(model: Model, seed: int) -> tuple[Probe, ...]:
+    """An assistant's probe; which token it should have drafted is not known, so targets are arbitrary."""
+    prompt = prompts(model, seed=seed)[0]
+    rows, length = prompt.arguments["inputs_embeds"].shape[:2]
+    vocab_size = model.config.get_text_config().vocab_size
+    targets = torch.randint(vocab_size, (rows * length,), generator=torch.Generator().manual_seed(seed))
+    return (Probe("draft", "draft", prompt.arguments, torch.ones(rows, length, dtype=torch.bool), targets),)

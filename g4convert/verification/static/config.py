@@ -1,0 +1,226 @@
+"""The config of an output: what must be as in the source, and whether its quantization section can be read.
+
+A key of the source may not be lost or changed, as a model computes by it; but two spellings of one fact
+(`global_head_dim` and `per_layer_config`, `torch_dtype` and `dtype`) are one.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, Final
+
+from g4convert.checkpoint.declared import Declared, declared_in, section_of
+from g4convert.errors import InputError
+from g4convert.gemma4 import Architecture
+from g4convert.report import Finding, Severity
+
+__all__ = ["HINDERS", "config_keys", "quantization_section", "read_architecture"]
+
+_REPLACED: Final = {"quantization_config", "compression_config"}
+_SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
+"""Ways to say how wide full-attention layers are; whether they agree shows in the architecture."""
+_WRITERS: Final = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
+"""Keys that say who wrote the file and how; in a text-only config, also which class reads it."""
+_QUIET: Final = {"transformers_version", "_name_or_path"}
+_CLASSES: Final = {"architectures", "model_type"}
+_REMEDY: Final = "take the source's config.json and put the quantization_config of this one into it"
+_MISSING: Final = object()
+_ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
+_FIX: Final = "`g4convert check DIR --fix` corrects it"
+
+_PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
+    "compression_config": (
+        ("transformers",),
+        "the section has this name: transformers does not read it and leaves packed weights random",
+    ),
+    "text_config.quantization_config": (
+        ("sglang",),
+        "the section is there: SGLang finds no method and builds everything plain, so packed weights are left aside",
+    ),
+    "text_config.compression_config": (
+        ("transformers", "vllm", "sglang"),
+        "the section is there: no engine reads it; transformers leaves packed weights random, vLLM stops",
+    ),
+}
+"""Where a section may stand besides the top of a config, which engines that hinders, and how."""
+
+HINDERS: Final[Mapping[str, Collection[str]]] = {
+    "quantization_status": ("transformers",),
+    **{place: engines for place, (engines, _) in _PLACES.items()},
+}
+"""Subjects of findings about the quantization section that not every engine minds, and those that do."""
+
+
+def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only: bool) -> Iterator[Finding]:
+    """Keys of the source that the output lost or changed.
+
+    Args:
+        out: the output's config.
+        source: the source's.
+        text_only: the output is the decoder of a multimodal source, with that one's `text_config` as config.
+    """
+    if text_only:
+        head = {"tie_word_embeddings": source.get("tie_word_embeddings", _MISSING)}
+        section = source.get("text_config", {})
+        source = {**section, **{key: value for key, value in head.items() if value is not _MISSING}}
+    yield from _differences(out, source, "", _QUIET | _CLASSES if text_only else _QUIET)
+
+
+def _differences(out: Mapping[str, Any], source: Mapping[str, Any], path: str, ignored: set[str]) -> Iterator[Finding]:
+    for key, value in source.items():
+        if key in _REPLACED or key in ignored:
+            continue
+        found = out.get(key, _MISSING)
+        subject = f"{path}{key}"
+        if isinstance(value, Mapping) and isinstance(found, Mapping):
+            yield from _differences(found, value, f"{subject}.", _QUIET)
+        elif found is _MISSING and (value is None or _said_otherwise(key, value, out)):
+            found = "left out, as null means" if value is None else "said in another way"
+            yield Finding("static.config", Severity.INFO, subject, found, _short(value))
+        elif found is _MISSING:
+            yield Finding("static.config", Severity.FAIL, subject, "lost", _short(value), _REMEDY)
+        elif found != value:
+            yield Finding("static.config", Severity.FAIL, subject, _short(found), _short(value), _REMEDY)
+    for key in out.keys() - source.keys() - _REPLACED - _WRITERS - set(_SPELLINGS):
+        if not ignored & _CLASSES:
+            yield Finding("static.config", Severity.INFO, f"{path}{key}", _short(out[key]), "not in the source")
+
+
+def _said_otherwise(key: str, value: object, out: Mapping[str, Any]) -> bool:
+    if key in _SPELLINGS:
+        return any(other in out for other in _SPELLINGS)
+    renamed = {"torch_dtype": "dtype", "dtype": "torch_dtype"}.get(key)
+    return renamed is not None and out.get(renamed) == value
+
+
+def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tuple[Architecture, tuple[Finding, ...]]:
+    """The architecture that names and shapes are checked against, and how the output's own differs.
+
+    Args:
+        out: the output's config.
+        source: the source's architecture, which has the last word.
+
+    Raises:
+        InputError: without a source, a config that describes no Gemma 4.
+    """
+    try:
+        own = Architecture.from_config(out)
+    except InputError as error:
+        if source is None:
+            raise
+        lines = error.offenders or (error.message,)
+        return source, tuple(
+            Finding("static.architecture", Severity.FAIL, *_split(line), source.family, _REMEDY) for line in lines
+        )
+    if source is None:
+        return own, ()
+    wanted = source.text_only() if source.is_composite and not own.is_composite else source
+    return wanted, tuple(_parts_that_differ(own, wanted))
+
+
+def _split(line: str) -> tuple[str, str]:
+    subject, _, found = line.partition(": ")
+    return subject, found or line
+
+
+def _parts_that_differ(found: object, expected: object, path: str = "") -> Iterator[Finding]:
+    """Every value in which two architectures differ, by its path; what dtype a config names is left aside."""
+    if found == expected or path == "dtype":
+        return
+    if is_dataclass(found) and type(found) is type(expected):
+        for field in fields(found):
+            pair = getattr(found, field.name), getattr(expected, field.name)
+            yield from _parts_that_differ(*pair, f"{path}.{field.name}".lstrip("."))
+    elif isinstance(found, tuple) and isinstance(expected, tuple) and len(found) == len(expected):
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            yield from _parts_that_differ(*pair, f"{path}.{number}")
+    else:
+        yield Finding("static.architecture", Severity.FAIL, path, _shown(found), _shown(expected), _REMEDY)
+
+
+def _shown(part: object) -> str:
+    """A part of an architecture: of layers their number, of others what they are."""
+    if isinstance(part, tuple):
+        return f"{len(part)} of them"
+    return _short(asdict(part) if is_dataclass(part) and not isinstance(part, type) else part)
+
+
+def quantization_section(
+    out: Mapping[str, Any], *, packs: bool, engines: Collection[str]
+) -> tuple[Declared | None, tuple[Finding, ...]]:
+    """What the config says of the packed modules, and what is wrong with saying it so.
+
+    Args:
+        out: the output's config.
+        packs: whether any tensor is packed.
+        engines: what must load it: what only one of the others does not read warns.
+    """
+    declared = declared_in(out)
+    code = "static.quantization_config"
+    if declared is None or (declared.method is None and not declared.groups):
+        if not packs:
+            return None, ()
+        remedy = f"{_FIX}: without it every loader takes packed words for unknown tensors"
+        found = "missing" if declared is None else "no quant_method"
+        return None, (Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors", remedy),)
+    findings = [Finding(code, Severity.FAIL, "quantization_config", fault, "", _FIX) for fault in declared.faults]
+    if declared.method != "compressed-tensors":
+        found = f"quant_method {declared.method!r}"
+        findings.append(Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors"))
+    if not declared.groups:
+        findings.append(Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for"))
+    findings.extend(_refused_by_loaders(out))
+    if packs and declared.method == "compressed-tensors":
+        findings.extend(_unread(out, engines))
+    return declared, tuple(findings)
+
+
+def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
+    """Values that compressed-tensors knows, but W4A16 loaders do not take."""
+    _, section = section_of(out)
+    groups = section.get("config_groups") if isinstance(section, Mapping) else None
+    for name, group in (groups if isinstance(groups, Mapping) else {}).items():
+        if not isinstance(group, Mapping):
+            continue
+        subject, code = f"config_groups.{name}", "static.scheme"
+        weights = group.get("weights")
+        if weights is None:
+            found = "no weights: transformers loads nothing packed, vLLM stops"
+            yield Finding(code, Severity.FAIL, subject, found, "how they are packed", _FIX)
+        weights = weights if isinstance(weights, Mapping) else {}
+        form = group.get("format") or section.get("format")
+        if form != "pack-quantized":
+            yield Finding(code, Severity.FAIL, subject, f"format {form!r}", "pack-quantized")
+        if weights.get("actorder") in {"group", "dynamic", True}:
+            found = f"actorder {weights['actorder']!r}"
+            yield Finding(code, Severity.FAIL, subject, found, "null, weight or static: vLLM refuses the others")
+        if weights.get("dynamic"):
+            yield Finding(code, Severity.FAIL, subject, "dynamic weights", "static ones")
+        for key in ("input_activations", "output_activations"):
+            if group.get(key) is not None:
+                found = f"{key}: quantized activations"
+                yield Finding(code, Severity.FAIL, subject, found, "weights only", _ACTIVATIONS)
+        if weights.get("symmetric") is False:
+            found = "asymmetric: transformers loads it only with dequantize=True"
+            yield Finding(code, Severity.WARN, subject, found, "symmetric")
+
+
+def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:
+    """What one engine reads and another does without; where it is not as it must be, packed weights are lost on it."""
+    place, section = section_of(out)
+    status = section.get("quantization_status") if isinstance(section, Mapping) else None
+    found: list[tuple[str, str, str]] = []
+    if status != "compressed":
+        text = f"{_short(status)}: transformers takes weights for dense ones and leaves them random"
+        found.append(("quantization_status", text, "'compressed'"))
+    if place in _PLACES:
+        found.append((place, _PLACES[place][1], "quantization_config, at the top"))
+    for subject, text, expected in found:
+        severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
+        yield Finding("static.quantization_config", severity, subject, text, expected, _FIX)
+
+
+def _short(value: object) -> str:
+    """A value in at most 80 characters; booleans and null as JSON has them."""
+    constants = {True: "true", False: "false", None: "null"}
+    text = constants[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,104 @@
+"""The files of an output: headers, index, sizes, and what was carried over from the source."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Final
+
+from g4convert.checkpoint.directory import INDEX, Checkpoint
+from g4convert.errors import InputError
+from g4convert.report import Finding, Severity
+
+__all__ = ["broken_files", "loose_files", "side_files", "total_size"]
+
+_README: Final = "README.md"
+_CARRIED_README: Final = "README.source.md"
+_OWN: Final = {"g4convert.json", _README}
+_UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
+"""Files no program reads when it loads a model; other writers may replace them."""
+_JOURNAL: Final = "journal*.jsonl"
+_BLOCK: Final = 1 << 20
+_COPY: Final = "copy it from the source again"
+
+
+def broken_files(error: InputError) -> Iterator[Finding]:
+    """What `Checkpoint.open` refused, one finding for each offender.
+
+    Args:
+        error: what it raised.
+    """
+    for line in error.offenders or (error.message,):
+        subject, _, found = line.partition(": ")
+        code = "static.index" if INDEX in line else "static.files"
+        yield Finding(code, Severity.FAIL, subject, found or line, "", error.hint)
+
+
+def loose_files(out: Checkpoint) -> Iterator[Finding]:
+    """Traces of an unfinished conversion, and weights that the index does not name."""
+    for name in out.side_files:
+        if fnmatch(name, _JOURNAL):
+            found = "the journal of a conversion that did not finish: shards hold zeros where nothing was written"
+            remedy = "run the same `g4convert quantize` again, it goes on"
+            yield Finding("static.files", Severity.FAIL, name, found, "a finished checkpoint", remedy)
+    for name in out.stray_files:
+        found = "weights that are no part of the checkpoint"
+        yield Finding("static.stray", Severity.WARN, name, found, "none: some programs load every file", "delete it")
+
+
+def total_size(out: Checkpoint) -> Iterator[Finding]:
+    """The sum that the index states."""
+    path = out.path / INDEX
+    if not path.is_file():
+        return
+    metadata = json.loads(path.read_bytes()).get("metadata", {})
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    nbytes = sum(stored.info.nbytes for stored in out.tensors.values())
+    if stated is not None and stated != nbytes:
+        remedy = "correct metadata.total_size; programs show it, and size downloads by it"
+        yield Finding("static.total_size", Severity.WARN, INDEX, f"total_size {stated}", str(nbytes), remedy)
+
+
+def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
+    """Tokenizer, processor, chat template and whatever else lies beside the weights."""
+    present = set(out.side_files)
+    for name in source.side_files:
+        carried = _CARRIED_README if name == _README and _CARRIED_README in present else name
+        problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in _UNREAD) else Severity.FAIL
+        if carried not in present:
+            yield Finding("static.side_files", problem, name, "missing", "as in the source", _COPY)
+        elif not _same(out.path / carried, source.path / name):
+            if problem is Severity.FAIL and _same_json(out.path / carried, source.path / name):
+                problem = Severity.WARN
+            found = "the same values in other bytes" if problem is Severity.WARN else "other bytes"
+            yield Finding("static.side_files", problem, name, found, "byte for byte as in the source", _COPY)
+    for name in sorted(present - {*source.side_files, *_OWN, _CARRIED_README}):
+        if not fnmatch(name, _JOURNAL):
+            yield Finding("static.side_files", Severity.INFO, name, "not in the source", "")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and _digest(one) == _digest(other)
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.digest()
+
+
+def _same_json(one: Path, other: Path) -> bool:
+    """Whether both hold the same JSON object, but for who wrote it."""
+    if one.suffix != ".json":
+        return False
+    try:
+        values = [json.loads(path.read_bytes()) for path in (one, other)]
+    except ValueError:
+        return False
+    for value in values:
+        if isinstance(value, dict):
+            value.pop("transformers_version", None)
+    return bool(values[0] == values[1])

@@ -1,0 +1,202 @@
+"""Level `static`: an output against its source and its own config, from names, shapes and files alone.
+
+    files      headers, index, sizes            Checkpoint.open refuses what cannot be read
+    config     the source's keys, architecture, quantization section
+    tensors    each accounted for once, kept ones as they were
+    packing    words, scales and shapes by the scheme
+    engines    `targets` and `ignore` under each engine's names and rules
+    side files byte for byte
+
+No weight is read, no torch imported. A check that finds nothing wrong yields a PASS that says what was looked at;
+findings about modules that differ in their numbers only are one.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from g4convert.checkpoint.contents import Contents
+from g4convert.checkpoint.declared import Declared
+from g4convert.checkpoint.directory import INDEX, Checkpoint
+from g4convert.errors import InputError, UnsupportedError
+from g4convert.gemma4 import Architecture, Inventory, resolve
+from g4convert.report import Finding, Severity, grouped
+from g4convert.verification.static.config import config_keys, quantization_section, read_architecture
+from g4convert.verification.static.engines import dead_entries, wrong_forms
+from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
+from g4convert.verification.static.packing import fits_ranks, fused_experts, packing
+from g4convert.verification.static.tensors import (
+    accounted,
+    built_plain,
+    kept_as_they_were,
+    left_out,
+    projections_agree,
+    stray_values,
+)
+
+__all__ = ["REQUIRED_ENGINES", "check_opened", "check_static"]
+
+REQUIRED_ENGINES: Final = ("transformers", "vllm")
+"""Engines that must load an output unless told otherwise."""
+
+_BAD: Final = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
+
+
+def check_static(
+    output: Path,
+    source: Path | None,
+    *,
+    tp: Iterable[int] = (1, 2, 4),
+    engines: Collection[str] = REQUIRED_ENGINES,
+) -> Iterator[Finding]:
+    """Check a quantized checkpoint without reading its weights.
+
+    Args:
+        output: the directory.
+        source: the directory it was made from; None checks it against its own config.
+        tp: numbers of GPUs that the packed matrices are to be split over.
+        engines: what must load it, of `ENGINES`: what one of these would build wrongly fails, what another one
+            would warns.
+
+    Raises:
+        InputError: no output directory, or a source that is none.
+        UnsupportedError: weights of another format, or another model.
+    """
+    original = Checkpoint.open(source) if source is not None else None
+    if not output.is_dir():
+        raise InputError(f"{output}: no such directory", hint="pass the directory that `g4convert quantize` made")
+    try:
+        out = Checkpoint.open(output)
+    except UnsupportedError:
+        raise
+    except InputError as error:
+        yield from broken_files(error)
+        return
+    yield from check_opened(out, original, tp=tp, engines=engines)
+
+
+def check_opened(
+    out: Checkpoint,
+    original: Checkpoint | None,
+    *,
+    tp: Iterable[int],
+    engines: Collection[str],
+) -> Iterator[Finding]:
+    """Check an opened checkpoint; see `check_static`."""
+    yield from _files(out)
+    yield from _opened(out, original, tuple(tp), engines)
+
+
+def _judged(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
+    """The problems, grouped, and a PASS for each code of `proofs` (subject, what was looked at) without one."""
+    found = tuple(grouped(problems))
+    yield from found
+    bad = {one.code for one in found if one.severity in _BAD}
+    for code, (subject, text) in proofs.items():
+        if code not in bad:
+            yield Finding(code, Severity.PASS, subject, text, "")
+
+
+def _files(out: Checkpoint) -> Iterator[Finding]:
+    files = f"{len(out.files)} weight files"
+    proofs = {
+        "static.files": (files, "headers valid, offsets without gap or overlap, sizes as the headers say"),
+        "static.stray": (files, "no other weights in the directory"),
+    }
+    if (out.path / INDEX).is_file():
+        proofs["static.index"] = INDEX, "index and shards name the same tensors"
+        proofs["static.total_size"] = INDEX, "states the bytes of the tensors"
+    yield from _judged(proofs, (*loose_files(out), *total_size(out)))
+
+
+def _opened(
+    out: Checkpoint, original: Checkpoint | None, tp: tuple[int, ...], engines: Collection[str]
+) -> Iterator[Finding]:
+    known = Architecture.from_config(original.config) if original else None
+    architecture, differences = read_architecture(out.config, known)
+    text_only = known is not None and architecture != known
+    infos = {name: stored.info for name, stored in out.tensors.items()}
+    contents = Contents.of(infos, architecture)
+    if original and known:
+        text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
+        keys = config_keys(out.config, original.config, text_only=text_only)
+        yield from _judged(
+            {"static.architecture": ("config.json", f"{architecture.family}, as the source")}, differences
+        )
+        yield from _judged({"static.config": ("config.json", text)}, keys)
+    inventory = _inventory(original, known)
+    yield from _tensors(contents, inventory, engines, text_only=text_only)
+    packs = bool(contents.packed or contents.fused_packed or contents.torn)
+    declared, faults = quantization_section(out.config, packs=packs, engines=engines)
+    yield from _packed(out, contents, declared, faults)
+    if declared is not None and declared.groups:
+        yield from _engines(contents, declared, engines)
+    if packs:
+        yield from fits_ranks(contents, tp)
+    if original:
+        text = "tokenizer, processor and all other files are byte for byte the source's"
+        proof = {"static.side_files": (f"{len(original.side_files)} files", text)}
+        yield from _judged(proof, side_files(out, original))
+
+
+def _inventory(original: Checkpoint | None, architecture: Architecture | None) -> Inventory | None:
+    if original is None or architecture is None:
+        return None
+    return resolve({name: stored.info for name, stored in original.tensors.items()}, architecture)
+
+
+def _tensors(
+    contents: Contents, inventory: Inventory | None, engines: Collection[str], *, text_only: bool
+) -> Iterator[Finding]:
+    count = len(contents.stored)
+    whole = f"{len(contents.packed)} packed, {count - len(contents.packed)} kept, none lost"
+    against = "as in the source" if inventory else "as the config implies"
+    weights = f"{count} weights"
+    proofs = {
+        "static.tensors": (weights, f"{whole}, {against}"),
+        "static.duplicate": (weights, "each stored once"),
+        "static.unknown": (weights, "nothing beside them"),
+        "static.names": (weights, "under the names that loaders know"),
+        "static.shape": (weights, "those kept have the model's shapes"),
+        "static.dtype": (weights, f"those kept have dtypes {'as in the source' if inventory else 'of weights'}"),
+        "static.kept": (weights, "router, embeddings, towers, embedders, norms and head are not packed"),
+        "static.fused": (weights, "q, k and v, gate and up, all experts of a layer: in one form each"),
+        "static.k_eq_v": (weights, "no v_proj where values are keys"),
+        "static.kv_shared": (weights, "keys and values of KV-shared layers are like their queries, or absent"),
+    }
+    problems = (
+        *accounted(contents, inventory, text_only=text_only),
+        *kept_as_they_were(contents, inventory, text_only=text_only),
+        *built_plain(contents),
+        *projections_agree(contents, engines),
+        *(left_out(contents, inventory, text_only=text_only) if inventory else ()),
+    )
+    yield from _judged(proofs, problems)
+
+
+def _packed(
+    out: Checkpoint, contents: Contents, declared: Declared | None, faults: Iterable[Finding]
+) -> Iterator[Finding]:
+    modules = f"{len(contents.packed) + len(contents.fused_packed)} packed modules"
+    proofs = {
+        "static.quantization_config": ("config.json", "compressed-tensors, readable" if declared else "nothing packed"),
+        "static.packed": (modules, "weight_packed is int32 [n, k*bits/32]"),
+        "static.scale": (modules, "weight_scale is there, one for each group"),
+        "static.weight_shape": (modules, "weight_shape is [n, k]"),
+        "static.scheme": (modules, "bits, group size and strategy are those of config_groups"),
+        "static.experts": (modules, "experts are stored one by one"),
+    }
+    problems = (*faults, *stray_values(contents), *packing(out, contents, declared), *fused_experts(contents))
+    yield from _judged(proofs, problems)
+
+
+def _engines(contents: Contents, declared: Declared, engines: Collection[str]) -> Iterator[Finding]:
+    modules = f"{len(contents.packed)} packed modules"
+    entries = f"{len(declared.ignore)} entries of ignore"
+    proofs = {
+        "static.ignore": (modules, "exactly those that transformers, vLLM and SGLang would build packed"),
+        "static.lm_head": ("lm_head", "ignored or not targeted"),
+        "static.fused_names": (modules, "a missing k_proj or v_proj is named with its layer's others, or not at all"),
+        "static.dead_entry": (entries, "each names a module"),
+    }
+    yield from _judged(proofs, (*wrong_forms(contents, declared, engines), *dead_entries(contents, declared)))

@@ -1,0 +1,163 @@
+"""How packed weights are stored: words, scales and shapes against the config's scheme and the model's dimensions.
+
+    weight_packed  I32 [n, k*bits/32]      weight_scale  float [n, k/g], [n, 1]      weight_shape  I64 [2] = [n, k]
+
+Letters: n out_features, k in_features, g group_size. What is looked at is dtypes and shapes, and the two values
+of each `weight_shape`; codes and scales are the next level's.
+"""
+
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from g4convert.checkpoint.contents import Contents, module_of
+from g4convert.checkpoint.declared import Declared, DeclaredGroup, Entries
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.stored import PackedModule, stored_scheme
+from g4convert.gemma4 import Role
+from g4convert.report import Finding, Severity
+from g4convert.tensors import DType
+
+__all__ = ["fits_ranks", "fused_experts", "packing"]
+
+_SHAPE_FORMATS: Final = {DType.I64: "<2q", DType.I32: "<2i"}
+_SPLIT_ALONG_K: Final = ("o_proj", "down_proj")
+_SPLIT_ALONG_N: Final = ("q_proj", "gate_proj", "up_proj")
+_SPLIT_ROLES: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
+_AGAIN: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
+
+
+def packing(out: Checkpoint, contents: Contents, declared: Declared | None) -> Iterator[Finding]:
+    """Every packed module against its scheme and shape."""
+    groups = [(group, Entries.of(declared.method, group.targets)) for group in declared.groups] if declared else []
+    modules = [
+        *(
+            (one, contents.expected[name].shape, _group(module_of(name), groups))
+            for name, one in contents.packed.items()
+        ),
+        *(
+            (one, contents.fused[name].shape, groups[0][0] if groups else None)
+            for name, one in contents.fused_packed.items()
+        ),
+    ]
+    other: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for module, shape, group in modules:
+        wrong = tuple(_module(module, shape, group))
+        yield from wrong
+        if not module.fused:
+            yield from _weight_shape(out, module, shape)
+        if group and not wrong:
+            other[group.name, group.differs_from(stored_scheme(module, shape, group.num_bits))].append(module.module)
+    totals = Counter(group.name for _, _, group in modules if group)
+    yield from (_other_scheme(*key, names, totals[key[0]]) for key, names in other.items() if key[1])
+
+
+def _group(module: str, groups: Iterable[tuple[DeclaredGroup, Entries]]) -> DeclaredGroup | None:
+    """The scheme for a module: a target of its name before one of its class, otherwise the first."""
+    listed = list(groups)
+    for classes in (frozenset[str](), frozenset(("Linear", "Module"))):
+        for group, entries in listed:
+            if entries.hold(module, module, classes):
+                return group
+    return listed[0][0] if listed else None
+
+
+def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup | None) -> Iterator[Finding]:
+    words, scale = module.parts.get("weight_packed"), module.parts.get("weight_scale")
+    name = module.module
+    if words is None:
+        yield Finding("static.packed", Severity.FAIL, name, "another format's tensors", "weight_packed", _AGAIN)
+        return
+    scheme = stored_scheme(module, shape, group.num_bits if group else None)
+    bits = (group.num_bits if group else None) or scheme.num_bits or 4
+    wanted = (*shape[:-1], -(-shape[-1] * bits // 32))
+    if words.dtype is not DType.I32 or words.shape[:-1] != shape[:-1] or scheme.num_bits is None:
+        found, right = f"weight_packed {words.dtype} {[*words.shape]}", f"I32 {[*wanted]} for a weight {[*shape]}"
+        yield Finding("static.packed", Severity.FAIL, name, found, right, _AGAIN)
+    elif scale is None:
+        remedy = f"{_AGAIN}; vLLM loads it without a word and computes with whatever is in memory"
+        yield Finding("static.scale", Severity.FAIL, name, "no weight_scale", _scale_text(shape, group), remedy)
+    elif scheme.fault or not scale.dtype.is_weight:
+        found = f"weight_scale {scale.dtype} {[*scale.shape]}"
+        yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), _AGAIN)
+    if "weight_g_idx" in module.parts:
+        remedy = "delete it; compressed-tensors ignores it"
+        yield Finding("static.scheme", Severity.FAIL, name, "weight_g_idx: groups in another order", "none", remedy)
+
+
+def _other_scheme(group: str, difference: str, modules: Sequence[str], total: int) -> Finding:
+    """Modules that are stored in another way than their group says: the group's fault, or where it is one, its own."""
+    code, expected = "static.scheme", "the same in both"
+    if len(modules) == 1:
+        return Finding(code, Severity.FAIL, modules[0], difference, expected, _AGAIN)
+    share = f"all {total}" if len(modules) == total else f"{len(modules)} of {total}"
+    found = f"{difference} ({share} modules, first {modules[0]})"
+    remedy = "correct it, as `g4convert check DIR --fix` does where all are packed alike: loaders go by the config"
+    return Finding(code, Severity.FAIL, f"config_groups.{group}", found, expected, remedy)
+
+
+def _scale_text(shape: tuple[int, ...], group: DeclaredGroup | None) -> str:
+    *rows, k = shape
+    size = group.group_size if group else None
+    columns = k // size if size else 1 if group and group.strategy == "channel" else "groups"
+    return f"weight_scale BF16 [{', '.join(map(str, (*rows, columns)))}]"
+
+
+def _weight_shape(out: Checkpoint, module: PackedModule, shape: tuple[int, ...]) -> Iterator[Finding]:
+    info = module.parts.get("weight_shape")
+    code, right = "static.weight_shape", f"I64 [2], {[*shape]}"
+    if info is None:
+        remedy = f"{_AGAIN}; compressed-tensors needs it to unpack"
+        yield Finding(code, Severity.FAIL, module.module, "no weight_shape", right, remedy)
+    elif info.dtype not in _SHAPE_FORMATS or info.shape != (2,):
+        yield Finding(code, Severity.FAIL, module.module, f"{info.dtype} {[*info.shape]}", right, _AGAIN)
+    else:
+        values = struct.unpack(_SHAPE_FORMATS[info.dtype], out.read(info.name))
+        if values != shape:
+            yield Finding(code, Severity.FAIL, module.module, f"{[*values]}", right, _AGAIN)
+
+
+def fused_experts(contents: Contents) -> Iterator[Finding]:
+    """Packed experts of a layer in one tensor: readable here, but by no engine."""
+    remedy = "split them: `experts.E.{gate,up,down}_proj.weight_packed`, as `g4convert quantize` writes them"
+    for module in contents.fused_packed.values():
+        found = "all experts packed in one tensor: vLLM has no such parameter, transformers leaves experts random"
+        yield Finding("static.experts", Severity.FAIL, module.module, found, "one module for each expert", remedy)
+
+
+def fits_ranks(contents: Contents, ranks: Iterable[int]) -> Iterator[Finding]:
+    """Whether packed matrices can be split over this many GPUs without tearing a group.
+
+    Engines split `o_proj` and `down_proj` along k and the others along n, by whole attention heads.
+    """
+    heads = contents.architecture.text.heads
+    for count in ranks:
+        misfits: defaultdict[str, int] = defaultdict(int)
+        if heads % count:
+            misfits[f"{heads} attention heads"] = 1
+        for name, module in contents.packed.items():
+            if misfit := _misfit(name, module, contents, count):
+                misfits[misfit] += 1
+        subject = f"tensor parallel {count}"
+        if misfits:
+            found = "; ".join(f"{text} ({n}x)" if n > 1 else text for text, n in misfits.items())
+            severity = Severity.FAIL if count == 1 else Severity.INFO
+            yield Finding("static.tensor_parallel", severity, subject, found, f"a multiple of {count}, groups whole")
+        else:
+            yield Finding("static.tensor_parallel", Severity.PASS, subject, "every packed matrix can be split", "")
+
+
+def _misfit(name: str, module: PackedModule, contents: Contents, count: int) -> str:
+    expected = contents.expected[name]
+    if expected.role not in _SPLIT_ROLES or "weight_scale" not in module.parts:
+        return ""
+    n, k = expected.shape
+    part = module_of(name).rpartition(".")[2]
+    what = f"experts' {part}" if expected.role is Role.EXPERTS else part
+    groups = (module.parts["weight_scale"].shape or (1,))[-1]
+    if part in _SPLIT_ALONG_K and groups > 1 and groups % count:
+        return f"{what}: {k} inputs in {groups} groups"
+    if part in _SPLIT_ALONG_K and k % count:
+        return f"{what}: {k} inputs"
+    return f"{what}: {n} outputs" if part in _SPLIT_ALONG_N and n % count else ""

@@ -1,0 +1,201 @@
+"""The tensors of an output: all there, once, in the form that they may have.
+
+Against the source where there is one: each of its tensors is packed, kept with its dtype and shape, or left out
+for a known reason. Without: against the closed set that the config implies.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from g4convert.checkpoint.contents import Contents, Form, module_of
+from g4convert.checkpoint.stored import PackedModule
+from g4convert.gemma4 import Architecture, Inventory, Role, Weight
+from g4convert.report import Finding, Severity
+from g4convert.tensors import TensorInfo
+
+__all__ = ["accounted", "built_plain", "kept_as_they_were", "left_out", "projections_agree", "stray_values"]
+
+_PACKABLE: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.KV_SHARED}
+_SOME: Final = 4  # names in one finding
+_AGAIN: Final = "quantize the source again: the file was changed, or its writer lost it"
+_FUSED_ATTENTION: Final = ("q_proj", "k_proj", "v_proj")
+
+
+def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) -> Iterator[Finding]:
+    """Tensors that are lost, stored twice, or of no use.
+
+    Args:
+        contents: of the output.
+        source: what there was; None to expect what the config implies.
+        text_only: the output is the decoder of a multimodal source.
+    """
+    expected = _wanted(contents, source, text_only=text_only)
+    for name, origin in expected.items():
+        if name not in contents.stored and module_of(name) not in contents.torn:
+            yield Finding("static.tensors", Severity.FAIL, name, "lost", origin, _AGAIN)
+    for name, sources in contents.twice.items():
+        found = f"stored twice: {' and '.join(sources)}"
+        remedy = "delete one; programs differ in which they read"
+        yield Finding("static.duplicate", Severity.FAIL, name, found, "once", remedy)
+    for name, canonical in contents.renamed.items():
+        remedy = "loaders look for the expected name and leave random what they do not find"
+        yield Finding("static.names", Severity.WARN, name, "a name that loaders do not know", canonical, remedy)
+    for name in contents.unknown:
+        if _is_value_of_k_eq_v(name, contents.architecture):
+            expected_text = "none: this layer's values are its keys, engines refuse the tensor"
+            yield Finding("static.k_eq_v", Severity.FAIL, name, "a v_proj", expected_text, "delete it")
+        else:
+            yield Finding("static.unknown", Severity.FAIL, name, "fits no name of this model", "no such tensor")
+
+
+def _wanted(contents: Contents, source: Inventory | None, *, text_only: bool) -> dict[str, str]:
+    """Every name that must be there, and why."""
+    if source is None:
+        needed = {name: "the config implies it" for name, what in contents.expected.items() if not what.optional}
+    else:
+        needed = {name: "as in the source" for name, _ in _weights(source, text_only=text_only)}
+    shared = [name for name, what in contents.expected.items() if what.role is Role.KV_SHARED]
+    layers_with_any = {_layer(name) for name in shared if name in contents.stored}
+    for name in shared:
+        if _layer(name) not in layers_with_any:
+            needed.pop(name, None)  # all of a layer's may go, and a part of them may not
+        elif source is None:
+            needed[name] = "the layer's other keys and values are there"
+    return needed
+
+
+def _weights(source: Inventory, *, text_only: bool) -> Iterator[tuple[str, Weight]]:
+    """What the source holds, by the name it has in the output."""
+    for weight in source.weights:
+        name = source.architecture.text_name(weight.name) if text_only else weight.name
+        if name is not None:
+            yield name, weight
+
+
+def _layer(name: str) -> str:
+    return name.partition(".self_attn.")[0]
+
+
+def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
+    stem, _, tail = name.partition(".self_attn.")
+    number = stem.rpartition(".")[2]
+    layers = architecture.text.layers
+    return (
+        stem.startswith(f"{architecture.text_prefix}layers.")
+        and tail.split(".")[0] == "v_proj"
+        and number.isdigit()
+        and int(number) < len(layers)
+        and layers[int(number)].k_eq_v
+    )
+
+
+def left_out(contents: Contents, source: Inventory, *, text_only: bool) -> Iterator[Finding]:
+    """The source's tensors that are not in the output for a good reason, by reason."""
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for weight in source.weights:
+        name = source.architecture.text_name(weight.name) if text_only else weight.name
+        if name is None:
+            reasons["not part of a text-only checkpoint"].append(weight.name)
+        elif weight.role is Role.KV_SHARED and name not in contents.stored:
+            reasons["this layer reads the keys and values of an earlier one"].append(weight.name)
+    for extra in source.extras:
+        if extra.source not in contents.spare:
+            reasons[extra.reason].append(extra.source)
+    for reason, names in reasons.items():
+        yield Finding("static.dropped", Severity.INFO, f"{len(names)} tensors", f"left out, such as {names[0]}", reason)
+
+
+def kept_as_they_were(contents: Contents, source: Inventory | None, *, text_only: bool) -> Iterator[Finding]:
+    """Tensors that are not packed have the dtype and shape they had."""
+    weights = dict(_weights(source, text_only=text_only)) if source else {}
+    fused_of = {one: name for name, fused in contents.fused.items() for one in fused.names}
+    for name, expected in contents.expected.items():
+        form = contents.plain(name)
+        if form is None:
+            continue
+        fused = fused_of.get(name) if form.name != name else None
+        shape = contents.fused[fused].shape if fused else expected.shape
+        subject = fused or name
+        if form.shape != shape:
+            yield Finding("static.shape", Severity.FAIL, subject, f"{[*form.shape]}", f"{[*shape]}", _AGAIN)
+        elif (weight := weights.get(name)) and form.dtype is not weight.dtype:
+            wanted = f"{weight.dtype}, as in the source"
+            yield Finding("static.dtype", Severity.FAIL, subject, form.dtype.value, wanted, _AGAIN)
+        elif weight is None and not (form.dtype.is_weight or expected.integer):
+            yield Finding("static.dtype", Severity.FAIL, subject, form.dtype.value, "BF16, F16 or F32", _AGAIN)
+
+
+def built_plain(contents: Contents) -> Iterator[Finding]:
+    """Packed modules that engines build unpacked, or that quality does not allow."""
+    for name, module in contents.packed.items():
+        role = contents.expected[name].role
+        if role is Role.VISION_TOWER and ".encoder.layers." in name:
+            found = "packed; image quality and SGLang are untested ground"
+            yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
+        elif role not in _PACKABLE:
+            remedy = f"quantize again with the {role} in `ignore`"
+            yield Finding("static.kept", Severity.FAIL, module.module, "packed", f"the {role} kept", remedy)
+    for name, form in contents.spare.items():
+        if isinstance(form, PackedModule):
+            yield Finding("static.kept", Severity.FAIL, form.module, "packed", f"{name} is not read", "delete it")
+
+
+def projections_agree(contents: Contents, required: Collection[str]) -> Iterator[Finding]:
+    """Projections that engines fuse into one matrix are stored in the same way.
+
+    Of KV-shared layers SGLang alone builds keys and values; the others leave them.
+    """
+    remedy = "engines hold them as one matrix: pack all of them or none"
+    for owner, names in _fused_groups(contents).items():
+        found = ((name, _form_of(contents.stored[name])) for name in names if name in contents.stored)
+        forms = {name: form for name, form in found if form}
+        common = Counter(forms.values()).most_common(1)
+        odd = [f"{_last(name)} {form}" for name, form in forms.items() if form != common[0][0]]
+        if odd:
+            shared = any(contents.expected[name].role is Role.KV_SHARED for name in forms)
+            code = "static.kv_shared" if shared else "static.fused"
+            severity = Severity.WARN if shared and "sglang" not in required else Severity.FAIL
+            text = ", ".join(odd[:_SOME]) + (f" and {len(odd) - _SOME} more" if len(odd) > _SOME else "")
+            yield Finding(code, severity, owner, text, f"{common[0][0]}, as the others", remedy)
+
+
+def _fused_groups(contents: Contents) -> dict[str, list[str]]:
+    """Weights that engines put into one matrix, by what owns them."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name, expected in contents.expected.items():
+        if not expected.linear:
+            continue
+        owner, _, part = module_of(name).rpartition(".")
+        if expected.role is Role.EXPERTS:
+            groups[owner.rpartition(".")[0]].append(name)
+        elif (expected.role in {Role.ATTENTION, Role.KV_SHARED} and part in _FUSED_ATTENTION) or (
+            expected.role is Role.MLP and part != "down_proj"
+        ):
+            groups[owner].append(name)
+    return groups
+
+
+def _last(name: str) -> str:
+    """`q_proj`, and of an expert `3.gate_proj`."""
+    parts = module_of(name).split(".")
+    return ".".join(parts[-2:] if parts[-2].isdigit() else parts[-1:])
+
+
+def _form_of(form: Form) -> str:
+    """How a weight is stored, in a word; nothing where a packed one does not tell."""
+    if isinstance(form, TensorInfo):
+        return "plain"
+    words, scale = (form.parts.get(part) for part in ("weight_packed", "weight_scale"))
+    if not (words and scale and words.shape and scale.shape and words.shape[:-1] == scale.shape[:-1]):
+        return ""
+    if not scale.shape[-1]:
+        return ""
+    return f"packed, {words.shape[-1] * 32 / scale.shape[-1]:g} bits a group"
+
+
+def stray_values(contents: Contents) -> Iterator[Finding]:
+    """Parts of packed modules whose words are gone."""
+    for module, parts in contents.torn.items():
+        found = f"no weight_packed, only {', '.join(part.rpartition('.')[2] for part in parts)}"
+        yield Finding("static.packed", Severity.FAIL, module, found, "weight_packed, weight_scale and weight_shape")

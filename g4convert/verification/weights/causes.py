@@ -1,0 +1,87 @@
+"""What may have happened to a packed weight that is not its source: the usual accidents, tried on a few rows.
+
+Each accident is undone, or the source that it would have come from is taken instead; the one that brings the error
+back into its band is the cause. None may: then the weight is of no source here, or damaged in another way.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.verification.weights.tiles import PackedPair, Tile, measure_tile, read_tile
+
+__all__ = ["guess"]
+
+_ROWS: Final = 16
+_PARTNER: Final = {"gate_proj": "up_proj", "up_proj": "gate_proj", "k_proj": "v_proj", "v_proj": "k_proj"}
+_NUMBER: Final = re.compile(r"\.\d+\.")
+
+
+def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> str:
+    """In a few words what a weight looks like; empty where nothing explains it.
+
+    Args:
+        pair: a weight whose error is too large.
+        pairs: all packed weights by name, to look for the source it may have been made from.
+        limit: the relative error that is still sound.
+    """
+    tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))
+    for cause, other in (*_undone(tile), *_transposed(pair, tile), *_elsewhere(pair, pairs, tile)):
+        if measure_tile(other).relative_error <= limit:
+            return cause
+    return ""
+
+
+def _undone(tile: Tile) -> Iterator[tuple[str, Tile]]:
+    """The tile with an accident undone."""
+    if not tile.zeros.size:
+        yield "its scales have the wrong sign", replace(tile, scale=-tile.scale)
+    for shift in (1, -1):
+        zeros = np.roll(tile.zeros, shift, -1)
+        yield "its scales are shifted by a group", replace(tile, scale=np.roll(tile.scale, shift, -1), zeros=zeros)
+    stored = tile.words.view(np.uint8)
+    in_word = tile.words.byteswap().view(np.uint8)
+    if tile.num_bits == 4:
+        yield "its codes lack the offset of 8", replace(tile, words=(stored ^ 0x88).view(np.int32))
+        yield "its nibbles lie high first in each byte", replace(tile, words=_swapped(stored).view(np.int32))
+        yield "its nibbles lie high first in each word", replace(tile, words=_swapped(in_word).view(np.int32))
+    else:
+        yield "its codes lack the offset of 128", replace(tile, words=(stored ^ 0x80).view(np.int32))
+        yield "its bytes lie high first in each word", replace(tile, words=in_word.view(np.int32))
+
+
+def _swapped(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bytes with their halves swapped."""
+    swapped: NDArray[np.uint8] = (stored >> np.uint8(4)) | (stored << np.uint8(4))
+    return swapped
+
+
+def _transposed(pair: PackedPair, tile: Tile) -> Iterator[tuple[str, Tile]]:
+    n, k = pair.source.shape
+    if n == k:
+        columns: Any = read_tile(pair, 0, n).source[:, : tile.source.shape[0]]
+        yield "it is transposed", replace(tile, source=np.ascontiguousarray(columns.T))
+
+
+def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: Tile) -> Iterator[tuple[str, Tile]]:
+    """The tile against the sources of other modules: gate for up, another expert, another layer."""
+    stem, _, leaf = pair.name.rpartition(".")
+    partner = pairs.get(f"{stem}.{_PARTNER.get(leaf, '')}")
+    kind = _NUMBER.sub(".*.", pair.name)
+    alike = [other for other in pairs.values() if other is not pair and _NUMBER.sub(".*.", other.name) == kind]
+    # the nearest first: an expert of the same layer before one of another
+    alike.sort(key=lambda other: -len(_common(pair.name, other.name)))
+    for other in (*([partner] if partner else []), *alike):
+        if other.source.shape == pair.source.shape:
+            source = read_tile(other, 0, tile.source.shape[0]).source
+            yield f"it is the weight of {other.name}", replace(tile, source=source)
+
+
+def _common(one: str, other: str) -> str:
+    """What two names start with."""
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:same]

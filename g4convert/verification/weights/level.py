@@ -1,0 +1,159 @@
+"""Level `weights`: every packed weight, decoded, against its source; every kept tensor, bit for bit.
+
+    weights.form       a weight that cannot be decoded
+    weights.decoder    some rows of each kind, dequantized by compressed-tensors: the same error
+    weights.error      squared error relative to the weight, by the band of its bits and group size
+    weights.groups     no group is off by more than rounding can be, also where the weight as a whole is right
+    weights.scales     finite, and zero only for weights that are all zero
+    weights.fit        scales belong to their codes: the best ones for these codes would save little
+    weights.constant   no weight whose words are all the same, unless the source's values are
+    weights.codes      share of zero and of saturated codes
+    weights.exact      share of groups that are exact, as for sources that were trained on a grid
+    weights.outlier    no weight much worse than those of its kind
+    weights.kept       the bytes of everything that is not packed
+
+What is missing or has no business there is the static level's. Tensors are read in pieces by a few threads, each
+byte once, so memory does not grow with the model; results do not depend on the number of threads. The one check
+that needs torch and compressed-tensors imports them in a thread of its own, while the others read.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from g4convert.checkpoint.contents import Contents
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.gemma4 import Architecture, resolve
+from g4convert.progress import Quiet
+from g4convert.report import Finding, grouped
+from g4convert.verification.static.config import read_architecture
+from g4convert.verification.weights.judge import judged_kept, judged_packed
+from g4convert.verification.weights.pairs import KeptPair, Pairing
+from g4convert.verification.weights.tiles import Measured, PackedPair, measure
+
+__all__ = ["check_weights"]
+
+_PIECE: Final = 16 << 20
+"""Bytes of the source that one task reads."""
+
+
+def check_weights(
+    out: Checkpoint,
+    source: Checkpoint,
+    *,
+    progress: Quiet | None = None,
+    workers: int | None = None,
+    table: list[dict[str, Any]] | None = None,
+) -> Iterator[Finding]:
+    """Compare every value of a quantized checkpoint with its source.
+
+    Args:
+        out: the quantized one.
+        source: what it was made from, not quantized.
+        progress: told of every piece.
+        workers: threads; as many as the process may use cores by default.
+        table: gets a row of numbers for each packed weight, as JSON.
+
+    Raises:
+        InputError: the source is not a Gemma 4 checkpoint, or a file was cut meanwhile.
+        UnsupportedError: the source is quantized.
+    """
+    known = Architecture.from_config(source.config)
+    inventory = resolve({name: stored.info for name, stored in source.tensors.items()}, known)
+    architecture, _ = read_architecture(out.config, known)
+    contents = Contents.of({name: stored.info for name, stored in out.tensors.items()}, architecture)
+    with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
+        found = list(Pairing(source, out, plain, written).pairs(inventory, contents))
+        yield from grouped(one for one in found if isinstance(one, Finding))
+        packed = {one.name: one for one in found if isinstance(one, PackedPair)}
+        kept = [one for one in found if isinstance(one, KeptPair)]
+        pieces = [*_packed_pieces(packed), *_kept_pieces(kept, plain, written)]
+        with ThreadPoolExecutor(1) as aside:
+            decoded = aside.submit(_decoded, packed)
+            measured, different = _sums(_run(pieces, progress or Quiet(), workers or len(os.sched_getaffinity(0))))
+            yield from decoded.result()
+        if table is not None:
+            table += (_row(name, sums) for name, sums in measured.items())
+        yield from judged_packed(packed, measured)
+        yield from judged_kept(kept, different)
+
+
+def _decoded(packed: Mapping[str, PackedPair]) -> list[Finding]:
+    from g4convert.verification.weights.oracle import check_decoder  # noqa: PLC0415 -- brings torch and compressed-tensors
+
+    return list(check_decoder(packed))
+
+
+def _row(name: str, sums: Measured) -> dict[str, Any]:
+    return {
+        "name": name,
+        "relative_error": sums.relative_error,
+        "zero": sums.zero_codes / max(1, sums.weights),
+        "saturated": sums.saturated_codes / max(1, sums.weights),
+        "exact": sums.exact_groups / max(1, sums.groups),
+    }
+
+
+Result = Measured | int
+"""Of a piece of a packed weight its sums, of a kept tensor the number of elements that differ."""
+_Piece = tuple[str, int, Callable[[], Result]]
+"""Name, bytes, and what to do."""
+
+
+def _packed_pieces(packed: Mapping[str, PackedPair]) -> Iterator[_Piece]:
+    for name, pair in packed.items():
+        n, k = pair.source.shape
+        width = k * pair.source.dtype.itemsize
+        rows = max(1, _PIECE // width)
+        for begin in range(0, n, rows):
+            end = min(begin + rows, n)
+            nbytes = (end - begin) * (width + pair.words.shape[1] * 4)
+            yield name, nbytes, partial(measure, pair, begin, end)
+
+
+def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterator[_Piece]:
+    for pair in kept:
+        for begin in range(0, pair.nbytes, _PIECE):
+            nbytes = min(_PIECE, pair.nbytes - begin)
+            yield pair.name, 2 * nbytes, partial(_differing, pair, begin, nbytes, plain, written)
+
+
+def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> int:
+    """How many elements differ."""
+    one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
+    other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
+    if one == other:
+        return 0
+    first, second = (np.frombuffer(raw, np.uint8).reshape(-1, pair.itemsize) for raw in (one, other))
+    return int((first != second).any(-1).sum())
+
+
+def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:
+    """Do all pieces; results in the order of the pieces."""
+    progress.start(sum(nbytes for _, nbytes, _ in pieces), 0)
+    with ThreadPoolExecutor(workers) as pool:
+        for (name, nbytes, _), result in zip(pieces, pool.map(_call, pieces), strict=True):
+            progress.advance(nbytes, name)
+            yield name, result
+
+
+def _call(piece: _Piece) -> Result:
+    return piece[2]()
+
+
+def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, int]]:
+    """The pieces of each weight added up."""
+    measured: defaultdict[str, Measured] = defaultdict(Measured)
+    different: defaultdict[str, int] = defaultdict(int)
+    for name, result in results:
+        if isinstance(result, Measured):
+            measured[name] += result
+        else:
+            different[name] += result
+    return dict(measured), dict(different)

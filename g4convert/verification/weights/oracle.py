@@ -1,0 +1,60 @@
+"""Holds this level's decoding against compressed-tensors': its code dequantizes some rows of each kind of weight.
+
+The compiled loop sums squared errors without ever having a dequantized weight. Here compressed-tensors unpacks the
+codes, takes zero points off and multiplies by the scales; the error that is left must be the one that was summed.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import dequantize
+
+from g4convert.report import Finding, Severity, grouped
+from g4convert.verification.weights.tiles import PackedPair, Tile, measure_tile, read_tile
+
+__all__ = ["check_decoder", "error_of"]
+
+_ROWS: Final = 32
+_AGREE: Final = 2.0**-12
+"""Of squared weights: float32 sums against float64 ones."""
+_NUMBERS: Final = re.compile(r"\d+")
+
+
+def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
+    """The first rows of one weight of each kind, decoded twice.
+
+    Args:
+        packed: every packed weight, by name.
+    """
+    kinds = {(_NUMBERS.sub("*", name), pair.num_bits, pair.scale.shape): pair for name, pair in packed.items()}
+    wrong: list[Finding] = []
+    for pair in kinds.values():
+        tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))
+        ours, theirs, signal = measure_tile(tile).error, *error_of(tile)
+        if np.isfinite(tile.scale).all() and abs(ours - theirs) > _AGREE * (signal + theirs):
+            found = f"squared error {ours:.6g}, dequantized by compressed-tensors {theirs:.6g}"
+            remedy = "report this with the versions of g4convert and compressed-tensors: one of them reads it wrongly"
+            wrong.append(Finding("weights.decoder", Severity.FAIL, pair.name, found, "the same", remedy))
+    yield from grouped(wrong)
+    if kinds and not wrong:
+        subject = f"the first rows of {len(kinds)} kinds of weights"
+        yield Finding("weights.decoder", Severity.PASS, subject, "compressed-tensors' code leaves the same error", "")
+
+
+def error_of(tile: Tile) -> tuple[float, float]:
+    """Squared error of a tile as compressed-tensors dequantizes it, and squared weights; summed in float64."""
+    shape = torch.Size(tile.source.shape)
+    groups = tile.scale.shape[1]
+    strategy = {"strategy": "group", "group_size": shape[1] // groups} if groups > 1 else {"strategy": "channel"}
+    scheme = QuantizationArgs(num_bits=tile.num_bits, symmetric=not tile.zeros.size, **strategy)
+    codes = unpack_from_int32(torch.from_numpy(tile.words), tile.num_bits, shape)
+    zeros = torch.from_numpy(tile.zeros) if tile.zeros.size else None
+    dense = dequantize(codes, torch.from_numpy(tile.scale), zeros, scheme, dtype=torch.float32).double()
+    bits = tile.source if tile.source.dtype == np.uint32 else tile.source.astype(np.uint32) << 16
+    source = torch.from_numpy(bits.view(np.float32)).double()
+    return float((dense - source).square().sum()), float(source.square().sum())

@@ -1,0 +1,128 @@
+"""What is compared with what: each weight of the source with what the output has of it.
+
+    packed in the output     decoded and measured                  PackedPair
+    plain in the output      the same bytes, at the same dtype     KeptPair
+
+A weight that the output lacks is a finding of the static level; one that cannot be decoded, or has another dtype,
+is one of this.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.checkpoint.contents import Contents, module_of
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.checkpoint.stored import PackedModule, stored_scheme, unreadable
+from g4convert.gemma4 import Inventory, Weight
+from g4convert.report import Finding, Severity
+from g4convert.tensors import TensorInfo
+from g4convert.verification.weights.tiles import PackedPair, Place, place
+
+__all__ = ["KeptPair", "Pairing"]
+
+_AGAIN: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPair:
+    """A tensor, or an expert's part of one, that must have the bytes of its source.
+
+    Args:
+        name: as written.
+        source: file and offset in the source.
+        out: file and offset in the output.
+        nbytes: of each.
+        itemsize: of one element.
+    """
+
+    name: str
+    source: tuple[str, int]
+    out: tuple[str, int]
+    nbytes: int
+    itemsize: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Both checkpoints and their files."""
+
+    source: Checkpoint
+    out: Checkpoint
+    plain: Reader
+    written: Reader
+
+    def pairs(self, inventory: Inventory, contents: Contents) -> Iterator[PackedPair | KeptPair | Finding]:
+        """Every weight of the source that the output has, in the order of the model.
+
+        Args:
+            inventory: what the source's tensors are.
+            contents: what the output's tensors are.
+        """
+        source = inventory.architecture
+        text_only = source.is_composite and not contents.architecture.is_composite
+        fused = {
+            one: (number, experts.shape)
+            for experts in contents.fused.values()
+            for number, one in enumerate(experts.names)
+        }
+        for weight in inventory.weights:
+            name = source.text_name(weight.name) if text_only else weight.name
+            form = contents.stored.get(name) if name else None
+            if name is None or form is None:
+                continue
+            if isinstance(form, PackedModule):
+                number, shape = fused[name] if form.fused else (0, weight.shape)
+                yield self._packed(weight, name, form, shape, number)
+            else:
+                number = fused[name][0] if name in fused and form.numel != weight.info.numel else 0
+                yield self._kept(weight, name, form, number)
+        yield from self._extras(inventory)
+
+    def _packed(
+        self, weight: Weight, name: str, form: PackedModule, shape: tuple[int, ...], number: int
+    ) -> PackedPair | Finding:
+        module = module_of(name)
+        scheme = stored_scheme(form, shape, None)
+        bits = scheme.num_bits
+        fault = unreadable(form, scheme) or ("" if weight.linear else f"a {weight.role} that is no Linear")
+        if fault or bits is None:
+            return Finding("weights.form", Severity.FAIL, module, fault, "packed words that can be decoded", _AGAIN)
+        n, k = weight.shape
+        origin = self.source.tensors[weight.segment.source]
+        parts = {part: self.out.tensors[info.name] for part, info in form.parts.items()}
+        zeros = parts.get("weight_zero_point")
+        return PackedPair(
+            name=module,
+            weight=weight,
+            num_bits=bits,
+            source=Place(self.plain, origin.file, origin.begin + weight.segment.begin, (n, k), weight.dtype),
+            words=place(self.written, parts["weight_packed"], n, number),
+            scale=place(self.written, parts["weight_scale"], n, number),
+            zero_point=place(self.written, zeros, -(-n * bits // 32), number) if zeros else None,
+        )
+
+    def _kept(self, weight: Weight, name: str, form: TensorInfo, number: int) -> KeptPair | Finding:
+        nbytes, begin = weight.info.nbytes, number * weight.info.nbytes
+        if form.dtype is not weight.dtype or begin + nbytes > form.nbytes:
+            found = f"{form.dtype.value} {[*form.shape]}"
+            return Finding(
+                "weights.kept", Severity.FAIL, name, found, f"{weight.dtype.value} {[*weight.shape]}", _AGAIN
+            )
+        origin, stored = self.source.tensors[weight.segment.source], self.out.tensors[form.name]
+        return KeptPair(
+            name=name,
+            source=(origin.file, origin.begin + weight.segment.begin),
+            out=(stored.file, stored.begin + begin),
+            nbytes=nbytes,
+            itemsize=weight.dtype.itemsize,
+        )
+
+    def _extras(self, inventory: Inventory) -> Iterator[KeptPair]:
+        """What neither side needs, where both have it in the same form."""
+        for extra in inventory.extras:
+            one, other = self.source.tensors[extra.source], self.out.tensors.get(extra.source)
+            if other is not None and other.info == one.info:
+                places = (one.file, one.begin), (other.file, other.begin)
+                yield KeptPair(extra.source, *places, one.info.nbytes, one.info.dtype.itemsize)

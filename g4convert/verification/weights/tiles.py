@@ -1,0 +1,259 @@
+"""Measures packed weights against their source, tile by tile: what is read once, everything is counted from.
+
+A tile is some rows, read as numpy arrays of the stored bytes; `weights_compiled` adds up its sums. Nothing larger
+than a tile is ever held.
+
+Letters: n out_features, k in_features, g group_size, b num_bits, r rows of a tile.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.checkpoint.directory import StoredTensor
+from g4convert.checkpoint.reader import Reader
+from g4convert.gemma4 import Weight
+from g4convert.tensors import DType
+from g4convert.verification.weights.compiled import Limits, Rows, Scratch, Sums, measure_rows
+
+__all__ = ["Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
+
+_TILE: Final = 1 << 19
+"""Weights of a tile: 1 MiB of bf16."""
+
+_EXACT: Final = 2.0**-15
+"""Relative squared error of a group that is exact: a product and a scale rounded to bf16 lose at most 2^-16."""
+
+_STORED: Final = {DType.BF16: np.uint16, DType.F16: np.float16, DType.F32: np.float32, DType.I32: np.int32}
+
+F32 = NDArray[np.float32]
+Bits = NDArray[np.uint16] | NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a 2-D tensor is: rows of `shape[1]` elements from byte `begin` of a file.
+
+    Args:
+        files: the checkpoint's.
+        file: which one.
+        begin: offset of the first row.
+        shape: [rows, columns].
+        dtype: as stored.
+    """
+
+    files: Reader
+    file: str
+    begin: int
+    shape: tuple[int, int]
+    dtype: DType
+
+    def rows(self, begin: int, end: int) -> NDArray[Any]:
+        """Rows [begin, end), [r, columns]: int32, float32, float16, or uint16 for the bits of bf16."""
+        width = self.shape[1] * self.dtype.itemsize
+        raw = self.files.read(self.file, self.begin + begin * width, (end - begin) * width)
+        return np.frombuffer(raw, dtype=_STORED[self.dtype]).reshape(end - begin, self.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPair:
+    """A packed weight and its source.
+
+    Args:
+        name: of the module, as written.
+        weight: what the source says of it.
+        num_bits: 4 or 8.
+        source: where the source is, [n, k].
+        words: where the packed words are, [n, k * b / 32].
+        scale: where the scales are, [n, groups].
+        zero_point: where packed zero points are, [n * b / 32, groups]; None without.
+    """
+
+    name: str
+    weight: Weight
+    num_bits: int
+    source: Place
+    words: Place
+    scale: Place
+    zero_point: Place | None
+
+    @property
+    def group(self) -> int:
+        """Weights that share a scale."""
+        return self.source.shape[1] // self.scale.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Some rows of a packed weight and of its source.
+
+    Args:
+        words: int32 [r, words], as stored.
+        scale: float32 [r, groups].
+        zeros: float32 [r, groups], zero points; [0, 0] without.
+        source: the bits of the weights, [r, k]: uint16 of bf16, uint32 of fp32.
+        num_bits: 4 or 8.
+    """
+
+    words: NDArray[np.int32]
+    scale: F32
+    zeros: F32
+    source: Bits
+    num_bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sums over a weight; two halves of a weight add up to the whole.
+
+    Args:
+        weights: how many.
+        groups: how many.
+        signal: sum of squared weights.
+        error: sum of squared errors.
+        removable: the part of it that other scales would save.
+        exact_groups: groups that are exact but for rounding to bf16.
+        lost_groups: groups whose error is larger than rounding can make it.
+        zero_codes: codes that stand for 0.
+        saturated_codes: codes at either end.
+        bad_scales: scales that are not finite.
+        zero_scales: scales of 0 whose weights are not 0.
+        one_word: whether all words are the same, and which.
+        one_value: whether all source weights are the same, and the bits of which.
+    """
+
+    weights: int = 0
+    groups: int = 0
+    signal: float = 0.0
+    error: float = 0.0
+    removable: float = 0.0
+    exact_groups: int = 0
+    lost_groups: int = 0
+    zero_codes: int = 0
+    saturated_codes: int = 0
+    bad_scales: int = 0
+    zero_scales: int = 0
+    one_word: int | None = None
+    one_value: int | None = None
+
+    def __add__(self, other: "Measured") -> "Measured":
+        if not self.weights:
+            return other
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)[:-2]}
+        one_word = self.one_word if self.one_word == other.one_word else None
+        one_value = self.one_value if self.one_value == other.one_value else None
+        return Measured(**sums, one_word=one_word, one_value=one_value)
+
+    @property
+    def relative_error(self) -> float:
+        """Squared error over squared weights; 0 where both are 0."""
+        if not self.signal:
+            return float("inf") if self.error else 0.0
+        return self.error / self.signal
+
+
+def measure(pair: PackedPair, begin: int, end: int) -> Measured:
+    """Measure rows [begin, end) of a packed weight."""
+    total = Measured()
+    rows = max(1, _TILE // pair.source.shape[1])
+    for first in range(begin, end, rows):
+        total += measure_tile(read_tile(pair, first, min(first + rows, end)))
+    return total
+
+
+def read_tile(pair: PackedPair, begin: int, end: int) -> Tile:
+    """Rows [begin, end) as they are stored."""
+    return Tile(
+        words=pair.words.rows(begin, end),
+        scale=_float(pair.scale.rows(begin, end)),
+        zeros=_zeros(pair, begin, end),
+        source=_bits(pair.source.rows(begin, end)),
+        num_bits=pair.num_bits,
+    )
+
+
+def _float(stored: NDArray[Any]) -> F32:
+    """Scales as float32, which holds every bf16 and fp16."""
+    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
+
+
+def _bits(stored: NDArray[Any]) -> Bits:
+    """The source as the compiled loop reads it."""
+    if stored.dtype == np.uint16:
+        return stored
+    bits: NDArray[np.uint32] = stored.astype(np.float32, copy=False).view(np.uint32)
+    return bits
+
+
+def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
+    """Zero points of rows [begin, end); they are packed along the rows."""
+    if pair.zero_point is None:
+        return np.empty((0, 0), np.float32)
+    b = pair.num_bits
+    each = 32 // b
+    first, last = begin // each, -(-end // each)
+    words = pair.zero_point.rows(first, last).view(np.uint32)
+    shifts = np.arange(0, 32, b, dtype=np.uint32)[:, None]
+    codes = (words[:, None, :] >> shifts) & np.uint32((1 << b) - 1)
+    zeros = codes.reshape(-1, words.shape[1]).astype(np.float32) - np.float32(1 << (b - 1))
+    return zeros[begin - first * each : end - first * each]
+
+
+def measure_tile(tile: Tile) -> Measured:
+    """Measure a tile."""
+    k, groups = tile.source.shape[1], tile.scale.shape[1]
+    bits = np.empty(k, np.uint32)
+    rows = Rows(tile.source, tile.words.view(np.uint8), tile.scale, tile.zeros)
+    limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, k // groups)))
+    sums = Sums(np.zeros(3), np.zeros(6, np.int64))
+    measure_rows(rows, tile.num_bits, limits, Scratch(bits, bits.view(np.float32), np.empty(k, np.float32)), sums)
+    signal, error, removable = map(float, sums.totals)
+    exact, lost, zero, saturated, bad_scales, zero_scales = map(int, sums.counts)
+    return Measured(
+        weights=tile.source.size,
+        groups=tile.scale.size,
+        signal=signal,
+        error=error,
+        removable=removable,
+        exact_groups=exact,
+        lost_groups=lost,
+        zero_codes=zero,
+        saturated_codes=saturated,
+        bad_scales=bad_scales,
+        zero_scales=zero_scales,
+        one_word=_only(tile.words),
+        one_value=_only(tile.source),
+    )
+
+
+def _largest_error(num_bits: int, group: int) -> float:
+    """Relative error that no rounded group exceeds.
+
+    With a scale of max|w| / half, half being 7.5 of int4, no weight is off by more than half a scale, so the error is
+    at most g / (2 * half)^2 of the largest weight alone; a searched scale does not do worse. Methods that round some
+    weights up to make good for others may: they get a quarter more, and never less than 0.3 of int4.
+    """
+    steps = (1 << num_bits) - 1
+    return max(1.25 * group / steps**2, 0.3 * (15 / steps) ** 2)
+
+
+def _only(values: NDArray[Any]) -> int | None:
+    """The number that all are, or None."""
+    first = values[0, 0]
+    return None if values[0, -1] != first or not (values == first).all() else int(first)
+
+
+def place(files: Reader, stored: StoredTensor, rows: int, number: int = 0) -> Place:
+    """Where a matrix is: a stored 2-D tensor, or one of the matrices stacked in a 3-D one.
+
+    Args:
+        files: the checkpoint's.
+        stored: the tensor.
+        rows: of the matrix.
+        number: how many matrices lie before it.
+    """
+    info = stored.info
+    begin = stored.begin + number * rows * info.shape[-1] * info.dtype.itemsize
+    return Place(files, stored.file, begin, (rows, info.shape[-1]), info.dtype)
