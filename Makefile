@@ -12,7 +12,7 @@ demo: env
 
 test: lint $(OLDEST_TRITON)
 	$(BIN)/python -m pytest -n auto
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/test_kernel_aot.py tests/test_kernel_ptx.py
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/forward/triton/test_aot.py tests/forward/triton/test_ptx.py
 
 # the kernels are compiled with, and run as compiled by, the oldest Triton that pyproject.toml allows, too
 $(OLDEST_TRITON): .venv/.made

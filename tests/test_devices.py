@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conversions import quantized
-from elsewhere import CUDA, Elsewhere, elsewhere
+from helpers.conversions import quantized
+from helpers.elsewhere import CUDA, Elsewhere, elsewhere
 
 from g4convert import devices
 from g4convert.demo.logits import prompts

@@ -16,10 +16,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cli_reference
 import pytest
 import yaml
-from program import Program, g4convert
+from helpers import cli_reference
+from helpers.program import Program, g4convert
 
 from g4convert.errors import UsageError
 from g4convert.forward.triton.packed import OLDEST_TRITON
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["g4convert"]  # a fixture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 NOT_RUN = {"make", "git", "cd", "pip", "vllm", "hf", "python"}
 """Programs that a document may name and a test cannot run; anything else is a slip."""

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "g4convert"
 COMMANDS = ("app.command", "recipes.command")
 """Decorators of what is reached through the program, not by name."""

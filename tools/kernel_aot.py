@@ -1,6 +1,6 @@
 """Compiles the kernels for GPUs that are not here, and reads off the machine code what can be known without running it.
 
-    python -m g4convert.forward.triton.aot [--architectures 90 100]        every tile that ships, a line for each
+    python tools/kernel_aot.py [--architectures 90 100]        every tile that ships, a line for each
 
 Triton's wheel brings NVIDIA's assembler and disassembler, so no GPU and no CUDA are needed. What decides whether a
 memory-bound kernel can be fast at all is how many instructions it spends on a weight: an H100 issues 132 x 4 x 32 lanes
@@ -233,9 +233,7 @@ def _inner_loop(lines: Sequence[tuple[int, str]]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each tile that ships."""
-    parser = argparse.ArgumentParser(
-        prog="python -m g4convert.forward.triton.aot", description="static counts of the kernels"
-    )
+    parser = argparse.ArgumentParser(prog="python tools/kernel_aot.py", description="static counts of the kernels")
     parser.add_argument("--architectures", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     out = sys.stdout
     out.write(f"Triton {triton.__version__}\n")

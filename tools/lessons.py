@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 -- scripts, run from the checkout
 """What the trained fixtures learn: short conversations whose answers can be foreseen.
 
     continue   the second half of a verse

@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 -- scripts, run from the checkout
 """Train the small real Gemma 4 checkpoints that are shipped in g4convert/fixtures/trained.
 
     apt-get install bible-kjv bible-kjv-text

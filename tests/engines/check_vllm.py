@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers of the other tests
 
 from conftest import Checkpoints
-from conversions import quantized
-from damage import damaged, lose
+from helpers.conversions import quantized
+from helpers.damage import damaged, lose
 
 from g4convert.demo.trained import trained
 from g4convert.forward.load import load
@@ -147,7 +147,7 @@ def test_what_is_lost_is_named(  # noqa: PLR0913, PLR0917 -- a row and its fixtu
 
 
 def test_a_tensor_without_a_place_is_refused(written: Written, tmp_path: Path) -> None:
-    from damage import rewrite  # noqa: PLC0415 -- for this test
+    from helpers.damage import rewrite  # noqa: PLC0415 -- for this test
 
     def add(held: dict[str, torch.Tensor]) -> None:
         held[f"{LAYER}.mlp.other_proj.weight"] = torch.ones(8, 8)

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]
 
-from engine_cases import GOLDEN, Contracted, contracts, report  # noqa: E402 -- after the paths
+from helpers.engine_cases import GOLDEN, Contracted, contracts, report  # noqa: E402 -- after the paths
 from real_sglang import Sglang  # noqa: E402
 from real_vllm import Vllm  # noqa: E402
 

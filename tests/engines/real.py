@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine_cases import Row
+from helpers.engine_cases import Row
 from skeleton import Anything, Linear, Module, Parameter
 
 from g4convert.gemma4 import expected_weights
@@ -12,7 +12,7 @@ from g4convert.gemma4 import expected_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from engine_cases import Case
+    from helpers.engine_cases import Case
 
     from g4convert.gemma4 import Architecture
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from engine_cases import Case
+    from helpers.engine_cases import Case
 
     from g4convert.gemma4 import Architecture
 

@@ -1,0 +1,542 @@
+"""The command line as a user meets it: every option changes something, every failure has its status and words."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import typer.core
+import typer.main
+from helpers import TESTS, golden
+from helpers.program import Program, g4convert
+from rich.console import Console
+
+from g4convert import __version__
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.cli import app as cli
+from g4convert.cli import show
+from g4convert.errors import InputError
+from g4convert.planning.recipe import PackRole, Recipe, shipped
+from g4convert.progress import Bar, Lines, Quiet, watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import Checkpoints
+
+__all__ = ["g4convert"]  # a fixture
+
+COMMANDS = ("plan", "quantize", "verify", "check", "reference", "generate", "inspect", "demo", "recipe")
+LEAVES = [(), *((name,) for name in COMMANDS), *(("recipe", name) for name in ("list", "show", "check", "schema"))]
+OPTIONS_OF_A_RECIPE = [
+    ("--num-bits", "8", "num_bits"),
+    ("--group-size", "64", "group_size"),
+    ("--method", "minmax", "method"),
+    ("--positive", None, "signed"),
+    ("--pack", "mlp", "pack"),
+    ("--kv-shared", "keep", "kv_shared"),
+    ("--assistant", "pack", "assistant"),
+    ("--layout", "text-only", "layout"),
+    ("--max-shard-size", "300KB", "max_shard_size"),
+]
+
+
+def given(option: str, value: str | None) -> tuple[str, ...]:
+    return (option,) if value is None else (option, value)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("command", LEAVES, ids=lambda words: "-".join(words) or "g4convert")
+def test_help(command: tuple[str, ...], g4convert: Program) -> None:
+    ran = g4convert(*command, "--help")
+    assert (ran.status, ran.err) == (0, "")
+    text = "\n".join(line.rstrip() for line in ran.out.strip("\n").splitlines()) + "\n"
+    golden.check(f"help/{'-'.join(('g4convert', *command))}.txt", text)
+    if command not in {(), ("recipe",)}:
+        assert "Example: g4convert" in text
+
+
+@pytest.mark.golden
+def test_plan_text(moe: Path, g4convert: Program) -> None:
+    ran = g4convert("plan", moe, "--workers", 1)
+    assert (ran.status, ran.err) == (0, "")
+    golden.check("plan-text/moe.txt", ran.out.replace(moe.name, "moe"))
+    assert all(line == line.rstrip() for line in ran.out.splitlines())
+
+
+def test_plan_fits_80_columns(moe: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in (("plan", moe), ("inspect", moe), ("recipe", "check", "text-only")):
+        assert max(map(len, g4convert(*command).out.splitlines()[1:])) <= 80
+
+
+def test_a_narrow_terminal_loses_columns_not_words(
+    moe: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    g4convert("quantize", moe, "-o", tmp_path / "out", "-q")
+    monkeypatch.setenv("COLUMNS", "60")
+    for command, last in ((("plan", moe), "16.00"), (("inspect", tmp_path / "out"), "30 x bf16")):
+        out = g4convert(*command).out
+        head, *rows = out.partition("\nrole ")[2].partition("\n\n")[0].splitlines()
+        assert "params" not in head
+        tower = next(row for row in rows if row.startswith("vision_tower "))
+        assert tower.endswith(last)
+        assert max(map(len, rows)) <= 60
+
+
+@pytest.mark.parametrize(("option", "value", "key"), OPTIONS_OF_A_RECIPE)
+def test_options_override_the_recipe(option: str, value: str | None, key: str, g4convert: Program) -> None:
+    for command in ("plan", "quantize"):
+        before = json.loads(g4convert(command, "x", "--show-config", "--json").out)
+        after = json.loads(g4convert(command, "x", "--show-config", "--json", *given(option, value)).out)
+        named = "--signed" if key == "signed" else option
+        assert after.pop(key) == {
+            "value": Recipe(**{key: after_value(key, value)}).model_dump(mode="json")[key],
+            "from": named,
+        }
+        before.pop(key)
+        assert after == before
+
+
+def after_value(key: str, value: str | None) -> object:
+    if key == "num_bits":
+        return 8
+    return {"pack": [value], "signed": False}.get(key, value)
+
+
+@pytest.mark.parametrize(("option", "value", "key"), OPTIONS_OF_A_RECIPE)
+@pytest.mark.parametrize("command", ["plan", "quantize"])
+def test_options_change_the_plan(  # noqa: PLR0913, PLR0917 - a table and what it is run on
+    option: str, value: str | None, key: str, command: str, checkpoints: Checkpoints, g4convert: Program, tmp_path: Path
+) -> None:
+    source = checkpoints({"assistant": "assistant"}.get(key, "e2b"))
+    rest = ["-o", tmp_path / "out", "--dry-run"] if command == "quantize" else []
+    plans = [json.loads(g4convert(command, source, "--json", *rest, *more).out) for more in ((), given(option, value))]
+    assert plans[0]["recipe"].pop(key) != plans[1]["recipe"].pop(key)
+    if key not in {"method", "signed", "kv_shared"}:  # only the bytes depend on them, or the source has none
+        assert plans[0]["output"] != plans[1]["output"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantize_options_change_the_bytes(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    runs: dict[str, tuple[str, ...]] = {
+        "mse": ("--method", "mse"),
+        "positive": ("--method", "mse", "--positive"),
+        "minmax": ("--method", "minmax"),
+        "lattice": ("-r", "qat-q4_0"),
+    }
+    errors = {}
+    for name, options in runs.items():
+        ran = g4convert("quantize", moe, "-o", tmp_path / name, "--json", "--workers", 2, *options)
+        assert ran.status == 0, ran.err
+        errors[name] = json.loads(ran.out)["total"]["relative_error"]
+    assert errors["mse"] < errors["positive"] < errors["minmax"]
+    assert json.loads((tmp_path / "lattice" / "g4convert.json").read_text())["recipe"]["method"] == "lattice"
+
+
+def test_recipe_option_takes_a_name_or_a_path(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("num_bits: 8\n")
+    named = json.loads(g4convert("plan", moe, "-r", "w8a16-g32", "--json").out)
+    by_path = json.loads(g4convert("plan", moe, "--recipe", tmp_path / "mine.yaml", "--json").out)
+    assert named["output"] == by_path["output"]
+    assert named["recipe"]["name"] == "w8a16-g32"
+
+
+def test_workers_change_the_estimate(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    for command in (("plan", moe), ("quantize", moe, "-n", "-o", tmp_path / "out")):
+        assert "on 1 worker\n" in g4convert(*command, "--workers", 1).out
+        assert "on 3 workers\n" in g4convert(*command, "--workers", 3).out
+
+
+def test_show_config_says_where_values_come_from(g4convert: Program) -> None:
+    rows = {
+        line.split()[0]: line
+        for line in g4convert("plan", "x", "-r", "w8a16-g32", "--method", "mse", "--show-config").out.splitlines()
+    }
+    assert rows["num_bits"].endswith("recipe w8a16-g32")
+    assert rows["group_size"].endswith("recipe w4a16-g32")
+    assert rows["method"].endswith("--method")
+    assert rows["layout"].endswith("default")
+    assert "5000000000 (5.00 GB)" in rows["max_shard_size"]
+    assert set(rows) == {"setting", *Recipe.model_fields} - {"description"}
+
+
+def test_verbose_lists_every_step(moe: Path, g4convert: Program) -> None:
+    brief, long = (g4convert("plan", moe, *more).out for more in ((), ("-v",)))
+    assert "pack  " not in brief
+    assert long.count("\npack  ") == 128
+    assert long.count("\nkeep  ") == 72
+    steps = json.loads(g4convert("plan", moe, "--json", "-v").out)["tensors"]
+    assert len(steps) == 200
+    assert "tensors" not in json.loads(g4convert("plan", moe, "--json").out)
+    dropped = g4convert("plan", moe, "-v", "--layout", "text-only").out
+    assert "drop  model.vision_tower" in dropped
+
+
+def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("quantize", moe, "-o", tmp_path / "out")
+    assert ran.status == 0
+    assert "6.46 MB of 6.46 MB" in ran.err
+    for text in ("6.46 MB -> 2.08 MB in 1 file, 5.15 bits per weight", "method       mse: 0.0%", "peak memory"):
+        assert text in ran.out
+    worst = ran.out.partition("largest relative error")[2].splitlines()
+    assert len([line for line in worst if line.startswith("layers.")]) == 5
+    refused = "refused by transformers 5.17 to 5.23, SGLang 0.5.23: `g4convert check"
+    assert f"\n{refused} {tmp_path / 'out'}` says why\nnext: vllm serve {tmp_path / 'out'}\n" in ran.out
+    assert g4convert("check", tmp_path / "out", "--engine", "sglang").status == 1
+
+
+def test_the_card_names_who_refuses_the_result(dense: Path, g4convert: Program, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "refused" not in g4convert("quantize", dense, "-o", out).out
+    options = ("--overwrite", "--verify", "none", "--engine", "vllm", "--tp", 4)
+    asked = f"`g4convert check {out} --tp 4`"
+    assert (
+        f"\nrefused by SGLang 0.5.23 on 4 GPUs: {asked} says why\n"
+        in g4convert("quantize", dense, "-o", out, *options).out
+    )
+    document = json.loads(g4convert("quantize", dense, "-o", out, *options, "--json").out)
+    assert document["refused_by"] == [{"engine": "sglang", "version": "SGLang 0.5.23", "tp": 4}]
+
+
+def test_no_command_is_offered_that_vllm_refuses(dense: Path, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("quantize", dense, "-o", tmp_path / "out", "--group-size", 16)
+    assert "\nrefused by vLLM 0.33" in ran.out
+    assert ran.out.endswith("says why\n")
+
+
+def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    command = ("quantize", moe, "-o", tmp_path / "out")
+    quiet = g4convert(*command, "-q")
+    assert (quiet.status, quiet.out, quiet.err) == (0, "", "")
+    refused = g4convert(*command)
+    assert refused.status == 2
+    assert refused.err == f"error: {tmp_path / 'out'}: is not empty\nhint: --overwrite replaces it\n"
+    verbose = g4convert(*command, "--overwrite", "-v")
+    assert verbose.out.partition("all tensors")[2].count("\nlayers.") == 128
+    found = json.loads(g4convert(*command, "--overwrite", "-q", "--json").out)
+    assert found["schema_version"] == 1
+    assert found["output"] == str(tmp_path / "out")
+    assert len(found["worst"]) == 5
+
+
+def test_a_drafter_is_not_served_alone(checkpoints: Checkpoints, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("quantize", checkpoints("assistant"), "-o", tmp_path / "out")
+    assert "method       nothing is packed" in ran.out
+    assert "next: vllm serve TARGET --speculative-config " in ran.out
+
+
+def test_dry_run_checks_the_output_and_the_device(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert g4convert("quantize", moe, "-o", tmp_path / "full", "--dry-run").status == 2
+    assert g4convert("quantize", moe, "-o", tmp_path / "out", "-n", "--device", "tpu").status == 2
+    done = g4convert("quantize", moe, "-o", tmp_path / "out", "-n")
+    assert done.status == 0
+    assert done.out == g4convert("plan", moe).out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_leaves_nothing(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("quantize", moe, "-o", tmp_path / "out", "--device", "cuda:7")
+    assert ran.status == 5
+    assert "hint: --device cpu gives the same bytes" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_output_names_one(moe: Path, g4convert: Program) -> None:
+    ran = g4convert("quantize", moe, "--num-bits", 8)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == f"error: no output directory\nhint: say where to write: -o {moe.name}-W8A16\n"
+
+
+def test_inspect(moe: Path, g4convert: Program) -> None:
+    text = g4convert("inspect", moe).out
+    assert "Gemma 4 MoE" in text
+    assert "vision_tower" in text
+    assert json.loads(g4convert("inspect", moe, "--json").out)["model_type"] == "gemma4"
+
+
+def test_inspect_lists_unknown_tensors_to_a_length(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    source = shutil.copytree(moe, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config["model_type"] = "llama"
+    (source / "config.json").write_text(json.dumps(config))
+    brief, long = (g4convert("inspect", source, *more).out for more in ((), ("-v",)))
+    names = sorted(Checkpoint.open(source).tensors)
+    assert all(name in long for name in names)
+    assert f"and {len(names) - 20} more (-v lists all)" in brief
+
+
+@pytest.fixture
+def misfit(moe: Path, tmp_path: Path) -> Path:
+    """A source whose config promises thirty layers."""
+    source = shutil.copytree(moe, tmp_path / "misfit")
+    config = json.loads((source / "config.json").read_text())
+    text = config["text_config"]
+    text |= {"num_hidden_layers": 30, "layer_types": text["layer_types"] * 10}
+    (source / "config.json").write_text(json.dumps(config))
+    return source
+
+
+def test_a_long_error_does_not_drown_the_terminal(misfit: Path, g4convert: Program) -> None:
+    ran = g4convert("plan", misfit)
+    lines = ran.err.splitlines()
+    assert (ran.status, ran.out, len(lines)) == (3, "", 23)
+    assert lines[-2].endswith("more (-v lists all)")
+    assert lines[-1].startswith("hint: ")
+    assert len(g4convert("plan", misfit, "-v").err.splitlines()) > 500
+
+
+def test_errors_keep_every_offender(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = InputError("wrong", offenders=map(str, range(11_000)), hint="right it")
+    assert len(problem.offenders) == 11_000
+    show.error(show.messages(no_color=True), problem)
+    assert capsys.readouterr().err.splitlines()[-2:] == ["  and 10,980 more (-v lists all)", "hint: right it"]
+
+
+@pytest.mark.parametrize("command", [("plan",), ("quantize", "-o", "out"), ("check",), ("verify",)])
+def test_every_command_says_the_same_of_an_unknown_engine(command: tuple[str, ...], g4convert: Program) -> None:
+    known = "vllm, sglang" if command == ("verify",) else "transformers, vllm, sglang"
+    for name in ("vlm", "VLLM"):
+        ran = g4convert(*command, "nothing", "--engine", name)
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err == f"error: --engine {name}: not one of {known}\nhint: did you mean vllm?\n"
+    hint = f"hint: `g4convert {command[0]} --help` shows what there is\n"
+    assert g4convert(*command, "nothing", "--engine", "llama.cpp").err.endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("plna",), 2, "no such command 'plna'. Did you mean 'plan'?"),
+        (("plan",), 2, "missing argument 'MODEL'"),
+        (("plan", "x", "--methd", "mse"), 2, "no such option: --methd (Possible options: --method)"),
+        (
+            ("plan", "x", "--workers", "-1"),
+            2,
+            "'--workers': should be greater than or equal to 0",
+        ),
+        (("plan", "x", "--workers", "many"), 2, "invalid value for '--workers'"),
+        (("plan", "x", "--method", "rtn"), 2, "--method rtn: not one of auto, minmax, mse, lattice"),
+        (("plan", "x", "-r", "w4a16-g23"), 2, "hint: did you mean w4a16-g32?"),
+        (("plan", "x", "-r", "./none.yaml"), 2, "recipe ./none.yaml: no such file"),
+        (("recipe", "shwo"), 2, "Did you mean 'show'?"),
+        (("recipe", "show", "nothing"), 2, "hint: `g4convert recipe list` shows them; a path works too"),
+        (("recipe", "check", "nothing"), 2, "recipe nothing: not one of the shipped recipes"),
+        (("demo", "--family", "llama"), 2, "--family llama: not one of moe, dense, unified"),
+        (("plan", "nothing"), 3, "nothing: no such directory"),
+        (("inspect", "nothing"), 3, "nothing: no such directory"),
+        (("quantize", "nothing", "-o", "out"), 3, "nothing: no such directory"),
+        (("plan", "google/gemma-4-E2B-it"), 5, "not in the Hugging Face cache, and HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_failures_have_a_status_and_a_hint(  # noqa: PLR0913, PLR0917 - a table and where it runs
+    arguments: tuple[str, ...],
+    status: int,
+    message: str,
+    g4convert: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    ran = g4convert(*arguments)
+    assert (ran.status, ran.out) == (status, "")
+    assert ran.err.startswith("error: ")
+    assert message in ran.err
+    assert "\nhint: " in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_gate_says_no(g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch
+
+    monkeypatch.setattr(demo, "PARITY", -1.0)
+    ran = g4convert("demo", tmp_path, "--family", "text", "-q")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith("error: the loaded result computes something else")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "text"),
+    [
+        (MemoryError(), 5, "error: out of memory\nhint: fewer --workers need less\n"),
+        (PermissionError(13, "Permission denied", "/root/x"), 5, "error: /root/x: Permission denied\n"),
+        (KeyboardInterrupt(), 75, "error: stopped\nhint: continue with: g4convert quantize 'a b' -o :x:\n"),
+    ],
+)
+def test_what_the_machine_does(
+    raised: BaseException, status: int, text: str, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise raised
+
+    monkeypatch.setattr("g4convert.checkpoint.source.resolve", fail)
+    ran = g4convert("quantize", "a b", "-o", ":x:")  # which rich would make a picture of
+    assert (ran.status, ran.err) == (status, text)
+
+
+def test_what_cannot_be_continued_is_only_stopped(g4convert: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("g4convert.checkpoint.source.resolve", fail)
+    assert (g4convert("plan", "x").status, g4convert("plan", "x").err) == (75, "error: stopped\n")
+
+
+def test_a_number_of_gpus_needs_an_engine(moe: Path, tmp_path: Path, g4convert: Program) -> None:
+    ran = g4convert("quantize", moe, "-o", tmp_path / "out", "--tp", 4)
+    assert (ran.status, "--engine vllm" in ran.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_arguments_print_the_help(g4convert: Program) -> None:
+    for command in ((), ("recipe",)):
+        ran = g4convert(*command)
+        assert ran.status == 2
+        assert "Usage: g4convert" in ran.out
+        assert ran.err == ""
+
+
+def test_version(g4convert: Program) -> None:
+    assert g4convert("--version").out == f"g4convert {__version__}\n"
+
+
+def test_recipe_commands(g4convert: Program) -> None:
+    listed = g4convert("recipe", "list").out
+    assert [line.split()[0] for line in listed.splitlines()] == list(shipped())
+    assert json.loads(g4convert("recipe", "list", "--json").out).keys() == shipped().keys()
+    assert g4convert("recipe", "show", "text-only").out.startswith("# g4convert quantize MODEL -o OUT -r text-only\n")
+    checked = g4convert("recipe", "check", "text-only").out
+    assert ["layout", "text-only", "recipe", "text-only"] in [line.split() for line in checked.splitlines()]
+    assert json.loads(g4convert("recipe", "check", "text-only", "--json").out)["layout"]["from"] == "recipe text-only"
+    assert json.loads(g4convert("recipe", "schema").out)["additionalProperties"] is False
+
+
+def test_help_names_what_can_be_packed(g4convert: Program) -> None:
+    words = g4convert("plan", "--help").out.replace(",", " ").replace(";", " ").split()
+    assert set(PackRole) <= set(words)
+
+
+def options(command: typer.core.TyperGroup) -> Iterator[str]:
+    """The long options of a command and of those below it."""
+    for parameter in command.params:
+        yield from (name for name in parameter.opts if name.startswith("--"))
+    for inner in getattr(command, "commands", {}).values():
+        yield from options(inner)
+
+
+def test_every_option_is_tested() -> None:
+    here = "".join(path.read_text() for path in TESTS.rglob("test_*.py"))
+    short = {"--output": "-o", "--quiet": "-q", "--verbose": "-v", "--dry-run": "-n", "--recipe": "-r"}
+    untested = {
+        name
+        for name in options(typer.main.get_command(cli.app))
+        if f'"{name}"' not in here and f'"{short.get(name, name)}"' not in here
+    }
+    assert untested <= {"--install-completion", "--show-completion"}
+
+
+def on_terminal(*arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run the program on a terminal of 80 columns."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", **(environment or {})}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "g4convert", *map(str, arguments)],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment,
+    )
+    os.close(follower)
+    text = b""
+    while True:
+        try:
+            block = os.read(leader, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not block:
+            break
+        text += block
+    os.close(leader)
+    return process.wait(), text.decode()
+
+
+def test_colour_only_on_a_terminal_and_only_if_wanted(moe: Path, g4convert: Program) -> None:
+    assert "\x1b[" not in g4convert("plan", moe).out
+    for command in (("recipe", "list"), ("plan", "nothing")):
+        assert "\x1b[" in on_terminal(*command, environment={"NO_COLOR": ""})[1]
+    assert "\x1b[" not in on_terminal("recipe", "list", "--no-color", environment={"NO_COLOR": ""})[1]
+    assert "\x1b[" not in on_terminal("plan", "nothing", "--no-color", environment={"NO_COLOR": ""})[1]
+    assert "\x1b[" not in on_terminal("recipe", "list", environment={"NO_COLOR": "1"})[1]
+
+
+def test_whoever_reads_may_leave(moe: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    for command in (("plan", str(moe)), ("recipe", "schema")):
+        ran = subprocess.run(
+            [sys.executable, "-m", "g4convert", *command], check=False, stdout=write, stderr=subprocess.PIPE, text=True
+        )
+        assert (ran.returncode, ran.stderr) == (0, "")
+    os.close(write)
+
+
+def test_sigterm_is_an_interruption(moe: Path, tmp_path: Path) -> None:
+    code = (
+        "import time; from g4convert.cli import app as cli; from g4convert.conversion import stream\n"
+        "from g4convert.planning import units as work\n"
+        "work._UNIT_BYTES = 1; do = stream._Worker.do\n"
+        "stream._Worker.do = lambda self, unit: (time.sleep(0.05), do(self, unit))[1]\n"
+        f"cli.main(['quantize', {str(moe)!r}, '-o', {str(tmp_path / 'out')!r}, '--workers', '1'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    journal, deadline = tmp_path / "out.partial" / "journal.jsonl", time.monotonic() + 60
+    while not journal.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75, stderr
+    assert f"hint: continue with: g4convert quantize {moe} -o {tmp_path / 'out'} --workers 1\n" in stderr
+    assert "Traceback" not in stderr
+
+
+def drive(progress: Quiet, *, done: int = 0) -> None:
+    with progress:
+        progress.start(3_000_000_000, done)
+        progress.advance(1_000_000_000, "model.layers.0.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize("make", [Lines, Bar])
+def test_progress_says_what_is_done(make: Callable[[Console], Quiet], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
+    drive(make(console), done=1_000_000_000)
+    text = console.export_text()
+    assert "continuing: 1.00 GB of 3.00 GB were finished by an earlier run" in text
+    assert "/s" in text or make is Bar  # which needs a second step for a speed
+    assert "peak" in text
+    assert "model.layers.0.self_attn.q_proj.weight" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_progress_suits_where_it_goes() -> None:
+    nowhere = io.StringIO()
+    assert type(watch(Console(file=nowhere), quiet=True)) is Quiet
+    assert type(watch(Console(file=nowhere), quiet=False)) is Lines
+    assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"}), quiet=False)) is Bar
+    assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "dumb"}), quiet=False)) is Lines

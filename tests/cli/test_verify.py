@@ -1,0 +1,321 @@
+"""`g4convert verify`, `g4convert reference` and `quantize --verify` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+from helpers.damage import STATIC, VALUES, config, damaged
+from helpers.program import Program, Ran, g4convert
+
+from g4convert.errors import EnvironmentFault, UsageError
+from g4convert.report import Finding, Severity
+from g4convert.request import Level, MemoryUse, Request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Checkpoints
+
+__all__ = ["g4convert"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def text_out(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The smallest family: source and conversion."""
+    from helpers.conversions import quantized  # noqa: PLC0415 -- brings torch
+
+    out = tmp_path_factory.mktemp("verify") / "out"
+    source = checkpoints("text")
+    quantized(source, out)
+    return source, out
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One line of the user's own."""
+    path = tmp_path_factory.mktemp("prompts") / "mine.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "Which boats lie in the old harbour?"}]}\n')
+    return path
+
+
+def logits(g4convert: Program, pair: tuple[Path, Path], *more: object) -> Ran:
+    """The level logits of the path that runs; what four bits cost a random model is not judged."""
+    source, out = pair
+    return g4convert("verify", out, "--reference", source, "--profile", "parity", *more)
+
+
+def test_levels_by_default(text_out: tuple[Path, Path], g4convert: Program) -> None:
+    source, out = text_out
+    alone, beside = g4convert("verify", out), g4convert("verify", out, "--reference", source)
+    assert (alone.status, beside.status) == (0, 0)
+    assert alone.out.splitlines()[0] == f"PASS {out}: static"
+    assert beside.out.splitlines()[0] == f"PASS {out} against {source}: static, weights"
+    assert "static: names" in alone.err
+    assert "weights: every value" not in alone.err
+    assert "weights: every value" in beside.err
+
+
+@pytest.mark.parametrize("level", [level for level in Level if level is not Level.ENGINE])
+def test_each_level_includes_those_before(level: Level, text_out: tuple[Path, Path], g4convert: Program) -> None:
+    source, out = text_out
+    ran = g4convert("verify", out, "--reference", source, "--level", level, "--json", "-q")
+    found = json.loads(ran.out)
+    assert found["levels"] == list(Level)[: list(Level).index(level) + 1]
+    assert {one["code"].partition(".")[0] for one in found["findings"]} == set(found["levels"])
+
+
+def test_parity_needs_no_reference(text_out: tuple[Path, Path], prompts: Path, g4convert: Program) -> None:
+    _, out = text_out
+    ran = g4convert("verify", out, "--profile", "parity", "--prompts", prompts, "--json", "-q")
+    assert (ran.status, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    assert found["levels"] == ["static", "logits"]
+    assert found["metrics"]["probes"]["count"] >= 1
+    assert "loss" not in found["metrics"]
+
+
+def test_json_is_all_of_stdout_and_versioned(text_out: tuple[Path, Path], g4convert: Program) -> None:
+    source, out = text_out
+    found = json.loads(g4convert("verify", out, "--reference", source, "--json").out)
+    assert found["schema_version"] == 1
+    assert (found["output"], found["reference"], found["verdict"]) == (str(out), str(source), "pass")
+    rows = found["metrics"]["weights"]["tensors"]
+    assert rows
+    assert all(0 < row["relative_error"] < 0.02 for row in rows)
+
+
+def test_a_failure_exits_1_and_is_told_even_when_quiet(
+    text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path
+) -> None:
+    source, good = text_out
+    out = damaged(good, tmp_path / "out", STATIC["wrong group size"])
+    ran = g4convert("verify", out, "--reference", source, "-q")
+    assert (ran.status, ran.err) == (1, "")
+    assert ran.out.startswith(f"FAIL {out} against {source}")
+    assert "fail static.scheme config_groups.group_0: group_size 64" in ran.out
+    assert g4convert("verify", good, "-q").out == ""
+    told = g4convert("verify", out, "-v").out
+    assert "pass static.index" in told
+    assert "pass static.index" not in ran.out
+
+
+def test_a_remedy_is_said_once_below_all_that_it_mends(
+    text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path
+) -> None:
+    source, good = text_out
+    out = damaged(good, tmp_path / "out", config(lambda whole: whole.update(sliding_window=1, vocab_size=7)))
+    told = g4convert("verify", out, "--reference", source, "--level", "static").out.splitlines()
+    changed = [n for n, line in enumerate(told) if line.startswith(("fail static.architecture", "fail static.config"))]
+    assert len(changed) == 3
+    assert changed == [*range(changed[0], changed[-1] + 1)]
+    remedy = told[changed[-1] + 1]
+    assert remedy.startswith("     take the source's config.json")
+    assert told.count(remedy) == 1
+
+
+def test_strict_fails_on_a_warning(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    out = damaged(text_out[1], tmp_path / "out", STATIC["wrong total size"])
+    usual, strict = g4convert("verify", out), g4convert("verify", out, "--strict")
+    assert (usual.status, strict.status) == (0, 1)
+    assert usual.out.startswith("WARN ")
+    assert "warnings are strict" in strict.out
+    strict_file = tmp_path / "report.xml"
+    g4convert("verify", out, "--strict", "--junit", strict_file)
+    assert int(ET.parse(strict_file).getroot().attrib["failures"]) == 1  # noqa: S314 -- our own
+
+
+def test_files_of_a_report(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    source, out = text_out
+    junit, html = tmp_path / "report.xml", tmp_path / "report.html"
+    ran = g4convert("verify", out, "--reference", source, "--junit", junit, "--html", html)
+    assert ran.status == 0
+    suites = [suite.attrib["name"] for suite in ET.parse(junit).getroot()]  # noqa: S314 -- our own
+    assert suites == ["g4convert.static", "g4convert.weights"]
+    page = html.read_text(encoding="utf-8")
+    assert "Worst weights" in page
+    assert not re.search(r"""(?:src|href)=["']?http""", page)
+
+
+@pytest.mark.parametrize("option", ["--junit", "--html"])
+def test_a_file_that_cannot_be_written_is_refused_first(
+    option: str, text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path
+) -> None:
+    _, out = text_out
+    for place in (tmp_path, tmp_path / "no" / "where", out / "report"):
+        ran = g4convert("verify", out, option, place)
+        assert ran.status == 2
+        assert "static:" not in ran.err
+    assert not (out / "report").exists()
+
+
+def test_what_a_level_needs(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    source, out = text_out
+    for level in ("weights", "logits"):
+        ran = g4convert("verify", out, "--level", level)
+        assert ran.status == 2
+        assert f"level {level} needs a reference" in ran.err
+        assert f"made of {source.name}" in ran.err
+    assert g4convert("verify", tmp_path / "nowhere").status == 3
+    assert g4convert("verify", out, "--reference", tmp_path / "nowhere").status == 3
+    assert g4convert("verify", out, "--reference", tmp_path / "no.safetensors").status == 3
+    assert g4convert("verify", out, "--profile", "none-such").status == 2
+    assert g4convert("verify", out, "--level", "none-such").status == 2
+    assert g4convert("verify", out, "--profile", "parity", "--dtype", "int8").status == 2
+
+
+@pytest.mark.parametrize("option", [("--profile", "qat"), ("--memory", "stream"), ("--dtype", "bfloat16")])
+def test_options_of_level_logits_are_refused_below_it(
+    option: tuple[str, str], text_out: tuple[Path, Path], g4convert: Program
+) -> None:
+    source, out = text_out
+    ran = g4convert("verify", out, "--reference", source, "--level", "weights", *option)
+    assert ran.status == 2
+    assert f"{option[0]} belongs to level logits" in ran.err
+
+
+def test_requests() -> None:
+    from pathlib import Path  # noqa: PLC0415 -- for a type only elsewhere
+
+    out = Path("out")
+    assert Request(out).depth is Level.STATIC
+    assert Request(out, Path("model")).depth is Level.WEIGHTS
+    assert Request(out, Path("ref.safetensors")).depth is Level.LOGITS
+    assert Request(out, Path("model"), memory=MemoryUse.STREAM).depth is Level.LOGITS
+    with pytest.raises(UsageError, match="belongs to level logits"):
+        Request(out, Path("model"), Level.STATIC, prompts=Path("mine.jsonl"))
+
+
+def test_memory_and_dtype_change_how_not_what(text_out: tuple[Path, Path], prompts: Path, g4convert: Program) -> None:
+    runs = [("--memory", "resident"), ("--memory", "stream"), ("--memory", "auto"), ("--dtype", "bfloat16")]
+    found = [json.loads(logits(g4convert, text_out, "--prompts", prompts, "--json", "-q", *more).out) for more in runs]
+    assert {one["verdict"] for one in found} == {"pass"}
+    assert [one["metrics"]["dtype"] for one in found] == ["float32", "float32", "float32", "bfloat16"]
+    assert found[0]["metrics"]["parity"]["kl_mean"] == found[1]["metrics"]["parity"]["kl_mean"]
+    assert "rounding" in found[3]["metrics"]["floor"]["sources"]
+
+
+def test_raw_prose_is_refused_for_a_model_that_chats(
+    text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path
+) -> None:
+    (tmp_path / "prose.jsonl").write_text('{"prompt": "The old harbour lies quiet in the morning."}\n')
+    ran = logits(g4convert, text_out, "--prompts", tmp_path / "prose.jsonl")
+    assert ran.status == 2
+    assert "static: names" not in ran.err  # before the work
+    assert "never trained off its chat frame" in ran.err
+
+
+def test_inconclusive_exits_4(text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path) -> None:
+    import yaml  # noqa: PLC0415 -- for this test
+
+    from g4convert.verification.gates import load  # noqa: PLC0415 -- brings pydantic
+
+    values = load("parity").model_dump(by_alias=True, exclude_none=True) | {"max_floor": 0}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    source, out = text_out
+    ran = g4convert("verify", out, "--reference", source, "--profile", tmp_path / "mine.yaml", "--prompts", prompts)
+    assert ran.status == 4
+    assert ran.out.startswith("INCONCLUSIVE")
+
+
+def test_memory_that_does_not_suffice_exits_5(
+    text_out: tuple[Path, Path], g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("g4convert.verification.logits.level.check_logits", fail)
+    ran = logits(g4convert, text_out)
+    assert ran.status == EnvironmentFault.exit_code == 5
+    assert "--memory stream" in ran.err
+
+
+def test_an_interrupt_exits_75(
+    text_out: tuple[Path, Path], g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("g4convert.verification.run.check_static", stop)
+    assert g4convert("verify", text_out[1]).status == 75
+
+
+def test_a_stored_reference_takes_the_place_of_the_model(
+    text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path
+) -> None:
+    source, out = text_out
+    file = tmp_path / "ref.safetensors"
+    stored = json.loads(g4convert("reference", source, "-o", file, "--prompts", prompts, "--json", "-q").out)
+    assert stored["bytes"] == file.stat().st_size
+    beside = json.loads(
+        g4convert("verify", out, "--reference", source, "--level", "logits", "--prompts", prompts, "--json").out
+    )
+    ran = g4convert("verify", out, "--reference", file, "--json", "-q")
+    found = json.loads(ran.out)
+    assert found["levels"] == ["static", "logits"]
+    assert found["metrics"]["loss"]["kl_mean"] == pytest.approx(beside["metrics"]["loss"]["kl_mean"], rel=1e-6)
+    codes = {one["code"]: one["severity"] for one in found["findings"]}
+    assert codes["static.provenance"] == "pass"
+    assert codes["weights.stopped"] == "info"
+    assert g4convert("reference", source, "-o", tmp_path / "ref.bin").status == 2
+    other = tmp_path / "other.safetensors"
+    shutil.copy(next(source.glob("*.safetensors")), other)
+    assert g4convert("verify", out, "--reference", other).status == 3
+
+
+def test_another_source_is_told(text_out: tuple[Path, Path], checkpoints: Checkpoints, g4convert: Program) -> None:
+    ran = g4convert("verify", text_out[1], "--reference", checkpoints("text", dtype="float32"), "--level", "static")
+    assert "warn static.provenance g4convert.json: made of another checkpoint" in ran.out
+
+
+def test_quantize_verifies_at_its_end(text: Path, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("quantize", text, "-o", tmp_path / "a")
+    assert ran.status == 0
+    assert f"PASS {tmp_path / 'a'} against {text}: static, weights" in ran.out
+    for level, levels in (("none", None), ("static", ["static"]), ("weights", ["static", "weights"])):
+        ran = g4convert("quantize", text, "-o", tmp_path / level, "--verify", level, "--json", "-q")
+        found = json.loads(ran.out)
+        assert (ran.status, ran.err) == (0, "")
+        assert (found["verify"]["levels"] if levels else found.get("verify")) == levels
+    assert g4convert("quantize", text, "-o", tmp_path / "b", "--verify", "some").status == 2
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("manner", ["--json", "-q", "--no-color"])
+def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
+    manner: str, text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from g4convert.conversion import run as convert  # noqa: PLC0415 -- brings numba
+
+    finish = convert._finish  # noqa: SLF001 -- a writer with a fault
+
+    def finish_badly(*arguments: object) -> None:
+        finish(*arguments)  # type: ignore[arg-type] # handed on
+        VALUES["gate and up swapped"](tmp_path / "out")
+
+    monkeypatch.setattr("damage.LAYER", "model.layers.0")
+    monkeypatch.setattr(convert, "_finish", finish_badly)
+    ran = g4convert("quantize", text, "-o", tmp_path / "out", manner)
+    assert ran.status == 1
+    assert "does not verify" in ran.err
+    assert "the output is kept" in ran.err
+    assert (tmp_path / "out" / "config.json").exists()
+    told = ran.out if manner != "--json" else json.dumps(json.loads(ran.out)["verify"])
+    assert "model.layers.0.mlp.gate_proj" in told
+
+
+def test_what_was_written_wrong_is_not_offered_to_be_served(
+    text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Finding("static.ignore", Severity.FAIL, "lm_head", "packed", "kept", "quantize again")
+    monkeypatch.setattr("g4convert.verification.run.check_static", lambda *_, **__: [wrong])
+    ran = g4convert("quantize", text, "-o", tmp_path / "wrong")
+    assert ran.status == 1
+    assert "written" in ran.out
+    assert "vllm serve" not in ran.out
+    monkeypatch.undo()
+    assert "next: vllm serve" in g4convert("quantize", text, "-o", tmp_path / "right").out

@@ -1,0 +1,232 @@
+"""The pipeline as a user meets it: same bytes however it runs, resumable, nothing left behind when it refuses."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.runs import hashes, job, run
+from safetensors import safe_open
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.run import convert, prepare
+from g4convert.errors import G4Error, InputError, Interrupted, UsageError
+from g4convert.progress import Quiet
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_the_bytes_do_not_depend_on_workers(moe: Path, tmp_path: Path, workers: int) -> None:
+    two = run(moe, tmp_path / "two" / "out", workers=2)
+    assert run(moe, tmp_path / "other" / "out", workers=workers) == two
+
+
+def test_shards_keep_to_their_size_and_hold_the_same_tensors(moe: Path, tmp_path: Path) -> None:
+    run(moe, tmp_path / "one")
+    run(moe, tmp_path / "many", max_shard_size="300KB")
+    one, many = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "many")
+    assert len(many.weight_files) > 3
+    assert all(one.read(name) == many.read(name) for name in one.tensors)
+    assert one.tensors.keys() == many.tensors.keys()
+    for file in many.files:
+        nbytes = sum(t.info.nbytes for t in many.tensors.values() if t.file == file.name)
+        largest = max(t.info.nbytes for t in many.tensors.values() if t.file == file.name)
+        assert nbytes <= max(300_000, largest * 2)
+
+
+def test_the_safetensors_library_reads_every_shard(moe: Path, tmp_path: Path) -> None:
+    run(moe, tmp_path / "out", max_shard_size="500KB")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    seen = {}
+    for path in sorted((tmp_path / "out").glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                seen[name] = path.name
+                file.get_tensor(name)
+    assert seen == index["weight_map"]
+    assert index["metadata"]["total_size"] == sum(
+        t.info.nbytes for t in Checkpoint.open(tmp_path / "out").tensors.values()
+    )
+
+
+def test_side_files_are_carried_over_byte_for_byte(moe: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(moe, tmp_path / "source")
+    (source / "README.md").write_text("theirs")
+    (source / "nested").mkdir()
+    (source / "nested" / "thing.bin.txt").write_bytes(os.urandom(100))
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    out = run(source, tmp_path / "out")
+    kept = hashes(source)
+    for name in Checkpoint.open(source).side_files:
+        assert out["README.source.md" if name == "README.md" else name] == kept[name]
+    assert "nested/thing.bin.txt" in out
+    assert "pytorch_model.bin" not in out
+    assert "tokenizer.json" in out
+
+
+def test_config_keeps_every_key(moe: Path, tmp_path: Path) -> None:
+    run(moe, tmp_path / "out")
+    before, after = (json.loads((path / "config.json").read_text()) for path in (moe, tmp_path / "out"))
+    assert after.pop("quantization_config")["quant_method"] == "compressed-tensors"
+    assert after == before
+    assert list(after) == list(before)
+
+
+def test_only_a_stale_quantization_config_goes(checkpoints, tmp_path: Path) -> None:  # noqa: ANN001
+    source = checkpoints("dense", qat=True)
+    run(source, tmp_path / "out")
+    after = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert "config_groups" in after
+    assert set(after) & set(json.loads((source / "config.json").read_text())["quantization_config"]) == set()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_a_random_point_and_continued_the_bytes_are_the_same(
+    moe: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
+    expected = run(moe, tmp_path / "expected" / "out")
+    output = tmp_path / "killed" / "out"
+    chance = random.Random(seed)  # noqa: S311 - a test
+    code = (
+        "import os, sys, time; from g4convert.cli import app as cli; from g4convert.conversion import stream\n"
+        "from g4convert.planning import units as work\n"
+        "work._UNIT_BYTES = 100_000; stream._POLL_SECONDS = 0.002; stream._SYNC_SECONDS = 0.0\n"
+        f"sys.argv = ['g4convert', 'quantize', {str(moe)!r}, '-o', {str(output)!r}, '-q', '--workers', '2']\n"
+        "commit = stream._commit\n"
+        f"left = [{chance.randrange(1, 12)}]\n"
+        "def dying(*arguments):\n"
+        "    found = commit(*arguments)\n"
+        "    left[0] -= len(found)\n"  # units: how many commits they take depends on the load of the machine
+        "    if left[0] <= 0: os.kill(os.getpid(), 9)\n"
+        "    return found\n"
+        "stream._commit = dying\n"
+        "cli.main()\n"
+    )
+    died = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert output.with_name("out.partial").is_dir()
+    assert not output.exists()
+    run(moe, output)
+    assert hashes(output) == expected
+    assert not output.with_name("out.partial").exists()
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(moe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    code = (
+        "import sys; from g4convert.cli import app as cli; from g4convert.conversion import stream\n"
+        "from g4convert.planning import units as work\n"
+        "import itertools, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "work._UNIT_BYTES = 1\n"
+        "do, units = stream._Worker.do, itertools.count()\n"
+        "def slow(self, unit):\n"
+        "    time.sleep(0.05 if next(units) < 30 else 0.5)\n"
+        "    return do(self, unit)\n"
+        "stream._Worker.do = slow\n"
+        f"sys.argv = ['g4convert', 'quantize', {str(moe)!r}, '-o', {str(output)!r}, '--workers', '2']\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    journal = output.with_name("out.partial") / "journal.jsonl"
+    deadline = time.monotonic() + 60
+    while (not journal.exists() or len(journal.read_text().splitlines()) < 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75, stderr
+    assert "error: stopped" in stderr
+    assert f"hint: continue with: g4convert quantize {moe} -o {output}" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.fixture
+def unfinished(moe: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A source, and an output that was interrupted after some of its units."""
+    source = shutil.copytree(moe, tmp_path / "source")
+
+    class Stopping(Quiet):
+        def advance(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        convert(prepare(job(source, tmp_path / "out")), Stopping(), Ranks())
+    assert (tmp_path / "out.partial").is_dir()
+    return source, tmp_path / "out"
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(unfinished: tuple[Path, Path]) -> None:
+    source, output = unfinished
+    with pytest.raises(InputError) as caught:
+        run(source, output, group_size=16)
+    assert "recipe.group_size: 32 then, 16 now" in caught.value.offenders
+    assert run(source, output, overwrite=True, group_size=16)
+
+
+def test_a_changed_source_is_refused_with_the_difference(unfinished: tuple[Path, Path]) -> None:
+    source, output = unfinished
+    shard = min(source.glob("*.safetensors"))
+    os.utime(shard, (1, 1))
+    with pytest.raises(InputError) as caught:
+        run(source, output)
+    assert any(line.startswith(f"source.{shard.name}.mtime_ns") for line in caught.value.offenders)
+
+
+def test_another_version_is_refused(unfinished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, output = unfinished
+    monkeypatch.setattr("g4convert.conversion.run.__version__", "9.9")
+    with pytest.raises(InputError, match=r"g4convert: '[^']+' then, '9.9' now"):
+        run(source, output)
+
+
+def test_a_partial_without_a_journal_is_started_again(unfinished: tuple[Path, Path]) -> None:
+    source, output = unfinished
+    (output.with_name("out.partial") / "journal.jsonl").unlink()
+    assert run(source, output)
+
+
+def test_a_full_output_is_refused_and_overwrite_replaces_it(moe: Path, tmp_path: Path) -> None:
+    first = run(moe, tmp_path / "out")
+    with pytest.raises(UsageError, match="not empty"):
+        prepare(job(moe, tmp_path / "out"))
+    assert run(moe, tmp_path / "out", overwrite=True) == first
+    assert not (tmp_path / "out.replaced").exists()
+
+
+def test_overwrite_does_not_take_a_directory_that_is_no_checkpoint(moe: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years")
+    with pytest.raises(UsageError, match="not a checkpoint"):
+        prepare(job(moe, tmp_path / "out", overwrite=True))
+
+
+def test_the_output_may_not_lie_in_the_source(moe: Path) -> None:
+    with pytest.raises(UsageError, match="lies in the source"):
+        prepare(job(moe, moe / "out"))
+    with pytest.raises(UsageError, match="lies in the source"):
+        prepare(job(moe, moe))
+
+
+def test_no_room_is_found_before_any_work(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="no room") as caught:
+        run(moe, tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(moe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(G4Error) as caught:
+        run(moe, tmp_path / "file" / "out")
+    assert caught.value.exit_code == 3

@@ -1,0 +1,96 @@
+"""`g4convert demo`: the whole road, and a directory in which nothing of others is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers.program import Program, g4convert
+
+from g4convert.gemma4.family import Family
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["g4convert"]  # a fixture
+
+
+def test_the_road_and_its_two_differences(g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("demo", tmp_path, "--family", "text")
+    assert ran.status == 0, ran.err
+    assert "making a tiny text checkpoint" in ran.err
+    for text in ("role ", "largest relative error", "read back", "cost", "same top token", "next: vllm serve"):
+        assert text in ran.out
+    meaning = " ".join(ran.out.partition("same top token")[2].split())
+    assert "about 0, as what was written is what is read" in meaning
+    assert "far smaller on a trained model" in meaning
+    assert max(len(line) for line in ran.out.splitlines() if not line.startswith("next: ")) <= 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".g4convert-demo.json", "text", "text-W4A16"]
+
+    again = g4convert("demo", tmp_path, "--family", "text", "-q", "--json")
+    assert again.err == ""
+    found = json.loads(again.out)
+    assert found["comparisons"][0]["read_back"]["max_abs"] <= 1e-4
+    assert found["comparisons"][0]["cost"]["max_abs"] > 1e-4
+    assert found["source"] == str(tmp_path / "text")
+
+    short = g4convert("demo", tmp_path, "--family", "text", "-q")
+    assert short.out.startswith("prompt")
+
+
+def test_what_a_demo_did_not_make_stays(g4convert: Program, tmp_path: Path) -> None:
+    theirs = tmp_path / "text-W4A16"
+    theirs.mkdir()
+    (theirs / "config.json").write_text("{}")
+    ran = g4convert("demo", tmp_path, "--family", "text")
+    assert ran.status == 2
+    assert "text-W4A16/config.json" in ran.err
+    assert sorted(tmp_path.rglob("*")) == [theirs, theirs / "config.json"]
+    (tmp_path / "file").touch()
+    assert g4convert("demo", tmp_path / "file").status == 2
+
+
+@pytest.mark.parametrize("change", ["add", "edit", "link", "directory"])
+def test_what_a_demo_made_and_someone_changed_stays(change: str, tmp_path: Path) -> None:
+    from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch
+    from g4convert.errors import UsageError  # noqa: PLC0415 - beside it
+
+    made = tmp_path / "made"
+    (made / "moe").mkdir(parents=True)
+    (made / "moe" / "config.json").write_text("{}")
+    demo.move_into_place(tmp_path, made, ("moe",))
+    match change:
+        case "add":
+            (tmp_path / "moe" / "notes.txt").touch()
+        case "edit":
+            (tmp_path / "moe" / "config.json").write_text("{ }")
+        case "link":
+            (tmp_path / "moe" / "link").symlink_to(tmp_path)
+        case "directory":
+            (tmp_path / "moe" / "inner").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="not made by an earlier demo"):
+        demo.make_room(tmp_path, ("moe",))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_demo_made_is_replaced(tmp_path: Path) -> None:
+    from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch
+
+    for name in ("moe", "text"):
+        (tmp_path / "made" / name).mkdir(parents=True)
+        (tmp_path / "made" / name / "config.json").write_text(name)
+        demo.move_into_place(tmp_path, tmp_path / "made", (name,))
+    demo.make_room(tmp_path, ("moe",))
+    assert not (tmp_path / "moe").exists()
+    assert (tmp_path / "text" / "config.json").read_text() == "text"
+    shutil.rmtree(tmp_path / "text")
+    demo.make_room(tmp_path, ("text",))
+
+
+def test_families_are_those_that_can_be_made() -> None:
+    from g4convert.demo import Family as Made  # noqa: PLC0415 - brings torch
+
+    assert Made is Family

@@ -1,0 +1,306 @@
+"""What engines are asked about, and what they answered: a text that is the same for the contracts and for real code.
+
+For each family: every module with its class and place, where each tensor of the default recipe's output goes, and,
+for each shipped recipe's `ignore` and each list below, which modules are built packed and which stop the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from contextlib import suppress
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from g4convert.engines import VERSIONS
+from g4convert.engines.contract import OnUnknown
+from g4convert.engines.matching import Disagreement
+from g4convert.engines.module import Accepts, Kind
+from g4convert.errors import UsageError
+from g4convert.gemma4 import Architecture
+from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.recipe import DEFAULT, load, shipped
+from g4convert.planning.steps import Plan, make_plan
+from helpers.headers import opened
+from helpers.released_configs import FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from g4convert.engines.contract import Contract
+    from helpers.released_configs import Config
+
+__all__ = ["GOLDEN", "LISTS", "Case", "Contracted", "Engine", "Row", "report"]
+
+GOLDEN: Mapping[str, str] = {"vLLM 0.33": "vllm-0.33.0", "vLLM 0.23": "vllm-0.23.0", "SGLang 0.5.23": "sglang-0.5.23"}
+"""By the contract's label, the file of recorded answers and the version that gave them."""
+
+
+class Row(NamedTuple):
+    """A module: `form` is packed, plain, stops or `no config`."""
+
+    name: str
+    path: str
+    class_name: str
+    form: str
+
+
+class Case(NamedTuple):
+    """One config for one family; `packed` and `plain` are the tensors that would be stored."""
+
+    config: Config
+    architecture: Architecture
+    ignore: list[str]
+    targets: list[str]
+
+
+class Engine(Protocol):
+    """What answers."""
+
+    def built(self, case: Case) -> list[Row]:
+        """Every module that a form is asked for, and every plain Linear."""
+        ...
+
+    def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
+        """Where each tensor goes: the place of a module, `dropped` or `refused`."""
+        ...
+
+
+_LAYER = "model.language_model.layers.0"
+_TOWER = "model.vision_tower.encoder.layers.0"
+_VISION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_L = ["Linear"]
+LISTS: Mapping[str, tuple[list[str], list[str]]] = {
+    "nothing ignored": ([], _L),
+    "head by its name": (["lm_head"], _L),
+    "patterns for every part": (
+        [
+            "re:.*lm_head",
+            "re:.*router.*",
+            "re:.*vision_tower.*",
+            "re:.*audio_tower.*",
+            "re:.*embed.*",
+            "re:.*per_layer.*",
+        ],
+        _L,
+    ),
+    "patch_dense without its prefix": (["vision_embedder.patch_dense", "re:.*embedding_projection"], _L),
+    "patch_dense as in the files": (["model.vision_embedder.patch_dense", "re:.*embedding_projection"], _L),
+    "patch_dense as in transformers": (["model.embed_vision.patch_dense", "re:.*embedding_projection"], _L),
+    "patch_dense by pattern": (["re:.*patch_dense.*", "re:.*embedding_projection"], _L),
+    "tower as in the files": ([f"{_TOWER}.{part}.linear" for part in (*_VISION, *_MLP)], _L),
+    "tower without .linear": ([f"{_TOWER}.{part}" for part in (*_VISION, *_MLP)], _L),
+    "tower of vLLM": ([f"{_TOWER.removeprefix('model.')}.{part}.linear" for part in (*_VISION, *_MLP)], _L),
+    "tower's own name": (["model.vision_tower", "vision_tower", "model.audio_tower"], _L),
+    "towers by pattern from model": ([r"re:^model\.(vision|audio)_tower.*"], _L),
+    "towers by pattern without model": (["re:vision_tower.*", "re:audio_tower.*"], _L),
+    "towers by .linear": ([r"re:.*\.linear$"], _L),
+    "globs": (["*vision_tower*", "model.vision_tower.*"], _L),
+    "audio as in the files": (["re:.*audio_tower.layers.*", "model.audio_tower.output_proj"], _L),
+    "audio as in SGLang": (["re:.*audio_tower.conformer.*"], _L),
+    "class names": (["Linear"], _L),
+    "class names of engines": (["ReplicatedLinear", "QKVParallelLinear", "RoutedExperts", "FusedMoE"], _L),
+    "ends of names": (["self_attn.o_proj", "mlp.down_proj", "per_layer_input_gate", "q_proj", "qkv_proj"], _L),
+    "q alone": (["re:.*self_attn.q_proj"], _L),
+    "q, k, v": ([r"re:.*self_attn\.[qkv]_proj"], _L),
+    "q and k of a layer by name": ([f"{_LAYER}.self_attn.{part}_proj" for part in "qk"], _L),
+    "q, k, v of a layer by name": ([f"{_LAYER}.self_attn.{part}_proj" for part in "qkv"], _L),
+    "full layer without its v": ([f"model.language_model.layers.5.self_attn.{part}_proj" for part in "qko"], _L),
+    "gate alone": (["re:.*mlp.gate_proj"], _L),
+    "fused names by pattern": (["re:.*qkv_proj", "re:.*gate_up_proj"], _L),
+    "fused names of vLLM": (
+        ["language_model.model.layers.0.self_attn.qkv_proj", "draft_model.layers.0.mlp.gate_up_proj"],
+        _L,
+    ),
+    "fused names as in the files": ([f"{_LAYER}.mlp.gate_up_proj", "model.layers.0.mlp.gate_up_proj"], _L),
+    "decoder by its name in vLLM": ([r"re:language_model\.model\..*"], _L),
+    "decoder by its name in the files": ([r"re:model\.language_model\..*"], _L),
+    "decoder's names from llm-compressor": ([f"{_LAYER}.mlp", f"{_LAYER}.self_attn", f"{_LAYER}.experts"], _L),
+    "drafter's names": (["model.layers.0.mlp.down_proj", "pre_projection", "re:.*post_projection"], _L),
+    "experts by pattern": (["re:.*experts.*"], _L),
+    "experts below moe": ([r"re:.*\.moe\..*"], _L),
+    "first expert by name": ([f"{_LAYER}.experts.0.{part}_proj" for part in ("gate", "up", "down")], _L),
+    "second expert by name": ([f"{_LAYER}.experts.1.{part}_proj" for part in ("gate", "up", "down")], _L),
+    "one projection of the experts": (["re:.*experts.*gate_proj"], _L),
+    "router": (["re:.*router.*"], _L),
+    "target: patterns": ([], [r"re:.*(self_attn|mlp)\..*_proj$"]),
+    "target: decoder as in the files": (["re:.*lm_head"], [r"re:model\.language_model\.layers.*"]),
+    "target: rest ignored": (["re:.*tower.*", "re:.*embed.*", "re:.*router.*"], ["re:.*(mlp|experts|self_attn).*"]),
+    "target: one name": ([], [f"{_LAYER}.mlp.down_proj", "model.layers.0.mlp.down_proj"]),
+    "target: one shard": ([], ["re:.*self_attn.q_proj"]),
+    "target: all shards": ([], ["re:.*self_attn.q_proj", "re:.*self_attn.k_proj", "re:.*self_attn.v_proj"]),
+    "target: part of a class": ([], ["linear"]),
+    "target: a class of engines": ([], ["QKVParallelLinear", "RowParallelLinear"]),
+    "target: classes by pattern": ([], ["re:.*Linear"]),
+    "target: everything": (["re:.*lm_head"], ["re:.*"]),
+    "target: head": (["re:.*tower.*"], ["Linear", "lm_head"]),
+    "target: the head's class": (["re:.*tower.*"], ["Linear", "ParallelLMHead"]),
+    "target: tables": (["re:.*tower.*"], ["Linear", "re:.*embed_tokens.*"]),
+    "target: experts": ([], [r"re:.*experts\.\d+\.(gate|up)_proj"]),
+}
+"""`ignore` and `targets`, good ones and bad ones, by what they are."""
+
+
+_KEPT = {"kv_shared": "keep"}
+_TOWER_TOO = {"pack": ["mlp", "vision_tower"], "group_size": 16}
+
+
+def report(engine: Engine, families: Iterable[str] = tuple(FAMILIES)) -> str:
+    """Everything that an engine answers."""
+    lines: list[str] = []
+    for family in families:
+        config = FAMILIES[family]
+        lines += [*([""] if lines else []), f"== {family}"]
+        lines += _modules(engine, Case(config, Architecture.from_config(config), [], _L))
+        lines += _tensors(engine, "kept keys and values", *_stored(family, tuple(_KEPT)))
+        case, stored = _stored(family)
+        lines += _tensors(engine, "nothing but the head ignored", case._replace(ignore=["re:.*lm_head"]), stored)
+        if (config.get("vision_config") or {}).get("model_type") == "gemma4_vision":
+            lines += _tensors(engine, "packed tower", *_stored(family, tuple(_TOWER_TOO)))
+        lines.append("built")
+        lines += [f"  {name}: {_answer(engine.built(case))}" for name, case in _cases(family)]
+    return "\n".join(lines) + "\n"
+
+
+def _modules(engine: Engine, case: Case) -> Iterator[str]:
+    yield "modules"
+    by_kind: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in engine.built(case):
+        outside = row.form == "no config"
+        name = row.path if outside else row.name
+        tail = "plain" if outside else "" if row.path == name else f"at {_numberless(row.path)}"
+        by_kind["" if outside else row.class_name, tail].append(name)
+    for (class_name, tail), names in sorted(by_kind.items()):
+        yield from (f"  {' '.join(filter(None, (name, class_name, tail)))}" for name in collapsed(names))
+
+
+def _tensors(engine: Engine, title: str, case: Case, stored: Iterable[str]) -> Iterator[str]:
+    """What becomes of each tensor."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name, place in engine.loaded(case, stored).items():
+        module, _, part = name.rpartition(".")
+        found[f"{_numberless(place)}{'' if part == 'weight' else ' packed'}"].append(module)
+    yield f"tensors, {title}"
+    for place, names in sorted(found.items()):
+        yield f"  {' '.join(collapsed(dict.fromkeys(names)))} -> {place}"
+
+
+@cache
+def _stored(family: str, changed: tuple[str, ...] = ()) -> tuple[Case, tuple[str, ...]]:
+    """What the default recipe, some of its values changed, would write: the config and the tensors of Linears."""
+    plan = _plan(family, DEFAULT, **{key: value for key, value in (_KEPT | _TOWER_TOO).items() if key in changed})
+    stored = [info.name for step in plan.quantized for info in step.outputs]
+    linear = {weight.name for weight in plan.inventory.weights if weight.linear}
+    stored += [step.target.name for step in plan.copied if step.target.name in linear]
+    return Case(FAMILIES[family], plan.architecture, quantization_config(plan)["ignore"], _L), tuple(stored)
+
+
+@cache
+def _cases(family: str) -> tuple[tuple[str, Case], ...]:
+    config = FAMILIES[family]
+    found = []
+    for recipe in shipped():
+        with suppress(UsageError):
+            plan = _plan(family, recipe)
+            whole = plan.architecture == plan.inventory.architecture
+            case = Case(config if whole else config["text_config"], plan.architecture, [], _L)
+            found.append((f"recipe {recipe}", case._replace(ignore=quantization_config(plan)["ignore"])))
+    lists = Case(config, Architecture.from_config(config), [], _L)
+    found += [(name, lists._replace(ignore=ignore, targets=targets)) for name, (ignore, targets) in LISTS.items()]
+    return tuple(found)
+
+
+def _plan(family: str, recipe: str, **options: object) -> Plan:
+    return make_plan(opened(FAMILIES[family]), load(recipe, {"assistant": "pack", **options}).recipe)
+
+
+def _answer(rows: Iterable[Row]) -> str:
+    forms: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        forms[row.form].append(row.name)
+    packed, plain, stops = (collapsed(forms[form]) for form in ("packed", "plain", "stops"))
+    short = f"all but {', '.join(plain)}" if packed and len(plain) < len(packed) else ", ".join(packed) or "nothing"
+    stop = f"; stops at {', '.join(stops)}" if stops else ""
+    return f"packs {short}{stop}"
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\b\d+\b", "*", name)
+
+
+def collapsed(names: Iterable[str]) -> list[str]:
+    """Names that differ in their numbers as one, with the numbers: `layers.[0-4,6].mlp`."""
+    alike: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
+    for name in names:
+        alike[_numberless(name)].add(tuple(int(number) for number in re.findall(r"\b\d+\b", name)))
+    return sorted(text for template, found in alike.items() for text in _ranges(template, found))
+
+
+def _ranges(template: str, found: set[tuple[int, ...]]) -> Iterator[str]:
+    columns = [sorted(set(column)) for column in zip(*found, strict=True)]
+    whole = found == set(product(*columns))
+    for numbers in [columns] if whole else [[[one] for one in row] for row in sorted(found)]:
+        text = template
+        for values in numbers:
+            text = text.replace("*", _range(values), 1)
+        yield text
+
+
+def _range(values: list[int]) -> str:
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][-1] + 1 == value:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return f"[{','.join(str(run[0]) if len(run) == 1 else f'{run[0]}-{run[-1]}' for run in runs)}]"
+
+
+class Contracted:
+    """Answers from a contract."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+
+    def built(self, case: Case) -> list[Row]:
+        """As the contract has it; an embedding or a tied head that no config reaches is not asked about."""
+        reading = self.contract.read(case.architecture, case.ignore, case.targets)
+        rows = []
+        for module in self.contract.modules(case.architecture):
+            if module.kind in {Kind.EMBEDDING, Kind.HEAD} and not module.configured:
+                continue
+            if module.kind is Kind.HEAD and not module.shards and self.contract.engine == "sglang":
+                continue  # built with pipeline parallelism only
+            found = reading.packs(module)
+            form = "stops" if isinstance(found, Disagreement) else "packed" if found else "plain"
+            form = form if module.configured else "no config"
+            rows.append(Row(module.name, module.path, module.classes[0], form))
+        return rows
+
+    def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
+        """As the contract has it."""
+        reading = self.contract.read(case.architecture, case.ignore, case.targets)
+        left = self.contract.left_out(case.architecture)
+        modules = {shard: module for module in self.contract.modules(case.architecture) for shard in module.shards}
+        found = {}
+        for name in tensors:
+            shard, _, part = name.rpartition(".")
+            if shard in left:
+                found[name] = "refused" if left[shard] else "dropped"
+            elif part != "weight" and modules[shard].accepts is Accepts.PLAIN and modules[shard].kind is Kind.LINEAR:
+                found[name] = "dropped"
+            elif (reading.packs(modules[shard]) is True) == (part != "weight"):
+                found[name] = modules[shard].path
+            else:
+                found[name] = _FATE[self.contract.unknown_in(case.architecture)]
+        return found
+
+
+_FATE = {OnUnknown.RAISES: "refused", OnUnknown.DROPS: "dropped"}
+
+
+def contracts() -> dict[str, Contract]:
+    """By the label of `GOLDEN`."""
+    return {contract.label: contract for contract in VERSIONS if contract.label in GOLDEN}

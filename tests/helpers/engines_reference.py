@@ -1,0 +1,184 @@
+"""docs/engines.md, made from the contracts; `make golden` writes it anew."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from g4convert.engines import CONTRACTS, VERSIONS
+from g4convert.engines.module import LM_HEAD, Accepts
+from g4convert.gemma4 import Architecture
+from helpers.released_configs import FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from g4convert.engines.contract import Contract
+    from g4convert.engines.module import Module
+
+_HEAD = """# Engines
+
+Made from `g4convert/engines` by `make golden`; do not edit.
+
+An engine builds its modules first, packed or plain as `targets` and `ignore` say under the engine's own names, and
+looks at the tensors then. What is written here is what that needs: which modules there are, how they are called, in
+which form each may be stored, how entries name them, and what nobody will tell you. `make test-engines` compares it
+with the engines' own model classes, quantization configs and loaders, taken from their wheels; what they answered is
+recorded in `tests/golden/engines`.
+
+## Modules
+
+The checkpoint's modules on the left, then for each engine the name that entries are tried on (N is a number), and the
+form that may be stored: packed or plain, or plain only, with the reason below. "No config" is a module that the
+quantization config does not reach: it is plain, whatever the entries say. Where a name has two rows, the second is
+that of layers which read the keys and values of an earlier one.
+"""
+_SECTIONS = {
+    "Decoder, towers and their embedders": ("E2B", "26B-A4B"),
+    "Unified models: only what differs": ("12B",),
+    "Text-only checkpoints: only what differs": ("text",),
+    "MTP assistants": ("assistant",),
+}
+_MATCHING = """## How entries name modules
+
+A pattern (`re:`) is tried with `re.match` everywhere: from the start of a name, to no particular end.
+"""
+_ADDING = """## Adding an engine or a version
+
+1. A module in `g4convert/engines` with a `CONTRACT`: the rules from checkpoint modules to the engine's, the renames,
+   the matching, what is dropped and what is never noticed. Each with file and line of the engine. A version that
+   differs is a second `Contract` beside the first, made of the same rules where it can be (`vllm.OLDEST`).
+2. Its place in `CONTRACTS` (what checks and plans speak of) or in `VERSIONS` (what `ignore` must hold for, too).
+3. Its label and wheel in `GOLDEN` of `tests/helpers/engine_cases.py`, and, for an engine, an adapter in
+   `tests/engines` that builds the real classes. `python tests/engines/compare.py --record` then records the answers.
+4. `make golden` for this page.
+"""
+
+
+def text() -> str:
+    """The whole page."""
+    lines = [_HEAD]
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    notes: dict[str, int] = {}
+    for title, families in _SECTIONS.items():
+        lines += _table(title, _rows(families, notes), seen)
+    lines += ["Notes:", "", *(f"{number}. {note}" for note, number in notes.items()), ""]
+    lines += [_MATCHING, *_matching(), "", *_blind(), *_older(), "", _ADDING.rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\b\d+\b", "N", name)
+
+
+def _rows(families: Iterable[str], notes: dict[str, int]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every checkpoint module with the cell of each engine; twice where layers that share keys and values differ."""
+    for family in families:
+        architecture = Architecture.from_config(FAMILIES[family])
+        found: defaultdict[str, dict[str, Module]] = defaultdict(dict)
+        for engine, contract in CONTRACTS.items():
+            for module in contract.modules(architecture):
+                for shard in module.shards or (LM_HEAD,):
+                    found[shard][engine] = module
+        for shard, modules in found.items():
+            yield _without_numbers(shard), tuple(_cell(shard, modules.get(engine), notes) for engine in CONTRACTS)
+
+
+def _table(
+    title: str, rows: Iterable[tuple[str, tuple[str, ...]]], seen: set[tuple[str, tuple[str, ...]]]
+) -> Iterator[str]:
+    yield from (f"### {title}", "", f"| checkpoint | {' | '.join(one.label for one in CONTRACTS.values())} |")
+    yield f"|---|{'---|' * len(CONTRACTS)}"
+    same: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for shard, cells in dict.fromkeys(rows):
+        if (shard, cells) not in seen:
+            same[cells].append(shard)
+        seen.add((shard, cells))
+    for cells, shards in same.items():
+        yield f"| {', '.join(_short(shards))} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _short(shards: list[str]) -> Iterator[str]:
+    """The first in full, of the others what differs: the last part, or what follows the common start."""
+    yield f"`{shards[0]}`"
+    stem = shards[0].rpartition(".")[0].removesuffix(".linear")
+    stem = stem.rpartition(".")[0] if shards[0].endswith(".linear") else stem
+    yield from (f"`{'…' + one.removeprefix(stem) if one.startswith(stem + '.') else one}`" for one in shards[1:])
+
+
+def _cell(shard: str, module: Module | None, notes: dict[str, int]) -> str:
+    if module is None:
+        return "no such module"
+    form = "either" if module.accepts is Accepts.EITHER else "plain"
+    number = f" [{notes.setdefault(module.note, len(notes) + 1)}]" if module.note else ""
+    name = "the same" if module.name == shard else f"`{_without_numbers(module.name)}`"
+    return f"{name if module.configured else 'no config'}: {form}{number}"
+
+
+def _matching() -> Iterator[str]:
+    tower = Architecture.from_config(FAMILIES["E2B"])
+    readings = {one.label: one.matching(tower) for one in VERSIONS}
+    yield f"| | {' | '.join(readings)} |"
+    yield f"|---|{'---|' * len(readings)}"
+    rows = {
+        "a plain entry of `ignore` names": lambda m: "whole names" + (" and dotted ends of names" if m.suffix else ""),
+        "plain entries are renamed as tensors are": lambda m: "yes, those with a dot" if m.renames else "no",
+        "class names in `ignore`": lambda m: "count" if m.class_in_ignore else "do not count",
+        "class names in `targets`": lambda m: (
+            "a part of the class name is enough" if m.class_contains else "the name of the class or of a base class"
+        ),
+        "fused modules": lambda m: ", ".join(f"`{name}`" for name in m.fused) or "none",
+        "a fused module is ignored": lambda m: (
+            "no such module"
+            if not m.fused
+            else "when its own name is, or all of its shards' names; some of them is an error"
+            if m.fused_name
+            else "when all of its shards' names are; some of them is an error"
+        ),
+        "neither ignored nor targeted": lambda m: "an error" if m.must_target else "plain",
+        "the output head is packed": lambda m: (
+            "only by a target that names it" if m.head_by_name else "as any other, if its class is targeted"
+        ),
+    }
+    for title, say in rows.items():
+        yield f"| {title} | {' | '.join(say(matching) for matching in readings.values())} |"
+    yield ""
+    yield "Of a drafter, vLLM reads the config anew: nothing is renamed, and `gate_up_proj` is looked up as it is."
+
+
+def _blind() -> Iterator[str]:
+    yield from ("## What nobody tells you", "")
+    yield f"| | {' | '.join(one.label for one in VERSIONS)} |"
+    yield f"|---|{'---|' * len(VERSIONS)}"
+    yield f"| a tensor that fits nothing | {' | '.join(one.on_unknown for one in VERSIONS)} |"
+    yield f"| a module without its tensors | {' | '.join(one.on_missing for one in VERSIONS)} |"
+    yield f"| left aside without a word | {' | '.join('; '.join(one.drops) or 'nothing' for one in VERSIONS)} |"
+    yield f"| never noticed | {' | '.join('; '.join(one.blind) for one in VERSIONS)} |"
+    yield ""
+
+
+def _older() -> Iterator[str]:
+    """Where an older version differs from the one above."""
+    for contract in VERSIONS:
+        newest = CONTRACTS[contract.engine]
+        if contract is newest:
+            continue
+        yield from (
+            f"## {contract.label} where it differs from {newest.label}",
+            "",
+            "| checkpoint | name, form |",
+            "|---|---|",
+        )
+        lines: dict[str, None] = {}
+        for config in FAMILIES.values():
+            old, new = dict.fromkeys(_forms(contract, config)), set(_forms(newest, config))
+            lines |= {f"| `{shard}` | {cell} |": None for shard, cell in old if (shard, cell) not in new}
+        yield from lines
+
+
+def _forms(contract: Contract, config: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for module in contract.modules(Architecture.from_config(config)):
+        for shard in module.shards:
+            yield _without_numbers(shard), _cell(shard, module, defaultdict(int)).partition(" [")[0]

@@ -1,0 +1,145 @@
+"""As much of vLLM's interface as `vllm_child` uses, with transformers behind it.
+
+Its loader is as careless as vLLM's: it copies what it finds and asks for nothing. What it builds is what the directory
+FAKE_VLLM_EXPECTS holds, a good checkpoint. FAKE_VLLM_FAULT is some of these,
+with commas between:
+
+    hang, hang later    no answer to the first question, or to the second
+    crash               the process ends
+    noise               something on stdout and stderr, then all is well
+    no backend          the model cannot be built on this machine
+    too old             something cannot be imported
+    exact gelu          another activation than the config's
+    no pictures         pictures are refused
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from vllm.model_executor.model_loader import LOADERS
+from vllm.multimodal.inputs import HF_NAMES
+
+__version__ = "0.0-fake"
+FAULTS = os.environ.get("FAKE_VLLM_FAULT", "").split(",")
+
+
+@dataclass
+class SamplingParams:
+    max_tokens: int
+    temperature: float
+    prompt_logprobs: int
+    detokenize: bool
+
+
+@dataclass
+class Logprob:
+    logprob: float
+
+
+@dataclass
+class LoadConfig:
+    load_format: str
+
+
+@dataclass
+class RequestOutput:
+    prompt_logprobs: list[Any]
+
+
+class Config:
+    """A config with its sections as attributes."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            setattr(self, key, Config(value) if isinstance(value, dict) else value)
+
+
+def misbehave(moment: str) -> None:
+    """Hang or crash, if that is the fault."""
+    if moment in FAULTS:
+        time.sleep(1000)
+    if "crash" in FAULTS:
+        sys.stderr.write("Segmentation fault in a kernel\n")
+        sys.stderr.flush()
+        os._exit(3)
+
+
+class LLM:
+    """A model in this process."""
+
+    def __init__(self, *, model: str, dtype: str, load_format: str, hf_overrides: Any, **options: Any) -> None:
+        misbehave("hang")
+        if "noise" in FAULTS:
+            sys.stdout.write('{"event": "scored"}\n')
+        if "too old" in FAULTS:
+            raise ImportError("cannot import name 'Gemma4Config'")
+        assert options["max_logprobs"] == -1
+        config = hf_overrides(Config(json.loads((Path(model) / "config.json").read_text())))
+        LOADERS[load_format](LoadConfig(load_format)).load_model(model, config)
+        self._model, self._dtype, self._path = None, dtype, Path(model)
+        self._waiting: list[tuple[str, Any, SamplingParams]] = []
+        self.llm_engine = self
+
+    def add_request(self, name: str, prompt: Any, parameters: SamplingParams) -> str:
+        misbehave("hang later")
+        self._waiting.append((name, prompt, parameters))
+        return name
+
+    def abort_request(self, names: list[str]) -> None:
+        self._waiting = [one for one in self._waiting if one[0] not in names]
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._waiting)
+
+    def step(self) -> list[RequestOutput]:
+        from helpers.served import logits_of  # noqa: PLC0415 -- loading needs none of this
+
+        _, prompt, parameters = self._waiting[0]
+        media = list(self._media(prompt))
+        if "no pictures" in FAULTS and media:
+            raise AttributeError("'ReplicatedLinear' object has no attribute 'weight'")
+        ids = prompt["prompt_token_ids"]
+        logprobs = logits_of(self._loaded(), ids, media).log_softmax(-1)
+        rows: list[Any] = [None]
+        for row, true in zip(logprobs, ids[1:], strict=False):
+            best = row.topk(parameters.prompt_logprobs)
+            named = [true, *best.indices.tolist()]
+            rows.append({id_: Logprob(float(row[id_])) for id_ in named})
+        self._waiting.pop(0)
+        return [RequestOutput(rows)]
+
+    def _media(self, prompt: Any) -> Any:
+        """Pictures and sounds under transformers' names, where their placeholders say."""
+        for kind, items in prompt.get("mm_kwargs", {}).items():
+            for item, place in zip(items, prompt["mm_placeholders"][kind], strict=True):
+                ids = prompt["prompt_token_ids"][place.offset : place.offset + place.length]
+                soft = [True] * len(ids) if place.is_embed is None else place.is_embed.tolist()
+                assert len({id_ for id_, is_soft in zip(ids, soft, strict=True) if is_soft}) == 1
+                yield kind, {HF_NAMES[name]: tensor for name, tensor in item.items() if name in HF_NAMES}
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            from g4convert.forward.load import load  # noqa: PLC0415 -- loading needs none of this
+
+            self._model = load(self._path, dtype=self._dtype, packed=False)
+            if "exact gelu" in FAULTS:
+                for layer in self._model.get_decoder().layers:
+                    layer.mlp.act_fn = torch.nn.GELU()
+        return self._model
+
+
+def names_in(directory: str | Path) -> dict[str, Any]:
+    """Name, and an empty tensor of the right kind, of all that a checkpoint holds."""
+    found = {}
+    for path in sorted(Path(directory).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {name: torch.empty_like(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    return found

@@ -1,0 +1,28 @@
+"""Checkpoints that are headers only: real layouts of any size, without a byte of weights."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from g4convert.checkpoint.directory import Checkpoint, StoredTensor
+from g4convert.gemma4 import Architecture
+from g4convert.planning.recipe import load
+from g4convert.planning.steps import Plan, make_plan
+from g4convert.tensors import TensorInfo
+from helpers.released_configs import stored
+
+
+def opened(config: Mapping[str, Any], tensors: Iterable[TensorInfo] | None = None) -> Checkpoint:
+    """A checkpoint of one file as if it had been opened; by default every tensor the config implies."""
+    if tensors is None:
+        tensors = stored(Architecture.from_config(config)).values()
+    places, position = {}, 0
+    for info in tensors:
+        places[info.name] = StoredTensor(info, "model.safetensors", position)
+        position += info.nbytes
+    return Checkpoint(Path("model"), config, b"", places, (), (), ())
+
+
+def planned(config: Mapping[str, Any], recipe: str = "w4a16-g32", **options: object) -> Plan:
+    """The plan of a headers-only checkpoint."""
+    return make_plan(opened(config), load(recipe, options).recipe)

@@ -1,0 +1,215 @@
+"""Plans: total, independent of order, and what they are for the released sizes."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import golden
+from helpers.headers import opened, planned
+from helpers.released_configs import FAMILIES, RELEASED, released, stored
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from g4convert.checkpoint.source import Source
+from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
+from g4convert.gemma4 import Architecture, Role
+from g4convert.planning.layout import lay_out
+from g4convert.planning.recipe import load, shipped
+from g4convert.planning.report import PlanReport
+from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
+from g4convert.tensors import DType, TensorInfo
+
+RECIPES = sorted(shipped())
+REFUSED = {
+    ("26B-A4B", "w4a16-g128"),
+    *((family, "w4a16-experts-only") for family in FAMILIES if family != "26B-A4B"),
+    *((family, "text-only") for family in ("assistant", "unified assistant")),
+}
+"""What a recipe cannot do: sizes that do not divide, no experts, a drafter without its decoder."""
+
+
+def sources(plan: Plan) -> Counter[tuple[str, int]]:
+    """Every source byte range a plan reads or drops, in bytes."""
+    read: Counter[tuple[str, int]] = Counter()
+    for step in plan.steps:
+        match step:
+            case Copy():
+                for segment in step.segments:
+                    read[segment.source, segment.end - segment.begin] += segment.end - segment.begin
+            case Quantize():
+                segment = step.weight.segment
+                read[segment.source, segment.end - segment.begin] += segment.end - segment.begin
+            case Drop():
+                read[step.source.name, step.source.nbytes] += step.source.nbytes
+    return read
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_source_byte_is_used_once(family: str, recipe: str) -> None:
+    config = FAMILIES[family]
+    try:
+        plan = planned(config, recipe)
+    except UsageError as error:
+        assert recipe in {"w4a16-g128", "w4a16-experts-only"} or "has no text-only form" in error.message  # noqa: PT017
+        return
+    used: Counter[str] = Counter()
+    for (source, _), nbytes in sources(plan).items():
+        used[source] += nbytes
+    assert used == {info.name: info.nbytes for info in stored(Architecture.from_config(config)).values()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_output_names_are_unique(family: str) -> None:
+    plan = planned(FAMILIES[family], assistant="pack")
+    names = [info.name for step in plan.quantized for info in step.outputs]
+    names += [copy.target.name for copy in plan.copied]
+    assert len(set(names)) == len(names)
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_the_source_does_not_matter(data: st.DataObject) -> None:
+    config = FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]
+    tensors = list(stored(Architecture.from_config(config)).values())
+    shuffled = data.draw(st.permutations(tensors))
+    recipe = load().recipe
+    assert make_plan(opened(config, shuffled), recipe).steps == make_plan(opened(config, tensors), recipe).steps
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("size", RELEASED)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_plans_of_the_released_sizes(size: str, recipe: str) -> None:
+    resolved = load(recipe)
+    try:
+        plan = make_plan(opened(released(size)), resolved.recipe)
+    except G4Error as error:
+        golden.check(f"plan/{size}-{recipe}.txt", f"exit {error.exit_code}\n{error}\n")
+        return
+    document = PlanReport.of(Source(Path("model"), size), resolved, plan, lay_out(plan), 1).to_dict(tensors=False)
+    del document["estimate"]
+    document["engines"] = [f"{one['engine']}, TP {one['tp']}: {one['loads']}" for one in document["engines"]]
+    golden.check(f"plan/{size}-{recipe}.json", document)
+
+
+def test_a_group_size_that_does_not_divide_names_every_layer_and_what_would_fit() -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(released("26B-A4B"), group_size=128)
+    text = str(caught.value)
+    assert "3870 layers" in text
+    assert "model.language_model.layers.*.experts.*.down_proj: 704 inputs (3840 layers)" in text
+    assert "model.language_model.layers.*.mlp.down_proj: 2112 inputs (30 layers)" in text
+    assert "--group-size 32 or 64 divides all of them" in text
+
+
+def test_no_group_size_fits_the_vision_mlp() -> None:
+    with pytest.raises(UsageError) as caught:
+        planned(released("31B"), pack=["attention", "mlp", "vision_tower"])
+    assert "model.vision_tower.encoder.layers.*.mlp.down_proj.linear: 4304 inputs (27 layers)" in str(caught.value)
+    assert "no group size divides 4304" in caught.value.hint
+
+
+def test_per_channel_divides_everything() -> None:
+    plan = planned(released("26B-A4B"), group_size="channel")
+    assert {step.scale.shape[1] for step in plan.quantized} == {1}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_parts_that_engines_build_plain_stay_plain(recipe: str) -> None:
+    never = {
+        Role.ROUTER,
+        Role.EMBEDDING,
+        Role.PLE_EMBEDDING,
+        Role.LM_HEAD,
+        Role.NORM,
+        Role.SCALAR,
+        Role.CLIP,
+        Role.VISION_TOWER,
+        Role.AUDIO_TOWER,
+        Role.EMBEDDER,
+        Role.DRAFTER,
+    }
+    for family in FAMILIES.values():
+        try:
+            plan = planned(family, recipe)
+        except UsageError:
+            continue
+        assert not never & {step.weight.role for step in plan.quantized}
+
+
+def test_kept_experts_go_back_into_the_form_that_transformers_reads() -> None:
+    config = FAMILIES["26B-A4B"]
+    plan = planned(config, pack=["attention", "mlp"])
+    fused = {copy.target.name: copy for copy in plan.copied if copy.role is Role.EXPERTS}
+    expected = {name: info for name, info in stored(Architecture.from_config(config)).items() if ".experts." in name}
+    assert {name: copy.target for name, copy in fused.items()} == expected
+    assert all(len(copy.segments) == 1 for copy in fused.values())  # one range: the source is fused already
+
+
+def test_kept_experts_of_a_source_that_has_them_one_by_one() -> None:
+    config = FAMILIES["26B-A4B"]
+    tensors = dict(stored(Architecture.from_config(config)))
+    for name, info in list(tensors.items()):
+        if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            del tensors[name]
+            experts, rows, k = info.shape
+            prefix, _, projection = name.rpartition(".")
+            names = ("down_proj",) if projection == "down_proj" else ("gate_proj", "up_proj")
+            for e in range(experts):
+                for one in names:
+                    single = f"{prefix}.{e}.{one}.weight"
+                    tensors[single] = TensorInfo(single, DType.BF16, (rows // len(names), k))
+    plan = make_plan(opened(config, tensors.values()), load(options={"pack": ["mlp"]}).recipe)
+    copy = next(c for c in plan.copied if c.target.name.endswith("layers.0.experts.gate_up_proj"))
+    assert [s.source.rpartition("experts.")[2] for s in copy.segments] == [
+        f"{e}.{projection}_proj.weight" for e in range(3) for projection in ("gate", "up")
+    ]
+
+
+@pytest.mark.parametrize(("choice", "packed"), [("drop", False), ("keep", True)])
+def test_keys_and_values_nobody_reads(choice: str, packed: bool) -> None:  # noqa: FBT001
+    plan = planned(released("E2B"), kv_shared=choice)
+    names = {step.weight.module for step in plan.quantized}
+    assert ("model.language_model.layers.20.self_attn.k_proj" in names) is packed
+    dropped = {drop.source.name for drop in plan.dropped}
+    assert ("model.language_model.layers.20.self_attn.k_norm.weight" in dropped) is not packed
+
+
+def test_text_only_leaves_the_rest_out_and_renames_the_decoder() -> None:
+    plan = planned(released("31B"), "text-only")
+    assert all(step.packed.name.startswith("model.layers.") for step in plan.quantized)
+    assert {copy.target.name.split(".")[1] for copy in plan.copied} == {"embed_tokens", "layers", "norm"}
+    assert {drop.source.name.split(".")[1] for drop in plan.dropped} == {"vision_tower", "embed_vision"}
+
+
+def test_a_drafter_is_kept_unless_asked_for() -> None:
+    assert not planned(FAMILIES["assistant"]).quantized
+    plan = planned(FAMILIES["assistant"], assistant="pack")
+    assert {step.weight.role for step in plan.quantized} == {Role.ATTENTION, Role.MLP}
+    assert planned(FAMILIES["assistant"]).warnings
+
+
+def test_a_source_that_says_it_is_quantized_is_refused() -> None:
+    config = released("E2B") | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    with pytest.raises(UnsupportedError, match="already quantized"):
+        planned(config)
+
+
+def test_a_qat_export_is_not_already_quantized() -> None:
+    plan = planned(FAMILIES["31B"] | {"quantization_config": {"weights": {}}})
+    assert any("QAT export" in warning for warning in plan.warnings)
+
+
+def test_a_recipe_that_packs_nothing_of_this_model() -> None:
+    with pytest.raises(UsageError, match="has none of these"):
+        planned(released("31B"), "w4a16-experts-only")
+
+
+def test_missing_experts_are_all_named() -> None:
+    config = FAMILIES["26B-A4B"]
+    tensors = [info for name, info in stored(Architecture.from_config(config)).items() if ".experts." not in name]
+    with pytest.raises(InputError) as caught:
+        make_plan(opened(config, tensors), load().recipe)
+    assert caught.value.exit_code == 3
+    assert sum("experts" in line for line in caught.value.offenders) >= 12

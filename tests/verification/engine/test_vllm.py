@@ -1,0 +1,273 @@
+"""vLLM's side of level `engine`: the child process, with a fake vLLM in its interpreter that has the same interface."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from helpers import ROOT, TESTS
+from helpers.conversions import quantized
+from helpers.damage import config, damaged, lose, rewrite
+
+from g4convert.errors import EnvironmentFault
+from g4convert.forward.load import load
+from g4convert.report import Finding, Severity
+from g4convert.verification.engine import vllm_child
+from g4convert.verification.engine.level import check_engine, counted
+from g4convert.verification.engine.process import Program
+from g4convert.verification.engine.prompts import Refused
+from g4convert.verification.engine.vllm import Vllm, vllm
+from g4convert.verification.probes.suite import make_probes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from conftest import Checkpoints
+
+SCALE = "model.language_model.layers.0.mlp.up_proj.weight_scale"
+
+
+@pytest.fixture(scope="module")
+def out(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion with pictures, whose vision config has the key that vLLM needs."""
+    output = tmp_path_factory.mktemp("engine") / "out"
+    quantized(checkpoints("dense"), output)
+    return output
+
+
+@contextmanager
+def served(checkpoint: Path, expects: Path, fault: str = "", timeout: float = 60) -> Iterator[Vllm]:
+    """The fake vLLM with a checkpoint, in a process of its own."""
+    path = os.pathsep.join([str(TESTS / "helpers" / "fake_engine"), str(TESTS), str(ROOT)])
+    environment = os.environ | {
+        "PYTHONPATH": path,
+        "FAKE_VLLM_EXPECTS": str(expects),
+        "FAKE_VLLM_FAULT": fault,
+        "OMP_NUM_THREADS": "1",
+    }
+    with vllm(checkpoint, dtype="float32", timeout=timeout, environment=environment) as engine:
+        yield engine
+
+
+def codes(findings: Sequence[Finding], severity: Severity) -> dict[str, list[str]]:
+    """Subjects by code, of those that count so."""
+    found: dict[str, list[str]] = {}
+    for one in findings:
+        if one.severity is severity:
+            found.setdefault(one.code, []).append(one.subject)
+    return found
+
+
+@pytest.fixture(scope="module")
+def judged(out: Path) -> Callable[[str], list[Finding]]:
+    """Level engine of a good checkpoint, by a fake with a fault in it."""
+    model = load(out, packed=False)
+    probes = [counted(one) for one in make_probes(model, out, kinds=("prose", "batch", "image", "video"), tokens=1)]
+
+    def judge(fault: str) -> list[Finding]:
+        with served(out, out, fault) as engine:
+            return [*check_engine(engine, model, probes, say=lambda _: None).findings]
+
+    return judge
+
+
+def test_a_good_checkpoint_passes_whatever_the_engine_prints(judged: Callable[[str], list[Finding]]) -> None:
+    findings = judged("noise")
+    assert not codes(findings, Severity.FAIL)
+    assert not codes(findings, Severity.INCONCLUSIVE)
+    assert not codes(findings, Severity.WARN)
+    passed = codes(findings, Severity.PASS)
+    assert passed["engine.load"] == ["vLLM 0.0-fake"]
+    assert [one.partition(" ")[0] for one in passed["engine.logprobs"]] == ["all", "prose", "batch", "image", "video"]
+
+
+def test_a_key_that_vllm_needs_is_supplied_and_told(out: Path, tmp_path: Path) -> None:
+    lacking = damaged(
+        out, tmp_path / "lacking", config(lambda whole: whole["vision_config"].pop("default_output_length"))
+    )
+    model = load(lacking, packed=False)
+    with served(lacking, out) as engine:
+        probes = [counted(one) for one in make_probes(model, lacking, kinds=("prose",), tokens=1)]
+        findings = [*check_engine(engine, model, probes, say=lambda _: None).findings]
+    assert codes(findings, Severity.WARN) == {"engine.config": ["vision_config.default_output_length"]}
+    assert "engine.load" in codes(findings, Severity.PASS)
+
+
+def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[[str], list[Finding]]) -> None:
+    findings = judged("exact gelu,no pictures")
+    failed = codes(findings, Severity.FAIL)
+    assert [one.partition(" ")[0] for one in failed["engine.logprobs"]] == ["all", "prose", "batch"]
+    assert {"image_wide", "images", "video"} <= set(failed["engine.probes"])
+    assert any("no attribute 'weight'" in one.found for one in findings)
+
+
+def test_a_lost_tensor_is_named(out: Path, tmp_path: Path) -> None:
+    bad = damaged(out, tmp_path / "bad", lose(SCALE))
+    with served(bad, out) as engine:
+        started = engine.start(16, 4)
+    assert [(one.name, one.share) for one in started.unfilled] == [(SCALE, 1.0)]
+
+
+def test_a_lost_scalar_and_a_lost_shape_are_named(out: Path, tmp_path: Path) -> None:
+    names = ["model.language_model.layers.1.layer_scalar", SCALE.replace("scale", "shape")]
+    bad = damaged(out, tmp_path / "bad", lose(*names))
+    with served(bad, out) as engine:
+        assert sorted(one.name for one in engine.start(16, 4).unfilled) == sorted(names)
+
+
+def test_an_unexpected_tensor_is_the_engines_own_message(out: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(out, bad)
+    rewrite(bad, lambda held: held.update({"model.language_model.layers.0.extra": torch.ones(1)}))
+    with served(bad, out) as engine, pytest.raises(Refused, match=r"no module or parameter named .*extra") as refused:
+        engine.start(16, 4)
+    assert refused.value.place == "load"
+    assert "ValueError" in refused.value.log
+
+
+def test_what_only_this_machine_cannot_is_inconclusive(judged: Callable[[str], list[Finding]]) -> None:
+    findings = judged("no backend")
+    assert not codes(findings, Severity.FAIL)
+    assert codes(findings, Severity.INCONCLUSIVE).keys() == {"engine.load", "engine.stopped"}
+
+
+def test_a_hang_ends_in_time(out: Path) -> None:
+    begin = time.monotonic()
+    with served(out, out, "hang", timeout=2) as engine, pytest.raises(EnvironmentFault, match="no answer within 2 s"):
+        engine.start(16, 4)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_crash_is_told_with_the_end_of_the_log(out: Path) -> None:
+    with served(out, out, "crash") as engine, pytest.raises(EnvironmentFault, match="exit status 3") as fault:
+        engine.start(16, 4)
+    assert "Segmentation fault in a kernel" in fault.value.offenders
+
+
+def test_an_engine_that_cannot_be_imported_is_no_fault_of_the_checkpoint(out: Path) -> None:
+    with served(out, out, "too old") as engine, pytest.raises(EnvironmentFault, match="Gemma4Config") as fault:
+        engine.start(16, 4)
+    assert "knows Gemma 4" in fault.value.hint
+
+
+def test_no_engine_is_told_with_the_remedy(out: Path, tmp_path: Path) -> None:
+    for python, message in ((Path(sys.executable), "has no vLLM"), (tmp_path / "python", "not an interpreter")):
+        with pytest.raises(EnvironmentFault, match=message) as fault, vllm(out, python=python, timeout=5):
+            pass
+        assert fault.value.exit_code == 5
+        assert "--engine-python" in fault.value.hint
+
+
+# ---- the process
+
+
+def program(code: str, timeout: float = 20) -> Program:
+    return Program([sys.executable, "-c", f"import os, sys, time\n{code}"], timeout=timeout)
+
+
+ECHO = """
+replies = os.fdopen(int(sys.argv[2]), 'w')
+for line in os.fdopen(int(sys.argv[1])):
+    replies.write({})
+    replies.flush()
+"""
+
+
+def test_long_questions_and_answers_arrive_whole() -> None:
+    with program(ECHO.format("line")) as echo:
+        for length in (1, 1 << 20, 5):
+            assert echo.ask(text="x" * length) == {"text": "x" * length}
+
+
+@pytest.mark.parametrize("answer", ["'no json\\n'", "'[1]\\n'"])
+def test_an_answer_that_is_no_object_is_a_fault(answer: str) -> None:
+    with program(ECHO.format(answer)) as echo, pytest.raises(EnvironmentFault, match="no JSON"):
+        echo.ask(a=1)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, EnvironmentFault])
+def test_nothing_is_left_when_this_process_stops(stop: type[BaseException], tmp_path: Path) -> None:
+    """Not even what the program has started."""
+    note = tmp_path / "pids"
+    code = (
+        "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])\n"
+        f"open({str(note)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n" + ECHO.format("line")
+    )
+
+    def interrupted() -> None:
+        with program(code) as running:
+            running.ask(a=1)
+            raise stop("stop")
+
+    with pytest.raises(stop):
+        interrupted()
+    for pid in map(int, note.read_text().split()):
+        assert gone(pid)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, waiting a little for whoever inherits it."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        state = Path(f"/proc/{pid}/stat")
+        if state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    return False
+
+
+# ---- inside the engine
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_words_are_decoded_as_compressed_tensors_does(bits: int, lead: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (*lead, 6, 64), generator=generator, dtype=torch.int8)
+    scale = torch.rand(*lead, 6, 2, generator=generator)
+    words = pack_to_int32(codes.reshape(-1, 64), bits).reshape(*lead, 6, -1)
+    expected = codes * scale.repeat_interleave(32, -1)
+    assert torch.equal(vllm_child.decoded(words, scale, bits), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64])
+def test_any_part_that_is_left_is_seen(dtype: torch.dtype) -> None:
+    module = torch.nn.Module()
+    module.register_parameter("a", torch.nn.Parameter(torch.zeros(8, 16).to(dtype), requires_grad=False))
+    module.register_buffer("b", torch.zeros(8, 16).to(dtype))
+    watched = vllm_child.watched(module)
+    assert watched.keys() == {"a", "b"}
+    vllm_child.poison(watched)
+    watched["a"].fill_(1)
+    watched["b"][1:].fill_(1)
+    assert vllm_child.unfilled(watched) == [{"name": "b", "share": 1 / 8}]
+
+
+def test_a_checkpoint_may_hold_nan_and_any_word() -> None:
+    """Only the very pattern counts, and of words more than chance gives."""
+    values = {"nan": torch.full((4,), torch.nan), "word": torch.arange(100, dtype=torch.int32)}
+    values["word"][3] = vllm_child._PATTERNS[torch.int32][1]  # noqa: SLF001 -- the chance itself
+    assert vllm_child.unfilled(values) == []
+
+
+def test_caches_and_what_is_computed_are_not_looked_at() -> None:
+    module = torch.nn.Module()
+    module.kv_cache = []
+    module.register_buffer("k_scale", torch.ones(1))
+    outer = torch.nn.Module()
+    outer.add_module("attention", module)
+    outer.register_buffer("rotary", torch.ones(4), persistent=False)
+    assert vllm_child.watched(outer) == {}

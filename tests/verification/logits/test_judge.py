@@ -1,0 +1,211 @@
+"""The logits level as a whole: right paths pass, what fails is named, and modes agree with one another."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.conversions import quantized
+
+from g4convert.demo.trained import trained
+from g4convert.forward.candidate import ModelCandidate, Outputs
+from g4convert.forward.load import load
+from g4convert.report import Finding, Report, Severity
+from g4convert.verification import gates
+from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.judge import Judged, Models, check_logits
+from g4convert.verification.probes.suite import Probe, make_probes
+
+BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models run slower on more, the more so beside other test processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A trained MoE and its conversion: loss means something."""
+    out = tmp_path_factory.mktemp("judge") / "out"
+    quantized(trained("moe"), out)
+    return trained("moe"), out
+
+
+@pytest.fixture(scope="module")
+def original(pair: tuple[Path, Path]) -> ModelCandidate:
+    return ModelCandidate(load(pair[0]))
+
+
+@pytest.fixture(scope="module")
+def dequantized(pair: tuple[Path, Path]) -> ModelCandidate:
+    return ModelCandidate(load(pair[1], packed=False))
+
+
+@pytest.fixture(scope="module")
+def probes(pair: tuple[Path, Path], original: ModelCandidate) -> tuple[Probe, ...]:
+    return make_probes(original.model, pair[0], kinds=["prose", "code", "batch", "image"], tokens=200)
+
+
+def judged(models: Models, probes: tuple[Probe, ...]) -> Judged:
+    return check_logits(models, probes, loss=gates.load("w4a16"), parity=gates.load("parity"))
+
+
+def bad(judgement: Judged, *, but: str = "logits.loss.") -> dict[str, list[Finding]]:
+    """Failures by check; what four bits cost a model of this size is not looked at."""
+    found: dict[str, list[Finding]] = {}
+    for finding in judgement.findings:
+        if finding.severity in BAD and not finding.code.startswith(but):
+            found.setdefault(finding.code, []).append(finding)
+    return found
+
+
+@pytest.fixture(scope="module")
+def right(
+    pair: tuple[Path, Path], original: ModelCandidate, dequantized: ModelCandidate, probes: tuple[Probe, ...]
+) -> Judged:
+    return judged(Models(original, dequantized, ModelCandidate(load(pair[1]))), probes)
+
+
+def test_the_right_path_passes(right: Judged) -> None:
+    assert bad(right) == {}
+    parity, loss, floor = (right.metrics[kind] for kind in ("parity", "loss", "floor"))
+    assert parity["kl_mean"] < 1e-9
+    assert loss["kl_mean"] > 1e-4
+    assert parity["logit_max_diff"] < 1e-3
+    assert set(floor["sources"]) == {"noise 1", "noise 2"}
+    assert floor["values"]["kl_mean"] < 1e-8
+    checked = {finding.code for finding in right.findings}
+    names = ("modules", "inputs", "activation", "embedder", "pooler", "decode", "coverage", "parity.kl_mean")
+    assert {f"logits.{name}" for name in names} <= checked
+
+
+def test_the_original_is_its_own_twin(
+    original: ModelCandidate, probes: tuple[Probe, ...], pair: tuple[Path, Path]
+) -> None:
+    found = judged(Models(original, original, ModelCandidate(load(pair[0]))), probes)
+    assert bad(found, but="-") == {}
+    for kind in ("loss", "parity"):
+        assert (found.metrics[kind]["kl_max"], found.metrics[kind]["ppl_ratio"]) == (0, 1)
+    assert found.metrics["blame"] == {}
+
+
+def test_report_is_json(right: Judged) -> None:
+    report = Report(right.findings, ("logits",), right.metrics, "out", "source")
+    assert '"metrics_version": 1' in report.to_json()
+
+
+def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR0917 -- fixtures
+    right: Judged,
+    pair: tuple[Path, Path],
+    original: ModelCandidate,
+    dequantized: ModelCandidate,
+    probes: tuple[Probe, ...],
+    tmp_path: Path,
+) -> None:
+    capture(original, probes, tmp_path / "ref.safetensors", source="")
+    stored = Captured.open(tmp_path / "ref.safetensors")
+    found = judged(Models(stored, dequantized, ModelCandidate(load(pair[1]))), ())
+    assert bad(found) == {}
+    for name in ("kl_mean", "kl_p99", "top1_agreement", "ppl_ratio", "tokens"):
+        assert found.metrics["loss"][name] == pytest.approx(right.metrics["loss"][name], rel=1e-6), name
+    assert found.metrics["probes"] == right.metrics["probes"]
+
+
+def test_streamed_models_give_the_same(right: Judged, pair: tuple[Path, Path], probes: tuple[Probe, ...]) -> None:
+    models = [
+        load(pair[0], memory="stream"),
+        *(load(pair[1], packed=packed, memory="stream") for packed in (False, True)),
+    ]
+    found = judged(Models(*map(ModelCandidate, models)), probes)
+    assert bad(found) == {}
+    for kind in ("loss", "parity"):
+        for name, value in right.metrics[kind].items():
+            if isinstance(value, float) and value == value:  # noqa: PLR0124 -- not nan
+                assert found.metrics[kind][name] == pytest.approx(value, rel=1e-3, abs=1e-7), (kind, name)
+
+
+def test_bf16_is_judged_by_its_own_noise(
+    pair: tuple[Path, Path], dequantized: ModelCandidate, probes: tuple[Probe, ...]
+) -> None:
+    narrow, path = (ModelCandidate(load(pair[1], dtype="bfloat16", packed=packed)) for packed in (False, True))
+    found = judged(Models(None, narrow, path, dequantized), probes)
+    assert bad(found) == {}
+    assert set(found.metrics["floor"]["sources"]) == {"noise 1", "noise 2", "rounding"}
+    assert 1e-7 < found.metrics["floor"]["values"]["kl_mean"] < 0.02
+    assert "loss" not in found.metrics
+    path.model.get_decoder().layers[1].experts.act_fn = torch.nn.GELU()  # no logit shows it
+    found = judged(Models(None, narrow, path, dequantized), probes)
+    assert set(bad(found)) == {"logits.activation"}
+
+
+def test_a_fault_is_named_with_its_share(
+    pair: tuple[Path, Path], original: ModelCandidate, dequantized: ModelCandidate, probes: tuple[Probe, ...]
+) -> None:
+    path = load(pair[1])
+    words = path.get_decoder().layers[1].experts.gate_up_packed
+    busiest = int(original.run(probes[0]).routers["layers.1"].flatten().bincount().argmax())
+    words[busiest] = words[busiest].roll(words.shape[1] // 2, 0)
+    found = judged(Models(original, dequantized, ModelCandidate(path)), probes)
+    (module,) = bad(found)["logits.modules"]
+    assert module.subject == f"layers.1.experts.{busiest}"
+    assert module.found.endswith("100 % of the KL")
+    rows = found.metrics["blame"]["parity"]["rows"]
+    assert (rows[0]["module"], round(rows[0]["share"], 2)) == (f"layers.1.experts.{busiest}", 1)
+    assert "logits.parity.kl_mean" in bad(found)
+
+
+class Engine:
+    """Shows logits only, as an engine does; `extra` goes wrong in them."""
+
+    def __init__(self, model: ModelCandidate, extra: float = 0.0, *, layers: bool = False) -> None:
+        self.model, self.extra, self.layers = model, extra, layers
+
+    def run(self, probe: Probe) -> Outputs:
+        """The model's logits and more."""
+        outputs = self.model.run(probe)
+        noise = torch.randn(outputs.logits.shape, generator=torch.Generator().manual_seed(0))
+        layers = {name: states + (name >= "layers.2") * self.extra for name, states in outputs.layers.items()}
+        return Outputs(outputs.logits + self.extra * noise, layers=layers if self.layers else {})
+
+
+def test_an_engine_shows_logits_only(dequantized: ModelCandidate, probes: tuple[Probe, ...]) -> None:
+    found = judged(Models(None, dequantized, Engine(dequantized)), probes)
+    assert bad(found) == {}
+    assert not any(finding.code == "logits.modules" for finding in found.findings)
+    found = judged(Models(None, dequantized, Engine(dequantized, 0.5)), probes)
+    assert "logits.parity.kl_mean" in bad(found)
+    assert not any(finding.code == "logits.blame" for finding in found.findings)
+    found = judged(Models(None, dequantized, Engine(dequantized, 0.5, layers=True)), probes)
+    (where,) = (finding for finding in found.findings if finding.code == "logits.blame")
+    assert where.subject == "layers.2"
+
+
+def test_a_cache_that_forgets_is_found(
+    pair: tuple[Path, Path], dequantized: ModelCandidate, probes: tuple[Probe, ...]
+) -> None:
+    path = load(pair[1])
+    attention = path.get_decoder().layers[0].self_attn
+    stock = attention.forward
+
+    def forward(*args: object, **kwargs: object) -> object:
+        return stock(*args, **kwargs | {"past_key_values": None})
+
+    attention.forward = forward
+    found = bad(judged(Models(None, dequantized, ModelCandidate(path)), probes))
+    assert set(found) == {"logits.decode"}
+
+
+def test_experts_that_no_probe_reached_are_told(
+    pair: tuple[Path, Path], dequantized: ModelCandidate, probes: tuple[Probe, ...]
+) -> None:
+    found = judged(Models(None, dequantized, ModelCandidate(load(pair[1]))), probes[:1])
+    (coverage,) = (finding for finding in found.findings if finding.code == "logits.coverage")
+    hit = sum(count > 0 for router in found.metrics["parity"]["routers"] for count in router["hits"])
+    total = sum(len(router["hits"]) for router in found.metrics["parity"]["routers"])
+    assert coverage.found == f"{hit} of {total} reached by the probes"
+    assert (coverage.severity is Severity.PASS) == (hit == total)
