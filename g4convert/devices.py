@@ -13,10 +13,9 @@ from typing import Any, Final
 import torch
 
 from g4convert.errors import EnvironmentFault
-from g4convert.forward.models import Model
 from g4convert.request import checked_device
 
-__all__ = ["CPU", "device_of", "is_roomy", "memory_faults", "moved", "place", "torch_device"]
+__all__ = ["CPU", "device_of", "is_roomy", "memory_faults", "moved", "place", "threads_for", "torch_device"]
 
 CPU = torch.device("cpu")
 
@@ -24,6 +23,8 @@ _ATTRIBUTE: Final = "g4_device"
 _LESS: Final = "--memory stream holds one layer at a time"
 _ROOM: Final = {"cpu": 0.6, "cuda": 0.8}
 """Share of the free memory that a resident model may take; activations and logits need the rest."""
+_SMALL: Final = 100_000_000
+"""Parameters below which a model runs on one thread."""
 
 
 def torch_device(name: str) -> torch.device:
@@ -48,7 +49,7 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def place(model: Model, device: torch.device) -> None:
+def place(model: torch.nn.Module, device: torch.device) -> None:
     """Say where a model's inputs go; of a streamed model no tensor tells."""
     setattr(model, _ATTRIBUTE, device)
 
@@ -96,6 +97,18 @@ def memory_faults() -> Iterator[None]:
         if "allocate memory" not in str(error):
             raise
         raise EnvironmentFault("out of memory", hint=_LESS) from error
+
+
+@contextmanager
+def threads_for(model: torch.nn.Module) -> Iterator[None]:
+    """One thread for a small model: waking a second one costs more than its share of such products is worth."""
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _free_memory() -> Iterator[int]:

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from g4convert.tables import duration, size
+from g4convert.quantities import duration, size
 
 __all__ = ["Bar", "Lines", "Quiet", "peak_memory", "watch"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,41 +55,38 @@ def imports(path: Path) -> set[str]:
     return found - {""}
 
 
-def layers() -> list[tuple[str, list[str]]]:
-    """The table of docs/architecture.md: name of a layer and patterns of its modules, lowest first."""
-    table = (ROOT / "docs" / "architecture.md").read_text().partition("| layer |")[2].partition("\n\n")[0]
-    found = []
-    for row in table.splitlines()[2:]:
-        name, patterns, _ = (cell.strip() for cell in row.strip("|").split("|"))
-        found.append((name, [word.strip("`") for word in patterns.split() if word.startswith("`")]))
-    return found
+def layers() -> list[str]:
+    """Folders of the package in the order of docs/architecture.md; modules beside them come before all."""
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("| folder |")[2].partition("\n\n")[0]
+    return [found[1] for row in table.splitlines()[2:] if (found := re.match(r"\| `(\w+)/`", row))]
 
 
-def layer_of(module: str) -> int:
-    """The layer whose pattern names a module; a full name wins over `package/`."""
-    named = [
-        (module == pattern, len(pattern), level)
-        for level, (_, patterns) in enumerate(layers())
-        for pattern in patterns
-        if module == pattern or (pattern.endswith("/") and f"{module}.".startswith(pattern.replace("/", ".")))
-    ]
-    assert named, f"{module} is in no layer of docs/architecture.md"
-    return max(named)[2]
+def level(module: str) -> int:
+    """The layer of a module: 0 for those that lie in no folder."""
+    folder, inner, _ = module.partition(".")
+    return layers().index(folder) + 1 if inner or folder in layers() else 0
 
 
 PLACED = sorted(MODULES.keys() - {"", "__main__"})
 
 
+def test_every_folder_is_a_layer() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(layers()) == folders
+
+
 @pytest.mark.parametrize("module", PLACED)
-def test_imports_point_to_the_same_layer_or_down(module: str) -> None:
-    own = layer_of(module)
-    up = {name for name in imports(MODULES[module]) if layer_of(name) > own}
-    assert not up, f"{module} ({layers()[own][0]}) imports {up}"
+def test_imports_point_to_the_same_folder_or_down(module: str) -> None:
+    up = {name for name in imports(MODULES[module]) if level(name) > level(module)}
+    assert not up, f"{module} imports {up}"
 
 
-def test_every_pattern_of_the_table_names_a_module() -> None:
-    patterns = {pattern for _, patterns in layers() for pattern in patterns}
-    assert {pattern for pattern in patterns if pattern.rstrip("/") not in MODULES} == set()
+@pytest.mark.parametrize("package", [name for name in PLACED if MODULES[name].name == "__init__.py"])
+def test_a_package_lists_its_modules(package: str) -> None:
+    text = ast.get_docstring(ast.parse(MODULES[package].read_text()), clean=False) or ""
+    listed = re.findall(r"^(\w+) {2,}\S", text, re.MULTILINE)
+    inner = {name.removeprefix(f"{package}.") for name in PLACED if name.startswith(f"{package}.")}
+    assert sorted(listed) == sorted(name for name in inner if "." not in name)
 
 
 def test_imports_have_no_circle() -> None:

@@ -1,1 +1,11 @@
-"""."""
+"""Reads what is on disk, and believes none of it before it is checked.
+
+header     Parses the header of one safetensors file
+reader     Reads byte ranges of weight files from any thread
+directory  Opens a checkpoint directory: config, tensors, byte ranges, other files
+source     Finds the directory that a path or a hub name means
+contents   Names every tensor of a checkpoint by its place in the architecture
+stored     Recognises how each module is stored: packed, plain, by which scheme
+declared   Reads what config.json says about quantization, in any format
+arguments  Fills in and checks the `weights` of a compressed-tensors config group
+"""

@@ -1,1 +1,23 @@
-"""The commands, one function each; `cli` makes a program of them."""
+"""Parses the command line, calls one function, prints, and sets the exit status.
+
+app             Assembles the program and maps errors to exit codes
+options         Declares every option once
+recipe_options  Gives commands the options of a recipe
+plan            `g4convert plan`
+quantize        `g4convert quantize`
+verify          `g4convert verify`
+check           `g4convert check`
+reference       `g4convert reference`
+generate        `g4convert generate`
+inspect         `g4convert inspect`
+recipe          `g4convert recipe ...`
+demo            `g4convert demo`
+verification    Runs a verification for the commands that end with one
+tuning          Shows progress of `generate --autotune`
+printing        Prints JSON, plans and settings
+show            Prints results as text
+show_engines    Prints verdicts of engines
+show_report     Prints reports
+show_summary    Prints the closing card of a conversion
+tables          Lays out tables for the width of the terminal
+"""

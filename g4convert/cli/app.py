@@ -14,8 +14,16 @@ from collections.abc import Sequence
 import typer
 
 from g4convert import __version__
-from g4convert.cli import conversion, judging, looking, recipes
+from g4convert.cli import recipe as recipes
+from g4convert.cli.check import check
+from g4convert.cli.demo import demo
+from g4convert.cli.generate import generate
+from g4convert.cli.inspect import inspect
 from g4convert.cli.options import Manner, Version
+from g4convert.cli.plan import plan
+from g4convert.cli.quantize import quantize
+from g4convert.cli.reference import reference
+from g4convert.cli.verify import verify
 from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
 from g4convert.suggestions import no_such
 
@@ -37,14 +45,14 @@ recipe = typer.Typer(
     no_args_is_help=True,
 )
 for _command, _example in (
-    (conversion.plan, "plan google/gemma-4-26B-A4B-it -r w4a16-g32"),
-    (conversion.quantize, "quantize google/gemma-4-26B-A4B-it -o gemma-4-26B-A4B-it-W4A16"),
-    (judging.verify, "verify gemma-4-26B-A4B-it-W4A16 --reference google/gemma-4-26B-A4B-it"),
-    (judging.check, "check somebodys-gemma-4-W4A16 --engine vllm --tp 2"),
-    (judging.reference, "reference google/gemma-4-26B-A4B-it -o ref.safetensors"),
-    (looking.generate, 'generate gemma-4-26B-A4B-it-W4A16 -p "Why is the sky blue?"'),
-    (looking.inspect, "inspect gemma-4-26B-A4B-it-W4A16"),
-    (looking.demo, "demo --family moe"),
+    (plan, "plan google/gemma-4-26B-A4B-it -r w4a16-g32"),
+    (quantize, "quantize google/gemma-4-26B-A4B-it -o gemma-4-26B-A4B-it-W4A16"),
+    (verify, "verify gemma-4-26B-A4B-it-W4A16 --reference google/gemma-4-26B-A4B-it"),
+    (check, "check somebodys-gemma-4-W4A16 --engine vllm --tp 2"),
+    (reference, "reference google/gemma-4-26B-A4B-it -o ref.safetensors"),
+    (generate, 'generate gemma-4-26B-A4B-it-W4A16 -p "Why is the sky blue?"'),
+    (inspect, "inspect gemma-4-26B-A4B-it-W4A16"),
+    (demo, "demo --family moe"),
 ):
     app.command(epilog=f"Example: g4convert {_example}")(_command)
 for _name, _command, _example in (

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
+    from g4convert.planning.report import PlanReport
 
-__all__ = ["print_json", "print_settings", "print_text"]
+__all__ = ["print_json", "print_plan", "print_settings", "print_text"]
 
 
 def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> None:
@@ -31,3 +32,13 @@ def print_text(text: str) -> None:
     from g4convert.cli import show
 
     show.console(no_color=True).out(text, end="", highlight=False)
+
+
+def print_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
+    """A plan, as text or JSON."""
+    from g4convert.cli import show
+
+    if as_json:
+        print_json(found.to_dict(tensors=verbose))
+    else:
+        show.plan(show.console(no_color=no_color), found, tensors=verbose)

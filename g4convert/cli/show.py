@@ -15,8 +15,9 @@ from rich.table import Table
 
 from g4convert.cli import show_summary
 from g4convert.cli.show_engines import verdicts
+from g4convert.cli.tables import facts, fitted, put, table
 from g4convert.errors import G4Error
-from g4convert.tables import count, duration, facts, fitted, plural, put, size, table
+from g4convert.quantities import count, duration, plural, size
 
 if TYPE_CHECKING:
     from g4convert.demo.run import Demonstration

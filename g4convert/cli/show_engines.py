@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from g4convert.cli import show_report
+from g4convert.cli.tables import facts, put, table
 from g4convert.engines.remedies import NO_CHOICE
 from g4convert.engines.verdicts import BASIS, Loads, Verdict
-from g4convert.tables import facts, put, table
 
 if TYPE_CHECKING:
     from rich.console import Console

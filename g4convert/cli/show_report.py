@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from g4convert.cli.tables import put, table
+from g4convert.quantities import plural
 from g4convert.report import Finding, Report, Severity, grouped
-from g4convert.tables import plural, put, table
 
 if TYPE_CHECKING:
     from rich.console import Console

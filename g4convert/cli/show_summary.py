@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from g4convert.cli.tables import facts, put, table
 from g4convert.gemma4 import Role
-from g4convert.tables import facts, plural, put, size, table
+from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
     from g4convert.conversion.result import ErrorRow, Summary

@@ -1,1 +1,15 @@
-"""."""
+"""Streams weights once, from a source to a finished output directory.
+
+run         Opens, plans, checks, streams and finishes
+drops       Reads tensors that may only be left out with a certain value
+method      Chooses the method for `method: auto` from a sample of groups
+workers     Makes the tile arithmetic of each worker: cores or GPUs
+stream      Runs units through workers: read, quantize or copy, write, journal
+writer      Writes bytes at their final offsets
+journal     Records finished units, so that a killed run continues
+staging     Keeps OUT.partial until it may take the name of OUT
+ranks       Shares one output between processes under torchrun
+result      Sums up a finished conversion: sizes, errors, method
+provenance  Writes config.json and g4convert.json
+card        Writes the model card
+"""

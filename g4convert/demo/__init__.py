@@ -1,8 +1,11 @@
-"""Tiny real Gemma 4 checkpoints of every family: what the demo, the tests and users' CI run on.
+"""Makes tiny real Gemma 4 checkpoints of every family, for the demo, the tests and users' CI.
 
-checkpoints   configs of the families, and `make`
-weights       random weights in which every part matters
-tokenizer     a real tokenizer, chat template and processor config, small
+run          Plans, quantizes, loads and compares one of them
+checkpoints  Has the configs of the families, and `make`
+weights      Makes random weights in which every part matters
+tokenizer    Makes a small real tokenizer, chat template and processor config
+trained      Finds the trained checkpoints that are shipped
+reload       Loads packed checkpoints in stock transformers, as a second opinion
 """
 
 from g4convert.demo.checkpoints import Family, make

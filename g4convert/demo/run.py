@@ -24,10 +24,10 @@ from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Job, convert, prepare
 from g4convert.demo import make
-from g4convert.demo.logits import LogitsDifference, compare, logits, prompts
 from g4convert.demo.reload import dequantized, reload
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import GateError, UsageError
+from g4convert.forward.probe import LogitsDifference, compare, logits, prompts
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import DEFAULT, load
 from g4convert.planning.report import PlanReport

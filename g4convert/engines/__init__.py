@@ -1,8 +1,18 @@
-"""What serving engines do with a checkpoint: names, fused modules, `ignore` and `targets`, forms that load.
+"""Says what serving engines do with a checkpoint; imports no engine and no torch.
 
-Pure values and functions: no engine, no torch. `contract` has the types, `module` how modules are made from the
-checkpoint's, `matching` how entries name them, `judge` what would go wrong; `vllm`, `sglang` and `transformers`
-have the facts.
+contract      Defines what is known of one engine
+vllm          vLLM: names, modules, what it accepts
+sglang        SGLang: the same
+transformers  transformers: the same
+module        Makes an engine's modules from those of a checkpoint
+matching      Matches `ignore` and `targets` as each engine does
+split         Computes the part of a weight that each GPU gets
+limits        Knows which kernels take which sizes
+weights       `Weights`: a checkpoint as engines meet it; `Remark`: what there is to say of it
+faults        Finds modules that would be built in another form than stored
+forms         Says so in words
+verdicts      Judges: loads, with a caveat, or not
+remedies      Tries what would make an engine load it
 """
 
 from collections.abc import Callable, Mapping

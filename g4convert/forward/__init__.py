@@ -1,15 +1,19 @@
-"""Gemma 4 in transformers: loaded strictly, run whole or a part at a time, and compared.
+"""Runs Gemma 4 from packed words, whole or one layer at a time.
 
-models      which class reads which checkpoint
-pieces      what each tensor of a model is made of, plain or packed, in any dialect
-filling     a model's tensors, in and out
-load        the strict loader
-modules     Linears on packed words            experts    experts on packed words
-streaming   a model of which only the part that runs is in memory
-devices     where it runs              compiled   int4 words to weights on the CPU
-greedy      one token after the other  tuning     the GPU's kernels measured on one model
-candidate   what can be judged: logits, and what happens inside
-reload      transformers' own way to a packed checkpoint, a second opinion
-media       pictures, videos and sounds in the form processors give them
-logits      a prompt for each input, and the difference of two sets of logits
+models         Says which class of transformers reads which checkpoint
+pieces         Says what each tensor of a model is made of, plain or packed
+filling        Puts tensors into a model and takes them out
+load           Loads strictly: every tensor has its place, or nothing runs
+modules        Linears on packed words
+experts        Experts on packed words
+compiled       Decodes int4 words on the CPU
+streaming      Keeps only the layer that runs in memory
+conversations  Turns conversations into token ids, in a checkpoint's own chat frame
+media          Makes pictures, videos and sounds in the form processors give them
+probe          Makes a prompt for each input of a model, and compares logits
+greedy         Decodes one token after the other
+generation     Answers prompts: `g4convert generate`
+candidate      Defines what can be judged: logits, and what happens inside
+tuning         Measures the GPU kernels on one model
+triton         Fused products on packed words for NVIDIA GPUs
 """

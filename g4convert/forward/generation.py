@@ -16,7 +16,7 @@ from typing import Any, Final, Self, cast
 import torch
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.devices import device_of, memory_faults, torch_device
+from g4convert.devices import device_of, memory_faults, threads_for, torch_device
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.greedy import ends, greedy
@@ -27,7 +27,6 @@ from g4convert.forward.tuning import tune
 from g4convert.progress import peak_memory
 from g4convert.request import FLOAT_TYPES
 from g4convert.suggestions import no_such
-from g4convert.verification.logits.level import threads_for
 
 __all__ = ["Answer", "Speaker"]
 

@@ -1,9 +1,10 @@
-"""`g4convert inspect`: what a checkpoint is, held against what its config says of it.
+"""Describes and repairs checkpoints of any origin.
 
-stored_scheme     how each module is stored, from names, dtypes and shapes
-declared_scheme   what config.json declares, in the spellings of the formats seen
-describe          both against each other, module by module
-description       the result: values, JSON, tables
+describe     Compares what a checkpoint stores with what its config declares
+description  Holds the result of `describe`
+engines      Judges which engines load a checkpoint: `g4convert check`
+drafter      Compares an MTP drafter with its target
+fix          Rewrites a wrong `quantization_config`: `check --fix`
 """
 
 from g4convert.inspection.describe import describe

@@ -1,7 +1,11 @@
-"""`g4convert verify`: whether a quantized checkpoint is what its source says, and runs as it is written.
+"""Judges a quantized checkpoint: is it what its source says, does it run as written, what does it cost?
 
-static     names, shapes, config and files, without reading a weight; no torch
-gates      measured values against the thresholds of a profile
-
-Each check yields findings (`g4convert.report`), also where all is well.
+run      Runs the levels that are asked for and collects their findings
+gates    Compares measured numbers with the thresholds of a profile
+static   Level `static`: names, shapes, config and files, without reading a weight
+weights  Level `weights`: every stored value against its source
+probes   Inputs that between them reach every part of a model
+logits   Level `logits`: full forward passes, compared
+engine   Level `engine`: the same tokens through a real vLLM or SGLang
+page     The HTML page of a report
 """

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Gemma4AudioFeatureExtractor, Gemma4ImageProcessorPil
 
 from g4convert.demo import Family, make, reload
-from g4convert.demo.logits import logits, prompts
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
+from g4convert.forward.probe import logits, prompts
 
 pytestmark = pytest.mark.parametrize("family", list(Family))
 

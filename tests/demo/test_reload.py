@@ -22,9 +22,9 @@ from helpers.dialect_sources import with_shared_kv
 from safetensors.torch import load_file, save_file
 
 from g4convert.demo import Family, reload
-from g4convert.demo.logits import compare, logits, prompts
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.forward.models import model_class, quiet_transformers
+from g4convert.forward.probe import compare, logits, prompts
 
 DECODER_LINEAR = re.compile(
     r"^model\.(language_model\.)?layers\.\d+\."

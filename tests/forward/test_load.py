@@ -11,11 +11,11 @@ from helpers.damage import Tensors, edit_config, rewrite
 from helpers.dialect_sources import cases, with_shared_kv, write
 
 from g4convert.demo import Family
-from g4convert.demo.logits import logits, prompts
 from g4convert.demo.reload import reload
 from g4convert.errors import GateError, InputError, UsageError
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.models import Model, model_class, quiet_transformers
+from g4convert.forward.probe import logits, prompts
 
 TEXT = "model.language_model"
 LAYER = f"{TEXT}.layers.0"

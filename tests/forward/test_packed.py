@@ -17,12 +17,12 @@ from helpers.damage import PARTS, STATIC, Tensors, damaged, rewrite, unpack
 
 from g4convert.demo import Family
 from g4convert.demo import reload as second_opinion
-from g4convert.demo.logits import compare, logits, prompts
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.forward import experts, modules
 from g4convert.forward.experts import IMPLEMENTATION
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.modules import PackedWeight, W4A16Linear, packed_linear
+from g4convert.forward.probe import compare, logits, prompts
 
 LAYER = "model.language_model.layers.0"
 

@@ -14,10 +14,10 @@ from helpers.conversions import quantized
 
 from g4convert import devices
 from g4convert.demo import Family
-from g4convert.demo.logits import Prompt, prompts
 from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Prompt, prompts
 from g4convert.forward.streaming import run_together, stream_of
 
 

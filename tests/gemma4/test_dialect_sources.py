@@ -11,7 +11,7 @@ from helpers.dialect_sources import DIALECTS, cases, with_shared_kv, write
 from safetensors.torch import load_file
 
 from g4convert.demo import reload
-from g4convert.demo.logits import logits, prompts
+from g4convert.forward.probe import logits, prompts
 
 SPLITTING = {"per expert", "moe.experts per expert"}
 ADDING = {"short embedders", "tied head", "rotary buffers"}

@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import Summary
 from g4convert.demo import Family
-from g4convert.demo.logits import compare, logits, prompts
 from g4convert.demo.reload import dequantized, reload
 from g4convert.errors import InputError, UsageError
+from g4convert.forward.probe import compare, logits, prompts
 from g4convert.planning.recipe import shipped
 
 RECIPES = sorted(shipped())

@@ -1,1 +1,11 @@
-"""."""
+"""Level `engine`: sends the same tokens to a real engine and compares log-probabilities.
+
+level       Starts the engine, asks it, and judges
+prompts     Defines what an engine is asked and what it answers
+vllm        Runs vLLM in a process of its own
+vllm_child  Runs inside the interpreter that has vLLM
+sglang      Asks an SGLang server over HTTP
+process     Talks to a child process in JSON lines
+scores      Compares log-probabilities on the tokens an engine names
+judge       Turns numbers and refusals of an engine into findings
+"""

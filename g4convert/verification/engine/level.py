@@ -27,7 +27,7 @@ from typing import Final
 
 import torch
 
-from g4convert.devices import memory_faults, torch_device
+from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.errors import GateError
 from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs
 from g4convert.forward.load import DTypeName, Memory, load
@@ -49,7 +49,7 @@ from g4convert.verification.engine.sglang import sglang
 from g4convert.verification.engine.vllm import look_for_vllm, vllm
 from g4convert.verification.logits.judge import Judged
 from g4convert.verification.logits.kept import Kept, Shelf, run_each
-from g4convert.verification.logits.level import conversations, threads_for
+from g4convert.verification.logits.level import conversations
 from g4convert.verification.logits.noise import EPSILON, noisy
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import decoder_layers, like

@@ -1,1 +1,16 @@
-"""."""
+"""Level `logits`: runs original, dequantized and packed model, and compares what they answer.
+
+level    Loads the models, runs the probes, stores references
+judge    Judges loss against thresholds and parity against the noise floor
+metrics  Sums up differences over all probes
+scores   Reduces two sets of logits to a few numbers for each token
+states   Compares hidden states and routers
+noise    Measures how far a model is from itself when only rounding differs
+kept     Keeps outputs of the reference until the candidate has run
+capture  Stores a reference in one file
+trace    Looks into a candidate, module by module
+teacher  Feeds each module the inputs of the reference
+modules  Probes single modules with inputs made for one fault each
+inputs   Reads masks and positions between modules
+blame    Ranks modules by their share of the loss
+"""

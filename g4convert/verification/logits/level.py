@@ -6,15 +6,13 @@ its own would read all its weights again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, cast
 
-import torch
 import transformers
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.devices import memory_faults, torch_device
+from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.errors import GateError
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
@@ -30,12 +28,10 @@ from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.probes.answers import with_answers
 from g4convert.verification.probes.suite import Probe, make_probes
 
-__all__ = ["conversations", "run_logits", "store_reference", "threads_for"]
+__all__ = ["conversations", "run_logits", "store_reference"]
 
 _ANSWER_TOKENS: Final = 32
 """Of an answer, at most."""
-_SMALL: Final = 100_000_000
-"""Parameters below which a model runs on one thread."""
 
 
 def run_logits(
@@ -76,18 +72,6 @@ def run_logits(
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
     return Judged((_loaded(), *told, *judged.findings), metrics)
-
-
-@contextmanager
-def threads_for(model: Model) -> Iterator[None]:
-    """One thread for a small model: waking a second one costs more than its share of such products is worth."""
-    before = torch.get_num_threads()
-    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def store_reference(source: Path, output: Path, asked: Request, *, say: Callable[[str], None]) -> Captured:

@@ -1,1 +1,6 @@
-"""."""
+"""Makes the inputs that models are compared on.
+
+suite    Makes the probes: chat, padding, decoding, media
+media    Adds pictures, videos and sounds
+answers  Adds answers of the reference itself, and step-by-step decoding
+"""

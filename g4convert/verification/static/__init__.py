@@ -1,1 +1,9 @@
-"""."""
+"""Level `static`: compares an output with its source and its own config, from headers alone.
+
+level    Runs the checks of this level in order
+files    Checks shards, index, sizes and side files
+config   Checks config keys and the quantization section
+tensors  Checks that every tensor is there, once, in a form it may have
+packing  Checks words, scales and shapes of packed weights
+engines  Compares what each engine would build with what is stored
+"""

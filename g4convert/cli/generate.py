@@ -1,14 +1,11 @@
-"""`generate`, `inspect` and `demo`."""
+"""`g4convert generate`."""
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from g4convert.cli import tuning
 from g4convert.cli.options import (
     Autotune,
-    Directory,
-    FamilyName,
     Json,
     MaxNewTokens,
     Memory,
@@ -18,14 +15,12 @@ from g4convert.cli.options import (
     Quiet,
     RunDevice,
     SpeechType,
-    Verbose,
 )
 from g4convert.cli.printing import print_json
 from g4convert.errors import UsageError
-from g4convert.gemma4.family import Family
 from g4convert.request import MemoryUse
 
-__all__ = ["demo", "generate", "inspect"]
+__all__ = ["generate"]
 
 
 def generate(  # noqa: PLR0913 - one parameter for each option
@@ -63,46 +58,6 @@ def generate(  # noqa: PLR0913 - one parameter for each option
         talk.measured(answers[-1])
     if as_json:
         print_json(speaker.to_dict(answers))
-
-
-def inspect(
-    model: Model,
-    *,
-    as_json: Json = False,
-    no_color: NoColor = False,
-    verbose: Verbose = False,
-) -> None:
-    """Describe any checkpoint, quantized or not, also other people's."""
-    from g4convert import inspection
-    from g4convert.checkpoint import source
-    from g4convert.checkpoint.directory import Checkpoint
-    from g4convert.cli import show
-
-    found = inspection.describe(Checkpoint.open(source.resolve(model).path))
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        show.description(show.console(no_color=no_color), found, verbose=verbose)
-
-
-def demo(
-    directory: Directory = Path("g4convert-demo"),
-    *,
-    family: FamilyName = Family.MOE,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    no_color: NoColor = False,
-) -> None:
-    """Make a tiny real checkpoint, quantize it, load the result, and compare logits."""
-    from g4convert.cli import show
-    from g4convert.demo import run as demonstration
-
-    messages = show.messages(no_color=no_color)
-    found = demonstration.run(family, directory, lambda text: None if quiet else messages.print(text, soft_wrap=True))
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        show.demo(show.console(no_color=no_color), found, quiet=quiet)
 
 
 def _prompts(given: Sequence[str] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""`plan` and `quantize`."""
+"""`g4convert quantize`."""
 
 import shlex
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from g4convert.cli.options import (
     VerifyAfter,
     Workers,
 )
-from g4convert.cli.printing import print_json, print_settings
+from g4convert.cli.printing import print_json, print_plan, print_settings
 from g4convert.cli.recipe_options import with_recipe
 from g4convert.errors import UsageError
 from g4convert.request import Level, Request
@@ -29,35 +29,8 @@ if TYPE_CHECKING:
     from g4convert.conversion.run import Job
     from g4convert.engines.verdicts import Verdict
     from g4convert.planning.recipe import Resolved
-    from g4convert.planning.report import PlanReport
 
-__all__ = ["plan", "quantize"]
-
-
-@with_recipe
-def plan(  # noqa: PLR0913 - one parameter for each option
-    model: Model,
-    *,
-    resolved: "Resolved",
-    tp: TensorParallel = None,
-    workers: Workers = 0,
-    show_config: ShowConfig = False,
-    as_json: Json = False,
-    no_color: NoColor = False,
-    verbose: Verbose = False,
-) -> None:
-    """Show what would be written, from names and headers alone: no weight is read, nothing is written."""
-    if show_config:
-        print_settings(resolved, as_json=as_json, no_color=no_color)
-        return
-    from g4convert.checkpoint import source
-    from g4convert.engines.verdicts import TENSOR_PARALLEL
-    from g4convert.planning.gate import hold
-    from g4convert.planning.report import report
-
-    found = report(source.resolve(model), resolved, workers, tp or TENSOR_PARALLEL)
-    _show_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
-    hold(found.plan, tp or (1,))
+__all__ = ["quantize"]
 
 
 @with_recipe
@@ -100,7 +73,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         conversion = convert.prepare(job)
         devices.workers_for(device, workers)
         report = PlanReport.of(found, resolved, conversion.plan, conversion.layout, workers)
-        _show_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
+        print_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
         return
     done = _run(job, quiet=quiet, no_color=no_color)
     if done is None:
@@ -156,12 +129,3 @@ def _run(job: "Job", *, quiet: bool, no_color: bool) -> "tuple[Summary, tuple[Ve
     finally:
         ranks.leave()
     return None if summary is None else (summary, refusing(conversion.plan, job.tps))
-
-
-def _show_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
-    from g4convert.cli import show
-
-    if as_json:
-        print_json(found.to_dict(tensors=verbose))
-    else:
-        show.plan(show.console(no_color=no_color), found, tensors=verbose)

@@ -1,0 +1,64 @@
+"""`g4convert check`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from g4convert.cli.options import (
+    AssistantOf,
+    Checked,
+    Engines,
+    Fix,
+    Json,
+    NoColor,
+    Quiet,
+    Strict,
+    TensorParallel,
+    Verbose,
+)
+from g4convert.cli.printing import print_json
+from g4convert.errors import UsageError
+
+__all__ = ["check"]
+
+
+def check(  # noqa: PLR0913 - one parameter for each option
+    output: Checked,
+    *,
+    engine: Engines = None,
+    tp: TensorParallel = None,
+    assistant_of: AssistantOf = None,
+    fix: Fix = False,
+    strict: Strict = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say which engines load a checkpoint, from its headers, and what each would get wrong."""
+    from g4convert.checkpoint import source
+    from g4convert.cli import show, show_engines
+    from g4convert.inspection.engines import Asked
+    from g4convert.inspection.engines import check as judge
+    from g4convert.inspection.fix import fix as mend
+
+    asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they cost no look-up
+    found_at = source.resolve(output)
+    target = None if assistant_of is None else source.resolve(assistant_of).path
+    asked = replace(asked, directory=found_at.path, target=target)
+    if fix and found_at.revision:
+        raise UsageError(
+            f"--fix: {found_at.path} is a snapshot of the Hugging Face cache, which other programs share",
+            hint=f"hf download {found_at.name} --local-dir DIR; g4convert check DIR --fix",
+        )
+    if fix and (fixed := mend(found_at.path, asked.required)):
+        text = f"config.json: quantization_config corrected; the old file is {fixed.kept.name}"
+        lines = "\n".join((text, *(f"  {line}" for line in fixed.changes)))
+        show.messages(no_color=no_color).print(lines, soft_wrap=True, markup=False)
+    found = judge(asked)
+    if as_json:
+        print_json(found.to_dict())
+    elif not quiet or found.report.exit_code(strict=strict):
+        show_engines.checked(show.console(no_color=no_color), found, strict=strict, verbose=verbose)
+    raise typer.Exit(found.report.exit_code(strict=strict))

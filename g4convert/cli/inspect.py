@@ -1,0 +1,31 @@
+"""`g4convert inspect`."""
+
+from g4convert.cli.options import (
+    Json,
+    Model,
+    NoColor,
+    Verbose,
+)
+from g4convert.cli.printing import print_json
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    model: Model,
+    *,
+    as_json: Json = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Describe any checkpoint, quantized or not, also other people's."""
+    from g4convert import inspection
+    from g4convert.checkpoint import source
+    from g4convert.checkpoint.directory import Checkpoint
+    from g4convert.cli import show
+
+    found = inspection.describe(Checkpoint.open(source.resolve(model).path))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show.description(show.console(no_color=no_color), found, verbose=verbose)

@@ -1,0 +1,46 @@
+"""`g4convert plan`."""
+
+from typing import TYPE_CHECKING
+
+from g4convert.cli.options import (
+    Json,
+    Model,
+    NoColor,
+    ShowConfig,
+    TensorParallel,
+    Verbose,
+    Workers,
+)
+from g4convert.cli.printing import print_plan, print_settings
+from g4convert.cli.recipe_options import with_recipe
+
+if TYPE_CHECKING:
+    from g4convert.planning.recipe import Resolved
+
+__all__ = ["plan"]
+
+
+@with_recipe
+def plan(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    resolved: "Resolved",
+    tp: TensorParallel = None,
+    workers: Workers = 0,
+    show_config: ShowConfig = False,
+    as_json: Json = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what would be written, from names and headers alone: no weight is read, nothing is written."""
+    if show_config:
+        print_settings(resolved, as_json=as_json, no_color=no_color)
+        return
+    from g4convert.checkpoint import source
+    from g4convert.engines.verdicts import TENSOR_PARALLEL
+    from g4convert.planning.gate import hold
+    from g4convert.planning.report import report
+
+    found = report(source.resolve(model), resolved, workers, tp or TENSOR_PARALLEL)
+    print_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
+    hold(found.plan, tp or (1,))

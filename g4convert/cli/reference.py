@@ -1,0 +1,43 @@
+"""`g4convert reference`."""
+
+from g4convert.cli.options import (
+    FloatType,
+    Json,
+    Memory,
+    Model,
+    NoColor,
+    Prompts,
+    Quiet,
+    RunDevice,
+    StoredReference,
+)
+from g4convert.cli.printing import print_json
+from g4convert.request import Level, Request
+
+__all__ = ["reference"]
+
+
+def reference(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    output: StoredReference,
+    prompts: Prompts = None,
+    memory: Memory = None,
+    dtype: FloatType = None,
+    device: RunDevice = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Store what a model answers, so that its quantized forms can be verified without it."""
+    from g4convert.checkpoint import source
+    from g4convert.cli import verification
+
+    asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype, device)
+    found = verification.store(source.resolve(model), asked, verification.Printed(quiet=quiet, no_color=no_color))
+    if as_json:
+        print_json(found)
+    elif not quiet:
+        from g4convert.cli import show
+
+        show.pairs(show.console(no_color=no_color), {key: str(value) for key, value in found.items()})

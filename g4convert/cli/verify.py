@@ -1,0 +1,69 @@
+"""`g4convert verify`."""
+
+import typer
+
+from g4convert.cli.options import (
+    Checked,
+    EnginePython,
+    EngineTimeout,
+    EngineUrl,
+    FloatType,
+    Html,
+    Json,
+    JUnit,
+    Memory,
+    NoColor,
+    Profile,
+    Prompts,
+    Quiet,
+    Reference,
+    RunDevice,
+    Strict,
+    Verbose,
+    VerifyEngine,
+    VerifyLevel,
+)
+from g4convert.cli.printing import print_text
+from g4convert.request import Request
+
+__all__ = ["verify"]
+
+
+def verify(  # noqa: PLR0913 - one parameter for each option
+    output: Checked,
+    *,
+    reference: Reference = None,
+    level: VerifyLevel = None,
+    profile: Profile = None,
+    prompts: Prompts = None,
+    engine: VerifyEngine = None,
+    strict: Strict = False,
+    memory: Memory = None,
+    dtype: FloatType = None,
+    device: RunDevice = None,
+    engine_python: EnginePython = None,
+    engine_url: EngineUrl = None,
+    engine_timeout: EngineTimeout = None,
+    as_json: Json = False,
+    junit: JUnit = None,
+    html: Html = None,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find what is wrong with a quantized checkpoint, say which module, and what four bits cost."""
+    from g4convert.checkpoint import source
+    from g4convert.cli import verification
+
+    out = source.resolve(output).path
+    given = None if reference is None else source.file_or_model(reference)
+    asked = Request(
+        out, given, level, profile, prompts, memory, dtype, device, engine, engine_python, engine_url, engine_timeout
+    )
+    how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
+    found = verification.run(asked, how)
+    if as_json:
+        print_text(found.to_json())
+    else:
+        verification.print_report(found, how)
+    raise typer.Exit(found.exit_code(strict=strict))
