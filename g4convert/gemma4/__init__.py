@@ -1,19 +1,19 @@
 """Knows what every stored name of a Gemma 4 checkpoint means; opens no file, imports no torch.
 
-    family          Names the families
-    architecture    Reads a config into dimensions of every part
-    config_reader   Reads config keys with their checks
-    decoder_config  Reads the keys of the decoder
-    media_config    Reads the keys of towers and embedders
-    parts           Has the dimensions of each part
-    roles           Names what weights are for
-    schema          Lists every weight a config implies
-    towers          Lists the weights of towers
-    dialects        Has the other names that trainers, merges and engines leave
-    matching        Matches stored names with the schema
-    inventory       Resolves every tensor of a source, or lists all that do not fit
-    faults          Describes what does not fit
-    diagnosis       Recognises sources that are something else
+family          Names the families
+architecture    Reads a config into dimensions of every part
+config_reader   Reads config keys with their checks
+decoder_config  Reads the keys of the decoder
+media_config    Reads the keys of towers and embedders
+parts           Has the dimensions of each part
+roles           Names what weights are for
+schema          Lists every weight a config implies
+towers          Lists the weights of towers
+dialects        Has the other names that trainers, merges and engines leave
+matching        Matches stored names with the schema
+inventory       Resolves every tensor of a source, or lists all that do not fit
+faults          Describes what does not fit
+diagnosis       Recognises sources that are something else
 
 config.json -> Architecture -> schema: the closed set of names, shapes and roles. Headers + Architecture -> Inventory.
 """

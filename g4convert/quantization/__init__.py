@@ -1,14 +1,14 @@
 """Turns tiles of weights into packed codes and scales; knows nothing of models or files.
 
-    scheme       Says what is asked for and what is reported; values only
-    source       Says how words of bf16, fp16 and fp32 read as fp32; values only
-    arrays       Checks the arrays that tiles take and give
-    tiles        `CpuTiles`: compiled arithmetic, one object for each worker thread
-    compiled     Has the shapes and small operations that compiled loops share
-    steps        Loads, finds min-max scales, rounds and packs: shared by every method
-    search       Searches the scale with the least squared error
-    lattice      Finds the grid that quantization-aware training left in weights
-    torch_tiles  `TorchTiles`: the same arithmetic in torch, the same bits, for GPUs
+scheme       Says what is asked for and what is reported; values only
+source       Says how words of bf16, fp16 and fp32 read as fp32; values only
+arrays       Checks the arrays that tiles take and give
+tiles        `CpuTiles`: compiled arithmetic, one object for each worker thread
+compiled     Has the shapes and small operations that compiled loops share
+steps        Loads, finds min-max scales, rounds and packs: shared by every method
+search       Searches the scale with the least squared error
+lattice      Finds the grid that quantization-aware training left in weights
+torch_tiles  `TorchTiles`: the same arithmetic in torch, the same bits, for GPUs
 
 Only values are imported here: `import g4convert.quantization` loads neither numpy nor numba.
 """
