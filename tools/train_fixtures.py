@@ -1,4 +1,4 @@
-"""Train the small real Gemma 4 checkpoints that are shipped in g4convert/fixtures/trained.
+"""Train the small real Gemma 4 checkpoints that are shipped in g4convert/demo/trained.
 
     apt-get install bible-kjv bible-kjv-text
     bible -f Gen1:1-Rev22:21 > kjv.txt

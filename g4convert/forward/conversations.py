@@ -12,7 +12,6 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,18 +22,13 @@ from g4convert.errors import InputError, UsageError
 from g4convert.forward.models import Config, quiet_transformers
 
 __all__ = [
-    "BUCKETS",
     "Conversation",
     "Frame",
-    "bundled",
     "frame_of",
-    "long_conversations",
     "placeholders",
     "read_prompts",
 ]
 
-BUCKETS = ("prose", "code", "tools", "non_latin")
-"""Of the bundled conversations."""
 
 _ROLES = ("system", "user", "assistant", "model")
 
@@ -76,37 +70,6 @@ class Frame(Protocol):
     def closing(self) -> list[int]:
         """Ids that end an answer."""
         ...
-
-
-def bundled() -> tuple[Conversation, ...]:
-    """The shipped conversations, in buckets."""
-    text = (files("g4convert.verification") / "data" / "conversations.jsonl").read_text("utf-8")
-    return tuple(
-        Conversation(entry["name"], entry["bucket"], tuple(entry["messages"][:-1]), entry["messages"][-1]["content"])
-        for entry in map(json.loads, text.splitlines())
-    )
-
-
-def long_conversations(frame: Frame, window: int, *, count: int = 2) -> tuple[Conversation, ...]:
-    """Conversations whose question ends beyond the sliding window of the note that it asks for.
-
-    Args:
-        frame: of the checkpoint; counts tokens.
-        window: the model's sliding window, in tokens.
-        count: of conversations; each starts with another note.
-    """
-    notes = [entry.answer for entry in bundled() if entry.bucket == "prose"]
-    found = []
-    for number in range(count):
-        lines: list[str] = []
-        length = 0
-        while length <= window + 16:  # what follows the first note already fills the window
-            line = f"Note {len(lines) + 1}: {notes[(number + len(lines)) % len(notes)]}"
-            length += len(frame.encode(line)) if lines else 0
-            lines.append(line)
-        ask = "\n".join([*lines, "Repeat note 1."])
-        found.append(Conversation(f"long_{number + 1}", "long", ({"role": "user", "content": ask},), notes[number]))
-    return tuple(found)
 
 
 def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:

@@ -297,7 +297,7 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
         finish(*arguments)  # type: ignore[arg-type] # handed on
         VALUES["gate and up swapped"](tmp_path / "out")
 
-    monkeypatch.setattr("damage.LAYER", "model.layers.0")
+    monkeypatch.setattr("helpers.damage.LAYER", "model.layers.0")
     monkeypatch.setattr(convert, "_finish", finish_badly)
     ran = g4convert("quantize", text, "-o", tmp_path / "out", manner)
     assert ran.status == 1

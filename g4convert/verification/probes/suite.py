@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from g4convert.errors import UsageError
-from g4convert.forward.conversations import BUCKETS, Conversation, Frame, bundled, frame_of, long_conversations
+from g4convert.forward.conversations import Conversation, Frame, frame_of
 from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import prompts
 from g4convert.suggestions import no_such
+from g4convert.verification.probes.bundled import BUCKETS, bundled, long_conversations
 from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompts, placed
 
 __all__ = ["KINDS", "Probe", "digest", "left_padded", "make_probes"]

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 pytest.importorskip("triton")
 
@@ -137,5 +138,5 @@ def test_the_gate_sees_work_done_twice() -> None:
 
 def test_the_command_prints_a_line_for_each_tile() -> None:
     code = "import kernel_aot as aot; aot.variants = lambda a: []; aot.main(['--architectures', '90'])"
-    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT / "tools")
     assert ran.stdout.startswith("Triton 3")

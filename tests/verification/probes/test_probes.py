@@ -15,11 +15,12 @@ from transformers import AutoTokenizer
 from g4convert.demo.reload import reload
 from g4convert.demo.trained import trained
 from g4convert.errors import GateError, InputError, UsageError
-from g4convert.forward.conversations import Conversation, bundled, frame_of, placeholders, read_prompts
+from g4convert.forward.conversations import Conversation, frame_of, placeholders, read_prompts
 from g4convert.forward.media import COLOURS, call, pictures
 from g4convert.forward.models import Model
 from g4convert.gemma4.family import Family
 from g4convert.verification.probes.answers import decode_equals_prefill, with_answers
+from g4convert.verification.probes.bundled import bundled
 from g4convert.verification.probes.suite import KINDS, Probe, digest, left_padded, make_probes
 
 TEXT_KINDS = {"prose", "code", "tools", "non_latin", "long", "batch"}
