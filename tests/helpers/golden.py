@@ -1,18 +1,45 @@
 """Files that outputs are compared with; `make golden` writes them anew, to be read as a difference."""
 
+import difflib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 _DIRECTORY = Path(__file__).parents[1] / "golden"
 
 
-def check(name: str, found: str | dict[str, Any]) -> None:
+def check(name: str, found: str) -> None:
     """Compare with `golden/NAME`, or write it when G4CONVERT_GOLDEN=write."""
-    text = found if isinstance(found, str) else json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     path = _DIRECTORY / name
     if os.environ.get("G4CONVERT_GOLDEN") == "write":
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"{name} has changed; `make golden` writes it anew"
+        path.write_text(found, encoding="utf-8")
+    assert found == path.read_text(encoding="utf-8"), f"{name} has changed; `make golden` writes it anew"
+
+
+def with_changes(document: Mapping[str, Any], others: Mapping[str, Mapping[str, Any] | str]) -> str:
+    """One document as JSON, and of each other one the lines in which it differs.
+
+    Args:
+        document: what the others are compared with.
+        others: by name; a text stands for itself.
+    """
+    return "\n".join((_json(document), *(f"\n## {name}\n{_changes(document, one)}" for name, one in others.items())))
+
+
+def _changes(document: Mapping[str, Any], other: Mapping[str, Any] | str) -> str:
+    if isinstance(other, str):
+        return other
+    return "\n".join(_lines(_json(document).splitlines(), _json(other).splitlines()))
+
+
+def _lines(one: list[str], other: list[str]) -> Iterator[str]:
+    for line in list(difflib.unified_diff(one, other, n=0, lineterm=""))[2:]:
+        if not line.startswith("@@"):
+            yield line
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False)
