@@ -56,7 +56,7 @@ class Finding:
     """One thing that was looked at.
 
     Args:
-        code: which check, `level.check`; stable, and described in docs/verify.md.
+        code: which check, `level.check`; stable, and described in docs/reference/checks.md.
         severity: how it counts.
         subject: the tensor, module, file, entry or metric it is about.
         found: what is there.

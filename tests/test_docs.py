@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["g4convert"]  # a fixture
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 NOT_RUN = {"make", "git", "cd", "pip", "vllm", "hf", "python"}
 """Programs that a document may name and a test cannot run; anything else is a slip."""
 FAMILIES = {"26B-A4B": "moe", "31B": "dense", "12B": "unified", "E2B": "e2b", "E4B": "e2b"}
@@ -101,11 +101,11 @@ def test_commands_run(
 
 @pytest.mark.golden
 def test_the_reference_is_up_to_date() -> None:
-    path = ROOT / "docs" / "cli.md"
+    path = ROOT / "docs" / "reference" / "cli.md"
     found = cli_reference.text()
     if os.environ.get("G4CONVERT_GOLDEN") == "write":
         path.write_text(found)
-    assert found == path.read_text(), "docs/cli.md is old; `make golden` writes it anew"
+    assert found == path.read_text(), "docs/reference/cli.md is old; `make golden` writes it anew"
 
 
 def rows(path: Path, header: str) -> list[list[str]]:
@@ -118,7 +118,7 @@ def in_ticks(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-RECIPES_MD = ROOT / "docs" / "recipes.md"
+RECIPES_MD = ROOT / "docs" / "reference" / "recipes.md"
 KEYS = {cells[0].strip("`"): cells for cells in rows(RECIPES_MD, "| key |")}
 LISTS = {"pack", "engines"}
 

@@ -56,8 +56,8 @@ def imports(path: Path) -> set[str]:
 
 
 def layers() -> list[str]:
-    """Folders of the package in the order of docs/architecture.md; modules beside them come before all."""
-    table = (ROOT / "docs" / "architecture.md").read_text().partition("| folder |")[2].partition("\n\n")[0]
+    """Folders of the package in the order of docs/concepts/architecture.md; modules beside them come before all."""
+    table = (ROOT / "docs" / "concepts" / "architecture.md").read_text().partition("| folder |")[2].partition("\n\n")[0]
     return [found[1] for row in table.splitlines()[2:] if (found := re.match(r"\| `(\w+)/`", row))]
 
 

@@ -1,7 +1,7 @@
 """The options that several commands share, and how errors are told.
 
-Typer reads types, names and help from these annotations; `docs/cli.md` is generated from the result. Values of a
-recipe are checked by `Recipe`, not here, so that a file and an option are refused in the same words.
+Typer reads types, names and help from these annotations; `docs/reference/cli.md` is generated from the result. Values
+of a recipe are checked by `Recipe`, not here, so that a file and an option are refused in the same words.
 """
 
 from dataclasses import dataclass

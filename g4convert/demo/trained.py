@@ -8,7 +8,7 @@ write a line of code or a tool call, to name the colours of a picture or the not
     moe   26B-A4B: 16 experts, 4 a token, beside a dense MLP; full layers without v_proj; vision tower
     e2b   E2B: per-layer embeddings, KV-shared layers with double-wide MLP, vision and audio towers
 
-bf16, 1024 ids, about 4 MB each. See docs/trained-models.md for what they reach.
+bf16, 1024 ids, about 4 MB each. See docs/guides/trained-models.md for what they reach.
 """
 
 from pathlib import Path

@@ -337,7 +337,7 @@ def test_contracts_need_no_engine_and_no_torch() -> None:
 
 @pytest.mark.golden
 def test_the_page_is_up_to_date() -> None:
-    path, found = ROOT / "docs" / "engines.md", engines_reference.text()
+    path, found = ROOT / "docs" / "concepts" / "engines.md", engines_reference.text()
     if os.environ.get("G4CONVERT_GOLDEN") == "write":
         path.write_text(found, encoding="utf-8")
-    assert found == path.read_text(encoding="utf-8"), "docs/engines.md is old; `make golden` writes it anew"
+    assert found == path.read_text(encoding="utf-8"), "docs/concepts/engines.md is old; `make golden` writes it anew"

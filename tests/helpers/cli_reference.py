@@ -1,4 +1,4 @@
-"""docs/cli.md, made from the program itself; `make golden` writes it anew."""
+"""docs/reference/cli.md, made from the program itself; `make golden` writes it anew."""
 
 from __future__ import annotations
 

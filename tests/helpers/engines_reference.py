@@ -1,4 +1,4 @@
-"""docs/engines.md, made from the contracts; `make golden` writes it anew."""
+"""docs/concepts/engines.md, made from the contracts; `make golden` writes it anew."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ LEARNED = (
     *("total", "compare", "weather", "time"),
     *("image_square", "image_wide", "image_tall", "image_padded"),
 )
-"""What both give right; docs/trained-models.md says what they do not."""
+"""What both give right; docs/guides/trained-models.md says what they do not."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,5 +10,6 @@ timing      Makes random weights and times runs
 bench       Compiles, checks and times a product with any tile
 autotune    Searches the best tiles and writes a table
 
-`docs/kernels.md` has layouts, arithmetic and measurements. `matmul`, `routing` and what imports them need Triton.
+`docs/concepts/kernels.md` has layouts, arithmetic and measurements. `matmul`, `routing` and what
+imports them need Triton.
 """

@@ -325,7 +325,7 @@ def _findings(findings: Sequence[Json]) -> str:
             parts.append(f"<details><summary>{len(members)} {words}</summary>{listed}</details>")
         elif members:
             parts.append(listed)
-    how = "Every check, the worst first; what a check proves is described in docs/verify.md."
+    how = "Every check, the worst first; what a check proves is described in docs/reference/checks.md."
     return f'<div class="grid">{_card("Findings", how, "".join(parts), wide=True)}</div>'
 
 
