@@ -8,11 +8,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import torch
+from helpers import TESTS
 from torch.nn import functional
 
 pytest.importorskip("triton")
@@ -22,12 +22,13 @@ from g4convert.forward.triton.tiles import Shape, Tile
 from g4convert.forward.triton.timing import random_packed
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Callable, Iterator
 
 Modules: TypeAlias = "Callable[[str], Any]"
 """Gives a module of the benchmark by its name."""
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
+BENCHMARKS = TESTS / "benchmarks"
 PAGE = "before\n<!-- gpu: written by tests/benchmarks/gpu.py -->\nold\n<!-- /gpu -->\nafter\n"
 
 

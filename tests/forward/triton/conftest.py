@@ -1,0 +1,12 @@
+"""Marks the tests of the GPU kernels: `pytest -m "not kernels"` is the quick run."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.kernels)
