@@ -22,8 +22,8 @@ from g4convert.forward.triton.tiles import Shape, Tile
 from g4convert.forward.triton.timing import random_packed
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 Modules: TypeAlias = "Callable[[str], Any]"
 """Gives a module of the benchmark by its name."""
