@@ -7,6 +7,7 @@
     │   └── UnsupportedError   well-formed, but not something g4convert converts
     ├── GateError              a check the user asked for said no    (exit 1)
     ├── EnvironmentFault       disk, memory, device or a peer process failed (exit 5)
+    ├── InternalFault          a fault of g4convert itself (exit 70)
     └── Interrupted            stopped on request, the same command resumes (exit 75)
 
 An exception carries what went wrong in one line (subject, found, expected), the offenders when there
@@ -21,6 +22,7 @@ __all__ = [
     "G4Error",
     "GateError",
     "InputError",
+    "InternalFault",
     "Interrupted",
     "UnsupportedError",
     "UsageError",
@@ -79,6 +81,12 @@ class EnvironmentFault(G4Error):
     """Raised when the disk, memory, a device or a peer process failed."""
 
     exit_code = 5
+
+
+class InternalFault(G4Error):
+    """Raised when g4convert itself failed in a way that nobody foresaw: no verdict, no fault of the input."""
+
+    exit_code = 70
 
 
 class Interrupted(G4Error):

@@ -19,5 +19,6 @@ show            Prints results as text
 show_engines    Prints verdicts of engines
 show_report     Prints reports
 show_summary    Prints the closing card of a conversion
+streams         Handles closed and full standard streams
 tables          Lays out tables for the width of the terminal
 """

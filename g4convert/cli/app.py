@@ -9,7 +9,10 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from tempfile import NamedTemporaryFile
 
 import typer
 
@@ -23,8 +26,10 @@ from g4convert.cli.options import Manner, Version
 from g4convert.cli.plan import plan
 from g4convert.cli.quantize import quantize
 from g4convert.cli.reference import reference
+from g4convert.cli.streams import check_arguments, check_streams
 from g4convert.cli.verify import verify
-from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
+from g4convert.errors import EnvironmentFault, G4Error, InternalFault, Interrupted, UsageError
+from g4convert.printable import printable_lines
 from g4convert.suggestions import no_such
 
 __all__ = ["app", "main"]
@@ -33,7 +38,7 @@ app = typer.Typer(
     name="g4convert",
     help="Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.",
     epilog="Exit codes: 0 done, 1 a check said no, 2 usage, 3 bad input, 4 inconclusive, 5 environment, "
-    "75 interrupted (`quantize` goes on where it was).",
+    "70 a fault of g4convert, 75 interrupted (`quantize` goes on where it was).",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -86,7 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _stop)
     gc.set_threshold(200_000)  # a plan is a hundred thousand small values without cycles
     try:
+        check_streams()
+        check_arguments(given)
         status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
+        sys.stdout.flush()
         if status == _STOPPED:
             _fail(Interrupted("stopped"), manner, given)
     except G4Error as error:
@@ -100,6 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(EnvironmentFault(f"{where}{error.strerror or error}"), manner, given)
+    except ImportError as error:
+        _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
+    except Exception as error:  # noqa: BLE001 -- the one place where a crash is told from a verdict
+        _fail(_crash(error), manner, given)
     raise SystemExit(status)
 
 
@@ -129,6 +141,18 @@ def _help(command: str) -> str:
     return f"`{command} --help` shows what there is"
 
 
+def _crash(error: Exception) -> InternalFault:
+    """Write the traceback into a file of its own; the message says where it is."""
+    text = "".join(traceback.format_exception(error))
+    message = f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"
+    try:
+        with NamedTemporaryFile("w", prefix="g4convert-crash-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(f"g4convert {__version__}: {shlex.join(sys.argv)}\n\n{printable_lines(text)}")
+    except OSError as failed:
+        return InternalFault(message, hint=f"the traceback could not be written either: {failed.strerror}")
+    return InternalFault(message, hint=f"a fault of g4convert: please report it with the traceback in {file.name}")
+
+
 def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> None:
     from g4convert.cli import show
 
@@ -136,5 +160,6 @@ def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> None:
         error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
     if isinstance(error, UsageError) and not error.hint:
         error = UsageError(error.message, offenders=error.offenders, hint=_help(f"g4convert {given[0]}"))
-    show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
+    with suppress(OSError):  # a full or closed stderr: the exit status says it alone
+        show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
     raise SystemExit(error.exit_code)

@@ -17,6 +17,7 @@ from g4convert.cli import show_summary
 from g4convert.cli.show_engines import verdicts
 from g4convert.cli.tables import facts, fitted, put, table
 from g4convert.errors import G4Error
+from g4convert.printable import printable, printable_lines
 from g4convert.quantities import count, duration, plural, size
 
 if TYPE_CHECKING:
@@ -36,7 +37,20 @@ _WIDTH_OF_PROSE = 100
 
 
 class _Console(Console):
-    """A console whose reader may leave: the rest goes nowhere and the work goes on."""
+    """A console whose reader may leave: the rest goes nowhere and the work goes on.
+
+    Control characters of text are shown as escapes. Where messages cannot be written, on a full disk, the work that
+    they tell of goes on without them.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 -- as rich declares it
+        shown = (printable_lines(one) if isinstance(one, str) else one for one in objects)
+        try:
+            super().print(*shown, **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -62,11 +76,11 @@ def _console(*, stderr: bool, no_color: bool) -> Console:
 
 def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:
     """`error:` in one line, the offenders, then `hint:`."""
-    out.print(f"[bold red]error:[/] {escape(problem.message)}", soft_wrap=True)
+    out.print(f"[bold red]error:[/] {escape(printable(problem.message))}", soft_wrap=True)
     for line in _first(problem.offenders, verbose=verbose):
-        out.print(f"  {escape(line)}", soft_wrap=True)
+        out.print(f"  {escape(printable(line))}", soft_wrap=True)
     if problem.hint:
-        out.print(f"[bold]hint:[/] {escape(problem.hint)}", soft_wrap=True)
+        out.print(f"[bold]hint:[/] {escape(printable(problem.hint))}", soft_wrap=True)
 
 
 def pairs(out: Console, rows: Mapping[str, str]) -> None:

@@ -7,6 +7,8 @@ from rich.markup import escape
 from rich.segment import Segment, Segments
 from rich.table import Table
 
+from g4convert.printable import printable, printable_lines
+
 __all__ = ["facts", "fitted", "put", "table"]
 
 _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
@@ -25,7 +27,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Itera
         number = column in numbers
         made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
-        made.add_row(*map(escape, row))
+        made.add_row(*(escape(printable(cell)) for cell in row))
     return made
 
 
@@ -55,7 +57,7 @@ def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Tab
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold", style="dim" if dim else "")
     for name, text in rows.items():
-        made.add_row(" " * indent + escape(name), escape(text))
+        made.add_row(" " * indent + escape(printable(name)), escape(printable_lines(text)))
     return made
 
 

@@ -9,6 +9,7 @@ from g4convert.conversion.result import ErrorRow, Summary, serve_command
 from g4convert.planning.gate import refusing
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan
+from g4convert.printable import printable
 
 __all__ = ["model_card"]
 
@@ -32,7 +33,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         f"tags: [{', '.join(tags)}]",
         "---",
         "",
-        f"# {output_name}",
+        f"# {printable(output_name)}",
         "",
         *_what(plan, source),
         "",
@@ -58,7 +59,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
 
 def _what(plan: Plan, source: Source) -> Iterable[str]:
     """What was made of what."""
-    made = f"`{source.name}` by g4convert {__version__}"
+    made = f"`{printable(source.name)}` by g4convert {__version__}"
     if not plan.quantized:
         return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)
     size = f"groups of {plan.recipe.group_size}" if plan.recipe.group_size else "one scale per row"

@@ -16,6 +16,7 @@ from g4convert.conversion.journal import Journal, read_done
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
 from g4convert.errors import InputError, UsageError
 from g4convert.planning.layout import Layout
+from g4convert.printable import printable
 
 __all__ = ["JOURNALS", "Staging"]
 
@@ -67,6 +68,8 @@ class Staging:
         target, source, another = self.target, source.resolve(), "give -o another directory"
         if target == source or source in target.parents or target in source.parents:
             raise UsageError(f"{self.output}: lies in the source, or the source in it", hint=another)
+        if printable(target.name) != target.name:
+            raise UsageError(f"{printable(target.name)}: a name with control characters", hint=another)
         if target == Path.cwd():
             raise UsageError(
                 f"{self.output}: is the current directory, which a finished output would replace",

@@ -1,0 +1,47 @@
+"""Standard streams that are closed or full, and arguments that no text can hold."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from g4convert.errors import EnvironmentFault, UsageError
+from g4convert.printable import printable
+
+__all__ = ["check_arguments", "check_streams"]
+
+
+def check_streams() -> None:
+    """Open what is closed on the null device, so that no file of ours gets its number.
+
+    Raises:
+        EnvironmentFault: standard output is closed, so no result could be told.
+    """
+    closed = [number for number in range(3) if not _is_open(number)]
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if 2 in closed:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+    if 1 in closed:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+        raise EnvironmentFault("standard output is closed", hint="send it somewhere: > FILE, or > /dev/null")
+
+
+def check_arguments(given: Sequence[str]) -> None:
+    """Refuse names whose bytes are not UTF-8: neither JSON nor YAML can hold them.
+
+    Raises:
+        UsageError: an argument has such bytes; names all of them.
+    """
+    wrong = [printable(one) for one in given if any(0xDC80 <= ord(character) <= 0xDCFF for character in one)]
+    if wrong:
+        raise UsageError(
+            "arguments that are not valid UTF-8", offenders=wrong, hint="rename the file, or link to it by another name"
+        )
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

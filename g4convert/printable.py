@@ -1,0 +1,32 @@
+"""Text that came from a file, a name or a server, made safe to print.
+
+A name may hold what a terminal obeys (escape sequences), what turns text around (bidirectional controls), or a newline
+that forges another line of output. Everything that is printed passes through here; what is meant stays readable.
+"""
+
+import re
+from typing import Final
+
+__all__ = ["printable", "printable_lines"]
+
+_BIDI: Final = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_BREAKS: Final = "\u2028\u2029"
+_CONTROLS: Final = re.compile(f"[\x00-\x1f\x7f-\x9f{_BIDI}{_BREAKS}\ud800-\udfff]")
+_BUT_NEWLINES: Final = re.compile(f"[\x00-\x09\x0b-\x1f\x7f-\x9f{_BIDI}{_BREAKS}\ud800-\udfff]")
+_NAMED: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def printable(text: str) -> str:
+    """Return text on one line, with control characters written as escapes."""
+    return _CONTROLS.sub(_escape, text)
+
+
+def printable_lines(text: str) -> str:
+    """Return text with control characters written as escapes, newlines kept."""
+    return _BUT_NEWLINES.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found[0]
+    number = ord(character)
+    return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")

@@ -1,0 +1,95 @@
+"""Streams that are closed or full, names that forge output, crashes: one line, the right exit code, no traceback."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.program import Program, g4convert
+from hypothesis import given
+from hypothesis import strategies as st
+
+from g4convert.printable import printable, printable_lines
+
+__all__ = ["g4convert"]  # a fixture
+
+
+def shell(command: str, place: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of shell in which G is the program."""
+    line = command.replace("G ", f"{shlex.quote(sys.executable)} -m g4convert ", 1)
+    return subprocess.run(["/bin/bash", "-c", line], cwd=place, check=False, capture_output=True, timeout=240)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("G plan MODEL >&-", 5),
+        ("G plan MODEL >/dev/full", 5),
+        ("G plan MODEL 2>&-", 0),
+        ("G plan MODEL 2>/dev/full", 0),
+        ("G plan nothing 2>&-", 3),
+        ("G plan nothing 2>/dev/full", 3),
+        ("G quantize MODEL -o one --verify none >&-", 5),
+        ("G quantize MODEL -o two --verify none 2>/dev/full", 0),
+        ("G quantize MODEL -o three --verify none 2>&-", 0),
+        ("G quantize MODEL -o $'four\\xff' --verify none", 2),
+        ("G quantize MODEL -o $'five\\nerror: forged' --verify none", 2),
+        ("env -u HOME G plan MODEL", 0),
+    ],
+)
+def test_streams_and_names_that_cannot_be_used(command: str, status: int, moe: Path, tmp_path: Path) -> None:
+    shutil.copytree(moe, tmp_path / "MODEL")
+    ran = shell(command.replace("env -u HOME G ", f"env -u HOME {shlex.quote(sys.executable)} -m g4convert "), tmp_path)
+    assert ran.returncode == status, ran.stderr
+    assert b"Traceback" not in ran.stderr
+    assert ran.stderr.count(b"error:") <= 1 or b"forged" in ran.stderr
+    assert not any(line.startswith(b"error: forged") for line in ran.stderr.splitlines())
+    made = {path.name for path in tmp_path.iterdir()} - {"MODEL"}
+    assert made == ({command.split("-o ")[1].split(maxsplit=1)[0]} if status == 0 and "-o" in command else set())
+
+
+def test_a_crash_is_no_verdict(g4convert: Program, moe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a fault\nerror: forged")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("g4convert.planning.report.lay_out", broken)
+    ran = g4convert("plan", moe)
+    assert ran.status == 70
+    lines = ran.err.splitlines()
+    assert lines[0] == r"error: unexpected ZeroDivisionError: a fault\nerror: forged"
+    (written,) = tmp_path.glob("g4convert-crash-*.txt")
+    assert str(written) in lines[1]
+    assert "in broken" in written.read_text()
+
+
+def test_a_crash_that_cannot_be_written_down_is_told(
+    g4convert: Program, moe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("g4convert.cli.app.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("g4convert.planning.report.lay_out", lambda _: 1 / 0)
+    ran = g4convert("plan", moe)
+    assert ran.status == 70
+    assert "could not be written either: No space left on device" in ran.err
+
+
+@given(st.text())
+def test_printable_text_has_no_control_characters(text: str) -> None:
+    shown = printable(text)
+    assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u2066\u2028" for c in shown)
+    assert printable(shown) == shown
+    assert printable_lines(text).count("\n") == text.count("\n")
+
+
+def test_names_in_a_checkpoint_cannot_move_the_cursor(g4convert: Program, moe: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(moe, tmp_path / "a\x1b[2J\nerror: forged")
+    ran = g4convert("plan", source / "nothing")
+    assert ran.status == 3
+    assert "\x1b" not in ran.err
+    assert ran.err.count("\n") == ran.err.count("\nhint:") + 1
