@@ -3,6 +3,8 @@
 header     Parses the header of one safetensors file
 reader     Reads byte ranges of weight files from any thread
 directory  Opens a checkpoint directory: config, tensors, byte ranges, other files
+layouts    Says what a directory without weights is, and finds two copies of one model
+leftovers  Tells files of training and adapters from those of the model
 source     Finds the directory that a path or a hub name means
 contents   Names every tensor of a checkpoint by its place in the architecture
 stored     Recognises how each module is stored: packed, plain, by which scheme

@@ -106,7 +106,7 @@ def _expected_sources(match: Match) -> Iterator[tuple[str, str]]:
     """Canonical name and stored name of every weight found, in the order of the architecture."""
     fused = {
         one: match.sources[name][0]
-        for name, of in match.schema.fused.items()
+        for name, of in match.schema.experts.items()
         if name in match.sources
         for one in of.names
     }
@@ -124,7 +124,7 @@ def _twice(match: Match, forms: Mapping[str, Form]) -> Iterator[tuple[str, tuple
             yield name, sources
         elif isinstance(form, PackedModule) and form.has_plain_weight:
             yield name, (f"{form.module}.weight_packed", form.weight_name)
-    for name, fused in match.schema.fused.items():
+    for name, fused in match.schema.experts.items():
         single = next((one for one in fused.names if one in match.sources), None)
         if single and name in match.sources:
             yield name, (match.sources[name][0], match.sources[single][0])

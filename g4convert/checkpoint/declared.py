@@ -24,7 +24,7 @@ checkpoint must not fail on a strange config.
 """
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import translate
 from typing import Any, Final
@@ -32,7 +32,7 @@ from typing import Any, Final
 from g4convert.checkpoint.arguments import DEFAULTS, implied_strategy, refused
 from g4convert.checkpoint.stored import StoredScheme
 
-__all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in", "section_of"]
+__all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in", "section_of", "sections_of"]
 
 _COMPRESSED_TENSORS: Final = "compressed-tensors"
 _PLACES: Final = (
@@ -133,13 +133,21 @@ def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
     Args:
         config: a config.json.
     """
+    return next(sections_of(config), ("", None))
+
+
+def sections_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every quantization section and where it stands, in the order in which engines look.
+
+    Args:
+        config: a config.json.
+    """
     text = config.get("text_config")
     for place in _PLACES:
         below, _, key = place.rpartition(".")
         holder = config if not below else text if isinstance(text, Mapping) else {}
         if holder.get(key) is not None:
-            return place, holder[key]
-    return "", None
+            yield place, holder[key]
 
 
 def declared_in(config: Mapping[str, Any]) -> Declared | None:

@@ -4,6 +4,7 @@
     model.safetensors.index.json       names the shards; else model.safetensors; else every *.safetensors
     *.safetensors                      weights when named so, else stray
     *.bin *.pt *.gguf ...              other weight formats: stray, never read, not carried over
+    what training and adapters leave   stray, too
     everything else, recursively       side files, carried over; hidden directories are skipped
 
 Index and shards must agree in both directions: every name in the index is in its shard, every tensor of a
@@ -30,6 +31,8 @@ from g4convert.checkpoint.header import (
     read_header,
     shown,
 )
+from g4convert.checkpoint.layouts import copies, without_weights
+from g4convert.checkpoint.leftovers import is_adapter, is_leftover
 from g4convert.errors import FormatError, InputError, UnsupportedError
 
 __all__ = ["FOREIGN_SUFFIXES", "Checkpoint", "StoredTensor", "WeightFile"]
@@ -58,7 +61,8 @@ class Checkpoint:
         tensors: every stored tensor by name, sorted by name.
         files: the weight files, sorted by name.
         side_files: what is carried over: relative posix paths, sorted.
-        stray_files: weights in other formats and shards no index names: neither read nor carried over.
+        stray_files: weights in other formats, shards no index names, what training and adapters leave: neither read
+            nor carried over.
     """
 
     path: Path
@@ -89,7 +93,7 @@ class Checkpoint:
         except InputError as error:
             errors.append(error)
         headers = _read_headers(directory, names, errors)
-        errors.extend(_disagreements(headers, weight_map))
+        errors.extend(_disagreements(directory, headers, weight_map))
         if errors:
             raise _joined(directory, errors)
         tensors = {stored.name: stored for header in headers for stored in header.tensors}
@@ -233,9 +237,9 @@ def _weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tupl
     names = sorted(entry.name for entry in directory.iterdir())
     if SINGLE in names:
         return (SINGLE,)
-    weights = tuple(name for name in names if name.endswith(".safetensors"))
+    weights = tuple(name for name in names if name.endswith(".safetensors") and not is_adapter(name))
     if not weights:
-        raise _no_weights(directory, names)
+        raise without_weights(directory, names) or _no_weights(directory, names)
     if absent := _absent_parts(weights):
         raise InputError(
             f"{directory}: {len(absent)} of its shards and {INDEX} are missing",
@@ -281,7 +285,9 @@ def _read_headers(directory: Path, names: Iterable[str], errors: list[InputError
     return headers
 
 
-def _disagreements(headers: Sequence[Header], weight_map: Mapping[str, str] | None) -> list[InputError]:
+def _disagreements(
+    directory: Path, headers: Sequence[Header], weight_map: Mapping[str, str] | None
+) -> list[InputError]:
     """Where index and shards, or two shards, do not agree; only files whose header is valid are compared."""
     files: dict[str, str] = {}
     errors = []
@@ -292,7 +298,8 @@ def _disagreements(headers: Sequence[Header], weight_map: Mapping[str, str] | No
                 where = f"in {first} and in {stored.file}, expected in one shard"
                 errors.append(InputError(f"{shown(stored.name)}: {where}", hint=_SAVE_AGAIN))
     if weight_map is None:
-        return errors
+        twice = copies(directory, {h.file.name: [stored.name for stored in h.tensors] for h in headers})
+        return [twice] if twice else errors
     read = {header.file.name for header in headers}
     errors.extend(
         InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=_SAVE_AGAIN)
@@ -333,7 +340,7 @@ def _other_files(directory: Path, weights: Iterable[str]) -> tuple[tuple[str, ..
             name = (relative / file).as_posix()
             if name in own:
                 continue
-            if _is_weights(file):
+            if _is_weights(file) or is_leftover(name):
                 stray.append(name)
             elif _is_side_file(Path(root, file), name):
                 side.append(name)

@@ -30,7 +30,7 @@ def check_drops(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
         raise InputError(
             "tensors that may only be left out with a certain value have another",
             offenders=wrong,
-            hint="a head trained apart from the embedding needs `tie_word_embeddings: false` in config.json",
+            hint="for a head of its own, set `tie_word_embeddings: false` at the top level of config.json",
         )
 
 

@@ -28,20 +28,23 @@ _FROM_WHOLE_CONFIG = (
     "transformers_version",
 )
 
+_STALE = {"quantization_config", "compression_config", "quantization"}
+"""Sections about how weights were quantized before; the last one is MLX's."""
+
 
 def config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The output's config.json: every key of the source's, and the new `quantization_config`.
+    """The output's config.json: every key of the source's, the class of its model type, the new `quantization_config`.
 
     A text-only output of a composite source takes its `text_config`, under the class that reads it.
     """
-    kept = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    kept = {key: value for key, value in checkpoint.config.items() if key not in _STALE}
     if plan.architecture is not plan.inventory.architecture:
         whole, kept = kept, dict(kept["text_config"])
-        name = "Gemma4UnifiedForCausalLM" if "unified" in plan.architecture.model_type else "Gemma4ForCausalLM"
-        kept = {"architectures": [name], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
-        kept["tie_word_embeddings"] = whole.get("tie_word_embeddings", kept.get("tie_word_embeddings", True))
+        kept = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
+        kept["tie_word_embeddings"] = plan.architecture.tied_embeddings
     if isinstance(kept.get("text_config"), dict):
-        kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k != "quantization_config"}
+        kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in _STALE}
+    kept["architectures"] = [plan.architecture.class_name]
     if plan.quantized:
         kept["quantization_config"] = quantization_config(plan)
     return kept

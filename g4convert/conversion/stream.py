@@ -20,7 +20,7 @@ from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.journal import Journal
 from g4convert.conversion.writer import ShardWriter
 from g4convert.errors import InputError, Interrupted
-from g4convert.planning.units import CopyTask, QuantizeTask, Unit
+from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
 from g4convert.quantization import NonFiniteError, Scheme, Tiles, TileStats
 from g4convert.tensors import DType
 
@@ -167,9 +167,18 @@ class _Worker:
                 case CopyTask():
                     fd = self._streams.reader.fd(task.file)
                     self._streams.writer.copy(fd, task.begin, task.nbytes, task.target_file, task.target_begin)
+                case MoveTask():
+                    self._move(task)
                 case QuantizeTask():
                     stats.append([task.step, *astuple(self._quantize(task))])
         return stats
+
+    def _move(self, task: MoveTask) -> None:
+        """Put the last axis second; values are words of some size, whatever they mean."""
+        raw = self._streams.reader.read(task.file, task.begin, task.nbytes)
+        words = np.frombuffer(raw, f"u{task.dtype.itemsize}").reshape(task.shape)
+        moved = np.ascontiguousarray(np.moveaxis(words, -1, 1))
+        self._streams.writer.write(task.target_file, task.target_begin, moved.data)
 
     def _quantize(self, task: QuantizeTask) -> TileStats:
         self._source = _at_least(self._source, task.nbytes)

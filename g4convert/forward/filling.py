@@ -52,6 +52,8 @@ class Filling:
     def is_copied(self, name: str) -> bool:
         """Whether a tensor is stored as one and cast or moved; what is neither is the mapped file itself."""
         stored = self._stored_dtype(name)
+        if isinstance(piece := self.pieces[name], Rows) and piece.axes:
+            return True
         return stored is not None and (stored is not self.places[name].dtype or self.device.type != "cpu")
 
     def _stored_dtype(self, name: str) -> torch.dtype | None:

@@ -12,6 +12,7 @@ round them and change logits. For plain checkpoints the result is `from_pretrain
 A tensor that needs no cast stays the mapped file: a bf16 model of a bf16 checkpoint takes no memory of its own.
 """
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,15 +25,18 @@ from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.devices import CPU, is_roomy, place
+from g4convert.engines import CONTRACTS
 from g4convert.errors import EnvironmentFault, GateError
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model, model_class, quiet_transformers
 from g4convert.forward.modules import W4A16Linear
-from g4convert.forward.pieces import TORCH_DTYPES, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
+from g4convert.forward.pieces import TORCH_DTYPES, Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
 from g4convert.forward.streaming import Stream
-from g4convert.gemma4 import Architecture, ExtraKind, droppable
+from g4convert.gemma4 import Architecture, ExtraKind, Role, droppable
+from g4convert.gemma4.matching import match_names
 from g4convert.suggestions import no_such
+from g4convert.tensors import DType, TensorInfo
 
 __all__ = ["DTypeName", "Memory", "load"]
 
@@ -43,13 +47,14 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _HEAD = "lm_head.weight"
 
 
-def load(
+def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     directory: str | os.PathLike[str],
     *,
     dtype: DTypeName = "float32",
     packed: bool = True,
     memory: Memory = "resident",
     device: torch.device = CPU,
+    decoder_only: bool = False,
 ) -> Model:
     """Load a checkpoint, plain or packed, in any dialect that a conversion reads.
 
@@ -61,6 +66,7 @@ def load(
         memory: `resident` holds every tensor; `stream` the decoder layers and towers only while they run, one at
             a time; `auto` takes what the free memory allows.
         device: where it runs; see `devices.torch_device`. The files are read on the CPU, a tensor at a time.
+        decoder_only: of a multimodal checkpoint the text model alone, whether its towers are there or not.
 
     Returns:
         The model, in eval mode; with `memory="stream"` see `streaming.run_together`.
@@ -75,13 +81,17 @@ def load(
         raise no_such("dtype", dtype, _DTYPES)
     checkpoint = Checkpoint.open(directory)
     architecture = Architecture.from_config(checkpoint.config)
-    contents = Contents.of({name: stored.info for name, stored in checkpoint.tensors.items()}, architecture)
+    infos = {name: stored.info for name, stored in checkpoint.tensors.items()}
+    if decoder_only and architecture.is_composite:
+        infos = _of_decoder(infos, architecture)
+        architecture = architecture.text_only()
+    contents = Contents.of(infos, architecture)
     problems = [*_strangers(contents)]
     sources = pieces_of(checkpoint, contents, problems)
     problems += _wrong_extras(checkpoint, contents)
     _refuse(checkpoint.path, problems)
-    model = _empty_model(checkpoint.path, _DTYPES[dtype], device)
-    pieces = _place(model, sources, packed=packed)
+    model = _empty_model(checkpoint.path, architecture, _DTYPES[dtype], device)
+    pieces = {**_place(model, sources, packed=packed), **_no_limits(model, contents)}
     tied = {_HEAD} if architecture.tied_embeddings else set()
     places = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     _refuse(checkpoint.path, _misfits(pieces, places))
@@ -99,6 +109,26 @@ def _refuse(path: Path, problems: list[str]) -> None:
     if problems:
         what = "one tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
         raise GateError(f"{path}: {what} not fit the model", offenders=problems)
+
+
+def _of_decoder(infos: Mapping[str, TensorInfo], architecture: Architecture) -> dict[str, TensorInfo]:
+    """The tensors of a multimodal checkpoint that are not known as a tower's or an embedder's."""
+    match = match_names(infos, architecture)
+    media = {
+        source for name, sources in match.sources.items() if architecture.text_name(name) is None for source in sources
+    }
+    return {name: info for name, info in infos.items() if name not in media}
+
+
+def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
+    """Limits of towers that the checkpoint lacks: those with which transformers starts, which clip nothing."""
+    spelled = CONTRACTS["transformers"].speller(contents.architecture) if contents.architecture.is_unified else str
+    places = model.state_dict()
+    return {
+        spelled(name): Constant(-math.inf if name.endswith("_min") else math.inf, DType.F32)
+        for name, expected in contents.expected.items()
+        if expected.role is Role.CLIP and name not in contents.stored and spelled(name) in places
+    }
 
 
 def _strangers(contents: Contents) -> Iterable[str]:
@@ -136,12 +166,16 @@ def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) ->
     return torch.equal(files[embedding.name], head)
 
 
-def _empty_model(path: Path, dtype: torch.dtype, device: torch.device) -> Model:
+def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> Model:
     """The model on meta; only buffers that no checkpoint stores have memory and values, those of the CPU."""
     with quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config  # transformers would build its own packed modules
+        if architecture.model_type != config.model_type:
+            config = config.get_text_config()
+            config.tie_word_embeddings = architecture.tied_embeddings
+        for section in (config, config.get_text_config()):
+            if hasattr(section, "quantization_config"):
+                del section.quantization_config  # transformers would build its own packed modules
         try:
             with torch.device("meta"):
                 model = model_class(config.model_type)._from_config(config, dtype=dtype)  # noqa: SLF001 -- as AutoModel does

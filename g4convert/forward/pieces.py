@@ -22,11 +22,12 @@ from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme, unreadable
 from g4convert.engines import CONTRACTS
-from g4convert.gemma4 import FusedExperts, Role
+from g4convert.gemma4 import Expected, FusedExperts, Role
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = [
     "TORCH_DTYPES",
+    "Constant",
     "Dense",
     "PackedGroup",
     "Piece",
@@ -69,16 +70,22 @@ class Rows:
         names: as stored.
         shape: of the whole.
         dtype: as stored.
+        stored: the shape of what is stored, where its axes are in another order: see `axes`.
+        axes: the order in which they are wanted.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: DType
+    stored: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
 
     def read(self, files: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
         """The tensor; a single one that needs no cast is the mapped file itself."""
         parts = [files[name] for name in self.names]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.axes:
+            whole = whole.view(self.stored).permute(self.axes).contiguous()
         return whole.view(self.shape).to(dtype)
 
 
@@ -142,7 +149,24 @@ class Dense:
         return whole
 
 
-Piece = Rows | Dense
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A single value that no file has."""
+
+    value: float
+    dtype: DType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a scalar."""
+        return ()
+
+    def read(self, _: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
+        """The value."""
+        return torch.tensor(self.value, dtype=dtype)
+
+
+Piece = Rows | Dense | Constant
 """Where a tensor of the model comes from."""
 
 
@@ -184,14 +208,36 @@ def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[str]) -
             if not expected.optional:
                 problems.append(f"missing: {name}")
         elif name not in fused and expected.role is not Role.KV_SHARED:
-            piece = _piece(checkpoint, name, (form,), expected.shape, problems)
+            piece = _moved(form, expected) or _piece(checkpoint, name, (form,), expected.shape, problems)
             if piece:
                 found[_in_model(contents, name)] = piece
     for name, experts in contents.fused.items():
         forms = _experts(contents, experts)
-        if forms and (piece := _piece(checkpoint, name, forms, experts.shape, problems)):
+        piece = _stacked(forms, experts) or (
+            _piece(checkpoint, name, forms, experts.shape, problems) if forms else None
+        )
+        if piece:
             found[name] = piece
     return found
+
+
+def _moved(form: Form, expected: Expected) -> Rows | None:
+    """A convolution with channels last."""
+    if not expected.convolution or isinstance(form, PackedModule) or form.shape != expected.channels_last:
+        return None
+    last = len(form.shape) - 1
+    return Rows((form.name,), expected.shape, form.dtype, form.shape, (0, last, *range(1, last)))
+
+
+def _stacked(forms: tuple[Form, ...], experts: FusedExperts) -> Rows | None:
+    """Gate and up of all experts in a tensor [e, i, k] each, for one [e, 2i, k]."""
+    e, rows, k = experts.shape
+    each = (e, rows // len(experts.projections), k)
+    names = dict.fromkeys(form.name for form in forms if isinstance(form, TensorInfo) and form.shape == each)
+    if len(experts.projections) == 1 or len(names) != len(experts.projections):
+        return None
+    dtype = next(form.dtype for form in forms if isinstance(form, TensorInfo))
+    return Rows(tuple(names), experts.shape, dtype, (len(names), *each), (1, 0, 2, 3))
 
 
 def _in_model(contents: Contents, name: str) -> str:

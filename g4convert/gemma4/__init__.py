@@ -13,6 +13,8 @@ dialects        Has the other names that trainers, merges and engines leave
 matching        Matches stored names with the schema
 inventory       Resolves every tensor of a source, or lists all that do not fit
 faults          Describes what does not fit
+causes          Says why, where the faults prove it
+fitting         Finds the keys of the config that do not fit, and the values that would
 diagnosis       Recognises sources that are something else
 
 config.json -> Architecture -> schema: the closed set of names, shapes and roles. Headers + Architecture -> Inventory.

@@ -27,6 +27,7 @@ _DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 class _Kind:
     """What a model_type is made of."""
 
+    class_name: str
     text_types: tuple[str, ...]
     composite: bool = False
     unified: bool = False
@@ -34,12 +35,16 @@ class _Kind:
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "gemma4": _Kind(("gemma4_text",), composite=True),
-    "gemma4_text": _Kind(("gemma4_text",)),
-    "gemma4_assistant": _Kind(("gemma4_text", "gemma4_unified_text"), assistant=True),
-    "gemma4_unified": _Kind(("gemma4_unified_text",), composite=True, unified=True),
-    "gemma4_unified_text": _Kind(("gemma4_unified_text",), unified=True),
-    "gemma4_unified_assistant": _Kind(("gemma4_unified_text", "gemma4_text"), unified=True, assistant=True),
+    "gemma4": _Kind("Gemma4ForConditionalGeneration", ("gemma4_text",), composite=True),
+    "gemma4_text": _Kind("Gemma4ForCausalLM", ("gemma4_text",)),
+    "gemma4_assistant": _Kind("Gemma4AssistantForCausalLM", ("gemma4_text", "gemma4_unified_text"), assistant=True),
+    "gemma4_unified": _Kind(
+        "Gemma4UnifiedForConditionalGeneration", ("gemma4_unified_text",), composite=True, unified=True
+    ),
+    "gemma4_unified_text": _Kind("Gemma4UnifiedForCausalLM", ("gemma4_unified_text",), unified=True),
+    "gemma4_unified_assistant": _Kind(
+        "Gemma4UnifiedAssistantForCausalLM", ("gemma4_unified_text", "gemma4_text"), unified=True, assistant=True
+    ),
 }
 
 _REFUSED: Mapping[str, str] = {
@@ -102,6 +107,11 @@ class Architecture:
         )
         top.raise_problems()
         return architecture
+
+    @property
+    def class_name(self) -> str:
+        """The class that `architectures` of a config names."""
+        return _KINDS[self.model_type].class_name
 
     @property
     def is_composite(self) -> bool:

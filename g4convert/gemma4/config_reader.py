@@ -69,14 +69,19 @@ class ConfigReader:
         return value
 
     def strings(self, key: str, count: int, allowed: Sequence[str]) -> list[str] | None:
-        """A list of `count` strings out of `allowed`, or None where the key is missing or null."""
+        """A list of strings out of `allowed`, one for each of `count` layers; None where it is missing or null."""
         value = self.values.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != count or any(item not in allowed for item in value):
-            self.note(key, f"expected {count} of {', '.join(allowed)}")
-            return None
-        return value
+        if not isinstance(value, list):
+            self.note(key, f"{value!r:.40}, expected a list of {count}")
+        elif strange := [item for item in value if item not in allowed]:
+            self.note(key, f"{strange[0]!r:.40}, expected {' or '.join(allowed)}")
+        elif len(value) != count:
+            self.note(key, f"{len(value)} entries for {count} layers")
+        else:
+            return value
+        return None
 
     def pair(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
         """Two positive integers."""

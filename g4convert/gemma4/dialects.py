@@ -82,12 +82,18 @@ BODIES = (
         "moe-module",
         "experts and router inside `moe`, as engines hold them",
         (r"\.moe\.(experts|router)\.", r".\1."),
+        (r"\.moe\.(gate_up|down)_proj(?:\.weight)?$", r".experts.\1_proj"),
         (r"\.moe\.per_expert_scale$", ".router.per_expert_scale"),
+    ),
+    *_habit(
+        "mlx-experts",
+        "experts as MLX holds them, gate and up apart",
+        (r"\.experts\.switch_glu\.(gate|up|down)_proj\.weight$", r".experts.\1_proj"),
     ),
     *_habit(
         "expert-weight",
         "fused experts with `.weight`",
-        (r"\.experts\.(gate_up|down)_proj\.weight$", r".experts.\1_proj"),
+        (r"\.experts\.(gate_up|gate|up|down)_proj\.weight$", r".experts.\1_proj"),
     ),
     *_habit(
         "unified-modules",

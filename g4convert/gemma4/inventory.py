@@ -5,14 +5,16 @@ reason, and every weight the architecture needs has exactly one source. Anything
 all offenders.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 from g4convert.gemma4.architecture import Architecture
-from g4convert.gemma4.faults import raise_faults
+from g4convert.gemma4.faults import Found, raise_faults
 from g4convert.gemma4.matching import DialectUse, Match, match_names
-from g4convert.gemma4.roles import Role
-from g4convert.gemma4.schema import ExtraKind, FusedExperts
+from g4convert.gemma4.roles import Expected, Role
+from g4convert.gemma4.schema import ExtraKind, FusedExperts, expected_weights
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = ["Extra", "Inventory", "Segment", "Weight", "resolve"]
@@ -38,6 +40,7 @@ class Weight:
         shape: of a Linear, [out_features, in_features].
         linear: whether it is the weight of a Linear or of an expert's projection.
         segment: where its bytes are.
+        channels_last: a convolution's weight whose bytes are in the order [out, *kernel, in].
     """
 
     name: str
@@ -46,6 +49,7 @@ class Weight:
     shape: tuple[int, ...]
     linear: bool
     segment: Segment
+    channels_last: bool = False
 
     @property
     def module(self) -> str:
@@ -84,8 +88,20 @@ class Inventory:
     extras: tuple[Extra, ...]
     dialects: tuple[DialectUse, ...]
 
+    @property
+    def missing_limits(self) -> int:
+        """How many of the limits that `use_clipped_linears` asks for are not there."""
+        limits = {name for name, of in expected_weights(self.architecture).items() if of.role is Role.CLIP}
+        return len(limits - {weight.name for weight in self.weights})
 
-def resolve(tensors: Mapping[str, TensorInfo], architecture: Architecture) -> Inventory:
+
+def resolve(
+    tensors: Mapping[str, TensorInfo],
+    architecture: Architecture,
+    *,
+    config: Mapping[str, Any] | None = None,
+    decoder_only: bool = False,
+) -> Inventory:
     """Find out what every tensor of a checkpoint is.
 
     Keys and values of KV-shared layers are weights of the role `kv_shared`; the caller keeps or drops them.
@@ -93,6 +109,8 @@ def resolve(tensors: Mapping[str, TensorInfo], architecture: Architecture) -> In
     Args:
         tensors: every stored tensor, by name; the order does not matter.
         architecture: what the config says.
+        config: the config itself; with it, an error names the key that does not fit the tensors.
+        decoder_only: towers and embedders may be missing.
 
     Raises:
         UnsupportedError: the checkpoint is already quantized; names the format.
@@ -100,23 +118,40 @@ def resolve(tensors: Mapping[str, TensorInfo], architecture: Architecture) -> In
             dtypes that do not fit: all offenders in one error, unknown names with the nearest known one.
     """
     match = match_names(tensors, architecture)
-    raise_faults(match, tensors, architecture)
+    raise_faults(Found(match, tensors, architecture, config, decoder_only=decoder_only))
     sources = {name: found[0] for name, found in match.sources.items()}
     places = dict(_places(match, sources, tensors))
     weights = tuple(
-        Weight(name, expected.role, tensors[place.source].dtype, expected.shape, expected.linear, place)
+        _weight(name, expected, tensors[place.source], place)
         for name, expected in match.schema.expected.items()
         if (place := places.get(name))
     )
-    return Inventory(architecture, weights, tuple(_extras(match, sources, architecture)), match.dialects)
+    dialects = (*match.dialects, *_channels_last(weights))
+    return Inventory(architecture, weights, tuple(_extras(match, sources, architecture)), dialects)
+
+
+def _weight(name: str, expected: Expected, info: TensorInfo, place: Segment) -> Weight:
+    """A weight and its bytes; a convolution whose kernel or inputs are single has them in one order anyway."""
+    last = expected.convolution and info.shape != expected.shape
+    moved = last and expected.shape[1] > 1 and prod(expected.shape[2:]) > 1
+    return Weight(name, expected.role, info.dtype, expected.shape, expected.linear, place, channels_last=moved)
+
+
+def _channels_last(weights: Iterable[Weight]) -> Iterator[DialectUse]:
+    """Convolutions whose values have to be moved."""
+    found = [weight for weight in weights if weight.channels_last]
+    if found:
+        described = "convolutions with channels last, as MLX holds them"
+        yield DialectUse("channels-last", described, len(found), (found[0].segment.source, found[0].name))
 
 
 def _places(
     match: Match, sources: Mapping[str, str], tensors: Mapping[str, TensorInfo]
 ) -> Iterator[tuple[str, Segment]]:
     """Canonical name and bytes of every weight found."""
+    experts = match.schema.experts
     for name, source in sources.items():
-        if fused := match.schema.fused.get(name):
+        if fused := experts.get(name):
             yield from _split(fused, source, tensors[source].dtype)
         elif name in match.schema.expected:
             yield name, Segment(source, 0, tensors[source].nbytes)

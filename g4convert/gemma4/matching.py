@@ -21,6 +21,7 @@ from g4convert.gemma4.schema import (
     expected_weights,
     fused_experts,
     is_derived,
+    stacked_experts,
 )
 
 __all__ = ["DialectUse", "Match", "Schema", "match_names"]
@@ -45,24 +46,38 @@ class DialectUse:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """All names an architecture knows."""
+    """All names an architecture knows.
+
+    Args:
+        expected: every weight, experts one by one.
+        fused: tensors that hold the experts of a layer, in the form that is written.
+        stacked: the other form of gate and up.
+        droppable: what may be there and is not written.
+    """
 
     expected: Mapping[str, Expected]
     fused: Mapping[str, FusedExperts]
+    stacked: Mapping[str, FusedExperts]
     droppable: Mapping[str, Droppable]
 
     @classmethod
     def of(cls, architecture: Architecture) -> "Schema":
         """The names of an architecture."""
-        return cls(expected_weights(architecture), fused_experts(architecture), droppable(architecture))
+        fused, stacked = fused_experts(architecture), stacked_experts(architecture)
+        return cls(expected_weights(architecture), fused, stacked, droppable(architecture))
+
+    @property
+    def experts(self) -> Mapping[str, FusedExperts]:
+        """Every tensor that holds the experts of a layer, in either form."""
+        return {**self.fused, **self.stacked}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every name."""
-        return (*self.expected, *self.fused, *self.droppable)
+        return (*self.expected, *self.fused, *self.stacked, *self.droppable)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.expected or name in self.fused or name in self.droppable
+        return any(name in known for known in (self.expected, self.fused, self.stacked, self.droppable))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Expected:
         linear: the [out_features, in_features] weight of a Linear; every expert's projection counts.
         optional: a checkpoint may leave it out.
         integer: holds int32 or int64 indices, not weights.
+        convolution: the [out, in, *kernel] weight of a convolution, which MLX stores as [out, *kernel, in].
     """
 
     shape: tuple[int, ...]
@@ -60,3 +61,9 @@ class Expected:
     linear: bool = False
     optional: bool = False
     integer: bool = False
+    convolution: bool = False
+
+    @property
+    def channels_last(self) -> tuple[int, ...]:
+        """The shape of a convolution's weight as MLX stores it."""
+        return (self.shape[0], *self.shape[2:], self.shape[1])

@@ -6,6 +6,7 @@ the experts, two 3-D tensors per layer there, are given one by one, as compresse
 
     stored   layers.N.experts.gate_up_proj [e, 2i, h]: of each expert the gate's rows [0:i], then the up's
              layers.N.experts.down_proj    [e, h, i]
+    or       layers.N.experts.gate_proj, up_proj [e, i, h] in place of the first, as MLX holds them
     given    layers.N.experts.E.gate_proj.weight [i, h], up_proj.weight [i, h], down_proj.weight [h, i]
 
 Letters: h hidden_size, i an MLP's width, e experts, p width of a per-layer embedding.
@@ -30,6 +31,7 @@ __all__ = [
     "expected_weights",
     "fused_experts",
     "is_derived",
+    "stacked_experts",
 ]
 
 Named = Iterator[tuple[str, Expected]]
@@ -105,6 +107,17 @@ def fused_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
         found[f"{prefix}gate_up_proj"] = FusedExperts((e, 2 * i, h), prefix, ("gate_proj", "up_proj"))
         found[f"{prefix}down_proj"] = FusedExperts((e, h, i), prefix, ("down_proj",))
     return found
+
+
+def stacked_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
+    """The other fused form of gate and up, a tensor each, by canonical name; empty without experts."""
+    return {
+        f"{fused.prefix}{projection}": FusedExperts((e, rows // 2, k), fused.prefix, (projection,))
+        for fused in fused_experts(architecture).values()
+        if len(fused.projections) > 1
+        for e, rows, k in (fused.shape,)
+        for projection in fused.projections
+    }
 
 
 def droppable(architecture: Architecture) -> Mapping[str, Droppable]:

@@ -112,7 +112,7 @@ def _audio_tower(tower: AudioTower) -> Named:
     role = Role.AUDIO_TOWER
     head = "subsample_conv_projection"
     for layer, (inputs, outputs) in enumerate(((1, first), (first, second))):
-        yield f"{head}.layer{layer}.conv.weight", Expected((outputs, inputs, 3, 3), role)
+        yield f"{head}.layer{layer}.conv.weight", Expected((outputs, inputs, 3, 3), role, convolution=True)
         yield f"{head}.layer{layer}.norm.weight", Expected((outputs,), role)
     yield f"{head}.input_proj_linear.weight", Expected((h, first // 4 * second), role, linear=True)
     for layer in range(tower.layers):
@@ -137,7 +137,7 @@ def _audio_layer(tower: AudioTower) -> Named:
     yield "norm_post_attn.weight", norm
     yield "lconv1d.pre_layer_norm.weight", norm
     yield from _clippable("lconv1d.linear_start", 2 * h, h, role, clipped=tower.clipped)
-    yield "lconv1d.depthwise_conv1d.weight", Expected((h, 1, tower.conv_kernel_size), role)
+    yield "lconv1d.depthwise_conv1d.weight", Expected((h, 1, tower.conv_kernel_size), role, convolution=True)
     yield "lconv1d.conv_norm.weight", norm
     yield from _clippable("lconv1d.linear_end", h, h, role, clipped=tower.clipped)
     yield from _audio_feed_forward("feed_forward2", tower)

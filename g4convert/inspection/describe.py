@@ -197,7 +197,7 @@ def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool
     """Role, shape, and whether it is a Linear, of a canonical name."""
     if expected := match.schema.expected.get(name):
         return expected.role, expected.shape, expected.linear
-    if fused := match.schema.fused.get(name):
+    if fused := match.schema.fused.get(name) or match.schema.stacked.get(name):
         return Role.EXPERTS, fused.shape, False
     return DROPPABLE, match.schema.droppable[name].shape, False
 
@@ -261,7 +261,7 @@ def _sum(a: RoleSize, b: RoleSize) -> RoleSize:
 
 def _missing(match: Match) -> tuple[str, ...]:
     """What the architecture needs and no tensor is; fused experts stand for all of theirs."""
-    fused = [match.schema.fused[name] for name in match.sources if name in match.schema.fused]
+    fused = [of for name, of in match.schema.experts.items() if name in match.sources]
     covered = {(part.prefix, projection) for part in fused for projection in part.projections}
     return tuple(
         name

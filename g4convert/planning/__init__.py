@@ -2,6 +2,7 @@
 
 recipe               Loads the decisions of a conversion from YAML, options and defaults
 steps                Makes the total plan: copy, quantize or drop for each source tensor
+remarks              Warns of what a user should know about a source
 layout               Gives each output tensor its file and byte offset
 units                Cuts a plan into units of work that may run in any order
 sizes                Adds up bytes by role, and estimates the time

@@ -3,7 +3,8 @@
 A pure function of the config, the tensor headers and the recipe; nothing here reads a weight, nothing later
 decides anything. A plan is total: each source tensor is the source of exactly one step or part of one.
 
-    Copy      bytes of one or more source ranges, unchanged, under the canonical name
+    Copy      bytes of one or more source ranges, unchanged, under the canonical name; a convolution with channels
+              last gets them in the other order
     Quantize  a Linear [n, k] becomes weight_packed int32 [n, k*bits/32], weight_scale bf16 [n, groups] and
               weight_shape int64 [2]
     Drop      a source tensor that is not written, with the reason, and what must hold for that to be right
@@ -13,10 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.errors import UnsupportedError, UsageError
+from g4convert.errors import InputError, UsageError
 from g4convert.gemma4 import (
     Architecture,
     Extra,
@@ -28,6 +28,7 @@ from g4convert.gemma4 import (
     resolve,
 )
 from g4convert.planning.recipe import Recipe
+from g4convert.planning.remarks import DRAFTER_KEPT, remarks
 from g4convert.quantization import Method, Scheme
 from g4convert.tensors import DType, TensorInfo
 
@@ -38,7 +39,7 @@ KEPT_BECAUSE: Mapping[Role, str] = {
     Role.MLP: "the recipe keeps it",
     Role.EXPERTS: "the recipe keeps it",
     Role.ROUTER: "decides which experts run; engines build it unquantized",
-    Role.EMBEDDING: "tied with the output head; engines gather rows from it",
+    Role.EMBEDDING: "engines gather rows from it",
     Role.PLE_EMBEDDING: "a table that is gathered, not multiplied",
     Role.PLE_PROJECTION: "1 % of the size, doubles the loss when packed; `pack: [..., ple_projection]` packs it",
     Role.LM_HEAD: "engines build the output head unquantized",
@@ -53,17 +54,26 @@ KEPT_BECAUSE: Mapping[Role, str] = {
 }
 """Why a role stays as it is, in the words that `plan` prints."""
 
-_DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"
+_TIED = "tied with the output head; engines gather rows from it"
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """`target` is the concatenation of byte ranges of source tensors, unchanged."""
+    """`target` is the concatenation of byte ranges of source tensors.
+
+    Args:
+        target: what is written.
+        role: what it is for.
+        segments: the ranges, in order.
+        reason: why it is not packed, for people.
+        channels_last: the source has the axes in the order [out, *kernel, in], and values are moved.
+    """
 
     target: TensorInfo
     role: Role
     segments: tuple[Segment, ...]
     reason: str
+    channels_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +145,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """
     source = Architecture.from_config(checkpoint.config)
     _check_scheme(recipe)
-    _refuse_quantized_config(checkpoint.config)
-    inventory = resolve({name: stored.info for name, stored in checkpoint.tensors.items()}, source)
-    architecture = source
-    if recipe.layout == "text-only" and (source.is_composite or source.is_assistant):
-        architecture = source.text_only()
+    decoder_only = recipe.layout == "text-only" and (source.is_composite or source.is_assistant)
+    architecture = source.text_only() if decoder_only else source
+    tensors = {name: stored.info for name, stored in checkpoint.tensors.items()}
+    inventory = resolve(tensors, source, config=checkpoint.config, decoder_only=decoder_only)
     packable = _packable_roles(recipe, inventory)
     _refuse_misfit(inventory.weights, packable, recipe)
     steps: list[Step] = []
@@ -158,9 +167,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
             fused[_fused_name(name)].append(weight)
         else:
             steps.append(_copy(weight, name, source))
+    _refuse_mixed_experts(fused)
     steps.extend(_fuse(name, weights) for name, weights in fused.items())
     steps.extend(_drop(extra, checkpoint) for extra in inventory.extras)
-    return Plan(recipe, architecture, inventory, tuple(steps), tuple(_warnings(checkpoint, inventory, recipe)))
+    return Plan(recipe, architecture, inventory, tuple(steps), tuple(remarks(checkpoint, inventory, recipe)))
 
 
 _KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Google's QAT exports leave it out"
@@ -193,18 +203,6 @@ def _packs(weight: Weight, roles: frozenset[Role]) -> bool:
     if not weight.linear or weight.role not in roles:
         return False
     return weight.role is not Role.VISION_TOWER or ".encoder.layers." in weight.name
-
-
-def _refuse_quantized_config(config: Mapping[str, Any]) -> None:
-    """QAT exports carry a `quantization_config` without `quant_method`; any other one says: already quantized."""
-    for holder in (config, config.get("text_config") or {}):
-        stated = holder.get("quantization_config") or {}
-        method = stated.get("quant_method") if isinstance(stated, Mapping) else stated
-        if method is not None:
-            raise UnsupportedError(
-                f"config.json: quantization_config.quant_method is {method!r}: the source is already quantized",
-                hint="start from the bf16 checkpoint; `g4convert inspect` describes this one",
-            )
 
 
 def _refuse_misfit(weights: Iterable[Weight], roles: frozenset[Role], recipe: Recipe) -> None:
@@ -251,15 +249,29 @@ def _quantize(weight: Weight, name: str, recipe: Recipe) -> Quantize:
 
 def _copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
     reason = KEPT_BECAUSE[weight.role]
+    if weight.role is Role.EMBEDDING and architecture.tied_embeddings:
+        reason = _TIED
     if architecture.is_assistant and weight.linear and weight.role in {Role.ATTENTION, Role.MLP}:
-        reason = _DRAFTER_KEPT
-    return Copy(TensorInfo(name, weight.dtype, weight.shape), weight.role, (weight.segment,), reason)
+        reason = DRAFTER_KEPT
+    target = TensorInfo(name, weight.dtype, weight.shape)
+    return Copy(target, weight.role, (weight.segment,), reason, channels_last=weight.channels_last)
 
 
 def _fused_name(name: str) -> str:
     """`...experts.3.up_proj.weight` belongs to `...experts.gate_up_proj`, `down_proj` to itself."""
     head, _, projection, _ = name.rsplit(".", 3)
     return f"{head}.{'down_proj' if projection == 'down_proj' else 'gate_up_proj'}"
+
+
+def _refuse_mixed_experts(fused: Mapping[str, list[Weight]]) -> None:
+    """Kept experts become one tensor, which has one dtype; packed ones need not."""
+    mixed = [name for name, weights in fused.items() if len({weight.dtype for weight in weights}) > 1]
+    if mixed:
+        raise InputError(
+            "experts of one layer in several dtypes, which one tensor cannot have",
+            offenders=mixed,
+            hint="pack the experts, or save the model again in one dtype",
+        )
 
 
 def _fuse(name: str, weights: list[Weight]) -> Copy:
@@ -289,17 +301,3 @@ def _join(segments: Iterable[Segment]) -> Iterator[Segment]:
 def _drop(extra: Extra, checkpoint: Checkpoint) -> Drop:
     must_equal = extra.twin if extra.kind is ExtraKind.TIED else "ones" if extra.kind is ExtraKind.ONES else None
     return Drop(checkpoint.tensors[extra.source].info, extra.reason, must_equal)
-
-
-def _warnings(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Iterator[str]:
-    """What a user should know and can act on; nothing here makes the output wrong."""
-    if "quantization_config" in checkpoint.config:
-        yield "config.json has a quantization_config without quant_method (a QAT export): it is replaced"
-    elif recipe.method == "lattice":
-        yield "method lattice, but nothing in config.json says the source is quantization-aware trained"
-    if inventory.architecture.is_assistant and recipe.assistant == "keep":
-        yield f"nothing is packed: {_DRAFTER_KEPT}"
-    if Role.VISION_TOWER in {Role(role.value) for role in recipe.pack}:
-        yield "vision_tower is packed: SGLang and image quality are untested ground"
-    if checkpoint.stray_files:
-        yield f"not part of the checkpoint and left behind: {', '.join(checkpoint.stray_files)}"

@@ -7,13 +7,14 @@ takes, what the journal records, what a kill loses at most per worker.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.planning.layout import Layout, Placed
 from g4convert.planning.steps import Copy, Plan, Quantize
 from g4convert.tensors import DType
 
-__all__ = ["CopyTask", "QuantizeTask", "Task", "Unit", "make_units"]
+__all__ = ["CopyTask", "MoveTask", "QuantizeTask", "Task", "Unit", "make_units"]
 
 _UNIT_BYTES = 16 << 20
 _TILE_BYTES = 4 << 20
@@ -32,6 +33,25 @@ class CopyTask:
     nbytes: int
     target_file: str
     target_begin: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoveTask:
+    """Write a convolution [out, *kernel, in] with its inputs before its kernel, to a place in an output file."""
+
+    name: str
+    file: str
+    begin: int
+    shape: tuple[int, ...]
+    """As stored."""
+    dtype: DType
+    target_file: str
+    target_begin: int
+
+    @property
+    def nbytes(self) -> int:
+        """Source bytes."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +81,7 @@ class QuantizeTask:
         return self.rows * self.k * self.dtype.itemsize
 
 
-Task = CopyTask | QuantizeTask
+Task = CopyTask | MoveTask | QuantizeTask
 Unit = tuple[Task, ...]
 
 
@@ -76,8 +96,13 @@ def make_units(plan: Plan, layout: Layout, checkpoint: Checkpoint) -> tuple[Unit
     return tuple(_gather(tasks))
 
 
-def _copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[CopyTask]:
+def _copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[CopyTask | MoveTask]:
     target = placed.begin
+    if step.channels_last:
+        stored = checkpoint.tensors[step.segments[0].source]
+        info = stored.info
+        yield MoveTask(step.target.name, stored.file, stored.begin, info.shape, info.dtype, placed.file, target)
+        return
     for segment in step.segments:
         stored = checkpoint.tensors[segment.source]
         for begin in range(segment.begin, segment.end, _COPY_BYTES):

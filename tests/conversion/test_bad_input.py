@@ -250,7 +250,6 @@ CASES: dict[str, tuple[Damage, str]] = {
         named(r"layers\.1\.mlp\.up_proj", "layers.1.mlp.upp_proj"),
         r"unknown: model\.language_model\.layers\.1\.mlp\.upp_proj\.weight; nearest: .*layers\.1\.mlp\.up_proj",
     ),
-    "mixed dtypes": (cast(r"layers\.1\.mlp\.up_proj", torch.float32), r"of a mixed dtype: .*up_proj\.weight: F32"),
     "integers for weights": (cast(r"layers\.1\.input_layernorm", torch.int64), "of the wrong dtype"),
     "pickled weights": (only_files(pytorch_model_dot_bin=b"\x80\x02"), "pickled weights only"),
     "pickle named safetensors": (pickle_shard, "zip archive"),
@@ -266,11 +265,6 @@ CASES: dict[str, tuple[Damage, str]] = {
     "dangling link": (dangling, "a link to .*which does not exist"),
     "empty directory": (empty, "an empty directory"),
     "no weights": (only_files(), r"no \*\.safetensors file"),
-    "already quantized, it says": (
-        config(quantization_config={"quant_method": "compressed-tensors"}),
-        "already quantized",
-    ),
-    "already quantized, a word": (config(quantization_config="gptq"), "already quantized"),
     "already quantized, the names say": (
         named(r"(layers\.\d+\.mlp\.\w+_proj)\.weight$", r"\1.weight_packed"),
         "already quantized",

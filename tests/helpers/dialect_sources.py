@@ -166,6 +166,28 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 
 
+def mlx(tensors: Tensors) -> Tensors:
+    """All tensors as MLX holds them: names, gate and up of the experts apart, convolutions with channels last.
+
+    Values are moved, so this is no entry of the table.
+    """
+    found = {}
+    for name, tensor in _renamed((r"^model\.language_model\.", "language_model.model."), (r"^model\.", ""))(
+        tensors
+    ).items():
+        stem = name.rpartition(".")[0]
+        if name.endswith(".experts.gate_up_proj"):
+            gate, up = tensor.chunk(2, dim=1)
+            found |= {f"{stem}.switch_glu.gate_proj.weight": gate, f"{stem}.switch_glu.up_proj.weight": up}
+        elif name.endswith(".experts.down_proj"):
+            found[f"{stem}.switch_glu.down_proj.weight"] = tensor
+        elif "conv" in name and name.endswith(".weight") and tensor.ndim > 2:
+            found[name] = tensor.movedim(1, -1)
+        else:
+            found[name] = tensor
+    return found
+
+
 def with_shared_kv(source: Path, out: Path) -> Path:
     """Write `source` with the dead k_proj, v_proj, k_norm of KV-shared layers, as the released E2B has them.
 

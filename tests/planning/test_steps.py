@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers import golden
 from helpers.headers import opened, planned
-from helpers.released_configs import FAMILIES, RELEASED, released, stored
+from helpers.released_configs import FAMILIES, RELEASED, released, small, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,10 +197,55 @@ def test_a_drafter_is_kept_unless_asked_for() -> None:
     assert planned(FAMILIES["assistant"]).warnings
 
 
-def test_a_source_that_says_it_is_quantized_is_refused() -> None:
-    config = released("E2B") | {"quantization_config": {"quant_method": "compressed-tensors"}}
+@pytest.mark.parametrize("section", [{"quant_method": "compressed-tensors"}, {"quant_method": "bitsandbytes"}, "gptq"])
+@pytest.mark.parametrize("place", ["quantization_config", "text_config.quantization_config", "compression_config"])
+def test_a_stale_quantization_section_is_named_and_the_tensors_decide(section: object, place: str) -> None:
+    config = small("31B")
+    holder = config["text_config"] if "." in place else config
+    holder[place.rpartition(".")[2]] = section
+    plan = planned(config)
+    assert any(f"a {place} of " in warning and "is replaced" in warning for warning in plan.warnings)
+    packed = {name: info for name, info in stored(Architecture.from_config(config)).items() if "up_proj" not in name}
+    packed["x.up_proj.weight_packed"] = TensorInfo("x.up_proj.weight_packed", DType.I32, (1,))
     with pytest.raises(UnsupportedError, match="already quantized"):
-        planned(config)
+        make_plan(opened(config, packed.values()), load().recipe)
+
+
+@pytest.mark.parametrize(
+    "found", [None, ["FSDPGemma4ForConditionalGeneration"], ["Gemma4Model"], ["Gemma4TextForCausalLM"], "Gemma4", []]
+)
+def test_a_class_that_is_not_the_models_is_named(found: object) -> None:
+    config = small("31B") | {"architectures": found}
+    assert any("architectures" in warning for warning in planned(config).warnings)
+    right = small("31B") | {"architectures": ["Gemma4ForConditionalGeneration"]}
+    assert not any("architectures" in warning for warning in planned(right).warnings)
+    assert not any("architectures" in warning for warning in planned(right, layout="text-only").warnings)
+
+
+@pytest.mark.parametrize(("tied", "reason"), [(True, "tied with the output head"), (False, "gather rows")])
+def test_only_a_tied_embedding_is_said_to_be_tied(tied: bool, reason: str) -> None:  # noqa: FBT001 -- a parameter
+    plan = planned(small("31B") | {"tie_word_embeddings": tied})
+    (embedding,) = (copy for copy in plan.copied if copy.role is Role.EMBEDDING)
+    assert reason in embedding.reason
+    assert ("tied" in embedding.reason) == tied
+
+
+def test_kept_experts_of_several_dtypes_are_refused_and_packed_ones_are_not() -> None:
+    config = small("26B-A4B")
+    tensors = {}
+    for name, info in stored(Architecture.from_config(config)).items():
+        if name.endswith(".experts.down_proj"):
+            e, n, k = info.shape
+            for number in range(e):
+                new = name.replace("down_proj", f"{number}.down_proj.weight")
+                tensors[new] = TensorInfo(new, DType.F32 if number else DType.BF16, (n, k))
+        else:
+            tensors[name] = info
+    assert make_plan(opened(config, tensors.values()), load().recipe).quantized
+    with pytest.raises(InputError, match="several dtypes") as caught:
+        make_plan(opened(config, tensors.values()), load(options={"pack": ["mlp"]}).recipe)
+    assert "pack the experts" in caught.value.hint
+    assert all(name.endswith("down_proj") for name in caught.value.offenders)
 
 
 def test_a_qat_export_is_not_already_quantized() -> None:

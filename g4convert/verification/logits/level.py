@@ -19,6 +19,7 @@ from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.streaming import stream_of
+from g4convert.gemma4 import Architecture
 from g4convert.report import Finding, Severity
 from g4convert.request import MemoryUse, Request
 from g4convert.verification import gates
@@ -26,6 +27,7 @@ from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.judge import Judged, Models, check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.probes.answers import with_answers
+from g4convert.verification.probes.media import MEDIA
 from g4convert.verification.probes.suite import Probe, make_probes
 
 __all__ = ["conversations", "run_logits", "store_reference"]
@@ -63,11 +65,16 @@ def run_logits(
             runs = candidate(asked.output) if candidate else ModelCandidate(_load(asked.output, asked, dtype))
         except GateError as refused:
             return Judged(tuple(_refused(refused)), {})
-        original = ModelCandidate(_load(asked.source, asked, dtype)) if asked.source and costs else None
+        alone = not Architecture.from_config(Checkpoint.open(asked.output).config).is_composite
+        original = (
+            ModelCandidate(_load(asked.source, asked, dtype, decoder_only=alone)) if asked.source and costs else None
+        )
         rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
         with threads_for(dequantized):
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
+            probes, left = _taken(probes, alone=alone)
+            told += left or _text_alone(asked, alone=alone)
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
@@ -108,9 +115,33 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
     return read_prompts(prompts, chat=frame_of(directory, config).chat)
 
 
-def _load(directory: Path, asked: Request, dtype: DTypeName, *, packed: bool = True) -> Model:
+def _load(
+    directory: Path, asked: Request, dtype: DTypeName, *, packed: bool = True, decoder_only: bool = False
+) -> Model:
     memory: Memory = (asked.memory or MemoryUse.AUTO).value
-    return load(directory, dtype=dtype, packed=packed, memory=memory, device=torch_device(asked.device or "cpu"))
+    device = torch_device(asked.device or "cpu")
+    return load(directory, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=decoder_only)
+
+
+def _taken(probes: Sequence[Probe], *, alone: bool) -> tuple[Sequence[Probe], list[Finding]]:
+    """Of a multimodal model's stored probes those that the text model alone can be asked."""
+    media = [probe for probe in probes if alone and probe.bucket in MEDIA]
+    if not media:
+        return probes, []
+    found = f"{len(media)} left out: the checkpoint is the text model alone"
+    return [probe for probe in probes if probe not in media], [_media(found)]
+
+
+def _text_alone(asked: Request, *, alone: bool) -> list[Finding]:
+    """What is to be said where the original takes images or sound and the output does not."""
+    if not alone or asked.source is None:
+        return []
+    source = Architecture.from_config(Checkpoint.open(asked.source).config)
+    return [_media("none: the checkpoint is the text model alone")] if source.is_composite else []
+
+
+def _media(found: str) -> Finding:
+    return Finding("logits.media", Severity.INFO, "images, videos and sound", found, "")
 
 
 def _asked(

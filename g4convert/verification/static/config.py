@@ -15,7 +15,7 @@ from g4convert.report import Finding, Severity
 
 __all__ = ["HINDERS", "config_keys", "quantization_section", "read_architecture"]
 
-_REPLACED: Final = {"quantization_config", "compression_config"}
+_REPLACED: Final = {"quantization_config", "compression_config", "quantization"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
 """Ways to say how wide full-attention layers are; whether they agree shows in the architecture."""
 _WRITERS: Final = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
@@ -67,7 +67,7 @@ def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only:
 
 def _differences(out: Mapping[str, Any], source: Mapping[str, Any], path: str, ignored: set[str]) -> Iterator[Finding]:
     for key, value in source.items():
-        if key in _REPLACED or key in ignored:
+        if key in _REPLACED or key in ignored or (key == "architectures" and not path):
             continue
         found = out.get(key, _MISSING)
         subject = f"{path}{key}"

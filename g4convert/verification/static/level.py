@@ -124,7 +124,7 @@ def _opened(
             {"static.architecture": ("config.json", f"{architecture.family}, as the source")}, differences
         )
         yield from _judged({"static.config": ("config.json", text)}, keys)
-    inventory = _inventory(original, known)
+    inventory = _inventory(original, known, decoder_only=not architecture.is_composite)
     yield from _tensors(contents, inventory, engines, text_only=text_only)
     packs = bool(contents.packed or contents.fused_packed or contents.torn)
     declared, faults = quantization_section(out.config, packs=packs, engines=engines)
@@ -139,10 +139,13 @@ def _opened(
         yield from _judged(proof, side_files(out, original))
 
 
-def _inventory(original: Checkpoint | None, architecture: Architecture | None) -> Inventory | None:
+def _inventory(
+    original: Checkpoint | None, architecture: Architecture | None, *, decoder_only: bool
+) -> Inventory | None:
     if original is None or architecture is None:
         return None
-    return resolve({name: stored.info for name, stored in original.tensors.items()}, architecture)
+    tensors = {name: stored.info for name, stored in original.tensors.items()}
+    return resolve(tensors, architecture, config=original.config, decoder_only=decoder_only)
 
 
 def _tensors(

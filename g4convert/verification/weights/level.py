@@ -65,8 +65,9 @@ def check_weights(
         UnsupportedError: the source is quantized.
     """
     known = Architecture.from_config(source.config)
-    inventory = resolve({name: stored.info for name, stored in source.tensors.items()}, known)
     architecture, _ = read_architecture(out.config, known)
+    tensors = {name: stored.info for name, stored in source.tensors.items()}
+    inventory = resolve(tensors, known, config=source.config, decoder_only=not architecture.is_composite)
     contents = Contents.of({name: stored.info for name, stored in out.tensors.items()}, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
         found = list(Pairing(source, out, plain, written).pairs(inventory, contents))
@@ -119,6 +120,9 @@ def _packed_pieces(packed: Mapping[str, PackedPair]) -> Iterator[_Piece]:
 
 def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterator[_Piece]:
     for pair in kept:
+        if pair.moved:
+            yield pair.name, 2 * pair.nbytes, partial(_differing, pair, 0, pair.nbytes, plain, written)
+            continue
         for begin in range(0, pair.nbytes, _PIECE):
             nbytes = min(_PIECE, pair.nbytes - begin)
             yield pair.name, 2 * nbytes, partial(_differing, pair, begin, nbytes, plain, written)
@@ -128,6 +132,9 @@ def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: 
     """How many elements differ."""
     one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
     other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
+    if pair.moved:
+        words = np.frombuffer(one, f"u{pair.itemsize}").reshape(pair.moved)
+        one = bytearray(np.moveaxis(words, -1, 1).tobytes())
     if one == other:
         return 0
     first, second = (np.frombuffer(raw, np.uint8).reshape(-1, pair.itemsize) for raw in (one, other))

@@ -35,6 +35,7 @@ class KeptPair:
         out: file and offset in the output.
         nbytes: of each.
         itemsize: of one element.
+        moved: the shape in the source of a convolution whose channels are last there; empty for the others.
     """
 
     name: str
@@ -42,6 +43,7 @@ class KeptPair:
     out: tuple[str, int]
     nbytes: int
     itemsize: int
+    moved: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class Pairing:
             out=(stored.file, stored.begin + begin),
             nbytes=nbytes,
             itemsize=weight.dtype.itemsize,
+            moved=origin.info.shape if weight.channels_last else (),
         )
 
     def _extras(self, inventory: Inventory) -> Iterator[KeptPair]:

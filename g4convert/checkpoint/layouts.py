@@ -1,0 +1,160 @@
+"""What a directory is that has no weights to read: an adapter, or the shards of a training run.
+
+    adapter_config.json, adapter_model.*       PEFT           merged into its base
+    adapters.safetensors                       MLX            fused with its base
+    pytorch_model_fsdp_0/*.distcp              Accelerate     merged
+    *.distcp                                   torch DCP      gathered
+    model_world_size_N_rank_K.pt               verl           merged
+    global_step*/, *_optim_states.pt           DeepSpeed      consolidated
+    iter_*/, latest_checkpointed_iteration     Megatron       exported
+    checkpoint-500/, a model in a folder       that folder is meant
+
+Recognised by file names; of the files only `adapter_config.json` is opened, for the name of the base model.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, is_training_state
+from g4convert.errors import InputError, UnsupportedError
+
+__all__ = ["copies", "without_weights"]
+
+_SERIES: Final = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
+_MOST_FILES: Final = 10_000  # names looked at; a directory with more is no checkpoint
+
+_THEN: Final = ", then convert OUT"
+_COPY: Final = "; copy config.json and the tokenizer to OUT and convert that"
+_LOAD: Final = "; load the model with them, save it with `save_pretrained` and convert that"
+_TOOLS: Final[Sequence[tuple[str, str, str]]] = (
+    (
+        r"global_step\d+/.*|.*(_optim_states|_model_states)\.pt",
+        "DeepSpeed ZeRO shards",
+        "`python zero_to_fp32.py {directory} OUT --safe_serialization` gathers them" + _COPY,
+    ),
+    (
+        r"(.*/)?model_world_size_\d+_rank_\d+\.pt",
+        "verl FSDP shards",
+        "`python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT`" + _THEN,
+    ),
+    (
+        r"iter_\d+/.*|latest_checkpointed_iteration\.txt",
+        "a Megatron checkpoint",
+        "export it with Megatron-Bridge (`AutoBridge.export_ckpt`)" + _THEN,
+    ),
+    (
+        r"pytorch_model_fsdp_\d+/.*\.distcp",
+        "FSDP shards of Accelerate",
+        "`accelerate merge-weights {folder} OUT` gathers them" + _COPY,
+    ),
+    (
+        r"(.*/)?[^/]*\.distcp",
+        "torch.distributed.checkpoint shards",
+        "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt` gathers them" + _LOAD,
+    ),
+)
+"""File names that give a layout away, what it is, and the tool that gathers it."""
+
+
+def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
+    """What a directory without weights to read is; None where nothing is known.
+
+    Args:
+        directory: it.
+        files: names of the files in it that are no weights to read, and of its folders.
+    """
+    top = sorted(files)
+    if ADAPTER_CONFIG in top or any(map(is_adapter, top)):
+        return _adapter(directory)
+    below = _listed(directory)
+    for pattern, what, remedy in _TOOLS:
+        found = [name for name in below if re.fullmatch(pattern, name)]
+        if found:
+            folder = directory / Path(found[0]).parent
+            hint = remedy.format(directory=directory, folder=folder)
+            return UnsupportedError(f"{directory}: {what}, not gathered into one model", hint=hint)
+    inner = _inner(directory, below)
+    if inner is not None:
+        return InputError(f"{directory}: no weights, they are in a folder of it", hint=f"pass {inner}")
+    if any(map(is_training_state, top)) and not any(name.endswith(".gguf") for name in top):
+        states = [name for name in top if is_training_state(name)]
+        others = [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl")) and name not in states]
+        if not others:
+            return InputError(
+                f"{directory}: the state of a training run without the model's weights",
+                offenders=states,
+                hint="pass the directory that the trainer saved the model to",
+            )
+    return None
+
+
+def _adapter(directory: Path) -> InputError:
+    """An adapter alone, the model it belongs to, and how the two become one."""
+    base, mlx = _base(directory)
+    of = f" of {base}" if base else ""
+    name = base or "BASE"
+    remedy = (
+        f"`mlx_lm.fuse --model {name} --adapter-path {directory} --save-path OUT` merges it; convert OUT"
+        if mlx
+        else f"merge it: `PeftModel.from_pretrained(model, {str(directory)!r}).merge_and_unload()` with the model of "
+        f"{name}, then `save_pretrained` and convert that"
+    )
+    return UnsupportedError(f"{directory}: an adapter{of}, not a model", hint=remedy)
+
+
+def _base(directory: Path) -> tuple[str, bool]:
+    """The base model that an adapter names, and whether it is MLX's."""
+    mlx = any(directory.glob("*adapters.safetensors")) or any(directory.glob("*adapters.npz"))
+    try:
+        said = json.loads((directory / ADAPTER_CONFIG).read_bytes())
+    except (OSError, ValueError):
+        said = {}
+    found = said.get("base_model_name_or_path") or said.get("model") if isinstance(said, Mapping) else None
+    return (found if isinstance(found, str) and found.isprintable() else ""), mlx
+
+
+def _listed(directory: Path) -> list[str]:
+    """Names of files two folders deep, sorted."""
+    found: list[str] = []
+    for pattern in ("*", "*/*", "*/*/*"):
+        for path in directory.glob(pattern):
+            if path.is_file():
+                found.append(path.relative_to(directory).as_posix())
+            if len(found) > _MOST_FILES:
+                return sorted(found)
+    return sorted(found)
+
+
+def _inner(directory: Path, names: Sequence[str]) -> Path | None:
+    """The folder that holds a model; of several checkpoints the last."""
+    models = {Path(name).parent for name in names if "/" in name and name.endswith(".safetensors")}
+    whole = [folder for folder in models if (directory / folder / "config.json").is_file()]
+    if not whole:
+        return None
+    return directory / max(whole, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)])
+
+
+def copies(directory: Path, files: Mapping[str, Iterable[str]]) -> InputError | None:
+    """Two copies of one model among weight files that no index tells apart; None where there are none.
+
+    Args:
+        directory: the checkpoint.
+        files: by weight file, the names of its tensors.
+    """
+    series: dict[str, set[str]] = {}
+    for file, names in files.items():
+        match = _SERIES.fullmatch(file)
+        series.setdefault(f"{match[1]}-*-of-{match[2]}.safetensors" if match else file, set()).update(names)
+    both = [
+        (one, other)
+        for one, mine in series.items()
+        for other, theirs in series.items()
+        if one < other and 2 * len(mine & theirs) > min(len(mine), len(theirs))
+    ]
+    if not both:
+        return None
+    one, other = both[0]
+    return InputError(f"{directory}: two copies of one model: {one} and {other}", hint=f"delete {one} or {other}")

@@ -1,0 +1,88 @@
+"""Why tensors do not make the model of their config, where the faults themselves prove it; and what to do.
+
+    two spellings of most weights            two copies of one model
+    all of a tower missing, nothing else     its weights were taken out, or never saved
+    a tower that the config does not have    the config is that of another save
+    buffers missing, nothing else            a writer of parameters only
+
+Where none of these holds, `fitting` may find the key of the config that does not fit.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from g4convert.gemma4.architecture import Architecture
+from g4convert.gemma4.matching import Schema
+
+__all__ = ["Fault", "cause"]
+
+_VISION = ("vision_tower.", "vision_embedder.", "embed_vision.")
+_AUDIO = ("audio_tower.", "embed_audio.")
+_BUFFERS = ("layer_scalar", "std_bias", "std_scale")
+_SEVERAL = 3  # of as many tensors, two names each are no accident
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong; `name` is the tensor, `line` the sentence about it."""
+
+    kind: str
+    name: str
+    line: str
+
+
+def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture) -> str:
+    """The remedy for what the faults have in common; empty where they prove nothing.
+
+    Args:
+        faults: all of them.
+        schema: the names that the architecture knows.
+        architecture: what the config says.
+    """
+    kinds = {fault.kind for fault in faults}
+    names = [fault.name for fault in faults]
+    if kinds == {"ambiguous"} and len(faults) >= _SEVERAL:
+        return "two copies of one model in one directory, under different names: delete the files of one"
+    if kinds == {"unknown"} and all(_is(name, _VISION + _AUDIO) for name in names):
+        return _unknown_media(names, architecture)
+    if kinds == {"missing"} and all(name.rpartition(".")[2] in _BUFFERS for name in names):
+        what = " and ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        return f"{what}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
+    if kinds == {"missing"}:
+        return _missing_media(set(names), schema)
+    return ""
+
+
+def _is(name: str, parts: Sequence[str]) -> bool:
+    return any(part in name for part in parts)
+
+
+def _unknown_media(names: Collection[str], architecture: Architecture) -> str:
+    """Weights of towers that the config does not have."""
+    if not architecture.is_composite:
+        return "config.json describes the text model alone: use the multimodal one (and --layout text-only)"
+    for key, parts, present in (
+        ("vision_config", _VISION, architecture.has_vision),
+        ("audio_config", _AUDIO, architecture.has_audio),
+    ):
+        if not present and all(_is(name, parts) for name in names):
+            return f"config.json has no {key}, but the files have its weights: put it back, as the base model's has it"
+    return ""
+
+
+def _missing_media(missing: set[str], schema: Schema) -> str:
+    """Towers that are gone as a whole."""
+    needed = [name for name, expected in schema.expected.items() if not expected.optional]
+    whole = {
+        key: of
+        for key, parts in (("vision_config", _VISION), ("audio_config", _AUDIO))
+        if (of := {name for name in needed if _is(name, parts)})
+    }
+    gone = {key: of for key, of in whole.items() if of <= missing}
+    if missing != {name for of in gone.values() for name in of}:
+        return ""
+    if gone.keys() == whole.keys():
+        return "decoder weights under a multimodal config.json: --layout text-only converts them"
+    (key,) = gone
+    kind = key.removesuffix("_config")
+    return f'the files have no {kind} weights: `"{key}": null` in config.json says so'

@@ -1,0 +1,121 @@
+"""Which keys of a config do not fit the tensors beside it: those for which the tensors say another value that fits.
+
+A value is read off the shape of one tensor. It is named only if the config with it, and with the others that differ,
+describes all tensors without a fault: what is said is proved.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from g4convert.errors import InputError
+from g4convert.gemma4.architecture import Architecture
+from g4convert.gemma4.dialects import body_of
+from g4convert.gemma4.matching import Match
+from g4convert.tensors import TensorInfo
+
+__all__ = ["fitting"]
+
+Fits = Callable[[Architecture], bool]
+
+_MOST = 3  # keys that an edit leaves behind; more are another model's config
+_LAYER = re.compile(r"^layers\.(\d+)\.")
+
+
+def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], fits: Fits) -> str:
+    """The remedy for a config that does not fit; empty where no values of its keys would.
+
+    Args:
+        match: the tensors under the names that the config implies.
+        tensors: every stored tensor, by name.
+        config: config.json.
+        fits: whether an architecture has all tensors, in their shapes.
+    """
+    section = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
+    path = "" if section is config else "text_config."
+    assert isinstance(section, Mapping)  # noqa: S101 -- an architecture was read from it
+    said = {key: value for key, value in _read(match, tensors, section) if section.get(key) != value}
+    if not said or not _fit(config, path, said, fits):
+        return ""
+    for key in list(said):
+        fewer = {other: value for other, value in said.items() if other != key}
+        if fewer and _fit(config, path, fewer, fits):
+            said = fewer
+    if len(said) > _MOST:
+        return f"config.json is another model's ({', '.join(said)} differ): take the one saved with these weights"
+    edits = " and ".join(_edit(f"{path}{key}", section.get(key), value) for key, value in said.items())
+    return f"the tensors say otherwise: in config.json set {edits}"
+
+
+def _edit(key: str, old: object, new: object) -> str:
+    """One key, its new value and its old one."""
+    if isinstance(old, list) and isinstance(new, list) and old[: len(new)] == new:
+        return f"{key} to its first {len(new)} entries"
+    return f"{key} to {new}" + ("" if old is None else f" (it is {old})" if not isinstance(old, list) else "")
+
+
+def _fit(config: Mapping[str, Any], path: str, values: Mapping[str, Any], fits: Fits) -> bool:
+    """Whether a config with other values describes the tensors."""
+    changed = {**config, "text_config": {**config["text_config"], **values}} if path else {**config, **values}
+    try:
+        return fits(Architecture.from_config(changed))
+    except InputError:
+        return False
+
+
+def _read(
+    match: Match, tensors: Mapping[str, TensorInfo], section: Mapping[str, Any]
+) -> Iterator[tuple[str, int | list[str]]]:
+    """Keys of the decoder and what the tensors say of them, where the tensor is there."""
+    shapes = {body: tensors[source].shape for source, body in match.unknown.items()}
+    shapes |= {body_of(name): tensors[sources[0]].shape for name, sources in match.sources.items()}
+    sliding = _sliding(shapes, section)
+    for key, pattern, axis in _SIZES:
+        body = pattern.format(sliding)
+        if (shape := shapes.get(body)) and len(shape) > axis:
+            yield key, shape[axis]
+    if "embed_tokens_per_layer.weight" not in shapes:
+        yield "hidden_size_per_layer_input", 0
+    for key, body, norm in (
+        ("num_attention_heads", "q_proj", "q_norm"),
+        ("num_key_value_heads", "k_proj", "k_norm"),
+    ):
+        rows, width = (shapes.get(f"layers.{sliding}.self_attn.{one}.weight") for one in (body, norm))
+        if rows and width:
+            yield key, rows[0] // width[0]
+    layers = {int(found[1]) for body in shapes if (found := _LAYER.match(body))}
+    if layers:
+        yield "num_hidden_layers", max(layers) + 1
+        yield from _kinds(shapes, max(layers) + 1, section)
+
+
+_SIZES = (
+    ("vocab_size", "embed_tokens.weight", 0),
+    ("hidden_size", "embed_tokens.weight", 1),
+    ("vocab_size_per_layer_input", "embed_tokens_per_layer.weight", 0),
+    ("hidden_size_per_layer_input", "per_layer_projection_norm.weight", 0),
+    ("intermediate_size", "layers.{}.mlp.up_proj.weight", 0),
+    ("head_dim", "layers.{}.self_attn.q_norm.weight", 0),
+    ("num_experts", "layers.{}.router.proj.weight", 0),
+    ("moe_intermediate_size", "layers.{}.experts.down_proj", 2),
+    ("moe_intermediate_size", "layers.{}.experts.0.down_proj.weight", 1),
+)
+"""Key, the tensor whose shape says it (of a layer, of a sliding one), and the axis."""
+
+
+def _sliding(shapes: Mapping[str, tuple[int, ...]], section: Mapping[str, Any]) -> int:
+    """The first layer whose heads have not the width of full attention; 0 where all have."""
+    wide = (section.get("global_head_dim"),)
+    numbers = (int(found[1]) for body in shapes if (found := _LAYER.match(body)))
+    narrow = (n for n in sorted(set(numbers)) if shapes.get(f"layers.{n}.self_attn.q_norm.weight", wide) != wide)
+    return next(narrow, 0)
+
+
+def _kinds(
+    shapes: Mapping[str, tuple[int, ...]], count: int, section: Mapping[str, Any]
+) -> Iterator[tuple[str, list[str]]]:
+    """Which layers attend to everything, where their heads have another width; the last one always does."""
+    widths = [shapes.get(f"layers.{n}.self_attn.q_norm.weight") for n in range(count)]
+    wide = section.get("global_head_dim")
+    if "layer_types" in section and wide is not None and wide != section.get("head_dim") and all(widths):
+        yield "layer_types", ["full_attention" if w == (wide,) else "sliding_attention" for w in widths]

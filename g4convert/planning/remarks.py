@@ -1,0 +1,63 @@
+"""What a plan warns of: things a user should know and can act on. None of them makes the output wrong."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from g4convert.checkpoint.declared import sections_of
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, summed
+from g4convert.gemma4 import Architecture, Inventory, Role
+from g4convert.planning.recipe import Recipe
+
+__all__ = ["DRAFTER_KEPT", "remarks"]
+
+DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"
+
+
+def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Iterator[str]:
+    """One line for each thing worth knowing.
+
+    Args:
+        checkpoint: the source.
+        inventory: what its tensors are, none of them quantized.
+        recipe: what is done with it.
+    """
+    stale = tuple(_stale_sections(checkpoint.config))
+    yield from stale
+    if not stale and recipe.method == "lattice":
+        yield "method lattice, but nothing in config.json says the source is quantization-aware trained"
+    yield from _class(checkpoint.config, inventory.architecture)
+    if inventory.architecture.is_assistant and recipe.assistant == "keep":
+        yield f"nothing is packed: {DRAFTER_KEPT}"
+    if Role.VISION_TOWER in {Role(role.value) for role in recipe.pack}:
+        yield "vision_tower is packed: SGLang and image quality are untested ground"
+    if missing := inventory.missing_limits:
+        yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
+    yield from _left_behind(checkpoint.stray_files)
+
+
+def _stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
+    """Quantization sections beside weights that are not quantized."""
+    for place, section in sections_of(config):
+        method = section.get("quant_method") if isinstance(section, Mapping) else section
+        if method is None:
+            yield f"config.json has a {place} without quant_method (a QAT export): it is replaced"
+        else:
+            yield f"config.json has a {place} of {method!s:.40}, but no tensor is quantized: it is replaced"
+
+
+def _class(config: Mapping[str, Any], architecture: Architecture) -> Iterator[str]:
+    """Engines choose the model's code by `architectures`."""
+    found, wanted = config.get("architectures"), architecture.class_name
+    if found != [wanted]:
+        said = "is missing" if found is None else f"is {found!s:.80}"
+        yield f"config.json: architectures {said}: the output has {wanted}, the class of {architecture.model_type}"
+
+
+def _left_behind(names: Iterable[str]) -> Iterator[str]:
+    """Files that are no part of the model."""
+    every = tuple(names)
+    if every:
+        yield f"not part of the checkpoint and left behind: {', '.join(summed(every))}"
+    if ADAPTER_CONFIG in every or any(map(is_adapter, every)):
+        yield "the adapter beside the weights is not applied: if they are its base model's, merge it first"

@@ -1,0 +1,184 @@
+"""Directories that hold no model yet, or two, or more than one: what each is, and the remedy followed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.stored import Stored, write_checkpoint, zeros
+from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint as dcp
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import InputError
+
+A, B = zeros("BF16", 2, 3), zeros("F32", 2)
+
+
+def refusal(directory: Path) -> InputError:
+    with pytest.raises(InputError) as caught:
+        Checkpoint.open(directory)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    return caught.value
+
+
+def laid_out(directory: Path, files: Sequence[str]) -> Path:
+    """A directory with a config and files of no content that matters."""
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    for name in files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(b"x")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("files", "what", "tool"),
+    [
+        (("pytorch_model_fsdp_0/__0_0.distcp", "optimizer.bin", "scheduler.pt"), "FSDP", "accelerate merge-weights"),
+        (("step-100/.metadata", "step-100/__0_0.distcp"), "torch.distributed.checkpoint", "dcp_to_torch"),
+        (("__0_0.distcp", "rng_state_0.pth"), "torch.distributed.checkpoint", "dcp_to_torch"),
+        (("model_world_size_8_rank_0.pt", "optim_world_size_8_rank_0.pt"), "verl", "verl.model_merger"),
+        (("actor/model_world_size_8_rank_3.pt",), "verl", "verl.model_merger"),
+        (("global_step5/mp_rank_00_model_states.pt", "latest"), "DeepSpeed", "zero_to_fp32.py"),
+        (("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",), "DeepSpeed", "zero_to_fp32.py"),
+        (("latest_checkpointed_iteration.txt", "iter_0000500/__0_0.distcp"), "Megatron", "Megatron-Bridge"),
+    ],
+)
+def test_shards_of_training_are_recognised_with_their_tool(
+    files: Sequence[str], what: str, tool: str, tmp_path: Path
+) -> None:
+    error = refusal(laid_out(tmp_path / "m", [*files, "trainer_state.json"]))
+    assert what in error.message
+    assert tool in error.hint
+
+
+def test_the_state_of_an_optimizer_is_no_weights(tmp_path: Path) -> None:
+    error = refusal(laid_out(tmp_path / "m", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"]))
+    assert "without the model's weights" in error.message
+    assert len(error.offenders) == 4
+
+
+def test_pickled_weights_beside_an_optimizer_are_named_alone(tmp_path: Path) -> None:
+    assert "pickled weights" in refusal(laid_out(tmp_path / "m", ["pytorch_model.bin", "optimizer.pt"])).message
+
+
+@pytest.mark.parametrize("has_config", [False, True])
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_names_its_base(weights: str, has_config: bool, tmp_path: Path) -> None:  # noqa: FBT001 -- a parameter
+    directory = laid_out(tmp_path / "m", [weights])
+    (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "r": 8}))
+    if not has_config:
+        (directory / "config.json").unlink()
+    error = refusal(directory)
+    assert "an adapter of org/base" in error.message
+    assert "merge_and_unload" in error.hint
+
+
+def test_an_adapter_of_mlx_is_fused(tmp_path: Path) -> None:
+    directory = laid_out(tmp_path / "m", ["adapters.safetensors", "0000100_adapters.safetensors"])
+    (directory / "adapter_config.json").write_text(json.dumps({"model": "mlx-community/x", "fine_tune_type": "lora"}))
+    error = refusal(directory)
+    assert "an adapter of mlx-community/x" in error.message
+    assert "mlx_lm.fuse --model mlx-community/x" in error.hint
+
+
+@pytest.mark.parametrize("config", ["", "[]", '{"base_model_name_or_path": 7}'])
+def test_a_strange_adapter_config_is_still_an_adapter(config: str, tmp_path: Path) -> None:
+    directory = laid_out(tmp_path / "m", ["adapter_model.safetensors"])
+    (directory / "adapter_config.json").write_text(config)
+    assert "an adapter, not a model" in refusal(directory).message
+
+
+def test_a_model_in_a_folder_is_pointed_at_and_opens(tmp_path: Path) -> None:
+    directory = laid_out(tmp_path / "m", ["checkpoint-50/optimizer.pt", "trainer_state.json"])
+    for step in (50, 500):
+        write_checkpoint(directory / f"checkpoint-{step}", {"model.safetensors": {"a": A}}, index=False)
+    error = refusal(directory)
+    assert error.hint == f"pass {directory / 'checkpoint-500'}"
+    assert Checkpoint.open(error.hint.removeprefix("pass ")).tensors.keys() == {"a"}
+
+
+def test_torch_shards_are_gathered_as_the_hint_says(tmp_path: Path) -> None:
+    shards, single = tmp_path / "shards", tmp_path / "model.pt"
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
+    with pytest.warns(UserWarning, match="save in a single process"):
+        dcp.save(dict(tensors), checkpoint_id=shards)
+    (shards / "config.json").write_text("{}")
+    command = refusal(shards).hint.split("`")[1].split()
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:-1], single], check=True, capture_output=True)
+    gathered = torch.load(single)
+    save_file(gathered, shards / "model.safetensors")
+    assert Checkpoint.open(shards).tensors.keys() == {"a", "b"}
+    assert torch.equal(load_file(shards / "model.safetensors")["a"], tensors["a"])
+
+
+# --- two copies --------------------------------------------------------------------------------------------
+
+TWO = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({"consolidated.safetensors": {"a": A, "b": B}}, "consolidated.safetensors"),
+        (
+            {f"pytorch-0000{n}-of-00003.safetensors": {name: A} for n, name in enumerate(("a", "b", "c"), 1)},
+            "pytorch-*-of-00003.safetensors",
+        ),
+    ],
+)
+def test_two_copies_are_named_and_one_may_be_deleted(
+    others: dict[str, dict[str, Stored]], named: str, tmp_path: Path
+) -> None:
+    shards = {TWO[0]: {"a": A}, TWO[1]: {"b": B}}
+    directory = write_checkpoint(tmp_path / "m", {**shards, **others}, index=False)
+    error = refusal(directory)
+    assert "two copies of one model" in error.message
+    assert named in error.message
+    assert "model-*-of-00002.safetensors" in error.message
+    assert not error.offenders
+    for name in others:
+        (directory / name).unlink()
+    assert Checkpoint.open(directory).tensors.keys() == {"a", "b"}
+
+
+def test_one_tensor_in_two_shards_is_no_copy(tmp_path: Path) -> None:
+    shards = {TWO[0]: {"a": A, "c": B, "d": B}, TWO[1]: {"b": B, "a": A, "e": B}}
+    assert "two copies" not in refusal(write_checkpoint(tmp_path / "m", shards, index=False)).message
+
+
+# --- what lies beside a model ------------------------------------------------------------------------------
+
+
+def test_what_training_leaves_stays_behind(tmp_path: Path) -> None:
+    left = [
+        "checkpoint-500/config.json",
+        "checkpoint-500/global_step500/mp_rank_00_model_states.pt",
+        "runs/Nov27/events.out.tfevents.1",
+        "wandb/latest-run/logs.txt",
+        "trainer_state.json",
+        "all_results.json",
+        "trainer_log.jsonl",
+        "training_args.bin",
+        "zero_to_fp32.py",
+        "latest",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "Modelfile",
+        "hf_quant_config.json",
+        "quantize_config.json",
+    ]
+    kept = ["tokenizer.json", "chat_template.jinja", "docs/runs.md", "generation_config.json", "processor_config.json"]
+    directory = write_checkpoint(tmp_path / "m", {"model.safetensors": {"a": A}}, index=False)
+    for name in (*left, *kept):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text("{}")
+    checkpoint = Checkpoint.open(directory)
+    assert checkpoint.side_files == tuple(sorted(kept))
+    assert checkpoint.stray_files == tuple(sorted(left))

@@ -1,0 +1,221 @@
+"""Sources as people really have them, converted: the output is that of the clean source, and every level says so."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Checkpoints
+from helpers.conversions import quantized, same_bits, stored
+from helpers.dialect_sources import mlx as mlx_of
+from safetensors.torch import load_file, save_file
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.forward.load import load
+from g4convert.forward.probe import logits, prompts
+from g4convert.gemma4 import Architecture, resolve
+from g4convert.report import Severity
+from g4convert.request import Level, Request
+from g4convert.verification.run import verify
+
+Tensors = dict[str, torch.Tensor]
+
+CLASSES = {
+    "moe": "Gemma4ForConditionalGeneration",
+    "unified": "Gemma4UnifiedForConditionalGeneration",
+    "text": "Gemma4ForCausalLM",
+    "unified_text": "Gemma4UnifiedForCausalLM",
+}
+
+
+def rewritten(
+    source: Path, out: Path, change: Callable[[Tensors], Tensors], *, metadata: str = "pt", **keys: object
+) -> Path:
+    """A copy in one file, with other tensors and other keys in its config."""
+    out.mkdir(parents=True)
+    tensors: Tensors = {}
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".safetensors":
+            tensors |= load_file(path)
+        elif not path.name.endswith(".index.json"):
+            shutil.copy2(path, out / path.name)
+    changed = {name: tensor.contiguous() for name, tensor in change(tensors).items()}
+    save_file(changed, out / "model.safetensors", metadata={"format": metadata})
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({k: v for k, v in (config | keys).items() if v != "gone"}))
+    return out
+
+
+def same(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    mine, others = stored(one), stored(other)
+    assert mine.keys() == others.keys()
+    assert all(same_bits(mine[name], others[name]) for name in mine)
+
+
+def assert_verified(output: Path, source: Path) -> None:
+    report = verify(Request(output, source, Level.WEIGHTS))
+    assert not report.of(Severity.FAIL)
+    assert not report.of(Severity.WARN)
+
+
+# ---- MLX: names, experts and convolutions
+
+
+@pytest.mark.parametrize("family", ["moe", "e2b", "dense", "unified", "text"])
+def test_a_directory_of_mlx_is_read_bit_for_bit(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source = checkpoints(family)
+    mlx = rewritten(source, tmp_path / "mlx", mlx_of, metadata="mlx")
+    quantized(source, tmp_path / "clean")
+    quantized(mlx, tmp_path / "out")
+    assert_same_tensors(tmp_path / "out", tmp_path / "clean")
+    assert_verified(tmp_path / "out", mlx)
+
+
+def test_kept_experts_of_mlx_are_fused_again(moe: Path, tmp_path: Path) -> None:
+    mlx = rewritten(moe, tmp_path / "mlx", mlx_of)
+    quantized(mlx, tmp_path / "out", pack=["mlp"])
+    mine, original = stored(tmp_path / "out"), stored(moe)
+    experts = [name for name in original if ".experts." in name]
+    assert all(same_bits(mine[name], original[name]) for name in experts)
+    assert_verified(tmp_path / "out", mlx)
+
+
+@pytest.mark.parametrize("family", ["moe", "e2b"])
+def test_a_directory_of_mlx_computes_the_same(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    original = load(checkpoints(family))
+    loaded = load(rewritten(checkpoints(family), tmp_path / "mlx", mlx_of))
+    for prompt in prompts(original):
+        assert torch.equal(logits(original, prompt), logits(loaded, prompt))
+
+
+# ---- dtypes
+
+
+@pytest.mark.parametrize("family", ["moe", "dense"])
+def test_trained_layers_may_be_fp32(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source = checkpoints(family)
+
+    def some_in_fp32(tensors: Tensors) -> Tensors:
+        return {name: t.float() if "layers.1." in name else t for name, t in tensors.items()}
+
+    mixed = rewritten(source, tmp_path / "mixed", some_in_fp32)
+    quantized(mixed, tmp_path / "out", method="minmax")
+    quantized(source, tmp_path / "clean", method="minmax")
+    mine, clean = stored(tmp_path / "out"), stored(tmp_path / "clean")
+    packed = [name for name in clean if "weight_" in name.rpartition(".")[2]]
+    assert all(same_bits(mine[name], clean[name]) for name in packed)
+    assert mine["model.language_model.layers.1.input_layernorm.weight"].dtype is torch.float32
+    assert_verified(tmp_path / "out", mixed)
+
+
+# ---- config
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_stale_section_is_replaced(nested: bool, moe: Path, tmp_path: Path) -> None:  # noqa: FBT001 -- a parameter
+    section = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    config = json.loads((moe / "config.json").read_text())
+    keys = {"text_config": config["text_config"] | {"quantization_config": section}} if nested else {}
+    stale = rewritten(moe, tmp_path / "stale", same, **(keys or {"quantization_config": section}))
+    quantized(stale, tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert "quantization_config" not in written["text_config"]
+    assert_verified(tmp_path / "out", stale)
+    model = load(stale)
+    assert model.lm_head is not None
+
+
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("found", ["gone", ["FSDPGemma4ForConditionalGeneration"], ["Gemma4Model"]])
+def test_the_class_of_the_model_type_is_written(
+    family: str, found: object, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    source = rewritten(checkpoints(family), tmp_path / "source", same, architectures=found)
+    quantized(source, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == [CLASSES[family]]
+    report = verify(Request(tmp_path / "out", source, Level.STATIC))
+    assert not report.of(Severity.FAIL)
+
+
+def test_a_nested_key_does_not_untie_a_text_only_output(dense: Path, tmp_path: Path) -> None:
+    config = json.loads((dense / "config.json").read_text())
+    text = config["text_config"] | {"tie_word_embeddings": False}
+    source = rewritten(dense, tmp_path / "source", same, text_config=text, tie_word_embeddings="gone")
+    quantized(source, tmp_path / "out", layout="text-only")
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in stored(tmp_path / "out")
+    load(tmp_path / "out")
+
+
+# ---- parts that are not there
+
+
+def decoder_of(tensors: Tensors) -> Tensors:
+    return {n.replace("language_model.", ""): t for n, t in tensors.items() if "language_model." in n}
+
+
+@pytest.mark.parametrize("family", ["dense", "moe", "e2b", "unified"])
+def test_decoder_weights_under_a_multimodal_config(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source = checkpoints(family)
+    decoder = rewritten(source, tmp_path / "decoder", decoder_of)
+    quantized(decoder, tmp_path / "out", layout="text-only")
+    quantized(source, tmp_path / "clean", layout="text-only")
+    assert_same_tensors(tmp_path / "out", tmp_path / "clean")
+    assert (tmp_path / "out/config.json").read_bytes() == (tmp_path / "clean/config.json").read_bytes()
+    assert_verified(tmp_path / "out", decoder)
+
+
+@pytest.mark.parametrize("family", ["dense", "moe", "e2b", "unified"])
+def test_the_decoder_alone_computes_what_it_does_in_the_whole(
+    family: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    whole = load(checkpoints(family))
+    alone = load(checkpoints(family), decoder_only=True)
+    stripped = load(rewritten(checkpoints(family), tmp_path / "decoder", decoder_of), decoder_only=True)
+    prompt = next(
+        prompt for prompt in prompts(whole) if not {"pixel_values", "input_features"} & prompt.arguments.keys()
+    )
+    assert torch.equal(logits(whole, prompt), logits(alone, prompt))
+    assert torch.equal(logits(alone, prompt), logits(stripped, prompt))
+
+
+def test_a_declared_modality_is_gone_in_the_output_too(e2b: Path, tmp_path: Path) -> None:
+    stripped = rewritten(
+        e2b, tmp_path / "source", lambda t: {n: v for n, v in t.items() if "audio" not in n}, audio_config=None
+    )
+    quantized(stripped, tmp_path / "out")
+    assert_verified(tmp_path / "out", stripped)
+    load(tmp_path / "out")
+
+
+LIMITS = ("input_min", "input_max", "output_min", "output_max")
+
+
+def test_towers_without_limits_are_loaded_as_transformers_loads_them(e2b: Path, tmp_path: Path) -> None:
+    source = rewritten(e2b, tmp_path / "source", lambda t: {n: v for n, v in t.items() if not n.endswith(LIMITS)})
+    quantized(source, tmp_path / "out")
+    assert_verified(tmp_path / "out", source)
+    for directory in (source, tmp_path / "out"):
+        limits = {n: b for n, b in load(directory, packed=False).named_buffers() if n.endswith(LIMITS)}
+        assert limits
+        assert all(b.item() == (-torch.inf if n.endswith("min") else torch.inf) for n, b in limits.items())
+    missing = resolve(
+        {name: found.info for name, found in Checkpoint.open(source).tensors.items()},
+        Architecture.from_config(Checkpoint.open(source).config),
+    ).missing_limits
+    assert missing == len(limits)
+
+
+def test_lost_limits_are_still_a_fault_of_the_output(e2b: Path, tmp_path: Path) -> None:
+    quantized(e2b, tmp_path / "out")
+    lost = rewritten(
+        tmp_path / "out", tmp_path / "lost", lambda t: {n: v for n, v in t.items() if not n.endswith(LIMITS)}
+    )
+    assert verify(Request(lost, e2b, Level.STATIC)).of(Severity.FAIL)

@@ -1,0 +1,225 @@
+"""A refusal names the cause only where it is proved, and the remedy it names makes the source fit."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from helpers.released_configs import FAMILIES, Config, small, stored
+
+from g4convert.errors import InputError
+from g4convert.gemma4 import Architecture, Role, expected_weights, resolve
+from g4convert.tensors import DType, TensorInfo
+
+Tensors = Mapping[str, TensorInfo]
+
+
+def tensors_of(config: Config) -> dict[str, TensorInfo]:
+    return stored(Architecture.from_config(config))
+
+
+def hint(tensors: Tensors, config: Config) -> str:
+    with pytest.raises(InputError) as caught:
+        resolve(tensors, Architecture.from_config(config), config=config)
+    return caught.value.hint
+
+
+def fits(tensors: Tensors, config: Config, *, decoder_only: bool = False) -> bool:
+    resolve(tensors, Architecture.from_config(config), config=config, decoder_only=decoder_only)
+    return True
+
+
+def with_text(config: Config, **values: object) -> Config:
+    changed = deepcopy(config)
+    changed.get("text_config", changed).update(values)
+    return changed
+
+
+# ---- a key of the config that does not fit
+
+
+@pytest.mark.parametrize(
+    ("family", "true"),
+    [
+        ("E2B", {"vocab_size": 262208}),
+        ("E2B", {"vocab_size_per_layer_input": 262208}),
+        ("E2B", {"vocab_size": 262208, "vocab_size_per_layer_input": 262208}),
+        ("E2B", {"hidden_size_per_layer_input": 128}),
+        ("E2B", {"hidden_size_per_layer_input": 0}),
+        ("26B-A4B", {"num_experts": 2}),
+        ("26B-A4B", {"moe_intermediate_size": 352}),
+        ("26B-A4B", {"hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": 512}),
+        ("31B", {"intermediate_size": 5376}),
+        ("31B", {"num_attention_heads": 16}),
+        ("31B", {"num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
+        ("31B", {"layer_types": ["full_attention"] + ["sliding_attention"] * 4 + ["full_attention"]}),
+        ("12B", {"vocab_size": 262145}),
+        ("text", {"vocab_size": 262145}),
+    ],
+)
+def test_the_key_that_does_not_fit_is_named_and_its_value_fits(family: str, true: Mapping[str, Any]) -> None:
+    config = FAMILIES[family]
+    tensors = tensors_of(with_text(config, **true))
+    said = hint(tensors, config)
+    for key, value in true.items():
+        assert key in said
+        assert isinstance(value, list) or f"{key} to {value}" in said
+    assert ("text_config." in said) == ("text_config" in config)
+    assert fits(tensors, with_text(config, **true))
+
+
+def test_the_config_of_another_model_is_said_to_be_one() -> None:
+    other = small("E2B")
+    assert "another model's" in hint(tensors_of(small("31B")) | {}, with_text(small("31B"), **_sizes(other)))
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    text = config["text_config"]
+    keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    return {key: 2 * text[key] for key in keys}
+
+
+def test_where_nothing_is_proved_nothing_is_claimed() -> None:
+    tensors = tensors_of(small("31B"))
+    strange = {"optimizer.step": TensorInfo("optimizer.step", DType.BF16, (1,))}
+    assert "inspect" in hint({**tensors, **strange}, small("31B"))
+    del tensors["model.language_model.layers.2.mlp.up_proj.weight"]
+    assert "inspect" in hint(tensors, small("31B"))
+
+
+def test_as_many_layer_types_as_layers() -> None:
+    config = with_text(small("31B"), num_hidden_layers=4)
+    with pytest.raises(InputError) as caught:
+        Architecture.from_config(config)
+    assert caught.value.offenders == ("text_config.layer_types: 6 entries for 4 layers",)
+    with pytest.raises(InputError) as caught:
+        Architecture.from_config(with_text(small("31B"), layer_types=["chunked_attention"] * 6))
+    assert "'chunked_attention', expected sliding_attention or full_attention" in caught.value.offenders[0]
+
+
+# ---- towers
+
+
+def without(tensors: Tensors, *parts: str) -> dict[str, TensorInfo]:
+    return {name: info for name, info in tensors.items() if not any(part in name for part in parts)}
+
+
+@pytest.mark.parametrize(
+    ("family", "gone", "key"),
+    [
+        ("E2B", ("audio",), "audio_config"),
+        ("E2B", ("vision",), "vision_config"),
+        ("12B", ("audio",), "audio_config"),
+        ("12B", ("vision",), "vision_config"),
+    ],
+)
+def test_a_missing_modality_is_declared_as_the_hint_says(family: str, gone: tuple[str, ...], key: str) -> None:
+    config = FAMILIES[family]
+    tensors = without(tensors_of(config), *gone)
+    assert f'"{key}": null' in hint(tensors, config)
+    assert fits(tensors, config | {key: None})
+    assert f"no {key}" in hint(tensors_of(config), config | {key: None})
+    assert fits(tensors_of(config), config)
+
+
+@pytest.mark.parametrize("family", ["E2B", "12B", "26B-A4B", "31B"])
+def test_decoder_weights_under_a_multimodal_config_are_taken_as_such(family: str) -> None:
+    config = FAMILIES[family]
+    tensors = without(tensors_of(config), "vision", "audio")
+    assert "--layout text-only" in hint(tensors, config)
+    assert fits(tensors, config, decoder_only=True)
+    renamed = {name.replace("language_model.", ""): info for name, info in tensors.items()}
+    assert fits({n: replace(info, name=n) for n, info in renamed.items()}, config, decoder_only=True)
+
+
+def test_a_part_of_a_tower_is_no_stripped_tower() -> None:
+    tensors = without(tensors_of(small("E2B")), "audio_tower.layers.0.self_attn.q_proj")
+    assert "null" not in hint(tensors, small("E2B"))
+
+
+# ---- buffers
+
+
+@pytest.mark.parametrize(
+    ("family", "buffers"), [("31B", ("layer_scalar", "std_bias", "std_scale")), ("12B", ("layer_scalar",))]
+)
+def test_buffers_that_are_lost_are_said_to_be_buffers(family: str, buffers: tuple[str, ...]) -> None:
+    config = FAMILIES[family]
+    tensors = without(tensors_of(config), *buffers)
+    said = hint(tensors, config)
+    assert all(name in said for name in buffers)
+    assert "buffers" in said
+    assert fits(tensors | {n: i for n, i in tensors_of(config).items() if n.endswith(buffers)}, config)
+
+
+def test_limits_of_towers_may_be_missing_and_are_counted() -> None:
+    config = small("E2B")
+    architecture = Architecture.from_config(config)
+    limits = {name for name, of in expected_weights(architecture).items() if of.role is Role.CLIP}
+    tensors = {name: info for name, info in tensors_of(config).items() if name not in limits}
+    assert resolve(tensors, architecture).missing_limits == len(limits) > 0
+    assert resolve(tensors_of(config), architecture).missing_limits == 0
+
+
+# ---- two copies, and other forms of experts and convolutions
+
+
+def test_two_spellings_of_one_model_are_two_copies() -> None:
+    config = small("31B")
+    tensors = tensors_of(config)
+    others = {name.replace("model.language_model.", "language_model.model."): info for name, info in tensors.items()}
+    both = tensors | {name: replace(info, name=name) for name, info in others.items()}
+    assert "two copies" in hint(both, config)
+    assert fits(tensors, config)
+
+
+def stacked(config: Config) -> dict[str, TensorInfo]:
+    """Experts as MLX holds them."""
+    found: dict[str, TensorInfo] = {}
+    for name, info in tensors_of(config).items():
+        if name.endswith(".experts.gate_up_proj"):
+            e, rows, k = info.shape
+            for part in ("gate", "up"):
+                new = name.replace("gate_up_proj", f"switch_glu.{part}_proj.weight")
+                found[new] = TensorInfo(new, info.dtype, (e, rows // 2, k))
+        elif name.endswith(".experts.down_proj"):
+            new = name.replace("down_proj", "switch_glu.down_proj.weight")
+            found[new] = replace(info, name=new)
+        else:
+            found[name] = info
+    return found
+
+
+def test_experts_of_mlx_are_cut_into_rows() -> None:
+    config = small("26B-A4B")
+    inventory = resolve(stacked(config), Architecture.from_config(config))
+    weights = {weight.name: weight for weight in inventory.weights}
+    assert weights.keys() == expected_weights(Architecture.from_config(config)).keys()
+    up = weights["model.language_model.layers.0.experts.1.up_proj.weight"]
+    assert up.segment.source.endswith("switch_glu.up_proj.weight")
+    assert (up.segment.begin, up.segment.end) == (up.info.nbytes, 2 * up.info.nbytes)
+    assert {use.name for use in inventory.dialects} == {"mlx-experts"}
+
+
+def test_experts_in_both_forms_are_ambiguous() -> None:
+    config = small("26B-A4B")
+    fused = {name: info for name, info in tensors_of(config).items() if name.endswith("layers.0.experts.gate_up_proj")}
+    said = hint({**stacked(config), **fused}, config)
+    assert "two copies" in said
+
+
+def test_convolutions_with_channels_last_are_moved_where_it_matters() -> None:
+    config = small("E2B")
+    architecture = Architecture.from_config(config)
+    convolutions = {name: of for name, of in expected_weights(architecture).items() if of.convolution}
+    tensors = tensors_of(config) | {
+        name: TensorInfo(name, DType.BF16, of.channels_last) for name, of in convolutions.items()
+    }
+    inventory = resolve(tensors, architecture)
+    moved = {weight.name.rpartition("audio_tower.")[2] for weight in inventory.weights if weight.channels_last}
+    assert moved == {"subsample_conv_projection.layer1.conv.weight"}
+    assert all(
+        weight.shape == convolutions[weight.name].shape for weight in inventory.weights if weight.name in convolutions
+    )
+    assert {use.name for use in inventory.dialects} == {"channels-last"}
