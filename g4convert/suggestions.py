@@ -7,6 +7,9 @@ from g4convert.errors import UsageError
 
 __all__ = ["nearest", "no_such", "not_one_of"]
 
+_ALIKE = 0.65
+"""How alike a name must be: a letter or two apart, so that `tensorrt` is not taken for `transformers` (0.6)."""
+
 
 def not_one_of(known: Iterable[str]) -> str:
     """What is wrong with a name that is not known."""
@@ -16,7 +19,7 @@ def not_one_of(known: Iterable[str]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A question that names the known name that was probably meant; empty where none is near."""
     by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    near = difflib.get_close_matches(name.lower(), by_lower, 1, _ALIKE)
     return f"did you mean {by_lower[near[0]]}?" if near else ""
 
 

@@ -266,29 +266,42 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
         problems = {str(one["loc"][0]): one for one in reversed(error.errors())}  # the first of each key
         options = [key for key in problems if origins[key].startswith("--")]
         if options == [*problems]:
-            raise _of_option(origins[options[0]], problems[options[0]]) from error
+            key = options[0]
+            raise _of_option(origins[key], key, values[key], problems[key]) from error
         raise UsageError(
             f"recipe {name}: values that cannot be",
             offenders=[
-                f"{key}: {one['input']!r} ({origins[key]}): {_fault(one)}" for key, one in reversed(problems.items())
+                f"{key}: {values[key]!r} ({origins[key]}): {_fault(key, one)}"
+                for key, one in reversed(problems.items())
             ],
             hint="`g4convert recipe schema` says what can",
         ) from error
 
 
-def _of_option(option: str, problem: "ErrorDetails") -> UsageError:
+_EXPECTED = {
+    "description": "text",
+    "group_size": "a multiple of 8, such as 32, or channel",
+    "signed": "true or false",
+    "pack": "a list of roles, at least one",
+    "max_shard_size": "a size above 0, such as 5GB, 500MB or a number of bytes",
+    "engines": "a list of engines",
+}
+"""What can be given for a key that is not one of a few values."""
+
+
+def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
     """A value of an option that cannot be."""
     if names := _choices(problem):
         return no_such(option, problem["input"], names)
     hint = "`g4convert recipe schema` says what can be"
-    return UsageError(f"{option} {problem['input']}: {problem['msg'].lower()}", hint=hint)
+    return UsageError(f"{option} {given}: expected {_EXPECTED[key]}", hint=hint)
 
 
-def _fault(problem: "ErrorDetails") -> str:
+def _fault(key: str, problem: "ErrorDetails") -> str:
     """Why a value of a recipe cannot be."""
     names = _choices(problem)
     if not names:
-        return problem["msg"].lower().replace("a valid tuple", "a list")
+        return f"expected {_EXPECTED[key]}"
     near = nearest(str(problem["input"]), names)
     return not_one_of(names) + (f"; {near}" if near else "")
 

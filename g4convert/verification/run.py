@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UsageError
+from g4convert.gemma4 import quantized_format
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Report, Severity
 from g4convert.request import Level, Request
@@ -61,6 +62,7 @@ def verify(
     ran = [Level.STATIC]
     metrics: dict[str, Any] = {}
     out = _opened(asked.output)
+    findings += [] if out is None else [*_not_quantized(out)]
     later = [level for level in (Level.WEIGHTS, Level.LOGITS, Level.ENGINE) if depth.includes(level)]
     if out is None:
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
@@ -132,6 +134,14 @@ def _opened(output: Path) -> Checkpoint | None:
 
 def _stopped(level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE) -> Finding:
     return Finding(f"{level}.stopped", severity, f"level {level}", f"not run: {why}", "", remedy)
+
+
+def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
+    """That there is nothing to verify; a drafter may be kept as it is."""
+    plain = quantized_format(out.tensors) is None and all(t.info.dtype.is_weight for t in out.tensors.values())
+    if plain and not str(out.config.get("model_type")).endswith("assistant"):
+        found, remedy = "none is quantized: this is a plain checkpoint", "`g4convert quantize` makes a quantized one"
+        yield Finding("static.quantized", Severity.INCONCLUSIVE, "weights", found, "a quantized checkpoint", remedy)
 
 
 def _recorded(output: Path) -> Mapping[str, Any] | None:

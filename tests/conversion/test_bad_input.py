@@ -319,7 +319,7 @@ def test_all_that_is_wrong_with_a_source_is_in_one_error(moe: Path, tmp_path: Pa
         (["--method", "lattice", "--num-bits", "8"], "lattice finds 4-bit grids"),
         (["--pack", "vision_tower"], "80 inputs"),
         (["-r", "nothing"], "not one of the shipped recipes"),
-        (["--group-size", "33"], "--group-size 33: input should be a multiple of 8"),
+        (["--group-size", "33"], "--group-size 33: expected a multiple of 8, such as 32, or channel"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_a_usage_error(
