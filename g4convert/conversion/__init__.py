@@ -7,6 +7,7 @@ workers     Makes the tile arithmetic of each worker: cores or GPUs
 stream      Runs units through workers: read, quantize or copy, write, journal
 writer      Writes bytes at their final offsets
 journal     Records finished units, so that a killed run continues
+lock        Lets one process at a time write an output
 staging     Keeps OUT.partial until it may take the name of OUT
 ranks       Shares one output between processes under torchrun
 result      Sums up a finished conversion: sizes, errors, method

@@ -22,6 +22,7 @@ from g4convert.conversion import provenance as output
 from g4convert.conversion.card import model_card
 from g4convert.conversion.drops import check_drops
 from g4convert.conversion.journal import Journal
+from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, Summary, summarize
@@ -61,17 +62,13 @@ class Job:
     overwrite: bool = False
     tps: tuple[int, ...] = (1,)
 
-    @property
-    def staging(self) -> Staging:
-        """Where the output grows."""
-        return Staging(self.output)
-
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """A job with everything decided: the plan, the place of every byte, the units of work."""
 
     job: Job
+    staging: Staging
     checkpoint: Checkpoint
     plan: Plan
     layout: Layout
@@ -90,10 +87,10 @@ def prepare(job: Job) -> Conversion:
     hold(plan, job.tps)
     layout = lay_out(plan)
     _check_side_files(checkpoint)
-    job.staging.check(job.source.path, overwrite=job.overwrite)
-    return Conversion(
-        job, checkpoint, plan, layout, output.config(checkpoint, plan), make_units(plan, layout, checkpoint)
-    )
+    staging = Staging.of(job.output)
+    staging.check(job.source.path, overwrite=job.overwrite)
+    config = output.config(checkpoint, plan)
+    return Conversion(job, staging, checkpoint, plan, layout, config, make_units(plan, layout, checkpoint))
 
 
 def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary | None:
@@ -112,10 +109,13 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
         InputError: a weight is not finite, a dropped tensor is not what it must be, the disk is full.
         EnvironmentFault: another rank is gone, or the device failed.
     """
-    job, staging = conversion.job, conversion.job.staging
+    job, staging = conversion.job, conversion.staging
     workers = workers_for(job.device, job.workers)
-    with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
-        started = ranks.from_lead(_start(conversion, reader) if ranks.leads else None)
+    with (
+        Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader,
+        Lock(staging.lock) as lock,
+    ):
+        started = ranks.from_lead(_start(conversion, reader, lock) if ranks.leads else None)
         scheme = started.choice.scheme(conversion.plan.recipe)
         pending = {number: conversion.units[number] for number in started.pending[ranks.rank :: ranks.world]}
         with (
@@ -135,9 +135,12 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             if not ranks.leads:
                 return None
             writer.sync(shard.file for shard in conversion.layout.shards)
-    summary = summarize(conversion.plan, started.choice, len(conversion.layout.shards), {**started.done, **results})
-    _finish(conversion, summary)
-    return summary
+            writer.check_in_place(staging.partial)
+        files = len(conversion.layout.shards)
+        summary = summarize(conversion.plan, started.choice, files, {**started.done, **results})
+        lock.check()
+        _finish(conversion, summary)
+        return summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +153,22 @@ class _Started:
     pending: tuple[int, ...]
 
 
-def _start(conversion: Conversion, reader: Reader) -> "_Started | G4Error":
-    """Check what needs reading, make or reopen OUT.partial; an error is returned, to be sent to every rank."""
+def _start(conversion: Conversion, reader: Reader, lock: Lock) -> "_Started | G4Error":
+    """Take the lock, check what needs reading, make or reopen OUT.partial; an error is returned, for every rank."""
     try:
+        lock.take()
+        conversion.staging.check(conversion.job.source.path, overwrite=conversion.job.overwrite)
         return _start_or_raise(conversion, reader)
     except G4Error as error:
         return error
 
 
 def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
-    job, staging = conversion.job, conversion.job.staging
+    job, staging = conversion.job, conversion.staging
     check_drops(conversion.plan, conversion.checkpoint, reader)
     choice = choose(conversion.plan, conversion.checkpoint, reader)
     fingerprint = _fingerprint(conversion, choice)
-    done = staging.done(fingerprint, overwrite=job.overwrite)
+    done = staging.done(fingerprint, _names(conversion), overwrite=job.overwrite)
     if done is None:
         staging.make(conversion.layout, fingerprint, partial(_write_known, conversion))
         done = {}
@@ -171,11 +176,27 @@ def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
     return _Started(choice, fingerprint, done, pending)
 
 
+def _names(conversion: Conversion) -> frozenset[str]:
+    """Every file of the output."""
+    shards = (shard.file for shard in conversion.layout.shards)
+    carried = map(_carried, conversion.checkpoint.side_files)
+    return frozenset({*shards, *carried, *_WRITTEN})
+
+
+def _carried(name: str) -> str:
+    """Where a side file goes: README.md is ours."""
+    return output.CARRIED_README if name == "README.md" else name
+
+
+_WRITTEN = ("config.json", "model.safetensors.index.json", "g4convert.json", "README.md")
+"""Files that every output gets beside its shards."""
+
+
 def _write_known(conversion: Conversion, directory: Path) -> None:
     """Side files, byte for byte, then the config and the index."""
     checkpoint = conversion.checkpoint
     for name in checkpoint.side_files:
-        target = directory / (output.CARRIED_README if name == "README.md" else name)
+        target = directory / _carried(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(checkpoint.path / name, target)
     write_file(directory / "config.json", _json(conversion.config))
@@ -213,8 +234,9 @@ def _finish(conversion: Conversion, summary: Summary) -> None:
     """Write what tells of the result, and give the directory its name."""
     job, checkpoint = conversion.job, conversion.checkpoint
     provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)
-    card = model_card(conversion.plan, job.source, job.recipe, job.staging.target.name, summary)
-    job.staging.finish({"g4convert.json": _json(provenance), "README.md": card.encode()})
+    card = model_card(conversion.plan, job.source, job.recipe, conversion.staging.target.name, summary)
+    files = {"g4convert.json": _json(provenance), "README.md": card.encode()}
+    conversion.staging.finish(files, overwrite=job.overwrite)
 
 
 def _json(value: object) -> bytes:

@@ -6,9 +6,12 @@ the new one has its name.
 """
 
 import errno
+import os
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +35,21 @@ class Staging:
 
     Args:
         output: its directory, as it was given.
+        target: the output as an absolute path without links, so that it has a name and neighbours.
     """
 
     output: Path
+    target: Path
+
+    @classmethod
+    def of(cls, output: Path) -> "Staging":
+        """Resolve the output once: a link that is moved meanwhile moves nothing."""
+        return cls(output, output.resolve())
 
     @property
-    def target(self) -> Path:
-        """The output as an absolute path without links, so that it has a name and neighbours."""
-        return self.output.resolve()
+    def lock(self) -> Path:
+        """What the one process that may write here has locked."""
+        return self.target.with_name(f"{self.target.name}.lock")
 
     @property
     def partial(self) -> Path:
@@ -75,6 +85,10 @@ class Staging:
                 f"{self.output}: is the current directory, which a finished output would replace",
                 hint=f"cd .. and -o {target.name}, or give another directory",
             )
+        self._check_place(overwrite=overwrite)
+
+    def _check_place(self, *, overwrite: bool) -> None:
+        target, another = self.target, "give -o another directory"
         if target.exists() and not target.is_dir():
             raise UsageError(f"{self.output}: is a file, expected a directory to make", hint=another)
         if not target.is_dir() or not any(target.iterdir()):
@@ -87,25 +101,44 @@ class Staging:
         if self.replaced.exists():
             raise UsageError(f"{self.replaced}: is there, the old output would go there first", hint="move it away")
 
-    def done(self, fingerprint: Mapping[str, Any], *, overwrite: bool) -> dict[int, list[Any]] | None:
+    def done(
+        self, fingerprint: Mapping[str, Any], names: Collection[str], *, overwrite: bool
+    ) -> dict[int, list[Any]] | None:
         """The units that a stopped run has finished; None where there is nothing to continue, and OUT.partial is gone.
 
         Args:
             fingerprint: everything the output's bytes depend on.
+            names: every file that a run of it writes, but for the journals.
             overwrite: what is of another fingerprint may be lost.
 
         Raises:
-            InputError: it is of another fingerprint.
+            InputError: it is of another fingerprint, or not of a run at all.
         """
-        if any(self.partial.glob(JOURNALS)):
-            try:
-                return read_done(self.partial, fingerprint)
-            except InputError:
-                if not overwrite:
-                    raise
-        if self.partial.exists():
+        if not os.path.lexists(self.partial):
+            return None
+        ours = not self.partial.is_symlink() and any(self.partial.glob(JOURNALS))
+        try:
+            self._check_only(names)
+            done = read_done(self.partial, fingerprint) if ours else None
+        except InputError:
+            if not (ours and overwrite):
+                raise
+            done = None
+        if done is None:
             shutil.rmtree(self.partial)
-        return None
+        return done
+
+    def _check_only(self, names: Collection[str]) -> None:
+        """Nothing may lie in OUT.partial that a run does not write: it would become part of the output."""
+        if self.partial.is_symlink() or not self.partial.is_dir():
+            raise InputError(f"{self.partial}: is no directory that a run made", hint="move it away")
+        strays = sorted(_strays(self.partial, names))
+        if strays:
+            raise InputError(
+                f"{self.partial}: {len(strays)} files that the run did not write",
+                offenders=strays,
+                hint="move them away; --overwrite starts a run again with all that lies there",
+            )
 
     def make(self, layout: Layout, fingerprint: Mapping[str, Any], write_known: Callable[[Path], None]) -> None:
         """All that is known before a weight is read, then the journal: a directory without one is not continued.
@@ -151,21 +184,37 @@ class Staging:
         """Remove OUT.partial, which no run can finish."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def finish(self, files: Mapping[str, bytes]) -> None:
+    def finish(self, files: Mapping[str, bytes], *, overwrite: bool) -> None:
         """Write the last files, drop the journals, and rename into place; an old output goes only after that.
 
         Args:
             files: contents by name.
+            overwrite: an output that is there may go.
+
+        Raises:
+            UsageError: something lies at the output's place that the user did not agree to lose.
         """
+        self._check_place(overwrite=overwrite)
         for name, data in files.items():
             write_file(self.partial / name, data)
         for path in self.partial.glob(JOURNALS):
             path.unlink()
         sync_directory(self.partial)
-        overwritten = self.target.exists() and any(self.target.iterdir())
+        overwritten = overwrite and self.target.exists() and any(self.target.iterdir())
         if overwritten:
             self.target.rename(self.replaced)
         self.partial.rename(self.target)
         sync_directory(self.target.parent)
         if overwritten:
             shutil.rmtree(self.replaced)
+
+
+def _strays(directory: Path, names: Collection[str]) -> Iterator[str]:
+    """Files that have none of the names, and what is no regular file."""
+    for root, folders, files in os.walk(directory):
+        relative = Path(root).relative_to(directory)
+        for file in (*files, *(folder for folder in folders if Path(root, folder).is_symlink())):
+            name = (relative / file).as_posix()
+            known = name in names or fnmatch(name, JOURNALS)
+            if not known or not stat.S_ISREG(Path(root, file).lstat().st_mode):
+                yield name

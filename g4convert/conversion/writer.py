@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from g4convert.checkpoint.reader import OpenFiles
-from g4convert.errors import InputError
+from g4convert.errors import EnvironmentFault, InputError
 from g4convert.planning.layout import Layout
 
 __all__ = ["ShardWriter", "copy_file", "sync_directory", "write_file"]
@@ -81,10 +81,31 @@ class ShardWriter(OpenFiles):
                 raise InputError(f"source ends at byte {source_begin}, was longer a moment ago", hint="start again")
             source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
 
+    def check_in_place(self, directory: Path) -> None:
+        """Look whether the files written to are those that `directory` has under their names.
+
+        Raises:
+            EnvironmentFault: one was moved, replaced or cut; names all of them.
+        """
+        wrong = [file for file, fd in self._fds.items() if not _is_at(fd, directory / file)]
+        if wrong:
+            raise EnvironmentFault(
+                f"{directory}: files were moved or replaced while they were written",
+                offenders=wrong,
+                hint="nothing was renamed; --overwrite starts again",
+            )
+
     def sync(self, files: Iterable[str]) -> None:
         """Wait until what was written to these files is on disk."""
         for file in files:
             os.fdatasync(self._fds[file])
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def write_file(path: Path, data: bytes) -> None:

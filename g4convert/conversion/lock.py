@@ -1,0 +1,155 @@
+"""One writer for each output: a lock that the operating system holds, and lets go of when its owner ends.
+
+    OUT.lock    {"pid": 4711, "host": "node7", "since": "2026-11-28T03:30:00Z", "run": "9f2c..."}
+
+`flock` on a file beside OUT.partial, as OUT.partial itself is renamed. A killed owner leaves the file and not the lock,
+so the next run takes it. Whoever lets go removes the file while it still holds the lock, and whoever takes it looks
+whether the file that it has locked is still the one with that name.
+
+NFS: Linux sends `flock` to the server as a lock on the whole file, so hosts exclude one another, except on mounts
+with `local_lock=flock` or `nolock`. A file system that has no locks at all (Lustre without `-o flock`) still makes a
+file once only: there a file that is left over is taken for an owner, and the message says what to delete.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final, Self
+
+from g4convert.errors import EnvironmentFault, InputError
+from g4convert.printable import printable
+
+__all__ = ["Lock"]
+
+_NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_MOST: Final = 4096
+"""Bytes of an owner's line that are read."""
+
+
+class Lock:
+    """The right to write one output; a context that lets go of it.
+
+    Args:
+        path: the file that is locked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = ""
+        """Tells this run from every other; empty until the lock is taken."""
+        self._fd = -1
+
+    def take(self) -> None:
+        """Take the lock, or say at once who has it.
+
+        Raises:
+            EnvironmentFault: another process has it.
+            InputError: the file cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._locked():
+                pass  # the file was removed between opening and locking: its owner has just finished
+        except BlockingIOError as error:
+            raise self._refused(_owner(self.path), "wait until it is done, or stop it") from error
+        except OSError as error:
+            text = f"{self.path}: cannot be made: {error.strerror}"
+            raise InputError(text, hint="give -o on a disk you can write") from error
+        self.run = token_hex(16)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "run": self.run}
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
+        os.fsync(self._fd)
+
+    def check(self) -> None:
+        """Look whether the lock is still this run's: asked before anything takes a name for good.
+
+        Raises:
+            EnvironmentFault: its file is gone or another's.
+        """
+        if not _is_same(self._fd, self.path) or _read(self.path).get("run") != self.run:
+            raise self._refused(_owner(self.path), "nothing was renamed; look at OUT.partial before you go on")
+
+    def is_of(self, run: str) -> bool:
+        """Whether the file with this name is that of a certain run: asked by ranks that do not hold the lock."""
+        return bool(run) and _read(self.path).get("run") == run
+
+    def release(self) -> None:
+        """Remove the file, then let go; does nothing where the lock was not taken."""
+        if self._fd < 0:
+            return
+        if _is_same(self._fd, self.path):
+            self.path.unlink()
+        os.close(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _locked(self) -> bool:
+        """Open and lock the file; False where the name belongs to another file by now."""
+        fd, made = _open(self.path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or not made:
+                os.close(fd)
+            if error.errno not in _NO_LOCKS:
+                raise
+            if not made:
+                hint = f"this file system has no locks: delete {self.path} if that process is gone"
+                raise self._refused(_owner(self.path), hint) from error
+        if _is_same(fd, self.path):
+            self._fd = fd
+            return True
+        os.close(fd)
+        return False
+
+    def _refused(self, owner: str, hint: str) -> EnvironmentFault:
+        return EnvironmentFault(f"{self.path.with_suffix('')}: another run writes it: {owner}", hint=hint)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A descriptor, and whether the file was made here; a link is not followed."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
+    except FileExistsError:
+        return os.open(path, flags | os.O_CREAT, 0o644), False
+
+
+def _is_same(fd: int, path: Path) -> bool:
+    try:
+        named = path.lstat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), named)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """What an owner wrote; empty where it has not yet, or wrote something else."""
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(_MOST))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _owner(path: Path) -> str:
+    found = _read(path)
+    pid, host, since = (printable(str(found.get(key, "?")))[:80] for key in ("pid", "host", "since"))
+    return f"process {pid} on {host}, since {since}"
