@@ -9,6 +9,7 @@ writer      Writes bytes at their final offsets
 journal     Records finished units, so that a killed run continues
 staging     Keeps OUT.partial until it may take the name of OUT
 ranks       Shares one output between processes under torchrun
+finished    Sees whether an output is there already
 result      Sums up a finished conversion: sizes, errors, method
 provenance  Writes config.json and g4convert.json
 card        Writes the model card
