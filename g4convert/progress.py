@@ -38,6 +38,12 @@ class Quiet:
     def advance(self, nbytes: int, name: str) -> None:
         """Some of it is finished."""
 
+    def step(self, name: str, total: int, unit: str) -> None:
+        """A step of so many units begins, which are not bytes; one that was begun before has ended."""
+
+    def tick(self, count: int) -> None:
+        """So many more units of the step are done."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -58,7 +64,7 @@ class Bar(Quiet):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = _TwoLines(
+        self._progress: Progress = _TwoLines(
             BarColumn(bar_width=16),
             TaskProgressColumn(),
             DownloadColumn(),
@@ -79,6 +85,26 @@ class Bar(Quiet):
         """Move the bar."""
         self._progress.update(self._task, advance=nbytes, description=name, memory=f"{size(peak_memory())} peak")
 
+    def step(self, name: str, total: int, unit: str) -> None:
+        """Show a bar of the step in place of the last one."""
+        self._progress.stop()
+        self._progress = Progress(
+            BarColumn(bar_width=16),
+            TaskProgressColumn(),
+            TextColumn("{task.completed} of {task.total} " + unit),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]}"),
+            TextColumn("{task.description}", style="dim"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(name, total=total, memory="")
+        self._progress.start()
+
+    def tick(self, count: int) -> None:
+        """Move it."""
+        self._progress.update(self._task, advance=count, memory=f"{size(peak_memory())} peak")
+
     def __enter__(self) -> Self:
         self._progress.start()
         return self
@@ -93,6 +119,7 @@ class Lines(Quiet):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._total = self._done = self._fresh = 0
+        self._name = self._unit = ""
         self._began = self._said = time.monotonic()
 
     def start(self, total: int, done: int) -> None:
@@ -115,6 +142,21 @@ class Lines(Quiet):
             self._console,
             f"{size(self._done)} of {size(self._total)}, {size(speed)}/s, {left}, {size(peak_memory())} peak, {name}",
         )
+
+    def step(self, name: str, total: int, unit: str) -> None:
+        """Remember what is to be done."""
+        self._name, self._unit, self._total, self._done = name, unit, total, 0
+        self._began = self._said = time.monotonic()
+
+    def tick(self, count: int) -> None:
+        """Say how far it is, if the last line is some seconds old."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < _LINE_SECONDS or self._done >= self._total:
+            return
+        self._said = now
+        left = duration((self._total - self._done) * (now - self._began) / self._done)
+        _say(self._console, f"  {self._name}: {self._done:,} of {self._total:,} {self._unit}, {left} left")
 
 
 def watch(console: Console, *, quiet: bool) -> Quiet:

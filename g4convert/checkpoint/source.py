@@ -15,6 +15,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
@@ -85,11 +86,18 @@ def file_or_model(name: str) -> Path:
         EnvironmentFault: see `resolve`.
     """
     path = Path(name).expanduser()
-    if path.suffix != ".safetensors" or path.is_dir():
+    if path.is_dir():
         return resolve(name).path
-    if not path.is_file():
-        raise InputError(f"{name}: no such file", hint="store one with `g4convert reference MODEL -o FILE`")
-    return path
+    if path.is_file():
+        return path
+    beside = [one.name for one in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    meant = get_close_matches(path.name, beside, n=1)
+    if path.suffix == ".safetensors" or meant:
+        hint = (
+            f"did you mean {path.with_name(meant[0])}?" if meant else "`g4convert reference MODEL -o FILE` stores one"
+        )
+        raise InputError(f"{name}: no such file", hint=hint)
+    return resolve(name).path
 
 
 def _name_hint(model: str) -> str:

@@ -20,6 +20,7 @@ from g4convert import __version__
 from g4convert.cli import recipe as recipes
 from g4convert.cli.check import check
 from g4convert.cli.demo import demo
+from g4convert.cli.flags import Command, Group
 from g4convert.cli.generate import generate
 from g4convert.cli.inspect import inspect
 from g4convert.cli.options import Manner, Version
@@ -36,6 +37,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="g4convert",
+    cls=Group,
     help="Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.",
     epilog="Exit codes: 0 done, 1 a check said no, 2 usage, 3 bad input, 4 inconclusive, 5 environment, "
     "70 a fault of g4convert, 75 interrupted (`quantize` goes on where it was).",
@@ -45,6 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipe = typer.Typer(
+    cls=Group,
     help="List, show and check recipes.",
     epilog="Example: g4convert recipe show qat-q4_0",
     no_args_is_help=True,
@@ -59,14 +62,14 @@ for _command, _example in (
     (inspect, "inspect gemma-4-26B-A4B-it-W4A16"),
     (demo, "demo --family moe"),
 ):
-    app.command(epilog=f"Example: g4convert {_example}")(_command)
+    app.command(cls=Command, epilog=f"Example: g4convert {_example}")(_command)
 for _name, _command, _example in (
     ("list", recipes.list_, "list"),
     ("show", recipes.show, "show w4a16-experts-only > mine.yaml"),
     ("check", recipes.check, "check mine.yaml"),
     ("schema", recipes.schema, "schema > recipe.schema.json"),
 ):
-    recipe.command(_name, epilog=f"Example: g4convert recipe {_example}")(_command)
+    recipe.command(_name, cls=Command, epilog=f"Example: g4convert recipe {_example}")(_command)
 app.add_typer(recipe, name="recipe")
 
 

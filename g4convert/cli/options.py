@@ -236,7 +236,8 @@ Prompts = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Your own conversations, as JSON lines, in place of the bundled text.",
+        help='Your own text, in place of the bundled: JSON lines, {"messages": \\[...]} each for a model with a chat '
+        'template, {"prompt": "..."} for a base model.',
         rich_help_panel=_VERIFY,
     ),
 ]

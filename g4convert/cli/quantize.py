@@ -75,7 +75,8 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         report = PlanReport.of(found, resolved, conversion.plan, conversion.layout, workers)
         print_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
         return
-    done = _run(job, quiet=quiet, no_color=no_color)
+    is_done = _is_done(job, as_json=as_json, quiet=quiet, no_color=no_color)
+    done = None if is_done else _run(job, quiet=quiet, no_color=no_color)
     if done is None:
         return
     summary, refused = done
@@ -94,9 +95,30 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         print_json(document | ({} if found_out is None else {"verify": found_out.to_dict()}))
     elif not quiet:
         console = show.console(no_color=no_color)
-        show_summary.summary(console, summary, output, tensors=verbose, peak=peak, refused=refused, sound=passed)
+        answers = show_summary.answers(None if found_out is None else found_out.metrics, output, found.path)
+        show_summary.summary(
+            console, summary, output, tensors=verbose, peak=peak, refused=refused, sound=passed, answers=answers
+        )
     if found_out is not None and not passed:
         verification.tell_end(found_out, how, as_json=as_json)
+
+
+def _is_done(job: "Job", *, as_json: bool, quiet: bool, no_color: bool) -> bool:
+    """Whether the output is there already, of the same source by the same recipe and version; says so."""
+    from g4convert.conversion.finished import is_finished
+
+    if job.overwrite or not is_finished(job):
+        return False
+    if as_json:
+        print_json({"schema_version": 1, "output": str(job.output), "already_done": True})
+    elif not quiet:
+        from g4convert.cli import show
+
+        text = (
+            f"already done: {job.output} is {job.source.name} by this recipe and version (--overwrite makes it again)"
+        )
+        show.console(no_color=no_color).print(text, markup=False, highlight=False, soft_wrap=True)
+    return True
 
 
 def _level(name: str) -> Level | None:

@@ -283,7 +283,10 @@ def _outcome(found: "PlanReport") -> dict[str, str]:
         rows["ignore"] = "  ".join(config["ignore"])
     files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
     rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
-    rows["time"] = f"about {duration(found.seconds)} on {workers}"
+    rows["time"] = f"about {duration(found.seconds)} on {workers}, with the check at the end (--verify weights)"
+    limit = found.recipe.recipe.max_shard_size
+    if larger := [shard for shard in found.layout.shards if shard.size - len(shard.head) > limit]:
+        rows["larger"] = f"{plural(len(larger), 'file')} above max_shard_size {size(limit)}: a module is not split"
     return rows
 
 

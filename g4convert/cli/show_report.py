@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
 _MOST = 12
 """Findings of one severity that are printed without -v."""
 _TITLES = {"loss": "what four bits cost", "parity": "the path that runs"}
+_BLAMED = {"loss": "which modules cost most (no fault of the file)", "parity": "who is to blame: the path that runs"}
+_KINDS = {"role": "all layers", "layer": "single layers", "part": "parts of the costliest layer"}
 
 
 def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> None:
@@ -49,7 +51,10 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
             out.print(f"\n{title}")
             put(out, table(("metric", "value", "noise floor", "limits", ""), rows, right=("value", "noise floor")))
     for kind, blamed in found.metrics.get("blame", {}).items():
-        out.print(f"\nwho is to blame: {_TITLES[kind]}")
+        base = f"shares of the KL {_number(blamed['kl'])}"
+        if blamed.get("probes"):
+            base += f" over {blamed['predictions']} predictions of {' and '.join(blamed['probes'])}"
+        out.print(f"\n{_BLAMED[kind]}; {escape(base)}", soft_wrap=True)
         put(out, _blame(blamed["rows"]))
     if not verbose:
         counts = Counter(finding.level for finding in found.of(Severity.PASS))
@@ -97,13 +102,21 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
             yield name, _number(values[name]) + interval, _number(floor.get(name)), one.expected, one.severity.value
 
 
-def _blame(rows: Iterable[Mapping[str, Any]]) -> Table:
-    cells = [
-        (row["module"], f"{100 * row['share']:.0f} %", _number(row["kl"]), _number(row["sqnr"]), row["note"])
-        for row in rows
-    ]
-    columns = ("module", "share of the KL", "KL left", "SQNR dB", "")
-    return table(columns, cells[:_MOST], right=columns[1:4])
+def _blame(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of one kind together: a layer's share has its parts' in it."""
+    cells = []
+    for kind in sorted(
+        {row.get("kind", "module") for row in rows}, key=lambda kind: [*_KINDS].index(kind) if kind in _KINDS else -1
+    ):
+        alike = [row for row in rows if row.get("kind", "module") == kind][:_MOST]
+        title = _KINDS.get(kind, "")
+        for number, row in enumerate(alike):
+            share = f"{round(100 * row['share'])} %"
+            cells.append(
+                (title * (number == 0), row["module"], share, _number(row["kl"]), _number(row["sqnr"]), row["note"])
+            )
+    columns = ("", "module", "share", "KL without", "SQNR dB", "")
+    return table(columns, cells, right=columns[2:5])
 
 
 def _number(value: float | None) -> str:

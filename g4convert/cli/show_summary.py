@@ -1,9 +1,10 @@
 """The closing card of a conversion: sizes, errors, who refuses it, the next command."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from g4convert.conversion.result import ErrorRow, Summary
     from g4convert.engines.verdicts import Verdict
 
-__all__ = ["summary"]
+__all__ = ["answers", "summary"]
 
 
 def summary(  # noqa: PLR0913 - what is said, and how much of it
@@ -29,6 +30,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     peak: int | None = None,
     refused: Sequence["Verdict"] = (),
     sound: bool = True,
+    answers: str = "",
 ) -> None:
     """The closing card: sizes, errors, the worst tensors, who refuses it, the command that serves it where one does.
 
@@ -40,6 +42,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         peak: of memory, in bytes.
         refused: the verdicts of engines that cannot load it.
         sound: whether no verification that was made found a fault: what has one is not to be served.
+        answers: what is known of its answers, from `answers`.
     """
     from g4convert.conversion.result import serve_command
 
@@ -54,11 +57,12 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if done.total.stats.groups:
         put(out, facts(rows))
         out.print()
-        put(out, _errors("weights", [done.total, *done.roles]))
+        put(out, _errors("weights", [done.total, *done.roles], mean=done.mean_error))
         out.print()
         chosen = done.modules if tensors else done.worst
         put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
-        out.print("\n[dim]relative error: sum of squared errors over sum of squared weights[/]", soft_wrap=True)
+        note = "relative error: sum of squared errors over sum of squared weights, so large weights count most in all"
+        out.print(f"\n[dim]{note}; the mean counts every module alike[/]", soft_wrap=True)
     else:
         put(out, facts({**rows, "method": "nothing is packed"}))
     if refused:
@@ -68,12 +72,32 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         )
         why = f"`g4convert check {asked}` says why"
         out.print(f"refused by {escape(', '.join(names))}: {escape(why)}", soft_wrap=True)
+    if answers:
+        out.print(f"answers: {escape(answers)}", soft_wrap=True)
     if sound and not any(one.engine == "vllm" for one in refused):
         drafter = any(row.role == Role.DRAFTER for row in done.sizes)
         out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
 
 
-def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
+def answers(metrics: Mapping[str, Any] | None, output: Path, source: Path) -> str:
+    """What is known of a conversion's answers: how far from the original's, or how to find out.
+
+    Args:
+        metrics: of the verification at its end; None without.
+        output: its directory.
+        source: that of the original.
+    """
+    loss = (metrics or {}).get("loss")
+    if loss is None:
+        command = f"g4convert verify {quote(str(output))} --reference {quote(str(source))} --level logits"
+        return f"not measured: weight error does not tell how good they are; `{command}` does"
+    return (
+        f"mean KL {loss['kl_mean']:.4g} to the original's over {loss['tokens']:,} predictions, "
+        f"same top token {100 * loss['top1_agreement']:.1f} %"
+    )
+
+
+def _errors(title: str, rows: Iterable["ErrorRow"], *, mean: float | None = None) -> Table:
     """Errors by name, and what lies on a lattice where anything does."""
     found = list(rows)
     columns = [title, "relative error", "SQNR dB", "groups"]
@@ -88,4 +112,7 @@ def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
         if lattice:
             cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
         cells.append(cell)
+    if mean:
+        modules = ["mean of modules", f"{mean:.5f}", f"{-10 * math.log10(mean):.1f}"]
+        cells.insert(1, [*modules, *[""] * (len(columns) - len(modules))])
     return table(columns, cells, right=columns[1:])

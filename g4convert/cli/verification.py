@@ -72,7 +72,7 @@ def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
     Raises:
         GateError: it failed; the output stays.
     """
-    if found.exit_code(strict=False) and not as_json:
+    if found.verdict is not Severity.PASS and not as_json:  # a warning, too: with its reason, and where it is made
         show_report.report(show.console(no_color=how.no_color), found, strict=False, verbose=how.verbose)
     elif not as_json and not how.quiet:
         show_report.verdict(show.console(no_color=how.no_color), found, strict=False)
@@ -98,6 +98,8 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
 
     path = asked.output
     _check_place(path)
+    if path.exists():
+        raise UsageError(f"{path}: is there already", hint="name another file, or move it away")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
     messages = show.messages(no_color=how.no_color)

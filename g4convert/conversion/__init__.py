@@ -10,6 +10,7 @@ journal     Records finished units, so that a killed run continues
 lock        Lets one process at a time write an output
 staging     Keeps OUT.partial until it may take the name of OUT
 ranks       Shares one output between processes under torchrun
+finished    Sees whether an output is there already
 result      Sums up a finished conversion: sizes, errors, method
 provenance  Writes config.json and g4convert.json
 card        Writes the model card

@@ -14,7 +14,7 @@ from g4convert.planning.quantization_config import quantization_config
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan
 
-__all__ = ["CARRIED_README", "config", "provenance", "recipe_name"]
+__all__ = ["CARRIED_README", "config", "made_of", "provenance", "recipe_name"]
 
 CARRIED_README = "README.source.md"
 """Where the source's own README goes, as README.md is ours."""
@@ -55,6 +55,18 @@ def recipe_name(recipe: Resolved) -> str:
     return recipe.name.rpartition("/")[2]
 
 
+def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What an output comes from, as g4convert.json says it: `source` and `recipe`."""
+    files = {
+        name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
+        for name, stamp in checkpoint.fingerprint().items()
+    }
+    return {
+        "source": {"name": source.name, "revision": source.revision, "files": files},
+        "recipe": {"name": recipe_name(recipe), **recipe.settings()},
+    }
+
+
 def provenance(
     recipe: Resolved, source: Source, checkpoint: Checkpoint, plan: Plan, summary: Summary
 ) -> dict[str, Any]:
@@ -62,15 +74,7 @@ def provenance(
     return {
         "schema_version": 1,
         "g4convert": __version__,
-        "source": {
-            "name": source.name,
-            "revision": source.revision,
-            "files": {
-                name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
-                for name, stamp in checkpoint.fingerprint().items()
-            },
-        },
-        "recipe": {"name": recipe_name(recipe), **recipe.settings()},
+        **made_of(recipe, source, checkpoint),
         "family": plan.architecture.family,
         "dialects": [{"name": use.name, "tensors": use.count} for use in plan.inventory.dialects],
         "dropped": [{"name": drop.source.name, "reason": drop.reason} for drop in plan.dropped],

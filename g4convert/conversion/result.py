@@ -63,6 +63,11 @@ class Summary:
         return tuple(sorted(self.modules, key=lambda row: (-row.relative_error, row.name))[:5])
 
     @property
+    def mean_error(self) -> float:
+        """The mean of the modules' relative errors: in that of all together, large weights count most."""
+        return sum(row.relative_error for row in self.modules) / len(self.modules) if self.modules else 0.0
+
+    @property
     def before(self) -> int:
         """Bytes of the source's tensors."""
         return sum(size.before for size in self.sizes)
@@ -87,6 +92,7 @@ class Summary:
             "bits_per_weight": round(self.bits_per_weight, 4),
             "files": self.files,
             "total": _row(self.total),
+            "mean_relative_error": self.mean_error,
             "roles": [_row(row) for row in self.roles],
             "worst": [_row(row) for row in self.worst],
         }

@@ -13,6 +13,7 @@ media          Makes pictures, videos and sounds in the form processors give the
 probe          Makes a prompt for each input of a model, and compares logits
 greedy         Decodes one token after the other
 generation     Answers prompts: `g4convert generate`
+logits         Makes logits of the last states, some rows at a time
 candidate      Defines what can be judged: logits, and what happens inside
 tuning         Measures the GPU kernels on one model
 triton         Fused products on packed words for NVIDIA GPUs

@@ -7,8 +7,8 @@ A candidate shows its residual stream after each decoder layer, which experts it
 embedders hand to the decoder, under the same names whatever it is; an engine that cannot leaves those empty.
 Everything is float32 and on the CPU, tokens of a batch one after the other, padding included.
 
-A probe says which rows of the logits count; the head works on those alone. At 1 MiB of logits a token of the released
-vocabulary, that is most of the memory and much of the time.
+A probe says which rows of the logits count. A model's forward stops before the head and leaves these rows' states,
+of which logits are made when somebody compares them (`forward.logits`).
 
 Letters: t tokens of all sequences, n of them that count, V vocabulary, h hidden size, k experts of a token, e experts.
 """
@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from g4convert.devices import device_of, moved
+from g4convert.forward.logits import Given, Head, Logits, Made
 from g4convert.forward.media import videos_encoded
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import run_together
@@ -39,8 +40,7 @@ class Outputs:
     """What one probe gave.
 
     Args:
-        logits: [n, V], float32, after the softcap, of the rows that the probe counts; of all t where it does not say.
-        raw_logits: the same before it; None where they were not seen.
+        rows: the logits of the rows that the probe counts; of all t where it does not say.
         layers: by `layers.N`, the residual after that layer, [t, h].
         embedders: by `vision_tower`, `embed_vision`, `audio_tower`, `embed_audio`: what it gave, [rows, width]; of
             several calls (an image and a video) one below the other.
@@ -48,12 +48,23 @@ class Outputs:
         expert_hits: by `layers.N`, int64 [e]: how many tokens each expert got.
     """
 
-    logits: torch.Tensor
-    raw_logits: torch.Tensor | None = None
+    rows: Logits
     layers: Mapping[str, torch.Tensor] = field(default_factory=dict)
     embedders: Mapping[str, torch.Tensor] = field(default_factory=dict)
     routers: Mapping[str, torch.Tensor] = field(default_factory=dict)
     expert_hits: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """All of them at once, [n, V], float32, after the softcap."""
+        return self.rows.rows(0, len(self.rows))[0]
+
+    @property
+    def raw_logits(self) -> torch.Tensor | None:
+        """All of them before it; None where they were not seen."""
+        if isinstance(self.rows, Given):
+            return self.rows.before
+        return self.rows.rows(0, len(self.rows))[1]
 
 
 class ProbeLike(Protocol):
@@ -86,29 +97,38 @@ class ModelCandidate:
         model: a transformers model, or a function from the arguments of a forward to logits [..., V].
         inside: whether to keep what happens inside; logits only where not.
         output: which output is taken for the logits; an assistant's other one is `last_hidden_state`.
+        whole: whether the head runs within the forward, for who watches modules.
     """
 
     model: Model
     inside: bool = True
     output: str = "logits"
+    whole: bool = False
 
     def run(self, probe: ProbeLike) -> Outputs:
         """Run one probe; of several, `run_all` reads a streamed model's weights once."""
         seen = _Seen()
-        with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside):
+        with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside, whole=self.whole):
             arguments = moved(probe.arguments, device_of(self.model))
             if isinstance(self.model, torch.nn.Module):
                 arguments = videos_encoded(self.model, arguments)
             result = self.model(**{"use_cache": False, **arguments})
         logits = result if isinstance(result, torch.Tensor) else result[self.output]
         return Outputs(
-            logits=_counted(_rows(logits), probe.scored),
-            raw_logits=None if seen.raw_logits is None else _counted(seen.raw_logits, probe.scored),
+            rows=self._logits(seen, _rows(logits), probe.scored),
             layers=seen.layers,
             embedders={name: torch.cat(parts) for name, parts in seen.embedders.items()},
             routers=seen.routers,
             expert_hits=seen.expert_hits,
         )
+
+    def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor | None) -> Logits:
+        """What is made of the states before the head, or what the forward gave where none were seen there."""
+        if seen.states is None or self.output != "logits":
+            return Given(_counted(logits, scored))
+        head = Head.of(self.model)
+        assert head is not None  # noqa: S101 -- its hook has seen the states
+        return Made(head, seen.states)
 
 
 def run_all(
@@ -140,7 +160,7 @@ def run_all(
 class _Seen:
     """What hooks have seen of one forward."""
 
-    raw_logits: torch.Tensor | None = None
+    states: torch.Tensor | None = None
     layers: dict[str, torch.Tensor] = field(default_factory=dict)
     embedders: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     routers: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -157,9 +177,6 @@ class _Seen:
     def embedder(self, name: str, output: Any) -> None:  # noqa: ANN401
         self.embedders.setdefault(name, []).append(_rows(_tensor(output)))
 
-    def head(self, output: torch.Tensor) -> None:
-        self.raw_logits = _rows(output)
-
 
 _current: ContextVar[_Seen | None] = ContextVar("g4_seen", default=None)
 """Whose forward this is: of a streamed model several run in turns, and hooks see them all."""
@@ -171,14 +188,14 @@ def _counted(rows: torch.Tensor, scored: torch.Tensor | None) -> torch.Tensor:
 
 
 @contextmanager
-def _watching(model: Model, seen: _Seen, scored: torch.Tensor | None, *, inside: bool) -> Iterator[None]:
+def _watching(model: Model, seen: _Seen, scored: torch.Tensor | None, *, inside: bool, whole: bool) -> Iterator[None]:
     """Hooks on the parts of a model, as long as one forward runs."""
     with ExitStack() as stack:
         token = _current.set(seen)
         stack.callback(_current.reset, token)
         if isinstance(model, torch.nn.Module):
-            if scored is not None and (head := _head(model)) is not None:
-                handle = head.register_forward_pre_hook(partial(_select, seen, scored), prepend=True)
+            if (head := _head(model)) is not None:
+                handle = head.register_forward_pre_hook(partial(_select, seen, scored, whole=whole), prepend=True)
                 stack.callback(handle.remove)
             for module, see in _places(model, seen, inside=inside):
                 handle = module.register_forward_hook(partial(_show, seen, see))
@@ -186,12 +203,16 @@ def _watching(model: Model, seen: _Seen, scored: torch.Tensor | None, *, inside:
         yield
 
 
-def _select(seen: _Seen, scored: torch.Tensor, _: torch.nn.Module, states: tuple[torch.Tensor]) -> torch.Tensor | None:
-    """Let the head see the rows that count only: [b, t, h] -> [1, n, h]."""
+def _select(
+    seen: _Seen, scored: torch.Tensor | None, _: torch.nn.Module, states: tuple[torch.Tensor], *, whole: bool
+) -> torch.Tensor | None:
+    """Keep the states that count, [n, h], and let the head see none, or those: [b, t, h] -> [1, 0 or n, h]."""
     if _current.get() is not seen:
         return None
     (every,) = states
-    return every.flatten(0, -2)[scored.to(every.device)][None]
+    rows = every.flatten(0, -2)
+    seen.states = rows if scored is None else rows[scored.to(rows.device)]
+    return (seen.states if whole else seen.states[:0])[None]
 
 
 def _show(seen: _Seen, see: Callable[[Any], None], _: torch.nn.Module, __: object, output: object) -> None:
@@ -202,8 +223,6 @@ def _show(seen: _Seen, see: Callable[[Any], None], _: torch.nn.Module, __: objec
 def _places(model: Model, seen: _Seen, *, inside: bool) -> Iterator[tuple[torch.nn.Module, Callable[[Any], None]]]:
     if not inside:
         return
-    if (head := _head(model)) is not None:
-        yield head, seen.head
     for number, layer in enumerate(model.get_decoder().layers):
         name = f"layers.{number}"
         yield layer, partial(seen.layer, name)

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 
+_CHAT_LINE = 'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}]}, as this model chats'
+_PLAIN_LINE = 'one JSON object a line: {"prompt": "Once upon a time"}, as this is a base model'
 _ROLES = ("system", "user", "assistant", "model")
 
 
@@ -100,20 +102,20 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
     if bad or not found:
         raise InputError(
             f"{path}: {len(bad)} lines are no prompts" if found or bad else f"{path}: holds no prompt",
-            hint='give lines such as {"messages": [{"role": "user", "content": "Hello"}]}',
+            hint=_CHAT_LINE if chat else _PLAIN_LINE,
             offenders=bad,
         )
     if misfits and chat:
         raise UsageError(
             f"{path}: plain text for an instruction-tuned model: it was never trained off its chat frame, its "
             "predictions there are wild, and how far a quantized one follows them says nothing about its answers",
-            hint='write {"messages": [{"role": "user", "content": "..."}]} instead of {"prompt": "..."}',
+            hint=_CHAT_LINE,
             offenders=misfits,
         )
     if misfits:
         raise UsageError(
             f"{path}: conversations for a model without a chat template, a base model",
-            hint='write {"prompt": "..."} with plain text',
+            hint=_PLAIN_LINE,
             offenders=misfits,
         )
     return tuple(found)

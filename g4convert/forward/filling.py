@@ -1,7 +1,12 @@
-"""Puts tensors into a model that was built on meta, and takes them out again."""
+"""Puts tensors into a model that was built on meta, and takes them out again.
+
+Models that are compared have most of their bytes in common: the embedding is half of a small model. So a model may be
+filled beside another one, whose tensors it takes wherever both files hold the same bytes.
+"""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 
@@ -10,7 +15,9 @@ from g4convert.devices import CPU
 from g4convert.forward.models import Model
 from g4convert.forward.pieces import TORCH_DTYPES, Piece, Rows, TensorFiles
 
-__all__ = ["Filling", "put"]
+__all__ = ["Filling", "filling_of", "put"]
+
+_ATTRIBUTE: Final = "g4_filling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +36,42 @@ class Filling:
     places: Mapping[str, torch.Tensor]
     device: torch.device = CPU
 
-    def fill(self, model: Model, names: Iterable[str]) -> None:
-        """Read some tensors and put them in their places."""
+    def fill(self, model: Model, names: Iterable[str], *, beside: Model | None = None) -> None:
+        """Read some tensors and put them in their places.
+
+        Args:
+            model: on meta.
+            names: of the tensors.
+            beside: a model that is filled; what it has of the same bytes is not read again.
+        """
         files = TensorFiles(self.checkpoint)
+        theirs = None if beside is None else filling_of(beside)
         for name in names:
-            put(model, name, self.pieces[name].read(files, self.places[name].dtype).to(self.device))
+            tensor = None
+            if beside is not None and theirs is not None and self._is_same(name, theirs):
+                tensor = _got(beside, name)
+            if tensor is None or tensor.is_meta:
+                tensor = self.pieces[name].read(files, self.places[name].dtype).to(self.device)
+            put(model, name, tensor)
+        setattr(model, _ATTRIBUTE, self)
+
+    def _is_same(self, name: str, other: "Filling") -> bool:
+        """Whether a tensor of another model is the same, in the same dtype and place."""
+        mine, theirs = self.pieces[name], other.pieces.get(name)
+        if not isinstance(mine, Rows) or not isinstance(theirs, Rows) or replace(mine, names=theirs.names) != theirs:
+            return False
+        place, their_place = self.places[name], other.places[name]
+        if place.shape != their_place.shape or place.dtype is not their_place.dtype or self.device != other.device:
+            return False
+        if self.checkpoint.path == other.checkpoint.path:
+            return mine == theirs
+        one, two = (filling.stored_rows(name) for filling in (self, other))
+        return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(one, two, strict=True))
+
+    def stored_rows(self, name: str) -> list[torch.Tensor]:
+        """The stored tensors that a plain one is made of, mapped."""
+        piece, files = self.pieces[name], TensorFiles(self.checkpoint)
+        return [files[part] for part in piece.names] if isinstance(piece, Rows) else []
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype of its place and on the device."""
@@ -64,6 +102,19 @@ class Filling:
     def nbytes(self) -> int:
         """Memory of the whole model, mapped tensors included: pages that are used over and over must stay."""
         return sum(place.nbytes for place in self.places.values())
+
+
+def filling_of(model: Model) -> Filling | None:
+    """Where a model's tensors came from; None of one that was filled otherwise."""
+    found: Filling | None = getattr(model, _ATTRIBUTE, None)
+    return found
+
+
+def _got(model: Model, name: str) -> torch.Tensor | None:
+    """A parameter or buffer of a model."""
+    module, _, leaf = name.rpartition(".")
+    found: torch.Tensor | None = getattr(model.get_submodule(module), leaf, None)
+    return None if found is None else found.detach()
 
 
 def put(model: Model, name: str, tensor: torch.Tensor) -> None:

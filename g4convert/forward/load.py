@@ -55,6 +55,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     memory: Memory = "resident",
     device: torch.device = CPU,
     decoder_only: bool = False,
+    beside: Model | None = None,
 ) -> Model:
     """Load a checkpoint, plain or packed, in any dialect that a conversion reads.
 
@@ -67,6 +68,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
             a time; `auto` takes what the free memory allows.
         device: where it runs; see `devices.torch_device`. The files are read on the CPU, a tensor at a time.
         decoder_only: of a multimodal checkpoint the text model alone, whether its towers are there or not.
+        beside: a model that is loaded already; a resident one shares with it what both files hold in the same bytes.
 
     Returns:
         The model, in eval mode; with `memory="stream"` see `streaming.run_together`.
@@ -99,7 +101,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     if memory == "stream" or (memory == "auto" and not is_roomy(filling.nbytes, device)):
         Stream.attach(model, filling, tied=bool(tied))
     else:
-        filling.fill(model, pieces)
+        filling.fill(model, pieces, beside=beside)
         if tied:
             model.tie_weights()
     return model.eval()

@@ -67,6 +67,7 @@ class Stream:
         self.loads: Counter[str] = Counter()
         self._model, self._filling = model, filling
         self._live: _Part | None = None
+        self._head: str | None = None
 
     @classmethod
     def attach(cls, model: Model, filling: Filling, *, tied: bool) -> None:
@@ -86,6 +87,7 @@ class Stream:
             stream._gather(name)
         for part in parts:
             stream._hook(part)
+            stream._head = part.tensors.get(_HEAD_WEIGHT, stream._head)
         if tied and _HEAD_WEIGHT not in coming:
             model.tie_weights()
         setattr(model, _ATTRIBUTE, stream)
@@ -94,6 +96,10 @@ class Stream:
     def live(self) -> str | None:
         """The part that is in memory."""
         return self._live.name if self._live else None
+
+    def head_weight(self) -> torch.Tensor | None:
+        """The weight of the head as the file has it, mapped; None where the head does not come and go."""
+        return None if self._head is None else self._filling.stored(self._head)
 
     def free(self) -> None:
         """Let the part that is in memory go."""

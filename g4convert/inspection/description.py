@@ -168,8 +168,12 @@ class Description:
         return tuple(table for table in tables if table.rows)
 
     def _file_rows(self) -> tuple[tuple[str, str], ...]:
-        carried = tuple((name, "carried over") for name in self.side_files)
+        carried = tuple((name, _WRITTEN.get(name, "carried over")) for name in self.side_files)
         return (*carried, *((name, "weights that are not read") for name in self.stray_files))
+
+
+_WRITTEN = {"g4convert.json": "how it was made, by g4convert", "README.md": "about this checkpoint"}
+"""Files that a conversion writes itself; a README is never carried over under its own name."""
 
 
 def _fields(value: object, *names: str) -> dict[str, Any]:

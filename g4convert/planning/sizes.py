@@ -14,6 +14,10 @@ __all__ = ["RoleSize", "default_workers", "estimate_seconds", "role_sizes"]
 _BYTES_PER_SECOND = {Method.MINMAX: 1.2e9, Method.MSE: 0.5e9, Method.LATTICE: 0.3e9, Method.AUTO: 0.5e9}
 """bf16 input that one core quantizes in a second, measured; docs/decisions.md has how."""
 _DISK_BYTES_PER_SECOND = 1.0e9
+_CHECKED_PER_SECOND = 0.4e9
+"""The same of the check at the end of a conversion, `--verify weights`."""
+_START = 5.0
+"""Seconds until both run: libraries are loaded, and compiled code is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,10 @@ def default_workers() -> int:
 
 
 def estimate_seconds(plan: Plan, sizes: Iterable[RoleSize], workers: int) -> float:
-    """The slower of reading and writing at 1 GB/s and the tile arithmetic on `workers` cores."""
+    """Starting; the slower of reading and writing at 1 GB/s and the tile arithmetic on `workers` cores; the check."""
     written = [size for size in sizes if size.after]
     moved = sum(size.before + size.after for size in written)
     packed = sum(size.before for size in written if size.action != "keep")
-    return max(moved / _DISK_BYTES_PER_SECOND, packed / _BYTES_PER_SECOND[plan.recipe.method] / workers)
+    converted = max(moved / _DISK_BYTES_PER_SECOND, packed / _BYTES_PER_SECOND[plan.recipe.method] / workers)
+    checked = max(moved / _DISK_BYTES_PER_SECOND, packed / _CHECKED_PER_SECOND / workers)
+    return _START + converted + checked

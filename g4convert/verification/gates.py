@@ -158,7 +158,8 @@ def judge(
             severity = _severity(value, threshold, noise)
             if state.severity is Severity.INCONCLUSIVE and not _fails_anyway(value, threshold, noise):
                 severity = Severity.INCONCLUSIVE
-            found = _number(value) if math.isnan(noise) else f"{_number(value)}, noise floor {_number(noise)}"
+            words = _measured(metrics, name, value)
+            found = words if math.isnan(noise) else f"{words}, noise floor {_number(noise)}"
         yield Finding(f"{code}.{name}", severity, subject, found, _expected(threshold, noise))
 
 
@@ -167,6 +168,12 @@ def _value(metrics: Mapping[str, float], name: str) -> float:
     names = (_UPPER_END, _KL) if name == _KL else (name,)
     values = (metrics.get(one, math.nan) for one in names)
     return next((value for value in values if not math.isnan(value)), math.nan)
+
+
+def _measured(metrics: Mapping[str, float], name: str, judged: float) -> str:
+    """A metric in words; where the upper end of an interval is judged, both."""
+    value = metrics[name]
+    return _number(value) if value == judged else f"{_number(value)}, judged by the 95 % limit {_number(judged)}"
 
 
 def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:

@@ -1,9 +1,10 @@
 """The pipeline of `g4convert verify`: one level after the other, as far as asked and as far as it makes sense.
 
-    static --> weights --> logits --> engine
-       |          |           |
-       |          |           the strict loader refuses: a finding, and the end
-       |          no checkpoint to compare with: nothing to do, and said
+    static --> weights --> logits
+       |  |       |           |
+       |  |       |           the strict loader refuses: a finding, and the end
+       |  |       no checkpoint to compare with: nothing to do, and said
+       |  +--> engine         of all levels the only one that needs neither weights nor logits
        files that cannot be opened: a finding for each level that could not run, and the end
 
 A level that could not run is INCONCLUSIVE, never passed over: a report says what was not looked at.
@@ -13,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -43,7 +45,7 @@ def verify(
 
     Args:
         asked: what, against what, and how far.
-        progress: told of every piece that the level `weights` has read.
+        progress: told of every piece that the level `weights` has read, and how far each step of `logits` is.
         say: told what is done next.
         candidate: gives the path that runs, for the level `logits`; by default the packed weights in this process.
 
@@ -63,14 +65,16 @@ def verify(
     metrics: dict[str, Any] = {}
     out = _opened(asked.output)
     findings += [] if out is None else [*_not_quantized(out)]
-    later = [level for level in (Level.WEIGHTS, Level.LOGITS, Level.ENGINE) if depth.includes(level)]
+    later = [Level.ENGINE] if depth is Level.ENGINE else [one for one in _FILES if depth.includes(one)]
     if out is None:
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
         later = []
     if out is not None and Level.WEIGHTS in later:
         if asked.source is None:
             why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
-            findings.append(_stopped(Level.WEIGHTS, why, "pass the checkpoint itself", severity=Severity.INFO))
+            severity = Severity.INCONCLUSIVE if depth is Level.WEIGHTS else Severity.INFO
+            remedy = "pass the checkpoint itself: --reference MODEL"
+            findings.append(_stopped(Level.WEIGHTS, why, remedy, severity=severity))
         else:
             from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
@@ -82,7 +86,7 @@ def verify(
     if out is not None and Level.LOGITS in later:
         from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
 
-        judged = run_logits(asked, say=say, candidate=candidate)
+        judged = run_logits(asked, say=say, progress=progress, candidate=candidate)
         findings += judged.findings
         metrics |= judged.metrics
         ran += [Level.LOGITS] if judged.metrics else []
@@ -97,22 +101,25 @@ def verify(
     return Report(tuple(findings), tuple(ran), metrics, str(asked.output), named)
 
 
+_FILES: Final = (Level.WEIGHTS, Level.LOGITS)
+"""What looks at the checkpoint itself; an engine is asked alone, since that takes long enough."""
 _SEE_STATIC: Final = "see the findings of level static"
 
 
 def _check(asked: Request) -> None:
     """What can be refused before any work."""
-    parity_only = False
-    if asked.depth.includes(Level.LOGITS):
+    alone = asked.depth in {Level.STATIC, Level.ENGINE}
+    if asked.depth is Level.LOGITS:
         from g4convert.verification.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
 
-        parity_only = load(asked.judged_by).compares == "parity"
-    if asked.depth is not Level.STATIC and asked.reference is None and not parity_only:
+        alone = load(asked.judged_by).compares == "parity"
+    if asked.reference is None and not alone:
         raise UsageError(f"level {asked.depth} needs a reference", hint=_reference_hint(asked.output))
     if asked.device not in {None, "cpu"}:
         from g4convert.devices import torch_device  # noqa: PLC0415 -- brings torch
 
         torch_device(str(asked.device))
+    _check_order(asked)
     if asked.engine is not None and _opened(asked.output) is not None:
         from g4convert.verification.engine.level import look_for_engine  # noqa: PLC0415 -- brings torch and transformers
 
@@ -123,6 +130,20 @@ def _check(asked: Request) -> None:
         from g4convert.verification.logits.level import conversations  # noqa: PLC0415 -- brings torch and transformers
 
         conversations(asked.prompts, asked.source or asked.output)
+
+
+def _check_order(asked: Request) -> None:
+    """A quantized reference of an output that is not: the two are swapped."""
+    if asked.source is None:
+        return
+    out, reference = _opened(asked.output), _opened(asked.source)
+    if out is None or reference is None or "quantization_config" not in reference.config:
+        return
+    if "quantization_config" not in out.config:
+        raise UsageError(
+            f"{asked.output} is not quantized and {asked.source} is: the two are swapped",
+            hint=f"g4convert verify {quote(str(asked.source))} --reference {quote(str(asked.output))}",
+        )
 
 
 def _opened(output: Path) -> Checkpoint | None:

@@ -8,16 +8,18 @@ The reference is p: what the packed words stand for. How far rounding alone move
 scoring the reference with noise in it as if it were an engine.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
 from g4convert.forward.candidate import Outputs
-from g4convert.verification.logits.kept import FullLogits, Kept, Rows
+from g4convert.forward.logits import Page, pieces
+from g4convert.verification.logits.kept import Kept, Rows
 from g4convert.verification.logits.metrics import Comparison, Metrics
-from g4convert.verification.logits.scores import TokenScores, TopLogits, tail_kl, top_logits
+from g4convert.verification.logits.pairs import likeliest
+from g4convert.verification.logits.scores import TokenScores, TopLogits, summed, tail_kl
 
 __all__ = ["Bucket", "Parity", "Sums", "score_answer"]
 
@@ -63,6 +65,7 @@ class Sums:
 
     def __init__(self) -> None:
         self._comparison = Comparison()
+        self._page = Page()
         self._rows: dict[str, list[tuple[TokenScores, torch.Tensor]]] = {_ALL: []}
 
     def add(self, probe: Rows, reference: Kept, answer: TopLogits) -> None:
@@ -73,17 +76,23 @@ class Sums:
             reference: its kept logits, all of them.
             answer: the engine's, of the same rows.
         """
-        assert isinstance(reference.logits, FullLogits)  # noqa: S101 -- kept by the caller
-        scores, spread = score_answer(reference.logits.after, answer, probe.targets)
-        cut = answer.ids.shape[-1] < reference.logits.after.shape[-1]
+        logits = reference.logits
+        assert not isinstance(logits, TopLogits)  # noqa: S101 -- kept by the caller
+        parts = [
+            score_answer(logits.rows(begin, end, self._page)[0], answer.rows(begin, end), probe.targets[begin:end])
+            for begin, end in pieces(len(logits), logits.width)
+        ]
+        scores = TokenScores.cat([part for part, _ in parts])
+        spread = torch.cat([part for _, part in parts])
+        cut = answer.ids.shape[-1] < logits.width
         self._comparison.add_scores(probe, scores, lower_bound=cut)
         for name in (_ALL, probe.bucket):
             self._rows.setdefault(name, []).append((scores, spread))
 
     def add_outputs(self, probe: Rows, reference: Kept, outputs: Outputs, top: int) -> None:
         """Take in a model's logits as if an engine had answered so; `top` as an engine was asked for, -1 for all."""
-        logits = outputs.logits
-        self.add(probe, reference, top_logits(logits, probe.targets, top if top > 0 else logits.shape[-1]))
+        rows = outputs.rows
+        self.add(probe, reference, likeliest(rows, probe.targets, top if top > 0 else rows.width))
 
     def parity(self) -> Parity:
         """What all probes together say."""
@@ -115,35 +124,23 @@ def score_answer(reference: torch.Tensor, answer: TopLogits, targets: torch.Tens
         The scores, and the mean |difference| of each row, float64 [n]. Cosines are nan: nothing is known before the
         log-softmax.
     """
-    parts = []
-    for p, ids, found, target, true in _pieces(reference, answer, targets):
-        known_p, known_q = p.gather(-1, ids), found.double()
-        true_p = p.gather(-1, target[:, None]).squeeze(-1)
-        finite = known_q.isfinite().all(-1) & true.isfinite()
-        known = p.isfinite().all(-1)
-        kl = (known_p.exp() * (known_p - known_q)).sum(-1) + tail_kl(known_p, known_q)
-        away = torch.cat([known_p - known_q, (true_p - true)[:, None]], dim=-1).abs()
-        scores = TokenScores(
-            kl=torch.where(known, torch.where(finite, kl.clamp(min=0), torch.inf), torch.nan),
-            reference_logprob=true_p,
-            candidate_logprob=torch.where(finite, true, -torch.inf),
-            agrees=finite & (ids.gather(-1, known_q.argmax(-1, keepdim=True)).squeeze(-1) == p.argmax(-1)),
-            confidence=p.amax(-1).exp(),
-            cosine=torch.full_like(true_p, torch.nan),
-            difference=torch.where(finite, away.amax(-1), torch.inf),
-            finite=finite,
-            reference_finite=known,
-        )
-        parts.append((scores, torch.where(finite, away.mean(-1), torch.inf)))
-    return TokenScores.cat([scores for scores, _ in parts]), torch.cat([spread for _, spread in parts])
-
-
-def _pieces(
-    reference: torch.Tensor, answer: TopLogits, targets: torch.Tensor
-) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Rows at a time, with the reference's log-probabilities in float64 of about 32 MiB."""
-    step = max(1, (1 << 22) // reference.shape[-1])
-    for begin in range(0, len(reference), step):
-        rows = slice(begin, begin + step)
-        p = reference[rows].double().log_softmax(-1)
-        yield p, answer.ids[rows], answer.logprobs[rows], targets[rows], answer.target_logprob[rows].double()
+    log_sum, best, whole = summed(reference).unbind(-1)
+    known = whole.bool()
+    ids, known_q, true = answer.ids, answer.logprobs.double(), answer.target_logprob.double()
+    known_p = reference.gather(-1, ids).double() - log_sum[:, None]
+    true_p = reference.gather(-1, targets[:, None]).squeeze(-1).double() - log_sum
+    finite = known_q.isfinite().all(-1) & true.isfinite()
+    kl = (known_p.exp() * (known_p - known_q)).sum(-1) + tail_kl(known_p, known_q)
+    away = torch.cat([known_p - known_q, (true_p - true)[:, None]], dim=-1).abs()
+    scores = TokenScores(
+        kl=torch.where(known, torch.where(finite, kl.clamp(min=0), torch.inf), torch.nan),
+        reference_logprob=true_p,
+        candidate_logprob=torch.where(finite, true, -torch.inf),
+        agrees=finite & (ids.gather(-1, known_q.argmax(-1, keepdim=True)).squeeze(-1) == best),
+        confidence=(reference.amax(-1).double() - log_sum).exp(),
+        cosine=torch.full_like(true_p, torch.nan),
+        difference=torch.where(finite, away.amax(-1), torch.inf),
+        finite=finite,
+        reference_finite=known,
+    )
+    return scores, torch.where(finite, away.mean(-1), torch.inf)

@@ -7,22 +7,24 @@
 
 Step 1 isolates, step 3 says what it matters; an error of 20 dB in a module that the answer does not depend on is
 no explanation. Where no module stands out, as when four bits cost a little everywhere, the worst layers and the
-parts of the worst are swapped. Shares need not sum to 100 %: faults can hide each other.
+parts of the worst are swapped; of a loss, also everything of one role, since that is what a recipe can keep. Shares
+need not sum to 100 %: faults can hide each other, and a layer has its parts' shares, too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
 from g4convert.forward.candidate import ModelCandidate
+from g4convert.forward.logits import Given, Logits, Page
 from g4convert.forward.models import Model
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.kept import Rows
-from g4convert.verification.logits.scores import score
-from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits, label, roots
+from g4convert.verification.logits.pairs import compare
+from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits, decoder_layers, label, roots
 
 __all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Examined", "blame", "examine"]
 
@@ -64,6 +66,7 @@ class Blamed:
         kl: what is left, nats a token.
         sqnr: of its outputs on the reference's inputs, dB; nan where not measured.
         note: what differs, in words.
+        kind: `module` that is wrong itself, `inputs`, or where none is: `layer`, `part` of the worst one, `role`.
     """
 
     module: str
@@ -71,6 +74,7 @@ class Blamed:
     kl: float
     sqnr: float
     note: str = ""
+    kind: str = "module"
 
     @property
     def line(self) -> str:
@@ -87,12 +91,16 @@ class Blame:
         control: the same, measured again in the end.
         rows: the table.
         compared: how many modules were given the reference's inputs.
+        probes: names of the probes looked at.
+        predictions: that count in them.
     """
 
     kl: float
     control: float
     rows: tuple[Blamed, ...]
     compared: int
+    probes: tuple[str, ...] = ()
+    predictions: int = 0
 
     @property
     def clear(self) -> bool:
@@ -102,10 +110,18 @@ class Blame:
     def to_dict(self) -> dict[str, Any]:
         """As nested mappings of plain values."""
         rows = [
-            {"module": row.module, "share": row.share, "kl": row.kl, "sqnr": row.sqnr, "note": row.note}
+            {
+                "module": row.module,
+                "kind": row.kind,
+                "share": row.share,
+                "kl": row.kl,
+                "sqnr": row.sqnr,
+                "note": row.note,
+            }
             for row in self.rows
         ]
-        return {"kl": self.kl, "control": self.control, "compared": self.compared, "rows": rows}
+        base = {"kl": self.kl, "control": self.control, "probes": [*self.probes], "predictions": self.predictions}
+        return base | {"compared": self.compared, "rows": rows}
 
 
 def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Rows], *, limit: float) -> Examined:
@@ -118,6 +134,7 @@ def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequen
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
     """
     words: dict[str, str] = {}
+    reference, candidate = (replace(one, whole=True) for one in (reference, candidate))
     with Teacher(reference.model, candidate.model, limit=limit) as teacher:
         for probe in probes:
             with inputs.recorded(reference.model) as expected:
@@ -136,6 +153,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
     *,
     limit: float,
     swaps: int = 12,
+    roles: Mapping[str, str] | None = None,
 ) -> Blame:
     """Rank the modules of a candidate by how much of its KL they cause.
 
@@ -146,6 +164,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
         examined: what `examine` said of them.
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
         swaps: the most modules to swap in each of the two rounds.
+        roles: by name of a role the last part of the path of its modules, to swap in all layers at once.
 
     Returns:
         The table.
@@ -158,8 +177,11 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
         rows += measure.forced(kl, examined.differences)
     if max((row.share for row in rows), default=0.0) < _EXPLAINED:
         rows += _widely(measure, errors, kl, {row.module for row in rows}, swaps)
+    rows += (row for role, leaf in (roles or {}).items() for row in measure.of_role(role, leaf, kl))
     ranked = sorted(rows, key=lambda row: -row.share)
-    return Blame(kl, measure.kl(nullcontext()), tuple(ranked), len(errors))
+    names = tuple(probe.name for probe in probes)
+    predictions = sum(len(probe.targets) for probe in probes)
+    return Blame(kl, measure.kl(nullcontext()), tuple(ranked), len(errors), names, predictions)
 
 
 def _widely(
@@ -173,11 +195,11 @@ def _widely(
         row = measure.swapped(error, kl)
         best = max(best, (row.share, error.name))
         if row.module not in known:
-            yield row
+            yield replace(row, kind="layer")
     parts = [error for name, error in by_name.items() if name.rpartition(".")[0] == best[1]]
     for error in sorted(parts, key=lambda error: error.sqnr)[:swaps]:
         if error.label not in known:
-            yield measure.swapped(error, kl)
+            yield replace(measure.swapped(error, kl), kind="part")
 
 
 class _Measure:
@@ -187,7 +209,8 @@ class _Measure:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
-        self._logits = [reference.run(probe).logits for probe in probes]
+        self._logits = [Given(reference.run(probe).logits) for probe in probes]  # made once, for every swap
+        self._pages = {"reference": Page(), "candidate": Page()}
         self.roots = frozenset(roots(candidate.model))
 
     def kl(self, change: AbstractContextManager[None]) -> float:
@@ -199,9 +222,8 @@ class _Measure:
                 tokens += len(expected)
         return total / tokens
 
-    def _sum(self, probe: Rows, expected: torch.Tensor) -> float:
-        found = self._candidate.run(probe).logits
-        return float(score(expected, found, probe.targets).kl.sum())
+    def _sum(self, probe: Rows, expected: Logits) -> float:
+        return float(compare(expected, self._candidate.run(probe).rows, probe.targets, self._pages).kl.sum())
 
     def swapped(self, error: ModuleError, kl: float) -> Blamed:
         """Put the reference's module in the candidate's place."""
@@ -211,6 +233,18 @@ class _Measure:
             note = f"{note}; swapped with all of {label(place)}".lstrip("; ")
         left = self.kl(_swapped(self._candidate.model, self._reference.model, place))
         return Blamed(error.label, _share(kl, left), left, error.sqnr, note)
+
+    def of_role(self, role: str, leaf: str, kl: float) -> Iterator[Blamed]:
+        """Put the reference's modules of one role in the candidate's place, in every layer."""
+        layers = decoder_layers(self._candidate.model)
+        names = [f"{name}.{leaf}" for name, layer in layers.items() if hasattr(layer, leaf)]
+        if not names or any(self._loaded(name) != name for name in names):
+            return
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(_swapped(self._candidate.model, self._reference.model, name))
+            left = self.kl(nullcontext())
+        yield Blamed(role, _share(kl, left), left, float("nan"), f"{leaf} of {len(names)} layers", "role")
 
     def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
         """Give the candidate's layers the reference's masks, positions or embeddings: what differs of these."""
@@ -226,7 +260,7 @@ class _Measure:
                     total += self._sum(probe, logits)
                 tokens += len(logits)
             left = total / tokens
-            yield Blamed(f"inputs: {place}", _share(kl, left), left, float("nan"), note)
+            yield Blamed(f"inputs: {place}", _share(kl, left), left, float("nan"), note, "inputs")
 
     def _loaded(self, name: str) -> str:
         """The module to swap: its root, where weights are loaded only while the root runs."""

@@ -19,19 +19,20 @@ of logits are those of the known tokens.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Self, assert_never
+from typing import Any, Final, Self
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from g4convert import __version__
 from g4convert.errors import FormatError, InputError
 from g4convert.forward.candidate import Candidate, Outputs
-from g4convert.verification.logits.kept import FullLogits, Kept, Projection, States, run_each
+from g4convert.forward.logits import Given
+from g4convert.verification.logits.kept import Kept, Projection, States, run_each
 from g4convert.verification.logits.metrics import METRICS_VERSION
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.probes.suite import Probe
@@ -120,8 +121,9 @@ def capture(
     projection = Projection()
 
     def keep(probe: Probe, outputs: Outputs) -> Kept:
-        top = 0 if outputs.logits.shape[-1] <= FULL_VOCABULARY else TOP
-        return Kept.of(probe, outputs, projection=projection, top=top)
+        top = 0 if outputs.rows.width <= FULL_VOCABULARY else TOP
+        kept = Kept.of(probe, outputs, projection=projection, top=top)
+        return kept if top else replace(kept, logits=Given(outputs.logits.clone(), outputs.raw_logits))
 
     kept = run_each(candidate, probes, keep)
     tensors: dict[str, torch.Tensor] = {}
@@ -140,7 +142,8 @@ def capture(
     }
     metadata = {_FACTS: json.dumps(others | {"probes": described})}
     partial = path.with_name(f"{path.name}.partial")
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata=metadata)
+    stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    partial.write_bytes(save(stored, metadata=metadata))  # save_file would give it to its owner alone
     partial.replace(path)
     return Captured(
         tuple(probes), {probe.name: one for probe, one in zip(probes, kept, strict=True)}, projection, others
@@ -151,15 +154,13 @@ def _stored(probe: Probe, kept: Kept) -> dict[str, torch.Tensor]:
     """The tensors of one probe, arguments apart."""
     tensors = {"response": probe.response, "targets": probe.targets}
     match kept.logits:
-        case FullLogits(after, before):
+        case Given(after, before):
             tensors["logits"] = after
             if before is not None:
                 tensors["raw_logits"] = before
         case TopLogits():
             tensors |= {f"top.{part.name}": getattr(kept.logits, part.name) for part in fields(TopLogits)}
             tensors["top.ids"] = kept.logits.ids.int()
-        case _:
-            assert_never(kept.logits)
     for kind in _STATES:
         tensors |= {f"{kind}.{name}": value for name, value in getattr(kept.states, kind).items()}
     return tensors | {name: value.int() for name, value in tensors.items() if name.startswith("routers.")}
@@ -170,7 +171,7 @@ def _kept(tensors: Mapping[str, torch.Tensor]) -> Kept:
     layers, embedders, routers = (_under(tensors, kind) for kind in _STATES)
     states = States(layers, embedders, {name: chosen.long() for name, chosen in routers.items()})
     if "logits" in tensors:
-        return Kept(FullLogits(tensors["logits"], tensors.get("raw_logits")), states)
+        return Kept(Given(tensors["logits"], tensors.get("raw_logits")), states)
     top = {part.name: tensors[f"top.{part.name}"] for part in fields(TopLogits)}
     return Kept(TopLogits(**top | {"ids": top["ids"].long()}), states)
 

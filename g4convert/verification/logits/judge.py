@@ -4,10 +4,10 @@
                             |
                             +--> itself with rounding noise: the floor
 
-Each model runs all probes once and its outputs are reduced at once, so streamed weights are read once a model; only
-the logits that count are kept, in files where they are many. After that a few probes, one of each kind, are run again
-to compare module by module on equal inputs, which finds faults too small for the answer to change. What fails is
-traced by swapping modules.
+Each model runs all probes once, so streamed weights are read once a model, and leaves the states before its head. Of
+these all models' logits are made together, a few rows at a time, and compared (`pairs`). After that a few probes, one
+of each kind, are run again to compare module by module on equal inputs, which finds faults too small for the answer to
+change. What fails is traced by swapping modules.
 
     logits.loss.*, logits.parity.*    metrics against a profile (`gates`)
     logits.modules, logits.inputs     module by module; masks, positions and placement of soft tokens
@@ -17,27 +17,31 @@ traced by swapping modules.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from g4convert.forward.candidate import Candidate, Outputs
 from g4convert.forward.models import Model
+from g4convert.progress import Quiet
 from g4convert.report import Finding
 from g4convert.verification.gates import Profile, judge
+from g4convert.verification.logits.advice import with_advice
 from g4convert.verification.logits.capture import Captured
-from g4convert.verification.logits.kept import Kept, Projection, Shelf, run_each
+from g4convert.verification.logits.kept import Kept, Projection, run_each
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, METRICS_VERSION, Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, Floor, floor, noisy
+from g4convert.verification.logits.pairs import Pair, score_pairs
+from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import decoder_layers, like
 from g4convert.verification.logits.trace import Models, dtype_name, trace
 from g4convert.verification.probes.suite import Probe, digest
 
 __all__ = ["Judged", "Models", "check_logits"]
 
-_SEEDS: Final = (1, 2)
+_SEED: Final = 1
+_ORIGINAL: Final = "original"
+_DEQUANTIZED: Final = "dequantized"
+_NOISES: Final = ("noise", "rounding")
 _LARGE_STATES: Final = 1 << 30
 
 
@@ -51,78 +55,96 @@ class Judged:
 
 @dataclass(slots=True)
 class _Passes:
-    """Runs one model after the other over the same probes.
+    """Runs one model after the other over the same probes, then compares them two by two.
 
     Args:
         probes: what is run.
         projection: of hidden states; None keeps them whole.
         experts: of a layer.
-        shelf: for logits.
+        progress: told how far each step is.
+        kept: by model and probe, what is kept of those that have run.
+        comparisons: by reference and candidate.
     """
 
     probes: Sequence[Probe]
     projection: Projection | None
     experts: int
-    shelf: Shelf
+    progress: Quiet
+    kept: dict[str, Mapping[str, Kept]] = field(default_factory=dict)
+    comparisons: dict[Pair, Comparison] = field(default_factory=dict)
 
-    def kept(self, reference: Candidate) -> dict[str, Kept]:
-        """What to compare others with."""
-        keep = partial(Kept.of, projection=self.projection, shelf=self.shelf)
-        found = run_each(reference, self.probes, keep)
-        return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
+    def run(
+        self, name: str, candidate: Candidate, *, against: str | None, probes: Sequence[Probe] | None = None
+    ) -> None:
+        """Run a model; the last of a chain, with which none is compared, leaves no hidden states.
 
-    def compared(self, candidate: Candidate, reference: Mapping[str, Kept]) -> Metrics:
-        """A candidate against a reference that has run."""
-        comparison = self._comparison()
-        run_each(candidate, self.probes, lambda probe, outputs: comparison.add(probe, reference[probe.name], outputs))
-        return comparison.metrics()
-
-    def both(self, candidate: Candidate, reference: Mapping[str, Kept]) -> tuple[Metrics, dict[str, Kept]]:
-        """A candidate against a reference, and what to compare others with, in one pass."""
-        comparison = self._comparison()
+        Args:
+            name: of the model.
+            candidate: the model.
+            against: name of the one that it is compared with.
+            probes: the same with arguments of another dtype.
+        """
+        comparison = Comparison(experts=self.experts, projection=self.projection)
+        reference = self.kept.get(against or "", {})
+        inside = name in {_ORIGINAL, _DEQUANTIZED}
 
         def keep(probe: Probe, outputs: Outputs) -> Kept:
-            comparison.add(probe, reference[probe.name], outputs)
-            return Kept.of(probe, outputs, projection=self.projection, shelf=self.shelf)
+            if reference:
+                comparison.add_states(probe, reference[probe.name], outputs)
+            self.progress.tick(probe.response.numel())
+            return Kept.of(probe, outputs, projection=self.projection, inside=inside)
 
-        found = run_each(candidate, self.probes, keep)
-        return comparison.metrics(), {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
+        self.progress.step(f"running: {name}", sum(probe.response.numel() for probe in self.probes), "tokens")
+        found = run_each(candidate, probes or self.probes, keep)
+        self.kept[name] = {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
+        if against is not None:
+            self.comparisons[against, name] = comparison
 
-    def _comparison(self) -> Comparison:
-        return Comparison(experts=self.experts, projection=self.projection)
+    def measured(self) -> dict[str, Metrics]:
+        """By candidate how far it is from its reference."""
+        probes = [probe for probe in self.probes if len(probe.scored)]
+        named = {name: [kept[probe.name].logits for probe in probes] for name, kept in self.kept.items()}
+        targets = [probe.targets for probe in probes]
+        self.progress.step("comparing", sum(map(len, targets)), "predictions")
+        for pair, scores in score_pairs(named, [*self.comparisons], targets, tell=self.progress.tick).items():
+            bounded = isinstance(named[pair[0]][0], TopLogits)
+            for probe, one in zip(probes, scores, strict=True):
+                self.comparisons[pair].add_scores(probe, one, lower_bound=bounded)
+        return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
 
 
-def check_logits(
+def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
     models: Models,
     probes: Sequence[Probe],
     *,
     loss: Profile,
     parity: Profile,
     say: Callable[[str], None] = lambda _: None,
+    progress: Quiet | None = None,
 ) -> Judged:
     """Judge loss and parity, and name who is to blame for what fails.
 
     Args:
         models: what is compared.
-        probes: with the answers that count; a stored reference has its own, and these are not read.
+        probes: with the answers that count; none for all that a stored reference has.
         loss: thresholds for what four bits cost.
         parity: thresholds for the path that runs.
         say: told what is done next.
+        progress: told how far each step is, in tokens.
 
     Returns:
         Findings and metrics.
     """
     stored = models.reference if isinstance(models.reference, Captured) else None
-    probes = stored.probes if stored else probes
+    probes = probes or (stored.probes if stored else ())
     findings: list[Finding] = []
-    with TemporaryDirectory(prefix="g4convert-") as directory:
-        passes = _Passes(probes, *_economy(models.dequantized.model, probes, stored), Shelf(Path(directory)))
-        measured, noise = _measure(models, passes, say)
-        for profile in (loss, parity):
-            if profile.compares in measured:
-                findings += judge(measured[profile.compares].values, profile, noise.values)
-        inside, blamed = trace(models, probes, measured, findings, say)
-        findings += inside
+    passes = _Passes(probes, *_economy(models.dequantized.model, probes, stored), progress or Quiet())
+    measured, noise = _measure(models, passes, say)
+    for profile in (loss, parity):
+        if profile.compares in measured:
+            findings += judge(measured[profile.compares].values, profile, noise.values)
+    inside, blamed = trace(models, probes, measured, findings, say)
+    findings = [*with_advice([*findings, *inside], blamed)]
     metrics: dict[str, Any] = {
         "metrics_version": METRICS_VERSION,
         "dtype": dtype_name(models.dequantized.model),
@@ -146,30 +168,29 @@ def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> 
 
 def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tuple[dict[str, Metrics], Floor]:
     """Every pass over the probes: loss and parity by name, and the floor."""
-    measured: dict[str, Metrics] = {}
+    original = None
     match models.reference:
         case None:
-            say("running the dequantized weights")
-            dequantized = passes.kept(models.dequantized)
+            pass
         case Captured(kept=kept):
-            say("running the dequantized weights")
-            measured["loss"], dequantized = passes.both(models.dequantized, kept)
+            original, passes.kept[_ORIGINAL] = _ORIGINAL, kept
         case reference:
             say("running the original")
-            original = passes.kept(reference)
-            say("running the dequantized weights")
-            measured["loss"], dequantized = passes.both(models.dequantized, original)
-    say("measuring the noise floor")
-    sources = {}
+            passes.run(original := _ORIGINAL, reference, against=None)
+    say("running the dequantized weights")
+    passes.run(_DEQUANTIZED, models.dequantized, against=original)
+    say("running them with rounding noise")
     model = models.dequantized.model
-    for seed in _SEEDS:
-        with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=seed):
-            sources[f"noise {seed}"] = passes.compared(models.dequantized, dequantized)
+    with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=_SEED):
+        passes.run("noise", models.dequantized, against=_DEQUANTIZED)
     if models.rounded is not None:
-        given, wide = models.dequantized.model, models.rounded.model
-        wider = [replace(probe, arguments=like(probe.arguments, given, wide)) for probe in passes.probes]
-        sources["rounding"] = replace(passes, probes=wider).compared(models.rounded, dequantized)
+        wide = models.rounded.model
+        wider = [replace(probe, arguments=like(probe.arguments, model, wide)) for probe in passes.probes]
+        passes.run("rounding", models.rounded, against=_DEQUANTIZED, probes=wider)
     if models.candidate is not None:
         say("running the packed weights")
-        measured["parity"] = passes.compared(models.candidate, dequantized)
-    return measured, floor(sources)
+        passes.run("parity", models.candidate, against=_DEQUANTIZED)
+    say("comparing their logits")
+    found = passes.measured()
+    measured = {kind: found[name] for kind, name in (("loss", _DEQUANTIZED), ("parity", "parity")) if name in found}
+    return measured, floor({name: found[name] for name in _NOISES if name in found})

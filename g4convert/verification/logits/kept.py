@@ -1,11 +1,11 @@
 """What is kept of the reference's outputs until the candidate has run, or for good in a file.
 
-Full outputs of all probes are gigabytes: 1 MiB of logits a token, 11 KiB of residual a token and layer. So logits
-are kept for the rows that count only, and hidden states may be kept as a random projection to 64 numbers: it keeps
-lengths, so the SQNR of two projections estimates that of the states (8 % for one token, less for the mean of many),
-and equal states have equal projections.
+Full outputs of all probes are gigabytes: 1 MiB of logits a token, 11 KiB of residual a token and layer. So of logits
+the states that they are made of are kept (`forward.logits`), and hidden states may be kept as a random projection to
+64 numbers: it keeps lengths, so the SQNR of two projections estimates that of the states (8 % for one token, less for
+the mean of many), and equal states have equal projections.
 
-    logits       float32 [n, V] of the n response tokens, after softcap, and the same before it;
+    logits       of the n response tokens: the states before the head, [n, h];
                  or only the k likeliest tokens of each, with their log-probabilities
     layers       float32 [t, h], or [t, 64], of the t tokens that are not padding; embedders [rows, h] or [rows, 64]
     routers      int64 [t, k]
@@ -13,20 +13,19 @@ and equal states have equal projections.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 import torch
 
 from g4convert.forward.candidate import Candidate, Outputs, run_all
-from g4convert.verification.logits.scores import TopLogits, top_logits
+from g4convert.forward.logits import Logits
+from g4convert.verification.logits.pairs import likeliest
+from g4convert.verification.logits.scores import TopLogits
 
-__all__ = ["FullLogits", "Kept", "Projection", "Rows", "Shelf", "States", "run_each"]
+__all__ = ["NOTHING", "Kept", "Projection", "Rows", "States", "run_each"]
 
 P = TypeVar("P", bound="Rows")
 T = TypeVar("T")
-
-_LARGE: Final = 64 << 20
 
 
 class Rows(Protocol):
@@ -93,40 +92,6 @@ class Projection:
         return states @ self.matrices[width]
 
 
-class Shelf:
-    """Puts large tensors in files of a directory, mapped: the system keeps in memory what it has room for.
-
-    Args:
-        directory: for the files, gone when the directory is; None keeps everything in memory.
-    """
-
-    def __init__(self, directory: Path | None = None) -> None:
-        self._directory = directory
-        self._files = 0
-
-    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same values, perhaps elsewhere."""
-        if self._directory is None or tensor.nbytes < _LARGE:
-            return tensor
-        self._files += 1
-        path = self._directory / f"{self._files}.tensor"
-        stored = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
-        return stored.view(tensor.shape).copy_(tensor)
-
-
-@dataclass(frozen=True, slots=True)
-class FullLogits:
-    """Logits of the rows that count, float32 [n, V].
-
-    Args:
-        after: after the softcap.
-        before: before it, where that was seen.
-    """
-
-    after: torch.Tensor
-    before: torch.Tensor | None
-
-
 @dataclass(frozen=True, slots=True)
 class States:
     """Hidden states and choices of the tokens that are not padding."""
@@ -150,11 +115,15 @@ class States:
         )
 
 
+NOTHING: Final = States({}, {}, {})
+"""Of who is compared no further."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Of one probe."""
 
-    logits: FullLogits | TopLogits
+    logits: Logits | TopLogits
     states: States
 
     @classmethod
@@ -165,7 +134,7 @@ class Kept:
         *,
         projection: Projection | None = None,
         top: int = 0,
-        shelf: Shelf | None = None,
+        inside: bool = True,
     ) -> Self:
         """What to keep of one probe's outputs.
 
@@ -173,15 +142,13 @@ class Kept:
             probe: says which rows count.
             outputs: of the model on it.
             projection: of hidden states; None keeps them whole.
-            top: how many tokens of each distribution to keep; 0 keeps the logits.
-            shelf: where to put logits; memory by default.
+            top: how many tokens of each distribution to keep; 0 keeps what all are made of.
+            inside: whether to keep hidden states and choices.
         """
-        shelf = shelf or Shelf()
-        states = States.of(probe, outputs, projection)
+        states = States.of(probe, outputs, projection) if inside else NOTHING
         if top:
-            return cls(top_logits(outputs.logits, probe.targets, top), states)
-        before = None if outputs.raw_logits is None else shelf(outputs.raw_logits)
-        return cls(FullLogits(shelf(outputs.logits), before), states)
+            return cls(likeliest(outputs.rows, probe.targets, top), states)
+        return cls(outputs.rows, states)
 
 
 def run_each(candidate: Candidate, probes: Sequence[P], keep: Callable[[P, Outputs], T]) -> list[T]:

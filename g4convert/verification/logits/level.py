@@ -20,10 +20,13 @@ from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture
+from g4convert.progress import Quiet
+from g4convert.quantities import size
 from g4convert.report import Finding, Severity
 from g4convert.request import MemoryUse, Request
 from g4convert.verification import gates
 from g4convert.verification.logits.capture import Captured, capture
+from g4convert.verification.logits.cost import Cost
 from g4convert.verification.logits.judge import Judged, Models, check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.probes.answers import with_answers
@@ -37,13 +40,18 @@ _ANSWER_TOKENS: Final = 32
 
 
 def run_logits(
-    asked: Request, *, say: Callable[[str], None], candidate: Callable[[Path], Candidate] | None = None
+    asked: Request,
+    *,
+    say: Callable[[str], None],
+    progress: Quiet | None = None,
+    candidate: Callable[[Path], Candidate] | None = None,
 ) -> Judged:
     """Judge what four bits cost and whether the packed path computes what it says.
 
     Args:
         asked: what, against what, in which way.
         say: told what is done next.
+        progress: told how far each step is.
         candidate: gives the path that runs; by default the packed weights in this process.
 
     Returns:
@@ -59,24 +67,25 @@ def run_logits(
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
     with memory_faults():
-        say("logits: loading the models")
+        read = sum(_stored_bytes(one) for one in (asked.output, asked.source) if one is not None)
+        say(f"logits: loading the models, {size(read)} to read")
         try:
             dequantized = _load(asked.output, asked, dtype, packed=False)
-            runs = candidate(asked.output) if candidate else ModelCandidate(_load(asked.output, asked, dtype))
+            runs = candidate(asked.output) if candidate else _packed(asked, dtype, dequantized)
         except GateError as refused:
             return Judged(tuple(_refused(refused)), {})
         alone = not Architecture.from_config(Checkpoint.open(asked.output).config).is_composite
-        original = (
-            ModelCandidate(_load(asked.source, asked, dtype, decoder_only=alone)) if asked.source and costs else None
-        )
+        original = _original(asked, dtype, dequantized, alone=alone) if costs else None
         rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
         with threads_for(dequantized):
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
             probes, left = _taken(probes, alone=alone)
             told += left or _text_alone(asked, alone=alone)
+            running = 2 + sum(one is not None for one in (original, runs, rounded))
+            say(f"logits: {Cost.of(dequantized, probes, running).line()}")
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
-            judged = check_logits(models, probes, loss=loss, parity=parity, say=say)
+            judged = check_logits(models, probes, loss=loss, parity=parity, say=say, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
     return Judged((_loaded(), *told, *judged.findings), metrics)
 
@@ -94,6 +103,8 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
         G4Error: as for `run_logits`.
     """
     dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
+    if asked.prompts is not None:
+        conversations(asked.prompts, source)  # whatever is wrong with these is said before anything is loaded
     with memory_faults():
         say("loading the model")
         model = _load(source, asked, dtype)
@@ -115,12 +126,34 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
     return read_prompts(prompts, chat=frame_of(directory, config).chat)
 
 
-def _load(
-    directory: Path, asked: Request, dtype: DTypeName, *, packed: bool = True, decoder_only: bool = False
+def _stored_bytes(directory: Path) -> int:
+    """Of all tensors of a checkpoint."""
+    return sum(stored.info.nbytes for stored in Checkpoint.open(directory).tensors.values())
+
+
+def _original(asked: Request, dtype: DTypeName, dequantized: Model, *, alone: bool) -> ModelCandidate | None:
+    """The original; its text model alone beside an output that is no more."""
+    if asked.source is None:
+        return None
+    return ModelCandidate(_load(asked.source, asked, dtype, beside=dequantized, alone=alone))
+
+
+def _packed(asked: Request, dtype: DTypeName, dequantized: Model) -> Candidate:
+    return ModelCandidate(_load(asked.output, asked, dtype, beside=dequantized))
+
+
+def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
+    directory: Path,
+    asked: Request,
+    dtype: DTypeName,
+    *,
+    packed: bool = True,
+    beside: Model | None = None,
+    alone: bool = False,
 ) -> Model:
     memory: Memory = (asked.memory or MemoryUse.AUTO).value
     device = torch_device(asked.device or "cpu")
-    return load(directory, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=decoder_only)
+    return load(directory, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=alone, beside=beside)
 
 
 def _taken(probes: Sequence[Probe], *, alone: bool) -> tuple[Sequence[Probe], list[Finding]]:

@@ -15,13 +15,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import torch
 
 from g4convert.forward.candidate import Outputs
-from g4convert.verification.logits.kept import FullLogits, Kept, Projection, Rows, States
-from g4convert.verification.logits.scores import TokenScores, TopLogits, score, score_top
+from g4convert.verification.logits.kept import Kept, Projection, Rows, States
+from g4convert.verification.logits.pairs import compare
+from g4convert.verification.logits.scores import TokenScores, TopLogits
 from g4convert.verification.logits.states import RouterMetrics, RouterSums, StateMetrics, StateSums, add_states
 
 __all__ = [
@@ -148,8 +149,12 @@ class Comparison:
             outputs: the candidate's.
         """
         if len(probe.scored):
-            scores = _scores(probe, reference, outputs)
+            scores = compare(reference.logits, outputs.rows, probe.targets)
             self.add_scores(probe, scores, lower_bound=isinstance(reference.logits, TopLogits))
+        self.add_states(probe, reference, outputs)
+
+    def add_states(self, probe: Rows, reference: Kept, outputs: Outputs) -> None:
+        """Take in the hidden states and choices of one probe; its scores are added apart."""
         expected, found = reference.states, States.of(probe, outputs, self._projection)
         add_states(self._layers, expected.layers, found.layers)
         add_states(self._embedders, expected.embedders, found.embedders)
@@ -229,20 +234,6 @@ class Comparison:
                 top1_agreement=_share(scores.agrees),
                 ppl_ratio=_ppl_ratio(scores),
             )
-
-
-def _scores(probe: Rows, reference: Kept, outputs: Outputs) -> TokenScores:
-    found = outputs.logits
-    match reference.logits:
-        case TopLogits():
-            return score_top(reference.logits, found, probe.targets)
-        case FullLogits(after, before):
-            raw = None
-            if before is not None and outputs.raw_logits is not None:
-                raw = before, outputs.raw_logits
-            return score(after, found, probe.targets, raw=raw)
-        case _:
-            assert_never(reference.logits)
 
 
 def _interval(kl: torch.Tensor, sequences: torch.Tensor, seed: int) -> tuple[float, float]:

@@ -1,22 +1,28 @@
 """Two models' logits of the same tokens, reduced to a few numbers for each token.
 
-Logits are large (262144 x 4 bytes a token) and there are two sets of them, so they are read in pieces of a few
-rows, in float64, and only the scores are kept. float64 because scores are differences: the KL of a good parity is
-1e-10, which float32 log-softmax drowns.
+Logits are large (262144 x 4 bytes a token) and there are two sets of them, so they are made and read a few rows at a
+time, and only the scores are kept. Scores are made in float64 (`compiled`), because they are differences: the KL of a
+good parity is 1e-10, which float32 log-softmax drowns.
 
     kl              sum p (log p - log q) over the whole vocabulary, in nats; p is the reference
-    cosine          1 - |a/|a| - b/|b||^2 / 2, which is exactly 1 for equal vectors where a.b / |a||b| is not
+    cosine          of the logits before the softcap; exactly 1 for equal rows
 
 A token with a logit that is not finite has infinite KL and agrees with nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-__all__ = ["TokenScores", "TopLogits", "cosine", "score", "score_top", "tail_kl", "top_logits"]
+from g4convert.verification.logits.compiled import COLUMNS, log_sums, score_rows
+
+__all__ = ["TokenScores", "TopLogits", "cosine", "score", "score_top", "summed", "tail_kl", "top_logits"]
 
 _ELEMENTS = 1 << 22
 
@@ -47,6 +53,11 @@ class TokenScores:
         """The scores of all tokens, one after the other."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
+    def split(self, counts: Sequence[int]) -> list[Self]:
+        """The scores of each of several probes, of so many tokens each; what `cat` undoes."""
+        parts = [getattr(self, field.name).split(list(counts)) for field in fields(self)]
+        return [type(self)(*each) for each in zip(*parts, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class TopLogits:
@@ -64,18 +75,29 @@ class TopLogits:
     log_sum_exp: torch.Tensor
     target_logprob: torch.Tensor
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, begin: int, end: int) -> "TopLogits":
+        """Rows [begin, end)."""
+        return TopLogits(*(getattr(self, field.name)[begin:end] for field in fields(self)))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Those of several probes, one after the other."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
 
 def top_logits(logits: torch.Tensor, targets: torch.Tensor, k: int) -> TopLogits:
     """The k likeliest tokens of logits [t, v], whose true tokens are int64 [t]."""
     ids, logprobs, sums, true = [], [], [], []
     for rows in _pieces(logits):
-        values = logits[rows].double()
-        total = values.logsumexp(-1)
-        best = values.topk(min(k, values.shape[-1]))
+        total = summed(logits[rows])[:, 0]
+        best = logits[rows].topk(min(k, logits.shape[-1]))
         ids.append(best.indices)
-        logprobs.append(best.values - total[:, None])
+        logprobs.append(best.values.double() - total[:, None])
         sums.append(total)
-        true.append(_of(values, targets[rows]) - total)
+        true.append(_of(logits[rows], targets[rows]).double() - total)
     return TopLogits(torch.cat(ids), *(torch.cat(parts).float() for parts in (logprobs, sums, true)))
 
 
@@ -97,28 +119,25 @@ def score(
     Returns:
         The scores.
     """
-    before = raw or (reference, candidate)
-    parts = []
-    for rows in _pieces(reference):
-        p, q = (logits[rows].double().log_softmax(-1) for logits in (reference, candidate))
-        finite = candidate[rows].isfinite().all(-1)
-        known = reference[rows].isfinite().all(-1)
-        kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)  # rounding gives -1e-17 for the nearly equal
-        a, b = (logits[rows].double() for logits in before)
-        parts.append(
-            TokenScores(
-                kl=torch.where(known, torch.where(finite, kl, torch.inf), torch.nan),
-                reference_logprob=_of(p, targets[rows]),
-                candidate_logprob=torch.where(finite, _of(q, targets[rows]), -torch.inf),
-                agrees=finite & (p.argmax(-1) == q.argmax(-1)),
-                confidence=p.amax(-1).exp(),
-                cosine=torch.where(finite, cosine(a, b), -1.0),
-                difference=torch.where(finite, (a - b).abs().amax(-1), torch.inf),
-                finite=finite,
-                reference_finite=known,
-            )
-        )
-    return TokenScores.cat(parts)
+    a, b, x, y = (_array(one) for one in (reference, candidate, *(raw or (reference, candidate))))
+    out = np.zeros((len(a), COLUMNS))
+    _shared(lambda rows: score_rows(a[rows], b[rows], x[rows], y[rows], out[rows]), len(a))
+    kl, log_p, log_q, best_p, best_q, alike, apart, known, finite = torch.from_numpy(out).unbind(-1)
+    known, finite = known.bool(), finite.bool()
+    both = known & finite
+    p, q = (_of(logits, targets).double() - total for logits, total in ((reference, log_p), (candidate, log_q)))
+    top = _of(reference, best_p.long()).double() - log_p
+    return TokenScores(
+        kl=torch.where(known, torch.where(finite, kl, torch.inf), torch.nan),
+        reference_logprob=torch.where(known, p, torch.nan),
+        candidate_logprob=torch.where(finite, q, -torch.inf),
+        agrees=both & (best_p == best_q),
+        confidence=torch.where(known, top.exp(), torch.nan),
+        cosine=torch.where(both, alike, -1.0),
+        difference=torch.where(both, apart, torch.inf),
+        finite=finite,
+        reference_finite=known,
+    )
 
 
 def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tensor) -> TokenScores:
@@ -136,28 +155,24 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
     Returns:
         The scores; the difference is of the known logits after softcap, cosines are nan.
     """
-    parts = []
-    for rows in _pieces(candidate):
-        q = candidate[rows].double().log_softmax(-1)
-        finite = candidate[rows].isfinite().all(-1)
-        known_p, known_q = reference.logprobs[rows].double(), q.gather(-1, reference.ids[rows])
-        shared = (known_p.exp() * (known_p - known_q)).sum(-1) + tail_kl(known_p, known_q)
-        logits = known_p + reference.log_sum_exp[rows].double()[:, None]
-        difference = (logits - candidate[rows].double().gather(-1, reference.ids[rows])).abs().amax(-1)
-        parts.append(
-            TokenScores(
-                kl=torch.where(finite, shared.clamp(min=0), torch.inf),
-                reference_logprob=reference.target_logprob[rows].double(),
-                candidate_logprob=torch.where(finite, _of(q, targets[rows]), -torch.inf),
-                agrees=finite & (reference.ids[rows, 0] == q.argmax(-1)),
-                confidence=known_p[:, 0].exp(),
-                cosine=torch.full_like(shared, torch.nan),
-                difference=torch.where(finite, difference, torch.inf),
-                finite=finite,
-                reference_finite=reference.logprobs[rows].isfinite().all(-1),
-            )
-        )
-    return TokenScores.cat(parts)
+    log_q, best, whole = summed(candidate).unbind(-1)
+    finite = whole.bool()
+    known_p = reference.logprobs.double()
+    near = candidate.gather(-1, reference.ids).double()
+    known_q = near - log_q[:, None]
+    shared = (known_p.exp() * (known_p - known_q)).sum(-1) + tail_kl(known_p, known_q)
+    logits = known_p + reference.log_sum_exp.double()[:, None]
+    return TokenScores(
+        kl=torch.where(finite, shared.clamp(min=0), torch.inf),
+        reference_logprob=reference.target_logprob.double(),
+        candidate_logprob=torch.where(finite, _of(candidate, targets).double() - log_q, -torch.inf),
+        agrees=finite & (reference.ids[:, 0] == best),
+        confidence=known_p[:, 0].exp(),
+        cosine=torch.full_like(shared, torch.nan),
+        difference=torch.where(finite, (logits - near).abs().amax(-1), torch.inf),
+        finite=finite,
+        reference_finite=reference.logprobs.isfinite().all(-1),
+    )
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -177,8 +192,35 @@ def _of(logprobs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return logprobs.gather(-1, targets[:, None]).squeeze(-1)
 
 
+def summed(logits: torch.Tensor) -> torch.Tensor:
+    """Log-sum-exp, place of the largest, whether all are finite: float64 [t, 3]."""
+    rows, out = _array(logits), np.zeros((len(logits), 3))
+    _shared(lambda some: log_sums(rows[some], out[some]), len(rows))
+    return torch.from_numpy(out)
+
+
+def _array(logits: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = logits.contiguous().numpy()
+    return array
+
+
+def _shared(work: Callable[[slice], None], rows: int) -> None:
+    """Rows shared among the threads that torch may use; each row is one thread's, so the sums have one order."""
+    threads = min(torch.get_num_threads(), rows)
+    if threads < 2:
+        work(slice(0, rows))
+        return
+    step = -(-rows // threads)
+    list(_pool(threads).map(work, [slice(begin, begin + step) for begin in range(0, rows, step)]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="scores")
+
+
 def _pieces(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows at a time, so that a piece in float64 is about 32 MiB."""
+    """Rows at a time, so that a piece is about 16 MiB."""
     step = max(1, _ELEMENTS // logits.shape[-1])
     for begin in range(0, len(logits), step):
         yield slice(begin, begin + step)

@@ -10,12 +10,16 @@ jaccard   experts both choose, of the experts either chooses, mean over tokens
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from g4convert.verification.logits.scores import cosine
 
 __all__ = ["RouterMetrics", "RouterSums", "StateMetrics", "StateSums", "add_states", "decibels"]
+
+_ELEMENTS: Final = 1 << 21
+"""Of states that are float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,11 @@ class StateSums:
         if reference.shape != candidate.shape:
             self.noise = math.inf
             return
-        a, b = reference.double(), candidate.double()
+        step = max(1, _ELEMENTS // reference.shape[-1])
+        for a, b in zip(torch.split(reference, step), torch.split(candidate, step), strict=True):
+            self._add(a.double(), b.double())
+
+    def _add(self, a: torch.Tensor, b: torch.Tensor) -> None:
         signal, noise = a.square().sum(-1), (a - b).square().sum(-1)
         self.noise += float(torch.where(noise == 0, 0.0, noise / signal).sum())
         self.cosine += float(cosine(a, b).sum())

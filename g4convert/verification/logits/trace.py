@@ -16,7 +16,7 @@ from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import stream_of
 from g4convert.report import Finding, Severity
-from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Examined, blame, examine
+from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Blamed, Examined, blame, examine
 from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.inputs import EMBEDDINGS
 from g4convert.verification.logits.metrics import Metrics
@@ -31,6 +31,14 @@ _ROWS: Final = 8
 _DECODE: Final = 1e-4
 _EQUAL: Final = 150.0
 """dB that count as equal: float32's rounding."""
+_SCORED: Final = 48
+"""Predictions of a probe that is looked into: each is a row of logits for every module that is swapped."""
+_TOKENS: Final = 96
+"""Of a probe that is run again for every module that may be to blame for the loss."""
+_LAYERS: Final = 8
+"""Layers, and parts of the worst, that are tried in turn for a loss."""
+_ROLES: Final = {"attention": "self_attn", "mlp": "mlp", "experts": "experts"}
+"""What a recipe can keep: the modules of a layer."""
 _DECODED: Final = ("prose", "batch")
 
 
@@ -78,7 +86,7 @@ def trace(
     if _is_model(candidate):
         say("comparing module by module")
         limit = LIMITS[dtype_name(dequantized.model)]
-        some = _telling(probes, measured["parity"])
+        some = [probe.thinned(_SCORED) for probe in _telling(probes, measured["parity"])]
         examined = examine(dequantized, candidate, some, limit=limit)
         if "parity" in failed or culprits(examined.errors, limit) or examined.differences:
             say("swapping modules: parity")
@@ -91,10 +99,10 @@ def trace(
     elif "parity" in failed:
         findings += _steepest(measured["parity"])
     if "loss" in failed and _is_model(reference):
-        say("swapping modules: loss")
-        some = _telling(probes, measured["loss"])[:2]
+        say("finding out which modules cost most, by taking them from the original one by one")
+        some = [probe.begun(_TOKENS).thinned(_SCORED) for probe in _telling(probes, measured["loss"])[:2]]
         examined = examine(reference, dequantized, some, limit=LOSS_LIMIT)
-        blamed["loss"] = blame(reference, dequantized, some, examined, limit=LOSS_LIMIT)
+        blamed["loss"] = blame(reference, dequantized, some, examined, limit=LOSS_LIMIT, swaps=_LAYERS, roles=_ROLES)
     for kind, table in blamed.items():
         findings += _table(kind, table)
     findings += _coverage(next(iter(measured.values())))
@@ -170,14 +178,19 @@ def _table(kind: str, table: Blame) -> Iterator[Finding]:
     if table.control != table.kl:
         words = f"mean KL {table.kl:g}, and {table.control:g} when run again"
         yield Finding("logits.blame", Severity.INCONCLUSIVE, f"{kind}: control", words, "the same numbers twice")
-    for row in table.rows[:3]:
-        words = f"{100 * row.share:.0f} % of the KL of {kind} goes when it is swapped" + (
-            f"; {row.note}" if row.note else ""
-        )
-        yield Finding("logits.blame", Severity.INFO, row.module, words, "")
-    if not table.clear:
-        words = "no single module explains most of the KL"
-        yield Finding("logits.blame", Severity.INFO, kind, words, "")
+    base = f"of the KL {table.kl:.4g} over {table.predictions} predictions of {' and '.join(table.probes)}"
+    words = "is the cost of rounding it" if kind == "loss" else "goes when it is swapped"
+    for row in _first(table.rows):
+        found = f"{round(100 * row.share)} % {base} {words}" + (f"; {row.note}" if row.note else "")
+        yield Finding("logits.blame", Severity.INFO, row.module, found, "")
+    if not table.clear and kind == "parity":
+        yield Finding("logits.blame", Severity.INFO, kind, "no single module explains most of the KL", "")
+
+
+def _first(rows: Sequence[Blamed]) -> Iterator[Blamed]:
+    """The first three of each kind: a layer's share has its parts' in it."""
+    for kind in dict.fromkeys(row.kind for row in rows):
+        yield from [row for row in rows if row.kind == kind][:3]
 
 
 def _coverage(metrics: Metrics) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from g4convert.devices import device_of
 from g4convert.errors import GateError
 from g4convert.forward.conversations import placeholders
 from g4convert.forward.greedy import ends
@@ -167,10 +168,9 @@ def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> floa
     ids: torch.Tensor = probe.arguments["input_ids"]
     start = int(probe.response.any(dim=0).nonzero()[0]) + 1
     stop = min(start + steps, ids.shape[1])
-    kept = ids.shape[1] - start + 1
-    whole = call(model, {**probe.arguments, "logits_to_keep": kept}, use_cache=False).logits.float().cpu()
+    places = torch.arange(start - 1, stop, device=device_of(model))
+    expected = call(model, {**probe.arguments, "logits_to_keep": places}, use_cache=False).logits.float().cpu()
     decoder = _Decoder(model, _shortened(probe, start).arguments)
     found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(start, stop))]
-    expected = whole[:, : stop - start + 1]
     difference = (torch.stack(found, dim=1) - expected).abs().max()
     return float(difference / expected.abs().max())

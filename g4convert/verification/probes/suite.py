@@ -12,7 +12,7 @@ after `answers.with_answers`. In plain text for a base model every token counts.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,28 @@ class Probe:
         """
         response = answers.roll(-1, dims=1)
         return cls(name, bucket, arguments, response, arguments["input_ids"].roll(-1, dims=1)[response])
+
+    def thinned(self, most: int) -> "Probe":
+        """With at most so many predictions that count, evenly taken from all."""
+        count = len(self.targets)
+        if count <= most:
+            return self
+        chosen = torch.linspace(0, count - 1, most).round().long()
+        response = torch.zeros_like(self.response).flatten()
+        response[self.scored[chosen]] = True
+        return replace(self, response=response.view(self.response.shape), targets=self.targets[chosen])
+
+    def begun(self, tokens: int) -> "Probe":
+        """Its first tokens; of a batch, or one with media or no answer among these, all of it."""
+        if (
+            self.arguments.keys() != {"input_ids"}
+            or len(self.response) > 1
+            or not bool(self.response[:, :tokens].any())
+        ):
+            return self
+        response = self.response[:, :tokens]
+        arguments = {"input_ids": self.arguments["input_ids"][:, :tokens]}
+        return replace(self, arguments=arguments, response=response, targets=self.targets[: int(response.sum())])
 
     @property
     def scored(self) -> torch.Tensor:

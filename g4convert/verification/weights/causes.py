@@ -27,11 +27,12 @@ def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> st
     Args:
         pair: a weight whose error is too large.
         pairs: all packed weights by name, to look for the source it may have been made from.
-        limit: the relative error that is still sound.
+        limit: the part of the error of plain rounding that is still sound.
     """
     tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))
     for cause, other in (*_undone(tile), *_transposed(pair, tile), *_elsewhere(pair, pairs, tile)):
-        if measure_tile(other).relative_error <= limit:
+        sums = measure_tile(other)
+        if sums.relative_error <= limit * sums.plain_relative_error:
             return cause
     return ""
 

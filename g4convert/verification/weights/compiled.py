@@ -7,6 +7,9 @@ For each group of g weights w with codes q (zero point taken off) and scale s, t
     its removable part   (wq - s*qq)^2 / qq: what the best scale for the same codes would save; nearly nothing,
                          unless the scale belongs to other codes
 
+What the error may be depends on the weights: so the plainest method, rounding to the nearest code with the largest
+weight at the end of the range, is tried on every group, too. No method that only looks at weights does worse.
+
 Sums of a group are float32, all others float64. A row at a time is in scratch memory, so nothing leaves the cache
 and nothing is allocated. Decoding is this module's own: compressed-tensors' needs whole tensors in between, at ten
 times the time; `weights_oracle` holds the two against each other.
@@ -25,7 +28,7 @@ __all__ = ["Limits", "Rows", "Scratch", "Sums", "decode", "measure_rows"]
 F32 = NDArray[np.float32]
 
 _SIXTEEN = np.uint32(16)
-_ZERO, _QUARTER = np.float32(0), np.float32(0.25)
+_ZERO, _QUARTER, _HALF = np.float32(0), np.float32(0.25), np.float32(0.5)
 
 
 class Rows(NamedTuple):
@@ -63,9 +66,9 @@ class Sums(NamedTuple):
     """What is added up.
 
     Args:
-        totals: float64 [3]: squared weights, squared errors, their removable part.
-        counts: int64 [6]: exact groups, lost groups, zero codes, saturated codes, scales that are not finite, scales
-            of 0 whose weights are not.
+        totals: float64 [5]: squared weights, squared errors, their removable part, the last two of plain rounding.
+        counts: int64 [8]: exact groups, lost groups, zero codes, saturated codes, scales that are not finite, scales
+            of 0 whose weights are not, zero codes and saturated codes of plain rounding.
     """
 
     totals: NDArray[np.float64]
@@ -88,6 +91,7 @@ def measure_rows(rows: Rows, num_bits: int, limits: Limits, scratch: Scratch, su
             if rows.zeros.size:
                 q -= rows.zeros[row, group]
             _add_group(_dots(w, q), rows.scale[row, group], limits, sums)
+            _add_plain(w, q, num_bits, sums)
 
 
 @jit
@@ -159,3 +163,43 @@ def _add_group(dots: tuple[np.float32, np.float32, np.float32], scale: np.float3
     sums.counts[0] += error <= limits.exact * ww
     sums.counts[1] += error > limits.lost * ww
     sums.counts[5] += scale == _ZERO and ww > _ZERO
+
+
+@jit
+def _add_plain(w: F32, q: F32, num_bits: int, sums: Sums) -> None:
+    """Round a group to the nearest codes of the scale that puts its largest weight at the end; overwrites `q`."""
+    high = np.float32((1 << (num_bits - 1)) - 1)
+    peak = _ZERO
+    for i in range(w.size):
+        peak = max(peak, abs(w[i]))
+    scale = _bf16(peak / (high + _HALF))
+    if scale == _ZERO or not np.isfinite(scale):
+        sums.counts[6] += w.size
+        return
+    inverse = np.float32(1) / scale
+    for i in range(w.size):
+        q[i] = min(max(np.rint(w[i] * inverse), -high - np.float32(1)), high)
+    _count_codes(q, num_bits, sums.counts[4:])
+    _, wq, qq = _dots(w, q)
+    gradient = wq - scale * qq
+    sums.totals[3] += _distance(w, q, scale)
+    sums.totals[4] += gradient * gradient / max(qq, _QUARTER)
+
+
+@partial(jit, reorder=True)
+def _distance(w: F32, q: F32, scale: np.float32) -> np.float32:
+    """Sum of (w - s q)^2."""
+    total = _ZERO
+    for i in range(w.size):
+        away = w[i] - scale * q[i]
+        total += away * away
+    return total
+
+
+@jit
+def _bf16(x: np.float32) -> np.float32:
+    """Rounded to the nearest bf16, to even where two are."""
+    bits = np.uint32(np.float32(x).view(np.uint32))
+    bits += np.uint32(0x7FFF) + ((bits >> _SIXTEEN) & np.uint32(1))
+    rounded: np.float32 = np.uint32(bits & np.uint32(0xFFFF0000)).view(np.float32)
+    return rounded

@@ -2,7 +2,7 @@
 
     weights.form       a weight that cannot be decoded
     weights.decoder    some rows of each kind, dequantized by compressed-tensors: the same error
-    weights.error      squared error relative to the weight, by the band of its bits and group size
+    weights.error      squared error relative to the weight, beside that of plain rounding of the same weight
     weights.groups     no group is off by more than rounding can be, also where the weight as a whole is right
     weights.scales     finite, and zero only for weights that are all zero
     weights.fit        scales belong to their codes: the best ones for these codes would save little
@@ -17,6 +17,7 @@ byte once, so memory does not grow with the model; results do not depend on the 
 that needs torch and compressed-tensors imports them in a thread of its own, while the others read.
 """
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -81,8 +82,17 @@ def check_weights(
             yield from decoded.result()
         if table is not None:
             table += (_row(name, sums) for name, sums in measured.items())
-        yield from judged_packed(packed, measured)
+        yield from judged_packed(packed, measured, method=_method(out))
         yield from judged_kept(kept, different)
+
+
+def _method(out: Checkpoint) -> str | None:
+    """How an output says that it was quantized."""
+    try:
+        found = json.loads((out.path / "g4convert.json").read_bytes())["result"]["method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
 
 
 def _decoded(packed: Mapping[str, PackedPair]) -> list[Finding]:

@@ -120,6 +120,10 @@ class Measured:
         saturated_codes: codes at either end.
         bad_scales: scales that are not finite.
         zero_scales: scales of 0 whose weights are not 0.
+        plain_error: sum of squared errors of rounding the same groups to the nearest code.
+        plain_removable: the part of it that other scales would save.
+        plain_zero: codes that stand for 0 then.
+        plain_saturated: codes at either end then.
         one_word: whether all words are the same, and which.
         one_value: whether all source weights are the same, and the bits of which.
     """
@@ -135,6 +139,10 @@ class Measured:
     saturated_codes: int = 0
     bad_scales: int = 0
     zero_scales: int = 0
+    plain_error: float = 0.0
+    plain_removable: float = 0.0
+    plain_zero: int = 0
+    plain_saturated: int = 0
     one_word: int | None = None
     one_value: int | None = None
 
@@ -152,6 +160,11 @@ class Measured:
         if not self.signal:
             return float("inf") if self.error else 0.0
         return self.error / self.signal
+
+    @property
+    def plain_relative_error(self) -> float:
+        """What `relative_error` would be, had every group been rounded to the nearest code."""
+        return self.plain_error / self.signal if self.signal else 0.0
 
 
 def measure(pair: PackedPair, begin: int, end: int) -> Measured:
@@ -207,10 +220,10 @@ def measure_tile(tile: Tile) -> Measured:
     bits = np.empty(k, np.uint32)
     rows = Rows(tile.source, tile.words.view(np.uint8), tile.scale, tile.zeros)
     limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, k // groups)))
-    sums = Sums(np.zeros(3), np.zeros(6, np.int64))
+    sums = Sums(np.zeros(5), np.zeros(8, np.int64))
     measure_rows(rows, tile.num_bits, limits, Scratch(bits, bits.view(np.float32), np.empty(k, np.float32)), sums)
-    signal, error, removable = map(float, sums.totals)
-    exact, lost, zero, saturated, bad_scales, zero_scales = map(int, sums.counts)
+    signal, error, removable, plain_error, plain_removable = map(float, sums.totals)
+    exact, lost, zero, saturated, bad_scales, zero_scales, plain_zero, plain_saturated = map(int, sums.counts)
     return Measured(
         weights=tile.source.size,
         groups=tile.scale.size,
@@ -223,6 +236,10 @@ def measure_tile(tile: Tile) -> Measured:
         saturated_codes=saturated,
         bad_scales=bad_scales,
         zero_scales=zero_scales,
+        plain_error=plain_error,
+        plain_removable=plain_removable,
+        plain_zero=plain_zero,
+        plain_saturated=plain_saturated,
         one_word=_only(tile.words),
         one_value=_only(tile.source),
     )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
+from g4convert.forward.logits import Given
 from g4convert.report import Severity
 from g4convert.request import EngineName, Level, Request
 from g4convert.verification import gates
@@ -23,7 +24,7 @@ from g4convert.verification.engine.judge import Measured, judged_parity
 from g4convert.verification.engine.level import check_engine, counted, joined, run_engine
 from g4convert.verification.engine.prompts import Refused, Unfilled, prompts_of
 from g4convert.verification.engine.scores import Parity, Sums, score_answer
-from g4convert.verification.logits.kept import FullLogits, Kept, States
+from g4convert.verification.logits.kept import NOTHING, Kept
 from g4convert.verification.logits.scores import TopLogits, score, top_logits
 from g4convert.verification.probes.suite import Probe, make_probes
 
@@ -241,7 +242,7 @@ def test_top_tokens_may_differ_by_chance(agrees: float, severity: Severity) -> N
         other = p.clone()
         other[: round((1 - share) * n), 0] -= 2e-3
         sums = Sums()
-        sums.add(probe, Kept(FullLogits(p, None), States({}, {}, {})), top_logits(other, targets, 3))
+        sums.add(probe, Kept(Given(p), NOTHING), top_logits(other, targets, 3))
         return sums.parity()
 
     measured = Measured(parity(agrees), {"noise": parity(0.97)})

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from g4convert.errors import FormatError, InputError
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
+from g4convert.forward.logits import Given
 from g4convert.verification.logits import capture as capturing
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.kept import Kept, run_each
@@ -79,7 +80,9 @@ def test_layers_stay_in_order(tmp_path: Path) -> None:
 
     class Deep:
         def run(self, _: object) -> Outputs:
-            return Outputs(torch.randn(8, 20), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)})
+            return Outputs(
+                Given(torch.randn(8, 20)), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)}
+            )
 
     capture(Deep(), [probe], tmp_path / "ref", source="")
     assert list(Captured.open(tmp_path / "ref").kept["one"].states.layers) == [f"layers.{n}" for n in range(12)]

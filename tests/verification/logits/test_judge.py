@@ -10,6 +10,7 @@ from helpers.conversions import quantized
 from g4convert.demo.trained import trained
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
+from g4convert.forward.logits import Given
 from g4convert.report import Finding, Report, Severity
 from g4convert.verification import gates
 from g4convert.verification.logits.capture import Captured, capture
@@ -77,7 +78,7 @@ def test_the_right_path_passes(right: Judged) -> None:
     assert parity["kl_mean"] < 1e-9
     assert loss["kl_mean"] > 1e-4
     assert parity["logit_max_diff"] < 1e-3
-    assert set(floor["sources"]) == {"noise 1", "noise 2"}
+    assert set(floor["sources"]) == {"noise"}
     assert floor["values"]["kl_mean"] < 1e-8
     checked = {finding.code for finding in right.findings}
     names = ("modules", "inputs", "activation", "embedder", "pooler", "decode", "coverage", "parity.kl_mean")
@@ -135,7 +136,7 @@ def test_bf16_is_judged_by_its_own_noise(
     narrow, path = (ModelCandidate(load(pair[1], dtype="bfloat16", packed=packed)) for packed in (False, True))
     found = judged(Models(None, narrow, path, dequantized), probes)
     assert bad(found) == {}
-    assert set(found.metrics["floor"]["sources"]) == {"noise 1", "noise 2", "rounding"}
+    assert set(found.metrics["floor"]["sources"]) == {"noise", "rounding"}
     assert 1e-7 < found.metrics["floor"]["values"]["kl_mean"] < 0.02
     assert "loss" not in found.metrics
     path.model.get_decoder().layers[1].experts.act_fn = torch.nn.GELU()  # no logit shows it
@@ -170,7 +171,7 @@ class Engine:
         outputs = self.model.run(probe)
         noise = torch.randn(outputs.logits.shape, generator=torch.Generator().manual_seed(0))
         layers = {name: states + (name >= "layers.2") * self.extra for name, states in outputs.layers.items()}
-        return Outputs(outputs.logits + self.extra * noise, layers=layers if self.layers else {})
+        return Outputs(Given(outputs.logits + self.extra * noise), layers=layers if self.layers else {})
 
 
 def test_an_engine_shows_logits_only(dequantized: ModelCandidate, probes: tuple[Probe, ...]) -> None:

@@ -9,11 +9,13 @@ import torch
 
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
+from g4convert.forward.logits import Given, Head, Made, Page
 from g4convert.report import Report
 from g4convert.verification import gates
 from g4convert.verification.logits import scores
-from g4convert.verification.logits.kept import FullLogits, Kept, Projection, Shelf, run_each
+from g4convert.verification.logits.kept import Kept, Projection, run_each
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
+from g4convert.verification.logits.pairs import score_pairs
 from g4convert.verification.logits.scores import TokenScores, cosine, score, score_top, top_logits
 from g4convert.verification.logits.states import RouterSums, StateSums
 from g4convert.verification.probes.suite import Probe, make_probes
@@ -43,7 +45,7 @@ def outputs(of: Probe, *, seed: int = 0, noise: float = 0.0) -> Outputs:
         f"layers.{n}": drawn(t, 96, seed=seed + n) + noise * drawn(t, 96, seed=seed + 50 + n, scale=1) for n in (0, 1)
     }
     routers = {"layers.0": drawn(t, 8, seed=seed).add(noise * drawn(t, 8, seed=7)).topk(2).indices}
-    return Outputs(30 * (raw / 30).tanh(), raw, layers, {"embed_vision": drawn(6, 96, seed=seed)}, routers)
+    return Outputs(Given(30 * (raw / 30).tanh(), raw), layers, {"embed_vision": drawn(6, 96, seed=seed)}, routers)
 
 
 def compared(pairs: list[tuple[Probe, Outputs, Outputs]], **options: object) -> Metrics:
@@ -276,14 +278,33 @@ def test_projection_keeps_lengths_and_equality() -> None:
     assert comparison.metrics().sqnr_min == float("inf")
 
 
-def test_shelf_keeps_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("g4convert.verification.logits.kept._LARGE", 100)
-    one = probe()
-    kept = Kept.of(one, outputs(one), shelf=Shelf(tmp_path))
-    assert isinstance(kept.logits, FullLogits)
-    assert torch.equal(kept.logits.after, outputs(one).logits)
-    assert torch.equal(kept.logits.before, outputs(one).raw_logits)
-    assert len(list(tmp_path.iterdir())) == 2
+def test_logits_are_made_piece_by_piece_and_once_for_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of models whose last states differ: what is scored in pieces of 3 rows is what whole logits give."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(16, VOCABULARY, bias=False)
+    head = Head(linear, linear.weight.detach(), 30.0, torch.device("cpu"))
+    states = {name: [drawn(5, 16, seed=n), drawn(4, 16, seed=n + 9)] for n, name in enumerate("abc")}
+    targets = [torch.arange(5), torch.arange(4)]
+    named = {name: [Made(head, part) for part in parts] for name, parts in states.items()}
+    monkeypatch.setattr("g4convert.forward.logits._PIECE", 3 * VOCABULARY)
+    monkeypatch.setattr("g4convert.forward.logits._BLOCK", 7 * 16)
+    done: list[int] = []
+    found = score_pairs(named, [("a", "b"), ("b", "c")], targets, tell=done.append)
+    assert done == [3, 3, 3]  # rows of both probes, together
+    for (one, other), parts in found.items():
+        for a, b, true, one_by_one in zip(states[one], states[other], targets, parts, strict=True):
+            raw = linear(a).detach(), linear(b).detach()
+            expected = score(30 * (raw[0] / 30).tanh(), 30 * (raw[1] / 30).tanh(), true, raw=raw)
+            assert torch.allclose(one_by_one.kl, expected.kl, rtol=1e-4)
+            assert torch.allclose(one_by_one.cosine, expected.cosine, rtol=1e-6)
+            assert torch.equal(one_by_one.agrees, expected.agrees)
+
+
+def test_buffers_of_a_page_are_used_again() -> None:
+    page = Page()
+    first = page.buffer(0, 4, VOCABULARY)
+    assert page.buffer(0, 3, VOCABULARY).data_ptr() == first.data_ptr()
+    assert page.buffer(1, 3, VOCABULARY).data_ptr() != first.data_ptr()
 
 
 def test_every_metric_of_a_profile_is_measured() -> None:
@@ -297,8 +318,7 @@ def test_every_metric_of_a_profile_is_measured() -> None:
 class Bare:
     """What an engine shows: logits only."""
 
-    logits: torch.Tensor
-    raw_logits: None = None
+    rows: Given
     layers: dict[str, torch.Tensor] = field(default_factory=dict)
     embedders: dict[str, torch.Tensor] = field(default_factory=dict)
     routers: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -306,7 +326,7 @@ class Bare:
 
 def test_a_candidate_may_show_logits_only() -> None:
     one = probe()
-    found = compared([(one, outputs(one), Bare(outputs(one).logits))])
+    found = compared([(one, outputs(one), Bare(Given(outputs(one).logits)))])
     assert found.kl_max == found.logit_max_diff == 0
     assert str(found.sqnr_min) == str(found.router_jaccard_min) == "nan"
     assert found.layers == ()

@@ -20,7 +20,7 @@ from g4convert.verification.weights.level import check_weights
 from g4convert.verification.weights.oracle import error_of
 from g4convert.verification.weights.tiles import Measured, Tile, measure_tile
 
-SUMS = ("signal", "error", "removable")
+SUMS = ("signal", "error", "removable", "plain_error", "plain_removable")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

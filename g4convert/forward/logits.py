@@ -1,0 +1,170 @@
+"""Logits of the rows that count, made when they are asked for, some rows at a time.
+
+    decoder --> states [n, h], kept --> head, block by block of the vocabulary --> raw [r, V] --> softcap --> [r, V]
+
+At 1 MiB a row of the released vocabulary, logits are most of the memory and much of the time of a comparison; the
+states before the head are a four-hundredth of that. So a forward stops before the head, and whoever compares makes
+a few rows of logits at a time in buffers that stay: memory that is touched for the first time costs more than the
+product. Blocks of the vocabulary are cast from the stored weight, so a streamed model's head is never held.
+
+Letters: n rows that count, r rows of a piece, h hidden size, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import torch
+
+from g4convert.devices import device_of
+from g4convert.forward.models import Model
+from g4convert.forward.streaming import stream_of
+
+__all__ = ["Given", "Head", "Logits", "Made", "Page", "Rows", "joined", "pieces"]
+
+Rows: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
+"""Some rows of logits, float32 [r, V], after the softcap and before it."""
+
+_BLOCK: Final = 1 << 24
+"""Weights of the head that are cast at a time."""
+_PIECE: Final = 1 << 24
+"""Logits of a piece: 64 rows of the released vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """What turns the last states into logits.
+
+    Args:
+        module: the head of the model, run where its weight is not a plain matrix.
+        weight: [V, h], in any dtype and on any device; None of a packed head.
+        cap: of the softcap after it; None has none.
+        device: where the model runs.
+    """
+
+    module: torch.nn.Module
+    weight: torch.Tensor | None
+    cap: float | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: Model) -> "Head | None":
+        """The head of a transformers model; None of one without."""
+        module = model.get_output_embeddings()
+        if module is None:
+            return None
+        weight = module.weight if type(module) is torch.nn.Linear and module.bias is None else None
+        if weight is not None and weight.is_meta and (stream := stream_of(model)) is not None:
+            weight = stream.head_weight()
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        return cls(module, weight, cap, device_of(model))
+
+    @torch.no_grad()
+    def raw(self, states: torch.Tensor, out: torch.Tensor) -> None:
+        """Fill `out`, float32 [r, V] on the CPU, from states [r, h]; products are made in the dtype of the states."""
+        if self.weight is None:
+            out.copy_(self.module(states[None])[0])
+            return
+        step = max(1, _BLOCK // self.weight.shape[1])
+        direct = states.dtype is torch.float32 and states.device.type == "cpu"
+        for begin in range(0, len(self.weight), step):
+            block = self.weight[begin : begin + step].to(states.device, states.dtype).T
+            place = out[:, begin : begin + step]
+            if direct:
+                torch.mm(states, block, out=place)
+            else:
+                place.copy_(states @ block)
+
+
+@dataclass(slots=True)
+class Page:
+    """Two buffers, [r, V], that grow to the largest piece and are used again for the next one."""
+
+    _buffers: list[torch.Tensor] = field(default_factory=lambda: [torch.empty(0, 0), torch.empty(0, 0)])
+
+    def buffer(self, number: int, rows: int, width: int) -> torch.Tensor:
+        """A part of one of them."""
+        held = self._buffers[number]
+        if held.shape[0] < rows or held.shape[1] != width:
+            held = self._buffers[number] = torch.empty(rows, width)
+        return held[:rows]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """Logits that are made of states.
+
+    Args:
+        head: of the model.
+        states: [n, h], in the dtype and on the device of the model.
+    """
+
+    head: Head
+    states: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def rows(self, begin: int, end: int, page: Page | None = None) -> Rows:
+        """Rows [begin, end) after and before the softcap, float32 [r, V]; they hold until the page is used again."""
+        states = self.states[begin:end]
+        page = page or Page()
+        raw = page.buffer(0, len(states), self.width)
+        self.head.raw(states, raw)
+        if self.head.cap is None:
+            return raw, raw
+        after = page.buffer(1, len(states), self.width)
+        if states.dtype is torch.float32:
+            torch.div(raw, self.head.cap, out=after).tanh_().mul_(self.head.cap)
+        else:  # rounded as the model does after each step
+            after.copy_(torch.tanh(raw.to(states.dtype) / self.head.cap) * self.head.cap)
+        return after, raw
+
+    @property
+    def width(self) -> int:
+        """Entries of the vocabulary."""
+        weight = self.head.weight
+        return int(str(self.head.module.out_features)) if weight is None else len(weight)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """Logits that are there, float32 [n, V].
+
+    Args:
+        after: after the softcap.
+        before: before it, where that was seen.
+    """
+
+    after: torch.Tensor
+    before: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.after)
+
+    @property
+    def width(self) -> int:
+        """Entries of the vocabulary."""
+        return self.after.shape[1]
+
+    def rows(self, begin: int, end: int, _: Page | None = None) -> Rows:
+        """Rows [begin, end) after and, where that was seen, before the softcap."""
+        return self.after[begin:end], None if self.before is None else self.before[begin:end]
+
+
+Logits: TypeAlias = Made | Given
+"""Of the rows that count."""
+
+
+def joined(parts: Sequence[Logits]) -> list[Logits]:
+    """Logits of several probes, one after the other: as one where they are made by one head, as they are else."""
+    made = [part for part in parts if isinstance(part, Made)]
+    if len(made) < len(parts) or len({id(part.head.module) for part in made}) > 1 or not made:
+        return list(parts)
+    return [Made(made[0].head, torch.cat([part.states for part in made]))]
+
+
+def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Where pieces of some rows begin and end."""
+    step = max(1, _PIECE // max(1, width))
+    yield from ((begin, min(begin + step, rows)) for begin in range(0, rows, step))

@@ -1,0 +1,144 @@
+"""The inner loops of a comparison of logits, compiled: two rows of a whole vocabulary -> a few sums, in float64.
+
+Of rows a and b with maxima A and B, in one pass over both:
+
+    sum e^(a - A)    sum e^(b - B)    sum e^(a - A) (a - b)         the KL and both log-sum-exps
+    sum x x    sum y y    sum x y    max |x - y|                    of the logits x, y before the softcap
+
+torch needs some twenty passes over memory for these; here a row stays in the cache: 5 ns a logit and pair of rows
+against 100. float64 because scores are differences: the KL of a good parity is 1e-10. The exponential is a polynomial
+of degree 13 on [-ln 2 / 2, ln 2 / 2], good to the last bit or two, since calls of the library's would not become
+vector code.
+"""
+
+from functools import partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.jit import jit
+
+__all__ = ["COLUMNS", "log_sums", "score_rows"]
+
+F64 = NDArray[np.float64]
+
+COLUMNS: Final = 9
+"""Of the result of `score_rows`: KL, the log-sum-exp of a and of b, argmax of a and of b, cosine, largest difference,
+whether a and b are finite."""
+
+_LOG2E: Final = 1.4426950408889634
+_LN2_HIGH: Final = 6.93147180369123816490e-01
+_LN2_LOW: Final = 1.90821492927058770002e-10
+_LEAST: Final = np.float64(-700)
+"""e^-700 is 0 beside 1."""
+_ZERO: Final = np.float64(0)
+
+
+@jit
+def _exp(x: np.float64) -> np.float64:
+    """e^x for x in [-700, 0]."""
+    n = np.floor(x * _LOG2E + 0.5)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    high = 1 / 40320 + r * (1 / 362880 + r * (1 / 3628800 + r * (1 / 39916800 + r * (1 / 479001600 + r / 6227020800))))
+    low = 1 / 24 + r * (1 / 120 + r * (1 / 720 + r * (1 / 5040 + r * high)))
+    p = 1.0 + r * (1.0 + r * (0.5 + r * (1 / 6 + r * low)))
+    power: np.float64 = (np.int64((np.int64(n) + 1023) << 52)).view(np.float64)
+    found: np.float64 = p * power
+    return found
+
+
+@jit
+def _peak(row: NDArray[np.float32]) -> tuple[np.float64, int]:
+    """The largest value and the first place it is at; a row with a nan gives anything."""
+    best, where = row[0], 0
+    for i in range(row.size):
+        if row[i] > best:
+            best, where = row[i], i
+    return np.float64(best), where
+
+
+@partial(jit, reorder=True)
+def _finite(row: NDArray[np.float32]) -> bool:
+    zero = _ZERO
+    for i in range(row.size):
+        zero += np.float64(row[i]) * _ZERO
+    return bool(zero == _ZERO)
+
+
+@partial(jit, reorder=True)
+def _powers(
+    a: NDArray[np.float32], b: NDArray[np.float32], high_a: np.float64, high_b: np.float64
+) -> tuple[np.float64, np.float64, np.float64]:
+    sum_a, sum_b, drift = _ZERO, _ZERO, _ZERO
+    for i in range(a.size):
+        p, q = np.float64(a[i]), np.float64(b[i])
+        e = _exp(max(p - high_a, _LEAST))
+        sum_a += e
+        sum_b += _exp(max(q - high_b, _LEAST))
+        drift += e * (p - q)
+    return sum_a, sum_b, drift
+
+
+@partial(jit, reorder=True)
+def _products(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[np.float64, np.float64, np.float64]:
+    xx, yy, xy = _ZERO, _ZERO, _ZERO
+    for i in range(x.size):
+        p, q = np.float64(x[i]), np.float64(y[i])
+        xx += p * p
+        yy += q * q
+        xy += p * q
+    return xx, yy, xy
+
+
+@jit
+def _apart(x: NDArray[np.float32], y: NDArray[np.float32]) -> np.float64:
+    most = np.float64(0)
+    for i in range(x.size):
+        away = abs(np.float64(x[i]) - np.float64(y[i]))
+        most = max(most, away)
+    return most
+
+
+@jit
+def score_rows(
+    a: NDArray[np.float32], b: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32], out: F64
+) -> None:
+    """Compare rows of logits.
+
+    Args:
+        a: the reference's after the softcap, float [r, V].
+        b: the candidate's.
+        x: the reference's before it.
+        y: the candidate's.
+        out: float64 [r, COLUMNS]; is filled. Of rows with a logit that is not finite only what is of the
+            reference alone holds, if that is finite, and the last two columns.
+    """
+    for row in range(a.shape[0]):
+        known, finite = _finite(a[row]), _finite(b[row])
+        out[row, 7], out[row, 8] = known, finite
+        high_a, best_a = _peak(a[row])
+        high_b, best_b = _peak(b[row])
+        if not (known and finite):
+            if known:
+                out[row, 1], out[row, 3] = high_a + np.log(_powers(a[row], a[row], high_a, high_a)[0]), best_a
+            continue
+        sum_a, sum_b, drift = _powers(a[row], b[row], high_a, high_b)
+        log_a, log_b = high_a + np.log(sum_a), high_b + np.log(sum_b)
+        xx, yy, xy = _products(x[row], y[row])
+        out[row, 0] = max(drift / sum_a - ((high_a - high_b) + (np.log(sum_a) - np.log(sum_b))), _ZERO)
+        out[row, 1], out[row, 2], out[row, 3], out[row, 4] = log_a, log_b, best_a, best_b
+        lengths = np.sqrt(xx) * np.sqrt(yy) if xx != yy else xx
+        out[row, 5] = xy / lengths if lengths > _ZERO else np.float64(xx == yy)
+        out[row, 6] = _apart(x[row], y[row])
+
+
+@jit
+def log_sums(rows: NDArray[np.float32], out: F64) -> None:
+    """The log-sum-exp, the place of the largest and whether all are finite, of rows [r, V]: fills `out` [r, 3]."""
+    for row in range(rows.shape[0]):
+        out[row, 2] = _finite(rows[row])
+        if out[row, 2]:
+            high, best = _peak(rows[row])
+            total, _, _ = _powers(rows[row], rows[row], high, high)
+            out[row, 0], out[row, 1] = high + np.log(total), best

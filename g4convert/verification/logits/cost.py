@@ -1,0 +1,91 @@
+"""What level `logits` will take, said before it starts: time, memory, bytes.
+
+    products   2 x weights that run x tokens, for each pass over the probes
+    heads      2 x vocabulary x hidden size x predictions that count, for each model
+    a look     at modules, and at who costs most: about as much as a pass and a head
+
+divided by the products per second that this machine gives just now, on a product of the same kind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final, Self
+
+import torch
+
+from g4convert.forward.models import Config, Model
+from g4convert.progress import peak_memory
+from g4convert.quantities import duration, size
+from g4convert.verification.probes.suite import Probe
+
+__all__ = ["Cost"]
+
+_PIECE: Final = 64
+"""Rows of logits that are made at a time."""
+_TRIAL: Final = (64, 1024, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An estimate.
+
+    Args:
+        operations: multiplications and additions.
+        memory: bytes, at most, of all that this process holds.
+        probes: how many.
+        tokens: of all probes.
+        predictions: that count.
+    """
+
+    operations: float
+    memory: int
+    probes: int
+    tokens: int
+    predictions: int
+
+    @classmethod
+    def of(cls, model: Model, probes: Sequence[Probe], models: int) -> Self:
+        """Of a comparison.
+
+        Args:
+            model: one of the models, all of one shape and in memory already.
+            probes: what is run.
+            models: how many run the probes.
+        """
+        config = model.config.get_text_config()
+        tokens = sum(probe.response.numel() for probe in probes)
+        predictions = sum(len(probe.targets) for probe in probes)
+        body, head = 2.0 * _active(model, config) * tokens, 2.0 * config.vocab_size * config.hidden_size * predictions
+        states = 2 * 4 * tokens * config.hidden_size * config.num_hidden_layers
+        pages = models * _PIECE * config.vocab_size * 4 * (1 + (config.final_logit_softcapping is not None))
+        return cls((models + 1) * (body + head), peak_memory() + states + pages, len(probes), tokens, predictions)
+
+    def line(self) -> str:
+        """In one line."""
+        seconds = self.operations / _speed()
+        return (
+            f"{self.probes} probes of {self.tokens:,} tokens, {self.predictions:,} predictions count: "
+            f"about {duration(seconds)} and {size(self.memory)} of memory"
+        )
+
+
+def _active(model: Model, config: Config) -> float:
+    """Weights of the decoder that a token meets."""
+    share = (getattr(config, "top_k_experts", None) or 1) / (getattr(config, "num_experts", None) or 1)
+    found: float = sum(
+        parameter.numel() * (share if ".experts." in name else 1.0)
+        for name, parameter in model.get_decoder().layers.named_parameters()
+    )
+    return found
+
+
+def _speed() -> float:
+    """Operations per second, of the second of two products."""
+    rows, inner, columns = _TRIAL
+    a, b = torch.ones(rows, inner), torch.ones(columns, inner)
+    began = 0.0
+    for _ in range(2):
+        began = perf_counter()
+        torch.nn.functional.linear(a, b)
+    return 2.0 * rows * inner * columns / max(perf_counter() - began, 1e-6)

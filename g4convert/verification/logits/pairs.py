@@ -1,0 +1,120 @@
+"""Several models' logits of the same rows, made piece by piece and compared two by two.
+
+    a piece of 64 rows:  original --head--> logits --+-- loss
+                         dequantized ------> logits --+-- noise, parity, ...
+                         packed -----------> logits --+
+
+Every model's logits of a piece are made once, however many others they are compared with, into buffers that stay.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+
+from g4convert.forward.logits import Given, Logits, Made, Page, Rows, joined, pieces
+from g4convert.verification.logits.scores import TokenScores, TopLogits, score, score_top, top_logits
+
+__all__ = ["Pair", "compare", "likeliest", "score_pairs"]
+
+Pair: TypeAlias = tuple[str, str]
+"""Names of a reference and a candidate."""
+_Known: TypeAlias = Logits | TopLogits
+
+
+def score_pairs(
+    named: Mapping[str, Sequence[_Known]],
+    pairs: Sequence[Pair],
+    targets: Sequence[torch.Tensor],
+    *,
+    tell: Callable[[int], None] = lambda _: None,
+) -> dict[Pair, list[TokenScores]]:
+    """Score pairs of models on the same probes.
+
+    Args:
+        named: of each model the logits of every probe.
+        pairs: of names; only a reference may be known by its likeliest tokens.
+        targets: of each probe int64 [n], the true tokens.
+        tell: given the number of rows that are done, piece by piece.
+
+    Returns:
+        By pair the scores of each probe.
+    """
+    counts = [len(one) for one in targets]
+    together = {name: _together(parts) for name, parts in named.items()}
+    whole = [torch.cat(list(targets))] if all(len(parts) == 1 for parts in together.values()) else list(targets)
+    if len(whole) == len(targets):
+        together = {name: list(parts) for name, parts in named.items()}
+    found: dict[Pair, list[TokenScores]] = {pair: [] for pair in pairs}
+    pages = {name: Page() for name in named}
+    for number, true in enumerate(whole):
+        here = {name: parts[number] for name, parts in together.items()}
+        for pair, scores in _scored(here, pairs, true, pages, tell).items():
+            found[pair].append(scores)
+    return {pair: TokenScores.cat(parts).split(counts) for pair, parts in found.items()}
+
+
+def compare(
+    reference: _Known, candidate: Logits, targets: torch.Tensor, pages: Mapping[str, Page] | None = None
+) -> TokenScores:
+    """Score one model against another on the rows of one probe.
+
+    Args:
+        reference: its logits.
+        candidate: the other's.
+        targets: int64 [n], the true tokens.
+        pages: buffers to use, of `reference` and `candidate`; new ones by default.
+    """
+    named = {"reference": reference, "candidate": candidate}
+    pair = ("reference", "candidate")
+    return _scored(named, [pair], targets, pages or {name: Page() for name in pair})[pair]
+
+
+def likeliest(logits: Logits, targets: torch.Tensor, k: int) -> TopLogits:
+    """The k likeliest tokens of each row, whose true tokens are int64 [n]."""
+    page = Page()
+    parts = [
+        top_logits(logits.rows(begin, end, page)[0], targets[begin:end], k)
+        for begin, end in pieces(len(logits), logits.width)
+    ]
+    return TopLogits.cat(parts)
+
+
+def _scored(
+    named: Mapping[str, _Known],
+    pairs: Sequence[Pair],
+    targets: torch.Tensor,
+    pages: Mapping[str, Page],
+    tell: Callable[[int], None] = lambda _: None,
+) -> dict[Pair, TokenScores]:
+    found: dict[Pair, list[TokenScores]] = {pair: [] for pair in pairs}
+    width = max(one.width for one in named.values() if not isinstance(one, TopLogits))
+    for begin, end in pieces(len(targets), width):
+        true = targets[begin:end]
+        made = {
+            name: one.rows(begin, end) if isinstance(one, TopLogits) else one.rows(begin, end, pages.get(name))
+            for name, one in named.items()
+        }
+        for pair in pairs:
+            found[pair].append(_one(made[pair[0]], made[pair[1]], true))
+        tell(end - begin)
+    return {pair: TokenScores.cat(parts) for pair, parts in found.items()}
+
+
+def _one(reference: TopLogits | Rows, candidate: TopLogits | Rows, targets: torch.Tensor) -> TokenScores:
+    """A piece of one model against another's."""
+    assert not isinstance(candidate, TopLogits)  # noqa: S101 -- only a stored reference is known so
+    if isinstance(reference, TopLogits):
+        return score_top(reference, candidate[0], targets)
+    before = reference[1], candidate[1]
+    raw = None if before[0] is None or before[1] is None else (before[0], before[1])
+    return score(reference[0], candidate[0], targets, raw=raw)
+
+
+def _together(parts: Sequence[_Known]) -> list[_Known]:
+    """Those of all probes as one, where they can be."""
+    top = [part for part in parts if isinstance(part, TopLogits)]
+    if top:
+        return [TopLogits.cat(top)]
+    plain = [part for part in parts if isinstance(part, Made | Given)]
+    return list(joined(plain))
