@@ -15,20 +15,28 @@ Letters: n out_features, k in_features, b num_bits.
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from g4convert.errors import UnsupportedError
-from g4convert.forward.compiled import dequantize
+from g4convert.forward.compiled import dequantize, multiply
 from g4convert.forward.triton.packed import Packed, ready, takes
 
 __all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "fused_linear", "packed_linear", "unpack"]
 
 _CHUNK = 4 << 20
 """Bytes of dense weight at a time."""
+
+_FEW = 4
+"""Tokens up to which a weight is multiplied row by row, and never made."""
+
+_NO_ZEROS = np.zeros((0, 0), np.int8)
 
 _TILE = 1 << 18
 """Weights dequantized at a time: what is in between stays in a core's cache."""
@@ -70,7 +78,7 @@ class PackedWeight:
             zeros = unpack(self.zero_point.T.contiguous(), n, self.num_bits).T
         scale = self.scale[begin:end].to(dtype).float()
         out = torch.empty(end - begin, self.k, dtype=dtype, device=self.words.device)
-        products = _compiled if self._is_compiled else _products
+        products = _compiled if self.is_compiled else _products
         step = max(1, _TILE // self.k)
         for first in range(begin, end, step):
             rows = slice(first, min(first + step, end))
@@ -80,7 +88,7 @@ class PackedWeight:
         return out
 
     @property
-    def _is_compiled(self) -> bool:
+    def is_compiled(self) -> bool:
         """Whether the compiled loop can read it: 4 bits on the CPU, whole bytes in each group."""
         whole = self.words.shape[-1] * 8 == self.k and self.k % (2 * self.scale.shape[-1]) == 0
         return self.words.device.type == "cpu" and self.num_bits == 4 and whole
@@ -203,10 +211,40 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
         [..., n], in the dtype of `x`.
     """
     n = weight.words.shape[0]
+    if x.numel() <= _FEW * weight.k and weight.is_compiled and x.dtype in {torch.float32, torch.bfloat16}:
+        few = _few(x.reshape(-1, weight.k), weight).view(*x.shape[:-1], n)
+        return few if bias is None else few + bias.to(few.dtype)
     step = max(1, _CHUNK // (weight.k * x.dtype.itemsize))
     parts = [functional.linear(x, weight.dense(x.dtype, begin, begin + step)) for begin in range(0, n, step)]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     return out if bias is None else out + bias.to(out.dtype)
+
+
+def _few(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """[t, k] -> [t, n] of a few tokens, rows of the weight shared among the threads that torch may use."""
+    n = weight.words.shape[0]
+    stored = weight.words.contiguous().numpy().view(np.uint8)
+    scale = weight.scale.to(x.dtype).float().contiguous().numpy()
+    zeros = _NO_ZEROS
+    if weight.zero_point is not None:
+        zeros = unpack(weight.zero_point.T.contiguous(), n, weight.num_bits).T.contiguous().numpy()
+    given, narrow = x.float().contiguous().numpy(), x.dtype is torch.bfloat16
+
+    def part(rows: slice) -> NDArray[np.float32]:
+        out = np.empty((len(given), min(rows.stop, n) - rows.start), np.float32)
+        multiply(stored[rows], scale[rows], zeros[rows], given, narrow, out)
+        return out
+
+    threads = torch.get_num_threads()
+    step = -(-n // threads)
+    places = [slice(begin, begin + step) for begin in range(0, n, step)]
+    parts = [part(places[0])] if threads == 1 else list(_pool(threads).map(part, places))
+    return torch.from_numpy(np.concatenate(parts, axis=1)).to(x.dtype)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="packed")
 
 
 def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:

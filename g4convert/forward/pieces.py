@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from safetensors import safe_open
 
 from g4convert.checkpoint.contents import Contents, Form
@@ -182,6 +181,10 @@ def _each(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Mapping[st
 
 def _dequantize(tensors: Mapping[str, torch.Tensor], num_bits: int, out: torch.Tensor) -> None:
     """Fill `out` [n, k]."""
+    from compressed_tensors.compressors.pack_quantized.helpers import (  # noqa: PLC0415 -- 3 s; packed models need none
+        unpack_from_int32,
+    )
+
     n, k = out.shape
     scale = tensors[_SCALE].to(out.dtype)
     groups = scale.shape[1]

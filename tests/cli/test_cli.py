@@ -219,7 +219,7 @@ def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_pat
     command = ("quantize", moe, "-o", tmp_path / "out")
     quiet = g4convert(*command, "-q")
     assert (quiet.status, quiet.out, quiet.err) == (0, "", "")
-    refused = g4convert(*command)
+    refused = g4convert(*command, "--method", "minmax")
     assert refused.status == 2
     assert refused.err == f"error: {tmp_path / 'out'}: is not empty\nhint: --overwrite replaces it\n"
     verbose = g4convert(*command, "--overwrite", "-v")
@@ -228,6 +228,47 @@ def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_pat
     assert found["schema_version"] == 1
     assert found["output"] == str(tmp_path / "out")
     assert len(found["worst"]) == 5
+
+
+def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    """A CI job that is run again; what is of another recipe, or not whole, is refused as ever."""
+    command = ("quantize", moe, "-o", tmp_path / "out", "--verify", "none")
+    g4convert(*command, "-q")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    ran = g4convert(*command)
+    assert (ran.status, ran.out.partition(":")[0]) == (0, "already done")
+    assert json.loads(g4convert(*command, "--json").out)["already_done"] is True
+    assert g4convert(*command, "-q").out == ""
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert g4convert(*command, "--group-size", 64).status == 2
+    next((tmp_path / "out").glob("*.safetensors")).unlink()
+    assert g4convert(*command).status == 2
+
+
+def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("quantize", text, "-o", tmp_path / "out", "--verify", "none")
+    assert "mean of modules" in ran.out
+    measure = f"`g4convert verify {tmp_path / 'out'} --reference {text} --level logits` does"
+    assert f"answers: not measured: weight error does not tell how good they are; {measure}" in ran.out
+
+
+def test_plan_says_which_files_are_larger_than_asked(text: Path, g4convert: Program) -> None:
+    assert "larger" not in g4convert("plan", text).out
+    assert (
+        "above max_shard_size 1.00 kB: a module is not split" in g4convert("plan", text, "--max-shard-size", "1KB").out
+    )
+
+
+def test_flags_have_no_type_in_the_help(g4convert: Program) -> None:
+    for command in ((), ("verify",), ("recipe",), ("recipe", "show")):
+        assert "<bool>" not in g4convert(*command, "--help").out
+
+
+def test_files_of_a_conversion_are_not_called_carried_over(text: Path, g4convert: Program, tmp_path: Path) -> None:
+    g4convert("quantize", text, "-o", tmp_path / "out", "--verify", "none", "-q")
+    lines = g4convert("inspect", tmp_path / "out").out.splitlines()
+    assert any(line.split()[:1] == ["g4convert.json"] and "by g4convert" in line for line in lines)
+    assert not [line for line in lines if line.startswith(("g4convert.json", "README.md")) and "carried" in line]
 
 
 def test_a_drafter_is_not_served_alone(checkpoints: Checkpoints, g4convert: Program, tmp_path: Path) -> None:
@@ -532,6 +573,20 @@ def test_progress_says_what_is_done(make: Callable[[Console], Quiet], monkeypatc
     assert "peak" in text
     assert "model.layers.0.self_attn.q_proj.weight" in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("make", [Lines, Bar])
+def test_progress_within_a_step(make: Callable[[Console], Quiet], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
+    with make(console) as progress:
+        progress.step("comparing", 2_680, "predictions")
+        progress.tick(670)
+        progress.step("running: original", 2_727, "tokens")
+        progress.tick(2_727)
+    text = console.export_text()
+    assert "predictions" in text
+    assert "left" in text or make is Bar
 
 
 def test_progress_suits_where_it_goes() -> None:

@@ -267,6 +267,83 @@ def test_a_stored_reference_takes_the_place_of_the_model(
     assert g4convert("verify", out, "--reference", other).status == 3
 
 
+def test_a_reference_is_not_written_over_and_is_everybodys(
+    text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path
+) -> None:
+    source, stored = text_out[0], tmp_path / "ref.safetensors"
+    command = ("reference", source, "-o", stored, "--prompts", prompts, "-q")
+    assert g4convert(*command).status == 0
+    (tmp_path / "other").touch()
+    assert stored.stat().st_mode == (tmp_path / "other").stat().st_mode
+    ran = g4convert(*command)
+    assert (ran.status, ran.err.splitlines()[0]) == (2, f"error: {stored}: is there already")
+
+
+def test_a_level_that_was_asked_for_and_cannot_run_is_inconclusive(
+    text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path
+) -> None:
+    source, out = text_out
+    stored = tmp_path / "ref.safetensors"
+    assert g4convert("reference", source, "-o", stored, "--prompts", prompts, "-q").status == 0
+    ran = g4convert("verify", out, "--reference", stored, "--level", "weights")
+    assert ran.status == 4
+    assert ran.out.startswith("INCONCLUSIVE")
+    assert "level weights: not run: a stored reference holds no weights" in ran.out
+
+
+def test_swapped_arguments_are_recognized(text_out: tuple[Path, Path], g4convert: Program) -> None:
+    source, out = text_out
+    ran = g4convert("verify", source, "--reference", out)
+    assert ran.status == 2
+    assert "the two are swapped" in ran.err
+    assert f"hint: g4convert verify {out} --reference {source}" in ran.err
+
+
+def test_a_mistyped_reference_file(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    (tmp_path / "ref.safetensors").touch()
+    for name in ("reff.safetensors", "ref.safetensor"):
+        ran = g4convert("verify", text_out[1], "--reference", tmp_path / name)
+        first, hint = ran.err.splitlines()
+        assert (ran.status, first) == (3, f"error: {tmp_path / name}: no such file")
+        assert hint == f"hint: did you mean {tmp_path / 'ref.safetensors'}?"
+
+
+@pytest.mark.parametrize("command", ["verify", "reference"])
+def test_prompts_are_read_before_anything_is_loaded(
+    command: str, text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from g4convert.verification.logits import level  # noqa: PLC0415 -- brings torch
+
+    def load(*_: object, **__: object) -> object:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(level, "load", load)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompts": "?"}\n')
+    source, out = text_out
+    more = (out, "--reference", source) if command == "verify" else (source, "-o", tmp_path / "r.safetensors")
+    ran = g4convert(command, *more, "--prompts", bad)
+    assert ran.status == 3
+    assert "unknown key 'prompts'" in ran.err
+    assert '{"messages": [' in ran.err
+
+
+def test_a_warning_at_the_end_of_a_conversion_says_why(
+    text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it must be quiet: the reason is not to be looked for."""
+    from g4convert.verification import run  # noqa: PLC0415 -- brings torch
+
+    warning = Finding("static.config", Severity.WARN, "rope", "odd", "even", "look at it")
+    passed = Finding("static.files", Severity.PASS, "files", "there", "")
+    monkeypatch.setattr(run, "check_static", lambda *_: [passed, warning])
+    for number, manner in enumerate(((), ("-q",))):
+        ran = g4convert("quantize", text, "-o", tmp_path / str(number), "--verify", "static", *manner)
+        assert ran.status == 0
+        assert "warn static.config rope: odd, expected even" in ran.out
+        assert "look at it" in ran.out
+
+
 def test_another_source_is_told(text_out: tuple[Path, Path], checkpoints: Checkpoints, g4convert: Program) -> None:
     ran = g4convert("verify", text_out[1], "--reference", checkpoints("text", dtype="float32"), "--level", "static")
     assert "warn static.provenance g4convert.json: made of another checkpoint" in ran.out

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Checkpoints
+from helpers.conversions import quantized
 from helpers.damage import Tensors, edit_config, rewrite
 from helpers.dialect_sources import cases, with_shared_kv, write
 
@@ -172,3 +173,16 @@ def test_another_model_and_another_dtype_are_refused(dense: Path, tmp_path: Path
         load(bad)
     with pytest.raises(UsageError, match="int8"):
         load(dense, dtype="int8")  # type: ignore[arg-type] # on purpose
+
+
+def test_a_model_takes_from_the_one_beside_it_what_is_the_same(moe: Path, tmp_path: Path) -> None:
+    quantized(moe, tmp_path / "out")
+    dense = load(tmp_path / "out", packed=False)
+    original, packed = load(moe, beside=dense), load(tmp_path / "out", beside=dense)
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    for model in (original, packed):
+        assert model.lm_head.weight.data_ptr() == dense.lm_head.weight.data_ptr()
+    mine, theirs = (model.get_submodule(name).weight for model in (original, dense))
+    assert mine.data_ptr() != theirs.data_ptr()
+    alone = load(moe)
+    assert all(torch.equal(a, b) for a, b in zip(original.parameters(), alone.parameters(), strict=True))

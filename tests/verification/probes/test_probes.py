@@ -16,6 +16,7 @@ from g4convert.demo.reload import reload
 from g4convert.demo.trained import trained
 from g4convert.errors import GateError, InputError, UsageError
 from g4convert.forward.conversations import Conversation, frame_of, placeholders, read_prompts
+from g4convert.forward.load import load
 from g4convert.forward.media import COLOURS, call, pictures
 from g4convert.forward.models import Model
 from g4convert.gemma4.family import Family
@@ -469,3 +470,17 @@ def test_left_padding_of_one_row_is_no_padding(models) -> None:  # noqa: ANN001
     assert probe.arguments["attention_mask"].tolist() == [[1] * 5]
     assert probe.arguments["position_ids"].tolist() == [[0, 1, 2, 3, 4]]
     assert probe.targets.tolist() == [42, 43]
+
+
+def test_a_probe_may_be_thinned_and_begun(moe: Path) -> None:
+    probe = next(one for one in make_probes(load(moe), moe, kinds=["prose"], tokens=1))
+    few = probe.thinned(3)
+    assert len(few.targets) == len(few.scored) == 3
+    assert set(few.scored.tolist()) <= set(probe.scored.tolist())
+    assert few.targets.tolist() == probe.arguments["input_ids"].roll(-1, dims=1).flatten()[few.scored].tolist()
+    assert probe.thinned(10**6) is probe
+    length = int(probe.scored[1]) + 1
+    begun = probe.begun(length)
+    assert begun.arguments["input_ids"].shape[1] == length
+    assert begun.targets.tolist() == probe.targets[:2].tolist()
+    assert probe.begun(1) is probe
