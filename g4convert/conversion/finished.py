@@ -17,7 +17,7 @@ __all__ = ["is_finished"]
 
 def is_finished(job: Job) -> bool:
     """Whether the output of a job is what the job would write, as far as headers and its own record say."""
-    target = job.staging.target
+    target = job.output.resolve()
     try:
         said = json.loads((target / "g4convert.json").read_bytes())
         out = Checkpoint.open(target)
