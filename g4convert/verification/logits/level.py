@@ -6,6 +6,7 @@ its own would read all its weights again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
@@ -75,12 +76,12 @@ def run_logits(
         except GateError as refused:
             return Judged(tuple(_refused(refused)), {})
         alone = not Architecture.from_config(Checkpoint.open(asked.output).config).is_composite
+        stored, left = _taken(stored, alone=alone)
         original = _original(asked, dtype, dequantized, alone=alone) if costs else None
         rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
         with threads_for(dequantized):
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
-            probes, left = _taken(probes, alone=alone)
             told += left or _text_alone(asked, alone=alone)
             running = 2 + sum(one is not None for one in (original, runs, rounded))
             say(f"logits: {Cost.of(dequantized, probes, running).line()}")
@@ -156,13 +157,14 @@ def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
     return load(directory, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=alone, beside=beside)
 
 
-def _taken(probes: Sequence[Probe], *, alone: bool) -> tuple[Sequence[Probe], list[Finding]]:
-    """Of a multimodal model's stored probes those that the text model alone can be asked."""
-    media = [probe for probe in probes if alone and probe.bucket in MEDIA]
-    if not media:
-        return probes, []
-    found = f"{len(media)} left out: the checkpoint is the text model alone"
-    return [probe for probe in probes if probe not in media], [_media(found)]
+def _taken(stored: Captured | None, *, alone: bool) -> tuple[Captured | None, list[Finding]]:
+    """Of a multimodal model's stored answers those that the text model alone can give."""
+    probes = stored.probes if stored and alone else ()
+    text = tuple(probe for probe in probes if probe.bucket not in MEDIA)
+    if stored is None or len(text) == len(probes):
+        return stored, []
+    found = f"{len(probes) - len(text)} left out: the checkpoint is the text model alone"
+    return replace(stored, probes=text), [_media(found)]
 
 
 def _text_alone(asked: Request, *, alone: bool) -> list[Finding]:

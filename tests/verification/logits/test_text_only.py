@@ -1,0 +1,46 @@
+"""A text-only output against its multimodal original: every level, a live and a stored reference."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Checkpoints
+from helpers.conversions import quantized
+
+from g4convert.report import Report, Severity
+from g4convert.request import Level, Request
+from g4convert.verification.logits.level import store_reference
+from g4convert.verification.run import verify
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """Tiny models run slower on more threads, the more so beside other processes."""
+    torch.set_num_threads(1)
+
+
+def media(report: Report) -> list[str]:
+    return [one.found for one in report.findings if one.code == "logits.media"]
+
+
+def parity_holds(report: Report) -> bool:
+    """Whether all but the price of four bits, which random weights pay dearly, is in order."""
+    bad = [one for one in report.findings if one.severity is Severity.FAIL and "logits.loss" not in one.code]
+    return not bad and any("parity" in one.code for one in report.findings)
+
+
+@pytest.mark.parametrize("family", ["e2b", "unified"])
+def test_a_text_only_output_against_its_multimodal_original(
+    family: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    source, out, stored = checkpoints(family), tmp_path / "out", tmp_path / "reference.safetensors"
+    quantized(source, out, layout="text-only")
+    live = verify(Request(out, source, Level.LOGITS))
+    assert parity_holds(live)
+    assert media(live) == ["none: the checkpoint is the text model alone"]
+    store_reference(source, stored, Request(source, dtype="float32"), say=lambda _: None)
+    later = verify(Request(out, stored, Level.LOGITS))
+    assert parity_holds(later)
+    (found,) = media(later)
+    assert found.endswith("left out: the checkpoint is the text model alone")
+    assert not found.startswith("0 ")
