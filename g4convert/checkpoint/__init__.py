@@ -2,6 +2,7 @@
 
 header     Parses the header of one safetensors file
 reader     Reads byte ranges of weight files from any thread
+hashes     Hashes whole weight files
 directory  Opens a checkpoint directory: config, tensors, byte ranges, other files
 layouts    Says what a directory without weights is, and finds two copies of one model
 leftovers  Tells files of training and adapters from those of the model

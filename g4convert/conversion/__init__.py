@@ -7,6 +7,8 @@ workers     Makes the tile arithmetic of each worker: cores or GPUs
 stream      Runs units through workers: read, quantize or copy, write, journal
 writer      Writes bytes at their final offsets
 journal     Records finished units, so that a killed run continues
+fingerprint Says what an output depends on, for runs and ranks to compare
+resume      Reads again what a stopped run says it has finished
 lock        Lets one process at a time write an output
 staging     Keeps OUT.partial until it may take the name of OUT
 ranks       Shares one output between processes under torchrun

@@ -1,24 +1,48 @@
 """What of an output is already on disk, so that a killed run continues.
 
-`OUT.partial/journal.jsonl`: the first line is the fingerprint of the run (source, recipe, version), each further
-line one finished unit with its statistics. A unit is appended only after its bytes are synced, so the journal
-never claims more than the disk holds, also after a power cut; a torn last line is a unit not done. Further ranks
-write `journal-<rank>.jsonl` beside it.
+    7c0e1f... {"g4convert": "0.1.0", "source": ...}            the fingerprint of the run: source, recipe, version
+    51a9b0... {"unit": 12, "stats": [...], "checksum": ...}    a finished unit
+
+Each line of `OUT.partial/journal.jsonl` begins with a hash of the rest, so that a line that a kill tore or a disk
+damaged is a unit not done. A unit is appended only after its bytes are synced, so the journal never claims more than
+the disk holds, also after a power cut. Further ranks write `journal-<rank>.jsonl` beside it.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from xxhash import xxh3_64_hexdigest
+
+from g4convert.checkpoint.header import open_regular
+from g4convert.conversion.fingerprint import differences
 from g4convert.errors import InputError
 
-__all__ = ["Journal", "read_done"]
+__all__ = ["Done", "Journal", "read_done"]
 
 Fingerprint = Mapping[str, Any]
-Records = Mapping[int, list[Any]]
-"""Finished units: number -> statistics, as JSON."""
+
+_MOST: Final = 1 << 28
+"""Bytes of a journal: a unit takes some hundred, and is of 16 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished unit.
+
+    Args:
+        stats: [step, *TileStats] of its quantize tasks, as JSON.
+        checksum: XXH3 (64 bits) of what was quantized or moved; what was copied can be compared with the source.
+    """
+
+    stats: list[Any]
+    checksum: str
+
+
+Records = Mapping[int, Done]
 
 
 class Journal:
@@ -31,7 +55,7 @@ class Journal:
 
     def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
         fresh = not path.exists() or _parse(_lines(path)[0]) is None
-        self._file = path.open("w" if fresh else "a", encoding="utf-8")
+        self._file = path.open("w" if fresh else "a", encoding="ascii")
         if fresh:
             self._write([json.dumps(fingerprint)])
         else:
@@ -39,7 +63,9 @@ class Journal:
 
     def append(self, records: Records) -> None:
         """Record units whose bytes are synced, and sync the record."""
-        self._write([json.dumps({"unit": unit, "stats": stats}) for unit, stats in records.items()])
+        self._write(
+            json.dumps({"unit": unit, "stats": done.stats, "checksum": done.checksum}) for unit, done in records.items()
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -52,53 +78,49 @@ class Journal:
         self.close()
 
     def _write(self, lines: Iterable[str]) -> None:
-        self._file.write("".join(f"{line}\n" for line in lines))
+        self._file.write("".join(f"{xxh3_64_hexdigest(line.encode())} {line}\n" for line in lines))
         self._file.flush()
         os.fdatasync(self._file.fileno())
 
 
-def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, list[Any]]:
+def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, Done]:
     """The finished units of an earlier run of the same conversion, over all ranks.
 
     Raises:
-        InputError: the earlier run had another source, recipe or version; names every difference.
+        InputError: the earlier run had another source, recipe or version; names every difference. Or a journal is no
+            regular file, or larger than any.
     """
-    done: dict[int, list[Any]] = {}
+    done: dict[int, Done] = {}
     for path in sorted(directory.glob("journal*.jsonl")):
         lines = _lines(path)
         before = _parse(lines[0])
         if before is None:
             continue
-        differences = list(_differences(before, fingerprint))
-        if differences:
+        found = [f"{at}: {then!r} then, {now!r} now" for at, then, now in differences(before, fingerprint)]
+        if found:
             raise InputError(
                 f"{directory}: an unfinished run of something else",
-                offenders=differences,
+                offenders=found,
                 hint="--overwrite starts again; or finish it with the command it was started with",
             )
         for record in filter(None, map(_parse, lines[1:])):
-            done[record["unit"]] = record["stats"]
+            done[record["unit"]] = Done(record["stats"], record["checksum"])
     return done
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[bytes]:
     """The lines of a journal, at least one."""
-    return path.read_text(encoding="utf-8").split("\n")
+    with os.fdopen(open_regular(path, path.name), "rb") as file:
+        data = file.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise InputError(f"{path}: over {_MOST >> 20} MiB, which no journal is", hint="--overwrite starts again")
+    return data.split(b"\n")
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    """A line as JSON, or None for one that a kill tore."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A line as JSON, or None for one that is not as it was written."""
+    digest, _, text = line.partition(b" ")
+    if xxh3_64_hexdigest(text).encode() != digest:
         return None
-    return value if isinstance(value, dict) else None
-
-
-def _differences(before: object, now: object, path: str = "") -> Iterable[str]:
-    """Where two JSON values differ, one line for each leaf."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield f"{path}: {before!r} then, {now!r} now"
+    value: dict[str, Any] = json.loads(text)
+    return value

@@ -4,6 +4,7 @@ Everything here is a function of the plan and the statistics: no clock, no host 
 the same conversion gives the same bytes wherever and however it runs.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from g4convert import __version__
@@ -67,10 +68,15 @@ def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[st
     }
 
 
-def provenance(
-    recipe: Resolved, source: Source, checkpoint: Checkpoint, plan: Plan, summary: Summary
+def provenance(  # noqa: PLR0913, PLR0917 - it tells of all of them
+    recipe: Resolved,
+    source: Source,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    summary: Summary,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of g4convert.json: where the output comes from and what it cost."""
+    """The content of g4convert.json: where the output comes from, what it cost, and hashes of its shards."""
     return {
         "schema_version": 1,
         "g4convert": __version__,
@@ -79,4 +85,5 @@ def provenance(
         "dialects": [{"name": use.name, "tensors": use.count} for use in plan.inventory.dialects],
         "dropped": [{"name": drop.source.name, "reason": drop.reason} for drop in plan.dropped],
         "result": summary.to_dict(),
+        "files": {name: {"xxh3_128": digest} for name, digest in hashes.items()},
     }

@@ -6,11 +6,13 @@ world-th of them, rank 0 finishes. Without `torchrun` there is one rank and no t
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from g4convert.errors import EnvironmentFault, G4Error
+from g4convert.conversion.fingerprint import differences
+from g4convert.errors import EnvironmentFault, G4Error, UsageError
 
 __all__ = ["Ranks"]
 
@@ -39,7 +41,7 @@ class Ranks:
         Raises:
             EnvironmentFault: the others cannot be reached.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if os.environ.get("WORLD_SIZE", "1") in {"", "0", "1"}:
             return cls()
         from torch import distributed
 
@@ -75,6 +77,26 @@ class Ranks:
         if isinstance(received[0], G4Error):
             raise received[0]
         return received[0]  # type: ignore[return-value] # None is sent by the other ranks only
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Compare what every rank has decided.
+
+        Args:
+            facts: JSON.
+
+        Raises:
+            UsageError: a rank differs from rank 0; the same error in every rank, with every difference.
+            EnvironmentFault: a rank is gone.
+        """
+        lead, *others = self.gather(facts)
+        found = [
+            f"rank {rank}: {at} is {there!r}, in rank 0 {here!r}"
+            for rank, other in enumerate(others, 1)
+            for at, here, there in differences(lead, other)
+        ]
+        if found:
+            hint = "start every rank with the same command, version and source"
+            raise UsageError("the ranks do not do the same", offenders=found, hint=hint)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in every rank.

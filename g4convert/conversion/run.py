@@ -14,22 +14,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.source import Source
 from g4convert.conversion import provenance as output
 from g4convert.conversion.card import model_card
 from g4convert.conversion.drops import check_drops
+from g4convert.conversion.fingerprint import check_unchanged, fingerprint, plan_facts
 from g4convert.conversion.journal import Journal
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, Summary, summarize
+from g4convert.conversion.resume import sound
 from g4convert.conversion.staging import JOURNALS, Staging
 from g4convert.conversion.stream import Progress, Streams, run_units
 from g4convert.conversion.workers import workers_for
-from g4convert.conversion.writer import ShardWriter, copy_file, write_file
+from g4convert.conversion.writer import ShardWriter, copy_file, write_file, write_heads
 from g4convert.errors import G4Error, InputError
 from g4convert.planning.gate import hold
 from g4convert.planning.layout import Layout, lay_out
@@ -115,8 +117,10 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
         Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader,
         Lock(staging.lock) as lock,
     ):
+        ranks.agree(_facts(conversion))
         started = ranks.from_lead(_start(conversion, reader, lock) if ranks.leads else None)
         scheme = started.choice.scheme(conversion.plan.recipe)
+        ranks.agree({"output": "the same directory" if lock.is_of(started.run) else f"{staging.target}, another one"})
         pending = {number: conversion.units[number] for number in started.pending[ranks.rank :: ranks.world]}
         with (
             ShardWriter(staging.partial, conversion.layout, create=False) as writer,
@@ -136,11 +140,27 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
                 return None
             writer.sync(shard.file for shard in conversion.layout.shards)
             writer.check_in_place(staging.partial)
+        _check_source(conversion, reader)
         files = len(conversion.layout.shards)
         summary = summarize(conversion.plan, started.choice, files, {**started.done, **results})
         lock.check()
         _finish(conversion, summary)
         return summary
+
+
+def _facts(conversion: Conversion) -> dict[str, Any]:
+    """What every rank must decide alike."""
+    job = conversion.job
+    return plan_facts(conversion.checkpoint, job.recipe, conversion.layout, conversion.units, job.device)
+
+
+def _check_source(conversion: Conversion, reader: Reader) -> None:
+    """A source that was written meanwhile made an output of two halves, which nothing can continue."""
+    try:
+        check_unchanged(conversion.checkpoint, reader)
+    except InputError:
+        conversion.staging.drop()
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +171,8 @@ class _Started:
     fingerprint: Mapping[str, Any]
     done: Mapping[int, list[Any]]
     pending: tuple[int, ...]
+    run: str
+    """Of the lock that rank 0 holds."""
 
 
 def _start(conversion: Conversion, reader: Reader, lock: Lock) -> "_Started | G4Error":
@@ -158,22 +180,27 @@ def _start(conversion: Conversion, reader: Reader, lock: Lock) -> "_Started | G4
     try:
         lock.take()
         conversion.staging.check(conversion.job.source.path, overwrite=conversion.job.overwrite)
-        return _start_or_raise(conversion, reader)
+        return _start_or_raise(conversion, reader, lock)
     except G4Error as error:
         return error
 
 
-def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
+def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock) -> _Started:
     job, staging = conversion.job, conversion.staging
     check_drops(conversion.plan, conversion.checkpoint, reader)
     choice = choose(conversion.plan, conversion.checkpoint, reader)
-    fingerprint = _fingerprint(conversion, choice)
-    done = staging.done(fingerprint, _names(conversion), overwrite=job.overwrite)
-    if done is None:
-        staging.make(conversion.layout, fingerprint, partial(_write_known, conversion))
-        done = {}
-    pending = tuple(number for number in range(len(conversion.units)) if number not in done)
-    return _Started(choice, fingerprint, done, pending)
+    units, layout = conversion.units, conversion.layout
+    facts = fingerprint(conversion.checkpoint, reader, job.recipe, choice.method.value, units)
+    claimed = staging.done(facts, _names(conversion), layout, overwrite=job.overwrite)
+    if claimed is None:
+        staging.make(layout, facts, partial(_write_known, conversion))
+        claimed = {}
+    else:  # known before a weight is read, so it is not looked at but written again
+        write_heads(staging.partial, layout)
+        _write_known(conversion, staging.partial)
+    done = sound(claimed, units, reader, staging.partial, layout) if claimed else {}
+    pending = tuple(number for number in range(len(units)) if number not in done)
+    return _Started(choice, facts, {number: one.stats for number, one in done.items()}, pending, lock.run)
 
 
 def _names(conversion: Conversion) -> frozenset[str]:
@@ -212,28 +239,11 @@ def _check_side_files(checkpoint: Checkpoint) -> None:
         raise InputError(f"{', '.join(taken)}: a name that the output needs", hint="rename the file, or move it away")
 
 
-def _fingerprint(conversion: Conversion, choice: Choice) -> dict[str, Any]:
-    """Everything the output's bytes depend on, as JSON."""
-    job = conversion.job
-    return {
-        "g4convert": __version__,
-        "source": {**conversion.checkpoint.fingerprint(), **_stamps(conversion.checkpoint)},
-        "recipe": job.recipe.settings(),
-        "method": choice.method.value,
-        "units": len(conversion.units),
-    }
-
-
-def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
-    """Size and time of every file that is carried over."""
-    found = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}
-    return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found.items()}
-
-
 def _finish(conversion: Conversion, summary: Summary) -> None:
     """Write what tells of the result, and give the directory its name."""
     job, checkpoint = conversion.job, conversion.checkpoint
-    provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary)
+    hashes = file_hashes(conversion.staging.partial, (shard.file for shard in conversion.layout.shards))
+    provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
     card = model_card(conversion.plan, job.source, job.recipe, conversion.staging.target.name, summary)
     files = {"g4convert.json": _json(provenance), "README.md": card.encode()}
     conversion.staging.finish(files, overwrite=job.overwrite)

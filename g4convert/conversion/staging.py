@@ -15,7 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from g4convert.conversion.journal import Journal, read_done
+from g4convert.conversion.journal import Done, Journal, read_done
+from g4convert.conversion.resume import check_sizes
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
 from g4convert.errors import InputError, UsageError
 from g4convert.planning.layout import Layout
@@ -102,17 +103,18 @@ class Staging:
             raise UsageError(f"{self.replaced}: is there, the old output would go there first", hint="move it away")
 
     def done(
-        self, fingerprint: Mapping[str, Any], names: Collection[str], *, overwrite: bool
-    ) -> dict[int, list[Any]] | None:
-        """The units that a stopped run has finished; None where there is nothing to continue, and OUT.partial is gone.
+        self, fingerprint: Mapping[str, Any], names: Collection[str], layout: Layout, *, overwrite: bool
+    ) -> dict[int, Done] | None:
+        """The units that a stopped run says it has finished; None where there is none, and OUT.partial is gone.
 
         Args:
             fingerprint: everything the output's bytes depend on.
             names: every file that a run of it writes, but for the journals.
+            layout: the shards.
             overwrite: what is of another fingerprint may be lost.
 
         Raises:
-            InputError: it is of another fingerprint, or not of a run at all.
+            InputError: it is of another fingerprint, damaged, or not of a run at all.
         """
         if not os.path.lexists(self.partial):
             return None
@@ -120,13 +122,15 @@ class Staging:
         try:
             self._check_only(names)
             done = read_done(self.partial, fingerprint) if ours else None
+            if done:
+                check_sizes(self.partial, layout)
         except InputError:
             if not (ours and overwrite):
                 raise
             done = None
-        if done is None:
+        if not done:
             shutil.rmtree(self.partial)
-        return done
+        return done or None
 
     def _check_only(self, names: Collection[str]) -> None:
         """Nothing may lie in OUT.partial that a run does not write: it would become part of the output."""

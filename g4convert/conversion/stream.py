@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64
 
 from g4convert.checkpoint.reader import Reader
-from g4convert.conversion.journal import Journal
+from g4convert.conversion.journal import Done, Journal
 from g4convert.conversion.writer import ShardWriter
 from g4convert.errors import InputError, Interrupted
 from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
@@ -53,7 +54,7 @@ class Streams:
 @dataclass(frozen=True, slots=True)
 class _Finished:
     unit: int
-    stats: list[Any]
+    done: Done
 
 
 def run_units(
@@ -113,19 +114,19 @@ def _commit(
     finished: "SimpleQueue[_Finished]", units: Mapping[int, Unit], streams: Streams, progress: Progress
 ) -> dict[int, list[Any]]:
     """Sync what is finished, then say so in the journal, then to whoever watches."""
-    batch: dict[int, list[Any]] = {}
+    batch: dict[int, Done] = {}
     while True:
         try:
             item = finished.get_nowait()
         except Empty:
             break
-        batch[item.unit] = item.stats
+        batch[item.unit] = item.done
     if batch:
         streams.writer.sync({task.target_file for number in batch for task in units[number]})
         streams.journal.append(batch)
         for number in batch:
             progress.advance(sum(task.nbytes for task in units[number]), units[number][-1].name)
-    return batch
+    return {number: done.stats for number, done in batch.items()}
 
 
 def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
@@ -157,9 +158,10 @@ class _Worker:
         self._packed = np.empty(0, np.int32)
         self._scale = np.empty(0, np.uint16)
 
-    def do(self, unit: Unit) -> list[Any]:
-        """Do every task of a unit; [step, *TileStats] of its quantize tasks."""
+    def do(self, unit: Unit) -> Done:
+        """Do every task of a unit; statistics and checksum of its quantize tasks."""
         stats = []
+        digest = xxh3_64()
         for task in unit:
             self._streams.reader.will_need(task.file, task.begin, task.nbytes)
         for task in unit:
@@ -168,19 +170,20 @@ class _Worker:
                     fd = self._streams.reader.fd(task.file)
                     self._streams.writer.copy(fd, task.begin, task.nbytes, task.target_file, task.target_begin)
                 case MoveTask():
-                    self._move(task)
+                    self._move(task, digest)
                 case QuantizeTask():
-                    stats.append([task.step, *astuple(self._quantize(task))])
-        return stats
+                    stats.append([task.step, *astuple(self._quantize(task, digest))])
+        return Done(stats, digest.hexdigest())
 
-    def _move(self, task: MoveTask) -> None:
+    def _move(self, task: MoveTask, digest: xxh3_64) -> None:
         """Put the last axis second; values are words of some size, whatever they mean."""
         raw = self._streams.reader.read(task.file, task.begin, task.nbytes)
         words = np.frombuffer(raw, f"u{task.dtype.itemsize}").reshape(task.shape)
         moved = np.ascontiguousarray(np.moveaxis(words, -1, 1))
+        digest.update(moved.data)
         self._streams.writer.write(task.target_file, task.target_begin, moved.data)
 
-    def _quantize(self, task: QuantizeTask) -> TileStats:
+    def _quantize(self, task: QuantizeTask, digest: xxh3_64) -> TileStats:
         self._source = _at_least(self._source, task.nbytes)
         self._packed = _at_least(self._packed, task.rows * task.packed_row // self._packed.itemsize)
         self._scale = _at_least(self._scale, task.rows * task.groups)
@@ -193,6 +196,8 @@ class _Worker:
             stats = self._tiles.quantize(rows, task.dtype, self._scheme, packed, scale)
         except NonFiniteError as error:
             raise self._named(error, task) from error
+        digest.update(packed.data)
+        digest.update(scale.data)
         self._streams.writer.write(task.target_file, task.packed_begin, packed.data)
         self._streams.writer.write(task.target_file, task.scale_begin, scale.data)
         return stats

@@ -14,7 +14,7 @@ from g4convert.checkpoint.reader import OpenFiles
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.planning.layout import Layout
 
-__all__ = ["ShardWriter", "copy_file", "sync_directory", "write_file"]
+__all__ = ["ShardWriter", "copy_file", "sync_directory", "write_file", "write_heads"]
 
 _CHUNK = 8 << 20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
@@ -106,6 +106,13 @@ def _is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:
         return False
+
+
+def write_heads(directory: Path, layout: Layout) -> None:
+    """Write the head of every shard again."""
+    with ShardWriter(directory, layout, create=False) as writer:
+        for shard in layout.shards:
+            writer.write(shard.file, 0, shard.head)
 
 
 def write_file(path: Path, data: bytes) -> None:

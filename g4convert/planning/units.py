@@ -80,6 +80,11 @@ class QuantizeTask:
         """Source bytes."""
         return self.rows * self.k * self.dtype.itemsize
 
+    @property
+    def scale_nbytes(self) -> int:
+        """Bytes of the scales, 16 bits each."""
+        return self.rows * self.groups * 2
+
 
 Task = CopyTask | MoveTask | QuantizeTask
 Unit = tuple[Task, ...]

@@ -47,7 +47,7 @@ def record(directory: Path) -> dict[str, object]:
 def test_provenance_is_of_this_source_recipe_and_version(made: Path, moe: Path) -> None:
     found = record(made)
     assert list(found) == [
-        *("schema_version", "g4convert", "source", "recipe", "family", "dialects", "dropped", "result"),
+        *("schema_version", "g4convert", "source", "recipe", "family", "dialects", "dropped", "result", "files"),
     ]
     assert found["g4convert"] == __version__
     assert found["source"] == {

@@ -78,3 +78,23 @@ def test_bad_input_is_the_same_error_in_every_rank_and_leaves_nothing(moe: Path,
     assert done.returncode != 0
     assert "is not empty" in done.stderr
     assert not output.with_name("out.partial").exists()
+
+
+def test_ranks_that_were_started_differently_are_refused_by_name(moe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "two" / "out"
+    code = program(moe, output).replace("'--workers', '1']", "'--workers', '1', *more]")
+    more = "import os; more = ['--group-size', '64'] if os.environ['RANK'] == '1' else []\n"
+    done = torchrun(more + code)
+    assert done.returncode != 0
+    assert "error: the ranks do not do the same" in done.stderr
+    assert "rank 1: recipe.group_size is 64, in rank 0 32" in done.stderr
+    assert not output.parent.exists()
+
+
+def test_a_rank_with_another_output_is_refused(moe: Path, tmp_path: Path) -> None:
+    code = program(moe, tmp_path / "out").replace(repr(str(tmp_path / "out")), f"{str(tmp_path)!r} + place")
+    done = torchrun("import os; place = '/out' + os.environ['RANK']\n" + code)
+    assert done.returncode != 0
+    assert "rank 1: output is" in done.stderr
+    assert not (tmp_path / "out0").exists()
+    assert not (tmp_path / "out1").exists()

@@ -181,7 +181,7 @@ def test_a_changed_source_is_refused_with_the_difference(unfinished: tuple[Path,
 
 def test_another_version_is_refused(unfinished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = unfinished
-    monkeypatch.setattr("g4convert.conversion.run.__version__", "9.9")
+    monkeypatch.setattr("g4convert.conversion.fingerprint.__version__", "9.9")
     with pytest.raises(InputError, match=r"g4convert: '[^']+' then, '9.9' now"):
         run(source, output)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion import stream, writer
-from g4convert.conversion.journal import Journal, read_done
+from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.stream import Streams, run_units
 from g4convert.conversion.writer import ShardWriter, copy_file, sync_directory, write_file
 from g4convert.errors import InputError, Interrupted
@@ -181,14 +181,14 @@ FINGERPRINT = {"g4convert": "1", "source": {"a": {"size": 1, "mtime_ns": 5}}, "r
 def journal_of(path: Path, *units: int) -> Path:
     with Journal(path, FINGERPRINT) as journal:
         for unit in units:
-            journal.append({unit: [[0, unit]]})
+            journal.append({unit: Done([[0, unit]], "5a")})
     return path
 
 
 def test_a_journal_is_continued(tmp_path: Path) -> None:
     path = journal_of(tmp_path / "journal.jsonl", 1, 2)
     journal_of(path, 7)
-    assert read_done(tmp_path, FINGERPRINT) == {1: [[0, 1]], 2: [[0, 2]], 7: [[0, 7]]}
+    assert read_done(tmp_path, FINGERPRINT) == {unit: Done([[0, unit]], "5a") for unit in (1, 2, 7)}
 
 
 def test_the_journals_of_all_ranks_count(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_torn_last_line_is_a_unit_not_done(cut: int, tmp_path: Path) -> None:
     path = journal_of(tmp_path / "journal.jsonl", 1, 2)
     os.truncate(path, path.stat().st_size - cut)
     done = read_done(tmp_path, FINGERPRINT)
-    last = '{"unit": 2, "stats": [[0, 2]]}'
+    last = '{"unit": 2, "stats": [[0, 2]], "checksum": "5a"}'
     assert done.keys() == ({1, 2} if cut == 1 else {1})
     assert cut <= len(last)
     journal_of(path, 9)
@@ -308,7 +308,7 @@ SCHEME = Scheme(4, 8, Method.MINMAX)
 def test_workers_do_every_unit_once(workers: int, streams: Streams, tmp_path: Path) -> None:
     results = run_units(units(20), streams, SCHEME, [Doubling] * workers, Quiet())
     assert results == {n: [[n, 8, 1, 0.0, 0.0, 0, 0, 0, 0]] for n in range(20)}
-    assert read_done(tmp_path / "out", FINGERPRINT) == results
+    assert {n: one.stats for n, one in read_done(tmp_path / "out", FINGERPRINT).items()} == results
     written = (tmp_path / "out" / "a").read_bytes()
     for n in range(20):
         piece = written[8 + n * 200 : 8 + n * 200 + 200]
@@ -351,7 +351,7 @@ def failing_at(number: int, error: BaseException) -> Callable[..., Any]:
     """A worker that fails when it comes to a unit."""
     do = stream._Worker.do  # noqa: SLF001 - what the test breaks
 
-    def wrapped(self: Any, unit: Unit) -> list[Any]:  # noqa: ANN401 - a private class
+    def wrapped(self: Any, unit: Unit) -> Done:  # noqa: ANN401 - a private class
         if unit[0].name == f"copy {number}":
             raise error
         return do(self, unit)
@@ -404,7 +404,7 @@ def test_a_worker_that_cannot_start_is_an_error(streams: Streams) -> None:
 def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     do = stream._Worker.do  # noqa: SLF001 - slowed down
 
-    def slow(self: Any, unit: Unit) -> list[Any]:  # noqa: ANN401 - a private class
+    def slow(self: Any, unit: Unit) -> Done:  # noqa: ANN401 - a private class
         time.sleep(0.01)
         return do(self, unit)
 

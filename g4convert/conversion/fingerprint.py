@@ -1,0 +1,110 @@
+"""Everything that the bytes of an output depend on, as JSON that two runs can compare.
+
+Size, time and header say when a source was saved again. A source that was changed with both kept is found by sampling:
+4 KiB from the middle of every tensor, which finds other weights, not a single changed value elsewhere.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from xxhash import xxh3_64
+
+from g4convert import __version__
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.errors import InputError
+from g4convert.planning.layout import Layout
+from g4convert.planning.recipe import Resolved
+from g4convert.planning.units import Unit
+
+__all__ = ["check_unchanged", "differences", "fingerprint", "plan_facts"]
+
+_SAMPLE: Final = 4096
+"""Bytes that are read of each tensor."""
+
+
+def fingerprint(
+    checkpoint: Checkpoint, reader: Reader, recipe: Resolved, method: str, units: tuple[Unit, ...]
+) -> dict[str, Any]:
+    """What a run must share with the one that it continues.
+
+    Args:
+        checkpoint: the source.
+        reader: its open weight files.
+        recipe: what is done with it.
+        method: how scales are found, after `auto` has chosen.
+        units: the work.
+    """
+    return {
+        "g4convert": __version__,
+        "source": {**checkpoint.fingerprint(), **_stamps(checkpoint)},
+        "sample": _sample(checkpoint, reader),
+        "recipe": recipe.settings(),
+        "method": method,
+        "units": len(units),
+    }
+
+
+def plan_facts(
+    checkpoint: Checkpoint, recipe: Resolved, layout: Layout, units: tuple[Unit, ...], device: str
+) -> dict[str, Any]:
+    """What every rank must share with the others; times are left out, as hosts may have copies of their own.
+
+    Args:
+        checkpoint: the source.
+        recipe: what is done with it.
+        layout: the place of every byte.
+        units: the work.
+        device: what it is done on.
+    """
+    files = checkpoint.fingerprint()
+    return {
+        "g4convert": __version__,
+        "source": {name: {k: v for k, v in facts.items() if k != "mtime_ns"} for name, facts in files.items()},
+        "recipe": recipe.settings(),
+        "device": device.partition(":")[0],
+        "layout": xxh3_64(repr((layout.shards, units)).encode()).hexdigest(),
+    }
+
+
+def differences(one: object, other: object, path: str = "") -> Iterable[tuple[str, object, object]]:
+    """Where two JSON values differ: the path, one value and the other, for each leaf."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*one, *other}):
+            yield from differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif one != other:
+        yield path, one, other
+
+
+def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:
+    """Look at the end whether the source is still the one that was opened.
+
+    Raises:
+        InputError: a weight file was written meanwhile; names all of them.
+    """
+    found = {file.name: os.fstat(reader.fd(file.name)) for file in checkpoint.files}
+    wrong = [
+        file.name
+        for file in checkpoint.files
+        if (file.size, file.mtime_ns) != (found[file.name].st_size, found[file.name].st_mtime_ns)
+    ]
+    if wrong:
+        raise InputError(
+            f"{checkpoint.path}: changed while it was read", offenders=wrong, hint="start again when nothing writes it"
+        )
+
+
+def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    """Size and time of every file that is carried over."""
+    found = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}
+    return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found.items()}
+
+
+def _sample(checkpoint: Checkpoint, reader: Reader) -> str:
+    """A hash over the middle of every tensor."""
+    digest = xxh3_64()
+    for stored in checkpoint.tensors.values():
+        nbytes = min(_SAMPLE, stored.info.nbytes)
+        digest.update(reader.read(stored.file, stored.begin + (stored.info.nbytes - nbytes) // 2, nbytes))
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""Which units that a journal calls finished really are: every one is read again and compared.
+
+What was quantized or moved is compared by its checksum, what was copied with the source itself. A unit that fails is
+done again, as one that a kill tore. The bytes were written a moment or a week ago; nothing says that nobody touched
+them since.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from xxhash import xxh3_64
+
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.journal import Done
+from g4convert.errors import InputError
+from g4convert.planning.layout import Layout
+from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
+
+__all__ = ["check_sizes", "sound"]
+
+_BLOCK: Final = 4 << 20
+
+
+def check_sizes(directory: Path, layout: Layout) -> None:
+    """Every shard has its size.
+
+    Raises:
+        InputError: one is missing, longer or shorter; names all of them.
+    """
+    wrong = []
+    for shard in layout.shards:
+        path = directory / shard.file
+        found = path.stat().st_size if path.exists() else None
+        if found != shard.size:
+            wrong.append(f"{shard.file}: {'missing' if found is None else f'{found} bytes'}, expected {shard.size}")
+    if wrong:
+        raise InputError(
+            f"{directory}: shards of an unfinished run are damaged", offenders=wrong, hint="--overwrite starts again"
+        )
+
+
+def sound(
+    done: Mapping[int, Done], units: tuple[Unit, ...], source: Reader, directory: Path, layout: Layout
+) -> dict[int, Done]:
+    """The finished units whose bytes are there.
+
+    Args:
+        done: what the journals say.
+        units: the whole work.
+        source: the weight files of the source.
+        directory: OUT.partial.
+        layout: its shards.
+    """
+    known = {number: one for number, one in done.items() if number < len(units)}
+    with (
+        Reader(directory, (shard.file for shard in layout.shards)) as written,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+    ):
+        check = partial(_is_sound, source=source, written=written)
+        right = pool.map(check, (units[number] for number in known), known.values())
+        return {number: one for (number, one), good in zip(known.items(), right, strict=True) if good}
+
+
+def _is_sound(unit: Unit, done: Done, *, source: Reader, written: Reader) -> bool:
+    digest = xxh3_64()
+    for task in unit:
+        match task:
+            case CopyTask():
+                if not _is_copied(task, source, written):
+                    return False
+            case MoveTask():
+                digest.update(written.read(task.target_file, task.target_begin, task.nbytes))
+            case QuantizeTask():
+                digest.update(written.read(task.target_file, task.packed_begin, task.rows * task.packed_row))
+                digest.update(written.read(task.target_file, task.scale_begin, task.scale_nbytes))
+    return digest.hexdigest() == done.checksum
+
+
+def _is_copied(task: CopyTask, source: Reader, written: Reader) -> bool:
+    for at in range(0, task.nbytes, _BLOCK):
+        nbytes = min(_BLOCK, task.nbytes - at)
+        one = source.read(task.file, task.begin + at, nbytes)
+        if one != written.read(task.target_file, task.target_begin + at, nbytes):
+            return False
+    return True

@@ -1,0 +1,158 @@
+"""An unfinished output that was touched: whatever is damaged is done again or refused, never believed."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.runs import hashes, job, run
+from safetensors import safe_open
+from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
+
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.run import convert, prepare
+from g4convert.errors import G4Error, InputError, Interrupted
+from g4convert.progress import Quiet
+
+
+class Stopping(Quiet):
+    """Ctrl-C at the first unit."""
+
+    def advance(self, *_: object) -> None:
+        """Stop."""
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stopped(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """OUT, of which OUT.partial has some finished units; the source lies beside it."""
+    monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
+    source = shutil.copytree(moe, tmp_path / "source")
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        convert(prepare(job(source, tmp_path / "out")), Stopping(), Ranks())
+    assert len((tmp_path / "out.partial" / "journal.jsonl").read_text().splitlines()) > 2
+    return tmp_path / "out"
+
+
+def _flip(path: Path, at: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def _first(partial: Path) -> Path:
+    return min(partial.glob("*.safetensors"))
+
+
+def _rewritten(partial: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path = partial / "journal.jsonl"
+    path.write_text("\n".join(change(path.read_text().split("\n"))))
+
+
+def _huge(partial: Path) -> None:
+    os.truncate(partial / "journal.jsonl", 1 << 40)
+
+
+def _looped(partial: Path) -> None:
+    (partial / "journal-1.jsonl").symlink_to("/dev/zero")
+
+
+def _of_another_unit(partial: Path) -> None:
+    line = json.dumps({"unit": 10**9, "stats": [], "checksum": ""})
+    _rewritten(partial, lambda lines: [*lines[:-1], f"{xxh3_64_hexdigest(line.encode())} {line}", ""])
+
+
+DONE_AGAIN: dict[str, Callable[[Path], object]] = {
+    "every shard zeroed": lambda d: [p.write_bytes(bytes(p.stat().st_size)) for p in d.glob("*.safetensors")],
+    "a header": lambda d: _flip(_first(d), 20),
+    "config": lambda d: (d / "config.json").write_text("{}"),
+    "index": lambda d: (d / "model.safetensors.index.json").unlink(),
+    "tokenizer": lambda d: _flip(d / "tokenizer.json", 100),
+    "journal: first line": lambda d: _flip(d / "journal.jsonl", 40),
+    "journal: a statistic": lambda d: _flip(d / "journal.jsonl", (d / "journal.jsonl").stat().st_size - 60),
+    "journal: zeros": lambda d: (d / "journal.jsonl").write_bytes(bytes(5000)),
+    "journal: no text": lambda d: (d / "journal.jsonl").write_bytes(b"\xff\xfe" * 500),
+    "journal: empty": lambda d: (d / "journal.jsonl").write_bytes(b""),
+    "journal: nested": lambda d: (d / "journal-3.jsonl").write_text("[" * 100_000),
+    "journal: a unit that is none": _of_another_unit,
+}
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a shard is gone": (lambda d: _first(d).unlink(), "missing, expected"),
+    "a shard is cut": (lambda d: os.truncate(_first(d), 1000), "1000 bytes, expected"),
+    "a shard has more": (lambda d: os.truncate(_first(d), 1 << 30), "1073741824 bytes, expected"),
+    "a file of someone": (lambda d: (d / "notes.txt").write_text("x"), r"notes\.txt"),
+    "a shard of someone": (lambda d: (d / "model-9.safetensors").write_text("x"), r"model-9\.safetensors"),
+    "a link for a file": (
+        lambda d: ((d / "tokenizer.json").unlink(), (d / "tokenizer.json").symlink_to("/etc/passwd")),
+        "tokenizer.json",
+    ),
+    "a linked directory": (lambda d: (d / "more").symlink_to("/etc"), "more"),
+    "a journal without end": (_huge, "MiB"),
+    "a journal that is a link": (_looped, "journal-1.jsonl"),
+}
+
+
+@pytest.mark.parametrize("damage", DONE_AGAIN)
+def test_what_is_damaged_is_done_again(damage: str, stopped: Path, tmp_path: Path) -> None:
+    DONE_AGAIN[damage](stopped.with_name("out.partial"))
+    assert run(tmp_path / "source", stopped) == run(tmp_path / "source", tmp_path / "expected" / "out")
+
+
+@pytest.mark.parametrize("damage", REFUSED)
+def test_what_no_run_left_is_refused_and_overwrite_starts_again(damage: str, stopped: Path, tmp_path: Path) -> None:
+    break_it, named = REFUSED[damage]
+    break_it(stopped.with_name("out.partial"))
+    with pytest.raises(G4Error, match=named):
+        run(tmp_path / "source", stopped)
+    assert not stopped.exists()
+    assert "config.json" in run(tmp_path / "source", stopped, overwrite=True)
+    assert Path("/etc/passwd").exists()
+
+
+def test_each_flipped_bit_of_finished_work_is_done_again(stopped: Path, tmp_path: Path) -> None:
+    """One bit in each tensor that the stopped run wrote, packed words, scales and copies alike."""
+    partial = stopped.with_name("out.partial")
+    for path in partial.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            assert file.keys()
+        data = bytearray(path.read_bytes())
+        begin = int.from_bytes(data[:8], "little") + 8
+        for at in range(begin, len(data), 4096):
+            data[at] ^= 0x10
+        path.write_bytes(data)
+    assert run(tmp_path / "source", stopped) == run(tmp_path / "source", tmp_path / "expected" / "out")
+
+
+def test_a_source_that_changed_with_size_and_time_kept_is_refused(stopped: Path, tmp_path: Path) -> None:
+    path = min((tmp_path / "source").glob("*.safetensors"))
+    before, data = path.stat(), bytearray(path.read_bytes())
+    begin = int.from_bytes(data[:8], "little") + 8
+    data[begin:] = bytes(byte ^ 1 for byte in data[begin:])
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "source", stopped)
+    assert any(line.startswith("sample: ") for line in caught.value.offenders)
+
+
+def test_a_source_that_changes_during_the_run_leaves_nothing(moe: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(moe, tmp_path / "source")
+
+    class Changing(Quiet):
+        def advance(self, *_: object) -> None:
+            os.utime(min(source.glob("*.safetensors")), (1, 1))
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        convert(prepare(job(source, tmp_path / "out")), Changing(), Ranks())
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_an_output_has_the_hash_of_each_shard(moe: Path, tmp_path: Path) -> None:
+    run(moe, tmp_path / "out", max_shard_size="300KB")
+    found = json.loads((tmp_path / "out" / "g4convert.json").read_text())["files"]
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.safetensors")}
+    assert found == {name: {"xxh3_128": xxh3_128_hexdigest(data)} for name, data in shards.items()}
+    assert len(found) > 3
+    assert hashes(tmp_path / "out")
