@@ -83,6 +83,11 @@ class Contents:
         found = ((name, self.stored.get(fused.names[0])) for name, fused in self.fused.items())
         return {name: form for name, form in found if isinstance(form, PackedModule) and form.fused}
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether anything is packed, in whatever form, or was."""
+        return bool(self.packed or self.fused_packed or self.torn)
+
     def plain(self, name: str) -> TensorInfo | None:
         """The tensor of a weight that is not packed, for an expert perhaps that of all; None for the others."""
         form = self.stored.get(name)

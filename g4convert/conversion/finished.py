@@ -10,6 +10,7 @@ from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.provenance import made_of
 from g4convert.conversion.run import Job
+from g4convert.conversion.staging import Staging
 from g4convert.errors import InputError
 
 __all__ = ["is_finished"]
@@ -17,7 +18,7 @@ __all__ = ["is_finished"]
 
 def is_finished(job: Job) -> bool:
     """Whether the output of a job is what the job would write, as far as headers and its own record say."""
-    target = job.staging.target
+    target = Staging.of(job.output).target
     try:
         said = json.loads((target / "g4convert.json").read_bytes())
         out = Checkpoint.open(target)

@@ -1,19 +1,18 @@
 """How entries of `ignore` and `targets` name an engine's modules.
 
-All engines try `re:` entries with `re.match`: from the start of a name, to no particular end. They differ in what
-else an entry may be, which is what `Matching` says, and in whether a module made of several must agree about them.
+All engines match names and patterns as `checkpoint.entries` does. They differ in what else an entry may be, which is
+what `Matching` says, and in whether a module made of several must agree about them.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.engines.module import Kind, Module, Renames, rename
 
 __all__ = ["Disagreement", "Matching", "Reading"]
 
-_PATTERN: Final = "re:"
 _EXPERT: Final = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -42,6 +41,15 @@ class Matching:
     must_target: bool = False
     head_by_name: bool = False
 
+    def entries(self, method: str | None, entries: Iterable[str]) -> Entries:
+        """A list of a config with whole names as the engine renames them.
+
+        Args:
+            method: `quant_method` of the config.
+            entries: as in the config.
+        """
+        return Entries.of(method, entries, lambda name: rename(name, self.renames))
+
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
@@ -57,53 +65,12 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entries:
-    """One list, sorted: plain ones after the renames, patterns compiled.
-
-    Args:
-        written: as in the config.
-        plain: names and classes.
-        patterns: by entry.
-        broken: patterns that are none; they name nothing.
-    """
-
-    written: tuple[str, ...]
-    plain: frozenset[str]
-    patterns: tuple[re.Pattern[str], ...]
-    broken: tuple[str, ...]
-
-    @classmethod
-    def of(cls, entries: Iterable[str], renames: Renames) -> "_Entries":
-        written, plain, broken = tuple(entries), set(), []
-        patterns = []
-        for entry in written:
-            if not entry.startswith(_PATTERN):
-                plain.add(rename(entry, renames) if "." in entry else entry)
-                continue
-            try:
-                patterns.append(re.compile(entry.removeprefix(_PATTERN)))
-            except re.error:
-                broken.append(entry)
-        return cls(written, frozenset(plain), tuple(patterns), tuple(broken))
-
-    def name(self, module: str, *, suffix: bool = False) -> bool:
-        """Whether one of them names a module."""
-        if module in self.plain or any(pattern.match(module) for pattern in self.patterns):
-            return True
-        return suffix and any(module.endswith(f".{entry}") for entry in self.plain)
-
-    def part_of(self, class_name: str) -> bool:
-        """Whether a plain one is a part of a class name, whatever the case."""
-        return any(entry.lower() in class_name.lower() for entry in self.plain)
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """`ignore` and `targets` of a config, as one engine reads them for one architecture."""
 
     matching: Matching
-    ignore: _Entries
-    targets: _Entries
+    ignore: Entries
+    targets: Entries
 
     @classmethod
     def of(cls, matching: Matching, ignore: Iterable[str], targets: Iterable[str]) -> "Reading":
@@ -114,7 +81,8 @@ class Reading:
             ignore: as in the config.
             targets: of one config group.
         """
-        return cls(matching, _Entries.of(ignore, matching.renames), _Entries.of(targets, matching.renames))
+        ignored, targeted = (matching.entries(COMPRESSED_TENSORS, entries) for entries in (ignore, targets))
+        return cls(matching, ignored, targeted)
 
     @property
     def broken(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
-from g4convert.gemma4 import Architecture, Role, expected_weights
+from g4convert.gemma4 import TABLES, Architecture, Role, expected_weights
 
 __all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "left_out", "rename", "renamed"]
 
@@ -23,7 +23,6 @@ Renames = tuple[tuple[str, str], ...]
 
 _WEIGHT: Final = ".weight"
 LM_HEAD: Final = "lm_head"
-_EMBEDDINGS: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
 
 
 class Kind(StrEnum):
@@ -184,7 +183,7 @@ def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[Kind, tuple[s
             experts[name.partition(".experts.")[0]].append(module)
         elif expected.role is Role.LM_HEAD:
             found.append((Kind.HEAD, (module,), False))
-        elif expected.linear or expected.role in _EMBEDDINGS:
+        elif expected.linear or expected.role in TABLES:
             kind = Kind.LINEAR if expected.linear else Kind.EMBEDDING
             found.append((kind, (module,), module.startswith(shared)))
     found += ((Kind.EXPERTS, tuple(modules), False) for modules in experts.values())

@@ -34,7 +34,7 @@ from g4convert.engines.weights import Remark, Topic, Weights, label
 from g4convert.errors import GateError
 from g4convert.gemma4 import Role
 
-__all__ = ["BASIS", "TENSOR_PARALLEL", "Loads", "Verdict", "refuse", "verdicts"]
+__all__ = ["BASIS", "TENSOR_PARALLEL", "Loads", "Verdict", "chosen", "refuse", "verdicts"]
 
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """The numbers of GPUs that verdicts are given for unless others are asked for."""
@@ -136,18 +136,33 @@ def verdicts(
     return tuple(_remedied(weights, one) for one in found)
 
 
-def refuse(weights: Weights, engines: Collection[str], tps: Collection[int]) -> None:
+def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int]) -> tuple[Verdict, ...]:
+    """Those of some engines and sizes; the one of an engine that does not split stands for any size.
+
+    Args:
+        found: verdicts.
+        engines: keys of `CONTRACTS`, in the order wanted.
+        tps: tensor parallel sizes, in the order wanted.
+    """
+    given = {(one.engine, one.tp): one for one in found}
+    sizes = tuple(dict.fromkeys(tps))
+    places = ((engine, tp) for engine in dict.fromkeys(engines) for tp in (sizes if engine in _DENSE else (1,)))
+    return tuple(given[place] for place in places if place in given)
+
+
+def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
     """Hold a checkpoint against the engines that must load it.
 
     Args:
         weights: the checkpoint.
+        found: its verdicts, those of these engines and sizes among them.
         engines: those that must load it, keys of `CONTRACTS`.
         tps: the tensor parallel sizes at which they must.
 
     Raises:
         GateError: one of them cannot; every reason, and what all of them would load at all of these sizes.
     """
-    refused = [one for one in verdicts(weights, engines, tps) if one.loads is Loads.NO]
+    refused = [one for one in chosen(found, engines, tps) if one.loads is Loads.NO]
     if refused:
         problems = [remark for one in refused for remark in one.problems]
         lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]

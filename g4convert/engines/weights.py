@@ -72,7 +72,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A checkpoint as engines meet it.
+    """A checkpoint as engines meet it: made of a plan or of what is stored; lists and verdicts follow from it.
 
     Args:
         architecture: of the checkpoint.
@@ -80,6 +80,7 @@ class Weights:
         roles: of the same modules.
         packed: of those that are packed, how.
         stacked: those that are plain experts, all of a layer in one tensor.
+        joined: of those that are packed, experts that are packed in one tensor, which no engine reads.
         ignore: of the config.
         targets: of the config; None where it says nothing of quantization.
     """
@@ -89,6 +90,7 @@ class Weights:
     roles: Mapping[str, Role]
     packed: Mapping[str, Packing]
     stacked: Collection[str] = ()
+    joined: Collection[str] = ()
     ignore: tuple[str, ...] = ()
     targets: tuple[str, ...] | None = None
 
@@ -98,6 +100,11 @@ class Weights:
         found = dict.fromkeys(self.shapes, Stored.PLAIN)
         found |= dict.fromkeys(self.stacked, Stored.STACKED)
         return found | dict.fromkeys(self.packed, Stored.PACKED)
+
+    @property
+    def forms_read(self) -> dict[str, Stored]:
+        """How each module is stored in a form that some engine reads: without experts packed in one tensor."""
+        return {module: form for module, form in self.forms.items() if module not in self.joined}
 
     def thinned(self) -> "Weights":
         """The same with one expert in each layer, where all are stored alike: engines look at no other."""

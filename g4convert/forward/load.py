@@ -83,7 +83,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
         raise no_such("dtype", dtype, _DTYPES)
     checkpoint = Checkpoint.open(directory)
     architecture = Architecture.from_config(checkpoint.config)
-    infos = {name: stored.info for name, stored in checkpoint.tensors.items()}
+    infos = checkpoint.infos
     if decoder_only and architecture.is_composite:
         infos = _of_decoder(infos, architecture)
         architecture = architecture.text_only()

@@ -1,6 +1,6 @@
 """`g4convert check`: what each engine would make of a checkpoint, from its headers, whoever wrote it.
 
-    check_static   names, shapes, dtypes, config: what is wrong with the checkpoint itself
+    check_stored   names, shapes, dtypes, config: what is wrong with the checkpoint itself
     verdicts       each engine and number of GPUs: loads, with a caveat, or not
 
 Findings of the first that no engine survives become reasons of the second: a scheme that is not the stored one, a
@@ -16,30 +16,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.contents import Contents, module_of
-from g4convert.checkpoint.declared import Declared
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.stored import PackedModule, packed_modules, stored_scheme
+from g4convert.checkpoint.stored import packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Contract, OnUnknown
-from g4convert.engines.limits import Packing
+from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
-from g4convert.engines.weights import Remark, Topic, Weights
+from g4convert.engines.weights import Remark, Topic
 from g4convert.errors import UnsupportedError
-from g4convert.gemma4 import Architecture, Role
+from g4convert.gemma4 import Architecture
 from g4convert.inspection.drafter import paired
 from g4convert.report import Finding, Report, Severity
 from g4convert.suggestions import no_such
-from g4convert.tensors import TensorInfo
-from g4convert.verification.static.config import HINDERS, quantization_section
+from g4convert.verification.static.config import HINDERS
 from g4convert.verification.static.engines import NO_PATTERN
-from g4convert.verification.static.level import REQUIRED_ENGINES, check_static
+from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
-__all__ = ["Asked", "Checked", "check", "stored_weights"]
+__all__ = ["Asked", "Checked", "check"]
 
-_TABLES: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
-_STACK: Final = 3  # dimensions of experts that are one tensor
-_INT4: Final = 4
 _COUNT: Final = re.compile(r" \((\d+ of them|(all|\d+ of) \d+ modules), first \S+\)$")
 _OPTION: Final = re.compile(r"(^|, or )(?=`--(?:pack|group-size))")
 _AGAIN: Final = r"\1quantize again from the source with "
@@ -109,36 +103,31 @@ def check(asked: Asked) -> Checked:
     """
     out = Checkpoint.open(asked.directory)
     _refuse_other_formats(out)
-    static = tuple(check_static(asked.directory, None, tp=(), engines=asked.required))
-    contents = Contents.of(
-        {name: stored.info for name, stored in out.tensors.items()}, Architecture.from_config(out.config)
-    )
-    found = _verdicts(out, contents, asked, static)
+    stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
+    static = tuple(check_stored(stored, tp=(), engines=asked.required))
+    found = _verdicts(stored, asked, static)
     findings, levels = [*static, *_judged(found, asked)], ["static", "engines"]
     if asked.target is not None:
         findings += paired(out, Checkpoint.open(asked.target))
         levels.append("assistant")
     against = None if asked.target is None else str(asked.target)
     report = Report(tuple(findings), tuple(levels), {}, str(asked.directory), against)
+    contents = stored.contents
     return Checked(report, found, len(contents.packed) + len(contents.fused_packed) + len(contents.torn))
 
 
 def _refuse_other_formats(out: Checkpoint) -> None:
     """The contracts say how engines read compressed-tensors; other formats have other rules."""
-    packed = packed_modules({name: stored.info for name, stored in out.tensors.items()}).values()
+    packed = packed_modules(out.infos).values()
     if odd := next((one for one in packed if "weight_packed" not in one.parts), None):
         form = stored_scheme(odd, None, None).format
         hint = "`g4convert inspect` describes it"
         raise UnsupportedError(f"{odd.module}: stored as {form}: engines are judged for pack-quantized", hint=hint)
 
 
-def _verdicts(out: Checkpoint, contents: Contents, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
-    packs = bool(contents.packed or contents.fused_packed or contents.torn)
-    declared, _ = quantization_section(out.config, packs=packs, engines=asked.required)
+def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
-    found = verdicts(
-        stored_weights(contents, declared), asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL
-    )
+    found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
     return tuple(_with_faults(_of_another_command(one), wrong) for one in found)
 
 
@@ -147,41 +136,6 @@ def _of_another_command(verdict: Verdict) -> Verdict:
     problems = (replace(one, remedy=_OPTION.sub(_AGAIN, one.remedy, count=1)) for one in verdict.problems)
     remedies = (_OPTION.sub(_AGAIN, one) for one in verdict.remedies)
     return replace(verdict, problems=tuple(problems), remedies=tuple(remedies))
-
-
-def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
-    """A checkpoint as engines meet it.
-
-    Args:
-        contents: its tensors.
-        declared: what its config says of quantization; None where that is nothing.
-    """
-    shapes, roles, packed, stacked = {}, {}, {}, []
-    groups = declared.groups if declared else ()
-    bits = next((group.num_bits for group in groups if group.num_bits), None)
-    for name, form in contents.stored.items():
-        expected = contents.expected[name]
-        if not expected.linear and expected.role not in _TABLES:
-            continue
-        module = module_of(name)
-        shapes[module], roles[module] = expected.shape, expected.role
-        if isinstance(form, PackedModule):
-            packed[module] = _packing(form, expected.shape, bits)
-        elif isinstance(form, TensorInfo) and len(form.shape) == _STACK:
-            stacked.append(module)
-    targets = tuple(entry for group in groups for entry in group.targets)
-    ignore = declared.ignore if declared else ()
-    readable = declared is not None and bool(groups)
-    return Weights(
-        contents.architecture, shapes, roles, packed, frozenset(stacked), ignore, targets if readable else None
-    )
-
-
-def _packing(form: PackedModule, shape: tuple[int, ...], bits: int | None) -> Packing:
-    if form.fused:
-        return Packing(bits or _INT4, None)
-    scheme = stored_scheme(form, shape, bits)
-    return Packing(scheme.num_bits or bits or _INT4, scheme.group_size)
 
 
 def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:

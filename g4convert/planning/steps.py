@@ -147,8 +147,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     _check_scheme(recipe)
     decoder_only = recipe.layout == "text-only" and (source.is_composite or source.is_assistant)
     architecture = source.text_only() if decoder_only else source
-    tensors = {name: stored.info for name, stored in checkpoint.tensors.items()}
-    inventory = resolve(tensors, source, config=checkpoint.config, decoder_only=decoder_only)
+    inventory = resolve(checkpoint.infos, source, config=checkpoint.config, decoder_only=decoder_only)
     packable = _packable_roles(recipe, inventory)
     _refuse_misfit(inventory.weights, packable, recipe)
     steps: list[Step] = []

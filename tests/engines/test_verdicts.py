@@ -34,22 +34,16 @@ from g4convert.engines.verdicts import BASIS, TENSOR_PARALLEL, Loads, Verdict, r
 from g4convert.engines.weights import Remark, Topic, Weights
 from g4convert.errors import GateError
 from g4convert.gemma4 import Role
-from g4convert.planning.gate import hold
-from g4convert.planning.gate import planned_weights as weights_with
-from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.gate import Outlook
 from g4convert.planning.recipe import Engine
 from g4convert.planning.sizes import role_sizes
-from g4convert.planning.steps import Plan
+from g4convert.planning.weights import planned_weights
 
 MOE = "26B-A4B"
 YES, CAVEAT, NO = Loads.YES, Loads.CAVEAT, Loads.NO
 DENSE_PARTS = {"pack": ["attention", "mlp"]}
 EXPERTS = {"pack": ["experts"]}
 Row = tuple[str, dict[str, object], str, int, Loads, tuple[str, ...]]
-
-
-def planned_weights(plan: Plan) -> Weights:
-    return weights_with(plan, quantization_config(plan) if plan.quantized else {})
 
 
 @cache
@@ -329,17 +323,21 @@ def test_one_expert_speaks_for_all_that_are_stored_alike() -> None:
 # the gate
 
 
+def held(weights: Weights, engines: list[str], tps: list[int]) -> None:
+    refuse(weights, verdicts(weights, tps=tps), engines, tps)
+
+
 def test_the_gate_asks_for_named_engines_and_sizes_only() -> None:
     weights = weights_of(MOE, {})
-    refuse(weights, ["vllm"], [1, 2])
-    refuse(weights, [], [8])
+    held(weights, ["vllm"], [1, 2])
+    held(weights, [], [8])
     with pytest.raises(GateError) as error:
-        refuse(weights, ["vllm", "sglang"], [4])
+        held(weights, ["vllm", "sglang"], [4])
     assert error.value.exit_code == 1
     assert any("vLLM 0.33, TP 4: experts: 704 inputs / 4 = 176" in line for line in error.value.offenders)
     assert any("GELU" in line for line in error.value.offenders)
     with pytest.raises(GateError):
-        refuse(weights, ["transformers"], [4])  # has one verdict, for any number
+        held(weights, ["transformers"], [4])  # has one verdict, for any number
 
 
 @pytest.mark.parametrize(
@@ -357,19 +355,20 @@ def test_the_gate_asks_for_named_engines_and_sizes_only() -> None:
 def test_the_hint_of_the_gate_passes_it(engines: list[str], tps: list[int], hint: str) -> None:
     """One way for all engines and sizes at once; the sizes that it names are those of all engines."""
     with pytest.raises(GateError) as error:
-        refuse(weights_of(MOE, {}), engines, tps)
+        held(weights_of(MOE, {}), engines, tps)
     assert error.value.hint == hint
-    refuse(weights_of(MOE, options_of(hint.rpartition(", or ")[2])), engines, tps)
+    held(weights_of(MOE, options_of(hint.rpartition(", or ")[2])), engines, tps)
 
 
 def test_a_recipe_that_names_engines_holds_its_plan() -> None:
     plan = planned(released(MOE), engines=["vllm"])
-    hold(plan, [1, 2])
+    outlook = Outlook.of(plan, [1, 2, 4])
+    outlook.hold(plan.recipe, [1, 2])
     with pytest.raises(GateError):
-        hold(plan, [4])
+        outlook.hold(plan.recipe, [4])
     with pytest.raises(GateError):
-        hold(planned(released(MOE), engines=["vllm", "sglang"]), [1])
-    hold(planned(released(MOE)), [64])  # none is named
+        outlook.hold(planned(released(MOE), engines=["vllm", "sglang"]).recipe, [1])
+    outlook.hold(planned(released(MOE)).recipe, [4])  # none is named
 
 
 def test_recipes_know_the_engines_that_there_are() -> None:

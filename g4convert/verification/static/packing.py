@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from g4convert.checkpoint.contents import Contents, module_of
-from g4convert.checkpoint.declared import Declared, DeclaredGroup, Entries
+from g4convert.checkpoint.declared import Declared, DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.entries import Entries
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
 from g4convert.gemma4 import Role
 from g4convert.report import Finding, Severity
@@ -58,7 +59,7 @@ def _group(module: str, groups: Iterable[tuple[DeclaredGroup, Entries]]) -> Decl
     listed = list(groups)
     for classes in (frozenset[str](), frozenset(("Linear", "Module"))):
         for group, entries in listed:
-            if entries.hold(module, module, classes):
+            if entries.hold(module, classes):
                 return group
     return listed[0][0] if listed else None
 
