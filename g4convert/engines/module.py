@@ -14,6 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
+from g4convert.engines.reason import Reason
 from g4convert.gemma4 import TABLES, Architecture, Role, expected_weights
 
 __all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "left_out", "rename", "renamed"]
@@ -22,6 +23,7 @@ Renames = tuple[tuple[str, str], ...]
 """Starts of tensor names and what replaces them, one after the other, as vLLM's WeightsMapper does."""
 
 _WEIGHT: Final = ".weight"
+_NO_NOTE: Final = Reason()
 LM_HEAD: Final = "lm_head"
 
 
@@ -76,7 +78,7 @@ class Module:
     cut: Cut
     configured: bool
     accepts: Accepts
-    note: str
+    note: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Rule:
     cut: Cut = Cut.WHOLE
     configured: bool = True
     accepts: Accepts = Accepts.EITHER
-    note: str = ""
+    note: Reason = _NO_NOTE
     kv_shared: bool | None = None
     refused: bool = False
 

@@ -1,9 +1,8 @@
-"""A checkpoint as engines meet it, and what there is to say of its modules."""
+"""A checkpoint as engines meet it."""
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from math import prod
 from typing import Final
 
@@ -12,62 +11,11 @@ from g4convert.engines.limits import Packing
 from g4convert.engines.module import Kind, Module
 from g4convert.gemma4 import Architecture, Role
 
-__all__ = ["Remark", "Topic", "Weights", "label"]
+__all__ = ["Weights", "label"]
 
 _PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
 _LAYERS: Final = re.compile(r"^(?!.*_tower\.).*\blayers\.\d+\.")
 _STARTS: Final = re.compile(r"^(model|draft_model|language_model)(\.model)?\.")
-
-
-class Topic(StrEnum):
-    """What a remark is about."""
-
-    KERNEL = "kernel"
-    """Which one takes it; no more than that."""
-    PADDING = "padding"
-    SLOW = "slow kernel"
-    FLAG = "flag"
-    NAMES = "names"
-    """Loads, but under names that some programs do not know."""
-    UNEVEN = "uneven split"
-    GROUP = "no kernel"
-    FORM = "form"
-    """Built in another form than stored."""
-    REFUSED = "refused"
-    """Loads packed, and does not work."""
-    MISSING = "missing"
-    UNKNOWN = "unknown"
-    """Stored, and fits nothing."""
-    STORED = "stored"
-    """Not stored as the config says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """Something to know about one kind of module.
-
-    Args:
-        topic: what it is about.
-        subject: the kind of module; empty where it is the whole checkpoint.
-        text: what is to be known.
-        remedy: what to do about it.
-        role: of the weights.
-    """
-
-    topic: Topic
-    subject: str
-    text: str
-    remedy: str = ""
-    role: Role | None = None
-
-    @property
-    def line(self) -> str:
-        """In one line, without the remedy."""
-        return f"{self.subject}: {self.text}" if self.subject else self.text
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON."""
-        return {"topic": self.topic.value, "subject": self.subject, "text": self.text, "remedy": self.remedy}
 
 
 @dataclass(frozen=True, slots=True)

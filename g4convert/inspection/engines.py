@@ -10,7 +10,6 @@ tensor that is not there and that the engine does not miss.
                    WARN   one that was not asked for cannot; FAIL if none can
 """
 
-import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,24 +19,20 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Contract, OnUnknown
+from g4convert.engines.reason import Reason
+from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
-from g4convert.engines.weights import Remark, Topic
 from g4convert.errors import UnsupportedError
 from g4convert.gemma4 import Architecture
 from g4convert.inspection.drafter import paired
-from g4convert.report import Finding, Report, Severity
+from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.suggestions import no_such
 from g4convert.verification.static.config import HINDERS
-from g4convert.verification.static.engines import NO_PATTERN
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
 __all__ = ["Asked", "Checked", "check"]
 
-_COUNT: Final = re.compile(r" \((\d+ of them|(all|\d+ of) \d+ modules), first \S+\)$")
-_OPTION: Final = re.compile(r"(^|, or )(?=`--(?:pack|group-size))")
-_AGAIN: Final = r"\1quantize again from the source with "
-_LOST: Final = ("no weight_scale", "no weight_packed")
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.experts", "static.quantization_config",
 }  # fmt: skip
@@ -133,9 +128,12 @@ def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding])
 
 def _of_another_command(verdict: Verdict) -> Verdict:
     """A verdict whose remedies say that options of `quantize` are meant."""
-    problems = (replace(one, remedy=_OPTION.sub(_AGAIN, one.remedy, count=1)) for one in verdict.problems)
-    remedies = (_OPTION.sub(_AGAIN, one) for one in verdict.remedies)
-    return replace(verdict, problems=tuple(problems), remedies=tuple(remedies))
+    problems = (replace(one, ways=_again(one.ways)) for one in verdict.problems)
+    return replace(verdict, problems=tuple(problems), remedies=_again(verdict.remedies))
+
+
+def _again(ways: Iterable[Way]) -> tuple[Way, ...]:
+    return tuple(replace(way, again=True) for way in ways)
 
 
 def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
@@ -150,7 +148,7 @@ def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
 
 def _remark(finding: Finding, contract: Contract) -> Remark | None:
     """What a finding about the checkpoint means to an engine."""
-    code, text = finding.code, _COUNT.sub("", finding.found)
+    code, text = finding.code, finding.found
     topic: Topic | None = None
     if code == "static.names":
         topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
@@ -158,22 +156,23 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
         topic = Topic.STORED if contract.engine in HINDERS[finding.subject] else None
     elif finding.severity is not Severity.FAIL:
         return None
-    elif code == "static.tensors" or text.startswith(_LOST):
+    elif code == "static.tensors" or finding.detail is Detail.LOST:
         topic, text = Topic.MISSING, f"{text}: {contract.on_missing}"
     elif code in {"static.unknown", "static.k_eq_v"} and contract.on_unknown is OnUnknown.RAISES:
         topic, text = Topic.UNKNOWN, f"{text}: {contract.on_unknown}"
-    elif code == "static.ignore" and text == NO_PATTERN:
+    elif finding.detail is Detail.NO_PATTERN:
         topic = Topic.FORM  # each compiles the entry when it builds its modules
     elif code in _ANY_ENGINE or (code == "static.weight_shape" and contract.engine == "transformers"):
         topic = Topic.STORED  # the others load `weight_shape` and do not look at it
-    return Remark(topic, finding.subject, text, finding.remedy) if topic else None
+    ways = (Way(finding.remedy),) if finding.remedy else ()
+    return Remark(topic, finding.subject, Reason(text), ways) if topic else None
 
 
 def _merged(remarks: Iterable[Remark]) -> list[Remark]:
     """What is said of many modules, once."""
-    same: dict[tuple[Topic, str], list[Remark]] = {}
+    same: dict[tuple[Topic, Reason], list[Remark]] = {}
     for one in remarks:
-        same.setdefault((one.topic, one.text), []).append(one)
+        same.setdefault((one.topic, one.reason), []).append(one)
     return [
         replace(many[0], subject=f"{many[0].subject} and {len(many) - 1} more" if many[1:] else many[0].subject)
         for many in same.values()

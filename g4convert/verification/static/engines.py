@@ -19,12 +19,11 @@ from g4convert.engines.matching import Disagreement, Reading
 from g4convert.engines.module import LM_HEAD, Kind, Module
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.weights import Weights
-from g4convert.report import Finding, Severity
+from g4convert.report import Detail, Finding, Severity
 
-__all__ = ["ENGINES", "NO_PATTERN", "dead_entries", "wrong_forms"]
+__all__ = ["ENGINES", "dead_entries", "wrong_forms"]
 
 ENGINES: Final = tuple(CONTRACTS)
-NO_PATTERN: Final = "no regular expression"
 
 _FIX: Final = "`g4convert check DIR --fix` corrects it"
 _BY_NAME: Final = {Fault.IGNORED, Fault.UNTARGETED, Fault.TARGETED, Fault.UNNAMED}
@@ -67,7 +66,8 @@ def wrong_forms(weights: Weights, required: Collection[str]) -> Iterator[Finding
     """
     readings = _readings(weights)
     for entry in dict.fromkeys(entry for reading in readings.values() for entry in reading.broken):
-        yield Finding("static.ignore", Severity.FAIL, entry, NO_PATTERN, "one that Python's re reads", _FIX)
+        found, expected = "no regular expression", "one that Python's re reads"
+        yield Finding("static.ignore", Severity.FAIL, entry, found, expected, _FIX, detail=Detail.NO_PATTERN)
     stored = weights.forms_read
     wrong: defaultdict[tuple[str, Fault], list[str]] = defaultdict(list)
     for engine, contract in CONTRACTS.items():

@@ -11,7 +11,7 @@ from typing import Final
 from g4convert.checkpoint.contents import Contents, Form, module_of
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.gemma4 import Architecture, Inventory, Role, Weight
-from g4convert.report import Finding, Severity
+from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import TensorInfo
 
 __all__ = ["accounted", "built_plain", "kept_as_they_were", "left_out", "projections_agree", "stray_values"]
@@ -198,4 +198,5 @@ def stray_values(contents: Contents) -> Iterator[Finding]:
     """Parts of packed modules whose words are gone."""
     for module, parts in contents.torn.items():
         found = f"no weight_packed, only {', '.join(part.rpartition('.')[2] for part in parts)}"
-        yield Finding("static.packed", Severity.FAIL, module, found, "weight_packed, weight_scale and weight_shape")
+        expected = "weight_packed, weight_scale and weight_shape"
+        yield Finding("static.packed", Severity.FAIL, module, found, expected, detail=Detail.LOST)

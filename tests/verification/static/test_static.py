@@ -253,7 +253,7 @@ def test_a_scheme_without_zero_points_is_not_asymmetric(written: Converted, tmp_
 def test_what_is_stored_in_another_way_is_counted(written: Converted, tmp_path: Path) -> None:
     wrong = [one for one in findings_of(written, tmp_path, "text", "wrong group size") if one.severity is FAIL]
     assert [(one.code, one.subject) for one in wrong] == [("static.scheme", "config_groups.group_0")]
-    assert wrong[0].found.startswith("group_size 64 in the config, 32 stored (all 28 modules, first model.layers.0.")
+    assert wrong[0].told.startswith("group_size 64 in the config, 32 stored (all 28 modules, first model.layers.0.")
 
 
 def test_an_anchored_pattern_holds_in_transformers_and_not_in_vllm(written: Converted, tmp_path: Path) -> None:
