@@ -12,14 +12,15 @@ from typing import Final
 from g4convert.checkpoint.stored import PackedModule, packed_modules
 from g4convert.gemma4 import Architecture, Expected, FusedExperts
 from g4convert.gemma4.matching import Match, match_names
+from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
-__all__ = ["Contents", "Form", "module_of"]
+__all__ = ["Contents", "Form"]
 
 Form = PackedModule | TensorInfo
 """How a weight is stored: packed, or plain."""
 
-_PARTS: Final = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point")
+_PARTS: Final = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,6 @@ class Contents:
         return form if isinstance(form, TensorInfo) else None
 
 
-def module_of(name: str) -> str:
-    """The module a weight belongs to."""
-    return name.removesuffix(".weight")
-
-
 def _forms(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Form]]:
     """Every weight by the name it had or has, packed ones first."""
     packed = packed_modules(tensors).values()
@@ -139,8 +135,8 @@ def _torn(match: Match) -> dict[str, tuple[str, ...]]:
     """Parts of modules whose words are gone."""
     torn: dict[str, tuple[str, ...]] = {}
     for name in match.unknown:
-        module, _, part = name.rpartition(".")
-        if f".{part}" in _PARTS and f"{module}.weight" in match.schema.expected:
+        module, part = Name(name).owner, Name(name).last
+        if part in _PARTS and f"{module}.weight" in match.schema.expected:
             torn[module] = (*torn.get(module, ()), name)
     return torn
 

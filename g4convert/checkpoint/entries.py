@@ -9,17 +9,18 @@ An engine that renames modules renames whole names of entries, too, and never pa
 """
 
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Final
 
-__all__ = ["COMPRESSED_TENSORS", "Entries", "dotted_ends"]
+__all__ = ["COMPRESSED_TENSORS", "Entries"]
 
 COMPRESSED_TENSORS: Final = "compressed-tensors"
 _PATTERN: Final = "re:"
 
-Matcher = Callable[[str], bool]
+Matcher = Callable[[str], object]
+"""Says of a name whether it is meant, by a value that is true or false."""
 
 
 def _as_written(name: str) -> str:
@@ -84,13 +85,6 @@ class Entries:
         return any(entry.lower() in class_name.lower() for entry in self.plain)
 
 
-def dotted_ends(name: str) -> Iterator[str]:
-    """`a.b.c`, `b.c`, `c`."""
-    while name:
-        yield name
-        name = name.partition(".")[2]
-
-
 def _is_class(entry: str) -> bool:
     """Whether an entry can only be a class name: no dot, no pattern, a capital first."""
     return not entry.startswith(_PATTERN) and "." not in entry and entry[:1].isupper()
@@ -109,7 +103,6 @@ def _matcher(method: str | None, entry: str) -> Matcher | None:
 
 def _compiled(pattern: str) -> Matcher | None:
     try:
-        match = re.compile(pattern).match
+        return re.compile(pattern).match
     except re.error:
         return None
-    return lambda name: match(name) is not None

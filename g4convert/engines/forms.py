@@ -8,6 +8,7 @@ from g4convert.engines.faults import Fault, Problem, judge
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.weights import Weights, label
+from g4convert.names import Name
 
 __all__ = ["wrong_forms"]
 
@@ -43,10 +44,11 @@ def _kind(weights: Weights, problem: Problem) -> tuple[object, ...]:
 
 def _unread(weights: Weights, problem: Problem) -> bool:
     """Keys and values that are built, and that nothing reads."""
-    number = problem.shard.partition(".layers.")[2].partition(".")[0]
-    layers = weights.architecture.text.layers
-    part = problem.shard.rpartition(".")[2]
-    return part in {"k_proj", "v_proj"} and "_tower." not in problem.shard and layers[int(number)].kv_shared
+    shard = Name(problem.shard)
+    layer = shard.decoder_layer
+    return (
+        layer is not None and shard.last in {"k_proj", "v_proj"} and weights.architecture.text.layers[layer].kv_shared
+    )
 
 
 def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:

@@ -22,6 +22,7 @@ from g4convert.engines.module import LM_HEAD
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
 from g4convert.gemma4 import TABLES, Role
+from g4convert.names import Name
 
 __all__ = ["TARGETS", "listed", "prove"]
 
@@ -116,7 +117,7 @@ def prove(weights: Weights) -> None:
             wanted = any(shard in weights.packed for shard in module.shards)
             built = reading.packs(module)
             if module.configured and built is not wanted:
-                wrong[f"{_without_numbers(module.name)} ({place}): {_fault(built=built)}"] = None
+                wrong[f"{Name(module.name).kind} ({place}): {_fault(built=built)}"] = None
     if wrong:
         raise GateError(
             f"ignore list: {len(wrong)} kinds of Linears would be built in the wrong form",
@@ -130,7 +131,3 @@ def _fault(*, built: bool | Disagreement) -> str:
         sides = (f"{name} {'packed' if packed else 'not'}" for name, packed in built.names.items())
         return f"one module in two forms: {', '.join(sides)}"
     return "kept, but not ignored" if built else "packed, but ignored"
-
-
-def _without_numbers(module: str) -> str:
-    return re.sub(r"\b\d+\b", "*", module)

@@ -10,6 +10,7 @@ from typing import Final
 
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.engines.module import Kind, Module, Renames, rename
+from g4convert.names import Name
 
 __all__ = ["Disagreement", "Matching", "Reading"]
 
@@ -119,15 +120,14 @@ class Reading:
         """The names that entries are tried on: those of a fused module's shards, of the first expert, or its own."""
         if module.kind is Kind.EXPERTS:
             return tuple(f"{module.name}.0.{part}" for part in _EXPERT)
-        stem, _, last = module.name.rpartition(".")
-        parts = self.matching.fused.get(last)
-        return tuple(f"{stem}.{part}" for part in parts) if parts else (module.name,)
+        name = Name(module.name)
+        parts = self.matching.fused.get(name.last)
+        return tuple(f"{name.owner}.{part}" for part in parts) if parts else (module.name,)
 
     def lookup_of(self, module: Module, shard: str) -> str:
         """The one of a module's `lookups` that stands for a checkpoint module in it."""
         names = self.lookups(module)
-        part = shard.removesuffix(".linear").rpartition(".")[2]
-        return next((name for name in names if name.rpartition(".")[2] == part), names[0])
+        return next((name for name in names if Name(name).last == Name(shard).projection), names[0])
 
     def ignores_name(self, module: Module, name: str) -> bool:
         """Whether `ignore` names a module under one of its `lookups`."""

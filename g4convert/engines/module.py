@@ -16,6 +16,7 @@ from typing import Final
 
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import TABLES, Architecture, Role, expected_weights
+from g4convert.names import Name
 
 __all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "left_out", "rename", "renamed"]
 
@@ -120,7 +121,7 @@ def rename(name: str, renames: Renames) -> str:
 
 def renamed(module: str, renames: Renames) -> str:
     """A module's name after the renames of tensors; `lm_head.` renames `lm_head`, for its tensors start with that."""
-    return rename(f"{module}{_WEIGHT}", renames).removesuffix(_WEIGHT)
+    return Name(rename(f"{module}{_WEIGHT}", renames)).module
 
 
 def build(
@@ -180,9 +181,9 @@ def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[Kind, tuple[s
     experts: defaultdict[str, list[str]] = defaultdict(list)
     found: list[tuple[Kind, tuple[str, ...], bool]] = []
     for name, expected in expected_weights(architecture).items():
-        module = name.removesuffix(_WEIGHT)
+        module = str(Name(name).module)
         if expected.role is Role.EXPERTS:
-            experts[name.partition(".experts.")[0]].append(module)
+            experts[Name(module).experts].append(module)
         elif expected.role is Role.LM_HEAD:
             found.append((Kind.HEAD, (module,), False))
         elif expected.linear or expected.role in TABLES:

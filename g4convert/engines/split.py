@@ -8,19 +8,16 @@
 `vllm/model_executor/models/` and `sglang/srt/models/` hold the files. Where values are keys, both are built.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from g4convert.engines.limits import Part
 from g4convert.engines.module import Cut, Module
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture, AudioTower, VisionTower
+from g4convert.names import Name
 
 __all__ = ["Uneven", "part_of", "uneven"]
-
-_LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +83,5 @@ def _heads(module: Module, architecture: Architecture) -> _Heads:
         return _Heads(vision.heads, vision.kv_heads, vision.head_dim)
     if "audio_tower" in module.name and isinstance(audio, AudioTower):
         return _Heads(audio.heads, audio.heads, audio.hidden_size // audio.heads)
-    number = _LAYER.search(module.name)
-    layer = architecture.text.layers[int(number[1]) if number else 0]
+    layer = architecture.text.layers[Name(module.name).layer or 0]
     return _Heads(architecture.text.heads, layer.kv_heads, layer.head_dim)

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from g4convert.checkpoint.contents import Contents, module_of
+from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import Declared, declared_in
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
 from g4convert.engines.limits import Packing
 from g4convert.engines.weights import Weights
-from g4convert.gemma4 import TABLES, Architecture
+from g4convert.gemma4 import TABLES, Architecture, Role
+from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
 __all__ = ["StoredCheckpoint", "stored_weights"]
@@ -71,14 +72,17 @@ def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
         contents: its tensors.
         declared: what its config says of quantization; None where that is nothing.
     """
-    shapes, roles, packed, stacked, joined = {}, {}, {}, [], []
+    shapes: dict[str, tuple[int, ...]] = {}
+    roles: dict[str, Role] = {}
+    packed: dict[str, Packing] = {}
+    stacked, joined = [], []
     groups = declared.groups if declared else ()
     bits = next((group.num_bits for group in groups if group.num_bits), None)
     for name, form in contents.stored.items():
         expected = contents.expected[name]
         if not expected.linear and expected.role not in TABLES:
             continue
-        module = module_of(name)
+        module = str(Name(name).module)
         shapes[module], roles[module] = expected.shape, expected.role
         if isinstance(form, PackedModule):
             packed[module] = _packing(form, expected.shape, bits)

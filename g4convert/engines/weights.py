@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Final
 
@@ -10,11 +11,11 @@ from g4convert.engines.faults import Stored
 from g4convert.engines.limits import Packing
 from g4convert.engines.module import Kind, Module
 from g4convert.gemma4 import Architecture, Role
+from g4convert.names import Name
 
 __all__ = ["Weights", "label"]
 
 _PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
-_LAYERS: Final = re.compile(r"^(?!.*_tower\.).*\blayers\.\d+\.")
 _STARTS: Final = re.compile(r"^(model|draft_model|language_model)(\.model)?\.")
 
 
@@ -63,7 +64,7 @@ class Weights:
         if len({(forms[module], self.packed.get(module)) for module in experts}) > 1:
             return self
         one = replace(self.architecture, text=replace(text, experts=replace(text.experts, count=1)))
-        others = {module for module in experts if ".experts.0." not in module}
+        others = {module for module in experts if Name(module).expert != 0}
         return replace(
             self,
             architecture=one,
@@ -116,15 +117,16 @@ class Weights:
         experts = module.kind is Kind.EXPERTS
         sizes = () if experts else tuple(self.shapes.get(shard) for shard in module.shards)
         heads: tuple[int, ...] = ()
-        if match := re.search(r"(?<!_tower\.encoder\.)layers\.(\d+)\.self_attn\.qkv", module.name):
-            layers = self.architecture.text.layers
-            heads = (layers[int(match[1])].kv_heads,) if int(match[1]) < len(layers) else ()
+        number, layers = Name(module.name).decoder_layer, self.architecture.text.layers
+        if number is not None and number < len(layers) and module.name.endswith(".self_attn.qkv_proj"):
+            heads = (layers[number].kv_heads,)
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 
     def keeping(self, roles: Collection[Role]) -> str:
         """How to leave packed roles in bf16, as options."""
         kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
-        rest = [role for role in _PACKABLE if role in self.packed_roles and role not in kept]
+        packed = self.packed_roles
+        rest = [role for role in _PACKABLE if role in packed and role not in kept]
         names = ", ".join(kept[:-1]) + (" and " if kept[1:] else "") + kept[-1]
         return f"`{' '.join(f'--pack {role}' for role in rest)}` to leave {names} in bf16"
 
@@ -133,5 +135,9 @@ def label(module: Module) -> str:
     """The kind of an engine's module, for people: without the parts that all of its kind share."""
     if module.kind is Kind.EXPERTS:
         return "experts"
-    bare = _STARTS.sub("", _LAYERS.sub("", module.name))
-    return re.sub(r"\.\d+\.", ".*.", bare)
+    return _without_start(module.name)
+
+
+@lru_cache(maxsize=1 << 16)
+def _without_start(module: str) -> str:
+    return Name(_STARTS.sub("", Name(module).in_layer)).kind

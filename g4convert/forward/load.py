@@ -36,6 +36,7 @@ from g4convert.forward.pieces import TORCH_DTYPES, Constant, Dense, PackedGroup,
 from g4convert.forward.streaming import Stream
 from g4convert.gemma4 import Architecture, ExtraKind, Role, droppable
 from g4convert.gemma4.matching import match_names
+from g4convert.names import Name
 from g4convert.suggestions import no_such
 from g4convert.tensors import DType, TensorInfo
 
@@ -203,7 +204,7 @@ def _place(model: Model, sources: Mapping[str, Rows | PackedGroup], *, packed: b
     pieces: dict[str, Piece] = {}
     experts: dict[str, dict[str, PackedGroup]] = {}
     for name, source in sources.items():
-        module, _, leaf = name.rpartition(".")
+        module, leaf = str(Name(name).owner), Name(name).last
         if isinstance(source, Rows):
             pieces[name] = source
         elif not packed:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from g4convert.checkpoint.declared import Declared, DeclaredGroup, declared_in
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries, dotted_ends
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.checkpoint.stored import PackedModule, StoredScheme, packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS, speller
 from g4convert.engines.faults import Fault, judge
@@ -29,6 +29,7 @@ from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.gemma4.matching import Match, match_names
 from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
+from g4convert.names import Name
 from g4convert.tensors import DType
 
 __all__ = ["Description", "describe"]
@@ -133,7 +134,7 @@ class _Matching:
     def fault(self, module: _Module, engine: str) -> str:
         """How an engine would build a Linear in another form than it is stored in; empty where it does not."""
         if engine in self.misbuilt:
-            found = self.misbuilt[engine].get(_module(module.canonical or ""))
+            found = self.misbuilt[engine].get(Name(module.canonical or "").owner)
             return _WORDS[found] if found else ""
         name, lists = module.spelled(engine), self.lists[engine]
         ignored = lists.ignore.hold(name, module.classes)
@@ -227,7 +228,7 @@ def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple
     weights: list[tuple[str, PackedModule | None]] = [(module.weight_name, module) for module in packed]
     weights += [(name, None) for name in infos if name not in owned]
     if architecture is None:
-        return [_Module(name, {_FILES: _module(name)}, of, linear=of is not None) for name, of in weights], None
+        return [_Module(name, {_FILES: Name(name).owner}, of, linear=of is not None) for name, of in weights], None
     match = match_names({name for name, _ in weights}, architecture)
     canonical = {source: name for name, sources in match.sources.items() for source in sources}
     derived = dict.fromkeys(match.derived, DROPPABLE)
@@ -235,8 +236,8 @@ def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple
     modules = []
     for name, of in weights:
         known = canonical.get(name)
-        names = spell(_module(known or name))
-        names[_FILES] = _module(name)
+        names = spell(Name(known or name).owner)
+        names[_FILES] = Name(name).owner
         role, shape, linear = derived.get(name, UNKNOWN), None, of is not None
         if known:
             role, shape, linear = _meaning(known, match)
@@ -323,9 +324,8 @@ def _missing(match: Match) -> tuple[str, ...]:
 
 def _expert_part(name: str) -> tuple[str, str]:
     """`...experts.7.gate_proj.weight` -> `...experts.`, `gate_proj`: the key of a fused tensor's share."""
-    module = _module(name)
-    stem, _, projection = module.rpartition(".")
-    return stem.rpartition(".")[0] + ".", projection
+    module = Name(name).owner
+    return f"{module.owner.owner}.", module.last
 
 
 def _scheme_remarks(
@@ -395,8 +395,8 @@ class _Counter:
     def of(cls, modules: Sequence[_Module], matching: _Matching) -> "_Counter":
         names = {engine: frozenset(module.spelled(engine) for module in modules) for engine in matching.lists}
         suffixed = [engine for engine, lists in matching.lists.items() if lists.rules.suffix]
-        ends = {engine: Counter(end for name in names[engine] for end in dotted_ends(name)) for engine in suffixed}
-        once = {_module(module.stored): module for module in modules}.values()
+        ends = {engine: Counter[str](end for name in names[engine] for end in Name(name).ends()) for engine in suffixed}
+        once = {Name(module.stored).owner: module for module in modules}.values()
         return cls(matching, names, ends, Counter(name for module in once for name in module.classes))
 
     def targets(self, entry: str) -> Mapping[str, int] | None:
@@ -413,13 +413,8 @@ class _Counter:
             one, names = lists.rules.entries(self.matching.declared.method, [entry]), self.names[engine]
             if one.classes:
                 return dict.fromkeys(self.matching.engines, self.classes[entry]) if entry in _KNOWN_CLASSES else None
-            fitting = sum(matches(name) for matches in one.patterns.values() for name in names)
+            fitting = sum(bool(matches(name)) for matches in one.patterns.values() for name in names)
             found[engine] = fitting + sum(
                 ends[engine].get(plain, 0) if engine in ends else plain in names for plain in one.plain
             )
         return found
-
-
-def _module(name: str) -> str:
-    """The module a tensor belongs to: its name without the last part."""
-    return name.rpartition(".")[0]

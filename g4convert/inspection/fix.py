@@ -26,6 +26,7 @@ from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
 from g4convert.gemma4 import Architecture, Role
+from g4convert.names import Name
 from g4convert.planning.config import quantization_config
 from g4convert.report import Finding, Severity
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
@@ -203,8 +204,9 @@ def _kept_layers(weights: Weights) -> dict[Role, list[int]]:
     partly = weights.packed_roles & _IN_LAYERS.keys()
     kept: defaultdict[Role, set[int]] = defaultdict(set)
     for module, role in weights.roles.items():
-        if role in partly and module not in weights.packed:
-            kept[role].add(int(module.partition(".layers.")[2].partition(".")[0]))
+        layer = Name(module).layer
+        if role in partly and module not in weights.packed and layer is not None:
+            kept[role].add(layer)
     return {role: sorted(layers) for role, layers in kept.items()}
 
 

@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Final
 
-from g4convert.checkpoint.contents import module_of
 from g4convert.checkpoint.declared import Declared
-from g4convert.checkpoint.entries import Entries, dotted_ends
+from g4convert.checkpoint.entries import Entries
 from g4convert.engines import CONTRACTS
 from g4convert.engines.faults import Fault, Stored, judge
 from g4convert.engines.matching import Disagreement, Reading
 from g4convert.engines.module import LM_HEAD, Kind, Module
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.weights import Weights
+from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 
 __all__ = ["ENGINES", "dead_entries", "wrong_forms"]
@@ -106,11 +106,9 @@ def _names_that_disagree(
         return
     names = {reading.lookup_of(module, shard) for shard in present}
     first = reading.lookup_of(module, present[0])
-    odd = [
-        name.rpartition(".")[2] for name, one in built.names.items() if name not in names and one != built.names[first]
-    ]
+    odd = [Name(name).last for name, one in built.names.items() if name not in names and one != built.names[first]]
     if odd:
-        owner, _, part = present[0].rpartition(".")
+        owner, part = Name(present[0]).owner, Name(present[0]).last
         state = "packed" if built.names[first] else "ignored"
         found = f"{', '.join(odd)} not {state} as {part} is, by the names of {engine}"
         remedy = f"a pattern for the whole layer, or the name of its {odd[0]}, too"
@@ -130,10 +128,10 @@ def dead_entries(stored: StoredCheckpoint) -> Iterator[Finding]:
     }
     classes = {name for of in modules.values() for module in of for name in module.classes}
     every = {name for found in spelled.values() for name in found} | {
-        module_of(name) for name in stored.contents.expected
+        Name(name).module for name in stored.contents.expected
     }
-    ends = cache(lambda: {end for name in spelled["sglang"] for end in dotted_ends(name)})
-    owners = cache(lambda: {owner for name in every for owner in _owners(name)})
+    ends = cache(lambda: {end for name in spelled["sglang"] for end in Name(name).ends()})
+    owners = cache(lambda: {owner for name in every for owner in Name(name).owners()})
     for place, entry in _entries(stored.declared):
         one = Entries.of(stored.declared.method, [entry])
         if one.broken or entry in classes or entry in every:
@@ -158,9 +156,3 @@ def _experts(module: Module) -> Iterator[str]:
 def _entries(declared: Declared) -> Iterable[tuple[str, str]]:
     yield from (("ignore", entry) for entry in declared.ignore)
     yield from ((f"targets of {group.name}", entry) for group in declared.groups for entry in group.targets)
-
-
-def _owners(name: str) -> Iterator[str]:
-    """`a.b` and `a`, of `a.b.c`."""
-    while name := name.rpartition(".")[0]:
-        yield name

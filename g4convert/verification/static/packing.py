@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from g4convert.checkpoint.contents import Contents, module_of
+from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import Declared, DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.entries import Entries
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
 from g4convert.gemma4 import Role
+from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import DType
 
@@ -35,7 +36,7 @@ def packing(out: Checkpoint, contents: Contents, declared: Declared | None) -> I
     groups = [(group, Entries.of(declared.method, group.targets)) for group in declared.groups] if declared else []
     modules = [
         *(
-            (one, contents.expected[name].shape, _group(module_of(name), groups))
+            (one, contents.expected[name].shape, _group(Name(name).module, groups))
             for name, one in contents.packed.items()
         ),
         *(
@@ -155,7 +156,7 @@ def _misfit(name: str, module: PackedModule, contents: Contents, count: int) -> 
     if expected.role not in _SPLIT_ROLES or "weight_scale" not in module.parts:
         return ""
     n, k = expected.shape
-    part = module_of(name).rpartition(".")[2]
+    part = Name(name).module.last
     what = f"experts' {part}" if expected.role is Role.EXPERTS else part
     groups = (module.parts["weight_scale"].shape or (1,))[-1]
     if part in _SPLIT_ALONG_K and groups > 1 and groups % count:
