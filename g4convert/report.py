@@ -17,14 +17,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 from g4convert import __version__
 
-__all__ = ["SCHEMA_VERSION", "Finding", "Report", "Severity", "grouped"]
+__all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Report", "Severity", "grouped"]
 
 SCHEMA_VERSION: Final = 1
 """Of `Report.to_dict`; goes up when a key changes its meaning or goes."""
@@ -51,6 +51,13 @@ class Severity(StrEnum):
 _RANK: Final = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN, Severity.PASS)
 
 
+class Detail(StrEnum):
+    """Which of several things that a check looks at a finding is about, where others must tell them apart."""
+
+    LOST = "a part of a packed module is not there"
+    NO_PATTERN = "an entry is no regular expression"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at.
@@ -62,6 +69,10 @@ class Finding:
         found: what is there.
         expected: what should be there.
         remedy: what to do about it, where that is known.
+        detail: which of several things it is about, where others must know.
+        count: how many subjects it is about.
+        total: of how many modules, where that is counted.
+        first: the first of several subjects.
     """
 
     code: str
@@ -70,6 +81,18 @@ class Finding:
     found: str
     expected: str
     remedy: str = ""
+    detail: Detail | None = None
+    count: int = 1
+    total: int | None = None
+    first: str = ""
+
+    @property
+    def told(self) -> str:
+        """What is there, and of how many subjects."""
+        if self.count == 1:
+            return self.found
+        share = "all" if self.count == self.total else f"{self.count} of"
+        return f"{self.found} ({share} {'them' if self.total is None else f'{self.total} modules'}, first {self.first})"
 
     @property
     def level(self) -> str:
@@ -80,7 +103,7 @@ class Finding:
     def line(self) -> str:
         """In one line, without code and remedy."""
         expected = f", expected {self.expected}" if self.expected else ""
-        return f"{self.subject}: {self.found}{expected}"
+        return f"{self.subject}: {self.told}{expected}"
 
     def to_dict(self) -> dict[str, str]:
         """As JSON."""
@@ -88,7 +111,7 @@ class Finding:
             "code": self.code,
             "severity": self.severity.value,
             "subject": self.subject,
-            "found": self.found,
+            "found": self.told,
             "expected": self.expected,
             "remedy": self.remedy,
         }
@@ -176,7 +199,7 @@ def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for one in findings:
         kind = _NUMBERS.sub("*", one.subject)
-        key = (one.code, one.severity.value, kind, one.found, one.expected, one.remedy)
+        key = (one.code, one.severity.value, kind, one.told, one.expected, one.remedy)
         groups.setdefault(key, []).append(one)
     for same in groups.values():
         subjects = list(dict.fromkeys(one.subject for one in same))
@@ -184,8 +207,7 @@ def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
         if len(subjects) == 1:
             yield first
             continue
-        found = f"{first.found} ({len(subjects)} of them, first {subjects[0]})"
-        yield Finding(first.code, first.severity, _common(subjects), found, first.expected, first.remedy)
+        yield replace(first, subject=_common(subjects), count=len(subjects), first=subjects[0])
 
 
 def _common(subjects: list[str]) -> str:

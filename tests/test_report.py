@@ -104,5 +104,5 @@ def test_the_same_of_many_modules_is_said_once() -> None:
     other = finding(FAIL, subject="layers.3.router.proj")
     found = list(grouped([*(finding(FAIL, subject=name) for name in names), other, finding(WARN, subject=names[0])]))
     assert [one.subject for one in found] == ["layers.3.experts.*.up_proj", other.subject, names[0]]
-    assert found[0].found == "no weight_scale (4 of them, first layers.3.experts.0.up_proj)"
+    assert found[0].told == "no weight_scale (4 of them, first layers.3.experts.0.up_proj)"
     assert found[1] == other

@@ -10,5 +10,6 @@ source     Finds the directory that a path or a hub name means
 contents   Names every tensor of a checkpoint by its place in the architecture
 stored     Recognises how each module is stored: packed, plain, by which scheme
 declared   Reads what config.json says about quantization, in any format
+entries    Matches `ignore` and `targets` against names
 arguments  Fills in and checks the `weights` of a compressed-tensors config group
 """

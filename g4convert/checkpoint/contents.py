@@ -12,14 +12,15 @@ from typing import Final
 from g4convert.checkpoint.stored import PackedModule, packed_modules
 from g4convert.gemma4 import Architecture, Expected, FusedExperts
 from g4convert.gemma4.matching import Match, match_names
+from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
-__all__ = ["Contents", "Form", "module_of"]
+__all__ = ["Contents", "Form"]
 
 Form = PackedModule | TensorInfo
 """How a weight is stored: packed, or plain."""
 
-_PARTS: Final = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point")
+_PARTS: Final = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +84,15 @@ class Contents:
         found = ((name, self.stored.get(fused.names[0])) for name, fused in self.fused.items())
         return {name: form for name, form in found if isinstance(form, PackedModule) and form.fused}
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether anything is packed, in whatever form, or was."""
+        return bool(self.packed or self.fused_packed or self.torn)
+
     def plain(self, name: str) -> TensorInfo | None:
         """The tensor of a weight that is not packed, for an expert perhaps that of all; None for the others."""
         form = self.stored.get(name)
         return form if isinstance(form, TensorInfo) else None
-
-
-def module_of(name: str) -> str:
-    """The module a weight belongs to."""
-    return name.removesuffix(".weight")
 
 
 def _forms(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Form]]:
@@ -134,8 +135,8 @@ def _torn(match: Match) -> dict[str, tuple[str, ...]]:
     """Parts of modules whose words are gone."""
     torn: dict[str, tuple[str, ...]] = {}
     for name in match.unknown:
-        module, _, part = name.rpartition(".")
-        if f".{part}" in _PARTS and f"{module}.weight" in match.schema.expected:
+        module, part = Name(name).owner, Name(name).last
+        if part in _PARTS and f"{module}.weight" in match.schema.expected:
             torn[module] = (*torn.get(module, ()), name)
     return torn
 

@@ -1,4 +1,4 @@
-"""What a config.json says about quantization, whoever wrote it, and which modules its entries mean.
+"""What a config.json says about quantization, whoever wrote it.
 
     quant_method          what is read
     compressed-tensors    config_groups (targets, weights), format, ignore
@@ -18,23 +18,20 @@ The section is looked for where engines look, in their order:
 `model_loader/weight_utils.py:239`; SGLang 0.5.23 `configs/model_config.py:1727` and
 `model_loader/checkpoint_quantization.py:53`.)
 
-Entries are matched as the format's own library does: compressed-tensors by equality, `re:` with `re.match`,
-or a class name; AWQ by substring; modelopt by glob. Ill-typed values are kept as faults: describing a
-checkpoint must not fail on a strange config.
+What its entries name, `entries` says. Ill-typed values are kept as faults: describing a checkpoint must not fail on a
+strange config.
 """
 
-import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import translate
 from typing import Any, Final
 
 from g4convert.checkpoint.arguments import DEFAULTS, implied_strategy, refused
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.stored import StoredScheme
 
-__all__ = ["Declared", "DeclaredGroup", "Entries", "declared_in", "section_of", "sections_of"]
+__all__ = ["Declared", "DeclaredGroup", "declared_in", "section_of", "sections_of"]
 
-_COMPRESSED_TENSORS: Final = "compressed-tensors"
 _PLACES: Final = (
     "quantization_config",
     "text_config.quantization_config",
@@ -44,8 +41,6 @@ _PLACES: Final = (
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
 _NO_FORMAT: Final = {"mixed-precision", "dense", "naive-quantized"}  # do not say how a weight is stored
 _UNQUANTIZED_BITS: Final = 16
-
-Matcher = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +98,11 @@ class Declared:
     groups: tuple[DeclaredGroup, ...]
     ignore: tuple[str, ...]
     faults: tuple[str, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing of quantization, as the marker in Google's QAT sources."""
+        return self.method is None and not self.groups
 
 
 class _Reader:
@@ -175,77 +175,6 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
     return Declared(method, groups, ignore, tuple(read.faults))
 
 
-def _is_class(entry: str) -> bool:
-    """Whether an entry can only be a class name: no dot, no pattern, a capital first."""
-    return not entry.startswith("re:") and "." not in entry and entry[:1].isupper()
-
-
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """`ignore` or `targets`, ready to be matched against thousands of modules.
-
-    Args:
-        exact: whole module names.
-        patterns: by entry, what its pattern does.
-        classes: class names.
-        broken: entries that are no pattern.
-    """
-
-    exact: frozenset[str]
-    patterns: Mapping[str, Matcher]
-    classes: frozenset[str]
-    broken: tuple[str, ...]
-
-    @classmethod
-    def of(cls, method: str | None, entries: Iterable[str]) -> "Entries":
-        """Sorts entries by the rules of the format's library."""
-        exact, classes, broken = set(), set(), []
-        patterns: dict[str, Matcher] = {}
-        for entry in entries:
-            if _is_class(entry):
-                classes.add(entry)
-            elif matcher := _matcher(method, entry):
-                patterns[entry] = matcher
-            elif entry.startswith("re:"):
-                broken.append(entry)
-            else:
-                exact.add(entry)
-        return cls(frozenset(exact), patterns, frozenset(classes), tuple(broken))
-
-    def hold(self, plain: str, spelled: str, class_names: Container[str]) -> bool:
-        """Whether an entry names a module.
-
-        Args:
-            plain: the module's name as whole names are compared with it.
-            spelled: its name as patterns are tried on it.
-            class_names: what class names fit it.
-        """
-        return (
-            plain in self.exact
-            or any(name in class_names for name in self.classes)
-            or any(matches(spelled) for matches in self.patterns.values())
-        )
-
-
-def _matcher(method: str | None, entry: str) -> Matcher | None:
-    """What a pattern does; None for a whole name and for a pattern that is none."""
-    if entry.startswith("re:"):
-        return _compiled(entry.removeprefix("re:"))
-    if method in {"awq", "gptq"}:
-        return lambda name: entry in name
-    if method == "modelopt":
-        return _compiled(translate(entry))
-    return None
-
-
-def _compiled(pattern: str) -> Matcher | None:
-    try:
-        match = re.compile(pattern).match
-    except re.error:
-        return None
-    return lambda name: match(name) is not None
-
-
 def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None) -> tuple[DeclaredGroup, ...]:
     groups = []
     for name, group in (read.get(section, dict, "config_groups") or {}).items():
@@ -254,7 +183,7 @@ def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None
         elif isinstance(group, dict):
             one = _group(read, name, group, read.get(section, str, "format"))
             weights = group.get("weights")
-            if method == _COMPRESSED_TENSORS and isinstance(weights, dict):
+            if method == COMPRESSED_TENSORS and isinstance(weights, dict):
                 read.faults.extend(
                     f"config_groups.{name}.weights, which engines refuse: {why}" for why in refused(weights)
                 )

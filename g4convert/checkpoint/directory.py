@@ -34,6 +34,7 @@ from g4convert.checkpoint.header import (
 from g4convert.checkpoint.layouts import copies, without_weights
 from g4convert.checkpoint.leftovers import is_adapter, is_leftover
 from g4convert.errors import FormatError, InputError, UnsupportedError
+from g4convert.tensors import TensorInfo
 
 __all__ = ["FOREIGN_SUFFIXES", "Checkpoint", "StoredTensor", "WeightFile"]
 
@@ -112,6 +113,11 @@ class Checkpoint:
     def weight_files(self) -> tuple[str, ...]:
         """Names of the weight files, relative to the directory."""
         return tuple(file.name for file in self.files)
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Name, dtype and shape of every stored tensor, by name."""
+        return {name: stored.info for name, stored in self.tensors.items()}
 
     def read(self, name: str) -> bytes:
         """The bytes of one tensor, at once: for small tensors.

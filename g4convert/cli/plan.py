@@ -38,9 +38,8 @@ def plan(  # noqa: PLR0913 - one parameter for each option
         return
     from g4convert.checkpoint import source
     from g4convert.engines.verdicts import TENSOR_PARALLEL
-    from g4convert.planning.gate import hold
     from g4convert.planning.report import report
 
     found = report(source.resolve(model), resolved, workers, tp or TENSOR_PARALLEL)
     print_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
-    hold(found.plan, tp or (1,))
+    found.outlook.hold(found.plan.recipe, tp or (1,))

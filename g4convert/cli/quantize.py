@@ -72,7 +72,8 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if dry_run:
         conversion = convert.prepare(job)
         devices.workers_for(device, workers)
-        report = PlanReport.of(found, resolved, conversion.plan, conversion.layout, workers)
+        plan, layout, outlook = conversion.plan, conversion.layout, conversion.outlook
+        report = PlanReport.of(found, resolved, plan, layout, outlook, workers=workers)
         print_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
         return
     is_done = _is_done(job, as_json=as_json, quiet=quiet, no_color=no_color)
@@ -141,7 +142,6 @@ def _run(job: "Job", *, quiet: bool, no_color: bool) -> "tuple[Summary, tuple[Ve
     from g4convert.cli import show
     from g4convert.conversion import run as convert
     from g4convert.conversion.ranks import Ranks
-    from g4convert.planning.gate import refusing
 
     ranks = Ranks.join()
     try:
@@ -150,4 +150,4 @@ def _run(job: "Job", *, quiet: bool, no_color: bool) -> "tuple[Summary, tuple[Ve
             summary = convert.convert(conversion, bar, ranks)
     finally:
         ranks.leave()
-    return None if summary is None else (summary, refusing(conversion.plan, job.tps))
+    return None if summary is None else (summary, conversion.outlook.refusing(job.tps))

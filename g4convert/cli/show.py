@@ -276,11 +276,11 @@ def _plan_sizes(found: "PlanReport", width: int) -> Table:
 
 
 def _outcome(found: "PlanReport") -> dict[str, str]:
-    config = found.quantization_config
+    weights = found.outlook.weights
     rows = {}
-    if config:
-        rows["targets"] = "  ".join(config["config_groups"]["group_0"]["targets"])
-        rows["ignore"] = "  ".join(config["ignore"])
+    if weights.targets:
+        rows["targets"] = "  ".join(weights.targets)
+        rows["ignore"] = "  ".join(weights.ignore)
     files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
     rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
     rows["time"] = f"about {duration(found.seconds)} on {workers}, with the check at the end (--verify weights)"

@@ -1,12 +1,12 @@
 """What engines make of a checkpoint, as a table: numbers of GPUs that are alike are one row."""
 
-import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from g4convert.cli import show_report
 from g4convert.cli.tables import facts, put, table
-from g4convert.engines.remedies import NO_CHOICE
+from g4convert.engines.remarks import Remark, Way
 from g4convert.engines.verdicts import BASIS, Loads, Verdict
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["checked", "verdicts"]
 
-_SOURCE: Final = re.compile(r" \([\w/]+\.py:[^)]*\)")
-"""Where in an engine it stands."""
-_SHARE: Final = re.compile(r" / \d+ = \d+|over \d+ GPUs")
-"""What of a reason differs with the number of GPUs."""
 _MOST: Final = 3
 """Reasons in a row that are printed without -v."""
 
@@ -41,13 +37,13 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False)
         name, told = "" if first.label == told else first.label.replace(" to ", "-"), first.label
         rows.append((name, sizes, first.loads.value, "; ".join(_reasons(same, verbose=verbose))))
     put(out, table(("engine", "GPUs", "loads", ""), rows))
-    engines: dict[tuple[str, ...], list[str]] = {}
+    engines: dict[tuple[Way, ...], list[str]] = {}
     for engine in dict.fromkeys(one.engine for one in given):
         refused = (one for one in given if one.engine == engine and one.loads is Loads.NO)
         every = dict.fromkeys(way for one in refused for way in one.ways)
-        if ways := tuple(way for way in every if way != NO_CHOICE or len(every) == 1):
+        if ways := tuple(way for way in every if not way.is_none or len(every) == 1):
             engines.setdefault(ways, []).append(engine)
-    lines = {", ".join(named): ", or ".join(ways) for ways, named in engines.items()}
+    lines = {", ".join(named): ", or ".join(map(str, ways)) for ways, named in engines.items()}
     if verbose:
         put(out, facts({one.engine: "; ".join(one.notes) for one in given if one.notes}, indent=2, dim=True))
     out.print(f"  the rules were {BASIS}", style="dim", soft_wrap=True)
@@ -77,30 +73,31 @@ def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) ->
 
 def _reasons(same: list[Verdict], *, verbose: bool) -> list[str]:
     """Kernels and what to know, or why not: of one kind of module one remark, and not too many."""
-    lines = [_joined(each) for each in zip(*map(_lines, same), strict=True)]
-    lines = lines if verbose else [_SOURCE.sub("", line) for line in lines]
+    lines = [_joined(each, verbose=verbose) for each in zip(*map(_remarks, same), strict=True)]
     more = [f"and {len(lines) - _MOST} more (-v)"] if len(lines) > _MOST and not verbose else []
     kernels = () if same[0].loads is Loads.NO else same[0].kernels
     return [*kernels, *(lines[:_MOST] if more else lines), *more]
 
 
-def _lines(verdict: Verdict) -> list[str]:
+def _remarks(verdict: Verdict) -> list[Remark]:
+    """Of remarks of one topic about one kind of module, the first."""
     first = {(one.topic, one.subject): one.line for one in reversed(verdict.told)}
-    return [one.line for one in verdict.told if first[one.topic, one.subject] == one.line]
+    return [one for one in verdict.told if first[one.topic, one.subject] == one.line]
 
 
-def _joined(lines: tuple[str, ...]) -> str:
-    """One reason for several numbers of GPUs, with what differs of each."""
-    parts = dict.fromkeys(" and ".join(_SHARE.findall(line)) for line in lines)
-    whole = " and ".join(part.strip() for part in parts)
-    return _SHARE.sub(lambda found: " " * found[0].startswith(" ") + whole, lines[0], count=1)
+def _joined(remarks: tuple[Remark, ...], *, verbose: bool) -> str:
+    """One line for several numbers of GPUs, with what differs of each; where it stands in an engine on request."""
+    reason = remarks[0].reason
+    shares = dict.fromkeys(one.reason.share.strip() for one in remarks)
+    whole = " " * reason.share.startswith(" ") + " and ".join(shares)
+    return remarks[0].told(replace(reason, share=whole, source=reason.source if verbose else ""))
 
 
 def _alike(found: Iterable[Verdict]) -> Iterable[list[Verdict]]:
     """Verdicts of one engine with the same reasons but for the share of a GPU, in the order of each group's first."""
     groups: dict[tuple[object, ...], list[Verdict]] = {}
     for one in found:
-        said = tuple(_SHARE.sub("", line) for line in _lines(one))
+        said = tuple(remark.told(replace(remark.reason, share="")) for remark in _remarks(one))
         kernels = () if one.loads is Loads.NO else one.kernels
         groups.setdefault((one.engine, one.loads, kernels, said), []).append(one)
     return groups.values()

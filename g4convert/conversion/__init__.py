@@ -14,6 +14,6 @@ staging     Keeps OUT.partial until it may take the name of OUT
 ranks       Shares one output between processes under torchrun
 finished    Sees whether an output is there already
 result      Sums up a finished conversion: sizes, errors, method
-provenance  Writes config.json and g4convert.json
+provenance  Says in g4convert.json where an output comes from
 card        Writes the model card
 """

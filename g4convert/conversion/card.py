@@ -6,7 +6,7 @@ from g4convert import __version__
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.provenance import recipe_name
 from g4convert.conversion.result import ErrorRow, Summary, serve_command
-from g4convert.planning.gate import refusing
+from g4convert.engines.verdicts import Verdict
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan
 from g4convert.printable import printable
@@ -14,7 +14,9 @@ from g4convert.printable import printable
 __all__ = ["model_card"]
 
 
-def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, summary: Summary) -> str:
+def model_card(  # noqa: PLR0913 - a conversion from its source to what became of it
+    plan: Plan, source: Source, recipe: Resolved, output_name: str, summary: Summary, *, refused: Iterable[Verdict]
+) -> str:
     """README.md of an output.
 
     Args:
@@ -23,6 +25,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         recipe: how.
         output_name: the directory's name, for the command that serves it.
         summary: sizes and errors.
+        refused: the verdicts of engines that cannot load it on one GPU.
     """
     tags = ["gemma4", *(["compressed-tensors", f"w{plan.recipe.num_bits}a16"] if plan.quantized else []), "g4convert"]
     lines = [
@@ -37,7 +40,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         "",
         *_what(plan, source),
         "",
-        *_served(plan, output_name),
+        *_served(plan, output_name, refused),
         "",
         "## How",
         "",
@@ -70,11 +73,10 @@ def _what(plan: Plan, source: Source) -> Iterable[str]:
     )
 
 
-def _served(plan: Plan, output_name: str) -> Iterable[str]:
+def _served(plan: Plan, output_name: str, refused: Iterable[Verdict]) -> Iterable[str]:
     """The command that serves it, or that vLLM does not."""
-    refused = [one.label for one in refusing(plan, (1,)) if one.engine == "vllm"]
-    if refused:
-        return (f"{refused[0]} does not load it; `g4convert check {output_name}` says why.",)
+    if labels := [one.label for one in refused if one.engine == "vllm"]:
+        return (f"{labels[0]} does not load it; `g4convert check {output_name}` says why.",)
     return ("    " + serve_command(output_name, drafter=plan.architecture.is_assistant),)
 
 

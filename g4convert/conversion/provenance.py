@@ -1,4 +1,4 @@
-"""What an output says of itself: config.json, and g4convert.json with its provenance and errors.
+"""What an output says of itself in g4convert.json: its provenance and errors.
 
 Everything here is a function of the plan and the statistics: no clock, no host name, no path of the machine, so
 the same conversion gives the same bytes wherever and however it runs.
@@ -11,44 +11,13 @@ from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.result import Summary
-from g4convert.planning.quantization_config import quantization_config
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan
 
-__all__ = ["CARRIED_README", "config", "made_of", "provenance", "recipe_name"]
+__all__ = ["CARRIED_README", "made_of", "provenance", "recipe_name"]
 
 CARRIED_README = "README.source.md"
 """Where the source's own README goes, as README.md is ours."""
-
-_FROM_WHOLE_CONFIG = (
-    "dtype",
-    "torch_dtype",
-    "eos_token_id",
-    "bos_token_id",
-    "pad_token_id",
-    "transformers_version",
-)
-
-_STALE = {"quantization_config", "compression_config", "quantization"}
-"""Sections about how weights were quantized before; the last one is MLX's."""
-
-
-def config(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The output's config.json: every key of the source's, the class of its model type, the new `quantization_config`.
-
-    A text-only output of a composite source takes its `text_config`, under the class that reads it.
-    """
-    kept = {key: value for key, value in checkpoint.config.items() if key not in _STALE}
-    if plan.architecture is not plan.inventory.architecture:
-        whole, kept = kept, dict(kept["text_config"])
-        kept = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
-        kept["tie_word_embeddings"] = plan.architecture.tied_embeddings
-    if isinstance(kept.get("text_config"), dict):
-        kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in _STALE}
-    kept["architectures"] = [plan.architecture.class_name]
-    if plan.quantized:
-        kept["quantization_config"] = quantization_config(plan)
-    return kept
 
 
 def recipe_name(recipe: Resolved) -> str:

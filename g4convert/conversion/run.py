@@ -32,8 +32,10 @@ from g4convert.conversion.staging import JOURNALS, Staging
 from g4convert.conversion.stream import Progress, Streams, run_units
 from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, copy_file, write_file, write_heads
+from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.errors import G4Error, InputError
-from g4convert.planning.gate import hold
+from g4convert.planning.config import output_config
+from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan, make_plan
@@ -67,12 +69,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A job with everything decided: the plan, the place of every byte, the units of work."""
+    """A job with everything decided: the plan, what engines make of it, the place of every byte, the units of work."""
 
     job: Job
     staging: Staging
     checkpoint: Checkpoint
     plan: Plan
+    outlook: Outlook
     layout: Layout
     config: Mapping[str, Any]
     units: tuple[Unit, ...]
@@ -86,13 +89,14 @@ def prepare(job: Job) -> Conversion:
     """
     checkpoint = Checkpoint.open(job.source.path)
     plan = make_plan(checkpoint, job.recipe.recipe)
-    hold(plan, job.tps)
+    outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
+    outlook.hold(plan.recipe, job.tps)
     layout = lay_out(plan)
     _check_side_files(checkpoint)
     staging = Staging.of(job.output)
     staging.check(job.source.path, overwrite=job.overwrite)
-    config = output.config(checkpoint, plan)
-    return Conversion(job, staging, checkpoint, plan, layout, config, make_units(plan, layout, checkpoint))
+    config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
+    return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units)
 
 
 def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary | None:
@@ -244,7 +248,8 @@ def _finish(conversion: Conversion, summary: Summary) -> None:
     job, checkpoint = conversion.job, conversion.checkpoint
     hashes = file_hashes(conversion.staging.partial, (shard.file for shard in conversion.layout.shards))
     provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
-    card = model_card(conversion.plan, job.source, job.recipe, conversion.staging.target.name, summary)
+    name, refused = conversion.staging.target.name, conversion.outlook.refusing((1,))
+    card = model_card(conversion.plan, job.source, job.recipe, name, summary, refused=refused)
     files = {"g4convert.json": _json(provenance), "README.md": card.encode()}
     conversion.staging.finish(files, overwrite=job.overwrite)
 

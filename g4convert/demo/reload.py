@@ -32,11 +32,11 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 
 from g4convert.errors import GateError
 from g4convert.forward.models import Model, ModelClass, model_class, quiet_transformers
+from g4convert.names import Name
 
 __all__ = ["dequantized", "reload"]
 
 _PACKED = frozenset({"weight_packed", "weight_scale", "weight_shape"})
-_EXPERT = re.compile(r"^(?P<experts>.+\.experts)\.(?P<index>\d+)\.(?P<projection>gate|up|down)_proj$")
 
 
 @cache
@@ -120,7 +120,7 @@ def _wrong_shapes(model: Model) -> list[str]:
         stock = model_class(model.config.model_type)(model.config).state_dict()
     wrong = []
     for name, tensor in model.state_dict().items():
-        module, _, kind = name.rpartition(".")
+        module, kind = Name(name).owner, Name(name).last
         packed = kind in _PACKED
         expected = _packed_shapes(model.get_submodule(module))[kind] if packed else tuple(stock[name].shape)
         if tuple(tensor.shape) != expected:
@@ -147,10 +147,10 @@ def _incomplete_experts(directory: Path) -> list[str]:
     """Layers in which one expert has a tensor that another lacks; stacking them fails without a name."""
     found: dict[str, dict[str, set[int]]] = {}
     for module, tensors in _packed_modules(directory).items():
-        if (expert := _EXPERT.match(module)) is not None:
+        name = Name(module)
+        if name.expert is not None:
             for kind in tensors:
-                part = f"{expert['projection']}_proj.{kind}"
-                found.setdefault(expert["experts"], {}).setdefault(part, set()).add(int(expert["index"]))
+                found.setdefault(name.experts, {}).setdefault(f"{name.last}.{kind}", set()).add(name.expert)
     return [
         f"missing: {experts}.{number}.{part}"
         for experts, parts in found.items()
@@ -182,7 +182,7 @@ def dequantized(source: Path, quantized: Path, dtype: str = "float32") -> Model:
         for module, tensors in _packed_modules(quantized).items():
             # transformers casts a Linear's scales to the model's dtype and multiplies there, but unpacks
             # experts while loading, in the dtype of the stored scales.
-            inner = tensors["weight_scale"].dtype if _EXPERT.match(module) else model.dtype
+            inner = tensors["weight_scale"].dtype if Name(module).experts else model.dtype
             weight = _unpack(tensors, inner)
             slot = _slot(parameters, re.sub(r"^model\.", prefix, module))
             if slot is not None and slot.shape == weight.shape:
@@ -202,14 +202,15 @@ def _is_text_of_composite(directory: Path, model: Model) -> bool:
 
 def _slot(parameters: Mapping[str, torch.Tensor], module: str) -> torch.Tensor | None:
     """The parameter, or the part of a fused one, that holds this module's weight; None when there is none."""
-    if (expert := _EXPERT.match(module)) is None:
+    name = Name(module)
+    if name.expert is None:
         return parameters.get(f"{module}.weight")
-    down = expert["projection"] == "down"
-    fused = parameters.get(f"{expert['experts']}.{'down_proj' if down else 'gate_up_proj'}")
-    if fused is None or int(expert["index"]) >= len(fused):
+    down = name.last == "down_proj"
+    fused = parameters.get(f"{name.experts}.{'down_proj' if down else 'gate_up_proj'}")
+    if fused is None or name.expert >= len(fused):
         return None
-    one = fused[int(expert["index"])]
-    return one if down else one.chunk(2)[expert["projection"] == "up"]
+    one = fused[name.expert]
+    return one if down else one.chunk(2)[name.last == "up_proj"]
 
 
 def _packed_modules(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -218,7 +219,7 @@ def _packed_modules(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 -- a safetensors file is not iterable
-                module, _, kind = name.rpartition(".")
+                module, kind = Name(name).owner, Name(name).last
                 if kind in _PACKED:
                     modules.setdefault(module, {})[kind] = file.get_tensor(name)
     return modules

@@ -8,7 +8,11 @@ module        Makes an engine's modules from those of a checkpoint
 matching      Matches `ignore` and `targets` as each engine does
 split         Computes the part of a weight that each GPU gets
 limits        Knows which kernels take which sizes
-weights       `Weights`: a checkpoint as engines meet it; `Remark`: what there is to say of it
+weights       Holds a checkpoint as engines meet it
+remarks       Holds what there is to say of it, and what to do
+reason        Holds why an engine does not take something, in parts
+stored        Makes `Weights` of a stored checkpoint
+ignore        Derives the `ignore` list from `Weights`, and proves it for every engine
 faults        Finds modules that would be built in another form than stored
 forms         Says so in words
 verdicts      Judges: loads, with a caveat, or not

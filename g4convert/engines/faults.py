@@ -13,13 +13,17 @@ engines never notice.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from g4convert.engines.contract import Contract
 from g4convert.engines.matching import Disagreement, Reading
 from g4convert.engines.module import LM_HEAD, Accepts, Module
+from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture
 
 __all__ = ["Fault", "Problem", "Stored", "judge"]
+
+_NO_DETAIL: Final = Reason()
 
 
 class Stored(StrEnum):
@@ -56,7 +60,7 @@ class Problem:
     fault: Fault
     module: Module
     shard: str
-    detail: str = ""
+    detail: Reason = _NO_DETAIL
 
 
 def judge(
@@ -100,7 +104,7 @@ def _stop(built: Disagreement) -> Problem:
     if len(set(built.names.values())) == 1:
         return Problem(Fault.UNNAMED, built.module, shard)
     sides = (f"{name} {'packed' if packed else 'ignored'}" for name, packed in built.names.items())
-    return Problem(Fault.PARTS, built.module, shard, ", ".join(sides))
+    return Problem(Fault.PARTS, built.module, shard, Reason(", ".join(sides)))
 
 
 def _misbuilt(reading: Reading, module: Module, shard: str, form: Stored) -> Fault | None:

@@ -5,12 +5,15 @@ from typing import Final
 
 from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.faults import Fault, Problem, judge
-from g4convert.engines.weights import Remark, Topic, Weights, label
+from g4convert.engines.reason import Reason
+from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.weights import Weights, label
+from g4convert.names import Name
 
 __all__ = ["wrong_forms"]
 
-_AGAIN: Final = "quantize the source again"
-_FIX: Final = "`g4convert check DIR --fix` writes the entries that fit"
+_AGAIN: Final = (Way("quantize the source again"),)
+_FIX: Final = (Way("`g4convert check DIR --fix` writes the entries that fit"),)
 
 
 def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
@@ -35,16 +38,17 @@ def _problems(weights: Weights, contract: Contract) -> Iterator[Problem]:
 
 def _kind(weights: Weights, problem: Problem) -> tuple[object, ...]:
     """The same for what is said of many modules in one remark."""
-    detail = "" if problem.fault is Fault.PARTS else problem.detail
+    detail = None if problem.fault is Fault.PARTS else problem.detail
     return problem.fault, label(problem.module), detail, weights.roles.get(problem.shard)
 
 
 def _unread(weights: Weights, problem: Problem) -> bool:
     """Keys and values that are built, and that nothing reads."""
-    number = problem.shard.partition(".layers.")[2].partition(".")[0]
-    layers = weights.architecture.text.layers
-    part = problem.shard.rpartition(".")[2]
-    return part in {"k_proj", "v_proj"} and "_tower." not in problem.shard and layers[int(number)].kv_shared
+    shard = Name(problem.shard)
+    layer = shard.decoder_layer
+    return (
+        layer is not None and shard.last in {"k_proj", "v_proj"} and weights.architecture.text.layers[layer].kv_shared
+    )
 
 
 def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
@@ -53,7 +57,7 @@ def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
         case Fault.REFUSED:
             return Remark(Topic.REFUSED, subject, problem.detail, role=role)
         case Fault.MISSING:
-            return Remark(Topic.MISSING, subject, f"not stored: {contract.on_missing}", _AGAIN, role)
+            return Remark(Topic.MISSING, subject, Reason(f"not stored: {contract.on_missing}"), _AGAIN, role)
     then = "stops with an error" if contract.on_unknown is OnUnknown.RAISES else f"{contract.on_missing}"
     detail = f" ({problem.detail})" if problem.detail and problem.fault is not Fault.PARTS else ""
-    return Remark(Topic.FORM, subject, f"{problem.fault}{detail}: {then}", _FIX, role)
+    return Remark(Topic.FORM, subject, Reason(f"{problem.fault}{detail}: {then}"), _FIX, role)

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Final
 
+from g4convert.engines.reason import Reason
+
 __all__ = [
     "Packing",
     "Part",
@@ -99,7 +101,7 @@ class Taken:
 class Refused:
     """No kernel takes the part: the reason."""
 
-    reason: str
+    reason: Reason
 
 
 def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
@@ -113,7 +115,7 @@ def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
         return Taken(MACHETE if hopper else MARLIN, padded)
     if packing.num_bits == _INT4 and part.n % 8 == 0 and (g in _TRITON_GROUPS or g == part.full_k):
         return Taken(TRITON, slow=f"Marlin takes no groups of {g}")
-    return Refused(f"no kernel for groups of {g}")
+    return Refused(Reason(f"no kernel for groups of {g}"))
 
 
 def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refused:
@@ -132,7 +134,7 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refus
         wide = _round_up(i, lcm(64, g or 1))
         return Taken(MARLIN, f"{i} to {wide}" if wide != i else "")
     if g is None:
-        return Refused(f"scales of whole rows need Marlin, which needs a hidden size that 128 divides, not {h}")
+        return Refused(Reason(f"scales of whole rows need Marlin, which needs a hidden size that 128 divides, not {h}"))
     why = f"Marlin takes no groups of {g}" if g not in _MARLIN_GROUPS else f"Marlin takes no hidden size of {h}"
     return Taken(TRITON, slow=why)
 
@@ -140,18 +142,18 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refus
 def vllm_cpu_linear(part: Part, packing: Packing) -> Taken | Refused:
     """What vLLM runs a Linear with on a CPU."""
     if packing.num_bits != _INT4:
-        return Refused(f"no CPU kernel for {packing.num_bits} bits")
+        return Refused(Reason(f"no CPU kernel for {packing.num_bits} bits"))
     if torn := _torn(part.k, part.full_k, packing.group_size):
         return torn
     if part.k % _CPU_TILE or part.n % _CPU_TILE:
-        return Refused(f"the CPU kernel takes multiples of {_CPU_TILE}, not {part.n} x {part.k}")
+        return Refused(Reason(f"the CPU kernel takes multiples of {_CPU_TILE}, not {part.n} x {part.k}"))
     return Taken("CPU")
 
 
 def vllm_cpu_experts(packing: Packing) -> Taken | Refused:
     """What vLLM runs experts with on a CPU that has AMX; without it, none."""
     if packing.num_bits != _INT4 or packing.group_size in {None, 32}:
-        return Refused("the CPU kernel for experts takes 4 bits in groups of 64 or 128, and needs AMX")
+        return Refused(Reason("the CPU kernel for experts takes 4 bits in groups of 64 or 128, and needs AMX"))
     return Taken("CPU", slow="needs AMX")
 
 
@@ -161,9 +163,11 @@ def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
     if torn := _torn(part.k, part.full_k, g):
         return torn
     if g not in _MARLIN_GROUPS:
-        return Refused(f"no kernel for groups of {g}")
+        return Refused(Reason(f"no kernel for groups of {g}"))
     if _marlin_padding(part.n, part.k, g):
-        return Refused(f"{part.n} x {part.k} fits no tile of Marlin (128 x 64, 64 x 128), and SGLang does not pad")
+        return Refused(
+            Reason(f"{part.n} x {part.k} fits no tile of Marlin (128 x 64, 64 x 128), and SGLang does not pad")
+        )
     return Taken(MARLIN)
 
 
@@ -171,8 +175,8 @@ def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
     """Whether a GPU would hold a part of a group."""
     if g is None or k % g == 0:
         return None
-    share = f"{full_k} inputs / {full_k // k} = {k}" if k != full_k else f"{k} inputs"
-    return Refused(f"{share}, not a multiple of {g}")
+    share = f" / {full_k // k} = {k}" if k != full_k else ""
+    return Refused(Reason(f"{full_k} inputs", share=share, rest=f", not a multiple of {g}"))
 
 
 def _marlin_padding(n: int, k: int, g: int | None) -> str:

@@ -1,19 +1,19 @@
 """How entries of `ignore` and `targets` name an engine's modules.
 
-All engines try `re:` entries with `re.match`: from the start of a name, to no particular end. They differ in what
-else an entry may be, which is what `Matching` says, and in whether a module made of several must agree about them.
+All engines match names and patterns as `checkpoint.entries` does. They differ in what else an entry may be, which is
+what `Matching` says, and in whether a module made of several must agree about them.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.engines.module import Kind, Module, Renames, rename
+from g4convert.names import Name
 
 __all__ = ["Disagreement", "Matching", "Reading"]
 
-_PATTERN: Final = "re:"
 _EXPERT: Final = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -42,6 +42,15 @@ class Matching:
     must_target: bool = False
     head_by_name: bool = False
 
+    def entries(self, method: str | None, entries: Iterable[str]) -> Entries:
+        """A list of a config with whole names as the engine renames them.
+
+        Args:
+            method: `quant_method` of the config.
+            entries: as in the config.
+        """
+        return Entries.of(method, entries, lambda name: rename(name, self.renames))
+
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
@@ -57,53 +66,12 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entries:
-    """One list, sorted: plain ones after the renames, patterns compiled.
-
-    Args:
-        written: as in the config.
-        plain: names and classes.
-        patterns: by entry.
-        broken: patterns that are none; they name nothing.
-    """
-
-    written: tuple[str, ...]
-    plain: frozenset[str]
-    patterns: tuple[re.Pattern[str], ...]
-    broken: tuple[str, ...]
-
-    @classmethod
-    def of(cls, entries: Iterable[str], renames: Renames) -> "_Entries":
-        written, plain, broken = tuple(entries), set(), []
-        patterns = []
-        for entry in written:
-            if not entry.startswith(_PATTERN):
-                plain.add(rename(entry, renames) if "." in entry else entry)
-                continue
-            try:
-                patterns.append(re.compile(entry.removeprefix(_PATTERN)))
-            except re.error:
-                broken.append(entry)
-        return cls(written, frozenset(plain), tuple(patterns), tuple(broken))
-
-    def name(self, module: str, *, suffix: bool = False) -> bool:
-        """Whether one of them names a module."""
-        if module in self.plain or any(pattern.match(module) for pattern in self.patterns):
-            return True
-        return suffix and any(module.endswith(f".{entry}") for entry in self.plain)
-
-    def part_of(self, class_name: str) -> bool:
-        """Whether a plain one is a part of a class name, whatever the case."""
-        return any(entry.lower() in class_name.lower() for entry in self.plain)
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """`ignore` and `targets` of a config, as one engine reads them for one architecture."""
 
     matching: Matching
-    ignore: _Entries
-    targets: _Entries
+    ignore: Entries
+    targets: Entries
 
     @classmethod
     def of(cls, matching: Matching, ignore: Iterable[str], targets: Iterable[str]) -> "Reading":
@@ -114,7 +82,8 @@ class Reading:
             ignore: as in the config.
             targets: of one config group.
         """
-        return cls(matching, _Entries.of(ignore, matching.renames), _Entries.of(targets, matching.renames))
+        ignored, targeted = (matching.entries(COMPRESSED_TENSORS, entries) for entries in (ignore, targets))
+        return cls(matching, ignored, targeted)
 
     @property
     def broken(self) -> tuple[str, ...]:
@@ -151,15 +120,14 @@ class Reading:
         """The names that entries are tried on: those of a fused module's shards, of the first expert, or its own."""
         if module.kind is Kind.EXPERTS:
             return tuple(f"{module.name}.0.{part}" for part in _EXPERT)
-        stem, _, last = module.name.rpartition(".")
-        parts = self.matching.fused.get(last)
-        return tuple(f"{stem}.{part}" for part in parts) if parts else (module.name,)
+        name = Name(module.name)
+        parts = self.matching.fused.get(name.last)
+        return tuple(f"{name.owner}.{part}" for part in parts) if parts else (module.name,)
 
     def lookup_of(self, module: Module, shard: str) -> str:
         """The one of a module's `lookups` that stands for a checkpoint module in it."""
         names = self.lookups(module)
-        part = shard.removesuffix(".linear").rpartition(".")[2]
-        return next((name for name in names if name.rpartition(".")[2] == part), names[0])
+        return next((name for name in names if Name(name).last == Name(shard).projection), names[0])
 
     def ignores_name(self, module: Module, name: str) -> bool:
         """Whether `ignore` names a module under one of its `lookups`."""

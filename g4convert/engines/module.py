@@ -14,7 +14,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
-from g4convert.gemma4 import Architecture, Role, expected_weights
+from g4convert.engines.reason import Reason
+from g4convert.gemma4 import TABLES, Architecture, Role, expected_weights
+from g4convert.names import Name
 
 __all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "left_out", "rename", "renamed"]
 
@@ -22,8 +24,8 @@ Renames = tuple[tuple[str, str], ...]
 """Starts of tensor names and what replaces them, one after the other, as vLLM's WeightsMapper does."""
 
 _WEIGHT: Final = ".weight"
+_NO_NOTE: Final = Reason()
 LM_HEAD: Final = "lm_head"
-_EMBEDDINGS: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
 
 
 class Kind(StrEnum):
@@ -77,7 +79,7 @@ class Module:
     cut: Cut
     configured: bool
     accepts: Accepts
-    note: str
+    note: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Rule:
     cut: Cut = Cut.WHOLE
     configured: bool = True
     accepts: Accepts = Accepts.EITHER
-    note: str = ""
+    note: Reason = _NO_NOTE
     kv_shared: bool | None = None
     refused: bool = False
 
@@ -119,7 +121,7 @@ def rename(name: str, renames: Renames) -> str:
 
 def renamed(module: str, renames: Renames) -> str:
     """A module's name after the renames of tensors; `lm_head.` renames `lm_head`, for its tensors start with that."""
-    return rename(f"{module}{_WEIGHT}", renames).removesuffix(_WEIGHT)
+    return Name(rename(f"{module}{_WEIGHT}", renames)).module
 
 
 def build(
@@ -179,12 +181,12 @@ def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[Kind, tuple[s
     experts: defaultdict[str, list[str]] = defaultdict(list)
     found: list[tuple[Kind, tuple[str, ...], bool]] = []
     for name, expected in expected_weights(architecture).items():
-        module = name.removesuffix(_WEIGHT)
+        module = str(Name(name).module)
         if expected.role is Role.EXPERTS:
-            experts[name.partition(".experts.")[0]].append(module)
+            experts[Name(module).experts].append(module)
         elif expected.role is Role.LM_HEAD:
             found.append((Kind.HEAD, (module,), False))
-        elif expected.linear or expected.role in _EMBEDDINGS:
+        elif expected.linear or expected.role in TABLES:
             kind = Kind.LINEAR if expected.linear else Kind.EMBEDDING
             found.append((kind, (module,), module.startswith(shared)))
     found += ((Kind.EXPERTS, tuple(modules), False) for modules in experts.values())

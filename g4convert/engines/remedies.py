@@ -9,10 +9,11 @@ number of GPUs that must load the checkpoint at once.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from typing import Final
 
-from g4convert.engines.weights import Remark, Topic, Weights
+from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.weights import Weights
 from g4convert.gemma4 import Role
 
 __all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Trial", "remedies"]
@@ -21,12 +22,12 @@ Trial = Callable[[Weights], Mapping[int, bool]]
 """Weights -> each number of GPUs that all engines asked for load them on, and whether that takes a flag."""
 
 EXPERT_PARALLEL: Final = "`--enable-expert-parallel`"
-NO_CHOICE: Final = "no choice of `--pack` loads: another engine, or another number of GPUs"
+NO_CHOICE: Final = Way("no choice of `--pack` loads: another engine, or another number of GPUs", is_none=True)
 _GROUPS: Final = (32, 64, 128)
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial) -> tuple[str, ...]:
+def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial) -> tuple[Way, ...]:
     """What would make engines load a checkpoint, as alternatives.
 
     Args:
@@ -36,18 +37,19 @@ def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark
         trial: what they make of other weights.
     """
     thin, must = weights.thinned(), tps or (1,)
-    ways = []
+    ways: list[Way] = []
     if tps and (fits := trial(thin)):
-        ways.append(_gpus(fits))
+        ways.append(Way(_gpus(fits)))
     if any(one.topic is Topic.GROUP for one in problems):
         sizes = ((size, trial(thin.regrouped(size))) for size in _GROUPS)
-        ways += [f"`--group-size {size}` ({_gpus(fits)})" for size, fits in sizes if fits.keys() >= set(must)][:1]
+        wide = (f"`--group-size {size}` ({_gpus(fits)})" for size, fits in sizes if fits.keys() >= set(must))
+        ways += [Way(text, is_option=True) for text in islice(wide, 1)]
     refused = {one.role for one in problems if one.topic is not Topic.UNEVEN}
     for kept in _choices(weights, refused):
         fits = trial(thin.without(kept))
         if fits.keys() >= set(must):
             holds = [_bytes(weights.without(kept).nbytes), *([_gpus(fits)] if tps else [])]
-            ways.append(f"{weights.keeping(kept)} (about {'; '.join(holds)})")
+            ways.append(Way(f"{weights.keeping(kept)} (about {'; '.join(holds)})", is_option=True))
             break
     return tuple(ways) or (NO_CHOICE,)
 

@@ -21,6 +21,7 @@ from typing import Final
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import Matching
 from g4convert.engines.module import Accepts, Cut, Renames, Rule
+from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture
 
 __all__ = ["CONTRACT"]
@@ -38,8 +39,8 @@ _COLUMN: Final = ("ColumnParallelLinear",)
 _ROW: Final = ("RowParallelLinear",)
 _REPLICATED: Final = ("ReplicatedLinear",)
 _LINEAR: Final = ("Linear",)
-_UNMAPPED: Final = (
-    "its tensors are mapped as `weight` and `bias` only, packed ones are dropped (models/gemma4_mm.py:814)"
+_UNMAPPED: Final = Reason(
+    "its tensors are mapped as `weight` and `bias` only, packed ones are dropped", source="models/gemma4_mm.py:814"
 )
 
 _DECODER: Final = (
@@ -56,7 +57,7 @@ _DECODER: Final = (
         r"\1.qkv_proj",
         cut=Cut.OUT,
         kv_shared=True,
-        note="built whole; nothing reads its keys and values",
+        note=Reason("built whole; nothing reads its keys and values"),
     ),
     Rule(r".*\blayers\.\d+\.self_attn\.o_proj", _ROW, cut=Cut.IN),
     Rule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", _MERGED, r"\1.gate_up_proj", cut=Cut.OUT),
@@ -67,7 +68,7 @@ _DECODER: Final = (
         _REPLICATED,
         configured=False,
         accepts=_PLAIN,
-        note="built without a quantization config (models/gemma4_causal.py:198)",
+        note=Reason("built without a quantization config", source="models/gemma4_causal.py:198"),
     ),
     Rule(
         r"(.*\blayers\.\d+)\.experts\.\d+\.(gate|up|down)_proj",
@@ -75,22 +76,24 @@ _DECODER: Final = (
         r"\1.moe.experts",
         cut=Cut.OUT,
         accepts=_PLAIN,
-        note="both kernels assert SiLU at the first forward pass, Gemma has GELU "
-        "(compressed_tensors_wNa16_moe.py:454, :558)",
+        note=Reason(
+            "both kernels assert SiLU at the first forward pass, Gemma has GELU",
+            source="compressed_tensors_wNa16_moe.py:454, :558",
+        ),
     ),
     Rule(
         r".*\bembed_tokens(_per_layer)?",
         ("Gemma4TextScaledWordEmbedding",),
         configured=False,
         accepts=_PLAIN,
-        note="an embedding without a quantization config",
+        note=Reason("an embedding without a quantization config"),
         cut=Cut.OUT,
     ),
     Rule(
         r".*\blm_head",
         ("ParallelLMHead",),
         accepts=_PLAIN,
-        note="tied with the embedding; only a target that names it packs it",
+        note=Reason("tied with the embedding; only a target that names it packs it"),
         cut=Cut.OUT,
     ),
 )
@@ -100,7 +103,7 @@ _TOWERS: Final = (
         _LINEAR,
         configured=False,
         accepts=_PLAIN,
-        note="a plain nn.Linear (models/gemma4_vision.py:427)",
+        note=Reason("a plain nn.Linear", source="models/gemma4_vision.py:427"),
     ),
     Rule(
         r"model\.(vision_tower\.encoder\.layers\.\d+\.self_attn)\.[qkv]_proj\.linear",
@@ -154,7 +157,9 @@ _TOWERS: Final = (
         _CONFORMER + r"lconv1d.linear_start.linear",
         cut=Cut.OUT,
         accepts=_PLAIN,
-        note="asked for its `weight` while it is built: AttributeError (layers/clippable_linear.py:210)",
+        note=Reason(
+            "asked for its `weight` while it is built: AttributeError", source="layers/clippable_linear.py:210"
+        ),
     ),
     Rule(_AUDIO + r"lconv1d\.linear_end\.linear", _ROW, _CONFORMER + r"lconv1d.linear_end.linear", cut=Cut.IN),
     Rule(r"model\.audio_tower\.(output_proj|subsample_conv_projection\.input_proj_linear)", _ROW, cut=Cut.IN),
@@ -166,7 +171,9 @@ _UNIFIED: Final = (
         _LINEAR,
         configured=False,
         accepts=_PLAIN,
-        note="a plain nn.Linear (models/gemma4_unified.py:77, :120); packed tensors are skipped",
+        note=Reason(
+            "a plain nn.Linear", source="models/gemma4_unified.py:77, :120", rest="; packed tensors are skipped"
+        ),
     ),
 )
 _DRAFTER: Final = (
@@ -177,7 +184,7 @@ _DRAFTER: Final = (
         r"\1",
         configured=False,
         accepts=_PLAIN,
-        note="a plain nn.Linear (models/gemma4_mtp.py:127)",
+        note=Reason("a plain nn.Linear", source="models/gemma4_mtp.py:127"),
     ),
 )
 

@@ -8,25 +8,23 @@
 `vllm/model_executor/models/` and `sglang/srt/models/` hold the files. Where values are keys, both are built.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from g4convert.engines.limits import Part
 from g4convert.engines.module import Cut, Module
+from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture, AudioTower, VisionTower
+from g4convert.names import Name
 
-__all__ = ["Uneven", "part_of"]
-
-_LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+__all__ = ["Uneven", "part_of", "uneven"]
 
 
 @dataclass(frozen=True, slots=True)
 class Uneven:
     """A module cannot be split over so many GPUs: the reason."""
 
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +51,28 @@ def part_of(
         return _attention(_heads(module, architecture), k, tp)
     if module.cut is Cut.IN:
         share = Part(sizes[0][0], k // tp, k)
-        return share if k % tp == 0 else Uneven(f"{k} inputs cannot be split over {tp} GPUs")
+        return share if k % tp == 0 else uneven(f"{k} inputs", tp)
     ways = tp if module.cut is Cut.OUT else 1
     if odd := [n for n, _ in sizes if n % ways]:
-        return Uneven(f"{odd[0]} outputs cannot be split over {tp} GPUs")
+        return uneven(f"{odd[0]} outputs", tp)
     return Part(sum(n for n, _ in sizes) // ways, k, k)
+
+
+def uneven(what: str, tp: int) -> Uneven:
+    """The refusal of what cannot be split over `tp` GPUs.
+
+    Args:
+        what: such as `704 inputs`.
+        tp: tensor parallel size.
+    """
+    return Uneven(Reason(f"{what} cannot be split ", share=f"over {tp} GPUs"))
 
 
 def _attention(heads: _Heads, k: int, tp: int) -> Part | Uneven:
     if heads.queries % tp:
-        return Uneven(f"{heads.queries} heads cannot be split over {tp} GPUs")
+        return uneven(f"{heads.queries} heads", tp)
     if max(heads.keys, tp) % min(heads.keys, tp):
-        return Uneven(f"{heads.keys} heads of keys cannot be split over {tp} GPUs")
+        return uneven(f"{heads.keys} heads of keys", tp)
     return Part((heads.queries // tp + 2 * max(1, heads.keys // tp)) * heads.width, k, k)
 
 
@@ -75,6 +83,5 @@ def _heads(module: Module, architecture: Architecture) -> _Heads:
         return _Heads(vision.heads, vision.kv_heads, vision.head_dim)
     if "audio_tower" in module.name and isinstance(audio, AudioTower):
         return _Heads(audio.heads, audio.heads, audio.hidden_size // audio.heads)
-    number = _LAYER.search(module.name)
-    layer = architecture.text.layers[int(number[1]) if number else 0]
+    layer = architecture.text.layers[Name(module.name).layer or 0]
     return _Heads(architecture.text.heads, layer.kv_heads, layer.head_dim)

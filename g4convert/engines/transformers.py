@@ -17,6 +17,7 @@ from typing import Final
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import Matching
 from g4convert.engines.module import Accepts, Renames, Rule
+from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture
 
 __all__ = ["CONTRACT"]
@@ -36,22 +37,29 @@ _RULES: Final = (
         _LINEAR,
         r"\1",
         accepts=Accepts.PLAIN,
-        note="3-D parameters: experts stored one by one are left aside, and the model computes with random ones",
+        note=Reason(
+            "3-D parameters: experts stored one by one are left aside, and the model computes with random ones"
+        ),
     ),
-    Rule(r".*\bembed_tokens", _TABLE, accepts=Accepts.PLAIN, note="tied with the head"),
-    Rule(r".*\bembed_tokens_per_layer", _TABLE, accepts=Accepts.PLAIN, note="`Linear` does not name it; not tried"),
-    Rule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note="tied with the embedding"),
+    Rule(r".*\bembed_tokens", _TABLE, accepts=Accepts.PLAIN, note=Reason("tied with the head")),
+    Rule(
+        r".*\bembed_tokens_per_layer",
+        _TABLE,
+        accepts=Accepts.PLAIN,
+        note=Reason("`Linear` does not name it; not tried"),
+    ),
+    Rule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note=Reason("tied with the embedding")),
     Rule(
         r".*\bpatch_embedder\.input_proj",
         _LINEAR,
         accepts=Accepts.PLAIN,
-        note="the forward pass reads the dtype of its `weight`",
+        note=Reason("the forward pass reads the dtype of its `weight`"),
     ),
     Rule(
         r"model\.embed_vision\.(patch_dense|multimodal_embedder\.embedding_projection)",
         _LINEAR,
         accepts=Accepts.PLAIN,
-        note="the forward pass of a unified model reads the dtype of its `weight`",
+        note=Reason("the forward pass of a unified model reads the dtype of its `weight`"),
     ),
     Rule(r".*", _LINEAR),
 )

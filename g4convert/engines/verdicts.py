@@ -28,13 +28,15 @@ from g4convert.engines.limits import (
     vllm_linear,
 )
 from g4convert.engines.module import Kind, Module
+from g4convert.engines.reason import Reason
+from g4convert.engines.remarks import Remark, Topic, Way, joined
 from g4convert.engines.remedies import EXPERT_PARALLEL, remedies
-from g4convert.engines.split import Uneven, part_of
-from g4convert.engines.weights import Remark, Topic, Weights, label
+from g4convert.engines.split import Uneven, part_of, uneven
+from g4convert.engines.weights import Weights, label
 from g4convert.errors import GateError
 from g4convert.gemma4 import Role
 
-__all__ = ["BASIS", "TENSOR_PARALLEL", "Loads", "Verdict", "refuse", "verdicts"]
+__all__ = ["BASIS", "TENSOR_PARALLEL", "Loads", "Verdict", "chosen", "refuse", "verdicts"]
 
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """The numbers of GPUs that verdicts are given for unless others are asked for."""
@@ -79,7 +81,7 @@ class Verdict:
     caveats: tuple[Remark, ...] = ()
     problems: tuple[Remark, ...] = ()
     notes: tuple[str, ...] = ()
-    remedies: tuple[str, ...] = ()
+    remedies: tuple[Way, ...] = ()
 
     @property
     def loads(self) -> Loads:
@@ -93,11 +95,11 @@ class Verdict:
         return whole or self.problems or self.caveats
 
     @property
-    def ways(self) -> tuple[str, ...]:
+    def ways(self) -> tuple[Way, ...]:
         """What would make it load, as alternatives: what lifts a refusal writes all anew, which mends the rest, too."""
         if any(one.topic in _LIFTED for one in self.told):
             return self.remedies
-        return tuple(dict.fromkeys(one.remedy for one in self.told if one.remedy))
+        return tuple(dict.fromkeys(way for one in self.told for way in one.ways))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -136,23 +138,38 @@ def verdicts(
     return tuple(_remedied(weights, one) for one in found)
 
 
-def refuse(weights: Weights, engines: Collection[str], tps: Collection[int]) -> None:
+def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int]) -> tuple[Verdict, ...]:
+    """Those of some engines and sizes; the one of an engine that does not split stands for any size.
+
+    Args:
+        found: verdicts.
+        engines: keys of `CONTRACTS`, in the order wanted.
+        tps: tensor parallel sizes, in the order wanted.
+    """
+    given = {(one.engine, one.tp): one for one in found}
+    sizes = tuple(dict.fromkeys(tps))
+    places = ((engine, tp) for engine in dict.fromkeys(engines) for tp in (sizes if engine in _DENSE else (1,)))
+    return tuple(given[place] for place in places if place in given)
+
+
+def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
     """Hold a checkpoint against the engines that must load it.
 
     Args:
         weights: the checkpoint.
+        found: its verdicts, those of these engines and sizes among them.
         engines: those that must load it, keys of `CONTRACTS`.
         tps: the tensor parallel sizes at which they must.
 
     Raises:
         GateError: one of them cannot; every reason, and what all of them would load at all of these sizes.
     """
-    refused = [one for one in verdicts(weights, engines, tps) if one.loads is Loads.NO]
+    refused = [one for one in chosen(found, engines, tps) if one.loads is Loads.NO]
     if refused:
         problems = [remark for one in refused for remark in one.problems]
         lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
         lifted = any(remark.topic in _LIFTED for remark in problems)
-        ways = [", or ".join(_ways(weights, engines, tps, problems))] if lifted else []
+        ways = [joined(_ways(weights, engines, tps, problems))] if lifted else []
         ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and remark.topic not in _LIFTED)
         names = dict.fromkeys(one.label for one in refused)
         raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(ways))
@@ -177,14 +194,13 @@ def _remedied(weights: Weights, verdict: Verdict) -> Verdict:
     if not any(one.topic in _LIFTED for one in verdict.problems):
         return verdict
     ways = _ways(weights, [verdict.engine], [verdict.tp], verdict.problems)
-    remedy = ", or ".join(ways)
-    told = (replace(one, remedy=remedy) if one.topic in _LIFTED else one for one in verdict.problems)
+    told = (replace(one, ways=ways) if one.topic in _LIFTED else one for one in verdict.problems)
     return replace(verdict, problems=tuple(told), remedies=ways)
 
 
 def _ways(
     weights: Weights, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]
-) -> tuple[str, ...]:
+) -> tuple[Way, ...]:
     """What all engines would load at all sizes."""
     scope = sorted({*TENSOR_PARALLEL, *tps})
     splits = any(engine in _DENSE for engine in engines)
@@ -259,11 +275,11 @@ class _Split:
                 case Refused(reason):
                     yield Remark(Topic.GROUP, subject, reason, role=role)
                 case Taken(kernel, padded, slow):
-                    yield Remark(Topic.KERNEL, "", kernel)
+                    yield Remark(Topic.KERNEL, "", Reason(kernel))
                     if padded:
-                        yield Remark(Topic.PADDING, subject, f"padded from {padded}", role=role)
+                        yield Remark(Topic.PADDING, subject, Reason(f"padded from {padded}"), role=role)
                     if slow:
-                        yield Remark(Topic.SLOW, subject, f"{kernel}, slower: {slow}", role=role)
+                        yield Remark(Topic.SLOW, subject, Reason(f"{kernel}, slower: {slow}"), role=role)
 
     def _taken(self, module: Module, packing: Packing | None, tp: int) -> Taken | Refused | Uneven | None:
         """The kernel, or why there is none; None of plain modules."""
@@ -277,7 +293,7 @@ class _Split:
             return None  # tables and heads are padded
         h, i = self.weights.architecture.text.hidden_size, experts.intermediate_size
         if i % tp:
-            return Uneven(f"{i} inputs cannot be split over {tp} GPUs")
+            return uneven(f"{i} inputs", tp)
         return vllm_experts(h, i // tp, i, packing) if packing and self.contract.engine == "vllm" else None
 
     def _part(self, module: Module, tp: int) -> Part | Uneven:
@@ -292,5 +308,5 @@ class _Split:
 
 def _expert_parallel(torn: Remark) -> Remark:
     """What does not fit split, as a flag to pass."""
-    text = f"needs {EXPERT_PARALLEL}, which leaves experts whole: {torn.text}"
-    return Remark(Topic.FLAG, torn.subject, text, role=torn.role)
+    reason = replace(torn.reason, text=f"needs {EXPERT_PARALLEL}, which leaves experts whole: {torn.reason.text}")
+    return Remark(Topic.FLAG, torn.subject, reason, role=torn.role)

@@ -31,6 +31,7 @@ from typing import Final
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import Matching
 from g4convert.engines.module import Accepts, Cut, Renames, Rule
+from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture
 
 __all__ = ["CONTRACT", "OLDEST"]
@@ -80,26 +81,26 @@ _DECODER: Final = (
         ("GateLinear",),
         configured=False,
         accepts=_PLAIN,
-        note="GateLinear has no quantization config (models/gemma4.py:325)",
+        note=Reason("GateLinear has no quantization config", source="models/gemma4.py:325"),
     ),
     Rule(
         r".*\bembed_tokens",
         _TABLE,
         accepts=_PLAIN,
-        note="tied with the head, which needs its `weight`: AttributeError",
+        note=Reason("tied with the head, which needs its `weight`: AttributeError"),
         cut=Cut.OUT,
     ),
     Rule(
         r".*\bembed_tokens_per_layer",
         _TABLE,
-        note="packed only by a target that names it (compressed_tensors_embedding.py); read, not run",
+        note=Reason("packed only by a target that names it (compressed_tensors_embedding.py); read, not run"),
         cut=Cut.OUT,
     ),
     Rule(
         r".*\blm_head",
         ("ParallelLMHead",),
         accepts=_PLAIN,
-        note="tied with the embedding; the class name has no `Linear` in it",
+        note=Reason("tied with the embedding; the class name has no `Linear` in it"),
         cut=Cut.OUT,
     ),
 )
@@ -110,27 +111,27 @@ _MEDIA: Final = (
         r"vision_tower\.patch_embedder\.input_proj",
         _REPLICATED,
         accepts=_PLAIN,
-        note="the forward pass reads the dtype of its `weight`, which a packed one has not",
+        note=Reason("the forward pass reads the dtype of its `weight`, which a packed one has not"),
     ),
-    Rule(r"(vision|audio)_tower\..*", _REPLICATED, note="loads packed where its sizes allow"),
+    Rule(r"(vision|audio)_tower\..*", _REPLICATED, note=Reason("loads packed where its sizes allow")),
 )
 _EMBEDDERS: Final = (
     Rule(
         r"embed_vision\.embedding_projection",
         _REPLICATED,
         accepts=_PLAIN,
-        note="the first image reads the dtype of its `weight` (models/gemma4_mm.py:2069)",
+        note=Reason("the first image reads the dtype of its `weight`", source="models/gemma4_mm.py:2069"),
     ),
-    Rule(r"embed_audio\.embedding_projection", _REPLICATED, note="loads packed; sound was not run"),
+    Rule(r"embed_audio\.embedding_projection", _REPLICATED, note=Reason("loads packed; sound was not run")),
 )
 _UNIFIED_EMBEDDERS: Final = (
-    Rule(r"vision_embedder\.patch_dense", _COLUMN, cut=Cut.OUT, note="loads packed; images were not run"),
+    Rule(r"vision_embedder\.patch_dense", _COLUMN, cut=Cut.OUT, note=Reason("loads packed; images were not run")),
     Rule(
         r"embed_(vision|audio)\.embedding_projection",
         _REPLICATED,
         configured=False,
         accepts=_PLAIN,
-        note="built without a quantization config (models/gemma4_unified.py:279, :288)",
+        note=Reason("built without a quantization config", source="models/gemma4_unified.py:279, :288"),
     ),
 )
 _DRAFTER: Final = (
@@ -143,7 +144,7 @@ _DRAFTER: Final = (
         ("Linear",),
         configured=False,
         accepts=_PLAIN,
-        note="a plain nn.Linear (models/gemma4_mtp.py:87)",
+        note=Reason("a plain nn.Linear", source="models/gemma4_mtp.py:87"),
     ),
 )
 
@@ -161,12 +162,12 @@ _OLD: Final = (
         r"\1.qkv_proj",
         cut=Cut.OUT,
         kv_shared=True,
-        note="built whole; nothing reads its keys and values",
+        note=Reason("built whole; nothing reads its keys and values"),
     ),
     Rule(_EXPERTS, ("FusedMoE",), r"\1.moe.experts", cut=Cut.OUT),
 )
 _OLD_DRAFTER: Final = tuple(
-    replace(rule, configured=False, accepts=_PLAIN, refused=False, note="0.23 builds drafters unquantized")
+    replace(rule, configured=False, accepts=_PLAIN, refused=False, note=Reason("0.23 builds drafters unquantized"))
     for rule in (*_DRAFTER, *_DECODER)
 )
 

@@ -1,9 +1,9 @@
-"""A checkpoint as engines meet it, and what there is to say of its modules."""
+"""A checkpoint as engines meet it."""
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from functools import lru_cache
 from math import prod
 from typing import Final
 
@@ -11,68 +11,17 @@ from g4convert.engines.faults import Stored
 from g4convert.engines.limits import Packing
 from g4convert.engines.module import Kind, Module
 from g4convert.gemma4 import Architecture, Role
+from g4convert.names import Name
 
-__all__ = ["Remark", "Topic", "Weights", "label"]
+__all__ = ["Weights", "label"]
 
 _PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
-_LAYERS: Final = re.compile(r"^(?!.*_tower\.).*\blayers\.\d+\.")
 _STARTS: Final = re.compile(r"^(model|draft_model|language_model)(\.model)?\.")
-
-
-class Topic(StrEnum):
-    """What a remark is about."""
-
-    KERNEL = "kernel"
-    """Which one takes it; no more than that."""
-    PADDING = "padding"
-    SLOW = "slow kernel"
-    FLAG = "flag"
-    NAMES = "names"
-    """Loads, but under names that some programs do not know."""
-    UNEVEN = "uneven split"
-    GROUP = "no kernel"
-    FORM = "form"
-    """Built in another form than stored."""
-    REFUSED = "refused"
-    """Loads packed, and does not work."""
-    MISSING = "missing"
-    UNKNOWN = "unknown"
-    """Stored, and fits nothing."""
-    STORED = "stored"
-    """Not stored as the config says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """Something to know about one kind of module.
-
-    Args:
-        topic: what it is about.
-        subject: the kind of module; empty where it is the whole checkpoint.
-        text: what is to be known.
-        remedy: what to do about it.
-        role: of the weights.
-    """
-
-    topic: Topic
-    subject: str
-    text: str
-    remedy: str = ""
-    role: Role | None = None
-
-    @property
-    def line(self) -> str:
-        """In one line, without the remedy."""
-        return f"{self.subject}: {self.text}" if self.subject else self.text
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON."""
-        return {"topic": self.topic.value, "subject": self.subject, "text": self.text, "remedy": self.remedy}
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A checkpoint as engines meet it.
+    """A checkpoint as engines meet it: made of a plan or of what is stored; lists and verdicts follow from it.
 
     Args:
         architecture: of the checkpoint.
@@ -80,6 +29,7 @@ class Weights:
         roles: of the same modules.
         packed: of those that are packed, how.
         stacked: those that are plain experts, all of a layer in one tensor.
+        joined: of those that are packed, experts that are packed in one tensor, which no engine reads.
         ignore: of the config.
         targets: of the config; None where it says nothing of quantization.
     """
@@ -89,6 +39,7 @@ class Weights:
     roles: Mapping[str, Role]
     packed: Mapping[str, Packing]
     stacked: Collection[str] = ()
+    joined: Collection[str] = ()
     ignore: tuple[str, ...] = ()
     targets: tuple[str, ...] | None = None
 
@@ -99,6 +50,11 @@ class Weights:
         found |= dict.fromkeys(self.stacked, Stored.STACKED)
         return found | dict.fromkeys(self.packed, Stored.PACKED)
 
+    @property
+    def forms_read(self) -> dict[str, Stored]:
+        """How each module is stored in a form that some engine reads: without experts packed in one tensor."""
+        return {module: form for module, form in self.forms.items() if module not in self.joined}
+
     def thinned(self) -> "Weights":
         """The same with one expert in each layer, where all are stored alike: engines look at no other."""
         text, forms = self.architecture.text, self.forms
@@ -108,7 +64,7 @@ class Weights:
         if len({(forms[module], self.packed.get(module)) for module in experts}) > 1:
             return self
         one = replace(self.architecture, text=replace(text, experts=replace(text.experts, count=1)))
-        others = {module for module in experts if ".experts.0." not in module}
+        others = {module for module in experts if Name(module).expert != 0}
         return replace(
             self,
             architecture=one,
@@ -161,15 +117,16 @@ class Weights:
         experts = module.kind is Kind.EXPERTS
         sizes = () if experts else tuple(self.shapes.get(shard) for shard in module.shards)
         heads: tuple[int, ...] = ()
-        if match := re.search(r"(?<!_tower\.encoder\.)layers\.(\d+)\.self_attn\.qkv", module.name):
-            layers = self.architecture.text.layers
-            heads = (layers[int(match[1])].kv_heads,) if int(match[1]) < len(layers) else ()
+        number, layers = Name(module.name).decoder_layer, self.architecture.text.layers
+        if number is not None and number < len(layers) and module.name.endswith(".self_attn.qkv_proj"):
+            heads = (layers[number].kv_heads,)
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 
     def keeping(self, roles: Collection[Role]) -> str:
         """How to leave packed roles in bf16, as options."""
         kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
-        rest = [role for role in _PACKABLE if role in self.packed_roles and role not in kept]
+        packed = self.packed_roles
+        rest = [role for role in _PACKABLE if role in packed and role not in kept]
         names = ", ".join(kept[:-1]) + (" and " if kept[1:] else "") + kept[-1]
         return f"`{' '.join(f'--pack {role}' for role in rest)}` to leave {names} in bf16"
 
@@ -178,5 +135,9 @@ def label(module: Module) -> str:
     """The kind of an engine's module, for people: without the parts that all of its kind share."""
     if module.kind is Kind.EXPERTS:
         return "experts"
-    bare = _STARTS.sub("", _LAYERS.sub("", module.name))
-    return re.sub(r"\.\d+\.", ".*.", bare)
+    return _without_start(module.name)
+
+
+@lru_cache(maxsize=1 << 16)
+def _without_start(module: str) -> str:
+    return Name(_STARTS.sub("", Name(module).in_layer)).kind

@@ -3,6 +3,7 @@
 models         Says which class of transformers reads which checkpoint
 pieces         Says what each tensor of a model is made of, plain or packed
 filling        Puts tensors into a model and takes them out
+misfits        Says which tensors do not fit a model, and how
 load           Loads strictly: every tensor has its place, or nothing runs
 modules        Linears on packed words
 experts        Experts on packed words

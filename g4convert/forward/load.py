@@ -26,15 +26,17 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.devices import CPU, is_roomy, place
 from g4convert.engines import CONTRACTS
-from g4convert.errors import EnvironmentFault, GateError
+from g4convert.errors import EnvironmentFault
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
+from g4convert.forward.misfits import Kind, Misfit, Unfit
 from g4convert.forward.models import Model, model_class, quiet_transformers
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.pieces import TORCH_DTYPES, Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
 from g4convert.forward.streaming import Stream
 from g4convert.gemma4 import Architecture, ExtraKind, Role, droppable
 from g4convert.gemma4.matching import match_names
+from g4convert.names import Name
 from g4convert.suggestions import no_such
 from g4convert.tensors import DType, TensorInfo
 
@@ -83,7 +85,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
         raise no_such("dtype", dtype, _DTYPES)
     checkpoint = Checkpoint.open(directory)
     architecture = Architecture.from_config(checkpoint.config)
-    infos = {name: stored.info for name, stored in checkpoint.tensors.items()}
+    infos = checkpoint.infos
     if decoder_only and architecture.is_composite:
         infos = _of_decoder(infos, architecture)
         architecture = architecture.text_only()
@@ -107,10 +109,9 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     return model.eval()
 
 
-def _refuse(path: Path, problems: list[str]) -> None:
+def _refuse(path: Path, problems: list[Misfit]) -> None:
     if problems:
-        what = "one tensor does" if len(problems) == 1 else f"{len(problems)} tensors do"
-        raise GateError(f"{path}: {what} not fit the model", offenders=problems)
+        raise Unfit(path, problems)
 
 
 def _of_decoder(infos: Mapping[str, TensorInfo], architecture: Architecture) -> dict[str, TensorInfo]:
@@ -133,32 +134,33 @@ def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
     }
 
 
-def _strangers(contents: Contents) -> Iterable[str]:
+def _strangers(contents: Contents) -> Iterable[Misfit]:
     """What has no place in the model, and what has two sources."""
-    yield from (f"unexpected: {name}" for name in contents.unknown)
+    yield from (Misfit(Kind.UNEXPECTED, name) for name in contents.unknown)
     yield from (
-        f"torn: {module}: no weight_packed beside {', '.join(parts)}" for module, parts in contents.torn.items()
+        Misfit(Kind.TORN, module, f"no weight_packed beside {', '.join(parts)}")
+        for module, parts in contents.torn.items()
     )
-    yield from (f"twice: {name}: {' and '.join(names)}" for name, names in contents.twice.items())
+    yield from (Misfit(Kind.TWICE, name, " and ".join(names)) for name, names in contents.twice.items())
 
 
-def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[str]:
+def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[Misfit]:
     """Tensors that no model has a place for, and whose values say that it should have one."""
     files = TensorFiles(checkpoint)
     known = droppable(contents.architecture)
     for name, form in contents.spare.items():
         if isinstance(form, PackedModule):
-            yield f"unexpected: {name}: packed, and no model reads it"
+            yield Misfit(Kind.UNEXPECTED, name, "packed, and no model reads it")
             continue
         match known.get(contents.renamed.get(name, name)):
             case None:
                 continue  # a derived buffer
             case extra if form.shape != extra.shape:
-                yield f"mismatched: {name} is {[*form.shape]}, expected {[*extra.shape]}"
+                yield Misfit(Kind.MISMATCHED, name, f"is {[*form.shape]}, expected {[*extra.shape]}")
             case extra if extra.kind is ExtraKind.ONES and not bool((files[name] == 1).all()):
-                yield f"unexpected: {name}: has values other than 1, but {extra.reason}"
+                yield Misfit(Kind.UNEXPECTED, name, f"has values other than 1, but {extra.reason}")
             case extra if extra.kind is ExtraKind.TIED and not _is_embedding(contents, files, files[name]):
-                yield f"unexpected: {name}: differs from the embedding, but {extra.reason}"
+                yield Misfit(Kind.UNEXPECTED, name, f"differs from the embedding, but {extra.reason}")
 
 
 def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) -> bool:
@@ -202,7 +204,7 @@ def _place(model: Model, sources: Mapping[str, Rows | PackedGroup], *, packed: b
     pieces: dict[str, Piece] = {}
     experts: dict[str, dict[str, PackedGroup]] = {}
     for name, source in sources.items():
-        module, _, leaf = name.rpartition(".")
+        module, leaf = str(Name(name).owner), Name(name).last
         if isinstance(source, Rows):
             pieces[name] = source
         elif not packed:
@@ -247,11 +249,12 @@ def _projection(group: PackedGroup) -> PackedProjection:
     )
 
 
-def _misfits(pieces: Mapping[str, Piece], places: Mapping[str, torch.Tensor]) -> list[str]:
+def _misfits(pieces: Mapping[str, Piece], places: Mapping[str, torch.Tensor]) -> list[Misfit]:
     """Where what the checkpoint has and what transformers built differ; the tables of names say they should not."""
-    problems = [f"missing: {name}" for name in places if name not in pieces]
-    problems += [f"unexpected: {name}" for name in pieces if name not in places]
+    problems = [Misfit(Kind.MISSING, name) for name in places if name not in pieces]
+    problems += [Misfit(Kind.UNEXPECTED, name) for name in pieces if name not in places]
     for name, piece in pieces.items():
         if name in places and tuple(piece.shape) != tuple(places[name].shape):
-            problems.append(f"mismatched: {name} is {[*piece.shape]}, the model's is {[*places[name].shape]}")
+            text = f"is {[*piece.shape]}, the model's is {[*places[name].shape]}"
+            problems.append(Misfit(Kind.MISMATCHED, name, text))
     return problems

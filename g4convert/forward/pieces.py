@@ -21,6 +21,7 @@ from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme, unreadable
 from g4convert.engines import CONTRACTS
+from g4convert.forward.misfits import Kind, Misfit
 from g4convert.gemma4 import Expected, FusedExperts, Role
 from g4convert.tensors import DType, TensorInfo
 
@@ -195,7 +196,7 @@ def _dequantize(tensors: Mapping[str, torch.Tensor], num_bits: int, out: torch.T
     torch.mul(values, scale.unsqueeze(-1), out=out.view(n, groups, -1))
 
 
-def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[str]) -> dict[str, Rows | PackedGroup]:
+def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[Misfit]) -> dict[str, Rows | PackedGroup]:
     """The source of each tensor of the model; a packed Linear's is under the name of its weight.
 
     Args:
@@ -209,7 +210,7 @@ def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[str]) -
         form = contents.stored.get(name)
         if form is None:
             if not expected.optional:
-                problems.append(f"missing: {name}")
+                problems.append(Misfit(Kind.MISSING, name))
         elif name not in fused and expected.role is not Role.KV_SHARED:
             piece = _moved(form, expected) or _piece(checkpoint, name, (form,), expected.shape, problems)
             if piece:
@@ -258,18 +259,19 @@ def _experts(contents: Contents, experts: FusedExperts) -> tuple[Form, ...]:
 
 
 def _piece(
-    checkpoint: Checkpoint, name: str, forms: tuple[Form, ...], shape: tuple[int, ...], problems: list[str]
+    checkpoint: Checkpoint, name: str, forms: tuple[Form, ...], shape: tuple[int, ...], problems: list[Misfit]
 ) -> Rows | PackedGroup | None:
     plain = [form for form in forms if isinstance(form, TensorInfo)]
     packed = tuple(form for form in forms if isinstance(form, PackedModule))
     if packed and plain:
-        problems.append(f"mixed: {name}: {len(packed)} experts are packed, {len(plain)} are not")
+        problems.append(Misfit(Kind.MIXED, name, f"{len(packed)} experts are packed, {len(plain)} are not"))
         return None
     if packed:
         return _packed(checkpoint, name, packed, shape, problems)
     each = _share(shape, len(plain))
     wrong = [info for info in plain if info.shape != each]
-    problems.extend(f"mismatched: {info.name} is {[*info.shape]}, the model's is {[*each]}" for info in wrong)
+    texts = ((info.name, f"is {[*info.shape]}, the model's is {[*each]}") for info in wrong)
+    problems.extend(Misfit(Kind.MISMATCHED, stored, text) for stored, text in texts)
     return None if wrong else Rows(tuple(info.name for info in plain), shape, plain[0].dtype)
 
 
@@ -279,17 +281,17 @@ def _share(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 def _packed(
-    checkpoint: Checkpoint, name: str, modules: tuple[PackedModule, ...], shape: tuple[int, ...], problems: list[str]
+    checkpoint: Checkpoint, name: str, modules: tuple[PackedModule, ...], shape: tuple[int, ...], problems: list[Misfit]
 ) -> PackedGroup | None:
     each = _share(shape, len(modules))
     schemes = [stored_scheme(module, each, None) for module in modules]
     faults = [
-        f"packed: {module.module}: {fault}"
+        Misfit(Kind.PACKED, module.module, fault)
         for module, scheme in zip(modules, schemes, strict=True)
         if (fault := unreadable(module, scheme) or _stated_shape(checkpoint, module, each))
     ]
     if not faults and len({(s.num_bits, s.group_size, s.strategy, s.symmetric) for s in schemes}) > 1:
-        faults = [f"mixed: {name}: experts of one layer are packed in different schemes"]
+        faults = [Misfit(Kind.MIXED, name, "experts of one layer are packed in different schemes")]
     problems.extend(faults)
     return None if faults else PackedGroup(modules, schemes[0], shape)
 

@@ -26,6 +26,7 @@ import torch
 
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model
+from g4convert.names import Name
 
 __all__ = ["Stream", "run_together", "stream_of"]
 
@@ -153,7 +154,7 @@ class Stream:
         def after(*_: object) -> None:
             put(self._model, name, table)
 
-        module = self._model.get_submodule(name.removesuffix(".weight"))
+        module = self._model.get_submodule(Name(name).module)
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after, always_call=True)
 

@@ -35,7 +35,7 @@ from g4convert.gemma4.parts import (
     VisionEmbedder,
     VisionTower,
 )
-from g4convert.gemma4.roles import Expected, Role
+from g4convert.gemma4.roles import TABLES, Expected, Role
 from g4convert.gemma4.schema import (
     Droppable,
     ExtraKind,
@@ -46,6 +46,7 @@ from g4convert.gemma4.schema import (
 )
 
 __all__ = [
+    "TABLES",
     "Architecture",
     "AudioEmbedder",
     "AudioTower",

@@ -15,6 +15,7 @@ from g4convert.gemma4.faults import Found, raise_faults
 from g4convert.gemma4.matching import DialectUse, Match, match_names
 from g4convert.gemma4.roles import Expected, Role
 from g4convert.gemma4.schema import ExtraKind, FusedExperts, expected_weights
+from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = ["Extra", "Inventory", "Segment", "Weight", "resolve"]
@@ -52,9 +53,9 @@ class Weight:
     channels_last: bool = False
 
     @property
-    def module(self) -> str:
+    def module(self) -> Name:
         """The dotted path of the module that owns it."""
-        return self.name.rpartition(".")[0]
+        return Name(self.name).owner
 
     @property
     def info(self) -> TensorInfo:

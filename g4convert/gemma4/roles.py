@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
-__all__ = ["Expected", "Role"]
+__all__ = ["TABLES", "Expected", "Role"]
 
 
 class Role(StrEnum):
@@ -41,6 +42,10 @@ class Role(StrEnum):
     """What an MTP assistant has around its decoder."""
     CLIP = "clip"
     """Calibrated limits of a tower's inputs and outputs."""
+
+
+TABLES: Final = frozenset({Role.EMBEDDING, Role.PLE_EMBEDDING})
+"""Roles of weights that are gathered row by row, not multiplied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,25 @@ that matches in none of them is dead, and usually a mistake.
 
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import Declared, DeclaredGroup, Entries, declared_in
+from g4convert.checkpoint.declared import Declared, DeclaredGroup, declared_in
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.checkpoint.stored import PackedModule, StoredScheme, packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS, speller
+from g4convert.engines.faults import Fault, judge
+from g4convert.engines.matching import Matching
+from g4convert.engines.stored import StoredCheckpoint
+from g4convert.engines.weights import Weights
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.gemma4.matching import Match, match_names
 from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
+from g4convert.names import Name
 from g4convert.tensors import DType
 
 __all__ = ["Description", "describe"]
@@ -31,12 +37,17 @@ __all__ = ["Description", "describe"]
 UNKNOWN: Final = "unknown"
 DROPPABLE: Final = "droppable"
 _FILES: Final = "files"
-_VLLM: Final = "vllm"
 _LINEAR: Final = frozenset(("Linear", "Module"))
 _EMBEDDING: Final = frozenset(("Embedding", "Module"))
 _OTHER: Final = frozenset(("Module",))
 _KNOWN_CLASSES: Final = _LINEAR | _EMBEDDING
 _MOST_DIMENSIONS: Final = 3
+_WORDS: Final[Mapping[Fault, str]] = {
+    Fault.TARGETED: "plain, although targeted and not ignored",
+    Fault.IGNORED: "quantized, although ignored",
+    Fault.UNTARGETED: "quantized, although no target names it",
+}
+"""Ways in which a module may be built in another form than it is stored in."""
 _SHAPE_FORMATS: Final = {DType.I64: "q", DType.I32: "i"}
 
 
@@ -73,43 +84,85 @@ class _Module:
         """Its module's name in an engine."""
         return self.spellings[engine]
 
-    def compared(self, engine: str) -> str:
-        """What an engine compares a whole name with: vLLM renames the entry, not the module."""
-        if engine == _VLLM and self.canonical is not None:
-            return _module(self.canonical)
-        return self.spellings[engine]
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """`ignore` and the targets of a config as one engine, or the format's own library, reads them."""
+
+    ignore: Entries
+    groups: tuple[tuple[DeclaredGroup, Entries], ...]
+    rules: Matching
+
+    @classmethod
+    def of(cls, declared: Declared, rules: Matching) -> "_Lists":
+        def read(entries: Iterable[str]) -> Entries:
+            return rules.entries(declared.method, entries)
+
+        return cls(read(declared.ignore), tuple((group, read(group.targets)) for group in declared.groups), rules)
 
 
 @dataclass(frozen=True, slots=True)
 class _Matching:
-    """What a config declares, ready to be tried on modules under the names of several engines."""
+    """What a config declares, ready to be tried on modules under the names of several engines.
+
+    Args:
+        declared: the section.
+        lists: as read with the names of the files, and by each engine.
+        misbuilt: by engine, canonical modules that it would build in another form than stored; engines that are not
+            asked, as the format is not theirs, are left out.
+    """
 
     declared: Declared
-    engines: tuple[str, ...]
-    ignore: Entries
-    groups: tuple[tuple[DeclaredGroup, Entries], ...]
+    lists: Mapping[str, _Lists]
+    misbuilt: Mapping[str, Mapping[str, Fault]]
 
     @classmethod
-    def of(cls, declared: Declared, engines: tuple[str, ...]) -> "_Matching":
-        method = declared.method
-        groups = tuple((group, Entries.of(method, group.targets)) for group in declared.groups)
-        return cls(declared, engines, Entries.of(method, declared.ignore), groups)
+    def of(cls, declared: Declared, checkpoint: Checkpoint, architecture: Architecture | None) -> "_Matching":
+        rules = {_FILES: Matching()}
+        misbuilt: dict[str, dict[str, Fault]] = {}
+        if architecture:
+            rules |= {engine: one.matching(architecture) for engine, one in CONTRACTS.items()}
+            if declared.method == COMPRESSED_TENSORS:
+                misbuilt = _misbuilt(StoredCheckpoint.of(checkpoint, architecture).weights)
+        return cls(declared, {engine: _Lists.of(declared, one) for engine, one in rules.items()}, misbuilt)
 
-    def ignores(self, module: _Module, engine: str) -> bool:
-        return self.ignore.hold(module.compared(engine), module.spelled(engine), module.classes)
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Whose names are tried."""
+        return tuple(self.lists)
 
-    def targets(self, module: _Module, engine: str) -> bool:
-        return any(
-            entries.hold(module.compared(engine), module.spelled(engine), module.classes) for _, entries in self.groups
-        )
+    def fault(self, module: _Module, engine: str) -> str:
+        """How an engine would build a Linear in another form than it is stored in; empty where it does not."""
+        if engine in self.misbuilt:
+            found = self.misbuilt[engine].get(Name(module.canonical or "").owner)
+            return _WORDS[found] if found else ""
+        name, lists = module.spelled(engine), self.lists[engine]
+        ignored = lists.ignore.hold(name, module.classes)
+        targeted = any(entries.hold(name, module.classes) for _, entries in lists.groups)
+        if module.packed is None:
+            return _WORDS[Fault.TARGETED] if targeted and not ignored else ""
+        if ignored:
+            return _WORDS[Fault.IGNORED]
+        return "" if targeted else _WORDS[Fault.UNTARGETED]
 
     def group_for(self, module: _Module) -> DeclaredGroup | None:
         """The group whose target names it, in any engine; a target of its name before one of its class."""
         for classes in (frozenset[str](), module.classes):
-            for group, entries in self.groups:
-                if any(entries.hold(module.compared(e), module.spelled(e), classes) for e in self.engines):
+            for number, group in enumerate(self.declared.groups):
+                spelled = ((lists.groups[number][1], module.spelled(engine)) for engine, lists in self.lists.items())
+                if any(entries.hold(name, classes) for entries, name in spelled):
                     return group
         return None
+
+
+def _misbuilt(weights: Weights) -> dict[str, dict[str, Fault]]:
+    """By engine, the modules that it would build in another form than stored, and in which way."""
+    found: dict[str, dict[str, Fault]] = {}
+    for engine, contract in CONTRACTS.items():
+        reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
+        problems = judge(contract, weights.architecture, reading, weights.forms_read)
+        found[engine] = {one.shard: one.fault for one in problems if one.fault in _WORDS}
+    return found
 
 
 class _Notes:
@@ -135,8 +188,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     model_type = str(checkpoint.config.get("model_type", UNKNOWN))
     modules, match = _modules(checkpoint, architecture)
     declared = declared_in(checkpoint.config)
-    engines = (_FILES, *CONTRACTS) if architecture else (_FILES,)
-    matching = _Matching.of(declared, engines) if declared else None
+    matching = _Matching.of(declared, checkpoint, architecture) if declared else None
     schemes = _schemes(checkpoint, modules, matching)
     remarks += _scheme_remarks(modules, schemes, matching)
     entries: tuple[EntryUse, ...] = ()
@@ -170,13 +222,13 @@ def _architecture(config: Mapping[str, Any]) -> tuple[Architecture | None, list[
 
 def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple[list[_Module], Match | None]:
     """Every weight, quantized ones first, under its canonical name where the model is known."""
-    infos = {name: stored.info for name, stored in checkpoint.tensors.items()}
+    infos = checkpoint.infos
     packed = packed_modules(infos).values()
     owned = {info.name for module in packed for info in module.parts.values()}
     weights: list[tuple[str, PackedModule | None]] = [(module.weight_name, module) for module in packed]
     weights += [(name, None) for name in infos if name not in owned]
     if architecture is None:
-        return [_Module(name, {_FILES: _module(name)}, of, linear=of is not None) for name, of in weights], None
+        return [_Module(name, {_FILES: Name(name).owner}, of, linear=of is not None) for name, of in weights], None
     match = match_names({name for name, _ in weights}, architecture)
     canonical = {source: name for name, sources in match.sources.items() for source in sources}
     derived = dict.fromkeys(match.derived, DROPPABLE)
@@ -184,8 +236,8 @@ def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple
     modules = []
     for name, of in weights:
         known = canonical.get(name)
-        names = spell(_module(known or name))
-        names[_FILES] = _module(name)
+        names = spell(Name(known or name).owner)
+        names[_FILES] = Name(name).owner
         role, shape, linear = derived.get(name, UNKNOWN), None, of is not None
         if known:
             role, shape, linear = _meaning(known, match)
@@ -272,9 +324,8 @@ def _missing(match: Match) -> tuple[str, ...]:
 
 def _expert_part(name: str) -> tuple[str, str]:
     """`...experts.7.gate_proj.weight` -> `...experts.`, `gate_proj`: the key of a fused tensor's share."""
-    module = _module(name)
-    stem, _, projection = module.rpartition(".")
-    return stem.rpartition(".")[0] + ".", projection
+    module = Name(name).owner
+    return f"{module.owner.owner}.", module.last
 
 
 def _scheme_remarks(
@@ -305,58 +356,65 @@ def _declared_remarks(modules: Iterable[_Module], matching: _Matching) -> list[R
     for module in modules:
         wrong: defaultdict[str, list[str]] = defaultdict(list)
         for engine in matching.engines:
-            if text := _wrong_form(module, matching, engine):
+            if module.linear and matching.declared.groups and (text := matching.fault(module, engine)):
                 wrong[text].append(engine)
         for text, engines in wrong.items():
             where = "" if len(engines) == len(matching.engines) else f", by the names of {', '.join(engines)}"
             notes.add(module.role, f"{text}{where}", module.stored)
     faults = [Remark("config.json", fault) for fault in matching.declared.faults]
-    broken = [Remark("ignore", f"{entry} is no regular expression") for entry in matching.ignore.broken]
+    broken = [Remark("ignore", f"{entry} is no regular expression") for entry in matching.lists[_FILES].ignore.broken]
     return [*faults, *broken, *notes.remarks()]
-
-
-def _wrong_form(module: _Module, matching: _Matching, engine: str) -> str:
-    if not module.linear or not matching.declared.groups:
-        return ""
-    ignored = matching.ignores(module, engine)
-    targeted = matching.targets(module, engine)
-    if module.packed is None:
-        return "plain, although targeted and not ignored" if targeted and not ignored else ""
-    if ignored:
-        return "quantized, although ignored"
-    return "" if targeted else "quantized, although no target names it"
 
 
 def _entry_uses(modules: Sequence[_Module], matching: _Matching) -> Iterator[EntryUse]:
     """Every entry of `targets` and `ignore`, and how many modules it names in each engine."""
     declared = matching.declared
-    count = _counter(modules, matching)
+    count = _Counter.of(modules, matching)
     for group in declared.groups:
-        yield from (EntryUse(f"targets of {group.name}", entry, count(entry)) for entry in group.targets)
-    yield from (EntryUse("ignore", entry, count(entry)) for entry in declared.ignore)
+        yield from (EntryUse(f"targets of {group.name}", entry, count.targets(entry)) for entry in group.targets)
+    yield from (EntryUse("ignore", entry, count.ignore(entry)) for entry in declared.ignore)
 
 
-def _counter(modules: Sequence[_Module], matching: _Matching) -> Callable[[str], Mapping[str, int] | None]:
-    """A function that counts the modules an entry names; a module with several tensors counts once."""
-    spelled = {engine: {m.spelled(engine) for m in modules} for engine in matching.engines}
-    compared = {engine: {m.compared(engine) for m in modules} for engine in matching.engines}
-    classes = Counter(name for m in {_module(m.stored): m for m in modules}.values() for name in m.classes)
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """Counts the modules that an entry names; a module with several tensors counts once.
 
-    def count(entry: str) -> Mapping[str, int] | None:
-        one = Entries.of(matching.declared.method, [entry])
-        if one.classes:
-            known = entry in _KNOWN_CLASSES
-            return dict.fromkeys(matching.engines, classes[entry]) if known else None
-        if one.exact:
-            return {engine: int(entry in compared[engine]) for engine in matching.engines}
-        return {
-            engine: sum(matches(name) for matches in one.patterns.values() for name in spelled[engine])
-            for engine in matching.engines
-        }
+    Args:
+        matching: the lists.
+        names: by engine, the names of all modules.
+        ends: by engine, dotted ends of these names and how many have them; only where `ignore` is tried on them.
+        classes: how many modules are of a class.
+    """
 
-    return count
+    matching: _Matching
+    names: Mapping[str, frozenset[str]]
+    ends: Mapping[str, Mapping[str, int]]
+    classes: Mapping[str, int]
 
+    @classmethod
+    def of(cls, modules: Sequence[_Module], matching: _Matching) -> "_Counter":
+        names = {engine: frozenset(module.spelled(engine) for module in modules) for engine in matching.lists}
+        suffixed = [engine for engine, lists in matching.lists.items() if lists.rules.suffix]
+        ends = {engine: Counter[str](end for name in names[engine] for end in Name(name).ends()) for engine in suffixed}
+        once = {Name(module.stored).owner: module for module in modules}.values()
+        return cls(matching, names, ends, Counter(name for module in once for name in module.classes))
 
-def _module(name: str) -> str:
-    """The module a tensor belongs to: its name without the last part."""
-    return name.rpartition(".")[0]
+    def targets(self, entry: str) -> Mapping[str, int] | None:
+        """How many modules an entry of `targets` names, by engine; None for the name of an unknown class."""
+        return self._count(entry, {})
+
+    def ignore(self, entry: str) -> Mapping[str, int] | None:
+        """The same for an entry of `ignore`, which in some engines names what it is the end of, too."""
+        return self._count(entry, self.ends)
+
+    def _count(self, entry: str, ends: Mapping[str, Mapping[str, int]]) -> Mapping[str, int] | None:
+        found = {}
+        for engine, lists in self.matching.lists.items():
+            one, names = lists.rules.entries(self.matching.declared.method, [entry]), self.names[engine]
+            if one.classes:
+                return dict.fromkeys(self.matching.engines, self.classes[entry]) if entry in _KNOWN_CLASSES else None
+            fitting = sum(bool(matches(name)) for matches in one.patterns.values() for name in names)
+            found[engine] = fitting + sum(
+                ends[engine].get(plain, 0) if engine in ends else plain in names for plain in one.plain
+            )
+        return found

@@ -1,6 +1,6 @@
 """`g4convert check`: what each engine would make of a checkpoint, from its headers, whoever wrote it.
 
-    check_static   names, shapes, dtypes, config: what is wrong with the checkpoint itself
+    check_stored   names, shapes, dtypes, config: what is wrong with the checkpoint itself
     verdicts       each engine and number of GPUs: loads, with a caveat, or not
 
 Findings of the first that no engine survives become reasons of the second: a scheme that is not the stored one, a
@@ -10,40 +10,29 @@ tensor that is not there and that the engine does not miss.
                    WARN   one that was not asked for cannot; FAIL if none can
 """
 
-import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.contents import Contents, module_of
-from g4convert.checkpoint.declared import Declared
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.stored import PackedModule, packed_modules, stored_scheme
+from g4convert.checkpoint.stored import packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Contract, OnUnknown
-from g4convert.engines.limits import Packing
+from g4convert.engines.reason import Reason
+from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
-from g4convert.engines.weights import Remark, Topic, Weights
 from g4convert.errors import UnsupportedError
-from g4convert.gemma4 import Architecture, Role
+from g4convert.gemma4 import Architecture
 from g4convert.inspection.drafter import paired
-from g4convert.report import Finding, Report, Severity
+from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.suggestions import no_such
-from g4convert.tensors import TensorInfo
-from g4convert.verification.static.config import HINDERS, quantization_section
-from g4convert.verification.static.engines import NO_PATTERN
-from g4convert.verification.static.level import REQUIRED_ENGINES, check_static
+from g4convert.verification.static.config import HINDERS
+from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
-__all__ = ["Asked", "Checked", "check", "stored_weights"]
+__all__ = ["Asked", "Checked", "check"]
 
-_TABLES: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING}
-_STACK: Final = 3  # dimensions of experts that are one tensor
-_INT4: Final = 4
-_COUNT: Final = re.compile(r" \((\d+ of them|(all|\d+ of) \d+ modules), first \S+\)$")
-_OPTION: Final = re.compile(r"(^|, or )(?=`--(?:pack|group-size))")
-_AGAIN: Final = r"\1quantize again from the source with "
-_LOST: Final = ("no weight_scale", "no weight_packed")
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.experts", "static.quantization_config",
 }  # fmt: skip
@@ -109,79 +98,42 @@ def check(asked: Asked) -> Checked:
     """
     out = Checkpoint.open(asked.directory)
     _refuse_other_formats(out)
-    static = tuple(check_static(asked.directory, None, tp=(), engines=asked.required))
-    contents = Contents.of(
-        {name: stored.info for name, stored in out.tensors.items()}, Architecture.from_config(out.config)
-    )
-    found = _verdicts(out, contents, asked, static)
+    stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
+    static = tuple(check_stored(stored, tp=(), engines=asked.required))
+    found = _verdicts(stored, asked, static)
     findings, levels = [*static, *_judged(found, asked)], ["static", "engines"]
     if asked.target is not None:
         findings += paired(out, Checkpoint.open(asked.target))
         levels.append("assistant")
     against = None if asked.target is None else str(asked.target)
     report = Report(tuple(findings), tuple(levels), {}, str(asked.directory), against)
+    contents = stored.contents
     return Checked(report, found, len(contents.packed) + len(contents.fused_packed) + len(contents.torn))
 
 
 def _refuse_other_formats(out: Checkpoint) -> None:
     """The contracts say how engines read compressed-tensors; other formats have other rules."""
-    packed = packed_modules({name: stored.info for name, stored in out.tensors.items()}).values()
+    packed = packed_modules(out.infos).values()
     if odd := next((one for one in packed if "weight_packed" not in one.parts), None):
         form = stored_scheme(odd, None, None).format
         hint = "`g4convert inspect` describes it"
         raise UnsupportedError(f"{odd.module}: stored as {form}: engines are judged for pack-quantized", hint=hint)
 
 
-def _verdicts(out: Checkpoint, contents: Contents, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
-    packs = bool(contents.packed or contents.fused_packed or contents.torn)
-    declared, _ = quantization_section(out.config, packs=packs, engines=asked.required)
+def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
-    found = verdicts(
-        stored_weights(contents, declared), asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL
-    )
+    found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
     return tuple(_with_faults(_of_another_command(one), wrong) for one in found)
 
 
 def _of_another_command(verdict: Verdict) -> Verdict:
     """A verdict whose remedies say that options of `quantize` are meant."""
-    problems = (replace(one, remedy=_OPTION.sub(_AGAIN, one.remedy, count=1)) for one in verdict.problems)
-    remedies = (_OPTION.sub(_AGAIN, one) for one in verdict.remedies)
-    return replace(verdict, problems=tuple(problems), remedies=tuple(remedies))
+    problems = (replace(one, ways=_again(one.ways)) for one in verdict.problems)
+    return replace(verdict, problems=tuple(problems), remedies=_again(verdict.remedies))
 
 
-def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
-    """A checkpoint as engines meet it.
-
-    Args:
-        contents: its tensors.
-        declared: what its config says of quantization; None where that is nothing.
-    """
-    shapes, roles, packed, stacked = {}, {}, {}, []
-    groups = declared.groups if declared else ()
-    bits = next((group.num_bits for group in groups if group.num_bits), None)
-    for name, form in contents.stored.items():
-        expected = contents.expected[name]
-        if not expected.linear and expected.role not in _TABLES:
-            continue
-        module = module_of(name)
-        shapes[module], roles[module] = expected.shape, expected.role
-        if isinstance(form, PackedModule):
-            packed[module] = _packing(form, expected.shape, bits)
-        elif isinstance(form, TensorInfo) and len(form.shape) == _STACK:
-            stacked.append(module)
-    targets = tuple(entry for group in groups for entry in group.targets)
-    ignore = declared.ignore if declared else ()
-    readable = declared is not None and bool(groups)
-    return Weights(
-        contents.architecture, shapes, roles, packed, frozenset(stacked), ignore, targets if readable else None
-    )
-
-
-def _packing(form: PackedModule, shape: tuple[int, ...], bits: int | None) -> Packing:
-    if form.fused:
-        return Packing(bits or _INT4, None)
-    scheme = stored_scheme(form, shape, bits)
-    return Packing(scheme.num_bits or bits or _INT4, scheme.group_size)
+def _again(ways: Iterable[Way]) -> tuple[Way, ...]:
+    return tuple(replace(way, again=True) for way in ways)
 
 
 def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
@@ -196,7 +148,7 @@ def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
 
 def _remark(finding: Finding, contract: Contract) -> Remark | None:
     """What a finding about the checkpoint means to an engine."""
-    code, text = finding.code, _COUNT.sub("", finding.found)
+    code, text = finding.code, finding.found
     topic: Topic | None = None
     if code == "static.names":
         topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
@@ -204,22 +156,23 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
         topic = Topic.STORED if contract.engine in HINDERS[finding.subject] else None
     elif finding.severity is not Severity.FAIL:
         return None
-    elif code == "static.tensors" or text.startswith(_LOST):
+    elif code == "static.tensors" or finding.detail is Detail.LOST:
         topic, text = Topic.MISSING, f"{text}: {contract.on_missing}"
     elif code in {"static.unknown", "static.k_eq_v"} and contract.on_unknown is OnUnknown.RAISES:
         topic, text = Topic.UNKNOWN, f"{text}: {contract.on_unknown}"
-    elif code == "static.ignore" and text == NO_PATTERN:
+    elif finding.detail is Detail.NO_PATTERN:
         topic = Topic.FORM  # each compiles the entry when it builds its modules
     elif code in _ANY_ENGINE or (code == "static.weight_shape" and contract.engine == "transformers"):
         topic = Topic.STORED  # the others load `weight_shape` and do not look at it
-    return Remark(topic, finding.subject, text, finding.remedy) if topic else None
+    ways = (Way(finding.remedy),) if finding.remedy else ()
+    return Remark(topic, finding.subject, Reason(text), ways) if topic else None
 
 
 def _merged(remarks: Iterable[Remark]) -> list[Remark]:
     """What is said of many modules, once."""
-    same: dict[tuple[Topic, str], list[Remark]] = {}
+    same: dict[tuple[Topic, Reason], list[Remark]] = {}
     for one in remarks:
-        same.setdefault((one.topic, one.text), []).append(one)
+        same.setdefault((one.topic, one.reason), []).append(one)
     return [
         replace(many[0], subject=f"{many[0].subject} and {len(many) - 1} more" if many[1:] else many[0].subject)
         for many in same.values()

@@ -1,6 +1,6 @@
 """`g4convert check --fix`: the `quantization_config` that the tensors of a checkpoint ask for.
 
-    tensors -> what is packed, and how -> Plan -> quantization_config -> static checks -> config.json
+    tensors -> Weights: what is packed, and how -> ignore, quantization_config -> static checks -> config.json
 
 The config that is written is the one `quantize` would have written for the same packed set, proved in the same way,
 with an entry for layers that were left out of a role; then the checkpoint is checked as if it had that config. Only if
@@ -16,19 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.contents import Contents
-from g4convert.checkpoint.declared import declared_in, section_of
+from g4convert.checkpoint.declared import section_of
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
-from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme
+from g4convert.checkpoint.stored import StoredScheme, stored_scheme
 from g4convert.conversion.writer import sync_directory, write_file
+from g4convert.engines.ignore import listed
+from g4convert.engines.limits import Packing
+from g4convert.engines.stored import StoredCheckpoint
+from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
-from g4convert.gemma4 import Architecture, Inventory, Role, Segment, Weight
-from g4convert.planning.quantization_config import quantization_config
-from g4convert.planning.recipe import Recipe
-from g4convert.planning.steps import Plan, Quantize
+from g4convert.gemma4 import Architecture, Role
+from g4convert.names import Name
+from g4convert.planning.config import quantization_config
 from g4convert.report import Finding, Severity
-from g4convert.tensors import DType, TensorInfo
-from g4convert.verification.static.level import REQUIRED_ENGINES, check_opened
+from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
 __all__ = ["Fixed", "fix", "fixed_config"]
 
@@ -47,7 +48,7 @@ _IN_LAYERS: Final[Mapping[Role, str]] = {
 """Roles of which some layers may be kept, and what their names have in common in every engine."""
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
 _NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
-_BITS: Final = (4, 8)
+_BITS: Final = {4, 8}
 _STEP: Final = 8  # sizes of groups that recipes know are multiples of it
 _LONGEST: Final = 60  # characters of a value that is told
 
@@ -80,17 +81,18 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
         InputError: no checkpoint, or no Gemma 4.
     """
     out = Checkpoint.open(directory)
-    before = _bad(out, engines)
+    stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
+    before = _bad(stored, engines)
     if not any(one.code in _CURABLE for one in before):
         _refuse(directory, [one for one in before if one.severity is Severity.FAIL], "no config can mend what fails")
         return None
     if lines := list(_activations(out.config)):
         raise GateError(f"{directory}: not fixed: {_NO_ACTIVATIONS}", offenders=lines, hint=_SAME)
     try:
-        config = fixed_config(out)
+        config = fixed_config(stored)
     except GateError as error:
         raise GateError(f"{directory}: not fixed: {error.message}", offenders=error.offenders, hint=_SAME) from error
-    after = _bad(replace(out, config=config), engines)
+    after = _bad(stored.declaring(config), engines)
     left = [one for one in after if one.severity is Severity.FAIL or one.code in _CURABLE]
     _refuse(directory, left, "what fails lies in the tensors, no config can mend it")
     return Fixed(_write(directory, config), tuple(_changes(out.config, config)))
@@ -143,28 +145,27 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
-def fixed_config(out: Checkpoint) -> dict[str, Any]:
+def fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     """The config of a checkpoint with the `quantization_config` that its tensors ask for.
 
     Raises:
         GateError: packed in several ways, or in one that recipes do not know; or no short list of entries says
             what is packed.
     """
-    architecture = Architecture.from_config(out.config)
-    contents = Contents.of({name: stored.info for name, stored in out.tensors.items()}, architecture)
-    config = {key: value for key, value in out.config.items() if key != "compression_config"}
+    old, weights = stored.checkpoint.config, stored.weights
+    config = {key: value for key, value in old.items() if key != "compression_config"}
     if isinstance(text := config.get("text_config"), Mapping):
         config["text_config"] = {
             k: v for k, v in text.items() if k not in {"quantization_config", "compression_config"}
         }
     config.pop("quantization_config", None)
-    if not contents.packed:
+    if not stored.contents.packed:
         return config
-    kept = _kept_layers(contents)
-    section = quantization_config(_plan(contents, _recipe(contents, out.config), kept.keys()))
-    section["ignore"] += [_pattern(role, layers, architecture) for role, layers in kept.items()]
-    old = _section(out.config)
-    return {**config, "quantization_config": {**section, **{key: old[key] for key in _KEPT if key in old}}}
+    kept = _kept_layers(weights)
+    section = quantization_config(listed(_packed_everywhere(weights, _packing(stored), kept.keys())))
+    section["ignore"] += [_pattern(role, layers, weights.architecture) for role, layers in kept.items()]
+    said = _section(old)
+    return {**config, "quantization_config": {**section, **{key: said[key] for key in _KEPT if key in said}}}
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,10 +174,10 @@ def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _recipe(contents: Contents, config: Mapping[str, Any]) -> Recipe:
+def _packing(stored: StoredCheckpoint) -> Packing:
     """The one way in which everything is packed."""
-    declared = declared_in(config)
-    said = next((group.num_bits for group in (declared.groups if declared else ()) if group.num_bits), None)
+    contents, section = stored.contents, stored.section
+    said = next((group.num_bits for group in (section.groups if section else ()) if group.num_bits), None)
     schemes: dict[StoredScheme, str] = {}
     found = {
         name: stored_scheme(module, contents.expected[name].shape, said) for name, module in contents.packed.items()
@@ -191,20 +192,21 @@ def _recipe(contents: Contents, config: Mapping[str, Any]) -> Recipe:
     if len(schemes) > 1:
         raise GateError("packed in several ways, which one config group cannot say", offenders=lines)
     (scheme,) = schemes
-    group, per_row = scheme.group_size, scheme.strategy == "channel"
-    known = scheme.format == "pack-quantized" and scheme.num_bits in _BITS and scheme.symmetric and not scheme.fault
-    if not known or not (per_row or (group and group % _STEP == 0)):
+    bits, group, per_row = scheme.num_bits, scheme.group_size, scheme.strategy == "channel"
+    known = scheme.format == "pack-quantized" and scheme.symmetric and not scheme.fault
+    if bits not in _BITS or not known or not (per_row or (group and group % _STEP == 0)):
         raise GateError("not packed as g4convert packs: int4 or int8, symmetric, pack-quantized", offenders=lines)
-    return Recipe.model_validate({"num_bits": scheme.num_bits, "group_size": group or "channel"})
+    return Packing(bits, group)
 
 
-def _kept_layers(contents: Contents) -> dict[Role, list[int]]:
+def _kept_layers(weights: Weights) -> dict[Role, list[int]]:
     """Of roles that are packed, the layers where they are not."""
-    packed = {contents.expected[name].role for name in contents.packed}
+    partly = weights.packed_roles & _IN_LAYERS.keys()
     kept: defaultdict[Role, set[int]] = defaultdict(set)
-    for name, expected in contents.expected.items():
-        if expected.linear and expected.role in packed & _IN_LAYERS.keys() and contents.plain(name):
-            kept[expected.role].add(int(name.partition(".layers.")[2].partition(".")[0]))
+    for module, role in weights.roles.items():
+        layer = Name(module).layer
+        if role in partly and module not in weights.packed and layer is not None:
+            kept[role].add(layer)
     return {role: sorted(layers) for role, layers in kept.items()}
 
 
@@ -214,36 +216,20 @@ def _pattern(role: Role, layers: Iterable[int], architecture: Architecture) -> s
     return rf"re:{decoder}.*layers\.({'|'.join(map(str, layers))})\.{_IN_LAYERS[role]}.*"
 
 
-def _plan(contents: Contents, recipe: Recipe, partly: Collection[Role]) -> Plan:
-    """What would have written these tensors, as far as whole roles go.
+def _packed_everywhere(weights: Weights, packing: Packing, partly: Collection[Role]) -> Weights:
+    """The same checkpoint, packed in one way, as far as whole roles go.
 
     Args:
-        contents: what is stored.
-        recipe: how it is packed.
+        weights: what is stored.
+        packing: how.
         partly: roles that are taken for packed everywhere, as other entries will name the layers where they are not.
     """
-    weights, steps = [], []
-    for name, form in contents.stored.items():
-        expected = contents.expected[name]
-        stored = form.module if isinstance(form, PackedModule) else form.name
-        dtype = DType.BF16 if isinstance(form, PackedModule) else form.dtype
-        weight = Weight(name, expected.role, dtype, expected.shape, expected.linear, Segment(stored, 0, 0))
-        weights.append(weight)
-        if isinstance(form, PackedModule) or (expected.linear and expected.role in partly):
-            steps.append(_step(weight))
-    inventory = Inventory(contents.architecture, tuple(weights), (), ())
-    return Plan(recipe, contents.architecture, inventory, tuple(steps), ())
+    packed = [module for module, role in weights.roles.items() if module in weights.packed or role in partly]
+    return replace(weights, packed=dict.fromkeys(packed, packing))
 
 
-def _step(weight: Weight) -> Quantize:
-    """The step of a packed module, for its names."""
-    module = weight.name.removesuffix(".weight")
-    names = (f"{module}.{part}" for part in ("weight_packed", "weight_scale", "weight_shape"))
-    return Quantize(weight, *(TensorInfo(name, DType.I32, ()) for name in names))
-
-
-def _bad(out: Checkpoint, engines: Collection[str]) -> list[Finding]:
-    return [one for one in check_opened(out, None, tp=(), engines=engines) if one.severity in _BAD]
+def _bad(stored: StoredCheckpoint, engines: Collection[str]) -> list[Finding]:
+    return [one for one in check_stored(stored, tp=(), engines=engines) if one.severity in _BAD]
 
 
 def _refuse(directory: Path, findings: Iterable[Finding], why: str) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
-from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict, verdicts
-from g4convert.planning.gate import planned_weights
+from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict
+from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
-from g4convert.planning.quantization_config import quantization_config
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import RoleSize, default_workers, estimate_seconds, role_sizes
 from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
@@ -20,7 +19,7 @@ __all__ = ["PlanReport", "report"]
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A plan and what follows from it; `quantization_config` is empty when nothing is packed."""
+    """A plan and what follows from it; `outlook` has the verdicts of `tps`, perhaps of other sizes, too."""
 
     source: Source
     recipe: Resolved
@@ -29,8 +28,8 @@ class PlanReport:
     sizes: tuple[RoleSize, ...]
     seconds: float
     workers: int
-    quantization_config: dict[str, Any]
-    verdicts: tuple[Verdict, ...]
+    outlook: Outlook
+    tps: tuple[int, ...]
 
     @classmethod
     def of(  # noqa: PLR0913 - a plan and what its estimates need
@@ -39,16 +38,30 @@ class PlanReport:
         recipe: Resolved,
         plan: Plan,
         layout: Layout,
-        workers: int = 0,
+        outlook: Outlook,
         *,
+        workers: int = 0,
         tps: Iterable[int] = TENSOR_PARALLEL,
     ) -> "PlanReport":
-        """What follows from a plan; `workers` is for the estimated time, 0 is one for each core."""
+        """What follows from a plan.
+
+        Args:
+            source: the checkpoint.
+            recipe: what is done with it.
+            plan: every step.
+            layout: the place of every byte.
+            outlook: what engines make of the output, at `tps` at least.
+            workers: for the estimated time; 0 is one for each core.
+            tps: tensor parallel sizes to tell of.
+        """
         sizes, workers = role_sizes(plan), workers or default_workers()
         seconds = estimate_seconds(plan, sizes, workers)
-        config = quantization_config(plan) if plan.quantized else {}
-        found = verdicts(planned_weights(plan, config), tps=tps)
-        return cls(source, recipe, plan, layout, sizes, seconds, workers, config, found)
+        return cls(source, recipe, plan, layout, sizes, seconds, workers, outlook, tuple(tps))
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What each engine makes of the output, in the order of `tps`."""
+        return self.outlook.at(self.tps)
 
     @property
     def output_bytes(self) -> int:
@@ -67,7 +80,7 @@ class PlanReport:
 
     def to_dict(self, *, tensors: bool) -> dict[str, Any]:
         """The report as JSON; with `tensors`, every step as well."""
-        config = self.quantization_config
+        weights = self.outlook.weights
         document: dict[str, Any] = {
             "schema_version": 1,
             "model": self.source.name,
@@ -79,8 +92,8 @@ class PlanReport:
             "roles": [{**asdict(size), "bits_per_weight": round(size.bits_per_weight, 4)} for size in self.sizes],
             "kept": [{"role": role, "reason": why, "tensors": n} for (role, why), n in self.kept.items()],
             "dropped": [{"reason": why, "tensors": n} for why, n in self.dropped.items()],
-            "targets": config["config_groups"]["group_0"]["targets"] if config else [],
-            "ignore": config.get("ignore", []),
+            "targets": [*(weights.targets or ())],
+            "ignore": [*weights.ignore],
             "output": {
                 "bytes": self.output_bytes,
                 "files": len(self.layout.shards),
@@ -107,8 +120,8 @@ def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int
     Raises:
         G4Error: whatever is wrong with the source or the recipe.
     """
-    plan = make_plan(Checkpoint.open(source.path), recipe.recipe)
-    return PlanReport.of(source, recipe, plan, lay_out(plan), workers, tps=tps)
+    plan, sizes = make_plan(Checkpoint.open(source.path), recipe.recipe), tuple(tps)
+    return PlanReport.of(source, recipe, plan, lay_out(plan), Outlook.of(plan, sizes), workers=workers, tps=sizes)
 
 
 def _counts(items: Iterable[Any]) -> dict[Any, int]:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
+from operator import itemgetter
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UsageError
@@ -27,6 +28,7 @@ from g4convert.gemma4 import (
     Weight,
     resolve,
 )
+from g4convert.names import Name
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.remarks import DRAFTER_KEPT, remarks
 from g4convert.quantization import Method, Scheme
@@ -147,8 +149,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     _check_scheme(recipe)
     decoder_only = recipe.layout == "text-only" and (source.is_composite or source.is_assistant)
     architecture = source.text_only() if decoder_only else source
-    tensors = {name: stored.info for name, stored in checkpoint.tensors.items()}
-    inventory = resolve(tensors, source, config=checkpoint.config, decoder_only=decoder_only)
+    inventory = resolve(checkpoint.infos, source, config=checkpoint.config, decoder_only=decoder_only)
     packable = _packable_roles(recipe, inventory)
     _refuse_misfit(inventory.weights, packable, recipe)
     steps: list[Step] = []
@@ -202,7 +203,7 @@ def _packs(weight: Weight, roles: frozenset[Role]) -> bool:
     """Whether a weight is packed; of the vision tower, the encoder's Linears only."""
     if not weight.linear or weight.role not in roles:
         return False
-    return weight.role is not Role.VISION_TOWER or ".encoder.layers." in weight.name
+    return weight.role is not Role.VISION_TOWER or Name(weight.name).layer is not None
 
 
 def _refuse_misfit(weights: Iterable[Weight], roles: frozenset[Role], recipe: Recipe) -> None:
@@ -213,7 +214,7 @@ def _refuse_misfit(weights: Iterable[Weight], roles: frozenset[Role], recipe: Re
         return
     rows: dict[tuple[str, int], int] = defaultdict(int)
     for weight in misfits:
-        rows[_without_numbers(weight.module), weight.shape[1]] += 1
+        rows[weight.module.kind, weight.shape[1]] += 1
     fits = [g for g in (32, 64, 128) if all(weight.shape[1] % g == 0 for weight in misfits)]
     inputs = sorted({weight.shape[1] for weight in misfits})
     remedy = (
@@ -231,14 +232,10 @@ def _refuse_misfit(weights: Iterable[Weight], roles: frozenset[Role], recipe: Re
     )
 
 
-def _without_numbers(module: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in module.split("."))
-
-
 def _quantize(weight: Weight, name: str, recipe: Recipe) -> Quantize:
     n, k = weight.shape
     groups = k // recipe.group_size if recipe.group_size else 1
-    module = name.removesuffix(".weight")
+    module = Name(name).module
     return Quantize(
         weight,
         TensorInfo(f"{module}.weight_packed", DType.I32, (n, ceil(k * recipe.num_bits / 32))),
@@ -259,8 +256,8 @@ def _copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
 
 def _fused_name(name: str) -> str:
     """`...experts.3.up_proj.weight` belongs to `...experts.gate_up_proj`, `down_proj` to itself."""
-    head, _, projection, _ = name.rsplit(".", 3)
-    return f"{head}.{'down_proj' if projection == 'down_proj' else 'gate_up_proj'}"
+    one = Name(name)
+    return f"{one.experts}.{'down_proj' if one.projection == 'down_proj' else 'gate_up_proj'}"
 
 
 def _refuse_mixed_experts(fused: Mapping[str, list[Weight]]) -> None:
@@ -276,9 +273,10 @@ def _refuse_mixed_experts(fused: Mapping[str, list[Weight]]) -> None:
 
 def _fuse(name: str, weights: list[Weight]) -> Copy:
     """Kept experts go back into the 3-D form: [experts, 2 * intermediate, hidden] with gate rows first, or down."""
-    order = sorted(weights, key=lambda w: (int(w.name.rsplit(".", 3)[1]), w.name.rsplit(".", 2)[1] == "up_proj"))
+    places = [(Name(weight.name).expert or 0, Name(weight.name).projection == "up_proj") for weight in weights]
+    order = [weight for _, weight in sorted(zip(places, weights, strict=True), key=itemgetter(0))]
     n, k = order[0].shape
-    experts = len({w.name.rsplit(".", 3)[1] for w in order})
+    experts = len({expert for expert, _ in places})
     shape = (experts, n * len(order) // experts, k)
     segments = tuple(_join(weight.segment for weight in order))
     return Copy(TensorInfo(name, order[0].dtype, shape), Role.EXPERTS, segments, KEPT_BECAUSE[Role.EXPERTS])

@@ -13,17 +13,18 @@ A level that could not run is INCONCLUSIVE, never passed over: a report says wha
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.errors import InputError, UsageError
+from g4convert.errors import UsageError
 from g4convert.gemma4 import quantized_format
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Report, Severity
 from g4convert.request import Level, Request
-from g4convert.verification.static.level import check_static
+from g4convert.verification.static.level import check_static, open_output
 
 if TYPE_CHECKING:
     from g4convert.forward.candidate import Candidate
@@ -58,19 +59,21 @@ def verify(
         EnvironmentFault: out of memory.
     """
     depth = asked.depth
-    _check(asked)
+    _check_request(asked)
+    directories = _Directories.open(asked)
+    out, source = directories.out, directories.source
+    _check_directories(asked, directories)
     say("static: names, shapes, config and files")
-    findings = [*check_static(asked.output, asked.source), *_provenance(asked)]
+    findings = [*(directories.broken if out is None else check_static(out, source)), *_provenance(asked, source)]
     ran = [Level.STATIC]
     metrics: dict[str, Any] = {}
-    out = _opened(asked.output)
     findings += [] if out is None else [*_not_quantized(out)]
     later = [Level.ENGINE] if depth is Level.ENGINE else [one for one in _FILES if depth.includes(one)]
     if out is None:
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
         later = []
     if out is not None and Level.WEIGHTS in later:
-        if asked.source is None:
+        if source is None:
             why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
             severity = Severity.INCONCLUSIVE if depth is Level.WEIGHTS else Severity.INFO
             remedy = "pass the checkpoint itself: --reference MODEL"
@@ -80,7 +83,7 @@ def verify(
 
             say("weights: every value against its source")
             rows: list[dict[str, Any]] = []
-            findings += check_weights(out, Checkpoint.open(asked.source), progress=progress, table=rows)
+            findings += check_weights(out, source, progress=progress, table=rows)
             metrics["weights"] = {"tensors": rows}
             ran.append(Level.WEIGHTS)
     if out is not None and Level.LOGITS in later:
@@ -106,8 +109,38 @@ _FILES: Final = (Level.WEIGHTS, Level.LOGITS)
 _SEE_STATIC: Final = "see the findings of level static"
 
 
-def _check(asked: Request) -> None:
-    """What can be refused before any work."""
+@dataclass(frozen=True, slots=True)
+class _Directories:
+    """What is compared, each directory opened once.
+
+    Args:
+        out: the output; None where its files cannot be opened.
+        broken: why not.
+        source: the checkpoint that it is compared with; None without one.
+    """
+
+    out: Checkpoint | None
+    broken: tuple[Finding, ...]
+    source: Checkpoint | None
+
+    @classmethod
+    def open(cls, asked: Request) -> "_Directories":
+        """Open what was asked for.
+
+        Raises:
+            InputError: no output directory, or a source that is none.
+            UnsupportedError: weights of another format.
+        """
+        source = None if asked.source is None else Checkpoint.open(asked.source)
+        match open_output(asked.output):
+            case Checkpoint() as out:
+                return cls(out, (), source)
+            case broken:
+                return cls(None, broken, source)
+
+
+def _check_request(asked: Request) -> None:
+    """Refuse what needs no look at a directory."""
     alone = asked.depth in {Level.STATIC, Level.ENGINE}
     if asked.depth is Level.LOGITS:
         from g4convert.verification.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
@@ -119,24 +152,26 @@ def _check(asked: Request) -> None:
         from g4convert.devices import torch_device  # noqa: PLC0415 -- brings torch
 
         torch_device(str(asked.device))
-    _check_order(asked)
-    if asked.engine is not None and _opened(asked.output) is not None:
+    if asked.is_captured and asked.prompts is not None:
+        raise UsageError("a stored reference has its own prompts", hint="leave --prompts out, or pass the model")
+
+
+def _check_directories(asked: Request, directories: _Directories) -> None:
+    """Refuse what does not suit the directories, before any work."""
+    _check_order(asked, directories)
+    if asked.engine is not None and directories.out is not None:
         from g4convert.verification.engine.level import look_for_engine  # noqa: PLC0415 -- brings torch and transformers
 
         look_for_engine(asked)
-    if asked.is_captured and asked.prompts is not None:
-        raise UsageError("a stored reference has its own prompts", hint="leave --prompts out, or pass the model")
-    if asked.prompts is not None and _opened(asked.source or asked.output) is not None:
+    if asked.prompts is not None and (directories.source or directories.out) is not None:
         from g4convert.verification.logits.level import conversations  # noqa: PLC0415 -- brings torch and transformers
 
         conversations(asked.prompts, asked.source or asked.output)
 
 
-def _check_order(asked: Request) -> None:
-    """A quantized reference of an output that is not: the two are swapped."""
-    if asked.source is None:
-        return
-    out, reference = _opened(asked.output), _opened(asked.source)
+def _check_order(asked: Request, directories: _Directories) -> None:
+    """Refuse a quantized reference of an output that is not quantized: the two are swapped."""
+    out, reference = directories.out, directories.source
     if out is None or reference is None or "quantization_config" not in reference.config:
         return
     if "quantization_config" not in out.config:
@@ -144,13 +179,6 @@ def _check_order(asked: Request) -> None:
             f"{asked.output} is not quantized and {asked.source} is: the two are swapped",
             hint=f"g4convert verify {quote(str(asked.source))} --reference {quote(str(asked.output))}",
         )
-
-
-def _opened(output: Path) -> Checkpoint | None:
-    try:
-        return Checkpoint.open(output)
-    except InputError:
-        return None  # the level static has said why
 
 
 def _stopped(level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE) -> Finding:
@@ -180,7 +208,7 @@ def _reference_hint(output: Path) -> str:
     return f"--reference MODEL, a directory, a hub name, or a file of `g4convert reference`{made_of}"
 
 
-def _provenance(asked: Request) -> Iterable[Finding]:
+def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Finding]:
     """Whether the output says of itself that it was made of this reference."""
     source = _recorded(asked.output)
     if asked.reference is None:
@@ -190,17 +218,17 @@ def _provenance(asked: Request) -> Iterable[Finding]:
         yield Finding("static.provenance", Severity.INFO, PROVENANCE, text, "made of this reference")
         return
     files = json.dumps(source["files"], sort_keys=True).encode()
-    same = hashlib.sha256(files).hexdigest() == _digest(asked)
+    same = hashlib.sha256(files).hexdigest() == _digest(asked, reference)
     severity = Severity.PASS if same else Severity.WARN
     found = "made of this reference" if same else f"made of another checkpoint, named {source.get('name')}"
     remedy = "" if same else "pass the checkpoint it was made of; other findings may follow from this"
     yield Finding("static.provenance", severity, PROVENANCE, found, "made of this reference", remedy)
 
 
-def _digest(asked: Request) -> str:
-    """Of the checkpoint that the reference is, or was stored from."""
-    if asked.source is not None:
-        return Checkpoint.open(asked.source).digest()
+def _digest(asked: Request, reference: Checkpoint | None) -> str:
+    """The digest of the checkpoint that the reference is, or was stored from."""
+    if reference is not None:
+        return reference.digest()
     from g4convert.verification.logits.capture import Captured  # noqa: PLC0415 -- brings torch
 
     assert asked.reference is not None  # noqa: S101 -- asked only with one

@@ -155,7 +155,8 @@ def test_the_rows_of_the_card_cover_every_kept_byte(made: Path, moe: Path) -> No
 def test_a_snapshot_of_the_hub_is_named_as_the_base_model(made: Path, moe: Path) -> None:
     source = Source(moe, "google/gemma-4-26B-A4B-it", "0" * 40)
     plan = planned(FAMILIES["26B-A4B"])
-    card = model_card(plan, source, load(), "out", summarize(plan, Choice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]}))
+    summary = summarize(plan, Choice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    card = model_card(plan, source, load(), "out", summary, refused=())
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["base_model_relation"]) == ("google/gemma-4-26B-A4B-it", "quantized")
     assert "base_model" not in (made / "README.md").read_text()

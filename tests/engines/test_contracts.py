@@ -19,7 +19,7 @@ import torch
 from compressed_tensors.utils.match import is_match
 from helpers import ROOT, engines_reference
 from helpers.engine_cases import GOLDEN, LISTS, Contracted, contracts, report
-from helpers.headers import opened
+from helpers.headers import opened, section
 from helpers.released_configs import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +33,6 @@ from g4convert.engines.module import Accepts, Kind, Module
 from g4convert.errors import UsageError
 from g4convert.forward.models import model_class
 from g4convert.gemma4 import Architecture, expected_weights
-from g4convert.planning.quantization_config import quantization_config
 from g4convert.planning.recipe import load, shipped
 from g4convert.planning.steps import Plan, make_plan
 
@@ -136,7 +135,7 @@ def test_before_pull_request_44571_no_entry_could_name_patch_dense() -> None:
     dense = next(one for one in vllm.CONTRACT.modules(UNIFIED) if one.name == "vision_embedder.patch_dense")
     unnamed = replace(dense, name="")
     for _, plan in plans("12B"):
-        reading = vllm.CONTRACT.read(plan.architecture, quantization_config(plan)["ignore"])
+        reading = vllm.CONTRACT.read(plan.architecture, section(plan)["ignore"])
         assert reading.packs(unnamed) is True
     assert vllm.CONTRACT.read(UNIFIED, ["re:.*"]).packs(unnamed) is False
 
@@ -258,7 +257,7 @@ def test_a_list_that_is_no_pattern_names_nothing_and_is_told() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_recipe_writes_is_built_as_stored_by_every_version(family: str) -> None:
     for recipe, plan in plans(family):
-        ignore, stored = quantization_config(plan)["ignore"], stored_by(plan)
+        ignore, stored = section(plan)["ignore"], stored_by(plan)
         for contract in VERSIONS:
             reading = contract.read(plan.architecture, ignore)
             found = list(judge(contract, plan.architecture, reading, stored))
@@ -319,7 +318,7 @@ def test_judge_names_the_fault_and_the_module(  # noqa: PLR0913, PLR0917 -- the 
 
 def test_judge_says_why_an_engine_takes_plain_weights_only() -> None:
     plan = next(plan for recipe, plan in plans("26B-A4B") if recipe == "w4a16-g32")
-    reading = sglang.CONTRACT.read(plan.architecture, quantization_config(plan)["ignore"])
+    reading = sglang.CONTRACT.read(plan.architecture, section(plan)["ignore"])
     found = list(judge(sglang.CONTRACT, plan.architecture, reading, stored_by(plan)))
     assert {one.fault for one in found} == {Fault.REFUSED}
     assert all("SiLU" in one.detail for one in found)

@@ -19,10 +19,9 @@ from g4convert.engines.matching import Disagreement
 from g4convert.engines.module import Accepts, Kind
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
-from g4convert.planning.quantization_config import quantization_config
 from g4convert.planning.recipe import DEFAULT, load, shipped
 from g4convert.planning.steps import Plan, make_plan
-from helpers.headers import opened
+from helpers.headers import opened, section
 from helpers.released_configs import FAMILIES
 
 if TYPE_CHECKING:
@@ -194,7 +193,7 @@ def _stored(family: str, changed: tuple[str, ...] = ()) -> tuple[Case, tuple[str
     stored = [info.name for step in plan.quantized for info in step.outputs]
     linear = {weight.name for weight in plan.inventory.weights if weight.linear}
     stored += [step.target.name for step in plan.copied if step.target.name in linear]
-    return Case(FAMILIES[family], plan.architecture, quantization_config(plan)["ignore"], _L), tuple(stored)
+    return Case(FAMILIES[family], plan.architecture, section(plan)["ignore"], _L), tuple(stored)
 
 
 @cache
@@ -206,7 +205,7 @@ def _cases(family: str) -> tuple[tuple[str, Case], ...]:
             plan = _plan(family, recipe)
             whole = plan.architecture == plan.inventory.architecture
             case = Case(config if whole else config["text_config"], plan.architecture, [], _L)
-            found.append((f"recipe {recipe}", case._replace(ignore=quantization_config(plan)["ignore"])))
+            found.append((f"recipe {recipe}", case._replace(ignore=section(plan)["ignore"])))
     lists = Case(config, Architecture.from_config(config), [], _L)
     found += [(name, lists._replace(ignore=ignore, targets=targets)) for name, (ignore, targets) in LISTS.items()]
     return tuple(found)

@@ -6,8 +6,10 @@ from typing import Any
 
 from g4convert.checkpoint.directory import Checkpoint, StoredTensor
 from g4convert.gemma4 import Architecture
+from g4convert.planning.config import output_config, quantization_config
 from g4convert.planning.recipe import load
 from g4convert.planning.steps import Plan, make_plan
+from g4convert.planning.weights import planned_weights
 from g4convert.tensors import TensorInfo
 from helpers.released_configs import stored
 
@@ -26,3 +28,13 @@ def opened(config: Mapping[str, Any], tensors: Iterable[TensorInfo] | None = Non
 def planned(config: Mapping[str, Any], recipe: str = "w4a16-g32", **options: object) -> Plan:
     """The plan of a headers-only checkpoint."""
     return make_plan(opened(config), load(recipe, options).recipe)
+
+
+def section(plan: Plan) -> dict[str, Any]:
+    """The `quantization_config` of a plan's output."""
+    return quantization_config(planned_weights(plan))
+
+
+def written_config(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The config.json of a plan's output, from that of its source."""
+    return output_config(config, plan, planned_weights(plan))

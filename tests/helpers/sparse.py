@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from g4convert.conversion import provenance as output
 from g4convert.planning.steps import Plan
 from g4convert.tensors import TensorInfo
-from helpers.headers import opened
+from helpers.headers import written_config
 from helpers.released_configs import Config, small
 
 VOCABULARY = 2048
@@ -68,4 +67,4 @@ def write(directory: Path, config: Mapping[str, Any], tensors: Iterable[TensorIn
 
 def write_plan(directory: Path, plan: Plan, config: Mapping[str, Any]) -> Path:
     """What a plan would write, but for the weights."""
-    return write(directory, output.config(opened(config), plan), tensors_of(plan).values(), shapes_of(plan))
+    return write(directory, written_config(config, plan), tensors_of(plan).values(), shapes_of(plan))

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import sparse
-from helpers.headers import opened, planned
+from helpers.headers import planned, written_config
 from helpers.program import g4convert
 from helpers.released_configs import assistant, stored
 
-from g4convert.conversion import provenance as output
 from g4convert.engines.verdicts import Loads, Verdict, verdicts
 from g4convert.engines.weights import Topic
 from g4convert.errors import GateError, InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.inspection.engines import Asked, Checked, check
 from g4convert.inspection.fix import Fixed, fix
-from g4convert.planning.gate import planned_weights
-from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.weights import planned_weights
 from g4convert.report import Severity
 from g4convert.tensors import DType, TensorInfo
 
@@ -460,7 +458,7 @@ def damaged(directory: Path, size: str, change: Callable[[Tensors], object]) -> 
     plan = planned(config)
     infos = sparse.tensors_of(plan)
     change(infos)
-    return sparse.write(directory, output.config(opened(config), plan), infos.values(), sparse.shapes_of(plan))
+    return sparse.write(directory, written_config(config, plan), infos.values(), sparse.shapes_of(plan))
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -581,20 +579,21 @@ def test_a_plain_checkpoint_is_judged_too(tmp_path: Path) -> None:
 def test_check_agrees_with_the_plan_that_wrote_it(good: Callable[[str], Path]) -> None:
     for size in ("E2B", "12B", "26B-A4B", "31B"):
         plan = planned(sparse.little(size))
-        found, wanted = judged(good(size)).verdicts, verdicts(planned_weights(plan, quantization_config(plan)))
+        found, wanted = judged(good(size)).verdicts, verdicts(planned_weights(plan))
         assert [without_remedies(one) for one in found] == [without_remedies(one) for one in wanted]
 
 
 def without_remedies(verdict: Verdict) -> Verdict:
     """`check` has other remedies than `plan`: nothing can be left out of what is written."""
-    problems = tuple(replace(one, remedy="") for one in verdict.problems)
+    problems = tuple(replace(one, ways=()) for one in verdict.problems)
     return replace(verdict, problems=problems, remedies=())
 
 
 def test_remedies_of_another_command_say_so(good: Callable[[str], Path]) -> None:
     found = judged(good("26B-A4B"))
     pieces = [one.remedy for one in found.report.findings]
-    pieces += [text for one in found.verdicts for text in (*one.remedies, *(told.remedy for told in one.told))]
+    texts = ((*map(str, one.remedies), *(remark.remedy for remark in one.told)) for one in found.verdicts)
+    pieces += [text for several in texts for text in several]
     options = [text for text in pieces if "`--pack" in text or "`--group-size" in text]
     assert options
     assert all("quantize again from the source with `--" in text for text in options), options

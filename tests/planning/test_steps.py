@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from g4convert.checkpoint.source import Source
+from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Role
+from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe import DEFAULT, load, shipped
 from g4convert.planning.report import PlanReport
@@ -85,7 +87,9 @@ def planned_document(size: str, recipe: str) -> dict[str, Any] | str:
         plan = make_plan(opened(released(size)), resolved.recipe)
     except G4Error as error:
         return f"exit {error.exit_code}\n{error}"
-    document = PlanReport.of(Source(Path("model"), size), resolved, plan, lay_out(plan), 1).to_dict(tensors=False)
+    outlook = Outlook.of(plan, TENSOR_PARALLEL)
+    found = PlanReport.of(Source(Path("model"), size), resolved, plan, lay_out(plan), outlook, workers=1)
+    document = found.to_dict(tensors=False)
     del document["estimate"]
     document["engines"] = [f"{one['engine']}, TP {one['tp']}: {one['loads']}" for one in document["engines"]]
     return document

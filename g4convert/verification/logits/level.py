@@ -14,10 +14,10 @@ import transformers
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import memory_faults, threads_for, torch_device
-from g4convert.errors import GateError
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
+from g4convert.forward.misfits import Unfit
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture
@@ -73,7 +73,7 @@ def run_logits(
         try:
             dequantized = _load(asked.output, asked, dtype, packed=False)
             runs = candidate(asked.output) if candidate else _packed(asked, dtype, dequantized)
-        except GateError as refused:
+        except Unfit as refused:
             return Judged(tuple(_refused(refused)), {})
         alone = not Architecture.from_config(Checkpoint.open(asked.output).config).is_composite
         stored, left = _taken(stored, alone=alone)
@@ -205,13 +205,10 @@ def _loaded() -> Finding:
     return Finding("logits.load", Severity.PASS, "strict loader", found, "")
 
 
-def _refused(refused: GateError) -> Iterator[Finding]:
+def _refused(refused: Unfit) -> Iterator[Finding]:
     """What the strict loader found, one by one."""
     expected = "exactly the tensors of the model"
-    for line in refused.offenders or (refused.message,):
-        kind, _, subject = line.partition(": ")
-        name, _, rest = subject.partition(" ")
-        found = f"{kind} {rest}".strip()
-        yield Finding("logits.load", Severity.FAIL, name.rstrip(":") or line, found, expected)
+    for one in refused.misfits:
+        yield Finding("logits.load", Severity.FAIL, one.name, one.found, expected)
     remedy = "see the findings of level static"
     yield Finding("logits.stopped", Severity.INCONCLUSIVE, "level logits", "not run: it does not load", "", remedy)

@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import Declared, declared_in, section_of
+from g4convert.checkpoint.declared import Declared, section_of
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
 from g4convert.report import Finding, Severity
 
-__all__ = ["HINDERS", "config_keys", "quantization_section", "read_architecture"]
+__all__ = ["HINDERS", "config_keys", "read_architecture", "section_faults"]
 
 _REPLACED: Final = {"quantization_config", "compression_config", "quantization"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
@@ -144,34 +144,33 @@ def _shown(part: object) -> str:
     return _short(asdict(part) if is_dataclass(part) and not isinstance(part, type) else part)
 
 
-def quantization_section(
-    out: Mapping[str, Any], *, packs: bool, engines: Collection[str]
-) -> tuple[Declared | None, tuple[Finding, ...]]:
-    """What the config says of the packed modules, and what is wrong with saying it so.
+def section_faults(
+    out: Mapping[str, Any], declared: Declared | None, *, packs: bool, engines: Collection[str]
+) -> Iterator[Finding]:
+    """What is wrong with what the config says of the packed modules.
 
     Args:
         out: the output's config.
+        declared: its quantization section; None without one.
         packs: whether any tensor is packed.
         engines: what must load it: what only one of the others does not read warns.
     """
-    declared = declared_in(out)
     code = "static.quantization_config"
-    if declared is None or (declared.method is None and not declared.groups):
-        if not packs:
-            return None, ()
-        remedy = f"{_FIX}: without it every loader takes packed words for unknown tensors"
-        found = "missing" if declared is None else "no quant_method"
-        return None, (Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors", remedy),)
-    findings = [Finding(code, Severity.FAIL, "quantization_config", fault, "", _FIX) for fault in declared.faults]
+    if declared is None or declared.is_empty:
+        if packs:
+            remedy = f"{_FIX}: without it every loader takes packed words for unknown tensors"
+            found = "missing" if declared is None else "no quant_method"
+            yield Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors", remedy)
+        return
+    yield from (Finding(code, Severity.FAIL, "quantization_config", fault, "", _FIX) for fault in declared.faults)
     if declared.method != "compressed-tensors":
         found = f"quant_method {declared.method!r}"
-        findings.append(Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors"))
+        yield Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors")
     if not declared.groups:
-        findings.append(Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for"))
-    findings.extend(_refused_by_loaders(out))
+        yield Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for")
+    yield from _refused_by_loaders(out)
     if packs and declared.method == "compressed-tensors":
-        findings.extend(_unread(out, engines))
-    return declared, tuple(findings)
+        yield from _unread(out, engines)
 
 
 def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from g4convert.checkpoint.contents import Contents
-from g4convert.checkpoint.declared import Declared
 from g4convert.checkpoint.directory import INDEX, Checkpoint
+from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory, resolve
 from g4convert.report import Finding, Severity, grouped
-from g4convert.verification.static.config import config_keys, quantization_section, read_architecture
+from g4convert.verification.static.config import config_keys, read_architecture, section_faults
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
 from g4convert.verification.static.packing import fits_ranks, fused_experts, packing
@@ -34,7 +34,7 @@ from g4convert.verification.static.tensors import (
     stray_values,
 )
 
-__all__ = ["REQUIRED_ENGINES", "check_opened", "check_static"]
+__all__ = ["REQUIRED_ENGINES", "check_static", "check_stored", "open_output"]
 
 REQUIRED_ENGINES: Final = ("transformers", "vllm")
 """Engines that must load an output unless told otherwise."""
@@ -42,9 +42,26 @@ REQUIRED_ENGINES: Final = ("transformers", "vllm")
 _BAD: Final = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
 
 
+def open_output(output: Path) -> Checkpoint | tuple[Finding, ...]:
+    """A quantized checkpoint, or why its files cannot be opened.
+
+    Raises:
+        InputError: no such directory.
+        UnsupportedError: weights of another format.
+    """
+    if not output.is_dir():
+        raise InputError(f"{output}: no such directory", hint="pass the directory that `g4convert quantize` made")
+    try:
+        return Checkpoint.open(output)
+    except UnsupportedError:
+        raise
+    except InputError as error:
+        return tuple(broken_files(error))
+
+
 def check_static(
-    output: Path,
-    source: Path | None,
+    out: Checkpoint,
+    original: Checkpoint | None,
     *,
     tp: Iterable[int] = (1, 2, 4),
     engines: Collection[str] = REQUIRED_ENGINES,
@@ -52,39 +69,36 @@ def check_static(
     """Check a quantized checkpoint without reading its weights.
 
     Args:
-        output: the directory.
-        source: the directory it was made from; None checks it against its own config.
+        out: the output.
+        original: what it was made from; None checks it against its own config.
         tp: numbers of GPUs that the packed matrices are to be split over.
         engines: what must load it, of `ENGINES`: what one of these would build wrongly fails, what another one
             would warns.
 
     Raises:
-        InputError: no output directory, or a source that is none.
-        UnsupportedError: weights of another format, or another model.
+        InputError: a source that is none; or without one, an output that is no Gemma 4.
+        UnsupportedError: a source that is quantized.
     """
-    original = Checkpoint.open(source) if source is not None else None
-    if not output.is_dir():
-        raise InputError(f"{output}: no such directory", hint="pass the directory that `g4convert quantize` made")
-    try:
-        out = Checkpoint.open(output)
-    except UnsupportedError:
-        raise
-    except InputError as error:
-        yield from broken_files(error)
+    known = Architecture.from_config(original.config) if original else None
+    architecture, differences = read_architecture(out.config, known)
+    stored = StoredCheckpoint.of(out, architecture)
+    if original is None or known is None:
+        yield from check_stored(stored, tp=tp, engines=engines)
         return
-    yield from check_opened(out, original, tp=tp, engines=engines)
-
-
-def check_opened(
-    out: Checkpoint,
-    original: Checkpoint | None,
-    *,
-    tp: Iterable[int],
-    engines: Collection[str],
-) -> Iterator[Finding]:
-    """Check an opened checkpoint; see `check_static`."""
+    text_only = architecture != known
     yield from _files(out)
-    yield from _opened(out, original, tuple(tp), engines)
+    yield from _against(out, original, known, differences, text_only=text_only)
+    decoder_only = not architecture.is_composite
+    inventory = resolve(original.infos, known, config=original.config, decoder_only=decoder_only)
+    yield from _read(stored, inventory, tuple(tp), engines, text_only=text_only)
+    text = "tokenizer, processor and all other files are byte for byte the source's"
+    yield from _judged({"static.side_files": (f"{len(original.side_files)} files", text)}, side_files(out, original))
+
+
+def check_stored(stored: StoredCheckpoint, *, tp: Iterable[int], engines: Collection[str]) -> Iterator[Finding]:
+    """Check a quantized checkpoint against its own config; see `check_static`."""
+    yield from _files(stored.checkpoint)
+    yield from _read(stored, None, tuple(tp), engines, text_only=False)
 
 
 def _judged(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
@@ -109,43 +123,31 @@ def _files(out: Checkpoint) -> Iterator[Finding]:
     yield from _judged(proofs, (*loose_files(out), *total_size(out)))
 
 
-def _opened(
-    out: Checkpoint, original: Checkpoint | None, tp: tuple[int, ...], engines: Collection[str]
+def _against(
+    out: Checkpoint, original: Checkpoint, known: Architecture, differences: Iterable[Finding], *, text_only: bool
 ) -> Iterator[Finding]:
-    known = Architecture.from_config(original.config) if original else None
-    architecture, differences = read_architecture(out.config, known)
-    text_only = known is not None and architecture != known
-    infos = {name: stored.info for name, stored in out.tensors.items()}
-    contents = Contents.of(infos, architecture)
-    if original and known:
-        text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
-        keys = config_keys(out.config, original.config, text_only=text_only)
-        yield from _judged(
-            {"static.architecture": ("config.json", f"{architecture.family}, as the source")}, differences
-        )
-        yield from _judged({"static.config": ("config.json", text)}, keys)
-    inventory = _inventory(original, known, decoder_only=not architecture.is_composite)
-    yield from _tensors(contents, inventory, engines, text_only=text_only)
-    packs = bool(contents.packed or contents.fused_packed or contents.torn)
-    declared, faults = quantization_section(out.config, packs=packs, engines=engines)
-    yield from _packed(out, contents, declared, faults)
-    if declared is not None and declared.groups:
-        yield from _engines(contents, declared, engines)
-    if packs:
-        yield from fits_ranks(contents, tp)
-    if original:
-        text = "tokenizer, processor and all other files are byte for byte the source's"
-        proof = {"static.side_files": (f"{len(original.side_files)} files", text)}
-        yield from _judged(proof, side_files(out, original))
+    """The config of an output against its source's."""
+    text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
+    keys = config_keys(out.config, original.config, text_only=text_only)
+    yield from _judged({"static.architecture": ("config.json", f"{known.family}, as the source")}, differences)
+    yield from _judged({"static.config": ("config.json", text)}, keys)
 
 
-def _inventory(
-    original: Checkpoint | None, architecture: Architecture | None, *, decoder_only: bool
-) -> Inventory | None:
-    if original is None or architecture is None:
-        return None
-    tensors = {name: stored.info for name, stored in original.tensors.items()}
-    return resolve(tensors, architecture, config=original.config, decoder_only=decoder_only)
+def _read(
+    stored: StoredCheckpoint,
+    inventory: Inventory | None,
+    tp: tuple[int, ...],
+    engines: Collection[str],
+    *,
+    text_only: bool,
+) -> Iterator[Finding]:
+    """The tensors of an output, by the source's inventory or its own config."""
+    yield from _tensors(stored.contents, inventory, engines, text_only=text_only)
+    yield from _packed(stored, engines)
+    if stored.declared is not None and stored.declared.groups:
+        yield from _engines(stored, engines)
+    if stored.contents.is_packed:
+        yield from fits_ranks(stored.contents, tp)
 
 
 def _tensors(
@@ -177,9 +179,9 @@ def _tensors(
     yield from _judged(proofs, problems)
 
 
-def _packed(
-    out: Checkpoint, contents: Contents, declared: Declared | None, faults: Iterable[Finding]
-) -> Iterator[Finding]:
+def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
+    out, contents, declared = stored.checkpoint, stored.contents, stored.declared
+    faults = section_faults(out.config, stored.section, packs=contents.is_packed, engines=engines)
     modules = f"{len(contents.packed) + len(contents.fused_packed)} packed modules"
     proofs = {
         "static.quantization_config": ("config.json", "compressed-tensors, readable" if declared else "nothing packed"),
@@ -193,13 +195,13 @@ def _packed(
     yield from _judged(proofs, problems)
 
 
-def _engines(contents: Contents, declared: Declared, engines: Collection[str]) -> Iterator[Finding]:
-    modules = f"{len(contents.packed)} packed modules"
-    entries = f"{len(declared.ignore)} entries of ignore"
+def _engines(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
+    modules = f"{len(stored.contents.packed)} packed modules"
+    entries = f"{len(stored.weights.ignore)} entries of ignore"
     proofs = {
         "static.ignore": (modules, "exactly those that transformers, vLLM and SGLang would build packed"),
         "static.lm_head": ("lm_head", "ignored or not targeted"),
         "static.fused_names": (modules, "a missing k_proj or v_proj is named with its layer's others, or not at all"),
         "static.dead_entry": (entries, "each names a module"),
     }
-    yield from _judged(proofs, (*wrong_forms(contents, declared, engines), *dead_entries(contents, declared)))
+    yield from _judged(proofs, (*wrong_forms(stored.weights, engines), *dead_entries(stored)))

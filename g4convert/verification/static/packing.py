@@ -9,14 +9,17 @@ of each `weight_shape`; codes and scales are the next level's.
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
-from g4convert.checkpoint.contents import Contents, module_of
-from g4convert.checkpoint.declared import Declared, DeclaredGroup, Entries
+from g4convert.checkpoint.contents import Contents
+from g4convert.checkpoint.declared import Declared, DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.entries import Entries
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
 from g4convert.gemma4 import Role
-from g4convert.report import Finding, Severity
+from g4convert.names import Name
+from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import DType
 
 __all__ = ["fits_ranks", "fused_experts", "packing"]
@@ -33,7 +36,7 @@ def packing(out: Checkpoint, contents: Contents, declared: Declared | None) -> I
     groups = [(group, Entries.of(declared.method, group.targets)) for group in declared.groups] if declared else []
     modules = [
         *(
-            (one, contents.expected[name].shape, _group(module_of(name), groups))
+            (one, contents.expected[name].shape, _group(Name(name).module, groups))
             for name, one in contents.packed.items()
         ),
         *(
@@ -58,7 +61,7 @@ def _group(module: str, groups: Iterable[tuple[DeclaredGroup, Entries]]) -> Decl
     listed = list(groups)
     for classes in (frozenset[str](), frozenset(("Linear", "Module"))):
         for group, entries in listed:
-            if entries.hold(module, module, classes):
+            if entries.hold(module, classes):
                 return group
     return listed[0][0] if listed else None
 
@@ -77,7 +80,8 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
         yield Finding("static.packed", Severity.FAIL, name, found, right, _AGAIN)
     elif scale is None:
         remedy = f"{_AGAIN}; vLLM loads it without a word and computes with whatever is in memory"
-        yield Finding("static.scale", Severity.FAIL, name, "no weight_scale", _scale_text(shape, group), remedy)
+        found, expected = "no weight_scale", _scale_text(shape, group)
+        yield Finding("static.scale", Severity.FAIL, name, found, expected, remedy, detail=Detail.LOST)
     elif scheme.fault or not scale.dtype.is_weight:
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
         yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), _AGAIN)
@@ -91,10 +95,9 @@ def _other_scheme(group: str, difference: str, modules: Sequence[str], total: in
     code, expected = "static.scheme", "the same in both"
     if len(modules) == 1:
         return Finding(code, Severity.FAIL, modules[0], difference, expected, _AGAIN)
-    share = f"all {total}" if len(modules) == total else f"{len(modules)} of {total}"
-    found = f"{difference} ({share} modules, first {modules[0]})"
     remedy = "correct it, as `g4convert check DIR --fix` does where all are packed alike: loaders go by the config"
-    return Finding(code, Severity.FAIL, f"config_groups.{group}", found, expected, remedy)
+    many = Finding(code, Severity.FAIL, f"config_groups.{group}", difference, expected, remedy)
+    return replace(many, count=len(modules), total=total, first=modules[0])
 
 
 def _scale_text(shape: tuple[int, ...], group: DeclaredGroup | None) -> str:
@@ -153,7 +156,7 @@ def _misfit(name: str, module: PackedModule, contents: Contents, count: int) -> 
     if expected.role not in _SPLIT_ROLES or "weight_scale" not in module.parts:
         return ""
     n, k = expected.shape
-    part = module_of(name).rpartition(".")[2]
+    part = Name(name).module.last
     what = f"experts' {part}" if expected.role is Role.EXPERTS else part
     groups = (module.parts["weight_scale"].shape or (1,))[-1]
     if part in _SPLIT_ALONG_K and groups > 1 and groups % count:

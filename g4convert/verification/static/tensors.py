@@ -8,10 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from g4convert.checkpoint.contents import Contents, Form, module_of
+from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.gemma4 import Architecture, Inventory, Role, Weight
-from g4convert.report import Finding, Severity
+from g4convert.names import Name
+from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import TensorInfo
 
 __all__ = ["accounted", "built_plain", "kept_as_they_were", "left_out", "projections_agree", "stray_values"]
@@ -32,7 +33,7 @@ def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) 
     """
     expected = _wanted(contents, source, text_only=text_only)
     for name, origin in expected.items():
-        if name not in contents.stored and module_of(name) not in contents.torn:
+        if name not in contents.stored and Name(name).module not in contents.torn:
             yield Finding("static.tensors", Severity.FAIL, name, "lost", origin, _AGAIN)
     for name, sources in contents.twice.items():
         found = f"stored twice: {' and '.join(sources)}"
@@ -78,16 +79,11 @@ def _layer(name: str) -> str:
 
 
 def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
-    stem, _, tail = name.partition(".self_attn.")
-    number = stem.rpartition(".")[2]
-    layers = architecture.text.layers
-    return (
-        stem.startswith(f"{architecture.text_prefix}layers.")
-        and tail.split(".")[0] == "v_proj"
-        and number.isdigit()
-        and int(number) < len(layers)
-        and layers[int(number)].k_eq_v
-    )
+    one, layers = Name(name), architecture.text.layers
+    if one.decoder_layer is None or not one.in_layer.startswith("self_attn.v_proj."):
+        return False
+    in_decoder = one.startswith(f"{architecture.text_prefix}layers.")
+    return in_decoder and one.decoder_layer < len(layers) and layers[one.decoder_layer].k_eq_v
 
 
 def left_out(contents: Contents, source: Inventory, *, text_only: bool) -> Iterator[Finding]:
@@ -130,7 +126,7 @@ def built_plain(contents: Contents) -> Iterator[Finding]:
     """Packed modules that engines build unpacked, or that quality does not allow."""
     for name, module in contents.packed.items():
         role = contents.expected[name].role
-        if role is Role.VISION_TOWER and ".encoder.layers." in name:
+        if role is Role.VISION_TOWER and Name(name).layer is not None:
             found = "packed; image quality and SGLang are untested ground"
             yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
         elif role not in _PACKABLE:
@@ -166,9 +162,10 @@ def _fused_groups(contents: Contents) -> dict[str, list[str]]:
     for name, expected in contents.expected.items():
         if not expected.linear:
             continue
-        owner, _, part = module_of(name).rpartition(".")
+        module = Name(name).module
+        owner, part = module.owner, module.last
         if expected.role is Role.EXPERTS:
-            groups[owner.rpartition(".")[0]].append(name)
+            groups[module.experts].append(name)
         elif (expected.role in {Role.ATTENTION, Role.KV_SHARED} and part in _FUSED_ATTENTION) or (
             expected.role is Role.MLP and part != "down_proj"
         ):
@@ -178,8 +175,8 @@ def _fused_groups(contents: Contents) -> dict[str, list[str]]:
 
 def _last(name: str) -> str:
     """`q_proj`, and of an expert `3.gate_proj`."""
-    parts = module_of(name).split(".")
-    return ".".join(parts[-2:] if parts[-2].isdigit() else parts[-1:])
+    module = Name(name).module
+    return module.last if module.expert is None else f"{module.expert}.{module.last}"
 
 
 def _form_of(form: Form) -> str:
@@ -198,4 +195,5 @@ def stray_values(contents: Contents) -> Iterator[Finding]:
     """Parts of packed modules whose words are gone."""
     for module, parts in contents.torn.items():
         found = f"no weight_packed, only {', '.join(part.rpartition('.')[2] for part in parts)}"
-        yield Finding("static.packed", Severity.FAIL, module, found, "weight_packed, weight_scale and weight_shape")
+        expected = "weight_packed, weight_scale and weight_shape"
+        yield Finding("static.packed", Severity.FAIL, module, found, expected, detail=Detail.LOST)

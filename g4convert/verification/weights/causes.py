@@ -4,7 +4,6 @@ Each accident is undone, or the source that it would have come from is taken ins
 back into its band is the cause. None may: then the weight is of no source here, or damaged in another way.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -12,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.names import Name
 from g4convert.verification.weights.tiles import PackedPair, Tile, measure_tile, read_tile
 
 __all__ = ["guess"]
 
 _ROWS: Final = 16
 _PARTNER: Final = {"gate_proj": "up_proj", "up_proj": "gate_proj", "k_proj": "v_proj", "v_proj": "k_proj"}
-_NUMBER: Final = re.compile(r"\.\d+\.")
 
 
 def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> str:
@@ -70,10 +69,9 @@ def _transposed(pair: PackedPair, tile: Tile) -> Iterator[tuple[str, Tile]]:
 
 def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: Tile) -> Iterator[tuple[str, Tile]]:
     """The tile against the sources of other modules: gate for up, another expert, another layer."""
-    stem, _, leaf = pair.name.rpartition(".")
-    partner = pairs.get(f"{stem}.{_PARTNER.get(leaf, '')}")
-    kind = _NUMBER.sub(".*.", pair.name)
-    alike = [other for other in pairs.values() if other is not pair and _NUMBER.sub(".*.", other.name) == kind]
+    name = Name(pair.name)
+    partner = pairs.get(f"{name.owner}.{_PARTNER.get(name.last, '')}")
+    alike = [other for other in pairs.values() if other is not pair and Name(other.name).kind == name.kind]
     # the nearest first: an expert of the same layer before one of another
     alike.sort(key=lambda other: -len(_common(pair.name, other.name)))
     for other in (*([partner] if partner else []), *alike):

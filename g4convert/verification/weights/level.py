@@ -67,9 +67,8 @@ def check_weights(
     """
     known = Architecture.from_config(source.config)
     architecture, _ = read_architecture(out.config, known)
-    tensors = {name: stored.info for name, stored in source.tensors.items()}
-    inventory = resolve(tensors, known, config=source.config, decoder_only=not architecture.is_composite)
-    contents = Contents.of({name: stored.info for name, stored in out.tensors.items()}, architecture)
+    inventory = resolve(source.infos, known, config=source.config, decoder_only=not architecture.is_composite)
+    contents = Contents.of(out.infos, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
         found = list(Pairing(source, out, plain, written).pairs(inventory, contents))
         yield from grouped(one for one in found if isinstance(one, Finding))

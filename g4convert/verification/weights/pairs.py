@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from g4convert.checkpoint.contents import Contents, module_of
+from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.stored import PackedModule, stored_scheme, unreadable
 from g4convert.gemma4 import Inventory, Weight
+from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
 from g4convert.verification.weights.tiles import PackedPair, Place, place
@@ -85,7 +86,7 @@ class Pairing:
     def _packed(
         self, weight: Weight, name: str, form: PackedModule, shape: tuple[int, ...], number: int
     ) -> PackedPair | Finding:
-        module = module_of(name)
+        module = Name(name).module
         scheme = stored_scheme(form, shape, None)
         bits = scheme.num_bits
         fault = unreadable(form, scheme) or ("" if weight.linear else f"a {weight.role} that is no Linear")

@@ -14,11 +14,12 @@ from helpers.conversions import quantized
 from helpers.damage import STATIC, damaged, ignoring
 from helpers.dialect_sources import with_shared_kv
 
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo import Family
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.planning.recipe import DEFAULT, shipped
 from g4convert.report import Finding, Severity
-from g4convert.verification.static.level import check_static
+from g4convert.verification.static.level import check_static, open_output
 
 FAIL, WARN, INFO = Severity.FAIL, Severity.WARN, Severity.INFO
 LAYER = "model.language_model.layers.0"
@@ -170,6 +171,16 @@ def bad(findings: list[Finding]) -> set[tuple[str, Severity, str]]:
     return {(one.code.removeprefix("static."), one.severity, one.subject) for one in findings if one.severity in worse}
 
 
+def checked(output: Path, source: Path | None, **options: object) -> list[Finding]:
+    """The findings of level static for directories."""
+    original = None if source is None else Checkpoint.open(source)
+    match open_output(output):
+        case Checkpoint() as out:
+            return [*check_static(out, original, **options)]  # type: ignore[arg-type]
+        case broken:
+            return [*broken]
+
+
 def made_for(family: str, recipe: str) -> bool:
     if recipe == "w4a16-experts-only":
         return family == "moe"
@@ -186,7 +197,7 @@ def test_what_was_just_written_has_nothing_to_warn_of(written: Converted, family
     options = {"assistant": "pack"} if "assistant" in family else {}
     source, out = written(family, recipe, **options)
     for original in (source, None):
-        findings = list(check_static(out, original))
+        findings = checked(out, original)
         assert bad(findings) == set()
         passed = [one.code for one in findings if one.severity is Severity.PASS and "tensor_parallel" not in one.code]
         assert len(passed) == len(set(passed)) == (27 if original else 24)
@@ -194,7 +205,7 @@ def test_what_was_just_written_has_nothing_to_warn_of(written: Converted, family
 
 def test_an_assistant_that_is_kept_has_nothing_to_warn_of(written: Converted) -> None:
     source, out = written("assistant")
-    assert bad(list(check_static(out, source))) == set()
+    assert bad(checked(out, source)) == set()
 
 
 @pytest.mark.parametrize(("damage", "family", "expected"), ROWS, ids=[f"{name}-{family}" for name, family, _ in ROWS])
@@ -203,11 +214,11 @@ def test_a_damage_is_named_with_its_module(
 ) -> None:
     source, whole = written(family)
     out = damaged(whole, tmp_path / "out", STATIC[damage])
-    found = bad(list(check_static(out, source)))
+    found = bad(checked(out, source))
     assert found == set(expected)
     if damage in SEEN_WITHOUT_SOURCE:
-        assert set(expected) & bad(list(check_static(out, None)))
-    assert bad(list(check_static(whole, source))) == set()
+        assert set(expected) & bad(checked(out, None))
+    assert bad(checked(whole, source)) == set()
 
 
 def test_every_damage_has_a_row_or_a_test() -> None:
@@ -226,7 +237,7 @@ def test_every_damage_has_a_row_or_a_test() -> None:
 
 def findings_of(written: Converted, tmp_path: Path, family: str, damage: str, **options: object) -> list[Finding]:
     source, whole = written(family)
-    return list(check_static(damaged(whole, tmp_path / "out", STATIC[damage]), source, **options))  # type: ignore[arg-type]
+    return checked(damaged(whole, tmp_path / "out", STATIC[damage]), source, **options)  # type: ignore[arg-type]
 
 
 def test_another_method_is_no_compressed_tensors(written: Converted, tmp_path: Path) -> None:
@@ -242,7 +253,7 @@ def test_a_scheme_without_zero_points_is_not_asymmetric(written: Converted, tmp_
 def test_what_is_stored_in_another_way_is_counted(written: Converted, tmp_path: Path) -> None:
     wrong = [one for one in findings_of(written, tmp_path, "text", "wrong group size") if one.severity is FAIL]
     assert [(one.code, one.subject) for one in wrong] == [("static.scheme", "config_groups.group_0")]
-    assert wrong[0].found.startswith("group_size 64 in the config, 32 stored (all 28 modules, first model.layers.0.")
+    assert wrong[0].told.startswith("group_size 64 in the config, 32 stored (all 28 modules, first model.layers.0.")
 
 
 def test_an_anchored_pattern_holds_in_transformers_and_not_in_vllm(written: Converted, tmp_path: Path) -> None:
@@ -303,7 +314,7 @@ def test_plain_names_must_name_the_v_proj_that_is_not_there(written: Converted, 
     for phantom in (True, False):
         listed = [name for name in names if phantom or "v_proj" not in name or ".0." in name or ".2." in name]
         kept = ignoring(lambda old, listed=listed: [*(e for e in old if "self_attn" not in e), *listed])
-        findings = list(check_static(damaged(whole, tmp_path / f"{phantom}", kept), source))
+        findings = checked(damaged(whole, tmp_path / f"{phantom}", kept), source)
         subjects = {one.subject for one in findings if one.code == "static.fused_names" and one.severity is FAIL}
         assert subjects == (set() if phantom else {f"{ANY_LAYER}.self_attn"})
 
@@ -313,14 +324,14 @@ def test_a_single_file_without_an_index_is_a_checkpoint(written: Converted, tmp_
     out = shutil.copytree(whole, tmp_path / "out")
     (out / "model.safetensors.index.json").unlink()
     (out / "model-00001-of-00001.safetensors").rename(out / "model.safetensors")
-    findings = list(check_static(out, source))
+    findings = checked(out, source)
     assert bad(findings) == set()
     assert "static.index" not in {one.code for one in findings}
 
 
 def test_tensor_parallel_names_what_does_not_fit(written: Converted) -> None:
     source, out = written("moe")
-    findings = {one.subject: one for one in check_static(out, source, tp=(1, 2, 4)) if "parallel" in one.code}
+    findings = {one.subject: one for one in checked(out, source, tp=(1, 2, 4)) if "parallel" in one.code}
     assert findings["tensor parallel 2"].severity is Severity.PASS
     assert findings["tensor parallel 4"].severity is INFO
     assert "experts' down_proj: 192 inputs in 6 groups" in findings["tensor parallel 4"].found
@@ -328,7 +339,7 @@ def test_tensor_parallel_names_what_does_not_fit(written: Converted) -> None:
 
 def test_what_is_left_out_is_listed_with_its_reason(written: Converted) -> None:
     source, out = written("dense", "text-only")
-    dropped = [one for one in check_static(out, source) if one.code == "static.dropped"]
+    dropped = [one for one in checked(out, source) if one.code == "static.dropped"]
     assert [one.expected for one in dropped] == ["not part of a text-only checkpoint"]
 
 
@@ -377,28 +388,28 @@ def test_a_section_that_no_loader_reads_fails(
     holder[place.rpartition(".")[2]] = section
     (out / "config.json").write_text(json.dumps(config))
     misplaced = {("quantization_config", PLACES[place], place)} if PLACES[place] else set()
-    assert bad(list(check_static(out, None))) == misplaced | ({expected} if expected else set())
-    only = bad(list(check_static(out, None, engines=("vllm",))))
+    assert bad(checked(out, None)) == misplaced | ({expected} if expected else set())
+    only = bad(checked(out, None, engines=("vllm",)))
     of_others = {"quantization_status", place}
     assert all((severity is WARN) == (subject in of_others) for _, severity, subject in only)
 
 
 def test_no_checkpoint_at_all_is_an_error(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such directory"):
-        list(check_static(tmp_path / "none", dense))
+        checked(tmp_path / "none", dense)
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "model.gguf").write_bytes(b"GGUF")
     shutil.copy(dense / "config.json", tmp_path / "gguf")
     with pytest.raises(UnsupportedError, match="GGUF"):
-        list(check_static(tmp_path / "gguf", dense))
+        checked(tmp_path / "gguf", dense)
 
 
 def test_a_source_that_is_none_is_an_error(written: Converted, tmp_path: Path) -> None:
     _, out = written("dense")
     with pytest.raises(UnsupportedError, match="already quantized"):
-        list(check_static(out, out))
+        checked(out, out)
     with pytest.raises(InputError):
-        list(check_static(out, tmp_path))
+        checked(out, tmp_path)
 
 
 def test_static_imports_neither_torch_nor_numpy() -> None:

@@ -7,6 +7,7 @@ the lists of these recipes is recorded from their own code: `engines/test_contra
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import is_match
 from conftest import Checkpoints
-from helpers.headers import planned
+from helpers.headers import planned, section
 from helpers.released_configs import FAMILIES, RELEASED, released
 from transformers import AutoConfig
 
@@ -22,12 +23,13 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo import Family
 from g4convert.engines import VERSIONS, speller
 from g4convert.engines.contract import Contract
+from g4convert.engines.ignore import TARGETS, prove
 from g4convert.errors import GateError, UsageError
 from g4convert.forward.models import Model, model_class
-from g4convert.planning import quantization_config as quant_config
-from g4convert.planning.quantization_config import quantization_config
+from g4convert.planning.config import FORMAT_VERSION
 from g4convert.planning.recipe import load, shipped
 from g4convert.planning.steps import Plan, make_plan
+from g4convert.planning.weights import planned_weights
 
 RECIPES: Mapping[str, tuple[str, Mapping[str, object]]] = {
     **{name: (name, {}) for name in shipped()},
@@ -76,7 +78,7 @@ def test_transformers_builds_what_is_packed(family: Family, checkpoints: Checkpo
     whole, checkpoint = skeleton(str(checkpoints(family)))
     for recipe, plan in plans(checkpoint):
         model = whole if plan.architecture is plan.inventory.architecture else text_only(family)
-        config = QuantizationConfig.model_validate(quantization_config(plan))
+        config = QuantizationConfig.model_validate(section(plan))
         targets = config.config_groups["group_0"].targets
         found = {name for name, module in linears(model) if is_match(name, module, targets, config.ignore)}
         spell = speller(plan.architecture)
@@ -99,14 +101,14 @@ def text_only(family: Family) -> Model:
 @pytest.mark.parametrize("family", Family)
 def test_compressed_tensors_reads_the_config_and_gives_it_back(family: Family, checkpoints: Checkpoints) -> None:
     for recipe, plan in plans(skeleton(str(checkpoints(family)))[1]):
-        written = quantization_config(plan)
+        written = section(plan)
         parsed = QuantizationConfig.model_validate(written)
         weights = parsed.config_groups["group_0"].weights
         assert (weights.num_bits, weights.group_size) == (plan.recipe.num_bits, plan.recipe.group_size), recipe
         assert weights.symmetric
         assert weights.actorder is None
         assert weights.strategy == ("group" if plan.recipe.group_size else "channel")
-        assert written.pop("version") == quant_config.FORMAT_VERSION
+        assert written.pop("version") == FORMAT_VERSION
         assert_within(written, parsed.model_dump(mode="json"))
 
 
@@ -123,7 +125,7 @@ def assert_within(ours: object, theirs: object, path: str = "") -> None:
 @pytest.mark.parametrize("family", Family)
 def test_ignore_is_short_and_names_no_layer(family: Family, checkpoints: Checkpoints) -> None:
     for recipe, plan in plans(skeleton(str(checkpoints(family)))[1]):
-        ignore = quantization_config(plan)["ignore"]
+        ignore = section(plan)["ignore"]
         assert len(ignore) <= 12, recipe
         assert len(set(ignore)) == len(ignore)
         assert not any(character.isdigit() for entry in ignore for character in entry)
@@ -153,22 +155,21 @@ GOOD_31B = ["lm_head", "re:.*lm_head.*", "re:.*vision_tower.*", "re:.*embed_visi
         ("E2B", [*GOOD_31B, "re:.*audio_tower.*", "re:.*embed_audio.*"], "per_layer_projection (vllm): kept"),
     ],
 )
-def test_a_bad_ignore_list_is_seen(size: str, ignore: list[str], wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = planned(FAMILIES[size])
-    monkeypatch.setattr(quant_config, "_ignore", lambda _: ignore)
+def test_a_bad_ignore_list_is_seen(size: str, ignore: list[str], wrong: str) -> None:
+    weights = planned_weights(planned(FAMILIES[size]))
     with pytest.raises(GateError, match="would be built in the wrong form") as caught:
-        quantization_config(plan)
+        prove(replace(weights, ignore=tuple(ignore)))
     assert any(wrong in line for line in caught.value.offenders), caught.value.offenders
     says = r" \((transformers|vllm|vllm 0\.23|sglang)\): ((kept|packed), but |one module in two forms)"
     assert [line for line in caught.value.offenders if not re.search(says, line)] == []
 
 
 @pytest.mark.parametrize("ignore", [GOOD_31B, ["lm_head", *GOOD_31B[2:]]])
-def test_a_good_list_given_by_hand_passes(ignore: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_good_list_given_by_hand_passes(ignore: list[str]) -> None:
     """The second leaves the head to its name: `Linear` names that of transformers only."""
-    plan = planned(FAMILIES["31B"])
-    monkeypatch.setattr(quant_config, "_ignore", lambda _: ignore)
-    assert quantization_config(plan)["ignore"] == ignore
+    weights = planned_weights(planned(FAMILIES["31B"]))
+    assert weights.targets == TARGETS
+    prove(replace(weights, ignore=tuple(ignore)))
 
 
 def test_no_entry_of_a_written_list_is_dead() -> None:
@@ -176,7 +177,7 @@ def test_no_entry_of_a_written_list_is_dead() -> None:
     for family, config in FAMILIES.items():
         plan = planned(config, assistant="pack")
         names = {name for contract in VERSIONS for name in _names(contract, plan)}
-        for entry in quantization_config(plan)["ignore"]:
+        for entry in section(plan)["ignore"]:
             pattern = re.compile(entry.removeprefix("re:") if entry.startswith("re:") else re.escape(entry) + "$")
             assert any(map(pattern.match, names)), f"{family}: {entry}"
 
@@ -189,11 +190,11 @@ def _names(contract: Contract, plan: Plan) -> set[str]:
 
 @pytest.mark.parametrize("size", RELEASED)
 def test_released_sizes_have_a_config_that_is_proved(size: str) -> None:
-    assert quantization_config(planned(released(size)))["ignore"]
+    assert section(planned(released(size)))["ignore"]
 
 
 def test_the_literal_config_of_the_default_recipe_on_the_moe() -> None:
-    assert quantization_config(planned(FAMILIES["26B-A4B"])) == {
+    assert section(planned(FAMILIES["26B-A4B"])) == {
         "config_groups": {
             "group_0": {
                 "format": "pack-quantized",

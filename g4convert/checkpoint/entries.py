@@ -1,0 +1,108 @@
+"""Entries of `ignore` and `targets`, and which names they are: the one matcher of every command.
+
+    compressed-tensors    whole names, class names, `re:` with `re.match`: from the start of a name, to no certain end
+    awq, gptq             parts of names, `re:` likewise
+    modelopt              globs
+    auto-round            whole names
+
+An engine that renames modules renames whole names of entries, too, and never patterns.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Final
+
+__all__ = ["COMPRESSED_TENSORS", "Entries"]
+
+COMPRESSED_TENSORS: Final = "compressed-tensors"
+_PATTERN: Final = "re:"
+
+Matcher = Callable[[str], object]
+"""Says of a name whether it is meant, by a value that is true or false."""
+
+
+def _as_written(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """`ignore` or `targets`, ready to be matched against thousands of names.
+
+    Args:
+        written: as in the config.
+        plain: whole names, as the reader renames them, and class names.
+        classes: those that can only be class names.
+        patterns: by entry, what its pattern does.
+        broken: entries that are no pattern; they name nothing.
+    """
+
+    written: tuple[str, ...]
+    plain: frozenset[str]
+    classes: frozenset[str]
+    patterns: Mapping[str, Matcher]
+    broken: tuple[str, ...]
+
+    @classmethod
+    def of(cls, method: str | None, entries: Iterable[str], rename: Callable[[str], str] = _as_written) -> "Entries":
+        """Sort entries by the rules of the format's library.
+
+        Args:
+            method: `quant_method`.
+            entries: as in the config.
+            rename: what the reader does to whole names; they have a dot.
+        """
+        written, plain, broken = tuple(entries), set(), []
+        patterns: dict[str, Matcher] = {}
+        for entry in written:
+            if matcher := None if _is_class(entry) else _matcher(method, entry):
+                patterns[entry] = matcher
+            elif entry.startswith(_PATTERN):
+                broken.append(entry)
+            else:
+                plain.add(rename(entry) if "." in entry else entry)
+        return cls(written, frozenset(plain), frozenset(filter(_is_class, plain)), patterns, tuple(broken))
+
+    def name(self, module: str, *, suffix: bool = False) -> bool:
+        """Whether one of them names a module.
+
+        Args:
+            module: its name, as the reader spells it.
+            suffix: a whole name also names modules that it is the dotted end of.
+        """
+        if module in self.plain or any(matches(module) for matches in self.patterns.values()):
+            return True
+        return suffix and any(module.endswith(f".{entry}") for entry in self.plain)
+
+    def hold(self, module: str, class_names: Container[str], *, suffix: bool = False) -> bool:
+        """Whether one of them names a module or its class; see `name`."""
+        return self.name(module, suffix=suffix) or any(name in class_names for name in self.classes)
+
+    def part_of(self, class_name: str) -> bool:
+        """Whether a plain one is a part of a class name, whatever the case."""
+        return any(entry.lower() in class_name.lower() for entry in self.plain)
+
+
+def _is_class(entry: str) -> bool:
+    """Whether an entry can only be a class name: no dot, no pattern, a capital first."""
+    return not entry.startswith(_PATTERN) and "." not in entry and entry[:1].isupper()
+
+
+def _matcher(method: str | None, entry: str) -> Matcher | None:
+    """What a pattern does; None for a whole name and for a pattern that is none."""
+    if entry.startswith(_PATTERN):
+        return _compiled(entry.removeprefix(_PATTERN))
+    if method in {"awq", "gptq"}:
+        return lambda name: entry in name
+    if method == "modelopt":
+        return _compiled(translate(entry))
+    return None
+
+
+def _compiled(pattern: str) -> Matcher | None:
+    try:
+        return re.compile(pattern).match
+    except re.error:
+        return None

@@ -1,0 +1,108 @@
+"""A stored checkpoint as engines meet it: its tensors and what its config declares, as `Weights`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from g4convert.checkpoint.contents import Contents
+from g4convert.checkpoint.declared import Declared, declared_in
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.stored import PackedModule, stored_scheme
+from g4convert.engines.limits import Packing
+from g4convert.engines.weights import Weights
+from g4convert.gemma4 import TABLES, Architecture, Role
+from g4convert.names import Name
+from g4convert.tensors import TensorInfo
+
+__all__ = ["StoredCheckpoint", "stored_weights"]
+
+_STACK: Final = 3  # dimensions of experts that are one tensor
+_INT4: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """A checkpoint as it was read: once, for everything that judges it.
+
+    Args:
+        checkpoint: its files.
+        contents: what each tensor is.
+        section: what the config's quantization section says; None without one.
+        weights: the same as engines meet it.
+    """
+
+    checkpoint: Checkpoint
+    contents: Contents
+    section: Declared | None
+    weights: Weights
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, architecture: Architecture) -> "StoredCheckpoint":
+        """Read a checkpoint.
+
+        Args:
+            checkpoint: its files.
+            architecture: what names and shapes are looked for.
+        """
+        return cls._declaring(checkpoint, Contents.of(checkpoint.infos, architecture), checkpoint.config)
+
+    @classmethod
+    def _declaring(cls, checkpoint: Checkpoint, contents: Contents, config: Mapping[str, Any]) -> "StoredCheckpoint":
+        section = declared_in(config)
+        return cls(checkpoint, contents, section, stored_weights(contents, _said(section)))
+
+    def declaring(self, config: Mapping[str, Any]) -> "StoredCheckpoint":
+        """The same tensors with a config that says something else of quantization, and nothing else."""
+        return self._declaring(replace(self.checkpoint, config=config), self.contents, config)
+
+    @property
+    def declared(self) -> Declared | None:
+        """What the section says; None also where that is nothing."""
+        return _said(self.section)
+
+
+def _said(section: Declared | None) -> Declared | None:
+    return None if section is None or section.is_empty else section
+
+
+def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
+    """A checkpoint as engines meet it.
+
+    Args:
+        contents: its tensors.
+        declared: what its config says of quantization; None where that is nothing.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    roles: dict[str, Role] = {}
+    packed: dict[str, Packing] = {}
+    stacked, joined = [], []
+    groups = declared.groups if declared else ()
+    bits = next((group.num_bits for group in groups if group.num_bits), None)
+    for name, form in contents.stored.items():
+        expected = contents.expected[name]
+        if not expected.linear and expected.role not in TABLES:
+            continue
+        module = str(Name(name).module)
+        shapes[module], roles[module] = expected.shape, expected.role
+        if isinstance(form, PackedModule):
+            packed[module] = _packing(form, expected.shape, bits)
+            joined += [module] if form.fused else []
+        elif isinstance(form, TensorInfo) and len(form.shape) == _STACK:
+            stacked.append(module)
+    return Weights(
+        contents.architecture,
+        shapes,
+        roles,
+        packed,
+        stacked=frozenset(stacked),
+        joined=frozenset(joined),
+        ignore=declared.ignore if declared else (),
+        targets=tuple(entry for group in groups for entry in group.targets) if groups else None,
+    )
+
+
+def _packing(form: PackedModule, shape: tuple[int, ...], bits: int | None) -> Packing:
+    if form.fused:
+        return Packing(bits or _INT4, None)
+    scheme = stored_scheme(form, shape, bits)
+    return Packing(scheme.num_bits or bits or _INT4, scheme.group_size)

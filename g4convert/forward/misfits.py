@@ -1,0 +1,66 @@
+"""Tensors of a checkpoint that do not fit the model they are for."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from g4convert.errors import GateError
+
+__all__ = ["Kind", "Misfit", "Unfit"]
+
+
+class Kind(StrEnum):
+    """In which way a tensor does not fit."""
+
+    MISSING = "missing"
+    UNEXPECTED = "unexpected"
+    TWICE = "twice"
+    TORN = "torn"
+    """Parts of a packed module, and not all."""
+    MISMATCHED = "mismatched"
+    """Of another shape."""
+    MIXED = "mixed"
+    """Experts of one layer in several forms."""
+    PACKED = "packed"
+    """In a way that is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A tensor or module that does not fit.
+
+    Args:
+        kind: in which way.
+        name: as stored, or of the model.
+        text: more about it; of `MISMATCHED` it goes on after the name.
+    """
+
+    kind: Kind
+    name: str
+    text: str = ""
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        joint = " " if self.kind is Kind.MISMATCHED else ": "
+        return f"{self.kind}: {self.name}{joint if self.text else ''}{self.text}"
+
+    @property
+    def found(self) -> str:
+        """In one line, without the name."""
+        return f"{self.kind} {self.text}".strip()
+
+
+class Unfit(GateError):
+    """Raised when tensors do not fit the model.
+
+    Args:
+        path: the checkpoint.
+        misfits: all of them.
+    """
+
+    def __init__(self, path: Path, misfits: Collection[Misfit]) -> None:
+        what = "one tensor does" if len(misfits) == 1 else f"{len(misfits)} tensors do"
+        super().__init__(f"{path}: {what} not fit the model", offenders=[one.line for one in misfits])
+        self.misfits = tuple(misfits)

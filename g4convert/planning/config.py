@@ -1,0 +1,89 @@
+"""The output's config.json: the keys of the source's, the class, and the `quantization_config` of what is packed."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from g4convert.engines.limits import Packing
+from g4convert.engines.weights import Weights
+from g4convert.planning.steps import Plan
+
+__all__ = ["FORMAT_VERSION", "output_config", "quantization_config"]
+
+FORMAT_VERSION: Final = "0.20.0"
+"""The compressed-tensors release whose format is written."""
+
+_FROM_WHOLE_CONFIG: Final = (
+    "dtype",
+    "torch_dtype",
+    "eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "transformers_version",
+)
+_STALE: Final = {"quantization_config", "compression_config", "quantization"}
+"""Sections about how weights were quantized before; the last one is MLX's."""
+
+
+def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> dict[str, Any]:
+    """The content of the output's config.json: the source's keys, the class of its model type, what is packed.
+
+    A text-only output of a composite source takes its `text_config`, under the class that reads it.
+
+    Args:
+        source: the source's config.json.
+        plan: what is written.
+        weights: the same as engines will meet it, with its lists.
+    """
+    kept = {key: value for key, value in source.items() if key not in _STALE}
+    if plan.architecture is not plan.inventory.architecture:
+        whole, kept = kept, dict(kept["text_config"])
+        kept = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
+        kept["tie_word_embeddings"] = plan.architecture.tied_embeddings
+    if isinstance(kept.get("text_config"), dict):
+        kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in _STALE}
+    kept["architectures"] = [plan.architecture.class_name]
+    if weights.packed:
+        kept["quantization_config"] = quantization_config(weights)
+    return kept
+
+
+def quantization_config(weights: Weights) -> dict[str, Any]:
+    """The `quantization_config` of a checkpoint, in the form compressed-tensors 0.20 reads.
+
+    Args:
+        weights: a checkpoint that is packed in one way, with the lists of `engines.ignore.listed`.
+    """
+    (packing,) = set(weights.packed.values())
+    return {
+        "config_groups": {
+            "group_0": {
+                "format": "pack-quantized",
+                "input_activations": None,
+                "output_activations": None,
+                "targets": [*(weights.targets or ())],
+                "weights": _arguments(packing),
+            }
+        },
+        "format": "pack-quantized",
+        "global_compression_ratio": None,
+        "ignore": [*weights.ignore],
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "version": FORMAT_VERSION,
+    }
+
+
+def _arguments(packing: Packing) -> dict[str, Any]:
+    return {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": False,
+        "group_size": packing.group_size,
+        "num_bits": packing.num_bits,
+        "observer": "memoryless_minmax",
+        "observer_kwargs": {},
+        "strategy": "group" if packing.group_size else "channel",
+        "symmetric": True,
+        "type": "int",
+    }

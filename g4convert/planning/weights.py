@@ -1,0 +1,31 @@
+"""What a plan will have written, as engines will meet it: `Weights` with the lists of its config."""
+
+from g4convert.engines.ignore import listed
+from g4convert.engines.limits import Packing
+from g4convert.engines.weights import Weights
+from g4convert.gemma4 import TABLES, Role
+from g4convert.names import Name
+from g4convert.planning.steps import Plan
+
+__all__ = ["planned_weights"]
+
+
+def planned_weights(plan: Plan) -> Weights:
+    """The output of a plan, with the `ignore` and `targets` of its config.
+
+    Raises:
+        GateError: no short list of entries describes what is packed.
+    """
+    source = plan.inventory.architecture
+    dropped = {drop.source.name for drop in plan.dropped}
+    packing = Packing(plan.recipe.num_bits, plan.recipe.group_size)
+    packed = {str(Name(step.packed.name).owner): packing for step in plan.quantized}
+    shapes: dict[str, tuple[int, ...]] = {}
+    roles: dict[str, Role] = {}
+    for weight in plan.inventory.weights:
+        name = weight.name if plan.architecture is source else source.text_name(weight.name)
+        if name and (weight.linear or weight.role in TABLES) and weight.segment.source not in dropped:
+            module = str(Name(name).module)
+            shapes[module], roles[module] = weight.shape, weight.role
+    stacked = frozenset(module for module, role in roles.items() if role is Role.EXPERTS and module not in packed)
+    return listed(Weights(plan.architecture, shapes, roles, packed, stacked))
