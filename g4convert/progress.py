@@ -125,7 +125,7 @@ class Lines(Quiet):
     def start(self, total: int, done: int) -> None:
         """Remember where the work stands."""
         _say_continued(self._console, total, done)
-        self._total, self._done = total, done
+        self._total, self._done, self._fresh = total, done, 0
         self._began = self._said = time.monotonic()
 
     def advance(self, nbytes: int, name: str) -> None:

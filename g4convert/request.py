@@ -4,11 +4,23 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from g4convert.errors import UsageError
 from g4convert.suggestions import no_such
 
-__all__ = ["FLOAT_TYPES", "EngineName", "Level", "MemoryUse", "Request", "checked_device"]
+__all__ = [
+    "FLOAT_TYPES",
+    "EngineName",
+    "Level",
+    "MemoryUse",
+    "Request",
+    "checked_device",
+    "chosen",
+    "verified_after",
+]
+
+T = TypeVar("T", bound=StrEnum)
 
 
 class Level(StrEnum):
@@ -53,6 +65,30 @@ def checked_device(name: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UsageError(f"--device {name}: expected cpu, cuda or cuda:N")
     return name
+
+
+def chosen(option: str, name: str | None, known: type[T]) -> T | None:
+    """The member of an enumeration that a name means; None of None.
+
+    Raises:
+        UsageError: none of them.
+    """
+    if name is not None and name not in list(known):
+        raise no_such(option, name, known)
+    return None if name is None else known(name)
+
+
+def verified_after(name: str) -> Level:
+    """The level at which a conversion is verified at its end.
+
+    Raises:
+        UsageError: not a level, or `engine`.
+    """
+    if name == Level.ENGINE:
+        raise UsageError(f"--verify {name}: an engine is asked afterwards", hint="`g4convert verify OUT --engine vllm`")
+    if name not in list(Level):
+        raise no_such("--verify", name, ["none", *(level for level in Level if level is not Level.ENGINE)])
+    return Level(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """`g4convert check`."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -37,16 +36,14 @@ def check(  # noqa: PLR0913 - one parameter for each option
     verbose: Verbose = False,
 ) -> None:
     """Say which engines load a checkpoint, from its headers, and what each would get wrong."""
+    from g4convert.api.check import check as judge
     from g4convert.checkpoint import source
     from g4convert.cli import show, show_engines
     from g4convert.inspection.engines import Asked
-    from g4convert.inspection.engines import check as judge
     from g4convert.inspection.fix import fix as mend
 
     asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they cost no look-up
     found_at = source.resolve(output)
-    target = None if assistant_of is None else source.resolve(assistant_of).path
-    asked = replace(asked, directory=found_at.path, target=target)
     if fix and found_at.revision:
         raise UsageError(
             f"--fix: {found_at.path} is a snapshot of the Hugging Face cache, which other programs share",
@@ -56,7 +53,7 @@ def check(  # noqa: PLR0913 - one parameter for each option
         text = f"config.json: quantization_config corrected; the old file is {fixed.kept.name}"
         lines = "\n".join((text, *(f"  {line}" for line in fixed.changes)))
         show.messages(no_color=no_color).print(lines, soft_wrap=True, markup=False)
-    found = judge(asked)
+    found = judge(found_at.path, engines=asked.engines, tp=asked.tps, assistant_of=assistant_of)
     if as_json:
         print_json(found.to_dict())
     elif not quiet or found.report.exit_code(strict=strict):

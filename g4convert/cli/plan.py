@@ -36,10 +36,9 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert.checkpoint import source
+    from g4convert.api.plan import plan as make
     from g4convert.engines.verdicts import TENSOR_PARALLEL
-    from g4convert.planning.report import report
 
-    found = report(source.resolve(model), resolved, workers, tp or TENSOR_PARALLEL)
+    found = make(model, recipe=resolved, tp=tp or TENSOR_PARALLEL, workers=workers)
     print_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
     found.outlook.hold(found.plan.recipe, tp or (1,))

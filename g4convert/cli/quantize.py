@@ -1,6 +1,7 @@
 """`g4convert quantize`."""
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from g4convert.cli.options import (
@@ -21,14 +22,14 @@ from g4convert.cli.options import (
 from g4convert.cli.printing import print_json, print_plan, print_settings
 from g4convert.cli.recipe_options import with_recipe
 from g4convert.errors import UsageError
-from g4convert.request import Level, Request
-from g4convert.suggestions import no_such
+from g4convert.request import verified_after
 
 if TYPE_CHECKING:
-    from g4convert.conversion.result import Summary
+    from g4convert.api.quantize import Quantized
+    from g4convert.cli.verification import Printed
     from g4convert.conversion.run import Job
-    from g4convert.engines.verdicts import Verdict
     from g4convert.planning.recipe import Resolved
+    from g4convert.planning.report import PlanReport
 
 __all__ = ["quantize"]
 
@@ -55,56 +56,51 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert.checkpoint import source
-    from g4convert.cli import show, show_summary
-    from g4convert.conversion import run as convert
-    from g4convert.conversion import workers as devices
-    from g4convert.planning.report import PlanReport
-
-    level = _level(verify)
-    if tp and not resolved.recipe.engines:
-        raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
-    found = source.resolve(model)
-    if output is None:
-        name = f"{found.name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
-        raise UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
-    job = convert.Job(found, resolved, output, workers, device, overwrite=overwrite, tps=tuple(tp or (1,)))
-    if dry_run:
-        conversion = convert.prepare(job)
-        devices.workers_for(device, workers)
-        plan, layout, outlook = conversion.plan, conversion.layout, conversion.outlook
-        report = PlanReport.of(found, resolved, plan, layout, outlook, workers=workers)
-        print_plan(report, as_json=as_json, no_color=no_color, verbose=verbose)
-        return
-    is_done = _is_done(job, as_json=as_json, quiet=quiet, no_color=no_color)
-    done = None if is_done else _run(job, quiet=quiet, no_color=no_color)
-    if done is None:
-        return
-    summary, refused = done
+    from g4convert.api.quantize import job_of
+    from g4convert.api.quantize import quantize as write
     from g4convert.cli import verification
-    from g4convert.progress import peak_memory
+    from g4convert.conversion.ranks import Ranks
 
-    peak = peak_memory()  # before a verification has its own
+    level = None if verify == "none" else verified_after(verify)
+    if output is None:
+        raise _no_output(model, resolved)
+    job = job_of(model, output, resolved, tp=tp or (), workers=workers, device=device, overwrite=overwrite)
+    if dry_run:
+        print_plan(_planned(job), as_json=as_json, no_color=no_color, verbose=verbose)
+        return
     how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
-    found_out = None if level is None else verification.run(Request(output, found.path, level), how)
-    passed = found_out is None or found_out.exit_code(strict=False) == 0
-    if found_out is not None and passed:
-        verification.tell_end(found_out, how, as_json=as_json)
-    if as_json:
-        document = {"schema_version": 1, "output": str(output), **summary.to_dict()}
-        document["refused_by"] = [{"engine": one.engine, "version": one.label, "tp": one.tp} for one in refused]
-        print_json(document | ({} if found_out is None else {"verify": found_out.to_dict()}))
-    elif not quiet:
-        console = show.console(no_color=no_color)
-        answers = show_summary.answers(None if found_out is None else found_out.metrics, output, found.path)
-        show_summary.summary(
-            console, summary, output, tensors=verbose, peak=peak, refused=refused, sound=passed, answers=answers
-        )
-    if found_out is not None and not passed:
-        verification.tell_end(found_out, how, as_json=as_json)
+    if _is_done(job, how, as_json=as_json):
+        return
+    ranks = Ranks.join()
+    try:
+        with replace(how, quiet=quiet or not ranks.leads).watched() as watched:
+            done = write(
+                model,
+                output,
+                recipe=resolved,
+                tp=tp or (),
+                workers=workers,
+                device=device,
+                overwrite=overwrite,
+                verify=level,
+                progress=watched.bar,
+                say=watched.say,
+                ranks=ranks,
+            )
+    finally:
+        ranks.leave()
+    if ranks.leads:
+        _print(done, how, as_json=as_json)
 
 
-def _is_done(job: "Job", *, as_json: bool, quiet: bool, no_color: bool) -> bool:
+def _no_output(model: str, resolved: "Resolved") -> UsageError:
+    from g4convert.checkpoint import source
+
+    name = f"{source.resolve(model).name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
+    return UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
+
+
+def _is_done(job: "Job", how: "Printed", *, as_json: bool) -> bool:
     """Whether the output is there already, of the same source by the same recipe and version; says so."""
     from g4convert.conversion.finished import is_finished
 
@@ -112,42 +108,54 @@ def _is_done(job: "Job", *, as_json: bool, quiet: bool, no_color: bool) -> bool:
         return False
     if as_json:
         print_json({"schema_version": 1, "output": str(job.output), "already_done": True})
-    elif not quiet:
+    elif not how.quiet:
         from g4convert.cli import show
 
         text = (
             f"already done: {job.output} is {job.source.name} by this recipe and version (--overwrite makes it again)"
         )
-        show.console(no_color=no_color).print(text, markup=False, highlight=False, soft_wrap=True)
+        show.console(no_color=how.no_color).print(text, markup=False, highlight=False, soft_wrap=True)
     return True
 
 
-def _level(name: str) -> Level | None:
-    """The level to verify a conversion at; None for none."""
-    if name == "none":
-        return None
-    levels = [level for level in Level if level is not Level.ENGINE]
-    if name not in levels:
-        if name == Level.ENGINE:
-            raise UsageError(
-                f"--verify {name}: an engine is asked afterwards", hint="`g4convert verify OUT --engine vllm`"
-            )
-        raise no_such("--verify", name, ["none", *levels])
-    return Level(name)
+def _planned(job: "Job") -> "PlanReport":
+    """The plan of a conversion that could begin."""
+    from g4convert.conversion.run import prepare
+    from g4convert.conversion.workers import workers_for
+    from g4convert.planning.report import PlanReport
+
+    conversion = prepare(job)
+    workers_for(job.device, job.workers)
+    return PlanReport.of(
+        job.source, job.recipe, conversion.plan, conversion.layout, conversion.outlook, workers=job.workers
+    )
 
 
-def _run(job: "Job", *, quiet: bool, no_color: bool) -> "tuple[Summary, tuple[Verdict, ...]] | None":
-    """Convert, with progress; the summary and the engines that refuse the result, in the process that leads."""
-    from g4convert import progress
-    from g4convert.cli import show
-    from g4convert.conversion import run as convert
-    from g4convert.conversion.ranks import Ranks
+def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
+    """The verdict where it passed, the closing card, and what a verification found wrong.
 
-    ranks = Ranks.join()
-    try:
-        with progress.watch(show.messages(no_color=no_color), quiet=quiet or not ranks.leads) as bar:
-            conversion = convert.prepare(job)
-            summary = convert.convert(conversion, bar, ranks)
-    finally:
-        ranks.leave()
-    return None if summary is None else (summary, conversion.outlook.refusing(job.tps))
+    Raises:
+        GateError: it does not verify.
+    """
+    from g4convert.cli import show, show_summary, verification
+
+    if done.report is not None and done.passed:
+        verification.tell_end(done.report, how, as_json=as_json)
+    if as_json:
+        print_json(done.to_dict())
+    elif not how.quiet:
+        console = show.console(no_color=how.no_color)
+        show_summary.summary(
+            console,
+            done.summary,
+            done.output,
+            tensors=how.verbose,
+            peak=done.peak_memory,
+            refused=done.refused,
+            sound=done.passed,
+            answers=show_summary.answers(
+                None if done.report is None else done.report.metrics, done.output, done.source
+            ),
+        )
+    if done.report is not None and not done.passed:
+        verification.tell_end(done.report, how, as_json=as_json)

@@ -1,5 +1,7 @@
 """`g4convert verify` and the end of `g4convert quantize`: run, write the report files, print."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from g4convert.checkpoint.source import Source
 from g4convert.cli import show, show_report
 from g4convert.errors import GateError, UsageError
-from g4convert.progress import watch
+from g4convert.progress import Quiet, watch
 from g4convert.report import Report, Severity
 
 if TYPE_CHECKING:
     from g4convert.request import Request
 
-__all__ = ["Printed", "print_report", "run", "store", "tell_end", "write_files"]
+__all__ = ["Printed", "Watched", "print_report", "store", "tell_end", "write_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +38,46 @@ class Printed:
     junit: Path | None = None
     html: Path | None = None
 
+    def check_places(self, output: Path) -> None:
+        """Look where the report files go, before anything is read.
 
-def run(asked: "Request", how: Printed) -> Report:
-    """Verify, with progress on stderr, and write the files that are asked for.
+        Args:
+            output: the verified checkpoint.
 
-    Raises:
-        UsageError: a file is to be written where it cannot be; found before anything is read.
-        G4Error: see `verify.run.verify`.
+        Raises:
+            UsageError: a file cannot be written there, or would lie in the checkpoint.
+        """
+        for path in filter(None, (self.junit, self.html)):
+            _check_place(path)
+            if output.resolve() in path.resolve().parents:
+                raise UsageError(
+                    f"{path}: lies in the checkpoint, which has only files of its source", hint="name a file elsewhere"
+                )
+
+    @contextmanager
+    def watched(self) -> Iterator["Watched"]:
+        """Progress and messages on stderr; nothing if quiet."""
+        messages = show.messages(no_color=self.no_color)
+
+        def say(text: str) -> None:
+            if not self.quiet:
+                messages.print(text, soft_wrap=True, markup=False)
+
+        with watch(messages, quiet=self.quiet) as bar:
+            yield Watched(bar, say)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a run tells of itself.
+
+    Args:
+        bar: is told of finished bytes.
+        say: prints a message.
     """
-    from g4convert.verification.run import verify
 
-    _check_places(asked.output, how)
-    messages = show.messages(no_color=how.no_color)
-
-    def say(text: str) -> None:
-        if not how.quiet:
-            messages.print(text, soft_wrap=True, markup=False)
-
-    with watch(messages, quiet=how.quiet) as bar:
-        found = verify(asked, progress=bar, say=say)
-    write_files(found, how)
-    return found
+    bar: Quiet
+    say: Callable[[str], None]
 
 
 def print_report(found: Report, how: Printed) -> None:
@@ -102,13 +123,8 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
         raise UsageError(f"{path}: is there already", hint="name another file, or move it away")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
-    messages = show.messages(no_color=how.no_color)
-
-    def say(text: str) -> None:
-        if not how.quiet:
-            messages.print(text, soft_wrap=True, markup=False)
-
-    stored = store_reference(source.path, path, asked, say=say)
+    with how.watched() as watched:
+        stored = store_reference(source.path, path, asked, say=watched.say)
     tokens = sum(len(probe.targets) for probe in stored.probes)
     counts = {"probes": len(stored.probes), "tokens": tokens, "bytes": path.stat().st_size}
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts}
@@ -122,15 +138,6 @@ def write_files(found: Report, how: Printed) -> None:
         from g4convert.verification.page.html import page
 
         how.html.write_text(page(found.to_dict()), encoding="utf-8")
-
-
-def _check_places(output: Path, how: Printed) -> None:
-    for path in filter(None, (how.junit, how.html)):
-        _check_place(path)
-        if output.resolve() in path.resolve().parents:
-            raise UsageError(
-                f"{path}: lies in the checkpoint, which has only files of its source", hint="name a file elsewhere"
-            )
 
 
 def _check_place(path: Path) -> None:

@@ -24,7 +24,6 @@ from g4convert.cli.options import (
     VerifyLevel,
 )
 from g4convert.cli.printing import print_text
-from g4convert.request import Request
 
 __all__ = ["verify"]
 
@@ -52,16 +51,31 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     verbose: Verbose = False,
 ) -> None:
     """Find what is wrong with a quantized checkpoint, say which module, and what four bits cost."""
+    from g4convert.api.verify import verify as judge
     from g4convert.checkpoint import source
     from g4convert.cli import verification
 
     out = source.resolve(output).path
-    given = None if reference is None else source.file_or_model(reference)
-    asked = Request(
-        out, given, level, profile, prompts, memory, dtype, device, engine, engine_python, engine_url, engine_timeout
-    )
     how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
-    found = verification.run(asked, how)
+    how.check_places(out)
+    with how.watched() as watched:
+        found = judge(
+            out,
+            reference=reference,
+            level=level,
+            profile=profile,
+            prompts=prompts,
+            memory=memory,
+            dtype=dtype,
+            device=device,
+            engine=engine,
+            engine_python=engine_python,
+            engine_url=engine_url,
+            engine_timeout=engine_timeout,
+            progress=watched.bar,
+            say=watched.say,
+        )
+    verification.write_files(found, how)
     if as_json:
         print_text(found.to_json())
     else:

@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import transformers
@@ -24,7 +24,7 @@ import transformers
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule
-from g4convert.devices import CPU, is_roomy, place
+from g4convert.devices import CPU, device_of, is_roomy, place
 from g4convert.engines import CONTRACTS
 from g4convert.errors import EnvironmentFault
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
@@ -79,10 +79,12 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
         GateError: a tensor is missing, unknown, twice there, of another shape or form, or a dropped one has values
             that matter; names all of them.
         InputError: the directory is not a Gemma 4 checkpoint.
-        UsageError: a dtype that is none.
+        UsageError: not such a dtype or memory.
     """
     if dtype not in _DTYPES:
         raise no_such("dtype", dtype, _DTYPES)
+    if memory not in get_args(Memory):
+        raise no_such("memory", memory, get_args(Memory))
     checkpoint = Checkpoint.open(directory)
     architecture = Architecture.from_config(checkpoint.config)
     infos = checkpoint.infos
@@ -102,11 +104,18 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     filling = Filling(checkpoint, pieces, places, device)
     if memory == "stream" or (memory == "auto" and not is_roomy(filling.nbytes, device)):
         Stream.attach(model, filling, tied=bool(tied))
+        _tell_device(model)
     else:
         filling.fill(model, pieces, beside=beside)
         if tied:
             model.tie_weights()
     return model.eval()
+
+
+def _tell_device(model: Model) -> None:
+    """Let `model.device` be where inputs go: transformers reads it off a parameter, and a streamed one is on meta."""
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, "device": property(device_of)})
 
 
 def _refuse(path: Path, problems: list[Misfit]) -> None:

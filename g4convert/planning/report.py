@@ -78,7 +78,7 @@ class PlanReport:
         """Number of source tensors left out, by reason."""
         return _counts(drop.reason for drop in self.plan.dropped)
 
-    def to_dict(self, *, tensors: bool) -> dict[str, Any]:
+    def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
         """The report as JSON; with `tensors`, every step as well."""
         weights = self.outlook.weights
         document: dict[str, Any] = {

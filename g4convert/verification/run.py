@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import UsageError
 from g4convert.gemma4 import quantized_format
-from g4convert.progress import Quiet
 from g4convert.report import Finding, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.static.level import check_static, open_output
 
 if TYPE_CHECKING:
     from g4convert.forward.candidate import Candidate
+    from g4convert.progress import Quiet
 
 __all__ = ["PROVENANCE", "verify"]
 
@@ -38,7 +38,7 @@ PROVENANCE: Final = "g4convert.json"
 def verify(
     asked: Request,
     *,
-    progress: Quiet | None = None,
+    progress: "Quiet | None" = None,
     say: Callable[[str], None] = lambda _: None,
     candidate: "Callable[[Path], Candidate] | None" = None,
 ) -> Report:

@@ -30,6 +30,7 @@ import numpy as np
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.stream import Progress
 from g4convert.gemma4 import Architecture, resolve
 from g4convert.progress import Quiet
 from g4convert.report import Finding, grouped
@@ -48,7 +49,7 @@ def check_weights(
     out: Checkpoint,
     source: Checkpoint,
     *,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
     workers: int | None = None,
     table: list[dict[str, Any]] | None = None,
 ) -> Iterator[Finding]:
@@ -150,7 +151,7 @@ def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: 
     return int((first != second).any(-1).sum())
 
 
-def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:
+def _run(pieces: list[_Piece], progress: Progress, workers: int) -> Iterator[tuple[str, Result]]:
     """Do all pieces; results in the order of the pieces."""
     progress.start(sum(nbytes for _, nbytes, _ in pieces), 0)
     with ThreadPoolExecutor(workers) as pool:

@@ -1,0 +1,134 @@
+"""`g4convert.quantize`: write a W4A16 checkpoint and verify it."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from g4convert.api.recipes import Overrides, RecipeLike, resolved
+from g4convert.checkpoint import source
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.result import Summary
+from g4convert.conversion.run import Job, convert, prepare
+from g4convert.engines.verdicts import Verdict
+from g4convert.errors import UsageError
+from g4convert.planning.recipe import DEFAULT, Resolved
+from g4convert.progress import Quiet, peak_memory
+from g4convert.report import Report
+from g4convert.request import Level, Request, verified_after
+from g4convert.verification.run import verify as run_verification
+
+__all__ = ["Quantized", "job_of", "quantize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A written checkpoint.
+
+    Args:
+        output: its directory.
+        source: that of the original.
+        summary: sizes, the method and errors by tensor.
+        refused: verdicts of engines that cannot load it.
+        report: of the verification at the end; None without one, and under `torchrun` in ranks other than 0.
+        peak_memory: largest resident size of this process before the verification, in bytes.
+    """
+
+    output: Path
+    source: Path
+    summary: Summary
+    refused: tuple[Verdict, ...]
+    report: Report | None
+    peak_memory: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether no verification that was made found a fault."""
+        return self.report is None or self.report.exit_code(strict=False) == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON, as `g4convert quantize --json` prints it."""
+        document = {"schema_version": 1, "output": str(self.output), **self.summary.to_dict()}
+        document["refused_by"] = [{"engine": one.engine, "version": one.label, "tp": one.tp} for one in self.refused]
+        return document | ({} if self.report is None else {"verify": self.report.to_dict()})
+
+
+def quantize(  # noqa: PLR0913 - the choices of a conversion
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    recipe: RecipeLike = DEFAULT,
+    tp: Sequence[int] = (),
+    workers: int = 0,
+    device: str = "cpu",
+    overwrite: bool = False,
+    verify: str | None = Level.WEIGHTS,
+    progress: Quiet | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks | None = None,
+    **overrides: Unpack[Overrides],
+) -> Quantized:
+    """Write a W4A16 checkpoint and verify it. Stopped at any point, the same call continues.
+
+    Args:
+        model: a directory, or `org/name[@revision]` on the Hugging Face hub.
+        output: the directory to write; it appears when everything is in it.
+        recipe: a shipped recipe or the path of a YAML file.
+        tp: numbers of GPUs (tensor parallel sizes) at which the recipe's engines must load the output; empty is 1.
+        workers: threads; 0 is one for each core, or two for each GPU.
+        device: what quantizes: `cpu`, `cuda` (every GPU) or `cuda:N`.
+        overwrite: replace a checkpoint that is there.
+        verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.
+        progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
+        say: told what the verification does next.
+        ranks: this process among those of a run; None joins those that `torchrun` started.
+        **overrides: values of the recipe, as `group_size=64`.
+
+    Returns:
+        What was written. A verification that fails is in `report`, not an error, and the output stays.
+
+    Raises:
+        UsageError: no such recipe, keyword, level or device, or a value out of range.
+        InputError: no such model, its tensors are not those of its config, a weight is not finite, the disk is full.
+        GateError: one of the recipe's engines could not load the output; nothing is written.
+        EnvironmentFault: the model cannot be fetched, another rank is gone, or the device failed.
+        Interrupted: stopped on request.
+    """
+    level = None if verify is None else verified_after(verify)
+    job = job_of(model, output, resolved(recipe, overrides), tp=tp, workers=workers, device=device, overwrite=overwrite)
+    joined = Ranks.join() if ranks is None else ranks
+    try:
+        conversion = prepare(job)
+        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined))
+    finally:
+        if ranks is None:
+            joined.leave()
+    peak = peak_memory()  # before a verification has its own
+    report = None
+    if level is not None and joined.leads:
+        report = run_verification(Request(job.output, job.source.path, level), progress=progress, say=say)
+    return Quantized(job.output, job.source.path, summary, conversion.outlook.refusing(job.tps), report, peak)
+
+
+def job_of(  # noqa: PLR0913 - the choices of a conversion
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    recipe: Resolved,
+    *,
+    tp: Sequence[int] = (),
+    workers: int,
+    device: str,
+    overwrite: bool,
+) -> Job:
+    """Look a model up, and say what is to be done with it; see `quantize`.
+
+    Raises:
+        UsageError: sizes in `tp`, and no engine that has to load the output.
+        InputError: no such model.
+        EnvironmentFault: the model is not in the cache and cannot be fetched.
+    """
+    if tp and not recipe.recipe.engines:
+        raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
+    found = source.resolve(os.fspath(model))
+    return Job(found, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,))

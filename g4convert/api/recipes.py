@@ -1,0 +1,47 @@
+"""Recipes as Python gives them: a name, a path or a resolved one, and keywords that override its values."""
+
+import os
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, TypedDict
+
+from g4convert.planning.recipe import Recipe, Resolved, load
+from g4convert.suggestions import no_such
+
+__all__ = ["Overrides", "RecipeLike", "resolved"]
+
+RecipeLike: TypeAlias = str | os.PathLike[str] | Resolved
+"""The name of a shipped recipe, the path of a YAML file, or what `planning.recipe.load` gave."""
+
+
+class Overrides(TypedDict, total=False):
+    """Values of a recipe that a keyword overrides; each is described in docs/reference/recipes.md."""
+
+    num_bits: Literal[4, 8]
+    group_size: int | Literal["channel"]
+    method: Literal["auto", "minmax", "mse", "lattice"]
+    signed: bool
+    pack: Sequence[Literal["attention", "mlp", "experts", "ple_projection", "vision_tower"]]
+    kv_shared: Literal["drop", "keep"]
+    assistant: Literal["keep", "pack"]
+    layout: Literal["full", "text-only"]
+    max_shard_size: int | str
+    engines: Sequence[Literal["transformers", "vllm", "sglang"]]
+
+
+def resolved(recipe: RecipeLike, overrides: Overrides) -> Resolved:
+    """The values of a recipe with the keywords laid over them.
+
+    Args:
+        recipe: a shipped name, a path, or a resolved recipe, which takes no overrides.
+        overrides: values by recipe key.
+
+    Raises:
+        UsageError: no such recipe or key, or a value out of range.
+    """
+    for key in overrides:
+        if key not in Overrides.__annotations__:
+            raise no_such("keyword", key, Overrides.__annotations__)
+    if not isinstance(recipe, Resolved):
+        return load(os.fspath(recipe), overrides)
+    changed = [key for key in overrides if key in Recipe.model_fields]
+    return load(recipe.name, {**recipe.settings(), **overrides}) if changed else recipe

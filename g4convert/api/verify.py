@@ -1,0 +1,76 @@
+"""`g4convert.verify`: is an output what its source says, does it run as written, what do four bits cost."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from g4convert.checkpoint import source
+from g4convert.report import Report
+from g4convert.request import EngineName, Level, MemoryUse, Request, chosen
+from g4convert.verification.run import verify as run
+
+if TYPE_CHECKING:
+    from g4convert.progress import Quiet
+
+__all__ = ["verify"]
+
+
+def verify(  # noqa: PLR0913 - the choices of a verification
+    output: str | os.PathLike[str],
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    level: str | None = None,
+    profile: str | os.PathLike[str] | None = None,
+    prompts: str | os.PathLike[str] | None = None,
+    memory: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    engine: str | None = None,
+    engine_python: str | os.PathLike[str] | None = None,
+    engine_url: str | None = None,
+    engine_timeout: float | None = None,
+    progress: "Quiet | None" = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Verify a quantized checkpoint, also another program's. None takes a default; `Request` has them.
+
+    Args:
+        output: a directory, or `org/name[@revision]` on the Hugging Face hub.
+        reference: what it was made from: a directory, a hub name, or a file of `g4convert reference`.
+        level: how far to go: `static`, `weights`, `logits` or `engine`; None follows from the other arguments.
+        profile: thresholds of level `logits`: `w4a16`, `qat`, `parity`, or the path of a YAML file.
+        prompts: a file of conversations, as JSON lines, in place of the bundled text.
+        memory: how models are held: `resident`, `stream` (one layer at a time) or `auto`.
+        dtype: dtype of the forward: `float32` or `bfloat16`.
+        device: what runs the model: `cpu`, `cuda` or `cuda:N`.
+        engine: what serves the checkpoint at level `engine`: `vllm` or `sglang`.
+        engine_python: the interpreter that has vLLM.
+        engine_url: address of the SGLang server.
+        engine_timeout: seconds to wait for the engine to start, and for each answer.
+        progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
+        say: told what is done next.
+
+    Returns:
+        Every finding and measured number; `verdict` is the worst of them.
+
+    Raises:
+        UsageError: a value that is not one of those above, or arguments that do not go together.
+        InputError: no such checkpoint or reference.
+        EnvironmentFault: no such device, or not enough memory.
+    """
+    asked = Request(
+        output=source.resolve(os.fspath(output)).path,
+        reference=None if reference is None else source.file_or_model(os.fspath(reference)),
+        level=chosen("--level", level, Level),
+        profile=None if profile is None else os.fspath(profile),
+        prompts=None if prompts is None else Path(prompts),
+        memory=chosen("--memory", memory, MemoryUse),
+        dtype=dtype,
+        device=device,
+        engine=chosen("--engine", engine, EngineName),
+        engine_python=None if engine_python is None else Path(engine_python),
+        engine_url=engine_url,
+        engine_timeout=engine_timeout,
+    )
+    return run(asked, progress=progress, say=say)
