@@ -1,4 +1,4 @@
-"""What a config.json says about quantization, whoever wrote it, and which modules its entries mean.
+"""The quantization that a config.json declares, whoever wrote it, and the modules its entries name.
 
     quant_method          what is read
     compressed-tensors    config_groups (targets, weights), format, ignore
@@ -176,7 +176,7 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
 
 
 def _is_class(entry: str) -> bool:
-    """Whether an entry can only be a class name: no dot, no pattern, a capital first."""
+    """Return whether an entry can only be a class name: no dot, no pattern, a capital first."""
     return not entry.startswith("re:") and "." not in entry and entry[:1].isupper()
 
 
@@ -213,7 +213,7 @@ class Entries:
         return cls(frozenset(exact), patterns, frozenset(classes), tuple(broken))
 
     def hold(self, plain: str, spelled: str, class_names: Container[str]) -> bool:
-        """Whether an entry names a module.
+        """Return whether an entry names a module.
 
         Args:
             plain: the module's name as whole names are compared with it.
@@ -228,7 +228,7 @@ class Entries:
 
 
 def _matcher(method: str | None, entry: str) -> Matcher | None:
-    """What a pattern does; None for a whole name and for a pattern that is none."""
+    """Return the matcher of a pattern; None for a whole name and for an invalid pattern."""
     if entry.startswith("re:"):
         return _compiled(entry.removeprefix("re:"))
     if method in {"awq", "gptq"}:

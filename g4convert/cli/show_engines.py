@@ -1,4 +1,4 @@
-"""What engines make of a checkpoint, as a table: numbers of GPUs that are alike are one row."""
+"""Verdicts of engines as a table: numbers of GPUs that are alike are one row."""
 
 import re
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["checked", "verdicts"]
 
 _SOURCE: Final = re.compile(r" \([\w/]+\.py:[^)]*\)")
-"""Where in an engine it stands."""
+"""File and line of an engine's source, in brackets."""
 _SHARE: Final = re.compile(r" / \d+ = \d+|over \d+ GPUs")
-"""What of a reason differs with the number of GPUs."""
+"""The part of a reason that depends on the number of GPUs."""
 _MOST: Final = 3
 """Reasons in a row that are printed without -v."""
 

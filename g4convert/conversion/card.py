@@ -58,7 +58,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
 
 
 def _what(plan: Plan, source: Source) -> Iterable[str]:
-    """What was made of what."""
+    """Yield lines that name the source and the format."""
     made = f"`{printable(source.name)}` by g4convert {__version__}"
     if not plan.quantized:
         return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)

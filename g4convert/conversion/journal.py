@@ -1,4 +1,4 @@
-"""What of an output is already on disk, so that a killed run continues.
+"""Record of the units that are already on disk, so that a killed run continues.
 
 `OUT.partial/journal.jsonl`: the first line is the fingerprint of the run (source, recipe, version), each further
 line one finished unit with its statistics. A unit is appended only after its bytes are synced, so the journal
@@ -96,7 +96,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _differences(before: object, now: object, path: str = "") -> Iterable[str]:
-    """Where two JSON values differ, one line for each leaf."""
+    """Yield where two JSON values differ, one line for each leaf."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
             yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)

@@ -1,4 +1,4 @@
-"""What an output says of itself: config.json, and g4convert.json with its provenance and errors.
+"""Files that describe an output: config.json, and g4convert.json with its provenance and errors.
 
 Everything here is a function of the plan and the statistics: no clock, no host name, no path of the machine, so
 the same conversion gives the same bytes wherever and however it runs.
@@ -17,7 +17,7 @@ from g4convert.planning.steps import Plan
 __all__ = ["CARRIED_README", "config", "provenance", "recipe_name"]
 
 CARRIED_README = "README.source.md"
-"""Where the source's own README goes, as README.md is ours."""
+"""Name of the source's own README in the output, as README.md is the model card."""
 
 _FROM_WHOLE_CONFIG = (
     "dtype",

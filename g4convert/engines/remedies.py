@@ -1,4 +1,4 @@
-"""What to do about engines that refuse a checkpoint: ways that are tried before they are offered.
+"""Remedies for engines that refuse a checkpoint; each is tried before it is offered.
 
     fewer GPUs            the same weights, split less
     another group size    where groups would be torn
@@ -27,7 +27,7 @@ _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial) -> tuple[str, ...]:
-    """What would make engines load a checkpoint, as alternatives.
+    """Return alternatives that would make engines load a checkpoint.
 
     Args:
         weights: the checkpoint.

@@ -132,7 +132,7 @@ def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
 
 
 def _strangers(contents: Contents) -> Iterable[str]:
-    """What has no place in the model, and what has two sources."""
+    """Yield tensors without a place in the model, and those with two sources."""
     yield from (f"unexpected: {name}" for name in contents.unknown)
     yield from (
         f"torn: {module}: no weight_packed beside {', '.join(parts)}" for module, parts in contents.torn.items()
@@ -246,7 +246,7 @@ def _projection(group: PackedGroup) -> PackedProjection:
 
 
 def _misfits(pieces: Mapping[str, Piece], places: Mapping[str, torch.Tensor]) -> list[str]:
-    """Where what the checkpoint has and what transformers built differ; the tables of names say they should not."""
+    """Return differences between the checkpoint and transformers' model; by the tables of names there are none."""
     problems = [f"missing: {name}" for name in places if name not in pieces]
     problems += [f"unexpected: {name}" for name in pieces if name not in places]
     for name, piece in pieces.items():

@@ -81,7 +81,7 @@ class PackedWeight:
 
     @property
     def _is_compiled(self) -> bool:
-        """Whether the compiled loop can read it: 4 bits on the CPU, whole bytes in each group."""
+        """True if the compiled loop can read it: 4 bits on the CPU, whole bytes in each group."""
         whole = self.words.shape[-1] * 8 == self.k and self.k % (2 * self.scale.shape[-1]) == 0
         return self.words.device.type == "cpu" and self.num_bits == 4 and whole
 
@@ -101,7 +101,7 @@ def _products(
 def _compiled(
     words: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor | None, _num_bits: int, out: torch.Tensor
 ) -> None:
-    """What `_products` does, with 4 bits on the CPU."""
+    """Dequantize as `_products` does, 4 bits on the CPU only."""
     values = out if out.dtype is torch.float32 else torch.empty(out.shape)
     none = np.zeros((0, 0), np.int8)
     dequantize(
@@ -186,7 +186,7 @@ class W4A16Linear(torch.nn.Module):
         return linear(hidden_states, self.packed, self.bias)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """Return the text that `print(model)` shows."""
         groups = self.weight_scale.shape[1]
         return f"{self.in_features}, {self.out_features}, num_bits={self.num_bits}, groups={groups}"
 
@@ -210,7 +210,7 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
 
 
 def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """What `packed_linear` does, by the kernel for GPUs; a weight that it does not read goes to `packed_linear`.
+    """Compute `packed_linear` with the kernel for GPUs; a weight that it does not read goes to `packed_linear`.
 
     Raises:
         UnsupportedError: a dtype of `x` that the kernel does not take.
@@ -228,4 +228,4 @@ LINEARS: dict[str, Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], t
     "cpu": packed_linear,
     "cuda": fused_linear,
 }
-"""What multiplies, by device type; `packed_linear` where a device has no kernel of its own."""
+"""Functions that multiply, by device type; `packed_linear` where a device has no kernel of its own."""

@@ -74,7 +74,7 @@ class _Module:
         return self.spellings[engine]
 
     def compared(self, engine: str) -> str:
-        """What an engine compares a whole name with: vLLM renames the entry, not the module."""
+        """Return the name that an engine compares a whole entry with: vLLM renames the entry, not the module."""
         if engine == _VLLM and self.canonical is not None:
             return _module(self.canonical)
         return self.spellings[engine]
@@ -82,7 +82,7 @@ class _Module:
 
 @dataclass(frozen=True, slots=True)
 class _Matching:
-    """What a config declares, ready to be tried on modules under the names of several engines."""
+    """Entries of a config, ready to be tried on modules under the names of several engines."""
 
     declared: Declared
     engines: tuple[str, ...]
@@ -221,7 +221,7 @@ def _schemes(checkpoint: Checkpoint, modules: Iterable[_Module], matching: _Matc
 
 
 def _stored_shape(checkpoint: Checkpoint, packed: PackedModule) -> tuple[int, ...] | None:
-    """What `weight_shape` says, for a weight whose shape the config does not tell."""
+    """Return the values of `weight_shape`, for a weight whose shape the config does not tell."""
     info = packed.parts.get("weight_shape")
     if info is None or info.dtype not in _SHAPE_FORMATS or not 0 < info.numel <= _MOST_DIMENSIONS:
         return None
@@ -260,7 +260,7 @@ def _sum(a: RoleSize, b: RoleSize) -> RoleSize:
 
 
 def _missing(match: Match) -> tuple[str, ...]:
-    """What the architecture needs and no tensor is; fused experts stand for all of theirs."""
+    """Return the names that the architecture needs and no tensor has; fused experts stand for all of theirs."""
     fused = [of for name, of in match.schema.experts.items() if name in match.sources]
     covered = {(part.prefix, projection) for part in fused for projection in part.projections}
     return tuple(

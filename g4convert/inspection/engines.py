@@ -52,7 +52,7 @@ _ANY_ENGINE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a checkpoint is held against.
+    """Requirements that a checkpoint is held against.
 
     Args:
         directory: the checkpoint.
@@ -195,7 +195,7 @@ def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
 
 
 def _remark(finding: Finding, contract: Contract) -> Remark | None:
-    """What a finding about the checkpoint means to an engine."""
+    """Return the remark that a finding about the checkpoint is for an engine."""
     code, text = finding.code, _COUNT.sub("", finding.found)
     topic: Topic | None = None
     if code == "static.names":
@@ -216,7 +216,7 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
 
 
 def _merged(remarks: Iterable[Remark]) -> list[Remark]:
-    """What is said of many modules, once."""
+    """Return the remarks with those about many modules merged into one."""
     same: dict[tuple[Topic, str], list[Remark]] = {}
     for one in remarks:
         same.setdefault((one.topic, one.text), []).append(one)

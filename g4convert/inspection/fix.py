@@ -97,7 +97,7 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
 
 
 def _activations(config: Mapping[str, Any]) -> Iterator[str]:
-    """Where a config says that activations are quantized, too."""
+    """Yield the places where a config says that activations are quantized, too."""
     groups = _section(config).get("config_groups")
     for name, group in (groups if isinstance(groups, Mapping) else {}).items():
         for key in ("input_activations", "output_activations"):
@@ -108,7 +108,7 @@ def _activations(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """What a correction does to a config."""
+    """Yield the changes that a correction makes to a config."""
     (before, section), (after, wanted) = section_of(old), section_of(new)
     if not isinstance(section, Mapping) or not isinstance(wanted, Mapping):
         texts = (_short(one) if place else "left out" for place, one in ((before, section), (after, wanted)))
@@ -199,7 +199,7 @@ def _recipe(contents: Contents, config: Mapping[str, Any]) -> Recipe:
 
 
 def _kept_layers(contents: Contents) -> dict[Role, list[int]]:
-    """Of roles that are packed, the layers where they are not."""
+    """Return the layers in which a packed role is not packed."""
     packed = {contents.expected[name].role for name in contents.packed}
     kept: defaultdict[Role, set[int]] = defaultdict(set)
     for name, expected in contents.expected.items():
@@ -215,7 +215,7 @@ def _pattern(role: Role, layers: Iterable[int], architecture: Architecture) -> s
 
 
 def _plan(contents: Contents, recipe: Recipe, partly: Collection[Role]) -> Plan:
-    """What would have written these tensors, as far as whole roles go.
+    """Return the plan that would have written these tensors, as far as whole roles go.
 
     Args:
         contents: what is stored.

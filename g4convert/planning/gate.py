@@ -1,4 +1,4 @@
-"""What engines will make of a plan: its weights as they meet them, and the gate of a recipe's `engines`."""
+"""Verdicts of engines on a plan: its weights as they meet them, and the gate of a recipe's `engines`."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `g4convert plan` says: the plan of a source in numbers, as text or JSON."""
+"""The report of `g4convert plan`: the plan of a source in numbers, as text or JSON."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ class PlanReport:
         *,
         tps: Iterable[int] = TENSOR_PARALLEL,
     ) -> "PlanReport":
-        """What follows from a plan; `workers` is for the estimated time, 0 is one for each core."""
+        """Make the report of a plan; `workers` is for the estimated time, 0 is one for each core."""
         sizes, workers = role_sizes(plan), workers or default_workers()
         seconds = estimate_seconds(plan, sizes, workers)
         config = quantization_config(plan) if plan.quantized else {}

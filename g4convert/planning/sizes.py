@@ -1,4 +1,4 @@
-"""What a plan weighs: bytes by role before and after, and how long the work should take."""
+"""Sizes of a plan: bytes by role before and after, and how long the work should take."""
 
 import os
 from collections import defaultdict
@@ -18,7 +18,7 @@ _DISK_BYTES_PER_SECOND = 1.0e9
 
 @dataclass(frozen=True, slots=True)
 class RoleSize:
-    """What a role weighs before and after."""
+    """Bytes of a role before and after."""
 
     role: str
     action: str

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["PROVENANCE", "verify"]
 
 PROVENANCE: Final = "g4convert.json"
-"""What a conversion says of itself, in its output."""
+"""Name of the file in which a conversion describes itself."""
 
 
 def verify(
@@ -101,7 +101,7 @@ _SEE_STATIC: Final = "see the findings of level static"
 
 
 def _check(asked: Request) -> None:
-    """What can be refused before any work."""
+    """Refuse what can be refused before any work."""
     parity_only = False
     if asked.depth.includes(Level.LOGITS):
         from g4convert.verification.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
@@ -137,7 +137,7 @@ def _stopped(level: Level, why: str, remedy: str, *, severity: Severity = Severi
 
 
 def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
-    """That there is nothing to verify; a drafter may be kept as it is."""
+    """Yield a finding that there is nothing to verify; a drafter may be kept as it is."""
     plain = quantized_format(out.tensors) is None and all(t.info.dtype.is_weight for t in out.tensors.values())
     if plain and not str(out.config.get("model_type")).endswith("assistant"):
         found, remedy = "none is quantized: this is a plain checkpoint", "`g4convert quantize` makes a quantized one"
@@ -145,7 +145,7 @@ def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
 
 
 def _recorded(output: Path) -> Mapping[str, Any] | None:
-    """What a conversion recorded of its source; None where nothing can be read."""
+    """Return what a conversion recorded of its source; None where nothing can be read."""
     try:
         source = json.loads((output / PROVENANCE).read_bytes())["source"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -160,7 +160,7 @@ def _reference_hint(output: Path) -> str:
 
 
 def _provenance(asked: Request) -> Iterable[Finding]:
-    """Whether the output says of itself that it was made of this reference."""
+    """Yield the finding on whether the output records this reference as its source."""
     source = _recorded(asked.output)
     if asked.reference is None:
         return
@@ -177,7 +177,7 @@ def _provenance(asked: Request) -> Iterable[Finding]:
 
 
 def _digest(asked: Request) -> str:
-    """Of the checkpoint that the reference is, or was stored from."""
+    """Return the hash of the checkpoint that the reference is, or was stored from."""
     if asked.source is not None:
         return Checkpoint.open(asked.source).digest()
     from g4convert.verification.logits.capture import Captured  # noqa: PLC0415 -- brings torch

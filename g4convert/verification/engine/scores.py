@@ -86,7 +86,7 @@ class Sums:
         self.add(probe, reference, top_logits(logits, probe.targets, top if top > 0 else logits.shape[-1]))
 
     def parity(self) -> Parity:
-        """What all probes together say."""
+        """Return the metrics of all probes together."""
         return Parity(self._comparison.metrics(), {bucket.name: bucket for bucket in self._buckets()})
 
     def _buckets(self) -> Iterator[Bucket]:

@@ -66,7 +66,7 @@ class _Passes:
     shelf: Shelf
 
     def kept(self, reference: Candidate) -> dict[str, Kept]:
-        """What to compare others with."""
+        """Return the outputs to compare others with."""
         keep = partial(Kept.of, projection=self.projection, shelf=self.shelf)
         found = run_each(reference, self.probes, keep)
         return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
@@ -136,7 +136,7 @@ def check_logits(
 
 
 def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:
-    """How hidden states are kept, and the experts of a layer."""
+    """Return the projection of kept hidden states, and the number of a layer's experts."""
     config = model.config.get_text_config()
     tokens = sum(probe.response.numel() for probe in probes)
     large = 4 * tokens * config.hidden_size * config.num_hidden_layers > _LARGE_STATES

@@ -1,4 +1,4 @@
-"""What is kept of the reference's outputs until the candidate has run, or for good in a file.
+"""The part of the reference's outputs that is kept until the candidate has run, or for good in a file.
 
 Full outputs of all probes are gigabytes: 1 MiB of logits a token, 11 KiB of residual a token and layer. So logits
 are kept for the rows that count only, and hidden states may be kept as a random projection to 64 numbers: it keeps
@@ -30,7 +30,7 @@ _LARGE: Final = 64 << 20
 
 
 class Rows(Protocol):
-    """Which rows of a probe's outputs count, and for what; see `g4convert.verification.probes.suite.Probe`."""
+    """Rows of a probe's outputs that count, and their purpose; see `g4convert.verification.probes.suite.Probe`."""
 
     @property
     def name(self) -> str:
@@ -39,12 +39,12 @@ class Rows(Protocol):
 
     @property
     def bucket(self) -> str:
-        """What kind of probe."""
+        """Kind of the probe."""
         ...
 
     @property
     def arguments(self) -> Mapping[str, object]:
-        """What a forward is called with."""
+        """Keyword arguments of a forward."""
         ...
 
     @property
@@ -152,7 +152,7 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Of one probe."""
+    """The kept outputs of one probe."""
 
     logits: FullLogits | TopLogits
     states: States
@@ -167,7 +167,7 @@ class Kept:
         top: int = 0,
         shelf: Shelf | None = None,
     ) -> Self:
-        """What to keep of one probe's outputs.
+        """Keep the part of one probe's outputs that is needed later.
 
         Args:
             probe: says which rows count.

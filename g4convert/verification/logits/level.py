@@ -33,7 +33,7 @@ from g4convert.verification.probes.suite import Probe, make_probes
 __all__ = ["conversations", "run_logits", "store_reference"]
 
 _ANSWER_TOKENS: Final = 32
-"""Of an answer, at most."""
+"""Most tokens of an answer."""
 
 
 def run_logits(
@@ -124,7 +124,7 @@ def _load(
 
 
 def _taken(probes: Sequence[Probe], *, alone: bool) -> tuple[Sequence[Probe], list[Finding]]:
-    """Of a multimodal model's stored probes those that the text model alone can be asked."""
+    """Return those stored probes of a multimodal model that the text model alone can take."""
     media = [probe for probe in probes if alone and probe.bucket in MEDIA]
     if not media:
         return probes, []
@@ -133,7 +133,7 @@ def _taken(probes: Sequence[Probe], *, alone: bool) -> tuple[Sequence[Probe], li
 
 
 def _text_alone(asked: Request, *, alone: bool) -> list[Finding]:
-    """What is to be said where the original takes images or sound and the output does not."""
+    """Return findings where the original takes images or sound and the output does not."""
     if not alone or asked.source is None:
         return []
     source = Architecture.from_config(Checkpoint.open(asked.source).config)
@@ -171,7 +171,7 @@ def _loaded() -> Finding:
 
 
 def _refused(refused: GateError) -> Iterator[Finding]:
-    """What the strict loader found, one by one."""
+    """Yield the strict loader's faults, one by one."""
     expected = "exactly the tensors of the model"
     for line in refused.offenders or (refused.message,):
         kind, _, subject = line.partition(": ")

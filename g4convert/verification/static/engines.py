@@ -1,4 +1,4 @@
-"""What each engine would build from `targets` and `ignore`, against what is stored.
+"""Comparison of what each engine would build from `targets` and `ignore` with what is stored.
 
 `engines` knows the modules and the rules of transformers, vLLM and SGLang. A module that an engine never builds
 packed (routers, unified embedders) is no disagreement there. Projections that vLLM and SGLang fuse must agree in
@@ -50,7 +50,7 @@ _ELSEWHERE: Final = (
 
 
 def stored_forms(contents: Contents) -> dict[str, Stored]:
-    """How each canonical module is stored; experts packed in one tensor, which no engine reads, are left out."""
+    """Return the form of each canonical module as stored, without experts packed in one tensor, which no engine reads."""
     forms = {module_of(name): _form(form) for name, form in contents.stored.items()}
     return {module: form for module, form in forms.items() if form is not None}
 

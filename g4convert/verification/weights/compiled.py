@@ -60,7 +60,7 @@ class Limits(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What is added up.
+    """Sums over tiles.
 
     Args:
         totals: float64 [3]: squared weights, squared errors, their removable part.

@@ -1,4 +1,4 @@
-"""What the numbers of the weights level mean: bands, limits, and findings.
+"""Judgement of the numbers of level weights: bands, limits and findings.
 
 Bands are relative squared errors, of int4 weights by group size. Their low end is a searched scale on Gaussian
 weights, their high end plain min-max on heavy-tailed ones; twice the high end, or 14 dB, no sound weight reaches. A
@@ -90,7 +90,7 @@ class _Row:
 
     @property
     def is_sound(self) -> bool:
-        """Whether its error is one that rounding makes; else there is no need to say more of it."""
+        """True if its error is one that rounding makes; otherwise no more is said of it."""
         return self.error <= self.band.limit and not self.sums.bad_scales
 
     @property
@@ -126,7 +126,7 @@ def judged_packed(pairs: Mapping[str, PackedPair], measured: Mapping[str, Measur
 
 
 class _Causes:
-    """What has happened to weights; looked for once for each, and for a few of a kind only."""
+    """Causes of faulty weights; searched once for each, and for a few of a kind only."""
 
     def __init__(self, pairs: Mapping[str, PackedPair]) -> None:
         self._pairs = pairs
@@ -184,7 +184,7 @@ def _scales(rows: Sequence[_Row]) -> Iterator[Finding]:
 
 
 def _fit(rows: Sequence[_Row], cause: _Causes) -> Iterator[Finding]:
-    """What the best scales for the codes would save: nearly nothing, or more than rounding costs at best."""
+    """Yield findings on what the best scales for the codes would save: nearly nothing, or more than rounding costs."""
     bad = [row for row in rows if row.removable > row.band.low]
 
     def found(of_kind: Sequence[_Row]) -> str:
@@ -271,7 +271,7 @@ def _outliers(rows: Sequence[_Row]) -> Iterator[Finding]:
 
 
 def _exact(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """Of sound int4 weights: whether the source lay on a grid, and whether all of it was found."""
+    """Yield findings on sound int4 weights: whether the source lay on a grid, and whether all of it was found."""
     if not rows:
         return
     share = sum(row.sums.exact_groups for row in rows) / sum(row.sums.groups for row in rows)
