@@ -1,4 +1,4 @@
-"""Where a model runs: the CPU, or one GPU.
+"""Devices that a model runs on: the CPU, or one GPU.
 
 A model is loaded to its device, tensor by tensor; what is given to it is moved there, and what it gives comes back
 to the CPU where it is judged. On the CPU nothing is moved or copied.
@@ -55,7 +55,7 @@ def place(model: torch.nn.Module, device: torch.device) -> None:
 
 
 def device_of(model: Any) -> torch.device:  # noqa: ANN401 -- a model, or any callable
-    """Where a model's inputs go: where `load` put it, else where its first parameter is; the CPU of what has none."""
+    """Return the device of a model's inputs: where `load` put it, else that of its first parameter, else the CPU."""
     placed: torch.device | None = getattr(model, _ATTRIBUTE, None)
     if placed is not None:
         return placed
@@ -77,7 +77,7 @@ def moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401 -- arguments
 
 
 def is_roomy(nbytes: int, device: torch.device = CPU) -> bool:
-    """Whether so many bytes fit well into the memory of a device that is free."""
+    """Return whether so many bytes fit well into the memory of a device that is free."""
     free = _free_memory() if device.type == "cpu" else iter(torch.cuda.mem_get_info(device)[:1])
     return nbytes <= _ROOM[device.type] * min(free)
 
@@ -112,7 +112,7 @@ def threads_for(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _free_memory() -> Iterator[int]:
-    """What the machine can give, and what a container lets us have."""
+    """Yield the free memory of the machine, and what the container's limit leaves of it."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, StopIteration, ValueError):  # counts what the kernel holds of files as free, which it is
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -1,4 +1,4 @@
-"""What a verification found: one `Finding` for each thing that was looked at, gathered in a `Report`.
+"""Results of a verification: one `Finding` for each thing that was looked at, gathered in a `Report`.
 
 A check that fails is a finding, not an exception; a check that passes is one, too, so that a report says what
 it proves. The verdict is the worst of them:
@@ -27,14 +27,14 @@ from g4convert import __version__
 __all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Report", "Severity", "grouped"]
 
 SCHEMA_VERSION: Final = 1
-"""Of `Report.to_dict`; goes up when a key changes its meaning or goes."""
+"""Schema version of `Report.to_dict`; it goes up when a key changes its meaning or is removed."""
 
 _ILLEGAL_IN_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NUMBERS: Final = re.compile(r"\d+")
 
 
 class Severity(StrEnum):
-    """How a finding counts."""
+    """Severity of a finding."""
 
     PASS = "pass"  # noqa: S105 -- not a password
     """Looked at, and as it must be."""

@@ -1,4 +1,4 @@
-"""How far a verification goes, and what it is asked. Values only: the command line imports them."""
+"""Levels and options of a verification. Values only: the command line imports them."""
 
 import re
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=StrEnum)
 
 
 class Level(StrEnum):
-    """How far a verification goes; each level includes the ones before."""
+    """Levels of verification; each includes the ones before."""
 
     STATIC = "static"
     WEIGHTS = "weights"
@@ -32,7 +32,7 @@ class Level(StrEnum):
     ENGINE = "engine"
 
     def includes(self, other: "Level") -> bool:
-        """Whether a verification that goes so far does the other level, too."""
+        """Return whether a verification of this level does the other level, too."""
         order = list(Level)
         return order.index(self) >= order.index(other)
 
@@ -45,7 +45,7 @@ class EngineName(StrEnum):
 
 
 class MemoryUse(StrEnum):
-    """How models are held while they run."""
+    """Ways to hold models in memory while they run."""
 
     RESIDENT = "resident"
     STREAM = "stream"
@@ -93,7 +93,7 @@ def verified_after(name: str) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be verified, and how.
+    """A verification to run.
 
     Args:
         output: the quantized checkpoint.
@@ -136,7 +136,7 @@ class Request:
 
     @property
     def is_captured(self) -> bool:
-        """Whether the reference is a file."""
+        """True if the reference is a file."""
         return self.reference is not None and self.reference.suffix == ".safetensors"
 
     @property
@@ -146,7 +146,7 @@ class Request:
 
     @property
     def depth(self) -> Level:
-        """How far to go."""
+        """Level to verify."""
         if self.level is not None:
             return self.level
         if any(value is not None for value in self._of_engine.values()):

@@ -1,4 +1,4 @@
-"""What is said of a name that is none of those known: the same words for every option and every recipe."""
+"""Messages about unknown names: the same words for every option and every recipe."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from g4convert.errors import UsageError
 __all__ = ["nearest", "no_such", "not_one_of"]
 
 _ALIKE = 0.65
-"""How alike a name must be: a letter or two apart, so that `tensorrt` is not taken for `transformers` (0.6)."""
+"""Least similarity of a suggestion: a letter or two apart, so that `tensorrt` does not suggest `transformers` (0.6)."""
 
 
 def not_one_of(known: Iterable[str]) -> str:
-    """What is wrong with a name that is not known."""
+    """Return the fault of a name that is not known."""
     return f"not one of {', '.join(known)}"
 
 

@@ -1,4 +1,4 @@
-"""What is known of a tensor before its bytes are read: name, dtype, shape.
+"""Facts about a tensor that are known before its bytes are read: name, dtype, shape.
 
 No torch here: dtypes are the names the safetensors header uses.
 """
@@ -37,7 +37,7 @@ class DType(StrEnum):
 
     @property
     def is_weight(self) -> bool:
-        """Whether g4convert can quantize from this dtype: bf16, fp16 or fp32."""
+        """True if g4convert can quantize from this dtype: bf16, fp16 or fp32."""
         return self in {DType.BF16, DType.F16, DType.F32}
 
 

@@ -1,28 +1,38 @@
-"""What the documents say is so: commands run, the reference is made from the program, tables agree with it.
+"""Test that the documents are true: commands run, generated pages are current, tables agree with the program.
 
 In a block fenced as ```console a line that starts with `$ ` is a command; the others are what it prints and are not
 compared. Commands of g4convert run in order, each document in a directory of its own, and must succeed, unless they
-end in `# exits N`. `MODEL` and `tiny-moe` are a tiny MoE checkpoint, and hub names of Gemma 4 are found in a cache
-that holds tiny ones. In a block fenced as ```console compare every shown line must be printed by the command above.
+end in `# exits N`. `MODEL` is a tiny MoE checkpoint, `demo/moe` the trained one as `make demo` leaves it, and hub
+names of Gemma 4 are found in a cache that holds tiny ones. In a block fenced as ```console compare every shown line
+must be printed by the command above; `…` in it stands for any text.
+
+What cannot be run is listed in `NOT_RUN` and `PROGRAMS` with the reason, and is parsed. A command line anywhere else
+than in a console block is an error, except for lines of a workflow and commands named in a sentence, which are parsed.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
+import typer.main
 import yaml
 from helpers import cli_reference
 from helpers.program import Program, g4convert
 
+from g4convert.cli.app import app
+from g4convert.demo.trained import trained
 from g4convert.errors import UsageError
 from g4convert.forward.triton.packed import OLDEST_TRITON
+from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import DEFAULT, Recipe, load, schema, shipped
 
 if TYPE_CHECKING:
@@ -33,9 +43,29 @@ if TYPE_CHECKING:
 __all__ = ["g4convert"]  # a fixture
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
-NOT_RUN = {"make", "git", "cd", "pip", "vllm", "hf", "python"}
-"""Programs that a document may name and a test cannot run; anything else is a slip."""
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_RUN: Final = {
+    "g4convert quantize MODEL -o OUT-gpu --device cuda": "needs a GPU",
+    "g4convert verify OUT --engine vllm --engine-python /opt/vllm/bin/python": "needs vLLM",
+    "g4convert verify OUT --engine sglang --engine-url http://127.0.0.1:30000": "needs a running server",
+}
+"""Commands of g4convert that a test cannot run, and why; they are parsed."""
+PROGRAMS: Final = {
+    "apt-get": "changes the machine",
+    "bible": "comes with a Debian package",
+    "cd": "the shell's own; what follows needs the clone",
+    "git": "needs a network",
+    "make": "minutes, and an environment; the target must exist",
+    "pip": "needs a network",
+    "pytest": "runs this test; the file must exist",
+    "python": "minutes, a GPU, or an engine; the script must exist",
+    "torchrun": "needs free ports; tests/conversion/test_ranks.py does it; the command of g4convert is parsed",
+    "uv": "needs a network",
+    "vllm": "needs vLLM; the options must be known",
+}
+"""Other programs that a document may name, why a test does not run them, and what it checks; no other is allowed."""
+VLLM_OPTIONS: Final = {"--tensor-parallel-size", "--enable-expert-parallel", "--speculative-config"}
+"""Options of `vllm serve` (vllm/engine/arg_utils.py) that documents may name."""
 FAMILIES = {"26B-A4B": "moe", "31B": "dense", "12B": "unified", "E2B": "e2b", "E4B": "e2b"}
 
 
@@ -77,26 +107,87 @@ def hub(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return cache
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 @pytest.mark.usefixtures("hub")
 def test_commands_run(
     document: Path, moe: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "place"
-    for name in ("MODEL", "tiny-moe"):
-        shutil.copytree(moe, place / name)
+    shutil.copytree(moe, place / "MODEL")
+    shutil.copytree(trained(Family.MOE), place / "demo" / "moe")
     for text in re.findall(r"^```yaml\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
         if named := re.search(r"-r (\S+\.yaml)", text):
             (place / named[1]).write_text(text)
     monkeypatch.chdir(place)
     for words, status, shown in commands(document):
-        if "g4convert" not in words:
-            assert words[0] in NOT_RUN, f"{document.name}: {shlex.join(words)}: not a program that documents may name"
+        if words[0] != "g4convert" or shlex.join(words) in NOT_RUN:
+            check_unrun(words)
             continue
-        ran = g4convert(*words[words.index("g4convert") + 1 :])
+        ran = g4convert(*words[1:])
         assert ran.status == status, f"{document.name}: {shlex.join(words)}\n{ran.err}"
-        printed = {" ".join(line.split()) for line in (ran.out + ran.err).splitlines()}
-        assert [line for line in shown if " ".join(line.split()) not in printed] == []
+        printed = [" ".join(line.split()) for line in (ran.out + ran.err).splitlines()]
+        assert [line for line in shown if not any(matches(line, one) for one in printed)] == []
+
+
+def matches(shown: str, printed: str) -> bool:
+    """Whether a shown line stands for a printed one, spaces aside."""
+    return bool(re.fullmatch(".*".join(re.escape(part) for part in " ".join(shown.split()).split("…")), printed))
+
+
+def check_unrun(words: list[str]) -> None:
+    """Check a command that is not run as far as that goes."""
+    words = [word for word in words if not re.fullmatch(r"[A-Z_0-9]+=\S*", word)]
+    assert words[0] == "g4convert" or words[0] in PROGRAMS, f"{words[0]}: not a program that documents may name"
+    match words[0]:
+        case "g4convert":
+            parsed(words[1:])
+        case "torchrun":
+            parsed(words[words.index("g4convert") + 1 :])
+        case "make":
+            targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+            assert set(words[1:]) <= targets
+        case "python" | "pytest":
+            scripts = [word.partition("::")[0] for word in words if ".py" in word]
+            assert all((ROOT / script).exists() for script in scripts), words
+        case "vllm":
+            assert {word for word in words if word.startswith("--")} <= VLLM_OPTIONS
+
+
+def command(words: list[str]) -> tuple[typer.core.TyperCommand, list[str]]:
+    """The command that the first words name, and the words that are left."""
+    found = typer.main.get_command(app)
+    while words and words[0] in (inner := getattr(found, "commands", {})):
+        found, words = inner[words[0]], words[1:]
+    return found, words
+
+
+def parsed(words: list[str]) -> None:
+    """Parse a command line; an unknown option or a missing argument raises."""
+    found, left = command(words)
+    found.make_context("g4convert", list(left))
+
+
+def test_no_command_is_listed_as_not_run_in_vain() -> None:
+    written = {shlex.join(words) for document in DOCUMENTS for words, _, _ in commands(document)}
+    assert NOT_RUN.keys() <= written
+    assert PROGRAMS.keys() <= {word for line in written for word in line.split()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_stand_in_console_blocks_and_those_named_exist(document: Path) -> None:
+    text = document.read_text()
+    outside = re.sub(r"^```console.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    shown = re.findall(rf"^(?: {{4}}|\$ )(?:g4convert|{'|'.join(PROGRAMS)}) .*", outside, re.MULTILINE)
+    if document.name != "cli.md":  # generated from the program itself
+        assert shown == []
+    for named in re.findall(r"`(g4convert [^`]+)`|- run: (g4convert .*)|^# (g4convert .*)", text, re.MULTILINE):
+        words = re.sub(r"\s+", " ", "".join(named)).split()[1:]
+        found, left = command(words)
+        if left != words:
+            known = {name for one in found.params for name in (*one.opts, *one.secondary_opts)}
+            assert {word.partition("=")[0] for word in left if word.startswith("--")} <= known, named
+        else:
+            assert words[0] == words[0].upper(), named  # `g4convert ARGUMENTS`
 
 
 @pytest.mark.golden
@@ -162,3 +253,26 @@ def test_kernels_are_compiled_with_the_oldest_triton_that_is_allowed() -> None:
     assert allowed
     assert compiled
     assert compiled[1].split(".")[:2] == allowed[1].split(".")[:2] == [str(part) for part in OLDEST_TRITON]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_of_shown_python_are_there(document: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
+        for one in ast.walk(ast.parse(code)):
+            if isinstance(one, ast.ImportFrom):
+                module = importlib.import_module(str(one.module))
+                assert all(hasattr(module, name.name) for name in one.names), ast.unparse(one)
+
+
+def test_a_machine_without_a_gpu_is_spoken_of_once() -> None:
+    said = [path.name for path in DOCUMENTS for _ in re.findall(r"(?i)no GPU (?:was|has)", path.read_text())]
+    assert said == ["README.md"]
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md", "docs/concepts/architecture.md"])
+def test_files_named_exist(name: str) -> None:
+    named = re.findall(
+        r"`((?:g4convert|tests|docs|tools|recipes)/[\w./-]*|\w+\.(?:toml|md|txt))`", (ROOT / name).read_text()
+    )
+    assert named
+    assert [path for path in named if not (ROOT / path).exists() and not (ROOT / "docs" / path).exists()] == []

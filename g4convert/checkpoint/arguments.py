@@ -1,4 +1,4 @@
-"""What compressed-tensors makes of the `weights` of a config group: what it fills in, and what it refuses.
+"""compressed-tensors' reading of the `weights` of a config group: defaults it fills in, and what it refuses.
 
     left out      means
     num_bits      8
@@ -41,7 +41,7 @@ def implied_strategy(group_size: int | None) -> str | None:
 
 
 def refused(weights: Mapping[str, Any]) -> Iterator[str]:
-    """Why compressed-tensors refuses a `weights` object, one line for each reason; values of other types are left out.
+    """Yield why compressed-tensors refuses a `weights` object, one reason a line; values of other types are left out.
 
     Args:
         weights: as in the config.

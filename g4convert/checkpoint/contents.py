@@ -1,4 +1,4 @@
-"""What a quantized checkpoint holds, tensor by tensor, under the names its architecture knows.
+"""Contents of a quantized checkpoint, tensor by tensor, under the names its architecture knows.
 
 The same tables that resolve a source resolve an output: a packed module is looked up as the weight it was made
 from, fused experts stand for each of theirs. Nothing is refused here; what does not fit is listed, for the
@@ -18,7 +18,7 @@ from g4convert.tensors import TensorInfo
 __all__ = ["Contents", "Form"]
 
 Form = PackedModule | TensorInfo
-"""How a weight is stored: packed, or plain."""
+"""Form of a stored weight: packed, or plain."""
 
 _PARTS: Final = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point"}
 

@@ -140,7 +140,7 @@ class Checkpoint:
         return found
 
     def fingerprint(self) -> dict[str, dict[str, int | str]]:
-        """What must not change between a run and its continuation, by file name.
+        """Return what must not change between a run and its continuation, by file name.
 
         Size, modification time and header hash for each weight file, size and hash for config.json: plain
         JSON values, so that two fingerprints can be stored, compared and their difference shown.
@@ -294,7 +294,7 @@ def _read_headers(directory: Path, names: Iterable[str], errors: list[InputError
 def _disagreements(
     directory: Path, headers: Sequence[Header], weight_map: Mapping[str, str] | None
 ) -> list[InputError]:
-    """Where index and shards, or two shards, do not agree; only files whose header is valid are compared."""
+    """Return errors where index and shards, or two shards, disagree; only files with a valid header are compared."""
     files: dict[str, str] = {}
     errors = []
     for header in headers:
@@ -360,12 +360,12 @@ def _cannot_list(error: OSError) -> None:
 
 
 def _is_weights(file: str) -> bool:
-    """Whether a file that is not one of the checkpoint's weight files holds weights, or indexes such."""
+    """Return whether a file that is not one of the checkpoint's weight files holds weights, or indexes such."""
     return file.removesuffix(".index.json").endswith((".safetensors", *FOREIGN_SUFFIXES))
 
 
 def _is_side_file(path: Path, name: str) -> bool:
-    """Whether to carry the file over: regular files, with a name that can be written down."""
+    """Return whether to carry the file over: regular files, with a name that can be written down."""
     if not path.exists():
         raise InputError(f"{name}: a link to {path.readlink()}, which does not exist", hint=_SAVE_AGAIN)
     if "\n" in name or not name.isprintable():

@@ -69,7 +69,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """What tells a weight file from another without reading its data: used to refuse a changed source."""
+    """Identity of a weight file without reading its data: used to refuse a changed source."""
 
     name: str
     size: int
@@ -258,7 +258,7 @@ def _metadata_fault(entry: object) -> str | None:
 
 
 def _entry_fault(name: str, entry: object) -> str | None:
-    """What is wrong with one entry by itself, or None."""
+    """Return the fault of one entry by itself, or None."""
     if not isinstance(entry, dict):
         return f"a JSON {type(entry).__name__}, expected an object"
     if not name.isascii() and not _is_unicode(name):

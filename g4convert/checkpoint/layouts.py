@@ -1,4 +1,4 @@
-"""What a directory is that has no weights to read: an adapter, or the shards of a training run.
+"""Diagnosis of a directory without weights to read: an adapter, or the shards of a training run.
 
     adapter_config.json, adapter_model.*       PEFT           merged into its base
     adapters.safetensors                       MLX            fused with its base
@@ -60,7 +60,7 @@ _TOOLS: Final[Sequence[tuple[str, str, str]]] = (
 
 
 def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
-    """What a directory without weights to read is; None where nothing is known.
+    """Return an error that says what a directory without weights is; None where nothing is known.
 
     Args:
         directory: it.

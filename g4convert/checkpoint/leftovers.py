@@ -31,7 +31,7 @@ _MOST: Final = 6  # names in one line
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file is of training, an adapter or another quantizer.
+    """Return whether a file is left over from training, an adapter or another quantizer.
 
     Args:
         name: its path relative to the checkpoint.
@@ -41,12 +41,12 @@ def is_leftover(name: str) -> bool:
 
 
 def is_adapter(file: str) -> bool:
-    """Whether a file has the weights of an adapter."""
+    """Return whether a file has the weights of an adapter."""
     return _ADAPTERS.fullmatch(file) is not None
 
 
 def is_training_state(file: str) -> bool:
-    """Whether a pickle holds the state of an optimizer, a scheduler or a random generator, and no weights."""
+    """Return whether a pickle holds the state of an optimizer, a scheduler or a random generator, and no weights."""
     return _STATE.fullmatch(file) is not None
 
 

@@ -34,7 +34,7 @@ _SNAPSHOT: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapsho
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model is.
+    """Place of a model.
 
     Args:
         path: the directory.
@@ -173,7 +173,7 @@ def _failed_download(subject: str, error: Exception) -> EnvironmentFault:
 
 
 def _is_complete(snapshot: Path) -> bool:
-    """Whether a cached snapshot has a config and all its weights; a broken index is left to Checkpoint."""
+    """Return whether a cached snapshot has a config and all its weights; a broken index is left to Checkpoint."""
     if not (snapshot / "config.json").exists():
         return False
     index = snapshot / INDEX

@@ -1,4 +1,4 @@
-"""How a checkpoint stores its quantized weights, read off names, dtypes and shapes alone.
+"""Storage of quantized weights in a checkpoint, read off names, dtypes and shapes alone.
 
 A quantized Linear is several tensors. Which ones tells the format, and their shapes tell the rest. With n
 out_features, k in_features, g groups along k, b bits:
@@ -62,18 +62,18 @@ class PackedModule:
 
     @property
     def weight_name(self) -> str:
-        """What the weight was called before it was quantized."""
+        """Name of the weight before it was quantized."""
         return self.module if self.fused else f"{self.module}.weight"
 
     @property
     def has_plain_weight(self) -> bool:
-        """Whether the weight is there a second time, not quantized."""
+        """True if the weight is there a second time, not quantized."""
         return "weight" in self.parts and not self.parts.keys().isdisjoint(("weight_packed", "qweight"))
 
 
 @dataclass(frozen=True, slots=True)
 class StoredScheme:
-    """How a weight is stored; None is what the tensors do not tell.
+    """Scheme of a stored weight; None stands for what the tensors do not tell.
 
     Args:
         format: as compressed-tensors names it, or `gptq`, `awq`, `modelopt-nvfp4`.
@@ -245,7 +245,7 @@ def _misfit(parts: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str:
 
 
 def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
-    """Why a packed module is not one that can be run from its words; empty where it is.
+    """Return the reason why a packed module cannot be run from its words; empty where it can.
 
     Args:
         module: the stored tensors.

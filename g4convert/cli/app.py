@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 _STOPPED = 130
-"""What Typer makes of Ctrl-C."""
+"""Exit status that Typer gives for Ctrl-C."""
 
 
 def _stop(*_: object) -> None:
@@ -127,7 +127,7 @@ def _stop(*_: object) -> None:
 
 
 _CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')")
-"""What Typer says of a value that is none of those an option takes."""
+"""Typer's message about a value that an option does not take."""
 
 
 def _usage(error: typer.TyperException) -> UsageError:

@@ -70,7 +70,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class Manner:
-    """How errors are told; the options of the command that raises them set it."""
+    """Manner in which errors are printed; the options of the command that raises them set it."""
 
     verbose: bool = False
     no_color: bool = False
@@ -107,19 +107,19 @@ GroupSize = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="How scales are found: auto, minmax, mse or lattice.", rich_help_panel=_RECIPE),
+    typer.Option(metavar="NAME", help="Method to find scales: auto, minmax, mse or lattice.", rich_help_panel=_RECIPE),
 ]
 Signed = Annotated[
     bool | None,
     typer.Option(
-        "--signed/--positive", metavar="", help="Whether mse may take negative scales.", rich_help_panel=_RECIPE
+        "--signed/--positive", metavar="", help="Allow mse to take negative scales, or not.", rich_help_panel=_RECIPE
     ),
 ]
 Pack = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ROLE",
-        help="What is packed: attention, mlp, experts, ple_projection, vision_tower; repeat for several.",
+        help="Role to pack: attention, mlp, experts, ple_projection, vision_tower; repeat for several.",
         rich_help_panel=_RECIPE,
     ),
 ]
@@ -171,7 +171,8 @@ Workers = Annotated[
     int, typer.Option(metavar="N", min=0, help="Threads; 0 is one per core, or two per GPU.", rich_help_panel=_RUN)
 ]
 Device = Annotated[
-    str, typer.Option(metavar="NAME", help="What quantizes: cpu, cuda (every GPU) or cuda:N.", rich_help_panel=_RUN)
+    str,
+    typer.Option(metavar="NAME", help="Device that quantizes: cpu, cuda (every GPU) or cuda:N.", rich_help_panel=_RUN),
 ]
 Overwrite = Annotated[
     bool,
@@ -197,7 +198,7 @@ Reference = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="What it was made from: a directory, a hub name, or a file of `g4convert reference`.",
+        help="The original: a directory, a hub name, or a file of `g4convert reference`.",
         rich_help_panel=_VERIFY,
     ),
 ]
@@ -205,7 +206,7 @@ VerifyLevel = Annotated[
     Level | None,
     typer.Option(
         metavar="LEVEL",
-        help="How far to go: static, weights, logits or engine. Default: what the other options ask for, or else "
+        help="Last level to run: static, weights, logits or engine. Default: what the other options ask for, or else "
         "weights, and static without a reference.",
         rich_help_panel=_VERIFY,
     ),
@@ -229,7 +230,7 @@ Fix = Annotated[
 ]
 AssistantOf = Annotated[
     str | None,
-    typer.Option(metavar="TARGET", help="Whether this MTP drafter fits a target model.", rich_help_panel=_VERIFY),
+    typer.Option(metavar="TARGET", help="Check that this MTP drafter fits a target model.", rich_help_panel=_VERIFY),
 ]
 Strict = Annotated[bool, typer.Option("--strict", metavar="", help="A warning fails.", rich_help_panel=_VERIFY)]
 Prompts = Annotated[
@@ -252,7 +253,7 @@ Memory = Annotated[
 FloatType = Annotated[
     str | None,
     typer.Option(
-        "--dtype", metavar="NAME", help="Of the forward: float32 (default) or bfloat16.", rich_help_panel=_RUN
+        "--dtype", metavar="NAME", help="Dtype of the forward: float32 (default) or bfloat16.", rich_help_panel=_RUN
     ),
 ]
 VerifyEngine = Annotated[
@@ -269,21 +270,25 @@ EnginePython = Annotated[
     typer.Option(metavar="PATH", help="The interpreter that has vLLM; this one by default.", rich_help_panel=_RUN),
 ]
 EngineUrl = Annotated[
-    str | None, typer.Option(metavar="URL", help="Of the SGLang server: http://HOST:PORT.", rich_help_panel=_RUN)
+    str | None,
+    typer.Option(metavar="URL", help="Address of the SGLang server: http://HOST:PORT.", rich_help_panel=_RUN),
 ]
 EngineTimeout = Annotated[
     float | None,
     typer.Option(
         metavar="SECONDS",
         min=1,
-        help="That the engine's start, and each answer, may take (default 600).",
+        help="Seconds to wait for the engine to start, and for each answer (default 600).",
         rich_help_panel=_RUN,
     ),
 ]
 RunDevice = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="NAME", help="What runs the model: cpu (default), cuda or cuda:N.", rich_help_panel=_RUN
+        "--device",
+        metavar="NAME",
+        help="Device that runs the model: cpu (default), cuda or cuda:N.",
+        rich_help_panel=_RUN,
     ),
 ]
 Prompt = Annotated[
@@ -292,7 +297,7 @@ Prompt = Annotated[
         "--prompt",
         "-p",
         metavar="TEXT",
-        help="What is asked; - reads it from stdin; repeat for several.",
+        help="Text to answer; - reads it from stdin; repeat for several.",
         rich_help_panel=_RUN,
     ),
 ]
@@ -308,10 +313,11 @@ Autotune = Annotated[
     ),
 ]
 SpeechType = Annotated[
-    str, typer.Option("--dtype", metavar="NAME", help="Of the forward: bfloat16 or float32.", rich_help_panel=_RUN)
+    str,
+    typer.Option("--dtype", metavar="NAME", help="Dtype of the forward: bfloat16 or float32.", rich_help_panel=_RUN),
 ]
 StoredReference = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="Where to store it: ref.safetensors.")
+    Path, typer.Option("--output", "-o", metavar="FILE", help="File to write: ref.safetensors.")
 ]
 VerifyAfter = Annotated[
     str,

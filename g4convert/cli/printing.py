@@ -1,4 +1,4 @@
-"""How results are printed: as they are, as JSON, or as a table of settings."""
+"""Printing of results: as they are, as JSON, or as a table of settings."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What people read: results on stdout, messages on stderr. Understandable without colour."""
+"""Output for people: results on stdout, messages on stderr. Understandable without colour."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ __all__ = ["Talk", "console", "demo", "description", "error", "messages", "pairs
 _MOST_LINES = 20
 """Offenders or names of one kind that are printed without -v."""
 _WIDTH_OF_A_PIPE = 240
-"""Where nobody looks: wide enough that no table is wrapped, so that grep finds whole names."""
+"""Width of output that is not a terminal: no table is wrapped, so that grep finds whole names."""
 _WIDTH_OF_PROSE = 100
 
 
@@ -58,12 +58,12 @@ class _Console(Console):
 
 
 def console(*, no_color: bool = False) -> Console:
-    """Where results go."""
+    """Return the console for results."""
     return _console(stderr=False, no_color=no_color)
 
 
 def messages(*, no_color: bool = False) -> Console:
-    """Where progress and messages go."""
+    """Return the console for progress and messages."""
     return _console(stderr=True, no_color=no_color)
 
 
@@ -162,7 +162,7 @@ def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
 
 
 def description(out: Console, found: "Description", *, verbose: bool) -> None:
-    """What a checkpoint is: sizes by role, how names are spelled, what its config says, what does not fit."""
+    """Print a description of a checkpoint: sizes by role, spelling of names, what its config says, misfits."""
     out.print(f"[bold]{escape(found.path)}[/]: {escape(found.family)}", soft_wrap=True)
     top = {"model type": found.model_type}
     if found.dialects:
@@ -233,7 +233,7 @@ class Talk:
             self._out.out(text, end="", highlight=False)
 
     def measured(self, said: "Answer") -> None:
-        """How long it took."""
+        """Print how long it took."""
         if not self._quiet:
             speed = "" if said.tokens_per_second is None else f", then {said.tokens_per_second:.1f} tokens/s"
             end = "" if said.ended else "; --max-new-tokens ended it"

@@ -1,4 +1,4 @@
-"""What engines make of a checkpoint, as a table: numbers of GPUs that are alike are one row."""
+"""Verdicts of engines as a table: numbers of GPUs that are alike are one row."""
 
 from collections.abc import Iterable
 from dataclasses import replace

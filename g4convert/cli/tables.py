@@ -52,7 +52,7 @@ def fitted(
 
 
 def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Table:
-    """What something is: a name and a text on each line, the text wrapped beside its name."""
+    """Return a table of facts: a name and a text on each line, the text wrapped beside its name."""
     made = Table.grid(padding=(0, 2))
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold", style="dim" if dim else "")

@@ -20,7 +20,7 @@ __all__ = ["Printed", "Watched", "print_report", "store", "tell_end", "write_fil
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """What is printed and written.
+    """Options for printing and writing a report.
 
     Args:
         quiet: no progress; a report that passes is not printed.
@@ -88,7 +88,7 @@ def print_report(found: Report, how: Printed) -> None:
 
 
 def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
-    """What a conversion that is verified at its end says.
+    """Print the result of the verification at the end of a conversion.
 
     Raises:
         GateError: it failed; the output stays.

@@ -61,7 +61,7 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
 
 
 def _what(plan: Plan, source: Source) -> Iterable[str]:
-    """What was made of what."""
+    """Yield lines that name the source and the format."""
     made = f"`{printable(source.name)}` by g4convert {__version__}"
     if not plan.quantized:
         return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)

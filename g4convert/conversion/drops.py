@@ -1,4 +1,4 @@
-"""What must hold for a tensor to be left out: checked on the bytes, before anything is written.
+"""Conditions for leaving out a tensor: checked on the bytes, before anything is written.
 
 A tied `lm_head.weight` may go only if it equals the embedding; the weight of a norm that has none in Gemma 4
 only if it is all ones.

@@ -1,4 +1,4 @@
-"""What of an output is already on disk, so that a killed run continues.
+"""Record of the units that are already on disk, so that a killed run continues.
 
     7c0e1f... {"g4convert": "0.1.0", "source": ...}            the fingerprint of the run: source, recipe, version
     51a9b0... {"unit": 12, "stats": [...], "checksum": ...}    a finished unit

@@ -78,7 +78,7 @@ class Lock:
             raise self._refused(_owner(self.path), "nothing was renamed; look at OUT.partial before you go on")
 
     def is_of(self, run: str) -> bool:
-        """Whether the file with this name is that of a certain run: asked by ranks that do not hold the lock."""
+        """Return whether the file with this name belongs to a certain run: asked by ranks that do not hold the lock."""
         return bool(run) and _read(self.path).get("run") == run
 
     def release(self) -> None:
@@ -140,7 +140,7 @@ def _is_same(fd: int, path: Path) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """What an owner wrote; empty where it has not yet, or wrote something else."""
+    """Return what an owner wrote; empty where it has not yet, or wrote something else."""
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(_MOST))

@@ -17,7 +17,7 @@ from g4convert.planning.steps import Plan
 __all__ = ["CARRIED_README", "made_of", "provenance", "recipe_name"]
 
 CARRIED_README = "README.source.md"
-"""Where the source's own README goes, as README.md is ours."""
+"""Name of the source's own README in the output, as README.md is the model card."""
 
 
 def recipe_name(recipe: Resolved) -> str:

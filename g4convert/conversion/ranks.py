@@ -56,7 +56,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0."""
+        """True for rank 0."""
         return self.rank == 0
 
     def from_lead(self, value: T | G4Error | None) -> T:

@@ -1,4 +1,4 @@
-"""What a finished conversion says of itself: sizes, errors, the method and why. Values only."""
+"""Summary of a finished conversion: sizes, errors, the method and why. Values only."""
 
 import json
 import math
@@ -24,13 +24,13 @@ class Choice:
     why: str
 
     def scheme(self, recipe: Recipe) -> Scheme:
-        """How weights are quantized under a recipe with this method."""
+        """Return the scheme of a recipe with this method."""
         return Scheme(recipe.num_bits, recipe.group_size, self.method, signed=recipe.signed)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """What rounding cost a tensor or a role."""
+    """Rounding error of a tensor or a role."""
 
     name: str
     stats: TileStats
@@ -48,7 +48,7 @@ class ErrorRow:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a finished conversion says of itself; the same for any number of workers or interruptions."""
+    """Summary of a finished conversion; the same for any number of workers or interruptions."""
 
     choice: Choice
     sizes: tuple[RoleSize, ...]

@@ -46,7 +46,7 @@ __all__ = ["Conversion", "Job", "convert", "prepare"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is asked for.
+    """A conversion to run.
 
     Args:
         source: the checkpoint, resolved to a directory.
@@ -169,7 +169,7 @@ def _check_source(conversion: Conversion, reader: Reader) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """What rank 0 tells the others: what is chosen, done and left."""
+    """The message of rank 0 to the others: what is chosen, done and left."""
 
     choice: Choice
     fingerprint: Mapping[str, Any]
@@ -215,7 +215,7 @@ def _names(conversion: Conversion) -> frozenset[str]:
 
 
 def _carried(name: str) -> str:
-    """Where a side file goes: README.md is ours."""
+    """Return the name of a side file in the output: README.md is the model card."""
     return output.CARRIED_README if name == "README.md" else name
 
 

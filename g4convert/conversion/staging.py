@@ -32,7 +32,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Where an output is written.
+    """Directory of an output while it is written.
 
     Args:
         output: its directory, as it was given.
@@ -49,17 +49,17 @@ class Staging:
 
     @property
     def lock(self) -> Path:
-        """What the one process that may write here has locked."""
+        """File that the one process which may write here has locked."""
         return self.target.with_name(f"{self.target.name}.lock")
 
     @property
     def partial(self) -> Path:
-        """Where the output grows."""
+        """Directory in which the output grows."""
         return self.target.with_name(f"{self.target.name}.partial")
 
     @property
     def replaced(self) -> Path:
-        """Where an output that is overwritten waits until the new one has its name."""
+        """Directory in which an overwritten output waits until the new one has its name."""
         return self.target.with_name(f"{self.target.name}.replaced")
 
     def journal(self, rank: int = 0) -> Path:

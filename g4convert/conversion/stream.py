@@ -44,7 +44,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Where the bytes come from and go to."""
+    """Source and destination of the bytes."""
 
     reader: Reader
     writer: ShardWriter
@@ -220,7 +220,7 @@ class _Worker:
 
 
 def _not_finite(source: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
-    """Which of the stored words are NaN or infinite: all bits of the exponent set."""
+    """Return a mask of stored words that are NaN or infinite: all bits of the exponent are set."""
     exponent = {DType.BF16: 0x7F80, DType.F16: 0x7C00, DType.F32: 0x7F800000}[dtype]
     words: NDArray[Any] = source.view(np.uint32 if dtype is DType.F32 else np.uint16)
     found: NDArray[np.bool_] = (words & exponent) == exponent

@@ -1,4 +1,4 @@
-"""Which device quantizes: the cores of this machine, or its GPUs, one for each worker in turn."""
+"""Devices that quantize: the cores of this machine, or its GPUs, one for each worker in turn."""
 
 from collections.abc import Callable
 from functools import partial

@@ -195,7 +195,7 @@ def dequantized(source: Path, quantized: Path, dtype: str = "float32") -> Model:
 
 
 def _is_text_of_composite(directory: Path, model: Model) -> bool:
-    """Whether the checkpoint holds the text model alone, and the model is the whole."""
+    """Return whether the checkpoint holds the text model alone, and the model is the whole."""
     model_type = json.loads((directory / "config.json").read_text())["model_type"]
     return bool(model_type == f"{model.config.model_type}_text")
 

@@ -54,7 +54,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What the demo did and found."""
+    """Results of the demo."""
 
     source: Path
     output: Path

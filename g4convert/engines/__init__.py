@@ -38,6 +38,6 @@ VERSIONS: Final[tuple[Contract, ...]] = (*CONTRACTS.values(), vllm.OLDEST)
 
 
 def speller(architecture: Architecture) -> Callable[[str], dict[str, str]]:
-    """What a checkpoint module is called in the files and, when entries are tried on it, in each engine."""
+    """Return a function that gives a module's name in the files and, as entries are tried on it, in each engine."""
     spell = {engine: contract.speller(architecture) for engine, contract in CONTRACTS.items()}
     return lambda module: {"files": module, **{engine: of(module) for engine, of in spell.items()}}

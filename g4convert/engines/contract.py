@@ -1,4 +1,4 @@
-"""What an engine does with a checkpoint, as values.
+"""An engine's treatment of a checkpoint, as values.
 
 An engine builds its modules, packed or plain as `targets` and `ignore` say under its own names, and only then looks
 at the tensors. So a checkpoint loads when both sides agree for every module. A `Contract` says what is needed to
@@ -46,7 +46,7 @@ __all__ = [
 
 
 class OnUnknown(StrEnum):
-    """What happens to a tensor that fits nothing."""
+    """Treatment of a tensor that fits nothing."""
 
     RAISES = "refused with an error"
     DROPS = "dropped without a word"
@@ -54,7 +54,7 @@ class OnUnknown(StrEnum):
 
 
 class OnMissing(StrEnum):
-    """What happens to a module whose tensors are not there."""
+    """Treatment of a module whose tensors are missing."""
 
     SILENT = "uninitialised memory, without a word"
     LOGS = "uninitialised memory, with a warning in the log"
@@ -113,7 +113,7 @@ class Contract:
         return left_out(architecture, self.rules(architecture), self.names(architecture))
 
     def unknown_in(self, architecture: Architecture) -> OnUnknown:
-        """What becomes of a tensor that fits nothing."""
+        """Return the treatment of a tensor that fits nothing."""
         return OnUnknown.DROPS if self.lenient_drafter and architecture.is_assistant else self.on_unknown
 
     def read(self, architecture: Architecture, ignore: Iterable[str], targets: Iterable[str] = ("Linear",)) -> Reading:
@@ -121,7 +121,7 @@ class Contract:
         return Reading.of(self.matching(architecture), ignore, targets)
 
     def speller(self, architecture: Architecture) -> Callable[[str], str]:
-        """What a checkpoint module, or one of its tensors, is called when entries are tried on it.
+        """Return a function that gives the name of a module or tensor as entries are tried on it.
 
         A shard of a fused module has a name of its own. What is no Linear and no embedding, and what the engine
         does not build, has the name it would have.

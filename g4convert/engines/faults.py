@@ -1,4 +1,4 @@
-"""What would go wrong when an engine loads a checkpoint, module by module.
+"""Faults of each module when an engine loads a checkpoint.
 
     built by the entries    stored            then
     packed                  plain             the loader finds no parameter of that name, or leaves it uninitialised
@@ -27,7 +27,7 @@ _NO_DETAIL: Final = Reason()
 
 
 class Stored(StrEnum):
-    """How a checkpoint module is stored."""
+    """Form in which a checkpoint module is stored."""
 
     PACKED = "packed"
     PLAIN = "plain"
@@ -35,7 +35,7 @@ class Stored(StrEnum):
 
 
 class Fault(StrEnum):
-    """What does not fit."""
+    """Kinds of faults."""
 
     IGNORED = "packed, although ignored"
     UNTARGETED = "packed, although no target names it"

@@ -1,4 +1,4 @@
-"""What would go wrong when an engine loads a checkpoint, in words, whatever the number of GPUs."""
+"""Faults of loading in an engine, in words, whatever the number of GPUs."""
 
 from collections.abc import Iterator
 from typing import Final

@@ -1,4 +1,4 @@
-"""Which kernel takes a packed weight: arithmetic on the sizes that one GPU holds.
+"""The kernel that takes a packed weight: arithmetic on the sizes that one GPU holds.
 
 An engine looks for a kernel when it builds a module, so a size that none takes ends the start of the server. What
 follows was read, not run: no GPU was at hand. Files below `vllm/model_executor/` of vLLM 0.33.0 and below
@@ -56,7 +56,7 @@ TRITON: Final = "Triton"
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How a weight is packed.
+    """Packing of a weight.
 
     Args:
         num_bits: 4 or 8.
@@ -69,7 +69,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one GPU holds of a matrix.
+    """The part of a matrix that one GPU holds.
 
     Args:
         n: out_features, those of all shards of a fused module together.
@@ -105,7 +105,7 @@ class Refused:
 
 
 def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
-    """What vLLM runs a Linear with on an NVIDIA GPU."""
+    """Return vLLM's kernel for a Linear on an NVIDIA GPU, or why it has none."""
     g = packing.group_size
     if torn := _torn(part.k, part.full_k, g):
         return torn
@@ -119,7 +119,7 @@ def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
 
 
 def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refused:
-    """What vLLM runs the experts of a layer with on an NVIDIA GPU.
+    """Return vLLM's kernel for the experts of a layer on an NVIDIA GPU, or why it has none.
 
     Args:
         h: hidden_size.
@@ -140,7 +140,7 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refus
 
 
 def vllm_cpu_linear(part: Part, packing: Packing) -> Taken | Refused:
-    """What vLLM runs a Linear with on a CPU."""
+    """Return vLLM's kernel for a Linear on a CPU, or why it has none."""
     if packing.num_bits != _INT4:
         return Refused(Reason(f"no CPU kernel for {packing.num_bits} bits"))
     if torn := _torn(part.k, part.full_k, packing.group_size):
@@ -151,14 +151,14 @@ def vllm_cpu_linear(part: Part, packing: Packing) -> Taken | Refused:
 
 
 def vllm_cpu_experts(packing: Packing) -> Taken | Refused:
-    """What vLLM runs experts with on a CPU that has AMX; without it, none."""
+    """Return vLLM's kernel for experts on a CPU that has AMX; without AMX there is none."""
     if packing.num_bits != _INT4 or packing.group_size in {None, 32}:
         return Refused(Reason("the CPU kernel for experts takes 4 bits in groups of 64 or 128, and needs AMX"))
     return Taken("CPU", slow="needs AMX")
 
 
 def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
-    """What SGLang runs a Linear with on an NVIDIA GPU."""
+    """Return SGLang's kernel for a Linear on an NVIDIA GPU, or why it has none."""
     g = packing.group_size
     if torn := _torn(part.k, part.full_k, g):
         return torn
@@ -172,7 +172,7 @@ def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
 
 
 def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
-    """Whether a GPU would hold a part of a group."""
+    """Return the refusal of a split that gives a GPU a part of a group, or None."""
     if g is None or k % g == 0:
         return None
     share = f" / {full_k // k} = {k}" if k != full_k else ""

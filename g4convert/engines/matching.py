@@ -1,4 +1,4 @@
-"""How entries of `ignore` and `targets` name an engine's modules.
+"""Matching of `ignore` and `targets` entries with an engine's modules.
 
 All engines match names and patterns as `checkpoint.entries` does. They differ in what else an entry may be, which is
 what `Matching` says, and in whether a module made of several must agree about them.
@@ -19,7 +19,7 @@ _EXPERT: Final = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """What entries may be, in one engine and for one architecture.
+    """Rules of entries in one engine, for one architecture.
 
     Args:
         fused: last part of a fused module's name -> those of its shards, which are looked up instead.
@@ -91,7 +91,7 @@ class Reading:
         return self.ignore.broken + self.targets.broken
 
     def packs(self, module: Module) -> bool | Disagreement:
-        """Whether the engine builds a module packed, or what it stops on."""
+        """Return whether the engine builds a module packed, or the disagreement that it stops on."""
         if not module.configured:
             return False
         ignored = self.ignores(module)
@@ -107,7 +107,7 @@ class Reading:
         return False
 
     def ignores(self, module: Module) -> bool | Disagreement:
-        """Whether `ignore` names a module: by its own name where that counts, or by all of its `lookups`."""
+        """Return whether `ignore` names a module by its own name where that counts, or by all `lookups`; or the disagreement."""
         names = self.lookups(module)
         if len(names) > 1 and self._fused_name_ignored(module):
             return True
@@ -130,13 +130,13 @@ class Reading:
         return next((name for name in names if Name(name).last == Name(shard).projection), names[0])
 
     def ignores_name(self, module: Module, name: str) -> bool:
-        """Whether `ignore` names a module under one of its `lookups`."""
+        """Return whether `ignore` names a module under one of its `lookups`."""
         if self.ignore.name(name, suffix=self.matching.suffix):
             return True
         return self.matching.class_in_ignore and not self.ignore.plain.isdisjoint(module.classes)
 
     def targets_module(self, module: Module) -> bool:
-        """Whether targets name a module: itself, all of its shards, or its class."""
+        """Return whether targets name a module: itself, all of its shards, or its class."""
         return all(self._names_target(module, name) for name in self._separate(module))
 
     def _separate(self, module: Module) -> tuple[str, ...]:

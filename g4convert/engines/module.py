@@ -29,7 +29,7 @@ LM_HEAD: Final = "lm_head"
 
 
 class Kind(StrEnum):
-    """What an engine's module is."""
+    """Kind of an engine's module."""
 
     LINEAR = "linear"
     EXPERTS = "experts"
@@ -47,7 +47,7 @@ class Accepts(StrEnum):
 
 
 class Cut(StrEnum):
-    """How tensor parallelism splits a weight [out_features, in_features]."""
+    """The dimension along which tensor parallelism splits a weight [out_features, in_features]."""
 
     OUT = "out_features"
     IN = "in_features"
@@ -84,7 +84,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What an engine makes of checkpoint modules.
+    """A rule from checkpoint modules to an engine's module.
 
     Args:
         pattern: what their names look like after the renames, as a whole.

@@ -1,4 +1,4 @@
-"""What to do about engines that refuse a checkpoint: ways that are tried before they are offered.
+"""Remedies for engines that refuse a checkpoint; each is tried before it is offered.
 
     fewer GPUs            the same weights, split less
     another group size    where groups would be torn

@@ -1,4 +1,4 @@
-"""What one GPU holds of a module, split as vLLM and SGLang split it.
+"""The part of a module that one GPU holds, split as vLLM and SGLang split it.
 
     attention        whole heads; keys and values are repeated where there are more GPUs than heads of them (vLLM 0.33
                      `models/gemma4.py:386`, SGLang 0.5.23 `models/gemma4_causal.py:342`)

@@ -42,17 +42,17 @@ TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """The numbers of GPUs that verdicts are given for unless others are asked for."""
 
 BASIS: Final = "read in the engines' sources; no GPU has run them"
-"""Where the rules behind every verdict come from."""
+"""Source of the rules behind every verdict."""
 
 _UNPACKS: Final = "unpacks at the first forward pass, into as much memory as bf16"
 _DENSE: Final[Mapping[str, Callable[[Part, Packing], Taken | Refused]]] = {"vllm": vllm_linear, "sglang": sglang_linear}
 _TORN: Final = {Topic.UNEVEN, Topic.GROUP}
 _LIFTED: Final = {*_TORN, Topic.REFUSED}
-"""What other choices of the recipe, or fewer GPUs, may change."""
+"""Topics that another recipe, or fewer GPUs, may change."""
 
 
 class Loads(StrEnum):
-    """Whether an engine loads a checkpoint and computes what it means."""
+    """Verdict on whether an engine loads a checkpoint and computes what it means."""
 
     YES = "yes"
     CAVEAT = "caveat"
@@ -90,7 +90,7 @@ class Verdict:
 
     @property
     def told(self) -> tuple[Remark, ...]:
-        """Why not, or else what to know; sizes only where nothing is wrong at any number of GPUs."""
+        """Reasons of a refusal, or else remarks; sizes only where nothing is wrong at any number of GPUs."""
         whole = tuple(one for one in self.problems if one.topic not in _TORN)
         return whole or self.problems or self.caveats
 
@@ -119,7 +119,7 @@ class Verdict:
 def verdicts(
     weights: Weights, engines: Iterable[str] = tuple(CONTRACTS), tps: Iterable[int] = TENSOR_PARALLEL
 ) -> tuple[Verdict, ...]:
-    """What each engine makes of a checkpoint.
+    """Return each engine's verdict on a checkpoint.
 
     Args:
         weights: the checkpoint.
@@ -254,7 +254,7 @@ class _Split:
         return replace(whole, kernels=kernels, caveats=caveats, problems=(*whole.problems, *torn))
 
     def on_a_cpu(self) -> Iterator[str]:
-        """What vLLM's build for CPUs has no kernel for."""
+        """Yield what vLLM's build for CPUs has no kernel for."""
         for module in self.modules:
             packing = self.weights.packing(module)
             if packing is None or module.kind not in {Kind.LINEAR, Kind.EXPERTS}:
@@ -265,7 +265,7 @@ class _Split:
                 yield f"on a CPU: {label(module)}: {found.reason}"
 
     def _remarks(self, tp: int) -> Iterator[Remark]:
-        """What becomes of every module on so many GPUs."""
+        """Yield remarks about every module on so many GPUs."""
         for module in self.modules:
             subject, role = label(module), self.weights.role(module)
             packing = self.weights.packing(module)
@@ -300,7 +300,7 @@ class _Split:
         return part_of(module, self.weights.architecture, self.weights.shapes, tp)
 
     def _saved_by_expert_parallel(self, torn: Iterable[Remark]) -> bool:
-        """Whether only experts do not fit, and would unsplit (vLLM 0.33, `fused_moe/config.py:1198`)."""
+        """Return whether only experts do not fit, and would unsplit (vLLM 0.33, `fused_moe/config.py:1198`)."""
         if self.contract.engine != "vllm" or any(one.role is not Role.EXPERTS for one in torn):
             return False
         return not any(one.role is Role.EXPERTS and one.topic in _TORN for one in self._remarks(1))

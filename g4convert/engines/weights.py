@@ -45,7 +45,7 @@ class Weights:
 
     @property
     def forms(self) -> dict[str, Stored]:
-        """How each module is stored."""
+        """Form in which each module is stored."""
         found = dict.fromkeys(self.shapes, Stored.PLAIN)
         found |= dict.fromkeys(self.stacked, Stored.STACKED)
         return found | dict.fromkeys(self.packed, Stored.PACKED)
@@ -101,15 +101,15 @@ class Weights:
         return replace(self, packed=packed)
 
     def holds(self, module: Module) -> bool:
-        """Whether anything of an engine's module is stored."""
+        """Return whether anything of an engine's module is stored."""
         return any(shard in self.shapes for shard in module.shards)
 
     def role(self, module: Module) -> Role | None:
-        """What an engine's module is for; of a fused one, its first shard."""
+        """Return the role of an engine's module; for a fused one, that of its first shard."""
         return next((self.roles[shard] for shard in module.shards if shard in self.roles), None)
 
     def packing(self, module: Module) -> Packing | None:
-        """How an engine's module is packed; of a fused one, its first packed shard."""
+        """Return the packing of an engine's module; for a fused one, that of its first packed shard."""
         return next((self.packed[shard] for shard in module.shards if shard in self.packed), None)
 
     def likeness(self, module: Module) -> tuple[object, ...]:
@@ -123,7 +123,7 @@ class Weights:
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 
     def keeping(self, roles: Collection[Role]) -> str:
-        """How to leave packed roles in bf16, as options."""
+        """Return the options that leave packed roles in bf16."""
         kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
         packed = self.packed_roles
         rest = [role for role in _PACKABLE if role in packed and role not in kept]

@@ -1,4 +1,4 @@
-"""What is judged: anything that turns a probe into logits, and shows as much of its inside as it can.
+"""Candidates to judge: anything that turns a probe into logits, and shows as much of its inside as it can.
 
     ModelCandidate      a transformers model or any callable: packed, dequantized, streamed, with a fault planted in it
     engines             elsewhere, with the same `run`
@@ -37,7 +37,7 @@ _EMBEDDERS = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What one probe gave.
+    """Outputs of a model for one probe.
 
     Args:
         rows: the logits of the rows that the probe counts; of all t where it does not say.
@@ -72,7 +72,7 @@ class ProbeLike(Protocol):
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """What the model's forward is called with."""
+        """Keyword arguments of the model's forward."""
         ...
 
     @property
@@ -158,7 +158,7 @@ def run_all(
 
 @dataclass(slots=True)
 class _Seen:
-    """What hooks have seen of one forward."""
+    """Tensors that hooks have seen in one forward."""
 
     states: torch.Tensor | None = None
     layers: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -37,7 +37,7 @@ _ROLES = ("system", "user", "assistant", "model")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is asked, and the answer whose tokens count until the reference has given its own."""
+    """A question, and the answer whose tokens count until the reference has given its own."""
 
     name: str
     bucket: str
@@ -53,12 +53,12 @@ class Frame(Protocol):
 
     @property
     def chat(self) -> bool:
-        """Whether the model is asked in a chat frame: it is instruction-tuned."""
+        """True if the model is asked in a chat frame, as an instruction-tuned one is."""
         ...
 
     @property
     def tokenizer(self) -> Any:  # noqa: ANN401 -- transformers has no types
-        """That of transformers; None where the checkpoint has none."""
+        """The tokenizer of transformers; None where the checkpoint has none."""
         ...
 
     def encode(self, text: str) -> list[int]:

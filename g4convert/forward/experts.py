@@ -32,7 +32,7 @@ IMPLEMENTATION = "g4_w4a16"
 
 @dataclass(frozen=True, slots=True)
 class PackedProjection:
-    """How one of the two projections of all experts is packed: sizes of its buffers, and their types."""
+    """Packing of one of the two projections of all experts: sizes and types of its buffers."""
 
     words: tuple[int, ...]
     scale: tuple[int, ...]
@@ -101,7 +101,7 @@ def _times(x: torch.Tensor, weight: PackedWeight | torch.Tensor) -> torch.Tensor
 def fused_experts(
     experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """What `by_expert` does, by the kernels for GPUs; what they do not read or compute goes to `by_expert`.
+    """Compute `by_expert` with the kernels for GPUs; what they do not read or compute goes to `by_expert`.
 
     Raises:
         UnsupportedError: a dtype of `hidden_states` that the kernels do not take.
@@ -125,7 +125,7 @@ EXPERTS: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.
     "cpu": by_expert,
     "cuda": fused_experts,
 }
-"""What runs the experts, by device type; `by_expert` where a device has no kernel of its own."""
+"""Functions that run the experts, by device type; `by_expert` where a device has no kernel of its own."""
 
 
 def _experts_forward(

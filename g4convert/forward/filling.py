@@ -22,7 +22,7 @@ _ATTRIBUTE: Final = "g4_filling"
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """Where the tensors of a model come from.
+    """Source of a model's tensors.
 
     Args:
         checkpoint: the opened directory.
@@ -88,7 +88,7 @@ class Filling:
             put(model, name, self.places[name])
 
     def is_copied(self, name: str) -> bool:
-        """Whether a tensor is stored as one and cast or moved; what is neither is the mapped file itself."""
+        """Return whether a tensor is stored as one and is cast or moved; otherwise it is the mapped file itself."""
         stored = self._stored_dtype(name)
         if isinstance(piece := self.pieces[name], Rows) and piece.axes:
             return True

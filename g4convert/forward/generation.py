@@ -31,12 +31,12 @@ from g4convert.suggestions import no_such
 __all__ = ["Answer", "Speaker"]
 
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
-"""What bytes of a character decode to until the last of them is there."""
+"""The text that bytes of an incomplete character decode to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was said to one prompt.
+    """The answer to one prompt.
 
     Args:
         prompt: as the user wrote it.
@@ -148,7 +148,7 @@ class Speaker:
         return [*([] if first is None else [first]), *self.frame.encode(prompt)]
 
     def to_dict(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """What was said and how it ran, as JSON."""
+        """Return the answers and their times, as JSON."""
         device = device_of(self.model)
         return {
             "schema_version": 1,
@@ -162,7 +162,7 @@ class Speaker:
 
 
 def _check(directory: Path) -> None:
-    """What can be refused before any work."""
+    """Refuse what can be refused before any work."""
     kind = str(Checkpoint.open(directory).config.get("model_type"))
     if kind.endswith("assistant"):
         raise UnsupportedError(

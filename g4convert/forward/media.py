@@ -54,14 +54,14 @@ class Media:
     kind: str
     """`image`, `audio` or `video`."""
     soft_tokens: tuple[int, ...]
-    """How many placeholders each image, sound or video frame stands for, in order."""
+    """Number of placeholders of each image, sound or video frame, in order."""
     arguments: Mapping[str, torch.Tensor]
     content: tuple[str, ...]
-    """What each shows, in words: colours in reading order, or notes."""
+    """Content of each in words: colours in reading order, or notes."""
 
 
 def takes(config: Config, kind: str) -> bool:
-    """Whether a model with this config has a way in for `image`, `audio` or `video`."""
+    """Return whether a model with this config has a way in for `image`, `audio` or `video`."""
     section, token = {
         "image": ("vision_config", "image_token_id"),
         "video": ("vision_config", "video_token_id"),

@@ -109,7 +109,7 @@ def _products(
 def _compiled(
     words: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor | None, _num_bits: int, out: torch.Tensor
 ) -> None:
-    """What `_products` does, with 4 bits on the CPU."""
+    """Dequantize as `_products` does, 4 bits on the CPU only."""
     values = out if out.dtype is torch.float32 else torch.empty(out.shape)
     none = np.zeros((0, 0), np.int8)
     dequantize(
@@ -194,7 +194,7 @@ class W4A16Linear(torch.nn.Module):
         return linear(hidden_states, self.packed, self.bias)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """Return the text that `print(model)` shows."""
         groups = self.weight_scale.shape[1]
         return f"{self.in_features}, {self.out_features}, num_bits={self.num_bits}, groups={groups}"
 
@@ -248,7 +248,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """What `packed_linear` does, by the kernel for GPUs; a weight that it does not read goes to `packed_linear`.
+    """Compute `packed_linear` with the kernel for GPUs; a weight that it does not read goes to `packed_linear`.
 
     Raises:
         UnsupportedError: a dtype of `x` that the kernel does not take.
@@ -266,4 +266,4 @@ LINEARS: dict[str, Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], t
     "cpu": packed_linear,
     "cuda": fused_linear,
 }
-"""What multiplies, by device type; `packed_linear` where a device has no kernel of its own."""
+"""Functions that multiply, by device type; `packed_linear` where a device has no kernel of its own."""

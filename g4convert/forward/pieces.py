@@ -1,4 +1,4 @@
-"""What each tensor of a transformers model is made of: the stored tensors, and what is done to them.
+"""Sources of each tensor of a transformers model: the stored tensors, and what is done to them.
 
     Rows      stored tensors, one below the other: a plain weight, an expert's share of a 3-D parameter, packed words
     Dense     packed weights, dequantized, one below the other
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 TORCH_DTYPES = {DType.F32: torch.float32, DType.BF16: torch.bfloat16, DType.F16: torch.float16}
-"""Of weights and scales."""
+"""Torch dtypes of weights and scales."""
 
 _WORDS, _SCALE, _SHAPE, _ZERO = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"
 
@@ -133,7 +133,7 @@ class Dense:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
+        """Shape of the whole tensor."""
         return self.group.shape
 
     def read(self, files: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
@@ -158,7 +158,7 @@ class Constant:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a scalar."""
+        """Shape of a scalar."""
         return ()
 
     def read(self, _: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
@@ -167,7 +167,7 @@ class Constant:
 
 
 Piece = Rows | Dense | Constant
-"""Where a tensor of the model comes from."""
+"""Source of a tensor of the model."""
 
 
 def _each(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Mapping[str, torch.Tensor]]]:
@@ -297,7 +297,7 @@ def _packed(
 
 
 def _stated_shape(checkpoint: Checkpoint, module: PackedModule, shape: tuple[int, ...]) -> str:
-    """What is wrong with the stored `weight_shape`, where there is one."""
+    """Return the fault of the stored `weight_shape`; empty where there is none."""
     info = module.parts.get(_SHAPE)
     if info is None or module.fused:
         return ""

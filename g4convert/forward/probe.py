@@ -108,7 +108,7 @@ def logits(model: Model, prompt: Prompt) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LogitsDifference:
-    """How far one set of logits is from another; `reference` is the largest |logit| of the first."""
+    """Distance of one set of logits from another; `reference` is the largest |logit| of the first."""
 
     max_abs: float
     mean_abs: float

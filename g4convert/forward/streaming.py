@@ -167,7 +167,7 @@ def _give_back() -> None:
 
 
 def stream_of(model: Model) -> Stream | None:
-    """How a model is streamed; None for a resident one."""
+    """Return the stream of a model; None for a resident one."""
     stream: Stream | None = getattr(model, _ATTRIBUTE, None)
     return stream
 

@@ -25,7 +25,7 @@ __all__ = ["check", "products", "tune"]
 
 
 def products(model: Model) -> list[Shape]:
-    """What the kernels for GPUs compute in a forward of a model, for few and many tokens; each shape once.
+    """Return the products that the kernels for GPUs compute in a forward, for few and many tokens; each shape once.
 
     Args:
         model: from `load`; a streamed one has its shapes, too.

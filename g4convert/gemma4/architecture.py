@@ -1,4 +1,4 @@
-"""Which Gemma 4 a config describes, and the numbers that decide its tensors.
+"""The Gemma 4 architecture that a config describes, with the numbers that decide its tensors.
 
 Two dialects of config are read: the published one (`global_head_dim`, `num_global_key_value_heads`) and the
 one that transformers 5 saves (`per_layer_config`, a map from layer number to what differs there). Defaults
@@ -25,7 +25,7 @@ _DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What a model_type is made of."""
+    """Parts that a model_type has."""
 
     class_name: str
     text_types: tuple[str, ...]
@@ -115,37 +115,37 @@ class Architecture:
 
     @property
     def is_composite(self) -> bool:
-        """Whether the decoder is a part of a multimodal model."""
+        """True if the decoder is a part of a multimodal model."""
         return _KINDS[self.model_type].composite
 
     @property
     def is_unified(self) -> bool:
-        """Whether it is of the encoder-free line (12B)."""
+        """True for the encoder-free line (12B)."""
         return _KINDS[self.model_type].unified
 
     @property
     def is_assistant(self) -> bool:
-        """Whether it is an MTP drafter."""
+        """True for an MTP drafter."""
         return self.drafter is not None
 
     @property
     def has_vision(self) -> bool:
-        """Whether it takes images."""
+        """True if it takes images."""
         return self.vision is not None
 
     @property
     def has_audio(self) -> bool:
-        """Whether it takes sound."""
+        """True if it takes sound."""
         return self.audio is not None
 
     @property
     def text_prefix(self) -> str:
-        """What the stored names of the decoder start with."""
+        """Prefix of the decoder's stored names."""
         return _COMPOSITE_PREFIX if self.is_composite else _TEXT_PREFIX
 
     @property
     def family(self) -> str:
-        """What people call it, such as `Gemma 4 MoE (26B-A4B)`; the size only where it is a released one."""
+        """Usual name, such as `Gemma 4 MoE (26B-A4B)`; the size only where it is a released one."""
         line = "Gemma 4 unified" if self.is_unified else "Gemma 4"
         text = self.text
         size = _RELEASED.get((text.hidden_size, len(text.layers), text.experts.count if text.experts else 0), "")
@@ -189,7 +189,7 @@ def _kind_of(config: Mapping[str, Any]) -> _Kind:
 
 
 def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
-    """Where the decoder's values are: the top level, or `text_config` with a model type that fits."""
+    """Return the section with the decoder's values: the top level, or `text_config` with a model type that fits."""
     if not (kind.composite or kind.assistant):
         return top
     text = top.section("text_config")

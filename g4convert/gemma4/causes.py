@@ -1,4 +1,4 @@
-"""Why tensors do not make the model of their config, where the faults themselves prove it; and what to do.
+"""Causes why tensors do not make the model of their config, where the faults themselves prove it; and remedies.
 
     two spellings of most weights            two copies of one model
     all of a tower missing, nothing else     its weights were taken out, or never saved

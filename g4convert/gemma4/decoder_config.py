@@ -48,7 +48,7 @@ def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextM
 
 
 def _kv_shared(read: ConfigReader, count: int, *, assistant: bool) -> int:
-    """How many of the last layers have no keys and values of their own."""
+    """Return the number of last layers without keys and values of their own."""
     shared = read.integer("num_kv_shared_layers", 0, least=0, most=count)
     if assistant and shared not in {0, count}:
         read.note("num_kv_shared_layers", f"{shared}, an assistant shares all {count}")
@@ -96,7 +96,7 @@ def _layers(read: ConfigReader, count: int, shared: int) -> tuple[Layer, ...]:
 
 
 def _overrides(read: ConfigReader, full: list[bool], *, k_eq_v: bool) -> Mapping[int, Mapping[str, int]]:
-    """What differs from layer to layer, from whichever of the two dialects the config has."""
+    """Return the values that differ from layer to layer, from whichever of the two dialects the config has."""
     if "per_layer_config" in read.values:
         return _saved_overrides(read, len(full))
     changed = {"head_dim": read.integer("global_head_dim", 512)}

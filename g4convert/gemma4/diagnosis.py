@@ -1,4 +1,4 @@
-"""What to say about names of no Gemma 4 tensor: another format, a forgotten merge, or the nearest name."""
+"""Diagnosis of names that belong to no Gemma 4 tensor: another format, a forgotten merge, or the nearest name."""
 
 import re
 from collections.abc import Iterable, Mapping

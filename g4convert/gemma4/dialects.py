@@ -211,7 +211,7 @@ def _apply(rule: Rule, name: str, used: list[Rule]) -> str:
 
 
 def prefix_of(name: str) -> str:
-    """What a name without wrappers starts with: a run of `model.` and `language_model.`, perhaps empty."""
+    """Return the prefix of a name without wrappers: a run of `model.` and `language_model.`, perhaps empty."""
     found = _PREFIX.match(name)
     return found.group() if found else ""
 

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint's tensors, all of it, in the words of one error."""
+"""Faults of a checkpoint's tensors, gathered into one error."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping

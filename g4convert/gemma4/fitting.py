@@ -1,4 +1,4 @@
-"""Which keys of a config do not fit the tensors beside it: those for which the tensors say another value that fits.
+"""Search for keys of a config that do not fit its tensors: those for which the tensors say another value that fits.
 
 A value is read off the shape of one tensor. It is named only if the config with it, and with the others that differ,
 describes all tensors without a fault: what is said is proved.
@@ -55,7 +55,7 @@ def _edit(key: str, old: object, new: object) -> str:
 
 
 def _fit(config: Mapping[str, Any], path: str, values: Mapping[str, Any], fits: Fits) -> bool:
-    """Whether a config with other values describes the tensors."""
+    """Return whether a config with other values describes the tensors."""
     changed = {**config, "text_config": {**config["text_config"], **values}} if path else {**config, **values}
     try:
         return fits(Architecture.from_config(changed))
@@ -114,7 +114,7 @@ def _sliding(shapes: Mapping[str, tuple[int, ...]], section: Mapping[str, Any]) 
 def _kinds(
     shapes: Mapping[str, tuple[int, ...]], count: int, section: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Which layers attend to everything, where their heads have another width; the last one always does."""
+    """Yield the layers that attend to everything, where their heads have another width; the last one always does."""
     widths = [shapes.get(f"layers.{n}.self_attn.q_norm.weight") for n in range(count)]
     wide = section.get("global_head_dim")
     if "layer_types" in section and wide is not None and wide != section.get("head_dim") and all(widths):

@@ -91,7 +91,7 @@ class Inventory:
 
     @property
     def missing_limits(self) -> int:
-        """How many of the limits that `use_clipped_linears` asks for are not there."""
+        """Count the limits that `use_clipped_linears` asks for and that are missing."""
         limits = {name for name, of in expected_weights(self.architecture).items() if of.role is Role.CLIP}
         return len(limits - {weight.name for weight in self.weights})
 

@@ -82,7 +82,7 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Which source tensor goes under which canonical name.
+    """The source tensor of each canonical name.
 
     Args:
         schema: what was looked for.

@@ -16,7 +16,7 @@ _LAYERS_MOST = 1024
 
 
 def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
-    """How images come in, None where the model takes none; problems are noted in the reader."""
+    """Return the part that takes images, None where the model takes none; problems are noted in the reader."""
     read = top.section("vision_config")
     if read is None:
         return None
@@ -45,7 +45,7 @@ def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
 
 
 def read_audio(top: ConfigReader, *, unified: bool) -> AudioPart | None:
-    """How sound comes in, None where the model takes none; problems are noted in the reader."""
+    """Return the part that takes sound, None where the model takes none; problems are noted in the reader."""
     read = top.section("audio_config")
     if read is None:
         return None

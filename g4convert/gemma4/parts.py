@@ -121,7 +121,7 @@ class AudioEmbedder:
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """What an MTP assistant has besides its decoder; `centroids` is None without ordered embeddings."""
+    """Parts of an MTP assistant besides its decoder; `centroids` is None without ordered embeddings."""
 
     backbone_hidden_size: int
     centroids: int | None

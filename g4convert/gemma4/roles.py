@@ -1,4 +1,4 @@
-"""What a stored tensor is for, and what it must look like."""
+"""The role of a stored tensor, and its expected shape and dtype."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ __all__ = ["TABLES", "Expected", "Role"]
 
 
 class Role(StrEnum):
-    """What a tensor is for; recipes and reports speak of these."""
+    """Role of a tensor; recipes and reports use these names."""
 
     ATTENTION = "attention"
     """q, k, v and o projections of the decoder."""
@@ -17,7 +17,7 @@ class Role(StrEnum):
     EXPERTS = "experts"
     """gate, up and down of one expert."""
     ROUTER = "router"
-    """Which experts run, and their scales."""
+    """Weights that choose the experts, and the experts' scales."""
     EMBEDDING = "embedding"
     """The token embedding."""
     PLE_EMBEDDING = "ple_embedding"
@@ -39,7 +39,7 @@ class Role(StrEnum):
     KV_SHARED = "kv_shared"
     """Keys and values of layers that read an earlier layer's; nothing computes with them."""
     DRAFTER = "drafter"
-    """What an MTP assistant has around its decoder."""
+    """Weights of an MTP assistant around its decoder."""
     CLIP = "clip"
     """Calibrated limits of a tower's inputs and outputs."""
 
@@ -50,7 +50,7 @@ TABLES: Final = frozenset({Role.EMBEDDING, Role.PLE_EMBEDDING})
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a stored tensor must look like.
+    """Expected shape and kind of a stored tensor.
 
     Args:
         shape: `()` is a scalar.

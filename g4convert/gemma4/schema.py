@@ -45,7 +45,7 @@ _DERIVED = re.compile(
 
 
 class ExtraKind(StrEnum):
-    """Why a source tensor need not be written, which is also what must be shown before it is dropped."""
+    """Reason to leave out a source tensor, which is also what must be shown before it is dropped."""
 
     TIED = "tied"
     """A stored copy of a tied tensor: it must equal its twin."""
@@ -126,7 +126,7 @@ def droppable(architecture: Architecture) -> Mapping[str, Droppable]:
 
 
 def is_derived(body: str) -> bool:
-    """Whether a name without its prefix is that of a buffer computed from the config."""
+    """Return whether a name without its prefix names a buffer that is computed from the config."""
     return _DERIVED.search(body) is not None
 
 

@@ -273,7 +273,7 @@ def _schemes(checkpoint: Checkpoint, modules: Iterable[_Module], matching: _Matc
 
 
 def _stored_shape(checkpoint: Checkpoint, packed: PackedModule) -> tuple[int, ...] | None:
-    """What `weight_shape` says, for a weight whose shape the config does not tell."""
+    """Return the values of `weight_shape`, for a weight whose shape the config does not tell."""
     info = packed.parts.get("weight_shape")
     if info is None or info.dtype not in _SHAPE_FORMATS or not 0 < info.numel <= _MOST_DIMENSIONS:
         return None
@@ -312,7 +312,7 @@ def _sum(a: RoleSize, b: RoleSize) -> RoleSize:
 
 
 def _missing(match: Match) -> tuple[str, ...]:
-    """What the architecture needs and no tensor is; fused experts stand for all of theirs."""
+    """Return the names that the architecture needs and no tensor has; fused experts stand for all of theirs."""
     fused = [of for name, of in match.schema.experts.items() if name in match.sources]
     covered = {(part.prefix, projection) for part in fused for projection in part.projections}
     return tuple(

@@ -53,7 +53,7 @@ class EntryUse:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it names nothing, in no engine."""
+        """True if it names nothing in any engine."""
         return self.matches is not None and not any(self.matches.values())
 
 
@@ -138,7 +138,7 @@ class Description:
         }
 
     def tables(self) -> tuple[Table, ...]:
-        """What to print, in order; tables without rows are left out."""
+        """Tables to print, in order; tables without rows are left out."""
         sizes = (*self.roles, self.total)
         tables = (
             Table(

@@ -92,7 +92,7 @@ def _heads(layer: Layer) -> str:
 
 
 def _config(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
-    """What keys mean: how they were rotated, and how far back they reach."""
+    """Yield differences in the meaning of keys: their rotation, and how far back they reach."""
     small, large = (_text_config(one.config) for one in (drafter, target))
     for key in _SAME_CONFIG:
         if key in small and key in large and small[key] != large[key]:

@@ -41,7 +41,7 @@ _ANY_ENGINE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a checkpoint is held against.
+    """Requirements that a checkpoint is held against.
 
     Args:
         directory: the checkpoint.

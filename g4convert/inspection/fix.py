@@ -99,7 +99,7 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
 
 
 def _activations(config: Mapping[str, Any]) -> Iterator[str]:
-    """Where a config says that activations are quantized, too."""
+    """Yield the places where a config says that activations are quantized, too."""
     groups = _section(config).get("config_groups")
     for name, group in (groups if isinstance(groups, Mapping) else {}).items():
         for key in ("input_activations", "output_activations"):
@@ -110,7 +110,7 @@ def _activations(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """What a correction does to a config."""
+    """Yield the changes that a correction makes to a config."""
     (before, section), (after, wanted) = section_of(old), section_of(new)
     if not isinstance(section, Mapping) or not isinstance(wanted, Mapping):
         texts = (_short(one) if place else "left out" for place, one in ((before, section), (after, wanted)))

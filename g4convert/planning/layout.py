@@ -1,4 +1,4 @@
-"""Where every output byte goes, before any is written.
+"""The place of every output byte, decided before any is written.
 
 A shard is a safetensors file: an 8-byte little-endian header length, the JSON header padded with spaces to a
 multiple of 8, then the tensors without gaps. Steps fill shards in the plan's order, a step's tensors always

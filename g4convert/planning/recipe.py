@@ -52,7 +52,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 class Method(StrEnum):
-    """How the scale of a group is chosen."""
+    """Ways to choose the scale of a group."""
 
     AUTO = "auto"
     MINMAX = "minmax"
@@ -61,7 +61,7 @@ class Method(StrEnum):
 
 
 class PackRole(StrEnum):
-    """What can be packed; values are those of `Role`."""
+    """Roles that can be packed; values are those of `Role`."""
 
     ATTENTION = Role.ATTENTION.value
     MLP = Role.MLP.value
@@ -71,7 +71,7 @@ class PackRole(StrEnum):
 
 
 class Engine(StrEnum):
-    """What serves a checkpoint; values are the keys of `engines.CONTRACTS`."""
+    """Engines that serve a checkpoint; values are the keys of `engines.CONTRACTS`."""
 
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
@@ -101,7 +101,7 @@ ShardSize = Annotated[int, Field(gt=0), BeforeValidator(_bytes, json_schema_inpu
 
 
 class Recipe(BaseModel):
-    """What to do with a checkpoint. Values only: no names of Python objects, no paths."""
+    """The decisions of a conversion. Values only: no names of Python objects, no paths."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -286,7 +286,7 @@ _EXPECTED = {
     "max_shard_size": "a size above 0, such as 5GB, 500MB or a number of bytes",
     "engines": "a list of engines",
 }
-"""What can be given for a key that is not one of a few values."""
+"""Values that a key takes, in words, where they are not a few names."""
 
 
 def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
@@ -298,7 +298,7 @@ def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") ->
 
 
 def _fault(key: str, problem: "ErrorDetails") -> str:
-    """Why a value of a recipe cannot be."""
+    """Return the reason why a value of a recipe is refused."""
     names = _choices(problem)
     if not names:
         return f"expected {_EXPECTED[key]}"
@@ -307,6 +307,6 @@ def _fault(key: str, problem: "ErrorDetails") -> str:
 
 
 def _choices(problem: "ErrorDetails") -> list[str]:
-    """What can be given, where that is one of a few values."""
+    """Return the values that can be given, where they are a few names."""
     listed = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
     return [one.strip("'") for one in listed.replace(" or ", ", ").split(", ") if one]

@@ -1,4 +1,4 @@
-"""What a plan warns of: things a user should know and can act on. None of them makes the output wrong."""
+"""Warnings of a plan: things a user should know and can act on. None of them makes the output wrong."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

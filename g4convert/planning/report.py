@@ -1,4 +1,4 @@
-"""What `g4convert plan` says: the plan of a source in numbers, as text or JSON."""
+"""The report of `g4convert plan`: the plan of a source in numbers, as text or JSON."""
 
 from collections import defaultdict
 from collections.abc import Iterable

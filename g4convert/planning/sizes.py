@@ -1,4 +1,4 @@
-"""What a plan weighs: bytes by role before and after, and how long the work should take."""
+"""Sizes of a plan: bytes by role before and after, and how long the work should take."""
 
 import os
 from collections import defaultdict
@@ -22,7 +22,7 @@ _START = 5.0
 
 @dataclass(frozen=True, slots=True)
 class RoleSize:
-    """What a role weighs before and after."""
+    """Bytes of a role before and after."""
 
     role: str
     action: str

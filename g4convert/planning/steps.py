@@ -54,7 +54,7 @@ KEPT_BECAUSE: Mapping[Role, str] = {
     Role.KV_SHARED: "kept by option, for engines that still read it",
     Role.DRAFTER: "engines build it unquantized",
 }
-"""Why a role stays as it is, in the words that `plan` prints."""
+"""Reasons why a role stays as it is, in the words that `plan` prints."""
 
 _TIED = "tied with the output head; engines gather rows from it"
 
@@ -200,7 +200,7 @@ def _packable_roles(recipe: Recipe, inventory: Inventory) -> frozenset[Role]:
 
 
 def _packs(weight: Weight, roles: frozenset[Role]) -> bool:
-    """Whether a weight is packed; of the vision tower, the encoder's Linears only."""
+    """Return whether a weight is packed; in the vision tower, only the encoder's Linears are."""
     if not weight.linear or weight.role not in roles:
         return False
     return weight.role is not Role.VISION_TOWER or Name(weight.name).layer is not None

@@ -1,4 +1,4 @@
-"""What the arrays of a tile must be; a mistake of the caller is found before a kernel writes past an end."""
+"""Checks of a tile's arrays; a mistake of the caller is found before a kernel writes past an end."""
 
 from typing import Any
 

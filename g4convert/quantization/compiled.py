@@ -1,4 +1,4 @@
-"""What every kernel is made of: the values a kernel takes, arithmetic on a few numbers.
+"""Parts of every kernel: the values it takes, and arithmetic on a few numbers.
 
 Kernels are functions in the part of Python that numba compiles. LLVM inlines the small ones. A lane's elements
 are handled 4 at a time (`Four`); the sums of two `Four` make the tree of 8 that `kernels` speaks of.

@@ -1,4 +1,4 @@
-"""What quantization is asked for, and what it reports: values only, no numpy.
+"""Values that describe quantization: the request (`Scheme`) and its statistics; no numpy.
 
 Letters, here and in the modules beside: `n` rows (out_features), `k` columns (in_features), `g` elements
 of a group, `w` a weight, `s` a scale, `q` a code. Symmetric codes of `b` bits lie in [-2^(b-1), 2^(b-1)-1];
@@ -48,7 +48,7 @@ _SHORT, _LONG = 32, 128
 
 
 class Method(StrEnum):
-    """How a group's scale is found.
+    """Ways to find a group's scale.
 
     `minmax`: the largest magnitude over half the code range, bit for bit as compressed-tensors.
     `mse`: the scale with the least squared error that a search finds; never worse than minmax.
@@ -141,7 +141,7 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class TileStats:
-    """What quantizing some weights did to them; `+` joins tiles.
+    """Statistics of quantizing some weights; `+` adds those of two tiles.
 
     The error is of `scale * code`, with the scale as stored, against the source. Sums are float64; joined
     in the same order they are the same bits on any machine and device.

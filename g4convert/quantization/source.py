@@ -1,4 +1,4 @@
-"""How the words of a source dtype relate to fp32, the dtype all arithmetic is in.
+"""Conversion of source words to fp32, the dtype of all arithmetic.
 
 A weight `w` is exact in fp32. The other way round, an fp32 value `v` rounds to `w` when the bits of
 `|v| * down` are within `half` of the bits of `|w| * down`; within `half - 1` where the last bit of the word of

@@ -265,7 +265,7 @@ def _count(bits: int, packed: U32, lanes: int) -> tuple[int, int]:
 
 @jit
 def _empty_nibbles(word: np.uint32) -> np.uint32:
-    """How many of 8 nibbles are 0: gather each in its lowest bit, then add those up in the top one."""
+    """Count the nibbles of 8 that are 0: gather each in its lowest bit, then add those up in the top one."""
     t = np.uint32(word | (word >> np.uint32(2)))
     t = np.uint32(t | (t >> np.uint32(1))) & np.uint32(0x11111111)
     return np.uint32(8) - (np.uint32(t * np.uint32(0x11111111)) >> np.uint32(28))
@@ -273,7 +273,7 @@ def _empty_nibbles(word: np.uint32) -> np.uint32:
 
 @jit
 def _empty_bytes(word: np.uint32) -> np.uint32:
-    """How many of 4 bytes are 0."""
+    """Count the bytes of 4 that are 0."""
     t = np.uint32(word | (word >> np.uint32(4)))
     t = np.uint32(t | (t >> np.uint32(2)))
     t = np.uint32(t | (t >> np.uint32(1))) & np.uint32(0x01010101)

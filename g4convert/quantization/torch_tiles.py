@@ -222,7 +222,7 @@ def _interval(groups: _Groups, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fits(groups: _Groups, q: Tensor, step: Tensor) -> Tensor:
-    """Whether step * q, rounded to the source's dtype, gives every weight of a group; bool [m]."""
+    """Mark groups in which step * q, rounded to the source's dtype, gives every weight; bool [m]."""
     value = (q * step).abs() * groups.source.down
     below, above = _bounds(groups, groups.source.half)
     return ~((value < below) | (value > above)).any(0)

@@ -51,7 +51,7 @@ _UPPER_END: Final = "kl_high"
 
 
 class Threshold(BaseModel):
-    """Where one metric passes and where it fails."""
+    """Limits at which one metric passes and fails."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -76,7 +76,7 @@ class Threshold(BaseModel):
 
     @property
     def needs_floor(self) -> bool:
-        """Whether its limits follow the floor."""
+        """True if its limits follow the floor."""
         return self.times_floor is not None or self.below_floor is not None
 
 
@@ -177,7 +177,7 @@ def _measured(metrics: Mapping[str, float], name: str, judged: float) -> str:
 
 
 def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
-    """Whether the logits are numbers at all."""
+    """Return the finding on whether the logits are numbers at all."""
     expected = "no NaN and no infinity among the logits"
     if metrics.get("nonfinite", 0):
         found = f"{metrics['nonfinite']:g} tokens of the candidate with one"
@@ -190,7 +190,7 @@ def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
 
 
 def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subject: str) -> Finding:
-    """Whether the noise floor lets anything be told."""
+    """Return the finding on whether the noise floor leaves room for a verdict."""
     expected = f"mean KL at most {_number(profile.max_floor)}"
     level = math.nan if floor is None else floor.get(_KL, math.nan)
     if math.isnan(level):
@@ -211,7 +211,7 @@ def _badness(value: float, threshold: Threshold) -> float:
 
 
 def _bounds(threshold: Threshold, noise: float) -> tuple[float, float]:
-    """Where a metric stops to pass and begins to fail, as badness, widened by the floor."""
+    """Return the badness at which a metric stops to pass and begins to fail, widened by the floor."""
     sign = -1 if threshold.direction == "higher" else 1
     bounds = sign * threshold.passes, sign * threshold.fail
     if math.isnan(noise) or not threshold.needs_floor:
@@ -229,7 +229,7 @@ def _severity(value: float, threshold: Threshold, noise: float) -> Severity:
 
 
 def _fails_anyway(value: float, threshold: Threshold, noise: float) -> bool:
-    """Whether a metric fails even with all of the floor taken off it."""
+    """Return whether a metric fails even with all of the floor taken off it."""
     perfect = -1.0 if threshold.direction == "higher" else 0.0
     excess = _badness(value, threshold) - (_badness(noise, threshold) - perfect)
     return excess > _bounds(threshold, noise)[1]  # false for a nan: without a floor nothing is certain

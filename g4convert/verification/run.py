@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["PROVENANCE", "verify"]
 
 PROVENANCE: Final = "g4convert.json"
-"""What a conversion says of itself, in its output."""
+"""Name of the file in which a conversion describes itself."""
 
 
 def verify(
@@ -186,7 +186,7 @@ def _stopped(level: Level, why: str, remedy: str, *, severity: Severity = Severi
 
 
 def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
-    """That there is nothing to verify; a drafter may be kept as it is."""
+    """Yield a finding that there is nothing to verify; a drafter may be kept as it is."""
     plain = quantized_format(out.tensors) is None and all(t.info.dtype.is_weight for t in out.tensors.values())
     if plain and not str(out.config.get("model_type")).endswith("assistant"):
         found, remedy = "none is quantized: this is a plain checkpoint", "`g4convert quantize` makes a quantized one"
@@ -194,7 +194,7 @@ def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
 
 
 def _recorded(output: Path) -> Mapping[str, Any] | None:
-    """What a conversion recorded of its source; None where nothing can be read."""
+    """Return what a conversion recorded of its source; None where nothing can be read."""
     try:
         source = json.loads((output / PROVENANCE).read_bytes())["source"]
     except (OSError, ValueError, KeyError, TypeError):

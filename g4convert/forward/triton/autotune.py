@@ -52,7 +52,7 @@ class Timer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was found for a shape.
+    """The tile found for a shape.
 
     Args:
         tile: the fastest.
@@ -229,7 +229,7 @@ def _name(layer: Sequence[Shape]) -> str:
 
 
 def _kept(path: Path, capability: int, made_with: Mapping[str, str]) -> dict[Shape, Tile]:
-    """What a table has from the same card and versions."""
+    """Return the entries of a table that were made on the same card with the same versions."""
     if not path.exists():
         return {}
     load_table.cache_clear()

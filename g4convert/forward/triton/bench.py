@@ -119,7 +119,7 @@ class Bench:
         ]
 
     def _check(self, kind: Kind, tile: Tile, count: int, expected: torch.Tensor) -> tuple[tuple[Kind, Tile], str]:
-        """Why a variant cannot be used, if so."""
+        """Return the reason why a variant cannot be used; empty where it can."""
         work = self._work(kind, count)
         out = torch.full_like(work.out, math.nan)
         try:

@@ -1,4 +1,4 @@
-"""Which products a model has, and which tiles can be good for one: by arithmetic, without a GPU and without Triton."""
+"""Products of a model, and tiles that can be good for one, by arithmetic: without a GPU and without Triton."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from g4convert.forward.triton.tiles import Shape, Tile
 __all__ = ["CANDIDATES", "TOKENS", "candidates_for", "layer_shapes", "linear_shapes"]
 
 TOKENS = tuple(1 << i for i in range(13))
-"""Of a forward: 1 to 4096."""
+"""Numbers of tokens of a forward: 1 to 4096."""
 
 CANDIDATES = tuple(
     Tile(m, n, k, warps, stages)

@@ -1,4 +1,4 @@
-"""What a model calls: a linear, and all experts of a layer, on packed int4 words that stay packed.
+"""Functions that a model calls: a linear, and all experts of a layer, on packed int4 words that stay packed.
 
     x --by slices--> gate and up --h--> down --y--> top_k_sum --> out            `moe`, 4 or 5 launches
       chosen --align----^----------------^
@@ -40,7 +40,7 @@ _WGMMA, _WARPS_OF_WGMMA = range(90, 120), 4
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Which rows a product takes for which expert.
+    """The rows that a product takes for each expert.
 
     Args:
         form: `sorted`, `pairs` or `rows`, see `matmul`.
@@ -241,7 +241,7 @@ def constants(tile: Tile, *, k: int, groups: int, gated: bool, capability: int) 
 
 
 def workspace_bytes(t: int, top_k: int, h: int, i: int, e: int, *, itemsize: int = 2, block_m: int = 8) -> int:
-    """What `moe` has allocated at its fullest, its result included.
+    """Return the bytes that `moe` allocates at its peak, its result included.
 
     Args:
         t: tokens.

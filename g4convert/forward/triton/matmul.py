@@ -280,7 +280,8 @@ def matmul(
 
 
 FENCES = [int(part) for part in re.findall(r"\d+", triton.__version__)[:3]] >= [3, 7, 1]
-"""Whether Triton puts a fence between copies to shared memory and wgmma: https://github.com/triton-lang/triton/pull/9610."""
+"""True if Triton puts a fence between copies to shared memory and wgmma:
+https://github.com/triton-lang/triton/pull/9610."""
 
 INTERPRETED = not isinstance(matmul, triton.JITFunction)
-"""Whether Triton was imported with TRITON_INTERPRET=1: kernels then run on CPU tensors, slowly, as the tests do."""
+"""True if Triton was imported with TRITON_INTERPRET=1: kernels then run on CPU tensors, slowly, as the tests do."""

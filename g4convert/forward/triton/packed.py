@@ -1,4 +1,4 @@
-"""What the kernels take, and where they run. Needs torch, but neither Triton nor a GPU.
+"""Weights and devices that the kernels take. Needs torch, but neither Triton nor a GPU.
 
 Letters: e experts, n out_features, k in_features.
 """
@@ -19,7 +19,7 @@ GROUPS = (32, 64, 128)
 """Weights that share a scale; or all of a row."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-"""Of activations."""
+"""Dtypes of activations."""
 
 OLDEST = 80
 """The first compute capability with bf16 and asynchronous copies, times ten."""
@@ -70,7 +70,7 @@ class Packed:
 
 
 def takes(words: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, *, k: int, num_bits: int) -> bool:
-    """Whether the kernels read a weight: 4 bits, symmetric, groups of 32, 64 or 128 or whole rows.
+    """Return whether the kernels read a weight: 4 bits, symmetric, groups of 32, 64 or 128 or whole rows.
 
     Args:
         words: int32 [..., n, k * b / 32].

@@ -1,4 +1,4 @@
-"""Which rows go to which expert, and the sum of what experts say about a token. Two small kernels, no host.
+"""Sorting of rows by expert, and the sum of the experts' results of a token: two small kernels, no host.
 
 A pair is one of the top_k choices of one token: pair p is choice p % top_k of token p // top_k. `align` sorts pairs by
 expert and pads each expert's to whole blocks, so that a block of the product has one weight:
@@ -91,7 +91,7 @@ def top_k_sum(
     block: tl.constexpr,
     interpreted: tl.constexpr,
 ) -> None:
-    """What a token's experts say, added in float32 in the order in which they were chosen.
+    """Add the results of a token's experts in float32, in the order in which they were chosen.
 
     Args:
         y: [t * top_k, n]; rows of pairs that were sent to no expert are not read.

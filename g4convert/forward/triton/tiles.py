@@ -1,4 +1,4 @@
-"""How a product is cut into programs: a table for each architecture and size, and a user's own before it.
+"""Tiles of a product: a table for each architecture and size, and a user's own before it.
 
 `tiles.json` ships with the package: for each architecture and kernel, tiles by the mean number of rows of an expert,
 smallest first. It was made without a GPU, from what the compiler says (`aot`), so it is safe, not the fastest.

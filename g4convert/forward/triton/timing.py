@@ -42,7 +42,7 @@ def dense(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
 
 
 def in_threads(calls: Sequence[Callable[[], _T]]) -> Iterator[_T]:
-    """What calls return, in the order in which they end; the first one is alone, so that Triton is set up once.
+    """Yield the results of calls, in the order in which they end; the first runs alone, so that Triton is set up once.
 
     Triton's interpreter keeps what it runs in globals: there one is called after the other.
     """

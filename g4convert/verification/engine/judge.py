@@ -1,4 +1,4 @@
-"""What is made of an engine's start, of its refusals and of its numbers; see `engine` for the codes.
+"""Findings from an engine's start, its refusals and its numbers; see `engine` for the codes.
 
     mean |difference| of log-probabilities     at most 3 times the floor's, in each kind of probe
     largest |difference|                       at most 10 times: one token of thousands is a matter of chance
@@ -79,7 +79,7 @@ def not_started(refused: Refused) -> Iterator[Finding]:
 
 
 def of_start(started: Started) -> Iterator[Finding]:
-    """What an engine said when it had loaded."""
+    """Yield findings from what an engine reported after loading."""
     expected = "every parameter is filled from the checkpoint"
     for one in started.unfilled:
         found = "no tensor reached it" if one.share > 0.999 else f"no tensor reached {one.share:.3g} of it"
@@ -117,7 +117,7 @@ def of_refusals(refusals: Mapping[str, Refused], started: Started) -> Iterator[F
 
 
 def not_covered(probes: Sequence[Probe], asked: Sequence[Probe], started: Started) -> Iterator[Finding]:
-    """What this level has not looked at."""
+    """Yield findings about what this level has not looked at."""
     found = ["decoding token by token", "more than one GPU"]
     if left := sorted({probe.bucket for probe in probes} - {probe.bucket for probe in asked}):
         found.append(f"{', '.join(left)}: this engine is not given any")

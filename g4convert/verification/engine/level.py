@@ -207,7 +207,7 @@ def joined(parts: Sequence[TopLogits]) -> TopLogits:
 
 @dataclass(frozen=True, slots=True)
 class _Comparing:
-    """What was asked and answered.
+    """Questions and answers.
 
     Args:
         probes: those that were answered.

@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers: tokens and media in, log-probabilities of prompt tokens out.
+"""Questions for an engine and its answers: tokens and media in, log-probabilities of prompt tokens out.
 
     Probe --prompts_of--> Prompt, one for each row, without padding --> Engine.score --> TopLogits
 

@@ -95,7 +95,7 @@ class Sums:
         self.add(probe, reference, likeliest(rows, probe.targets, top if top > 0 else rows.width))
 
     def parity(self) -> Parity:
-        """What all probes together say."""
+        """Return the metrics of all probes together."""
         return Parity(self._comparison.metrics(), {bucket.name: bucket for bucket in self._buckets()})
 
     def _buckets(self) -> Iterator[Bucket]:

@@ -234,7 +234,7 @@ def mend_torchvision() -> None:
 
 
 def mend_cpu() -> None:
-    """What stands in the way of pictures and sounds on a CPU.
+    """Remove what stands in the way of pictures and sounds on a CPU.
 
     The budget for pictures asks torch for the memory of an accelerator; products of oneDNN take rows only that lie
     without gaps, and the towers' do not.
@@ -370,7 +370,7 @@ def tensor(sent: dict[str, Any]) -> torch.Tensor:
 
 
 def failed(error: BaseException) -> dict[str, Any]:
-    """What a fault of vLLM's is told as."""
+    """Return the message for a fault of vLLM's."""
     return {"kind": type(error).__name__, "message": str(error), **state}
 
 

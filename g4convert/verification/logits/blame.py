@@ -1,4 +1,4 @@
-"""Which module is to blame: the ranked table behind "layers.17.experts: 92 % of the KL".
+"""The module to blame: the ranked table behind "layers.17.experts: 92 % of the KL".
 
     1. every module on the reference's inputs (`teacher`): which compute something else, and by how much
     2. masks, positions and embeddings (`inputs`): what no module computes
@@ -40,7 +40,7 @@ _EXPLAINED: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """How a candidate does on the reference's inputs.
+    """Errors of a candidate on the reference's inputs.
 
     Args:
         errors: of all modules that both have.
@@ -104,7 +104,7 @@ class Blame:
 
     @property
     def clear(self) -> bool:
-        """Whether one module explains most of it, and measuring it changes nothing."""
+        """True if one module explains most of it, and measuring it changes nothing."""
         return self.control == self.kl and bool(self.rows) and self.rows[0].share >= _EXPLAINED
 
     def to_dict(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _stored(probe: Probe, kept: Kept) -> dict[str, torch.Tensor]:
 
 
 def _kept(tensors: Mapping[str, torch.Tensor]) -> Kept:
-    """What `_stored` stored."""
+    """Return what `_stored` stored."""
     layers, embedders, routers = (_under(tensors, kind) for kind in _STATES)
     states = States(layers, embedders, {name: chosen.long() for name, chosen in routers.items()})
     if "logits" in tensors:

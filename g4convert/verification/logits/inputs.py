@@ -1,4 +1,4 @@
-"""What a model computes between its modules: masks, position embeddings, and where soft tokens are placed.
+"""Values that a model computes between its modules: masks, position embeddings, and where soft tokens are placed.
 
 A wrong sliding window or a token that is not recognized is in no module: every one of them is right, given its
 inputs. So the inputs of the decoder layers are compared, and can be forced on a candidate to see what they cause.
@@ -58,7 +58,7 @@ def recorded(model: Model) -> Iterator[Inputs]:
 
 
 def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dict[str, str]:
-    """Where two forwards of one probe differ before any layer, and by how much in words.
+    """Return where two forwards of one probe differ before any layer, and by how much, in words.
 
     Args:
         reference: of the model that is right.

@@ -158,7 +158,7 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
 
 
 def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:
-    """How hidden states are kept, and the experts of a layer."""
+    """Return the projection of kept hidden states, and the number of a layer's experts."""
     config = model.config.get_text_config()
     tokens = sum(probe.response.numel() for probe in probes)
     large = 4 * tokens * config.hidden_size * config.num_hidden_layers > _LARGE_STATES

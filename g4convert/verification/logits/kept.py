@@ -1,4 +1,4 @@
-"""What is kept of the reference's outputs until the candidate has run, or for good in a file.
+"""The part of the reference's outputs that is kept until the candidate has run, or for good in a file.
 
 Full outputs of all probes are gigabytes: 1 MiB of logits a token, 11 KiB of residual a token and layer. So of logits
 the states that they are made of are kept (`forward.logits`), and hidden states may be kept as a random projection to
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Rows(Protocol):
-    """Which rows of a probe's outputs count, and for what; see `g4convert.verification.probes.suite.Probe`."""
+    """Rows of a probe's outputs that count, and their purpose; see `g4convert.verification.probes.suite.Probe`."""
 
     @property
     def name(self) -> str:
@@ -38,12 +38,12 @@ class Rows(Protocol):
 
     @property
     def bucket(self) -> str:
-        """What kind of probe."""
+        """Kind of the probe."""
         ...
 
     @property
     def arguments(self) -> Mapping[str, object]:
-        """What a forward is called with."""
+        """Keyword arguments of a forward."""
         ...
 
     @property
@@ -121,7 +121,7 @@ NOTHING: Final = States({}, {}, {})
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Of one probe."""
+    """The kept outputs of one probe."""
 
     logits: Logits | TopLogits
     states: States
@@ -136,7 +136,7 @@ class Kept:
         top: int = 0,
         inside: bool = True,
     ) -> Self:
-        """What to keep of one probe's outputs.
+        """Keep the part of one probe's outputs that is needed later.
 
         Args:
             probe: says which rows count.

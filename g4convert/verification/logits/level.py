@@ -37,7 +37,7 @@ from g4convert.verification.probes.suite import Probe, make_probes
 __all__ = ["conversations", "run_logits", "store_reference"]
 
 _ANSWER_TOKENS: Final = 32
-"""Of an answer, at most."""
+"""Most tokens of an answer."""
 
 
 def run_logits(
@@ -168,7 +168,7 @@ def _taken(stored: Captured | None, *, alone: bool) -> tuple[Captured | None, li
 
 
 def _text_alone(asked: Request, *, alone: bool) -> list[Finding]:
-    """What is to be said where the original takes images or sound and the output does not."""
+    """Return findings where the original takes images or sound and the output does not."""
     if not alone or asked.source is None:
         return []
     source = Architecture.from_config(Checkpoint.open(asked.source).config)

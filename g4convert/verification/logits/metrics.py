@@ -1,4 +1,4 @@
-"""How far a candidate's outputs are from the reference's, over all probes.
+"""Distance of a candidate's outputs from the reference's, over all probes.
 
     probe +-> reference --> Outputs --+
           +-> candidate --> Outputs --+--> Comparison.add --> a few numbers for each token --> Metrics
@@ -40,7 +40,7 @@ METRICS_VERSION: Final = 1
 
 CONFIDENT: Final = 0.95
 HISTOGRAM_EDGES: Final = tuple(10 ** (power / 4) for power in range(-48, 9))
-"""Of the KL histogram: a quarter decade each, 1e-12 to 100 nats. What is below counts in the first bin."""
+"""Edges of the KL histogram: a quarter decade each, 1e-12 to 100 nats; less counts in the first bin."""
 
 _CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.8, CONFIDENT, 0.99, 1.0)
 _RESAMPLES: Final = 2000
@@ -60,7 +60,7 @@ class BucketMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How often both find the same token likeliest, where the reference's confidence is in [low, high]."""
+    """Share of tokens on whose likeliest successor both agree, where the reference's confidence is in [low, high]."""
 
     low: float
     high: float
@@ -99,7 +99,7 @@ class Metrics:
     experts_unhit: int
     """Experts of all layers that no token was routed to: faults in them are not seen."""
     lower_bound: bool
-    """Whether KL is a lower bound, because only the reference's likeliest tokens are known."""
+    """True if KL is a lower bound, because only the reference's likeliest tokens are known."""
     layers: tuple[StateMetrics, ...]
     embedders: tuple[StateMetrics, ...]
     routers: tuple[RouterMetrics, ...]
@@ -177,7 +177,7 @@ class Comparison:
         self._kinds.append((probe.bucket, probe.name))
 
     def metrics(self) -> Metrics:
-        """What all probes together say."""
+        """Return the metrics of all probes together."""
         scores = TokenScores.cat(self._scores)
         sequences = torch.cat(self._sequences)
         kl = scores.kl

@@ -44,7 +44,7 @@ _WRONG: Final[Mapping[str, Activation]] = {
 }
 _BAND: Final = (-4.0, -2.7)
 _ELEMENTS: Final = 1 << 15
-"""Of an answer, at least: the error of a share falls with their root."""
+"""Fewest elements of an answer: the error of a share falls with their root."""
 _EXPERTS: Final = 2
 _CERTAIN: Final = 0.2
 _ALIKE: Final = 20.0
@@ -53,7 +53,7 @@ _ALIKE: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a module's answer looks like.
+    """Statistics of a module's output.
 
     Args:
         activation: the wrong one that it is most like.

@@ -1,4 +1,4 @@
-"""How far a model is from itself when only rounding differs: the floor under every comparison.
+"""Distance of a model from itself when only rounding differs: the floor under every comparison.
 
     rounding   the reference in bf16 against the reference in float32
     noise      the reference against itself with relative Gaussian noise of one rounding after each decoder layer:
@@ -71,7 +71,7 @@ def floor(sources: Mapping[str, Metrics]) -> Floor:
 
 
 def worse(name: str, value: float, other: float) -> bool:
-    """Whether one value of a metric is worse than another; comparisons with nan are false."""
+    """Return whether one value of a metric is worse than another; comparisons with nan are false."""
     if name in _AWAY_FROM_ONE:
         return abs(value - 1) > abs(other - 1)
     return value < other if name in _LOWER_IS_WORSE else value > other

@@ -33,14 +33,14 @@ class TokenScores:
 
     kl: torch.Tensor
     reference_logprob: torch.Tensor
-    """Of the true token."""
+    """Log-probability of the true token."""
     candidate_logprob: torch.Tensor
     agrees: torch.Tensor
     """bool [t]: both find the same token likeliest."""
     confidence: torch.Tensor
     """The reference's probability of its likeliest token."""
     cosine: torch.Tensor
-    """Of the logits before softcap; nan where not all of the reference's are known."""
+    """Cosine of the logits before softcap; nan where not all of the reference's are known."""
     difference: torch.Tensor
     """The largest |difference| of the logits before softcap."""
     finite: torch.Tensor
@@ -61,7 +61,7 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class TopLogits:
-    """What is kept of a reference's logits when they cannot all be kept.
+    """The part of a reference's logits that is kept when not all of them can be.
 
     Args:
         ids: int64 [t, k], likeliest first.
@@ -182,7 +182,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def tail_kl(known_p: torch.Tensor, known_q: torch.Tensor) -> torch.Tensor:
-    """What the tokens that are not known add, taken as one; both are log-probabilities [t, k]."""
+    """Return what the unknown tokens add, taken as one; both are log-probabilities [t, k]."""
     floor = 1e-12  # stored log-probabilities are float32: what is left beside them is not known better
     tail_p, tail_q = ((1 - known.exp().sum(-1)).clamp(min=floor) for known in (known_p, known_q))
     return torch.where(tail_p > 1e-6, tail_p * (tail_p.log() - tail_q.log()), 0.0)

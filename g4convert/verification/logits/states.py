@@ -1,4 +1,4 @@
-"""How well hidden states and routers agree, summed up over tokens.
+"""Agreement of hidden states and of routers, summed over tokens.
 
 sqnr      -10 log10 of the mean over tokens of |difference|^2 / |reference|^2, in dB; inf where equal.
           A mean of ratios and not a ratio of sums: the first token of Gemma's residual stream has most of
@@ -24,7 +24,7 @@ _ELEMENTS: Final = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class StateMetrics:
-    """How well the hidden states at one place agree."""
+    """Agreement of the hidden states at one place."""
 
     name: str
     sqnr: float
@@ -33,7 +33,7 @@ class StateMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RouterMetrics:
-    """How well a layer's routers agree, and how often the reference's chose each expert."""
+    """Agreement of a layer's routers, and how often the reference's chose each expert."""
 
     name: str
     jaccard: float
@@ -64,7 +64,7 @@ class StateSums:
         self.cosine += float(cosine(a, b).sum())
 
     def metrics(self, name: str) -> StateMetrics:
-        """What they come to."""
+        """Return the metrics of the sums."""
         return StateMetrics(name, decibels(self.noise / max(1, self.tokens)), self.cosine / max(1, self.tokens))
 
 
@@ -87,7 +87,7 @@ class RouterSums:
         self.hits = hits
 
     def metrics(self, name: str) -> RouterMetrics:
-        """What they come to."""
+        """Return the metrics of the sums."""
         return RouterMetrics(name, self.jaccard / max(1, self.tokens), tuple(self.hits.tolist()))
 
 

@@ -1,4 +1,4 @@
-"""Which module computes something else, when it is given exactly what the reference's module was given.
+"""Search for the module that computes something else when it is given exactly the reference's inputs.
 
     reference root (a decoder layer, a tower, an embedder, the head)
         its descendants run:  inputs and outputs are recorded
@@ -33,7 +33,7 @@ _SMALL = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ModuleError:
-    """How a candidate's module answers the reference's inputs.
+    """Error of a candidate's module on the reference's inputs.
 
     Args:
         name: its dotted path; one expert is `...experts.7`.
@@ -245,7 +245,7 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
 
 
 def _is_away(module: Model) -> bool:
-    """Whether its weights come only when it runs."""
+    """Return whether its weights come only when it runs."""
     return any(tensor.is_meta for tensor in module.state_dict().values())
 
 

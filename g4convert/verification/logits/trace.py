@@ -44,7 +44,7 @@ _DECODED: Final = ("prose", "batch")
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What is compared.
+    """Models to compare.
 
     Args:
         reference: the original, or what was stored of it; None judges parity only.
@@ -110,7 +110,7 @@ def trace(
 
 
 def _is_model(candidate: object) -> TypeGuard[ModelCandidate]:
-    """Whether there is a transformers model to look into."""
+    """Return whether there is a transformers model to look into."""
     return isinstance(candidate, ModelCandidate) and isinstance(candidate.model, torch.nn.Module)
 
 
@@ -151,7 +151,7 @@ def _modules(examined: Examined, table: Blame | None, limit: float) -> Iterator[
 
 
 def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> Iterator[Finding]:
-    """Whether tokens that are fed one by one through the KV cache get the logits of one forward."""
+    """Yield findings on whether tokens fed one by one through the KV cache get the logits of one forward."""
     for bucket in _DECODED:
         probe = next((probe for probe in probes if probe.bucket == bucket), None)
         if probe is None or stream_of(candidate) is not None:
@@ -164,7 +164,7 @@ def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> 
 
 
 def _steepest(metrics: Metrics) -> Iterator[Finding]:
-    """Where the residual goes wrong, for a candidate that shows no modules."""
+    """Yield the layer where the residual goes wrong, for a candidate that shows no modules."""
     levels = [(layer.name, min(layer.sqnr, _EQUAL)) for layer in metrics.layers]
     drops = [(before - after, name, after) for (_, before), (name, after) in pairwise([("", _EQUAL), *levels])]
     if drops:

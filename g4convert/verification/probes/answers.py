@@ -24,7 +24,7 @@ __all__ = ["decode_equals_prefill", "with_answers"]
 _SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
 _LAST = {"logits_to_keep": 1}
-"""Of a question only the logits after it are needed: 1 MiB instead of one for each of its tokens."""
+"""Arguments of a forward over a question: only its last logits are needed, 1 MiB instead of 1 MiB for each token."""
 
 
 def with_answers(
@@ -62,7 +62,7 @@ def with_answers(
 
 
 def _is_asked(probe: Probe) -> bool:
-    """Whether there is a question before the answer."""
+    """Return whether there is a question before the answer."""
     return "input_ids" in probe.arguments and not bool(probe.response[:, 0].any())
 
 

@@ -8,7 +8,7 @@ from g4convert.forward.conversations import Conversation, Frame
 __all__ = ["BUCKETS", "bundled", "long_conversations"]
 
 BUCKETS = ("prose", "code", "tools", "non_latin")
-"""Of the bundled conversations."""
+"""Kinds of the bundled conversations."""
 
 
 def bundled() -> tuple[Conversation, ...]:

@@ -98,7 +98,7 @@ class Probe:
 
     @property
     def attended(self) -> torch.Tensor:
-        """Which of the b * t rows are not padding, bool [b * t]."""
+        """Mask of the b * t rows that are not padding, bool [b * t]."""
         mask = self.arguments.get("attention_mask")
         return torch.ones(self.response.numel(), dtype=torch.bool) if mask is None else mask.bool().flatten()
 

@@ -41,7 +41,7 @@ _PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
         "the section is there: no engine reads it; transformers leaves packed weights random, vLLM stops",
     ),
 }
-"""Where a section may stand besides the top of a config, which engines that hinders, and how."""
+"""Places of a section besides the top of a config, the engines that this hinders, and how."""
 
 HINDERS: Final[Mapping[str, Collection[str]]] = {
     "quantization_status": ("transformers",),
@@ -204,7 +204,7 @@ def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:
-    """What one engine reads and another does without; where it is not as it must be, packed weights are lost on it."""
+    """Yield faults of keys that one engine reads and another does without; a wrong one loses packed weights."""
     place, section = section_of(out)
     status = section.get("quantization_status") if isinstance(section, Mapping) else None
     found: list[tuple[str, str, str]] = []

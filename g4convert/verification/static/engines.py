@@ -1,4 +1,4 @@
-"""What each engine would build from `targets` and `ignore`, against what is stored.
+"""Comparison of what each engine would build from `targets` and `ignore` with what is stored.
 
 `engines` knows the modules and the rules of transformers, vLLM and SGLang. A module that an engine never builds
 packed (routers, unified embedders) is no disagreement there. Projections that vLLM and SGLang fuse must agree in

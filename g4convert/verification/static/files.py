@@ -24,7 +24,7 @@ _COPY: Final = "copy it from the source again"
 
 
 def broken_files(error: InputError) -> Iterator[Finding]:
-    """What `Checkpoint.open` refused, one finding for each offender.
+    """Yield one finding for each offender that `Checkpoint.open` refused.
 
     Args:
         error: what it raised.
@@ -91,7 +91,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _same_json(one: Path, other: Path) -> bool:
-    """Whether both hold the same JSON object, but for who wrote it."""
+    """Return whether both hold the same JSON object, but for who wrote it."""
     if one.suffix != ".json":
         return False
     try:

@@ -1,4 +1,4 @@
-"""How packed weights are stored: words, scales and shapes against the config's scheme and the model's dimensions.
+"""Checks of packed weights: words, scales and shapes against the config's scheme and the model's dimensions.
 
     weight_packed  I32 [n, k*bits/32]      weight_scale  float [n, k/g], [n, 1]      weight_shape  I64 [2] = [n, k]
 
@@ -130,7 +130,7 @@ def fused_experts(contents: Contents) -> Iterator[Finding]:
 
 
 def fits_ranks(contents: Contents, ranks: Iterable[int]) -> Iterator[Finding]:
-    """Whether packed matrices can be split over this many GPUs without tearing a group.
+    """Yield findings on whether packed matrices can be split over this many GPUs without tearing a group.
 
     Engines split `o_proj` and `down_proj` along k and the others along n, by whole attention heads.
     """

@@ -67,7 +67,7 @@ def _wanted(contents: Contents, source: Inventory | None, *, text_only: bool) ->
 
 
 def _weights(source: Inventory, *, text_only: bool) -> Iterator[tuple[str, Weight]]:
-    """What the source holds, by the name it has in the output."""
+    """Yield the source's weights by their names in the output."""
     for weight in source.weights:
         name = source.architecture.text_name(weight.name) if text_only else weight.name
         if name is not None:
@@ -180,7 +180,7 @@ def _last(name: str) -> str:
 
 
 def _form_of(form: Form) -> str:
-    """How a weight is stored, in a word; nothing where a packed one does not tell."""
+    """Return the form of a stored weight in a word; empty where a packed one does not tell."""
     if isinstance(form, TensorInfo):
         return "plain"
     words, scale = (form.parts.get(part) for part in ("weight_packed", "weight_scale"))

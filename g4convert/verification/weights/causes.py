@@ -1,4 +1,4 @@
-"""What may have happened to a packed weight that is not its source: the usual accidents, tried on a few rows.
+"""Causes of a packed weight that is not its source: the usual accidents, tried on a few rows.
 
 Each accident is undone, or the source that it would have come from is taken instead; the one that brings the error
 back into its band is the cause. None may: then the weight is of no source here, or damaged in another way.
@@ -81,6 +81,6 @@ def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: Tile) ->
 
 
 def _common(one: str, other: str) -> str:
-    """What two names start with."""
+    """Return the common prefix of two names."""
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:same]

@@ -63,7 +63,7 @@ class Limits(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What is added up.
+    """Sums over tiles.
 
     Args:
         totals: float64 [5]: squared weights, squared errors, their removable part, the last two of plain rounding.

@@ -1,4 +1,4 @@
-"""What the numbers of the weights level mean: bands, limits, and findings.
+"""Judgement of the numbers of level weights: bands, limits and findings.
 
 A weight's error is judged by what plain rounding of that very weight gives (`compiled`), since real weights have heavy
 tails and no fixed band holds them all: of a 270M model, k_proj weights have from 0.7 to 1.7 % at equal method. Their
@@ -159,7 +159,7 @@ def judged_packed(
 
 
 class _Causes:
-    """What has happened to weights; looked for once for each, and for a few of a kind only."""
+    """Causes of faulty weights; searched once for each, and for a few of a kind only."""
 
     def __init__(self, pairs: Mapping[str, PackedPair]) -> None:
         self._pairs = pairs
@@ -322,7 +322,7 @@ def _outliers(rows: Sequence[_Row]) -> Iterator[Finding]:
 
 
 def _exact(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """Of sound int4 weights: whether the source lay on a grid, and whether all of it was found."""
+    """Yield findings on sound int4 weights: whether the source lay on a grid, and whether all of it was found."""
     if not rows:
         return
     share = sum(row.sums.exact_groups for row in rows) / sum(row.sums.groups for row in rows)

@@ -112,7 +112,7 @@ def _row(name: str, sums: Measured) -> dict[str, Any]:
 
 
 Result = Measured | int
-"""Of a piece of a packed weight its sums, of a kept tensor the number of elements that differ."""
+"""Sums of a piece of a packed weight, or the number of elements of a kept tensor that differ."""
 _Piece = tuple[str, int, Callable[[], Result]]
 """Name, bytes, and what to do."""
 
@@ -139,7 +139,7 @@ def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterat
 
 
 def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> int:
-    """How many elements differ."""
+    """Return the number of elements that differ."""
     one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
     other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
     if pair.moved:

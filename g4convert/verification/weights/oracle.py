@@ -21,7 +21,7 @@ __all__ = ["check_decoder", "error_of"]
 
 _ROWS: Final = 32
 _AGREE: Final = 2.0**-12
-"""Of squared weights: float32 sums against float64 ones."""
+"""Largest relative difference of a sum of squared weights in float32 from one in float64."""
 _NUMBERS: Final = re.compile(r"\d+")
 
 

@@ -1,4 +1,4 @@
-"""What is compared with what: each weight of the source with what the output has of it.
+"""Pairs to compare: each weight of the source with what the output has of it.
 
     packed in the output     decoded and measured                  PackedPair
     plain in the output      the same bytes, at the same dtype     KeptPair
@@ -124,7 +124,7 @@ class Pairing:
         )
 
     def _extras(self, inventory: Inventory) -> Iterator[KeptPair]:
-        """What neither side needs, where both have it in the same form."""
+        """Yield pairs of tensors that neither side needs, where both have them in the same form."""
         for extra in inventory.extras:
             one, other = self.source.tensors[extra.source], self.out.tensors.get(extra.source)
             if other is not None and other.info == one.info:

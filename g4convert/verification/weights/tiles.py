@@ -34,7 +34,7 @@ Bits = NDArray[np.uint16] | NDArray[np.uint32]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a 2-D tensor is: rows of `shape[1]` elements from byte `begin` of a file.
+    """Place of a 2-D tensor: rows of `shape[1]` elements from byte `begin` of a file.
 
     Args:
         files: the checkpoint's.
@@ -263,7 +263,7 @@ def _only(values: NDArray[Any]) -> int | None:
 
 
 def place(files: Reader, stored: StoredTensor, rows: int, number: int = 0) -> Place:
-    """Where a matrix is: a stored 2-D tensor, or one of the matrices stacked in a 3-D one.
+    """Return the place of a matrix: a stored 2-D tensor, or one of the matrices stacked in a 3-D one.
 
     Args:
         files: the checkpoint's.
