@@ -107,7 +107,7 @@ class Reading:
         return False
 
     def ignores(self, module: Module) -> bool | Disagreement:
-        """Return whether `ignore` names a module by its own name where that counts, or by all `lookups`; or the disagreement."""
+        """Return whether `ignore` names a module: by its own name where that counts, or by all `lookups`."""
         names = self.lookups(module)
         if len(names) > 1 and self._fused_name_ignored(module):
             return True
