@@ -4,6 +4,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from g4convert.cli.options import (
+    Calibration,
     Device,
     DryRun,
     Json,
@@ -26,7 +27,7 @@ from g4convert.suggestions import no_such
 
 if TYPE_CHECKING:
     from g4convert.conversion.result import Summary
-    from g4convert.conversion.run import Job
+    from g4convert.conversion.run import Conversion, Job, Layers
     from g4convert.engines.verdicts import Verdict
     from g4convert.planning.recipe import Resolved
 
@@ -39,6 +40,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     *,
     output: Output = None,
     resolved: "Resolved",
+    calibration: Calibration = None,
     tp: TensorParallel = None,
     workers: Workers = 0,
     device: Device = "cpu",
@@ -68,7 +70,8 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if output is None:
         name = f"{found.name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
         raise UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
-    job = convert.Job(found, resolved, output, workers, device, overwrite=overwrite, tps=tuple(tp or (1,)))
+    sizes = tuple(tp or (1,))
+    job = convert.Job(found, resolved, output, workers, device, overwrite=overwrite, tps=sizes, calibration=calibration)
     if dry_run:
         conversion = convert.prepare(job)
         devices.workers_for(device, workers)
@@ -113,6 +116,15 @@ def _level(name: str) -> Level | None:
     return Level(name)
 
 
+def _layers(conversion: "Conversion") -> "Layers | None":
+    """What calibrates layer by layer, for a method that does."""
+    if conversion.job.calibration is None:
+        return None
+    from g4convert.calibration.run import LayerByLayer
+
+    return LayerByLayer.of(conversion, conversion.job.calibration)
+
+
 def _run(job: "Job", *, quiet: bool, no_color: bool) -> "tuple[Summary, tuple[Verdict, ...]] | None":
     """Convert, with progress; the summary and the engines that refuse the result, in the process that leads."""
     from g4convert import progress
@@ -125,7 +137,7 @@ def _run(job: "Job", *, quiet: bool, no_color: bool) -> "tuple[Summary, tuple[Ve
     try:
         with progress.watch(show.messages(no_color=no_color), quiet=quiet or not ranks.leads) as bar:
             conversion = convert.prepare(job)
-            summary = convert.convert(conversion, bar, ranks)
+            summary = convert.convert(conversion, bar, ranks, _layers(conversion))
     finally:
         ranks.leave()
     return None if summary is None else (summary, refusing(conversion.plan, job.tps))

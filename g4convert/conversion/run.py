@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
@@ -29,14 +29,15 @@ from g4convert.conversion.staging import JOURNALS, Staging
 from g4convert.conversion.stream import Progress, Streams, run_units
 from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, copy_file, write_file
-from g4convert.errors import G4Error, InputError
+from g4convert.errors import G4Error, InputError, UsageError
 from g4convert.planning.gate import hold
+from g4convert.planning.layers import layer_steps
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan, make_plan
 from g4convert.planning.units import Unit, make_units
 
-__all__ = ["Conversion", "Job", "convert", "prepare"]
+__all__ = ["Conversion", "Job", "Layers", "convert", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Job:
         device: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a non-empty output, start an unfinished one again if it is of something else.
         tps: tensor parallel sizes at which the recipe's engines must load the output.
+        calibration: the file of token ids for a method that needs them.
     """
 
     source: Source
@@ -60,6 +62,7 @@ class Job:
     device: str = "cpu"
     overwrite: bool = False
     tps: tuple[int, ...] = (1,)
+    calibration: Path | None = None
 
     @property
     def staging(self) -> Staging:
@@ -78,6 +81,11 @@ class Conversion:
     config: Mapping[str, Any]
     units: tuple[Unit, ...]
 
+    @property
+    def tiled(self) -> int:
+        """Number of units that are done tile by tile; the others, behind them, are whole layers."""
+        return len(self.units) - len(layer_steps(self.plan))
+
 
 def prepare(job: Job) -> Conversion:
     """Decide everything, without reading a weight or writing a byte.
@@ -87,6 +95,7 @@ def prepare(job: Job) -> Conversion:
     """
     checkpoint = Checkpoint.open(job.source.path)
     plan = make_plan(checkpoint, job.recipe.recipe)
+    _check_calibration(job, layered=bool(layer_steps(plan)))
     hold(plan, job.tps)
     layout = lay_out(plan)
     _check_side_files(checkpoint)
@@ -96,13 +105,31 @@ def prepare(job: Job) -> Conversion:
     )
 
 
-def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary | None:
+class Layers(Protocol):
+    """Does the units that are whole layers; see `calibration.run`."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What the bytes depend on, as JSON."""
+
+    def run(self, pending: Mapping[int, Unit], streams: Streams, progress: Progress) -> dict[int, list[Any]]:
+        """Do them in order, each with a record in the journal; their statistics."""
+
+    def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
+        """What was used and found, as JSON, from the statistics of all units."""
+
+    def close(self) -> None:
+        """Remove what a finished output does not need."""
+
+
+def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: Layers | None = None) -> Summary | None:
     """Write the output.
 
     Args:
         conversion: what `prepare` decided.
         progress: told of finished work.
         ranks: this process among those of the run.
+        layers: does the layers of a method that goes layer by layer, in rank 0.
 
     Returns:
         What was done, in rank 0; None in the others.
@@ -115,9 +142,11 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
     job, staging = conversion.job, conversion.job.staging
     workers = workers_for(job.device, job.workers)
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
-        started = ranks.from_lead(_start(conversion, reader) if ranks.leads else None)
+        started = ranks.from_lead(_start(conversion, reader, layers) if ranks.leads else None)
         scheme = started.choice.scheme(conversion.plan.recipe)
-        pending = {number: conversion.units[number] for number in started.pending[ranks.rank :: ranks.world]}
+        tiled = [number for number in started.pending if number < conversion.tiled]
+        pending = {number: conversion.units[number] for number in tiled[ranks.rank :: ranks.world]}
+        layered = {number: conversion.units[number] for number in started.pending if number >= conversion.tiled}
         with (
             ShardWriter(staging.partial, conversion.layout, create=False) as writer,
             Journal(staging.journal(ranks.rank), started.fingerprint) as journal,
@@ -126,7 +155,10 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             left = sum(task.nbytes for number in started.pending for task in conversion.units[number])
             progress.start(total, total - left)
             try:
-                results = run_units(pending, Streams(reader, writer, journal), scheme, workers, progress)
+                streams = Streams(reader, writer, journal)
+                results = run_units(pending, streams, scheme, workers, progress)
+                if layers is not None and ranks.leads:
+                    results |= layers.run(layered, streams, progress)
             except InputError:
                 staging.drop()  # of a source that no run can finish
                 raise
@@ -135,7 +167,11 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             if not ranks.leads:
                 return None
             writer.sync(shard.file for shard in conversion.layout.shards)
-    summary = summarize(conversion.plan, started.choice, len(conversion.layout.shards), {**started.done, **results})
+    results = {**started.done, **results}
+    report = None if layers is None else layers.report(results)
+    summary = summarize(conversion.plan, started.choice, len(conversion.layout.shards), results, report)
+    if layers is not None:
+        layers.close()
     _finish(conversion, summary)
     return summary
 
@@ -150,19 +186,21 @@ class _Started:
     pending: tuple[int, ...]
 
 
-def _start(conversion: Conversion, reader: Reader) -> "_Started | G4Error":
+def _start(conversion: Conversion, reader: Reader, layers: Layers | None) -> "_Started | G4Error":
     """Check what needs reading, make or reopen OUT.partial; an error is returned, to be sent to every rank."""
     try:
-        return _start_or_raise(conversion, reader)
+        return _start_or_raise(conversion, reader, layers)
     except G4Error as error:
         return error
 
 
-def _start_or_raise(conversion: Conversion, reader: Reader) -> _Started:
+def _start_or_raise(conversion: Conversion, reader: Reader, layers: Layers | None) -> _Started:
     job, staging = conversion.job, conversion.job.staging
     check_drops(conversion.plan, conversion.checkpoint, reader)
     choice = choose(conversion.plan, conversion.checkpoint, reader)
     fingerprint = _fingerprint(conversion, choice)
+    if layers is not None:
+        fingerprint["calibration"] = dict(layers.fingerprint)
     done = staging.done(fingerprint, overwrite=job.overwrite)
     if done is None:
         staging.make(conversion.layout, fingerprint, partial(_write_known, conversion))
@@ -180,6 +218,17 @@ def _write_known(conversion: Conversion, directory: Path) -> None:
         copy_file(checkpoint.path / name, target)
     write_file(directory / "config.json", _json(conversion.config))
     write_file(directory / "model.safetensors.index.json", _json(conversion.layout.index()))
+
+
+def _check_calibration(job: Job, *, layered: bool) -> None:
+    """A method that needs data has it, and no other is given any."""
+    method = job.recipe.recipe.method.value
+    if layered and job.calibration is None:
+        raise UsageError(f"method {method} needs token ids to calibrate on", hint="--calibration FILE")
+    if not layered and job.calibration is not None:
+        raise UsageError(f"--calibration: method {method} looks at weights alone", hint="-r w4a16-g32-gptq uses it")
+    if layered and job.device != "cpu":
+        raise UsageError(f"--device {job.device}: method {method} runs on the CPU only", hint="--device cpu")
 
 
 def _check_side_files(checkpoint: Checkpoint) -> None:

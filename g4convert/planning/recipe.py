@@ -58,6 +58,7 @@ class Method(StrEnum):
     MINMAX = "minmax"
     MSE = "mse"
     LATTICE = "lattice"
+    GPTQ = "gptq"
 
 
 class PackRole(StrEnum):
@@ -114,7 +115,7 @@ class Recipe(BaseModel):
     method: Method = Field(
         Method.AUTO,
         description="Scale of a group: minmax, mse (signed search), lattice (the grid of a QAT source), "
-        "auto (lattice where a sample is on one, otherwise mse).",
+        "auto (lattice where a sample is on one, otherwise mse), gptq (layer by layer, on calibration data).",
     )
     signed: bool = Field(default=True, description="Let mse choose negative scales; false searches positive ones only.")
     pack: tuple[PackRole, ...] = Field(
