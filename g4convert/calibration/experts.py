@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from g4convert.calibration.moments import Moments
 from g4convert.calibration.rounding import dequantized
+from g4convert.calibration.states import SCRATCH
 
 if TYPE_CHECKING:
     from g4convert.calibration.layer import LayerPass
@@ -32,7 +33,7 @@ __all__ = ["run_experts"]
 F32 = NDArray[np.float32]
 
 _JUDGES = 32
-_OUT = "experts-out"
+_OUT = f"{SCRATCH}experts"
 
 
 def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN401 -- a module of transformers

@@ -27,6 +27,7 @@ from g4convert.calibration.experts import run_experts
 from g4convert.calibration.moments import Moments
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, dequantized
+from g4convert.calibration.states import SCRATCH
 
 __all__ = ["LayerPass", "Weights"]
 
@@ -34,7 +35,7 @@ F32 = NDArray[np.float32]
 T = TypeVar("T")
 
 _AHEAD = 4
-_ATTENTION_OUT, _MLP_IN = "attention-out", "mlp-inner"
+_ATTENTION_OUT, _MLP_IN = f"{SCRATCH}attention", f"{SCRATCH}mlp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ class LayerPass:
             given = shared.given(s)
             given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
             shared.keep(s, given)
-            return given_back
+            inner_states: torch.Tensor = given_back
+            return inner_states
 
         for s, one in self._ordered(attend):
             inner[s] = one[0].numpy()
@@ -103,7 +105,8 @@ class LayerPass:
         self._quantize(layer, self._present("self_attn.o_proj"), lambda s: _of(inner, s))
 
         def behind(s: int) -> torch.Tensor:
-            return _of(states, s) + layer.post_attention_layernorm(attention.o_proj(_of(inner, s)))
+            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(_of(inner, s)))
+            return _of(states, s) + added
 
         for s, one in self._ordered(behind):
             out[s] = one[0].numpy()
@@ -143,29 +146,22 @@ class LayerPass:
         for s, one in self._ordered(finish):
             out[s] = one[0].numpy()
 
-    def _quantize(self, layer: torch.nn.Module, paths: list[str], inputs: Callable[[int], torch.Tensor]) -> None:
+    def _quantize(self, layer: Any, paths: list[str], inputs: Callable[[int], torch.Tensor]) -> None:  # noqa: ANN401
         """Quantize Linears that share their inputs, and put the rounded weights into the layer."""
         if not paths:
             return
-        moments: Moments | None = None
+        moments = Moments(layer.get_submodule(paths[0]).in_features, self.pool)
+        judges = self.replay.tokens.judges
         for s, one in self._ordered(inputs):
-            rows = one[0].numpy()
-            moments = moments or Moments(rows.shape[1], self.pool)
-            self.moments_of(moments, rows, judging=s in self.replay.tokens.judges)
-        assert moments is not None
+            (moments.hold if s in judges else moments.add)(one[0].numpy())
         moments.finish()
-        factor, judges = self.rounding.factor(moments), moments.held
+        factor, held = self.rounding.factor(moments), moments.held
         for path in paths:
             weight = self.weights.read(path)
-            rounded = self.rounding.round(self.weights.names[path], weight, moments, factor, judges)
+            rounded = self.rounding.round(self.weights.names[path], weight, moments, factor, held)
             self.weights.write(path, rounded)
             put = torch.from_numpy(dequantized(rounded.codes, rounded.scale))
             layer.get_submodule(path).weight = torch.nn.Parameter(put, requires_grad=False)
-
-    @staticmethod
-    def moments_of(moments: Moments, rows: F32, *, judging: bool) -> None:
-        """Add the rows of a sequence, or keep them to judge."""
-        (moments.hold if judging else moments.add)(rows)
 
     def _has(self, path: str) -> bool:
         return path in self.weights.names

@@ -7,7 +7,6 @@ in a bit. Half of the products are saved, too.
 Letters: t tokens, k columns.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import Executor
 
 import numpy as np
@@ -49,7 +48,8 @@ class Moments:
 
         def strip(first: int) -> None:
             last = min(first + _STRIP, k)
-            for piece in x.split(_PIECE):
+            for begin in range(0, len(x), _PIECE):
+                piece = x[begin : begin + _PIECE]
                 h[first:last, first:].addmm_(piece[:, first:last].T, piece[:, first:])
 
         for _ in self._pool.map(strip, range(0, k, _STRIP)):
@@ -83,8 +83,3 @@ class Moments:
         """E[x^2] of each column, float32 [k]."""
         squares: F32 = np.diagonal(self.h) / np.float32(max(self.tokens, 1))
         return squares
-
-
-def pieces(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Indices of rows, 512 at a time."""
-    return (rows[first : first + _PIECE] for first in range(0, len(rows), _PIECE))

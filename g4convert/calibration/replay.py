@@ -38,7 +38,10 @@ class _Recorder(torch.nn.Module):
         self.arguments: dict[str, Any] = {}
 
     def forward(
-        self, hidden_states: torch.Tensor, per_layer_input: torch.Tensor | None = None, **arguments: Any
+        self,
+        hidden_states: torch.Tensor,
+        per_layer_input: torch.Tensor | None = None,
+        **arguments: Any,  # noqa: ANN401 -- whatever transformers gives a layer
     ) -> torch.Tensor:
         """[1, t, h] -> the same."""
         self.per_layer, self.arguments = per_layer_input, arguments
@@ -72,8 +75,7 @@ class Replay:
             InputError: the disk is full.
         """
         model = load(source, memory="stream")
-        stream = stream_of(model)
-        assert stream is not None
+        stream = _streamed(model)
         with _recorders(model) as recorders:
             _embed(model, tokens.ids[0])
             arguments = tuple(
@@ -84,16 +86,12 @@ class Replay:
     def embed(self, out: F32) -> None:
         """Fill `out` [samples, length, hidden] with what the first layer is given, and keep per-layer inputs."""
         with _recorders(self.model) as recorders:
-            kept = None
+            kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
             for number, ids in enumerate(self.tokens.ids):
                 out[number] = _embed(self.model, ids)[0].numpy()
-                if recorders[0].per_layer is None:
-                    continue
-                if kept is None:
-                    kept = self.states.make(_PER_LAYER, self._per_layer_shape)
                 for layer, recorder in enumerate(recorders):
-                    assert recorder.per_layer is not None
-                    kept[layer, number] = recorder.per_layer[0].numpy()
+                    if kept is not None and recorder.per_layer is not None:
+                        kept[layer, number] = recorder.per_layer[0].numpy()
 
     def per_layer(self, layer: int) -> F32 | None:
         """The per-layer inputs of a layer, [samples, length, width]; None for a model without."""
@@ -133,7 +131,8 @@ class Replay:
     @property
     def _layers(self) -> str:
         layers = self.model.get_decoder().layers
-        return next(name for name, module in self.model.named_modules() if module is layers)
+        found: str = next(name for name, module in self.model.named_modules() if module is layers)
+        return found
 
     @property
     def _per_layer_shape(self) -> tuple[int, int, int, int]:
@@ -146,6 +145,13 @@ class Replay:
 
 
 _GIVEN = ("position_embeddings", "attention_mask", "position_ids")
+
+
+def _streamed(model: Model) -> Stream:
+    stream = stream_of(model)
+    if stream is None:
+        raise TypeError("the model is not streamed")
+    return stream
 
 
 def _embed(model: Model, ids: NDArray[np.int32]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from g4convert.calibration.moments import Moments
 from g4convert.errors import InputError
-from g4convert.quantization import Method, NonFiniteError, Scheme, TileStats
+from g4convert.quantization import NonFiniteError, Scheme, TileStats
 from g4convert.quantization.gptq import Factor, damping, factorize, gptq, nearest_codes
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.weighted import weighted_scales

@@ -96,7 +96,7 @@ class LayerByLayer:
                     number = layers[unit]
                     rows = self._layer(number, replay, hidden, streams, progress, pool)
                     streams.writer.sync({task.target_file for task in pending[unit]})
-                    hidden[(number + 1) % 2].flush()
+                    self._states.sync()
                     streams.journal.append({unit: rows})
                     results[unit] = rows
         except KeyboardInterrupt as error:

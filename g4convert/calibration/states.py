@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from g4convert.errors import InputError
 from g4convert.quantities import size
 
-__all__ = ["States"]
+__all__ = ["SCRATCH", "States"]
 
 F32 = NDArray[np.float32]
+
+SCRATCH = "scratch-"
+"""What the names of arrays begin with that no later layer reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,12 @@ class States:
             raise InputError(f"{path}: not what an earlier run left there", hint="--overwrite starts again")
         return np.memmap(path, np.float32, "r+", shape=shape)
 
-    def has(self, name: str) -> bool:
-        """Whether there is an array of this name."""
-        return self._path(name).is_file()
+    def sync(self) -> None:
+        """Wait until every array that a later layer reads is on disk."""
+        for path in sorted(self.directory.iterdir()):
+            if not path.name.startswith(SCRATCH):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     def drop(self) -> None:
         """Remove everything."""

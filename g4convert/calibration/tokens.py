@@ -47,7 +47,7 @@ class Tokens:
                 ids, metadata = file.get_tensor("ids"), file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: not a calibration file: {error}", hint=_HINT) from error
-        if ids.dtype != np.int32 or ids.ndim != 2 or len(ids) < 2 or ids.shape[1] < 1:  # noqa: PLR2004 -- [samples, length]
+        if ids.dtype != np.int32 or ids.ndim != 2 or len(ids) < 2 or ids.shape[1] < 1:
             found = f"{ids.dtype} {[*ids.shape]}"
             raise InputError(f"{path}: ids are {found}, expected int32 [samples, length], two samples or more")
         tokens = cls(np.ascontiguousarray(ids))

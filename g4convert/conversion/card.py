@@ -46,6 +46,7 @@ def model_card(plan: Plan, source: Source, recipe: Resolved, output_name: str, s
         *(f"- `{key}: {value}`" for key, value in recipe.settings().items()),
         "",
         *(_cost(summary) if plan.quantized else ()),
+        *_calibrated(summary),
         "## What stayed",
         "",
         "| role | tensors | bytes | why |",
@@ -92,6 +93,31 @@ def _cost(summary: Summary) -> Iterable[str]:
         "lies on a lattice is exact when its dequantized weights equal the source bit for bit.",
         "",
     )
+
+
+def _calibrated(summary: Summary) -> Iterable[str]:
+    """What a calibrated method used and found."""
+    if summary.calibration is None:
+        return
+    used = summary.calibration
+    yield "## How it was calibrated"
+    yield ""
+    yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`),"
+    yield "layer by layer, each on what the quantized layers before it give. A weight was rounded in three ways, and"
+    yield f"the one with the least error in its output on held-out rows ({used['judged_on']} samples) was taken."
+    yield ""
+    yield "| way | taken for | mean relative output error |"
+    yield "|---|---:|---:|"
+    for way, count in used["ways"].items():
+        error = used["output_error"][way]
+        yield f"| {way.replace('_', '-')} | {count:,} | {'-' if error is None else f'{error:.5f}'} |"
+    yield ""
+    if used["without_tokens"]:
+        yield f"{len(used['without_tokens']):,} weights of experts met no token of the data."
+        yield ""
+    if used["without_factor"]:
+        yield f"{len(used['without_factor']):,} weights had inputs that GPTQ cannot use."
+        yield ""
 
 
 def _error_table(rows: Iterable[ErrorRow]) -> Iterable[str]:

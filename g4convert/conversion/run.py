@@ -29,7 +29,7 @@ from g4convert.conversion.staging import JOURNALS, Staging
 from g4convert.conversion.stream import Progress, Streams, run_units
 from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, copy_file, write_file
-from g4convert.errors import G4Error, InputError, UsageError
+from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
 from g4convert.planning.gate import hold
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.layout import Layout, lay_out
@@ -95,7 +95,7 @@ def prepare(job: Job) -> Conversion:
     """
     checkpoint = Checkpoint.open(job.source.path)
     plan = make_plan(checkpoint, job.recipe.recipe)
-    _check_calibration(job, layered=bool(layer_steps(plan)))
+    _check_calibration(job, plan)
     hold(plan, job.tps)
     layout = lay_out(plan)
     _check_side_files(checkpoint)
@@ -220,9 +220,11 @@ def _write_known(conversion: Conversion, directory: Path) -> None:
     write_file(directory / "model.safetensors.index.json", _json(conversion.layout.index()))
 
 
-def _check_calibration(job: Job, *, layered: bool) -> None:
-    """A method that needs data has it, and no other is given any."""
-    method = job.recipe.recipe.method.value
+def _check_calibration(job: Job, plan: Plan) -> None:
+    """A method that needs data has it and can use it, and no other is given any."""
+    method, layered = job.recipe.recipe.method.value, bool(layer_steps(plan))
+    if layered and plan.architecture.is_assistant:
+        raise UnsupportedError(f"method {method}: a drafter reads another model's states", hint="--method mse")
     if layered and job.calibration is None:
         raise UsageError(f"method {method} needs token ids to calibrate on", hint="--calibration FILE")
     if not layered and job.calibration is not None:

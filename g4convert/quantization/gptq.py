@@ -121,7 +121,8 @@ def nearest_codes(w: F32, scale: F32, code_max: int = 7) -> I8:
     n, groups = scale.shape
     codes = np.rint(w.reshape(n, groups, -1) / scale[:, :, None])
     np.clip(codes, -code_max - 1, code_max, out=codes)
-    return codes.reshape(w.shape).astype(np.int8)
+    found: I8 = codes.reshape(w.shape).astype(np.int8)
+    return found
 
 
 def gptq(w: F32, scale: F32, factor: Factor, pool: Executor, code_max: int = 7) -> I8:

@@ -20,7 +20,7 @@ from g4convert.quantization import Method, Scheme
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Checkpoints
+    from conftest import Checkpoints
 
 FAMILIES = ("moe", "dense", "unified", "e2b", "text", "unified_text")
 
@@ -38,7 +38,7 @@ def replayed(source: Path, given: Tokens, directory: Path) -> np.ndarray:
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for number in range(replay.config.num_hidden_layers):
             rounding = Rounding(Scheme(4, 32, Method.MSE), pool)
-            nothing = Weights({}, lambda path: np.empty(0), lambda path, rounded: None)
+            nothing = Weights({}, lambda _: np.empty(0), lambda *_: None)
             LayerPass(replay, number, nothing, rounding, pool).run(hidden, out)
             hidden, out = out, hidden
     return np.array(hidden)
