@@ -8,7 +8,6 @@ from g4convert.planning.steps import Plan
 __all__ = ["layer_steps"]
 
 _IN_LAYERS = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
-_LAYERED = {"gptq"}
 
 
 def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
@@ -21,7 +20,7 @@ def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
         By layer, in order: index into `plan.quantized` by the path inside the layer, such as `self_attn.q_proj` and
         `experts.3.down_proj`. Nothing with a method that looks at weights alone.
     """
-    if plan.recipe.method.value not in _LAYERED:
+    if not plan.recipe.is_calibrated:
         return {}
     prefix = f"{plan.inventory.architecture.text_prefix}layers."
     found: dict[int, dict[str, int]] = {}

@@ -138,6 +138,11 @@ class Recipe(BaseModel):
         (), description="Engines that must load the result: with one that cannot, nothing is written."
     )
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the method looks at inputs, not at weights alone."""
+        return self.method is Method.GPTQ
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:

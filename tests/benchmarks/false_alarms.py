@@ -35,7 +35,7 @@ def main(seeds: tuple[int, ...]) -> bool:
         for family in Family:
             with TemporaryDirectory(prefix="g4convert-") as directory:
                 source = make(family, Path(directory) / "source", seed=seed)
-                for name in recipes.shipped():
+                for name in (name for name, recipe in recipes.shipped().items() if not recipe.is_calibrated):
                     began = time.monotonic()
                     found = judged(source, Path(directory) / name, name, family)
                     seconds = time.monotonic() - began
