@@ -74,7 +74,9 @@ def verify(
 
             say("weights: every value against its source")
             rows: list[dict[str, Any]] = []
-            findings += check_weights(out, Checkpoint.open(asked.source), progress=progress, table=rows)
+            calibrated = "calibration" in (_recorded(asked.output, "result") or {})
+            source = Checkpoint.open(asked.source)
+            findings += check_weights(out, source, progress=progress, table=rows, calibrated=calibrated)
             metrics["weights"] = {"tensors": rows}
             ran.append(Level.WEIGHTS)
     if out is not None and Level.LOGITS in later:
@@ -134,13 +136,13 @@ def _stopped(level: Level, why: str, remedy: str, *, severity: Severity = Severi
     return Finding(f"{level}.stopped", severity, f"level {level}", f"not run: {why}", "", remedy)
 
 
-def _recorded(output: Path) -> Mapping[str, Any] | None:
-    """What a conversion recorded of its source; None where nothing can be read."""
+def _recorded(output: Path, part: str = "source") -> Mapping[str, Any] | None:
+    """What a conversion recorded of its source, or of its result; None where nothing can be read."""
     try:
-        source = json.loads((output / PROVENANCE).read_bytes())["source"]
+        found = json.loads((output / PROVENANCE).read_bytes())[part]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return source if isinstance(source, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def _reference_hint(output: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.conversions import stored
+from helpers.program import Program, g4convert
 from helpers.runs import hashes
 
 from g4convert.calibration.run import LayerByLayer
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from conftest import Checkpoints
 
     from g4convert.conversion.result import Summary
+
+__all__ = ["g4convert"]  # a fixture
 
 FAMILIES = ("moe", "dense", "unified", "e2b", "text", "unified_text")
 
@@ -156,6 +159,14 @@ def test_killed_and_continued_the_bytes_are_the_same(moe: Path, ids: Path, tmp_p
     assert os.path.isdir(f"{output}.partial/states")  # noqa: PTH112 -- a name, not a path of ours
     calibrated(moe, output, ids)
     assert hashes(output) == hashes(tmp_path / "whole" / "out")
+
+
+def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_path: Path) -> None:
+    """On a trained model, whose weights GPTQ takes further from the source than any search."""
+    source, output = trained(Family.MOE), tmp_path / "out"
+    ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
+    assert ran.status == 0, ran.err
+    assert "on 24 x 32 tokens" in " ".join(ran.err.split())
 
 
 def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None:

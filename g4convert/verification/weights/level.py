@@ -50,6 +50,7 @@ def check_weights(
     progress: Quiet | None = None,
     workers: int | None = None,
     table: list[dict[str, Any]] | None = None,
+    calibrated: bool = False,
 ) -> Iterator[Finding]:
     """Compare every value of a quantized checkpoint with its source.
 
@@ -59,6 +60,7 @@ def check_weights(
         progress: told of every piece.
         workers: threads; as many as the process may use cores by default.
         table: gets a row of numbers for each packed weight, as JSON.
+        calibrated: whether the method looked at inputs, and so lets weights be off where that costs little.
 
     Raises:
         InputError: the source is not a Gemma 4 checkpoint, or a file was cut meanwhile.
@@ -80,7 +82,7 @@ def check_weights(
             yield from decoded.result()
         if table is not None:
             table += (_row(name, sums) for name, sums in measured.items())
-        yield from judged_packed(packed, measured)
+        yield from judged_packed(packed, measured, calibrated=calibrated)
         yield from judged_kept(kept, different)
 
 

@@ -337,6 +337,11 @@ def test_bands(bits: int, group: int, low: float, limit: float) -> None:
     assert (band.low, band.limit) == (pytest.approx(low), pytest.approx(limit))
 
 
+def test_bands_are_wider_where_inputs_decided() -> None:
+    plain, wide = band_of(4, 32), band_of(4, 32, calibrated=True)
+    assert (wide.low, wide.high, wide.limit) == (3 * plain.low, 3 * plain.high, 3 * plain.limit)
+
+
 @pytest.mark.parametrize("tails", ["gaussian", "heavy"])
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (4, 128), (8, 32), (8, 128)])
 def test_plain_minmax_lies_in_the_band(tails: str, bits: int, group: int) -> None:
