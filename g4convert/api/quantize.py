@@ -10,7 +10,7 @@ from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import Conversion, Job, Layers, convert, prepare
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
 from g4convert.planning.recipe import DEFAULT, Resolved
@@ -63,6 +63,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     workers: int = 0,
     device: str = "cpu",
     overwrite: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
     verify: str | None = Level.WEIGHTS,
     progress: Quiet | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -79,6 +80,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         workers: threads; 0 is one for each core, or two for each GPU.
         device: what quantizes: `cpu`, `cuda` (every GPU) or `cuda:N`.
         overwrite: replace a checkpoint that is there.
+        calibration: file of token ids, for the methods that calibrate.
         verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.
         progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
         say: told what the verification does next.
@@ -96,11 +98,20 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         Interrupted: stopped on request.
     """
     level = None if verify is None else verified_after(verify)
-    job = job_of(model, output, resolved(recipe, overrides), tp=tp, workers=workers, device=device, overwrite=overwrite)
+    job = job_of(
+        model,
+        output,
+        resolved(recipe, overrides),
+        tp=tp,
+        workers=workers,
+        device=device,
+        overwrite=overwrite,
+        calibration=calibration,
+    )
     joined = Ranks.join() if ranks is None else ranks
     try:
         conversion = prepare(job)
-        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined))
+        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined, _layers(conversion)))
     finally:
         if ranks is None:
             joined.leave()
@@ -120,6 +131,7 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     workers: int,
     device: str,
     overwrite: bool,
+    calibration: str | os.PathLike[str] | None = None,
 ) -> Job:
     """Look a model up, and say what is to be done with it; see `quantize`.
 
@@ -131,4 +143,16 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     if tp and not recipe.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     found = source.resolve(os.fspath(model))
-    return Job(found, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,))
+    data = None if calibration is None else Path(calibration)
+    return Job(
+        found, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,), calibration=data
+    )
+
+
+def _layers(conversion: Conversion) -> Layers | None:
+    """Return what calibrates layer by layer, for a method that does."""
+    if conversion.job.calibration is None:
+        return None
+    from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 -- brings torch and transformers
+
+    return LayerByLayer.of(conversion, conversion.job.calibration)

@@ -17,6 +17,7 @@ __all__ = [
     "Assistant",
     "AssistantOf",
     "Autotune",
+    "Calibration",
     "Checked",
     "Device",
     "Directory",
@@ -107,7 +108,11 @@ GroupSize = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Method to find scales: auto, minmax, mse or lattice.", rich_help_panel=_RECIPE),
+    typer.Option(
+        metavar="NAME",
+        help="Method to find codes and scales: auto, minmax, mse, lattice or gptq.",
+        rich_help_panel=_RECIPE,
+    ),
 ]
 Signed = Annotated[
     bool | None,
@@ -169,6 +174,10 @@ Output = Annotated[
 ]
 Workers = Annotated[
     int, typer.Option(metavar="N", min=0, help="Threads; 0 is one per core, or two per GPU.", rich_help_panel=_RUN)
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Token ids that gptq calibrates on.", rich_help_panel=_RUN),
 ]
 Device = Annotated[
     str,

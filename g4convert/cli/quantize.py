@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from g4convert.cli.options import (
+    Calibration,
     Device,
     DryRun,
     Json,
@@ -40,6 +41,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     *,
     output: Output = None,
     resolved: "Resolved",
+    calibration: Calibration = None,
     tp: TensorParallel = None,
     workers: Workers = 0,
     device: Device = "cpu",
@@ -64,7 +66,16 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     level = None if verify == "none" else verified_after(verify)
     if output is None:
         raise _no_output(model, resolved)
-    job = job_of(model, output, resolved, tp=tp or (), workers=workers, device=device, overwrite=overwrite)
+    job = job_of(
+        model,
+        output,
+        resolved,
+        tp=tp or (),
+        workers=workers,
+        device=device,
+        overwrite=overwrite,
+        calibration=calibration,
+    )
     if dry_run:
         print_plan(_planned(job), as_json=as_json, no_color=no_color, verbose=verbose)
         return
@@ -82,6 +93,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
                 workers=workers,
                 device=device,
                 overwrite=overwrite,
+                calibration=calibration,
                 verify=level,
                 progress=watched.bar,
                 say=watched.say,

@@ -52,6 +52,9 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         f"{done.bits_per_weight:.2f} bits per weight",
         "method": f"{done.choice.method}: {done.choice.why}",
     }
+    if done.calibration is not None:
+        ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in done.calibration["ways"].items())
+        rows["calibrated"] = f"on {done.calibration['samples']:,} x {done.calibration['length']:,} tokens: {ways}"
     if peak is not None:
         rows["peak memory"] = size(peak)
     if done.total.stats.groups:

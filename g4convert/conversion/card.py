@@ -49,6 +49,7 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
         *(f"- `{key}: {value}`" for key, value in recipe.settings().items()),
         "",
         *(_cost(summary) if plan.quantized else ()),
+        *_calibrated(summary),
         "## What stayed",
         "",
         "| role | tensors | bytes | why |",
@@ -95,6 +96,31 @@ def _cost(summary: Summary) -> Iterable[str]:
         "lies on a lattice is exact when its dequantized weights equal the source bit for bit.",
         "",
     )
+
+
+def _calibrated(summary: Summary) -> Iterable[str]:
+    """What a calibrated method used and found."""
+    if summary.calibration is None:
+        return
+    used = summary.calibration
+    yield "## How it was calibrated"
+    yield ""
+    yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`),"
+    yield "layer by layer, each on what the quantized layers before it give. A weight was rounded in three ways, and"
+    yield f"the one with the least error in its output on held-out rows ({used['judged_on']} samples) was taken."
+    yield ""
+    yield "| way | taken for | mean relative output error |"
+    yield "|---|---:|---:|"
+    for way, count in used["ways"].items():
+        error = used["output_error"][way]
+        yield f"| {way.replace('_', '-')} | {count:,} | {'-' if error is None else f'{error:.5f}'} |"
+    yield ""
+    if used["without_tokens"]:
+        yield f"{len(used['without_tokens']):,} weights of experts met no token of the data."
+        yield ""
+    if used["without_factor"]:
+        yield f"{len(used['without_factor']):,} weights had inputs that GPTQ cannot use."
+        yield ""
 
 
 def _error_table(rows: Iterable[ErrorRow]) -> Iterable[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.result import Choice
+from g4convert.errors import UsageError
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.steps import Plan, Quantize
 from g4convert.quantization import Method, NonFiniteError
@@ -25,18 +26,41 @@ _ROWS = 8
 
 
 def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
-    """The recipe's method, or for `auto` the one that a sample of the source asks for."""
+    """The recipe's method, or for `auto` the one that a sample of the source asks for.
+
+    Raises:
+        UsageError: a method that moves codes, and a source that lies on the grid it was trained on.
+    """
+    if plan.recipe.method == "gptq":
+        _refuse_lattice(plan, checkpoint, reader)
     if plan.recipe.method != "auto":
         return Choice(Method(plan.recipe.method.value), "the recipe says so")
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if plan.recipe.num_bits != _LATTICE_BITS:
         return Choice(Method.MSE, f"lattices have {_LATTICE_BITS} bits, the recipe {plan.recipe.num_bits}")
+    share, linears = _sampled(plan, checkpoint, reader)
+    method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
+    return Choice(method, f"{share:.1%} of the groups of {linears} sampled Linears lie on a 4-bit lattice")
+
+
+def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
+    if plan.recipe.num_bits != _LATTICE_BITS or not plan.quantized:
+        return
+    share, _ = _sampled(plan, checkpoint, reader)
+    if share >= LATTICE_SHARE:
+        raise UsageError(
+            f"method gptq: {share:.1%} of the source lies on the grid of its quantization-aware training, "
+            "and gptq would take it off",
+            hint="-r qat-q4_0 keeps its codes",
+        )
+
+
+def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> tuple[float, int]:
+    """The share of groups on a lattice, and of how many Linears."""
     steps = plan.quantized[:: max(1, len(plan.quantized) // _LINEARS)]
     shares = [_share(step, plan.recipe, checkpoint, reader) for step in steps]
-    share = float(np.mean(shares))
-    method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
-    return Choice(method, f"{share:.1%} of the groups of {len(shares)} sampled Linears lie on a 4-bit lattice")
+    return float(np.mean(shares)), len(shares)
 
 
 def _share(step: Quantize, recipe: Recipe, checkpoint: Checkpoint, reader: Reader) -> float:

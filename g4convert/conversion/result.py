@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from shlex import quote
 from typing import Any
 
@@ -16,6 +16,9 @@ from g4convert.quantization import Method, Scheme, TileStats
 __all__ = ["Choice", "ErrorRow", "Summary", "serve_command", "summarize"]
 
 
+_NUMBERS = len(fields(TileStats))
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The method taken, and why."""
@@ -24,8 +27,9 @@ class Choice:
     why: str
 
     def scheme(self, recipe: Recipe) -> Scheme:
-        """Return the scheme of a recipe with this method."""
-        return Scheme(recipe.num_bits, recipe.group_size, self.method, signed=recipe.signed)
+        """Return the scheme of tiles under a recipe with this method; `mse` for what lies outside of layers."""
+        method = Method.MSE if self.method is Method.GPTQ else self.method
+        return Scheme(recipe.num_bits, recipe.group_size, method, signed=recipe.signed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,17 @@ class ErrorRow:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Summary of a finished conversion; the same for any number of workers or interruptions."""
+    """Summary of a finished conversion; the same for any number of workers or interruptions.
+
+    Args:
+        choice: the method taken.
+        sizes: bytes by role.
+        files: number of shards.
+        total: what rounding cost.
+        roles: the same by role.
+        modules: the same by module.
+        calibration: what a calibrated method used and found, as JSON; None for the others.
+    """
 
     choice: Choice
     sizes: tuple[RoleSize, ...]
@@ -56,6 +70,7 @@ class Summary:
     total: ErrorRow
     roles: tuple[ErrorRow, ...]
     modules: tuple[ErrorRow, ...]
+    calibration: Mapping[str, Any] | None = None
 
     @property
     def worst(self) -> tuple[ErrorRow, ...]:
@@ -95,22 +110,31 @@ class Summary:
             "mean_relative_error": self.mean_error,
             "roles": [_row(row) for row in self.roles],
             "worst": [_row(row) for row in self.worst],
+            **({} if self.calibration is None else {"calibration": dict(self.calibration)}),
         }
 
 
-def summarize(plan: Plan, choice: Choice, files: int, results: Mapping[int, Iterable[list[Any]]]) -> Summary:
+def summarize(
+    plan: Plan,
+    choice: Choice,
+    files: int,
+    results: Mapping[int, Iterable[list[Any]]],
+    calibration: Mapping[str, Any] | None = None,
+) -> Summary:
     """Add up the statistics of all units, in the order of the work whoever did it.
 
     Args:
         plan: what was done.
         choice: the method taken.
         files: number of shards.
-        results: of each unit, [index into `plan.quantized`, *TileStats] for each of its tiles.
+        results: of each unit, [index into `plan.quantized`, *TileStats] for each of its tiles; a calibrated one's
+            has more behind.
+        calibration: what a calibrated method used and found, as JSON.
     """
     steps: dict[int, TileStats] = defaultdict(TileStats)
     for unit in sorted(results):
         for step, *numbers in results[unit]:
-            steps[step] += TileStats(*numbers)
+            steps[step] += TileStats(*numbers[:_NUMBERS])
     roles: dict[str, TileStats] = defaultdict(TileStats)
     total = TileStats()
     rows = []
@@ -126,6 +150,7 @@ def summarize(plan: Plan, choice: Choice, files: int, results: Mapping[int, Iter
         ErrorRow("all", total),
         tuple(ErrorRow(role, stats) for role, stats in roles.items()),
         tuple(rows),
+        calibration,
     )
 
 

@@ -20,7 +20,7 @@ from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
 from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
 
-__all__ = ["check_sizes", "sound"]
+__all__ = ["check_sizes", "checksum", "sound"]
 
 _BLOCK: Final = 4 << 20
 
@@ -66,18 +66,28 @@ def sound(
 
 
 def _is_sound(unit: Unit, done: Done, *, source: Reader, written: Reader) -> bool:
+    copies = (task for task in unit if isinstance(task, CopyTask))
+    return checksum(unit, written) == done.checksum and all(_is_copied(task, source, written) for task in copies)
+
+
+def checksum(unit: Unit, written: Reader) -> str:
+    """Return the checksum of what a unit has quantized or moved.
+
+    Args:
+        unit: the work.
+        written: the shards of the output.
+    """
     digest = xxh3_64()
     for task in unit:
         match task:
             case CopyTask():
-                if not _is_copied(task, source, written):
-                    return False
+                pass
             case MoveTask():
                 digest.update(written.read(task.target_file, task.target_begin, task.nbytes))
             case QuantizeTask():
                 digest.update(written.read(task.target_file, task.packed_begin, task.rows * task.packed_row))
                 digest.update(written.read(task.target_file, task.scale_begin, task.scale_nbytes))
-    return digest.hexdigest() == done.checksum
+    return str(digest.hexdigest())
 
 
 def _is_copied(task: CopyTask, source: Reader, written: Reader) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.hashes import file_hashes
@@ -33,15 +33,16 @@ from g4convert.conversion.stream import Progress, Streams, run_units
 from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, copy_file, write_file, write_heads
 from g4convert.engines.verdicts import TENSOR_PARALLEL
-from g4convert.errors import G4Error, InputError
+from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
 from g4convert.planning.config import output_config
 from g4convert.planning.gate import Outlook
+from g4convert.planning.layers import layer_steps
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan, make_plan
 from g4convert.planning.units import Unit, make_units
 
-__all__ = ["Conversion", "Job", "convert", "prepare"]
+__all__ = ["Conversion", "Job", "Layers", "convert", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Job:
         device: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a non-empty output, start an unfinished one again if it is of something else.
         tps: tensor parallel sizes at which the recipe's engines must load the output.
+        calibration: the file of token ids for a method that needs them.
     """
 
     source: Source
@@ -65,6 +67,7 @@ class Job:
     device: str = "cpu"
     overwrite: bool = False
     tps: tuple[int, ...] = (1,)
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class Conversion:
     config: Mapping[str, Any]
     units: tuple[Unit, ...]
 
+    @property
+    def tiled(self) -> int:
+        """Number of units that are done tile by tile; the others, behind them, are whole layers."""
+        return len(self.units) - len(layer_steps(self.plan))
+
 
 def prepare(job: Job) -> Conversion:
     """Decide everything, without reading a weight or writing a byte.
@@ -89,6 +97,7 @@ def prepare(job: Job) -> Conversion:
     """
     checkpoint = Checkpoint.open(job.source.path)
     plan = make_plan(checkpoint, job.recipe.recipe)
+    _check_calibration(job, plan)
     outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
     outlook.hold(plan.recipe, job.tps)
     layout = lay_out(plan)
@@ -99,13 +108,31 @@ def prepare(job: Job) -> Conversion:
     return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units)
 
 
-def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary | None:
+class Layers(Protocol):
+    """Does the units that are whole layers; see `calibration.run`."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What the bytes depend on, as JSON."""
+
+    def run(self, pending: Mapping[int, Unit], streams: Streams, progress: Progress) -> dict[int, list[Any]]:
+        """Do them in order, each with a record in the journal; their statistics."""
+
+    def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
+        """What was used and found, as JSON, from the statistics of all units."""
+
+    def close(self) -> None:
+        """Remove what a finished output does not need."""
+
+
+def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: Layers | None = None) -> Summary | None:
     """Write the output.
 
     Args:
         conversion: what `prepare` decided.
         progress: told of finished work.
         ranks: this process among those of the run.
+        layers: does the layers of a method that goes layer by layer, in rank 0.
 
     Returns:
         What was done, in rank 0; None in the others.
@@ -122,10 +149,12 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
         Lock(staging.lock) as lock,
     ):
         ranks.agree(_facts(conversion))
-        started = ranks.from_lead(_start(conversion, reader, lock) if ranks.leads else None)
+        started = ranks.from_lead(_start(conversion, reader, lock, layers) if ranks.leads else None)
         scheme = started.choice.scheme(conversion.plan.recipe)
         ranks.agree({"output": "the same directory" if lock.is_of(started.run) else f"{staging.target}, another one"})
-        pending = {number: conversion.units[number] for number in started.pending[ranks.rank :: ranks.world]}
+        tiled = [number for number in started.pending if number < conversion.tiled]
+        pending = {number: conversion.units[number] for number in tiled[ranks.rank :: ranks.world]}
+        layered = {number: conversion.units[number] for number in started.pending if number >= conversion.tiled}
         with (
             ShardWriter(staging.partial, conversion.layout, create=False) as writer,
             Journal(staging.journal(ranks.rank), started.fingerprint) as journal,
@@ -134,7 +163,10 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             left = sum(task.nbytes for number in started.pending for task in conversion.units[number])
             progress.start(total, total - left)
             try:
-                results = run_units(pending, Streams(reader, writer, journal), scheme, workers, progress)
+                streams = Streams(reader, writer, journal)
+                results = run_units(pending, streams, scheme, workers, progress)
+                if layers is not None and ranks.leads:
+                    results |= layers.run(layered, streams, progress)
             except InputError:
                 staging.drop()  # of a source that no run can finish
                 raise
@@ -146,8 +178,12 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks) -> Summary
             writer.check_in_place(staging.partial)
         _check_source(conversion, reader)
         files = len(conversion.layout.shards)
-        summary = summarize(conversion.plan, started.choice, files, {**started.done, **results})
+        results = {**started.done, **results}
+        report = None if layers is None else layers.report(results)
+        summary = summarize(conversion.plan, started.choice, files, results, report)
         lock.check()
+        if layers is not None:
+            layers.close()
         _finish(conversion, summary)
         return summary
 
@@ -179,22 +215,24 @@ class _Started:
     """Of the lock that rank 0 holds."""
 
 
-def _start(conversion: Conversion, reader: Reader, lock: Lock) -> "_Started | G4Error":
+def _start(conversion: Conversion, reader: Reader, lock: Lock, layers: Layers | None) -> "_Started | G4Error":
     """Take the lock, check what needs reading, make or reopen OUT.partial; an error is returned, for every rank."""
     try:
         lock.take()
         conversion.staging.check(conversion.job.source.path, overwrite=conversion.job.overwrite)
-        return _start_or_raise(conversion, reader, lock)
+        return _start_or_raise(conversion, reader, lock, layers)
     except G4Error as error:
         return error
 
 
-def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock) -> _Started:
+def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: Layers | None) -> _Started:
     job, staging = conversion.job, conversion.staging
     check_drops(conversion.plan, conversion.checkpoint, reader)
     choice = choose(conversion.plan, conversion.checkpoint, reader)
     units, layout = conversion.units, conversion.layout
     facts = fingerprint(conversion.checkpoint, reader, job.recipe, choice.method.value, units)
+    if layers is not None:
+        facts["calibration"] = dict(layers.fingerprint)
     claimed = staging.done(facts, _names(conversion), layout, overwrite=job.overwrite)
     if claimed is None:
         staging.make(layout, facts, partial(_write_known, conversion))
@@ -232,6 +270,19 @@ def _write_known(conversion: Conversion, directory: Path) -> None:
         copy_file(checkpoint.path / name, target)
     write_file(directory / "config.json", _json(conversion.config))
     write_file(directory / "model.safetensors.index.json", _json(conversion.layout.index()))
+
+
+def _check_calibration(job: Job, plan: Plan) -> None:
+    """A method that needs data has it and can use it, and no other is given any."""
+    method, layered = job.recipe.recipe.method.value, bool(layer_steps(plan))
+    if layered and plan.architecture.is_assistant:
+        raise UnsupportedError(f"method {method}: a drafter reads another model's states", hint="--method mse")
+    if layered and job.calibration is None:
+        raise UsageError(f"method {method} needs token ids to calibrate on", hint="--calibration FILE")
+    if not layered and job.calibration is not None:
+        raise UsageError(f"--calibration: method {method} looks at weights alone", hint="-r w4a16-g32-gptq uses it")
+    if layered and job.device != "cpu":
+        raise UsageError(f"--device {job.device}: method {method} runs on the CPU only", hint="--device cpu")
 
 
 def _check_side_files(checkpoint: Checkpoint) -> None:

@@ -22,8 +22,10 @@ from g4convert.errors import InputError, UsageError
 from g4convert.planning.layout import Layout
 from g4convert.printable import printable
 
-__all__ = ["JOURNALS", "Staging"]
+__all__ = ["JOURNALS", "STATES", "Staging"]
 
+STATES = "states"
+"""Directory in OUT.partial of what flows between layers that are calibrated."""
 JOURNALS = "journal*.jsonl"
 """Names that OUT.partial needs for itself."""
 
@@ -219,6 +221,6 @@ def _strays(directory: Path, names: Collection[str]) -> Iterator[str]:
         relative = Path(root).relative_to(directory)
         for file in (*files, *(folder for folder in folders if Path(root, folder).is_symlink())):
             name = (relative / file).as_posix()
-            known = name in names or fnmatch(name, JOURNALS)
+            known = name in names or fnmatch(name, JOURNALS) or relative == Path(STATES)
             if not known or not stat.S_ISREG(Path(root, file).lstat().st_mode):
                 yield name

@@ -61,11 +61,13 @@ class Stream:
         filling: where its tensors come from.
 
     Attributes:
+        filling: where its tensors come from.
         loads: how often each part was read.
     """
 
     def __init__(self, model: Model, filling: Filling) -> None:
         self.loads: Counter[str] = Counter()
+        self.filling = filling
         self._model, self._filling = model, filling
         self._live: _Part | None = None
         self._head: str | None = None

@@ -4,6 +4,7 @@ recipe   Loads the decisions of a conversion from YAML, options and defaults
 steps    Makes the total plan: copy, quantize or drop for each source tensor
 remarks  Warns of what a user should know about a source
 layout   Gives each output tensor its file and byte offset
+layers   Says which Linears are calibrated layer by layer
 units    Cuts a plan into units of work that may run in any order
 sizes    Adds up bytes by role, and estimates the time
 weights  Describes the output as engines will meet it, with its `ignore` list

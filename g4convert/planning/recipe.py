@@ -58,6 +58,7 @@ class Method(StrEnum):
     MINMAX = "minmax"
     MSE = "mse"
     LATTICE = "lattice"
+    GPTQ = "gptq"
 
 
 class PackRole(StrEnum):
@@ -114,7 +115,7 @@ class Recipe(BaseModel):
     method: Method = Field(
         Method.AUTO,
         description="Scale of a group: minmax, mse (signed search), lattice (the grid of a QAT source), "
-        "auto (lattice where a sample is on one, otherwise mse).",
+        "auto (lattice where a sample is on one, otherwise mse), gptq (layer by layer, on calibration data).",
     )
     signed: bool = Field(default=True, description="Let mse choose negative scales; false searches positive ones only.")
     pack: tuple[PackRole, ...] = Field(
@@ -136,6 +137,11 @@ class Recipe(BaseModel):
     engines: tuple[Engine, ...] = Field(
         (), description="Engines that must load the result: with one that cannot, nothing is written."
     )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the method looks at inputs, not at weights alone."""
+        return self.method is Method.GPTQ
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ where they read, so a run streams through the source, and gathered into units of
 takes, what the journal records, what a kill loses at most per worker.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.planning.layers import layer_steps
 from g4convert.planning.layout import Layout, Placed
 from g4convert.planning.steps import Copy, Plan, Quantize
 from g4convert.tensors import DType
@@ -91,14 +92,25 @@ Unit = tuple[Task, ...]
 
 
 def make_units(plan: Plan, layout: Layout, checkpoint: Checkpoint) -> tuple[Unit, ...]:
-    """All the work of a plan, in the order of the source bytes."""
+    """All the work of a plan, in the order of the source bytes; layers that are calibrated one by one come last."""
+    layers = layer_steps(plan)
+    layered = {number for steps in layers.values() for number in steps.values()}
     tasks: list[Task] = []
     for copy in plan.copied:
         tasks += _copy_tasks(copy, layout.placed[copy.target.name], checkpoint)
     for number, step in enumerate(plan.quantized):
-        tasks += _quantize_tasks(number, step, layout, checkpoint)
+        if number not in layered:
+            tasks += _quantize_tasks(number, step, layout, checkpoint)
     tasks.sort(key=lambda task: (task.file, task.begin, task.name))
-    return tuple(_gather(tasks))
+    return (*_gather(tasks), *(_layer(plan, steps, layout, checkpoint) for steps in layers.values()))
+
+
+def _layer(plan: Plan, steps: Mapping[str, int], layout: Layout, checkpoint: Checkpoint) -> Unit:
+    """A whole layer as one unit."""
+    quantized = plan.quantized
+    return tuple(
+        task for number in steps.values() for task in _quantize_tasks(number, quantized[number], layout, checkpoint)
+    )
 
 
 def _copy_tasks(step: Copy, placed: Placed, checkpoint: Checkpoint) -> Iterator[CopyTask | MoveTask]:

@@ -54,11 +54,13 @@ class Method(StrEnum):
     `mse`: the scale with the least squared error that a search finds; never worse than minmax.
     `lattice`: the step of the grid the group lies on, as quantization-aware training leaves it; groups
     on no grid take the scale of `mse`.
+    `gptq`: layer by layer, on what the quantized layers before it give; see `calibration`. It is no method of tiles.
     """
 
     MINMAX = "minmax"
     MSE = "mse"
     LATTICE = "lattice"
+    GPTQ = "gptq"
 
 
 @dataclass(frozen=True, slots=True)

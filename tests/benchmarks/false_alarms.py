@@ -50,7 +50,7 @@ def judged_all(source: Path, case: str, family: Family, profile: str | None) -> 
     """What is wrong with the output of each recipe, by case."""
     outcomes: dict[str, str] = {}
     with TemporaryDirectory(prefix="g4convert-") as directory:
-        for name in recipes.shipped():
+        for name in (name for name, recipe in recipes.shipped().items() if not recipe.is_calibrated):
             began = time.monotonic()
             found = judged(source, Path(directory) / name, name, family, profile)
             say(f"{case} {name}: {found or 'pass'}, {time.monotonic() - began:.1f} s")

@@ -32,7 +32,7 @@ from g4convert.errors import InputError, UsageError
 from g4convert.forward.probe import compare, logits, prompts
 from g4convert.planning.recipe import DEFAULT, shipped
 
-RECIPES = sorted(shipped())
+RECIPES = sorted(name for name, recipe in shipped().items() if not recipe.is_calibrated)
 DRAFTERS = {Family.ASSISTANT, Family.UNIFIED_ASSISTANT}
 Made = tuple[Path, Summary]
 Converted = Callable[..., Made]

@@ -16,7 +16,9 @@ def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -
         "text-only",
         "w4a16-experts-only",
         "w4a16-g128",
+        "w4a16-g128-gptq",
         "w4a16-g32",
+        "w4a16-g32-gptq",
         "w4a16-mlp-only",
         "w8a16-g32",
     }
@@ -24,7 +26,7 @@ def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -
         assert recipe.description
         first = source_text(name)[0].splitlines()[0]
         assert first.startswith("# g4convert quantize ")
-        assert first.endswith(f"-r {name}")
+        assert first.endswith(f"-r {name}" + " --calibration FILE" * recipe.is_calibrated)
 
 
 def test_the_default_recipe_says_what_the_defaults_say() -> None:

@@ -1,0 +1,171 @@
+"""Quantizes the experts of a layer, each on the tokens that were routed to it.
+
+The inputs of all experts are the same normed states, so they are kept once; the H of an expert is formed when it is
+its turn, from the rows of its tokens. Holding all of them at once would take gigabytes a layer.
+
+    routing     by the router, which keeps its weights, on the states behind the quantized attention
+    gate, up    one H: that of the expert's rows, plus a prior of as many tokens as there are columns
+    down        on what the quantized gate and up give for the same rows, plus a prior from tokens spread over the
+                sequences, run through the expert
+    output      added to the layer's, times the router's weight, expert after expert
+
+The prior is what an expert with few or no tokens has; damping is by its own tokens. An expert of whose rows fewer than
+32 judge is judged on other tokens' rows.
+
+Letters: t tokens, h hidden size, e an expert, k experts of a token.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.moments import Moments
+from g4convert.calibration.rounding import dequantized
+from g4convert.calibration.states import SCRATCH
+
+if TYPE_CHECKING:
+    from g4convert.calibration.layer import LayerPass
+
+__all__ = ["run_experts"]
+
+F32 = NDArray[np.float32]
+
+_JUDGES = 32
+_OUT = f"{SCRATCH}experts"
+
+
+def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN401 -- a module of transformers
+    """Quantize the experts of a layer, if the recipe packs them, and run them.
+
+    Args:
+        work: the layer's.
+        layer: with its router and norms, without its experts.
+        states: behind the attention, [samples, length, h].
+
+    Returns:
+        What the experts add, [samples, length, h].
+    """
+    out = work.replay.states.make(_OUT, states.shape)
+    experts = _Experts(work, layer, states.reshape(-1, states.shape[-1]))
+    if work.weights.names.keys() & {"experts.0.gate_proj"}:
+        experts.quantize(out.reshape(-1, out.shape[-1]))
+    else:
+        work.replay.fill_experts(work.number)
+        for s in range(len(states)):
+            rows = np.arange(s * states.shape[1], (s + 1) * states.shape[1])
+            index, weights = experts.index[rows], experts.weights[rows]
+            out[s] = layer.experts(experts.inputs(rows), torch.from_numpy(index), torch.from_numpy(weights)).numpy()
+    return out
+
+
+class _Experts:
+    """The experts of one layer, and who is routed to them."""
+
+    def __init__(self, work: "LayerPass", layer: Any, states: F32) -> None:  # noqa: ANN401
+        self._work, self._layer, self._states = work, layer, states
+        length = work.replay.tokens.length
+        routed = [layer.router(torch.from_numpy(rows)) for rows in _split(states, length)]
+        self.weights: F32 = torch.cat([weights for _, weights, _ in routed]).numpy()
+        self.index: NDArray[np.int64] = torch.cat([index for *_, index in routed]).numpy()
+        judges = np.isin(np.arange(work.replay.tokens.samples), [*work.replay.tokens.judges])
+        self._judging: NDArray[np.bool_] = np.repeat(judges, length)
+
+    def inputs(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Normed states of some tokens, [t, h]."""
+        normed: torch.Tensor = self._layer.pre_feedforward_layernorm_2(torch.from_numpy(self._states[rows]))
+        return normed
+
+    def quantize(self, out: F32) -> None:
+        """Quantize each expert and add what it gives to `out` [t, h]."""
+        training, judging = np.flatnonzero(~self._judging), np.flatnonzero(self._judging)
+        whole = self._moments(training)
+        sample, judges = _spread(training, len(whole.h)), _spread(judging, 512)
+        for expert in range(self._work.replay.config.num_experts):
+            token, place = np.nonzero(self.index == expert)
+            x = self.inputs(token)
+            held = self._judging[token]
+            seen = _Rows(x, held, self.inputs(sample), self.inputs(judges))
+            inner = self._gate_up(expert, seen, whole)
+            down = self._down(expert, inner)
+            added = inner.rows @ down.T
+            out[token] += added.numpy() * self.weights[token, place, None]
+
+    def _gate_up(self, expert: int, seen: "_Rows", whole: Moments) -> "_Rows":
+        """Quantize gate and up; the inputs of down."""
+        moments = seen.moments(self._work)
+        k = len(moments.h)
+        moments.blend(whole.h, k / max(whole.tokens, 1))
+        gate, up = self._round(moments, seen, [f"experts.{expert}.gate_proj", f"experts.{expert}.up_proj"])
+        return seen.mapped(lambda x: self._layer.experts.act_fn(x @ gate.T) * (x @ up.T))
+
+    def _down(self, expert: int, inner: "_Rows") -> torch.Tensor:
+        moments = inner.moments(self._work)
+        prior = Moments(len(moments.h), self._work.pool)
+        prior.add(inner.sample.numpy())
+        prior.finish()
+        moments.blend(prior.h, len(prior.h) / max(prior.tokens, 1))
+        (down,) = self._round(moments, inner, [f"experts.{expert}.down_proj"])
+        return down
+
+    def _round(self, moments: Moments, seen: "_Rows", paths: list[str]) -> list[torch.Tensor]:
+        work = self._work
+        factor, judges = work.rounding.factor(moments), seen.judging
+        found = []
+        for path in paths:
+            rounded = work.rounding.round(work.weights.names[path], work.weights.read(path), moments, factor, judges)
+            work.weights.write(path, rounded)
+            found.append(torch.from_numpy(dequantized(rounded.codes, rounded.scale)))
+        return found
+
+    def _moments(self, rows: NDArray[np.int64]) -> Moments:
+        """Of all tokens, as if they were routed to one expert."""
+        moments = Moments(self._states.shape[1], self._work.pool)
+        for some in np.array_split(rows, max(1, len(rows) // 4096)):
+            moments.add(self.inputs(some).numpy())
+        moments.finish()
+        return moments
+
+
+class _Rows:
+    """What flows through one expert.
+
+    Args:
+        rows: of its tokens, [t, k], in their order.
+        held: which of them judge.
+        sample: rows of tokens spread over all sequences: the prior.
+        others: rows of tokens that judge, whoever they are routed to.
+    """
+
+    def __init__(self, rows: torch.Tensor, held: NDArray[np.bool_], sample: torch.Tensor, others: torch.Tensor) -> None:
+        self.rows, self.held, self.sample, self.others = rows, held, sample, others
+
+    def mapped(self, call: Any) -> "_Rows":  # noqa: ANN401
+        """The same tokens behind a function."""
+        return _Rows(call(self.rows), self.held, call(self.sample), call(self.others))
+
+    def moments(self, work: "LayerPass") -> Moments:
+        """Of the rows that do not judge."""
+        moments = Moments(self.rows.shape[1], work.pool)
+        moments.add(self.rows.numpy()[~self.held])
+        moments.finish()
+        return moments
+
+    @property
+    def judging(self) -> F32:
+        """The rows that judge."""
+        own: F32 = self.rows.numpy()[self.held]
+        others: F32 = self.others.numpy()
+        return own if len(own) >= _JUDGES else others
+
+
+def _split(states: F32, length: int) -> list[F32]:
+    return [np.array(states[first : first + length]) for first in range(0, len(states), length)]
+
+
+def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """So many of them, spread evenly."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]

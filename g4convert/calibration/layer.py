@@ -1,0 +1,224 @@
+"""Quantizes one decoder layer on what the quantized layers before it give, in the order in which its Linears run.
+
+    q, k, v      on the normed states; one H for all three
+    o            on what attention makes of the quantized q, k, v
+    gate, up     on the normed states behind the quantized attention; one H
+    down         on what the quantized gate and up give
+    experts      see `experts`
+
+After each step the weights in the layer are the quantized ones, so the next step, and the next layer, get what an
+engine will give them. A layer with per-layer inputs takes those of its own sequence; one that reads the keys and
+values of an earlier layer takes those that the quantized earlier layer made.
+
+Letters: s sequences, t tokens of one, h hidden size.
+"""
+
+from collections import UserDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.experts import run_experts
+from g4convert.calibration.moments import Moments
+from g4convert.calibration.replay import Replay
+from g4convert.calibration.rounding import Rounded, Rounding, dequantized
+from g4convert.calibration.states import SCRATCH
+
+__all__ = ["LayerPass", "Weights"]
+
+F32 = NDArray[np.float32]
+T = TypeVar("T")
+
+_AHEAD = 4
+_ATTENTION_OUT, _MLP_IN = f"{SCRATCH}attention", f"{SCRATCH}mlp"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a recipe packs in one layer, by the module's path inside it (`self_attn.q_proj`, `experts.3.down_proj`).
+
+    Args:
+        names: full name of each.
+        read: gives the source's weight, float32 [n, k], by path.
+        write: takes the rounded weight.
+    """
+
+    names: Mapping[str, str]
+    read: Callable[[str], F32]
+    write: Callable[[str, Rounded], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPass:
+    """One layer and all sequences.
+
+    Args:
+        replay: gives the layer and its arguments.
+        number: of the layer.
+        weights: what is packed.
+        rounding: how.
+        pool: threads that take a sequence each; torch has to run on one thread in them.
+    """
+
+    replay: Replay
+    number: int
+    weights: Weights
+    rounding: Rounding
+    pool: Executor
+
+    def run(self, states: F32, out: F32) -> None:
+        """Quantize the layer.
+
+        Args:
+            states: what it is given, [s, t, h]; not changed.
+            out: filled with what it gives, [s, t, h].
+        """
+        with torch.no_grad(), self.replay.layer(self.number) as layer:
+            self._attention(layer, states, out)
+            self._feed_forward(layer, out)
+
+    def _attention(self, layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401 -- a module of transformers
+        """Fill `out` with the states behind the attention."""
+        attention = layer.self_attn
+        paths = [path for path in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if self._has(path)]
+        self._quantize(layer, paths, lambda s: layer.input_layernorm(_of(states, s)))
+        o_proj, attention.o_proj = attention.o_proj, torch.nn.Identity()
+        inner = self.replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
+        arguments, shared = self.replay.arguments[self.number], _Shared(self.replay, layer)
+
+        def attend(s: int) -> torch.Tensor:
+            normed = layer.input_layernorm(_of(states, s))
+            given = shared.given(s)
+            given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
+            shared.keep(s, given)
+            inner_states: torch.Tensor = given_back
+            return inner_states
+
+        for s, one in self._ordered(attend):
+            inner[s] = one[0].numpy()
+        attention.o_proj = o_proj
+        self._quantize(layer, self._present("self_attn.o_proj"), lambda s: _of(inner, s))
+
+        def behind(s: int) -> torch.Tensor:
+            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(_of(inner, s)))
+            return _of(states, s) + added
+
+        for s, one in self._ordered(behind):
+            out[s] = one[0].numpy()
+
+    def _feed_forward(self, layer: Any, out: F32) -> None:  # noqa: ANN401
+        """Turn the states behind the attention into those behind the layer, in place."""
+        mlp = layer.mlp
+        self._quantize(
+            layer,
+            self._present("mlp.gate_proj", "mlp.up_proj"),
+            lambda s: layer.pre_feedforward_layernorm(_of(out, s)),
+        )
+        inner = self.replay.states.make(_MLP_IN, (*out.shape[:2], mlp.down_proj.in_features))
+
+        def multiply(s: int) -> torch.Tensor:
+            x = layer.pre_feedforward_layernorm(_of(out, s))
+            product: torch.Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+            return product
+
+        for s, one in self._ordered(multiply):
+            inner[s] = one[0].numpy()
+        self._quantize(layer, self._present("mlp.down_proj"), lambda s: _of(inner, s))
+        experts = run_experts(self, layer, out) if hasattr(layer, "experts") else None
+        per_layer = self.replay.per_layer(self.number)
+
+        def finish(s: int) -> torch.Tensor:
+            residual, x = _of(out, s), mlp.down_proj(_of(inner, s))
+            if experts is not None:
+                x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(_of(experts, s))
+            x = residual + layer.post_feedforward_layernorm(x)
+            if per_layer is not None:
+                gated = layer.act_fn(layer.per_layer_input_gate(x)) * _of(per_layer, s)
+                x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gated))
+            scaled: torch.Tensor = x * layer.layer_scalar
+            return scaled
+
+        for s, one in self._ordered(finish):
+            out[s] = one[0].numpy()
+
+    def _quantize(self, layer: Any, paths: list[str], inputs: Callable[[int], torch.Tensor]) -> None:  # noqa: ANN401
+        """Quantize Linears that share their inputs, and put the rounded weights into the layer."""
+        if not paths:
+            return
+        moments = Moments(layer.get_submodule(paths[0]).in_features, self.pool)
+        judges = self.replay.tokens.judges
+        for s, one in self._ordered(inputs):
+            (moments.hold if s in judges else moments.add)(one[0].numpy())
+        moments.finish()
+        factor, held = self.rounding.factor(moments), moments.held
+        for path in paths:
+            weight = self.weights.read(path)
+            rounded = self.rounding.round(self.weights.names[path], weight, moments, factor, held)
+            self.weights.write(path, rounded)
+            put = torch.from_numpy(dequantized(rounded.codes, rounded.scale))
+            layer.get_submodule(path).weight = torch.nn.Parameter(put, requires_grad=False)
+
+    def _has(self, path: str) -> bool:
+        return path in self.weights.names
+
+    def _present(self, *paths: str) -> list[str]:
+        return [path for path in paths if self._has(path)]
+
+    def _ordered(self, call: Callable[[int], torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Call with each sequence, a few at a time; results in order."""
+
+        def quiet(s: int) -> torch.Tensor:
+            with torch.no_grad():  # a setting of each thread
+                return call(s)
+
+        yield from in_order(self.pool, quiet, range(self.replay.tokens.samples))
+
+
+def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """Results of calls in threads, in the order of the numbers, no more than a few ahead."""
+    waiting: deque[tuple[int, Future[T]]] = deque()
+    for number in numbers:
+        waiting.append((number, pool.submit(call, number)))
+        if len(waiting) > _AHEAD:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
+
+
+def _of(array: F32, s: int) -> torch.Tensor:
+    """A sequence of an array as a tensor of its own, [1, t, k]: a mapped page is read once."""
+    return torch.from_numpy(np.array(array[s]))[None]
+
+
+class _Shared:
+    """Keys and values that later layers read, of each sequence."""
+
+    def __init__(self, replay: Replay, layer: Any) -> None:  # noqa: ANN401
+        attention = layer.self_attn
+        self._states, self._samples = replay.states, replay.tokens.samples
+        self._kind = attention.layer_type
+        self._reads, self._writes = attention.is_kv_shared_layer, attention.store_full_length_kv
+        self._heads = replay.config.per_layer_config[attention.layer_idx].num_key_value_heads
+        shape = (self._samples, self._heads, replay.tokens.length, attention.head_dim)
+        get = self._states.make if self._writes else self._states.open
+        used = self._reads or self._writes
+        self._arrays = [get(f"{part}-{self._kind}", shape) for part in ("keys", "values")] if used else []
+
+    def given(self, s: int) -> Any:  # noqa: ANN401
+        """What attention of a sequence is given."""
+        given: UserDict[str, Any] = UserDict()
+        if self._reads:
+            given[self._kind] = tuple(_of(array, s) for array in self._arrays)
+        return given
+
+    def keep(self, s: int, given: Mapping[str, Any]) -> None:
+        """Keep what it left there."""
+        if self._writes:
+            for array, part in zip(self._arrays, given[self._kind], strict=True):
+                array[s] = part[0].numpy()

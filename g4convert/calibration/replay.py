@@ -1,0 +1,178 @@
+"""Gives what each decoder layer is called with, without running the layers before it.
+
+The model's own forward runs once for each sequence, with layers that hand their input on: it makes embeddings,
+per-layer inputs (each sequence's own), masks and rotary tables as transformers does. Weights of the layers are then
+read one layer at a time, those of experts not at all: `experts` reads them one by one.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.states import States
+from g4convert.calibration.tokens import Tokens
+from g4convert.forward.load import load
+from g4convert.forward.models import Model
+from g4convert.forward.streaming import Stream, stream_of
+
+__all__ = ["Replay"]
+
+F32 = NDArray[np.float32]
+
+_EXPERTS = ".experts."
+_PER_LAYER = "per-layer"
+
+
+class _Recorder(torch.nn.Module):
+    """Stands where a decoder layer does, and hands its input on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.per_layer: torch.Tensor | None = None
+        self.arguments: dict[str, Any] = {}
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        per_layer_input: torch.Tensor | None = None,
+        **arguments: Any,  # noqa: ANN401 -- whatever transformers gives a layer
+    ) -> torch.Tensor:
+        """[1, t, h] -> the same."""
+        self.per_layer, self.arguments = per_layer_input, arguments
+        return hidden_states
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A model whose layers are called one at a time.
+
+    Args:
+        model: streamed, in float32.
+        stream: reads its parts.
+        tokens: what it runs on.
+        states: where what it computes is kept.
+        arguments: of each layer, what does not depend on the sequence: `position_embeddings`, `attention_mask`, ....
+    """
+
+    model: Model
+    stream: Stream
+    tokens: Tokens
+    states: States
+    arguments: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def open(cls, source: Path, tokens: Tokens, states: States) -> "Replay":
+        """Load a checkpoint; embed the sequences unless an earlier run did.
+
+        Raises:
+            G4Error: see `forward.load.load`.
+            InputError: the disk is full.
+        """
+        model = load(source, memory="stream")
+        stream = _streamed(model)
+        with _recorders(model) as recorders:
+            _embed(model, tokens.ids[0])
+            arguments = tuple(
+                {key: value for key, value in one.arguments.items() if key in _GIVEN} for one in recorders
+            )
+        return cls(model, stream, tokens, states, arguments)
+
+    def embed(self, out: F32) -> None:
+        """Fill `out` [samples, length, hidden] with what the first layer is given, and keep per-layer inputs."""
+        with _recorders(self.model) as recorders:
+            kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
+            for number, ids in enumerate(self.tokens.ids):
+                out[number] = _embed(self.model, ids)[0].numpy()
+                for layer, recorder in enumerate(recorders):
+                    if kept is not None and recorder.per_layer is not None:
+                        kept[layer, number] = recorder.per_layer[0].numpy()
+
+    def per_layer(self, layer: int) -> F32 | None:
+        """The per-layer inputs of a layer, [samples, length, width]; None for a model without."""
+        if not self._width:
+            return None
+        whole = self.states.open(_PER_LAYER, self._per_layer_shape)
+        one: F32 = whole[layer]
+        return one
+
+    @contextmanager
+    def layer(self, number: int) -> Iterator[torch.nn.Module]:
+        """A decoder layer with its weights, but for those of experts."""
+        prefix = f"{self._layers}.{number}."
+        names = [name for name in self.stream.filling.pieces if name.startswith(prefix) and _EXPERTS not in name]
+        self.stream.filling.fill(self.model, names)
+        try:
+            yield self.model.get_submodule(prefix.rstrip("."))
+        finally:
+            self.stream.filling.empty(self.model, names)
+
+    def fill_experts(self, number: int) -> None:
+        """Read the weights of a layer's experts, for a recipe that keeps them."""
+        prefix = f"{self._layers}.{number}."
+        names = [name for name in self.stream.filling.pieces if name.startswith(prefix) and _EXPERTS in name]
+        self.stream.filling.fill(self.model, names)
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 -- transformers ships no types
+        """Of the decoder."""
+        return self.model.get_decoder().config
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[samples, length, hidden]."""
+        return self.tokens.samples, self.tokens.length, self.config.hidden_size
+
+    @property
+    def _layers(self) -> str:
+        layers = self.model.get_decoder().layers
+        found: str = next(name for name, module in self.model.named_modules() if module is layers)
+        return found
+
+    @property
+    def _per_layer_shape(self) -> tuple[int, int, int, int]:
+        return self.config.num_hidden_layers, self.tokens.samples, self.tokens.length, self._width
+
+    @property
+    def _width(self) -> int:
+        """Of per-layer inputs; 0 for a model without."""
+        return getattr(self.config, "hidden_size_per_layer_input", 0)
+
+
+_GIVEN = ("position_embeddings", "attention_mask", "position_ids")
+
+
+def _streamed(model: Model) -> Stream:
+    stream = stream_of(model)
+    if stream is None:
+        raise TypeError("the model is not streamed")
+    return stream
+
+
+def _embed(model: Model, ids: NDArray[np.int32]) -> torch.Tensor:
+    """What the first layer is given, [1, t, h]; the recorders have the rest."""
+    kept: list[torch.Tensor] = []
+    decoder = model.get_decoder()
+    handle = decoder.layers[0].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    with torch.no_grad():
+        decoder(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
+    handle.remove()
+    return kept[0]
+
+
+@contextmanager
+def _recorders(model: Model) -> Iterator[list[_Recorder]]:
+    """Recorders in the places of the layers."""
+    decoder = model.get_decoder()
+    layers = decoder.layers
+    recorders = [_Recorder() for _ in layers]
+    decoder.layers = torch.nn.ModuleList(recorders)
+    try:
+        yield recorders
+    finally:
+        decoder.layers = layers

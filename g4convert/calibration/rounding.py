@@ -1,0 +1,203 @@
+"""Rounds one weight in several ways, and takes the one with the least error in its output.
+
+    data_free  the search for the least squared error of the weight, as without calibration
+    imatrix    the scale with the least squared error weighted by E[x^2], codes to the nearest
+    gptq       that scale, codes by GPTQ
+
+What judges are rows of inputs that neither saw: the error is |X (Q - W)^T|^2 over |X W^T|^2. Of equals the simpler is
+taken. Where H has no factor (it is 0, or not finite), GPTQ does not run, and the result says so.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.moments import Moments
+from g4convert.errors import InputError
+from g4convert.quantization import NonFiniteError, Scheme, TileStats
+from g4convert.quantization.gptq import Factor, damping, factorize, gptq, nearest_codes
+from g4convert.quantization.tiles import CpuTiles
+from g4convert.quantization.weighted import weighted_scales
+from g4convert.tensors import DType
+
+__all__ = ["Rounded", "Rounding", "Way", "dequantized", "packed_words"]
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+
+_ROWS = 256
+_NIBBLE, _BYTE = 4, 8
+
+
+class Way(StrEnum):
+    """How a weight was rounded, the simplest first."""
+
+    DATA_FREE = "data_free"
+    IMATRIX = "imatrix"
+    GPTQ = "gptq"
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A rounded weight, and why it was rounded so.
+
+    Args:
+        codes: int8 [n, k].
+        scale: float32 [n, groups], bf16 numbers.
+        way: the one with the least error.
+        errors: relative output error of each way on rows that judge.
+        tokens: rows that H is a sum over.
+        damp: what was added to H, over the mean of its diagonal; None where it had no factor.
+        stats: what rounding did to the weight itself.
+    """
+
+    codes: I8
+    scale: F32
+    way: Way
+    errors: dict[Way, float]
+    tokens: int
+    damp: float | None
+    stats: TileStats
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How weights are rounded.
+
+    Args:
+        scheme: bits and groups; its method is the one without data.
+        pool: threads that take rows; torch has to run on one thread in them.
+    """
+
+    scheme: Scheme
+    pool: Executor
+
+    def factor(self, moments: Moments) -> Factor | None:
+        """What GPTQ needs of the inputs; None where they give nothing."""
+        return factorize(moments.h, damping(moments.tokens, len(moments.h)))
+
+    def round(self, name: str, w: F32, moments: Moments, factor: Factor | None, judges: F32) -> Rounded:
+        """Round a weight.
+
+        Args:
+            name: of the module, for errors.
+            w: [n, k].
+            moments: of its inputs.
+            factor: of them; weights that share inputs share it.
+            judges: rows [t, k] that are not in the sum.
+
+        Raises:
+            InputError: a weight is not finite.
+        """
+        ways = {Way.DATA_FREE: self._data_free(name, w), Way.IMATRIX: self._weighted(w, moments)}
+        if factor is not None:
+            scale = ways[Way.IMATRIX][1]
+            ways[Way.GPTQ] = gptq(w, scale, factor, self.pool, self.scheme.code_max), scale
+        errors = self._errors(w, judges, ways)
+        best = min(ways, key=lambda way: errors[way])  # the first of equals
+        codes, scale = ways[best]
+        damp = None if factor is None else factor.damp
+        return Rounded(codes, scale, best, errors, moments.tokens, damp, _stats(self.scheme, w, codes, scale))
+
+    def _data_free(self, name: str, w: F32) -> tuple[I8, F32]:
+        n, k = w.shape
+        packed, scale = (
+            np.empty((n, self.scheme.words(k)), np.int32),
+            np.empty((n, self.scheme.groups(k)), np.uint16),
+        )
+
+        def do(rows: slice) -> None:
+            CpuTiles().quantize(w[rows], DType.F32, self.scheme, packed[rows], scale[rows])
+
+        try:
+            self._each_tile(n, do)
+        except NonFiniteError as error:
+            raise InputError(
+                f"{name}.weight: a weight is NaN or infinite",
+                hint="the checkpoint is damaged, or its training diverged",
+            ) from error
+        widened: F32 = (scale.astype(np.uint32) << 16).view(np.float32)
+        return _codes(packed, self.scheme.num_bits)[:, :k], widened
+
+    def _weighted(self, w: F32, moments: Moments) -> tuple[I8, F32]:
+        n, k = w.shape
+        scale, codes = np.empty((n, self.scheme.groups(k)), np.float32), np.empty((n, k), np.int8)
+        squares, high = moments.mean_squares, self.scheme.code_max
+
+        def do(rows: slice) -> None:
+            scale[rows] = weighted_scales(w[rows], squares, self.scheme.group(k), high)
+            codes[rows] = nearest_codes(w[rows], scale[rows], high)
+
+        self._each_tile(n, do)
+        return codes, scale
+
+    def _each_tile(self, n: int, do: Callable[[slice], None]) -> None:
+        for _ in self.pool.map(do, _tiles(n)):
+            pass
+
+    def _errors(self, w: F32, judges: F32, ways: dict[Way, tuple[I8, F32]]) -> dict[Way, float]:
+        x = torch.from_numpy(judges)
+        whole = _energy(x, w)
+        if not whole:
+            return dict.fromkeys(ways, 0.0)
+        return {way: _energy(x, dequantized(*rounded) - w) / whole for way, rounded in ways.items()}
+
+
+def dequantized(codes: I8, scale: F32) -> F32:
+    """float32 [n, k]."""
+    n, groups = scale.shape
+    values: F32 = codes.reshape(n, groups, -1) * scale[:, :, None]
+    return values.reshape(codes.shape)
+
+
+def _energy(x: torch.Tensor, w: F32) -> float:
+    """Sum of the squares of x w^T."""
+    return float((x @ torch.from_numpy(w).T).square_().sum(dtype=torch.float64))
+
+
+def _tiles(n: int) -> Iterator[slice]:
+    return (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))
+
+
+def _codes(packed: NDArray[np.int32], num_bits: int) -> I8:
+    """Unpack words, int8 [n, codes of a row]."""
+    stored = packed.view(np.uint8)
+    if num_bits == _BYTE:
+        return (stored ^ 0x80).view(np.int8)
+    nibbles = np.stack((stored & 0xF, stored >> 4), axis=-1).reshape(len(packed), -1)
+    return nibbles.view(np.int8) - np.int8(8)
+
+
+def packed_words(codes: I8, num_bits: int) -> NDArray[np.int32]:
+    """Pack codes as compressed-tensors does: the first lowest, plus half the range.
+
+    Args:
+        codes: int8 [n, k], k a multiple of 32 / num_bits.
+        num_bits: 4 or 8.
+
+    Returns:
+        int32 [n, k * num_bits / 32].
+    """
+    if num_bits == _BYTE:
+        stored = codes.view(np.uint8) ^ np.uint8(0x80)
+    else:
+        raised = (codes + np.int8(8)).view(np.uint8)
+        stored = raised[:, ::2] | (raised[:, 1::2] << np.uint8(4))
+    return np.ascontiguousarray(stored).view(np.int32)
+
+
+def _stats(scheme: Scheme, w: F32, codes: I8, scale: F32) -> TileStats:
+    d = dequantized(codes, scale).astype(np.float64) - w
+    return TileStats(
+        weights=w.size,
+        groups=scale.size,
+        squared_error=float((d * d).sum()),
+        squared_weight=float(np.square(w, dtype=np.float64).sum()),
+        zero_codes=int((codes == 0).sum()),
+        saturated_codes=int(((codes == scheme.code_max) | (codes == -scheme.code_max - 1)).sum()),
+    )

@@ -1,0 +1,32 @@
+"""Which packed Linears a decoder layer has: what a method that goes layer by layer does in one piece."""
+
+from collections.abc import Mapping
+
+from g4convert.gemma4 import Role
+from g4convert.planning.steps import Plan
+
+__all__ = ["layer_steps"]
+
+_IN_LAYERS = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
+
+
+def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
+    """The Linears that are calibrated layer by layer.
+
+    Args:
+        plan: with any method.
+
+    Returns:
+        By layer, in order: index into `plan.quantized` by the path inside the layer, such as `self_attn.q_proj` and
+        `experts.3.down_proj`. Nothing with a method that looks at weights alone.
+    """
+    if not plan.recipe.is_calibrated:
+        return {}
+    prefix = f"{plan.inventory.architecture.text_prefix}layers."
+    found: dict[int, dict[str, int]] = {}
+    for number, step in enumerate(plan.quantized):
+        weight = step.weight
+        if weight.role in _IN_LAYERS and weight.module.startswith(prefix):
+            layer, _, path = weight.module.removeprefix(prefix).partition(".")
+            found.setdefault(int(layer), {})[path] = number
+    return dict(sorted(found.items()))

@@ -1,0 +1,190 @@
+"""GPTQ (https://arxiv.org/abs/2210.17323): rounds a weight column by column, and lets later columns make up for it.
+
+    H = X^T X + lambda I,  H^-1 = U^T U,  U upper triangular
+    for column i:  q_i = clip(rint(w_i / s_i)),  e = (w_i - s_i q_i) / U_ii,  w_j -= e U_ij  for j > i
+
+Scales are fixed before the loop, sign included: the loop sees `s q` alone, so negative scales change nothing in it.
+Columns go in the order of falling H_ii. That is an order of work; codes and groups keep their places, so nothing
+like a `g_idx` is stored.
+
+U comes from one Cholesky factorisation. With J the reversal of the order, J H J = L L^T, so R = J L J is upper
+triangular with H = R R^T, and U = R^-1. Factorising, inverting and factorising again, as is usual, costs twice as
+much and loses more digits.
+
+Rows do not meet: they are done in tiles of a fixed number, each on one thread, so the number of threads does not
+show in the result. Within a tile, columns go in blocks: inside a block a compiled loop, behind it one product.
+
+Letters: n rows (out_features), k columns (in_features), b columns of a block.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.jit import jit
+from g4convert.quantization.compiled import F32, I8
+
+__all__ = ["ENOUGH", "Factor", "damping", "factorize", "gptq", "nearest_codes"]
+
+ENOUGH = 8
+"""Tokens for each column from which H needs only the least damping."""
+
+_LEAST, _MOST = 0.01, 0.3
+_HARDER = 10.0
+_BLOCK = 128
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """What the loop needs of H.
+
+    Args:
+        upper: U, float32 [k, k], of H in the order of work.
+        order: int64 [k]: the column that comes first, second, and so on.
+        damp: lambda over the mean of the diagonal; more than was asked for where H was singular.
+    """
+
+    upper: F32
+    order: NDArray[np.int64]
+    damp: float
+
+
+def damping(tokens: int, k: int) -> float:
+    """How much of the mean of its diagonal is added to H: falls with the number of tokens it is a sum over.
+
+    Args:
+        tokens: rows of X.
+        k: columns of X.
+
+    Returns:
+        0.01 from 8 k tokens on, 0.3 up to k tokens, and in between a straight line of their logarithms.
+    """
+    if tokens <= k:
+        return _MOST
+    share = min(1.0, math.log(tokens / k) / math.log(ENOUGH))
+    return _MOST * math.exp(share * math.log(_LEAST / _MOST))
+
+
+def factorize(h: F32, damp: float) -> Factor | None:
+    """Order, damp and factorise H.
+
+    Args:
+        h: float32 [k, k], symmetric; not changed.
+        damp: share of the mean of the diagonal to add to it. Where H is still singular, ten times as much, and so
+            on until more than the whole mean would be added.
+
+    Returns:
+        The factor; None where there is none: H is 0, not finite, or singular whatever is added.
+    """
+    diagonal = np.diagonal(h)
+    mean = float(diagonal.mean(dtype=np.float64))
+    if not (np.isfinite(h).all() and mean > 0):
+        return None
+    order = np.argsort(-diagonal, kind="stable")
+    reversed_order = torch.from_numpy(order[::-1].copy())
+    turned = torch.from_numpy(h)[reversed_order][:, reversed_order] / mean
+    plain = turned.diagonal().clone()
+    while damp <= 1:
+        turned.diagonal().copy_(plain + damp)
+        lower, failed = torch.linalg.cholesky_ex(turned)
+        if not failed:
+            return Factor(_inverse(lower), order, damp)
+        damp *= _HARDER
+    return None
+
+
+def _inverse(lower: torch.Tensor) -> F32:
+    """J L^-1 J, upper triangular. H was divided by its mean; so U is larger by the root of that, which cancels."""
+    k = len(lower)
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(k, dtype=lower.dtype), upper=False)
+    upper: F32 = inverse.flip(0, 1).contiguous().numpy()
+    return upper
+
+
+def nearest_codes(w: F32, scale: F32, code_max: int = 7) -> I8:
+    """Round each weight to the nearest code.
+
+    Args:
+        w: [n, k].
+        scale: [n, groups], not 0.
+        code_max: the largest code.
+
+    Returns:
+        int8 [n, k].
+    """
+    n, groups = scale.shape
+    codes = np.rint(w.reshape(n, groups, -1) / scale[:, :, None])
+    np.clip(codes, -code_max - 1, code_max, out=codes)
+    found: I8 = codes.reshape(w.shape).astype(np.int8)
+    return found
+
+
+def gptq(w: F32, scale: F32, factor: Factor, pool: Executor, code_max: int = 7) -> I8:
+    """Round a weight so that the error of its product with the inputs of H is small.
+
+    Args:
+        w: [n, k].
+        scale: [n, groups], not 0.
+        factor: of H.
+        pool: threads that take a tile of rows each; torch has to run on one thread in them.
+        code_max: the largest code.
+
+    Returns:
+        int8 [n, k], in the order of the columns of `w`.
+    """
+    group = w.shape[1] // scale.shape[1]
+    tiles = [slice(first, first + _ROWS) for first in range(0, w.shape[0], _ROWS)]
+    codes = np.empty(w.shape, np.int8)
+
+    def do(rows: slice) -> None:
+        ordered = np.ascontiguousarray(w[rows][:, factor.order])
+        each = np.ascontiguousarray(scale[rows][:, factor.order // group])
+        out = np.empty(ordered.shape, np.int8)
+        _tile(ordered, each, factor.upper, code_max, out)
+        codes[rows][:, factor.order] = out
+
+    for _ in pool.map(do, tiles):
+        pass
+    return codes
+
+
+def _tile(w: F32, scale: F32, upper: F32, code_max: int, codes: I8) -> None:
+    """The loop over a tile of rows; `w` is used up."""
+    rest, u = torch.from_numpy(w), torch.from_numpy(upper)
+    for begin, end in _blocks(w.shape[1]):
+        block = np.ascontiguousarray(w[:, begin:end])
+        errors = np.empty_like(block)
+        scales, out = np.ascontiguousarray(scale[:, begin:end]), np.empty(block.shape, np.int8)
+        inside = np.ascontiguousarray(upper[begin:end, begin:end])
+        _columns(block, scales, inside, np.float32(code_max), out, errors)
+        codes[:, begin:end] = out
+        if end < w.shape[1]:
+            rest[:, end:] -= torch.from_numpy(errors) @ u[begin:end, end:]
+
+
+def _blocks(k: int) -> Iterator[tuple[int, int]]:
+    return ((begin, min(begin + _BLOCK, k)) for begin in range(0, k, _BLOCK))
+
+
+@jit
+def _columns(  # noqa: PLR0913, PLR0917 -- what goes in and out of a compiled loop
+    w: F32, scale: F32, upper: F32, high: np.float32, codes: I8, errors: F32
+) -> None:
+    """A block of columns, row by row: [n, b] each, and U [b, b]."""
+    low = -high - np.float32(1)
+    for r in range(w.shape[0]):
+        row = w[r]
+        for i in range(w.shape[1]):
+            q = min(high, max(low, np.rint(row[i] / scale[r, i])))
+            codes[r, i] = np.int8(q)
+            e = (row[i] - scale[r, i] * q) / upper[i, i]
+            errors[r, i] = e
+            u = upper[i]
+            for j in range(i + 1, w.shape[1]):
+                row[j] -= e * u[j]

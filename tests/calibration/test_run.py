@@ -1,0 +1,239 @@
+"""A calibrated conversion: the same bytes however it runs and wherever it is killed, and closer than without data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from helpers.conversions import stored
+from helpers.program import Program, g4convert
+from helpers.runs import hashes
+
+from g4convert.calibration.run import LayerByLayer
+from g4convert.calibration.tokens import Tokens
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.run import Job, convert, prepare
+from g4convert.demo.trained import trained
+from g4convert.errors import InputError, Interrupted, UsageError
+from g4convert.forward.load import load as load_model
+from g4convert.gemma4.family import Family
+from g4convert.planning.recipe import load
+from g4convert.progress import Quiet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Checkpoints
+
+    from g4convert.conversion.result import Summary
+
+__all__ = ["g4convert"]  # a fixture
+
+FAMILIES = ("moe", "dense", "unified", "e2b", "text", "unified_text")
+
+
+@pytest.fixture(scope="session")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ids") / "ids.safetensors"
+    Tokens(np.random.default_rng(0).integers(5, 250, (24, 32), dtype=np.int32)).save(path)
+    return path
+
+
+def calibrated(source: Path, output: Path, ids: Path, progress: Quiet | None = None, **options: object) -> Summary:
+    workers = int(str(options.pop("workers", 2)))
+    job = Job(Source.at(source), load("w4a16-g32-gptq", options), output, workers=workers, calibration=ids)
+    conversion = prepare(job)
+    summary = convert(conversion, progress or Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+    assert summary is not None
+    return summary
+
+
+class Stopping(Quiet):
+    """Stops the run as Ctrl-C does, at the n-th weight."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left, self.names = at, []
+
+    def advance(self, nbytes: int, name: str) -> None:
+        """See `Progress`."""
+        super().advance(nbytes, name)
+        self.names.append(name)
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loads_and_is_closer_than_without_data(
+    family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path
+) -> None:
+    source = checkpoints(family)
+    summary = calibrated(source, tmp_path / "out", ids)
+    assert summary.calibration is not None
+    errors = summary.calibration["output_error"]
+    assert errors["gptq"] < errors["imatrix"] < errors["data_free"] * 1.05
+    assert not summary.calibration["without_factor"]
+    model = load_model(tmp_path / "out")
+    assert model is not None
+    assert not (tmp_path / "out" / "states").exists()
+
+
+def test_what_is_not_packed_keeps_its_bytes(moe: Path, ids: Path, tmp_path: Path) -> None:
+    calibrated(moe, tmp_path / "out", ids, pack=["attention", "experts"])
+    before, after = stored(moe), stored(tmp_path / "out")
+    kept = [name for name in after if ".mlp." in name and "language_model" in name]
+    assert kept
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_experts_that_a_recipe_keeps_run_as_they_are(moe: Path, ids: Path, tmp_path: Path) -> None:
+    summary = calibrated(moe, tmp_path / "out", ids, pack=["attention", "mlp"])
+    assert summary.calibration is not None
+    assert not any("experts" in name for name in summary.calibration["modules"])
+
+
+def test_threads_do_not_show(moe: Path, ids: Path, tmp_path: Path) -> None:
+    calibrated(moe, tmp_path / "one" / "out", ids, workers=1)
+    calibrated(moe, tmp_path / "three" / "out", ids, workers=3)
+    assert hashes(tmp_path / "one" / "out") == hashes(tmp_path / "three" / "out")
+
+
+@pytest.mark.parametrize("family", ["moe", "e2b"])
+def test_stopped_in_each_layer_it_repeats_that_layer_alone_and_ends_with_the_same_bytes(
+    family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path
+) -> None:
+    source = checkpoints(family)
+    whole = calibrated(source, tmp_path / "whole" / "out", ids)
+    assert whole.calibration is not None
+    a_layer = max(_per_layer([*whole.calibration["modules"]]).values())
+    done: list[str] = []
+    for _ in range(100):
+        watch = Stopping(a_layer + 1)  # a layer with its record, and the first weight of the next
+        try:
+            summary = calibrated(source, tmp_path / "stopped" / "out", ids, watch)
+            break
+        except Interrupted:
+            done += watch.names
+    else:
+        pytest.fail("it never ended")
+    assert hashes(tmp_path / "stopped" / "out") == hashes(tmp_path / "whole" / "out")
+    assert summary.to_dict() == whole.to_dict()
+    assert len(done) >= a_layer
+
+
+def _per_layer(names: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in names:
+        layer = name.partition("layers.")[2].partition(".")[0]
+        found[layer] = found.get(layer, 0) + 1
+    return found
+
+
+def test_killed_and_continued_the_bytes_are_the_same(moe: Path, ids: Path, tmp_path: Path) -> None:
+    calibrated(moe, tmp_path / "whole" / "out", ids)
+    output = tmp_path / "killed" / "out"
+    command = ["quantize", str(moe), "-o", str(output), "-r", "w4a16-g32-gptq", "--calibration", str(ids)]
+    script = (
+        "import os, sys\n"
+        "from g4convert.calibration import run\n"
+        "from g4convert.cli.app import main\n"
+        "real, left = run.LayerByLayer._write, [60]\n"
+        "def write(*given):\n"
+        "    real(*given)\n"
+        "    left[0] -= 1\n"
+        "    if not left[0]: os.kill(os.getpid(), 9)\n"
+        "run.LayerByLayer._write = write\n"
+        "main(sys.argv[1:])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, *command], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert os.path.isdir(f"{output}.partial/states")  # noqa: PTH112 -- a name, not a path of ours
+    calibrated(moe, output, ids)
+    assert hashes(output) == hashes(tmp_path / "whole" / "out")
+
+
+def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_path: Path) -> None:
+    """On a trained model, whose weights GPTQ takes further from the source than any search."""
+    source, output = trained(Family.MOE), tmp_path / "out"
+    ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
+    assert ran.status == 0, ran.err
+    assert "on 24 x 32 tokens" in " ".join(ran.err.split())
+
+
+def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        calibrated(moe, tmp_path / "out", ids, Stopping(5))
+    other = tmp_path / "other.safetensors"
+    Tokens(np.random.default_rng(1).integers(5, 250, (24, 32), dtype=np.int32)).save(other)
+    with pytest.raises(InputError, match="an unfinished run of something else"):
+        calibrated(moe, tmp_path / "out", other)
+
+
+def test_method_and_data_go_together(moe: Path, ids: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="method gptq needs token ids"):
+        prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out"))
+    with pytest.raises(UsageError, match="looks at weights alone"):
+        prepare(Job(Source.at(moe), load("w4a16-g32"), tmp_path / "out", calibration=ids))
+    with pytest.raises(UsageError, match="on the CPU only"):
+        prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out", device="cuda", calibration=ids))
+
+
+def test_a_source_on_a_lattice_keeps_its_codes(checkpoints: Checkpoints, ids: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="gptq would take it off"):
+        calibrated(checkpoints("dense", qat=True), tmp_path / "out", ids)
+
+
+def test_an_expert_without_tokens_is_named_and_keeps_its_weights(moe: Path, tmp_path: Path) -> None:
+    """Two samples of four tokens reach a part of the experts."""
+    few = tmp_path / "few.safetensors"
+    Tokens(np.random.default_rng(0).integers(5, 250, (2, 4), dtype=np.int32)).save(few)
+    summary = calibrated(moe, tmp_path / "out", few)
+    assert summary.calibration is not None
+    without = summary.calibration["without_tokens"]
+    assert without
+    assert all(".experts." in name for name in without)
+    weights = stored(tmp_path / "out")
+    assert all(weights[f"{name}.weight_scale"].float().abs().sum() > 0 for name in without)
+
+
+def test_provenance_and_card_say_what_was_used(moe: Path, ids: Path, tmp_path: Path) -> None:
+    calibrated(moe, tmp_path / "out", ids)
+    result = json.loads((tmp_path / "out" / "g4convert.json").read_text())["result"]
+    assert result["method"] == "gptq"
+    assert result["calibration"]["tokens"] == Tokens.load(ids, 256).hash
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "24 samples of 32 tokens" in card
+    assert "on held-out rows" in card
+
+
+def test_the_trained_model_answers_more_like_itself(tmp_path: Path) -> None:
+    """Calibrated on ids of its own kind, KL on other samples of that kind is below that of the default."""
+    source = trained(Family.MOE)
+    random = np.random.default_rng(2)
+    model = load_model(source)
+    start = torch.from_numpy(random.integers(5, 1000, (56, 4)))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        own = model.generate(start, max_new_tokens=60, min_new_tokens=60, do_sample=True, use_cache=True)
+    samples = own[:, :64].numpy().astype(np.int32)
+    ids = tmp_path / "own.safetensors"
+    Tokens(samples[:40]).save(ids)
+    calibrated(source, tmp_path / "gptq", ids)
+    convert(prepare(Job(Source.at(source), load("w4a16-g32"), tmp_path / "mse", workers=1)), Quiet(), Ranks())
+    judged = torch.from_numpy(samples[40:].astype(np.int64))
+    assert _kl(model, tmp_path / "gptq", judged) < 0.85 * _kl(model, tmp_path / "mse", judged)
+
+
+def _kl(model: torch.nn.Module, quantized: Path, ids: torch.Tensor) -> float:
+    with torch.no_grad():
+        of, to = (one(input_ids=ids).logits.log_softmax(-1) for one in (model, load_model(quantized)))
+    return float((of.exp() * (of - to)).sum(-1).mean())
