@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,12 @@ PLACED = sorted(MODULES.keys() - {"", "__main__"})
 def test_every_folder_is_a_layer() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert set(layers()) == folders
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = {f"g4convert.{name}".rstrip(".") for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(listed) == {*packages, "g4convert.recipes"}
 
 
 @pytest.mark.parametrize("module", PLACED)

@@ -1,6 +1,7 @@
 """Parses the command line, calls one function, prints, and sets the exit status.
 
 app             Assembles the program and maps errors to exit codes
+flags           Spells switches in help without a type
 options         Declares every option once
 recipe_options  Gives commands the options of a recipe
 plan            `g4convert plan`
