@@ -12,6 +12,7 @@ import pytest
 from helpers.damage import STATIC, VALUES, config, damaged
 from helpers.program import Program, Ran, g4convert
 
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.report import Finding, Severity
 from g4convert.request import Level, MemoryUse, Request
@@ -242,6 +243,22 @@ def test_an_interrupt_exits_75(
 
     monkeypatch.setattr("g4convert.verification.run.check_static", stop)
     assert g4convert("verify", text_out[1]).status == 75
+
+
+def test_each_directory_is_opened_once(
+    text_out: tuple[Path, Path], g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    original = Checkpoint.open
+
+    def counted(path: Path) -> Checkpoint:
+        opened.append(path)
+        return original(path)
+
+    monkeypatch.setattr(Checkpoint, "open", counted)
+    source, out = text_out
+    assert g4convert("verify", out, "--reference", source, "--level", "weights").status == 0
+    assert sorted(opened) == sorted([source, out])
 
 
 def test_a_stored_reference_takes_the_place_of_the_model(

@@ -357,6 +357,19 @@ def test_quantized_although_ignored(tmp_path: Path) -> None:
     assert texts(found) == ["attention: quantized, although ignored x8"]
 
 
+def test_entries_count_as_each_engine_reads_them(tmp_path: Path) -> None:
+    """VLLM renames whole names that have a dot, and those only; SGLang takes dotted ends of names, too."""
+    found = described(
+        tmp_path, plain(UNIFIED), quantized(UNIFIED, ["lm_head", "q_proj", "embed_vision.embedding_projection"])
+    )
+    uses = {use.entry: use.matches for use in found.entries if use.place == "ignore"}
+    layers = UNIFIED["text_config"]["num_hidden_layers"]
+    assert uses["lm_head"] == {"files": 1, "transformers": 1, "vllm": 0, "sglang": 1}
+    assert uses["q_proj"] == {"files": 0, "transformers": 0, "vllm": 0, "sglang": layers}
+    assert uses["embed_vision.embedding_projection"] is not None
+    assert uses["embed_vision.embedding_projection"]["vllm"] == 1
+
+
 def test_plain_although_targeted(tmp_path: Path) -> None:
     found = described(tmp_path, packed(plain(MOE)), quantized(MOE, ["lm_head"]))
     routers = "router: plain, although targeted and not ignored, by the names of files, transformers x2"
@@ -445,14 +458,14 @@ def test_quantized_without_a_word_in_the_config(tmp_path: Path) -> None:
 def test_json_and_tables(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "old.bin").write_text("")
-    found = described(tmp_path, packed(plain(MOE)), quantized(MOE, ["lm_head", "k_norm"]))
+    found = described(tmp_path, packed(plain(MOE)), quantized(MOE, ["lm_head", "q_prj"]))
     values = json.loads(json.dumps(found.to_dict()))
     assert values["schema_version"] == 1
     assert values["side_files"] == ["tokenizer.json"]
     assert values["stray_files"] == ["old.bin"]
     assert sum(role["bytes"] for role in values["roles"]) == values["total"]["bytes"] == found.total.nbytes
     tables = {table.title: table for table in found.tables()}
-    assert ("k_norm", "ignore", "nothing") in tables["entries of the config"].rows
+    assert ("q_prj", "ignore", "nothing") in tables["entries of the config"].rows
     for table in found.tables():
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.columns)}

@@ -15,8 +15,8 @@ from helpers.headers import planned, written_config
 from helpers.program import g4convert
 from helpers.released_configs import assistant, stored
 
+from g4convert.engines.remarks import Topic
 from g4convert.engines.verdicts import Loads, Verdict, verdicts
-from g4convert.engines.weights import Topic
 from g4convert.errors import GateError, InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.inspection.engines import Asked, Checked, check
