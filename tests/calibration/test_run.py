@@ -166,7 +166,7 @@ def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_p
     source, output = trained(Family.MOE), tmp_path / "out"
     ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
     assert ran.status == 0, ran.err
-    assert "on 24 x 32 tokens" in " ".join(ran.err.split())
+    assert "on 24 x 32 tokens" in " ".join(ran.out.split())
 
 
 def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None:
