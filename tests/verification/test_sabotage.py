@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.damage import STATIC, VALUES, damaged
-from helpers.faults import PATHS, Fault, Written, failures, random_experts
+from helpers.faults import PATHS, Fault, Written, failures, random_experts, written
 
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.load import load
@@ -22,6 +22,8 @@ from g4convert.verification import gates
 from g4convert.verification.logits.judge import Judged, Models, check_logits
 from g4convert.verification.probes.suite import Probe, make_probes
 from g4convert.verification.run import verify
+
+__all__ = ["written"]  # a fixture
 
 LAYER = "model.language_model.layers.0"
 FAMILIES = ("moe", "dense", "unified", "e2b", "text")
