@@ -8,8 +8,7 @@ it proves. The verdict is the worst of them:
 
 A report in which nothing passed and nothing failed has looked at nothing: INCONCLUSIVE.
 
-Values only; whoever prints tables or pages reads these. JUnit XML is made with the standard library: one suite
-for each level, one testcase for each code and subject.
+Values only; whoever prints tables, pages or JUnit XML reads these.
 """
 
 import json
@@ -20,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
-from xml.etree import ElementTree as ET
 
 from g4convert import __version__
 
@@ -29,7 +27,6 @@ __all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Report", "Severity", "grouped
 SCHEMA_VERSION: Final = 1
 """Schema version of `Report.to_dict`; it goes up when a key changes its meaning or is removed."""
 
-_ILLEGAL_IN_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NUMBERS: Final = re.compile(r"\d+")
 
 
@@ -171,24 +168,6 @@ class Report:
         """The text of a `--json` file."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
-    def junit(self, *, strict: bool = False) -> str:
-        """JUnit XML: FAIL is a failure, INCONCLUSIVE skipped, the rest passes with its text as output.
-
-        Args:
-            strict: a warning is a failure, too.
-        """
-        root = ET.Element("testsuites", name="g4convert verify")
-        for level in dict.fromkeys(finding.level for finding in self.findings):
-            cases = list(_cases(finding for finding in self.findings if finding.level == level))
-            suite = ET.SubElement(root, "testsuite", name=f"g4convert.{level}")
-            for case in cases:
-                _add_case(suite, case, strict=strict)
-            _count(suite)
-        _count(root)
-        ET.indent(root)
-        text = ET.tostring(root, encoding="unicode")
-        return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
-
 
 def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Findings that say the same of modules that differ in their numbers only, as one each.
@@ -228,43 +207,3 @@ def _finite(value: object) -> object:
             return str(value)
         case _:
             return value
-
-
-def _cases(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
-    """The findings of each testcase: same code, same subject."""
-    cases: dict[tuple[str, str], list[Finding]] = {}
-    for one in findings:
-        cases.setdefault((one.code, one.subject), []).append(one)
-    yield from cases.values()
-
-
-def _add_case(suite: ET.Element, findings: list[Finding], *, strict: bool) -> None:
-    first = findings[0]
-    case = ET.SubElement(suite, "testcase", classname=_text(first.code), name=_text(first.subject), time="0")
-    bad = {Severity.FAIL, Severity.WARN} if strict else {Severity.FAIL}
-    failures = [one for one in findings if one.severity in bad]
-    unclear = [one for one in findings if one.severity is Severity.INCONCLUSIVE]
-    if failures:
-        element = ET.SubElement(case, "failure", type=_text(first.code), message=_text(failures[0].line))
-        element.text = _lines(failures)
-    elif unclear:
-        ET.SubElement(case, "skipped", message=_text("; ".join(one.line for one in unclear)))
-    rest = [one for one in findings if one not in failures and one not in unclear]
-    if rest:
-        ET.SubElement(case, "system-out").text = _lines(rest)
-
-
-def _lines(findings: Iterable[Finding]) -> str:
-    remedied = ((one, f" ({one.remedy})" if one.remedy else "") for one in findings)
-    return _text("\n".join(f"{one.severity.value}: {one.line}{remedy}" for one, remedy in remedied))
-
-
-def _count(element: ET.Element) -> None:
-    """The counts that a suite, or all suites, must state."""
-    tests, failures, skipped = (len(list(element.iter(tag))) for tag in ("testcase", "failure", "skipped"))
-    element.attrib |= {"tests": str(tests), "failures": str(failures), "errors": "0", "skipped": str(skipped)}
-
-
-def _text(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
-    return _ILLEGAL_IN_XML.sub("\ufffd", text)

@@ -1,8 +1,7 @@
-"""The report: verdict, exit code, JSON and JUnit."""
+"""The report: verdict, exit code, JSON."""
 
 import json
 import math
-from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -59,44 +58,6 @@ def test_json_has_a_version_and_only_what_json_has() -> None:
         "remedy": "quantize again",
     }
     assert (found["output"], found["reference"], found["levels"]) == ("out", "model", ["static"])
-
-
-def test_junit_has_a_suite_for_each_level_and_a_case_for_each_code_and_subject() -> None:
-    findings = (
-        finding(PASS),
-        finding(FAIL, subject="layers.1.mlp.up_proj"),
-        finding(FAIL, subject="layers.1.mlp.up_proj"),
-        finding(UNCLEAR, code="logits.loss.floor"),
-        finding(WARN, code="static.dead_entry"),
-    )
-    text = Report(findings, ("static", "logits")).junit()
-    root = ET.fromstring(text)  # noqa: S314 - our own text
-    assert root.tag == "testsuites"
-    assert {suite.get("name"): suite.get("tests") for suite in root} == {
-        "g4convert.static": "3",
-        "g4convert.logits": "1",
-    }
-    assert root.attrib == {"name": "g4convert verify", "tests": "4", "failures": "1", "errors": "0", "skipped": "1"}
-    failed = root.find(".//testcase/failure")
-    assert failed is not None
-    assert failed.get("message") == "layers.1.mlp.up_proj: no weight_scale, expected BF16 [8, 1]"
-    assert failed.text == "\n".join(
-        ["fail: layers.1.mlp.up_proj: no weight_scale, expected BF16 [8, 1] (quantize again)"] * 2
-    )
-    skipped = root.find(".//testcase/skipped")
-    assert skipped is not None
-    assert "no weight_scale" in skipped.get("message", "")
-    strict = ET.fromstring(Report(findings, ()).junit(strict=True))  # noqa: S314 - the same
-    assert strict.get("failures") == "2"
-
-
-def test_junit_is_xml_whatever_a_tensor_is_called() -> None:
-    nasty = 'a<b>&"\x00\x1b[31m\ud800\uffff]]>é'
-    findings = (Finding("static.unknown", FAIL, nasty, nasty, nasty, nasty),)
-    text = Report(findings, ("static",)).junit()
-    case = ET.fromstring(text.encode()).find(".//testcase")  # noqa: S314 - our own text
-    assert case is not None
-    assert case.get("name") == 'a<b>&"\ufffd\ufffd[31m\ufffd\ufffd]]>é'
 
 
 def test_the_same_of_many_modules_is_said_once() -> None:

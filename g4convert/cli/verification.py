@@ -133,7 +133,9 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
 def write_files(found: Report, how: Printed) -> None:
     """The report as JUnit XML and as a page."""
     if how.junit is not None:
-        how.junit.write_text(found.junit(strict=how.strict), encoding="utf-8")
+        from g4convert.verification.page.junit import junit
+
+        how.junit.write_text(junit(found, strict=how.strict), encoding="utf-8")
     if how.html is not None:
         from g4convert.verification.page.html import page
 

@@ -1,6 +1,7 @@
-"""Draws the self-contained HTML page of a report.
+"""Draws a report as files: a self-contained HTML page, and JUnit XML.
 
-html   Writes the page
+html   Writes the page from `templates/`
+cards  Chooses the tables and plots that the page shows
 plots  Draws plots as inline SVG
-style  Has the style sheet
+junit  Writes JUnit XML
 """

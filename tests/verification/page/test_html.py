@@ -202,6 +202,48 @@ def test_markup_in_a_report_is_text() -> None:
     assert "script" not in Checked(page(given)).tags
 
 
+HOSTILE = (
+    "layers.<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;\x1b[31m\u202egnp.exe\x00{{ 7 * 7 }}.up_proj"
+)
+
+
+def hostile(value: object) -> object:
+    """A report in which every name and text that a file may bring is hostile; layers are the model's own."""
+    match value:
+        case dict():
+            named = {"output", "reference", "module", "note", "subject", "found", "expected", "remedy", "name"}
+            return {
+                key: f"{one}/{HOSTILE}" if key in named and isinstance(one, str) else hostile(one)
+                for key, one in value.items()
+            } | {key: value[key] for key in ("layers", "routers", "buckets") if key in value}
+        case list():
+            return [hostile(one) for one in value]
+        case _:
+            return value
+
+
+def hostile_report() -> dict[str, Any]:
+    found = hostile(report(layers=4, experts=4))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_hostile_names_are_text() -> None:
+    plain, found = Checked(page(report(layers=4, experts=4))), Checked(page(hostile_report()))
+    assert set(found.tags) == set(plain.tags)
+    assert {name for name, _ in found.attributes} == {name for name, _ in plain.attributes}
+    shown_text = re.sub(r"\. +", ".", found.text)
+    assert "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;" in shown_text
+    assert r"\x1b[31m\u202egnp.exe\x00{{ 7 * 7 }}" in shown_text
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page(hostile_report()))
+
+
+def test_a_policy_forbids_scripts_and_requests() -> None:
+    attributes = Checked(page(report(layers=3, experts=3))).attributes
+    assert ("http-equiv", "Content-Security-Policy") in attributes
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in attributes
+
+
 @pytest.mark.parametrize("verdict", ["pass", "warn", "inconclusive", "fail"])
 def test_verdicts(verdict: str) -> None:
     finding = Finding("static.ignore", Severity(verdict), "ignore", "something", "")
@@ -322,6 +364,14 @@ def test_in_a_browser(width: int, columns: int, size: tuple[int, int], tmp_path:
     assert found["bad"] == [], "text outside of its plot"
     assert (found["small"], found["empty"], found["columns"]) == (0, 0, columns)
     assert found["boxes"] > 15
+
+
+@browser
+@pytest.mark.parametrize("width", [1200, 400])
+def test_hostile_names_in_a_browser(width: int, tmp_path: Path) -> None:
+    found = measured(page(hostile_report()), width, tmp_path)
+    assert found["scroll"] <= found["client"], "wider than the screen"
+    assert found["bad"] == [], "text outside of its plot"
 
 
 @browser

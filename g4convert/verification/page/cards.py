@@ -1,0 +1,274 @@
+"""Chooses what the page shows of the numbers: one card for each table and plot, as values that the template draws.
+
+Cards whose numbers were not measured are left out. Of `metrics` it reads:
+
+    loss, parity        as `Metrics.to_dict()`            floor       as `Floor.to_dict()`
+    profiles            thresholds by comparison           blame       tables by comparison, `Blame.to_dict()`
+    kl_histogram_edges  of the bins                        weights     {"tensors": [{"name", "relative_error", ...}]}
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from g4convert.verification.page.plots import bars, heat, histogram, lines, number
+
+__all__ = ["Card", "Cell", "Key", "Table", "cards", "number_of"]
+
+Json = Mapping[str, Any]
+
+_METRICS: Final = {
+    "kl_mean": "mean KL",
+    "kl_median": "median KL",
+    "kl_p99": "99 % KL",
+    "kl_p999": "99.9 % KL",
+    "kl_max": "largest KL",
+    "top1_agreement": "same likeliest token",
+    "top1_confident": "the same, where confident",
+    "rms_dp": "RMS Δp of the true token",
+    "ppl_ratio": "perplexity ratio",
+    "logit_cosine": "cosine of logits",
+    "logit_max_diff": "largest logit difference",
+    "sqnr_min": "lowest SQNR of a layer, dB",
+    "router_jaccard_min": "lowest router overlap",
+}
+_TITLES: Final = {"loss": "What four bits cost", "parity": "Whether it runs as written"}
+_ASKS: Final = {
+    "loss": "The original against the dequantized weights.",
+    "parity": "The dequantized weights against the path that runs them packed.",
+}
+_COLOURS: Final = {"loss": "a", "parity": "b", "noise floor": "floor"}
+_ERRORS: Final = {
+    "relative_error": "relative error",
+    "zero": "zero codes",
+    "saturated": "saturated",
+    "exact": "exact groups",
+}
+_TENSORS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a table.
+
+    Args:
+        text: its words; nothing where `severity` is shown as a tag.
+        note: small words below.
+        is_path: a dotted path, set as code.
+        share: a share of one, drawn as a bar below.
+        severity: the severity whose tag stands here.
+    """
+
+    text: str = ""
+    note: str = ""
+    is_path: bool = False
+    share: float | None = None
+    severity: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Names of columns, each with whether it holds numbers, and rows of cells."""
+
+    head: Sequence[tuple[str, bool]]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A colour of a plot and what it stands for."""
+
+    colour: str
+    words: str
+    line: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One box of the page.
+
+    Args:
+        title: its heading.
+        how: a sentence on how to read it.
+        table: a table.
+        plot: SVG; None without one.
+        legend: keys of the plot.
+        missing: words in place of a plot.
+        note: small words below the plot.
+        wide: whether it takes both columns.
+        strip: whether the plot scrolls sideways on a narrow screen.
+    """
+
+    title: str
+    how: str
+    table: Table | None = None
+    plot: Markup | None = None
+    legend: Sequence[Key] = ()
+    missing: str = ""
+    note: str = ""
+    wide: bool = False
+    strip: bool = False
+
+
+def number_of(value: float | str | None) -> float:
+    """A number of a report: JSON has texts for what is not finite; None is not a number."""
+    return math.nan if value is None else float(value)
+
+
+def cards(report: Json) -> Iterator[Card]:
+    """Every card whose numbers were measured.
+
+    Args:
+        report: `Report.to_dict()`.
+    """
+    metrics, findings = report["metrics"], report["findings"]
+    kinds = [kind for kind in ("loss", "parity") if kind in metrics]
+    if not kinds and "weights" not in metrics:
+        return
+    yield from (_summary(kind, metrics, findings) for kind in kinds)
+    yield from (_blame(kind, table) for kind, table in metrics.get("blame", {}).items())
+    yield from (_kl(kind, metrics) for kind in kinds)
+    if kinds:
+        yield _sqnr(metrics, kinds)
+        yield _confidence(metrics, kinds)
+        yield from _experts(metrics[kinds[-1]])
+        yield _buckets(metrics, kinds)
+    if tensors := metrics.get("weights", {}).get("tensors"):
+        yield _tensors(tensors)
+
+
+def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
+    """Every metric with its floor, its limits and what they say of it."""
+    judged = {one["code"].rpartition(".")[2]: one for one in findings if one["code"].startswith(f"logits.{kind}.")}
+    floor = metrics.get("floor", {}).get("values", {})
+    rows = []
+    for name, words in _METRICS.items():
+        value = number_of(metrics[kind].get(name))
+        if math.isnan(value):
+            continue
+        finding = judged.get(name)
+        verdict = (
+            (Cell(finding["expected"]), Cell(severity=finding["severity"])) if finding is not None else (Cell(), Cell())
+        )
+        interval = _interval(metrics[kind]) if name == "kl_mean" else ""
+        rows.append((Cell(words, interval), _cell(value), _cell(floor.get(name)), *verdict))
+    bound = " KL is a lower bound: only the likeliest tokens of the reference are known."
+    how = _ASKS[kind] + (bound if metrics[kind]["lower_bound"] else "")
+    head = (("Metric", False), ("Value", True), ("Floor", True), ("Limit", False), ("", False))
+    return Card(_TITLES[kind], how, Table(head, rows))
+
+
+def _interval(metrics: Json) -> str:
+    if math.isnan(number_of(metrics["kl_low"])):
+        return ""
+    return f"95 %: {_number(metrics['kl_low'])} to {_number(metrics['kl_high'])}"
+
+
+def _number(value: float | str | None) -> str:
+    return number(value, digits=3)
+
+
+def _cell(value: float | str | None) -> Cell:
+    return Cell(_number(value))
+
+
+def _blame(kind: str, table: Json) -> Card:
+    """Who causes how much."""
+    rows = []
+    for row in table["rows"]:
+        share = number_of(row["share"])
+        shown = Cell(f"{100 * share:.0f} %", share=share)
+        rows.append((Cell(row["module"], row["note"], is_path=True), shown, _cell(row["kl"]), _cell(row["sqnr"])))
+    same = "the same again" if table["control"] == table["kl"] else f"{number(table['control'])} when run again"
+    how = (
+        f"Mean KL {number(table['kl'])} with nothing swapped ({same}). Each row swaps one module for the one it should "
+        "equal: how much of the KL goes, what is left, and the SQNR of its outputs on equal inputs."
+    )
+    head = (("Module", False), ("KL explained", True), ("KL left", True), ("SQNR, dB", True))
+    return Card(f"Who is to blame: {kind}", how, Table(head, rows), wide=True)
+
+
+def _kl(kind: str, metrics: Json) -> Card:
+    edges, floor = metrics["kl_histogram_edges"], metrics.get("floor", {}).get("kl_histogram", [])
+    colour = _COLOURS[kind]
+    plot = histogram(edges, metrics[kind]["kl_histogram"], floor, label=kind, colour=colour)
+    keys = (Key(colour, f"{kind}: {number(metrics[kind]['tokens'])} tokens"), Key("floor", "noise floor", line=True))
+    how = "Share of response tokens by their KL divergence. Left of, or on, the floor is as good as rounding allows."
+    return _plot(f"KL of {kind} against the floor", how, plot, keys, missing="No tokens.")
+
+
+def _sqnr(metrics: Json, kinds: Sequence[str]) -> Card:
+    series = {kind: [number_of(layer["sqnr"]) for layer in metrics[kind]["layers"]] for kind in kinds}
+    if floor := metrics.get("floor", {}).get("layers"):
+        series["noise floor"] = [number_of(layer["sqnr"]) for layer in floor]
+    names = [layer["name"].rpartition(".")[2] for layer in metrics[kinds[0]]["layers"]]
+    plot = lines(series, names, colours=_COLOURS, unit="dB") if names else ""
+    keys = [Key(_COLOURS[kind], kind, line=True) for kind in series]
+    equal = [kind for kind, values in series.items() if values and all(math.isinf(value) for value in values)]
+    note = f"Equal in every layer: {', '.join(equal)}." if equal else ""
+    how = "Signal to noise of the residual stream after each layer, in dB; higher is better, a step down names a layer."
+    return _plot("SQNR by layer", how, plot, keys, missing="Not seen in this candidate.", note=note)
+
+
+def _plot(title: str, how: str, plot: str, keys: Sequence[Key], *, missing: str = "", note: str = "") -> Card:  # noqa: PLR0913 -- parts of a card
+    drawn = Markup(plot)  # noqa: S704 -- plots escape what they are given
+    return Card(title, how, plot=drawn or None, legend=keys, missing="" if plot else missing, note=note)
+
+
+def _confidence(metrics: Json, kinds: Sequence[str]) -> Card:
+    bins = metrics[kinds[0]]["by_confidence"]
+    groups = [f"{number(100 * one['low'])} to {number(100 * one['high'])} %" for one in bins]
+    series = {kind: [number_of(one["agreement"]) for one in metrics[kind]["by_confidence"]] for kind in kinds}
+    tokens = [one["tokens"] for one in bins]
+    plot = bars(groups, series, tokens, colours=_COLOURS, axis="confidence of the reference")
+    keys = [Key(_COLOURS[kind], kind) for kind in kinds]
+    how = "How often both find the same token likeliest, by the reference's probability of it; below, tokens of each."
+    return _plot("Agreement by confidence", how, plot, keys)
+
+
+def _experts(metrics: Json) -> Iterator[Card]:
+    routers = metrics["routers"]
+    if routers:
+        rows = {router["name"].rpartition(".")[2]: router["hits"] for router in routers}
+        total = sum(len(hits) for hits in rows.values())
+        how = (
+            f"Tokens that the reference sent to each expert, layer by layer: {total - metrics['experts_unhit']} of "
+            f"{total} experts were reached. Outlined ones were not, so the logits prove nothing about them."
+        )
+        plot = Markup(heat(rows, what="expert"))  # noqa: S704 -- plots escape what they are given
+        yield Card("Expert coverage", how, plot=plot, wide=True, strip=True)
+
+
+def _buckets(metrics: Json, kinds: Sequence[str]) -> Card:
+    """The main numbers by kind of probe."""
+    names = [bucket["name"] for bucket in metrics[kinds[0]]["buckets"]]
+    by_kind = {kind: {bucket["name"]: bucket for bucket in metrics[kind]["buckets"]} for kind in kinds}
+    rows = []
+    for name in names:
+        row = [Cell(name.replace("_", " ")), Cell(number(by_kind[kinds[0]][name]["tokens"]))]
+        for kind in kinds:
+            bucket = by_kind[kind][name]
+            row += [_cell(bucket[key]) for key in ("kl_mean", "kl_p99", "top1_agreement", "ppl_ratio")]
+        rows.append(row)
+    head = [("Probes", False), ("Tokens", True)]
+    for kind in kinds:
+        head += [(f"{kind}: mean KL", True), ("99 %", True), ("same top", True), ("PPL ratio", True)]
+    return Card("By kind of probe", "Long and non-Latin text degrade first.", Table(head, rows), wide=True)
+
+
+def _tensors(tensors: Sequence[Json]) -> Card:
+    """The packed weights with the largest errors."""
+    worst = sorted(tensors, key=lambda one: -number_of(one["relative_error"]))[:_TENSORS]
+    used = [key for key in _ERRORS if any(key in one for one in worst)]
+    rows = [
+        [Cell(one["name"], is_path=True), *(Cell(f"{_number(100 * number_of(one.get(key)))} %") for key in used)]
+        for one in worst
+    ]
+    head = [("Weight", False), *((_ERRORS[key], True) for key in used)]
+    how = (
+        f"The {len(worst)} of {len(tensors)} packed weights with the largest squared error, relative to their own size."
+    )
+    return Card("Worst weights", how, Table(head, rows), wide=True)

@@ -1,0 +1,73 @@
+"""Writes a report as JUnit XML: one suite for each level, one testcase for each code and subject."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+from xml.etree import ElementTree as ET
+
+from g4convert.report import Finding, Report, Severity
+
+__all__ = ["junit"]
+
+_ILLEGAL: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 cannot hold."""
+
+
+def junit(report: Report, *, strict: bool = False) -> str:
+    """JUnit XML: FAIL is a failure, INCONCLUSIVE skipped, the rest passes with its text as output.
+
+    Args:
+        report: what was found.
+        strict: a warning is a failure, too.
+    """
+    root = ET.Element("testsuites", name="g4convert verify")
+    for level in dict.fromkeys(finding.level for finding in report.findings):
+        cases = list(_cases(finding for finding in report.findings if finding.level == level))
+        suite = ET.SubElement(root, "testsuite", name=f"g4convert.{level}")
+        for case in cases:
+            _add_case(suite, case, strict=strict)
+        _count(suite)
+    _count(root)
+    ET.indent(root)
+    text = ET.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def _cases(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
+    """The findings of each testcase: same code, same subject."""
+    cases: dict[tuple[str, str], list[Finding]] = {}
+    for one in findings:
+        cases.setdefault((one.code, one.subject), []).append(one)
+    yield from cases.values()
+
+
+def _add_case(suite: ET.Element, findings: list[Finding], *, strict: bool) -> None:
+    first = findings[0]
+    case = ET.SubElement(suite, "testcase", classname=_text(first.code), name=_text(first.subject), time="0")
+    bad = {Severity.FAIL, Severity.WARN} if strict else {Severity.FAIL}
+    failures = [one for one in findings if one.severity in bad]
+    unclear = [one for one in findings if one.severity is Severity.INCONCLUSIVE]
+    if failures:
+        element = ET.SubElement(case, "failure", type=_text(first.code), message=_text(failures[0].line))
+        element.text = _lines(failures)
+    elif unclear:
+        ET.SubElement(case, "skipped", message=_text("; ".join(one.line for one in unclear)))
+    rest = [one for one in findings if one not in failures and one not in unclear]
+    if rest:
+        ET.SubElement(case, "system-out").text = _lines(rest)
+
+
+def _lines(findings: Iterable[Finding]) -> str:
+    remedied = ((one, f" ({one.remedy})" if one.remedy else "") for one in findings)
+    return _text("\n".join(f"{one.severity.value}: {one.line}{remedy}" for one, remedy in remedied))
+
+
+def _count(element: ET.Element) -> None:
+    """The counts that a suite, or all suites, must state."""
+    tests, failures, skipped = (len(list(element.iter(tag))) for tag in ("testcase", "failure", "skipped"))
+    element.attrib |= {"tests": str(tests), "failures": str(failures), "errors": "0", "skipped": str(skipped)}
+
+
+def _text(text: str) -> str:
+    """Without the characters that XML 1.0 cannot hold."""
+    return _ILLEGAL.sub("\ufffd", text)
