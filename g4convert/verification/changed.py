@@ -1,4 +1,4 @@
-"""Whether what a verification reads changed while it was read: then no finding of it can be relied on."""
+"""Notices what changed while a verification read it: then no finding can be relied on."""
 
 import os
 from collections.abc import Iterator, Mapping
