@@ -5,7 +5,8 @@
     *.safetensors                      weights when named so, else stray
     *.bin *.pt *.gguf ...              other weight formats: stray, never read, not carried over
     what training and adapters leave   stray, too
-    everything else, recursively       side files, carried over; hidden directories are skipped
+    hidden files, links out of here    left behind and named: they may be private, as ~/.netrc is
+    everything else, recursively       side files, carried over
 
 Index and shards must agree in both directions: every name in the index is in its shard, every tensor of a
 shard is in the index, no tensor is in two shards. A name in the index may not leave the directory, but the
@@ -62,6 +63,7 @@ class Checkpoint:
         tensors: every stored tensor by name, sorted by name.
         files: the weight files, sorted by name.
         side_files: what is carried over: relative posix paths, sorted.
+        left_files: name and reason of what is not carried over as it may be private: hidden, or a link out of here.
         stray_files: weights in other formats, shards no index names, what training and adapters leave: neither read
             nor carried over.
     """
@@ -73,6 +75,7 @@ class Checkpoint:
     files: tuple[WeightFile, ...]
     side_files: tuple[str, ...]
     stray_files: tuple[str, ...]
+    left_files: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Checkpoint":
@@ -98,7 +101,7 @@ class Checkpoint:
         if errors:
             raise _joined(directory, errors)
         tensors = {stored.name: stored for header in headers for stored in header.tensors}
-        side_files, stray_files = _other_files(directory, names)
+        side_files, stray_files, left_files = _other_files(directory, names)
         return cls(
             path=directory,
             config=config,
@@ -107,6 +110,7 @@ class Checkpoint:
             files=tuple(header.file for header in headers),
             side_files=side_files,
             stray_files=stray_files,
+            left_files=left_files,
         )
 
     @property
@@ -331,26 +335,44 @@ def _joined(directory: Path, errors: Sequence[InputError]) -> InputError:
     return kind(f"{directory}: {len(lines)} faults in its files", offenders=lines, hint=hint)
 
 
-def _other_files(directory: Path, weights: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Side files and stray files, relative and sorted; links are followed, each directory once."""
+def _other_files(
+    directory: Path, weights: Iterable[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return side files, stray files, and (name, reason) of what is left behind: relative and sorted.
+
+    A link may lead to anything on the machine, so only those that the Hugging Face cache makes are followed.
+    """
     own = {*weights, CONFIG, INDEX}
-    side, stray, seen = [], [], {os.path.realpath(directory)}
-    for root, folders, files in os.walk(directory, onerror=_cannot_list, followlinks=True):
+    side, stray, left = [], [], []
+    for root, folders, files in os.walk(directory, onerror=_cannot_list):
         relative = Path(root).relative_to(directory)
         for folder in tuple(folders):
-            real = os.path.realpath(Path(root, folder))
-            if folder.startswith(".") or real in seen:
+            reason = "hidden" if folder.startswith(".") else "a link" if Path(root, folder).is_symlink() else ""
+            if reason:
                 folders.remove(folder)
-            seen.add(real)
+                left.append(((relative / folder).as_posix(), f"{reason}, a directory"))
         for file in files:
             name = (relative / file).as_posix()
             if name in own:
                 continue
             if _is_weights(file) or is_leftover(name):
                 stray.append(name)
+            elif reason := _why_left(Path(root, file), directory):
+                left.append((name, reason))
             elif _is_side_file(Path(root, file), name):
                 side.append(name)
-    return tuple(sorted(side)), tuple(sorted(stray))
+    return tuple(sorted(side)), tuple(sorted(stray)), tuple(sorted(left))
+
+
+def _why_left(path: Path, directory: Path) -> str:
+    """Return why a file is not carried over; empty where it is."""
+    if path.name.startswith("."):
+        return "hidden"
+    if not path.is_symlink() or not path.exists():
+        return ""
+    target, root = path.resolve(), directory.resolve()
+    is_cached = root.parent.name == "snapshots" and target.is_relative_to(root.parent.parent / "blobs")
+    return "" if is_cached or target.is_relative_to(root) else "a link out of the directory"
 
 
 def _cannot_list(error: OSError) -> None:

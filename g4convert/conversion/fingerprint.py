@@ -27,7 +27,7 @@ _SAMPLE: Final = 4096
 def fingerprint(
     checkpoint: Checkpoint, reader: Reader, recipe: Resolved, method: str, units: tuple[Unit, ...]
 ) -> dict[str, Any]:
-    """What a run must share with the one that it continues.
+    """Return what a run must share with the one that it continues.
 
     Args:
         checkpoint: the source.
@@ -49,7 +49,7 @@ def fingerprint(
 def plan_facts(
     checkpoint: Checkpoint, recipe: Resolved, layout: Layout, units: tuple[Unit, ...], device: str
 ) -> dict[str, Any]:
-    """What every rank must share with the others; times are left out, as hosts may have copies of their own.
+    """Return what every rank must share with the others; times are left out, as hosts may have copies of their own.
 
     Args:
         checkpoint: the source.
@@ -69,7 +69,7 @@ def plan_facts(
 
 
 def differences(one: object, other: object, path: str = "") -> Iterable[tuple[str, object, object]]:
-    """Where two JSON values differ: the path, one value and the other, for each leaf."""
+    """Return where two JSON values differ: the path, one value and the other, for each leaf."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in sorted({*one, *other}):
             yield from differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)

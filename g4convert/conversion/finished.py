@@ -1,4 +1,4 @@
-"""Whether an output is there already: of the same source, by the same recipe and version, and whole.
+"""Looks whether an output is there already: of the same source, by the same recipe and version, and whole.
 
 A job that is run again after it has ended (a CI retry) has nothing to do. What is there of anything else is not
 touched. The bytes of the weights are not read: a verification does that.
@@ -17,7 +17,7 @@ __all__ = ["is_finished"]
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the output of a job is what the job would write, as far as headers and its own record say."""
+    """Return whether the output of a job is what the job would write, as far as headers and its own record say."""
     target = Staging.of(job.output).target
     try:
         said = json.loads((target / "g4convert.json").read_bytes())

@@ -1,4 +1,4 @@
-"""What an output says of itself in g4convert.json: its provenance and errors.
+"""Writes what an output says of itself in g4convert.json: its provenance and errors.
 
 Everything here is a function of the plan and the statistics: no clock, no host name, no path of the machine, so
 the same conversion gives the same bytes wherever and however it runs.
@@ -26,7 +26,7 @@ def recipe_name(recipe: Resolved) -> str:
 
 
 def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What an output comes from, as g4convert.json says it: `source` and `recipe`."""
+    """Return what an output comes from, as g4convert.json says it: `source` and `recipe`."""
     files = {
         name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
         for name, stamp in checkpoint.fingerprint().items()

@@ -1,4 +1,4 @@
-"""Which units that a journal calls finished really are: every one is read again and compared.
+"""Reads again every unit that a journal calls finished, and compares it.
 
 What was quantized or moved is compared by its checksum, what was copied with the source itself. A unit that fails is
 done again, as one that a kill tore. The bytes were written a moment or a week ago; nothing says that nobody touched

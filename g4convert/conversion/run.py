@@ -189,7 +189,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
 
 
 def _facts(conversion: Conversion) -> dict[str, Any]:
-    """What every rank must decide alike."""
+    """Return what every rank must decide alike."""
     job = conversion.job
     return plan_facts(conversion.checkpoint, job.recipe, conversion.layout, conversion.units, job.device)
 
@@ -212,7 +212,7 @@ class _Started:
     done: Mapping[int, list[Any]]
     pending: tuple[int, ...]
     run: str
-    """Of the lock that rank 0 holds."""
+    """Names the run whose lock rank 0 holds."""
 
 
 def _start(conversion: Conversion, reader: Reader, lock: Lock, layers: Layers | None) -> "_Started | G4Error":

@@ -1,7 +1,7 @@
 """Warnings of a plan: things a user should know and can act on. None of them makes the output wrong."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from g4convert.checkpoint.declared import sections_of
 from g4convert.checkpoint.directory import Checkpoint
@@ -11,6 +11,8 @@ from g4convert.planning.recipe import Recipe
 
 __all__ = ["DRAFTER_KEPT", "remarks"]
 
+_NAMED: Final = 12
+"""Files that a remark names."""
 DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"
 
 
@@ -34,6 +36,13 @@ def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Ite
     if missing := inventory.missing_limits:
         yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
     yield from _left_behind(checkpoint.stray_files)
+    if left := checkpoint.left_files:
+        named = ", ".join(f"{name} ({why})" for name, why in left[:_NAMED])
+        yield f"perhaps private and left behind: {named}{_more(left)}"
+
+
+def _more(names: Sequence[object]) -> str:
+    return f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
 
 
 def _stale_sections(config: Mapping[str, Any]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from g4convert.errors import UsageError
 from g4convert.gemma4 import quantized_format
 from g4convert.report import Finding, Report, Severity
 from g4convert.request import Level, Request
+from g4convert.verification.changed import changed, stamps
 from g4convert.verification.static.level import check_static, open_output
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def verify(
         EnvironmentFault: out of memory.
     """
     depth = asked.depth
+    before = stamps(asked.output, asked.reference)
     _check_request(asked)
     directories = _Directories.open(asked)
     out, source = directories.out, directories.source
@@ -73,6 +75,9 @@ def verify(
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
         later = []
     if out is not None and Level.WEIGHTS in later:
+        from g4convert.verification.weights.hashes import check_hashes  # noqa: PLC0415 -- static reads no weights
+
+        findings += check_hashes(out)
         if source is None:
             why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
             severity = Severity.INCONCLUSIVE if depth is Level.WEIGHTS else Severity.INFO
@@ -100,6 +105,7 @@ def verify(
         findings += served.findings
         metrics |= served.metrics
         ran += [Level.ENGINE] if served.metrics else []
+    findings += changed(before, stamps(asked.output, asked.reference))
     named = None if asked.reference is None else str(asked.reference)
     return Report(tuple(findings), tuple(ran), metrics, str(asked.output), named)
 
@@ -197,7 +203,7 @@ def _recorded(output: Path) -> Mapping[str, Any] | None:
     """Return what a conversion recorded of its source; None where nothing can be read."""
     try:
         source = json.loads((output / PROVENANCE).read_bytes())["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return source if isinstance(source, dict) else None
 

@@ -63,20 +63,37 @@ def test_without_index_all_shards_are_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_side_and_stray_files(model: Path) -> None:
-    side = ["README.md", "sub/deep/vocab.txt", "tokenizer.json", "tokenizer.model", ".gitattributes"]
+    side = ["README.md", "sub/deep/vocab.txt", "tokenizer.json", "tokenizer.model"]
     stray = [
         "consolidated.safetensors",
         "original/x.pth",
         "pytorch_model.bin",
         "pytorch_model.bin.index.json",
     ]
-    skipped = [".git/config", ".cache/huggingface/x.metadata"]
+    skipped = [".gitattributes", ".git/config", ".cache/huggingface/x.metadata"]
     for name in side + stray + skipped:
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(name)
     checkpoint = Checkpoint.open(model)
     assert checkpoint.side_files == tuple(sorted(side))
     assert checkpoint.stray_files == tuple(sorted(stray))
+
+
+def test_nothing_private_is_carried_and_what_is_left_is_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "home/.ssh").mkdir(parents=True)
+    (tmp_path / "home/.ssh/id_rsa").write_text("secret")
+    (model / ".env").write_text("TOKEN=secret")
+    (model / "notes.txt").symlink_to(tmp_path / "home/.ssh/id_rsa")
+    (model / "keys").symlink_to(tmp_path / "home/.ssh")
+    (model / "vocab.txt").write_text("v")
+    (model / "same.txt").symlink_to("vocab.txt")
+    checkpoint = Checkpoint.open(model)
+    assert checkpoint.side_files == ("same.txt", "vocab.txt")
+    assert checkpoint.left_files == (
+        (".env", "hidden"),
+        ("keys", "a link, a directory"),
+        ("notes.txt", "a link out of the directory"),
+    )
 
 
 def test_side_directories_that_link_in_a_circle_end(model: Path) -> None:

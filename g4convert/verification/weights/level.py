@@ -90,7 +90,7 @@ def _method(out: Checkpoint) -> str | None:
     """How an output says that it was quantized."""
     try:
         found = json.loads((out.path / "g4convert.json").read_bytes())["result"]["method"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return str(found)
 

@@ -1,0 +1,51 @@
+"""Notices what changed while a verification read it: then no finding can be relied on."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from g4convert.report import Finding, Severity
+
+__all__ = ["Stamps", "changed", "stamps"]
+
+Stamps = Mapping[str, tuple[int, int, int]]
+"""Inode, size and time of each file, by path."""
+
+
+def stamps(*places: Path | None) -> Stamps:
+    """Look at the files of directories, and at files; what is not there has none.
+
+    Args:
+        places: directories, files, or None.
+    """
+    paths = [path for place in places if place is not None for path in _files(place)]
+    return {str(path): found for path in paths if (found := _stamp(path)) is not None}
+
+
+def changed(before: Stamps, after: Stamps) -> Iterator[Finding]:
+    """Name what is not as it was.
+
+    Args:
+        before: when the verification began.
+        after: now.
+    """
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            verb = "appeared" if name not in before else "vanished" if name not in after else "was written"
+            remedy = "verify again when nothing writes it"
+            found = f"{verb} while it was verified"
+            yield Finding("static.changed", Severity.INCONCLUSIVE, Path(name).name, found, "no change", remedy)
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    return [Path(entry.path) for entry in os.scandir(place) if entry.is_file()]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,59 @@
+"""One flipped bit anywhere in a shard is found, and files that change under a verification are noticed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.conversions import quantized
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.report import Report, Severity
+from g4convert.request import Level, Request
+from g4convert.verification.run import verify
+
+
+@pytest.fixture(scope="module")
+def packed(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "dense"
+    quantized(dense, out)
+    return out
+
+
+def found(report: Report, code: str) -> list[tuple[Severity, str]]:
+    return [(one.severity, one.subject) for one in report.findings if one.code == code]
+
+
+@pytest.mark.parametrize("part", ["weight_packed", "weight_scale", "layernorm.weight"])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_one_flipped_bit_fails(part: str, bit: int, packed: Path, dense: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(packed, tmp_path / "out")
+    stored = next(one for name, one in Checkpoint.open(out).tensors.items() if name.endswith(part))
+    with (out / stored.file).open("r+b") as file:
+        file.seek(stored.begin)
+        value = file.read(1)[0]
+        file.seek(stored.begin)
+        file.write(bytes([value ^ 1 << bit]))
+    report = verify(Request(out, dense, Level.WEIGHTS))
+    assert found(report, "weights.hash") == [(Severity.FAIL, stored.file)]
+
+
+def test_a_sound_output_passes_and_one_without_hashes_is_told(packed: Path, dense: Path, tmp_path: Path) -> None:
+    assert found(verify(Request(packed, dense, Level.WEIGHTS)), "weights.hash") == [(Severity.PASS, "1 shards")]
+    out = shutil.copytree(packed, tmp_path / "out")
+    for record in ("[" * 100_000, "{}", '{"files": {"a": 3}}', '{"files": []}'):
+        (out / "g4convert.json").write_text(record)
+        report = verify(Request(out, dense, Level.WEIGHTS))
+        assert found(report, "weights.hash") == [(Severity.INFO, "g4convert.json")]
+
+
+@pytest.mark.parametrize("place", ["out", "source"])
+def test_what_changes_while_it_is_read_is_inconclusive(place: str, packed: Path, dense: Path, tmp_path: Path) -> None:
+    out, source = shutil.copytree(packed, tmp_path / "out"), shutil.copytree(dense, tmp_path / "source")
+
+    def touch(text: str) -> None:
+        if text.startswith("weights"):
+            (tmp_path / place / "config.json").touch()
+
+    report = verify(Request(out, source, Level.WEIGHTS), say=touch)
+    assert found(report, "static.changed") == [(Severity.INCONCLUSIVE, "config.json")]
+    assert report.exit_code(strict=False) == 4
