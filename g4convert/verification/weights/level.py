@@ -45,7 +45,7 @@ _PIECE: Final = 16 << 20
 """Bytes of the source that one task reads."""
 
 
-def check_weights(  # noqa: PLR0913 - two checkpoints, and what is told of them
+def check_weights(
     out: Checkpoint,
     source: Checkpoint,
     *,
