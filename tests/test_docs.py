@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN: Final = {
     "g4convert quantize MODEL -o OUT-gpu --device cuda": "needs a GPU",
+    "g4convert quantize MODEL -o OUT-gptq -r w4a16-g32-gptq --calibration FILE": "needs token ids of the user's",
     "g4convert verify OUT --engine vllm --engine-python /opt/vllm/bin/python": "needs vLLM",
     "g4convert verify OUT --engine sglang --engine-url http://127.0.0.1:30000": "needs a running server",
 }
