@@ -180,7 +180,7 @@ def test_compiled_weights_are_the_same_bits(
     weight = PackedWeight(pack_to_int32(codes_of(4, n, k), 4), scale, zeros, k, 4)
     ranges = [(0, None), (n // 2, n), (n - 1, n + 5)]
     found = [weight.dense(dtype, *rows) for rows in ranges]
-    assert PackedWeight._is_compiled.fget(weight) is (k % 8 == 0 and k % (2 * groups) == 0)  # noqa: SLF001
+    assert PackedWeight.is_compiled.fget(weight) is (k % 8 == 0 and k % (2 * groups) == 0)
     monkeypatch.setattr(modules, "_compiled", modules._products)  # noqa: SLF001 -- the form for any device
     for rows, one in zip(ranges, found, strict=True):
         assert torch.equal(weight.dense(dtype, *rows), one)
