@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from g4convert.bounded import MOST_CONFIG
 from g4convert.checkpoint.header import (
     Header,
     StoredTensor,
@@ -190,7 +191,10 @@ def _check_directory(path: Path) -> None:
 def _read_file(directory: Path, file: str) -> bytes:
     fd = open_regular(directory / file, file)
     with os.fdopen(fd, "rb") as stream:
-        return stream.read()
+        found = stream.read(MOST_CONFIG + 1)
+    if len(found) > MOST_CONFIG:
+        raise FormatError(f"{file}: over {MOST_CONFIG >> 20} MiB, the most that is read", hint=_SAVE_AGAIN)
+    return found
 
 
 def _read_config(directory: Path) -> tuple[bytes, dict[str, Any]]:

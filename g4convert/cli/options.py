@@ -173,7 +173,10 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory to write.", rich_help_panel=_RUN)
 ]
 Workers = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Threads; 0 is one per core, or two per GPU.", rich_help_panel=_RUN)
+    int,
+    typer.Option(
+        metavar="N", min=0, max=1024, help="Threads; 0 is one per core, or two per GPU.", rich_help_panel=_RUN
+    ),
 ]
 Calibration = Annotated[
     Path | None,
@@ -311,7 +314,8 @@ Prompt = Annotated[
     ),
 ]
 MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The longest answer.", rich_help_panel=_RUN)
+    int,
+    typer.Option("--max-new-tokens", metavar="N", min=1, max=1 << 20, help="The longest answer.", rich_help_panel=_RUN),
 ]
 Autotune = Annotated[
     Path | None,

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoTokenizer
 
+from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import InputError, UsageError
 from g4convert.forward.models import Config, quiet_transformers
 
@@ -88,14 +89,14 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
     """
     found, bad, misfits = [], [], []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_text(path, MOST_PROMPTS).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 found.append(_prompt(f"{path.stem}:{number}", json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 bad.append(f"line {number}: {error}")
             else:
                 misfits += [f"line {number}"] * (found[-1].raw is chat)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
 from g4convert.suggestions import nearest, no_such, not_one_of
@@ -176,7 +177,7 @@ def source_text(name: str) -> tuple[str, str]:
         if not path.is_file():
             raise UsageError(f"recipe {name}: no such file", hint="`g4convert recipe list` shows the shipped ones")
         try:
-            return path.read_text(encoding="utf-8"), name
+            return read_text(path, MOST_YAML), name
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"recipe {name}: cannot be read: {error}") from error
     if name not in _SHIPPED:
@@ -248,6 +249,8 @@ def _mapping(text: str, origin: str) -> dict[str, object]:
         why = getattr(error, "problem", None) or " ".join(str(error).split())
         hint = "`g4convert recipe show w4a16-g32` shows one"
         raise UsageError(f"{origin}: not YAML: {where}{why}", hint=hint) from error
+    except RecursionError as error:
+        raise UsageError(f"{origin}: nested too deep to be read") from error
     if not isinstance(layer, dict):
         raise UsageError(f"{origin}: holds a {type(layer).__name__}, expected keys and values")
     unknown = [key for key in layer if key not in Recipe.model_fields and key != "extends"]

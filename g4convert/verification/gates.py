@@ -21,6 +21,7 @@ from typing import Annotated, Final, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
 from g4convert.report import Finding, Severity
 from g4convert.suggestions import nearest
@@ -113,9 +114,11 @@ def load(name: str) -> Profile:
         hint = nearest(name, _SHIPPED) or f"shipped: {', '.join(_SHIPPED)}; a path works too"
         raise UsageError(f"profile {name}: not one of the shipped profiles", hint=hint)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path, MOST_YAML))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"profile {name}: cannot be read: {error}", hint=f"shipped: {', '.join(_SHIPPED)}") from error
+    except RecursionError as error:
+        raise UsageError(f"profile {name}: nested too deep to be read") from error
     except yaml.YAMLError as error:
         raise UsageError(f"profile {name}: not YAML: {' '.join(str(error).split())}") from error
     try:
