@@ -56,6 +56,8 @@ class Detail(StrEnum):
 
     LOST = "a part of a packed module is not there"
     NO_PATTERN = "an entry is no regular expression"
+    ORDER = "columns are in another order than groups"
+    ASYMMETRIC = "weights have zero points"
 
 
 @dataclass(frozen=True, slots=True)

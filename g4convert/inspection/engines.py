@@ -10,11 +10,12 @@ tensor that is not there and that the engine does not miss.
                    WARN   one that was not asked for cannot; FAIL if none can
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from g4convert.checkpoint.declared import section_of
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS
@@ -24,7 +25,7 @@ from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.errors import UnsupportedError
-from g4convert.gemma4 import Architecture
+from g4convert.gemma4 import Architecture, quantized_format
 from g4convert.inspection.drafter import paired
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.suggestions import no_such
@@ -37,6 +38,13 @@ _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.experts", "static.quantization_config",
 }  # fmt: skip
 """Codes of what no engine survives."""
+_OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
+    "static.cache_scales": (Topic.NAMES, "transformers"),
+    Detail.ASYMMETRIC: (Topic.NAMES, "transformers"),
+    "static.class": (Topic.STORED, "vllm"),
+    "static.fused": (Topic.STORED, "vllm", "sglang"),
+}
+"""Codes and details of what some engines mind, and those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +121,21 @@ def check(asked: Asked) -> Checked:
 
 def _refuse_other_formats(out: Checkpoint) -> None:
     """The contracts say how engines read compressed-tensors; other formats have other rules."""
-    packed = packed_modules(out.infos).values()
-    if odd := next((one for one in packed if "weight_packed" not in one.parts), None):
-        form = stored_scheme(odd, None, None).format
-        hint = "`g4convert inspect` describes it"
-        raise UnsupportedError(f"{odd.module}: stored as {form}: engines are judged for pack-quantized", hint=hint)
+    judged, hint = "engines are judged for pack-quantized", "`g4convert inspect` describes it"
+    for one in packed_modules(out.infos).values():
+        form = stored_scheme(one, None, None).format
+        if form != "pack-quantized":
+            raise UnsupportedError(f"{one.module}: stored as {form}: {judged}", hint=hint)
+    found = quantized_format(out.tensors)
+    if found is not None and found[0] == "bitsandbytes":
+        raise UnsupportedError(f"{found[1][0]}: stored by {found[0]}: {judged}", hint=hint)
+    section = section_of(out.config)[1]
+    groups = section.get("config_groups") if isinstance(section, Mapping) else None
+    for name, group in (groups if isinstance(groups, Mapping) else {}).items():
+        static = isinstance(group, Mapping) and isinstance(group.get("input_activations"), Mapping)
+        if static and any(tensor.endswith(".input_scale") for tensor in out.tensors):
+            text = f"config_groups.{name}: activations are quantized, too, with stored scales"
+            raise UnsupportedError(f"{text}: engines are judged for weights alone", hint=hint)
 
 
 def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
@@ -152,6 +170,8 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
     topic: Topic | None = None
     if code == "static.names":
         topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
+    elif found := _OF_SOME.get(finding.detail or code):
+        topic = found[0] if contract.engine in found[1:] else None
     elif code == "static.quantization_config" and finding.subject in HINDERS:
         topic = Topic.STORED if contract.engine in HINDERS[finding.subject] else None
     elif finding.severity is not Severity.FAIL:

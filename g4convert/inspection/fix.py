@@ -28,7 +28,7 @@ from g4convert.errors import GateError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.names import Name
 from g4convert.planning.config import quantization_config
-from g4convert.report import Finding, Severity
+from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
 __all__ = ["Fixed", "fix", "fixed_config"]
@@ -46,6 +46,7 @@ _IN_LAYERS: Final[Mapping[Role, str]] = {
     Role.EXPERTS: r"(moe\.)?experts",
 }
 """Roles of which some layers may be kept, and what their names have in common in every engine."""
+_AGAIN: Final = "nothing was written; quantize again with `actorder: weight`"
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
 _NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
 _BITS: Final = {4, 8}
@@ -86,6 +87,9 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
     if not any(one.code in _CURABLE for one in before):
         _refuse(directory, [one for one in before if one.severity is Severity.FAIL], "no config can mend what fails")
         return None
+    if lines := [one.line for one in before if one.detail is Detail.ORDER]:
+        why = "the columns are in another order than groups, which no config can say"
+        raise GateError(f"{directory}: not fixed: {why}", offenders=lines, hint=_AGAIN)
     if lines := list(_activations(out.config)):
         raise GateError(f"{directory}: not fixed: {_NO_ACTIVATIONS}", offenders=lines, hint=_SAME)
     try:

@@ -1,8 +1,6 @@
 """Sources as people really have them, converted: the output is that of the clean source, and every level says so."""
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized, same_bits, stored
 from helpers.dialect_sources import mlx as mlx_of
-from safetensors.torch import load_file, save_file
+from helpers.rewriting import Tensors, rewritten
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.forward.load import load
@@ -20,32 +18,12 @@ from g4convert.report import Severity
 from g4convert.request import Level, Request
 from g4convert.verification.run import verify
 
-Tensors = dict[str, torch.Tensor]
-
 CLASSES = {
     "moe": "Gemma4ForConditionalGeneration",
     "unified": "Gemma4UnifiedForConditionalGeneration",
     "text": "Gemma4ForCausalLM",
     "unified_text": "Gemma4UnifiedForCausalLM",
 }
-
-
-def rewritten(
-    source: Path, out: Path, change: Callable[[Tensors], Tensors], *, metadata: str = "pt", **keys: object
-) -> Path:
-    """A copy in one file, with other tensors and other keys in its config."""
-    out.mkdir(parents=True)
-    tensors: Tensors = {}
-    for path in sorted(source.iterdir()):
-        if path.suffix == ".safetensors":
-            tensors |= load_file(path)
-        elif not path.name.endswith(".index.json"):
-            shutil.copy2(path, out / path.name)
-    changed = {name: tensor.contiguous() for name, tensor in change(tensors).items()}
-    save_file(changed, out / "model.safetensors", metadata={"format": metadata})
-    config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps({k: v for k, v in (config | keys).items() if v != "gone"}))
-    return out
 
 
 def same(tensors: Tensors) -> Tensors:

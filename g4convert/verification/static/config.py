@@ -11,9 +11,9 @@ from typing import Any, Final
 from g4convert.checkpoint.declared import Declared, section_of
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
-from g4convert.report import Finding, Severity
+from g4convert.report import Detail, Finding, Severity
 
-__all__ = ["HINDERS", "config_keys", "read_architecture", "section_faults"]
+__all__ = ["HINDERS", "config_keys", "model_class", "read_architecture", "section_faults"]
 
 _REPLACED: Final = {"quantization_config", "compression_config", "quantization"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
@@ -144,6 +144,19 @@ def _shown(part: object) -> str:
     return _short(asdict(part) if is_dataclass(part) and not isinstance(part, type) else part)
 
 
+def model_class(out: Mapping[str, Any], architecture: Architecture, engines: Collection[str]) -> Iterator[Finding]:
+    """Whether `architectures` names the class of the model type: vLLM chooses the model's code by it."""
+    found, wanted = out.get("architectures"), architecture.class_name
+    code, right = "static.class", f"[{wanted!r}]"
+    if found == [wanted]:
+        yield Finding(code, Severity.PASS, "architectures", "the class of the model type", "")
+    else:
+        text = "missing" if found is None else _short(found)
+        remedy = f'`"architectures": ["{wanted}"]` in config.json'
+        severity = Severity.FAIL if "vllm" in engines else Severity.WARN
+        yield Finding(code, severity, "architectures", f"{text}: vLLM does not serve this class", right, remedy)
+
+
 def section_faults(
     out: Mapping[str, Any], declared: Declared | None, *, packs: bool, engines: Collection[str]
 ) -> Iterator[Finding]:
@@ -191,7 +204,11 @@ def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(code, Severity.FAIL, subject, f"format {form!r}", "pack-quantized")
         if weights.get("actorder") in {"group", "dynamic", True}:
             found = f"actorder {weights['actorder']!r}"
-            yield Finding(code, Severity.FAIL, subject, found, "null, weight or static: vLLM refuses the others")
+            expected, remedy = (
+                "null, weight or static: vLLM refuses the others",
+                "quantize again with `actorder: weight`",
+            )
+            yield Finding(code, Severity.FAIL, subject, found, expected, remedy, detail=Detail.ORDER)
         if weights.get("dynamic"):
             yield Finding(code, Severity.FAIL, subject, "dynamic weights", "static ones")
         for key in ("input_activations", "output_activations"):
@@ -199,8 +216,8 @@ def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
                 found = f"{key}: quantized activations"
                 yield Finding(code, Severity.FAIL, subject, found, "weights only", _ACTIVATIONS)
         if weights.get("symmetric") is False:
-            found = "asymmetric: transformers loads it only with dequantize=True"
-            yield Finding(code, Severity.WARN, subject, found, "symmetric")
+            found = "asymmetric: transformers from 5.23 on loads it only with dequantize=True"
+            yield Finding(code, Severity.WARN, subject, found, "symmetric", detail=Detail.ASYMMETRIC)
 
 
 def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:

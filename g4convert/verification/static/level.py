@@ -21,16 +21,18 @@ from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory, resolve
 from g4convert.report import Finding, Severity, grouped
-from g4convert.verification.static.config import config_keys, read_architecture, section_faults
+from g4convert.verification.static.config import config_keys, model_class, read_architecture, section_faults
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
 from g4convert.verification.static.packing import fits_ranks, fused_experts, packing
 from g4convert.verification.static.tensors import (
     accounted,
     built_plain,
+    cache_scales,
     kept_as_they_were,
     left_out,
     projections_agree,
+    stray_scales,
     stray_values,
 )
 
@@ -144,6 +146,7 @@ def _read(
     """The tensors of an output, by the source's inventory or its own config."""
     yield from _tensors(stored.contents, inventory, engines, text_only=text_only)
     yield from _packed(stored, engines)
+    yield from model_class(stored.checkpoint.config, stored.contents.architecture, engines)
     if stored.declared is not None and stored.declared.groups:
         yield from _engines(stored, engines)
     if stored.contents.is_packed:
@@ -191,7 +194,15 @@ def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Find
         "static.scheme": (modules, "bits, group size and strategy are those of config_groups"),
         "static.experts": (modules, "experts are stored one by one"),
     }
-    problems = (*faults, *stray_values(contents), *packing(out, contents, declared), *fused_experts(contents))
+    activations = declared is not None and any(group.activations for group in declared.groups)
+    problems = (
+        *faults,
+        *stray_values(contents),
+        *stray_scales(contents, activations=activations),
+        *cache_scales(contents),
+        *packing(out, contents, declared),
+        *fused_experts(contents),
+    )
     yield from _judged(proofs, problems)
 
 

@@ -86,8 +86,18 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
         yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), _AGAIN)
     if "weight_g_idx" in module.parts:
-        remedy = "delete it; compressed-tensors ignores it"
-        yield Finding("static.scheme", Severity.FAIL, name, "weight_g_idx: groups in another order", "none", remedy)
+        remedy = (
+            "quantize again with `actorder: weight`: no loader reads this one, and without it the weights are wrong"
+        )
+        yield Finding(
+            "static.scheme",
+            Severity.FAIL,
+            name,
+            "weight_g_idx: groups in another order",
+            "none",
+            remedy,
+            detail=Detail.ORDER,
+        )
 
 
 def _other_scheme(group: str, difference: str, modules: Sequence[str], total: int) -> Finding:

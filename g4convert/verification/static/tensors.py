@@ -15,7 +15,17 @@ from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import TensorInfo
 
-__all__ = ["accounted", "built_plain", "kept_as_they_were", "left_out", "projections_agree", "stray_values"]
+__all__ = [
+    "accounted",
+    "built_plain",
+    "cache_scales",
+    "is_cache_scale",
+    "kept_as_they_were",
+    "left_out",
+    "projections_agree",
+    "stray_scales",
+    "stray_values",
+]
 
 _PACKABLE: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.KV_SHARED}
 _SOME: Final = 4  # names in one finding
@@ -43,6 +53,8 @@ def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) 
         remedy = "loaders look for the expected name and leave random what they do not find"
         yield Finding("static.names", Severity.WARN, name, "a name that loaders do not know", canonical, remedy)
     for name in contents.unknown:
+        if is_cache_scale(name):
+            continue
         if _is_value_of_k_eq_v(name, contents.architecture):
             expected_text = "none: this layer's values are its keys, engines refuse the tensor"
             yield Finding("static.k_eq_v", Severity.FAIL, name, "a v_proj", expected_text, "delete it")
@@ -144,7 +156,8 @@ def projections_agree(contents: Contents, required: Collection[str]) -> Iterator
     """
     remedy = "engines hold them as one matrix: pack all of them or none"
     for owner, names in _fused_groups(contents).items():
-        found = ((name, _form_of(contents.stored[name])) for name in names if name in contents.stored)
+        stored = [name for name in names if name in contents.stored]
+        found = ((name, _form_of(contents.stored[name], contents.expected[name].shape[-1])) for name in stored)
         forms = {name: form for name, form in found if form}
         common = Counter(forms.values()).most_common(1)
         odd = [f"{_last(name)} {form}" for name, form in forms.items() if form != common[0][0]]
@@ -179,16 +192,52 @@ def _last(name: str) -> str:
     return module.last if module.expert is None else f"{module.expert}.{module.last}"
 
 
-def _form_of(form: Form) -> str:
-    """Return the form of a stored weight in a word; empty where a packed one does not tell."""
+def _form_of(form: Form, k: int) -> str:
+    """Return the form of a stored weight of k columns in a word; empty where a packed one does not tell."""
     if isinstance(form, TensorInfo):
         return "plain"
     words, scale = (form.parts.get(part) for part in ("weight_packed", "weight_scale"))
     if not (words and scale and words.shape and scale.shape and words.shape[:-1] == scale.shape[:-1]):
         return ""
-    if not scale.shape[-1]:
+    groups = scale.shape[-1]
+    if not groups:
         return ""
-    return f"packed, {words.shape[-1] * 32 / scale.shape[-1]:g} bits a group"
+    size = "one scale per row" if groups == 1 else f"groups of {k / groups:g}"
+    return f"packed, int{words.shape[-1] * 32 / k:g}, {size}"
+
+
+_CACHE_SCALES: Final = (".self_attn.k_scale", ".self_attn.v_scale", ".self_attn.q_scale")
+
+
+def is_cache_scale(name: str) -> bool:
+    """Whether a tensor is a scale of a quantized key and value cache."""
+    return name.endswith(_CACHE_SCALES)
+
+
+def cache_scales(contents: Contents) -> Iterator[Finding]:
+    """Scales of a quantized key and value cache, of which not every release of transformers makes something."""
+    scales = [name for name in contents.unknown if is_cache_scale(name)]
+    if scales and any(layer.k_eq_v for layer in contents.architecture.text.layers):
+        found = (
+            f"{len(scales)} scales of the key and value cache: transformers before 5.24 raises, as layers lack v_proj"
+        )
+        yield Finding("static.cache_scales", Severity.WARN, scales[0], found, "none, or transformers 5.24")
+
+
+def stray_scales(contents: Contents, *, activations: bool) -> Iterator[Finding]:
+    """Scales of activations beside weights that are all that the config quantizes: vLLM has no parameter for them."""
+    if activations:
+        return
+    for module in contents.packed.values():
+        for part, info in module.parts.items():
+            if part in _SCALES_OF_OTHERS:
+                found, remedy = f"{part}: a scale that the config has no use for", "delete it"
+                yield Finding("static.unknown", Severity.FAIL, info.name, found, "no such tensor", remedy)
+
+
+_SCALES_OF_OTHERS: Final = {
+    "input_scale", "input_zero_point", "output_scale", "weight_global_scale", "input_global_scale",
+}  # fmt: skip
 
 
 def stray_values(contents: Contents) -> Iterator[Finding]:

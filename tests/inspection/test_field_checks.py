@@ -1,0 +1,207 @@
+"""Checkpoints as people publish them: what each engine makes of them, and what `--fix` must leave alone."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.conversions import quantized, stored
+from helpers.rewriting import Tensors, rewritten
+
+from g4convert.engines.verdicts import Loads
+from g4convert.errors import GateError, UnsupportedError
+from g4convert.inspection.engines import Asked, Checked, check
+from g4convert.inspection.fix import fix
+from g4convert.report import Severity
+
+
+@pytest.fixture(scope="module")
+def dense_out(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain W4A16 of the dense model."""
+    out = tmp_path_factory.mktemp("field") / "out"
+    quantized(dense, out, method="minmax")
+    return out
+
+
+def loads(found: Checked) -> Mapping[str, Loads]:
+    return {one.engine: one.loads for one in found.verdicts}
+
+
+def checked(directory: Path) -> Checked:
+    return check(Asked(directory, tps=(1,)))
+
+
+def codes(found: Checked) -> set[str]:
+    return {one.code for one in found.report.of(Severity.FAIL)}
+
+
+def section(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text())["quantization_config"]
+    return config
+
+
+def modules(tensors: Tensors) -> list[str]:
+    return [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]
+
+
+def beside(part: str, tensor: torch.Tensor) -> Any:  # noqa: ANN401 -- a function of tensors
+    """Adds a tensor to each packed module."""
+
+    def change(tensors: Tensors) -> Tensors:
+        return tensors | {f"{module}.{part}": tensor.clone() for module in modules(tensors)}
+
+    return change
+
+
+@pytest.mark.parametrize("num_bits", [4, 8])
+def test_experts_with_a_scale_per_row_are_in_one_form(num_bits: int, moe: Path, tmp_path: Path) -> None:
+    quantized(moe, tmp_path / "out", group_size="channel", num_bits=num_bits, method="minmax")
+    found = checked(tmp_path / "out")
+    assert "static.fused" not in codes(found)
+    assert loads(found)["vllm"] is not Loads.NO
+
+
+@pytest.mark.parametrize(("family", "end"), [("dense", ".v_proj"), ("dense", ".up_proj"), ("moe", ".down_proj")])
+def test_two_precisions_in_what_engines_fuse(
+    family: str, end: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source = request.getfixturevalue(family)
+    quantized(source, tmp_path / "four", method="minmax")
+    quantized(source, tmp_path / "eight", method="minmax", num_bits=8)
+    eight = stored(tmp_path / "eight")
+
+    def change(tensors: Tensors) -> Tensors:
+        odd = [m for m in modules(tensors) if m.endswith(end) and (family == "dense" or ".experts." in m)]
+        return tensors | {name: eight[name] for name in eight if name.rpartition(".")[0] in odd}
+
+    found = checked(rewritten(tmp_path / "four", tmp_path / "out", change))
+    assert "static.fused" in codes(found)
+    assert loads(found)["vllm"] is Loads.NO
+    assert loads(found)["sglang"] is Loads.NO
+    text = next(one.found for one in found.report.findings if one.code == "static.fused")
+    assert "int8, groups of 32" in text or "int4, groups of 32" in text
+
+
+@pytest.mark.parametrize("order", ["group", "dynamic"])
+@pytest.mark.parametrize("has_index", [True, False])
+def test_another_order_of_columns_is_never_fixed(
+    order: str,
+    has_index: bool,  # noqa: FBT001 -- a parameter
+    dense_out: Path,
+    tmp_path: Path,
+) -> None:
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["weights"]["actorder"] = order
+    index = beside("weight_g_idx", torch.zeros(128, dtype=torch.int32)) if has_index else dict
+    out = rewritten(dense_out, tmp_path / "out", index, quantization_config=said)
+    before = (out / "config.json").read_bytes()
+    with pytest.raises(GateError, match="another order") as caught:
+        fix(out)
+    assert "actorder: weight" in caught.value.hint
+    assert (out / "config.json").read_bytes() == before
+    assert {path.name for path in out.glob("config.json*")} == {"config.json"}
+    assert not any("delete" in one.remedy for one in checked(out).report.of(Severity.FAIL))
+
+
+@pytest.mark.parametrize("order", ["weight", "static"])
+def test_an_order_that_is_in_the_weights_loads(order: str, dense_out: Path, tmp_path: Path) -> None:
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["weights"]["actorder"] = order
+    assert not codes(checked(rewritten(dense_out, tmp_path / "out", dict, quantization_config=said)))
+
+
+@pytest.mark.parametrize("part", ["input_scale", "output_scale", "weight_global_scale", "input_global_scale"])
+def test_a_stray_scale_stops_vllm_and_no_other(part: str, dense_out: Path, tmp_path: Path) -> None:
+    found = checked(rewritten(dense_out, tmp_path / "out", beside(part, torch.tensor(0.05))))
+    assert loads(found)["vllm"] is Loads.NO
+    assert loads(found)["transformers"] is not Loads.NO
+    assert "static.unknown" in codes(found)
+    kept = rewritten(tmp_path / "out", tmp_path / "mended", lambda t: {n: v for n, v in t.items() if part not in n})
+    assert loads(checked(kept))["vllm"] is not Loads.NO
+
+
+@pytest.mark.parametrize(("family", "loaded"), [("dense", Loads.CAVEAT), ("text", Loads.CAVEAT), ("e2b", Loads.YES)])
+def test_scales_of_a_cache_are_known(
+    family: str, loaded: Loads, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    quantized(request.getfixturevalue(family), tmp_path / "out", method="minmax")
+
+    def change(tensors: Tensors) -> Tensors:
+        owners = [m.removesuffix(".k_proj") for m in modules(tensors) if m.endswith("self_attn.k_proj")]
+        scale = torch.tensor([0.02], dtype=torch.bfloat16)
+        return tensors | {f"{owner}.{part}": scale.clone() for owner in owners for part in ("k_scale", "v_scale")}
+
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    said = section(tmp_path / "out") | {"kv_cache_scheme": cache}
+    found = checked(rewritten(tmp_path / "out", tmp_path / "cache", change, quantization_config=said))
+    assert not codes(found)
+    assert loads(found)["vllm"] is not Loads.NO
+    k_eq_v = json.loads((tmp_path / "cache/config.json").read_text())
+    expected = loaded if k_eq_v.get("text_config", k_eq_v).get("attention_k_eq_v") else Loads.YES
+    assert loads(found)["transformers"] is expected
+
+
+def test_zero_points_are_a_caveat_of_transformers(dense_out: Path, tmp_path: Path) -> None:
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["weights"]["symmetric"] = False
+
+    def change(tensors: Tensors) -> Tensors:
+        zeros = {}
+        for module in modules(tensors):
+            n, groups = tensors[f"{module}.weight_scale"].shape
+            zeros[f"{module}.weight_zero_point"] = torch.zeros(n // 8, groups, dtype=torch.int32)
+        return tensors | zeros
+
+    found = checked(rewritten(dense_out, tmp_path / "out", change, quantization_config=said))
+    assert loads(found)["transformers"] is Loads.CAVEAT
+    assert loads(found)["vllm"] is not Loads.NO
+
+
+def renamed(tensors: Tensors, part: str, *others: str) -> Tensors:
+    """Packed words as bytes under another name, and tensors of another format beside them."""
+    found = {name: tensor for name, tensor in tensors.items() if ".weight_" not in name}
+    for module in modules(tensors):
+        words = tensors[f"{module}.weight_packed"]
+        found[f"{module}.{part}"] = words.view(torch.uint8).clone()
+        found |= {f"{module}.{other}": torch.ones(1) for other in others}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (("weight_packed", "weight_scale", "weight_global_scale"), "nvfp"),
+        (("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"), "bitsandbytes"),
+        (("weight", "weight_scale", "weight_scale_2", "input_scale"), "modelopt-nvfp4"),
+    ],
+)
+def test_other_formats_are_refused_by_name(parts: tuple[str, ...], said: str, dense_out: Path, tmp_path: Path) -> None:
+    out = rewritten(dense_out, tmp_path / "out", lambda tensors: renamed(tensors, *parts))
+    with pytest.raises(UnsupportedError, match=said):
+        checked(out)
+
+
+def test_quantized_activations_with_their_scales_are_not_judged(dense_out: Path, tmp_path: Path) -> None:
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "int", "dynamic": False}
+    scales = beside("input_scale", torch.tensor(0.05))
+    with pytest.raises(UnsupportedError, match="activations are quantized, too"):
+        checked(rewritten(dense_out, tmp_path / "out", scales, quantization_config=said))
+
+
+@pytest.mark.parametrize(
+    "found", ["gone", ["FSDPGemma4ForConditionalGeneration"], ["Gemma4Model"], ["Gemma4ForCausalLM"], []]
+)
+def test_vllm_chooses_by_the_class(found: object, dense_out: Path, tmp_path: Path) -> None:
+    result = checked(rewritten(dense_out, tmp_path / "out", dict, architectures=found))
+    assert loads(result)["vllm"] is Loads.NO
+    assert loads(result)["transformers"] is not Loads.NO
+    (remedy,) = {one.remedy for one in result.report.of(Severity.FAIL) if one.code == "static.class"}
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    config |= json.loads(f"{{{remedy.split('`')[1]}}}")
+    shutil.copytree(tmp_path / "out", tmp_path / "mended")
+    (tmp_path / "mended/config.json").write_text(json.dumps(config))
+    assert loads(checked(tmp_path / "mended"))["vllm"] is not Loads.NO
