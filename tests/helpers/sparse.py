@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from g4convert.gemma4 import Architecture
 from g4convert.planning.steps import Plan
 from g4convert.tensors import TensorInfo
 from helpers.headers import written_config
@@ -21,7 +22,8 @@ def little(size: str) -> Config:
 
 
 def with_little_vocabulary(config: Config) -> Config:
-    """The same, as far as tensors of a token each go."""
+    """The same, as far as tensors of a token each go; with the class of its model type."""
+    config.setdefault("architectures", [Architecture.from_config(config).class_name])
     text = config.get("text_config", config)
     text["vocab_size"] = VOCABULARY
     if text.get("vocab_size_per_layer_input"):

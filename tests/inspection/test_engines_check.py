@@ -191,7 +191,6 @@ BROKEN = {
     ),
     "null bits": ("31B", scheme(num_bits=None), "vllm", "weights, which engines refuse: num_bits is null"),
     "a key too many": ("31B", scheme(groups=32), "vllm", "'groups' is no key of compressed-tensors"),
-    "order of activations": ("31B", scheme(actorder="group"), "vllm", "actorder 'group'"),
     "tied head not ignored": ("31B", without("lm_head"), "transformers", "lm_head: plain, although targeted"),
     "router not ignored": ("26B-A4B", without("router"), "transformers", "router.proj: plain, although targeted"),
     "packed parts ignored": ("31B", without("nothing", r"re:.*\.mlp\..*"), "vllm", "packed, although ignored"),
@@ -655,7 +654,7 @@ def test_a_preset_with_activations_is_never_discarded(copied: Callable[..., Path
 
 def test_a_correction_tells_each_change(copied: Callable[..., Path]) -> None:
     def change(config: Config) -> None:
-        scheme(group_size=64, actorder="group", observer="mse" * 40)(config)
+        scheme(group_size=64, actorder="weight", observer="mse" * 40)(config)
         without("lm_head", "re:nothing")(config)
         renamed_section(config)
 

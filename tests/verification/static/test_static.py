@@ -200,7 +200,7 @@ def test_what_was_just_written_has_nothing_to_warn_of(written: Converted, family
         findings = checked(out, original)
         assert bad(findings) == set()
         passed = [one.code for one in findings if one.severity is Severity.PASS and "tensor_parallel" not in one.code]
-        assert len(passed) == len(set(passed)) == (27 if original else 24)
+        assert len(passed) == len(set(passed)) == (28 if original else 25)
 
 
 def test_an_assistant_that_is_kept_has_nothing_to_warn_of(written: Converted) -> None:
