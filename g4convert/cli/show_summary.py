@@ -64,8 +64,10 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         out.print()
         chosen = done.modules if tensors else done.worst
         put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
-        note = "relative error: sum of squared errors over sum of squared weights, so large weights count most in all"
-        out.print(f"\n[dim]{note}; the mean counts every module alike[/]", soft_wrap=True)
+        out.print(
+            "\n[dim]relative error: sum of squared errors over sum of squared weights: large weights count most;[/]"
+        )
+        out.print("[dim]the mean counts every module alike[/]")
     else:
         put(out, facts({**rows, "method": "nothing is packed"}))
     if refused:

@@ -75,7 +75,7 @@ def test_only_a_name_that_is_near_is_offered(given: str, known: tuple[str, ...],
 
 
 def test_the_readme_names_arguments_as_the_help_does(g4convert: Program) -> None:
-    rows = re.findall(r"^\| `(\w+) ([A-Z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `g4convert (\w+) ([A-Z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {"plan", "quantize", "verify", "check", "generate", "inspect", "reference"} <= {name for name, _ in rows}
     for command, argument in rows:
         assert re.search(

@@ -321,7 +321,7 @@ def test_judge_says_why_an_engine_takes_plain_weights_only() -> None:
     reading = sglang.CONTRACT.read(plan.architecture, section(plan)["ignore"])
     found = list(judge(sglang.CONTRACT, plan.architecture, reading, stored_by(plan)))
     assert {one.fault for one in found} == {Fault.REFUSED}
-    assert all("SiLU" in one.detail for one in found)
+    assert all("SiLU" in str(one.detail) for one in found)
 
 
 # Surroundings.

@@ -200,7 +200,7 @@ def _stored(family: str, changed: tuple[str, ...] = ()) -> tuple[Case, tuple[str
 def _cases(family: str) -> tuple[tuple[str, Case], ...]:
     config = FAMILIES[family]
     found = []
-    for recipe in shipped():
+    for recipe in (name for name, one in shipped().items() if not one.is_calibrated):
         with suppress(UsageError):
             plan = _plan(family, recipe)
             whole = plan.architecture == plan.inventory.architecture
