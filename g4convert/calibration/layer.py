@@ -29,7 +29,7 @@ from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, dequantized
 from g4convert.calibration.states import SCRATCH
 
-__all__ = ["LayerPass", "Weights"]
+__all__ = ["LayerPass", "Weights", "in_order"]
 
 F32 = NDArray[np.float32]
 T = TypeVar("T")

@@ -41,7 +41,7 @@ def plan_of(family: str, recipe: str) -> Plan:
 def applying() -> list[tuple[str, str]]:
     found = []
     for family in FAMILIES:
-        for recipe in sorted(shipped()):
+        for recipe in sorted(name for name, one in shipped().items() if not one.is_calibrated):
             try:
                 plan_of(family, recipe)
             except UsageError:
