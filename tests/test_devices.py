@@ -139,6 +139,7 @@ CASES: list[tuple[str, DTypeName, Memory]] = [
 def test_the_same_bits_wherever_it_runs(
     family: str, dtype: DTypeName, memory: Memory, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("g4convert.forward.modules._FEW", 0)  # a few tokens have a product of their own on a CPU
     expected = load(packed(family), dtype=dtype, memory=memory)
     probes = prompts(expected)
     with elsewhere(monkeypatch):
