@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from hypothesis import settings
 
 from g4convert.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+settings.register_profile("g4convert", deadline=None)  # the first example compiles, and machines are busy
+settings.load_profile("g4convert")
 
 
 class Checkpoints(Protocol):

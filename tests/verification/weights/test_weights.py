@@ -120,8 +120,8 @@ def held_by(directory: Path) -> Tensors:
 
 
 CAUSES = {
-    "nibble order": ("weights.error", f"{LAYER}.self_attn.q_proj", "its nibbles lie high first in each word"),
-    "offset missing": ("weights.error", f"{LAYER}.self_attn.q_proj", "its codes lack the offset of 8"),
+    "nibble order": ("weights.error", "layers.*.self_attn.q_proj", "its nibbles lie high first in each word"),
+    "offset missing": ("weights.error", "layers.*.self_attn.q_proj", "its codes lack the offset of 8"),
     "gate and up swapped": ("weights.error", f"{LAYER}.mlp.gate_proj", f"it is the weight of {LAYER}.mlp.up_proj"),
     "expert gate and up swapped": (
         "weights.error",
