@@ -66,7 +66,7 @@ class Filling:
         if self.checkpoint.path == other.checkpoint.path:
             return mine == theirs
         one, two = (filling.stored_rows(name) for filling in (self, other))
-        return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(one, two, strict=True))
+        return all(map(_same_bytes, one, two))
 
     def stored_rows(self, name: str) -> list[torch.Tensor]:
         """The stored tensors that a plain one is made of, mapped."""
@@ -123,3 +123,8 @@ def put(model: Model, name: str, tensor: torch.Tensor) -> None:
     owner = model.get_submodule(module)
     is_parameter = leaf in dict(owner.named_parameters(recurse=False))
     setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Compare two tensors bit for bit, NaNs included; a view as bytes needs a dimension."""
+    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))

@@ -181,3 +181,13 @@ def test_a_model_takes_from_the_one_beside_it_what_is_the_same(moe: Path, tmp_pa
     assert mine.data_ptr() != theirs.data_ptr()
     alone = load(moe)
     assert all(torch.equal(a, b) for a, b in zip(original.parameters(), alone.parameters(), strict=True))
+
+
+def test_tensors_of_one_number_are_compared_too(e2b: Path, tmp_path: Path) -> None:
+    """Clip limits have no dimension."""
+    quantized(e2b, tmp_path / "out")
+    dense = load(tmp_path / "out", packed=False)
+    shared = load(e2b, beside=dense).state_dict()
+    alone = load(e2b).state_dict()
+    assert any(tensor.dim() == 0 for tensor in alone.values())
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in alone.items())
