@@ -44,7 +44,7 @@ class Quantized:
 
     @property
     def passed(self) -> bool:
-        """Whether no verification that was made found a fault."""
+        """True unless a verification found a fault."""
         return self.report is None or self.report.exit_code(strict=False) == 0
 
     def to_dict(self) -> dict[str, Any]:

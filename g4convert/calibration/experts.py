@@ -120,7 +120,7 @@ class _Experts:
         return found
 
     def _moments(self, rows: NDArray[np.int64]) -> Moments:
-        """Of all tokens, as if they were routed to one expert."""
+        """Sum over all tokens, as if they were routed to one expert."""
         moments = Moments(self._states.shape[1], self._work.pool)
         for some in np.array_split(rows, max(1, len(rows) // 4096)):
             moments.add(self.inputs(some).numpy())
@@ -146,7 +146,7 @@ class _Rows:
         return _Rows(call(self.rows), self.held, call(self.sample), call(self.others))
 
     def moments(self, work: "LayerPass") -> Moments:
-        """Of the rows that do not judge."""
+        """Sum over the rows that do not judge."""
         moments = Moments(self.rows.shape[1], work.pool)
         moments.add(self.rows.numpy()[~self.held])
         moments.finish()

@@ -120,7 +120,7 @@ class Replay:
 
     @property
     def config(self) -> Any:  # noqa: ANN401 -- transformers ships no types
-        """Of the decoder."""
+        """Settings of the decoder."""
         return self.model.get_decoder().config
 
     @property
@@ -140,7 +140,7 @@ class Replay:
 
     @property
     def _width(self) -> int:
-        """Of per-layer inputs; 0 for a model without."""
+        """Width of per-layer inputs; 0 for a model without."""
         return getattr(self.config, "hidden_size_per_layer_input", 0)
 
 

@@ -35,7 +35,7 @@ _NIBBLE, _BYTE = 4, 8
 
 
 class Way(StrEnum):
-    """How a weight was rounded, the simplest first."""
+    """Ways to round a weight, the simplest first."""
 
     DATA_FREE = "data_free"
     IMATRIX = "imatrix"
@@ -67,7 +67,7 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How weights are rounded.
+    """Rounds weights.
 
     Args:
         scheme: bits and groups; its method is the one without data.

@@ -212,7 +212,7 @@ def _source_bytes(step: Quantize) -> int:
 
 
 def _how(rounded: Rounded) -> dict[str, Any]:
-    """How a weight was rounded, as JSON."""
+    """Describe as JSON the way a weight was rounded."""
     errors = {way.value: float(f"{error:.6g}") for way, error in rounded.errors.items()}
     return {"way": rounded.way.value, "tokens": rounded.tokens, "damp": rounded.damp, "errors": errors}
 
