@@ -22,6 +22,8 @@ from g4convert.quantities import duration, size
 __all__ = ["Bar", "Lines", "Quiet", "peak_memory", "watch"]
 
 _LINE_SECONDS = 5.0
+_TELLING = 0.02
+"""Share of the work that has to be done before its speed tells anything: what comes first compiles."""
 
 
 def peak_memory() -> int:
@@ -137,11 +139,12 @@ class Lines(Quiet):
             return
         self._said = now
         speed = self._fresh / max(now - self._began, 1e-9)
-        left = f"{duration((self._total - self._done) / speed)} left" if self._done < self._total else "done"
-        _say(
-            self._console,
-            f"{size(self._done)} of {size(self._total)}, {size(speed)}/s, {left}, {size(peak_memory())} peak, {name}",
-        )
+        parts = [f"{size(self._done)} of {size(self._total)}"]
+        if self._done >= self._total:
+            parts += [f"{size(speed)}/s", "done"]
+        elif self._fresh >= _TELLING * self._total:
+            parts += [f"{size(speed)}/s", f"{duration((self._total - self._done) / speed)} left"]
+        _say(self._console, ", ".join([*parts, f"{size(peak_memory())} peak", name]))
 
     def step(self, name: str, total: int, unit: str) -> None:
         """Remember what is to be done."""

@@ -157,9 +157,8 @@ class Request:
 
     @property
     def judged_by(self) -> str:
-        """The profile of level logits; with an engine and no reference, what four bits cost is not asked."""
-        alone = self.engine is not None and self.reference is None
-        return self.profile or ("parity" if alone else "w4a16")
+        """The profile of level logits."""
+        return self.profile or "w4a16"
 
     def _check_engine(self) -> None:
         given = [name for name, value in self._of_engine.items() if value is not None]
@@ -167,6 +166,8 @@ class Request:
             raise UsageError(f"--{given[0]} belongs to level engine, not {self.depth}", hint="--level engine")
         if self.depth is Level.ENGINE and self.engine is None:
             raise UsageError("level engine needs an engine", hint=f"--engine {', '.join(EngineName)}")
+        if self.depth is Level.ENGINE and self.profile is not None:
+            raise UsageError("--profile belongs to level logits, not engine", hint="an engine is judged by parity")
         if self.engine is EngineName.SGLANG and self.engine_url is None:
             raise UsageError("SGLang is asked over HTTP", hint="start a server with the checkpoint, and --engine-url")
         if self.engine is EngineName.SGLANG and self.engine_python is not None:

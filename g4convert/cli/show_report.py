@@ -50,6 +50,10 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
             rows = [*_measured(found, kind)]
             out.print(f"\n{title}")
             put(out, table(("metric", "value", "noise floor", "limits", ""), rows, right=("value", "noise floor")))
+    if "engine" in found.metrics:
+        out.print("\nthe engine's log-probabilities against those of the dequantized weights")
+        columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
+        put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
         base = f"shares of the KL {_number(blamed['kl'])}"
         if blamed.get("probes"):
@@ -100,6 +104,14 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
                 interval = f" [{_number(values['kl_low'])}, {_number(values['kl_high'])}]"
             yield name, _number(values[name]) + interval, _number(floor.get(name)), one.expected, one.severity.value
+
+
+def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each kind of probe that an engine answered; the floor is that of the mean difference."""
+    for one in buckets:
+        numbers = (one["mean"], one["largest"], one["floor_mean"])
+        agreed = f"{100 * one['top1_agreement']:.1f} %"
+        yield one["name"], f"{one['tokens']:,}", *map(_number, numbers), agreed, _number(one["kl_mean"])
 
 
 def _blame(rows: Sequence[Mapping[str, Any]]) -> Table:

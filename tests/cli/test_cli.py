@@ -576,6 +576,18 @@ def test_progress_says_what_is_done(make: Callable[[Console], Quiet], monkeypatc
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_no_time_is_foretold_from_the_first_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)
+    console = Console(file=io.StringIO(), width=100, record=True)
+    with Lines(console) as progress:
+        progress.start(1000, 0)
+        progress.advance(10, "first")
+        progress.advance(490, "second")
+    first, second = console.export_text().splitlines()
+    assert "left" not in first
+    assert "left" in second
+
+
 @pytest.mark.parametrize("make", [Lines, Bar])
 def test_progress_within_a_step(make: Callable[[Console], Quiet], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)

@@ -5,6 +5,7 @@ Cards whose numbers were not measured are left out. Of `metrics` it reads:
     loss, parity        as `Metrics.to_dict()`            floor       as `Floor.to_dict()`
     profiles            thresholds by comparison           blame       tables by comparison, `Blame.to_dict()`
     kl_histogram_edges  of the bins                        weights     {"tensors": [{"name", "relative_error", ...}]}
+    engine              {"buckets": [{"name", "mean", ...}]}
 """
 
 import math
@@ -39,6 +40,10 @@ _TITLES: Final = {"loss": "What four bits cost", "parity": "Whether it runs as w
 _ASKS: Final = {
     "loss": "The original against the dequantized weights.",
     "parity": "The dequantized weights against the path that runs them packed.",
+}
+_COSTLY: Final = {
+    "loss": "Which modules cost most (no fault of the file)",
+    "parity": "Which modules run differently from what is written",
 }
 _COLOURS: Final = {"loss": "a", "parity": "b", "noise floor": "floor"}
 _ERRORS: Final = {
@@ -126,8 +131,6 @@ def cards(report: Json) -> Iterator[Card]:
     """
     metrics, findings = report["metrics"], report["findings"]
     kinds = [kind for kind in ("loss", "parity") if kind in metrics]
-    if not kinds and "weights" not in metrics:
-        return
     yield from (_summary(kind, metrics, findings) for kind in kinds)
     yield from (_blame(kind, table) for kind, table in metrics.get("blame", {}).items())
     yield from (_kl(kind, metrics) for kind in kinds)
@@ -136,6 +139,8 @@ def cards(report: Json) -> Iterator[Card]:
         yield _confidence(metrics, kinds)
         yield from _experts(metrics[kinds[-1]])
         yield _buckets(metrics, kinds)
+    if "engine" in metrics:
+        yield _served(metrics["engine"]["buckets"])
     if tensors := metrics.get("weights", {}).get("tensors"):
         yield _tensors(tensors)
 
@@ -183,12 +188,14 @@ def _blame(kind: str, table: Json) -> Card:
         shown = Cell(f"{100 * share:.0f} %", share=share)
         rows.append((Cell(row["module"], row["note"], is_path=True), shown, _cell(row["kl"]), _cell(row["sqnr"])))
     same = "the same again" if table["control"] == table["kl"] else f"{number(table['control'])} when run again"
+    over = f" over {table['predictions']} predictions of {' and '.join(table['probes'])}" if table.get("probes") else ""
     how = (
-        f"Mean KL {number(table['kl'])} with nothing swapped ({same}). Each row swaps one module for the one it should "
-        "equal: how much of the KL goes, what is left, and the SQNR of its outputs on equal inputs."
+        f"Mean KL {number(table['kl'])}{over}, nothing swapped ({same}). Each row swaps one module for the one that it "
+        f"is compared with: how much of that KL goes, the KL without it, and the SQNR of its outputs on equal inputs. "
+        "A layer's share holds those of its parts."
     )
-    head = (("Module", False), ("KL explained", True), ("KL left", True), ("SQNR, dB", True))
-    return Card(f"Who is to blame: {kind}", how, Table(head, rows), wide=True)
+    head = (("Module", False), ("Share of the KL", True), ("KL without it", True), ("SQNR, dB", True))
+    return Card(_COSTLY[kind], how, Table(head, rows), wide=True)
 
 
 def _kl(kind: str, metrics: Json) -> Card:
@@ -257,6 +264,22 @@ def _buckets(metrics: Json, kinds: Sequence[str]) -> Card:
     for kind in kinds:
         head += [(f"{kind}: mean KL", True), ("99 %", True), ("same top", True), ("PPL ratio", True)]
     return Card("By kind of probe", "Long and non-Latin text degrade first.", Table(head, rows), wide=True)
+
+
+def _served(buckets: Sequence[Json]) -> Card:
+    """Show what a real engine answered, by kind of probe."""
+    rows = [
+        [
+            Cell(one["name"].replace("_", " ")),
+            *(_cell(one[key]) for key in ("tokens", "mean", "floor_mean", "largest", "kl_mean")),
+            Cell(f"{_number(100 * number_of(one['top1_agreement']))} %"),
+        ]
+        for one in buckets
+    ]
+    head = [("Probes", False), ("Tokens", True), ("Mean difference", True), ("Floor", True), ("Largest", True)]
+    head += [("Mean KL", True), ("Same top token", True)]
+    how = "Log-probabilities of the engine against those of the dequantized weights; the floor is rounding alone."
+    return Card("What the engine answers", how, Table(head, rows), wide=True)
 
 
 def _tensors(tensors: Sequence[Json]) -> Card:

@@ -280,8 +280,7 @@ def test_requests_for_an_engine() -> None:
 
     out, python = Path("out"), Path("python")
     asked = Request(out, engine=EngineName.VLLM)
-    assert (asked.depth, asked.judged_by) == (Level.ENGINE, "parity")
-    assert Request(out, Path("model"), engine=EngineName.VLLM).judged_by == "w4a16"
+    assert asked.depth is Level.ENGINE
     assert Request(out, engine=EngineName.VLLM, dtype="bfloat16", engine_python=python).depth is Level.ENGINE
     for options, message in (
         ({"level": Level.ENGINE}, "needs an engine"),
@@ -290,6 +289,7 @@ def test_requests_for_an_engine() -> None:
         ({"engine": EngineName.SGLANG, "engine_url": "http://x", "engine_python": python}, "is for vllm"),
         ({"engine": EngineName.VLLM, "engine_url": "http://x"}, "is for sglang"),
         ({"engine": EngineName.VLLM, "level": Level.LOGITS}, "--engine belongs to level engine"),
+        ({"engine": EngineName.VLLM, "profile": "w4a16"}, "--profile belongs to level logits"),
         ({"engine_timeout": 5.0, "level": Level.STATIC}, "--engine-timeout belongs to level engine"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -320,6 +320,8 @@ def test_the_command_runs_what_the_engine_needs(
     assert "times the floor" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert ran.out.startswith(f"PASS {text_out}: static, engine")
     assert "engine.logprobs all" in ran.out
+    assert "mean difference" in ran.out
+    assert "What the engine answers" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_an_engine_that_is_not_there_exits_5_before_the_work(text_out: Path, g4convert: Program) -> None:

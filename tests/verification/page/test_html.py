@@ -266,7 +266,7 @@ def test_what_was_not_measured_has_no_section() -> None:
     titles = (
         "What four bits cost",
         "Expert coverage",
-        "Who is to blame",
+        "Which modules run differently from what is written",
         "Worst weights",
         "SQNR by layer",
         "KL of loss",
