@@ -42,7 +42,7 @@ class Name(str):
 
     @property
     def projection(self) -> str:
-        """What the module is called where it is: `q_proj`, also of `q_proj.linear` and of its weight."""
+        """Name of the module where it is: `q_proj`, also of `q_proj.linear` and of its weight."""
         return Name(self.removesuffix(_WEIGHT).removesuffix(".linear")).last
 
     @property
@@ -58,13 +58,13 @@ class Name(str):
 
     @property
     def in_layer(self) -> "Name":
-        """What follows the number of the decoder's layer; elsewhere the whole name."""
+        """The part after the number of the decoder's layer; elsewhere the whole name."""
         found = None if self.in_tower else _LAYER.search(self)
         return Name(self[found.end() + 1 :]) if found else self
 
     @property
     def in_tower(self) -> bool:
-        """Whether it is part of a vision or audio tower."""
+        """True if it is part of a vision or audio tower."""
         return "_tower." in self
 
     @property
@@ -81,7 +81,7 @@ class Name(str):
 
     @property
     def kind(self) -> "Name":
-        """The same for names that differ in their numbers only: each number is a `*`."""
+        """A name that is equal for names that differ in their numbers only: each number is a `*`."""
         return Name(".".join("*" if part.isdigit() else part for part in self.split(".")))
 
     def owners(self) -> Iterator["Name"]:

@@ -49,7 +49,7 @@ _RANK: Final = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN, Severity.PA
 
 
 class Detail(StrEnum):
-    """Which of several things that a check looks at a finding is about, where others must tell them apart."""
+    """Subject of a finding among several of one check, where other code must tell them apart."""
 
     LOST = "a part of a packed module is not there"
     NO_PATTERN = "an entry is no regular expression"
@@ -62,15 +62,15 @@ class Finding:
     """One thing that was looked at.
 
     Args:
-        code: which check, `level.check`; stable, and described in docs/reference/checks.md.
-        severity: how it counts.
+        code: name of the check, `level.check`; stable, and described in docs/reference/checks.md.
+        severity: weight of the finding.
         subject: the tensor, module, file, entry or metric it is about.
-        found: what is there.
-        expected: what should be there.
-        remedy: what to do about it, where that is known.
-        detail: which of several things it is about, where others must know.
-        count: how many subjects it is about.
-        total: of how many modules, where that is counted.
+        found: value that is there.
+        expected: value that should be there.
+        remedy: step to take, where one is known.
+        detail: subject among several of the check, where other code must know.
+        count: number of subjects.
+        total: number of modules that it is of, where that is counted.
         first: the first of several subjects.
     """
 
@@ -87,7 +87,7 @@ class Finding:
 
     @property
     def told(self) -> str:
-        """What is there, and of how many subjects."""
+        """The value found, and the number of subjects."""
         if self.count == 1:
             return self.found
         share = "all" if self.count == self.total else f"{self.count} of"
@@ -100,12 +100,12 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """In one line, without code and remedy."""
+        """The finding in one line, without code and remedy."""
         expected = f", expected {self.expected}" if self.expected else ""
         return f"{self.subject}: {self.told}{expected}"
 
     def to_dict(self) -> dict[str, str]:
-        """As JSON."""
+        """Return the finding as JSON."""
         return {
             "code": self.code,
             "severity": self.severity.value,
@@ -122,10 +122,10 @@ class Report:
 
     Args:
         findings: in the order they were made.
-        levels: which levels ran.
-        metrics: what was measured, as nested mappings of JSON values.
+        levels: levels that ran.
+        metrics: measurements, as nested mappings of JSON values.
         output: the verified checkpoint, as it was named.
-        reference: what it was compared with; None without.
+        reference: the original it was compared with; None without.
     """
 
     findings: tuple[Finding, ...]
@@ -152,7 +152,7 @@ class Report:
         return tuple(finding for finding in self.findings if finding.severity is severity)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; numbers that JSON has not are the texts `inf`, `-inf` and `nan`."""
+        """Return the report as JSON; numbers that JSON has not are the texts `inf`, `-inf` and `nan`."""
         counts = Counter(finding.severity for finding in self.findings)
         return {
             "schema_version": SCHEMA_VERSION,

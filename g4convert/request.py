@@ -53,7 +53,7 @@ class MemoryUse(StrEnum):
 
 
 FLOAT_TYPES = ("float32", "bfloat16")
-"""In which a forward can run."""
+"""Dtypes that a forward can run in."""
 
 
 def checked_device(name: str) -> str:
@@ -98,16 +98,16 @@ class Request:
     Args:
         output: the quantized checkpoint.
         reference: the checkpoint it was made from, or a file that `g4convert reference` wrote; None has neither.
-        level: how far to go; None takes `logits` where something is asked of that level (or the reference is a
+        level: last level; None takes `logits` where something is asked of that level (or the reference is a
             file), `weights` with a reference, and `static` without.
         profile: thresholds of level `logits`; None takes `w4a16`.
         prompts: the user's own, in place of the bundled ones.
-        memory: how models are held; None takes `auto`.
-        dtype: of the forward; None takes `float32`.
-        device: where models run; None takes `cpu`.
-        engine: which one serves the checkpoint in level `engine`.
+        memory: way to hold models; None takes `auto`.
+        dtype: dtype of the forward; None takes `float32`.
+        device: device of the models; None takes `cpu`.
+        engine: engine that serves the checkpoint in level `engine`.
         engine_python: the interpreter that has vLLM; None takes this one.
-        engine_url: of the SGLang server.
+        engine_url: address of the SGLang server.
         engine_timeout: seconds that an engine's start, and each answer, may take; None takes 600.
     """
 

@@ -27,10 +27,10 @@ def no_such(subject: str, name: object, known: Iterable[str], hint: str = "") ->
     """The error for a name that is not known.
 
     Args:
-        subject: what takes the name: an option.
-        name: what was given.
-        known: what can be given.
-        hint: what to say where no known name is near.
+        subject: the thing that takes the name, such as an option.
+        name: name that was given.
+        known: names that can be given.
+        hint: hint for when no known name is near.
     """
     names = list(known)
     return UsageError(f"{subject} {name}: {not_one_of(names)}", hint=nearest(str(name), names) or hint)

@@ -26,7 +26,7 @@ def load(
 
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub; packed or plain, in any dialect.
-        device: what runs it: `cpu`, `cuda` or `cuda:N`.
+        device: device that runs it: `cpu`, `cuda` or `cuda:N`.
         memory: `resident` holds every tensor; `stream` holds one decoder layer or tower at a time, so that each
             token reads all weights again; `auto` takes what the free memory allows.
         dtype: dtype of the forward and of what is not packed: `bfloat16`, `float16` or `float32`.

@@ -28,10 +28,10 @@ class Quantized:
 
     Args:
         output: its directory.
-        source: that of the original.
+        source: directory of the original.
         summary: sizes, the method and errors by tensor.
         refused: verdicts of engines that cannot load it.
-        report: of the verification at the end; None without one, and under `torchrun` in ranks other than 0.
+        report: report of the verification at the end; None without one, and under `torchrun` in ranks other than 0.
         peak_memory: largest resident size of this process before the verification, in bytes.
     """
 
@@ -78,7 +78,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         recipe: a shipped recipe or the path of a YAML file.
         tp: numbers of GPUs (tensor parallel sizes) at which the recipe's engines must load the output; empty is 1.
         workers: threads; 0 is one for each core, or two for each GPU.
-        device: what quantizes: `cpu`, `cuda` (every GPU) or `cuda:N`.
+        device: device that quantizes: `cpu`, `cuda` (every GPU) or `cuda:N`.
         overwrite: replace a checkpoint that is there.
         calibration: file of token ids, for the methods that calibrate.
         verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.

@@ -37,14 +37,14 @@ def verify(  # noqa: PLR0913 - the choices of a verification
 
     Args:
         output: a directory, or `org/name[@revision]` on the Hugging Face hub.
-        reference: what it was made from: a directory, a hub name, or a file of `g4convert reference`.
-        level: how far to go: `static`, `weights`, `logits` or `engine`; None follows from the other arguments.
+        reference: the original: a directory, a hub name, or a file of `g4convert reference`.
+        level: last level: `static`, `weights`, `logits` or `engine`; None follows from the other arguments.
         profile: thresholds of level `logits`: `w4a16`, `qat`, `parity`, or the path of a YAML file.
         prompts: a file of conversations, as JSON lines, in place of the bundled text.
-        memory: how models are held: `resident`, `stream` (one layer at a time) or `auto`.
+        memory: way to hold models: `resident`, `stream` (one layer at a time) or `auto`.
         dtype: dtype of the forward: `float32` or `bfloat16`.
-        device: what runs the model: `cpu`, `cuda` or `cuda:N`.
-        engine: what serves the checkpoint at level `engine`: `vllm` or `sglang`.
+        device: device that runs the model: `cpu`, `cuda` or `cuda:N`.
+        engine: engine that serves the checkpoint at level `engine`: `vllm` or `sglang`.
         engine_python: the interpreter that has vLLM.
         engine_url: address of the SGLang server.
         engine_timeout: seconds to wait for the engine to start, and for each answer.

@@ -129,11 +129,11 @@ class _Experts:
 
 
 class _Rows:
-    """What flows through one expert.
+    """Hidden rows on their way through one expert.
 
     Args:
-        rows: of its tokens, [t, k], in their order.
-        held: which of them judge.
+        rows: rows of the expert's tokens, [t, k], in their order.
+        held: mask of the rows that judge.
         sample: rows of tokens spread over all sequences: the prior.
         others: rows of tokens that judge, whoever they are routed to.
     """
@@ -142,7 +142,7 @@ class _Rows:
         self.rows, self.held, self.sample, self.others = rows, held, sample, others
 
     def mapped(self, call: Any) -> "_Rows":  # noqa: ANN401
-        """The same tokens behind a function."""
+        """Return the same tokens with a function applied to their rows."""
         return _Rows(call(self.rows), self.held, call(self.sample), call(self.others))
 
     def moments(self, work: "LayerPass") -> Moments:

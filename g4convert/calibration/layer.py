@@ -40,7 +40,7 @@ _ATTENTION_OUT, _MLP_IN = f"{SCRATCH}attention", f"{SCRATCH}mlp"
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a recipe packs in one layer, by the module's path inside it (`self_attn.q_proj`, `experts.3.down_proj`).
+    """Weights that a recipe packs in one layer, by path inside it (`self_attn.q_proj`, `experts.3.down_proj`).
 
     Args:
         names: full name of each.
@@ -59,9 +59,9 @@ class LayerPass:
 
     Args:
         replay: gives the layer and its arguments.
-        number: of the layer.
-        weights: what is packed.
-        rounding: how.
+        number: number of the layer.
+        weights: weights to pack.
+        rounding: method that rounds them.
         pool: threads that take a sequence each; torch has to run on one thread in them.
     """
 
@@ -75,7 +75,7 @@ class LayerPass:
         """Quantize the layer.
 
         Args:
-            states: what it is given, [s, t, h]; not changed.
+            states: inputs of the layer, [s, t, h]; not changed.
             out: filled with what it gives, [s, t, h].
         """
         with torch.no_grad(), self.replay.layer(self.number) as layer:
@@ -211,7 +211,7 @@ class _Shared:
         self._arrays = [get(f"{part}-{self._kind}", shape) for part in ("keys", "values")] if used else []
 
     def given(self, s: int) -> Any:  # noqa: ANN401
-        """What attention of a sequence is given."""
+        """Return the arguments of attention for sequence `s`."""
         given: UserDict[str, Any] = UserDict()
         if self._reads:
             given[self._kind] = tuple(_of(array, s) for array in self._arrays)

@@ -1,4 +1,4 @@
-"""What the inputs of a Linear are: H = X^T X, summed in the order of the tokens, and rows that take no part in it.
+"""Moments of a Linear's inputs: H = X^T X, summed in the order of the tokens, and rows that take no part in it.
 
 H is summed in float32 from pieces of 512 rows. The upper triangle is cut into strips of 512 columns: one strip is a
 product of fixed shape for each piece, done on one thread, so neither the number of threads nor that of machines shows

@@ -55,9 +55,9 @@ class Replay:
     Args:
         model: streamed, in float32.
         stream: reads its parts.
-        tokens: what it runs on.
-        states: where what it computes is kept.
-        arguments: of each layer, what does not depend on the sequence: `position_embeddings`, `attention_mask`, ....
+        tokens: token ids of all sequences.
+        states: files that keep what is computed.
+        arguments: arguments of each layer that no sequence changes: `position_embeddings`, `attention_mask`, ...
     """
 
     model: Model
@@ -155,7 +155,7 @@ def _streamed(model: Model) -> Stream:
 
 
 def _embed(model: Model, ids: NDArray[np.int32]) -> torch.Tensor:
-    """What the first layer is given, [1, t, h]; the recorders have the rest."""
+    """Return the inputs of the first layer, [1, t, h]; the recorders have the rest."""
     kept: list[torch.Tensor] = []
     decoder = model.get_decoder()
     handle = decoder.layers[0].register_forward_pre_hook(lambda _, given: kept.append(given[0]))

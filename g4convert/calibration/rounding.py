@@ -52,8 +52,8 @@ class Rounded:
         way: the one with the least error.
         errors: relative output error of each way on rows that judge.
         tokens: rows that H is a sum over.
-        damp: what was added to H, over the mean of its diagonal; None where it had no factor.
-        stats: what rounding did to the weight itself.
+        damp: value added to H's diagonal, over its mean; None where it had no factor.
+        stats: statistics of rounding the weight itself.
     """
 
     codes: I8
@@ -78,17 +78,17 @@ class Rounding:
     pool: Executor
 
     def factor(self, moments: Moments) -> Factor | None:
-        """What GPTQ needs of the inputs; None where they give nothing."""
+        """Return the factor of H for GPTQ; None where the inputs give none."""
         return factorize(moments.h, damping(moments.tokens, len(moments.h)))
 
     def round(self, name: str, w: F32, moments: Moments, factor: Factor | None, judges: F32) -> Rounded:
         """Round a weight.
 
         Args:
-            name: of the module, for errors.
+            name: name of the module, for errors.
             w: [n, k].
-            moments: of its inputs.
-            factor: of them; weights that share inputs share it.
+            moments: moments of the module's inputs.
+            factor: their factor; weights that share inputs share it.
             judges: rows [t, k] that are not in the sum.
 
         Raises:

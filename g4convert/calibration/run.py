@@ -70,7 +70,7 @@ class LayerByLayer:
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """What the bytes depend on, as JSON."""
+        """Return everything that the bytes depend on, as JSON."""
         return {"tokens": self.tokens.hash, "samples": self.tokens.samples, "length": self.tokens.length}
 
     def run(self, pending: Mapping[int, Unit], streams: Streams, progress: Progress) -> dict[int, list[Any]]:
@@ -113,7 +113,7 @@ class LayerByLayer:
         return results
 
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
-        """What was used and found, as JSON."""
+        """Return what was used and found, as JSON."""
         quantized = self.conversion.plan.quantized
         rows = {
             quantized[row[0]].weight.module: row[-1]

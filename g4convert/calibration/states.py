@@ -1,4 +1,4 @@
-"""What flows between layers, in files: hidden states, keys and values, inputs of a Linear.
+"""Values that flow between layers, in files: hidden states, keys and values, inputs of a Linear.
 
 Arrays are mapped, so memory holds the pages in use and the system may drop the others. Everything is float32: fp16
 overflows on this family's activations, and bf16 would round the states at each layer.
@@ -20,7 +20,7 @@ __all__ = ["SCRATCH", "States"]
 F32 = NDArray[np.float32]
 
 SCRATCH = "scratch-"
-"""What the names of arrays begin with that no later layer reads."""
+"""Prefix of the names of arrays that no later layer reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class States:
     """A directory of float32 arrays.
 
     Args:
-        directory: where the files are; made when the first is.
+        directory: directory of the files; made with the first.
     """
 
     directory: Path

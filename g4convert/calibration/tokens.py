@@ -78,7 +78,7 @@ class Tokens:
 
     @property
     def hash(self) -> str:
-        """Of the ids."""
+        """Return the SHA-256 of the ids."""
         return sha256(self.ids.astype("<i4").tobytes()).hexdigest()
 
     @property

@@ -28,10 +28,10 @@ class Contents:
     """An output's tensors by canonical name.
 
     Args:
-        architecture: what names and shapes are looked for.
+        architecture: architecture whose names and shapes are looked for.
         expected: every tensor that the architecture may have, experts one by one.
         fused: the fused form of experts, by stored name.
-        stored: how each expected tensor is stored; all experts of a fused tensor have that tensor's form.
+        stored: form of each expected tensor; all experts of a fused tensor have that tensor's form.
         twice: canonical names held by more than one stored tensor, and those.
         torn: modules of which parts are there, but no `weight_packed`; and the parts.
         unknown: names that fit nothing; of packed modules, what the weight was called.
@@ -55,7 +55,7 @@ class Contents:
 
         Args:
             tensors: every stored tensor, by name.
-            architecture: what to look for.
+            architecture: architecture whose names and shapes are looked for.
         """
         forms = dict(_forms(tensors))
         match = match_names(forms, architecture)
@@ -86,7 +86,7 @@ class Contents:
 
     @property
     def is_packed(self) -> bool:
-        """Whether anything is packed, in whatever form, or was."""
+        """True if anything is packed, in whatever form, or was."""
         return bool(self.packed or self.fused_packed or self.torn)
 
     def plain(self, name: str) -> TensorInfo | None:

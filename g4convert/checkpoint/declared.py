@@ -1,4 +1,4 @@
-"""What a config.json says about quantization, whoever wrote it.
+"""The quantization section of a config.json, whoever wrote it.
 
     quant_method          what is read
     compressed-tensors    config_groups (targets, weights), format, ignore
@@ -62,7 +62,7 @@ class DeclaredGroup:
     implied: frozenset[str] = frozenset()
 
     def differs_from(self, stored: StoredScheme) -> str:
-        """In which way a stored scheme is not this one, or empty; what either side leaves open is none."""
+        """Return how a stored scheme differs from this one, or empty; what either side leaves open is no difference."""
         k = stored.shape[-1] if stored.shape else None
         one_group = stored.strategy == "channel" and self.group_size == k  # both are a scale [n, 1]
         pairs = {
@@ -90,7 +90,7 @@ class Declared:
     Args:
         method: `quant_method`, or None where the section has none.
         groups: schemes, in the config's order.
-        ignore: what is not quantized.
+        ignore: entries of modules that are not quantized.
         faults: values that could not be read.
     """
 
@@ -101,7 +101,7 @@ class Declared:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing of quantization, as the marker in Google's QAT sources."""
+        """True if it says nothing of quantization, as the marker in Google's QAT sources."""
         return self.method is None and not self.groups
 
 

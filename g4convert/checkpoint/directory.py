@@ -63,7 +63,7 @@ class Checkpoint:
         config_bytes: config.json as stored.
         tensors: every stored tensor by name, sorted by name.
         files: the weight files, sorted by name.
-        side_files: what is carried over: relative posix paths, sorted.
+        side_files: files that are carried over: relative posix paths, sorted.
         left_files: name and reason of what is not carried over as it may be private: hidden, or a link out of here.
         stray_files: weights in other formats, shards no index names, what training and adapters leave: neither read
             nor carried over.

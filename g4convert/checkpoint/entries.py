@@ -52,7 +52,7 @@ class Entries:
         Args:
             method: `quant_method`.
             entries: as in the config.
-            rename: what the reader does to whole names; they have a dot.
+            rename: renames that the reader applies to whole names; they have a dot.
         """
         written, plain, broken = tuple(entries), set(), []
         patterns: dict[str, Matcher] = {}
@@ -66,7 +66,7 @@ class Entries:
         return cls(written, frozenset(plain), frozenset(filter(_is_class, plain)), patterns, tuple(broken))
 
     def name(self, module: str, *, suffix: bool = False) -> bool:
-        """Whether one of them names a module.
+        """Return True if one of the entries names a module.
 
         Args:
             module: its name, as the reader spells it.
@@ -77,21 +77,21 @@ class Entries:
         return suffix and any(module.endswith(f".{entry}") for entry in self.plain)
 
     def hold(self, module: str, class_names: Container[str], *, suffix: bool = False) -> bool:
-        """Whether one of them names a module or its class; see `name`."""
+        """Return True if one of the entries names a module or its class; see `name`."""
         return self.name(module, suffix=suffix) or any(name in class_names for name in self.classes)
 
     def part_of(self, class_name: str) -> bool:
-        """Whether a plain one is a part of a class name, whatever the case."""
+        """Return True if a plain entry is a part of a class name, whatever the case."""
         return any(entry.lower() in class_name.lower() for entry in self.plain)
 
 
 def _is_class(entry: str) -> bool:
-    """Whether an entry can only be a class name: no dot, no pattern, a capital first."""
+    """Return True if an entry can only be a class name: no dot, no pattern, a capital first."""
     return not entry.startswith(_PATTERN) and "." not in entry and entry[:1].isupper()
 
 
 def _matcher(method: str | None, entry: str) -> Matcher | None:
-    """What a pattern does; None for a whole name and for a pattern that is none."""
+    """Return the matcher of a pattern; None for a whole name and for a pattern that is none."""
     if entry.startswith(_PATTERN):
         return _compiled(entry.removeprefix(_PATTERN))
     if method in {"awq", "gptq"}:

@@ -22,7 +22,7 @@ def file_hashes(directory: Path, files: Iterable[str]) -> Mapping[str, str]:
     """Hash files, a few at a time.
 
     Args:
-        directory: where they are.
+        directory: directory of the files.
         files: their names.
 
     Returns:

@@ -118,7 +118,7 @@ def open_regular(path: Path, file: str) -> int:
 
     Args:
         path: the file.
-        file: what messages call it.
+        file: name of the file in messages.
 
     Returns:
         A file descriptor, the caller's to close.
@@ -141,7 +141,7 @@ def parse_object(raw: bytes, subject: str, hint: str) -> dict[str, Any]:
 
     Args:
         raw: the file's or header's bytes.
-        subject: what messages start with.
+        subject: first words of messages.
         hint: the remedy given when it fails.
 
     Raises:

@@ -83,7 +83,7 @@ class StoredScheme:
         group_size: weights along k that share a scale, with strategy `group`.
         symmetric: whether there is no zero point.
         shape: the weight's own shape [(e,) n, k].
-        fault: what does not fit together, or empty.
+        fault: sentence on what does not fit together, or empty.
     """
 
     format: str
@@ -97,7 +97,7 @@ class StoredScheme:
 
     @property
     def label(self) -> str:
-        """In one phrase: `int4 g32 symmetric (pack-quantized)`."""
+        """The scheme in one phrase: `int4 g32 symmetric (pack-quantized)`."""
         bits = f"{self.kind}{'?' if self.num_bits is None else self.num_bits}"
         extent = f"g{self.group_size}" if self.group_size else f"per {self.strategy or '?'}"
         zero = {True: " symmetric", False: " asymmetric", None: ""}[self.symmetric if self.kind == "int" else None]
@@ -249,7 +249,7 @@ def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
 
     Args:
         module: the stored tensors.
-        scheme: what they were taken for.
+        scheme: scheme that the tensors were taken for.
     """
     if scheme.fault:
         return scheme.fault

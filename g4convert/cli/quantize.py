@@ -113,7 +113,7 @@ def _no_output(model: str, resolved: "Resolved") -> UsageError:
 
 
 def _is_done(job: "Job", how: "Printed", *, as_json: bool) -> bool:
-    """Whether the output is there already, of the same source by the same recipe and version; says so."""
+    """Return True, and say so, if the output is there already, of the same source by the same recipe and version."""
     from g4convert.conversion.finished import is_finished
 
     if job.overwrite or not is_finished(job):

@@ -24,9 +24,9 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False)
     """Print the verdicts, where their rules come from, and what to do about those that say no.
 
     Args:
-        out: where to.
+        out: console that prints.
         found: in the order of engines and sizes.
-        verbose: what else may be of interest, too.
+        verbose: True to print other remarks, too.
     """
     given = list(found)
     rows = []
@@ -57,7 +57,7 @@ def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) ->
     """Print the verdicts of a check and, below, what is wrong.
 
     Args:
-        out: where to.
+        out: console that prints.
         found: the check.
         strict: warnings count as failures.
         verbose: every finding.
@@ -80,7 +80,7 @@ def _reasons(same: list[Verdict], *, verbose: bool) -> list[str]:
 
 
 def _remarks(verdict: Verdict) -> list[Remark]:
-    """Of remarks of one topic about one kind of module, the first."""
+    """Return the first of the remarks of one topic about one kind of module."""
     first = {(one.topic, one.subject): one.line for one in reversed(verdict.told)}
     return [one for one in verdict.told if first[one.topic, one.subject] == one.line]
 

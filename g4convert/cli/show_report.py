@@ -37,7 +37,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
     """Print everything that a reader needs; with `verbose` what passed, too.
 
     Args:
-        out: where to.
+        out: console that prints.
         found: the report.
         strict: warnings count as failures.
         verbose: print every finding.

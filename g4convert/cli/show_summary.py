@@ -35,14 +35,14 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     """The closing card: sizes, errors, the worst tensors, who refuses it, the command that serves it where one does.
 
     Args:
-        out: where to.
+        out: console that prints.
         done: the conversion.
         output: its directory.
         tensors: errors of all tensors, not of the worst ones only.
-        peak: of memory, in bytes.
+        peak: peak of memory, in bytes.
         refused: the verdicts of engines that cannot load it.
         sound: whether no verification that was made found a fault: what has one is not to be served.
-        answers: what is known of its answers, from `answers`.
+        answers: sentence on its answers, from `answers`.
     """
     from g4convert.conversion.result import serve_command
 
@@ -85,12 +85,12 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
 
 
 def answers(metrics: Mapping[str, Any] | None, output: Path, source: Path) -> str:
-    """What is known of a conversion's answers: how far from the original's, or how to find out.
+    """Return what is known of a conversion's answers: how far from the original's, or how to find out.
 
     Args:
-        metrics: of the verification at its end; None without.
+        metrics: metrics of the verification at its end; None without.
         output: its directory.
-        source: that of the original.
+        source: directory of the original.
     """
     loss = (metrics or {}).get("loss")
     if loss is None:

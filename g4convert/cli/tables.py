@@ -39,7 +39,7 @@ def fitted(
     Args:
         columns: headers.
         rows: a cell for each of them.
-        width: of the terminal.
+        width: width of the terminal.
         spare: headers of columns that may go, in this order.
     """
     lines = [tuple(columns), *map(tuple, rows)]

@@ -69,7 +69,7 @@ class Printed:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a run tells of itself.
+    """Progress and messages of a run.
 
     Args:
         bar: is told of finished bytes.

@@ -20,9 +20,9 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
     """README.md of an output.
 
     Args:
-        plan: what was done.
+        plan: plan of the output.
         source: the checkpoint it comes from.
-        recipe: how.
+        recipe: recipe of the output.
         output_name: the directory's name, for the command that serves it.
         summary: sizes and errors.
         refused: the verdicts of engines that cannot load it on one GPU.
@@ -99,7 +99,7 @@ def _cost(summary: Summary) -> Iterable[str]:
 
 
 def _calibrated(summary: Summary) -> Iterable[str]:
-    """What a calibrated method used and found."""
+    """Yield the lines on what a calibrated method used and found."""
     if summary.calibration is None:
         return
     used = summary.calibration

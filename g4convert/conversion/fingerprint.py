@@ -32,8 +32,8 @@ def fingerprint(
     Args:
         checkpoint: the source.
         reader: its open weight files.
-        recipe: what is done with it.
-        method: how scales are found, after `auto` has chosen.
+        recipe: recipe of the output.
+        method: method that finds scales, after `auto` has chosen.
         units: the work.
     """
     return {
@@ -53,10 +53,10 @@ def plan_facts(
 
     Args:
         checkpoint: the source.
-        recipe: what is done with it.
+        recipe: recipe of the output.
         layout: the place of every byte.
         units: the work.
-        device: what it is done on.
+        device: device that quantizes.
     """
     files = checkpoint.fingerprint()
     return {

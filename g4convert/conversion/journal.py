@@ -50,7 +50,7 @@ class Journal:
 
     Args:
         path: the file; begun with the fingerprint if it does not exist, or a kill tore its first line.
-        fingerprint: what the output depends on, as JSON.
+        fingerprint: facts that the output depends on, as JSON.
     """
 
     def __init__(self, path: Path, fingerprint: Fingerprint) -> None:

@@ -28,7 +28,7 @@ class Ranks:
 
     Args:
         rank: 0 prepares and finishes.
-        world: how many there are.
+        world: number of ranks.
     """
 
     rank: int = 0
@@ -63,7 +63,7 @@ class Ranks:
         """Rank 0's value, in every rank; an error it sends is raised in every rank.
 
         Raises:
-            G4Error: what rank 0 sent.
+            G4Error: the error that rank 0 sent.
             EnvironmentFault: a rank is gone.
         """
         received = [value]

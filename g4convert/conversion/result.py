@@ -58,10 +58,10 @@ class Summary:
         choice: the method taken.
         sizes: bytes by role.
         files: number of shards.
-        total: what rounding cost.
-        roles: the same by role.
-        modules: the same by module.
-        calibration: what a calibrated method used and found, as JSON; None for the others.
+        total: cost of rounding, of all weights.
+        roles: cost of rounding by role.
+        modules: cost of rounding by module.
+        calibration: facts that a calibrated method used and found, as JSON; None for the others.
     """
 
     choice: Choice
@@ -124,12 +124,12 @@ def summarize(
     """Add up the statistics of all units, in the order of the work whoever did it.
 
     Args:
-        plan: what was done.
+        plan: plan of the output.
         choice: the method taken.
         files: number of shards.
-        results: of each unit, [index into `plan.quantized`, *TileStats] for each of its tiles; a calibrated one's
+        results: for each unit, [index into `plan.quantized`, *TileStats] for each of its tiles; a calibrated one's
             has more behind.
-        calibration: what a calibrated method used and found, as JSON.
+        calibration: facts that a calibrated method used and found, as JSON.
     """
     steps: dict[int, TileStats] = defaultdict(TileStats)
     for unit in sorted(results):

@@ -49,7 +49,7 @@ def sound(
     """The finished units whose bytes are there.
 
     Args:
-        done: what the journals say.
+        done: units that the journals call done.
         units: the whole work.
         source: the weight files of the source.
         directory: OUT.partial.

@@ -51,7 +51,7 @@ class Job:
 
     Args:
         source: the checkpoint, resolved to a directory.
-        recipe: what to do with it.
+        recipe: recipe of the output.
         output: directory to write.
         workers: threads, or 0 for one for each core (or GPU).
         device: `cpu`, `cuda` or `cuda:N`.
@@ -113,13 +113,13 @@ class Layers(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """What the bytes depend on, as JSON."""
+        """Return everything that the bytes depend on, as JSON."""
 
     def run(self, pending: Mapping[int, Unit], streams: Streams, progress: Progress) -> dict[int, list[Any]]:
         """Do them in order, each with a record in the journal; their statistics."""
 
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
-        """What was used and found, as JSON, from the statistics of all units."""
+        """Return what was used and found, as JSON, from the statistics of all units."""
 
     def close(self) -> None:
         """Remove what a finished output does not need."""
@@ -129,7 +129,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
     """Write the output.
 
     Args:
-        conversion: what `prepare` decided.
+        conversion: decisions of `prepare`.
         progress: told of finished work.
         ranks: this process among those of the run.
         layers: does the layers of a method that goes layer by layer, in rank 0.

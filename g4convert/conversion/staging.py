@@ -113,7 +113,7 @@ class Staging:
             fingerprint: everything the output's bytes depend on.
             names: every file that a run of it writes, but for the journals.
             layout: the shards.
-            overwrite: what is of another fingerprint may be lost.
+            overwrite: True if files of another fingerprint may be lost.
 
         Raises:
             InputError: it is of another fingerprint, damaged, or not of a run at all.

@@ -67,9 +67,9 @@ def run_units(
     """Do the given units, one thread for each entry of `workers`.
 
     Args:
-        units: what to do, by unit number.
+        units: units to run, by number.
         streams: source files, output files and journal.
-        scheme: how weights are quantized.
+        scheme: bits, group size and method.
         workers: makes the tile arithmetic of each worker, in its own thread.
         progress: told of every finished unit.
 

@@ -24,7 +24,7 @@ class ShardWriter(OpenFiles):
     """The output shards, opened once, written at offsets from any thread.
 
     Args:
-        directory: where the shards are.
+        directory: directory of the shards.
         layout: their names and sizes.
         create: whether to make and preallocate them and write their heads; False for a rank that joins.
 

@@ -206,9 +206,9 @@ def make(  # noqa: PLR0913 -- a family, a place, and what may vary
     """Write a tiny checkpoint of one family.
 
     Args:
-        family: which one.
-        directory: where; made when missing, must be empty.
-        seed: of the weights; the same arguments give the same bytes.
+        family: family of the checkpoint.
+        directory: path of the result; made when missing, must be empty.
+        seed: seed of the weights; the same arguments give the same bytes.
         dtype: `bfloat16`, `float16` or `float32`, of every floating-point tensor.
         max_shard_size: as `save_pretrained` reads it; the default gives every family several shards.
         qat: put the decoder's Linears on a Q4_0 lattice, as in Google's QAT exports, and add the

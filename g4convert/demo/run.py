@@ -64,7 +64,7 @@ class Demonstration:
     is_trained: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the demonstration as JSON."""
         return {
             "schema_version": 1,
             "source": str(self.source),
@@ -80,7 +80,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     """Make, quantize, load and compare a tiny checkpoint.
 
     Args:
-        family: which one.
+        family: family of the checkpoint.
         directory: gets the source `FAMILY` and the output `FAMILY-W4A16`.
         say: told of each step.
 

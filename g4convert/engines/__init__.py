@@ -31,7 +31,7 @@ __all__ = ["CONTRACTS", "VERSIONS", "speller"]
 CONTRACTS: Final[Mapping[str, Contract]] = {
     one.engine: one for one in (transformers.CONTRACT, vllm.CONTRACT, sglang.CONTRACT)
 }
-"""By engine, the newest version that was read."""
+"""Newest version that was read of each engine, by engine."""
 
 VERSIONS: Final[tuple[Contract, ...]] = (*CONTRACTS.values(), vllm.OLDEST)
 """Every version whose names or rules differ: what is written must hold for all of them."""

@@ -67,17 +67,17 @@ class Contract:
 
     Args:
         engine: `vllm`, `sglang` or `transformers`.
-        title: what people call it.
+        title: the engine's usual spelling.
         versions: those that were read, such as `0.33` or `5.17 to 5.23`.
-        rules: what it makes of the checkpoint modules of an architecture.
-        names: how it renames checkpoint modules, before the rules.
+        rules: rules that turn the checkpoint modules of an architecture into the engine's.
+        names: renames of checkpoint modules, before the rules.
         paths: from the names of its modules to where tensors are loaded.
-        matching: how entries name the modules of an architecture.
+        matching: matching of entries against the modules of an architecture.
         drops: tensors that are left aside without a word, for people.
-        on_unknown: what becomes of other tensors that fit nothing.
+        on_unknown: fate of other tensors that fit nothing.
         lenient_drafter: a drafter's tensors that fit nothing are dropped all the same.
-        on_missing: what becomes of modules without tensors.
-        blind: what else the engine never notices, for people.
+        on_missing: fate of modules without tensors.
+        blind: faults that the engine never notices, for people.
         stacks_experts: plain experts are 3-D parameters, which no entry reaches.
     """
 
@@ -137,7 +137,7 @@ def _modules(contract: Contract, architecture: Architecture) -> tuple[Module, ..
 
 @lru_cache(maxsize=16)
 def _lookups(contract: Contract, architecture: Architecture) -> Mapping[str, str]:
-    """By checkpoint module, the name that entries are tried on; of experts, each with its own number."""
+    """Return the name that entries are tried on, by checkpoint module; each expert has its own number."""
     reading = contract.read(architecture, ())
     found: dict[str, str] = {}
     for module in _modules(contract, architecture):

@@ -51,8 +51,8 @@ class Problem:
     """One checkpoint module that an engine would not load as it is meant.
 
     Args:
-        fault: what does not fit.
-        module: of the engine.
+        fault: description of what does not fit.
+        module: the engine's module.
         shard: the checkpoint module; for `PARTS` and `UNNAMED` the first one.
         detail: the names that differ, or why the engine does not take it; empty where the fault says all.
     """
@@ -70,7 +70,7 @@ def judge(
 
     Args:
         contract: the engine.
-        architecture: of the checkpoint.
+        architecture: architecture of the checkpoint.
         reading: `ignore` and `targets`, from `contract.read`.
         stored: canonical module -> its form; modules that are not stored are left out.
     """

@@ -37,7 +37,7 @@ def _problems(weights: Weights, contract: Contract) -> Iterator[Problem]:
 
 
 def _kind(weights: Weights, problem: Problem) -> tuple[object, ...]:
-    """The same for what is said of many modules in one remark."""
+    """Return a key that is equal for problems of many modules that one remark can tell."""
     detail = None if problem.fault is Fault.PARTS else problem.detail
     return problem.fault, label(problem.module), detail, weights.roles.get(problem.shard)
 

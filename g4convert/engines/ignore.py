@@ -84,7 +84,7 @@ def _ignore(weights: Weights) -> tuple[str, ...]:
 
 
 def _spellings(weights: Weights) -> Mapping[Role, list[dict[str, str]]]:
-    """By role, the names of every Linear that is not packed in every engine; of experts those of one."""
+    """Return the names of every Linear that is not packed, in every engine, by role; for experts the names of one."""
     spell = speller(weights.architecture)
     called: defaultdict[Role, list[dict[str, str]]] = defaultdict(list)
     for module, role in weights.roles.items():

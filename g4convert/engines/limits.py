@@ -88,8 +88,8 @@ class Taken:
 
     Args:
         kernel: its name.
-        padded: what it pads, from and to; empty where nothing is.
-        slow: why it is not the kernel that one wants; empty where it is.
+        padded: sizes it pads, from and to; empty where nothing is padded.
+        slow: reason why it is not the kernel that one wants; empty where it is.
     """
 
     kernel: str
@@ -125,7 +125,7 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refus
         h: hidden_size.
         i: width of each expert on one GPU.
         full_i: width of each expert.
-        packing: of all three projections.
+        packing: packing of all three projections.
     """
     g = packing.group_size
     if torn := _torn(h, h, g) or _torn(i, full_i, g):

@@ -57,7 +57,7 @@ class Disagreement:
     """Entries on which an engine stops with an error: parts of a module differ, or nothing names it.
 
     Args:
-        module: what it was about to build.
+        module: module that it was about to build.
         names: those looked up, and whether each is to be packed; all False where no target names one.
     """
 
@@ -80,7 +80,7 @@ class Reading:
         Args:
             matching: the engine's rules.
             ignore: as in the config.
-            targets: of one config group.
+            targets: targets of one config group.
         """
         ignored, targeted = (matching.entries(COMPRESSED_TENSORS, entries) for entries in (ignore, targets))
         return cls(matching, ignored, targeted)

@@ -40,7 +40,7 @@ class Kind(StrEnum):
 
 
 class Accepts(StrEnum):
-    """In which form a module's weights may be stored so that the engine works."""
+    """Form in which a module's weights may be stored so that the engine works."""
 
     EITHER = "packed or plain"
     PLAIN = "plain"
@@ -59,16 +59,16 @@ class Module:
     """A module that an engine builds and that weights are loaded into.
 
     Args:
-        name: what `ignore` and `targets` are tried on; of experts, what precedes `.0.gate_proj`.
-        path: where the tensors are loaded, without the parameter's name.
-        kind: what it is.
+        name: name that `ignore` and `targets` are tried on; for experts, the part before `.0.gate_proj`.
+        path: path that the tensors are loaded to, without the parameter's name.
+        kind: kind of the module.
         classes: names of its class that an entry may give.
         shards: canonical checkpoint modules that fill it, as far as the architecture has them, in the order of
             the checkpoint; empty for a tied head.
-        cut: how tensor parallelism splits it.
+        cut: cut that tensor parallelism makes.
         configured: whether the quantization config reaches it; otherwise it is plain, whatever entries say.
         accepts: the forms that work.
-        note: why only that form works, or what to know.
+        note: reason why only that form works, or a remark.
     """
 
     name: str
@@ -87,16 +87,16 @@ class Rule:
     """A rule from checkpoint modules to an engine's module.
 
     Args:
-        pattern: what their names look like after the renames, as a whole.
-        classes: of the engine's module.
-        name: of the engine's module, with the pattern's groups; None where there is no such module.
-        path: where its tensors go, in the same way; None for the name itself.
-        cut: how it is split.
+        pattern: pattern of the whole name, after the renames.
+        classes: class names of the engine's module.
+        name: name of the engine's module, with the pattern's groups; None where there is no such module.
+        path: path that its tensors go to, in the same way; None for the name itself.
+        cut: cut that tensor parallelism makes.
         configured: whether the quantization config is passed to it.
         accepts: the forms that work; a head that is not tied takes either.
-        note: why, or what to know.
+        note: reason for the form, or a remark.
         kv_shared: holds in decoder layers that share keys and values only (True), in the others only (False).
-        refused: where there is no such module, its tensors are an error; otherwise they are left aside.
+        refused: True if tensors of a module that the engine lacks are an error; otherwise they are left aside.
     """
 
     pattern: str

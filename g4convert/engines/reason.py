@@ -7,13 +7,13 @@ __all__ = ["Reason"]
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an engine does not take something, as a sentence in parts: text, share, (source), rest.
+    """Reason why an engine does not take something, as a sentence in parts: text, share, (source), rest.
 
     Args:
-        text: how it begins.
-        share: what depends on the number of GPUs, such as ` / 4 = 176`.
-        source: where in the engine it stands, such as `models/gemma4.py:325`.
-        rest: how it ends.
+        text: first part of the sentence.
+        share: part that depends on the number of GPUs, such as ` / 4 = 176`.
+        source: place in the engine's source, such as `models/gemma4.py:325`.
+        rest: last part of the sentence.
     """
 
     text: str = ""
@@ -26,5 +26,5 @@ class Reason:
         return f"{self.text}{self.share}{f' ({self.source})' if self.source else ''}{self.rest}"
 
     def __bool__(self) -> bool:
-        """Whether there is one."""
+        """Return True if there is a reason."""
         return bool(self.text)

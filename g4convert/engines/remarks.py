@@ -1,4 +1,4 @@
-"""What there is to say of a checkpoint in an engine, and what to do about it: as fields, sentences at the end."""
+"""Remarks on a checkpoint in an engine, and ways to mend it: fields here, sentences at the edge."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ _AGAIN: Final = "quantize again from the source with "
 
 
 class Topic(StrEnum):
-    """What a remark is about."""
+    """Subject of a remark."""
 
     KERNEL = "kernel"
-    """Which one takes it; no more than that."""
+    """The kernel that takes the weights, and no more than that."""
     PADDING = "padding"
     SLOW = "slow kernel"
     FLAG = "flag"
@@ -41,10 +41,10 @@ class Way:
     """Something to do about a refusal.
 
     Args:
-        text: what, as a command, or in words.
-        is_option: whether it begins with options of `quantize`.
-        again: whether the checkpoint is already written, so that options mean to write it anew.
-        is_none: whether it says that there is no way.
+        text: the way, as a command, or in words.
+        is_option: True if it begins with options of `quantize`.
+        again: True if the checkpoint is already written, so that options mean to write it anew.
+        is_none: True if it says that there is no way.
     """
 
     text: str
@@ -53,7 +53,7 @@ class Way:
     is_none: bool = False
 
     def __str__(self) -> str:
-        """In words."""
+        """Return the way in words."""
         return f"{_AGAIN}{self.text}" if self.is_option and self.again else self.text
 
 
@@ -72,11 +72,11 @@ class Remark:
     """Something to know about one kind of module.
 
     Args:
-        topic: what it is about.
+        topic: subject of the remark.
         subject: the kind of module; empty where it is the whole checkpoint.
-        reason: what is to be known.
-        ways: what to do about it, as alternatives.
-        role: of the weights.
+        reason: fact to know.
+        ways: ways to mend it, as alternatives.
+        role: role of the weights.
     """
 
     topic: Topic
@@ -87,23 +87,23 @@ class Remark:
 
     @property
     def text(self) -> str:
-        """What is to be known, in a sentence."""
+        """The fact to know, in a sentence."""
         return str(self.reason)
 
     @property
     def remedy(self) -> str:
-        """What to do about it, in a sentence."""
+        """The ways to mend it, in a sentence."""
         return joined(self.ways)
 
     @property
     def line(self) -> str:
-        """In one line, without the remedy."""
+        """The remark in one line, without the remedy."""
         return self.told(self.reason)
 
     def told(self, reason: Reason) -> str:
-        """In one line, without the remedy, with the reason in another form."""
+        """Return the remark in one line, without the remedy, with the reason in another form."""
         return f"{self.subject}: {reason}" if self.subject else str(reason)
 
     def to_dict(self) -> dict[str, str]:
-        """As JSON."""
+        """Return the remark as JSON."""
         return {"topic": self.topic.value, "subject": self.subject, "text": self.text, "remedy": self.remedy}

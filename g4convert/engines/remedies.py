@@ -28,13 +28,13 @@ _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial) -> tuple[Way, ...]:
-    """What would make engines load a checkpoint, as alternatives.
+    """Return the changes that would make engines load a checkpoint, as alternatives.
 
     Args:
         weights: the checkpoint.
         tps: tensor parallel sizes that it must load at; empty for engines that do not split.
         problems: all that they refuse.
-        trial: what they make of other weights.
+        trial: function that asks the engines about other weights.
     """
     thin, must = weights.thinned(), tps or (1,)
     ways: list[Way] = []
@@ -70,7 +70,7 @@ def _gpus(fits: Mapping[int, bool]) -> str:
 
 
 def _either(numbers: list[int]) -> str:
-    """As in `1, 2 or 4 GPUs`."""
+    """Join numbers as in `1, 2 or 4 GPUs`."""
     head = ", ".join(map(str, numbers[:-1]))
     return f"{head}{' or ' if head else ''}{numbers[-1]} GPU{'' if numbers == [1] else 's'}"
 

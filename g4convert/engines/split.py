@@ -40,8 +40,8 @@ def part_of(
     """The part of a Linear on each of `tp` GPUs.
 
     Args:
-        module: of an engine; one of its shards at least is stored.
-        architecture: of the checkpoint.
+        module: module of an engine; at least one of its shards is stored.
+        architecture: architecture of the checkpoint.
         shapes: canonical module -> [out_features, in_features], of those that are stored.
         tp: tensor parallel size.
     """

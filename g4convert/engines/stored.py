@@ -26,9 +26,9 @@ class StoredCheckpoint:
 
     Args:
         checkpoint: its files.
-        contents: what each tensor is.
-        section: what the config's quantization section says; None without one.
-        weights: the same as engines meet it.
+        contents: kind of each tensor.
+        section: the config's quantization section; None without one.
+        weights: the checkpoint as engines meet it.
     """
 
     checkpoint: Checkpoint
@@ -42,7 +42,7 @@ class StoredCheckpoint:
 
         Args:
             checkpoint: its files.
-            architecture: what names and shapes are looked for.
+            architecture: architecture whose names and shapes are looked for.
         """
         return cls._declaring(checkpoint, Contents.of(checkpoint.infos, architecture), checkpoint.config)
 
@@ -52,12 +52,12 @@ class StoredCheckpoint:
         return cls(checkpoint, contents, section, stored_weights(contents, _said(section)))
 
     def declaring(self, config: Mapping[str, Any]) -> "StoredCheckpoint":
-        """The same tensors with a config that says something else of quantization, and nothing else."""
+        """Return the same tensors with a config that says something else of quantization, and nothing else."""
         return self._declaring(replace(self.checkpoint, config=config), self.contents, config)
 
     @property
     def declared(self) -> Declared | None:
-        """What the section says; None also where that is nothing."""
+        """The parsed section; None also where it says nothing."""
         return _said(self.section)
 
 
@@ -70,7 +70,7 @@ def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
 
     Args:
         contents: its tensors.
-        declared: what its config says of quantization; None where that is nothing.
+        declared: the config's quantization section; None where it says nothing.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     roles: dict[str, Role] = {}

@@ -67,11 +67,11 @@ class Verdict:
         engine: key of `CONTRACTS`.
         label: name and versions.
         tp: tensor parallel size.
-        kernels: that run the packed weights, by name; of transformers, how it runs them.
+        kernels: names of the kernels that run the packed weights; for transformers, the way it runs them.
         caveats: it loads, but.
-        problems: why it does not load, or computes with other weights than are stored.
-        notes: what else may be of interest.
-        remedies: what would make it load, as alternatives; empty where it does.
+        problems: problems with which it does not load, or computes with other weights than are stored.
+        notes: other remarks.
+        remedies: changes that would make it load, as alternatives; empty where it does.
     """
 
     engine: str
@@ -96,13 +96,13 @@ class Verdict:
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """What would make it load, as alternatives: what lifts a refusal writes all anew, which mends the rest, too."""
+        """Ways to make it load, as alternatives; one that lifts a refusal writes all anew and mends the rest."""
         if any(one.topic in _LIFTED for one in self.told):
             return self.remedies
         return tuple(dict.fromkeys(way for one in self.told for way in one.ways))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the verdict as JSON."""
         return {
             "engine": self.engine,
             "version": self.label,
@@ -201,7 +201,7 @@ def _remedied(weights: Weights, verdict: Verdict) -> Verdict:
 def _ways(
     weights: Weights, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]
 ) -> tuple[Way, ...]:
-    """What all engines would load at all sizes."""
+    """Return the ways with which all engines would load at all sizes."""
     scope = sorted({*TENSOR_PARALLEL, *tps})
     splits = any(engine in _DENSE for engine in engines)
 
@@ -242,7 +242,7 @@ class _Split:
         """The verdict for a number of GPUs.
 
         Args:
-            whole: what holds for any number; its `tp` is the number.
+            whole: verdict that holds for any number; its `tp` is the number.
         """
         remarks = tuple(dict.fromkeys(self._remarks(whole.tp)))
         torn = tuple(one for one in remarks if one.topic in _TORN)
@@ -307,6 +307,6 @@ class _Split:
 
 
 def _expert_parallel(torn: Remark) -> Remark:
-    """What does not fit split, as a flag to pass."""
+    """Return the remark that experts do not fit when split, with the flag to pass."""
     reason = replace(torn.reason, text=f"needs {EXPERT_PARALLEL}, which leaves experts whole: {torn.reason.text}")
     return Remark(Topic.FLAG, torn.subject, reason, role=torn.role)

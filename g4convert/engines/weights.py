@@ -24,14 +24,14 @@ class Weights:
     """A checkpoint as engines meet it: made of a plan or of what is stored; lists and verdicts follow from it.
 
     Args:
-        architecture: of the checkpoint.
+        architecture: architecture of the checkpoint.
         shapes: canonical module -> [out_features, in_features], of every Linear and embedding that is stored.
-        roles: of the same modules.
-        packed: of those that are packed, how.
+        roles: roles of the same modules.
+        packed: form of each packed module.
         stacked: those that are plain experts, all of a layer in one tensor.
-        joined: of those that are packed, experts that are packed in one tensor, which no engine reads.
-        ignore: of the config.
-        targets: of the config; None where it says nothing of quantization.
+        joined: experts that are packed in one tensor, which no engine reads.
+        ignore: the config's `ignore`.
+        targets: the config's `targets`; None where it says nothing of quantization.
     """
 
     architecture: Architecture
@@ -52,11 +52,11 @@ class Weights:
 
     @property
     def forms_read(self) -> dict[str, Stored]:
-        """How each module is stored in a form that some engine reads: without experts packed in one tensor."""
+        """Forms of all modules that some engine reads: without experts packed in one tensor."""
         return {module: form for module, form in self.forms.items() if module not in self.joined}
 
     def thinned(self) -> "Weights":
-        """The same with one expert in each layer, where all are stored alike: engines look at no other."""
+        """Return the same with one expert in each layer, where all are stored alike: engines look at no other."""
         text, forms = self.architecture.text, self.forms
         experts = {module for module, role in self.roles.items() if role is Role.EXPERTS}
         if text.experts is None or len(experts) != 3 * text.experts.count * len(text.layers):
@@ -89,14 +89,14 @@ class Weights:
         return bits / 8
 
     def without(self, roles: Collection[Role]) -> "Weights":
-        """The same with roles left in bf16; shared keys and values go with the attention."""
+        """Return the same with roles left in bf16; shared keys and values go with the attention."""
         left = {*roles, *([Role.KV_SHARED] if Role.ATTENTION in roles else [])}
         kept = {module: packing for module, packing in self.packed.items() if self.roles[module] not in left}
         plain = {module for module in self.packed.keys() - kept.keys() if self.roles[module] is Role.EXPERTS}
         return replace(self, packed=kept, stacked=frozenset(self.stacked) | plain)
 
     def regrouped(self, group_size: int) -> "Weights":
-        """The same in groups of another size."""
+        """Return the same in groups of another size."""
         packed = {module: replace(packing, group_size=group_size) for module, packing in self.packed.items()}
         return replace(self, packed=packed)
 
@@ -113,7 +113,7 @@ class Weights:
         return next((self.packed[shard] for shard in module.shards if shard in self.packed), None)
 
     def likeness(self, module: Module) -> tuple[object, ...]:
-        """The same for modules of the same kind, size and form."""
+        """Return a key that is equal for modules of the same kind, size and form."""
         experts = module.kind is Kind.EXPERTS
         sizes = () if experts else tuple(self.shapes.get(shard) for shard in module.shards)
         heads: tuple[int, ...] = ()

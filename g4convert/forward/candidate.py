@@ -96,7 +96,7 @@ class ModelCandidate:
     Args:
         model: a transformers model, or a function from the arguments of a forward to logits [..., V].
         inside: whether to keep what happens inside; logits only where not.
-        output: which output is taken for the logits; an assistant's other one is `last_hidden_state`.
+        output: output that is taken for the logits; an assistant's other one is `last_hidden_state`.
         whole: whether the head runs within the forward, for who watches modules.
     """
 
@@ -123,7 +123,7 @@ class ModelCandidate:
         )
 
     def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor | None) -> Logits:
-        """What is made of the states before the head, or what the forward gave where none were seen there."""
+        """Make logits of the states before the head, or take those of the forward where no states were seen there."""
         if seen.states is None or self.output != "logits":
             return Given(_counted(logits, scored))
         head = Head.of(self.model)
@@ -137,9 +137,9 @@ def run_all(
     """Run probes; of a streamed model with one pass over its weights.
 
     Args:
-        candidate: what is run.
+        candidate: model to run.
         probes: in any number and of any kind.
-        keep: what to make of each output as soon as it is there, since full logits of many probes are large; the
+        keep: function applied to each output as soon as it is there, since full logits of many probes are large; the
             outputs themselves by default.
 
     Returns:

@@ -79,7 +79,7 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
     r"""Read the user's own prompts: one JSON object a line.
 
     Args:
-        path: of `{"messages": [{"role": ..., "content": ...}, ...]}` lines for an instruction-tuned model (a last
+        path: file of `{"messages": [{"role": ..., "content": ...}, ...]}` lines for an instruction-tuned model (a last
             message by the assistant is the answer that counts), or `{"prompt": "..."}` lines for a base model.
         chat: whether the model is instruction-tuned.
 

@@ -27,8 +27,8 @@ class Filling:
     Args:
         checkpoint: the opened directory.
         pieces: by name in the model's `state_dict()`, all of them, a tied head apart.
-        places: of each, what it looks like: a tensor on meta, whose dtype it is cast to.
-        device: where it goes.
+        places: tensors on meta, by name: shape, and the dtype to cast to.
+        device: device of the result.
     """
 
     checkpoint: Checkpoint
@@ -41,7 +41,7 @@ class Filling:
 
         Args:
             model: on meta.
-            names: of the tensors.
+            names: names of the tensors.
             beside: a model that is filled; what it has of the same bytes is not read again.
         """
         files = TensorFiles(self.checkpoint)
@@ -56,7 +56,7 @@ class Filling:
         setattr(model, _ATTRIBUTE, self)
 
     def _is_same(self, name: str, other: "Filling") -> bool:
-        """Whether a tensor of another model is the same, in the same dtype and place."""
+        """Return True if a tensor of another model is the same, in the same dtype and place."""
         mine, theirs = self.pieces[name], other.pieces.get(name)
         if not isinstance(mine, Rows) or not isinstance(theirs, Rows) or replace(mine, names=theirs.names) != theirs:
             return False
@@ -105,7 +105,7 @@ class Filling:
 
 
 def filling_of(model: Model) -> Filling | None:
-    """Where a model's tensors came from; None of one that was filled otherwise."""
+    """Return the source of a model's tensors; None for one that was filled otherwise."""
     found: Filling | None = getattr(model, _ATTRIBUTE, None)
     return found
 

@@ -41,8 +41,8 @@ class Answer:
     Args:
         prompt: as the user wrote it.
         prompt_ids: with its frame.
-        token_ids: of the answer, with the one that ended it.
-        text: of the answer, without special tokens.
+        token_ids: tokens of the answer, with the one that ended it.
+        text: text of the answer, without special tokens.
         ended: whether the model ended it; False where `max_new_tokens` did.
         prefill_seconds: up to the first token.
         decode_seconds: from there on.
@@ -62,7 +62,7 @@ class Answer:
         return (len(self.token_ids) - 1) / self.decode_seconds if len(self.token_ids) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the answer as JSON."""
         return {
             "prompt": self.prompt,
             "prompt_ids": [*self.prompt_ids],
@@ -80,8 +80,8 @@ class Speaker:
 
     Args:
         model: as `load` gives it.
-        frame: of the checkpoint; has a tokenizer.
-        load_seconds: what loading took.
+        frame: the checkpoint's frame; has a tokenizer.
+        load_seconds: seconds that loading took.
     """
 
     model: Model
@@ -96,7 +96,7 @@ class Speaker:
             directory: the checkpoint.
             device: `cpu`, `cuda` or `cuda:N`.
             memory: `resident`, `stream` or `auto`; streamed, each token reads all weights again.
-            dtype: of the forward, `float32` or `bfloat16`.
+            dtype: dtype of the forward, `float32` or `bfloat16`.
 
         Raises:
             UsageError: not such a device or dtype.
@@ -202,5 +202,5 @@ class _Growing:
 
 
 def _peak(device: torch.device) -> int:
-    """Bytes: of a GPU what torch has allocated there, of the CPU what the process has held."""
+    """Return bytes: on a GPU those that torch has allocated there, on the CPU those that the process has held."""
     return peak_memory() if device.type == "cpu" else torch.cuda.max_memory_allocated(device)

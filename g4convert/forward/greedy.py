@@ -29,7 +29,7 @@ def greedy(model: Model, ids: Sequence[int], *, max_new_tokens: int) -> Iterator
 
     Args:
         model: any with a Gemma 4 forward and a cache, on any device.
-        ids: of the text so far, at least one.
+        ids: tokens of the text so far, at least one.
         max_new_tokens: after so many it ends; before that with an id that ends an answer, which is given, too.
 
     Yields:

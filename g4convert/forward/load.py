@@ -63,13 +63,13 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
 
     Args:
         directory: the checkpoint.
-        dtype: of the model; packed scales keep theirs.
+        dtype: dtype of the model; packed scales keep theirs.
         packed: whether packed weights stay packed words, run by `W4A16Linear` and the experts implementation
             `g4_w4a16`; False dequantizes them, in `dtype`. Without effect on plain weights.
         memory: `resident` holds every tensor; `stream` the decoder layers and towers only while they run, one at
             a time; `auto` takes what the free memory allows.
-        device: where it runs; see `devices.torch_device`. The files are read on the CPU, a tensor at a time.
-        decoder_only: of a multimodal checkpoint the text model alone, whether its towers are there or not.
+        device: device that runs it; see `devices.torch_device`. The files are read on the CPU, a tensor at a time.
+        decoder_only: True to load the text model of a multimodal checkpoint alone, whether its towers are there or not.
         beside: a model that is loaded already; a resident one shares with it what both files hold in the same bytes.
 
     Returns:
@@ -144,7 +144,7 @@ def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
 
 
 def _strangers(contents: Contents) -> Iterable[Misfit]:
-    """What has no place in the model, and what has two sources."""
+    """Yield the pieces that have no place in the model, and the places that have two sources."""
     yield from (Misfit(Kind.UNEXPECTED, name) for name in contents.unknown)
     yield from (
         Misfit(Kind.TORN, module, f"no weight_packed beside {', '.join(parts)}")
@@ -259,7 +259,7 @@ def _projection(group: PackedGroup) -> PackedProjection:
 
 
 def _misfits(pieces: Mapping[str, Piece], places: Mapping[str, torch.Tensor]) -> list[Misfit]:
-    """Where what the checkpoint has and what transformers built differ; the tables of names say they should not."""
+    """List the differences of checkpoint and built model; the tables of names say there are none."""
     problems = [Misfit(Kind.MISSING, name) for name in places if name not in pieces]
     problems += [Misfit(Kind.UNEXPECTED, name) for name in pieces if name not in places]
     for name, piece in pieces.items():

@@ -33,13 +33,13 @@ _PIECE: Final = 1 << 24
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """What turns the last states into logits.
+    """Head of a model: turns the last states into logits.
 
     Args:
         module: the head of the model, run where its weight is not a plain matrix.
         weight: [V, h], in any dtype and on any device; None of a packed head.
-        cap: of the softcap after it; None has none.
-        device: where the model runs.
+        cap: cap of the softcap after it; None has none.
+        device: device of the model.
     """
 
     module: torch.nn.Module
@@ -95,7 +95,7 @@ class Made:
     """Logits that are made of states.
 
     Args:
-        head: of the model.
+        head: head of the model.
         states: [n, h], in the dtype and on the device of the model.
     """
 
@@ -153,7 +153,7 @@ class Given:
 
 
 Logits: TypeAlias = Made | Given
-"""Of the rows that count."""
+"""Logits of the rows that count."""
 
 
 def joined(parts: Sequence[Logits]) -> list[Logits]:
@@ -165,6 +165,6 @@ def joined(parts: Sequence[Logits]) -> list[Logits]:
 
 
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """Where pieces of some rows begin and end."""
+    """Yield begin and end of the pieces of some rows."""
     step = max(1, _PIECE // max(1, width))
     yield from ((begin, min(begin + step, rows)) for begin in range(0, rows, step))

@@ -76,9 +76,9 @@ def pictures(
     """Pictures of coloured cells.
 
     Args:
-        config: of the model.
+        config: config of the model.
         sizes: columns and rows of each picture, in soft tokens.
-        generator: of colours and noise.
+        generator: generator of colours and noise.
         padding: soft tokens of padding on the largest picture; smaller ones are padded to the same number.
 
     Returns:
@@ -112,9 +112,9 @@ def sounds(config: Config, lengths: Sequence[int], generator: torch.Generator, *
     """Rows of notes.
 
     Args:
-        config: of the model.
-        lengths: of each sound, in soft tokens.
-        generator: of notes and noise.
+        config: config of the model.
+        lengths: lengths of the sounds, in soft tokens.
+        generator: generator of notes and noise.
         padding: soft tokens of padding on the longest sound; shorter ones are padded to the same length.
 
     Returns:

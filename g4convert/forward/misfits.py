@@ -11,7 +11,7 @@ __all__ = ["Kind", "Misfit", "Unfit"]
 
 
 class Kind(StrEnum):
-    """In which way a tensor does not fit."""
+    """Way in which a tensor does not fit."""
 
     MISSING = "missing"
     UNEXPECTED = "unexpected"
@@ -19,11 +19,11 @@ class Kind(StrEnum):
     TORN = "torn"
     """Parts of a packed module, and not all."""
     MISMATCHED = "mismatched"
-    """Of another shape."""
+    """It has another shape."""
     MIXED = "mixed"
     """Experts of one layer in several forms."""
     PACKED = "packed"
-    """In a way that is not read."""
+    """It is packed in a way that is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Misfit:
 
     @property
     def line(self) -> str:
-        """In one line."""
+        """The misfit in one line."""
         joint = " " if self.kind is Kind.MISMATCHED else ": "
         return f"{self.kind}: {self.name}{joint if self.text else ''}{self.text}"
 
     @property
     def found(self) -> str:
-        """In one line, without the name."""
+        """The misfit in one line, without the name."""
         return f"{self.kind} {self.text}".strip()
 
 

@@ -89,7 +89,7 @@ class PackedWeight:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the compiled loop can read it: 4 bits on the CPU, whole bytes in each group."""
+        """True if the compiled loop can read it: 4 bits on the CPU, whole bytes in each group."""
         whole = self.words.shape[-1] * 8 == self.k and self.k % (2 * self.scale.shape[-1]) == 0
         return self.words.device.type == "cpu" and self.num_bits == 4 and whole
 
@@ -151,7 +151,7 @@ class W4A16Linear(torch.nn.Module):
     """A Linear on packed words; takes the place of a `torch.nn.Linear`, with its bias.
 
     Args:
-        linear: what it replaces, on any device; its weight is not kept.
+        linear: the Linear to replace, on any device; its weight is not kept.
         num_bits: 4 or 8.
         groups: scales of a row.
         scale_dtype: as stored.

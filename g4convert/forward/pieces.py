@@ -68,7 +68,7 @@ class Rows:
 
     Args:
         names: as stored.
-        shape: of the whole.
+        shape: shape of the whole tensor.
         dtype: as stored.
         stored: the shape of what is stored, where its axes are in another order: see `axes`.
         axes: the order in which they are wanted.
@@ -95,8 +95,8 @@ class PackedGroup:
 
     Args:
         modules: the stored ones, in order: one Linear, the experts one by one, or all experts in one.
-        scheme: of each.
-        shape: of the dense whole: [n, k], or [e, n, k].
+        scheme: scheme of each member.
+        shape: shape of the dense whole: [n, k], or [e, n, k].
     """
 
     modules: tuple[PackedModule, ...]
@@ -201,7 +201,7 @@ def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[Misfit]
 
     Args:
         checkpoint: the opened directory.
-        contents: what its tensors are.
+        contents: tensors of the checkpoint.
         problems: is added to: what is missing, of another shape, or packed in a way that is not read.
     """
     found: dict[str, Rows | PackedGroup] = {}

@@ -58,11 +58,11 @@ class Stream:
 
     Args:
         model: on meta.
-        filling: where its tensors come from.
+        filling: source of its tensors.
 
     Attributes:
-        filling: where its tensors come from.
-        loads: how often each part was read.
+        filling: source of its tensors.
+        loads: count of reads of each part.
     """
 
     def __init__(self, model: Model, filling: Filling) -> None:
@@ -78,7 +78,7 @@ class Stream:
 
         Args:
             model: on meta.
-            filling: where its tensors come from.
+            filling: source of its tensors.
             tied: whether the head is the embedding.
         """
         stream = cls(model, filling)
@@ -226,7 +226,7 @@ class _Worker(threading.Thread, Generic[T]):
         self.start()
 
     def run(self) -> None:
-        """In the thread: the whole call, in turns."""
+        """Run the whole call in the thread, in turns."""
         self._go.acquire()
         try:
             if not self._abandoned:
@@ -238,7 +238,7 @@ class _Worker(threading.Thread, Generic[T]):
         self._back.release()
 
     def wait_for(self, part: _Part) -> None:
-        """In the thread: give the turn back until the part's time has come."""
+        """Give the turn back, in the thread, until the part's time has come."""
         self.at = part
         self._back.release()
         self._go.acquire()
@@ -249,7 +249,7 @@ class _Worker(threading.Thread, Generic[T]):
         """Let it run up to the next part.
 
         Raises:
-            BaseException: what the call raised.
+            BaseException: the error of the call.
         """
         self._go.release()
         self._back.acquire()
@@ -268,7 +268,7 @@ def run_together(model: Model, calls: Sequence[Callable[[], T]]) -> list[T]:
     """Run calls that each run the model; if it is streamed, with one pass over its weights.
 
     Args:
-        model: what the calls run.
+        model: model that the calls run.
         calls: functions without arguments, run in threads by turns: what one changes while it runs, such as
             `sys.stderr`, the others see.
 
@@ -276,7 +276,7 @@ def run_together(model: Model, calls: Sequence[Callable[[], T]]) -> list[T]:
         The results, in the order of the calls.
 
     Raises:
-        BaseException: what the first call that failed raised; the others are abandoned.
+        BaseException: the error of the first call that failed; the others are abandoned.
     """
     stream = stream_of(model)
     if stream is None:

@@ -38,8 +38,8 @@ def check(device: torch.device, path: Path) -> None:
     """Refuse what can be refused before a model is loaded.
 
     Args:
-        device: where the model is to run.
-        path: of the table.
+        device: device that is to run the model.
+        path: path of the table.
 
     Raises:
         UsageError: the CPU, or a file that cannot be written or is there and not a table.
@@ -72,7 +72,7 @@ def tune(
 
     Args:
         model: on a GPU, with packed weights.
-        path: of the table; G4CONVERT_TILES names it to later runs. What it has is not measured again.
+        path: path of the table; G4CONVERT_TILES names it to later runs. Tiles that it has are not measured again.
         time: seconds of a product; None measures.
         tell: given how many tiles are done, of how many, and what is worked on.
 

@@ -69,11 +69,11 @@ class Architecture:
     Args:
         model_type: as in the config.
         text: the decoder.
-        vision: how images come in, or None.
-        audio: how sound comes in, or None.
-        drafter: what makes it an MTP assistant, or None.
+        vision: the vision tower, or None.
+        audio: the audio tower, or None.
+        drafter: the part that makes it an MTP assistant, or None.
         tied_embeddings: the output head is the embedding, and not stored.
-        dtype: what the config says, None where it does not; the tensors themselves have the last word.
+        dtype: dtype that the config gives, or None; the tensors themselves have the last word.
     """
 
     model_type: str

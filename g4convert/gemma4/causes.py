@@ -37,7 +37,7 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
     Args:
         faults: all of them.
         schema: the names that the architecture knows.
-        architecture: what the config says.
+        architecture: architecture that the config gives.
     """
     kinds = {fault.kind for fault in faults}
     names = [fault.name for fault in faults]

@@ -21,8 +21,8 @@ class ConfigReader:
 
     Args:
         values: the section.
-        path: where it is, for messages; empty, or ends with a dot.
-        problems: what is wrong so far, shared by all sections.
+        path: path of the section, for messages; empty, or ends with a dot.
+        problems: problems so far, shared by all sections.
     """
 
     values: Mapping[str, Any]

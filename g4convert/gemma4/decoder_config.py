@@ -11,7 +11,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 _DEFAULT_PATTERN = 6  # transformers: without layer_types every sixth layer is full
 _LAYERS_MOST = 1024
 _EXPERTS_MOST = 4096
-# What transformers lets a layer override and what would change a tensor that we could not foresee.
+# Keys that transformers lets a layer override and that would change a tensor that we could not foresee.
 _READ_OVERRIDES = ("head_dim", "num_key_value_heads")
 _REFUSED_OVERRIDES = (
     "skip",

@@ -34,9 +34,9 @@ class Rule:
     """One habit of spelling.
 
     Args:
-        name: what reports call it; several rules may be one habit.
+        name: name in reports; several rules may be one habit.
         description: one line for people.
-        pattern: what the foreign spelling looks like.
+        pattern: pattern of the foreign spelling.
         replacement: the canonical spelling.
     """
 
@@ -146,8 +146,8 @@ class Spelling:
     """A source name taken apart.
 
     Args:
-        body: what says which tensor it is, canonical where any rule leads there.
-        prefix: what stood before it; empty, or ends with a dot.
+        body: part that says which tensor it is, canonical where any rule leads there.
+        prefix: part that stood before it; empty, or ends with a dot.
         rules: the wrappers and rules that took part.
     """
 

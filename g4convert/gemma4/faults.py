@@ -25,9 +25,9 @@ class Found:
     """A checkpoint's tensors, matched with what its config says.
 
     Args:
-        match: which tensor has which canonical name.
+        match: match of tensors and canonical names.
         tensors: every stored tensor, by name.
-        architecture: what the config says.
+        architecture: architecture that the config gives.
         config: the config itself, where it is known.
         decoder_only: towers and embedders may be missing.
     """

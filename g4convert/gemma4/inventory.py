@@ -36,11 +36,11 @@ class Weight:
 
     Args:
         name: canonical stored name.
-        role: what it is for.
+        role: role of the weight.
         dtype: as in the source.
-        shape: of a Linear, [out_features, in_features].
+        shape: shape; for a Linear, [out_features, in_features].
         linear: whether it is the weight of a Linear or of an expert's projection.
-        segment: where its bytes are.
+        segment: place of its bytes.
         channels_last: a convolution's weight whose bytes are in the order [out, *kernel, in].
     """
 
@@ -59,7 +59,7 @@ class Weight:
 
     @property
     def info(self) -> TensorInfo:
-        """As a tensor to be written."""
+        """The weight as a tensor to be written."""
         return TensorInfo(self.name, self.dtype, self.shape)
 
 
@@ -69,8 +69,8 @@ class Extra:
 
     Args:
         source: its name in the source.
-        kind: what must be shown before it is dropped.
-        reason: why it may be, for people.
+        kind: fact that must be shown before it is dropped.
+        reason: reason why it may be dropped, for people.
         twin: the source tensor it must equal, for `tied`.
     """
 
@@ -109,7 +109,7 @@ def resolve(
 
     Args:
         tensors: every stored tensor, by name; the order does not matter.
-        architecture: what the config says.
+        architecture: architecture that the config gives.
         config: the config itself; with it, an error names the key that does not fit the tensors.
         decoder_only: towers and embedders may be missing.
 

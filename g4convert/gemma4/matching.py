@@ -52,7 +52,7 @@ class Schema:
         expected: every weight, experts one by one.
         fused: tensors that hold the experts of a layer, in the form that is written.
         stacked: the other form of gate and up.
-        droppable: what may be there and is not written.
+        droppable: tensors that may be there and are not written.
     """
 
     expected: Mapping[str, Expected]
@@ -85,11 +85,11 @@ class Match:
     """The source tensor of each canonical name.
 
     Args:
-        schema: what was looked for.
+        schema: tensors that were looked for.
         sources: canonical name to the source names that claim it; more than one is a fault.
         derived: source names of buffers that are not written.
         unknown: source names that fit nothing, with what is left of each without wrappers and prefix.
-        dialects: how the names were spelled.
+        dialects: spellings of the names.
     """
 
     schema: Schema
@@ -104,7 +104,7 @@ def match_names(names: Iterable[str], architecture: Architecture) -> Match:
 
     Args:
         names: as stored, in any order.
-        architecture: what the config says.
+        architecture: architecture that the config gives.
     """
     schema = Schema.of(architecture)
     ordered = sorted(names)

@@ -35,7 +35,7 @@ class Role(StrEnum):
     AUDIO_TOWER = "audio_tower"
     """The conformer, its norms included."""
     EMBEDDER = "embedder"
-    """From images and sound to the decoder, norms included."""
+    """Projection from images and sound to the decoder, norms included."""
     KV_SHARED = "kv_shared"
     """Keys and values of layers that read an earlier layer's; nothing computes with them."""
     DRAFTER = "drafter"
@@ -54,7 +54,7 @@ class Expected:
 
     Args:
         shape: `()` is a scalar.
-        role: what it is for.
+        role: role of the tensor.
         linear: the [out_features, in_features] weight of a Linear; every expert's projection counts.
         optional: a checkpoint may leave it out.
         integer: holds int32 or int64 indices, not weights.

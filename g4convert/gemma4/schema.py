@@ -60,9 +60,9 @@ class Droppable:
     """A tensor some writers store and no loader wants.
 
     Args:
-        shape: what it must look like.
-        kind: what must hold for dropping it to be right.
-        reason: the same, for people.
+        shape: shape that it must have.
+        kind: fact that must hold for dropping it to be right.
+        reason: the same fact, for people.
     """
 
     shape: tuple[int, ...]
@@ -75,9 +75,9 @@ class FusedExperts:
     """All experts of a layer in one tensor.
 
     Args:
-        shape: of the fused tensor, experts first.
+        shape: shape of the fused tensor, experts first.
         prefix: `...layers.N.experts.`, what the names of the single experts start with.
-        projections: what lies in an expert's part, one after the other, in equal shares.
+        projections: projections in an expert's part, one after the other, in equal shares.
     """
 
     shape: tuple[int, int, int]

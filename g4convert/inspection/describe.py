@@ -57,11 +57,11 @@ class _Module:
 
     Args:
         stored: its name; of a quantized one, what the weight was called before.
-        spellings: what its module is called, by engine.
+        spellings: name of its module in each engine, by engine.
         packed: its tensors, when it is quantized.
         canonical: its canonical name, where the model is known.
-        role: of `Role`, or `unknown`, or `droppable`.
-        shape: of the weight, as the config has it.
+        role: a `Role`, or `unknown`, or `droppable`.
+        shape: shape of the weight, as the config has it.
         linear: whether its module is a Linear.
     """
 
@@ -103,7 +103,7 @@ class _Lists:
 
 @dataclass(frozen=True, slots=True)
 class _Matching:
-    """What a config declares, ready to be tried on modules under the names of several engines.
+    """Entries of a config, ready to be tried on modules under the names of several engines.
 
     Args:
         declared: the section.
@@ -132,7 +132,7 @@ class _Matching:
         return tuple(self.lists)
 
     def fault(self, module: _Module, engine: str) -> str:
-        """How an engine would build a Linear in another form than it is stored in; empty where it does not."""
+        """Return the other form in which an engine would build a Linear; empty where it is built as stored."""
         if engine in self.misbuilt:
             found = self.misbuilt[engine].get(Name(module.canonical or "").owner)
             return _WORDS[found] if found else ""
@@ -156,7 +156,7 @@ class _Matching:
 
 
 def _misbuilt(weights: Weights) -> dict[str, dict[str, Fault]]:
-    """By engine, the modules that it would build in another form than stored, and in which way."""
+    """Return the modules that an engine would build in another form than stored, with the fault, by engine."""
     found: dict[str, dict[str, Fault]] = {}
     for engine, contract in CONTRACTS.items():
         reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
@@ -182,7 +182,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     """Describes an opened checkpoint.
 
     Args:
-        checkpoint: of any model, in any format that safetensors files hold.
+        checkpoint: checkpoint of any model, in any format that safetensors files hold.
     """
     architecture, remarks = _architecture(checkpoint.config)
     model_type = str(checkpoint.config.get("model_type", UNKNOWN))
@@ -262,7 +262,7 @@ def _implied(architecture: Architecture | None, modules: Sequence[_Module]) -> I
 
 
 def _schemes(checkpoint: Checkpoint, modules: Iterable[_Module], matching: _Matching | None) -> dict[str, StoredScheme]:
-    """By stored name, how each quantized module is stored."""
+    """Return the scheme of each quantized module, by stored name."""
     found = {}
     for module in modules:
         if module.packed is not None:
@@ -383,7 +383,7 @@ class _Counter:
         matching: the lists.
         names: by engine, the names of all modules.
         ends: by engine, dotted ends of these names and how many have them; only where `ignore` is tried on them.
-        classes: how many modules are of a class.
+        classes: number of modules of each class.
     """
 
     matching: _Matching
@@ -400,11 +400,11 @@ class _Counter:
         return cls(matching, names, ends, Counter(name for module in once for name in module.classes))
 
     def targets(self, entry: str) -> Mapping[str, int] | None:
-        """How many modules an entry of `targets` names, by engine; None for the name of an unknown class."""
+        """Count the modules that an entry of `targets` names, by engine; None for the name of an unknown class."""
         return self._count(entry, {})
 
     def ignore(self, entry: str) -> Mapping[str, int] | None:
-        """The same for an entry of `ignore`, which in some engines names what it is the end of, too."""
+        """Count the modules that an entry of `ignore` names, by engine; in some it also names what it is the end of."""
         return self._count(entry, self.ends)
 
     def _count(self, entry: str, ends: Mapping[str, Mapping[str, int]]) -> Mapping[str, int] | None:

@@ -18,11 +18,11 @@ class RoleSize:
     """The size of one role.
 
     Args:
-        role: of `Role`, or `unknown`, or `droppable`.
+        role: a `Role`, or `unknown`, or `droppable`.
         tensors: stored tensors, scales included.
         params: weights, as many as before they were quantized.
         nbytes: stored bytes, scales included.
-        schemes: how they are stored, and how many modules or plain tensors so.
+        schemes: forms in which they are stored, with the number of modules or plain tensors in each.
     """
 
     role: str
@@ -109,7 +109,7 @@ class Description:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the description as plain JSON values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "path": self.path,

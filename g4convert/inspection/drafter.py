@@ -106,7 +106,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _vocabulary(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
-    """The same token for every number, where both have a tokenizer."""
+    """Compare the token of every number, where both have a tokenizer."""
     files = [one.path / _TOKENIZER for one in (drafter, target)]
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return

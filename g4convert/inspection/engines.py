@@ -67,7 +67,7 @@ class Asked:
     def of(
         cls, directory: Path, engines: Collection[str] = (), tps: Collection[int] = (), target: Path | None = None
     ) -> "Asked":
-        """From the command line.
+        """Make the question from arguments of the command line.
 
         Raises:
             UsageError: an engine that is not known.
@@ -91,7 +91,7 @@ class Checked:
     packed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: the report, `packed_modules` and `engines`."""
+        """Return the result as JSON: the report, `packed_modules` and `engines`."""
         engines = [one.to_dict() for one in self.verdicts]
         return {**self.report.to_dict(), "packed_modules": self.packed, "engines": engines}
 
@@ -165,7 +165,7 @@ def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
 
 
 def _remark(finding: Finding, contract: Contract) -> Remark | None:
-    """What a finding about the checkpoint means to an engine."""
+    """Return what a finding about the checkpoint means to an engine; None where it means nothing."""
     code, text = finding.code, finding.found
     topic: Topic | None = None
     if code == "static.names":
@@ -189,7 +189,7 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
 
 
 def _merged(remarks: Iterable[Remark]) -> list[Remark]:
-    """What is said of many modules, once."""
+    """Join remarks that say one thing of many modules."""
     same: dict[tuple[Topic, Reason], list[Remark]] = {}
     for one in remarks:
         same.setdefault((one.topic, one.reason), []).append(one)

@@ -59,8 +59,8 @@ class Fixed:
     """A correction that was made.
 
     Args:
-        kept: where the old config.json is now.
-        changes: what was changed, one line each: `key.key: old -> new`; of lists, each entry that went or came.
+        kept: path of the old config.json.
+        changes: changes, one line each: `key.key: old -> new`; of lists, each entry that went or came.
     """
 
     kept: Path
@@ -72,7 +72,7 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
 
     Args:
         directory: the checkpoint.
-        engines: what must load it.
+        engines: engines that must load it.
 
     Returns:
         What was changed, and where the old config.json is now; None where nothing needed a correction.
@@ -204,7 +204,7 @@ def _packing(stored: StoredCheckpoint) -> Packing:
 
 
 def _kept_layers(weights: Weights) -> dict[Role, list[int]]:
-    """Of roles that are packed, the layers where they are not."""
+    """Return the layers where a packed role is not packed, by role."""
     partly = weights.packed_roles & _IN_LAYERS.keys()
     kept: defaultdict[Role, set[int]] = defaultdict(set)
     for module, role in weights.roles.items():
@@ -221,11 +221,11 @@ def _pattern(role: Role, layers: Iterable[int], architecture: Architecture) -> s
 
 
 def _packed_everywhere(weights: Weights, packing: Packing, partly: Collection[Role]) -> Weights:
-    """The same checkpoint, packed in one way, as far as whole roles go.
+    """Return the same checkpoint packed in one way, as far as whole roles go.
 
     Args:
-        weights: what is stored.
-        packing: how.
+        weights: the checkpoint as stored.
+        packing: form of all packed roles.
         partly: roles that are taken for packed everywhere, as other entries will name the layers where they are not.
     """
     packed = [module for module, role in weights.roles.items() if module in weights.packed or role in partly]

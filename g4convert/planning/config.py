@@ -31,8 +31,8 @@ def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> di
 
     Args:
         source: the source's config.json.
-        plan: what is written.
-        weights: the same as engines will meet it, with its lists.
+        plan: plan of the output.
+        weights: the output as engines meet it, with its lists.
     """
     kept = {key: value for key, value in source.items() if key not in _STALE}
     if plan.architecture is not plan.inventory.architecture:

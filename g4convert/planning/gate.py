@@ -1,4 +1,4 @@
-"""What engines will make of a plan: the verdicts of all, and the gate of a recipe's `engines`."""
+"""Outlook of a plan: the verdicts of all engines, and the gate of a recipe's `engines`."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Outlook:
 
     Args:
         weights: the output, with the lists of its config.
-        verdicts: of every engine, on every number of GPUs that the command asks about.
+        verdicts: verdicts of every engine, on every number of GPUs that the command asks about.
     """
 
     weights: Weights
@@ -30,7 +30,7 @@ class Outlook:
         """Judge a plan.
 
         Args:
-            plan: what would be written.
+            plan: plan of the output.
             tps: tensor parallel sizes to judge.
 
         Raises:

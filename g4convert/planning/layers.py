@@ -1,4 +1,4 @@
-"""Which packed Linears a decoder layer has: what a method that goes layer by layer does in one piece."""
+"""Packed Linears of each decoder layer: the unit of a method that goes layer by layer."""
 
 from collections.abc import Mapping
 

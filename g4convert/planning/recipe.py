@@ -141,7 +141,7 @@ class Recipe(BaseModel):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the method looks at inputs, not at weights alone."""
+        """True if the method looks at inputs, not at weights alone."""
         return self.method is Method.GPTQ
 
 

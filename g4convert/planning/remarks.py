@@ -21,8 +21,8 @@ def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Ite
 
     Args:
         checkpoint: the source.
-        inventory: what its tensors are, none of them quantized.
-        recipe: what is done with it.
+        inventory: tensors of the source, none of them quantized.
+        recipe: recipe of the output.
     """
     stale = tuple(_stale_sections(checkpoint.config))
     yield from stale

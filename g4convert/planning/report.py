@@ -43,14 +43,14 @@ class PlanReport:
         workers: int = 0,
         tps: Iterable[int] = TENSOR_PARALLEL,
     ) -> "PlanReport":
-        """What follows from a plan.
+        """Make the report that follows from a plan.
 
         Args:
             source: the checkpoint.
-            recipe: what is done with it.
+            recipe: recipe of the output.
             plan: every step.
             layout: the place of every byte.
-            outlook: what engines make of the output, at `tps` at least.
+            outlook: verdicts of the engines on the output, at `tps` at least.
             workers: for the estimated time; 0 is one for each core.
             tps: tensor parallel sizes to tell of.
         """
@@ -60,7 +60,7 @@ class PlanReport:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """What each engine makes of the output, in the order of `tps`."""
+        """Verdict of each engine on the output, in the order of `tps`."""
         return self.outlook.at(self.tps)
 
     @property
@@ -113,7 +113,7 @@ def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int
 
     Args:
         source: the checkpoint.
-        recipe: what to do with it.
+        recipe: recipe of the output.
         workers: for the estimated time; 0 is one for each core.
         tps: tensor parallel sizes to judge.
 

@@ -16,11 +16,11 @@ _BYTES_PER_SECOND = {Method.MINMAX: 1.2e9, Method.MSE: 0.5e9, Method.LATTICE: 0.
 """bf16 input that one core quantizes in a second, measured; docs/decisions.md has how."""
 _DISK_BYTES_PER_SECOND = 1.0e9
 _CHECKED_PER_SECOND = 0.4e9
-"""The same of the check at the end of a conversion, `--verify weights`."""
+"""Weights per second of the check at the end of a conversion, `--verify weights`."""
 _START = 5.0
 """Seconds until both run: libraries are loaded, and compiled code is."""
 _TOKENS = 65_536
-"""What a calibration is taken to have where none is at hand."""
+"""Tokens that a calibration is taken to have where no file is at hand."""
 _FLOP_PER_SECOND = 25e9
 """float32 products of one core in a second: assumed, not measured on a quiet machine."""
 _SHARED_INPUTS = {"k_proj", "v_proj", "up_proj"}

@@ -64,10 +64,10 @@ class Copy:
     """`target` is the concatenation of byte ranges of source tensors.
 
     Args:
-        target: what is written.
-        role: what it is for.
+        target: tensor that is written.
+        role: role of the tensor.
         segments: the ranges, in order.
-        reason: why it is not packed, for people.
+        reason: reason why it is not packed, for people.
         channels_last: the source has the axes in the order [out, *kernel, in], and values are moved.
     """
 
@@ -137,7 +137,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
 
     Args:
         checkpoint: an opened source directory.
-        recipe: what to do with it.
+        recipe: recipe of the output.
 
     Raises:
         UnsupportedError: a model type or an already quantized source.

@@ -44,7 +44,7 @@ class MoveTask:
     file: str
     begin: int
     shape: tuple[int, ...]
-    """As stored."""
+    """Shape as stored."""
     dtype: DType
     target_file: str
     target_begin: int

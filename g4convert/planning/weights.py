@@ -1,4 +1,4 @@
-"""What a plan will have written, as engines will meet it: `Weights` with the lists of its config."""
+"""Weights that a plan will have written, as engines meet them, with the lists of their config."""
 
 from g4convert.engines.ignore import listed
 from g4convert.engines.limits import Packing

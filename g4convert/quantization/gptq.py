@@ -42,7 +42,7 @@ _ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """What the loop needs of H.
+    """Cholesky factor and order that the loop takes from H.
 
     Args:
         upper: U, float32 [k, k], of H in the order of work.
@@ -56,7 +56,7 @@ class Factor:
 
 
 def damping(tokens: int, k: int) -> float:
-    """How much of the mean of its diagonal is added to H: falls with the number of tokens it is a sum over.
+    """Return the share of the mean of its diagonal that is added to H; it falls with the number of tokens H sums over.
 
     Args:
         tokens: rows of X.
@@ -145,7 +145,7 @@ def gptq(w: F32, scale: F32, factor: Factor, pool: Executor, code_max: int = 7) 
     Args:
         w: [n, k].
         scale: [n, groups], not 0.
-        factor: of H.
+        factor: the factor of H.
         pool: threads that take a tile of rows each; torch has to run on one thread in them.
         code_max: the largest code.
 

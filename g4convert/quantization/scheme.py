@@ -70,7 +70,7 @@ class Scheme:
     Args:
         num_bits: 4 or 8.
         group_size: elements of a row that share a scale, a multiple of 8; None is a whole row (per channel).
-        method: how the scale is found.
+        method: name of the method that finds the scale.
         signed: whether `mse` may choose a negative scale; no other method reads it.
 
     Raises:
@@ -215,8 +215,8 @@ class Tiles(Protocol):
 
         Args:
             rows: weights [n, k], contiguous: uint16 words of BF16 or F16, or float32 of F32.
-            dtype: what the words are.
-            scheme: what to make of them.
+            dtype: dtype of the packed words.
+            scheme: bits, group size and method.
             packed: output [n, scheme.words(k)], contiguous; element i of a row in bits i * num_bits and up,
                 as code + 2^(num_bits-1), exactly compressed-tensors' `pack_to_int32`.
             scale: output [n, scheme.groups(k)], contiguous: bits of bf16, rounded to nearest even.

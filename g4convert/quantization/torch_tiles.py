@@ -61,7 +61,7 @@ class TorchTiles:
     """Quantizes tiles of rows on a torch device; see `Tiles` for the calls.
 
     Args:
-        device: where to compute; a CPU gives the same bits, slower than `CpuTiles`.
+        device: device that computes; a CPU gives the same bits, slower than `CpuTiles`.
     """
 
     def __init__(self, device: torch.device | str) -> None:

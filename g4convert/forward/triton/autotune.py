@@ -56,9 +56,9 @@ class Choice:
 
     Args:
         tile: the fastest.
-        seconds: of one product with it.
+        seconds: seconds of one product with this tile.
         before: the tile that the table had for it.
-        before_seconds: of one product with that; infinite where it does not run.
+        before_seconds: seconds of one product with the tile before; infinite where it does not run.
         times: seconds of every tile that was tried, shortly measured.
     """
 
@@ -101,8 +101,8 @@ def autotune(
     """Measure candidates on a GPU, and write the best; see `search`.
 
     Args:
-        shapes: of `candidates.layer_shapes` and `linear_shapes`.
-        path: of the table that is written.
+        shapes: shapes from `candidates.layer_shapes` and `linear_shapes`.
+        path: path of the table that is written.
         device: number of the GPU.
         time: seconds of a product, infinite where it does not run; None measures.
         tell: given how many tiles are done, of how many, and what is worked on.
@@ -140,10 +140,10 @@ def search(
 
     Args:
         shapes: see `autotune`.
-        path: the same.
-        card: what `make` times on.
+        path: shapes from `candidates.layer_shapes` and `linear_shapes`.
+        card: card that `make` times on.
         make: a timer for the products of one layer, or one linear.
-        candidates: what is tried, if it can be good.
+        candidates: tiles that are tried where they can be good.
         tell: see `autotune`.
 
     Returns:
@@ -199,7 +199,7 @@ def _choose(
 
 
 def _sums(seconds: Sequence[Mapping[Tile, float]]) -> dict[int, float]:
-    """By block_m, the least time of all products together; without those at which one does not run."""
+    """Return the least time of all products together by block_m, without those at which one does not run."""
     heights = sorted({tile.block_m for times in seconds for tile in times})
     sums = {m: sum(min((t[tile] for tile in _of_height(t, m)), default=math.inf) for t in seconds) for m in heights}
     return {m: total for m, total in sums.items() if total < math.inf}

@@ -44,7 +44,7 @@ class _Work:
     """Rows for one product, and room for what comes out.
 
     Args:
-        kind: of product.
+        kind: kind of product.
         x: [t, k], in the order of the features.
         chosen: int64 [t, top_k] of each launch, or None.
         share: float32 [count], or None.
@@ -203,7 +203,7 @@ def _sample(kind: Kind, count: int) -> int:
 
 
 def _copies(shape: Shape, device: torch.device) -> list[Packed]:
-    """As many weights as the cache does not hold, with scales in the order in which they are read."""
+    """Make as many weights as the cache does not hold, with scales in the order in which they are read."""
     width = 2 * shape.n if shape.kind == "gate_up" else shape.n
     nbytes = shape.experts * width * shape.k // 2
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0

@@ -31,7 +31,7 @@ def layer_shapes(h: int, i: int, e: int, top_k: int, group: int, tokens: Sequenc
         e: experts.
         top_k: experts of a token.
         group: weights of a scale.
-        tokens: of a forward.
+        tokens: number of tokens of a forward.
     """
     rows = dict.fromkeys(_bucket(-(-t * top_k // e)) for t in tokens)
     pairs = ((Shape("gate_up", e, i, h, min(group, h), r), Shape("down", e, h, i, min(group, i), r)) for r in rows)
@@ -63,7 +63,7 @@ def candidates_for(shape: Shape, candidates: Sequence[Tile], shared: float = mat
     - in float32, which is there to compare with, are not flat: they spill.
 
     Args:
-        shape: of the product.
+        shape: shape of the product.
         candidates: all of them.
         shared: bytes that a program may have.
     """
@@ -88,7 +88,7 @@ def _can_be_good(shape: Shape, tile: Tile) -> bool:
 
 
 def _bytes_on_their_way(shape: Shape, tile: Tile) -> int:
-    """At least so much shared memory is needed: words and rows of all steps but the one that is computed."""
+    """Return the least shared memory, in bytes: words and rows of all steps but the one that is computed."""
     words = tile.block_n * tile.block_k // 2 * (2 if shape.kind == "gate_up" else 1)
     rows = tile.block_m * tile.block_k * (4 if shape.wide else 2)
     return (tile.num_stages - 1) * (words + rows)

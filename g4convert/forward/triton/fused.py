@@ -45,7 +45,7 @@ class Routing:
     Args:
         form: `sorted`, `pairs` or `rows`, see `matmul`.
         count: pairs; rows where there is one expert.
-        number: of experts.
+        number: number of experts.
         blocks: programs along the pairs.
         pairs: see `matmul`.
         experts: see `matmul`.
@@ -68,7 +68,7 @@ def linear(
         x: [..., k], bfloat16, float16 or float32.
         weight: [n, k].
         bias: [n], or None.
-        tile: how to cut it; None for what the table says.
+        tile: cut of the product; None for the table's.
 
     Returns:
         [..., n], in the dtype of `x`.
@@ -104,7 +104,7 @@ def moe(
         share: floats [t, top_k].
         gate_up: [e, 2i, h], of each expert the gate's rows, then the up's.
         down: [e, h, i].
-        tiles: of the two products, with one block_m; None for what the table says.
+        tiles: cuts of the two products, with one block_m; None for the table's.
 
     Returns:
         [t, h], in the dtype of `x`.
@@ -139,7 +139,7 @@ def route(chosen: torch.Tensor, number: int, block_m: int) -> Routing:
 
     Args:
         chosen: integers [t, top_k].
-        number: of experts.
+        number: number of experts.
         block_m: pairs of a block.
     """
     chosen = chosen.contiguous()
@@ -186,11 +186,11 @@ def product(
 
     Args:
         x: by slices.
-        weight: of one expert or of all.
+        weight: weight of one expert or of all.
         out: [count, n].
-        routing: which rows, with the block_m of `tile`.
-        tile: how to cut it.
-        share: how much of each pair, or None.
+        routing: rows of each expert, with the block_m of `tile`.
+        tile: cut of the product.
+        share: share of each pair, or None.
         top_k: rows of `routing` that share a row of `x`.
         gated: whether the rows of `weight` are gate's and up's.
 

@@ -223,7 +223,7 @@ def matmul(
         groups: scales of a row.
         count: pairs.
         top_k: experts of a token where x has tokens, 1 where it has pairs.
-        number: how many experts; a pair sent to none is left out.
+        number: number of experts; a pair sent to none is left out.
         route: `sorted`; `pairs`, one block for each; `rows`, one expert and row p is pair p.
         gated: rows of gate, then rows of up: out is gelu_tanh(x gate^T) * (x up^T), by slices.
         group_h: halfwords of a group, 0 where a row has one scale.

@@ -77,7 +77,7 @@ def takes(words: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | N
         scale: [..., n, groups].
         zero_point: or None.
         k: in_features.
-        num_bits: of a code.
+        num_bits: bits of a code.
     """
     n, groups = scale.shape[-2:]
     fits = k % 8 == 0 and words.shape[-1] * 8 == k and n >= 16 and n % 4 == 0
@@ -89,8 +89,8 @@ def ready(device: torch.device, dtype: torch.dtype) -> None:
     """Refuse where the kernels cannot run.
 
     Args:
-        device: of the activations.
-        dtype: of the activations.
+        device: device of the activations.
+        dtype: dtype of the activations.
 
     Raises:
         UnsupportedError: a dtype that is none of `DTYPES`.

@@ -45,7 +45,7 @@ def align(
         experts: int32 [capacity], out.
         count: pairs.
         capacity: blocks, `most_blocks`.
-        number: of experts.
+        number: number of experts.
         bins: a power of two, more than `number`.
         block_m: pairs of a block.
         chunk: pairs looked at in one step, a power of two.
@@ -98,7 +98,7 @@ def top_k_sum(
         chosen: integers [t * top_k], the expert of each.
         out: [t, n].
         n: features.
-        number: of experts.
+        number: number of experts.
         top_k: experts of a token.
         block: features of a program, a power of two.
         interpreted: whether this runs in Triton's interpreter.

@@ -58,7 +58,7 @@ class Tile:
     num_stages: int
 
     def within(self, n: int) -> "Tile":
-        """The same, with no more features than there are."""
+        """Return the same tile with no more features than there are."""
         block_n = self.block_n
         while block_n > n:
             block_n //= 2
@@ -70,7 +70,7 @@ class Shape:
     """One product that a table has a tile for.
 
     Args:
-        kind: which of the three.
+        kind: kind of product, one of three.
         experts: 1 for a linear.
         n: features of the result; half the rows of gate and up.
         k: in_features.
@@ -97,8 +97,8 @@ def tile_for(shape: Shape, capability: int) -> Tile:
     """The tile of a product.
 
     Args:
-        shape: of the product.
-        capability: of the GPU, 90 for 9.0.
+        shape: shape of the product.
+        capability: compute capability of the GPU, 90 for 9.0.
 
     Raises:
         UsageError: G4CONVERT_TILES names a file that is not a table.
@@ -153,7 +153,7 @@ def save_table(path: Path, capability: int, tiles: Mapping[Shape, Tile], made_wi
 
     Args:
         path: the file.
-        capability: of the GPU.
+        capability: compute capability of the GPU.
         tiles: the best of each shape.
         made_with: card and versions, for a reader.
     """
