@@ -15,7 +15,7 @@ def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
 
     Args:
         device: `cpu`; `cuda` for every GPU; `cuda:N` for one.
-        workers: number of workers; 0 is one for each core, or two for each GPU, so that one reads while the other computes.
+        workers: number of workers; 0 is one for each core, or two for each GPU (one reads while the other computes).
 
     Raises:
         UsageError: no such device.

@@ -16,7 +16,7 @@ _BYTES_PER_SECOND = {Method.MINMAX: 1.2e9, Method.MSE: 0.5e9, Method.LATTICE: 0.
 """bf16 input that one core quantizes in a second, measured; docs/decisions.md has how."""
 _DISK_BYTES_PER_SECOND = 1.0e9
 _CHECKED_PER_SECOND = 0.4e9
-"""Weights per second of the check at the end of a conversion, `--verify weights`."""
+"""bf16 input that one core checks in a second at the end of a conversion, `--verify weights`."""
 _START = 5.0
 """Seconds until both run: libraries are loaded, and compiled code is."""
 _TOKENS = 65_536

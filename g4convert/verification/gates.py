@@ -144,9 +144,9 @@ def judge(
     Args:
         metrics: measured numbers, by the names of `g4convert.verification.logits.metrics.Metrics.values`.
         profile: the thresholds.
-        floor: the same numbers of the noise floor, on the same tokens; None where none was measured.
+        floor: noise floor of the same numbers, on the same tokens; None where none was measured.
         level: the first part of the codes, which go on with `loss` or `parity` and the metric.
-        subject: which tokens.
+        subject: tokens that were scored.
     """
     code = f"{level}.{profile.compares}"
     yield _finite(metrics, code, subject)

@@ -46,7 +46,7 @@ def verify(
     """Verify a quantized checkpoint.
 
     Args:
-        asked: what, against what, and how far.
+        asked: checkpoint, reference and last level.
         progress: told of every piece that the level `weights` has read, and how far each step of `logits` is.
         say: told what is done next.
         candidate: gives the path that runs, for the level `logits`; by default the packed weights in this process.
@@ -111,17 +111,17 @@ def verify(
 
 
 _FILES: Final = (Level.WEIGHTS, Level.LOGITS)
-"""What looks at the checkpoint itself; an engine is asked alone, since that takes long enough."""
+"""Levels that look at the checkpoint itself; an engine is asked alone, since that takes long enough."""
 _SEE_STATIC: Final = "see the findings of level static"
 
 
 @dataclass(frozen=True, slots=True)
 class _Directories:
-    """What is compared, each directory opened once.
+    """Checkpoints to compare, each directory opened once.
 
     Args:
         out: the output; None where its files cannot be opened.
-        broken: why not.
+        broken: reasons why one is not open.
         source: the checkpoint that it is compared with; None without one.
     """
 
@@ -215,7 +215,7 @@ def _reference_hint(output: Path) -> str:
 
 
 def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Finding]:
-    """Whether the output says of itself that it was made of this reference."""
+    """Check that the output says of itself that it was made of this reference."""
     source = _recorded(asked.output)
     if asked.reference is None:
         return

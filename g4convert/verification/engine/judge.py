@@ -55,7 +55,7 @@ class Measured:
         return max(float(getattr(one.buckets[bucket], number)) for one in self.noise.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the measurements as JSON."""
         buckets = [
             bucket.to_dict() | {f"floor_{number}": self.floor_of(bucket.name, number) for number in _FLOORS}
             for bucket in self.parity.buckets.values()

@@ -80,7 +80,7 @@ def run_engine(asked: Request, *, say: Say) -> Judged:
     """Start the engine that is asked for, and judge it.
 
     Args:
-        asked: what, by which engine.
+        asked: checkpoint, reference and engine.
         say: told what is done next.
 
     Returns:
@@ -258,7 +258,7 @@ class _Comparing:
 
     @contextmanager
     def _like_the_engine(self, model: Model) -> Iterator[None]:
-        """With causal pictures, where the engine has no others."""
+        """Make pictures causal, where the engine has no others."""
         text = model.config.get_text_config()
         before = text.use_bidirectional_attention
         if self.started.causal:

@@ -35,8 +35,8 @@ class Item:
 
     Args:
         kind: `image`, `audio` or `video`.
-        offset: of its first soft token.
-        soft: which tokens from there on are soft; words stand between the frames of a video.
+        offset: position of its first soft token.
+        soft: tokens from there on that are soft; words stand between the frames of a video.
         tensors: by argument of a forward.
     """
 
@@ -46,7 +46,7 @@ class Item:
     tensors: Mapping[str, torch.Tensor]
 
     def to_dict(self) -> dict[str, Any]:
-        """As a message."""
+        """Return the item as part of a message."""
         mask = None if all(self.soft) else list(self.soft)
         tensors = {key: sent(value) for key, value in self.tensors.items()}
         return {"kind": self.kind, "offset": self.offset, "length": len(self.soft), "soft": mask, "tensors": tensors}
@@ -59,7 +59,7 @@ class Prompt:
     Args:
         ids: its tokens.
         rows: places whose next token counts.
-        media: what stands in it, in order.
+        media: images, videos and sounds in it, in order.
     """
 
     ids: tuple[int, ...]
@@ -80,16 +80,16 @@ class Started:
     """An engine that is ready, or has loaded and found tensors missing.
 
     Args:
-        name: of the engine, with its version.
+        name: name of the engine, with its version.
         device: on which it runs, as far as it says.
-        dtype: of its forward; empty where it does not say.
+        dtype: dtype of its forward; empty where it does not say.
         decodes: whether its 4-bit kernels were replaced by plain products of decoded weights.
-        parameters: how many were looked at for missing tensors; 0 where the engine cannot be looked into.
-        unwatched: how many could not be looked at, for their dtype.
+        parameters: parameters searched for missing tensors; 0 where the engine cannot be looked into.
+        unwatched: number of those that could not be searched, for their dtype.
         unfilled: those that a tensor is missing of.
         supplied: keys of the config that the engine needs and the checkpoint has not.
         causal: whether its attention cannot let pictures see themselves.
-        mended: what had to be mended in the engine for it to run here.
+        mended: repairs that the engine needed to run here.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Started:
     mended: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the facts as JSON."""
         names = ("name", "device", "dtype", "decodes", "parameters", "causal")
         return {name: getattr(self, name) for name in names} | {"mended": [*self.mended]}
 
@@ -138,7 +138,7 @@ class Engine(Protocol):
 
         Args:
             longest: tokens of the longest prompt.
-            top: how many of the likeliest tokens are asked for.
+            top: number of the likeliest tokens that are asked for.
 
         Raises:
             Refused: it will not.
@@ -161,7 +161,7 @@ def prompts_of(probe: Probe, config: Config) -> tuple[Prompt, ...]:
 
     Args:
         probe: any but a drafter's.
-        config: of the model; tells soft tokens.
+        config: config of the model; tells soft tokens.
     """
     ids = probe.arguments["input_ids"]
     attended = probe.attended.view(ids.shape)

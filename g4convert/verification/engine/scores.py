@@ -38,7 +38,7 @@ class Bucket:
     kl_mean: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the bucket as JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -117,7 +117,7 @@ def score_answer(reference: torch.Tensor, answer: TopLogits, targets: torch.Tens
 
     Args:
         reference: logits [n, V] after softcap.
-        answer: of the engine, k tokens of each row; the log-sum-exp is not read.
+        answer: the engine's k tokens of each row; the log-sum-exp is not read.
         targets: int64 [n], the next tokens.
 
     Returns:

@@ -39,7 +39,7 @@ class Sglang:
     """A server and the checkpoint it should serve.
 
     Args:
-        url: of the server, without a path.
+        url: address of the server, without a path.
         checkpoint: the directory.
         timeout: seconds that an answer may take.
     """
@@ -102,7 +102,7 @@ class Sglang:
         return TopLogits(ids, logprobs, torch.zeros(len(rows)), torch.tensor(true))
 
     def _must_be_ours(self, served: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """By name, since a server may see the directory under another path, and by architecture."""
+        """Compare the name, since a server may see the directory under another path, and the architecture."""
         ours = {self._checkpoint.name, self._checkpoint.resolve().name}
         names = [str(served.get(key, "")) for key in ("model_path", "served_model_name")]
         wrong = []
@@ -159,7 +159,7 @@ def sglang(checkpoint: Path, *, url: str, timeout: float) -> Iterator[Sglang]:
 
     Args:
         checkpoint: the directory that it should serve.
-        url: of the server.
+        url: address of the server.
         timeout: seconds that each answer may take.
 
     Raises:

@@ -26,7 +26,7 @@ class Vllm:
     Args:
         program: runs `vllm_child`.
         checkpoint: its directory.
-        dtype: of the forward; None leaves it to the engine's device.
+        dtype: dtype of the forward; None leaves it to the engine's device.
     """
 
     takes = frozenset(("image", "audio", "video"))
@@ -96,9 +96,9 @@ def vllm(
     Args:
         checkpoint: the directory that is served.
         python: the interpreter that has vLLM; by default this one.
-        dtype: of the forward; by default float32 on a CPU and bfloat16 elsewhere.
+        dtype: dtype of the forward; by default float32 on a CPU and bfloat16 elsewhere.
         timeout: seconds that loading, and each answer, may take.
-        environment: of the process; by default this one's.
+        environment: environment of the process; by default this one's.
 
     Raises:
         EnvironmentFault: no such interpreter, or one without vLLM.
@@ -114,7 +114,7 @@ def look_for_vllm(python: Path | None, environment: Mapping[str, str] | None = N
 
     Args:
         python: the interpreter; by default this one.
-        environment: of its process.
+        environment: environment of its process.
 
     Raises:
         EnvironmentFault: no such interpreter, or one without vLLM.

@@ -155,7 +155,7 @@ def decoded(words: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor
 
 
 class DecodedLinear:
-    """In place of a 4-bit kernel: decodes the words once and multiplies plainly.
+    """A Linear in place of a 4-bit kernel: decodes the words once and multiplies plainly.
 
     Args:
         config: vLLM's, of the kernel.
@@ -301,7 +301,7 @@ class Engine:
         self.causal = on_cpu and state["sees_itself"]  # attention on a CPU has no mask for pictures
 
     def score(self, asked: dict[str, Any]) -> list[dict[int, Any]]:
-        """For each row of a prompt, vLLM's `Logprob` of the likeliest tokens and the next one, by their ids."""
+        """Return vLLM's `Logprob` of the likeliest tokens and the next one, by id, for each row of a prompt."""
         from vllm import SamplingParams
 
         engine = self._llm.llm_engine

@@ -1,4 +1,4 @@
-"""What to do when four bits cost a model too much: the next step of a failure that is nobody's fault.
+"""Advice for when four bits cost a model too much: the next step of a failure that is nobody's fault.
 
 A loss that fails beside a parity that passes says that the file is right. Then a person wants to know what costs less,
 how much less, and what to write into a recipe.
@@ -15,14 +15,14 @@ __all__ = ["with_advice"]
 
 _MEASURED: Final = "on a 270M model, mean KL 0.34 with w4a16-g32 became 0.0003"
 _KEEPS: Final = {"attention": "mlp, experts", "mlp": "attention, experts", "experts": "attention, mlp"}
-"""What a recipe packs when it keeps a role."""
+"""`--roles` of a recipe that keeps a role in bf16."""
 
 
 def with_advice(findings: Iterable[Finding], blamed: Mapping[str, Blame]) -> Iterator[Finding]:
     """The findings, failures of the loss with a remedy where the file itself is right.
 
     Args:
-        findings: of the level.
+        findings: findings of the level.
         blamed: by comparison, who is to blame.
     """
     found = list(findings)
@@ -38,7 +38,7 @@ def with_advice(findings: Iterable[Finding], blamed: Mapping[str, Blame]) -> Ite
 
 
 def _lines(table: Blame | None) -> Sequence[str]:
-    """What is right, what costs less, what to write."""
+    """Return the lines on what is right, what costs less, and what to write."""
     lines = [
         "the file is right, its weights compute what they stand for: four bits cost this model so much",
         f"eight bits cost hardly anything: `--recipe w8a16-g32` ({_MEASURED})",

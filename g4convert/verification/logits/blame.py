@@ -33,7 +33,7 @@ LIMITS: Final[Mapping[str, float]] = {"float32": 90.0, "bfloat16": 30.0, "float1
 in float32, 40 to 50 in bf16; exact GELU for the tanh form gives 74."""
 
 LOSS_LIMIT: Final = 10.0
-"""The same for weights rounded to four bits, which give 17 dB and more."""
+"""Least SQNR of weights rounded to four bits, dB; they give 17 and more."""
 
 _EXPLAINED: Final = 0.5
 
@@ -43,7 +43,7 @@ class Examined:
     """Errors of a candidate on the reference's inputs.
 
     Args:
-        errors: of all modules that both have.
+        errors: errors of all modules that both have.
         differences: in masks, positions and embeddings, in words, by place.
     """
 
@@ -63,9 +63,9 @@ class Blamed:
     Args:
         module: its path, without the prefix of all text modules; `inputs: ...` for what no module computes.
         share: the part of the KL that goes away when it is the reference's.
-        kl: what is left, nats a token.
-        sqnr: of its outputs on the reference's inputs, dB; nan where not measured.
-        note: what differs, in words.
+        kl: KL that is left, nats a token.
+        sqnr: SQNR of its outputs on the reference's inputs, dB; nan where not measured.
+        note: difference, in words.
         kind: `module` that is wrong itself, `inputs`, or where none is: `layer`, `part` of the worst one, `role`.
     """
 
@@ -88,11 +88,11 @@ class Blame:
 
     Args:
         kl: mean KL on the probes looked at, nothing swapped.
-        control: the same, measured again in the end.
+        control: KL of the unchanged candidate, measured again in the end.
         rows: the table.
-        compared: how many modules were given the reference's inputs.
+        compared: number of modules that were given the reference's inputs.
         probes: names of the probes looked at.
-        predictions: that count in them.
+        predictions: number of predictions that count in them.
     """
 
     kl: float
@@ -108,7 +108,7 @@ class Blame:
         return self.control == self.kl and bool(self.rows) and self.rows[0].share >= _EXPLAINED
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested mappings of plain values."""
+        """Return the table as nested mappings of plain values."""
         rows = [
             {
                 "module": row.module,
@@ -130,7 +130,7 @@ def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequen
     Args:
         reference: the model that is right, of the candidate's dtype.
         candidate: the other one; modules are matched by name.
-        probes: what both are run on, one by one.
+        probes: probes that both are run on, one by one.
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
     """
     words: dict[str, str] = {}
@@ -161,7 +161,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
         reference: the model that is right, of the candidate's dtype.
         candidate: the other one; modules are matched by name.
         probes: some that show the fault; their logits are kept.
-        examined: what `examine` said of them.
+        examined: result of `examine`.
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
         swaps: the most modules to swap in each of the two rounds.
         roles: by name of a role the last part of the path of its modules, to swap in all layers at once.
@@ -278,7 +278,7 @@ class _OneExpertOf(torch.nn.Module):
         self.experts, self.other, self.expert = experts, other, expert
 
     def forward(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """As `Gemma4TextExperts.forward`."""
+        """Run the expert as `Gemma4TextExperts.forward` runs all."""
         here = chosen == self.expert
         instead = torch.where(here, (self.expert + 1) % self.experts.num_experts, chosen)
         both: torch.Tensor = self.experts(states, instead, weights * ~here) + self.other(states, chosen, weights * here)

@@ -53,10 +53,10 @@ class Captured:
     """A reference that was stored.
 
     Args:
-        probes: that it was run on.
-        kept: of each probe, by name.
-        projection: of the hidden states.
-        facts: what the metadata say: `source` (digest), `dtype`, versions.
+        probes: probes that it was run on.
+        kept: outputs of each probe, by name.
+        projection: projection of the hidden states.
+        facts: metadata: `source` (digest), `dtype`, versions.
     """
 
     probes: tuple[Probe, ...]
@@ -111,7 +111,7 @@ def capture(
     Args:
         candidate: the reference.
         probes: with the answers that count.
-        path: of the file; replaced when all is written.
+        path: path of the file; replaced when all is written.
         source: digest of the checkpoint, `Checkpoint.digest()`.
         facts: more for the metadata.
 

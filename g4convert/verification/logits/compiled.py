@@ -24,7 +24,7 @@ __all__ = ["COLUMNS", "log_sums", "score_rows"]
 F64 = NDArray[np.float64]
 
 COLUMNS: Final = 9
-"""Of the result of `score_rows`: KL, the log-sum-exp of a and of b, argmax of a and of b, cosine, largest difference,
+"""Columns of `score_rows`: KL, the log-sum-exp of a and of b, argmax of a and of b, cosine, largest difference,
 whether a and b are finite."""
 
 _LOG2E: Final = 1.4426950408889634

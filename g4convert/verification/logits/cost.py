@@ -1,4 +1,4 @@
-"""What level `logits` will take, said before it starts: time, memory, bytes.
+"""Cost of level `logits`, said before it starts: time, memory, bytes.
 
     products   2 x weights that run x tokens, for each pass over the probes
     heads      2 x vocabulary x hidden size x predictions that count, for each model
@@ -33,9 +33,9 @@ class Cost:
     Args:
         operations: multiplications and additions.
         memory: bytes, at most, of all that this process holds.
-        probes: how many.
-        tokens: of all probes.
-        predictions: that count.
+        probes: number of probes.
+        tokens: tokens of all probes.
+        predictions: number of predictions that count.
     """
 
     operations: float
@@ -46,12 +46,12 @@ class Cost:
 
     @classmethod
     def of(cls, model: Model, probes: Sequence[Probe], models: int) -> Self:
-        """Of a comparison.
+        """Estimate the cost of a comparison.
 
         Args:
             model: one of the models, all of one shape and in memory already.
-            probes: what is run.
-            models: how many run the probes.
+            probes: probes to run.
+            models: number of models that run the probes.
         """
         config = model.config.get_text_config()
         tokens = sum(probe.response.numel() for probe in probes)
@@ -62,7 +62,7 @@ class Cost:
         return cls((models + 1) * (body + head), peak_memory() + states + pages, len(probes), tokens, predictions)
 
     def line(self) -> str:
-        """In one line."""
+        """The cost in one line."""
         seconds = self.operations / _speed()
         return (
             f"{self.probes} probes of {self.tokens:,} tokens, {self.predictions:,} predictions count: "

@@ -21,7 +21,7 @@ from g4convert.verification.logits.teacher import decoder_layers
 __all__ = ["EMBEDDINGS", "Inputs", "differences", "forced", "recorded"]
 
 Inputs = dict[str, tuple[torch.Tensor, ...]]
-"""By place; an empty tuple is a mask that is left to the kernel."""
+"""Inputs by place; an empty tuple is a mask that is left to the kernel."""
 
 EMBEDDINGS: Final = "embeddings"
 _ARGUMENTS: Final = {"attention_mask": "attention mask", "position_embeddings": "position embeddings"}
@@ -61,8 +61,8 @@ def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dic
     """Return where two forwards of one probe differ before any layer, and by how much, in words.
 
     Args:
-        reference: of the model that is right.
-        candidate: of the other one.
+        reference: inputs of the model that is right.
+        candidate: inputs of the other one.
         relative: differences up to this part of the largest value are rounding.
     """
     found = {}

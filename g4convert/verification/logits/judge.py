@@ -58,9 +58,9 @@ class _Passes:
     """Runs one model after the other over the same probes, then compares them two by two.
 
     Args:
-        probes: what is run.
-        projection: of hidden states; None keeps them whole.
-        experts: of a layer.
+        probes: probes to run.
+        projection: projection of hidden states; None keeps them whole.
+        experts: number of experts in a layer.
         progress: told how far each step is.
         kept: by model and probe, what is kept of those that have run.
         comparisons: by reference and candidate.
@@ -79,10 +79,10 @@ class _Passes:
         """Run a model; the last of a chain, with which none is compared, leaves no hidden states.
 
         Args:
-            name: of the model.
+            name: name of the model.
             candidate: the model.
             against: name of the one that it is compared with.
-            probes: the same with arguments of another dtype.
+            probes: the same probes with arguments of another dtype.
         """
         comparison = Comparison(experts=self.experts, projection=self.projection)
         reference = self.kept.get(against or "", {})
@@ -101,7 +101,7 @@ class _Passes:
             self.comparisons[against, name] = comparison
 
     def measured(self) -> dict[str, Metrics]:
-        """By candidate how far it is from its reference."""
+        """Return each candidate's distance from its reference."""
         probes = [probe for probe in self.probes if len(probe.scored)]
         named = {name: [kept[probe.name].logits for probe in probes] for name, kept in self.kept.items()}
         targets = [probe.targets for probe in probes]
@@ -125,7 +125,7 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
     """Judge loss and parity, and name who is to blame for what fails.
 
     Args:
-        models: what is compared.
+        models: models to compare.
         probes: with the answers that count; none for all that a stored reference has.
         loss: thresholds for what four bits cost.
         parity: thresholds for the path that runs.

@@ -72,7 +72,7 @@ class Projection:
 
     Args:
         dims: numbers that a state becomes.
-        seed: of the matrices.
+        seed: seed of the matrices.
         matrices: those that are known, by width.
     """
 
@@ -116,7 +116,7 @@ class States:
 
 
 NOTHING: Final = States({}, {}, {})
-"""Of who is compared no further."""
+"""States of a model that is compared no further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,9 @@ class Kept:
 
         Args:
             probe: says which rows count.
-            outputs: of the model on it.
-            projection: of hidden states; None keeps them whole.
-            top: how many tokens of each distribution to keep; 0 keeps what all are made of.
+            outputs: outputs of the model on it.
+            projection: projection of hidden states; None keeps them whole.
+            top: number of tokens of each distribution to keep; 0 keeps states that all are made of.
             inside: whether to keep hidden states and choices.
         """
         states = States.of(probe, outputs, projection) if inside else NOTHING
@@ -155,8 +155,8 @@ def run_each(candidate: Candidate, probes: Sequence[P], keep: Callable[[P, Outpu
     """`run_all`, for probes of one type.
 
     Args:
-        candidate: what is run.
-        probes: what it is run on.
-        keep: what to make of each output, as soon as it is there.
+        candidate: model to run.
+        probes: probes to run it on.
+        keep: function applied to each output, as soon as it is there.
     """
     return run_all(candidate, cast("Any", probes), cast("Any", keep))

@@ -50,7 +50,7 @@ def run_logits(
     """Judge what four bits cost and whether the packed path computes what it says.
 
     Args:
-        asked: what, against what, in which way.
+        asked: checkpoint, reference and way of comparing.
         say: told what is done next.
         progress: told how far each step is.
         candidate: gives the path that runs; by default the packed weights in this process.
@@ -128,7 +128,7 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
 
 
 def _stored_bytes(directory: Path) -> int:
-    """Of all tensors of a checkpoint."""
+    """Sum the bytes of all tensors of a checkpoint."""
     return sum(stored.info.nbytes for stored in Checkpoint.open(directory).tensors.values())
 
 
@@ -158,7 +158,7 @@ def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
 
 
 def _taken(stored: Captured | None, *, alone: bool) -> tuple[Captured | None, list[Finding]]:
-    """Of a multimodal model's stored answers those that the text model alone can give."""
+    """Take those of a multimodal model's stored answers that the text model alone can give."""
     probes = stored.probes if stored and alone else ()
     text = tuple(probe for probe in probes if probe.bucket not in MEDIA)
     if stored is None or len(text) == len(probes):
@@ -206,7 +206,7 @@ def _loaded() -> Finding:
 
 
 def _refused(refused: Unfit) -> Iterator[Finding]:
-    """What the strict loader found, one by one."""
+    """Yield a finding for each tensor that the strict loader refused."""
     expected = "exactly the tensors of the model"
     for one in refused.misfits:
         yield Finding("logits.load", Severity.FAIL, one.name, one.found, expected)

@@ -77,7 +77,7 @@ class Metrics:
     nonfinite: int
     """Tokens for which the candidate has a NaN or an infinity among its logits."""
     reference_nonfinite: int
-    """The same of the reference: nothing can be concluded."""
+    """Tokens for which the reference has one: nothing can be concluded."""
     kl_mean: float
     kl_low: float
     kl_high: float
@@ -114,7 +114,7 @@ class Metrics:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.type in (int, float)}
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested mappings of plain values."""
+        """Return the metrics as nested mappings of plain values."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
@@ -122,9 +122,9 @@ class Comparison:
     """Sums up probe after probe; logits and states are not kept.
 
     Args:
-        experts: of each MoE layer, for the hit counts.
+        experts: number of experts in each MoE layer, for the hit counts.
         projection: with which the reference's hidden states were kept.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
 
     def __init__(self, *, experts: int = 0, projection: Projection | None = None, seed: int = 0) -> None:
@@ -145,7 +145,7 @@ class Comparison:
 
         Args:
             probe: says which rows count.
-            reference: what was kept of the reference's outputs.
+            reference: the reference's outputs, as kept.
             outputs: the candidate's.
         """
         if len(probe.scored):
@@ -167,8 +167,8 @@ class Comparison:
 
         Args:
             probe: says which sequences they belong to.
-            scores: of the rows that count.
-            lower_bound: whether their KL is one.
+            scores: scores of the rows that count.
+            lower_bound: whether their KL is a lower bound.
         """
         self._lower_bound = self._lower_bound or lower_bound
         self._scores.append(scores)

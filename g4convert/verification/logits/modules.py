@@ -57,9 +57,9 @@ class Answer:
 
     Args:
         activation: the wrong one that it is most like.
-        share: how much: 0 is the right activation, 1 this one.
+        share: share of this activation: 0 is the right one, 1 this one.
         error: standard error of that, from what is left over.
-        sqnr: of the answer, against the right one, dB.
+        sqnr: SQNR of the answer, against the right one, dB.
     """
 
     activation: str
@@ -88,7 +88,7 @@ def activation_answers(reference: Model, candidate: Model, *, dtype: torch.dtype
         reference: the layer that is right, with dense weights.
         candidate: the other one.
         dtype: in which the candidate runs.
-        seed: of the inputs; also which experts are probed.
+        seed: seed of the inputs; also chooses the experts that are probed.
 
     Returns:
         By part of the layer: `mlp`, `experts.7`.

@@ -39,14 +39,14 @@ class Floor:
 
     Args:
         values: by the name of the metric, as `Metrics.values` has it.
-        sources: what was measured, by the name of the source of noise.
+        sources: measurements by source of noise.
     """
 
     values: Mapping[str, float]
     sources: Mapping[str, Metrics]
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested mappings of plain values."""
+        """Return the floor as nested mappings of plain values."""
         metrics = list(self.sources.values())
         return {
             "values": dict(self.values),
@@ -84,7 +84,7 @@ def noisy(layers: Sequence[Model], epsilon: float, *, seed: int) -> Iterator[Non
     Args:
         layers: the decoder layers.
         epsilon: relative size of the noise.
-        seed: the same seed gives the same noise to the same forwards in the same order.
+        seed: seed of the noise; the same seed gives the same noise to the same forwards in the same order.
     """
     handles = [
         layer.register_forward_hook(_add_noise(epsilon, seed * 10_007 + number), prepend=True)

@@ -32,9 +32,9 @@ def score_pairs(
     """Score pairs of models on the same probes.
 
     Args:
-        named: of each model the logits of every probe.
-        pairs: of names; only a reference may be known by its likeliest tokens.
-        targets: of each probe int64 [n], the true tokens.
+        named: logits of every probe, by name of the model.
+        pairs: names of compared models; only a reference may be known by its likeliest tokens.
+        targets: true tokens of each probe, int64 [n].
         tell: given the number of rows that are done, piece by piece.
 
     Returns:

@@ -148,7 +148,7 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
     inside the tail is not seen.
 
     Args:
-        reference: what is known, of t tokens.
+        reference: the known part of the reference, of t tokens.
         candidate: logits [t, v].
         targets: int64 [t], the true tokens.
 

@@ -19,7 +19,7 @@ from g4convert.verification.logits.scores import cosine
 __all__ = ["RouterMetrics", "RouterSums", "StateMetrics", "StateSums", "add_states", "decibels"]
 
 _ELEMENTS: Final = 1 << 21
-"""Of states that are float64 at a time."""
+"""Number of elements that are float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def add_states(
     Args:
         sums: by place; grows.
         reference: states by place.
-        candidate: the same.
+        candidate: the candidate's states.
     """
     for name, states in reference.items():
         if name in candidate:

@@ -37,8 +37,8 @@ class ModuleError:
 
     Args:
         name: its dotted path; one expert is `...experts.7`.
-        sqnr: of its outputs, dB.
-        cosine: of its outputs.
+        sqnr: SQNR of its outputs, dB.
+        cosine: cosine of its outputs and the right ones.
         tensors: its own small tensors (scalars, norms, scales) whose values differ.
     """
 
@@ -230,7 +230,7 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
     """The modules that are wrong themselves, worst first.
 
     Args:
-        errors: of all modules.
+        errors: errors of all modules.
         limit: SQNR in dB below which a module is wrong.
     """
     bad = {error.name: error for error in errors if not error.sqnr >= limit}

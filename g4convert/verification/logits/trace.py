@@ -34,11 +34,11 @@ _EQUAL: Final = 150.0
 _SCORED: Final = 48
 """Predictions of a probe that is looked into: each is a row of logits for every module that is swapped."""
 _TOKENS: Final = 96
-"""Of a probe that is run again for every module that may be to blame for the loss."""
+"""Tokens of a probe that is run again for every module that may be to blame for the loss."""
 _LAYERS: Final = 8
 """Layers, and parts of the worst, that are tried in turn for a loss."""
 _ROLES: Final = {"attention": "self_attn", "mlp": "mlp", "experts": "experts"}
-"""What a recipe can keep: the modules of a layer."""
+"""Module of a layer that a recipe can keep, by role."""
 _DECODED: Final = ("prose", "batch")
 
 
@@ -70,10 +70,10 @@ def trace(
     """Look inside.
 
     Args:
-        models: what is compared.
+        models: models to compare.
         probes: all of them; some are run again.
         measured: loss and parity.
-        judged: what the profiles said of these.
+        judged: judgements of the profiles on these.
         say: told what is done next.
 
     Returns:

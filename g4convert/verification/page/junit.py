@@ -17,7 +17,7 @@ def junit(report: Report, *, strict: bool = False) -> str:
     """JUnit XML: FAIL is a failure, INCONCLUSIVE skipped, the rest passes with its text as output.
 
     Args:
-        report: what was found.
+        report: report to write.
         strict: a warning is a failure, too.
     """
     root = ET.Element("testsuites", name="g4convert verify")

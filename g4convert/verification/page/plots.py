@@ -27,7 +27,7 @@ def number(value: float | str | None, digits: int = 4) -> str:
 
     Args:
         value: as JSON has it.
-        digits: that count.
+        digits: number of digits that count.
     """
     value = math.nan if value is None else float(value)
     if math.isnan(value):
@@ -46,11 +46,11 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
     """Shares of tokens by KL, on a logarithmic axis, over the outline of the noise floor.
 
     Args:
-        edges: of the bins, one more than bins.
+        edges: edges of the bins, one more than bins.
         counts: tokens in each; those below the first edge are in the first.
-        floor: the same of the noise; may be empty.
-        label: what the bars are.
-        colour: of the bars: a, b or c.
+        floor: counts of the noise, in the same bins; may be empty.
+        label: description of the bars.
+        colour: colour of the bars: a, b or c.
     """
     shares, noise = _shares(counts), _shares(floor)
     used = [place for place in range(len(counts)) if shares[place] or (noise and noise[place])]
@@ -89,9 +89,9 @@ def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, colour
 
     Args:
         series: values by label.
-        names: of the places.
-        colours: of each series: a, b, c or floor.
-        unit: of the values.
+        names: names of the places.
+        colours: colour of each series: a, b, c or floor.
+        unit: unit of the values.
     """
     finite = [value for values in series.values() for value in values if math.isfinite(value)]
     if not finite:
@@ -139,9 +139,9 @@ def bars(
     Args:
         groups: names.
         series: shares by label.
-        counts: of each group.
-        colours: of each series: a, b or c.
-        axis: what the groups are.
+        counts: counts of each group.
+        colours: colour of each series: a, b or c.
+        axis: description of the groups.
     """
     body = [*_grid(1.0, percent=True)]
     width = _INNER / len(groups)

@@ -35,7 +35,7 @@ def with_answers(
     Args:
         model: the reference, unquantized.
         probes: from `make_probes`; those without a question (drafts, plain text) come back as they are.
-        max_new_tokens: of an answer; it ends before that with the model's end-of-turn token, which is scored, too.
+        max_new_tokens: most tokens of an answer; the end-of-turn token, which is scored too, ends it before that.
         batch_size: text probes that are answered at a time.
 
     Returns:

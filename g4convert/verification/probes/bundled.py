@@ -24,9 +24,9 @@ def long_conversations(frame: Frame, window: int, *, count: int = 2) -> tuple[Co
     """Conversations whose question ends beyond the sliding window of the note that it asks for.
 
     Args:
-        frame: of the checkpoint; counts tokens.
+        frame: the checkpoint's frame; counts tokens.
         window: the model's sliding window, in tokens.
-        count: of conversations; each starts with another note.
+        count: number of conversations; each starts with another note.
     """
     notes = [entry.answer for entry in bundled() if entry.bucket == "prose"]
     found = []

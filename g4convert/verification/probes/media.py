@@ -76,7 +76,7 @@ def placed(media: Media, ids: Sequence[int], frame: Frame, config: Config) -> li
 
     Args:
         media: the items, in order.
-        ids: of the question, with one placeholder for each image or sound, and one for a whole video.
+        ids: tokens of the question, with one placeholder for each image or sound, and one for a whole video.
         frame: encodes the times that stand before the frames of a video.
         config: has the ids of placeholders, opening and closing tokens.
 

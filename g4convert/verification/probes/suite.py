@@ -65,7 +65,7 @@ class Probe:
         return cls(name, bucket, arguments, response, arguments["input_ids"].roll(-1, dims=1)[response])
 
     def thinned(self, most: int) -> "Probe":
-        """With at most so many predictions that count, evenly taken from all."""
+        """Return the probe with at most so many predictions that count, evenly taken from all."""
         count = len(self.targets)
         if count <= most:
             return self
@@ -120,7 +120,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
         kinds: some of `KINDS`; all by default.
         conversations: the user's, from `read_prompts`, in place of the bundled text.
         tokens: about how many tokens of bundled text to run in all; each bucket keeps at least one conversation.
-        seed: of pictures and sounds.
+        seed: seed of pictures and sounds.
 
     Raises:
         UsageError: an unknown kind, or none that the model takes.
@@ -203,7 +203,7 @@ def _media_probe(prompt: MediaPrompt, frame: Frame, config: Config) -> Probe:
 
 
 def _within(conversations: Sequence[Conversation], frame: Frame, tokens: int | None) -> list[Conversation]:
-    """As many as fit the number of tokens, taken from the buckets in turn; the first of each bucket always."""
+    """Take as many as fit the number of tokens, from the buckets in turn; the first of each bucket always."""
     if tokens is None:
         return list(conversations)
     buckets = [[entry for entry in conversations if entry.bucket == bucket] for bucket in BUCKETS]

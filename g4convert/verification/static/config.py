@@ -145,7 +145,7 @@ def _shown(part: object) -> str:
 
 
 def model_class(out: Mapping[str, Any], architecture: Architecture, engines: Collection[str]) -> Iterator[Finding]:
-    """Whether `architectures` names the class of the model type: vLLM chooses the model's code by it."""
+    """Check that `architectures` names the class of the model type: vLLM chooses the model's code by it."""
     found, wanted = out.get("architectures"), architecture.class_name
     code, right = "static.class", f"[{wanted!r}]"
     if found == [wanted]:
@@ -160,13 +160,13 @@ def model_class(out: Mapping[str, Any], architecture: Architecture, engines: Col
 def section_faults(
     out: Mapping[str, Any], declared: Declared | None, *, packs: bool, engines: Collection[str]
 ) -> Iterator[Finding]:
-    """What is wrong with what the config says of the packed modules.
+    """Yield faults of what the config says of the packed modules.
 
     Args:
         out: the output's config.
         declared: its quantization section; None without one.
         packs: whether any tensor is packed.
-        engines: what must load it: what only one of the others does not read warns.
+        engines: engines that must load it: what only one of the others does not read warns.
     """
     code = "static.quantization_config"
     if declared is None or declared.is_empty:

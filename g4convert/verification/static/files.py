@@ -27,7 +27,7 @@ def broken_files(error: InputError) -> Iterator[Finding]:
     """Yield one finding for each offender that `Checkpoint.open` refused.
 
     Args:
-        error: what it raised.
+        error: error that opening raised.
     """
     for line in error.offenders or (error.message,):
         subject, _, found = line.partition(": ")

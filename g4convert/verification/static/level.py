@@ -72,9 +72,9 @@ def check_static(
 
     Args:
         out: the output.
-        original: what it was made from; None checks it against its own config.
+        original: the source; None checks it against its own config.
         tp: numbers of GPUs that the packed matrices are to be split over.
-        engines: what must load it, of `ENGINES`: what one of these would build wrongly fails, what another one
+        engines: engines that must load it, of `ENGINES`: what one of these would build wrongly fails, what another one
             would warns.
 
     Raises:

@@ -37,8 +37,8 @@ def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) 
     """Tensors that are lost, stored twice, or of no use.
 
     Args:
-        contents: of the output.
-        source: what there was; None to expect what the config implies.
+        contents: tensors of the output.
+        source: tensors of the source; None to expect what the config implies.
         text_only: the output is the decoder of a multimodal source.
     """
     expected = _wanted(contents, source, text_only=text_only)
@@ -210,7 +210,7 @@ _CACHE_SCALES: Final = (".self_attn.k_scale", ".self_attn.v_scale", ".self_attn.
 
 
 def is_cache_scale(name: str) -> bool:
-    """Whether a tensor is a scale of a quantized key and value cache."""
+    """Return True if a tensor is a scale of a quantized key and value cache."""
     return name.endswith(_CACHE_SCALES)
 
 

@@ -21,7 +21,7 @@ _PARTNER: Final = {"gate_proj": "up_proj", "up_proj": "gate_proj", "k_proj": "v_
 
 
 def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> str:
-    """In a few words what a weight looks like; empty where nothing explains it.
+    """Say in a few words what a weight looks like; empty where nothing explains it.
 
     Args:
         pair: a weight whose error is too large.

@@ -31,7 +31,7 @@ __all__ = ["Band", "band_of", "judged_kept", "judged_packed"]
 _DATA_FREE: Final = frozenset({"minmax", "mse", "lattice"})
 """Methods that look at weights only."""
 _EXACT: Final = 2.0**-15
-"""Of weights that plain rounding would leave as they are: what rounding scales to bf16 may cost."""
+"""Relative error that rounding scales to bf16 may cost weights that plain rounding would leave as they are."""
 _ZERO: Final = 0.6
 _SATURATED: Final = 0.3
 """Shares of codes above which a warning may be due."""
@@ -48,10 +48,10 @@ _PEERS: Final = 5
 _SINGLE: Final = 12
 """So many findings of a check stand alone; of more, those of a kind are one."""
 _GUESSED: Final = 3
-"""For so many weights of a kind the cause is looked for."""
+"""Number of weights of a kind whose cause is looked for."""
 _NUMBERS: Final = re.compile(r"\d+")
 _LOST_SHARE: Final = 0.02
-"""Of the groups of a weight, which a method that weighs channels may give up."""
+"""Share of a weight's groups that a method that weighs channels may give up."""
 _BETTER_THAN_PLAIN: Final = 0.9
 """Part of the error of plain rounding up to which nobody is an outlier."""
 _AGAIN: Final = "quantize the source again: this weight was damaged, packed wrongly, or is of another source"
@@ -63,8 +63,8 @@ class Band:
     """Parts of the error that plain rounding has on the same weights.
 
     Args:
-        fit: what other scales for the same codes may save, besides what they would save of plain rounding.
-        usual: what the method gives at most.
+        fit: share that other scales for the same codes may save, besides what they would save of plain rounding.
+        usual: most that the method gives.
         limit: above, something is wrong.
     """
 
@@ -119,7 +119,7 @@ class _Row:
 
     @property
     def is_sound(self) -> bool:
-        """Whether its error is one that rounding makes; else there is no need to say more of it."""
+        """True if its error is one that rounding makes, so that no more need be said of it."""
         return self.ratio <= self.band.limit and not self.sums.bad_scales
 
     @property
@@ -140,7 +140,7 @@ def judged_packed(
     Args:
         pairs: the weights.
         measured: their sums, by the same names.
-        method: how the output says that it was quantized; None where it says nothing.
+        method: method that the output says it was quantized with; None where it says nothing.
     """
     band = band_of(method)
     rows = [_Row(pair, measured[name], band) for name, pair in pairs.items()]
@@ -167,7 +167,7 @@ class _Causes:
         self._tried: defaultdict[str, list[str]] = defaultdict(list)
 
     def of(self, row: _Row) -> str:
-        """In a few words, or empty."""
+        """Return the cause in a few words, or empty."""
         if row.name not in self._known:
             tried = self._tried[row.kind]
             if len(tried) < _GUESSED:
@@ -221,7 +221,7 @@ def _scales(rows: Sequence[_Row]) -> Iterator[Finding]:
 
 
 def _fit(rows: Sequence[_Row], cause: _Causes) -> Iterator[Finding]:
-    """What the best scales for the codes would save: nearly nothing, or more than rounding costs at best."""
+    """Check that the best scales for the codes would save nearly nothing, or no more than rounding costs at best."""
     bad = [row for row in rows if row.removable > row.may_save]
 
     def found(of_kind: Sequence[_Row]) -> str:

@@ -57,7 +57,7 @@ def check_weights(
 
     Args:
         out: the quantized one.
-        source: what it was made from, not quantized.
+        source: the source, not quantized.
         progress: told of every piece.
         workers: threads; as many as the process may use cores by default.
         table: gets a row of numbers for each packed weight, as JSON.
@@ -87,7 +87,7 @@ def check_weights(
 
 
 def _method(out: Checkpoint) -> str | None:
-    """How an output says that it was quantized."""
+    """Return the method that an output says it was quantized with."""
     try:
         found = json.loads((out.path / "g4convert.json").read_bytes())["result"]["method"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -34,8 +34,8 @@ class KeptPair:
         name: as written.
         source: file and offset in the source.
         out: file and offset in the output.
-        nbytes: of each.
-        itemsize: of one element.
+        nbytes: bytes of each.
+        itemsize: bytes of one element.
         moved: the shape in the source of a convolution whose channels are last there; empty for the others.
     """
 
@@ -60,8 +60,8 @@ class Pairing:
         """Every weight of the source that the output has, in the order of the model.
 
         Args:
-            inventory: what the source's tensors are.
-            contents: what the output's tensors are.
+            inventory: kinds of the source's tensors.
+            contents: kinds of the output's tensors.
         """
         source = inventory.architecture
         text_only = source.is_composite and not contents.architecture.is_composite

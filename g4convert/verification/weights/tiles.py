@@ -38,7 +38,7 @@ class Place:
 
     Args:
         files: the checkpoint's.
-        file: which one.
+        file: the file.
         begin: offset of the first row.
         shape: [rows, columns].
         dtype: as stored.
@@ -62,13 +62,13 @@ class PackedPair:
     """A packed weight and its source.
 
     Args:
-        name: of the module, as written.
-        weight: what the source says of it.
+        name: name of the module, as written.
+        weight: the source's weight.
         num_bits: 4 or 8.
-        source: where the source is, [n, k].
-        words: where the packed words are, [n, k * b / 32].
-        scale: where the scales are, [n, groups].
-        zero_point: where packed zero points are, [n * b / 32, groups]; None without.
+        source: place of the source, [n, k].
+        words: place of the packed words, [n, k * b / 32].
+        scale: place of the scales, [n, groups].
+        zero_point: place of packed zero points, [n * b / 32, groups]; None without.
     """
 
     name: str
@@ -109,8 +109,8 @@ class Measured:
     """Sums over a weight; two halves of a weight add up to the whole.
 
     Args:
-        weights: how many.
-        groups: how many.
+        weights: number of weights.
+        groups: number of groups.
         signal: sum of squared weights.
         error: sum of squared errors.
         removable: the part of it that other scales would save.
@@ -124,8 +124,8 @@ class Measured:
         plain_removable: the part of it that other scales would save.
         plain_zero: codes that stand for 0 then.
         plain_saturated: codes at either end then.
-        one_word: whether all words are the same, and which.
-        one_value: whether all source weights are the same, and the bits of which.
+        one_word: the one word that all words are, or None.
+        one_value: the bits of the one value that all source weights are, or None.
     """
 
     weights: int = 0
@@ -163,7 +163,7 @@ class Measured:
 
     @property
     def plain_relative_error(self) -> float:
-        """What `relative_error` would be, had every group been rounded to the nearest code."""
+        """Relative error, had every group been rounded to the nearest code."""
         return self.plain_error / self.signal if self.signal else 0.0
 
 
@@ -268,8 +268,8 @@ def place(files: Reader, stored: StoredTensor, rows: int, number: int = 0) -> Pl
     Args:
         files: the checkpoint's.
         stored: the tensor.
-        rows: of the matrix.
-        number: how many matrices lie before it.
+        rows: rows of the matrix.
+        number: number of matrices that lie before it.
     """
     info = stored.info
     begin = stored.begin + number * rows * info.shape[-1] * info.dtype.itemsize
