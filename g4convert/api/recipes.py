@@ -26,6 +26,8 @@ class Overrides(TypedDict, total=False):
     layout: Literal["full", "text-only"]
     max_shard_size: int | str
     engines: Sequence[Literal["transformers", "vllm", "sglang"]]
+    carry: Sequence[str]
+    leave: Sequence[str]
 
 
 def resolved(recipe: RecipeLike, overrides: Overrides) -> Resolved:

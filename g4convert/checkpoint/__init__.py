@@ -3,7 +3,10 @@
 header     Parses the header of one safetensors file
 reader     Reads byte ranges of weight files from any thread
 hashes     Hashes whole weight files
-directory  Opens a checkpoint directory: config, tensors, byte ranges, other files
+directory  Opens a checkpoint directory: config, tensors, byte ranges
+beside     Says which files beside the weights are carried over
+record     Reads what an output says of itself in g4convert.json
+patterns   Matches names of files against `--carry` and `--leave`
 layouts    Says what a directory without weights is, and finds two copies of one model
 leftovers  Tells files of training and adapters from those of the model
 source     Finds the directory that a path or a hub name means

@@ -3,10 +3,7 @@
     config.json                        read here, ours to rewrite
     model.safetensors.index.json       names the shards; else model.safetensors; else every *.safetensors
     *.safetensors                      weights when named so, else stray
-    *.bin *.pt *.gguf ...              other weight formats: stray, never read, not carried over
-    what training and adapters leave   stray, too
-    hidden files, links out of here    left behind and named: they may be private, as ~/.netrc is
-    everything else, recursively       side files, carried over
+    everything else, recursively       carried over or left behind; see `beside`
 
 Index and shards must agree in both directions: every name in the index is in its shard, every tensor of a
 shard is in the index, no tensor is in two shards. A name in the index may not leave the directory, but the
@@ -19,11 +16,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from g4convert.bounded import MOST_CONFIG
+from g4convert.checkpoint.beside import PICKLE_SUFFIXES, Beside
 from g4convert.checkpoint.header import (
     Header,
     StoredTensor,
@@ -34,19 +32,15 @@ from g4convert.checkpoint.header import (
     shown,
 )
 from g4convert.checkpoint.layouts import copies, without_weights
-from g4convert.checkpoint.leftovers import is_adapter, is_leftover
+from g4convert.checkpoint.leftovers import is_adapter
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.tensors import TensorInfo
 
-__all__ = ["FOREIGN_SUFFIXES", "Checkpoint", "StoredTensor", "WeightFile"]
+__all__ = ["Checkpoint", "StoredTensor", "WeightFile"]
 
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
-
-PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-FOREIGN_SUFFIXES: Final = (*PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
-"""Endings of weight formats other than safetensors."""
 
 _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _NO_GGUF: Final = "GGUF is already quantized: pass the original safetensors checkpoint"
@@ -63,10 +57,7 @@ class Checkpoint:
         config_bytes: config.json as stored.
         tensors: every stored tensor by name, sorted by name.
         files: the weight files, sorted by name.
-        side_files: files that are carried over: relative posix paths, sorted.
-        left_files: name and reason of what is not carried over as it may be private: hidden, or a link out of here.
-        stray_files: weights in other formats, shards no index names, what training and adapters leave: neither read
-            nor carried over.
+        beside: all other files of the directory.
     """
 
     path: Path
@@ -74,9 +65,7 @@ class Checkpoint:
     config_bytes: bytes
     tensors: Mapping[str, StoredTensor]
     files: tuple[WeightFile, ...]
-    side_files: tuple[str, ...]
-    stray_files: tuple[str, ...]
-    left_files: tuple[tuple[str, str], ...] = ()
+    beside: Beside
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Checkpoint":
@@ -102,17 +91,39 @@ class Checkpoint:
         if errors:
             raise _joined(directory, errors)
         tensors = {stored.name: stored for header in headers for stored in header.tensors}
-        side_files, stray_files, left_files = _other_files(directory, names)
         return cls(
             path=directory,
             config=config,
             config_bytes=config_bytes,
             tensors=dict(sorted(tensors.items())),
             files=tuple(header.file for header in headers),
-            side_files=side_files,
-            stray_files=stray_files,
-            left_files=left_files,
+            beside=Beside.of(directory, {*names, CONFIG, INDEX}),
         )
+
+    def choosing(self, *, carry: Sequence[str], leave: Sequence[str]) -> "Checkpoint":
+        """The same checkpoint, with patterns that decide which files beside the weights are carried over.
+
+        Args:
+            carry: see `Beside.of`.
+            leave: the same.
+
+        Raises:
+            InputError: the same.
+        """
+        if not carry and not leave:
+            return self
+        own = {*self.weight_files, CONFIG, INDEX}
+        return replace(self, beside=Beside.of(self.path, own, carry=carry, leave=leave))
+
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """What is carried over: relative posix paths, sorted."""
+        return self.beside.side
+
+    @property
+    def stray_files(self) -> tuple[str, ...]:
+        """Weights that are not read, what training and adapters leave: not carried over."""
+        return self.beside.stray
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -337,63 +348,3 @@ def _joined(directory: Path, errors: Sequence[InputError]) -> InputError:
     lines = [line for error in errors for line in (error.offenders or (error.message,))]
     hint = "; ".join(dict.fromkeys(error.hint for error in errors))
     return kind(f"{directory}: {len(lines)} faults in its files", offenders=lines, hint=hint)
-
-
-def _other_files(
-    directory: Path, weights: Iterable[str]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Return side files, stray files, and (name, reason) of what is left behind: relative and sorted.
-
-    A link may lead to anything on the machine, so only those that the Hugging Face cache makes are followed.
-    """
-    own = {*weights, CONFIG, INDEX}
-    side, stray, left = [], [], []
-    for root, folders, files in os.walk(directory, onerror=_cannot_list):
-        relative = Path(root).relative_to(directory)
-        for folder in tuple(folders):
-            reason = "hidden" if folder.startswith(".") else "a link" if Path(root, folder).is_symlink() else ""
-            if reason:
-                folders.remove(folder)
-                left.append(((relative / folder).as_posix(), f"{reason}, a directory"))
-        for file in files:
-            name = (relative / file).as_posix()
-            if name in own:
-                continue
-            if _is_weights(file) or is_leftover(name):
-                stray.append(name)
-            elif reason := _why_left(Path(root, file), directory):
-                left.append((name, reason))
-            elif _is_side_file(Path(root, file), name):
-                side.append(name)
-    return tuple(sorted(side)), tuple(sorted(stray)), tuple(sorted(left))
-
-
-def _why_left(path: Path, directory: Path) -> str:
-    """Return why a file is not carried over; empty where it is."""
-    if path.name.startswith("."):
-        return "hidden"
-    if not path.is_symlink() or not path.exists():
-        return ""
-    target, root = path.resolve(), directory.resolve()
-    is_cached = root.parent.name == "snapshots" and target.is_relative_to(root.parent.parent / "blobs")
-    return "" if is_cached or target.is_relative_to(root) else "a link out of the directory"
-
-
-def _cannot_list(error: OSError) -> None:
-    raise InputError(
-        f"{error.filename}: cannot be listed: {(error.strerror or '').lower()}", hint="check its permissions"
-    ) from error
-
-
-def _is_weights(file: str) -> bool:
-    """Return whether a file that is not one of the checkpoint's weight files holds weights, or indexes such."""
-    return file.removesuffix(".index.json").endswith((".safetensors", *FOREIGN_SUFFIXES))
-
-
-def _is_side_file(path: Path, name: str) -> bool:
-    """Return whether to carry the file over: regular files, with a name that can be written down."""
-    if not path.exists():
-        raise InputError(f"{name}: a link to {path.readlink()}, which does not exist", hint=_SAVE_AGAIN)
-    if "\n" in name or not name.isprintable():
-        raise InputError(f"{shown(name)}: a file name that is not plain text", hint="rename the file")
-    return path.is_file()

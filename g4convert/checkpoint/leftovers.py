@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["ADAPTER_CONFIG", "is_adapter", "is_leftover", "is_training_state", "summed"]
+__all__ = ["ADAPTER_CONFIG", "is_adapter", "is_leftover", "is_read_by_loaders", "is_training_state", "summed"]
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 
@@ -22,6 +22,7 @@ _FILES: Final = re.compile(
     r"|events\.out\.tfevents\..*|training_(eval_)?\w+\.png|llamaboard_config\.yaml|Modelfile"
     r"|(hf_quant|quantize|quant)_config\.json"
 )
+_READ: Final = re.compile(r"adapter_config\.json|(hf_quant|quantize|quant)_config\.json")
 _STATE: Final = re.compile(
     r"(optimizer|scheduler|scaler)[\w.]*\.(bin|pt|pth)|rng_state\w*\.pth|random_states_\d+\.pkl|training_args\.bin"
     r"|(optim|extra_state)_world_size_\d+_rank_\d+\.pt"
@@ -38,6 +39,11 @@ def is_leftover(name: str) -> bool:
     """
     *folders, file = name.split("/")
     return any(map(_FOLDERS.fullmatch, folders)) or bool(_FILES.fullmatch(file)) or is_adapter(file)
+
+
+def is_read_by_loaders(file: str) -> bool:
+    """Return whether loaders of models act on a file that they find: settings of an adapter or a quantizer."""
+    return _READ.fullmatch(file) is not None
 
 
 def is_adapter(file: str) -> bool:

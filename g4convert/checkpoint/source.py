@@ -19,7 +19,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
-from g4convert.checkpoint.directory import FOREIGN_SUFFIXES, INDEX
+from g4convert.checkpoint.beside import FOREIGN_SUFFIXES
+from g4convert.checkpoint.directory import INDEX
 from g4convert.errors import EnvironmentFault, InputError
 
 __all__ = ["Source", "file_or_model", "resolve"]

@@ -18,6 +18,7 @@ __all__ = [
     "AssistantOf",
     "Autotune",
     "Calibration",
+    "Carry",
     "Checked",
     "Device",
     "Directory",
@@ -35,6 +36,7 @@ __all__ = [
     "Json",
     "KvShared",
     "Layout",
+    "Leave",
     "Manner",
     "MaxNewTokens",
     "Memory",
@@ -84,6 +86,7 @@ def _manner(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool
 
 _RECIPE = "Recipe, and values that override it"
 _SERVED = "What must load it"
+_BESIDE = "Files beside the weights"
 _RUN = "Run"
 _PRINT = "What is printed"
 
@@ -160,6 +163,22 @@ TensorParallel = Annotated[
         min=1,
         help="Judge at so many GPUs (tensor parallel); repeat for several.",
         rich_help_panel=_SERVED,
+    ),
+]
+Carry = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Also carry over files that would stay behind, as .gitattributes; repeat for several.",
+        rich_help_panel=_BESIDE,
+    ),
+]
+Leave = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Leave files beside the weights behind, as '*.png'; repeat for several.",
+        rich_help_panel=_BESIDE,
     ),
 ]
 ShowConfig = Annotated[

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from g4convert.cli.options import (
     Assistant,
+    Carry,
     Engines,
     GroupSize,
     KvShared,
     Layout,
+    Leave,
     Method,
     NumBits,
     Pack,
@@ -58,6 +60,8 @@ def _resolved(  # noqa: PLR0913 - one parameter for each option
     layout: Layout = None,
     max_shard_size: ShardSize = None,
     engine: Engines = None,
+    carry: Carry = None,
+    leave: Leave = None,
 ) -> "Resolved":
     from g4convert.planning.recipe import load
 
@@ -72,5 +76,7 @@ def _resolved(  # noqa: PLR0913 - one parameter for each option
         "layout": layout,
         "max_shard_size": max_shard_size,
         "engines": engine,
+        "carry": carry,
+        "leave": leave,
     }
     return load(recipe, values)

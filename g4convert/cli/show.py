@@ -31,6 +31,8 @@ __all__ = ["Talk", "console", "demo", "description", "error", "messages", "pairs
 
 _MOST_LINES = 20
 """Offenders or names of one kind that are printed without -v."""
+_MOST_FILES = 6
+"""Files of a pattern that are named."""
 _WIDTH_OF_A_PIPE = 240
 """Width of output that is not a terminal: no table is wrapped, so that grep finds whole names."""
 _WIDTH_OF_PROSE = 100
@@ -285,9 +287,16 @@ def _outcome(found: "PlanReport") -> dict[str, str]:
     rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
     rows["time"] = f"about {duration(found.seconds)} on {workers}, with the check at the end (--verify weights)"
     limit = found.recipe.recipe.max_shard_size
+    for one in found.plan.beside.decided:
+        rows[f"{one.option} {one.pattern}"] = _named(one.files)
     if larger := [shard for shard in found.layout.shards if shard.size - len(shard.head) > limit]:
         rows["larger"] = f"{plural(len(larger), 'file')} above max_shard_size {size(limit)}: a module is not split"
     return rows
+
+
+def _named(files: Sequence[str]) -> str:
+    """The first of some files, and how many more there are."""
+    return ", ".join(files[:_MOST_FILES]) + (f" and {len(files) - _MOST_FILES} more" if files[_MOST_FILES:] else "")
 
 
 def _step(step: Mapping[str, Any]) -> str:

@@ -1,31 +1,65 @@
 """Looks whether an output is there already: of the same source, by the same recipe and version, and whole.
 
 A job that is run again after it has ended (a CI retry) has nothing to do. What is there of anything else is not
-touched. The bytes of the weights are not read: a verification does that.
+touched. Shards are compared with the hashes in the output's own record, files that were carried over with the source's,
+and the config with what it would be. The card and the record itself are taken as they are.
 """
 
-import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from g4convert import __version__
-from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.directory import CONFIG, Checkpoint
+from g4convert.checkpoint.hashes import file_hashes
+from g4convert.checkpoint.record import part, record
 from g4convert.conversion.provenance import made_of
-from g4convert.conversion.run import Job
+from g4convert.conversion.run import Job, carried_as, config_bytes
 from g4convert.conversion.staging import Staging
-from g4convert.errors import InputError
+from g4convert.engines.verdicts import TENSOR_PARALLEL
+from g4convert.errors import G4Error, InputError
+from g4convert.planning.config import output_config
+from g4convert.planning.gate import Outlook
+from g4convert.planning.steps import make_plan
 
 __all__ = ["is_finished"]
 
 
 def is_finished(job: Job) -> bool:
-    """Return whether the output of a job is what the job would write, as far as headers and its own record say."""
-    target = Staging.of(job.output).target
+    """Return whether the output of a job is what the job would write.
+
+    Args:
+        job: what is asked for.
+
+    Raises:
+        InputError: it would be, but its files were damaged since; names all of them.
+    """
+    target, recipe = Staging.of(job.output).target, job.recipe.recipe
+    said = record(target)
     try:
-        said = json.loads((target / "g4convert.json").read_bytes())
         out = Checkpoint.open(target)
-        source = Checkpoint.open(job.source.path)
-    except (OSError, ValueError, RecursionError, InputError):
-        return False
+        source = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
+        plan = make_plan(source, recipe)
+        config = output_config(source.config, plan, Outlook.of(plan, TENSOR_PARALLEL).weights)
+    except G4Error:
+        return False  # which the conversion will say
     expected = {"g4convert": __version__, **made_of(job.recipe, job.source, source)}
-    return (
-        bool(out.tensors) and isinstance(said, dict) and all(said.get(key) == value for key, value in expected.items())
-    )
+    if not out.tensors or any(said.get(key) != value for key, value in expected.items()):
+        return False
+    damaged = [*_damaged(out, source, part(said, "files"))]
+    if out.config_bytes != config_bytes(config):
+        damaged.append(CONFIG)
+    if damaged:
+        text = f"{job.output}: is of this source by this recipe and version, but was changed since"
+        raise InputError(text, offenders=sorted(damaged), hint="--overwrite makes it again")
+    return True
+
+
+def _damaged(out: Checkpoint, source: Checkpoint, hashes: Mapping[str, Any]) -> Iterator[str]:
+    """Files that are no longer as they were written."""
+    found = file_hashes(out.path, out.weight_files)
+    yield from {*hashes, *found} - {name for name, one in found.items() if part(hashes, name).get("xxh3_128") == one}
+    carried = {name: carried_as(name) for name in source.side_files}
+    present = [name for name, written in carried.items() if (out.path / written).is_file()]
+    before = file_hashes(source.path, present)
+    after = file_hashes(out.path, (carried[name] for name in present))
+    yield from (written for name, written in carried.items() if name not in before or before[name] != after[written])

@@ -42,7 +42,7 @@ from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan, make_plan
 from g4convert.planning.units import Unit, make_units
 
-__all__ = ["Conversion", "Job", "Layers", "convert", "prepare"]
+__all__ = ["Conversion", "Job", "Layers", "carried_as", "config_bytes", "convert", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,9 @@ def prepare(job: Job) -> Conversion:
     Raises:
         G4Error: whatever is wrong with the source, the recipe or the output directory.
     """
-    checkpoint = Checkpoint.open(job.source.path)
-    plan = make_plan(checkpoint, job.recipe.recipe)
+    recipe = job.recipe.recipe
+    checkpoint = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
+    plan = make_plan(checkpoint, recipe)
     _check_calibration(job, plan)
     outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
     outlook.hold(plan.recipe, job.tps)
@@ -248,11 +249,11 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
 def _names(conversion: Conversion) -> frozenset[str]:
     """Every file of the output."""
     shards = (shard.file for shard in conversion.layout.shards)
-    carried = map(_carried, conversion.checkpoint.side_files)
+    carried = map(carried_as, conversion.checkpoint.side_files)
     return frozenset({*shards, *carried, *_WRITTEN})
 
 
-def _carried(name: str) -> str:
+def carried_as(name: str) -> str:
     """Return the name of a side file in the output: README.md is the model card."""
     return output.CARRIED_README if name == "README.md" else name
 
@@ -265,11 +266,16 @@ def _write_known(conversion: Conversion, directory: Path) -> None:
     """Side files, byte for byte, then the config and the index."""
     checkpoint = conversion.checkpoint
     for name in checkpoint.side_files:
-        target = directory / _carried(name)
+        target = directory / carried_as(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(checkpoint.path / name, target)
-    write_file(directory / "config.json", _json(conversion.config))
+    write_file(directory / "config.json", config_bytes(conversion.config))
     write_file(directory / "model.safetensors.index.json", _json(conversion.layout.index()))
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """The content of an output's config.json."""
+    return _json(config)
 
 
 def _check_calibration(job: Job, plan: Plan) -> None:

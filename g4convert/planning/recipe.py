@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from g4convert.bounded import MOST_YAML, read_text
+from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
 from g4convert.suggestions import nearest, no_such, not_one_of
@@ -94,12 +95,21 @@ def _group_size(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+def _pattern(value: str) -> str:
+    """A pattern of file names, as it is; ValueError, for pydantic, of one that is none."""
+    if fault := fault_of(value):
+        raise ValueError(fault)
+    return value
+
+
 GroupSize = Annotated[
     Annotated[int, Field(ge=8, multiple_of=8)] | None,
     BeforeValidator(_group_size, json_schema_input_type=int | Literal["channel"]),
     PlainSerializer(lambda size: "channel" if size is None else size),
 ]
 ShardSize = Annotated[int, Field(gt=0), BeforeValidator(_bytes, json_schema_input_type=int | str)]
+
+Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(max_length=MOST_PATTERNS)]
 
 
 class Recipe(BaseModel):
@@ -138,6 +148,10 @@ class Recipe(BaseModel):
     engines: tuple[Engine, ...] = Field(
         (), description="Engines that must load the result: with one that cannot, nothing is written."
     )
+    carry: Patterns = Field(
+        (), description="Patterns of files to carry over that would stay behind, such as .gitattributes."
+    )
+    leave: Patterns = Field((), description="Patterns of files beside the weights to leave behind, such as *.png.")
 
     @property
     def is_calibrated(self) -> bool:
@@ -294,6 +308,8 @@ _EXPECTED = {
     "pack": "a list of roles, at least one",
     "max_shard_size": "a size above 0, such as 5GB, 500MB or a number of bytes",
     "engines": "a list of engines",
+    "carry": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
+    "leave": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
 }
 """Values that a key takes, in words, where they are not a few names."""
 

@@ -36,7 +36,7 @@ def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Ite
     if missing := inventory.missing_limits:
         yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
     yield from _left_behind(checkpoint.stray_files)
-    if left := checkpoint.left_files:
+    if left := checkpoint.beside.left:
         named = ", ".join(f"{name} ({why})" for name, why in left[:_NAMED])
         yield f"perhaps private and left behind: {named}{_more(left)}"
 

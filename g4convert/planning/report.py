@@ -99,6 +99,11 @@ class PlanReport:
                 "files": len(self.layout.shards),
                 "tensors": len(self.layout.placed),
             },
+            "files": {
+                "carried": [*self.plan.beside.side],
+                "left": [{"name": name, "reason": why} for name, why in self.plan.beside.left],
+                "decided": [asdict(one) for one in self.plan.beside.decided],
+            },
             "estimate": {"seconds": round(self.seconds, 1), "workers": self.workers},
             "engines": [verdict.to_dict() for verdict in self.verdicts],
             "warnings": list(self.plan.warnings),
@@ -120,7 +125,8 @@ def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int
     Raises:
         G4Error: whatever is wrong with the source or the recipe.
     """
-    plan, sizes = make_plan(Checkpoint.open(source.path), recipe.recipe), tuple(tps)
+    checkpoint = Checkpoint.open(source.path).choosing(carry=recipe.recipe.carry, leave=recipe.recipe.leave)
+    plan, sizes = make_plan(checkpoint, recipe.recipe), tuple(tps)
     return PlanReport.of(source, recipe, plan, lay_out(plan), Outlook.of(plan, sizes), workers=workers, tps=sizes)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import ceil
 from operator import itemgetter
 
+from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UsageError
 from g4convert.gemma4 import (
@@ -108,13 +109,23 @@ Step = Copy | Quantize | Drop
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every step, in the canonical order of the model; `inventory` says how the source spelled its names."""
+    """Every step, in the canonical order of the model.
+
+    Args:
+        recipe: what decided.
+        architecture: of the output.
+        inventory: what the source's tensors are, and how it spelled their names.
+        steps: in the canonical order.
+        warnings: things worth knowing.
+        beside: the files beside the weights.
+    """
 
     recipe: Recipe
     architecture: Architecture
     inventory: Inventory
     steps: tuple[Step, ...]
     warnings: tuple[str, ...]
+    beside: Beside
 
     @property
     def quantized(self) -> tuple[Quantize, ...]:
@@ -171,7 +182,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     _refuse_mixed_experts(fused)
     steps.extend(_fuse(name, weights) for name, weights in fused.items())
     steps.extend(_drop(extra, checkpoint) for extra in inventory.extras)
-    return Plan(recipe, architecture, inventory, tuple(steps), tuple(remarks(checkpoint, inventory, recipe)))
+    warnings = tuple(remarks(checkpoint, inventory, recipe))
+    return Plan(recipe, architecture, inventory, tuple(steps), warnings, checkpoint.beside)
 
 
 _KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Google's QAT exports leave it out"

@@ -19,6 +19,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.record import RECORD, part, record
 from g4convert.errors import UsageError
 from g4convert.gemma4 import quantized_format
 from g4convert.report import Finding, Report, Severity
@@ -30,10 +31,7 @@ if TYPE_CHECKING:
     from g4convert.forward.candidate import Candidate
     from g4convert.progress import Quiet
 
-__all__ = ["PROVENANCE", "verify"]
-
-PROVENANCE: Final = "g4convert.json"
-"""Name of the file in which a conversion describes itself."""
+__all__ = ["verify"]
 
 
 def verify(
@@ -201,16 +199,12 @@ def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
 
 def _recorded(output: Path) -> Mapping[str, Any] | None:
     """Return what a conversion recorded of its source; None where nothing can be read."""
-    try:
-        source = json.loads((output / PROVENANCE).read_bytes())["source"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return source if isinstance(source, dict) else None
+    return part(record(output), "source") or None
 
 
 def _reference_hint(output: Path) -> str:
     name = (_recorded(output) or {}).get("name")
-    made_of = f"; {PROVENANCE} says it was made of {name}" if name else ""
+    made_of = f"; {RECORD} says it was made of {name}" if name else ""
     return f"--reference MODEL, a directory, a hub name, or a file of `g4convert reference`{made_of}"
 
 
@@ -220,15 +214,15 @@ def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Findin
     if asked.reference is None:
         return
     if source is None or not isinstance(source.get("files"), dict):
-        text = f"no {PROVENANCE} that says so"
-        yield Finding("static.provenance", Severity.INFO, PROVENANCE, text, "made of this reference")
+        text = f"no {RECORD} that says so"
+        yield Finding("static.provenance", Severity.INFO, RECORD, text, "made of this reference")
         return
     files = json.dumps(source["files"], sort_keys=True).encode()
     same = hashlib.sha256(files).hexdigest() == _digest(asked, reference)
     severity = Severity.PASS if same else Severity.WARN
     found = "made of this reference" if same else f"made of another checkpoint, named {source.get('name')}"
     remedy = "" if same else "pass the checkpoint it was made of; other findings may follow from this"
-    yield Finding("static.provenance", severity, PROVENANCE, found, "made of this reference", remedy)
+    yield Finding("static.provenance", severity, RECORD, found, "made of this reference", remedy)
 
 
 def _digest(asked: Request, reference: Checkpoint | None) -> str:

@@ -89,7 +89,7 @@ def test_nothing_private_is_carried_and_what_is_left_is_named(model: Path, tmp_p
     (model / "same.txt").symlink_to("vocab.txt")
     checkpoint = Checkpoint.open(model)
     assert checkpoint.side_files == ("same.txt", "vocab.txt")
-    assert checkpoint.left_files == (
+    assert checkpoint.beside.left == (
         (".env", "hidden"),
         ("keys", "a link, a directory"),
         ("notes.txt", "a link out of the directory"),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.directory import Checkpoint, StoredTensor
 from g4convert.gemma4 import Architecture
 from g4convert.planning.config import output_config, quantization_config
@@ -22,7 +23,7 @@ def opened(config: Mapping[str, Any], tensors: Iterable[TensorInfo] | None = Non
     for info in tensors:
         places[info.name] = StoredTensor(info, "model.safetensors", position)
         position += info.nbytes
-    return Checkpoint(Path("model"), config, b"", places, (), (), ())
+    return Checkpoint(Path("model"), config, b"", places, (), Beside((), (), ()))
 
 
 def planned(config: Mapping[str, Any], recipe: str = "w4a16-g32", **options: object) -> Plan:

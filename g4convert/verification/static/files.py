@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from g4convert.checkpoint.directory import INDEX, Checkpoint
+from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
+from g4convert.checkpoint.record import RECORD, part, record
 from g4convert.errors import InputError
 from g4convert.report import Finding, Severity
 
@@ -15,7 +17,7 @@ __all__ = ["broken_files", "loose_files", "side_files", "total_size"]
 
 _README: Final = "README.md"
 _CARRIED_README: Final = "README.source.md"
-_OWN: Final = {"g4convert.json", _README}
+_OWN: Final = {RECORD, _README}
 _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
 """Files no program reads when it loads a model; other writers may replace them."""
 _JOURNAL: Final = "journal*.jsonl"
@@ -62,8 +64,12 @@ def total_size(out: Checkpoint) -> Iterator[Finding]:
 
 def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
     """Tokenizer, processor, chat template and whatever else lies beside the weights."""
-    present = set(out.side_files)
-    for name in source.side_files:
+    wanted = _chosen(out, source)
+    present = {*out.side_files, *(name for name in wanted if (out.path / name).is_file())}
+    for name in sorted({*source.side_files} - wanted):
+        text = f"left behind, as the recipe in {RECORD} says"
+        yield Finding("static.side_files", Severity.INFO, name, text, "")
+    for name in sorted(wanted):
         carried = _CARRIED_README if name == _README and _CARRIED_README in present else name
         problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in _UNREAD) else Severity.FAIL
         if carried not in present:
@@ -73,9 +79,25 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
                 problem = Severity.WARN
             found = "the same values in other bytes" if problem is Severity.WARN else "other bytes"
             yield Finding("static.side_files", problem, name, found, "byte for byte as in the source", _COPY)
-    for name in sorted(present - {*source.side_files, *_OWN, _CARRIED_README}):
+    for name in sorted(present - {*source.side_files, *wanted, *_OWN, _CARRIED_README}):
         if not fnmatch(name, _JOURNAL):
             yield Finding("static.side_files", Severity.INFO, name, "not in the source", "")
+
+
+def _chosen(out: Checkpoint, source: Checkpoint) -> set[str]:
+    """The source's files that an output should have, after what its record says that its recipe carries and leaves."""
+    recipe = part(record(out.path), "recipe")
+    carry, leave = (_patterns(recipe.get(key)) for key in ("carry", "leave"))
+    try:
+        return {*source.choosing(carry=carry, leave=leave).side_files}
+    except InputError:  # they mean nothing here: the record tells of another source
+        return {*source.side_files}
+
+
+def _patterns(said: object) -> list[str]:
+    """What of a record can be patterns."""
+    listed = said if isinstance(said, list) else []
+    return [one for one in listed[:MOST_PATTERNS] if isinstance(one, str) and not fault_of(one)]
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -96,7 +118,7 @@ def _same_json(one: Path, other: Path) -> bool:
         return False
     try:
         values = [json.loads(path.read_bytes()) for path in (one, other)]
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     for value in values:
         if isinstance(value, dict):

@@ -4,19 +4,14 @@ The other checks judge values, with room for what rounding may do; a flipped bit
 larger than that. The hash has no such room. It says nothing of whether the conversion was right.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.hashes import file_hashes
+from g4convert.checkpoint.record import RECORD, part, record
 from g4convert.report import Finding, Severity
 
 __all__ = ["check_hashes"]
-
-_RECORD: Final = "g4convert.json"
-_MOST: Final = 64 << 20
-"""Bytes of a record."""
 
 
 def check_hashes(out: Checkpoint) -> Iterator[Finding]:
@@ -27,8 +22,8 @@ def check_hashes(out: Checkpoint) -> Iterator[Finding]:
     """
     recorded = _recorded(out)
     if not recorded:
-        text = f"{_RECORD} has no hashes of shards"
-        yield Finding("weights.hash", Severity.INFO, _RECORD, text, "one for each shard, as g4convert writes them")
+        text = f"{RECORD} has no hashes of shards"
+        yield Finding("weights.hash", Severity.INFO, RECORD, text, "one for each shard, as g4convert writes them")
         return
     wrong = 0
     for name, found in file_hashes(out.path, out.weight_files).items():
@@ -37,17 +32,13 @@ def check_hashes(out: Checkpoint) -> Iterator[Finding]:
             wrong += 1
             text = "no hash of it" if expected is None else f"xxh3_128 {found}"
             remedy = "the file is not as it was written: copy it again, or quantize the source again"
-            yield Finding("weights.hash", Severity.FAIL, name, text, f"{expected or 'one'}, as {_RECORD} says", remedy)
+            yield Finding("weights.hash", Severity.FAIL, name, text, f"{expected or 'one'}, as {RECORD} says", remedy)
     if not wrong:
-        text = f"every byte as its conversion wrote it, by the XXH3 in {_RECORD}"
+        text = f"every byte as its conversion wrote it, by the XXH3 in {RECORD}"
         yield Finding("weights.hash", Severity.PASS, f"{len(recorded)} shards", text, "")
 
 
 def _recorded(out: Checkpoint) -> Mapping[str, str]:
     """The hash of each shard, where there is a record of such."""
-    try:
-        with (out.path / _RECORD).open("rb") as file:
-            files = json.loads(file.read(_MOST))["files"]
-        return {str(name): str(one["xxh3_128"]) for name, one in files.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
+    files = part(record(out.path), "files")
+    return {name: str(part(files, name).get("xxh3_128", "")) for name in files}

@@ -17,7 +17,6 @@ byte once, so memory does not grow with the model; results do not depend on the 
 that needs torch and compressed-tensors imports them in a thread of its own, while the others read.
 """
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ import numpy as np
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
+from g4convert.checkpoint.record import part, record
 from g4convert.conversion.stream import Progress
 from g4convert.gemma4 import Architecture, resolve
 from g4convert.progress import Quiet
@@ -88,11 +88,8 @@ def check_weights(
 
 def _method(out: Checkpoint) -> str | None:
     """Return the method that an output says it was quantized with."""
-    try:
-        found = json.loads((out.path / "g4convert.json").read_bytes())["result"]["method"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return str(found)
+    found = part(record(out.path), "result").get("method")
+    return None if found is None else str(found)
 
 
 def _decoded(packed: Mapping[str, PackedPair]) -> list[Finding]:

@@ -1,0 +1,221 @@
+"""Files beside the weights: which are carried into an output, and which stay behind.
+
+    regular files                               carried
+    links, as the Hugging Face cache has them   carried, when they lead into its blobs or stay in the directory
+    hidden files, links that lead out of here   left, as they may be private, as ~/.netrc is
+    weights no index names, what training and
+    adapters leave                              stray: left, as a loader may act on them
+
+`carry` and `leave` decide otherwise; where both mean a file, it is left. Wildcards of `carry` do not mean what may be
+private: a hidden file is carried where its dot is written, anything else where its whole name is. Weights, pickles and
+files that loaders act on are not carried at all.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from g4convert.checkpoint.header import shown
+from g4convert.checkpoint.leftovers import is_leftover, is_read_by_loaders
+from g4convert.checkpoint.patterns import is_plain, matches
+from g4convert.errors import InputError
+
+__all__ = ["FOREIGN_SUFFIXES", "PICKLE_SUFFIXES", "Beside", "Decided"]
+
+PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+FOREIGN_SUFFIXES: Final = (*PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
+"""Endings of weight formats other than safetensors."""
+
+_HIDDEN: Final = "hidden"
+_LINK: Final = "a link out of the directory"
+_STRAY: Final = "stray"
+_SPECIAL: Final = "not a regular file"
+_HIDDEN_FOLDER: Final = re.compile(r"((?:[^/]+/)*?\.[^/]+)/")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Files that a pattern means.
+
+    Args:
+        option: `carry` or `leave`.
+        pattern: see `patterns`.
+        files: relative posix paths, sorted; at least one.
+    """
+
+    option: str
+    pattern: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """All files of a directory but its weights, config and index, by what becomes of them.
+
+    Args:
+        side: carried over; relative posix paths, sorted, as all here.
+        stray: weights that are not read, and what training and adapters leave.
+        left: name and reason of what may be private.
+        decided: for each pattern, the files that it means.
+    """
+
+    side: tuple[str, ...]
+    stray: tuple[str, ...]
+    left: tuple[tuple[str, str], ...]
+    decided: tuple[Decided, ...] = ()
+
+    @classmethod
+    def of(
+        cls, directory: Path, own: Collection[str], *, carry: Sequence[str] = (), leave: Sequence[str] = ()
+    ) -> "Beside":
+        """Look at every file of a directory.
+
+        Args:
+            directory: of a checkpoint.
+            own: its weights, config and index.
+            carry: patterns of files to carry over that would stay behind.
+            leave: patterns of files to leave that would be carried over.
+
+        Raises:
+            InputError: a directory cannot be listed; a file to be carried is a broken link or has a name that is no
+                plain text; a pattern means no file, or one that no output may have.
+        """
+        is_hidden = any(part.startswith(".") for pattern in carry for part in pattern.split("/"))
+        found = tuple(_files(directory, frozenset(own), hidden=is_hidden))
+        decided = (
+            *(Decided("carry", one, tuple(sorted(_meant(one, found)))) for one in carry),
+            *(Decided("leave", one, tuple(sorted(name for name, _ in found if matches(one, name)))) for one in leave),
+        )
+        _check_meaning(decided)
+        dropped = {name for one in decided if one.option == "leave" for name in one.files}
+        wanted = {name for one in decided if one.option == "carry" for name in one.files} - dropped
+        _check_allowed(wanted)
+        side = {name for name, why in found if not why} - dropped | wanted
+        for name in side:
+            _check_carried(directory / name, name)
+        rest = [(name, why) for name, why in found if why and name not in side]
+        return cls(
+            side=tuple(sorted(side)),
+            stray=tuple(sorted(name for name, why in rest if why == _STRAY)),
+            left=tuple(sorted({_place(name, why) for name, why in rest if why != _STRAY})),
+            decided=decided,
+        )
+
+
+def _files(directory: Path, own: frozenset[str], *, hidden: bool) -> Iterator[tuple[str, str]]:
+    """Each file with the reason why it stays behind, empty where it does not; linked directories are one such file.
+
+    Args:
+        directory: where to look.
+        own: files that are no side files.
+        hidden: look into hidden directories; they may hold thousands of files.
+    """
+    for root, folders, files in os.walk(directory, onerror=_cannot_list):
+        relative = Path(root).relative_to(directory)
+        for folder in tuple(folders):
+            is_link = Path(root, folder).is_symlink()
+            if is_link or (folder.startswith(".") and not hidden):
+                folders.remove(folder)
+                yield (relative / folder).as_posix(), f"{'a link' if is_link else _HIDDEN}, a directory"
+        for file in files:
+            name = (relative / file).as_posix()
+            if name not in own:
+                yield name, _why_left(Path(root, file), name, directory)
+
+
+def _why_left(path: Path, name: str, directory: Path) -> str:
+    """Return why a file is not carried over; empty where it is."""
+    if any(part.startswith(".") for part in name.split("/")):
+        return _HIDDEN
+    if _is_weights(path.name) or is_leftover(name):
+        return _STRAY
+    if not path.exists():
+        return ""  # a broken link, which is an error where it is carried
+    if not path.is_file():
+        return _SPECIAL
+    if not path.is_symlink():
+        return ""
+    target, root = path.resolve(), directory.resolve()
+    is_cached = root.parent.name == "snapshots" and target.is_relative_to(root.parent.parent / "blobs")
+    return "" if is_cached or target.is_relative_to(root) else _LINK
+
+
+def _meant(pattern: str, found: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """The files that a pattern of `carry` means."""
+    plain = is_plain(pattern)
+    for name, why in found:
+        match why:
+            case "" | "hidden":
+                means = matches(pattern, name)
+            case "stray":
+                means = plain and matches(pattern, name)
+            case _:
+                means = pattern.strip("/") == name
+        if means:
+            yield name
+
+
+def _check_meaning(decided: Sequence[Decided]) -> None:
+    """Every pattern means a file.
+
+    Raises:
+        InputError: names all that do not.
+    """
+    if empty := [f"--{one.option} {one.pattern}" for one in decided if not one.files]:
+        raise InputError(
+            "patterns that mean no file of the model's directory",
+            offenders=empty,
+            hint="`*` stays in its directory, `**/` goes into all; what may be private needs its dot or whole name",
+        )
+
+
+def _check_allowed(wanted: Collection[str]) -> None:
+    """No file is to be carried that a loader would act on.
+
+    Raises:
+        InputError: names all such files.
+    """
+    files = sorted(name for name in wanted if _is_weights(name) or is_read_by_loaders(name.rpartition("/")[2]))
+    if files:
+        raise InputError(
+            "--carry: files that no output may have",
+            offenders=files,
+            hint="programs that load the output would read weights, pickles and settings of adapters that lie there",
+        )
+
+
+def _check_carried(path: Path, name: str) -> None:
+    """A file that is carried is there, and has a name that can be written down.
+
+    Raises:
+        InputError: it has not.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{name}: no regular file, so not carried over", hint="name files, or put them there themselves"
+        )
+    if not path.exists():
+        hint = "download the model again, or save it again with `save_pretrained`"
+        raise InputError(f"{name}: a link to {path.readlink()}, which does not exist", hint=hint)
+    if not name.isprintable():
+        raise InputError(f"{shown(name)}: a file name that is not plain text", hint="rename the file")
+
+
+def _place(name: str, why: str) -> tuple[str, str]:
+    """What is told of a file that stays behind: of those in a hidden directory, that directory."""
+    folder = _HIDDEN_FOLDER.match(name)
+    return (folder[1], f"{_HIDDEN}, a directory") if folder else (name, why)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename}: cannot be listed: {(error.strerror or '').lower()}", hint="check its permissions"
+    ) from error
+
+
+def _is_weights(file: str) -> bool:
+    """Return whether a file that is not one of the checkpoint's weight files holds weights, or indexes such."""
+    return file.removesuffix(".index.json").endswith((".safetensors", *FOREIGN_SUFFIXES))

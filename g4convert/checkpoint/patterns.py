@@ -1,0 +1,64 @@
+"""Patterns of file names, as `--carry` and `--leave` take them.
+
+    *.png           files at the top of the directory
+    assets          a file of that name, or all in a directory of that name
+    **/*.txt        at any depth
+    .gitattributes  hidden files and directories: only where the dot is written
+
+A pattern is relative to the checkpoint's directory, and its parts are those of `fnmatch`.
+"""
+
+from fnmatch import fnmatchcase
+from typing import Final
+
+__all__ = ["MOST_PATTERNS", "fault_of", "is_plain", "matches"]
+
+MOST_PATTERNS: Final = 100
+_LONGEST: Final = 1000
+_ANY: Final = "**"
+
+
+def fault_of(pattern: str) -> str:
+    """Return the reason why a text is no pattern; empty where it is one."""
+    parts = pattern.split("/")
+    if not pattern.isprintable() or len(pattern) > _LONGEST:
+        return f"expected at most {_LONGEST} printable characters"
+    if pattern.startswith("/") or ".." in parts or "." in parts:
+        return "expected a name relative to the model's directory, without . and .."
+    return "" if pattern.strip("/") else "expected a name, or a pattern with *"
+
+
+def is_plain(pattern: str) -> bool:
+    """Return whether a pattern means one name, as it has no wildcard."""
+    return not any(character in pattern for character in "*?[")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Return whether a pattern means a file, or a directory that the file is in.
+
+    Args:
+        pattern: see the module; one without fault.
+        name: of the file, relative to the checkpoint, with slashes.
+    """
+    parts = pattern.strip("/").split("/")
+    at = _with_skipped({0}, parts)
+    for one in name.split("/"):
+        at = _with_skipped({after for place in at for after in _after(parts, place, one)}, parts)
+    return len(parts) in at
+
+
+def _after(parts: list[str], place: int, name: str) -> tuple[int, ...]:
+    """The places in a pattern after one more part of a name; behind its end stands all that a directory holds."""
+    if place == len(parts) or parts[place] == _ANY:
+        return () if name.startswith(".") else (place,)
+    hidden = name.startswith(".") and not parts[place].startswith(".")
+    return (place + 1,) if not hidden and fnmatchcase(name, parts[place]) else ()
+
+
+def _with_skipped(places: set[int], parts: list[str]) -> set[int]:
+    """Places, and those after a `**`, which may stand for nothing."""
+    found = set(places)
+    for place in range(len(parts)):
+        if place in found and parts[place] == _ANY:
+            found.add(place + 1)
+    return found

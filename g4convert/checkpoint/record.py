@@ -1,0 +1,37 @@
+"""Reads g4convert.json, in which an output says how it was made: a claim of the directory's owner, not a proof."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from g4convert.checkpoint.header import open_regular
+from g4convert.errors import InputError
+
+__all__ = ["RECORD", "part", "record"]
+
+RECORD: Final = "g4convert.json"
+"""Name of the file."""
+_MOST: Final = 256 << 20
+"""Bytes of it: a million tensors have a third."""
+
+
+def record(directory: Path) -> Mapping[str, Any]:
+    """Return what an output says of itself; empty where it says nothing, or nothing that can be read.
+
+    Args:
+        directory: the output.
+    """
+    try:
+        with os.fdopen(open_regular(directory / RECORD, RECORD), "rb") as file:
+            said = json.loads(file.read(_MOST))
+    except (OSError, ValueError, RecursionError, InputError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return an object within a record; empty where there is none."""
+    found = said.get(name)
+    return found if isinstance(found, dict) else {}
