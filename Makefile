@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST_TRITON := build/triton/3.6.0
 
-.PHONY: demo test test-engines test-vllm lint env golden bench bench-real false-alarms clean
+.PHONY: demo test test-engines test-vllm lint env golden bench bench-real false-alarms torture clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
@@ -60,6 +60,11 @@ bench-real: env
 # `verify` on sound checkpoints: every family, recipe and three seeds; 20 minutes
 false-alarms: env
 	$(BIN)/python tests/benchmarks/false_alarms.py
+
+# pairs of runs on one output, killed at random, and damaged inputs of every command; 500 rounds take some minutes
+ROUNDS ?= 60
+torture: env
+	$(BIN)/python tests/torture/torture.py --rounds $(ROUNDS)
 
 clean:
 	rm -rf .venv demo bench build *.egg-info

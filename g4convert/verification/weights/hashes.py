@@ -41,4 +41,4 @@ def check_hashes(out: Checkpoint) -> Iterator[Finding]:
 def _recorded(out: Checkpoint) -> Mapping[str, str]:
     """The hash of each shard, where there is a record of such."""
     files = part(record(out.path), "files")
-    return {name: str(part(files, name).get("xxh3_128", "")) for name in files}
+    return {name: str(part(files, name)["xxh3_128"]) for name in files if "xxh3_128" in part(files, name)}
