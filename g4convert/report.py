@@ -55,6 +55,7 @@ class Detail(StrEnum):
     NO_PATTERN = "an entry is no regular expression"
     ORDER = "columns are in another order than groups"
     ASYMMETRIC = "weights have zero points"
+    GROUP = "a config group is not how modules are stored that an engine builds by it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,10 +80,6 @@ class Entries:
         """Return True if one of the entries names a module or its class; see `name`."""
         return self.name(module, suffix=suffix) or any(name in class_names for name in self.classes)
 
-    def part_of(self, class_name: str) -> bool:
-        """Return True if a plain entry is a part of a class name, whatever the case."""
-        return any(entry.lower() in class_name.lower() for entry in self.plain)
-
 
 def _is_class(entry: str) -> bool:
     """Return True if an entry can only be a class name: no dot, no pattern, a capital first."""

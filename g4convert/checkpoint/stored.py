@@ -173,6 +173,8 @@ def _bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_b
     form = "mxfp" if scale is not None and scale.dtype in _POWERS_OF_TWO else "nvfp"
     found = StoredScheme(f"{form}{bits}-pack-quantized", "float", bits, symmetric=True, shape=shape)
     fault = "" if tuple(rows) == shape[:-1] else _misfit(parts, shape)
+    if parts["weight_packed"].dtype is not DType.U8:
+        fault = f"weight_packed is {parts['weight_packed'].dtype.value}, expected I32 or U8"
     return _with_scale(replace(found, fault=fault), parts)
 
 

@@ -5,6 +5,7 @@ vllm          vLLM: names, modules, what it accepts
 sglang        SGLang: the same
 transformers  transformers: the same
 module        Makes an engine's modules from those of a checkpoint
+targets       Finds the target that is the first to name something
 matching      Matches `ignore` and `targets` as each engine does
 split         Computes the part of a weight that each GPU gets
 limits        Knows which kernels take which sizes
@@ -14,6 +15,7 @@ reason        Holds why an engine does not take something, in parts
 stored        Makes `Weights` of a stored checkpoint
 ignore        Derives the `ignore` list from `Weights`, and proves it for every engine
 faults        Finds modules that would be built in another form than stored
+groups        Finds modules that would be built by another config group than they are stored
 forms         Says so in words
 verdicts      Judges: loads, with a caveat, or not
 remedies      Tries what would make an engine load it

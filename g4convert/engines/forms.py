@@ -5,15 +5,16 @@ from typing import Final
 
 from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.faults import Fault, Problem, judge
+from g4convert.engines.groups import Misfit, misfits
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.weights import Weights, label
 from g4convert.names import Name
 
-__all__ = ["wrong_forms"]
+__all__ = ["ONE_TARGET", "wrong_forms"]
 
 _AGAIN: Final = (Way("quantize the source again"),)
-_FIX: Final = (Way("`g4convert check DIR --fix` writes the entries that fit"),)
+ONE_TARGET: Final = "targets that hold in every engine: patterns for whole layers, such as `re:.*self_attn.*`"
 
 
 def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
@@ -24,7 +25,9 @@ def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
         contract: the engine.
     """
     kinds = {_kind(weights, one): one for one in _problems(weights, contract)}
-    return tuple(dict.fromkeys(_remark(weights, contract, one) for one in kinds.values()))
+    forms = (_remark(weights, contract, one) for one in kinds.values())
+    groups = (_other_group(weights, one) for one in misfits(contract, weights))
+    return tuple(dict.fromkeys((*forms, *groups)))
 
 
 def _problems(weights: Weights, contract: Contract) -> Iterator[Problem]:
@@ -60,4 +63,12 @@ def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
             return Remark(Topic.MISSING, subject, Reason(f"not stored: {contract.on_missing}"), _AGAIN, role)
     then = "stops with an error" if contract.on_unknown is OnUnknown.RAISES else f"{contract.on_missing}"
     detail = f" ({problem.detail})" if problem.detail and problem.fault is not Fault.PARTS else ""
-    return Remark(Topic.FORM, subject, Reason(f"{problem.fault}{detail}: {then}"), _FIX, role)
+    return Remark(Topic.FORM, subject, Reason(f"{problem.fault}{detail}: {then}"), role=role)
+
+
+def _other_group(weights: Weights, misfit: Misfit) -> Remark:
+    """A module that is built by a config group that is not how it is stored."""
+    part = Name(misfit.shard).projection
+    subject = label(misfit.module) if misfit.module.name.endswith(part) else f"{label(misfit.module)} ({part})"
+    reason = Reason(f"built by config_groups.{misfit.group}: {misfit.difference}")
+    return Remark(Topic.STORED, subject, reason, (Way(ONE_TARGET),), weights.roles.get(misfit.shard))

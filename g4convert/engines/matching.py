@@ -1,20 +1,32 @@
 """Matching of `ignore` and `targets` entries with an engine's modules.
 
-All engines match names and patterns as `checkpoint.entries` does. They differ in what else an entry may be, which is
-what `Matching` says, and in whether a module made of several must agree about them.
+All engines match names and patterns as `checkpoint.entries` does. They differ in what else an entry may be and in
+which one they take where several fit, which is what `Matching` says, and in whether a module made of several must
+agree about them.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.engines.module import Kind, Module, Renames, rename
+from g4convert.engines.targets import Targets
 from g4convert.names import Name
 
-__all__ = ["Disagreement", "Matching", "Reading"]
+__all__ = ["By", "Disagreement", "Matching", "Reading"]
 
 _EXPERT: Final = ("gate_proj", "up_proj", "down_proj")
+_LINEAR: Final = "Linear"
+
+
+class By(StrEnum):
+    """Ways in which a target may name a module."""
+
+    NAME = "the module's own name"
+    SHARDS = "the names of all shards of a fused module"
+    CLASS = "the name of its class"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +43,9 @@ class Matching:
             of; otherwise it must be the whole class name.
         must_target: a Linear that is neither ignored nor targeted is an error, not a plain one.
         head_by_name: the output head is packed only when a target names it by the rule of `suffix`.
+        order: ways in which a target may name a module, the one that is tried first first.
+        by_alphabet: of several targets that fit in one way, whole names come before patterns and both by the
+            alphabet; otherwise the config's first is taken.
     """
 
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -41,6 +56,8 @@ class Matching:
     class_contains: bool = False
     must_target: bool = False
     head_by_name: bool = False
+    order: tuple[By, ...] = (By.NAME, By.CLASS)
+    by_alphabet: bool = False
 
     def entries(self, method: str | None, entries: Iterable[str]) -> Entries:
         """A list of a config with whole names as the engine renames them.
@@ -49,7 +66,11 @@ class Matching:
             method: `quant_method` of the config.
             entries: as in the config.
         """
-        return Entries.of(method, entries, lambda name: rename(name, self.renames))
+        return Entries.of(method, entries, self.spelled)
+
+    def spelled(self, name: str) -> str:
+        """A whole name of an entry as the engine renames it."""
+        return rename(name, self.renames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +92,7 @@ class Reading:
 
     matching: Matching
     ignore: Entries
-    targets: Entries
+    targets: Targets
 
     @classmethod
     def of(cls, matching: Matching, ignore: Iterable[str], targets: Iterable[str]) -> "Reading":
@@ -80,10 +101,10 @@ class Reading:
         Args:
             matching: the engine's rules.
             ignore: as in the config.
-            targets: targets of one config group.
+            targets: targets of all config groups, in their order.
         """
-        ignored, targeted = (matching.entries(COMPRESSED_TENSORS, entries) for entries in (ignore, targets))
-        return cls(matching, ignored, targeted)
+        ignored = matching.entries(COMPRESSED_TENSORS, ignore)
+        return cls(matching, ignored, Targets.of(targets, matching.spelled, by_alphabet=matching.by_alphabet))
 
     @property
     def broken(self) -> tuple[str, ...]:
@@ -139,25 +160,54 @@ class Reading:
         """Return whether targets name a module: itself, all of its shards, or its class."""
         return all(self._names_target(module, name) for name in self._separate(module))
 
+    def taken(self, module: Module) -> tuple[str | None, ...]:
+        """Return the target of each part of a module that is looked up by itself; None where none names it."""
+        return tuple(self._target(module, name) for name in self._separate(module))
+
+    def target(self, module: Module, shard: str) -> str | None:
+        """Return the target by which the engine builds what a checkpoint module is loaded into; None without one.
+
+        Args:
+            module: that it is loaded into.
+            shard: the checkpoint module.
+        """
+        return self._target(module, self.lookup_of(module, shard) if module.kind is Kind.EXPERTS else module.name)
+
     def _separate(self, module: Module) -> tuple[str, ...]:
         """The names that are looked up in `targets` one by one: a fused module's shards stand together."""
         return self.lookups(module) if module.kind is Kind.EXPERTS else (module.name,)
 
     def _names_target(self, module: Module, name: str) -> bool:
-        by_name = module.kind is Kind.HEAD and self.matching.head_by_name
-        if self.targets.name(name, suffix=by_name) or (not by_name and self._class_targeted(module)):
-            return True
-        shards = self.lookups(module)
-        return module.kind is Kind.LINEAR and len(shards) > 1 and all(map(self.targets.name, shards))
+        return self._target(module, name) is not None
+
+    def _target(self, module: Module, name: str) -> str | None:
+        """The first target that names a module under one of the names of `_separate`."""
+        if module.kind is Kind.HEAD and self.matching.head_by_name:
+            return self.targets.named(name, suffix=True)
+        for way in self.matching.order:
+            found = {By.NAME: self._by_name, By.SHARDS: self._by_shards, By.CLASS: self._by_class}[way](module, name)
+            if found is not None:
+                return found
+        return None
+
+    def _by_name(self, _: Module, name: str) -> str | None:
+        return self.targets.named(name)
+
+    def _by_shards(self, module: Module, _: str) -> str | None:
+        names = self.lookups(module)
+        if module.kind is not Kind.LINEAR or len(names) == 1:
+            return None
+        found = [self.targets.named(name) for name in names]
+        return found[0] if None not in found else None
+
+    def _by_class(self, module: Module, _: str) -> str | None:
+        if not self.matching.class_contains:
+            return self.targets.of_class(module.classes)
+        found = self.targets.within_class(module.classes)
+        is_linear = module.kind is Kind.EXPERTS and _LINEAR in self.targets.written
+        return _LINEAR if found is None and is_linear else found
 
     def _fused_name_ignored(self, module: Module) -> bool:
         if module.kind is Kind.EXPERTS:
             return False
         return module.name in self.ignore.plain or (self.matching.fused_name and self.ignore.name(module.name))
-
-    def _class_targeted(self, module: Module) -> bool:
-        if not self.matching.class_contains:
-            return not self.targets.plain.isdisjoint(module.classes)
-        if module.kind is Kind.EXPERTS and "Linear" in self.targets.written:
-            return True
-        return any(self.targets.name(one) or self.targets.part_of(one) for one in module.classes)

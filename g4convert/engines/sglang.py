@@ -9,7 +9,9 @@ Names below are files of SGLang under `sglang/srt/`, lines those of 0.5.23.
                 in the towers, too (layers/clippable_linear.py), and there the name has no `.linear`
     ignore      layers/quantization/compressed_tensors/utils.py:24: plain entries by equality or as the dotted end of
                 a name, patterns by `re.match`; all shards or none, unless `ignore` has the fused name itself
-    targets     utils.py:103: own name, part of the class name, all shards; a Linear that none names is an error
+    targets     utils.py:103: own name, part of the class name, all shards, in this order, so that `Linear` wins over
+                the shards of a fused module; of several that fit, the config's first. A Linear that none names is an
+                error
     head        compressed_tensors.py:1095: only a target that names it packs it; a tied head is the embedding unless
                 pipeline parallelism separates them (models/gemma4_mm.py:255)
     experts     compressed_tensors.py:883: the three projections of expert 0 stand for all
@@ -19,7 +21,7 @@ Names below are files of SGLang under `sglang/srt/`, lines those of 0.5.23.
 from typing import Final
 
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
-from g4convert.engines.matching import Matching
+from g4convert.engines.matching import By, Matching
 from g4convert.engines.module import Accepts, Cut, Renames, Rule
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture
@@ -202,7 +204,14 @@ def _paths(architecture: Architecture) -> Renames:
 
 
 def _matching(_: Architecture) -> Matching:
-    return Matching(fused=_FUSED, suffix=True, class_contains=True, must_target=True, head_by_name=True)
+    return Matching(
+        fused=_FUSED,
+        suffix=True,
+        class_contains=True,
+        must_target=True,
+        head_by_name=True,
+        order=(By.NAME, By.CLASS, By.SHARDS),
+    )
 
 
 CONTRACT: Final = Contract(

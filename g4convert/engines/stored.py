@@ -7,7 +7,7 @@ from typing import Any, Final
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import Declared, declared_in
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.stored import PackedModule, stored_scheme
+from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme
 from g4convert.engines.limits import Packing
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import TABLES, Architecture, Role
@@ -74,10 +74,11 @@ def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     roles: dict[str, Role] = {}
-    packed: dict[str, Packing] = {}
+    schemes: dict[str, StoredScheme] = {}
     stacked, joined = [], []
     groups = declared.groups if declared else ()
     bits = next((group.num_bits for group in groups if group.num_bits), None)
+    fused = {name: one.shape for one in contents.fused.values() for name in one.names}
     for name, form in contents.stored.items():
         expected = contents.expected[name]
         if not expected.linear and expected.role not in TABLES:
@@ -85,7 +86,7 @@ def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
         module = str(Name(name).module)
         shapes[module], roles[module] = expected.shape, expected.role
         if isinstance(form, PackedModule):
-            packed[module] = _packing(form, expected.shape, bits)
+            schemes[module] = stored_scheme(form, fused[name] if form.fused else expected.shape, bits)
             joined += [module] if form.fused else []
         elif isinstance(form, TensorInfo) and len(form.shape) == _STACK:
             stacked.append(module)
@@ -93,16 +94,11 @@ def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
         contents.architecture,
         shapes,
         roles,
-        packed,
+        {module: Packing(one.num_bits or bits or _INT4, one.group_size) for module, one in schemes.items()},
         stacked=frozenset(stacked),
         joined=frozenset(joined),
         ignore=declared.ignore if declared else (),
         targets=tuple(entry for group in groups for entry in group.targets) if groups else None,
+        groups={entry: group for group in groups for entry in group.targets},
+        schemes=schemes,
     )
-
-
-def _packing(form: PackedModule, shape: tuple[int, ...], bits: int | None) -> Packing:
-    if form.fused:
-        return Packing(bits or _INT4, None)
-    scheme = stored_scheme(form, shape, bits)
-    return Packing(scheme.num_bits or bits or _INT4, scheme.group_size)

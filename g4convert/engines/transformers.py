@@ -6,6 +6,7 @@ fused       nothing
 matching    compressed_tensors `utils/match.py`, `match_named_modules`: equality, `re.match`, or the name of a
             class or a base class, in `targets` and in `ignore`; then `quantization/lifecycle/apply.py` takes
             Linears and embeddings
+group       `utils/match.py`, `match_targets`: names before classes, whole names before patterns, then the alphabet
 experts     3-D parameters, no modules: stored one by one they are matched as Linears would be and then left
             aside, and the experts stay random, for `conversion_mapping.py` has no entry that merges them
 kv shared   layers that share keys and values have neither projection
@@ -41,12 +42,11 @@ _RULES: Final = (
             "3-D parameters: experts stored one by one are left aside, and the model computes with random ones"
         ),
     ),
-    Rule(r".*\bembed_tokens", _TABLE, accepts=Accepts.PLAIN, note=Reason("tied with the head")),
     Rule(
-        r".*\bembed_tokens_per_layer",
+        r".*\bembed_tokens(_per_layer)?",
         _TABLE,
         accepts=Accepts.PLAIN,
-        note=Reason("`Linear` does not name it; not tried"),
+        note=Reason("a packed table has no `weight`, which is asked for while it is loaded: AttributeError"),
     ),
     Rule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note=Reason("tied with the embedding")),
     Rule(
@@ -80,7 +80,7 @@ def _paths(_: Architecture) -> Renames:
 
 
 def _matching(_: Architecture) -> Matching:
-    return Matching(class_in_ignore=True)
+    return Matching(class_in_ignore=True, by_alphabet=True)
 
 
 CONTRACT: Final = Contract(

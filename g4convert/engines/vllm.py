@@ -11,17 +11,23 @@ Names below are files of vLLM under `vllm/model_executor/`, lines those of 0.33.
                 both shards and a stored v_proj is an error
     ignore      layers/quantization/utils/config_utils.py:384: a fused module's own name first, then all shards or
                 none; equality or `re.match` (:432). No class names
-    targets     layers/quantization/compressed_tensors/utils.py:73: own name, all shards, or a part of the class name
+    targets     layers/quantization/compressed_tensors/utils.py:73: own name, all shards, or a part of the class name,
+                in this order; of several that fit, the config's first. The group is that of this target
     experts     layers/quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py:36: the three
                 projections of expert 0 stand for all
     drafter     models/gemma4_mtp.py: modules below `draft_model`, tensors below `model`. Its config is read anew
                 (models/utils.py:985), so neither renames nor fused names are known to it: `gate_up_proj` is looked
                 up as it is
+    head        compressed_tensors.py, `get_quant_method`: as a Linear; whether it is tied is read at the top of the
+                config (config/vllm.py:1012)
+    tables      the same: int weights without zero points, by groups or rows, in lookups only, so that a table that is
+                the head, too, must be plain
     missing     model_loader/default_loader.py:512: not tracked for quantized models
 
 0.23.0 differs where `_OLD` says: experts below `moe`, a whole qkv_proj in every layer, the fused module's own name
-settles nothing as a pattern, no quantization in drafters. Between the commits of pull requests 44429 and 44571,
-which no release holds, the unified `patch_dense` had no prefix at all, and no entry could name it.
+settles nothing as a pattern, the class is tried before the shards, no quantization in drafters. Between the commits
+of pull requests 44429 and 44571, which no release holds, the unified `patch_dense` had no prefix at all, and no entry
+could name it.
 """
 
 from collections.abc import Iterable
@@ -29,7 +35,7 @@ from dataclasses import replace
 from typing import Final
 
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
-from g4convert.engines.matching import Matching
+from g4convert.engines.matching import By, Matching
 from g4convert.engines.module import Accepts, Cut, Renames, Rule
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture
@@ -63,6 +69,8 @@ _DRAFTER_NAMES: Final[Renames] = (
 )
 _DRAFTER_PATHS: Final[Renames] = (("draft_model.", "model."),)
 
+_ORDER: Final = (By.NAME, By.SHARDS, By.CLASS)
+_OLD_ORDER: Final = (By.NAME, By.CLASS, By.SHARDS)
 _PLAIN: Final = Accepts.PLAIN
 _ATTENTION: Final = r"(.*\blayers\.\d+\.self_attn)"
 _REPLICATED: Final = ("ReplicatedLinear",)
@@ -70,6 +78,18 @@ _COLUMN: Final = ("ColumnParallelLinear",)
 _ROW: Final = ("RowParallelLinear",)
 _TABLE: Final = ("VocabParallelEmbedding",)
 
+_PACKED_TABLE: Final = Reason(
+    "from 0.29 on packed by a target that names it, symmetric (compressed_tensors_embedding.py); read, not run"
+)
+
+_TIED: Final = Rule(
+    r".*\bembed_tokens",
+    _TABLE,
+    accepts=_PLAIN,
+    note=Reason("tied with the head, which needs its `weight`: AttributeError"),
+    cut=Cut.OUT,
+)
+_UNTIED: Final = replace(_TIED, accepts=Accepts.EITHER, note=_PACKED_TABLE)
 _DECODER: Final = (
     Rule(_ATTENTION + r"\.o_proj", _ROW, cut=Cut.IN),
     Rule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", ("MergedColumnParallelLinear",), r"\1.gate_up_proj", cut=Cut.OUT),
@@ -83,19 +103,7 @@ _DECODER: Final = (
         accepts=_PLAIN,
         note=Reason("GateLinear has no quantization config", source="models/gemma4.py:325"),
     ),
-    Rule(
-        r".*\bembed_tokens",
-        _TABLE,
-        accepts=_PLAIN,
-        note=Reason("tied with the head, which needs its `weight`: AttributeError"),
-        cut=Cut.OUT,
-    ),
-    Rule(
-        r".*\bembed_tokens_per_layer",
-        _TABLE,
-        note=Reason("packed only by a target that names it (compressed_tensors_embedding.py); read, not run"),
-        cut=Cut.OUT,
-    ),
+    Rule(r".*\bembed_tokens_per_layer", _TABLE, note=_PACKED_TABLE, cut=Cut.OUT),
     Rule(
         r".*\blm_head",
         ("ParallelLMHead",),
@@ -168,15 +176,15 @@ _OLD: Final = (
 )
 _OLD_DRAFTER: Final = tuple(
     replace(rule, configured=False, accepts=_PLAIN, refused=False, note=Reason("0.23 builds drafters unquantized"))
-    for rule in (*_DRAFTER, *_DECODER)
+    for rule in (*_DRAFTER, _TIED, *_DECODER)
 )
 
 
 def _rules(architecture: Architecture, layers: Iterable[Rule] = _NEW) -> tuple[Rule, ...]:
     if architecture.is_assistant:
-        return (*_DRAFTER, *_DECODER)
+        return (*_DRAFTER, _TIED, *_DECODER)
     media = _UNIFIED_EMBEDDERS if architecture.is_unified else _EMBEDDERS
-    return (*layers, *_DECODER, *_MEDIA, *media)
+    return (*layers, _TIED if architecture.tied_embeddings else _UNTIED, *_DECODER, *_MEDIA, *media)
 
 
 def _oldest_rules(architecture: Architecture) -> tuple[Rule, ...]:
@@ -199,14 +207,14 @@ def _paths(architecture: Architecture) -> Renames:
 
 def _matching(architecture: Architecture) -> Matching:
     if architecture.is_assistant:
-        return Matching(class_contains=True, fused_name=True)
-    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True, fused_name=True)
+        return Matching(class_contains=True, fused_name=True, order=_ORDER)
+    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True, fused_name=True, order=_ORDER)
 
 
 def _oldest_matching(architecture: Architecture) -> Matching:
     if architecture.is_assistant:
-        return Matching(class_contains=True)
-    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True)
+        return Matching(class_contains=True, order=_OLD_ORDER)
+    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True, order=_OLD_ORDER)
 
 
 CONTRACT: Final = Contract(

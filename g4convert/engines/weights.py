@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from typing import Final
 
+from g4convert.checkpoint.declared import DeclaredGroup
+from g4convert.checkpoint.stored import StoredScheme
 from g4convert.engines.faults import Stored
 from g4convert.engines.limits import Packing
 from g4convert.engines.module import Kind, Module
@@ -29,9 +31,11 @@ class Weights:
         roles: roles of the same modules.
         packed: form of each packed module.
         stacked: those that are plain experts, all of a layer in one tensor.
-        joined: experts that are packed in one tensor, which no engine reads.
+        joined: experts that are packed in one tensor, which few engines read.
         ignore: the config's `ignore`.
         targets: the config's `targets`; None where it says nothing of quantization.
+        groups: the config group of each target: the last one that names it.
+        schemes: stored scheme of each packed module.
     """
 
     architecture: Architecture
@@ -42,6 +46,8 @@ class Weights:
     joined: Collection[str] = ()
     ignore: tuple[str, ...] = ()
     targets: tuple[str, ...] | None = None
+    groups: Mapping[str, DeclaredGroup] = field(default_factory=dict)
+    schemes: Mapping[str, StoredScheme] = field(default_factory=dict)
 
     @property
     def forms(self) -> dict[str, Stored]:
@@ -61,7 +67,7 @@ class Weights:
         experts = {module for module, role in self.roles.items() if role is Role.EXPERTS}
         if text.experts is None or len(experts) != 3 * text.experts.count * len(text.layers):
             return self
-        if len({(forms[module], self.packed.get(module)) for module in experts}) > 1:
+        if len({(forms[module], self.packed.get(module), self._symmetric(module)) for module in experts}) > 1:
             return self
         one = replace(self.architecture, text=replace(text, experts=replace(text.experts, count=1)))
         others = {module for module in experts if Name(module).expert != 0}
@@ -72,6 +78,9 @@ class Weights:
             packed={module: packing for module, packing in self.packed.items() if module not in others},
             stacked=experts - others if self.stacked else (),
         )
+
+    def _symmetric(self, module: str) -> bool | None:
+        return self.schemes[module].symmetric if module in self.schemes else None
 
     @property
     def packed_roles(self) -> frozenset[Role]:

@@ -27,6 +27,7 @@ from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.errors import UnsupportedError
 from g4convert.gemma4 import Architecture, quantized_format
 from g4convert.inspection.drafter import paired
+from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.suggestions import no_such
 from g4convert.verification.static.config import HINDERS
@@ -45,6 +46,9 @@ _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     "static.fused": (Topic.STORED, "vllm", "sglang"),
 }
 """Codes and details of what some engines mind, and those."""
+
+
+_FIX: Final = Way("`g4convert check DIR --fix` corrects it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,9 @@ def check(asked: Asked) -> Checked:
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
     found = _verdicts(stored, asked, static)
+    if is_fixable(stored, static, asked.required):
+        static = tuple(_offered(one) for one in static)
+        found = tuple(replace(one, problems=tuple(map(_mendable, one.problems))) for one in found)
     findings, levels = [*static, *_judged(found, asked)], ["static", "engines"]
     if asked.target is not None:
         findings += paired(out, Checkpoint.open(asked.target))
@@ -136,6 +143,18 @@ def _refuse_other_formats(out: Checkpoint) -> None:
         if static and any(tensor.endswith(".input_scale") for tensor in out.tensors):
             text = f"config_groups.{name}: activations are quantized, too, with stored scales"
             raise UnsupportedError(f"{text}: engines are judged for weights alone", hint=hint)
+
+
+def _offered(finding: Finding) -> Finding:
+    """A finding whose remedy says that `--fix` corrects it, if that is what it is about."""
+    if finding.code not in CURABLE or finding.severity not in {Severity.FAIL, Severity.WARN}:
+        return finding
+    return replace(finding, remedy="; ".join(filter(None, (finding.remedy, str(_FIX)))))
+
+
+def _mendable(remark: Remark) -> Remark:
+    """A reason of a refusal with `--fix` as its remedy, if it lies in what the config says."""
+    return replace(remark, ways=(_FIX,)) if remark.topic in {Topic.FORM, Topic.STORED} else remark
 
 
 def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
@@ -168,6 +187,8 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
     """Return what a finding about the checkpoint means to an engine; None where it means nothing."""
     code, text = finding.code, finding.found
     topic: Topic | None = None
+    if finding.detail is Detail.GROUP:
+        return None  # the verdict has it already
     if code == "static.names":
         topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
     elif found := _OF_SOME.get(finding.detail or code):

@@ -31,9 +31,9 @@ from g4convert.planning.config import quantization_config
 from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
-__all__ = ["Fixed", "fix", "fixed_config"]
+__all__ = ["CURABLE", "Fixed", "fix", "fixed_config", "is_fixable"]
 
-_CURABLE: Final = {
+CURABLE: Final = {
     "static.ignore", "static.lm_head", "static.fused_names", "static.dead_entry",
     "static.scheme", "static.quantization_config",
 }  # fmt: skip
@@ -47,6 +47,7 @@ _IN_LAYERS: Final[Mapping[Role, str]] = {
 }
 """Roles of which some layers may be kept, and what their names have in common in every engine."""
 _AGAIN: Final = "nothing was written; quantize again with `actorder: weight`"
+_LOST: Final = "nothing was written; quantize the source again, or copy what was lost"
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
 _NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
 _BITS: Final = {4, 8}
@@ -83,13 +84,43 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
     """
     out = Checkpoint.open(directory)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
-    before = _bad(stored, engines)
-    if not any(one.code in _CURABLE for one in before):
+    config = _mended(directory, stored, _bad(stored, engines), engines)
+    return Fixed(_write(directory, config), tuple(_changes(out.config, config))) if config else None
+
+
+def is_fixable(stored: StoredCheckpoint, findings: Iterable[Finding], engines: Collection[str]) -> bool:
+    """Return whether `fix` would correct a checkpoint.
+
+    Args:
+        stored: the checkpoint.
+        findings: what the static checks found.
+        engines: what must load it.
+    """
+    bad = [one for one in findings if one.severity in _BAD]
+    try:
+        return _mended(stored.checkpoint.path, stored, bad, engines) is not None
+    except GateError:
+        return False
+
+
+def _mended(
+    directory: Path, stored: StoredCheckpoint, before: Collection[Finding], engines: Collection[str]
+) -> dict[str, Any] | None:
+    """The config with which nothing fails any more; None where nothing needs a correction.
+
+    Raises:
+        GateError: see `fix`.
+    """
+    out = stored.checkpoint
+    if not any(one.code in CURABLE for one in before):
         _refuse(directory, [one for one in before if one.severity is Severity.FAIL], "no config can mend what fails")
         return None
     if lines := [one.line for one in before if one.detail is Detail.ORDER]:
         why = "the columns are in another order than groups, which no config can say"
         raise GateError(f"{directory}: not fixed: {why}", offenders=lines, hint=_AGAIN)
+    if lines := list(_unlike_codes(stored)):
+        why = "the config says how codes are read, and what is stored cannot confirm it"
+        raise GateError(f"{directory}: not fixed: {why}", offenders=lines, hint=_LOST)
     if lines := list(_activations(out.config)):
         raise GateError(f"{directory}: not fixed: {_NO_ACTIVATIONS}", offenders=lines, hint=_SAME)
     try:
@@ -97,9 +128,19 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
     except GateError as error:
         raise GateError(f"{directory}: not fixed: {error.message}", offenders=error.offenders, hint=_SAME) from error
     after = _bad(stored.declaring(config), engines)
-    left = [one for one in after if one.severity is Severity.FAIL or one.code in _CURABLE]
+    left = [one for one in after if one.severity is Severity.FAIL or one.code in CURABLE]
     _refuse(directory, left, "what fails lies in the tensors, no config can mend it")
-    return Fixed(_write(directory, config), tuple(_changes(out.config, config)))
+    return config
+
+
+def _unlike_codes(stored: StoredCheckpoint) -> Iterator[str]:
+    """Yield what a config says of the meaning of codes and the stored tensors do not bear out."""
+    schemes = stored.weights.schemes
+    for group in stored.section.groups if stored.section else ():
+        if group.symmetric is False and (lost := [name for name, one in schemes.items() if one.symmetric]):
+            yield f"config_groups.{group.name}: symmetric is false, and {len(lost)} modules have no weight_zero_point"
+        if group.kind == "float":
+            yield f"config_groups.{group.name}: type is float, and the words that are stored are of pack-quantized"
 
 
 def _activations(config: Mapping[str, Any]) -> Iterator[str]:

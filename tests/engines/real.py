@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
     from g4convert.gemma4 import Architecture
 
-__all__ = ["Loose", "Real", "Tensor", "base_class", "canonical_tree", "linears", "whole_config", "without_schemes"]
+__all__ = [
+    "Loose",
+    "Real",
+    "Tensor",
+    "base_class",
+    "canonical_tree",
+    "grouped",
+    "linears",
+    "whole_config",
+    "without_schemes",
+]
 
 _LINEARS = (
     "ColumnParallelLinear",
@@ -151,8 +161,24 @@ def without_schemes(config: type, **kept: object) -> type:
         "_is_wNa16_group_channel": lambda *_: True,
         **kept,
     }
+
+    def get_scheme_dict(self: Any, *args: object, **named: object) -> Any:  # noqa: ANN401
+        found = config.get_scheme_dict(self, *args, **named)  # type: ignore[attr-defined]
+        self.taken = found["weights"].group if found else 0
+        return found
+
+    members.setdefault("get_scheme_dict", get_scheme_dict)
     others = {name: lambda *_, **__: False for name in vars(config) if name.startswith("_is_") and name not in members}
     return type("Config", (config,), {**members, **others})
+
+
+def grouped(case: Case, args: Callable[[], Any]) -> dict[str, dict[str, object]]:
+    """The scheme of each target, as engines make it of config groups; `group` says which one it is of."""
+    weights = {number: args() for number in set(case.places.values())}
+    for number, one in weights.items():
+        one.group = number
+    rest = {"input_activations": None, "output_activations": None, "format": "pack-quantized"}
+    return {target: {"weights": weights[number], **rest} for target, number in case.places.items()}
 
 
 def _decide(layer: Any, quant_config: Any, prefix: str) -> str:  # noqa: ANN401
@@ -189,6 +215,7 @@ def base_class() -> type[Module]:
             super().__init__()
             self.prefix = prefix
             self.form = "no config" if quant_config is None else _decide(self, quant_config, prefix)
+            self.group = quant_config.taken if self.form == "packed" else 0  # type: ignore[attr-defined]
             self.bias = None
             self.make_parameters()
 
@@ -210,7 +237,7 @@ def _seen_in(model: Module, base: type[Module]) -> list[Row]:
             continue
         met.add(id(module))
         if isinstance(module, base) and not (module.form == "no config" and type(module).__name__ in _TABLES):
-            rows.append(Row(module.prefix, path, type(module).__name__, module.form))
+            rows.append(Row(module.prefix, path, type(module).__name__, module.form, module.group))
         elif isinstance(module, Linear):
             rows.append(Row("", path, "Linear", "no config"))
     return rows

@@ -7,7 +7,7 @@ import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from real import Real, base_class, linears, whole_config, without_schemes
+from real import Real, base_class, grouped, linears, whole_config, without_schemes
 from skeleton import Anything, Module, ModuleList, Parameter, ours
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Sglang(Real):
             tp_size=1, attn_tp_size=1, tp_rank=0, attn_tp_rank=0, pp_group=group, pp_rank=0, pp_size=1
         )
         args = type("QuantizationArgs", (), {"type": "int", "num_bits": 4, "block_structure": None})
-        self.weights = args()
+        self.args = args
         common = {
             "add_prefix": _function(source / "utils/common.py", "add_prefix"),
             "make_pp_layers": _layers(tuples=True),
@@ -102,9 +102,8 @@ class Sglang(Real):
 
     def _model(self, case: Case) -> Module:
         model_class = self._class(case.architecture)
-        scheme = {"weights": self.weights, "input_activations": None, "format": "pack-quantized"}
         quant_config = self.config_class(
-            target_scheme_map={target: dict(scheme) for target in case.targets},
+            target_scheme_map=grouped(case, self.args),
             ignore=list(case.ignore),
             quant_format="pack-quantized",
             sparsity_scheme_map={},

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from real import Loose, Real, base_class, canonical_tree, linears, whole_config, without_schemes
+from real import Loose, Real, base_class, canonical_tree, grouped, linears, whole_config, without_schemes
 from skeleton import Module, Parameter, ours
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Vllm(Real):
             (),
             {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 32, "actorder": None},
         )
-        self.weights = args()
+        self.args = args
         layers = "vllm.model_executor.layers"
         group = SimpleNamespace(rank_in_group=0, world_size=1, is_first_rank=True, is_last_rank=True)
         parallel = {
@@ -167,9 +167,8 @@ class Vllm(Real):
 
     def _model(self, case: Case) -> Module:
         def fresh() -> object:
-            scheme = {"weights": self.weights, "input_activations": None, "format": "pack-quantized"}
             return self.quant_config_class(
-                target_scheme_map={target: dict(scheme) for target in case.targets},
+                target_scheme_map=grouped(case, self.args),
                 ignore=list(case.ignore),
                 quant_format="pack-quantized",
             )

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from compressed_tensors.utils.match import is_match
+from compressed_tensors.utils.match import is_match, match_targets
 from helpers import ROOT, engines_reference
-from helpers.engine_cases import GOLDEN, LISTS, Contracted, contracts, report
+from helpers.engine_cases import GOLDEN, GROUPS, LISTS, Contracted, contracts, report
 from helpers.headers import opened, section
 from helpers.released_configs import FAMILIES
 from hypothesis import given
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from g4convert.demo import Family
-from g4convert.engines import CONTRACTS, VERSIONS, sglang, speller, vllm
+from g4convert.engines import CONTRACTS, VERSIONS, sglang, speller, transformers, vllm
 from g4convert.engines.faults import Fault, Problem, Stored, judge
 from g4convert.engines.matching import Disagreement, Matching
 from g4convert.engines.module import Accepts, Kind, Module
@@ -97,10 +97,24 @@ def test_a_wrong_rule_would_be_seen(label: str, flag: str) -> None:
 
     def other(architecture: Architecture) -> Matching:
         right = contract.matching(architecture)
-        wrong = {"fused": {}, "renames": () if right.renames else vllm.CONTRACT.matching(architecture).renames}
+        swapped = (right.order[0], right.order[2], right.order[1])
+        renames = () if right.renames else vllm.CONTRACT.matching(architecture).renames
+        wrong = {"fused": {}, "renames": renames, "order": swapped}
         return replace(right, **{flag: wrong[flag] if flag in wrong else not getattr(right, flag)})  # type: ignore[arg-type]
 
     assert report(Contracted(replace(contract, matching=other)), families) != said(label, families)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_transformers_takes_the_group_that_compressed_tensors_takes(name: str) -> None:
+    ignore, groups = GROUPS[name]
+    targets = list(dict.fromkeys(target for group in groups for target in group))
+    reading = transformers.CONTRACT.read(architecture_of("31B"), ignore, targets)
+    linear = torch.nn.Linear(1, 1)
+    for module in transformers.CONTRACT.modules(architecture_of("31B")):
+        if module.kind is Kind.LINEAR:
+            found = match_targets(module.name, linear, targets)
+            assert reading.target(module, module.shards[0]) == (found[0] if found else None), module.name
 
 
 def test_every_version_but_transformers_is_recorded() -> None:

@@ -1,7 +1,8 @@
 """What engines are asked about, and what they answered: a text that is the same for the contracts and for real code.
 
 For each family: every module with its class and place, where each tensor of the default recipe's output goes, and,
-for each shipped recipe's `ignore` and each list below, which modules are built packed and which stop the engine.
+for each shipped recipe's `ignore` and each list below, which modules are built packed and which stop the engine; where
+there are several config groups, which of them each module is built by.
 """
 
 from __future__ import annotations
@@ -30,28 +31,34 @@ if TYPE_CHECKING:
     from g4convert.engines.contract import Contract
     from helpers.released_configs import Config
 
-__all__ = ["GOLDEN", "LISTS", "Case", "Contracted", "Engine", "Row", "report"]
+__all__ = ["GOLDEN", "GROUPS", "LISTS", "Case", "Contracted", "Engine", "Row", "report"]
 
 GOLDEN: Mapping[str, str] = {"vLLM 0.33": "vllm-0.33.0", "vLLM 0.23": "vllm-0.23.0", "SGLang 0.5.23": "sglang-0.5.23"}
 """By the contract's label, the file of recorded answers and the version that gave them."""
 
 
 class Row(NamedTuple):
-    """A module: `form` is packed, plain, stops or `no config`."""
+    """A module: `form` is packed, plain, stops or `no config`; `group` counts config groups from 1."""
 
     name: str
     path: str
     class_name: str
     form: str
+    group: int = 0
 
 
 class Case(NamedTuple):
-    """One config for one family; `packed` and `plain` are the tensors that would be stored."""
+    """One config for one family; `groups` are the targets of each config group."""
 
     config: Config
     architecture: Architecture
     ignore: list[str]
-    targets: list[str]
+    groups: tuple[list[str], ...]
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The config group of each target, counted from 1: the last one that names it."""
+        return {target: number for number, group in enumerate(self.groups, 1) for target in group}
 
 
 class Engine(Protocol):
@@ -142,6 +149,36 @@ LISTS: Mapping[str, tuple[list[str], list[str]]] = {
 """`ignore` and `targets`, good ones and bad ones, by what they are."""
 
 
+_REST = ["re:.*lm_head", "re:.*router.*", "re:.*_tower.*", "re:.*embed.*", "re:.*per_layer.*"]
+GROUPS: Mapping[str, tuple[list[str], tuple[list[str], ...]]] = {
+    "pattern beside a class": (_REST, (_L, ["re:.*self_attn.*"])),
+    "shards by pattern beside a class": (_REST, (_L, [r"re:.*self_attn\.(q|k|v|o)_proj$"])),
+    "shards by pattern, no class": (_REST, ([r"re:.*(mlp|experts).*"], [r"re:.*self_attn\.(q|k|v|o)_proj$"])),
+    "pattern from the start of the files' names": (_REST, (_L, [r"re:^model\.language_model\.layers\.\d+\.mlp\..*"])),
+    "layers by name": (
+        _REST,
+        (
+            _L,
+            [f"{_LAYER}.self_attn.{part}_proj" for part in "qkvo"]
+            + [f"model.language_model.layers.5.self_attn.{part}_proj" for part in "qko"]
+            + [f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up")],
+        ),
+    ),
+    "end of a fused name": (_REST, (_L, ["re:.*v_proj$", "re:.*up_proj$"])),
+    "one shard": (_REST, (_L, [r"re:.*self_attn\.v_proj$", r"re:.*mlp\.up_proj$"])),
+    "wide pattern last": (_REST, (["re:.*mlp.*"], ["re:.*"])),
+    "wide pattern first": (_REST, (["re:.*"], ["re:.*mlp.*"])),
+    "class first": (_REST, (["RowParallelLinear"], _L)),
+    "part of a class first": (_REST, (["linear"], ["RowParallelLinear"], _L)),
+    "one target twice": (_REST, (_L, ["re:.*mlp.*"], _L)),
+    "one projection of the experts": (_REST, (_L, [r"re:.*experts\.\d+\.down_proj"])),
+    "experts by pattern": (_REST, (_L, ["re:.*experts.*"])),
+    "head and tables": (["re:.*_tower.*", "re:.*router.*"], (_L, ["re:.*embed_tokens.*", "lm_head"])),
+    "layers by pattern": (["re:.*lm_head"], ([r"re:.*layers\.0\.mlp\.(gate|up|down)_proj"], [r"re:.*layers\.[1-9].*"])),
+}
+"""`ignore` and the targets of several config groups."""
+
+
 _KEPT = {"kv_shared": "keep"}
 _TOWER_TOO = {"pack": ["mlp", "vision_tower"], "group_size": 16}
 
@@ -152,7 +189,7 @@ def report(engine: Engine, families: Iterable[str] = tuple(FAMILIES)) -> str:
     for family in families:
         config = FAMILIES[family]
         lines += [*([""] if lines else []), f"== {family}"]
-        lines += _modules(engine, Case(config, Architecture.from_config(config), [], _L))
+        lines += _modules(engine, Case(config, Architecture.from_config(config), [], (_L,)))
         lines += _tensors(engine, "kept keys and values", *_stored(family, tuple(_KEPT)))
         case, stored = _stored(family)
         lines += _tensors(engine, "nothing but the head ignored", case._replace(ignore=["re:.*lm_head"]), stored)
@@ -160,6 +197,8 @@ def report(engine: Engine, families: Iterable[str] = tuple(FAMILIES)) -> str:
             lines += _tensors(engine, "packed tower", *_stored(family, tuple(_TOWER_TOO)))
         lines.append("built")
         lines += [f"  {name}: {_answer(engine.built(case))}" for name, case in _cases(family)]
+        lines.append("groups")
+        lines += [f"  {name}: {_groups(engine.built(case))}" for name, case in _grouped(family)]
     return "\n".join(lines) + "\n"
 
 
@@ -193,7 +232,7 @@ def _stored(family: str, changed: tuple[str, ...] = ()) -> tuple[Case, tuple[str
     stored = [info.name for step in plan.quantized for info in step.outputs]
     linear = {weight.name for weight in plan.inventory.weights if weight.linear}
     stored += [step.target.name for step in plan.copied if step.target.name in linear]
-    return Case(FAMILIES[family], plan.architecture, section(plan)["ignore"], _L), tuple(stored)
+    return Case(FAMILIES[family], plan.architecture, section(plan)["ignore"], (_L,)), tuple(stored)
 
 
 @cache
@@ -204,11 +243,17 @@ def _cases(family: str) -> tuple[tuple[str, Case], ...]:
         with suppress(UsageError):
             plan = _plan(family, recipe)
             whole = plan.architecture == plan.inventory.architecture
-            case = Case(config if whole else config["text_config"], plan.architecture, [], _L)
+            case = Case(config if whole else config["text_config"], plan.architecture, [], (_L,))
             found.append((f"recipe {recipe}", case._replace(ignore=section(plan)["ignore"])))
-    lists = Case(config, Architecture.from_config(config), [], _L)
-    found += [(name, lists._replace(ignore=ignore, targets=targets)) for name, (ignore, targets) in LISTS.items()]
+    lists = Case(config, Architecture.from_config(config), [], (_L,))
+    found += [(name, lists._replace(ignore=ignore, groups=(targets,))) for name, (ignore, targets) in LISTS.items()]
     return tuple(found)
+
+
+def _grouped(family: str) -> tuple[tuple[str, Case], ...]:
+    config = FAMILIES[family]
+    architecture = Architecture.from_config(config)
+    return tuple((name, Case(config, architecture, ignore, groups)) for name, (ignore, groups) in GROUPS.items())
 
 
 def _plan(family: str, recipe: str, **options: object) -> Plan:
@@ -223,6 +268,15 @@ def _answer(rows: Iterable[Row]) -> str:
     short = f"all but {', '.join(plain)}" if packed and len(plain) < len(packed) else ", ".join(packed) or "nothing"
     stop = f"; stops at {', '.join(stops)}" if stops else ""
     return f"packs {short}{stop}"
+
+
+def _groups(rows: Iterable[Row]) -> str:
+    """What each config group is taken for; what is plain is left out."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.form in {"packed", "stops"}:
+            found[f"by {row.group}" if row.form == "packed" else "stops at"].append(row.name)
+    return "; ".join(f"{how} {', '.join(collapsed(names))}" for how, names in sorted(found.items())) or "nothing"
 
 
 def _numberless(name: str) -> str:
@@ -265,7 +319,7 @@ class Contracted:
 
     def built(self, case: Case) -> list[Row]:
         """As the contract has it; an embedding or a tied head that no config reaches is not asked about."""
-        reading = self.contract.read(case.architecture, case.ignore, case.targets)
+        reading = self.contract.read(case.architecture, case.ignore, case.places)
         rows = []
         for module in self.contract.modules(case.architecture):
             if module.kind in {Kind.EMBEDDING, Kind.HEAD} and not module.configured:
@@ -275,12 +329,14 @@ class Contracted:
             found = reading.packs(module)
             form = "stops" if isinstance(found, Disagreement) else "packed" if found else "plain"
             form = form if module.configured else "no config"
-            rows.append(Row(module.name, module.path, module.classes[0], form))
+            groups = {case.places[one] for one in reading.taken(module) if one} if form == "packed" else {0}
+            form = form if len(groups) == 1 else "stops"
+            rows.append(Row(module.name, module.path, module.classes[0], form, min(groups)))
         return rows
 
     def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
         """As the contract has it."""
-        reading = self.contract.read(case.architecture, case.ignore, case.targets)
+        reading = self.contract.read(case.architecture, case.ignore, case.places)
         left = self.contract.left_out(case.architecture)
         modules = {shard: module for module in self.contract.modules(case.architecture) for shard in module.shards}
         found = {}

@@ -205,3 +205,192 @@ def test_vllm_chooses_by_the_class(found: object, dense_out: Path, tmp_path: Pat
     shutil.copytree(tmp_path / "out", tmp_path / "mended")
     (tmp_path / "mended/config.json").write_text(json.dumps(config))
     assert loads(checked(tmp_path / "mended"))["vllm"] is not Loads.NO
+
+
+# several config groups
+
+
+Groups = list[tuple[list[str], int | str]]
+"""Targets of each config group, and what it says: the bits, per row where they are 8, in groups of 32 where 4."""
+
+
+@pytest.fixture(scope="module")
+def two_precisions(tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401 -- a function
+    """A family in int4 by groups with its attention in int8 by row, and the groups of the config to choose."""
+    root = tmp_path_factory.mktemp("precisions")
+
+    def make(source: Path, out: Path, groups: Groups) -> Path:
+        four, eight = root / f"{source.name}-4", root / f"{source.name}-8"
+        if not four.exists():
+            quantized(source, four, method="minmax")
+            quantized(source, eight, method="minmax", num_bits=8, group_size="channel")
+        wide = stored(eight)
+
+        def change(tensors: Tensors) -> Tensors:
+            attention = {name: wide[name] for name in tensors if ".self_attn." in name and ".weight_" in name}
+            return tensors | attention
+
+        said = section(four)
+        one = said["config_groups"]["group_0"]
+        per_row = {"num_bits": 8, "group_size": None, "strategy": "channel"}
+        said["config_groups"] = {
+            f"group_{number}": one | {"targets": targets, "weights": one["weights"] | (per_row if bits == 8 else {})}
+            for number, (targets, bits) in enumerate(groups)
+        }
+        return rewritten(four, out, change, quantization_config=said)
+
+    return make
+
+
+def by_name(source: Path, *, with_values: bool) -> list[str]:
+    """Every projection of attention by its name, and where values are keys the name of a v_proj that is not there."""
+    config = json.loads((source / "config.json").read_text())
+    layers = config["text_config"]["num_hidden_layers"]
+    names = [f"model.language_model.layers.{n}.self_attn.{part}_proj" for n in range(layers) for part in "qkvo"]
+    tensors = stored(source)
+    return names if with_values else [name for name in names if f"{name}.weight" in tensors]
+
+
+WHOLE = r"re:.*self_attn\..*"
+SHARDS = r"re:.*self_attn\.(q|k|v|o)_proj$"
+ANCHORED = r"re:^model\.language_model\.layers\.\d+\.self_attn\..*"
+OF_VLLM = r"re:^language_model\.model\.layers\.\d+\.self_attn\..*"
+YES = {"transformers", "vllm", "sglang"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "loaded"),
+    [
+        ([(["Linear"], 4), ([WHOLE], 8)], YES),
+        ([([WHOLE], 8), (["Linear"], 4)], YES),
+        ([([SHARDS], 8), ([r"re:.*mlp\..*"], 4)], YES),
+        ([(["Linear"], 4), ([ANCHORED], 8)], {"transformers", "sglang"}),
+        ([(["Linear"], 4), ([OF_VLLM], 8)], {"vllm"}),
+        ([(["Linear"], 4), ([SHARDS], 8)], {"transformers", "vllm"}),  # SGLang tries the class before the shards
+        ([([r"re:.*proj.*"], 4), ([r"re:.*attn\..*"], 8)], {"transformers"}),  # the first pattern, but by the alphabet
+        ([(["Linear"], 8), ([WHOLE], 4)], set()),
+    ],
+)
+def test_each_engine_takes_the_group_of_its_own_order(
+    groups: Groups,
+    loaded: set[str],
+    dense: Path,
+    two_precisions: Any,  # noqa: ANN401
+    tmp_path: Path,
+) -> None:
+    found = checked(two_precisions(dense, tmp_path / "out", groups))
+    assert {engine for engine, one in loads(found).items() if one is not Loads.NO} == loaded
+    wrong = [one for one in found.report.findings if one.code == "static.scheme" and one.severity is Severity.FAIL]
+    assert bool(wrong) is not ({"transformers", "vllm"} <= loaded)
+    assert not any("--fix" in one.remedy for one in found.report.findings)
+    if wrong:
+        with pytest.raises(GateError, match="packed in several ways"):
+            fix(tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["dense", "unified", "e2b"])
+def test_names_of_values_that_are_keys(
+    family: str,
+    request: pytest.FixtureRequest,
+    two_precisions: Any,  # noqa: ANN401
+    tmp_path: Path,
+) -> None:
+    source = request.getfixturevalue(family)
+    groups = [(["Linear"], 4), (by_name(source, with_values=False), 8)]
+    found = checked(two_precisions(source, tmp_path / "out", groups))
+    assert (loads(found)["vllm"] is Loads.NO) is (family != "e2b")
+    assert loads(found)["transformers"] is not Loads.NO
+    assert loads(found)["sglang"] is Loads.NO  # `Linear` is a part of the class name, which it tries first
+    whole = [(["Linear"], 4), (by_name(source, with_values=True), 8)]
+    assert loads(checked(two_precisions(source, tmp_path / "whole", whole)))["vllm"] is not Loads.NO
+
+
+def test_a_pattern_for_one_shard_may_fit_the_fused_name(
+    dense: Path,
+    two_precisions: Any,  # noqa: ANN401
+    tmp_path: Path,
+) -> None:
+    """`.*v_proj` fits `qkv_proj`, too, which is what vLLM and SGLang look up first."""
+    groups = [(["Linear"], 4), ([r"re:.*self_attn.*v_proj", r"re:.*self_attn\.[qko]_proj"], 8)]
+    found = checked(two_precisions(dense, tmp_path / "out", groups))
+    assert set(loads(found).values()) == {Loads.YES}
+
+
+def test_scales_that_zero_points_belong_to_are_never_read_without_them(dense_out: Path, tmp_path: Path) -> None:
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["weights"]["symmetric"] = False
+    out = rewritten(dense_out, tmp_path / "out", dict, quantization_config=said)
+    found = checked(out)
+    assert set(loads(found).values()) == {Loads.NO}
+    assert not any("--fix" in one.remedy for one in found.report.findings)
+    before = (out / "config.json").read_bytes()
+    with pytest.raises(GateError, match="cannot confirm") as caught:
+        fix(out)
+    assert "no weight_zero_point" in caught.value.offenders[0]
+    assert (out / "config.json").read_bytes() == before
+
+
+# what only some engines read packed
+
+
+def packed_table(module: str, tensors: Tensors, *, bits: int = 4) -> Tensors:
+    """A table as words of so many bits, with a scale for 32 of them."""
+    n, k = tensors[f"{module}.weight"].shape
+    parts = {
+        "weight_packed": torch.zeros(n, k * bits // 32, dtype=torch.int32),
+        "weight_scale": torch.ones(n, k // 32, dtype=torch.bfloat16),
+        "weight_shape": torch.tensor([n, k]),
+    }
+    rest = {name: tensor for name, tensor in tensors.items() if name != f"{module}.weight"}
+    return rest | {f"{module}.{part}": tensor for part, tensor in parts.items()}
+
+
+def targeted(directory: Path, *entries: str) -> dict[str, Any]:
+    """A section whose targets name tables, too, and whose `ignore` does not."""
+    said = section(directory)
+    said["config_groups"]["group_0"]["targets"] = ["Linear", *entries]
+    said["ignore"] = [entry for entry in said["ignore"] if "lm_head" not in entry and "per_layer" not in entry]
+    said["ignore"] += [r"re:.*per_layer_(input_gate|projection|model_projection)$"]
+    return said
+
+
+def test_vllm_alone_reads_a_packed_per_layer_table(e2b: Path, tmp_path: Path) -> None:
+    quantized(e2b, tmp_path / "four", method="minmax")
+    table = "model.language_model.embed_tokens_per_layer"
+    said = targeted(tmp_path / "four", r"re:.*embed_tokens_per_layer$")
+    said["ignore"] += ["lm_head"]
+    out = rewritten(tmp_path / "four", tmp_path / "out", lambda t: packed_table(table, t), quantization_config=said)
+    found = checked(out)
+    assert not codes(found)
+    assert loads(found) == {"transformers": Loads.NO, "vllm": Loads.YES, "sglang": Loads.NO}
+    (kept,) = [one for one in found.report.of(Severity.WARN) if one.code == "static.kept"]
+    assert "vLLM 0.33 reads it" in kept.found
+    said["config_groups"]["group_0"]["targets"] = ["Linear"]
+    bare = rewritten(out, tmp_path / "bare", dict, quantization_config=said)
+    assert loads(checked(bare))["vllm"] is Loads.NO  # no class name of a Linear names a table
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_vllm_reads_packed_embeddings_with_a_head_of_their_own(
+    tied: bool,  # noqa: FBT001 -- a parameter
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    quantized(text, tmp_path / "four", method="minmax")
+    table = "model.embed_tokens"
+
+    def change(tensors: Tensors) -> Tensors:
+        head = {} if tied else {"lm_head.weight": tensors[f"{table}.weight"].clone()}
+        found = packed_table(table, tensors | head)
+        return found if tied else packed_table("lm_head", found)
+
+    said = targeted(tmp_path / "four", r"re:.*embed_tokens$", *([] if tied else [r"re:.*lm_head$"]))
+    said["ignore"] += ["lm_head"] if tied else []
+    out = rewritten(tmp_path / "four", tmp_path / "out", change, quantization_config=said, tie_word_embeddings=tied)
+    found = checked(out)
+    assert (loads(found)["vllm"] is Loads.NO) is tied
+    assert loads(found)["transformers"] is Loads.NO
+    assert loads(found)["sglang"] is Loads.NO
+    reasons = [remark.line for one in found.verdicts for remark in one.problems]
+    assert any("tied with the head" in line for line in reasons) is tied
+    assert any("AttributeError" in line for line in reasons)

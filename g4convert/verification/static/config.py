@@ -25,7 +25,6 @@ _CLASSES: Final = {"architectures", "model_type"}
 _REMEDY: Final = "take the source's config.json and put the quantization_config of this one into it"
 _MISSING: Final = object()
 _ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
-_FIX: Final = "`g4convert check DIR --fix` corrects it"
 
 _PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "compression_config": (
@@ -171,11 +170,11 @@ def section_faults(
     code = "static.quantization_config"
     if declared is None or declared.is_empty:
         if packs:
-            remedy = f"{_FIX}: without it every loader takes packed words for unknown tensors"
+            remedy = "without it every loader takes packed words for unknown tensors"
             found = "missing" if declared is None else "no quant_method"
             yield Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors", remedy)
         return
-    yield from (Finding(code, Severity.FAIL, "quantization_config", fault, "", _FIX) for fault in declared.faults)
+    yield from (Finding(code, Severity.FAIL, "quantization_config", fault, "") for fault in declared.faults)
     if declared.method != "compressed-tensors":
         found = f"quant_method {declared.method!r}"
         yield Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors")
@@ -197,7 +196,7 @@ def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
         weights = group.get("weights")
         if weights is None:
             found = "no weights: transformers loads nothing packed, vLLM stops"
-            yield Finding(code, Severity.FAIL, subject, found, "how they are packed", _FIX)
+            yield Finding(code, Severity.FAIL, subject, found, "how they are packed")
         weights = weights if isinstance(weights, Mapping) else {}
         form = group.get("format") or section.get("format")
         if form != "pack-quantized":
@@ -232,7 +231,7 @@ def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Findin
         found.append((place, _PLACES[place][1], "quantization_config, at the top"))
     for subject, text, expected in found:
         severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
-        yield Finding("static.quantization_config", severity, subject, text, expected, _FIX)
+        yield Finding("static.quantization_config", severity, subject, text, expected)
 
 
 def _short(value: object) -> str:

@@ -25,7 +25,6 @@ __all__ = ["ENGINES", "dead_entries", "wrong_forms"]
 
 ENGINES: Final = tuple(CONTRACTS)
 
-_FIX: Final = "`g4convert check DIR --fix` corrects it"
 _BY_NAME: Final = {Fault.IGNORED, Fault.UNTARGETED, Fault.TARGETED, Fault.UNNAMED}
 _ELSEWHERE: Final = (
     "model.vision_tower.encoder.layers.0.self_attn.q_proj.linear",
@@ -67,7 +66,7 @@ def wrong_forms(weights: Weights, required: Collection[str]) -> Iterator[Finding
     readings = _readings(weights)
     for entry in dict.fromkeys(entry for reading in readings.values() for entry in reading.broken):
         found, expected = "no regular expression", "one that Python's re reads"
-        yield Finding("static.ignore", Severity.FAIL, entry, found, expected, _FIX, detail=Detail.NO_PATTERN)
+        yield Finding("static.ignore", Severity.FAIL, entry, found, expected, detail=Detail.NO_PATTERN)
     stored = weights.forms_read
     wrong: defaultdict[tuple[str, Fault], list[str]] = defaultdict(list)
     for engine, contract in CONTRACTS.items():
@@ -88,11 +87,11 @@ def _wrong(module: str, fault: Fault, engines: list[str], required: Collection[s
     severity = Severity.WARN if set(engines).isdisjoint(required) else Severity.FAIL
     code = "static.lm_head" if module == LM_HEAD else "static.ignore"
     expected = "an entry of `ignore` that names it"
-    remedy = "name it in `ignore` as every engine spells it: `g4convert check DIR --fix` writes such a list"
+    remedy = "name it in `ignore` as every engine spells it"
     if fault is Fault.IGNORED:
-        expected, remedy = "no entry of `ignore` that names it", f"take that entry out of `ignore`; {_FIX}"
+        expected, remedy = "no entry of `ignore` that names it", "take that entry out of `ignore`"
     elif fault is Fault.UNTARGETED:
-        expected, remedy = "a target that names it", f"add `Linear` to `targets`; {_FIX}"
+        expected, remedy = "a target that names it", "add `Linear` to `targets`"
     return Finding(code, severity, module, found, expected, remedy)
 
 

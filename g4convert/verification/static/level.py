@@ -25,6 +25,7 @@ from g4convert.verification.static.config import config_keys, model_class, read_
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
 from g4convert.verification.static.packing import fits_ranks, fused_experts, packing
+from g4convert.verification.static.schemes import other_schemes
 from g4convert.verification.static.tensors import (
     accounted,
     built_plain,
@@ -200,7 +201,8 @@ def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Find
         *stray_values(contents),
         *stray_scales(contents, activations=activations),
         *cache_scales(contents),
-        *packing(out, contents, declared),
+        *packing(stored),
+        *other_schemes(stored.weights, engines),
         *fused_experts(contents),
     )
     yield from _judged(proofs, problems)

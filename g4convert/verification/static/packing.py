@@ -7,16 +7,17 @@ of each `weight_shape`; codes and scales are the next level's.
 """
 
 import struct
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from g4convert.checkpoint.contents import Contents
-from g4convert.checkpoint.declared import Declared, DeclaredGroup
+from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.entries import Entries
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
+from g4convert.engines import CONTRACTS
+from g4convert.engines.groups import taken
+from g4convert.engines.stored import StoredCheckpoint
 from g4convert.gemma4 import Role
 from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
@@ -31,39 +32,25 @@ _SPLIT_ROLES: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
 _AGAIN: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
 
 
-def packing(out: Checkpoint, contents: Contents, declared: Declared | None) -> Iterator[Finding]:
-    """Every packed module against its scheme and shape."""
-    groups = [(group, Entries.of(declared.method, group.targets)) for group in declared.groups] if declared else []
-    modules = [
-        *(
-            (one, contents.expected[name].shape, _group(Name(name).module, groups))
-            for name, one in contents.packed.items()
-        ),
-        *(
-            (one, contents.fused[name].shape, groups[0][0] if groups else None)
-            for name, one in contents.fused_packed.items()
-        ),
-    ]
-    other: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    for module, shape, group in modules:
-        wrong = tuple(_module(module, shape, group))
-        yield from wrong
-        if not module.fused:
-            yield from _weight_shape(out, module, shape)
-        if group and not wrong:
-            other[group.name, group.differs_from(stored_scheme(module, shape, group.num_bits))].append(module.module)
-    totals = Counter(group.name for _, _, group in modules if group)
-    yield from (_other_scheme(*key, names, totals[key[0]]) for key, names in other.items() if key[1])
+def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
+    """Every packed module against the model's shape, with the scheme that an engine builds it by."""
+    contents, groups = stored.contents, _groups(stored)
+    for name, module in contents.packed.items():
+        shape = contents.expected[name].shape
+        yield from _module(module, shape, groups.get(Name(name).module))
+        yield from _weight_shape(stored.checkpoint, module, shape)
+    for name, module in contents.fused_packed.items():
+        fused = contents.fused[name]
+        yield from _module(module, fused.shape, groups.get(Name(fused.names[0]).module))
 
 
-def _group(module: str, groups: Iterable[tuple[DeclaredGroup, Entries]]) -> DeclaredGroup | None:
-    """The scheme for a module: a target of its name before one of its class, otherwise the first."""
-    listed = list(groups)
-    for classes in (frozenset[str](), frozenset(("Linear", "Module"))):
-        for group, entries in listed:
-            if entries.hold(module, classes):
-                return group
-    return listed[0][0] if listed else None
+def _groups(stored: StoredCheckpoint) -> dict[str, DeclaredGroup]:
+    """By checkpoint module, the config group that the first engine of `CONTRACTS` builds it by, or else the first."""
+    first = next(iter(stored.declared.groups), None) if stored.declared else None
+    found = dict.fromkeys(stored.weights.schemes, first)
+    for contract in reversed([*CONTRACTS.values()]):
+        found |= {one.shard: one.group for one in taken(contract, stored.weights)}
+    return {module: group for module, group in found.items() if group is not None}
 
 
 def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup | None) -> Iterator[Finding]:
@@ -98,16 +85,6 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
             remedy,
             detail=Detail.ORDER,
         )
-
-
-def _other_scheme(group: str, difference: str, modules: Sequence[str], total: int) -> Finding:
-    """Modules that are stored in another way than their group says: the group's fault, or where it is one, its own."""
-    code, expected = "static.scheme", "the same in both"
-    if len(modules) == 1:
-        return Finding(code, Severity.FAIL, modules[0], difference, expected, _AGAIN)
-    remedy = "correct it, as `g4convert check DIR --fix` does where all are packed alike: loaders go by the config"
-    many = Finding(code, Severity.FAIL, f"config_groups.{group}", difference, expected, remedy)
-    return replace(many, count=len(modules), total=total, first=modules[0])
 
 
 def _scale_text(shape: tuple[int, ...], group: DeclaredGroup | None) -> str:

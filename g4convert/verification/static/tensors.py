@@ -10,6 +10,8 @@ from typing import Final
 
 from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.stored import PackedModule
+from g4convert.engines import CONTRACTS
+from g4convert.engines.contract import Accepts
 from g4convert.gemma4 import Architecture, Inventory, Role, Weight
 from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
@@ -28,6 +30,8 @@ __all__ = [
 ]
 
 _PACKABLE: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.KV_SHARED}
+_ELSEWHERE: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD}
+"""Roles that g4convert keeps and that some engines read packed."""
 _SOME: Final = 4  # names in one finding
 _AGAIN: Final = "quantize the source again: the file was changed, or its writer lost it"
 _FUSED_ATTENTION: Final = ("q_proj", "k_proj", "v_proj")
@@ -136,10 +140,14 @@ def kept_as_they_were(contents: Contents, source: Inventory | None, *, text_only
 
 def built_plain(contents: Contents) -> Iterator[Finding]:
     """Packed modules that engines build unpacked, or that quality does not allow."""
+    readable = _readers(contents.architecture)
     for name, module in contents.packed.items():
         role = contents.expected[name].role
         if role is Role.VISION_TOWER and Name(name).layer is not None:
             found = "packed; image quality and SGLang are untested ground"
+            yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
+        elif role in _ELSEWHERE and name.removesuffix(".weight") in readable:
+            found = f"packed: {' and '.join(readable[name.removesuffix('.weight')])} reads it, the others do not"
             yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
         elif role not in _PACKABLE:
             remedy = f"quantize again with the {role} in `ignore`"
@@ -147,6 +155,17 @@ def built_plain(contents: Contents) -> Iterator[Finding]:
     for name, form in contents.spare.items():
         if isinstance(form, PackedModule):
             yield Finding("static.kept", Severity.FAIL, form.module, "packed", f"{name} is not read", "delete it")
+
+
+def _readers(architecture: Architecture) -> dict[str, list[str]]:
+    """By checkpoint module, the engines that take it packed."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for contract in CONTRACTS.values():
+        for module in contract.modules(architecture):
+            if module.accepts is Accepts.EITHER:
+                for shard in module.shards:
+                    found[shard].append(contract.label)
+    return found
 
 
 def projections_agree(contents: Contents, required: Collection[str]) -> Iterator[Finding]:

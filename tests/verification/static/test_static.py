@@ -75,7 +75,6 @@ ROWS = (
         "dense",
         ("kept", FAIL, "model.vision_tower.patch_embedder.input_proj"),
         ("ignore", FAIL, "model.vision_tower.patch_embedder.input_proj"),
-        ("scheme", FAIL, "model.vision_tower.patch_embedder.input_proj"),
     ),
     row("embedding in fp32", "dense", ("dtype", FAIL, "model.language_model.embed_tokens.weight")),
     row("norm of another shape", "dense", ("shape", FAIL, f"{LAYER}.input_layernorm.weight")),

@@ -1,0 +1,101 @@
+"""The config group that an engine builds each module by, against the scheme that is stored.
+
+A config may have several groups. Which of them an engine takes for a module follows from its names and its order
+(`Reading.target`), so that one config may fit in one engine and not in another:
+
+    [`Linear`: int4], [`re:.*self_attn.[qkvo]_proj`: int8]     vLLM builds qkv_proj in int8, SGLang in int4
+    [`Linear`: int4], [q_proj, k_proj, o_proj by name: int8]   a layer whose values are its keys has no v_proj to
+                                                               name, so that qkv_proj is int4 in vLLM
+
+The experts of a layer are one module, whose three projections must be in one scheme.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from g4convert.checkpoint.declared import DeclaredGroup
+from g4convert.engines.contract import Contract
+from g4convert.engines.matching import Reading
+from g4convert.engines.module import Accepts, Kind, Module
+from g4convert.engines.weights import Weights
+
+__all__ = ["Misfit", "Taken", "misfits", "taken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A packed checkpoint module and the config group that an engine builds it by."""
+
+    module: Module
+    shard: str
+    group: DeclaredGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A packed checkpoint module that is stored in another scheme than an engine builds it in.
+
+    Args:
+        module: of the engine.
+        shard: the checkpoint module.
+        group: the name of the config group that the engine takes.
+        difference: between what it says and what is stored.
+    """
+
+    module: Module
+    shard: str
+    group: str
+    difference: str
+
+
+def misfits(contract: Contract, weights: Weights) -> Iterator[Misfit]:
+    """Yield what an engine would build in another scheme than it is stored in; nothing that is damaged or built plain.
+
+    Args:
+        contract: the engine.
+        weights: the checkpoint.
+    """
+    for one in taken(contract, weights):
+        stored = weights.schemes[one.shard]
+        if not stored.fault and (difference := one.group.differs_from(stored)):
+            yield Misfit(one.module, one.shard, one.group.name, difference)
+    yield from _torn_experts(contract, weights)
+
+
+def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
+    """Yield the group of each packed module that an engine builds packed, and takes packed.
+
+    Args:
+        contract: the engine.
+        weights: the checkpoint.
+    """
+    reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
+    for module in contract.modules(weights.architecture):
+        if module.accepts is Accepts.PLAIN or reading.packs(module) is not True:
+            continue
+        for shard in module.shards:
+            group = weights.groups.get(reading.target(module, shard) or "")
+            if shard in weights.schemes and group is not None:
+                yield Taken(module, shard, group)
+
+
+def _torn_experts(contract: Contract, weights: Weights) -> Iterator[Misfit]:
+    """Yield experts whose projections lie in groups that say different things; engines stop there."""
+    if not weights.groups:
+        return
+    reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
+    for module in contract.modules(weights.architecture):
+        if module.kind is Kind.EXPERTS and module.accepts is not Accepts.PLAIN and module.shards:
+            groups = _groups(reading, module, weights)
+            if reading.packs(module) is True and len({_scheme(group) for group in groups}) > 1:
+                names = " and ".join(dict.fromkeys(group.name for group in groups))
+                yield Misfit(module, module.shards[0], names, "one scheme for all projections of the experts is needed")
+
+
+def _groups(reading: Reading, module: Module, weights: Weights) -> list[DeclaredGroup]:
+    return [weights.groups[target] for target in reading.taken(module) if target is not None]
+
+
+def _scheme(group: DeclaredGroup) -> DeclaredGroup:
+    """What a group says, without what it is called and what it is for."""
+    return replace(group, name="", targets=())
