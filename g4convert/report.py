@@ -55,6 +55,8 @@ class Detail(StrEnum):
     NO_PATTERN = "an entry is no regular expression"
     ORDER = "columns are in another order than groups"
     ASYMMETRIC = "weights have zero points"
+    ACTIVATIONS = "inputs and outputs are static int8"
+    SCALAR = "a scale of activations has no dimension"
     GROUP = "a config group is not how modules are stored that an engine builds by it"
 
 

@@ -47,7 +47,8 @@ _UNQUANTIZED_BITS: Final = 16
 class DeclaredGroup:
     """One scheme and what it is for; None is what the config leaves open.
 
-    `implied` names what it does not say and compressed-tensors fills in.
+    `static_int8` says that inputs and outputs are int8 both, with one stored scale each; `implied` names what it does
+    not say and compressed-tensors fills in.
     """
 
     name: str
@@ -59,7 +60,13 @@ class DeclaredGroup:
     group_size: int | None = None
     symmetric: bool | None = None
     activations: str | None = None
+    static_int8: bool = False
     implied: frozenset[str] = frozenset()
+
+    @property
+    def has_activations(self) -> bool:
+        """Whether inputs or outputs are quantized, too."""
+        return self.activations is not None or self.static_int8
 
     def differs_from(self, stored: StoredScheme) -> str:
         """Return how a stored scheme differs from this one, or empty; what either side leaves open is no difference."""
@@ -211,7 +218,16 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
         group_size=size if strategy in {"group", "tensor_group"} else None,
         symmetric=read.get(weights, bool, "symmetric"),
         activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,
+        static_int8=all(map(_is_static_int8, (inputs, read.get(group, dict, "output_activations")))),
     )
+
+
+def _is_static_int8(activations: Mapping[str, Any] | None) -> bool:
+    """Return True if activations are int8 with one stored scale, which is what keys that are left out mean."""
+    if activations is None:
+        return False
+    wanted = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
+    return all(activations.get(key) in {value, None} for key, value in wanted.items())
 
 
 def _filled_in(group: DeclaredGroup, weights: Mapping[str, Any]) -> DeclaredGroup:

@@ -10,16 +10,18 @@ A config may have several groups. Which of them an engine takes for a module fol
 The experts of a layer are one module, whose three projections must be in one scheme.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from g4convert.checkpoint.declared import DeclaredGroup
+from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Contract
 from g4convert.engines.matching import Reading
 from g4convert.engines.module import Accepts, Kind, Module
 from g4convert.engines.weights import Weights
 
-__all__ = ["Misfit", "Taken", "misfits", "taken"]
+__all__ = ["Misfit", "SomeMisfit", "Taken", "misfits", "misfits_of_all", "taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,45 @@ class Misfit:
     shard: str
     group: str
     difference: str
+
+
+@dataclass(frozen=True, slots=True)
+class SomeMisfit:
+    """A misfit of one checkpoint module in some engines.
+
+    Args:
+        shard: the checkpoint module.
+        group: the name of the config group that they take.
+        difference: between what it says and what is stored.
+        engines: those that find it; empty where all do that take the module packed.
+    """
+
+    shard: str
+    group: str
+    difference: str
+    engines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The difference, and where engines differ those that find it."""
+        return f"{self.difference}, by the names of {' and '.join(self.engines)}" if self.engines else self.difference
+
+
+def misfits_of_all(weights: Weights) -> Iterator[SomeMisfit]:
+    """Yield the misfits of all engines, each once.
+
+    Args:
+        weights: the checkpoint.
+    """
+    takers: defaultdict[str, set[str]] = defaultdict(set)
+    finders: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for engine, contract in CONTRACTS.items():
+        for one in taken(contract, weights):
+            takers[one.shard].add(engine)
+        for misfit in misfits(contract, weights):
+            finders[misfit.shard, misfit.group, misfit.difference].append(engine)
+    for (shard, group, difference), engines in finders.items():
+        yield SomeMisfit(shard, group, difference, () if {*engines} == takers[shard] else tuple(engines))
 
 
 def misfits(contract: Contract, weights: Weights) -> Iterator[Misfit]:
@@ -87,6 +128,8 @@ def _torn_experts(contract: Contract, weights: Weights) -> Iterator[Misfit]:
     for module in contract.modules(weights.architecture):
         if module.kind is Kind.EXPERTS and module.accepts is not Accepts.PLAIN and module.shards:
             groups = _groups(reading, module, weights)
+            if reading.packs(module) is True and any(group.has_activations for group in groups):
+                yield Misfit(module, module.shards[0], groups[0].name, "experts take no quantized activations")
             if reading.packs(module) is True and len({_scheme(group) for group in groups}) > 1:
                 names = " and ".join(dict.fromkeys(group.name for group in groups))
                 yield Misfit(module, module.shards[0], names, "one scheme for all projections of the experts is needed")

@@ -22,6 +22,7 @@ from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
 from g4convert.checkpoint.stored import PackedModule, StoredScheme, packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS, speller
 from g4convert.engines.faults import Fault, judge
+from g4convert.engines.groups import misfits_of_all
 from g4convert.engines.matching import Matching
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.weights import Weights
@@ -110,21 +111,26 @@ class _Matching:
         lists: as read with the names of the files, and by each engine.
         misbuilt: by engine, canonical modules that it would build in another form than stored; engines that are not
             asked, as the format is not theirs, are left out.
+        misfits: by canonical module, how the config group that engines build it by differs from what is stored.
     """
 
     declared: Declared
     lists: Mapping[str, _Lists]
     misbuilt: Mapping[str, Mapping[str, Fault]]
+    misfits: Mapping[str, str]
 
     @classmethod
     def of(cls, declared: Declared, checkpoint: Checkpoint, architecture: Architecture | None) -> "_Matching":
         rules = {_FILES: Matching()}
         misbuilt: dict[str, dict[str, Fault]] = {}
+        others: dict[str, str] = {}
         if architecture:
             rules |= {engine: one.matching(architecture) for engine, one in CONTRACTS.items()}
             if declared.method == COMPRESSED_TENSORS:
-                misbuilt = _misbuilt(StoredCheckpoint.of(checkpoint, architecture).weights)
-        return cls(declared, {engine: _Lists.of(declared, one) for engine, one in rules.items()}, misbuilt)
+                weights = StoredCheckpoint.of(checkpoint, architecture).weights
+                misbuilt = _misbuilt(weights)
+                others = {one.shard: one.text for one in misfits_of_all(weights)}
+        return cls(declared, {engine: _Lists.of(declared, one) for engine, one in rules.items()}, misbuilt, others)
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -345,6 +351,9 @@ def _scheme_remarks(
         group = matching.group_for(module) if matching else None
         if matching is None:
             notes.add(module.role, "quantized, but config.json has no quantization_config", module.stored)
+        elif matching.misbuilt:
+            if misfit := matching.misfits.get(Name(module.canonical or "").owner):
+                notes.add(module.role, misfit, module.stored)
         elif group and (difference := group.differs_from(scheme)):
             notes.add(module.role, difference, module.stored)
     return notes.remarks()

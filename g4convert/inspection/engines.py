@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import section_of
+from g4convert.checkpoint.declared import declared_in
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS
@@ -36,12 +36,14 @@ from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 __all__ = ["Asked", "Checked", "check"]
 
 _ANY_ENGINE: Final = {
-    "static.scheme", "static.packed", "static.scale", "static.shape", "static.experts", "static.quantization_config",
+    "static.scheme", "static.packed", "static.scale", "static.shape", "static.quantization_config",
 }  # fmt: skip
 """Codes of what no engine survives."""
 _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     "static.cache_scales": (Topic.NAMES, "transformers"),
     Detail.ASYMMETRIC: (Topic.NAMES, "transformers"),
+    Detail.SCALAR: (Topic.NAMES, "transformers"),
+    Detail.ACTIVATIONS: (Topic.STORED, "sglang"),
     "static.class": (Topic.STORED, "vllm"),
     "static.fused": (Topic.STORED, "vllm", "sglang"),
 }
@@ -136,12 +138,11 @@ def _refuse_other_formats(out: Checkpoint) -> None:
     found = quantized_format(out.tensors)
     if found is not None and found[0] == "bitsandbytes":
         raise UnsupportedError(f"{found[1][0]}: stored by {found[0]}: {judged}", hint=hint)
-    section = section_of(out.config)[1]
-    groups = section.get("config_groups") if isinstance(section, Mapping) else None
-    for name, group in (groups if isinstance(groups, Mapping) else {}).items():
-        static = isinstance(group, Mapping) and isinstance(group.get("input_activations"), Mapping)
-        if static and any(tensor.endswith(".input_scale") for tensor in out.tensors):
-            text = f"config_groups.{name}: activations are quantized, too, with stored scales"
+    declared = declared_in(out.config)
+    for group in declared.groups if declared else ():
+        known = group.static_int8 or not group.activations
+        if not known and any(tensor.endswith(".input_scale") for tensor in out.tensors):
+            text = f"config_groups.{group.name}: activations are quantized, too, with stored scales"
             raise UnsupportedError(f"{text}: engines are judged for weights alone", hint=hint)
 
 

@@ -11,8 +11,10 @@ import torch
 from helpers.conversions import quantized, stored
 from helpers.rewriting import Tensors, rewritten
 
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines.verdicts import Loads
 from g4convert.errors import GateError, UnsupportedError
+from g4convert.inspection import describe
 from g4convert.inspection.engines import Asked, Checked, check
 from g4convert.inspection.fix import fix
 from g4convert.report import Severity
@@ -123,10 +125,8 @@ def test_a_stray_scale_stops_vllm_and_no_other(part: str, dense_out: Path, tmp_p
     assert loads(checked(kept))["vllm"] is not Loads.NO
 
 
-@pytest.mark.parametrize(("family", "loaded"), [("dense", Loads.CAVEAT), ("text", Loads.CAVEAT), ("e2b", Loads.YES)])
-def test_scales_of_a_cache_are_known(
-    family: str, loaded: Loads, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("family", ["dense", "text", "e2b"])
+def test_scales_of_a_cache_are_known(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     quantized(request.getfixturevalue(family), tmp_path / "out", method="minmax")
 
     def change(tensors: Tensors) -> Tensors:
@@ -139,9 +139,11 @@ def test_scales_of_a_cache_are_known(
     found = checked(rewritten(tmp_path / "out", tmp_path / "cache", change, quantization_config=said))
     assert not codes(found)
     assert loads(found)["vllm"] is not Loads.NO
-    k_eq_v = json.loads((tmp_path / "cache/config.json").read_text())
-    expected = loaded if k_eq_v.get("text_config", k_eq_v).get("attention_k_eq_v") else Loads.YES
-    assert loads(found)["transformers"] is expected
+    assert loads(found)["transformers"] is Loads.CAVEAT  # heads of full layers are wider, and releases before 5.24 stop
+    bare = rewritten(tmp_path / "out", tmp_path / "bare", dict, quantization_config=said)
+    assert loads(checked(bare))["transformers"] is Loads.CAVEAT
+    dynamic = rewritten(tmp_path / "cache", tmp_path / "scales", dict, quantization_config=section(tmp_path / "out"))
+    assert set(loads(checked(dynamic)).values()) == {Loads.YES}
 
 
 def test_zero_points_are_a_caveat_of_transformers(dense_out: Path, tmp_path: Path) -> None:
@@ -394,3 +396,92 @@ def test_vllm_reads_packed_embeddings_with_a_head_of_their_own(
     reasons = [remark.line for one in found.verdicts for remark in one.problems]
     assert any("tied with the head" in line for line in reasons) is tied
     assert any("AttributeError" in line for line in reasons)
+
+
+def joined(tensors: Tensors) -> Tensors:
+    """All packed experts of a layer in one tensor of words and one of scales."""
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    owners = {name.partition(".experts.")[0] + ".experts" for name in tensors if ".experts." in name}
+    for owner in owners:
+        count = len(
+            {name for name in tensors if name.startswith(f"{owner}.") and name.endswith("down_proj.weight_scale")}
+        )
+        for part in ("packed", "scale"):
+            of = [
+                {name: tensors[f"{owner}.{e}.{name}_proj.weight_{part}"] for name in ("gate", "up", "down")}
+                for e in range(count)
+            ]
+            found[f"{owner}.gate_up_proj_{part}"] = torch.stack([torch.cat([one["gate"], one["up"]]) for one in of])
+            found[f"{owner}.down_proj_{part}"] = torch.stack([one["down"] for one in of])
+    return found
+
+
+@pytest.mark.parametrize("group_size", [32, "channel"])
+def test_vllm_alone_reads_experts_that_are_packed_in_one_tensor(
+    group_size: int | str, moe: Path, tmp_path: Path
+) -> None:
+    quantized(moe, tmp_path / "four", method="minmax", group_size=group_size)
+    found = checked(rewritten(tmp_path / "four", tmp_path / "out", joined))
+    assert not codes(found)
+    assert loads(found) == {"transformers": Loads.NO, "vllm": Loads.YES, "sglang": Loads.NO}
+    said = section(tmp_path / "four")
+    said["config_groups"]["group_0"]["weights"] |= {"group_size": 64, "strategy": "group"}
+    wrong = checked(rewritten(tmp_path / "out", tmp_path / "wrong", dict, quantization_config=said))
+    assert loads(wrong)["vllm"] is Loads.NO
+
+
+INT8 = {"num_bits": 8, "type": "int", "strategy": "tensor", "symmetric": True, "dynamic": False}
+
+
+@pytest.mark.parametrize(("shape", "loaded"), [((1,), Loads.YES), ((), Loads.CAVEAT)])
+def test_static_activations_with_their_scales(
+    shape: tuple[int, ...], loaded: Loads, dense_out: Path, tmp_path: Path
+) -> None:
+    said = section(dense_out)
+    said["config_groups"]["group_0"] |= {"input_activations": INT8, "output_activations": INT8}
+    scale = torch.full(shape, 0.05)
+
+    def change(tensors: Tensors) -> Tensors:
+        return beside("output_scale", scale)(beside("input_scale", scale)(tensors))
+
+    out = rewritten(dense_out, tmp_path / "out", change, quantization_config=said)
+    found = checked(out)
+    assert not codes(found)
+    assert loads(found) == {"transformers": loaded, "vllm": Loads.YES, "sglang": Loads.NO}
+    assert not any("delete" in one.remedy or "null" in one.remedy for one in found.report.findings)
+    lost = rewritten(
+        out, tmp_path / "lost", lambda t: {n: v for n, v in t.items() if not n.endswith("q_proj.input_scale")}
+    )
+    assert loads(checked(lost))["vllm"] is Loads.NO
+    bare = rewritten(out, tmp_path / "bare", dict, quantization_config=section(dense_out))
+    assert loads(checked(bare))["vllm"] is Loads.NO
+
+
+def test_experts_take_no_quantized_activations(moe: Path, tmp_path: Path) -> None:
+    quantized(moe, tmp_path / "four", method="minmax")
+    said = section(tmp_path / "four")
+    said["config_groups"]["group_0"] |= {"input_activations": INT8, "output_activations": INT8}
+    scales = beside("input_scale", torch.ones(1))
+    out = rewritten(
+        tmp_path / "four",
+        tmp_path / "out",
+        lambda t: beside("output_scale", torch.ones(1))(scales(t)),
+        quantization_config=said,
+    )
+    found = checked(out)
+    assert loads(found)["vllm"] is Loads.NO
+    assert any(
+        "experts take no quantized activations" in remark.line for one in found.verdicts for remark in one.problems
+    )
+
+
+def test_inspect_says_what_check_says_of_groups(
+    dense: Path,
+    two_precisions: Any,  # noqa: ANN401
+    tmp_path: Path,
+) -> None:
+    right = two_precisions(dense, tmp_path / "right", [(["Linear"], 4), ([WHOLE], 8)])
+    assert not describe(Checkpoint.open(right)).remarks
+    wrong = two_precisions(dense, tmp_path / "wrong", [(["Linear"], 4), ([ANCHORED], 8)])
+    texts = [remark.text for remark in describe(Checkpoint.open(wrong)).remarks]
+    assert any("num_bits 4 in the config, 8 stored" in text and "by the names of vllm" in text for text in texts)

@@ -13,7 +13,7 @@ from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
 from g4convert.report import Detail, Finding, Severity
 
-__all__ = ["HINDERS", "config_keys", "model_class", "read_architecture", "section_faults"]
+__all__ = ["HINDERS", "cache_scheme", "config_keys", "model_class", "read_architecture", "section_faults"]
 
 _REPLACED: Final = {"quantization_config", "compression_config", "quantization"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
@@ -180,12 +180,18 @@ def section_faults(
         yield Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors")
     if not declared.groups:
         yield Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for")
-    yield from _refused_by_loaders(out)
+    static = {group.name for group in declared.groups if group.static_int8}
+    yield from _refused_by_loaders(out, static)
+    severity = Severity.FAIL if set(engines).isdisjoint(("transformers", "vllm")) else Severity.WARN
+    for name in static:
+        found = "static int8 inputs and outputs: SGLang has no such scheme"
+        expected, detail = "weights only", Detail.ACTIVATIONS
+        yield Finding("static.scheme", severity, f"config_groups.{name}", found, expected, detail=detail)
     if packs and declared.method == "compressed-tensors":
         yield from _unread(out, engines)
 
 
-def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
+def _refused_by_loaders(out: Mapping[str, Any], static: Collection[str]) -> Iterator[Finding]:
     """Values that compressed-tensors knows, but W4A16 loaders do not take."""
     _, section = section_of(out)
     groups = section.get("config_groups") if isinstance(section, Mapping) else None
@@ -211,12 +217,21 @@ def _refused_by_loaders(out: Mapping[str, Any]) -> Iterator[Finding]:
         if weights.get("dynamic"):
             yield Finding(code, Severity.FAIL, subject, "dynamic weights", "static ones")
         for key in ("input_activations", "output_activations"):
-            if group.get(key) is not None:
+            if group.get(key) is not None and name not in static:
                 found = f"{key}: quantized activations"
                 yield Finding(code, Severity.FAIL, subject, found, "weights only", _ACTIVATIONS)
         if weights.get("symmetric") is False:
             found = "asymmetric: transformers from 5.23 on loads it only with dequantize=True"
             yield Finding(code, Severity.WARN, subject, found, "symmetric", detail=Detail.ASYMMETRIC)
+
+
+def cache_scheme(out: Mapping[str, Any], architecture: Architecture) -> Iterator[Finding]:
+    """A quantized key and value cache, which not every release of transformers can set up where layers differ."""
+    _, section = section_of(out)
+    said = section.get("kv_cache_scheme") if isinstance(section, Mapping) else None
+    if said is not None and len({(one.head_dim, one.kv_heads) for one in architecture.text.layers}) > 1:
+        found = "a quantized key and value cache: transformers before 5.24 raises, as layers differ in their heads"
+        yield Finding("static.cache_scales", Severity.WARN, "kv_cache_scheme", found, "none, or transformers 5.24")
 
 
 def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:

@@ -21,15 +21,20 @@ from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory, resolve
 from g4convert.report import Finding, Severity, grouped
-from g4convert.verification.static.config import config_keys, model_class, read_architecture, section_faults
+from g4convert.verification.static.config import (
+    cache_scheme,
+    config_keys,
+    model_class,
+    read_architecture,
+    section_faults,
+)
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
-from g4convert.verification.static.packing import fits_ranks, fused_experts, packing
+from g4convert.verification.static.packing import fits_ranks, fused_experts, groups_of, packing
 from g4convert.verification.static.schemes import other_schemes
 from g4convert.verification.static.tensors import (
     accounted,
     built_plain,
-    cache_scales,
     kept_as_they_were,
     left_out,
     projections_agree,
@@ -195,12 +200,11 @@ def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Find
         "static.scheme": (modules, "bits, group size and strategy are those of config_groups"),
         "static.experts": (modules, "experts are stored one by one"),
     }
-    activations = declared is not None and any(group.activations for group in declared.groups)
     problems = (
         *faults,
         *stray_values(contents),
-        *stray_scales(contents, activations=activations),
-        *cache_scales(contents),
+        *stray_scales(contents, groups_of(stored)),
+        *cache_scheme(out.config, contents.architecture),
         *packing(stored),
         *other_schemes(stored.weights, engines),
         *fused_experts(contents),

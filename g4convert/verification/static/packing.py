@@ -23,7 +23,7 @@ from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import DType
 
-__all__ = ["fits_ranks", "fused_experts", "packing"]
+__all__ = ["fits_ranks", "fused_experts", "groups_of", "packing"]
 
 _SHAPE_FORMATS: Final = {DType.I64: "<2q", DType.I32: "<2i"}
 _SPLIT_ALONG_K: Final = ("o_proj", "down_proj")
@@ -34,7 +34,7 @@ _AGAIN: Final = "quantize the source again: the file was changed, or its writer 
 
 def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
     """Every packed module against the model's shape, with the scheme that an engine builds it by."""
-    contents, groups = stored.contents, _groups(stored)
+    contents, groups = stored.contents, groups_of(stored)
     for name, module in contents.packed.items():
         shape = contents.expected[name].shape
         yield from _module(module, shape, groups.get(Name(name).module))
@@ -44,7 +44,7 @@ def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
         yield from _module(module, fused.shape, groups.get(Name(fused.names[0]).module))
 
 
-def _groups(stored: StoredCheckpoint) -> dict[str, DeclaredGroup]:
+def groups_of(stored: StoredCheckpoint) -> dict[str, DeclaredGroup]:
     """By checkpoint module, the config group that the first engine of `CONTRACTS` builds it by, or else the first."""
     first = next(iter(stored.declared.groups), None) if stored.declared else None
     found = dict.fromkeys(stored.weights.schemes, first)
@@ -72,6 +72,8 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
     elif scheme.fault or not scale.dtype.is_weight:
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
         yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), _AGAIN)
+    if group is not None and group.static_int8:
+        yield from _activation_scales(module)
     if "weight_g_idx" in module.parts:
         remedy = (
             "quantize again with `actorder: weight`: no loader reads this one, and without it the weights are wrong"
@@ -85,6 +87,21 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
             remedy,
             detail=Detail.ORDER,
         )
+
+
+def _activation_scales(module: PackedModule) -> Iterator[Finding]:
+    """The two scales of static activations: a float each, F32 [1]."""
+    for part in ("input_scale", "output_scale"):
+        info = module.parts.get(part)
+        if info is None:
+            found, remedy = f"no {part}", f"{_AGAIN}; vLLM loads it without a word and computes with what is in memory"
+            yield Finding("static.scale", Severity.FAIL, module.module, found, "F32 [1]", remedy, detail=Detail.LOST)
+        elif info.numel != 1 or not info.dtype.is_weight:
+            found = f"{part} {info.dtype} {[*info.shape]}"
+            yield Finding("static.scale", Severity.FAIL, module.module, found, "F32 [1]", _AGAIN)
+        elif not info.shape:
+            found = f"{part} without a dimension: transformers from 5.23 on raises"
+            yield Finding("static.scale", Severity.WARN, module.module, found, "F32 [1]", detail=Detail.SCALAR)
 
 
 def _scale_text(shape: tuple[int, ...], group: DeclaredGroup | None) -> str:
@@ -109,11 +126,11 @@ def _weight_shape(out: Checkpoint, module: PackedModule, shape: tuple[int, ...])
 
 
 def fused_experts(contents: Contents) -> Iterator[Finding]:
-    """Packed experts of a layer in one tensor: readable here, but by no engine."""
-    remedy = "split them: `experts.E.{gate,up,down}_proj.weight_packed`, as `g4convert quantize` writes them"
+    """Packed experts of a layer in one tensor: readable here and by vLLM (layers/fused_moe/routed_experts.py:1004)."""
+    remedy = "for other programs quantize the source again: `g4convert quantize` writes experts one by one"
     for module in contents.fused_packed.values():
-        found = "all experts packed in one tensor: vLLM has no such parameter, transformers leaves experts random"
-        yield Finding("static.experts", Severity.FAIL, module.module, found, "one module for each expert", remedy)
+        found = "all experts packed in one tensor: vLLM 0.33 reads it, SGLang and transformers leave experts random"
+        yield Finding("static.experts", Severity.WARN, module.module, found, "one module for each expert", remedy)
 
 
 def fits_ranks(contents: Contents, ranks: Iterable[int]) -> Iterator[Finding]:

@@ -5,10 +5,11 @@ for a known reason. Without: against the closed set that the config implies.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from g4convert.checkpoint.contents import Contents, Form
+from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Accepts
@@ -20,7 +21,6 @@ from g4convert.tensors import TensorInfo
 __all__ = [
     "accounted",
     "built_plain",
-    "cache_scales",
     "is_cache_scale",
     "kept_as_they_were",
     "left_out",
@@ -233,30 +233,24 @@ def is_cache_scale(name: str) -> bool:
     return name.endswith(_CACHE_SCALES)
 
 
-def cache_scales(contents: Contents) -> Iterator[Finding]:
-    """Scales of a quantized key and value cache, of which not every release of transformers makes something."""
-    scales = [name for name in contents.unknown if is_cache_scale(name)]
-    if scales and any(layer.k_eq_v for layer in contents.architecture.text.layers):
-        found = (
-            f"{len(scales)} scales of the key and value cache: transformers before 5.24 raises, as layers lack v_proj"
-        )
-        yield Finding("static.cache_scales", Severity.WARN, scales[0], found, "none, or transformers 5.24")
+def stray_scales(contents: Contents, groups: Mapping[str, DeclaredGroup]) -> Iterator[Finding]:
+    """Scales that the config has no use for: vLLM has no parameter for them.
 
-
-def stray_scales(contents: Contents, *, activations: bool) -> Iterator[Finding]:
-    """Scales of activations beside weights that are all that the config quantizes: vLLM has no parameter for them."""
-    if activations:
-        return
-    for module in contents.packed.values():
+    Args:
+        contents: of the output.
+        groups: the config group of each packed module.
+    """
+    for name, module in contents.packed.items():
+        group = groups.get(Name(name).module)
+        strays = _OF_OTHERS if group is not None and group.has_activations else _OF_OTHERS | _OF_ACTIVATIONS
         for part, info in module.parts.items():
-            if part in _SCALES_OF_OTHERS:
+            if part in strays:
                 found, remedy = f"{part}: a scale that the config has no use for", "delete it"
                 yield Finding("static.unknown", Severity.FAIL, info.name, found, "no such tensor", remedy)
 
 
-_SCALES_OF_OTHERS: Final = {
-    "input_scale", "input_zero_point", "output_scale", "weight_global_scale", "input_global_scale",
-}  # fmt: skip
+_OF_OTHERS: Final = frozenset({"weight_global_scale", "input_global_scale"})
+_OF_ACTIVATIONS: Final = frozenset({"input_scale", "input_zero_point", "output_scale"})
 
 
 def stray_values(contents: Contents) -> Iterator[Finding]:
