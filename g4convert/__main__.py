@@ -1,5 +1,5 @@
 """`python -m g4convert`."""
 
-from g4convert.cli.app import main
+from g4convert.cli.start import main
 
 main()

@@ -1,5 +1,6 @@
 """Parses the command line, calls one function, prints, and sets the exit status.
 
+start           Starts it, and answers a stop while it is imported
 app             Assembles the program and maps errors to exit codes
 flags           Spells switches in help without a type
 options         Declares every option once

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from tempfile import NamedTemporaryFile
+from typing import NoReturn
 
 import typer
 
@@ -91,9 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     manner = Manner()
-    signal.signal(signal.SIGTERM, _stop)
     gc.set_threshold(200_000)  # a plan is a hundred thousand small values without cycles
     try:
+        status = _status(given, manner)
+    except KeyboardInterrupt:  # where Typer does not look for it: before the command, or while an error was told
+        _fail(Interrupted("stopped"), manner, given)
+    raise SystemExit(status)
+
+
+def _status(given: list[str], manner: Manner) -> int:
+    """Run a command line; the exit status, of one that has done what was asked.
+
+    Raises:
+        SystemExit: an error was told; with its exit status.
+    """
+    try:
+        _listen()
         check_streams()
         check_arguments(given)
         status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
@@ -115,11 +129,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
     except Exception as error:  # noqa: BLE001 -- the one place where a crash is told from a verdict
         _fail(_crash(error), manner, given)
-    raise SystemExit(status)
+    return int(status or 0)
 
 
 _STOPPED = 130
 """Exit status that Typer gives for Ctrl-C."""
+
+
+def _listen() -> None:
+    """Let both ways to stop a program raise the same; what the caller ignores, as nohup does, stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 def _stop(*_: object) -> None:
@@ -156,7 +177,7 @@ def _crash(error: Exception) -> InternalFault:
     return InternalFault(message, hint=f"a fault of g4convert: please report it with the traceback in {file.name}")
 
 
-def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> None:
+def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> NoReturn:
     from g4convert.cli import show
 
     if isinstance(error, Interrupted) and given[:1] == ["quantize"]:

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,43 @@ def test_streams_and_names_that_cannot_be_used(command: str, status: int, moe: P
     assert not any(line.startswith(b"error: forged") for line in ran.stderr.splitlines())
     made = {path.name for path in tmp_path.iterdir()} - {"MODEL"}
     assert made == ({command.split("-o ")[1].split(maxsplit=1)[0]} if status == 0 and "-o" in command else set())
+
+
+STOPPED_AT = """
+import os, signal, sys
+class Stops:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            sys.argv[1] = ""
+            os.kill(os.getpid(), int(sys.argv[2]))
+sys.meta_path.insert(0, Stops())
+from g4convert.cli.start import main
+main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "module", ["typer", "g4convert.cli.verify", "yaml", "g4convert.checkpoint.source", "rich.markup"]
+)
+def test_a_stop_while_modules_are_imported_is_one_line(module: str, number: signal.Signals, tmp_path: Path) -> None:
+    """Before the command, in it, and while an error is told."""
+    ran = subprocess.run(
+        [sys.executable, "-c", STOPPED_AT, module, str(int(number)), "plan", str(tmp_path / "nothing")],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (75, b"")
+    assert ran.stderr == b"error: stopped\n"
+
+
+def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['typer'] = None; from g4convert.cli.start import main; main(['plan', 'x'])"
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60, cwd=tmp_path)
+    assert ran.returncode == 5
+    assert ran.stderr.startswith(b"error: a package cannot be loaded: ")
+    assert ran.stderr.count(b"\n") == 1
 
 
 def test_a_crash_is_no_verdict(g4convert: Program, moe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

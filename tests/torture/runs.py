@@ -8,14 +8,16 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from g4convert.cli.app import main
+from g4convert.cli.start import main
 from g4convert.conversion import stream
+from g4convert.conversion.journal import Done
 from g4convert.planning import units
 
 __all__ = ["DOCUMENTED", "Ended", "Run", "compiled", "fault_of", "many_small_units"]
@@ -108,9 +110,16 @@ def fault_of(ended: Ended) -> str:
 
 
 def many_small_units() -> None:
-    """Let a tiny model be some hundred units, each in the journal soon: there is much to interrupt."""
+    """Let a tiny model be some hundred units, each of some milliseconds and soon in the journal: much to interrupt."""
     units._UNIT_BYTES = 20_000  # noqa: SLF001 -- no option for users
     stream._SYNC_SECONDS = stream._POLL_SECONDS = 0.002  # noqa: SLF001 -- the same
+    done = stream._Worker.do  # noqa: SLF001 -- the same
+
+    def slowly(worker: stream._Worker, unit: units.Unit) -> Done:
+        time.sleep(0.002)
+        return done(worker, unit)
+
+    stream._Worker.do = slowly  # type: ignore[method-assign]  # noqa: SLF001 -- the same
 
 
 def compiled(arguments: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ prompts     Defines what an engine is asked and what it answers
 vllm        Runs vLLM in a process of its own
 vllm_child  Runs inside the interpreter that has vLLM
 sglang      Asks an SGLang server over HTTP
+answers     Reads answers and believes none of them
+http        Asks a server, bounded in time and size
 process     Talks to a child process in JSON lines
 scores      Compares log-probabilities on the tokens an engine names
 judge       Turns numbers and refusals of an engine into findings

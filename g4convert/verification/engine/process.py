@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
 from g4convert.errors import EnvironmentFault
+from g4convert.verification.engine.answers import MOST_ANSWER, AnswerError, OversizeError, document
 
 __all__ = ["Program"]
 
@@ -77,7 +78,7 @@ class Program:
         """The answer to one question.
 
         Raises:
-            EnvironmentFault: none came in time, or the program ended.
+            EnvironmentFault: none came in time, or one that is no JSON object or too large, or the program ended.
         """
         deadline = time.monotonic() + self._timeout
         try:
@@ -86,19 +87,17 @@ class Program:
         except BrokenPipeError:
             line = b""
         if not line:
-            raise self._fault(f"it ended with {self._ended()}")
+            raise self.fault(f"it ended with {self._ended()}")
         try:
-            answer = json.loads(line)
-        except ValueError as error:
-            raise self._fault(f"its answer is no JSON: {line[:80]!r}") from error
-        if not isinstance(answer, dict):
-            raise self._fault(f"its answer is no JSON object: {line[:80]!r}")
-        return answer
+            return document(line)
+        except AnswerError as error:
+            raise self.fault(f"its answer is {error}") from error
 
     def log(self) -> str:
         """The last lines that it printed."""
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").splitlines()
+        end = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, end - _READ))
+        lines = self._log.read(_READ).decode(errors="replace").splitlines()
         return "\n".join(lines[-_TAIL:])
 
     def close(self) -> None:
@@ -121,13 +120,17 @@ class Program:
             content = content[os.write(self._write, content[:_READ]) :]
 
     def _line(self, deadline: float) -> bytes:
-        parts = [self._rest]
+        parts, size = [self._rest], len(self._rest)
         while b"\n" not in parts[-1]:
+            if size > MOST_ANSWER:
+                self._kill()
+                raise self.fault(str(OversizeError()))
             self._wait(self._read, selectors.EVENT_READ, deadline)
             part = os.read(self._read, _READ)
             if not part:
                 return b""
             parts.append(part)
+            size += len(part)
         line, _, self._rest = b"".join(parts).partition(b"\n")
         return line
 
@@ -136,7 +139,7 @@ class Program:
             selector.register(pipe, event)
             if not selector.select(max(0.0, deadline - time.monotonic())):
                 self._kill()
-                raise self._fault(f"no answer within {self._timeout:g} s", hint="--engine-timeout gives it more")
+                raise self.fault(f"no answer within {self._timeout:g} s", hint="--engine-timeout gives it more")
 
     def _ended(self) -> str:
         try:
@@ -145,7 +148,8 @@ class Program:
             return "its pipe closed"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
-    def _fault(self, what: str, hint: str = "") -> EnvironmentFault:
+    def fault(self, what: str, hint: str = "") -> EnvironmentFault:
+        """An error about the program, with the end of what it printed."""
         return EnvironmentFault(f"the engine's process: {what}", offenders=self.log().splitlines(), hint=hint)
 
     def _kill(self) -> None:

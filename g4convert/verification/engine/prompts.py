@@ -11,15 +11,30 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 
+from g4convert.bounded import MOST_CONFIG, read_bytes
+from g4convert.checkpoint.directory import CONFIG
+from g4convert.checkpoint.header import parse_object
 from g4convert.forward.models import Config
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.probes.suite import Probe
 
-__all__ = ["Engine", "Item", "Prompt", "Refused", "Started", "Unfilled", "prompts_of", "sent"]
+__all__ = [
+    "Engine",
+    "Item",
+    "Prompt",
+    "Refused",
+    "Started",
+    "Unfilled",
+    "config_of",
+    "prompts_of",
+    "sent",
+    "vocabulary",
+]
 
 _TENSORS: Final = {
     "image": ("pixel_values", "image_position_ids"),
@@ -154,6 +169,21 @@ class Engine(Protocol):
             EnvironmentFault: it does not answer in time, or breaks down.
         """
         ...
+
+
+def config_of(checkpoint: Path) -> dict[str, Any]:
+    """The config of a checkpoint that is served.
+
+    Raises:
+        InputError: there is none, or no JSON object.
+    """
+    hint = "restore it from where the model came from"
+    return parse_object(read_bytes(checkpoint / CONFIG, MOST_CONFIG), CONFIG, hint)
+
+
+def vocabulary(config: Mapping[str, Any]) -> int:
+    """The number of tokens that a model knows."""
+    return int(config.get("text_config", config)["vocab_size"])
 
 
 def prompts_of(probe: Probe, config: Config) -> tuple[Prompt, ...]:

@@ -12,27 +12,25 @@ neither which parameters were filled nor its dtype, and takes pictures in its ow
 what it is asked.
 """
 
-import http.client
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
-
-import torch
 
 from g4convert.errors import EnvironmentFault, UsageError
-from g4convert.verification.engine.prompts import Prompt, Refused, Started
+from g4convert.verification.engine.answers import AnswerError, VocabularyError, document, top_logits
+from g4convert.verification.engine.http import Server
+from g4convert.verification.engine.prompts import Prompt, Refused, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
 __all__ = ["Sglang", "sglang"]
 
 _HINT: Final = "python -m sglang.launch_server --model-path OUT, then --engine-url http://HOST:30000"
-_OPENER: Final = build_opener(ProxyHandler({}))
-"""Without the proxy of the environment: the server is a neighbour."""
+_SHOWN: Final = 2000
+"""Bytes of an answer that are told."""
 
 
 class Sglang:
@@ -47,7 +45,7 @@ class Sglang:
     takes: frozenset[str] = frozenset()
 
     def __init__(self, url: str, checkpoint: Path, timeout: float) -> None:
-        self._url = url.rstrip("/")
+        self._server = Server(url, timeout)
         self._checkpoint = checkpoint
         self._timeout = timeout
         self._top = 0
@@ -62,11 +60,11 @@ class Sglang:
         """
         del longest
         self._top = top
-        config = json.loads((self._checkpoint / "config.json").read_bytes())
-        self._vocab = config.get("text_config", config)["vocab_size"]
+        config = config_of(self._checkpoint)
+        self._vocab = vocabulary(config)
         served = self._json("/model_info")
         self._must_be_ours(served, config)
-        return Started(f"SGLang at {self._url}")
+        return Started(f"SGLang at {self._server.url}")
 
     def score(self, prompt: Prompt) -> TopLogits:
         """Log-probabilities after each row that counts.
@@ -88,18 +86,19 @@ class Sglang:
             own, top = meta["input_token_logprobs"], meta["input_top_logprobs"]
             if [entry[1] for entry in own] != list(prompt.ids):
                 raise self._fault("/generate", "log-probabilities of other tokens than were sent")
-            rows = [[(entry[1], float(entry[0])) for entry in top[row + 1]] for row in prompt.rows]
-            true = [float(own[row + 1][0]) for row in prompt.rows]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise self._fault("/generate", f"no log-probabilities of the prompt ({error!r})") from error
-        ids = torch.tensor([[id_ for id_, _ in row] for row in rows])
-        if int(ids.max()) >= self._vocab:
-            raise UsageError(
-                f"{self._url} names token {int(ids.max())}; the vocabulary of {self._checkpoint} has {self._vocab}",
-                hint="start the server with this checkpoint",
+            ids = [[entry[1] for entry in top[row + 1]] for row in prompt.rows]
+            logprobs = [[entry[0] for entry in top[row + 1]] for row in prompt.rows]
+            true = [own[row + 1][0] for row in prompt.rows]
+            return top_logits(ids, logprobs, true, rows=len(prompt.rows), vocab=self._vocab)
+        except VocabularyError as error:
+            text = (
+                f"{self._server.url} names token {error.token}; the vocabulary of {self._checkpoint} has {self._vocab}"
             )
-        logprobs = torch.tensor([[logprob for _, logprob in row] for row in rows])
-        return TopLogits(ids, logprobs, torch.zeros(len(rows)), torch.tensor(true))
+            raise UsageError(text, hint="start the server with this checkpoint") from error
+        except AnswerError as error:
+            raise self._fault("/generate", str(error)) from error
+        except (LookupError, TypeError) as error:
+            raise self._fault("/generate", f"no log-probabilities of the prompt ({error!r})") from error
 
     def _must_be_ours(self, served: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Compare the name, since a server may see the directory under another path, and the architecture."""
@@ -107,50 +106,41 @@ class Sglang:
         names = [str(served.get(key, "")) for key in ("model_path", "served_model_name")]
         wrong = []
         if not ours & {PurePosixPath(name).name for name in names if name}:
-            wrong.append(f"model_path {names[0] or 'not told'}, expected {self._checkpoint}")
+            wrong.append(f"model_path {names[0][:200] or 'not told'}, expected {self._checkpoint}")
         wrong += [
-            f"{key} {served[key]}, expected {config[key]}"
+            f"{key} {served[key]!s:.200}, expected {config[key]}"
             for key in ("model_type", "architectures")
             if served.get(key) is not None and served[key] != config.get(key)
         ]
         if wrong:
             hint = "start the server with this checkpoint"
-            raise UsageError(f"{self._url} serves another model", offenders=wrong, hint=hint)
+            raise UsageError(f"{self._server.url} serves another model", offenders=wrong, hint=hint)
 
     def _json(self, path: str, question: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask, and read the answer as a JSON object."""
-        body = None if question is None else json.dumps(question).encode()
-        asked = Request(self._url + path, body, {"Content-Type": "application/json"})  # noqa: S310 -- http(s) only
         try:
-            with _OPENER.open(asked, timeout=self._timeout) as reply:
-                content = reply.read()
-        except HTTPError as error:
-            text = error.read(2000).decode(errors="replace").strip()
-            if error.code == 400:  # Bad Request
-                raise Refused(text or error.reason, "prompt") from error
-            raise self._fault(path, f"HTTP {error.code} {error.reason} {text}".strip()) from error
+            reply = self._server.ask(path, None if question is None else json.dumps(question).encode())
+            text = reply.body[:_SHOWN].decode(errors="replace").strip()
+            if reply.status == HTTPStatus.BAD_REQUEST:
+                raise Refused(text or reply.reason, "prompt")
+            if reply.status != HTTPStatus.OK:
+                raise self._fault(path, f"HTTP {reply.status} {reply.reason} {text}".strip())
+            return document(reply.body)
+        except AnswerError as error:
+            raise self._fault(path, str(error)) from error
         except TimeoutError as error:
             raise self._late(path) from error
-        except (URLError, http.client.HTTPException, OSError) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                raise self._late(path) from error
-            raise EnvironmentFault(f"{self._url}: no answer ({reason})", hint=_HINT) from error
-        try:
-            answer = json.loads(content)
-        except ValueError as error:
-            raise self._fault(path, f"no JSON: {content[:80]!r}") from error
-        if not isinstance(answer, dict):
-            raise self._fault(path, f"no JSON object: {content[:80]!r}")
-        return answer
+        except (HTTPException, OSError) as error:
+            raise EnvironmentFault(f"{self._server.url}: no answer ({error})", hint=_HINT) from error
 
     def _late(self, path: str) -> EnvironmentFault:
         return EnvironmentFault(
-            f"{self._url}{path}: no answer within {self._timeout:g} s", hint="--engine-timeout gives it more"
+            f"{self._server.url}{path}: no answer within {self._timeout:g} s", hint="--engine-timeout gives it more"
         )
 
     def _fault(self, path: str, what: str) -> EnvironmentFault:
-        return EnvironmentFault(f"{self._url}{path}: {what}", hint="is it an SGLang server (0.5.23 is known to suit)?")
+        hint = "is it an SGLang server (0.5.23 is known to suit)?"
+        return EnvironmentFault(f"{self._server.url}{path}: {what}", hint=hint)
 
 
 @contextmanager
@@ -165,6 +155,4 @@ def sglang(checkpoint: Path, *, url: str, timeout: float) -> Iterator[Sglang]:
     Raises:
         UsageError: no such kind of address.
     """
-    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
-        raise UsageError(f"--engine-url {url}: expected http://HOST:PORT")
     yield Sglang(url, checkpoint, timeout)

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+from pydantic import ValidationError
 
 from g4convert.errors import EnvironmentFault
+from g4convert.verification.engine.answers import AnswerError, Told, top_logits
 from g4convert.verification.engine.process import Program
-from g4convert.verification.engine.prompts import Prompt, Refused, Started, Unfilled
+from g4convert.verification.engine.prompts import Prompt, Refused, Started, Unfilled, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
 __all__ = ["Vllm", "look_for_vllm", "vllm"]
@@ -35,6 +36,7 @@ class Vllm:
         self._program = program
         self._checkpoint = checkpoint
         self._dtype = dtype
+        self._vocab = 0
 
     def start(self, longest: int, top: int) -> Started:
         """Load the checkpoint, with a look at what no tensor reached.
@@ -46,25 +48,30 @@ class Vllm:
         answer = self._program.ask(
             do="start", model=str(self._checkpoint.resolve()), dtype=self._dtype, length=longest + _ROOM, top=top
         )
-        if answer["event"] == "failed" and answer["kind"] in {"ImportError", "ModuleNotFoundError"}:
+        try:
+            told = Told.model_validate(answer)
+        except ValidationError as error:
+            raise self._program.fault(f"it has not started as it should: {_first(error)}") from error
+        if told.event == "failed" and told.kind in {"ImportError", "ModuleNotFoundError"}:
             raise EnvironmentFault(
-                f"the engine's interpreter: {_short(answer['message'])}",
+                f"the engine's interpreter: {_short(told.message)}",
                 offenders=self._program.log().splitlines(),
                 hint="a vLLM that knows Gemma 4, with all it needs; 0.32 is known to suit",
             )
-        if answer["event"] == "failed" and not answer["unfilled"]:
-            raise Refused(_short(answer["message"]), answer["phase"], self._program.log())
+        if told.event == "failed" and not told.unfilled:
+            raise Refused(_short(told.message), told.phase, self._program.log())
+        self._vocab = vocabulary(config_of(self._checkpoint))
         return Started(
-            name=f"vLLM {answer.get('version', '')}".strip(),
-            device=answer.get("device", ""),
-            dtype=answer.get("dtype", ""),
-            decodes=answer.get("decodes", False),
-            parameters=answer["parameters"],
-            unwatched=answer["unwatched"],
-            unfilled=tuple(Unfilled(one["name"], one["share"]) for one in answer["unfilled"]),
-            supplied=tuple(answer["supplied"]),
-            causal=answer.get("causal", False),
-            mended=tuple(answer["mended"]),
+            name=f"vLLM {told.version}".strip(),
+            device=told.device,
+            dtype=told.dtype,
+            decodes=told.decodes,
+            parameters=told.parameters,
+            unwatched=told.unwatched,
+            unfilled=tuple(Unfilled(one.name, one.share) for one in told.unfilled),
+            supplied=tuple(told.supplied),
+            causal=told.causal,
+            mended=tuple(told.mended),
         )
 
     def score(self, prompt: Prompt) -> TopLogits:
@@ -76,10 +83,15 @@ class Vllm:
         """
         media = [item.to_dict() for item in prompt.media]
         answer = self._program.ask(do="score", ids=prompt.ids, rows=prompt.rows, media=media)
-        if answer["event"] == "refused":
-            raise Refused(_short(answer["message"]), "prompt", self._program.log())
-        ids, logprobs, true = (torch.tensor(answer[key]) for key in ("ids", "logprobs", "true"))
-        return TopLogits(ids, logprobs, torch.zeros(len(ids)), true)
+        if answer.get("event") == "refused":
+            raise Refused(_short(answer.get("message")), "prompt", self._program.log())
+        try:
+            ids, logprobs, true = (answer[key] for key in ("ids", "logprobs", "true"))
+            return top_logits(ids, logprobs, true, rows=len(prompt.rows), vocab=self._vocab)
+        except KeyError as error:
+            raise self._program.fault(f"an answer without {error}") from error
+        except AnswerError as error:
+            raise self._program.fault(str(error)) from error
 
 
 @contextmanager
@@ -136,3 +148,9 @@ def _short(message: Any) -> str:  # noqa: ANN401 -- JSON
     """The first lines of a fault of vLLM's."""
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     return " ".join(lines[:3])[:600] or "no message"
+
+
+def _first(error: ValidationError) -> str:
+    """The first of what is wrong with an answer."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

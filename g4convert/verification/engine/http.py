@@ -1,0 +1,136 @@
+"""One question to a server over HTTP, and its answer: bounded in total time and size, whatever the server sends.
+
+A timeout of a socket begins anew with every byte, so a server that sends one byte at a time would be waited for without
+end. Here a clock closes the connection. Redirects are not followed, and the proxy of the environment is not asked: the
+server is a neighbour.
+"""
+
+import http.client
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from socket import SHUT_RDWR, socket
+from threading import Event, Timer
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from g4convert.errors import UsageError
+from g4convert.verification.engine.answers import MOST_ANSWER, OversizeError
+
+__all__ = ["Reply", "Server"]
+
+_CONNECTIONS: Final = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer.
+
+    Args:
+        status: of HTTP.
+        reason: the server's word for it.
+        body: at most `MOST_ANSWER` bytes.
+    """
+
+    status: int
+    reason: str
+    body: bytes
+
+
+class Server:
+    """An address that is asked, each time over a new connection.
+
+    Args:
+        url: `http://HOST:PORT`, without a path.
+        timeout: seconds that an answer may take as a whole.
+
+    Raises:
+        UsageError: no such address.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        wrong = UsageError(f"--engine-url {url}: expected http://HOST:PORT")
+        try:
+            parts = urlsplit(url)
+            place = parts.hostname, parts.port
+        except ValueError as error:
+            raise wrong from error
+        if parts.scheme not in _CONNECTIONS or not place[0]:
+            raise wrong
+        self.url = url.rstrip("/")
+        self._host, self._port = place[0], place[1]
+        self._connection = _CONNECTIONS[parts.scheme]
+        self._prefix = parts.path.rstrip("/")
+        self._timeout = timeout
+
+    def ask(self, path: str, question: bytes | None = None) -> Reply:
+        """Send a question, and read the answer.
+
+        Args:
+            path: on the server.
+            question: JSON to post; None gets.
+
+        Raises:
+            TimeoutError: the whole answer did not come in time.
+            OversizeError: it is larger than any.
+            OSError: there is no server, or it broke off.
+            HTTPException: it does not speak HTTP.
+        """
+        connection = self._connection(self._host, self._port, timeout=self._timeout)
+        with _Clock(self._timeout) as clock, closing(connection):
+            clock.watch(connection)
+            headers = {"Content-Type": "application/json"}
+            connection.request("GET" if question is None else "POST", self._prefix + path, question, headers)
+            reply = connection.getresponse()
+            body = reply.read(MOST_ANSWER + 1)
+            if len(body) > MOST_ANSWER:
+                raise OversizeError
+            if reply.length:
+                raise ConnectionAbortedError(f"{reply.length} bytes of it are missing")
+        return Reply(reply.status, reply.reason, body)
+
+
+class _Clock:
+    """Closes a connection when its time is over; as a context, that is then what has happened.
+
+    Args:
+        seconds: the time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._late = Event()
+        self._socket: socket | None = None
+        self._timer = Timer(seconds, self._close)
+        self._timer.daemon = True
+
+    def watch(self, connection: http.client.HTTPConnection) -> None:
+        """Connect, and hold on to the socket: the connection forgets it before the answer is read.
+
+        Raises:
+            TimeoutError: the time was over before there was anything to close.
+            OSError: nobody is there.
+        """
+        connection.connect()
+        self._socket = connection.sock
+        if self._late.is_set():
+            raise TimeoutError
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Stop the clock.
+
+        Raises:
+            TimeoutError: the time was over, whatever reading from the closed connection has raised or found.
+        """
+        self._timer.cancel()
+        if self._late.is_set() and (error is None or isinstance(error, (OSError, http.client.HTTPException))):
+            raise TimeoutError from error
+
+    def _close(self) -> None:
+        self._late.set()
+        if self._socket is not None:
+            with suppress(OSError):  # it has ended
+                self._socket.shutdown(SHUT_RDWR)
