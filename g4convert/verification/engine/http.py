@@ -77,8 +77,8 @@ class Server:
             HTTPException: it does not speak HTTP.
         """
         connection = self._connection(self._host, self._port, timeout=self._timeout)
-        with _Clock(self._timeout) as clock, closing(connection):
-            clock.watch(connection)
+        with closing(connection), _Clock(connection, self._timeout) as clock:
+            clock.connect()
             headers = {"Content-Type": "application/json"}
             connection.request("GET" if question is None else "POST", self._prefix + path, question, headers)
             reply = connection.getresponse()
@@ -94,24 +94,26 @@ class _Clock:
     """Closes a connection when its time is over; as a context, that is then what has happened.
 
     Args:
+        connection: not yet open.
         seconds: the time.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, connection: http.client.HTTPConnection, seconds: float) -> None:
+        self._connection = connection
         self._late = Event()
         self._socket: socket | None = None
         self._timer = Timer(seconds, self._close)
         self._timer.daemon = True
 
-    def watch(self, connection: http.client.HTTPConnection) -> None:
+    def connect(self) -> None:
         """Connect, and hold on to the socket: the connection forgets it before the answer is read.
 
         Raises:
             TimeoutError: the time was over before there was anything to close.
             OSError: nobody is there.
         """
-        connection.connect()
-        self._socket = connection.sock
+        self._connection.connect()
+        self._socket = self._connection.sock
         if self._late.is_set():
             raise TimeoutError
 
@@ -131,6 +133,7 @@ class _Clock:
 
     def _close(self) -> None:
         self._late.set()
-        if self._socket is not None:
+        opened = self._socket or self._connection.sock  # the latter while TLS is agreed on
+        if opened is not None:
             with suppress(OSError):  # it has ended
-                self._socket.shutdown(SHUT_RDWR)
+                opened.shutdown(SHUT_RDWR)
