@@ -45,7 +45,7 @@ class VocabularyError(AnswerError):
         self.token = token
 
 
-class ToldUnfilled(BaseModel):
+class _Unfilled(BaseModel):
     """A parameter that no tensor reached, as the child of vLLM tells of it."""
 
     name: str
@@ -68,7 +68,7 @@ class Told(BaseModel):
     causal: bool = False
     parameters: int = Field(ge=0)
     unwatched: int = Field(ge=0)
-    unfilled: list[ToldUnfilled]
+    unfilled: list[_Unfilled]
     supplied: list[str]
     mended: list[str]
 
