@@ -181,7 +181,7 @@ def test_the_same_tokens_wherever_it_runs(packed: Packed, monkeypatch: pytest.Mo
 
 
 def numbers(report: Report) -> str:
-    """What was measured; nan is equal to nan."""
+    """Return the measurements as text; nan is equal to nan."""
     return json.dumps(report.metrics, default=str)
 
 

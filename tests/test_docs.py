@@ -131,7 +131,7 @@ def test_commands_run(
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether a shown line stands for a printed one, spaces aside."""
+    """Return True if a shown line stands for a printed one, spaces aside."""
     return bool(re.fullmatch(".*".join(re.escape(part) for part in " ".join(shown.split()).split("…")), printed))
 
 

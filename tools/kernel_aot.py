@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-"""What one program may have, by architecture."""
+"""Shared memory that one program may have, in bytes, by architecture."""
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SIZES = {"gate_up": (704, 2816), "down": (2816, 704), "linear": (4096, 2816)}  # n and k of 26B-A4B
@@ -54,9 +54,9 @@ class Variant:
     """One compiled form of `matmul`.
 
     Args:
-        kind: of product.
-        tile: how it is cut.
-        dtype: of the activations: bf16, fp16 or fp32; scales are bf16.
+        kind: kind of product.
+        tile: cut of the product.
+        dtype: dtype of the activations: bf16, fp16 or fp32; scales are bf16.
         group: weights of a scale, 0 for one scale a row.
         k: in_features, 0 for those of 26B-A4B: how many steps there are follows, and whether they are whole.
     """
@@ -69,7 +69,7 @@ class Variant:
 
     @property
     def gated(self) -> bool:
-        """Whether the weight is gate and up."""
+        """True if the weight is gate and up."""
         return self.kind == "gate_up"
 
     @property
@@ -80,15 +80,15 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the machine code of one kernel shows.
+    """Facts from the machine code of one kernel.
 
     Args:
-        registers: of a thread.
+        registers: registers of a thread.
         spills: instructions that store registers to memory or load them back, and bytes of stack.
         shared: bytes of a program.
         loop: instructions of the inner loop, by name; empty where there is none.
-        wide_copies: of them, asynchronous copies of 16 bytes.
-        waits: of them, waits for wgmma.
+        wide_copies: asynchronous copies of 16 bytes among them.
+        waits: waits for wgmma among them.
         per_weight: instructions of the loop, all threads together, by weights of a step.
         whole: instructions of a program, all threads together, by its weights.
     """
@@ -109,7 +109,7 @@ class Machine:
 
     @property
     def serialized(self) -> bool:
-        """Whether the assembler makes every wgmma wait for the one before it, which it may without a word."""
+        """True if the assembler makes every wgmma wait for the one before it, which it may without a word."""
         return 0 < self.loop["HGMMA"] <= self.waits
 
 
@@ -123,7 +123,7 @@ def compile_variant(variant: Variant, architecture: int) -> Machine:
     """Compile `matmul` and read what its machine code shows.
 
     Args:
-        variant: what to compile.
+        variant: kernel to compile.
         architecture: 80, 89, 90, 100 or 120.
     """
     tile = variant.tile
@@ -135,7 +135,7 @@ def compiled(variant: Variant, architecture: int) -> Any:  # noqa: ANN401 - Trit
     """Compile `matmul` as a GPU of an architecture would when it first meets a shape.
 
     Args:
-        variant: what to compile.
+        variant: kernel to compile.
         architecture: 80, 89, 90, 100 or 120.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the trained fixtures learn: short conversations whose answers can be foreseen.
+"""Lessons of the trained fixtures: short conversations whose answers can be foreseen.
 
     continue   the second half of a verse
     repeat     copy a clause

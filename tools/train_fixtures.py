@@ -61,7 +61,7 @@ _MEDIA_TOKENS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How long and how hard."""
+    """Length and strength of the training."""
 
     steps: int = 900
     learning_rate: float = 3e-3
@@ -128,7 +128,7 @@ def start(name: str, value: torch.Tensor) -> None:
 
 
 def is_norm(name: str) -> bool:
-    """Whether a parameter is the weight of a norm."""
+    """Return True if a parameter is the weight of a norm."""
     return "norm" in name.rsplit(".", 2)[-2]
 
 

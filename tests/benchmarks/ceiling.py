@@ -33,7 +33,7 @@ def io_seconds(source: Path, output: Path, output_bytes: int, works: Sequence[Wo
     Args:
         source: the checkpoint.
         output: file to write.
-        output_bytes: how much of it.
+        output_bytes: bytes of it to write.
         works: for each thread, what it does with a chunk, given how many chunks there are.
     """
     files = sorted(source.glob("*.safetensors"))

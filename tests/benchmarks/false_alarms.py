@@ -1,4 +1,4 @@
-"""How often `verify` cries wolf: every family, every shipped recipe, three seeds, all levels to `logits`.
+"""False alarms of `verify`: every family, every shipped recipe, three seeds, all levels to `logits`.
 
     python tests/benchmarks/false_alarms.py [SEED ...]
 
@@ -30,7 +30,7 @@ SEEDS = (0, 1, 2)
 
 
 def main(seeds: tuple[int, ...]) -> bool:
-    """Whether there was no false alarm."""
+    """Return True if there was no false alarm."""
     outcomes: dict[str, str] = {}
     for family in TRAINED:
         outcomes |= judged_all(trained(family), f"{family} trained", family, None)
@@ -47,7 +47,7 @@ def main(seeds: tuple[int, ...]) -> bool:
 
 
 def judged_all(source: Path, case: str, family: Family, profile: str | None) -> dict[str, str]:
-    """What is wrong with the output of each recipe, by case."""
+    """Return the faults found in the output of each recipe, by case."""
     outcomes: dict[str, str] = {}
     with TemporaryDirectory(prefix="g4convert-") as directory:
         for name in (name for name, recipe in recipes.shipped().items() if not recipe.is_calibrated):
@@ -59,12 +59,12 @@ def judged_all(source: Path, case: str, family: Family, profile: str | None) -> 
 
 
 def say(text: str) -> None:
-    """To standard output, at once."""
+    """Print to standard output, at once."""
     print(text, flush=True)  # noqa: T201 -- what the script is for
 
 
 def judged(source: Path, output: Path, name: str, family: Family, profile: str | None) -> str:
-    """What is wrong; empty where nothing is."""
+    """Return the faults found; empty where there are none."""
     options = {"assistant": "pack"} if "assistant" in family else {}
     try:
         convert(prepare(Job(Source.at(source), recipes.load(name, options), output, workers=1)), Quiet(), Ranks())

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BOUNDS = {torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
-"""In float32 sums of 2816 and 704 products one after the other are 1.4e-6 off; with TF32 it would be above 1e-4."""
+"""Largest relative errors. Float32 sums of 2816 and 704 products in turn are 1.4e-6 off; with TF32 above 1e-4."""
 
 Check: TypeAlias = tuple[str, float, float]
-"""What is compared, its relative error and the largest that is right."""
+"""Name of a comparison, its relative error and the largest that is right."""
 
 
 def compared(machine: Machine, sizes: Sizes, _: Results) -> Iterator[str]:
@@ -42,7 +42,7 @@ def compared(machine: Machine, sizes: Sizes, _: Results) -> Iterator[str]:
 
 
 def _tried(plan: partial[list[Check]]) -> list[Check]:
-    """What was compared; a plan that does not run is wrong, and the others still tell."""
+    """Run a comparison; a plan that does not run is wrong, and the others still tell."""
     try:
         return plan()
     except Exception as error:  # noqa: BLE001 - of the compiler, of CUDA

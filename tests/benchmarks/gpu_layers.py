@@ -1,4 +1,4 @@
-"""What the GPU benchmark runs on: random weights of true shapes, routings, and how the card is timed."""
+"""Inputs of the GPU benchmark: random weights of true shapes, routings, and the card's clock."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Sizes:
         i: intermediate size of an expert.
         e: experts.
         top_k: experts of a token.
-        tokens: of a forward.
+        tokens: tokens of a forward.
         layers: weights that are used in turn.
         check_e: experts of a layer that is compared with float64.
-        check_tokens: of those comparisons.
+        check_tokens: tokens of those comparisons.
         linears: out_features and in_features.
         copied: MB of the copy that measures bandwidth.
-        width: of the product that measures the rate.
+        width: width of the product that measures the rate.
         tuned: tokens for which tiles are measured.
     """
 
@@ -65,7 +65,7 @@ REHEARSAL = Sizes(32, 32, 4, 2, (8,), 1, 4, (1, 9), ((32, 32),), 4, 128, (1,))
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs.
+    """The card that it runs on.
 
     Args:
         device: `cuda`, or `cpu` for a rehearsal.
@@ -111,7 +111,7 @@ class Timed:
 
     Args:
         t: tokens.
-        seconds: of our layer.
+        seconds: seconds of our layer.
         moved: bytes that must move.
         done: operations.
         roof: the least seconds, by the measured ceilings.
@@ -128,7 +128,7 @@ class Timed:
 
 @dataclass
 class Results:
-    """What one section finds and another needs."""
+    """Results of one section that another needs."""
 
     bandwidth: float = 0.0
     rate: float = 0.0

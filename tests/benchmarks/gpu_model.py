@@ -47,7 +47,7 @@ def models(machine: Machine, _sizes: Sizes, _results: Results) -> Iterator[str]:
 
 
 def _tried(step: Callable[[], str]) -> tuple[bool, str]:
-    """Whether a step passed, and what it says."""
+    """Run a step and return whether it passed, and its message."""
     with _counted() as calls:
         try:
             said = step()

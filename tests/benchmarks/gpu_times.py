@@ -1,4 +1,4 @@
-"""How fast: the card's own limits, a layer of experts and its launches, and linears, beside other kernels."""
+"""Speed: the card's own limits, a layer of experts and its launches, and linears, beside other kernels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def layers(machine: Machine, sizes: Sizes, results: Results) -> Iterator[str]:
 
 
 def launches(machine: Machine, sizes: Sizes, results: Results) -> Iterator[str]:
-    """Where the time of a layer goes: each launch by itself, and what is left: torch's own, and the gaps."""
+    """Yield the time of each launch of a layer, and the rest: torch's own, and the gaps."""
     base = _base(machine, sizes)
     rows: list[tuple[int, dict[str, float]]] = []
     for row in results.layers:

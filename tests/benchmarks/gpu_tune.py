@@ -24,7 +24,7 @@ _ENOUGH = 45.0
 """Seconds that the next layer or linear may take; less is left undone."""
 
 _FEW = (Tile(16, 32, 64, 4, 2), Tile(16, 16, 64, 4, 2))
-"""What a rehearsal tries."""
+"""Tiles that a rehearsal tries."""
 
 
 def tuning(path: Path, machine: Machine, sizes: Sizes, _: Results) -> Iterator[str]:
@@ -94,7 +94,7 @@ def shipped_rows(kind: Kind, found: dict[Shape, Choice]) -> list[dict[str, int |
 
 
 def _least_loss(choices: Sequence[Choice]) -> Tile:
-    """Of the tiles that all shapes have run."""
+    """Return the tile that loses least, of those that all shapes have run."""
     common = set.intersection(*(set(choice.times) for choice in choices))
     losses = {
         tile: sum(choice.times[tile] / min(choice.times.values()) for choice in choices)

@@ -35,7 +35,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run took.
+    """Time and memory of a run.
 
     Args:
         wall: seconds from start to exit.

@@ -45,12 +45,12 @@ Rounds = dict[str, list[Cost]]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where and with what everything runs.
+    """Place and settings of all runs.
 
     Args:
         data: directory of checkpoints, outputs and logs.
         ballast: memory to hold between runs.
-        rounds: how often each run is repeated.
+        rounds: repeats of each run.
         cores: threads of the ceiling and workers of `quantize`.
         peer: interpreter that has llmcompressor, or None.
     """

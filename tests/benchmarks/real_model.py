@@ -145,7 +145,7 @@ def _tensors(gguf_file: Path) -> dict[str, torch.Tensor]:
 
 
 def _name(parent: str, leaf: str) -> str:
-    """As Gemma 4 calls it."""
+    """Return the name that Gemma 4 gives it."""
     if parent:
         return f"model.layers.{parent.removeprefix('blk.')}.{LINEARS[leaf]}.weight"
     return {"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[leaf]

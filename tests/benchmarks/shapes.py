@@ -33,7 +33,7 @@ NORMS = ("input", "post_attention", "pre_feedforward", "post_feedforward")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What sets one checkpoint apart from another.
+    """Sizes that set one checkpoint apart from another.
 
     Args:
         hidden: hidden_size.
@@ -78,7 +78,7 @@ def make(model: Model, directory: Path, *, one_shard: bool = False) -> Path:
 
     Args:
         model: one of `MODELS`.
-        directory: where to; created.
+        directory: path of the result; created.
         one_shard: everything in one file with no index.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What each command costs on a real model: seconds, CPU seconds and peak memory, in a table for docs/benchmarks.md.
+"""Cost of each command on a real model: seconds, CPU seconds and peak memory, in a table for docs/benchmarks.md.
 
     python tests/benchmarks/verify.py DIRECTORY
 
@@ -58,7 +58,7 @@ def busy() -> float:
 
 
 def say(text: str) -> None:
-    """To standard output, at once."""
+    """Print to standard output, at once."""
     print(text, flush=True)  # noqa: T201 -- what the script is for
 
 

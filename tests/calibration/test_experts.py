@@ -1,4 +1,4 @@
-"""What an expert is calibrated on: the tokens that transformers' own forward routes to it."""
+"""Inputs of an expert's calibration: the tokens that transformers' own forward routes to it."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_killed_and_continued_the_bytes_are_the_same(moe: Path, ids: Path, tmp_p
 
 
 def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_path: Path) -> None:
-    """On a trained model, whose weights GPTQ takes further from the source than any search."""
+    """The model is a trained one, whose weights GPTQ takes further from the source than any search."""
     source, output = trained(Family.MOE), tmp_path / "out"
     ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
     assert ran.status == 0, ran.err

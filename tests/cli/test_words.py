@@ -1,4 +1,4 @@
-"""What is said of values that cannot be, and of directories that are not what a command is for."""
+"""Messages on values that cannot be, and on directories that are not meant for a command."""
 
 import json
 import re

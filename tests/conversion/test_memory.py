@@ -1,4 +1,4 @@
-"""What the packed path holds of a whole 26B-A4B: arithmetic over the real names, shapes and dtypes.
+"""Memory of the packed path for a whole 26B-A4B: arithmetic over the real names, shapes and dtypes.
 
 The files are those that a conversion would write, headers and shapes included, but holes where the weights are, so a
 model is built from them as from the real ones and every tensor of it can be counted. Nothing is multiplied.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from g4convert.forward.models import Model
 
 PACKED = 24_490_000_000
-"""Of 25.2 billion weights those that are packed, to half a percent: the rest is the embedding."""
+"""Packed weights out of 25.2 billion, to half a percent: the rest is the embedding."""
 TOKENS, TOP_K, HIDDEN, INTERMEDIATE = 4096, 8, 2816, 704
 
 

@@ -1,4 +1,4 @@
-"""What an output says of itself: config, provenance, card and summary, with numbers that can be checked."""
+"""Statements of an output about itself: config, provenance, card and summary, with numbers that can be checked."""
 
 import json
 import math

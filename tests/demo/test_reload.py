@@ -186,7 +186,7 @@ def test_text_only_output_of_a_composite_source(moe: Path, packed_moe: Path, tmp
 
 
 def test_stock_transformers_leaves_the_experts_random(packed_moe: Path) -> None:
-    """Why reload brings a mapping of its own, and checks: this loads with a log line only."""
+    """Stock transformers loads this with a log line only; hence reload brings a mapping of its own, and checks."""
     with quiet_transformers():
         _, report = model_class("gemma4").from_pretrained(packed_moe, output_loading_info=True)
     assert len(report["missing_keys"]) == 3 * 2

@@ -1,4 +1,4 @@
-"""What is asked of an engine's real code, and what stands in for its layers and its configs."""
+"""Questions to an engine's real code, and stand-ins for its layers and its configs."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ class Tensor(str):
         return self
 
     def detach(self) -> Tensor:
-        """The same again."""
+        """Return itself."""
         return Tensor(self)
 
     def clone(self) -> Tensor:
-        """The same again."""
+        """Return itself."""
         return Tensor(self)
 
     def dim(self) -> int:
-        """Of a Linear."""
+        """Return the number of dimensions of a Linear's weight."""
         return 2
 
 
 def decoder_config(config: Mapping[str, Any], architecture: Architecture) -> Strict:
-    """What the engines' decoders read from a text config, by the numbers of an architecture."""
+    """Make the text config that the engines' decoders read, by the numbers of an architecture."""
     text = architecture.text
     layers = [Strict(head_dim=one.head_dim, num_key_value_heads=one.kv_heads) for one in text.layers]
     known = {
@@ -202,7 +202,7 @@ class Real:
         return _seen_in(self._model(case), self.base)
 
     def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
-        """Where the loader puts each tensor."""
+        """Return the place of each tensor, by the loader."""
         model = self._model(case)
         return _hand_out(model, tensors, model.load_weights)  # type: ignore[attr-defined]
 
@@ -246,7 +246,7 @@ def _seen_in(model: Module, base: type[Module]) -> list[Row]:
 def _hand_out(
     model: Module, names: Iterable[str], load: Callable[[list[tuple[str, Tensor]]], object]
 ) -> dict[str, str]:
-    """Where an engine's loader puts each tensor: the path of a module, `refused` or `dropped`."""
+    """Return the place that an engine's loader puts each tensor: the path of a module, `refused` or `dropped`."""
     found = {}
     for name in names:
         try:

@@ -37,10 +37,10 @@ _REAL = (
 
 
 class VllmConfig(Loose):
-    """As much of the config as models read."""
+    """The part of vLLM's config that models read."""
 
     def with_hf_config(self, hf_config: object, architectures: list[str]) -> VllmConfig:
-        """The same for an inner model."""
+        """Return the config of an inner model."""
         model = Loose(**{**self.model_config.__dict__, "hf_config": hf_config, "architectures": architectures})
         return VllmConfig(**{**self.__dict__, "model_config": model})
 

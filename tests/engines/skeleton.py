@@ -83,7 +83,7 @@ class _StandInType(type):
 
 
 class _StandIn(Anything, metaclass=_StandInType):
-    """What a capitalised name of a module that is not there gives."""
+    """Stand-in for a capitalised name of a module that is not there."""
 
     def __init_subclass__(cls, **_: object) -> None:
         """Keywords of a class statement are ignored."""
@@ -104,7 +104,7 @@ class Parameter:
 
 
 class Module:
-    """As much of torch.nn.Module as building and loading take."""
+    """The part of torch.nn.Module that building and loading take."""
 
     _modules: dict[str, Module]
     _parameters: dict[str, Parameter]
@@ -174,7 +174,7 @@ class Module:
         return type(self).__name__
 
     def post_init(self) -> None:
-        """Of transformers' PreTrainedModel."""
+        """Stand in for the method of transformers' PreTrainedModel."""
 
 
 class ModuleList(Module):
@@ -269,7 +269,7 @@ def ours(
     """An importer of an engine's own modules.
 
     Args:
-        root: where the wheel was unpacked.
+        root: directory of the unpacked wheel.
         package: the engine's top package.
         real: modules below it that are loaded from the wheel.
         given: by full module name, what stands in for its members.

@@ -63,7 +63,7 @@ def plans(family: str) -> Iterator[tuple[str, Plan]]:
 
 
 def stored_by(plan: Plan) -> dict[str, Stored]:
-    """How a plan's output stores each Linear and embedding, by canonical name in the output."""
+    """Return the form of each Linear and embedding in a plan's output, by canonical name."""
     stored = {step.packed.name.removesuffix(".weight_packed"): Stored.PACKED for step in plan.quantized}
     for name, what in expected_weights(plan.architecture).items():
         module = name.removesuffix(".weight")
@@ -216,7 +216,7 @@ def test_no_rule_is_dead() -> None:
 
 
 def _needs(contract: Contract, architecture: Architecture, rule: object) -> bool:
-    """Whether something changes without the rule."""
+    """Return True if something changes without the rule."""
     fewer = replace(contract, rules=lambda one: tuple(r for r in contract.rules(one) if r != rule))
     try:
         return fewer.modules(architecture) != contract.modules(architecture)
@@ -238,7 +238,7 @@ def test_names_of_shards_are_those_that_entries_are_tried_on(family: str) -> Non
     assert spell("model.unheard_of")["files"] == "model.unheard_of"
 
 
-# How entries are read.
+# Entries: how they are read.
 
 
 def fused(contract: Contract) -> Module:
@@ -265,7 +265,7 @@ def test_a_list_that_is_no_pattern_names_nothing_and_is_told() -> None:
     assert reading.broken == ("re:.*(", "re:[")
 
 
-# What would go wrong.
+# Faults: what would go wrong.
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -286,7 +286,7 @@ def test_what_a_recipe_writes_is_built_as_stored_by_every_version(family: str) -
 def problems(
     engine: str, ignore: list[str], targets: tuple[str, ...] = ("Linear",), **changed: Stored | None
 ) -> list[Problem]:
-    """What an engine finds wrong with the default 31B, some of its modules stored otherwise or not at all."""
+    """Return the problems of an engine with the default 31B, some of its modules stored otherwise or not at all."""
     plan = dict(plans("31B"))["w4a16-g32"]
     stored = stored_by(plan)
     for module, form in changed.items():

@@ -188,7 +188,7 @@ def test_what_a_remedy_says_is_true(engine: str, options: dict[str, object]) -> 
 
 
 def test_no_smaller_choice_of_roles_would_load() -> None:
-    """On 4 GPUs, vLLM: with one of two problems left in bf16 the experts need a flag only."""
+    """On 4 GPUs vLLM has two problems; with one of them left in bf16 the experts need a flag only."""
     whole = weights_of(MOE, {})
     sizes = {way: weights_of(MOE, options_of(way)).nbytes for way in (NO_MLP, BARE)}
     assert whole.nbytes < sizes[NO_MLP] < sizes[BARE]
@@ -402,7 +402,7 @@ def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:
 
 
 def test_a_way_that_writes_all_anew_is_the_only_one() -> None:
-    """What mends the config alone does not make it load."""
+    """A change of the config alone does not make it load."""
     mends = Remark(Topic.STORED, "config", Reason("wrong"), (Way("mend it"),))
     assert replace(Verdict("vllm", "vLLM", 1), problems=(mends,)).ways == (Way("mend it"),)
     (refused,) = verdicts(weights_of(MOE, {}), ["sglang"], [1])

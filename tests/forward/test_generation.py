@@ -233,7 +233,7 @@ def test_what_cannot_be_tuned_is_refused_before_the_model_is_loaded(
 def test_a_gpu_is_tuned_and_says_the_same(
     taught: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one that is not there, with made-up times; see test_devices."""
+    """The GPU is not there and its times are made up; see test_devices."""
     pytest.importorskip("triton")
     table = tmp_path / "tiles.json"
     monkeypatch.setenv(tiles.VARIABLE, "")
@@ -265,18 +265,18 @@ def test_a_gpu_is_tuned_and_says_the_same(
 
 
 class MadeUp:
-    """In the place of `Bench`: a longer step is faster."""
+    """Stand-in for `Bench`: a longer step is faster."""
 
     def __init__(self, shapes: object, device: torch.device) -> None:
         assert shapes
         assert device.type == "cuda"
 
     def try_out(self, _: object) -> Iterator[str]:
-        """As `Bench.try_out`."""
+        """Stand in for `Bench.try_out`."""
         yield "1 of 1 variants compiled"
 
     def seconds(self, _: tiles.Shape, tile: tiles.Tile, _repeats: int) -> float:
-        """As `Bench.seconds`."""
+        """Stand in for `Bench.seconds`."""
         return 1 / tile.block_k
 
 
@@ -347,7 +347,7 @@ def test_ctrl_c_ends_the_line_and_leaves_no_trace(
 
 
 def test_a_pipe_gets_plain_text_as_it_comes(taught: Path) -> None:
-    """In a process of its own, whose reader leaves after the first piece."""
+    """The command has a process of its own, whose reader leaves after the first piece."""
     words = [sys.executable, "-m", "g4convert", "generate", str(taught), "-p", CODE, "-q"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None

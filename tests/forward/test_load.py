@@ -28,7 +28,7 @@ def values(model: Model) -> dict[str, torch.Tensor]:
 
 
 def same(one: Model, other: Model) -> bool:
-    """Whether two models have the same tensors, bit for bit."""
+    """Return True if two models have the same tensors, bit for bit."""
     first, second = values(one), values(other)
     return first.keys() == second.keys() and all(
         tensor.dtype is second[name].dtype and torch.equal(tensor, second[name]) for name, tensor in first.items()
@@ -57,7 +57,7 @@ def test_weights_of_other_dtypes_are_cast(dtype: str, checkpoints: Checkpoints) 
 
 
 def test_casting_a_whole_model_is_not_the_same(dense: Path) -> None:
-    """Why there is a dtype and no `model.to`: it rounds the rotary tables."""
+    """`model.to` rounds the rotary tables; hence there is a dtype to load in."""
     assert not same(load(dense).to(torch.bfloat16), load(dense, dtype="bfloat16"))
 
 

@@ -53,7 +53,7 @@ def live_layers(model: Model) -> list[int]:
 
 
 def is_mapped(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's memory is a mapped weight file."""
+    """Return True if a tensor's memory is a mapped weight file."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(number, 16) for number in line.split()[0].split("-"))
         if first <= tensor.data_ptr() < last:
@@ -68,7 +68,7 @@ def forward(model: Model, prompt: Prompt) -> torch.Tensor:
 
 
 def equal(one: Outputs, other: Outputs) -> bool:
-    """Whether logits and everything inside are the same bits."""
+    """Return True if logits and everything inside are the same bits."""
     pairs = [(one.logits, other.logits)]
     if one.raw_logits is not None and other.raw_logits is not None:
         pairs.append((one.raw_logits, other.raw_logits))

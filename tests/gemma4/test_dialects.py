@@ -101,7 +101,7 @@ SPELLINGS: Mapping[str, Callable[[str], str]] = {
     "SGLang audio": sglang_audio,
     "SGLang drafter": substitute((r"^masked_embedding\.", "")),
 }
-"""Of the rest of a name; they do not disturb each other."""
+"""Spellings of the rest of a name; they do not disturb each other."""
 
 PREFIXED: Mapping[str, Callable[[str], str]] = {
     "as stored": substitute(),

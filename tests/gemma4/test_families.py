@@ -39,12 +39,12 @@ Converted = Callable[..., Made]
 
 
 def options_for(family: Family) -> dict[str, object]:
-    """What it takes to have something to quantize."""
+    """Return the options with which there is something to quantize."""
     return {"assistant": "pack"} if family in DRAFTERS else {}
 
 
 def applies(family: Family, recipe: str) -> bool:
-    """Whether a shipped recipe is meant for a family; the others are refused, see below."""
+    """Return True if a shipped recipe is meant for a family; the others are refused, see below."""
     if recipe == "w4a16-experts-only":
         return family is Family.MOE
     if recipe == "w4a16-g128":
@@ -417,7 +417,7 @@ def test_a_packed_vision_tower_is_told_apart_from_the_decoder(
 
 
 def written_document(output: Path) -> dict[str, Any]:
-    """What a conversion wrote: its config, its index, and its tensors by kind."""
+    """Return what a conversion wrote: its config, its index, and its tensors by kind."""
     config = json.loads((output / "config.json").read_text())["quantization_config"]
     index = json.loads((output / "model.safetensors.index.json").read_text())
     tensors = Checkpoint.open(output).tensors

@@ -1,4 +1,4 @@
-"""What an architecture stores: against transformers' own classes, and against the published totals."""
+"""Tensors that an architecture stores: against transformers' own classes, and against the published totals."""
 
 import json
 import subprocess
@@ -73,7 +73,7 @@ def shapes_of(architecture: Architecture) -> tuple[Shapes, Shapes]:
 
 
 def assert_same(found: Shapes, architecture: Architecture) -> None:
-    """What transformers stores is what must be there, and of the rest nothing but clip limits."""
+    """Check that all that transformers stores must be there, and that the rest is clip limits."""
     required, optional = shapes_of(architecture)
     clips = {name for name in optional if name.endswith(("_min", "_max"))}
     assert found == required | {name: optional[name] for name in clips}
@@ -139,7 +139,7 @@ def test_released_structure() -> None:
 
 
 def stored_by_transformers(config: Config) -> tuple[Shapes, set[str], Config]:
-    """What `save_pretrained` would write: names and shapes, which are weights of Linears, and the config."""
+    """Return names and shapes that `save_pretrained` would write, the weights of Linears, and the config."""
     with quiet_transformers(), torch.device("meta"):
         values = dict(config)
         loaded = AutoConfig.for_model(values.pop("model_type"), **values)

@@ -1,4 +1,4 @@
-"""What tests share: sources, damages, programs to run, records to compare with."""
+"""Helpers that tests share: sources, damages, programs to run, records to compare with."""
 
 from pathlib import Path
 

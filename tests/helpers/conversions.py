@@ -34,7 +34,7 @@ def stored(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether dtype, shape and every bit are the same, NaNs included."""
+    """Return True if dtype, shape and every bit are the same, NaNs included."""
     return (
         one.dtype is other.dtype
         and one.shape == other.shape

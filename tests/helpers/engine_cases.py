@@ -1,4 +1,4 @@
-"""What engines are asked about, and what they answered: a text that is the same for the contracts and for real code.
+"""Questions to engines, and their recorded answers: a text that is the same for the contracts and for real code.
 
 For each family: every module with its class and place, where each tensor of the default recipe's output goes, and,
 for each shipped recipe's `ignore` and each list below, which modules are built packed and which stop the engine; where
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["GOLDEN", "GROUPS", "LISTS", "Case", "Contracted", "Engine", "Row", "report"]
 
 GOLDEN: Mapping[str, str] = {"vLLM 0.33": "vllm-0.33.0", "vLLM 0.23": "vllm-0.23.0", "SGLang 0.5.23": "sglang-0.5.23"}
-"""By the contract's label, the file of recorded answers and the version that gave them."""
+"""File of recorded answers and the version that gave them, by the contract's label."""
 
 
 class Row(NamedTuple):
@@ -62,14 +62,14 @@ class Case(NamedTuple):
 
 
 class Engine(Protocol):
-    """What answers."""
+    """Code that answers."""
 
     def built(self, case: Case) -> list[Row]:
         """Every module that a form is asked for, and every plain Linear."""
         ...
 
     def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
-        """Where each tensor goes: the place of a module, `dropped` or `refused`."""
+        """Return the place of each tensor: that of a module, `dropped` or `refused`."""
         ...
 
 
@@ -215,7 +215,7 @@ def _modules(engine: Engine, case: Case) -> Iterator[str]:
 
 
 def _tensors(engine: Engine, title: str, case: Case, stored: Iterable[str]) -> Iterator[str]:
-    """What becomes of each tensor."""
+    """Yield a line on the fate of each tensor."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, place in engine.loaded(case, stored).items():
         module, _, part = name.rpartition(".")
@@ -227,7 +227,7 @@ def _tensors(engine: Engine, title: str, case: Case, stored: Iterable[str]) -> I
 
 @cache
 def _stored(family: str, changed: tuple[str, ...] = ()) -> tuple[Case, tuple[str, ...]]:
-    """What the default recipe, some of its values changed, would write: the config and the tensors of Linears."""
+    """Return the output of the default recipe, some values changed: the config and the tensors of Linears."""
     plan = _plan(family, DEFAULT, **{key: value for key, value in (_KEPT | _TOWER_TOO).items() if key in changed})
     stored = [info.name for step in plan.quantized for info in step.outputs]
     linear = {weight.name for weight in plan.inventory.weights if weight.linear}
@@ -318,7 +318,7 @@ class Contracted:
         self.contract = contract
 
     def built(self, case: Case) -> list[Row]:
-        """As the contract has it; an embedding or a tied head that no config reaches is not asked about."""
+        """Return the contract's modules; an embedding or a tied head that no config reaches is not asked about."""
         reading = self.contract.read(case.architecture, case.ignore, case.places)
         rows = []
         for module in self.contract.modules(case.architecture):
@@ -335,7 +335,7 @@ class Contracted:
         return rows
 
     def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
-        """As the contract has it."""
+        """Return the contract's places."""
         reading = self.contract.read(case.architecture, case.ignore, case.places)
         left = self.contract.left_out(case.architecture)
         modules = {shard: module for module in self.contract.modules(case.architecture) for shard in module.shards}
@@ -357,5 +357,5 @@ _FATE = {OnUnknown.RAISES: "refused", OnUnknown.DROPS: "dropped"}
 
 
 def contracts() -> dict[str, Contract]:
-    """By the label of `GOLDEN`."""
+    """Return the contracts by label of `GOLDEN`."""
     return {contract.label: contract for contract in VERSIONS if contract.label in GOLDEN}

@@ -160,7 +160,7 @@ def _blind() -> Iterator[str]:
 
 
 def _older() -> Iterator[str]:
-    """Where an older version differs from the one above."""
+    """Yield the places where an older version differs from the one above."""
     for contract in VERSIONS:
         newest = CONTRACTS[contract.engine]
         if contract is newest:

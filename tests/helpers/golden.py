@@ -23,7 +23,7 @@ def with_changes(document: Mapping[str, Any], others: Mapping[str, Mapping[str, 
     """One document as JSON, and of each other one the lines in which it differs.
 
     Args:
-        document: what the others are compared with.
+        document: document that the others are compared with.
         others: by name; a text stands for itself.
     """
     return "\n".join((_json(document), *(f"\n## {name}\n{_changes(document, one)}" for name, one in others.items())))

@@ -1,4 +1,4 @@
-"""What runs in a process of its own, where Triton interprets kernels on CPU tensors.
+"""Functions for a process of their own, where Triton interprets kernels on CPU tensors.
 
 Triton reads TRITON_INTERPRET when it is imported, and other tests compile: so a test sends a function of this module
 to `Interpreter`, by name. This process imports no kernel.
@@ -34,7 +34,7 @@ class Case:
         h: hidden size.
         i: intermediate size of an expert.
         group: weights of a scale; 0 for one a row.
-        dtype: of activations.
+        dtype: dtype of activations.
         e: experts.
         idle: experts that no token is sent to, the first and the last ones.
         top_k: experts of a token.
@@ -61,7 +61,7 @@ class Interpreter:
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), _begin)
 
     def __call__(self, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - of any function
-        """What a function of this module gives there."""
+        """Return the result of a function of this module there."""
         return self.pool.submit(function, *arguments).result()
 
 
@@ -195,7 +195,7 @@ def damaged_error(damage: str, seed: int) -> float:
 
 
 def renumbered() -> bool:
-    """Whether a layer gives the same bits with its experts in another order, ids that name none among them."""
+    """Return True if a layer gives the same bits with its experts in another order, ids that name none among them."""
     from g4convert.forward.triton.fused import moe  # noqa: PLC0415 - not before `_begin`
     from g4convert.forward.triton.packed import Packed  # noqa: PLC0415 - the same
 
@@ -210,7 +210,7 @@ def renumbered() -> bool:
 
 
 def nobody_chosen(t: int) -> bool:
-    """Whether tokens whose ids name no expert get zeros."""
+    """Return True if tokens whose ids name no expert get zeros."""
     from g4convert.forward.triton.fused import moe  # noqa: PLC0415 - not before `_begin`
 
     case = Case(t=t, h=64, i=64)
@@ -220,7 +220,7 @@ def nobody_chosen(t: int) -> bool:
 
 
 def aligned(chosen: torch.Tensor, number: int, block_m: int, fill: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `align` writes over memory that holds something."""
+    """Return the result of `align` over memory that holds something."""
     import triton  # noqa: PLC0415 - not before `_begin`
 
     from g4convert.forward.triton.routing import align, most_blocks  # noqa: PLC0415 - the same
@@ -236,7 +236,7 @@ def aligned(chosen: torch.Tensor, number: int, block_m: int, fill: int) -> tuple
 
 
 def scale_memory(group: int) -> tuple[bool, tuple[int, ...]]:
-    """Whether scales keep their values when a product puts their memory in order, and its strides then."""
+    """Return True if scales keep their values when a product orders their memory, and the strides then."""
     from g4convert.forward.triton.fused import linear  # noqa: PLC0415 - not before `_begin`
 
     case = Case(t=1, h=256, i=32, group=group)

@@ -1,4 +1,4 @@
-"""What an engine would answer, by a transformers model in its place: for the fake vLLM, server and candidates."""
+"""Answers of a transformers model in an engine's place: for the fake vLLM, server and candidates."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class ModelEngine:
         self._top = 0
 
     def start(self, longest: int, top: int) -> Started:
-        """As `Engine.start`."""
+        """Stand in for `Engine.start`."""
         assert longest > 1
         self._top = top
         return self.started
 
     def score(self, prompt: Prompt) -> TopLogits:
-        """As `Engine.score`."""
+        """Stand in for `Engine.score`."""
         media = [(item.kind, item.tensors) for item in prompt.media]
         rows = torch.tensor(prompt.rows)
         logits = logits_of(self.model, prompt.ids, media)[rows]

@@ -22,7 +22,7 @@ def little(size: str) -> Config:
 
 
 def with_little_vocabulary(config: Config) -> Config:
-    """The same, as far as tensors of a token each go; with the class of its model type."""
+    """Return the config with few tokens, as far as tensors of a token each go; with the class of its model type."""
     config.setdefault("architectures", [Architecture.from_config(config).class_name])
     text = config.get("text_config", config)
     text["vocab_size"] = VOCABULARY
@@ -32,7 +32,7 @@ def with_little_vocabulary(config: Config) -> Config:
 
 
 def tensors_of(plan: Plan) -> dict[str, TensorInfo]:
-    """What a plan would write."""
+    """Return the tensors that a plan would write."""
     infos = [copy.target for copy in plan.copied] + [info for step in plan.quantized for info in step.outputs]
     return {info.name: info for info in infos}
 
@@ -68,5 +68,5 @@ def write(directory: Path, config: Mapping[str, Any], tensors: Iterable[TensorIn
 
 
 def write_plan(directory: Path, plan: Plan, config: Mapping[str, Any]) -> Path:
-    """What a plan would write, but for the weights."""
+    """Write the output of a plan, but for the weights."""
     return write(directory, written_config(config, plan), tensors_of(plan).values(), shapes_of(plan))

@@ -13,7 +13,7 @@ TORCH = {DType.BF16: torch.bfloat16, DType.F16: torch.float16, DType.F32: torch.
 
 
 class Result:
-    """What a tile became: outputs as written, and read back by compressed-tensors."""
+    """Results of a tile: outputs as written, and read back by compressed-tensors."""
 
     def __init__(self, tiles: Tiles, weight: torch.Tensor, scheme: Scheme) -> None:
         rows, dtype = words(weight)

@@ -1,4 +1,4 @@
-"""What `inspect` says of checkpoints by others: compressed-tensors is the oracle for its own formats."""
+"""Descriptions of checkpoints by others: compressed-tensors is the oracle for its own formats."""
 
 import json
 import re

@@ -479,7 +479,7 @@ def test_damaged_tensors_are_told_by_engine_and_not_fixed(name: str, tmp_path: P
 
 @pytest.mark.parametrize("size", ["31B", "26B-A4B"])
 def test_layers_that_were_left_out_of_a_role_get_an_entry(size: str, tmp_path: Path) -> None:
-    """As other programs do with the first and the last layer."""
+    """Other programs leave out the first and the last layer."""
     plan = planned(sparse.little(size))
     kept = [
         step
@@ -522,7 +522,7 @@ def test_other_formats_have_other_rules(tmp_path: Path) -> None:
 
 
 def test_a_config_that_is_a_link_leaves_what_it_points_to(copied: Callable[..., Path], tmp_path: Path) -> None:
-    """As in the cache of the hub."""
+    """The hub's cache has such links."""
     directory = copied("31B", without("lm_head"))
     blob = tmp_path / "blob"
     (directory / "config.json").rename(blob)

@@ -29,7 +29,7 @@ REFUSED = {
     *((family, "w4a16-experts-only") for family in FAMILIES if family != "26B-A4B"),
     *((family, "text-only") for family in ("assistant", "unified assistant")),
 }
-"""What a recipe cannot do: sizes that do not divide, no experts, a drafter without its decoder."""
+"""Recipes that cannot be: sizes that do not divide, no experts, a drafter without its decoder."""
 
 
 def sources(plan: Plan) -> Counter[tuple[str, int]]:

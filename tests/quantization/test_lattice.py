@@ -51,7 +51,7 @@ def steps(groups: int, dtype: torch.dtype, generator: torch.Generator) -> torch.
 
 
 def canonical(codes: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """The same grid with the largest step, which is positive unless a code is -8."""
+    """Return the same grid with the largest step, which is positive unless a code is -8."""
     divisor = torch.tensor([gcd(*row) or 1 for row in codes.tolist()]).unsqueeze(1)
     codes = codes // divisor
     flip = (step < 0) & (codes.amin(1, keepdim=True) > -8)

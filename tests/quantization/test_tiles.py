@@ -1,4 +1,4 @@
-"""What holds for every method: odd weights, refusals, the same bits on torch, in threads and for any tiling."""
+"""Properties of every method: odd weights, refusals, the same bits on torch, in threads and for any tiling."""
 
 import subprocess
 import sys

@@ -14,7 +14,7 @@ def weight(n: int, k: int) -> np.ndarray:
 
 
 def errors(w: np.ndarray, scale: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Of each group, in float64."""
+    """Return the error of each group, in float64."""
     n, groups = scale.shape
     q = nearest_codes(w, scale).reshape(n, groups, -1)
     d = scale[:, :, None].astype(np.float64) * q - w.reshape(n, groups, -1)

@@ -27,7 +27,7 @@ LEARNED = (
     *("total", "compare", "weather", "time"),
     *("image_square", "image_wide", "image_tall", "image_padded"),
 )
-"""What both give right; docs/guides/trained-models.md says what they do not."""
+"""Probes that both get right; docs/guides/trained-models.md lists the others."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,7 +26,7 @@ def fused(form: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def run(code: str, inputs: list[np.ndarray]) -> np.ndarray:
-    """What a PTX block leaves in $0, lane by lane."""
+    """Run a PTX block and return its $0, lane by lane."""
     lanes = len(inputs[0])
     registers = {f"${i + 1}": value for i, value in enumerate(inputs)}
 

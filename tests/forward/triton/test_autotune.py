@@ -201,7 +201,7 @@ def interpreter() -> Iterator[Interpreter]:
 
 
 def benched(shapes: list[Shape], damage: str) -> list[tuple[Shape, Tile, float]]:
-    """In Triton's interpreter: what `Bench` says of two tiles, of which one is damaged, a run taking a second."""
+    """Time two tiles by `Bench` in Triton's interpreter, one of them damaged, a run taking a second."""
     from g4convert.forward.triton import fused  # noqa: PLC0415 - after TRITON_INTERPRET is set
 
     product = fused.product
@@ -278,7 +278,7 @@ class CompilesOnly:
         return GPUTarget("cuda", 90, 32)
 
     def compile(self, source: Any, **how: Any) -> Any:  # noqa: ANN401 - Triton has no types
-        """In the place of `triton.compile`."""
+        """Stand in for `triton.compile`."""
         self.compiled.append(f"{source.fn.__name__} {source.hash()} {how['options']}")
         return type("Kernel", (), {"function": None, "packed_metadata": None, **dict.fromkeys(METHODS, nothing)})()
 
@@ -287,7 +287,7 @@ METHODS = ("launch_metadata", "run")
 
 
 def nothing(*_: object) -> None:
-    """What a launch does."""
+    """Stand in for a launch."""
 
 
 @pytest.fixture
@@ -380,12 +380,12 @@ class Cuda:
             self.recording[number] += 1
 
     def synchronize(self) -> None:
-        """In the place of `torch.cuda.synchronize`."""
+        """Stand in for `torch.cuda.synchronize`."""
         self.idle = True
 
     @contextmanager
     def graph(self, recorded: Counter[int]) -> Iterator[None]:
-        """In the place of `torch.cuda.graph`."""
+        """Stand in for `torch.cuda.graph`."""
         self.recording = recorded
         yield
         self.recording = None

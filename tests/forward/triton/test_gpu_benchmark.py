@@ -254,7 +254,7 @@ def test_rows_of_the_table_that_ships_follow_from_what_was_measured(module: Modu
 
 
 def test_it_needs_torch_and_triton_only() -> None:
-    """Where it runs nothing can be installed; small models are asked for by an option."""
+    """Nothing can be installed on the machine it runs on; small models are asked for by an option."""
     heavy = "pydantic compressed_tensors numba transformers rich typer yaml safetensors"
     code = f"import sys, gpu; print([name for name in '{heavy}'.split() if name in sys.modules])"
     assert run("-c", code, interpret="0").stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""What a forward on packed words takes: the checkpoint, and a workspace that no weight is dequantized into."""
+"""Memory of a forward on packed words: the checkpoint, and a workspace that no weight is dequantized into."""
 
 from __future__ import annotations
 

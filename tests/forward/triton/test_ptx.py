@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from helpers.ptx.launch import Launch
 
 BOUNDS = {"float32": 1e-6, "float16": 8e-4, "bfloat16": 6e-3}
-"""As in Triton's interpreter: of sums in float32; of rounding what is between the products, and the result."""
+"""Bounds of Triton's interpreter, too: sums in float32, rounding between the products, and rounding of the result."""
 
 ALL = os.environ.get("G4CONVERT_AOT") == "all"
 
@@ -63,8 +63,8 @@ def run_moe(
 
     Args:
         case: the layer.
-        architecture: of the GPU.
-        tile: of both products.
+        architecture: compute capability of the GPU.
+        tile: cut of both products.
         edit: changes a kernel's PTX.
         unsent: token and choice of a pair that is sent to no expert.
     """
@@ -122,7 +122,7 @@ def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
 
 @pytest.mark.parametrize(("architecture", "tile"), _shipped(), ids=str)
 def test_each_word_is_read_once_for_each_block_of_rows(architecture: int, tile: Tile) -> None:
-    """Where blocks of columns overlap, once more; of experts without tokens, never."""
+    """Words where blocks of columns overlap are read once more; those of experts without tokens, never."""
     for launch, gates in zip(shipped(architecture, tile)[1][1:3], (2, 1), strict=True):
         n, kh, experts = (launch.arguments[name] for name in ("n", "kh", "experts"))
         blocks = torch.bincount(experts[experts >= 0], minlength=4)

@@ -31,7 +31,7 @@ def kernel(body: str, threads: int, tensors: int) -> str:
 
 
 def results(body: str, given: Array, out: int, threads: int = 32, shared: int = 0) -> Array:
-    """What a body writes into its second tensor, uint32 [out], of its first."""
+    """Run a body and return its second tensor, uint32 [out], for the first."""
     found = Tensor("out", np.zeros(4 * out, np.uint8), np.zeros(4 * out, np.bool_), result=True)
     contents = np.ascontiguousarray(given).view(np.uint8).ravel()
     memory = [Tensor("x", contents, np.ones(len(contents), np.bool_), result=False), found]
@@ -169,7 +169,7 @@ def test_wgmma_needs_its_fence_and_its_wait(change: dict[str, str], message: str
 
 
 def nearest(value: Fraction, bits: int, least: int) -> Fraction:
-    """To a float of so many significant bits, ties to even; 2^least is the smallest."""
+    """Round to a float of so many significant bits, ties to even; 2^least is the smallest."""
     if not value:
         return value
     top = math.frexp(float(value))[1]

@@ -1,4 +1,4 @@
-"""What an instruction does to each thread by itself: one function on arrays for each opcode, in a table.
+"""Instructions on each thread by itself: one function on arrays for each opcode, in a table.
 
 An opcode that is not in `TABLE`, with exactly its modifiers, is not known. Integers wrap. A float is rounded once, to
 nearest and even, from a sum that float64 holds or is rounded to odd: of the two float64 around it, the one whose last
@@ -24,10 +24,10 @@ DTYPES: dict[str, type[np.generic]] = {
     **{f"{kind}{bits}": getattr(np, f"uint{bits}") for kind in "bu" for bits in (8, 16, 32, 64)},
     **{f"s{bits}": getattr(np, f"int{bits}") for bits in (8, 16, 32, 64)},
 }
-"""Of values, by PTX's names; 16-bit floats are kept as their bits."""
+"""Types of values, by PTX's names; 16-bit floats are kept as their bits."""
 
 TABLE: dict[str, tuple[Callable[..., Array], str, tuple[str, ...]]] = {}
-"""By opcode: the function, and the types of what it gives and takes; `const` is taken as a number."""
+"""Function of each opcode, and the types of its result and arguments; `const` is taken as a number."""
 
 
 def odd(nearest: Array, error: Array) -> Array:
@@ -35,7 +35,7 @@ def odd(nearest: Array, error: Array) -> Array:
 
     Args:
         nearest: floats.
-        error: what was lost, the exact value less this one; only its sign counts.
+        error: part that was lost, the exact value less this one; only its sign counts.
     """
     bits = nearest.view(f"i{nearest.itemsize}")
     change = (error != 0) & (bits & 1 == 0) & np.isfinite(nearest)
@@ -95,7 +95,7 @@ def _narrow_pair(kind: str) -> Callable[..., Array]:
 
 
 def _of_two(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Of pairs of float32 in 64 bits."""
+    """Apply a function to pairs of float32 in 64 bits."""
 
     def run(*words: Array) -> Array:
         result = function(*(np.ascontiguousarray(word).view(np.float32).reshape(-1, 2) for word in words))

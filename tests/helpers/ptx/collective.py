@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ballot", "load_matrix", "mma", "reduce", "shuffle", "store_matrix", "wgmma"]
 
 _WARP_STORE = -16
-"""Of what stmatrix writes: less than this by the number of the warp, in place of a thread."""
+"""Writer of stmatrix's bytes: less than this by the number of the warp, in place of a thread."""
 
 
 def shuffle(operands: Operands, instruction: Instruction, mode: str) -> Step:

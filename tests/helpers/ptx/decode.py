@@ -42,7 +42,7 @@ def _step(operands: Operands, instruction: Instruction) -> Step:
 
 
 def _find(forms: Mapping[str, Callable[..., Step]], opcode: str) -> Callable[..., Step] | None:
-    """What builds an opcode, given the parts of it that vary."""
+    """Return the function that builds an opcode, given the parts of it that vary."""
     for pattern, build in forms.items():
         if found := re.fullmatch(pattern, opcode):
             return lambda operands, instruction: build(operands, instruction, *found.groups())

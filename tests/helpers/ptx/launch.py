@@ -44,7 +44,7 @@ RESULTS = {"matmul": {"out"}, "align": {"pairs", "experts"}, "top_k_sum": {"out"
 """Arguments that a kernel writes; it may not write others."""
 
 LOOSE = {("matmul", "pairs")}
-"""Of a kernel, arguments of which it reads what was never written: blocks without an expert have no pairs either, and
+"""Arguments of a kernel that may be read before they are written: blocks without an expert have no pairs either, and
 see both before they end. Such bytes are 255 here, so numbers are -1, and floats NaN."""
 
 _TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int16": "i16", "int32": "i32", "int64": "i64"}
@@ -57,7 +57,7 @@ class Launch:
     Args:
         kernel: its name.
         grid: blocks in x, y, z.
-        ptx: what ran.
+        ptx: PTX that ran.
         arguments: by name.
         memory: as it was left.
     """
@@ -69,7 +69,7 @@ class Launch:
     memory: Global
 
     def traffic(self, name: str, direction: str = "load") -> Traffic:
-        """What was moved of one argument."""
+        """Return the bytes moved of one argument."""
         return self.memory.traffic(name, direction)
 
 
@@ -116,9 +116,9 @@ def execute(ptx: str, arguments: Sequence[Tensor | int], grid: tuple[int, ...], 
 
     Args:
         ptx: one kernel.
-        arguments: of it, in order.
+        arguments: arguments of the kernel, in order.
         grid: blocks in x, and in y and z where there are more.
-        shared_bytes: of a block.
+        shared_bytes: shared memory of a block.
 
     Returns:
         Global memory; tensors have what was written.

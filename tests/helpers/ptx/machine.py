@@ -36,11 +36,11 @@ class Block:
     """One block.
 
     Args:
-        program: what it runs.
+        program: program that it runs.
         memory: global.
-        shared_bytes: of shared memory.
+        shared_bytes: bytes of shared memory.
         parameters: bits of each, by name.
-        place: of the block in the grid, x, y, z.
+        place: position of the block in the grid, x, y, z.
         grid: blocks in x, y, z.
     """
 
@@ -179,7 +179,7 @@ class Block:
 
 
 Step: TypeAlias = "Callable[[Block], None]"
-"""What one instruction does."""
+"""Effect of one instruction."""
 
 
 def run(program: Program, steps: Sequence[Step], block: Block) -> None:

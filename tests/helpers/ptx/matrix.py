@@ -1,4 +1,4 @@
-"""How matrices lie in the registers of a warp, and in shared memory.
+"""Layout of matrices in the registers of a warp, and in shared memory.
 
 That is in the PTX ISA, "Matrix fragments for mma.m16n8k16" and "Register fragments for wgmma.mma_async.m64nNk16". Lane
 l has r = l / 4 and t = l % 4; its registers, of two 16-bit values or one of 32 bits:
@@ -80,7 +80,7 @@ def accumulate(a: Array, b: Array, c: Array) -> Array:
 
 
 def transposed(rows: Array, *, trans: bool) -> Array:
-    """What each lane gets of 8x8 matrices of 16-bit values.
+    """Return the values that each lane gets of 8x8 matrices of 16-bit values.
 
     Args:
         rows: uint8 [w, x, 8, 16].
@@ -104,7 +104,7 @@ def scattered(lanes: Array, *, trans: bool) -> Array:
 
 
 def operand(descriptor: int, n: int) -> Array:
-    """Where B of a wgmma lies: addresses of 16 bytes each, [n, 2], for a descriptor of its shared memory.
+    """Return the addresses of B of a wgmma, 16 bytes each, [n, 2], for a descriptor of its shared memory.
 
     Bits 0..13 are the start, 16..29 the leading and 32..45 the stride offset, all in 16 bytes; 49..51 the base offset;
     62..63 the swizzle. The leading offset says nothing of 16 columns of a swizzled matrix.

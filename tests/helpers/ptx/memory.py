@@ -37,7 +37,7 @@ class Tensor:
     """Global memory of one tensor.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         contents: uint8 [bytes].
         defined: bool [bytes], what was ever written.
         result: whether a kernel writes it; others it reads.
@@ -53,12 +53,12 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one launch moved of one tensor, in one direction.
+    """Bytes of one tensor that one launch moved in one direction.
 
     Args:
-        bytes: that threads asked for.
-        sectors: of 32 bytes, different ones in each access of a warp: what comes from L2 where L1 never hits.
-        widths: how many accesses of a thread were so many bytes wide.
+        bytes: bytes that threads asked for.
+        sectors: sectors of 32 bytes, different ones in each access of a warp: what comes from L2 where L1 never hits.
+        widths: number of accesses of a thread, by width in bytes.
         times: int64 [bytes of the tensor], how often each was asked for.
     """
 
@@ -72,7 +72,7 @@ class Global:
     """The tensors of one launch.
 
     Args:
-        tensors: what the kernel was given.
+        tensors: tensors that the kernel was given.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -93,11 +93,11 @@ class Global:
         self.log = {direction: [(nothing, nothing, nothing)] for direction in ("load", "store")}
 
     def address(self, tensor: int) -> int:
-        """Where a tensor begins."""
+        """Return the address of a tensor's first byte."""
         return GLOBAL_BASE + self.starts[tensor]
 
     def load(self, address: Array, width: int, threads: Array, block: int) -> Array:
-        """What is there, uint8 [a, width]."""
+        """Return the bytes at addresses, uint8 [a, width]."""
         at, owner = self._place(address, width, threads, "reads")
         rows = at // width
         if self.results[owner].any():
@@ -129,10 +129,10 @@ class Global:
             tensor.contents[:], tensor.defined[:] = self.bytes[place], self.defined[place]
 
     def traffic(self, name: str, direction: str) -> Traffic:
-        """What was moved so far.
+        """Return the bytes moved so far.
 
         Args:
-            name: of a tensor.
+            name: name of a tensor.
             direction: `load` or `store`.
         """
         number = [tensor.name for tensor in self.tensors].index(name)

@@ -65,7 +65,7 @@ class Operands:
         return int(text, 0)
 
     def target(self, text: str, kind: str) -> Target:
-        """Where a result of a type goes; a wider register is filled with zeros or, of a signed type, with the sign."""
+        """Return the place of a result of a type; the rest of a wider register is zeros or the sign."""
         slot, bits, dtype = self.slots[text], self.program.registers[text], np.dtype(DTYPES[kind])
         own = 1 if kind == "pred" else 8 * dtype.itemsize
         if bits == own:
@@ -80,7 +80,7 @@ class Operands:
         return [name.strip() for name in text.strip("{}").split(",")]
 
     def address(self, text: str) -> Source:
-        """What is in brackets."""
+        """Return the source of an address in brackets."""
         found = _ADDRESS.fullmatch(text)
         if found is None:
             raise ValueError(text)
@@ -89,6 +89,6 @@ class Operands:
         return lambda block: base(block).astype(np.int64) + offset
 
     def condition(self, instruction: Instruction) -> Source:
-        """Where an instruction runs."""
+        """Return the source of an instruction's predicate."""
         value = self.source(instruction.guard, "pred")
         return (lambda block: ~value(block)) if instruction.unless else value

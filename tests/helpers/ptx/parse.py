@@ -51,9 +51,9 @@ class Program:
     """A kernel.
 
     Args:
-        name: of the entry.
+        name: name of the entry.
         parameters: type of each, by name, in order.
-        threads: of a block.
+        threads: threads of a block.
         registers: bits of each, by name; 1 for a predicate.
         instructions: in the order of the file.
         labels: the instruction that each stands before.

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["ATOMIC", "SHARED_BASE", "SOMEONE", "Shared"]
 
 SHARED_BASE = 0x400
-"""Where a program's shared memory starts on sm_90; wgmma needs it to be a multiple of 1,024."""
+"""First byte of a program's shared memory on sm_90; wgmma needs it to be a multiple of 1,024."""
 
 SOMEONE, ATOMIC, _NOBODY = -1, -2, -3
-"""In place of a thread: a warp that reads for all its threads, whose writes no single one has seen; any thread in an
+"""Numbers in place of a thread: a warp that reads for all its threads, with no single writer seen; any thread in an
 atomic operation, which may meet another one."""
 
 
@@ -51,7 +51,7 @@ class Shared:
 
     Args:
         size: bytes.
-        texts: of the program's instructions.
+        texts: texts of the program's instructions.
     """
 
     size: int
@@ -73,7 +73,7 @@ class Shared:
         self.busy = np.zeros(size, np.int32)
 
     def load(self, address: Array, width: int, threads: Array, warps: Array | None = None) -> Array:
-        """What is there, uint8 [a, width]; the warps have to be said where threads are not numbers of threads."""
+        """Return the bytes at addresses, uint8 [a, width]; `warps` is for threads that are not numbers of threads."""
         rows = self._rows(address, width, threads)
         self._refuse(self.arriving, rows, width, threads, "reads what an asynchronous copy has not been waited for to")
         self._refuse(~self.defined, rows, width, threads, "reads what was never written to")
@@ -99,7 +99,7 @@ class Shared:
         self._put(rows, data, threads)
 
     def begin_product(self, address: Array, width: int) -> tuple[Array, Array]:
-        """What a product of four warps reads, and its rows; nobody may write there before it has been waited for."""
+        """Return the bytes that a product of four warps reads, and its rows; none may be written until it ends."""
         threads = np.full(len(address), SOMEONE)
         data, rows = self.load(address, width, threads), (address - SHARED_BASE) // width
         self._refuse(self.unfenced, rows, width, threads, "reads, past fence.proxy.async, what was written to")

@@ -251,7 +251,7 @@ def test_top_tokens_may_differ_by_chance(agrees: float, severity: Severity) -> N
 
 
 def test_an_engine_in_bfloat16_has_its_floor(text_out: Path) -> None:
-    """The same answers would be far from float32's floor."""
+    """The same answers are far from float32's floor."""
     model = load(text_out, packed=False)
     half = load(text_out, packed=False, dtype="bfloat16")
     probes = make_probes(model, text_out, kinds=("prose",), tokens=1)

@@ -43,12 +43,12 @@ def out(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def model(out: Path) -> Model:
-    """What the server runs, and the reference."""
+    """Model of the server and the reference."""
     return load(out, packed=False)
 
 
 def info(out: Path, **other: object) -> dict[str, Any]:
-    """What /model_info says of this checkpoint on another machine."""
+    """Return the /model_info of this checkpoint on another machine."""
     config = json.loads((out / "config.json").read_text())
     served = {key: config[key] for key in ("model_type", "architectures")}
     return {"model_path": f"/models/{out.name}", "is_generation": True, **served, **other}

@@ -215,7 +215,7 @@ def test_nothing_is_left_when_this_process_stops(stop: type[BaseException], tmp_
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, waiting a little for whoever inherits it."""
+    """Return True if a process has ended, waiting a little for whoever inherits it."""
     for _ in range(100):
         try:
             os.kill(pid, 0)

@@ -279,7 +279,7 @@ def test_projection_keeps_lengths_and_equality() -> None:
 
 
 def test_logits_are_made_piece_by_piece_and_once_for_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of models whose last states differ: what is scored in pieces of 3 rows is what whole logits give."""
+    """Last states of the models differ; scores in pieces of 3 rows are those of whole logits."""
     torch.manual_seed(0)
     linear = torch.nn.Linear(16, VOCABULARY, bias=False)
     head = Head(linear, linear.weight.detach(), 30.0, torch.device("cpu"))
@@ -316,7 +316,7 @@ def test_every_metric_of_a_profile_is_measured() -> None:
 
 @dataclass(frozen=True)
 class Bare:
-    """What an engine shows: logits only."""
+    """A model that shows logits only, as an engine does."""
 
     rows: Given
     layers: dict[str, torch.Tensor] = field(default_factory=dict)

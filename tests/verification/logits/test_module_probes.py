@@ -70,7 +70,7 @@ def test_wrong_activation_of_an_mlp_in_bf16(e2b: Path) -> None:
 
 
 def test_where_all_gates_can_be_negative_the_forms_differ_a_lot() -> None:
-    """As in the released MoE, whose experts are narrower than the model: 5 to 45 % of the answer."""
+    """Experts are narrower than the model, as in the released MoE: 5 to 45 % of the answer."""
     torch.manual_seed(0)
 
     class Mlp(torch.nn.Module):

@@ -24,7 +24,7 @@ def media(report: Report) -> list[str]:
 
 
 def parity_holds(report: Report) -> bool:
-    """Whether all but the price of four bits, which random weights pay dearly, is in order."""
+    """Return True if all is in order but the price of four bits, which random weights pay dearly."""
     bad = [one for one in report.findings if one.severity is Severity.FAIL and "logits.loss" not in one.code]
     return not bad and any("parity" in one.code for one in report.findings)
 

@@ -29,7 +29,7 @@ FLAGS = (
 
 
 def metrics(seed: int, kl: float, *, layers: int, experts: int) -> dict[str, Any]:
-    """What `Metrics.to_dict` gives, made up."""
+    """Return made-up numbers in the form of `Metrics.to_dict`."""
     draw = random.Random(seed)  # noqa: S311 -- numbers for a picture
     histogram = [0] * (len(HISTOGRAM_EDGES) - 1)
     for _ in range(2000):
@@ -107,7 +107,7 @@ def report(*, layers: int = 30, experts: int = 128) -> dict[str, Any]:
 
 
 class Checked(HTMLParser):
-    """Whether tags nest, what they refer to, and the text."""
+    """Parser that checks nesting and references, and collects the text."""
 
     def __init__(self, markup: str) -> None:
         super().__init__()
@@ -343,7 +343,7 @@ def browse(markup: str, directory: Path, *flags: str) -> str:
 
 
 def measured(markup: str, width: int, directory: Path, *flags: str) -> Mapping[str, Any]:
-    """What a browser makes of a page in a frame of some width."""
+    """Return a browser's measurements of a page in a frame of some width."""
     frame = _MEASURE.replace("WIDTH", str(width)).replace("PAGE", escape(markup))
     dom = browse(frame, directory, "--dump-dom", *flags)
     return json.loads(unescape(dom.partition('<pre id="out">')[2].partition("</pre>")[0]))

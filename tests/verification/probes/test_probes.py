@@ -34,7 +34,7 @@ FAMILIES = {
     "text": TEXT_KINDS,
     "unified_text": TEXT_KINDS,
 }
-# What is damaged -> the buckets that must see it. All others must not change by a bit.
+# Buckets that must see each damage. All others must not change by a bit.
 PARTS = {
     ("moe", r"vision_tower.*input_proj"): {"image", "video"},
     ("moe", r"vision_tower\.std_bias"): {"image", "video"},

@@ -358,7 +358,7 @@ def activations_out(section: Section) -> None:
 
 
 PLACES = {"quantization_config": None, "compression_config": FAIL, "text_config.quantization_config": WARN}
-"""Where the section may stand, and what that is to transformers and vLLM."""
+"""Places of the section, and the severity to transformers and vLLM."""
 
 
 @pytest.mark.parametrize("place", PLACES)

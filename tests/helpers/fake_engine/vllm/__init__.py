@@ -1,4 +1,4 @@
-"""As much of vLLM's interface as `vllm_child` uses, with transformers behind it.
+"""The part of vLLM's interface that `vllm_child` uses, with transformers behind it.
 
 Its loader is as careless as vLLM's: it copies what it finds and asks for nothing. What it builds is what the directory
 FAKE_VLLM_EXPECTS holds, a good checkpoint. FAKE_VLLM_FAULT is some of these,
