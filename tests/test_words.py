@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 BEGINNINGS = re.compile(r"(Of|That|What|Where|How|Whether|Which|Why)\b")
 """First words that make a fragment of a docstring: it says what a thing is of, not what it is."""
-FOLDERS = ("demo", "gemma4")
-"""Folders that are rewritten already; the others have old forms again since the last merge."""
+PLACES = ("g4convert", "tests", "tools")
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -28,13 +27,11 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield node.value.lineno, str(node.value.value)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_docstrings_and_help_begin_with_what_a_thing_is(folder: str) -> None:
-    place = ROOT / "g4convert" / folder
-    files = place.glob("*.py") if folder == "." else place.rglob("*.py")
+@pytest.mark.parametrize("place", PLACES)
+def test_docstrings_and_help_begin_with_what_a_thing_is(place: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
-        for path in sorted(files)
+        for path in sorted((ROOT / place).rglob("*.py"))
         for line, text in texts(path)
         if BEGINNINGS.match(text)
     ]

@@ -205,7 +205,7 @@ def _check_carried(path: Path, name: str) -> None:
 
 
 def _place(name: str, why: str) -> tuple[str, str]:
-    """What is told of a file that stays behind: of those in a hidden directory, that directory."""
+    """Return the name to tell of a file that stays behind: its hidden directory, where it lies in one."""
     folder = _HIDDEN_FOLDER.match(name)
     return (folder[1], f"{_HIDDEN}, a directory") if folder else (name, why)
 

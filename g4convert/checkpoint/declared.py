@@ -65,7 +65,7 @@ class DeclaredGroup:
 
     @property
     def has_activations(self) -> bool:
-        """Whether inputs or outputs are quantized, too."""
+        """True if inputs or outputs are quantized, too."""
         return self.activations is not None or self.static_int8
 
     def differs_from(self, stored: StoredScheme) -> str:

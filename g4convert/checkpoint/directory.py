@@ -117,7 +117,7 @@ class Checkpoint:
 
     @property
     def side_files(self) -> tuple[str, ...]:
-        """What is carried over: relative posix paths, sorted."""
+        """Files that are carried over: relative posix paths, sorted."""
         return self.beside.side
 
     @property

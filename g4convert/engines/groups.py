@@ -140,5 +140,5 @@ def _groups(reading: Reading, module: Module, weights: Weights) -> list[Declared
 
 
 def _scheme(group: DeclaredGroup) -> DeclaredGroup:
-    """What a group says, without what it is called and what it is for."""
+    """Return the settings of a group, without its name and its targets."""
     return replace(group, name="", targets=())

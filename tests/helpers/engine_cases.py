@@ -271,7 +271,7 @@ def _answer(rows: Iterable[Row]) -> str:
 
 
 def _groups(rows: Iterable[Row]) -> str:
-    """What each config group is taken for; what is plain is left out."""
+    """Modules that each config group is taken for; plain ones are left out."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.form in {"packed", "stops"}:

@@ -60,7 +60,7 @@ class Inputs:
                 self.faults.append(f"round {self._rounds}: {name}: {fault}")
 
     def lines(self) -> list[str]:
-        """What happened, for people."""
+        """Describe the outcome, for people."""
         exits = [f"{name}: exits {dict(sorted(ended.items()))}" for name, ended in self._ended.items()]
         return [f"{self._rounds} rounds of inputs", *exits, *(f"WRONG: {fault}" for fault in self.faults)]
 

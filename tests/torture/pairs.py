@@ -56,7 +56,7 @@ class Pairs:
         self._finish()
 
     def lines(self) -> list[str]:
-        """What happened, for people."""
+        """Describe the outcome, for people."""
         return [
             f"{self._rounds} rounds of pairs, {sum(self._ended.values())} runs, undisturbed {self._seconds:.2f} s each",
             f"{self._killed} runs stopped by a signal; {self._continued} outputs continued",

@@ -95,7 +95,7 @@ def _chosen(out: Checkpoint, source: Checkpoint) -> set[str]:
 
 
 def _patterns(said: object) -> list[str]:
-    """What of a record can be patterns."""
+    """Return the values of a record that can be patterns."""
     listed = said if isinstance(said, list) else []
     return [one for one in listed[:MOST_PATTERNS] if isinstance(one, str) and not fault_of(one)]
 
