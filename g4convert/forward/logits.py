@@ -10,7 +10,7 @@ product. Blocks of the vocabulary are cast from the stored weight, so a streamed
 Letters: n rows that count, r rows of a piece, h hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -20,15 +20,15 @@ from g4convert.devices import device_of
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import stream_of
 
-__all__ = ["Given", "Head", "Logits", "Made", "Page", "Rows", "joined", "pieces"]
+__all__ = ["PIECE", "Given", "Head", "Logits", "Made", "Page", "Rows", "joined", "made_together", "pieces"]
 
 Rows: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """Some rows of logits, float32 [r, V], after the softcap and before it."""
 
 _BLOCK: Final = 1 << 24
 """Weights of the head that are cast at a time."""
-_PIECE: Final = 1 << 24
-"""Logits of a piece: 64 rows of the released vocabulary."""
+PIECE: Final = 1 << 25
+"""Logits of a piece: 128 rows of the released vocabulary. Each piece casts the whole head."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,16 +64,24 @@ class Head:
         """Fill `out`, float32 [r, V] on the CPU, from states [r, h]; products are made in the dtype of the states."""
         if self.weight is None:
             out.copy_(self.module(states[None])[0])
-            return
-        step = max(1, _BLOCK // self.weight.shape[1])
-        direct = states.dtype is torch.float32 and states.device.type == "cpu"
-        for begin in range(0, len(self.weight), step):
-            block = self.weight[begin : begin + step].to(states.device, states.dtype).T
+        else:
+            _multiply(self.weight, [(states, out)])
+
+
+def _multiply(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Fill each `out`, float32 [r, V], with states [r, h] times the head; a block of it is cast once for all."""
+    step = max(1, _BLOCK // weight.shape[1])
+    for begin in range(0, len(weight), step):
+        cast: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+        for states, out in given:
+            kind = states.device, states.dtype
+            if kind not in cast:
+                cast[kind] = weight[begin : begin + step].to(*kind).T
             place = out[:, begin : begin + step]
-            if direct:
-                torch.mm(states, block, out=place)
+            if states.dtype is torch.float32 and states.device.type == "cpu":
+                torch.mm(states, cast[kind], out=place)
             else:
-                place.copy_(states @ block)
+                place.copy_(states @ cast[kind])
 
 
 @dataclass(slots=True)
@@ -107,10 +115,14 @@ class Made:
 
     def rows(self, begin: int, end: int, page: Page | None = None) -> Rows:
         """Rows [begin, end) after and before the softcap, float32 [r, V]; they hold until the page is used again."""
-        states = self.states[begin:end]
         page = page or Page()
+        self.head.raw(self.states[begin:end], page.buffer(0, end - begin, self.width))
+        return self.finished(begin, end, page)
+
+    def finished(self, begin: int, end: int, page: Page) -> Rows:
+        """Rows whose products lie in the page already, after and before the softcap."""
+        states = self.states[begin:end]
         raw = page.buffer(0, len(states), self.width)
-        self.head.raw(states, raw)
         if self.head.cap is None:
             return raw, raw
         after = page.buffer(1, len(states), self.width)
@@ -156,6 +168,54 @@ Logits: TypeAlias = Made | Given
 """Logits of the rows that count."""
 
 
+@torch.no_grad()
+def made_together(models: Mapping[str, Made], begin: int, end: int, pages: Mapping[str, Page]) -> dict[str, Rows]:
+    """Make rows [begin, end) of several models.
+
+    A head's weight that several share is cast once, and what follows from equal states is made once: a packed model
+    that computes what the dequantized one does costs no product.
+
+    Args:
+        models: by name.
+        begin: the first row.
+        end: behind the last row.
+        pages: buffers by name; the rows hold until these are used again.
+    """
+    first = _first_alike(models, begin, end)
+    sharing: dict[int, list[str]] = {}
+    for name in dict.fromkeys(first.values()):
+        weight = models[name].head.weight
+        sharing.setdefault(id(models[name]) if weight is None else weight.data_ptr(), []).append(name)
+    for names in sharing.values():
+        given = [
+            (models[name].states[begin:end], pages[name].buffer(0, end - begin, models[name].width)) for name in names
+        ]
+        weight = models[names[0]].head.weight
+        if weight is None:
+            models[names[0]].head.raw(*given[0])
+        else:
+            _multiply(weight, given)
+    made = {name: models[name].finished(begin, end, pages[name]) for name in dict.fromkeys(first.values())}
+    return {name: made[other] for name, other in first.items()}
+
+
+def _first_alike(models: Mapping[str, Made], begin: int, end: int) -> dict[str, str]:
+    """Find for each model the first one that has its head and its states."""
+    first: dict[str, str] = {}
+    for name, one in models.items():
+        alike = (other for other in dict.fromkeys(first.values()) if _are_alike(one, models[other], begin, end))
+        first[name] = next(alike, name)
+    return first
+
+
+def _are_alike(one: Made, other: Made, begin: int, end: int) -> bool:
+    a, b = one.head, other.head
+    if a.weight is None or b.weight is None or a.weight.data_ptr() != b.weight.data_ptr() or a.cap != b.cap:
+        return False
+    states, others = one.states[begin:end], other.states[begin:end]
+    return states.dtype is others.dtype and states.device == others.device and torch.equal(states, others)
+
+
 def joined(parts: Sequence[Logits]) -> list[Logits]:
     """Logits of several probes, one after the other: as one where they are made by one head, as they are else."""
     made = [part for part in parts if isinstance(part, Made)]
@@ -166,5 +226,5 @@ def joined(parts: Sequence[Logits]) -> list[Logits]:
 
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:
     """Yield begin and end of the pieces of some rows."""
-    step = max(1, _PIECE // max(1, width))
+    step = max(1, PIECE // max(1, width))
     yield from ((begin, min(begin + step, rows)) for begin in range(0, rows, step))

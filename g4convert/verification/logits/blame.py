@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import torch
 
-from g4convert.forward.candidate import ModelCandidate
-from g4convert.forward.logits import Given, Logits, Page
+from g4convert.forward.candidate import ModelCandidate, Outputs
+from g4convert.forward.logits import Given, Page, joined
 from g4convert.forward.models import Model
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.kept import Rows
@@ -210,20 +210,24 @@ class _Measure:
         self._candidate = candidate
         self._probes = probes
         self._logits = [Given(reference.run(probe).logits) for probe in probes]  # made once, for every swap
+        self._together = Given(torch.cat([one.after for one in self._logits]))
         self._pages = {"reference": Page(), "candidate": Page()}
         self.roots = frozenset(roots(candidate.model))
 
     def kl(self, change: AbstractContextManager[None]) -> float:
         """Mean KL over the response tokens, inside of a change."""
-        total, tokens = 0.0, 0
         with change:
-            for probe, expected in zip(self._probes, self._logits, strict=True):
-                total += self._sum(probe, expected)
-                tokens += len(expected)
-        return total / tokens
+            return self._kl([self._candidate.run(probe) for probe in self._probes])
 
-    def _sum(self, probe: Rows, expected: Logits) -> float:
-        return float(compare(expected, self._candidate.run(probe).rows, probe.targets, self._pages).kl.sum())
+    def _kl(self, outputs: Sequence[Outputs]) -> float:
+        """Return the mean KL of what the candidate gave; one product makes all logits where one head can."""
+        parts = joined([one.rows for one in outputs])
+        expected, targets = self._logits, [probe.targets for probe in self._probes]
+        if len(parts) < len(expected):
+            expected, targets = [self._together], [torch.cat(targets)]
+        scores = zip(expected, parts, targets, strict=True)
+        total = sum(float(compare(known, part, true, self._pages).kl.sum()) for known, part, true in scores)
+        return total / len(self._together)
 
     def swapped(self, error: ModuleError, kl: float) -> Blamed:
         """Put the reference's module in the candidate's place."""
@@ -254,12 +258,11 @@ class _Measure:
                 self._reference.run(probe)
             theirs.append(expected)
         for place, note in differences.items():
-            total, tokens = 0.0, 0
-            for probe, logits, given in zip(self._probes, self._logits, theirs, strict=True):
+            outputs: list[Outputs] = []
+            for probe, given in zip(self._probes, theirs, strict=True):
                 with inputs.forced(self._candidate.model, given, place):
-                    total += self._sum(probe, logits)
-                tokens += len(logits)
-            left = total / tokens
+                    outputs.append(self._candidate.run(probe))
+            left = self._kl(outputs)
             yield Blamed(f"inputs: {place}", _share(kl, left), left, float("nan"), note, "inputs")
 
     def _loaded(self, name: str) -> str:

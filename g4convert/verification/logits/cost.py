@@ -14,6 +14,7 @@ from typing import Final, Self
 
 import torch
 
+from g4convert.forward.logits import PIECE
 from g4convert.forward.models import Config, Model
 from g4convert.progress import peak_memory
 from g4convert.quantities import duration, size
@@ -21,8 +22,6 @@ from g4convert.verification.probes.suite import Probe
 
 __all__ = ["Cost"]
 
-_PIECE: Final = 64
-"""Rows of logits that are made at a time."""
 _TRIAL: Final = (64, 1024, 4096)
 
 
@@ -58,7 +57,7 @@ class Cost:
         predictions = sum(len(probe.targets) for probe in probes)
         body, head = 2.0 * _active(model, config) * tokens, 2.0 * config.vocab_size * config.hidden_size * predictions
         states = 2 * 4 * tokens * config.hidden_size * config.num_hidden_layers
-        pages = models * _PIECE * config.vocab_size * 4 * (1 + (config.final_logit_softcapping is not None))
+        pages = models * PIECE * 4 * (1 + (config.final_logit_softcapping is not None))
         return cls((models + 1) * (body + head), peak_memory() + states + pages, len(probes), tokens, predictions)
 
     def line(self) -> str:

@@ -1,6 +1,6 @@
 """Several models' logits of the same rows, made piece by piece and compared two by two.
 
-    a piece of 64 rows:  original --head--> logits --+-- loss
+    a piece of 128 rows: original --head--> logits --+-- loss
                          dequantized ------> logits --+-- noise, parity, ...
                          packed -----------> logits --+
 
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-from g4convert.forward.logits import Given, Logits, Made, Page, Rows, joined, pieces
+from g4convert.forward.logits import Given, Logits, Made, Page, Rows, joined, made_together, pieces
 from g4convert.verification.logits.scores import TokenScores, TopLogits, score, score_top, top_logits
 
 __all__ = ["Pair", "compare", "likeliest", "score_pairs"]
@@ -91,10 +91,10 @@ def _scored(
     width = max(one.width for one in named.values() if not isinstance(one, TopLogits))
     for begin, end in pieces(len(targets), width):
         true = targets[begin:end]
-        made = {
-            name: one.rows(begin, end) if isinstance(one, TopLogits) else one.rows(begin, end, pages.get(name))
-            for name, one in named.items()
+        made: dict[str, TopLogits | Rows] = {
+            name: one.rows(begin, end) for name, one in named.items() if not isinstance(one, Made)
         }
+        made |= made_together({name: one for name, one in named.items() if isinstance(one, Made)}, begin, end, pages)
         for pair in pairs:
             found[pair].append(_one(made[pair[0]], made[pair[1]], true))
         tell(end - begin)

@@ -286,7 +286,7 @@ def test_logits_are_made_piece_by_piece_and_once_for_all_pairs(monkeypatch: pyte
     states = {name: [drawn(5, 16, seed=n), drawn(4, 16, seed=n + 9)] for n, name in enumerate("abc")}
     targets = [torch.arange(5), torch.arange(4)]
     named = {name: [Made(head, part) for part in parts] for name, parts in states.items()}
-    monkeypatch.setattr("g4convert.forward.logits._PIECE", 3 * VOCABULARY)
+    monkeypatch.setattr("g4convert.forward.logits.PIECE", 3 * VOCABULARY)
     monkeypatch.setattr("g4convert.forward.logits._BLOCK", 7 * 16)
     done: list[int] = []
     found = score_pairs(named, [("a", "b"), ("b", "c")], targets, tell=done.append)

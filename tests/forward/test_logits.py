@@ -1,0 +1,65 @@
+"""Logits that several models make together: the bits of each alone, and one cast of what they share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from g4convert.forward import logits
+from g4convert.forward.logits import Head, Made, Page, made_together
+
+if TYPE_CHECKING:
+    import pytest
+
+WIDTH, HIDDEN, ROWS = 300, 16, 5
+
+
+def made(weight: torch.Tensor, *, cap: float | None = None, dtype: torch.dtype = torch.float32) -> Made:
+    module = torch.nn.Linear(HIDDEN, len(weight), bias=False)
+    head = Head(module, weight, cap, torch.device("cpu"))
+    return Made(head, torch.randn(ROWS, HIDDEN).to(dtype))
+
+
+def test_each_has_the_bits_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logits, "_BLOCK", 64 * HIDDEN)  # five blocks, the last a short one
+    shared, other = torch.randn(WIDTH, HIDDEN).bfloat16(), torch.randn(WIDTH, HIDDEN)
+    models = {
+        "original": made(shared),
+        "dequantized": made(shared, cap=30.0),
+        "half": made(shared, dtype=torch.bfloat16),
+        "another head": made(other),
+    }
+    pages = {name: Page() for name in models}
+    together = made_together(models, 1, 4, pages)
+    for name, one in models.items():
+        alone = one.rows(1, 4)
+        assert all(torch.equal(found, wanted) for found, wanted in zip(together[name], alone, strict=True)), name
+
+
+def test_a_head_that_several_share_is_cast_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, other = torch.randn(WIDTH, HIDDEN).bfloat16(), torch.randn(WIDTH, HIDDEN).bfloat16()
+    models = {"original": made(shared), "packed": made(shared), "another head": made(other)}
+    casts: list[int] = []
+    to = torch.Tensor.to
+
+    def counted(tensor: torch.Tensor, *kind: object) -> torch.Tensor:
+        casts.append(tensor.data_ptr())
+        return to(tensor, *kind)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    made_together(models, 0, ROWS, {name: Page() for name in models})
+    assert casts == [shared.data_ptr(), other.data_ptr()]
+
+
+def test_equal_states_are_multiplied_once() -> None:
+    shared = torch.randn(WIDTH, HIDDEN).bfloat16()
+    one, capped = made(shared), made(shared, cap=30.0)
+    packed = Made(one.head, one.states.clone())
+    models = {"dequantized": one, "packed": packed, "capped": Made(capped.head, one.states.clone())}
+    found = made_together(models, 0, ROWS, {name: Page() for name in models})
+    assert found["packed"][0] is found["dequantized"][0]
+    assert not torch.equal(found["capped"][0], found["dequantized"][0])
+    packed.states[2, 3] += 1
+    again = made_together(models, 0, ROWS, {name: Page() for name in models})
+    assert torch.equal(again["packed"][0], packed.rows(0, ROWS)[0])
