@@ -46,8 +46,8 @@ class Pairs:
         self._place.mkdir()
         pair = [self._started(overwrite=chance.random() < 0.3) for _ in range(chance.choice((1, 2, 2)))]
         for victim in pair:
-            time.sleep(chance.uniform(0.05, 1.0) * self._seconds)
-            if chance.random() < 0.7:
+            time.sleep(chance.uniform(0.1, 0.8) * self._seconds)
+            if chance.random() < 0.85:
                 victim.send(chance.choice(_SIGNALS))
         for ended in [run.wait() for run in pair]:
             self._judge(ended)
@@ -83,12 +83,14 @@ class Pairs:
         if status:
             status = self._judge(self._started(overwrite=True).wait())
         if status and not self._is_anybodys():
-            self.faults.append(f"round {self._rounds}: cannot be finished: exit {status}")
+            files = sorted(str(path.relative_to(self._place)) for path in self._place.rglob("*"))
+            self.faults.append(f"round {self._rounds}: cannot be finished: exit {status}: {files}")
 
     def _is_anybodys(self) -> bool:
-        """A directory with files of others and no journal is refused whatever the command is told."""
+        """A directory with files of others or links, and no journal, is refused whatever the command is told."""
         partial = self._place / "out.partial"
-        return partial.is_symlink() or ((partial / "stray").exists() and not any(partial.glob("journal*")))
+        strange = any(path.is_symlink() or path.name == "stray" for path in (partial, *partial.rglob("*")))
+        return strange and not any(partial.glob("journal*"))
 
     def _judge(self, ended: Ended) -> int:
         self._ended[ended.status] += 1

@@ -10,6 +10,7 @@ compiled  Has the compiled inner loops of the scores
 states    Compares hidden states and routers
 noise     Measures how far a model is from itself when only rounding differs
 kept      Keeps outputs of the reference until the candidate has run
+intact    Says whether a stored reference can be believed
 capture   Stores a reference in one file
 trace     Looks into a candidate, module by module
 teacher   Feeds each module the inputs of the reference

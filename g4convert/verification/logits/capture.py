@@ -29,9 +29,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from g4convert import __version__
+from g4convert.checkpoint.header import parse_object, read_header
 from g4convert.errors import FormatError, InputError
 from g4convert.forward.candidate import Candidate, Outputs
 from g4convert.forward.logits import Given
+from g4convert.forward.models import Config
+from g4convert.verification.logits.intact import DIGEST, MOST_PROBES, digest, faults_of, misfits
 from g4convert.verification.logits.kept import Kept, Projection, States, run_each
 from g4convert.verification.logits.metrics import METRICS_VERSION
 from g4convert.verification.logits.scores import TopLogits
@@ -45,6 +48,7 @@ FULL_VOCABULARY: Final = 4096
 
 _FACTS: Final = "g4convert_reference"
 """The only key of the metadata, JSON: with several, their order and so the file's bytes would be random."""
+_AGAIN: Final = "make one with `g4convert reference MODEL -o FILE`"
 _STATES: Final = ("layers", "embedders", "routers")
 
 
@@ -72,35 +76,67 @@ class Captured:
             InputError: no such file, not such a file, or of another version of the metrics.
         """
         try:
+            read_header(path.parent, path.name)  # strictly; the library is laxer
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not iterable
+        except InputError as error:
+            raise InputError(f"{path}: cannot be read as a stored reference: {error.message}", hint=_AGAIN) from error
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot be read as a stored reference: {error}") from error
+            raise InputError(f"{path}: cannot be read as a stored reference: {error}", hint=_AGAIN) from error
         if _FACTS not in metadata:
-            raise InputError(
-                f"{path}: not a stored reference", hint="make one with `g4convert reference MODEL -o FILE`"
-            )
-        facts = json.loads(metadata[_FACTS])
-        if facts["metrics_version"] != METRICS_VERSION:
-            found = f"metrics version {facts['metrics_version']}, expected {METRICS_VERSION}"
+            raise InputError(f"{path}: not a stored reference", hint=_AGAIN)
+        facts = parse_object(metadata[_FACTS].encode(), f"{path}: its metadata", _AGAIN)
+        if facts.get("metrics_version") != METRICS_VERSION:
+            found = f"metrics version {facts.get('metrics_version')!s:.20}, expected {METRICS_VERSION}"
             raise InputError(f"{path}: {found}", hint="store the reference again with this version")
+        if facts.pop(DIGEST, None) != digest(facts, tensors):
+            raise FormatError(f"{path}: damaged: its content has another digest than it says", hint=_AGAIN)
         return cls._of(path, facts, tensors)
 
     @classmethod
     def _of(cls, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
         probes: list[Probe] = []
         kept: dict[str, Kept] = {}
+        wrong: list[str] = []
         try:
-            for number, (name, bucket, arguments) in enumerate(facts["probes"]):
+            for number, (name, bucket, arguments) in enumerate(facts["probes"][:MOST_PROBES]):
                 mine = _under(tensors, str(number))
-                probes.append(Probe(name, bucket, _decoded(arguments, tensors), mine["response"], mine["targets"]))
-                kept[name] = _kept(mine)
-        except (KeyError, ValueError) as error:
-            raise FormatError(f"{path}: a stored reference without {error}") from error
-        matrices = {int(width): matrix for width, matrix in _under(tensors, "projection").items()}
+                probe = Probe(str(name), str(bucket), _decoded(arguments, tensors), mine["response"], mine["targets"])
+                kept[probe.name] = _kept(mine)
+                wrong += (f"{number}.{fault}" for fault in faults_of(probe, kept[probe.name]))
+                probes.append(probe)
+            matrices = {int(width): matrix for width, matrix in _under(tensors, "projection").items()}
+        except KeyError as error:
+            raise FormatError(f"{path}: a stored reference without {error}", hint=_AGAIN) from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise FormatError(f"{path}: a stored reference of another form ({error})", hint=_AGAIN) from error
+        if len(facts["probes"]) != len(kept) or not kept:
+            wrong.append(f"{len(facts['probes'])} probes, {len(kept)} of them with a name of their own")
+        wrong += (
+            f"projection.{width}: {[*matrix.shape]}, expected [{width}, n]"
+            for width, matrix in matrices.items()
+            if matrix.ndim != 2 or len(matrix) != width or matrix.dtype is not torch.float32
+        )
+        if wrong:
+            text = f"{path}: a stored reference whose tensors are of other shapes than its probes need"
+            raise FormatError(text, offenders=wrong, hint=_AGAIN)
         others = {key: value for key, value in facts.items() if key != "probes"}
         return cls(tuple(probes), kept, Projection(matrices=matrices), others)
+
+    def check_fits(self, path: Path, config: Config) -> None:
+        """Whether it can be of the model that is judged.
+
+        Args:
+            path: what messages call it.
+            config: of the model.
+
+        Raises:
+            InputError: its tokens or layers are not the model's.
+        """
+        if wrong := [*misfits(self.probes, self.kept, config)]:
+            hint = "pass the reference of the checkpoint that the output was made of"
+            raise InputError(f"{path}: a stored reference of another model", offenders=wrong, hint=hint)
 
 
 def capture(
@@ -140,9 +176,10 @@ def capture(
         "transformers": transformers.__version__,
         **(facts or {}),
     }
-    metadata = {_FACTS: json.dumps(others | {"probes": described})}
     partial = path.with_name(f"{path.name}.partial")
     stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    said = json.loads(json.dumps(others | {"probes": described}))
+    metadata = {_FACTS: json.dumps(said | {DIGEST: digest(said, stored)})}
     partial.write_bytes(save(stored, metadata=metadata))  # save_file would give it to its owner alone
     partial.replace(path)
     return Captured(

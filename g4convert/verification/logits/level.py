@@ -75,6 +75,8 @@ def run_logits(
             runs = candidate(asked.output) if candidate else _packed(asked, dtype, dequantized)
         except Unfit as refused:
             return Judged(tuple(_refused(refused)), {})
+        if stored is not None and asked.reference is not None:
+            stored.check_fits(asked.reference, dequantized.config)
         alone = not Architecture.from_config(Checkpoint.open(asked.output).config).is_composite
         stored, left = _taken(stored, alone=alone)
         original = _original(asked, dtype, dequantized, alone=alone) if costs else None

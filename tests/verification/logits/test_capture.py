@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from g4convert.errors import FormatError, InputError
+from g4convert.errors import InputError
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given
@@ -81,7 +81,7 @@ def test_layers_stay_in_order(tmp_path: Path) -> None:
     class Deep:
         def run(self, _: object) -> Outputs:
             return Outputs(
-                Given(torch.randn(8, 20)), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)}
+                Given(torch.randn(4, 20)), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)}
             )
 
     capture(Deep(), [probe], tmp_path / "ref", source="")
@@ -153,10 +153,6 @@ def test_other_files_are_refused(reference: ModelCandidate, probes: Sequence[Pro
         Captured.open(path)
     save_file({"x": torch.zeros(1)}, path, metadata={"g4convert_reference": '{"metrics_version": 0}'})
     with pytest.raises(InputError, match="metrics version 0, expected 1"):
-        Captured.open(path)
-    facts = '{"metrics_version": 1, "probes": [["a", "b", {"tensor": "0.x"}]]}'
-    save_file({"x": torch.zeros(1)}, path, metadata={"g4convert_reference": facts})
-    with pytest.raises(FormatError, match=r"a stored reference without '0\.x'"):
         Captured.open(path)
     capture(reference, probes[:1], path, source="")
     assert len(Captured.open(path).probes) == 1  # what was there is replaced
