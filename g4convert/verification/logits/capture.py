@@ -125,7 +125,7 @@ class Captured:
         return cls(tuple(probes), kept, Projection(matrices=matrices), others)
 
     def check_fits(self, path: Path, config: Config) -> None:
-        """Whether it can be of the model that is judged.
+        """Refuse one that cannot be of the model that is judged.
 
         Args:
             path: what messages call it.
