@@ -266,6 +266,12 @@ def _weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tupl
     if not weights:
         raise without_weights(directory, names) or _no_weights(directory, names)
     if absent := _absent_parts(weights):
+        if stale := _partial_sets(weights, absent):
+            raise InputError(
+                f"{directory}: two sets of shards, {' and '.join(stale)} incomplete",
+                offenders=absent,
+                hint=f"delete {' and '.join(stale)}, or the others if these are newer and the rest can be copied",
+            )
         raise InputError(
             f"{directory}: {len(absent)} of its shards and {INDEX} are missing",
             offenders=absent,
@@ -284,6 +290,12 @@ def _absent_parts(weights: Sequence[str]) -> list[str]:
         for number in range(1, int(total) + 1)
         if (name := f"{stem}-{number:05d}-of-{total}.safetensors") not in present
     ]
+
+
+def _partial_sets(weights: Iterable[str], absent: Iterable[str]) -> list[str]:
+    """Return the sets of shards of which some are missing, where another one is whole; an earlier save leaves such."""
+    lacking, present = ({_SHARD.sub(r"\1-*-of-\3.safetensors", name) for name in of} for of in (absent, weights))
+    return sorted(lacking) if present - lacking else []
 
 
 def _no_weights(directory: Path, names: Sequence[str]) -> InputError:

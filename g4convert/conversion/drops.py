@@ -1,7 +1,7 @@
 """Conditions for leaving out a tensor: checked on the bytes, before anything is written.
 
-A tied `lm_head.weight` may go only if it equals the embedding; the weight of a norm that has none in Gemma 4
-only if it is all ones.
+A tied `lm_head.weight` may go only if it equals the embedding, also as fp32 numbers of a bf16 one; the weight of a
+norm that has none in Gemma 4 only if it is all ones.
 """
 
 from collections.abc import Iterable
@@ -15,6 +15,9 @@ from g4convert.tensors import DType
 __all__ = ["check_drops"]
 
 _BLOCK = 8 << 20
+_ONES = "ones"
+_HEAD = "for a head of its own, set `tie_word_embeddings: false` at the top level of config.json"
+_NORM = "the norm was trained, or the weights are another model's: no Gemma 4 computes with them"
 _ONE = {DType.BF16: b"\x80\x3f", DType.F16: b"\x00\x3c", DType.F32: b"\x00\x00\x80\x3f"}
 """The bytes of 1.0."""
 
@@ -25,18 +28,19 @@ def check_drops(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
     Raises:
         InputError: one has another; names all of them.
     """
-    wrong = [line for drop in plan.dropped if drop.must_equal for line in _check(drop, checkpoint, reader)]
+    wrong = {line: drop for drop in plan.dropped if drop.must_equal for line in _check(drop, checkpoint, reader)}
     if wrong:
+        hints = dict.fromkeys(_NORM if drop.must_equal == _ONES else _HEAD for drop in wrong.values())
         raise InputError(
             "tensors that may only be left out with a certain value have another",
-            offenders=wrong,
-            hint="for a head of its own, set `tie_word_embeddings: false` at the top level of config.json",
+            offenders=[*wrong],
+            hint="; ".join(hints),
         )
 
 
 def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
     stored = checkpoint.tensors[drop.source.name]
-    if drop.must_equal == "ones":
+    if drop.must_equal == _ONES:
         ones = _ONE.get(drop.source.dtype, b"") * drop.source.numel
         if _bytes(stored, reader, 0, drop.source.nbytes) != ones:
             yield f"{drop.source.name}: has values other than 1, but this norm has no weight in Gemma 4"
@@ -45,13 +49,27 @@ def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
 
 
 def _same(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
-    if (one.info.dtype, one.info.shape) != (other.info.dtype, other.info.shape):
+    """Return True if two tensors hold the same numbers; of two dtypes, bf16 is compared as the fp32 that it is."""
+    if one.info.shape != other.info.shape:
         return False
-    size = one.info.nbytes
+    narrow, wide = sorted((one, other), key=lambda stored: stored.info.nbytes)
+    if narrow.info.dtype is not wide.info.dtype and (narrow.info.dtype, wide.info.dtype) != (DType.BF16, DType.F32):
+        return False
+    size, times = narrow.info.nbytes, wide.info.nbytes // max(narrow.info.nbytes, 1)
     return all(
-        _bytes(one, reader, at, min(_BLOCK, size - at)) == _bytes(other, reader, at, min(_BLOCK, size - at))
+        _widened(_bytes(narrow, reader, at, length), times) == _bytes(wide, reader, at * times, length * times)
         for at in range(0, size, _BLOCK)
+        for length in (min(_BLOCK, size - at),)
     )
+
+
+def _widened(numbers: bytearray, times: int) -> bytearray:
+    """Numbers of bf16 as fp32: their bytes are the upper half, little-endian."""
+    if times == 1:
+        return numbers
+    found = bytearray(2 * len(numbers))
+    found[2::4], found[3::4] = numbers[0::2], numbers[1::2]
+    return found
 
 
 def _bytes(stored: StoredTensor, reader: Reader, begin: int, nbytes: int) -> bytearray:

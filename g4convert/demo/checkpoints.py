@@ -254,7 +254,7 @@ def _build(config: Config) -> Model:
     except ValueError as error:  # 5.23.0 and assistants, all of whose layers share keys and values
         raise EnvironmentFault(
             f"transformers {transformers.__version__} does not construct {config.model_type}: {error}",
-            hint="take another release, 5.22.2 does",
+            hint="take another release: 5.22.2 and 5.24.0 do",
         ) from error
 
 

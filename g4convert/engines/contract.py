@@ -68,7 +68,7 @@ class Contract:
     Args:
         engine: `vllm`, `sglang` or `transformers`.
         title: the engine's usual spelling.
-        versions: those that were read, such as `0.33` or `5.17 to 5.23`.
+        versions: those that were read, such as `0.33` or `5.17 to 5.24`.
         rules: rules that turn the checkpoint modules of an architecture into the engine's.
         names: renames of checkpoint modules, before the rules.
         paths: from the names of its modules to where tensors are loaded.

@@ -1,4 +1,4 @@
-r"""transformers 5.17 to 5.23, which hands the matching to compressed-tensors (0.17 to 0.20).
+r"""transformers 5.17 to 5.24, which hands the matching to compressed-tensors (0.17 to 0.20).
 
 names       as in the files; of a unified model the embedder's parts lie below `embed_vision`
             (transformers `conversion_mapping.py`, entry `gemma4_unified`). Entries are not renamed
@@ -9,6 +9,9 @@ matching    compressed_tensors `utils/match.py`, `match_named_modules`: equality
 group       `utils/match.py`, `match_targets`: names before classes, whole names before patterns, then the alphabet
 experts     3-D parameters, no modules: stored one by one they are matched as Linears would be and then left
             aside, and the experts stay random, for `conversion_mapping.py` has no entry that merges them
+releases    from 5.23 on zero points are refused (`weight_zero_point` has another shape) unless dequantized while
+            loaded, and so are scales of activations without a dimension; before 5.24 a `kv_cache_scheme`
+            raises where layers differ in their heads; 5.23 builds no assistants
 kv shared   layers that share keys and values have neither projection
 """
 
@@ -86,7 +89,7 @@ def _matching(_: Architecture) -> Matching:
 CONTRACT: Final = Contract(
     engine="transformers",
     title="transformers",
-    versions="5.17 to 5.23",
+    versions="5.17 to 5.24",
     rules=_rules,
     names=_names,
     paths=_paths,
@@ -97,4 +100,4 @@ CONTRACT: Final = Contract(
     blind=("experts that are stored one by one: the report of unexpected and missing names is a warning",),
     stacks_experts=True,
 )
-"""transformers 5.17 to 5.23."""
+"""transformers 5.17 to 5.24."""

@@ -10,7 +10,7 @@ import torch
 
 from g4convert.errors import GateError
 from g4convert.forward.media import call
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, cache_name
 
 __all__ = ["ends", "greedy"]
 
@@ -38,11 +38,11 @@ def greedy(model: Model, ids: Sequence[int], *, max_new_tokens: int) -> Iterator
     Raises:
         GateError: a logit is not finite.
     """
-    last, cache = torch.tensor([list(ids)]), None
+    last, cache, name = torch.tensor([list(ids)]), None, cache_name(model)
     for _ in range(max_new_tokens):
-        arguments = {"input_ids": last, "past_key_values": cache, "logits_to_keep": 1}
+        arguments = {"input_ids": last, name: cache, "logits_to_keep": 1}
         output = call(model, arguments, use_cache=True)
-        cache, logits = output.past_key_values, output.logits[0, -1].float().cpu()
+        cache, logits = output[name], output.logits[0, -1].float().cpu()
         if not bool(logits.isfinite().all()):
             raise GateError("the model's logits are not finite", hint="`g4convert verify` finds out where")
         token = int(logits.argmax())

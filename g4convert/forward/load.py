@@ -47,6 +47,7 @@ Memory: TypeAlias = Literal["resident", "stream", "auto"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEAD = "lm_head.weight"
+_ROWS = 1 << 13  # of a table, compared at once
 
 
 def load(  # noqa: PLR0913 -- what is loaded, and five ways to
@@ -174,9 +175,13 @@ def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[Misfit
 
 def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) -> bool:
     embedding = contents.plain(f"{contents.architecture.text_prefix}embed_tokens.weight")
-    if embedding is None or files[embedding.name].dtype is not head.dtype:
+    if embedding is None:
         return False
-    return torch.equal(files[embedding.name], head)
+    table = files[embedding.name]
+    if table.dtype is head.dtype:
+        return torch.equal(table, head)
+    blocks = ((table[row : row + _ROWS], head[row : row + _ROWS]) for row in range(0, len(head), _ROWS))
+    return all(torch.equal(one.float(), other.float()) for one, other in blocks)
 
 
 def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> Model:
@@ -195,7 +200,7 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
         except ValueError as error:  # 5.23.0 and assistants
             raise EnvironmentFault(
                 f"transformers {transformers.__version__} does not construct {config.model_type}: {error}",
-                hint="take another release, 5.22.2 does",
+                hint="take another release: 5.22.2 and 5.24.0 do",
             ) from error
         for name, buffer in list(model.named_non_persistent_buffers()):
             put(model, name, torch.empty_like(buffer, device="cpu"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from inspect import signature
 from io import StringIO
 from typing import Any, TypeAlias
 
@@ -9,7 +10,7 @@ import transformers
 
 from g4convert.errors import UnsupportedError
 
-__all__ = ["Config", "Model", "ModelClass", "model_class", "quiet_transformers"]
+__all__ = ["Config", "Model", "ModelClass", "cache_name", "model_class", "quiet_transformers"]
 
 _CLASSES = {
     "gemma4": "Gemma4ForConditionalGeneration",
@@ -35,6 +36,11 @@ def model_class(model_type: str) -> ModelClass:
     if model_type not in _CLASSES:
         raise UnsupportedError(f"model_type {model_type!r} is not one of {', '.join(_CLASSES)}")
     return getattr(transformers, _CLASSES[model_type])
+
+
+def cache_name(model: Model) -> str:
+    """What `forward` calls its key/value cache, as an argument and in its output: `cache` from 5.24.0 on."""
+    return "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
 
 
 @contextmanager

@@ -13,12 +13,18 @@ from dataclasses import dataclass
 
 from g4convert.gemma4.architecture import Architecture
 from g4convert.gemma4.matching import Schema
+from g4convert.names import Name
 
 __all__ = ["Fault", "cause"]
 
 _VISION = ("vision_tower.", "vision_embedder.", "embed_vision.")
 _AUDIO = ("audio_tower.", "embed_audio.")
 _BUFFERS = ("layer_scalar", "std_bias", "std_scale")
+_HEADS = {
+    "v_head.": "v_head is the value head of a trainer (TRL): delete its tensors, or save the model without it",
+    "score.": "score is the head of a classifier (...ForSequenceClassification), which does not generate text",
+    "classifier.": "classifier is the head of a classifier, which does not generate text",
+}
 _SEVERAL = 3  # of as many tensors, two names each are no accident
 
 
@@ -43,14 +49,38 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
     names = [fault.name for fault in faults]
     if kinds == {"ambiguous"} and len(faults) >= _SEVERAL:
         return "two copies of one model in one directory, under different names: delete the files of one"
-    if kinds == {"unknown"} and all(_is(name, _VISION + _AUDIO) for name in names):
-        return _unknown_media(names, architecture)
+    if kinds == {"unknown"}:
+        return _unknown(names, architecture)
     if kinds == {"missing"} and all(name.rpartition(".")[2] in _BUFFERS for name in names):
         what = " and ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
         return f"{what}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
     if kinds == {"missing"}:
         return _missing_media(set(names), schema)
     return ""
+
+
+def _unknown(names: Collection[str], architecture: Architecture) -> str:
+    """The remedy for tensors that the config does not know, where they are all of one kind."""
+    if all(_is(name, _VISION + _AUDIO) for name in names):
+        return _unknown_media(names, architecture)
+    if all(_is_value_of_k_eq_v(name, architecture) for name in names):
+        return (
+            "attention_k_eq_v says that these layers have no v_proj: delete it if it is a copy of k_proj, or else set "
+            "attention_k_eq_v to false"
+        )
+    return _foreign_heads(names)
+
+
+def _foreign_heads(names: Collection[str]) -> str:
+    """The remedy for heads that are no language model's; empty where other names are unknown, too."""
+    found = [remedy for start, remedy in _HEADS.items() if all(name.startswith(start) for name in names)]
+    return found[0] if found else ""
+
+
+def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
+    number, layers = Name(name).decoder_layer, architecture.text.layers
+    is_value = Name(name).in_layer == "self_attn.v_proj.weight"
+    return is_value and number is not None and number < len(layers) and layers[number].k_eq_v
 
 
 def _is(name: str, parts: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4.dialects import with_numbers, without_numbers
+from g4convert.tensors import TensorInfo
 
 __all__ = ["Neighbours", "quantized_format", "refuse_adapters", "refuse_quantized"]
 
@@ -21,6 +22,8 @@ _FORMATS = (
     ("GPTQ or AWQ", r"\.(qweight|qzeros|g_idx|scales)$"),
     ("FP8", r"(weight_scale_inv|weight_scale|input_scale|_proj_scale)$"),
 )
+_BITSANDBYTES = _FORMATS[0][0]
+_LEFTOVER = re.compile(r"(\.weight)?\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+)$")
 _PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _FORMATS)
 _ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|modules_to_save|original_module)(\.|$)")
 _NEAREST_MOST = 32  # kinds of unknown names worth a search; a checkpoint with more is something else altogether
@@ -38,14 +41,25 @@ def quantized_format(names: Iterable[str]) -> tuple[str, tuple[str, ...]] | None
     return (found, telling[found]) if found else None
 
 
-def refuse_quantized(unknown: Iterable[str]) -> None:
+def refuse_quantized(unknown: Iterable[str], tensors: Mapping[str, TensorInfo]) -> None:
     """Raise where names belong to a checkpoint that is already quantized.
+
+    Args:
+        unknown: names that fit nothing.
+        tensors: every stored tensor.
 
     Raises:
         UnsupportedError: names the format, how many tensors and one of them.
+        InputError: scales are left over beside weights that are not quantized.
     """
     if found := quantized_format(unknown):
         name, hits = found
+        weights = [tensors.get(_LEFTOVER.sub(".weight", hit)) for hit in hits]
+        if name == _BITSANDBYTES and all(one is not None and one.dtype.is_weight for one in weights):
+            raise InputError(
+                f"{len(hits)} tensors of bitsandbytes beside weights that are not quantized, such as {hits[0]}",
+                hint="a merge left them: delete them, unless the weights are whole numbers, which none has scaled back",
+            )
         raise UnsupportedError(
             f"already quantized: {name}, {len(hits)} tensors such as {hits[0]}",
             hint="start from the bf16 checkpoint; `g4convert inspect` describes this one",

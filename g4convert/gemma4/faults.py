@@ -47,7 +47,7 @@ def raise_faults(found: Found) -> None:
         InputError: an adapter that is not merged, or tensors that do not make this architecture.
     """
     refuse_adapters(found.match.unknown)
-    refuse_quantized(found.match.unknown)
+    refuse_quantized(found.match.unknown, found.tensors)
     _refuse_quantized_dtypes(found.match, found.tensors)
     faults = _faults(found)
     if faults:

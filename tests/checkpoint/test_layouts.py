@@ -182,3 +182,24 @@ def test_what_training_leaves_stays_behind(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(directory)
     assert checkpoint.side_files == tuple(sorted(kept))
     assert checkpoint.stray_files == tuple(sorted(left))
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_shards_of_an_earlier_save_are_named_and_may_be_deleted(
+    indexed: bool,  # noqa: FBT001 -- a parameter
+    tmp_path: Path,
+) -> None:
+    """A save over another one leaves its shards (unsloth-zoo pull request 808)."""
+    whole = {"model-00001-of-00002.safetensors": {"a": A}, "model-00002-of-00002.safetensors": {"b": B}}
+    stale = {"model-00001-of-00004.safetensors": {"a": A}}
+    out = write_checkpoint(tmp_path / "m", {**whole, **stale}, index=False)
+    if indexed:
+        places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        assert Checkpoint.open(out).stray_files == ("model-00001-of-00004.safetensors",)
+        return
+    error = refusal(out)
+    assert "two sets of shards, model-*-of-00004.safetensors incomplete" in error.message
+    assert error.hint.startswith("delete model-*-of-00004.safetensors")
+    (out / "model-00001-of-00004.safetensors").unlink()
+    assert {*Checkpoint.open(out).tensors} == {"a", "b"}

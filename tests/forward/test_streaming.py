@@ -16,7 +16,7 @@ from g4convert import devices
 from g4convert.demo import Family
 from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import DTypeName, load
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, cache_name
 from g4convert.forward.probe import Prompt, prompts
 from g4convert.forward.streaming import run_together, stream_of
 
@@ -172,12 +172,13 @@ def test_decoding_with_a_cache_in_lockstep(dense: Path) -> None:
     resident, streamed = load(dense), load(dense, memory="stream")
 
     def decode(model: Model, ids: torch.Tensor) -> torch.Tensor:
+        name = cache_name(model)
         with torch.no_grad():
             out = model(input_ids=ids[:, :-3], use_cache=True)
             steps = [out.logits]
             for position in range(ids.shape[1] - 3, ids.shape[1]):
                 token = ids[:, position : position + 1]
-                out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+                out = model(input_ids=token, use_cache=True, **{name: out[name]})
                 steps.append(out.logits)
         return torch.cat(steps, dim=1)
 

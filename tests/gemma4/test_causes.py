@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers.released_configs import FAMILIES, Config, small, stored
 
-from g4convert.errors import InputError
+from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Role, expected_weights, resolve
 from g4convert.tensors import DType, TensorInfo
 
@@ -223,3 +223,45 @@ def test_convolutions_with_channels_last_are_moved_where_it_matters() -> None:
         weight.shape == convolutions[weight.name].shape for weight in inventory.weights if weight.name in convolutions
     )
     assert {use.name for use in inventory.dialects} == {"channels-last"}
+
+
+# ---- what a trainer or a merge left beside the weights
+
+
+def with_shapes(tensors: Tensors, added: Mapping[str, tuple[int, ...]], dtype: DType = DType.F32) -> Tensors:
+    return {**tensors, **{name: TensorInfo(name, dtype, shape) for name, shape in added.items()}}
+
+
+@pytest.mark.parametrize("part", ["SCB", "weight.absmax", "weight.quant_state.bitsandbytes__nf4"])
+def test_scales_beside_weights_that_are_not_quantized_are_leftovers(part: str) -> None:
+    config = FAMILIES["31B"]
+    plain = tensors_of(config)
+    added = {f"{name.removesuffix('.weight')}.{part}": (8,) for name in plain if name.endswith("mlp.up_proj.weight")}
+    with pytest.raises(InputError, match="of bitsandbytes beside weights that are not quantized") as caught:
+        resolve(with_shapes(plain, added), Architecture.from_config(config), config=config)
+    assert "delete them" in caught.value.hint
+    assert fits(plain, config)
+    (name,) = [name for name in plain if name.endswith("layers.0.mlp.up_proj.weight") and "language" in name]
+    stored_in_bytes = {**plain, name: TensorInfo(name, DType.I8, plain[name].shape)}
+    with pytest.raises(UnsupportedError, match="already quantized: bitsandbytes"):
+        resolve(with_shapes(stored_in_bytes, added), Architecture.from_config(config), config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("v_head.summary.weight", "value head"), ("score.weight", "classifier"), ("classifier.weight", "classifier")],
+)
+def test_heads_that_are_no_language_models_are_named(name: str, said: str) -> None:
+    config = FAMILIES["31B"]
+    assert said in hint(with_shapes(tensors_of(config), {name: (1, 8)}), config)
+
+
+def test_values_that_are_keys_are_said_to_be_copies() -> None:
+    config = FAMILIES["31B"]
+    plain = tensors_of(config)
+    layers = Architecture.from_config(config).text.layers
+    number = next(n for n, layer in enumerate(layers) if layer.k_eq_v)
+    key = plain[f"model.language_model.layers.{number}.self_attn.k_proj.weight"]
+    text = hint(with_shapes(plain, {key.name.replace("k_proj", "v_proj"): key.shape}, key.dtype), config)
+    assert "attention_k_eq_v" in text
+    assert "delete it" in text

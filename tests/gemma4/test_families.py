@@ -363,14 +363,18 @@ def with_head(source: Path, directory: Path, head: Callable[[torch.Tensor], torc
     return directory
 
 
-def test_a_tied_head_that_is_a_copy_is_dropped(converted: Converted, dense: Path, tmp_path: Path) -> None:
-    source = with_head(dense, tmp_path / "source", torch.clone)
+@pytest.mark.parametrize("head", [torch.clone, torch.Tensor.float])
+def test_a_tied_head_that_is_a_copy_is_dropped(
+    head: Callable[[torch.Tensor], torch.Tensor], converted: Converted, dense: Path, tmp_path: Path
+) -> None:
+    """As merges write it (mergekit issue 385), also where they count in fp32."""
+    source = with_head(dense, tmp_path / "source", head)
     quantized(source, tmp_path / "out")
     assert shards(tmp_path / "out") == shards(converted(Family.DENSE)[0])
     assert "| 1 | the output head is tied to the embedding |" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("head", [lambda e: -e, lambda e: e.float()])
+@pytest.mark.parametrize("head", [lambda e: -e, lambda e: e.float() * (1 + 2**-20), lambda e: e.half()])
 def test_a_tied_head_that_is_none_is_refused(
     head: Callable[[torch.Tensor], torch.Tensor], dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from g4convert.errors import GateError
 from g4convert.forward.conversations import placeholders
 from g4convert.forward.greedy import ends
 from g4convert.forward.media import call
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, cache_name
 from g4convert.verification.probes.suite import Probe, left_padded
 
 __all__ = ["decode_equals_prefill", "with_answers"]
@@ -139,12 +139,13 @@ class _Decoder:
         self._mask = arguments.get("attention_mask")
         self._place = arguments["position_ids"][:, -1:] if self._mask is not None else None
         output = call(model, {**arguments, **_LAST}, use_cache=True)
-        self._cache = output.past_key_values
+        self._name = cache_name(model)
+        self._cache = output[self._name]
         self.logits: torch.Tensor = output.logits[:, -1].float().cpu()
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Feed one token a row, [b, 1]; returns the logits after it."""
-        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": self._cache}
+        arguments: dict[str, Any] = {"input_ids": ids, self._name: self._cache}
         if self._mask is not None and self._place is not None:
             self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
             self._place = self._place + 1

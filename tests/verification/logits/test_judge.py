@@ -11,6 +11,7 @@ from g4convert.demo.trained import trained
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given
+from g4convert.forward.models import cache_name
 from g4convert.report import Finding, Report, Severity
 from g4convert.verification import gates
 from g4convert.verification.logits.capture import Captured, capture
@@ -191,10 +192,10 @@ def test_a_cache_that_forgets_is_found(
 ) -> None:
     path = load(pair[1])
     attention = path.get_decoder().layers[0].self_attn
-    stock = attention.forward
+    stock, name = attention.forward, cache_name(path)
 
     def forward(*args: object, **kwargs: object) -> object:
-        return stock(*args, **kwargs | {"past_key_values": None})
+        return stock(*args, **kwargs | {name: None})
 
     attention.forward = forward
     found = bad(judged(Models(None, dequantized, ModelCandidate(path)), probes))
