@@ -79,6 +79,7 @@ def judge(
         built = reading.packs(module)
         if isinstance(built, Disagreement):
             yield _stop(built)
+        named = _Named(reading.ignores(module), reading.targets_module(module)) if module.configured else None
         for shard in module.shards or (LM_HEAD,):
             form = stored.get(shard) if module.shards else Stored.PLAIN
             if form is None:
@@ -87,7 +88,7 @@ def judge(
             if form is Stored.PACKED and module.accepts is Accepts.PLAIN:
                 yield Problem(Fault.REFUSED, module, shard, module.note)
             out_of_reach = form is Stored.STACKED and contract.stacks_experts
-            if module.configured and not out_of_reach and (fault := _misbuilt(reading, module, shard, form)):
+            if named and not out_of_reach and (fault := _misbuilt(reading, module, shard, form, named)):
                 yield Problem(fault, module, shard)
 
 
@@ -107,13 +108,20 @@ def _stop(built: Disagreement) -> Problem:
     return Problem(Fault.PARTS, built.module, shard, Reason(", ".join(sides)))
 
 
-def _misbuilt(reading: Reading, module: Module, shard: str, form: Stored) -> Fault | None:
-    ignored = reading.ignores(module)
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Whether `ignore` and targets name a module, looked up once for all of its shards."""
+
+    ignored: bool | Disagreement
+    targeted: bool
+
+
+def _misbuilt(reading: Reading, module: Module, shard: str, form: Stored, named: _Named) -> Fault | None:
+    ignored = named.ignored
     if isinstance(ignored, Disagreement):
         ignored = reading.ignores_name(module, reading.lookup_of(module, shard))
-    targeted = reading.targets_module(module)
     if form is not Stored.PACKED:
-        return Fault.TARGETED if targeted and not ignored else None
+        return Fault.TARGETED if named.targeted and not ignored else None
     if ignored:
         return Fault.IGNORED
-    return None if targeted else Fault.UNTARGETED
+    return None if named.targeted else Fault.UNTARGETED

@@ -20,6 +20,7 @@ from g4convert.engines.contract import Contract
 from g4convert.engines.matching import Reading
 from g4convert.engines.module import Accepts, Kind, Module
 from g4convert.engines.weights import Weights
+from g4convert.names import Name
 
 __all__ = ["Misfit", "SomeMisfit", "Taken", "misfits", "misfits_of_all", "taken"]
 
@@ -114,9 +115,12 @@ def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
     for module in contract.modules(weights.architecture):
         if module.accepts is Accepts.PLAIN or reading.packs(module) is not True:
             continue
+        groups: dict[str, DeclaredGroup | None] = {}
         for shard in module.shards:
-            group = weights.groups.get(reading.target(module, shard) or "")
-            if shard in weights.schemes and group is not None:
+            part = Name(shard).last if module.kind is Kind.EXPERTS else ""
+            if part not in groups:
+                groups[part] = weights.groups.get(reading.target(module, shard) or "")
+            if shard in weights.schemes and (group := groups[part]) is not None:
                 yield Taken(module, shard, group)
 
 

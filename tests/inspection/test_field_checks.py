@@ -14,6 +14,7 @@ from helpers.rewriting import Tensors, rewritten
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines.verdicts import Loads
 from g4convert.errors import GateError, UnsupportedError
+from g4convert.forward.models import model_class, quiet_transformers
 from g4convert.inspection import describe
 from g4convert.inspection.engines import Asked, Checked, check
 from g4convert.inspection.fix import fix
@@ -485,3 +486,51 @@ def test_inspect_says_what_check_says_of_groups(
     wrong = two_precisions(dense, tmp_path / "wrong", [(["Linear"], 4), ([ANCHORED], 8)])
     texts = [remark.text for remark in describe(Checkpoint.open(wrong)).remarks]
     assert any("num_bits 4 in the config, 8 stored" in text and "by the names of vllm" in text for text in texts)
+
+
+# what `--fix` writes is loaded
+
+
+def loaded_values(directory: Path) -> Tensors:
+    """Every tensor of the model that transformers loads, by name; nothing missing, nothing unexpected."""
+    with quiet_transformers():
+        kind = json.loads((directory / "config.json").read_text())["model_type"]
+        model, report = model_class(kind).from_pretrained(directory, dtype=torch.bfloat16, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return dict(model.state_dict())
+
+
+def broken(said: dict[str, Any], **weights: object) -> dict[str, Any]:
+    said["config_groups"]["group_0"]["weights"] |= weights
+    return said
+
+
+DAMAGES: Mapping[str, Any] = {
+    "another group size": lambda said: {"quantization_config": broken(said, group_size=64)},
+    "another number of bits": lambda said: {"quantization_config": broken(said, num_bits=8)},
+    "per row": lambda said: {"quantization_config": broken(said, strategy="channel", group_size=None)},
+    "head not ignored": lambda said: {"quantization_config": said | {"ignore": ["re:.*_tower.*", "re:.*embed_.*"]}},
+    "towers not ignored": lambda said: {"quantization_config": said | {"ignore": ["lm_head"]}},
+    "packed parts ignored": lambda said: {"quantization_config": said | {"ignore": [*said["ignore"], "re:.*mlp.*"]}},
+    "a dead pattern": lambda said: {"quantization_config": said | {"ignore": [*said["ignore"], "re:.*mlp.("]}},
+    "another name": lambda said: {"quantization_config": "gone", "compression_config": said},
+    "nothing said": lambda _: {"quantization_config": "gone"},
+    "status": lambda said: {"quantization_config": said | {"quantization_status": "frozen"}},
+}
+
+
+@pytest.mark.parametrize("family", ["dense", "unified"])
+def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    quantized(request.getfixturevalue(family), good, method="minmax")
+    expected = loaded_values(good)
+    for name, damage in DAMAGES.items():
+        out = rewritten(good, tmp_path / name, dict, **damage(section(good)))
+        assert codes(checked(out)), name
+        assert any("--fix" in one.remedy for one in checked(out).report.findings), name
+        assert fix(out) is not None
+        assert set(loads(checked(out)).values()) == {Loads.YES}, name
+        found = loaded_values(out)
+        assert found.keys() == expected.keys(), name
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items()), name
