@@ -39,7 +39,7 @@ def model_class(model_type: str) -> ModelClass:
 
 
 def cache_name(model: Model) -> str:
-    """What `forward` calls its key/value cache, as an argument and in its output: `cache` from 5.24.0 on."""
+    """Return the name of the key/value cache in the arguments and output of `forward`: `cache` from 5.24.0 on."""
     return "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
 
 

@@ -191,7 +191,7 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
         assert text in ran.out
     worst = ran.out.partition("largest relative error")[2].splitlines()
     assert len([line for line in worst if line.startswith("layers.")]) == 5
-    refused = "refused by transformers 5.17 to 5.23, SGLang 0.5.23: `g4convert check"
+    refused = "refused by transformers 5.17 to 5.24, SGLang 0.5.23: `g4convert check"
     assert f"\n{refused} {tmp_path / 'out'}` says why\n" in ran.out
     assert ran.out.endswith(f"\nnext: vllm serve {tmp_path / 'out'}\n")
     assert g4convert("check", tmp_path / "out", "--engine", "sglang").status == 1
