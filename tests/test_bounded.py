@@ -30,6 +30,37 @@ def test_a_recipe_or_profile_that_is_nested_too_deep_is_refused(read, tmp_path: 
         read(str(path))
 
 
+BOMB = "pack:\n  - &l0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"  - &l{n} [{','.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize("read", [recipe.load, gates.load])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"an alias \(\*l0\)"),
+        ("pack: &a\n  - *a\n", "an alias"),
+        ("num_bits: 4\nnum_bits: 8\n", "the key num_bits twice"),
+        (f"num_bits: 0x{'f' * 5000}\n", "a number beyond 64 bits"),
+        (f"num_bits: {'9' * 5000}\n", "not YAML"),
+        ("description: 2001-99-99\n", "month must be"),
+        ("description: !!python/object/apply:os.system ['id']\n", "not YAML"),
+    ],
+)
+def test_yaml_that_means_more_than_it_says_is_refused(read, text: str, message: str, tmp_path: Path) -> None:  # noqa: ANN001 - as above
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read(str(path))
+
+
+@pytest.mark.parametrize("size", ["9" * 4000 + "GB", "1." + "1" * 4000, "inf", "1e999"])
+def test_sizes_that_are_none(size: str) -> None:
+    with pytest.raises(UsageError, match="max-shard-size"):
+        recipe.load("w4a16-g32", {"max_shard_size": size})
+
+
 @pytest.mark.parametrize("damage", ["endless", "deep", "binary"])
 def test_prompts_that_are_none(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"

@@ -35,6 +35,8 @@ def is_finished(job: Job) -> bool:
     """
     target, recipe = Staging.of(job.output).target, job.recipe.recipe
     said = record(target)
+    if not said:
+        return False  # before a directory is looked through that may be anything
     try:
         out = Checkpoint.open(target)
         source = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,7 +129,11 @@ def _open(path: Path) -> tuple[int, bool]:
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
     except FileExistsError:
-        return os.open(path, flags | os.O_CREAT, 0o644), False
+        fd = os.open(path, flags | os.O_CREAT, 0o644)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EEXIST, "something that is no regular file has this name")
+    return fd, False
 
 
 def _is_same(fd: int, path: Path) -> bool:

@@ -19,6 +19,7 @@ from g4convert.bounded import MOST_YAML, read_text
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
+from g4convert.plain_yaml import parse
 from g4convert.suggestions import nearest, no_such, not_one_of
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class Engine(StrEnum):
 
 def _bytes(value: object) -> object:
     """`5GB`, `500 MB`, `2GiB` or a number of bytes, as an int; anything else unchanged, for pydantic to refuse."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|)\s*", value.upper())):
+    if isinstance(value, str) and (
+        match := re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*", value.upper())
+    ):
         return int(float(match[1]) * _UNITS[match[2]])
     return value
 
@@ -240,7 +243,7 @@ def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
     following: object = name
     while following is not None:
         if not isinstance(following, str):
-            raise UsageError(f"recipe {seen[-1]}: extends is {following!r}, expected a name or a path")
+            raise UsageError(f"recipe {seen[-1]}: extends is {repr(following)[:_SHOWN]}, expected a name or a path")
         if following in seen:
             raise UsageError(f"recipe {name}: extends itself through {' -> '.join([*seen, following])}")
         seen.append(following)
@@ -256,15 +259,13 @@ def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
 
 def _mapping(text: str, origin: str) -> dict[str, object]:
     try:
-        layer = yaml.safe_load(text) or {}
+        layer = parse(text) or {}
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         why = getattr(error, "problem", None) or " ".join(str(error).split())
         hint = "`g4convert recipe show w4a16-g32` shows one"
         raise UsageError(f"{origin}: not YAML: {where}{why}", hint=hint) from error
-    except RecursionError as error:
-        raise UsageError(f"{origin}: nested too deep to be read") from error
     if not isinstance(layer, dict):
         raise UsageError(f"{origin}: holds a {type(layer).__name__}, expected keys and values")
     unknown = [key for key in layer if key not in Recipe.model_fields and key != "extends"]
@@ -294,13 +295,15 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
         raise UsageError(
             f"recipe {name}: values that cannot be",
             offenders=[
-                f"{key}: {values[key]!r} ({origins[key]}): {_fault(key, one)}"
+                f"{key}: {repr(values[key])[:_SHOWN]} ({origins[key]}): {_fault(key, one)}"
                 for key, one in reversed(problems.items())
             ],
             hint="`g4convert recipe schema` says what can",
         ) from error
 
 
+_SHOWN = 200
+"""Characters of a value that are shown."""
 _EXPECTED = {
     "description": "text",
     "group_size": "a multiple of 8, such as 32, or channel",

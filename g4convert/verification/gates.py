@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
+from g4convert.plain_yaml import parse
 from g4convert.report import Finding, Severity
 from g4convert.suggestions import nearest
 
@@ -114,11 +115,9 @@ def load(name: str) -> Profile:
         hint = nearest(name, _SHIPPED) or f"shipped: {', '.join(_SHIPPED)}; a path works too"
         raise UsageError(f"profile {name}: not one of the shipped profiles", hint=hint)
     try:
-        values = yaml.safe_load(read_text(path, MOST_YAML))
+        values = parse(read_text(path, MOST_YAML))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"profile {name}: cannot be read: {error}", hint=f"shipped: {', '.join(_SHIPPED)}") from error
-    except RecursionError as error:
-        raise UsageError(f"profile {name}: nested too deep to be read") from error
     except yaml.YAMLError as error:
         raise UsageError(f"profile {name}: not YAML: {' '.join(str(error).split())}") from error
     try:

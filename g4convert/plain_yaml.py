@@ -1,0 +1,66 @@
+"""Reads YAML of which nothing is known as plain values: no aliases, no key twice, no number beyond 64 bits.
+
+Ten lines of aliases can mean 10^9 values, and a key given twice means its last value to some programs. A recipe or a
+profile needs neither.
+"""
+
+from typing import Any, Final
+
+import yaml
+
+__all__ = ["parse"]
+
+_MOST: Final = 1 << 63
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader without aliases and repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse aliases."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call] # the library's
+            raise _fault(f"an alias (*{event.anchor}), which is not read: write the value again", event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 -- as the library declares it
+        """Refuse a key that is there twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _fault(f"the key {key.value[:80]} twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Refuse what no setting can be; Python itself cannot print thousands of digits."""
+        value = int(super().construct_yaml_int(node))
+        if abs(value) >= _MOST:
+            raise _fault("a number beyond 64 bits", node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def parse(text: str) -> object:
+    """Parse a document.
+
+    Args:
+        text: YAML.
+
+    Raises:
+        YAMLError: it is none, or has what is not read.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a safe loader
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deep to be read") from error
+    except (ValueError, OverflowError) as error:  # a date or a number that is none
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _fault(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
