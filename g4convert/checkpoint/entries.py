@@ -5,7 +5,7 @@
     modelopt              globs
     auto-round            whole names
 
-An engine that renames modules renames whole names of entries, too, and never patterns.
+An engine that renames modules renames whole names of entries and modelopt's globs, too, and never patterns.
 """
 
 import re
@@ -17,6 +17,7 @@ from typing import Final
 __all__ = ["COMPRESSED_TENSORS", "Entries"]
 
 COMPRESSED_TENSORS: Final = "compressed-tensors"
+_MODELOPT: Final = "modelopt"
 _PATTERN: Final = "re:"
 
 Matcher = Callable[[str], object]
@@ -57,7 +58,8 @@ class Entries:
         written, plain, broken = tuple(entries), set(), []
         patterns: dict[str, Matcher] = {}
         for entry in written:
-            if matcher := None if _is_class(entry) else _matcher(method, entry):
+            spelled = rename(entry) if method == _MODELOPT and "." in entry else entry
+            if matcher := None if _is_class(entry) else _matcher(method, spelled):
                 patterns[entry] = matcher
             elif entry.startswith(_PATTERN):
                 broken.append(entry)
@@ -92,7 +94,7 @@ def _matcher(method: str | None, entry: str) -> Matcher | None:
         return _compiled(entry.removeprefix(_PATTERN))
     if method in {"awq", "gptq"}:
         return lambda name: entry in name
-    if method == "modelopt":
+    if method == _MODELOPT:
         return _compiled(translate(entry))
     return None
 

@@ -32,6 +32,7 @@ from g4convert.gemma4.matching import Match, match_names
 from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
 from g4convert.names import Name
 from g4convert.tensors import DType
+from g4convert.verification.static.tensors import is_cache_scale
 
 __all__ = ["Description", "describe"]
 
@@ -244,7 +245,8 @@ def _modules(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple
         known = canonical.get(name)
         names = spell(Name(known or name).owner)
         names[_FILES] = Name(name).owner
-        role, shape, linear = derived.get(name, UNKNOWN), None, of is not None
+        other = DROPPABLE if is_cache_scale(name) else UNKNOWN
+        role, shape, linear = derived.get(name, other), None, of is not None
         if known:
             role, shape, linear = _meaning(known, match)
         modules.append(_Module(name, names, of, known, role, shape, linear))

@@ -140,6 +140,7 @@ def test_scales_of_a_cache_are_known(family: str, request: pytest.FixtureRequest
     found = checked(rewritten(tmp_path / "out", tmp_path / "cache", change, quantization_config=said))
     assert not codes(found)
     assert loads(found)["vllm"] is not Loads.NO
+    assert not describe(Checkpoint.open(tmp_path / "cache")).unknown
     assert loads(found)["transformers"] is Loads.CAVEAT  # heads of full layers are wider, and releases before 5.24 stop
     bare = rewritten(tmp_path / "out", tmp_path / "bare", dict, quantization_config=said)
     assert loads(checked(bare))["transformers"] is Loads.CAVEAT
@@ -534,3 +535,14 @@ def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.Fix
         found = loaded_values(out)
         assert found.keys() == expected.keys(), name
         assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items()), name
+
+
+def test_globs_of_modelopt_hold_in_vllm_which_renames_them(dense_out: Path, tmp_path: Path) -> None:
+    said = {
+        "quant_method": "modelopt",
+        "quant_algo": "NVFP4",
+        "ignore": ["lm_head", "model.vision_tower*", "model.embed_vision*"],
+    }
+    parts = ("weight", "weight_scale", "weight_scale_2", "input_scale")
+    out = rewritten(dense_out, tmp_path / "out", lambda t: renamed(t, *parts), quantization_config=said)
+    assert not [remark.text for remark in describe(Checkpoint.open(out)).remarks if "although" in remark.text]
