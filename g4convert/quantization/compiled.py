@@ -22,6 +22,7 @@ __all__ = [
     "Codes",
     "Four",
     "Words",
+    "absolute",
     "as_bits",
     "as_float",
     "divided",
@@ -32,6 +33,7 @@ __all__ = [
     "round_bf16",
     "rounded",
     "scaled",
+    "times",
     "unit",
 ]
 
@@ -166,6 +168,18 @@ def scaled(a: Four, s: np.float32) -> Four:
 def rounded(u: Four, codes: Codes) -> Four:
     """Round 4 numbers to codes."""
     return nearest(u[0], codes), nearest(u[1], codes), nearest(u[2], codes), nearest(u[3], codes)
+
+
+@jit
+def times(a: Four, b: Four) -> Four:
+    """Multiply 4 numbers by 4 others."""
+    return a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]
+
+
+@jit
+def absolute(a: Four) -> Four:
+    """Magnitudes of 4 numbers."""
+    return abs(a[0]), abs(a[1]), abs(a[2]), abs(a[3])
 
 
 @jit

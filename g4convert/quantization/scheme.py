@@ -51,7 +51,8 @@ class Method(StrEnum):
     """Ways to find a group's scale.
 
     `minmax`: the largest magnitude over half the code range, bit for bit as compressed-tensors.
-    `mse`: the scale with the least squared error that a search finds; never worse than minmax.
+    `mse`: the scale with the least sum of |w| (w - s q)^2 that a search finds; never worse than minmax in plain
+    squared error.
     `lattice`: the step of the grid the group lies on, as quantization-aware training leaves it; groups
     on no grid take the scale of `mse`.
     `gptq`: layer by layer, on what the quantized layers before it give; see `calibration`. It is no method of tiles.
@@ -127,7 +128,7 @@ class Scheme:
     def levels(self, k: int) -> tuple[float, ...]:
         """Levels that `mse` tries in a group of a row of `k`, before the least squares refit of each.
 
-        Chosen on Gaussian, Laplace, Student-t3 and uniform weights, against a search of 150 levels: the
+        Chosen on Gaussian, Laplace, Student-t3 and uniform weights, against a search of 60 to 120 levels: the
         best level grows with the group, and a positive scale needs a wider range. The refit makes up for
         the coarse spacing. `docs/decisions.md` has the table.
         """
@@ -135,10 +136,10 @@ class Scheme:
         if self.num_bits == _NUM_BITS[1]:
             return _linear(122, 130, 12) if g <= _LONG else _linear(122, 134, 12)
         if g > _LONG:
-            return _geometric(7.5, 32, 16)
+            return _geometric(7.5, 20, 10)
         if not self.signed:
-            return _linear(6.25, 10.5, 12)
-        return _linear(6.5, 9.25, 10) if g <= _SHORT else _linear(7, 10.5, 10)
+            return _linear(6.5, 9.5, 8)
+        return _linear(7, 8.75, 6) if g <= _SHORT else _linear(7.25, 9.25, 6)
 
 
 @dataclass(frozen=True, slots=True)

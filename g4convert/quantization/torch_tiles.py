@@ -142,15 +142,19 @@ def _mse(groups: _Groups, scheme: Scheme) -> _Chosen:
     """`search.search`, all groups at once."""
     base = _minmax(groups, scheme)
     units = _units(groups, scheme)
-    best, ratio = torch.zeros_like(units), base.scale
-    for level in scheme.levels(groups.g):
-        q = _nearest(groups.w * (units * level), scheme)
-        wq, qq = _sum(groups.w * q), _square_sum(q)
-        tried = wq / torch.where(qq > 0, qq, 1.0)
-        gain = (tried * units) * (wq * units)
-        ratio = torch.where(gain > best, tried, ratio)
+    best, relative = torch.zeros_like(units), torch.zeros_like(units)
+    for number in scheme.levels(groups.g):
+        level = torch.full_like(units, number)
+        u = groups.w * (level * units)
+        q = _nearest(u, scheme)
+        t = u * q
+        a, b = _sum(u.abs() * t), _sum(q.abs() * t)
+        ratio = a / torch.where(b > 0, b, 1.0)
+        gain = ratio * a / (level * level * level)
+        relative = torch.where(gain > best, ratio / level, relative)
         best = torch.maximum(gain, best)
-    candidate = _round_bf16(ratio)
+    found = relative * (groups.peak * groups.sign if scheme.signed else groups.peak)
+    candidate = torch.where(best > 0, _round_bf16(found), base.scale)
     slack = groups.w.shape[0] * SLACK
     new = (_error(groups.w, candidate, scheme) + slack) * _squared(candidate)
     old = (_error(groups.w, base.scale, scheme) - slack) * _squared(base.scale)

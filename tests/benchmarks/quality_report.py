@@ -1,0 +1,130 @@
+"""Writes docs/quality.md from the results of `quality.py`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from quality_rows import Row, rows
+from real_judge import error
+
+__all__ = ["write"]
+
+Results = Mapping[str, Mapping[str, Any]]
+
+_TITLES = {
+    "minmax": "minmax",
+    "mse": "mse, the default: no data",
+    "imatrix": "imatrix",
+    "gptq": "gptq",
+    "best": "best",
+    "least error": "least weight error, the default of 0.1.0",
+}
+_PEERS = {"": "llm-compressor GPTQ", "-imatrix": "llm-compressor GPTQ, imatrix_mse"}
+_DATA = {"": "", "mixed": "", "prose": ", calibrated on prose alone", "random": ", calibrated on random ids"}
+
+_TOP = """# Quality
+
+What 4 bits cost a real language model, by method, in one run: the mean Kullback-Leibler divergence of the next token's
+distribution from that of the bf16 original, in nats. `make quality` makes this page.
+
+- Model: Gemma 3 270M, base, in the words of Gemma 4 without changing its function
+  (`tests/benchmarks/real_model.py`); float32 arithmetic, scales as stored, nothing packed but Linears and experts.
+- Text: what a Debian machine has on disk, in five kinds. {samples} windows of {length} ids calibrate, {judges} of
+  {judged} judge, every third token of them; no document is on both sides. All calibrated rows have the same ids.
+- Every row was quantized on {cores} with the same load beside it. Seconds are of the whole command, imports included.
+- `+-` is the standard error over the windows that judge. Differences are of windows paired, so their error is smaller
+  than the errors of the means suggest. One model of 270M parameters: larger models lose less, and the order of methods
+  is what carries over.
+"""
+
+
+def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
+    """Write the page.
+
+    Args:
+        target: the file.
+        results: figures by row.
+        facts: `Bench.facts`.
+    """
+    cores = "one core" if facts["cores"] == 1 else f"{facts['cores']} cores"
+    parts = [_TOP.format(**{**facts, "cores": cores})]
+    for title, model, group in (
+        ("Groups of 32", "model", 32),
+        ("Groups of 128", "model", 128),
+        ("A mixture of experts, groups of 32", "moe", 32),
+    ):
+        chosen = [row for row in rows() if (row.model, row.group) == (model, group)]
+        parts.append("\n".join([f"## {title}\n", *_table(chosen, results, facts["kinds"])]) + "\n")
+    parts.append("\n".join(["## Compared\n", *_compared(results)]) + "\n")
+    parts.append("\n".join(["## Not in this run\n", *_missing(results)]) + "\n")
+    parts.append(
+        f"Windows that judge {facts['digest']}, ids that calibrate {facts['calibrated']} (hashes); torch "
+        f"{version('torch')}, transformers {version('transformers')}.\n"
+    )
+    target.write_text("\n".join(parts))
+
+
+def _table(chosen: Sequence[Row], results: Results, kinds: Sequence[str]) -> Iterator[str]:
+    order = [*dict.fromkeys(kinds)]
+    yield "| method | KL | same top token | " + " | ".join(order) + " | seconds |"
+    yield "|---|---:|---:|" + "---:|" * (len(order) + 1)
+    for row in chosen:
+        found = results.get(row.name, {})
+        if "kl" not in found:
+            continue
+        by_kind = (fmean(kl for kl, this in zip(found["kl"], kinds, strict=True) if this == kind) for kind in order)
+        cells = [
+            _title(row),
+            f"{fmean(found['kl']):.3f} +- {error(found['kl']):.3f}",
+            f"{100 * fmean(found['same']):.1f} %",
+            *(f"{kl:.3f}" for kl in by_kind),
+            f"{found['seconds']:.0f}" if "seconds" in found else "",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _compared(results: Results) -> Iterator[str]:
+    """Ratios of means, with the paired error of the difference, beside what was to be reached."""
+    yield "| | KL ratio | difference | to reach |"
+    yield "|---|---:|---:|---:|"
+    for mine, other, most in (
+        ("mse-g32", "minmax-g32", "< 1"),
+        ("mse-g128", "minmax-g128", "< 1"),
+        ("imatrix-g32", "least-error-g32", "0.5"),
+        ("gptq-g32", _best_peer(results, 32), "0.8"),
+        ("best-g32", _best_peer(results, 32), "0.6"),
+        ("gptq-g128", "minmax-g128", "0.25"),
+        ("gptq-g128", _best_peer(results, 128), ""),
+        ("gptq-g32", "imatrix-g32", ""),
+        ("gptq-g32-prose", "gptq-g32", "> 1"),
+        ("gptq-g32-random", "gptq-g32", "> 1"),
+        ("moe-gptq-g32", "moe-imatrix-g32", ""),
+        ("moe-best-g32", "moe-gptq-g32", ""),
+    ):
+        if "kl" in results.get(mine, {}) and "kl" in results.get(other, {}):
+            a, b = results[mine]["kl"], results[other]["kl"]
+            differences = [x - y for x, y in zip(a, b, strict=True)]
+            means = f"{fmean(a) / fmean(b):.2f} | {fmean(differences):+.3f} +- {error(differences):.3f}"
+            yield f"| {mine} / {other} | {means} | {most} |"
+
+
+def _best_peer(results: Results, group: int) -> str:
+    names = [row.name for row in rows() if row.peer and row.group == group and "kl" in results.get(row.name, {})]
+    return min(names, key=lambda name: fmean(results[name]["kl"]), default="")
+
+
+def _missing(results: Results) -> Iterator[str]:
+    for row in rows():
+        found = results.get(row.name)
+        if found is None:
+            yield f"- {row.name}: not run"
+        elif "failed" in found:
+            yield f"- {row.name}: `{found['failed']}`"
+
+
+def _title(row: Row) -> str:
+    if row.peer:
+        return _PEERS["-imatrix" if "imatrix" in row.name else ""]
+    return _TITLES[row.method] + _DATA[row.tokens]
