@@ -1,4 +1,4 @@
-"""What 4 bits cost a real model, by method, beside other tools: KL from the original, in a table for docs/quality.md.
+"""Cost of 4 bits on a real model, by method, beside other tools: KL from the original, in a table of docs/quality.md.
 
     python tests/benchmarks/quality.py DIRECTORY [--peer PYTHON] [--only NAME ...] [--report]
 

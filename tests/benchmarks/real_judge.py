@@ -1,4 +1,4 @@
-"""How far quantized models are from their original: mean KL and agreement on the likeliest token, of each window.
+"""Distance of quantized models from their original: mean KL and agreement on the likeliest token, of each window.
 
 A vocabulary of 262,144 makes 1 MiB of logits for a token. So the models run up to the last norm, and their final states
 become logits 64 tokens at a time, in a buffer that is made once. The original's probabilities are kept: 1 GiB for 1,024
@@ -27,7 +27,7 @@ _EVERY: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What one method lost.
+    """Loss of one method.
 
     Args:
         kl: mean KL from the original in nats, of each window.
