@@ -61,7 +61,8 @@ def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
             return Remark(Topic.REFUSED, subject, problem.detail, role=role)
         case Fault.MISSING:
             return Remark(Topic.MISSING, subject, Reason(f"not stored: {contract.on_missing}"), _AGAIN, role)
-    then = "stops with an error" if contract.on_unknown is OnUnknown.RAISES else f"{contract.on_missing}"
+    stops = contract.on_unknown is OnUnknown.RAISES or problem.fault in {Fault.PARTS, Fault.UNNAMED}
+    then = "stops with an error" if stops else f"{contract.on_missing}"
     detail = f" ({problem.detail})" if problem.detail and problem.fault is not Fault.PARTS else ""
     return Remark(Topic.FORM, subject, Reason(f"{problem.fault}{detail}: {then}"), role=role)
 

@@ -546,3 +546,15 @@ def test_globs_of_modelopt_hold_in_vllm_which_renames_them(dense_out: Path, tmp_
     parts = ("weight", "weight_scale", "weight_scale_2", "input_scale")
     out = rewritten(dense_out, tmp_path / "out", lambda t: renamed(t, *parts), quantization_config=said)
     assert not [remark.text for remark in describe(Checkpoint.open(out)).remarks if "although" in remark.text]
+
+
+def test_sglang_stops_at_what_nothing_names(dense_out: Path, tmp_path: Path) -> None:
+    """`find_matched_target` raises where neither `ignore` nor a target names a Linear: no memory is left as it was."""
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["targets"] = [r"re:.*self_attn.*", r"re:.*mlp.*"]
+    said["ignore"] = [r"re:.*vision_tower.*", "lm_head"]
+    found = checked(rewritten(dense_out, tmp_path / "out", dict, quantization_config=said))
+    (verdict,) = [one for one in found.verdicts if one.engine == "sglang"]
+    (line,) = [remark.line for remark in verdict.problems]
+    assert "neither ignored nor targeted: stops with an error" in line
+    assert loads(found)["vllm"] is Loads.YES
