@@ -1,6 +1,6 @@
 """g4convert: Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.
 
-    from g4convert import check, load, plan, quantize, verify
+    from g4convert import calibrate, check, load, plan, quantize, verify
 
 Importing the package imports nothing else of it: each function is found when it is first asked for.
 """
@@ -8,6 +8,7 @@ Importing the package imports nothing else of it: each function is found when it
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from g4convert.api.calibrate import calibrate
     from g4convert.api.check import check
     from g4convert.api.load import load
     from g4convert.api.plan import plan
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from g4convert.api.verify import verify
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check", "load", "plan", "quantize", "verify"]
+__all__ = ["__version__", "calibrate", "check", "load", "plan", "quantize", "verify"]
 
 if not TYPE_CHECKING:  # a type checker reads the imports above, and so sees a misspelled name
 

@@ -28,6 +28,7 @@ import yaml
 from helpers import cli_reference
 from helpers.program import Program, g4convert
 
+from g4convert.api.calibrate import calibrate
 from g4convert.cli.app import app
 from g4convert.demo.trained import trained
 from g4convert.errors import UsageError
@@ -46,7 +47,6 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN: Final = {
     "g4convert quantize MODEL -o OUT-gpu --device cuda": "needs a GPU",
-    "g4convert quantize MODEL -o OUT-gptq -r w4a16-g32-gptq --calibration FILE": "needs token ids of the user's",
     "g4convert verify OUT --engine vllm --engine-python /opt/vllm/bin/python": "needs vLLM",
     "g4convert verify OUT --engine sglang --engine-url http://127.0.0.1:30000": "needs a running server",
 }
@@ -115,6 +115,8 @@ def test_commands_run(
 ) -> None:
     place = tmp_path / "place"
     shutil.copytree(moe, place / "MODEL")
+    (place / "mine.jsonl").write_text(json.dumps({"text": "the boats lie in the old harbour " * 60}))
+    calibrate(moe, place / "OUT-own.calibration.safetensors", samples=2, length=32)  # else minutes, on all that ships
     shutil.copytree(trained(Family.MOE), place / "demo" / "moe")
     for text in re.findall(r"^```yaml\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
         if named := re.search(r"-r (\S+\.yaml)", text):

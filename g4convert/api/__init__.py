@@ -1,9 +1,10 @@
 """The functions of `from g4convert import ...`: the commands call them, too.
 
-recipes   Resolves a recipe's name and the keywords that override it
-plan      Plans an output from headers
-quantize  Writes an output and verifies it
-verify    Verifies an output against its reference
-check     Judges which engines load a checkpoint
-load      Loads a checkpoint into transformers, packed weights as packed words
+recipes    Resolves a recipe's name and the keywords that override it
+plan       Plans an output from headers
+quantize   Writes an output and verifies it
+verify     Verifies an output against its reference
+calibrate  Makes token ids to calibrate on, from texts
+check      Judges which engines load a checkpoint
+load       Loads a checkpoint into transformers, packed weights as packed words
 """

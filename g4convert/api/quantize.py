@@ -19,7 +19,7 @@ from g4convert.report import Report
 from g4convert.request import Level, Request, verified_after
 from g4convert.verification.run import verify as run_verification
 
-__all__ = ["Quantized", "job_of", "quantize"]
+__all__ = ["Quantized", "job_of", "own_calibration", "quantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         workers: threads; 0 is one for each core, or two for each GPU.
         device: device that quantizes: `cpu`, `cuda` (every GPU) or `cuda:N`.
         overwrite: replace a checkpoint that is there.
-        calibration: file of token ids, for the methods that calibrate.
+        calibration: file of token ids, for the methods that calibrate; None takes `own_calibration(output)`, which
+            is made from the bundled texts where it is not there.
         verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.
         progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
         say: told what the verification does next.
@@ -111,7 +112,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     joined = Ranks.join() if ranks is None else ranks
     try:
         conversion = prepare(job)
-        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined, _layers(conversion)))
+        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined, _layers(conversion, joined, say)))
     finally:
         if ranks is None:
             joined.leave()
@@ -143,16 +144,35 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     if tp and not recipe.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     found = source.resolve(os.fspath(model))
-    data = None if calibration is None else Path(calibration)
+    data = own_calibration(Path(output)) if recipe.recipe.is_calibrated else None
+    if calibration is not None:
+        data = Path(calibration)
     return Job(
         found, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,), calibration=data
     )
 
 
-def _layers(conversion: Conversion) -> Layers | None:
-    """Return what calibrates layer by layer, for a method that does."""
-    if conversion.job.calibration is None:
+def own_calibration(output: Path) -> Path:
+    """Return the calibration file that belongs to an output, where no other is named: it lies beside it."""
+    return output.with_name(f"{output.name}.calibration.safetensors")
+
+
+def _layers(conversion: Conversion, ranks: Ranks, say: Callable[[str], None]) -> Layers | None:
+    """Return what calibrates layer by layer, for a method that does; makes the calibration file where it has to."""
+    path = conversion.job.calibration
+    if path is None:
         return None
+    if path == own_calibration(conversion.job.output) and not path.exists():
+        if ranks.world > 1:
+            raise UsageError(
+                "several ranks need a calibration file",
+                hint="`g4convert calibrate MODEL -o FILE`, and --calibration FILE",
+            )
+        from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- brings torch and transformers
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = calibrate(conversion.job.source.path, path).sampled.tokens
+        say(f"calibration: {made.samples:,} x {made.length:,} tokens of the bundled texts, kept in {path}")
     from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 -- brings torch and transformers
 
-    return LayerByLayer.of(conversion, conversion.job.calibration)
+    return LayerByLayer.of(conversion, path)

@@ -1,5 +1,7 @@
 """Quantizes layer by layer, each on what the quantized layers before it give.
 
+documents  Reads texts: the user's own, a dataset's, or the bundled ones
+sampling   Makes rows of token ids of texts
 tokens     Holds the token ids that calibrate: sequences of one length, and which of them judge
 states     Keeps what flows between layers in files
 replay     Gives the inputs of each layer, without running the layers before it

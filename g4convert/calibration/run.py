@@ -25,7 +25,7 @@ from g4convert.calibration.layer import LayerPass, Weights
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, Way, packed_words
 from g4convert.calibration.states import States
-from g4convert.calibration.tokens import Tokens
+from g4convert.calibration.tokens import Tokens, tokenizer_hash
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.journal import Done
 from g4convert.conversion.result import Choice
@@ -66,7 +66,7 @@ class LayerByLayer:
             InputError: see `Tokens.load`.
         """
         text = conversion.plan.inventory.architecture.text
-        return cls(conversion, Tokens.load(file, text.vocab_size))
+        return cls(conversion, Tokens.load(file, text.vocab_size, tokenizer_hash(conversion.job.source.path)))
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:

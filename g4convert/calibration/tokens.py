@@ -1,7 +1,7 @@
 """The token ids that calibrate: sequences of one length, and which of them judge.
 
 The file is safetensors: `ids` int32 [samples, length], and in its metadata `sha256`, the hash of the ids' bytes
-(little-endian, row after row).
+(little-endian, row after row), and `tokenizer`, the hash of the tokenizer.json that made them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from g4convert.errors import InputError
 
-__all__ = ["Tokens"]
+__all__ = ["Tokens", "tokenizer_hash"]
 
 _HINT = "`g4convert calibrate MODEL -o FILE` makes one"
 _JUDGING = 0.05
@@ -27,20 +27,24 @@ class Tokens:
 
     Args:
         ids: int32 [samples, length].
+        tokenizer: hash of the tokenizer that made them, `tokenizer_hash`; empty where it is not known.
     """
 
     ids: NDArray[np.int32]
+    tokenizer: str = ""
 
     @classmethod
-    def load(cls, path: Path, vocabulary: int) -> "Tokens":
+    def load(cls, path: Path, vocabulary: int, tokenizer: str = "") -> "Tokens":
         """Read them.
 
         Args:
             path: the file.
             vocabulary: ids lie below this.
+            tokenizer: hash of the model's tokenizer; empty asks for none.
 
         Raises:
-            InputError: not such a file, damaged, of fewer than two samples, or with ids outside the vocabulary.
+            InputError: not such a file, damaged, of fewer than two samples, of another tokenizer, or with ids outside
+                the vocabulary.
         """
         try:
             with safe_open(path, "np") as file:
@@ -50,9 +54,11 @@ class Tokens:
         if ids.dtype != np.int32 or ids.ndim != 2 or len(ids) < 2 or ids.shape[1] < 1:
             found = f"{ids.dtype} {[*ids.shape]}"
             raise InputError(f"{path}: ids are {found}, expected int32 [samples, length], two samples or more")
-        tokens = cls(np.ascontiguousarray(ids))
+        tokens = cls(np.ascontiguousarray(ids), metadata.get("tokenizer", ""))
         if metadata.get("sha256") != tokens.hash:
             raise InputError(f"{path}: its ids do not have the hash it states: damaged", hint=_HINT)
+        if tokens.tokenizer and tokenizer and tokens.tokenizer != tokenizer:
+            raise InputError(f"{path}: its ids are of another tokenizer than the model's", hint=_HINT)
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocabulary:
             wrong = low if low < 0 else high
@@ -64,7 +70,8 @@ class Tokens:
 
     def save(self, path: Path) -> None:
         """Write them."""
-        save_file({"ids": self.ids}, path, metadata={"sha256": self.hash})
+        named = {"tokenizer": self.tokenizer} if self.tokenizer else {}
+        save_file({"ids": self.ids}, path, metadata={"sha256": self.hash, **named})
 
     @property
     def samples(self) -> int:
@@ -87,3 +94,9 @@ class Tokens:
         count = max(1, round(_JUDGING * self.samples))
         step = self.samples / count
         return frozenset(int((number + 1) * step) - 1 for number in range(count))
+
+
+def tokenizer_hash(directory: Path) -> str:
+    """Return the sha256 of a checkpoint's tokenizer.json; empty where it has none."""
+    path = directory / "tokenizer.json"
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -7,6 +7,7 @@ options         Declares every option once
 recipe_options  Gives commands the options of a recipe
 plan            `g4convert plan`
 quantize        `g4convert quantize`
+calibrate       `g4convert calibrate`
 verify          `g4convert verify`
 check           `g4convert check`
 reference       `g4convert reference`

@@ -19,6 +19,7 @@ import typer
 
 from g4convert import __version__
 from g4convert.cli import recipe as recipes
+from g4convert.cli.calibrate import calibrate
 from g4convert.cli.check import check
 from g4convert.cli.demo import demo
 from g4convert.cli.flags import Command, Group
@@ -56,6 +57,7 @@ recipe = typer.Typer(
 for _command, _example in (
     (plan, "plan google/gemma-4-26B-A4B-it -r w4a16-g32"),
     (quantize, "quantize google/gemma-4-26B-A4B-it -o gemma-4-26B-A4B-it-W4A16"),
+    (calibrate, "calibrate google/gemma-4-26B-A4B-it -o calibration.safetensors --data mine.jsonl"),
     (verify, "verify gemma-4-26B-A4B-it-W4A16 --reference google/gemma-4-26B-A4B-it"),
     (check, "check somebodys-gemma-4-W4A16 --engine vllm --tp 2"),
     (reference, "reference google/gemma-4-26B-A4B-it -o ref.safetensors"),

@@ -18,6 +18,7 @@ __all__ = [
     "AssistantOf",
     "Autotune",
     "Calibration",
+    "CalibrationFile",
     "Carry",
     "Checked",
     "Device",
@@ -37,6 +38,7 @@ __all__ = [
     "KvShared",
     "Layout",
     "Leave",
+    "Length",
     "Manner",
     "MaxNewTokens",
     "Memory",
@@ -55,6 +57,8 @@ __all__ = [
     "RecipeName",
     "Reference",
     "RunDevice",
+    "Samples",
+    "Seed",
     "ShardSize",
     "ShowConfig",
     "Signed",
@@ -62,6 +66,7 @@ __all__ = [
     "StoredReference",
     "Strict",
     "TensorParallel",
+    "Texts",
     "Verbose",
     "VerifyAfter",
     "VerifyEngine",
@@ -197,6 +202,25 @@ Workers = Annotated[
         metavar="N", min=0, max=1024, help="Threads; 0 is one per core, or two per GPU.", rich_help_panel=_RUN
     ),
 ]
+CalibrationFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write, ending in .safetensors.")
+]
+Texts = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Texts: FILE.jsonl, FILE.txt, or a dataset as org/name:split; without it the bundled ones.",
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(metavar="N", help="Rows of ids; without it as many as the texts fill, 128 at most.")
+]
+Length = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens of a row; without it twice the sliding window, 2,048 at most."),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Decides the order of texts.")]
 Calibration = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Token ids that gptq calibrates on.", rich_help_panel=_RUN),

@@ -1,0 +1,172 @@
+"""Texts that calibrate: the user's own, a dataset's, or the bundled ones; nothing of them is turned into ids here.
+
+A line of a .jsonl file is one document: {"messages": [{"role": ..., "content": ...}, ...]}, {"text": ...} or
+{"prompt": ...}, with an optional {"kind": ...}. A .txt file is one document for each paragraph group: blank lines
+separate paragraphs, and paragraphs are joined until a document has some length.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from g4convert.bounded import MOST_PROMPTS, read_text
+from g4convert.errors import EnvironmentFault, InputError
+
+__all__ = ["KINDS", "Document", "bundled", "read_documents"]
+
+KINDS: Final = ("chat", "reasoning", "code", "tools", "scripts", "long", "prose")
+"""Kinds of the bundled texts. Pictures and sound are not among them."""
+_MOST_DOCUMENTS: Final = 20_000
+"""Documents that are taken from a dataset."""
+_ROLES: Final = frozenset({"system", "user", "assistant", "model"})
+_KEYS: Final = ("messages", "text", "prompt")
+_FORMS: Final = 'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}, ...]} or {"text": "..."}'
+_SHORT: Final = 2000
+"""Characters that a document of a .txt file has at least, where there are as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text or conversation.
+
+    Args:
+        kind: kind of text, for the report; rows are drawn from all kinds alike.
+        messages: `role` and `content` of each message; a plain text is one message of a user.
+    """
+
+    kind: str
+    messages: tuple[Mapping[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """All contents, one below the other."""
+        return "\n".join(message["content"] for message in self.messages)
+
+
+def bundled() -> tuple[Document, ...]:
+    """Return the texts that ship with the package, written for it."""
+    folder = files("g4convert.calibration") / "texts"
+    return tuple(
+        document
+        for kind in KINDS
+        for document in _parsed((folder / f"{kind}.jsonl").read_text("utf-8").splitlines(), f"{kind}.jsonl", kind)
+    )
+
+
+def read_documents(data: str) -> tuple[Document, ...]:
+    """Read the user's own texts.
+
+    Args:
+        data: a .jsonl or .txt file, or a dataset as `org/name[:split]`.
+
+    Raises:
+        InputError: no such file, no such lines (all are named), or nothing in it.
+        EnvironmentFault: a dataset, without the library that reads them, or one that cannot be loaded.
+    """
+    path = Path(data)
+    if path.suffix in {".jsonl", ".txt"}:
+        try:
+            text = read_text(path, MOST_PROMPTS)
+        except OSError as error:
+            raise InputError(f"{data}: cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{data}: cannot be read: not UTF-8 at byte {error.start:,}") from error
+        found = _parsed(text.splitlines(), data, "data") if path.suffix == ".jsonl" else [*_paragraphs(text)]
+    elif path.is_file():
+        raise InputError(f"{data}: neither .jsonl nor .txt", hint=_FORMS)
+    else:
+        found = _parsed(_rows(data), data, "data")
+    if not found:
+        raise InputError(f"{data}: holds no text", hint=_FORMS)
+    return tuple(found)
+
+
+def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str) -> list[Document]:
+    """Parse lines of JSON, or rows that are parsed already.
+
+    Raises:
+        InputError: some cannot be read so; all are named.
+    """
+    found, bad = [], []
+    for number, line in enumerate(lines, start=1):
+        if isinstance(line, str) and not line.strip():
+            continue
+        try:
+            entry = json.loads(line) if isinstance(line, str) else line
+            found.append(_document(entry, kind))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            bad.append(f"line {number}: {error}")
+    if bad:
+        raise InputError(f"{place}: {len(bad)} lines are no texts", hint=_FORMS, offenders=bad)
+    return found
+
+
+def _document(entry: object, kind: str) -> Document:
+    """Parse one line; ValueError and TypeError say what is wrong with it."""
+    if not isinstance(entry, Mapping):
+        raise TypeError("not a JSON object")
+    given = [key for key in _KEYS if entry.get(key) is not None]
+    if len(given) != 1:
+        raise ValueError(f"needs one of {', '.join(_KEYS)}, has {', '.join(given) or 'none of them'}")
+    kind, key = str(entry.get("kind", kind)), given[0]
+    if key != "messages":
+        return Document(kind, (_said(_text(entry[key])),))
+    if not isinstance(entry[key], Sequence) or isinstance(entry[key], str) or not entry[key]:
+        raise ValueError("messages is not a list of messages")
+    return Document(kind, tuple(_message(one) for one in entry[key]))
+
+
+def _message(entry: object) -> Mapping[str, str]:
+    if not isinstance(entry, Mapping) or not {"role", "content"} <= entry.keys():
+        raise ValueError("a message needs role and content")
+    if entry["role"] not in _ROLES:
+        raise ValueError(f"role {entry['role']!r} is not one of {', '.join(sorted(_ROLES))}")
+    return {"role": str(entry["role"]), "content": _text(entry["content"])}
+
+
+def _said(text: str) -> Mapping[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _text(content: object) -> str:
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError("content must be text that is not empty")
+    return content
+
+
+def _paragraphs(text: str) -> Iterator[Document]:
+    """Cut a text at blank lines into documents of some length."""
+    parts: list[str] = []
+    for paragraph in text.split("\n\n"):
+        if paragraph.strip():
+            parts.append(paragraph.strip("\n"))
+        if sum(map(len, parts)) >= _SHORT:
+            yield Document("data", (_said("\n\n".join(parts)),))
+            parts = []
+    if parts:
+        yield Document("data", (_said("\n\n".join(parts)),))
+
+
+def _rows(data: str) -> list[Mapping[str, Any]]:
+    """Load the first rows of a dataset, with the columns that hold text."""
+    name, _, split = data.partition(":")
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"--data {data}: a dataset by name needs the library datasets", hint="pip install 'g4convert[datasets]'"
+        ) from error
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        taken = list(islice(rows, _MOST_DOCUMENTS))
+    except (OSError, ValueError, RuntimeError) as error:  # what the library raises for names, splits and networks
+        first = (str(error).splitlines() or [""])[0]
+        raise EnvironmentFault(
+            f"--data {data}: cannot be loaded: {first}", hint="a file works too: FILE.jsonl"
+        ) from error
+    return [{key: row[key] for key in (*_KEYS, "kind") if row.get(key) is not None} for row in taken]

@@ -1,0 +1,119 @@
+"""Rows of token ids out of texts: framed as the model reads them, one after the other, cut into one length.
+
+    documents --chat template, or plain--> ids --kinds in turns--> one stream --cut--> rows, each with one BOS
+
+A row begins with BOS as what is served does, and holds no other: its activations are unlike any other token's. An
+instruction-tuned model gets conversations in its chat frame; a base model gets their words.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+import numpy as np
+from jinja2 import TemplateError
+
+from g4convert.calibration.documents import Document
+from g4convert.calibration.tokens import Tokens
+from g4convert.errors import InputError
+from g4convert.forward.conversations import Frame
+
+__all__ = ["MOST_SAMPLES", "Sampled", "sample"]
+
+MOST_SAMPLES: Final = 128
+"""Rows that are made where no number is asked for and the texts are long enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Rows, and what they are made of.
+
+    Args:
+        tokens: the rows.
+        kinds: number of ids by kind of text.
+        documents: number of documents that the rows hold something of.
+    """
+
+    tokens: Tokens
+    kinds: Mapping[str, int]
+    documents: int
+
+
+def sample(  # noqa: PLR0913 -- the choices of a sample
+    documents: Sequence[Document], frame: Frame, *, samples: int | None, length: int, seed: int, tokenizer: str
+) -> Sampled:
+    """Make rows.
+
+    Args:
+        documents: what to read; kinds take turns, in an order that the seed decides.
+        frame: tokenizer and chat template of the checkpoint.
+        samples: rows; None makes as many as the texts fill, `MOST_SAMPLES` at most.
+        length: tokens of a row, the first of them BOS.
+        seed: decides the order of documents.
+        tokenizer: hash of the tokenizer, kept with the ids.
+
+    Raises:
+        InputError: too little text for that many rows, or for two.
+    """
+    bos = frame.tokenizer.bos_token_id
+    body = length - (bos is not None)
+    wanted = samples or MOST_SAMPLES
+    stream: list[int] = []
+    kinds: Counter[str] = Counter()
+    used = 0
+    for document in _in_turns(documents, random.Random(seed)):  # noqa: S311 -- an order, no secret
+        if len(stream) >= wanted * body:
+            break
+        ids = _ids(document, frame, bos)
+        kinds[document.kind] += len(ids)
+        stream += ids
+        used += 1
+    rows = min(wanted, len(stream) // body)
+    if rows < (samples or 2):
+        raise InputError(
+            f"too little text: {len(stream):,} tokens, {(samples or 2) * body:,} needed for {samples or 2} samples of "
+            f"{length:,}",
+            hint=f"--samples {rows} is what they fill" if rows >= 2 else "more text, or a smaller --length",
+        )
+    cut = np.array(stream[: rows * body], np.int32).reshape(rows, body)
+    ids_ = cut if bos is None else np.concatenate([np.full((rows, 1), bos, np.int32), cut], axis=1)
+    return Sampled(Tokens(np.ascontiguousarray(ids_), tokenizer), kinds, used)
+
+
+def _in_turns(documents: Sequence[Document], order: random.Random) -> Iterator[Document]:
+    """Yield documents of each kind in turns, as long as a kind has some."""
+    by_kind: dict[str, list[Document]] = {}
+    for document in documents:
+        by_kind.setdefault(document.kind, []).append(document)
+    for alike in by_kind.values():
+        order.shuffle(alike)
+    queues = [iter(alike) for alike in by_kind.values()]
+    while queues:
+        taken = [(queue, [*islice(queue, 1)]) for queue in queues]
+        yield from (one for _, found in taken for one in found)
+        queues = [queue for queue, found in taken if found]
+
+
+def _ids(document: Document, frame: Frame, bos: int | None) -> list[int]:
+    """Return the ids of a document, with its frame and without BOS."""
+    if not frame.chat:
+        ids = [*frame.encode(document.text), *_ending(frame)]
+    else:
+        try:
+            ids = frame.encode(frame.tokenizer.apply_chat_template(list(document.messages), tokenize=False))
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in document.messages)
+            raise InputError(
+                f"a conversation that the model's chat template refuses: {error}: {document.text[:60]!r} ({roles})",
+                hint="user and assistant take turns, the user first",
+            ) from error
+    return [one for one in ids if one != bos]
+
+
+def _ending(frame: Frame) -> list[int]:
+    """Return the id that ends a text; a blank line where the tokenizer has none."""
+    end = frame.tokenizer.eos_token_id
+    return frame.encode("\n\n") if end is None else [end]

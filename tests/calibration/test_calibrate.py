@@ -1,0 +1,115 @@
+"""`g4convert calibrate`: rows of ids from texts, and a conversion that makes its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers.program import Program, g4convert
+from transformers import AutoTokenizer
+
+from g4convert.api.calibrate import Calibrated, calibrate
+from g4convert.calibration.tokens import Tokens
+from g4convert.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Checkpoints
+
+__all__ = ["g4convert"]  # a fixture
+
+SHORT = {"samples": 4, "length": 32}
+
+
+@pytest.mark.parametrize("family", ["text", "moe"])
+def test_a_row_has_one_bos_and_the_words_of_the_texts(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    model = checkpoints(family)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"text": "the small blue boat " * 200}))
+    done = calibrate(model, tmp_path / "c.safetensors", data=tmp_path / "mine.jsonl", **SHORT)
+    ids = Tokens.load(tmp_path / "c.safetensors", len(tokenizer)).ids
+    assert ids.shape == (4, 32)
+    assert (ids[:, 0] == tokenizer.bos_token_id).all()
+    assert not (ids[:, 1:] == tokenizer.bos_token_id).any()
+    assert "small blue boat" in tokenizer.decode(ids[1].tolist())
+    assert done.chat is (tokenizer.chat_template is not None)
+
+
+def test_the_seed_decides_and_kinds_take_turns(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    model = checkpoints("text")
+    made = [calibrate(model, tmp_path / f"{n}.safetensors", seed=seed) for n, seed in enumerate((1, 1, 2))]
+    hashes = [one.sampled.tokens.hash for one in made]
+    assert hashes[0] == hashes[1] != hashes[2]
+    few = calibrate(model, tmp_path / "few.safetensors", samples=8, length=512)
+    assert len(few.sampled.kinds) >= 4, "a part of the texts has several kinds"
+
+
+def test_what_is_too_short_is_refused_with_numbers(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a few words only " * 30)
+    with pytest.raises(InputError, match=r"too little text: \d+ tokens, 3,100 needed for 100 samples of 32") as refused:
+        calibrate(checkpoints("text"), tmp_path / "c.safetensors", data=tmp_path / "mine.txt", samples=100, length=32)
+    assert "--samples" in refused.value.hint
+    assert [*tmp_path.glob("c.*")] == []
+
+
+def test_ids_of_another_tokenizer_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    calibrate(checkpoints("text"), path, **SHORT)
+    with pytest.raises(InputError, match="another tokenizer"):
+        Tokens.load(path, 1 << 20, "0" * 64)
+
+
+def test_bad_requests_leave_nothing(checkpoints: Checkpoints, tmp_path: Path, g4convert: Program) -> None:
+    model, path = checkpoints("text"), tmp_path / "c.safetensors"
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "tokenizer.json").unlink()
+    for words, status, said in (
+        ((model, "-o", tmp_path / "c.bin"), 2, "ends in .safetensors"),
+        ((model, "-o", tmp_path / "no" / "c.safetensors"), 2, "no such directory"),
+        ((model, "-o", path, "--length", "9999999"), 2, "the model's context"),
+        ((model, "-o", path, "--samples", "1"), 2, "one of them judges"),
+        ((bare, "-o", path), 3, "no tokenizer.json"),
+        ((tmp_path / "nothing", "-o", path), 3, "nothing"),
+    ):
+        ran = g4convert("calibrate", *words)
+        assert (ran.status, said in ran.err) == (status, True), ran.err
+        assert not path.exists()
+
+
+def test_the_command_says_what_it_made_and_does_not_replace_it(
+    checkpoints: Checkpoints, tmp_path: Path, g4convert: Program
+) -> None:
+    path = tmp_path / "c.safetensors"
+    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--json")
+    found = json.loads(ran.out)
+    assert found["tokens"] == found["samples"] * found["length"]
+    assert found["sha256"] == Tokens.load(path, 1 << 20).hash
+    assert g4convert("calibrate", checkpoints("text"), "-o", path).status == UsageError.exit_code
+    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--overwrite", "--samples", "4")
+    assert "4 samples" in ran.out
+    assert "next" in ran.out
+
+
+def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_is_none(
+    checkpoints: Checkpoints, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = checkpoints("text"), tmp_path / "out"
+    path = tmp_path / "out.calibration.safetensors"
+    words = ("quantize", model, "-o", out, "-r", "w4a16-g32-gptq", "--verify", "none", "--json")
+    asked: list[Path] = []
+
+    def make(model: Path, output: Path) -> Calibrated:
+        asked.append(output)
+        return calibrate(model, output, samples=4, length=32)
+
+    monkeypatch.setattr("g4convert.api.calibrate.calibrate", make)
+    ran = g4convert(*words)
+    assert ran.status == 0, ran.err
+    assert f"4 x 32 tokens of the bundled texts, kept in {path}" in ran.err
+    assert json.loads(ran.out)["calibration"]["tokens"] == Tokens.load(path, 1 << 20).hash
+    assert g4convert(*words, "--overwrite").status == 0
+    assert asked == [path]
