@@ -203,7 +203,7 @@ Workers = Annotated[
     ),
 ]
 CalibrationFile = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write, ending in .safetensors.")
+    Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, ending in .safetensors.")
 ]
 Texts = Annotated[
     str | None,
