@@ -27,7 +27,7 @@ BUDGET = {8: (3.0, 3.2), 16: (3.2, 3.6), 32: (3.9, 4.5), 64: (4.5, 5.6)}
 """Instructions a weight of the loop and of the whole program, by block_m: few rows are limited by memory."""
 
 HOPPER_FEW_ROWS = 3.5
-"""Fewest instructions, of an H100's 4.97 in the loop, where memory is the limit; all others but B200 have more."""
+"""Most instructions with few rows; an H100 has room for 4.97 in the loop, others but the B200 for more."""
 
 SMALL, WIDE = Tile(8, 64, 256, 2, 3), Tile(16, 32, 64, 4, 2)
 
