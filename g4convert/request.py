@@ -1,20 +1,24 @@
 """Levels and options of a verification. Values only: the command line imports them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from g4convert.errors import UsageError
 from g4convert.suggestions import no_such
 
 __all__ = [
+    "DEFAULTS",
     "FLOAT_TYPES",
+    "SPEECH_DTYPE",
+    "VERIFY_AFTER",
     "EngineName",
     "Level",
     "MemoryUse",
     "Request",
+    "Settings",
     "checked_device",
     "chosen",
     "verified_after",
@@ -92,23 +96,50 @@ def verified_after(name: str) -> Level:
 
 
 @dataclass(frozen=True, slots=True)
+class Settings:
+    """Values of a run that an option may leave out, with their defaults; help prints them from here.
+
+    Args:
+        profile: thresholds of level `logits`.
+        memory: way to hold models.
+        dtype: dtype of the forward that is judged.
+        device: device of the models.
+        engine_timeout: seconds to wait for an engine to start, and for each answer.
+    """
+
+    profile: str = "w4a16"
+    memory: MemoryUse = MemoryUse.AUTO
+    dtype: str = "float32"
+    device: str = "cpu"
+    engine_timeout: float = 600.0
+
+
+DEFAULTS: Final = Settings()
+
+SPEECH_DTYPE: Final = "bfloat16"
+"""Default dtype of a forward that answers and is not judged: `generate` and `load`."""
+VERIFY_AFTER: Final = Level.WEIGHTS
+"""Default level of the verification at the end of a conversion."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """A verification to run.
+    """A verification to run. `settings` has the values of those fields that are None here.
 
     Args:
         output: the quantized checkpoint.
         reference: the checkpoint it was made from, or a file that `g4convert reference` wrote; None has neither.
         level: last level; None takes `logits` where something is asked of that level (or the reference is a
             file), `weights` with a reference, and `static` without.
-        profile: thresholds of level `logits`; None takes `w4a16`.
+        profile: thresholds of level `logits`.
         prompts: the user's own, in place of the bundled ones.
-        memory: way to hold models; None takes `auto`.
-        dtype: dtype of the forward; None takes `float32`.
-        device: device of the models; None takes `cpu`.
+        memory: way to hold models.
+        dtype: dtype of the forward; an engine that is given None takes its own.
+        device: device of the models.
         engine: engine that serves the checkpoint in level `engine`.
         engine_python: the interpreter that has vLLM; None takes this one.
         engine_url: address of the SGLang server.
-        engine_timeout: seconds that an engine's start, and each answer, may take; None takes 600.
+        engine_timeout: seconds that an engine's start, and each answer, may take.
     """
 
     output: Path
@@ -135,6 +166,12 @@ class Request:
         self._check_engine()
 
     @property
+    def settings(self) -> Settings:
+        """The values given, and the defaults of the others."""
+        given = {one.name: getattr(self, one.name) for one in fields(Settings)}
+        return replace(DEFAULTS, **{name: value for name, value in given.items() if value is not None})
+
+    @property
     def is_captured(self) -> bool:
         """True if the reference is a file."""
         return self.reference is not None and self.reference.suffix == ".safetensors"
@@ -158,7 +195,7 @@ class Request:
     @property
     def judged_by(self) -> str:
         """The profile of level logits."""
-        return self.profile or "w4a16"
+        return self.settings.profile
 
     def _check_engine(self) -> None:
         given = [name for name, value in self._of_engine.items() if value is not None]

@@ -7,6 +7,7 @@ from g4convert.checkpoint import source
 from g4convert.devices import memory_faults, torch_device
 from g4convert.forward.load import DTypeName, Memory
 from g4convert.forward.load import load as fill
+from g4convert.request import DEFAULTS, SPEECH_DTYPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,9 +18,9 @@ __all__ = ["load"]
 def load(
     model: str | os.PathLike[str],
     *,
-    device: str = "cpu",
-    memory: Memory = "auto",
-    dtype: DTypeName = "bfloat16",
+    device: str = DEFAULTS.device,
+    memory: Memory = DEFAULTS.memory.value,
+    dtype: DTypeName = SPEECH_DTYPE,
     packed: bool = True,
 ) -> "PreTrainedModel":
     """Load a checkpoint into its transformers model, strictly; packed weights, experts included, stay packed words.

@@ -16,7 +16,7 @@ from g4convert.errors import UsageError
 from g4convert.planning.recipe import DEFAULT, Resolved
 from g4convert.progress import Quiet, peak_memory
 from g4convert.report import Report
-from g4convert.request import Level, Request, verified_after
+from g4convert.request import DEFAULTS, VERIFY_AFTER, Request, verified_after
 from g4convert.verification.run import verify as run_verification
 
 __all__ = ["Quantized", "job_of", "own_calibration", "quantize"]
@@ -61,10 +61,10 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     recipe: RecipeLike = DEFAULT,
     tp: Sequence[int] = (),
     workers: int = 0,
-    device: str = "cpu",
+    device: str = DEFAULTS.device,
     overwrite: bool = False,
     calibration: str | os.PathLike[str] | None = None,
-    verify: str | None = Level.WEIGHTS,
+    verify: str | None = VERIFY_AFTER,
     progress: Quiet | None = None,
     say: Callable[[str], None] = lambda _: None,
     ranks: Ranks | None = None,

@@ -33,7 +33,7 @@ def verify(  # noqa: PLR0913 - the choices of a verification
     progress: "Quiet | None" = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Verify a quantized checkpoint, also another program's. None takes a default; `Request` has them.
+    """Verify a quantized checkpoint, also another program's. None takes the default in `request.Settings`.
 
     Args:
         output: a directory, or `org/name[@revision]` on the Hugging Face hub.

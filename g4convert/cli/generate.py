@@ -18,7 +18,7 @@ from g4convert.cli.options import (
 )
 from g4convert.cli.printing import print_json
 from g4convert.errors import UsageError
-from g4convert.request import MemoryUse
+from g4convert.request import DEFAULTS, SPEECH_DTYPE
 
 __all__ = ["generate"]
 
@@ -30,7 +30,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     max_new_tokens: MaxNewTokens = 128,
     device: RunDevice = None,
     memory: Memory = None,
-    dtype: SpeechType = "bfloat16",
+    dtype: SpeechType = SPEECH_DTYPE,
     autotune: Autotune = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -45,7 +45,9 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     if autotune is not None:
         tuning.check(device, autotune)
     path = source.resolve(model).path
-    speaker = Speaker.load(path, device=device or "cpu", memory=(memory or MemoryUse.AUTO).value, dtype=dtype)
+    speaker = Speaker.load(
+        path, device=device or DEFAULTS.device, memory=(memory or DEFAULTS.memory).value, dtype=dtype
+    )
     talk = show.Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     if autotune is not None:
         with tuning.watch(show.messages(no_color=no_color), quiet=quiet or as_json) as tell:

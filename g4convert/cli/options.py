@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from g4convert.gemma4.family import Family
-from g4convert.request import EngineName, Level, MemoryUse
+from g4convert.request import DEFAULTS, EngineName, Level, MemoryUse
 
 __all__ = [
     "Assistant",
@@ -87,6 +87,12 @@ class Manner:
 def _manner(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:  # noqa: FBT001 - as Typer calls it
     setattr(ctx.ensure_object(Manner), str(param.name), value)
     return value
+
+
+def _marked(setting: str, *names: str) -> str:
+    """Names that an option takes, the one that `Settings` has marked as the default."""
+    default = getattr(DEFAULTS, setting)
+    return ", ".join(f"{name} (default)" if name == default else name for name in names)
 
 
 _RECIPE = "Recipe, and values that override it"
@@ -270,7 +276,7 @@ Profile = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Thresholds of level logits: w4a16 (default), qat, parity, or a YAML file.",
+        help=f"Thresholds of level logits: {_marked('profile', 'w4a16', 'qat', 'parity')}, or a YAML file.",
         rich_help_panel=_VERIFY,
     ),
 ]
@@ -301,14 +307,17 @@ Memory = Annotated[
     MemoryUse | None,
     typer.Option(
         metavar="HOW",
-        help="resident, stream (one layer at a time), or auto (default): what fits.",
+        help=f"resident, stream (one layer at a time), or {_marked('memory', 'auto')}: what fits.",
         rich_help_panel=_RUN,
     ),
 ]
 FloatType = Annotated[
     str | None,
     typer.Option(
-        "--dtype", metavar="NAME", help="Dtype of the forward: float32 (default) or bfloat16.", rich_help_panel=_RUN
+        "--dtype",
+        metavar="NAME",
+        help=f"Dtype of the forward: {_marked('dtype', 'float32')} or bfloat16.",
+        rich_help_panel=_RUN,
     ),
 ]
 VerifyEngine = Annotated[
@@ -333,7 +342,7 @@ EngineTimeout = Annotated[
     typer.Option(
         metavar="SECONDS",
         min=1,
-        help="Seconds to wait for the engine to start, and for each answer (default 600).",
+        help=f"Seconds to wait for the engine to start, and for each answer (default {DEFAULTS.engine_timeout:g}).",
         rich_help_panel=_RUN,
     ),
 ]
@@ -342,7 +351,7 @@ RunDevice = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Device that runs the model: cpu (default), cuda or cuda:N.",
+        help=f"Device that runs the model: {_marked('device', 'cpu', 'cuda')} or cuda:N.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -23,7 +23,7 @@ from g4convert.cli.options import (
 from g4convert.cli.printing import print_json, print_plan, print_settings
 from g4convert.cli.recipe_options import with_recipe
 from g4convert.errors import UsageError
-from g4convert.request import verified_after
+from g4convert.request import DEFAULTS, VERIFY_AFTER, verified_after
 
 if TYPE_CHECKING:
     from g4convert.api.quantize import Quantized
@@ -44,9 +44,9 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     calibration: Calibration = None,
     tp: TensorParallel = None,
     workers: Workers = 0,
-    device: Device = "cpu",
+    device: Device = DEFAULTS.device,
     overwrite: Overwrite = False,
-    verify: VerifyAfter = "weights",
+    verify: VerifyAfter = VERIFY_AFTER.value,
     dry_run: DryRun = False,
     show_config: ShowConfig = False,
     as_json: Json = False,

@@ -26,8 +26,9 @@ def check(device: str | None, path: Path) -> None:
     """
     from g4convert.devices import torch_device
     from g4convert.forward import tuning
+    from g4convert.request import DEFAULTS
 
-    tuning.check(torch_device(device or "cpu"), path)
+    tuning.check(torch_device(device or DEFAULTS.device), path)
 
 
 @contextmanager

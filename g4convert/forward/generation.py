@@ -25,7 +25,7 @@ from g4convert.forward.models import Model
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
 from g4convert.progress import peak_memory
-from g4convert.request import FLOAT_TYPES
+from g4convert.request import DEFAULTS, FLOAT_TYPES, SPEECH_DTYPE
 from g4convert.suggestions import no_such
 
 __all__ = ["Answer", "Speaker"]
@@ -89,7 +89,14 @@ class Speaker:
     load_seconds: float
 
     @classmethod
-    def load(cls, directory: Path, *, device: str = "cpu", memory: Memory = "auto", dtype: str = "bfloat16") -> Self:
+    def load(
+        cls,
+        directory: Path,
+        *,
+        device: str = DEFAULTS.device,
+        memory: Memory = DEFAULTS.memory.value,
+        dtype: str = SPEECH_DTYPE,
+    ) -> Self:
         """Load a checkpoint, plain or packed.
 
         Args:

@@ -152,10 +152,10 @@ def _check_request(asked: Request) -> None:
         alone = load(asked.judged_by).compares == "parity"
     if asked.reference is None and not alone:
         raise UsageError(f"level {asked.depth} needs a reference", hint=_reference_hint(asked.output))
-    if asked.device not in {None, "cpu"}:
+    if asked.settings.device != "cpu":
         from g4convert.devices import torch_device  # noqa: PLC0415 -- brings torch
 
-        torch_device(str(asked.device))
+        torch_device(asked.settings.device)
     if asked.is_captured and asked.prompts is not None:
         raise UsageError("a stored reference has its own prompts", hint="leave --prompts out, or pass the model")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -15,11 +16,9 @@ from helpers.program import Program, Ran, g4convert
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.report import Finding, Severity
-from g4convert.request import Level, MemoryUse, Request
+from g4convert.request import DEFAULTS, Level, MemoryUse, Request, Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import Checkpoints
 
 __all__ = ["g4convert"]  # a fixture
@@ -177,6 +176,16 @@ def test_options_of_level_logits_are_refused_below_it(
     ran = g4convert("verify", out, "--reference", source, "--level", "weights", *option)
     assert ran.status == 2
     assert f"{option[0]} belongs to level logits" in ran.err
+
+
+def test_defaults_hold_where_nothing_is_given_and_help_prints_them(g4convert: Program) -> None:
+    assert Request(Path("out")).settings == DEFAULTS
+    given = Request(Path("out"), Path("model"), device="cuda:1", profile="qat", memory=MemoryUse.STREAM)
+    assert given.settings == Settings("qat", MemoryUse.STREAM, DEFAULTS.dtype, "cuda:1", DEFAULTS.engine_timeout)
+    text = " ".join(g4convert("verify", "--help").out.replace("│", " ").split())
+    for name in (DEFAULTS.profile, DEFAULTS.memory, DEFAULTS.dtype, DEFAULTS.device):
+        assert f"{name} (default)" in text
+    assert f"(default {DEFAULTS.engine_timeout:g})" in text
 
 
 def test_requests() -> None:

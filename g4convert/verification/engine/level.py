@@ -31,7 +31,7 @@ from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model
 from g4convert.report import Finding, Severity
-from g4convert.request import EngineName, MemoryUse, Request
+from g4convert.request import EngineName, Request
 from g4convert.verification import gates
 from g4convert.verification.engine.judge import (
     Measured,
@@ -164,7 +164,7 @@ def _has_media(probe: Probe) -> bool:
 
 
 def _engine(asked: Request) -> AbstractContextManager[Engine]:
-    timeout = float(asked.engine_timeout or 600)
+    timeout = asked.settings.engine_timeout
     match asked.engine:
         case EngineName.SGLANG:
             return sglang(asked.output, url=str(asked.engine_url), timeout=timeout)
@@ -173,8 +173,8 @@ def _engine(asked: Request) -> AbstractContextManager[Engine]:
 
 
 def _load(asked: Request, dtype: DTypeName) -> Model:
-    memory: Memory = (asked.memory or MemoryUse.AUTO).value
-    device = torch_device(asked.device or "cpu")
+    memory: Memory = asked.settings.memory.value
+    device = torch_device(asked.settings.device)
     return load(asked.output, dtype=dtype, packed=False, memory=memory, device=device)
 
 

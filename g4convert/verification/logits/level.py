@@ -24,7 +24,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.progress import Quiet
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
-from g4convert.request import MemoryUse, Request
+from g4convert.request import Request
 from g4convert.verification import gates
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
@@ -66,7 +66,7 @@ def run_logits(
     profile = gates.load(asked.judged_by)
     costs = profile.compares == "loss"
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
-    dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
+    dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
         read = sum(_stored_bytes(one) for one in (asked.output, asked.source) if one is not None)
         say(f"logits: loading the models, {size(read)} to read")
@@ -105,7 +105,7 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
     Raises:
         G4Error: as for `run_logits`.
     """
-    dtype: DTypeName = cast("DTypeName", asked.dtype or "float32")
+    dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     if asked.prompts is not None:
         conversations(asked.prompts, source)  # whatever is wrong with these is said before anything is loaded
     with memory_faults():
@@ -154,8 +154,8 @@ def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
     beside: Model | None = None,
     alone: bool = False,
 ) -> Model:
-    memory: Memory = (asked.memory or MemoryUse.AUTO).value
-    device = torch_device(asked.device or "cpu")
+    memory: Memory = asked.settings.memory.value
+    device = torch_device(asked.settings.device)
     return load(directory, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=alone, beside=beside)
 
 
