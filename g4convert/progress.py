@@ -43,8 +43,8 @@ class Quiet:
     def step(self, name: str, total: int, unit: str) -> None:
         """A step of so many units begins, which are not bytes; one that was begun before has ended."""
 
-    def tick(self, count: int) -> None:
-        """So many more units of the step are done."""
+    def tick(self, count: int, name: str = "") -> None:
+        """So many more units of the step are done; `name` is what is worked on, where it changes within the step."""
 
     def __enter__(self) -> Self:
         return self
@@ -103,9 +103,10 @@ class Bar(Quiet):
         self._task = self._progress.add_task(name, total=total, memory="")
         self._progress.start()
 
-    def tick(self, count: int) -> None:
+    def tick(self, count: int, name: str = "") -> None:
         """Move it."""
-        self._progress.update(self._task, advance=count, memory=f"{size(peak_memory())} peak")
+        memory = f"{size(peak_memory())} peak"
+        self._progress.update(self._task, advance=count, description=name or None, memory=memory)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -151,15 +152,17 @@ class Lines(Quiet):
         self._name, self._unit, self._total, self._done = name, unit, total, 0
         self._began = self._said = time.monotonic()
 
-    def tick(self, count: int) -> None:
+    def tick(self, count: int, name: str = "") -> None:
         """Say how far it is, if the last line is some seconds old."""
         self._done += count
         now = time.monotonic()
         if now - self._said < _LINE_SECONDS or self._done >= self._total:
             return
         self._said = now
-        left = duration((self._total - self._done) * (now - self._began) / self._done)
-        _say(self._console, f"  {self._name}: {self._done:,} of {self._total:,} {self._unit}, {left} left")
+        parts = [f"  {name or self._name}: {self._done:,} of {self._total:,} {self._unit}"]
+        if self._done:
+            parts.append(f"{duration((self._total - self._done) * (now - self._began) / self._done)} left")
+        _say(self._console, ", ".join(parts))
 
 
 def watch(console: Console, *, quiet: bool) -> Quiet:

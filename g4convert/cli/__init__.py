@@ -18,10 +18,12 @@ demo            `g4convert demo`
 verification    Runs a verification for the commands that end with one
 tuning          Shows progress of `generate --autotune`
 printing        Prints JSON, plans and settings
-show            Prints results as text
+show            Makes consoles; prints errors, settings, descriptions and demonstrations
 show_engines    Prints verdicts of engines
+show_plan       Prints plans
 show_report     Prints reports
 show_summary    Prints the closing card of a conversion
+talk            Prints the answers of `generate`
 streams         Handles closed and full standard streams
 tables          Lays out tables for the width of the terminal
 """

@@ -40,6 +40,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     asked = _prompts(prompt)
     from g4convert.checkpoint import source
     from g4convert.cli import show
+    from g4convert.cli.talk import Talk
     from g4convert.forward.generation import Speaker
 
     if autotune is not None:
@@ -48,7 +49,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     speaker = Speaker.load(
         path, device=device or DEFAULTS.device, memory=(memory or DEFAULTS.memory).value, dtype=dtype
     )
-    talk = show.Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
+    talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     if autotune is not None:
         with tuning.watch(show.messages(no_color=no_color), quiet=quiet or as_json) as tell:
             products = speaker.tune(autotune, tell)

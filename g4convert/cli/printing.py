@@ -36,9 +36,9 @@ def print_text(text: str) -> None:
 
 def print_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
     """A plan, as text or JSON."""
-    from g4convert.cli import show
+    from g4convert.cli import show, show_plan
 
     if as_json:
         print_json(found.to_dict(tensors=verbose))
     else:
-        show.plan(show.console(no_color=no_color), found, tensors=verbose)
+        show_plan.plan(show.console(no_color=no_color), found, tensors=verbose)

@@ -1,6 +1,5 @@
 """`--autotune`: what is refused before a model is loaded, and progress while kernels are measured."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from g4convert.progress import Quiet
+
 __all__ = ["Tell", "check", "watch"]
 
 Tell: TypeAlias = Callable[[int, int, str], None]
 """Told how many tiles are done, of how many, and what is worked on."""
-
-_LINE_SECONDS = 5.0
 
 
 def check(device: str | None, path: Path) -> None:
@@ -33,34 +32,22 @@ def check(device: str | None, path: Path) -> None:
 
 @contextmanager
 def watch(console: "Console", *, quiet: bool) -> Iterator[Tell]:
-    """A bar on a terminal, a plain line now and then elsewhere, or nothing."""
-    if quiet:
-        yield lambda *_: None
-    elif console.is_terminal and not console.is_dumb_terminal:
-        with _bar(console) as tell:
-            yield tell
-    else:
-        yield _lines(console)
+    """Show a run's progress, told in numbers of tiles."""
+    from g4convert import progress
+
+    with progress.watch(console, quiet=quiet) as shown:
+        yield _Told(shown)
 
 
-@contextmanager
-def _bar(console: "Console") -> Iterator[Tell]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+class _Told:
+    """Counts as `forward.tuning` tells them, on a display that wants the number of new ones."""
 
-    columns = BarColumn(bar_width=16), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
+    def __init__(self, shown: "Quiet") -> None:
+        self._shown, self._done = shown, -1
 
-
-def _lines(console: "Console") -> Tell:
-    said = time.monotonic()
-
-    def tell(done: int, total: int, what: str) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= _LINE_SECONDS or done == total:
-            said = now
-            console.print(f"{done:,} of {total:,} tiles, {what}", markup=False, highlight=False, soft_wrap=True)
-
-    return tell
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._done < 0:
+            self._shown.step("measuring", total, "tiles")
+            self._done = 0
+        self._shown.tick(done - self._done, what)
+        self._done = done

@@ -1,8 +1,8 @@
 """The kernel that takes a packed weight: arithmetic on the sizes that one GPU holds.
 
 An engine looks for a kernel when it builds a module, so a size that none takes ends the start of the server. What
-follows was read, not run: no GPU was at hand. Files below `vllm/model_executor/` of vLLM 0.33.0 and below
-`sglang/` of SGLang 0.5.23.
+follows was read in the engines' sources: files below `vllm/model_executor/` of vLLM 0.33.0 and below `sglang/` of
+SGLang 0.5.23.
 
     vLLM, dense     kernels/linear/__init__.py:539: Machete, Marlin, Conch, Exllama, Triton, Humming, whichever fits
       any           layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:170: whole groups

@@ -11,8 +11,6 @@ serves several models.
 26B-A4B on an H100 with 16 cores, by arithmetic: 812 variants of `matmul`, 0.6 s of a core each (measured), are 30 s of
 all cores. 8,010 tiles, at 14 ms on average for a graph that is made and played four times, are 112 s, and the best
 ones again 40 s. So three minutes, or six with slower or fewer cores.
-
-No GPU was at hand when this was written: the search is tested with made-up times, the timing has not been run.
 """
 
 import json

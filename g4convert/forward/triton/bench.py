@@ -9,8 +9,6 @@ what comes out is compared with float64. A tile that does not fit the GPU, or co
     1                   one token of 8 experts, not sorted, and half as many pairs as experts: the geometric mean
     r > 1               r pairs for each expert, sorted
     linear              as many rows as it says
-
-No GPU was at hand when this was written: all but the clock has run in Triton's interpreter.
 """
 
 import math

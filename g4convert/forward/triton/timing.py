@@ -1,7 +1,4 @@
-"""Random weights, the time of a run on a GPU, and runs from many threads: what measuring kernels takes.
-
-No GPU was at hand when this was written: the clock has not run.
-"""
+"""Random weights, the time of a run on a GPU, and runs from many threads: what measuring kernels takes."""
 
 import math
 import os

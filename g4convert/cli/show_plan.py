@@ -1,0 +1,116 @@
+"""Prints a plan: sizes by role, what stays and why, what config.json will say, output, warnings."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from g4convert.cli.show_engines import verdicts
+from g4convert.cli.tables import facts, fitted, put, table
+from g4convert.quantities import count, duration, plural, size
+
+if TYPE_CHECKING:
+    from g4convert.planning.report import PlanReport
+
+__all__ = ["dialect", "plan"]
+
+_MOST_FILES = 6
+"""Files of a pattern that are named."""
+
+
+def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
+    """The plan: sizes by role, what stays and why, what config.json will say, output, warnings."""
+    recipe, architecture = found.recipe.recipe, found.plan.architecture
+    groups = f"groups of {recipe.group_size}" if recipe.group_size else "one scale per row"
+    out.print(f"[bold]{escape(found.source.name)}[/]: {escape(architecture.family)}", soft_wrap=True)
+    spelled = [dialect(use.description, use.count, use.example) for use in found.plan.inventory.dialects]
+    top = {
+        "model type": architecture.model_type,
+        "names": "\n".join(spelled) or "as transformers 5 stores them",
+        "recipe": f"{found.recipe.name}: int{recipe.num_bits} symmetric, {groups}, method {recipe.method}",
+    }
+    put(out, facts(top))
+    out.print()
+    put(out, _plan_sizes(found, out.width))
+    _section(out, "stays as it is", {f"{role} ({n:,})": why for (role, why), n in found.kept.items()})
+    _section(out, "left out", {plural(n, "tensor"): why for why, n in found.dropped.items()})
+    if tensors:
+        out.print()
+        for line in map(_step, found.to_dict(tensors=True)["tensors"]):
+            out.print(line, soft_wrap=True, markup=False)
+    out.print()
+    verdicts(out, found.verdicts, verbose=tensors)
+    out.print()
+    put(out, facts(_outcome(found)))
+    for warning in found.plan.warnings:
+        out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+
+
+def dialect(text: str, number: int, example: tuple[str, str]) -> str:
+    """Describe a spelling of names, with an example."""
+    before, after = example
+    return f"{text}: {plural(number, 'tensor')}" + ("" if before == after else f", e.g. {before} -> {after}")
+
+
+def _plan_sizes(found: "PlanReport", width: int) -> Table:
+    rows = [
+        (
+            row.role,
+            f"{row.tensors:,}",
+            count(row.params),
+            row.action,
+            size(row.before),
+            size(row.after),
+            f"{row.bits_per_weight:.2f}" if row.after else "",
+        )
+        for row in found.sizes
+    ]
+    before, after = sum(row.before for row in found.sizes), sum(row.after for row in found.sizes)
+    params, written = sum(row.params for row in found.sizes), sum(row.params for row in found.sizes if row.after)
+    tensors = sum(row.tensors for row in found.sizes)
+    bits = f"{8 * after / written:.2f}" if written else ""
+    rows.append(("total", f"{tensors:,}", count(params), "", size(before), size(after), bits))
+    columns = ("role", "tensors", "params", "action", "before", "after", "bits/weight")
+    return table(*fitted(columns, rows, width, spare=("params", "tensors", "bits/weight")))
+
+
+def _outcome(found: "PlanReport") -> dict[str, str]:
+    weights = found.outlook.weights
+    rows = {}
+    if weights.targets:
+        rows["targets"] = "  ".join(weights.targets)
+        rows["ignore"] = "  ".join(weights.ignore)
+    files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
+    rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
+    rows["time"] = f"about {duration(found.seconds)} on {workers}, with the check at the end (--verify weights)"
+    limit = found.recipe.recipe.max_shard_size
+    for one in found.plan.beside.decided:
+        rows[f"{one.option} {one.pattern}"] = _named(one.files)
+    if larger := [shard for shard in found.layout.shards if shard.size - len(shard.head) > limit]:
+        rows["larger"] = f"{plural(len(larger), 'file')} above max_shard_size {size(limit)}: a module is not split"
+    return rows
+
+
+def _named(files: Sequence[str]) -> str:
+    """The first of some files, and how many more there are."""
+    return ", ".join(files[:_MOST_FILES]) + (f" and {len(files) - _MOST_FILES} more" if files[_MOST_FILES:] else "")
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """One line of `plan -v`."""
+    source = ", ".join(step["from"])
+    match step["action"]:
+        case "pack":
+            module = step["names"][0].removesuffix("_packed")
+            return f"pack  {source} -> {module}_{{packed,scale,shape}}"
+        case "keep":
+            return f"keep  {step['name']}" if source == step["name"] else f"keep  {source} -> {step['name']}"
+    return f"drop  {source}: {step['reason']}"
+
+
+def _section(out: Console, title: str, rows: Mapping[str, str]) -> None:
+    if rows:
+        out.print(f"\n{title}")
+        put(out, facts(rows, indent=2, dim=True))

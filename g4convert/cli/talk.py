@@ -1,0 +1,64 @@
+"""Prints the answers of `generate`: their text on stdout, all else on stderr."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from g4convert.cli.show import console, messages
+from g4convert.quantities import plural
+
+if TYPE_CHECKING:
+    from g4convert.forward.generation import Answer
+
+__all__ = ["Talk"]
+
+
+class Talk:
+    """Answers as they come: their text on stdout, all else on stderr.
+
+    Args:
+        no_color: plain text.
+        quiet: answers only.
+        mute: not even these.
+        several: whether to repeat each prompt before its answer, and to part answers by an empty line.
+    """
+
+    def __init__(self, *, no_color: bool, quiet: bool, mute: bool, several: bool) -> None:
+        self._out, self._messages = console(no_color=True), messages(no_color=no_color)
+        self._quiet, self._mute, self._several = quiet or mute, mute, several
+        self._said = 0
+
+    def tuned(self, path: Path, products: int) -> None:
+        """A table of tiles was written."""
+        if not self._quiet:
+            words = f"{path}: tiles of {plural(products, 'product')}; G4CONVERT_TILES={path} uses them again"
+            self._messages.print(f"[dim]{escape(words)}[/]", soft_wrap=True)
+
+    @contextmanager
+    def about(self, prompt: str) -> Iterator[None]:
+        """One prompt is answered inside; its line is ended whatever happens."""
+        if self._said:
+            self.show("\n")
+        self._said += 1
+        if self._several and not self._quiet:
+            self._messages.print(f"[dim]> {escape(prompt)}[/]", soft_wrap=True)
+        try:
+            yield
+        finally:
+            self.show("\n")
+
+    def show(self, text: str) -> None:
+        """A piece of the answer."""
+        if not self._mute:
+            self._out.out(text, end="", highlight=False)
+
+    def measured(self, said: "Answer") -> None:
+        """Print how long it took."""
+        if not self._quiet:
+            speed = "" if said.tokens_per_second is None else f", then {said.tokens_per_second:.1f} tokens/s"
+            end = "" if said.ended else "; --max-new-tokens ended it"
+            words = f"{plural(len(said.token_ids), 'token')}: the first after {said.prefill_seconds:.2f} s{speed}{end}"
+            self._messages.print(f"[dim]{words}[/]", soft_wrap=True)
