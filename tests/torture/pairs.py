@@ -87,7 +87,9 @@ class Pairs:
             self.faults.append(f"round {self._rounds}: cannot be finished: exit {status}: {files}")
 
     def _is_anybodys(self) -> bool:
-        """A directory with files of others or links, and no journal, is refused whatever the command is told."""
+        """What is refused whatever the command is told: a lock that is a link, files of others without a journal."""
+        if (self._place / "out.lock").is_symlink():
+            return True
         partial = self._place / "out.partial"
         strange = any(path.is_symlink() or path.name == "stray" for path in (partial, *partial.rglob("*")))
         return strange and not any(partial.glob("journal*"))
