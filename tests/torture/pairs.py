@@ -87,7 +87,7 @@ class Pairs:
             self.faults.append(f"round {self._rounds}: cannot be finished: exit {status}: {files}")
 
     def _is_anybodys(self) -> bool:
-        """Return whether a run must refuse, also with --overwrite: a lock that is a link, files of others without a journal."""
+        """Return whether any run must refuse: the lock is a link, or files of others lie there without a journal."""
         if (self._place / "out.lock").is_symlink():
             return True
         partial = self._place / "out.partial"
