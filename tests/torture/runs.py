@@ -126,3 +126,5 @@ def compiled(arguments: Sequence[str]) -> None:
     """Run a command line in this process, once, so that what it imports and compiles is there for every fork."""
     with suppress(SystemExit):
         main(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # which a program that ends ignores, and a fork would inherit
+        signal.signal(number, signal.default_int_handler)
