@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST_TRITON := build/triton/3.6.0
+COMPILED := ship or compiles or every_form or without_the_fence or at_every_edge or pads
 
 .PHONY: demo test test-engines test-vllm lint env golden bench bench-real quality false-alarms torture clean
 
@@ -12,7 +13,8 @@ demo: env
 
 test: lint $(OLDEST_TRITON)
 	$(BIN)/python -m pytest -n auto
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/forward/triton/test_aot.py tests/forward/triton/test_ptx.py
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto -k "$(COMPILED)" \
+		tests/forward/triton/test_aot.py tests/forward/triton/test_ptx.py
 
 # the kernels are compiled with, and run as compiled by, the oldest Triton that pyproject.toml allows, too
 $(OLDEST_TRITON): .venv/.made

@@ -35,6 +35,7 @@ class Sizes:
         copied: MB of the copy that measures bandwidth.
         width: width of the product that measures the rate.
         tuned: tokens for which tiles are measured.
+        models: small models that are run end to end.
     """
 
     h: int = 2816
@@ -58,9 +59,10 @@ class Sizes:
     copied: int = 2048
     width: int = 8192
     tuned: tuple[int, ...] = tuple(1 << i for i in range(13))
+    models: tuple[str, ...] = ("moe", "e2b")
 
 
-REHEARSAL = Sizes(32, 32, 4, 2, (8,), 1, 4, (1, 9), ((32, 32),), 4, 128, (1,))
+REHEARSAL = Sizes(32, 32, 4, 2, (8,), 1, 4, (1, 9), ((32, 32),), 4, 128, (1,), ("moe",))
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,15 @@ PROMPT = "Write a Python function total that adds left and right."
 ANSWER = "def total(left, right):\n    return left + right"
 
 
-def models(machine: Machine, _sizes: Sizes, _results: Results) -> Iterator[str]:
+def models(machine: Machine, sizes: Sizes, _results: Results) -> Iterator[str]:
     """A line for each step of each model."""
     try:
-        from g4convert.demo.trained import TRAINED, trained  # noqa: PLC0415 - needs transformers
+        from g4convert.demo.trained import trained  # noqa: PLC0415 - needs transformers
+        from g4convert.gemma4.family import Family  # noqa: PLC0415 - the same
     except ImportError as missing:
         yield f"- not run: {missing}"
         return
-    for family in TRAINED:
+    for family in map(Family, sizes.models):
         with TemporaryDirectory() as directory:
             source, output = trained(family), Path(directory) / "packed"
             steps = {
