@@ -77,6 +77,9 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         seed: decides the order of texts.
         overwrite: replace a file that is there.
 
+    Returns:
+        The file, and what its rows are made of.
+
     Raises:
         UsageError: the file is there already or has another ending, or a number is out of range.
         InputError: no such model, no tokenizer, no such texts, or too few of them.
