@@ -33,10 +33,10 @@ distribution from that of the bf16 original, in nats. `make quality` makes this 
   (`tests/benchmarks/real_model.py`); float32 arithmetic, scales as stored, nothing packed but Linears and experts.
 - Text: what a Debian machine has on disk, in five kinds. {samples} windows of {length} ids calibrate, {judges} of
   {judged} judge, every third token of them; no document is on both sides. All calibrated rows have the same ids.
-- Every row was quantized on {cores} with the same load beside it. Seconds are of the whole command, imports included.
+- Every row was quantized on {cores}; seconds are of the whole command, imports included. Where others used the machine
+  meanwhile, wall time says little, and CPU seconds are the figure to compare.
 - `+-` is the standard error over the windows that judge. Differences are of windows paired, so their error is smaller
-  than the errors of the means suggest. One model of 270M parameters: larger models lose less, and the order of methods
-  is what carries over.
+  than the errors of the means suggest. It is one model of 270M parameters; what larger ones lose is not measured.
 """
 
 
@@ -55,7 +55,11 @@ def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
         ("Groups of 128", "model", 128),
         ("A mixture of experts, groups of 32", "moe", 32),
     ):
-        chosen = [row for row in rows() if (row.model, row.group) == (model, group)]
+        chosen = [
+            row for row in rows() if (row.model, row.group) == (model, group) and "kl" in results.get(row.name, {})
+        ]
+        if not chosen:
+            continue
         parts.append("\n".join([f"## {title}\n", *_table(chosen, results, facts["kinds"])]) + "\n")
     parts.append("\n".join(["## Compared\n", *_compared(results)]) + "\n")
     parts.append("\n".join(["## Not in this run\n", *_missing(results)]) + "\n")
@@ -68,19 +72,17 @@ def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
 
 def _table(chosen: Sequence[Row], results: Results, kinds: Sequence[str]) -> Iterator[str]:
     order = [*dict.fromkeys(kinds)]
-    yield "| method | KL | same top token | " + " | ".join(order) + " | seconds |"
-    yield "|---|---:|---:|" + "---:|" * (len(order) + 1)
+    yield "| method | KL | same top token | " + " | ".join(order) + " | s | CPU s |"
+    yield "|---|---:|---:|" + "---:|" * (len(order) + 2)
     for row in chosen:
-        found = results.get(row.name, {})
-        if "kl" not in found:
-            continue
+        found = results[row.name]
         by_kind = (fmean(kl for kl, this in zip(found["kl"], kinds, strict=True) if this == kind) for kind in order)
         cells = [
             _title(row),
             f"{fmean(found['kl']):.3f} +- {error(found['kl']):.3f}",
             f"{100 * fmean(found['same']):.1f} %",
             *(f"{kl:.3f}" for kl in by_kind),
-            f"{found['seconds']:.0f}" if "seconds" in found else "",
+            *(f"{found[key]:.0f}" if key in found else "" for key in ("seconds", "cpu")),
         ]
         yield f"| {' | '.join(cells)} |"
 
@@ -116,12 +118,9 @@ def _best_peer(results: Results, group: int) -> str:
 
 
 def _missing(results: Results) -> Iterator[str]:
-    for row in rows():
-        found = results.get(row.name)
-        if found is None:
-            yield f"- {row.name}: not run"
-        elif "failed" in found:
-            yield f"- {row.name}: `{found['failed']}`"
+    failed = {row.name: results[row.name]["failed"] for row in rows() if "failed" in results.get(row.name, {})}
+    yield f"Not run: {', '.join(row.name for row in rows() if row.name not in results) or 'none'}.\n"
+    yield from (f"- {name}: `{why}`" for name, why in failed.items())
 
 
 def _title(row: Row) -> str:
