@@ -9,5 +9,6 @@ moments    Adds up what the inputs of a Linear are: H = X^T X, and rows that jud
 rounding   Rounds one weight in several ways and takes the one with the least error in its output
 layer      Quantizes the Linears of one decoder layer, in the order in which they run
 experts    Quantizes the experts of a layer, each on the tokens that were routed to it
+record     Runs the unquantized model once, and adds up the squares of what its Linears are given
 run        Runs the layers of a conversion, and continues where one was killed
 """

@@ -29,7 +29,7 @@ from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, dequantized
 from g4convert.calibration.states import SCRATCH
 
-__all__ = ["LayerPass", "Weights", "in_order"]
+__all__ = ["LayerPass", "Shared", "Weights", "in_order", "sequence"]
 
 F32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -86,13 +86,13 @@ class LayerPass:
         """Fill `out` with the states behind the attention."""
         attention = layer.self_attn
         paths = [path for path in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if self._has(path)]
-        self._quantize(layer, paths, lambda s: layer.input_layernorm(_of(states, s)))
+        self._quantize(layer, paths, lambda s: layer.input_layernorm(sequence(states, s)))
         o_proj, attention.o_proj = attention.o_proj, torch.nn.Identity()
         inner = self.replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
-        arguments, shared = self.replay.arguments[self.number], _Shared(self.replay, layer)
+        arguments, shared = self.replay.arguments[self.number], Shared(self.replay, layer)
 
         def attend(s: int) -> torch.Tensor:
-            normed = layer.input_layernorm(_of(states, s))
+            normed = layer.input_layernorm(sequence(states, s))
             given = shared.given(s)
             given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
             shared.keep(s, given)
@@ -102,11 +102,11 @@ class LayerPass:
         for s, one in self._ordered(attend):
             inner[s] = one[0].numpy()
         attention.o_proj = o_proj
-        self._quantize(layer, self._present("self_attn.o_proj"), lambda s: _of(inner, s))
+        self._quantize(layer, self._present("self_attn.o_proj"), lambda s: sequence(inner, s))
 
         def behind(s: int) -> torch.Tensor:
-            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(_of(inner, s)))
-            return _of(states, s) + added
+            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(sequence(inner, s)))
+            return sequence(states, s) + added
 
         for s, one in self._ordered(behind):
             out[s] = one[0].numpy()
@@ -117,28 +117,28 @@ class LayerPass:
         self._quantize(
             layer,
             self._present("mlp.gate_proj", "mlp.up_proj"),
-            lambda s: layer.pre_feedforward_layernorm(_of(out, s)),
+            lambda s: layer.pre_feedforward_layernorm(sequence(out, s)),
         )
         inner = self.replay.states.make(_MLP_IN, (*out.shape[:2], mlp.down_proj.in_features))
 
         def multiply(s: int) -> torch.Tensor:
-            x = layer.pre_feedforward_layernorm(_of(out, s))
+            x = layer.pre_feedforward_layernorm(sequence(out, s))
             product: torch.Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
             return product
 
         for s, one in self._ordered(multiply):
             inner[s] = one[0].numpy()
-        self._quantize(layer, self._present("mlp.down_proj"), lambda s: _of(inner, s))
+        self._quantize(layer, self._present("mlp.down_proj"), lambda s: sequence(inner, s))
         experts = run_experts(self, layer, out) if hasattr(layer, "experts") else None
         per_layer = self.replay.per_layer(self.number)
 
         def finish(s: int) -> torch.Tensor:
-            residual, x = _of(out, s), mlp.down_proj(_of(inner, s))
+            residual, x = sequence(out, s), mlp.down_proj(sequence(inner, s))
             if experts is not None:
-                x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(_of(experts, s))
+                x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(sequence(experts, s))
             x = residual + layer.post_feedforward_layernorm(x)
             if per_layer is not None:
-                gated = layer.act_fn(layer.per_layer_input_gate(x)) * _of(per_layer, s)
+                gated = layer.act_fn(layer.per_layer_input_gate(x)) * sequence(per_layer, s)
                 x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gated))
             scaled: torch.Tensor = x * layer.layer_scalar
             return scaled
@@ -191,12 +191,12 @@ def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -
         yield first, future.result()
 
 
-def _of(array: F32, s: int) -> torch.Tensor:
+def sequence(array: F32, s: int) -> torch.Tensor:
     """A sequence of an array as a tensor of its own, [1, t, k]: a mapped page is read once."""
     return torch.from_numpy(np.array(array[s]))[None]
 
 
-class _Shared:
+class Shared:
     """Keys and values that later layers read, of each sequence."""
 
     def __init__(self, replay: Replay, layer: Any) -> None:  # noqa: ANN401
@@ -214,7 +214,7 @@ class _Shared:
         """Return the arguments of attention for sequence `s`."""
         given: UserDict[str, Any] = UserDict()
         if self._reads:
-            given[self._kind] = tuple(_of(array, s) for array in self._arrays)
+            given[self._kind] = tuple(sequence(array, s) for array in self._arrays)
         return given
 
     def keep(self, s: int, given: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ from g4convert.planning.units import Unit
 from g4convert.quantization import Method
 from g4convert.tensors import DType
 
-__all__ = ["LayerByLayer"]
+__all__ = ["LayerByLayer", "threads"]
 
 F32 = NDArray[np.float32]
 
@@ -98,7 +98,7 @@ class LayerByLayer:
         layers = dict(zip(range(self.conversion.tiled, len(self.conversion.units)), self._layers, strict=True))
         results: dict[int, list[Any]] = {}
         try:
-            with _threads(self.conversion.job.workers or default_workers()) as pool:
+            with threads(self.conversion.job.workers or default_workers()) as pool:
                 replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states)
                 hidden = self._hidden(replay, fresh=min(pending) == self.conversion.tiled)
                 for unit in sorted(pending):
@@ -224,7 +224,7 @@ def _mean(rows: Mapping[str, Any], way: Way) -> float | None:
 
 
 @contextmanager
-def _threads(workers: int) -> Iterator[Executor]:
+def threads(workers: int) -> Iterator[Executor]:
     """Threads in each of which torch runs on one: what a product gives does not depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

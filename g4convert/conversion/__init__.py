@@ -12,6 +12,7 @@ resume       Reads again what a stopped run says it has finished
 lock         Lets one process at a time write an output
 staging      Keeps OUT.partial until it may take the name of OUT
 ranks        Shares one output between processes under torchrun
+statistics   Holds what the Linears of a model are given, as a calibration file has it
 finished     Sees whether an output is there already
 result       Sums up a finished conversion: sizes, errors, method
 provenance   Says in g4convert.json where an output comes from

@@ -18,7 +18,7 @@ from g4convert.planning.layout import Layout
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.units import Unit
 
-__all__ = ["check_unchanged", "differences", "fingerprint", "plan_facts"]
+__all__ = ["check_unchanged", "differences", "fingerprint", "plan_facts", "sampled"]
 
 _SAMPLE: Final = 4096
 """Bytes that are read of each tensor."""
@@ -39,7 +39,7 @@ def fingerprint(
     return {
         "g4convert": __version__,
         "source": {**checkpoint.fingerprint(), **_stamps(checkpoint)},
-        "sample": _sample(checkpoint, reader),
+        "sample": sampled(checkpoint, reader),
         "recipe": recipe.settings(),
         "method": method,
         "units": len(units),
@@ -101,10 +101,10 @@ def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found.items()}
 
 
-def _sample(checkpoint: Checkpoint, reader: Reader) -> str:
+def sampled(checkpoint: Checkpoint, reader: Reader) -> str:
     """A hash over the middle of every tensor."""
     digest = xxh3_64()
-    for stored in checkpoint.tensors.values():
+    for _, stored in sorted(checkpoint.tensors.items()):
         nbytes = min(_SAMPLE, stored.info.nbytes)
         digest.update(reader.read(stored.file, stored.begin + (stored.info.nbytes - nbytes) // 2, nbytes))
     return digest.hexdigest()

@@ -88,6 +88,18 @@ class Rows:
             whole = whole.view(self.stored).permute(self.axes).contiguous()
         return whole.view(self.shape).to(dtype)
 
+    def part(self, files: TensorFiles, number: int, dtype: torch.dtype) -> torch.Tensor:
+        """One of the first axis, such as an expert's weight; the others are not read."""
+        each, more = divmod(len(self.names), self.shape[0])
+        if each and not more:
+            mine = self.names[number * each : (number + 1) * each]
+            return torch.cat([files[name] for name in mine]).view(self.shape[1:]).to(dtype)
+        if len(self.names) > 1:
+            return self.read(files, dtype)[number]
+        whole = files[self.names[0]]
+        whole = whole.view(self.stored).permute(self.axes) if self.axes else whole.view(self.shape)
+        return whole[number].to(dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:

@@ -7,6 +7,7 @@ tiles        `CpuTiles`: compiled arithmetic, one object for each worker thread
 compiled     Has the shapes and small operations that compiled loops share
 steps        Loads, finds min-max scales, rounds and packs: shared by every method
 search       Searches the scale with the least squared error
+imatrix      Searches the scale with the least error weighted by what inputs are, tile by tile
 weighted     Searches the scale with the least error where inputs are known to differ
 gptq         Rounds column by column, and lets later columns make up for it
 lattice      Finds the grid that quantization-aware training left in weights

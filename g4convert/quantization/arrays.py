@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from g4convert.quantization.scheme import Scheme
 from g4convert.tensors import DType
 
-__all__ = ["check_outputs", "check_rows"]
+__all__ = ["check_outputs", "check_rows", "check_squares"]
 
 _AXES = 2
 
@@ -30,3 +30,10 @@ def check_outputs(scheme: Scheme, shape: tuple[int, int], packed: NDArray[np.int
         if array.dtype != expected or array.shape != (n, columns) or not array.flags.c_contiguous:
             found = f"{array.dtype} {array.shape}"
             raise ValueError(f"{name} must be contiguous {np.dtype(expected)} {(n, columns)}, not {found}")
+
+
+def check_squares(squares: NDArray[np.float32] | None, k: int) -> NDArray[np.float32]:
+    """Mean squares of the inputs of rows of `k`; raise ValueError unless they are float32 [k], as `imatrix` needs."""
+    if squares is None or squares.dtype != np.float32 or squares.shape != (k,):
+        raise ValueError(f"imatrix needs float32 {(k,)} of mean squares")
+    return squares

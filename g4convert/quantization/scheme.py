@@ -45,6 +45,9 @@ WIDER = 1 + 2.0**-21  # times a step: what the quotients that bound it can have 
 _NUM_BITS = (4, 8)
 _GROUP_STEP = 8  # a group fills whole int32 words at 4 bits
 _SHORT, _LONG = 32, 128
+_SHORT_LEVELS = (6.5, 7.5, 8.5, 10, 12)
+_LONG_LEVELS = (7.5, 9, 11, 14, 18)
+"""Levels of `imatrix` at 4 bits, of either sign."""
 
 
 class Method(StrEnum):
@@ -55,12 +58,14 @@ class Method(StrEnum):
     squared error.
     `lattice`: the step of the grid the group lies on, as quantization-aware training leaves it; groups
     on no grid take the scale of `mse`.
+    `imatrix`: the scale with the least squared error weighted by E[x^2] of the inputs; never worse than minmax.
     `gptq`: layer by layer, on what the quantized layers before it give; see `calibration`. It is no method of tiles.
     """
 
     MINMAX = "minmax"
     MSE = "mse"
     LATTICE = "lattice"
+    IMATRIX = "imatrix"
     GPTQ = "gptq"
 
 
@@ -126,13 +131,16 @@ class Scheme:
         return -(-k * self.num_bits // 32)
 
     def levels(self, k: int) -> tuple[float, ...]:
-        """Levels that `mse` tries in a group of a row of `k`, before the least squares refit of each.
+        """Levels that a search tries in a group of a row of `k`, before the least squares refit of each.
 
         Chosen on Gaussian, Laplace, Student-t3 and uniform weights, against a search of 60 to 120 levels: the
         best level grows with the group, and a positive scale needs a wider range. The refit makes up for
         the coarse spacing. `docs/decisions.md` has the table.
         """
         g = self.group(k)
+        if self.method is Method.IMATRIX:
+            scale = 1 if self.num_bits == _NUM_BITS[0] else 17
+            return tuple(scale * level for level in (_SHORT_LEVELS if g <= _SHORT else _LONG_LEVELS))
         if self.num_bits == _NUM_BITS[1]:
             return _linear(122, 130, 12) if g <= _LONG else _linear(122, 134, 12)
         if g > _LONG:
@@ -204,13 +212,14 @@ class NonFiniteError(InputError):
 class Tiles(Protocol):
     """Quantizes tiles of rows on one device: `CpuTiles`, `TorchTiles`."""
 
-    def quantize(
+    def quantize(  # noqa: PLR0913, PLR0917 -- a tile, what to make of it and where to put it
         self,
         rows: "NDArray[Any]",
         dtype: "DType",
         scheme: Scheme,
         packed: "NDArray[np.int32]",
         scale: "NDArray[np.uint16]",
+        squares: "NDArray[np.float32] | None" = None,
     ) -> TileStats:
         """Quantize `rows` into `packed` and `scale`.
 
@@ -221,6 +230,7 @@ class Tiles(Protocol):
             packed: output [n, scheme.words(k)], contiguous; element i of a row in bits i * num_bits and up,
                 as code + 2^(num_bits-1), exactly compressed-tensors' `pack_to_int32`.
             scale: output [n, scheme.groups(k)], contiguous: bits of bf16, rounded to nearest even.
+            squares: E[x^2] of each column [k], for method `imatrix`; no other reads it.
 
         Returns:
             What it did.

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from g4convert.quantization.arrays import check_outputs, check_rows
+from g4convert.quantization.arrays import check_outputs, check_rows, check_squares
 from g4convert.quantization.compiled import LANES, Block, Codes, Words
+from g4convert.quantization.imatrix import given, quantize_imatrix
 from g4convert.quantization.lattice import count_lattice, quantize_lattice
 from g4convert.quantization.scheme import Method, NonFiniteError, Scheme, TileStats
 from g4convert.quantization.search import quantize_mse
@@ -34,13 +35,14 @@ class CpuTiles:
     def __init__(self) -> None:
         self._kept: tuple[tuple[Scheme, int, np.dtype[Any]], Block] | None = None
 
-    def quantize(
+    def quantize(  # noqa: PLR0913, PLR0917 -- a tile, what to make of it and where to put it
         self,
         rows: NDArray[Any],
         dtype: DType,
         scheme: Scheme,
         packed: NDArray[np.int32],
         scale: NDArray[np.uint16],
+        squares: NDArray[np.float32] | None = None,
     ) -> TileStats:
         """Quantize `rows` [n, k] into `packed` and `scale`."""
         n, k = rows.shape
@@ -51,7 +53,12 @@ class CpuTiles:
         block = self._block(scheme, k, words)
         block.total[:] = 0
         block.counts[:] = 0
-        bad = _KERNELS[scheme.method](words, _codes(scheme), block, packed.reshape(-1), scale.reshape(-1))
+        codes, out = _codes(scheme), (packed.reshape(-1), scale.reshape(-1))
+        if scheme.method is Method.IMATRIX:
+            inputs = given(check_squares(squares, k), words.g, block.levels.size)
+            bad = quantize_imatrix(words, codes, block, inputs, *out)
+        else:
+            bad = _KERNELS[scheme.method](words, codes, block, *out)
         if bad >= 0:
             raise NonFiniteError(*divmod(int(bad), k))
         zero, saturated, lattice, exact = (int(count) for count in block.counts)

@@ -10,6 +10,7 @@ A trap: torch on CUDA divides by a number by multiplying with its reciprocal, so
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from g4convert.quantization.arrays import check_outputs, check_rows
+from g4convert.quantization.arrays import check_outputs, check_rows, check_squares
+from g4convert.quantization.imatrix import relative
 from g4convert.quantization.scheme import (
     LARGEST_LEVEL,
     MARGIN,
@@ -67,13 +69,14 @@ class TorchTiles:
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
 
-    def quantize(
+    def quantize(  # noqa: PLR0913, PLR0917 -- a tile, what to make of it and where to put it
         self,
         rows: NDArray[Any],
         dtype: DType,
         scheme: Scheme,
         packed: NDArray[np.int32],
         scale: NDArray[np.uint16],
+        squares: NDArray[np.float32] | None = None,
     ) -> TileStats:
         """Quantize `rows` [n, k] into `packed` and `scale`."""
         check_rows(rows, dtype)
@@ -81,7 +84,10 @@ class TorchTiles:
         if rows.shape[0] == 0:
             return TileStats()
         groups = self._load(rows, dtype, scheme)
-        chosen = _METHODS[scheme.method](groups, scheme)
+        if scheme.method is Method.IMATRIX:
+            chosen = _imatrix(groups, scheme, self._weights(check_squares(squares, rows.shape[1]), groups))
+        else:
+            chosen = _METHODS[scheme.method](groups, scheme)
         u = groups.w / chosen.scale
         q = _nearest(u, scheme)
         packed[:] = _pack(q[: groups.g], scheme.num_bits).reshape(packed.shape).cpu().numpy()
@@ -108,6 +114,12 @@ class TorchTiles:
             return 0.0
         groups = self._load(rows, dtype, scheme)
         return int(_find_steps(groups, scheme).lattice.sum()) / groups.peak.numel()
+
+    def _weights(self, squares: NDArray[np.float32], groups: _Groups) -> Tensor:
+        """Weights of squared errors, fp32 [r, m]."""
+        of = torch.from_numpy(relative(squares, groups.g)).to(self._device)
+        padded = torch.nn.functional.pad(of, (0, -groups.g % 8)).t()
+        return padded.repeat(1, groups.peak.numel() // of.shape[0])
 
     def _load(self, rows: NDArray[Any], dtype: DType, scheme: Scheme) -> _Groups:
         words = rows if rows.flags.writeable else rows.copy()  # torch warns of read-only memory
@@ -158,6 +170,28 @@ def _mse(groups: _Groups, scheme: Scheme) -> _Chosen:
     slack = groups.w.shape[0] * SLACK
     new = (_error(groups.w, candidate, scheme) + slack) * _squared(candidate)
     old = (_error(groups.w, base.scale, scheme) - slack) * _squared(base.scale)
+    return base._replace(scale=torch.where(new < old * MARGIN, candidate, base.scale))
+
+
+def _imatrix(groups: _Groups, scheme: Scheme, h: Tensor) -> _Chosen:
+    """`imatrix.quantize_imatrix`, all groups at once; `h` [r, m]."""
+    base = _minmax(groups, scheme)
+    units = _units(groups, replace(scheme, signed=False))
+    best, ratio = torch.zeros_like(units), base.scale
+    for number in scheme.levels(groups.g):
+        for level in (number, -number):
+            q = _nearest(groups.w * (torch.full_like(units, level) * units), scheme)
+            hq = h * q
+            wq, qq = _sum(groups.w * hq), _sum(q * hq)
+            tried = wq / torch.where(qq > 0, qq, 1.0)
+            gain = (tried * units) * (wq * units)
+            ratio = torch.where(gain > best, tried, ratio)
+            best = torch.maximum(gain, best)
+    near = _round_bf16(ratio)
+    candidate = torch.where(near != 0, near, base.scale)
+    slack = groups.w.shape[0] * SLACK
+    new = (_error(groups.w, candidate, scheme, h) + slack) * _squared(candidate)
+    old = (_error(groups.w, base.scale, scheme, h) - slack) * _squared(base.scale)
     return base._replace(scale=torch.where(new < old * MARGIN, candidate, base.scale))
 
 
@@ -251,9 +285,10 @@ def _squared(scale: Tensor) -> Tensor:
     return scale.double() * scale.double()
 
 
-def _error(w: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
+def _error(w: Tensor, scale: Tensor, scheme: Scheme, h: Tensor | None = None) -> Tensor:
     u = w * (torch.ones_like(scale) / scale)
-    return _square_sum(u - _nearest(u, scheme)).double()
+    e = u - _nearest(u, scheme)
+    return (_square_sum(e) if h is None else _sum(e * (h * e))).double()
 
 
 def _square_sum(x: Tensor) -> Tensor:

@@ -1,0 +1,160 @@
+"""Statistics of inputs: those that hooks on transformers' own forward see, for every family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from g4convert.calibration.record import record
+from g4convert.calibration.tokens import Tokens
+from g4convert.conversion.statistics import FEW, Inputs, Statistics, source_of
+from g4convert.errors import InputError, Interrupted
+from g4convert.forward.load import load
+from g4convert.progress import Quiet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Checkpoints
+
+FAMILIES = ("moe", "dense", "unified", "e2b", "text", "unified_text")
+
+
+def tokens(samples: int = 4, length: int = 24) -> Tokens:
+    return Tokens(np.random.default_rng(0).integers(5, 250, (samples, length), dtype=np.int32))
+
+
+def hooked(source: Path, given: Tokens) -> dict[str, np.ndarray]:
+    """E[x^2] of the decoder's Linears and experts in one forward, float64."""
+    model = load(source)
+    decoder, rows = model.get_decoder(), {}
+    for name, module in decoder.named_modules():
+        if isinstance(module, torch.nn.Linear) and "router" not in name:
+            module.register_forward_pre_hook(lambda _, x, name=name: rows.setdefault(name, []).append(x[0].double()))
+    for number, layer in enumerate(decoder.layers):
+        if hasattr(layer, "experts"):
+            keep = rows.setdefault(f"layers.{number}.experts", [])
+            layer.experts.register_forward_pre_hook(lambda _, x, keep=keep: keep.append((x[0].double(), x[1])))
+    with torch.no_grad():
+        for s in sorted({*range(given.samples)} - given.judges):
+            model(input_ids=torch.from_numpy(given.ids[s].astype(np.int64))[None], use_cache=False)
+    found: dict[str, np.ndarray] = {}
+    for name, parts in rows.items():
+        if not name.endswith(".experts"):
+            found[name] = torch.cat([x.flatten(0, -2) for x in parts]).square().mean(0).numpy()
+            continue
+        x, index = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        experts = decoder.get_submodule(name)
+        for e in range(experts.num_experts):
+            mine = x[(index == e).any(1)]
+            both = mine @ experts.gate_up_proj[e].double().T
+            gate, up = both.chunk(2, -1)
+            found[f"{name}.{e}.gate_proj"] = mine.square().mean(0).detach().numpy()
+            found[f"{name}.{e}.down_proj"] = (experts.act_fn(gate) * up).square().mean(0).detach().numpy()
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_linear_is_given_what_hooks_see(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source, given = checkpoints(family), tokens()
+    found = record(source, given, tmp_path / "scratch", workers=2)
+    expected = hooked(source, given)
+    assert {source_of(name) for name in expected} == {*found.inputs}
+    for name, mean in expected.items():
+        inputs = found.inputs[source_of(name)]
+        own, wanted = inputs.mean_square, mean
+        if ".experts." in name:
+            expert = int(name.split(".")[3])
+            assert inputs.tokens.sum() == 3 * 24 * load_top_k(source)
+            own, wanted = own[expert], np.nan_to_num(mean)
+        assert np.allclose(own, wanted, rtol=2e-4, atol=1e-5 * wanted.max())
+    assert not (tmp_path / "scratch").exists()
+
+
+def load_top_k(source: Path) -> int:
+    return int(load(source).get_decoder().config.top_k_experts)
+
+
+def test_a_sample_is_not_touched_by_its_neighbours(e2b: Path, tmp_path: Path) -> None:
+    both = tokens(3)
+    one = record(e2b, Tokens(both.ids[[0, 2]]), tmp_path / "a")
+    other = record(e2b, Tokens(both.ids[[1, 2]]), tmp_path / "b")
+    whole = record(e2b, both, tmp_path / "c")
+    for name, inputs in whole.inputs.items():
+        mean = (one.inputs[name].mean_square.astype(np.float64) + other.inputs[name].mean_square) / 2
+        assert np.allclose(inputs.mean_square, mean, rtol=1e-6)
+
+
+def test_threads_do_not_show(moe: Path, tmp_path: Path) -> None:
+    hashes = {record(moe, tokens(), tmp_path / str(n), workers=n).hash for n in (1, 3)}
+    assert len(hashes) == 1
+
+
+class Stopping(Quiet):
+    """Stops at the second layer, as Ctrl-C does."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def tick(self, count: int) -> None:
+        """See `Quiet`."""
+        self.done += count
+        if self.done == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("family", ["moe", "e2b"])
+def test_a_stopped_run_continues_behind_its_last_layer(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source = checkpoints(family)
+    whole = record(source, tokens(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        record(source, tokens(), tmp_path / "stopped", progress=Stopping())
+    before = (tmp_path / "stopped" / "layer-0.safetensors").stat().st_mtime_ns
+    with pytest.raises(Interrupted):
+        record(source, tokens(), tmp_path / "stopped", progress=Stopping())
+    assert (tmp_path / "stopped" / "layer-0.safetensors").stat().st_mtime_ns == before
+    assert record(source, tokens(), tmp_path / "stopped").hash == whole.hash
+
+
+def test_what_is_saved_is_loaded(moe: Path, tmp_path: Path) -> None:
+    given, path = tokens(), tmp_path / "cal.safetensors"
+    made = record(moe, given, tmp_path / "scratch")
+    made.save(path, given.ids, {"data": "noise"})
+    found = Statistics.load(path)
+    assert (found.hash, found.model, found.tokens) == (made.hash, made.model, given.hash)
+    assert (found.samples, found.length) == (4, 24)
+    assert np.array_equal(Tokens.load(path, 256).ids, given.ids)
+
+
+@pytest.mark.parametrize("at", [-10, -1000])
+def test_damaged_foreign_and_empty_files_are_refused(moe: Path, at: int, tmp_path: Path) -> None:
+    given, path = tokens(), tmp_path / "cal.safetensors"
+    record(moe, given, tmp_path / "scratch").save(path, given.ids)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        Statistics.load(path)
+    given.save(path)
+    with pytest.raises(InputError, match="token ids without statistics"):
+        Statistics.load(path)
+    save_file(load_file(path), path, metadata={"version": "9", "statistics": "x"})
+    with pytest.raises(InputError, match="token ids without statistics"):
+        Statistics.load(path)
+    with pytest.raises(InputError, match="not a calibration file"):
+        Statistics.load(tmp_path / "absent")
+
+
+def test_experts_with_few_tokens_lean_on_their_layer() -> None:
+    squares = np.array([[4, 0], [1, 1], [0, 0]], np.float32)
+    inputs = Inputs(squares, np.array([1000, 8, 0]))
+    prior = (1000 * squares[0] + 8 * squares[1]) / 1008
+    assert np.allclose(inputs.of_expert(2), prior)
+    assert np.allclose(inputs.of_expert(1), (8 * squares[1] + FEW * prior) / (8 + FEW))
+    found = Statistics({"layers.0.experts.gate_proj": inputs}, None)
+    assert found.experts_with(0) == ["layers.0.experts.2"]
+    assert np.array_equal(found.of("layers.0.experts.1.up_proj"), inputs.of_expert(1))
