@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Conversion, Job, Layers, convert, prepare
+from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
+from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe import DEFAULT, Resolved
 from g4convert.progress import Quiet, peak_memory
 from g4convert.report import Report
@@ -111,7 +114,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     )
     joined = Ranks.join() if ranks is None else ranks
     try:
-        conversion = prepare(job)
+        conversion = prepare(_with_statistics(job, joined, progress or Quiet(), say))
         summary = joined.from_lead(convert(conversion, progress or Quiet(), joined, _layers(conversion, joined, say)))
     finally:
         if ranks is None:
@@ -157,10 +160,41 @@ def own_calibration(output: Path) -> Path:
     return output.with_name(f"{output.name}.calibration.safetensors")
 
 
+def _with_statistics(job: Job, ranks: Ranks, progress: Quiet, say: Callable[[str], None]) -> Job:
+    """Return a job whose calibration file has the statistics that `imatrix` needs; makes them beside the output."""
+    path = job.calibration
+    if path is None or job.recipe.recipe.is_layered or (path.exists() and Statistics.are_in(path)):
+        return job
+    from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
+    from g4convert.calibration.record import record  # noqa: PLC0415
+    from g4convert.calibration.tokens import Tokens, tokenizer_hash  # noqa: PLC0415
+
+    own = own_calibration(job.output)
+    scratch = Path(f"{own}.partial")
+    prepare(replace(job, calibration=scratch))  # what can be refused is refused now
+    if ranks.world > 1:
+        raise UsageError(
+            "several ranks need a calibration file with statistics",
+            hint="the same command as one process makes it beside the output",
+        )
+    own.parent.mkdir(parents=True, exist_ok=True)
+    architecture = Architecture.from_config(Checkpoint.open(job.source.path).config)
+    if path == own and not path.exists():
+        tokens = calibrate(job.source.path, own).sampled.tokens
+    else:
+        tokens = Tokens.load(path, architecture.text.vocab_size, tokenizer_hash(job.source.path))
+    if own.exists() and Statistics.are_in(own) and Statistics.load(own).tokens == tokens.hash:
+        return replace(job, calibration=own)
+    say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
+    found = record(job.source.path, tokens, scratch, workers=job.workers, progress=progress)
+    found.save(own, tokens.ids, {"tokenizer": tokens.tokenizer})
+    return replace(job, calibration=own)
+
+
 def _layers(conversion: Conversion, ranks: Ranks, say: Callable[[str], None]) -> Layers | None:
     """Return what calibrates layer by layer, for a method that does; makes the calibration file where it has to."""
     path = conversion.job.calibration
-    if path is None:
+    if path is None or not conversion.plan.recipe.is_layered:
         return None
     if path == own_calibration(conversion.job.output) and not path.exists():
         if ranks.world > 1:

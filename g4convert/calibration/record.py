@@ -133,7 +133,7 @@ class _Kept:
         return States(self.directory)
 
     def is_begun(self) -> bool:
-        """Whether a run of the same is here; another's is removed."""
+        """True if a run of the same is here; another's is removed."""
         path = self.directory / _RUN
         if path.is_file() and path.read_bytes() == self._facts:
             return True
@@ -145,7 +145,7 @@ class _Kept:
         (self.directory / _RUN).write_bytes(self._facts)
 
     def has(self, name: str) -> bool:
-        """Whether something is done."""
+        """True if something is done."""
         return self._path(name).is_file()
 
     def keep(self, name: str, sums: Sums) -> None:
@@ -157,7 +157,7 @@ class _Kept:
         unfinished.replace(self._path(name))
 
     def sums(self, name: str) -> Sums:
-        """What was found."""
+        """Sums that were kept."""
         arrays = load_file(self._path(name))
         return {key[:-1]: (arrays[key], arrays[f"{key[:-1]}n"]) for key in arrays if key.endswith("s")}
 
@@ -195,7 +195,7 @@ class _Hooks:
         self._thread.sums = {}
 
     def end(self, tokens: int) -> Sums:
-        """What was seen in this thread."""
+        """Sums of this thread."""
         found: dict[str, F64] = self._thread.sums
         return {name: (one, np.array([tokens])) for name, one in found.items()}
 
@@ -358,7 +358,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What the experts of a layer are given, of all sequences: states [s, t, h], experts and weights [s, t, k]."""
+    """Inputs of the experts of a layer, of all sequences: states [s, t, h], experts and weights [s, t, k]."""
 
     states: F32
     index: F32

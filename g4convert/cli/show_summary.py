@@ -53,7 +53,8 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         "method": f"{done.choice.method}: {done.choice.why}",
     }
     if done.calibration is not None:
-        ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in done.calibration["ways"].items())
+        given = done.calibration.get("ways") or {"weights by their inputs": done.calibration["weighted"]}
+        ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in given.items())
         rows["calibrated"] = f"on {done.calibration['samples']:,} x {done.calibration['length']:,} tokens: {ways}"
     if peak is not None:
         rows["peak memory"] = size(peak)

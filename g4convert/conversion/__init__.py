@@ -13,6 +13,7 @@ lock         Lets one process at a time write an output
 staging      Keeps OUT.partial until it may take the name of OUT
 ranks        Shares one output between processes under torchrun
 statistics   Holds what the Linears of a model are given, as a calibration file has it
+weighting    Says which weights are rounded with statistics, and holds these against the model
 finished     Sees whether an output is there already
 result       Sums up a finished conversion: sizes, errors, method
 provenance   Says in g4convert.json where an output comes from

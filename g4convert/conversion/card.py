@@ -1,6 +1,7 @@
 """The model card of an output: what it is, how it was made, what it cost, how to serve it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from g4convert import __version__
 from g4convert.checkpoint.source import Source
@@ -105,6 +106,9 @@ def _calibrated(summary: Summary) -> Iterable[str]:
     used = summary.calibration
     yield "## How it was calibrated"
     yield ""
+    if "ways" not in used:
+        yield from _weighted(used)
+        return
     yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`),"
     yield "layer by layer, each on what the quantized layers before it give. A weight was rounded in three ways, and"
     yield f"the one with the least error in its output on held-out rows ({used['judged_on']} samples) was taken."
@@ -120,6 +124,22 @@ def _calibrated(summary: Summary) -> Iterable[str]:
         yield ""
     if used["without_factor"]:
         yield f"{len(used['without_factor']):,} weights had inputs that GPTQ cannot use."
+        yield ""
+
+
+def _weighted(used: Mapping[str, Any]) -> Iterable[str]:
+    """The data of method imatrix."""
+    yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`): the error of"
+    yield f"{used['weighted']:,} weights counts by the mean square of its input (sha256 `{used['statistics']}`)."
+    yield ""
+    if used["data_free"]:
+        yield f"{len(used['data_free']):,} weights outside of the decoder were rounded without data."
+        yield ""
+    if used["experts_without_tokens"]:
+        yield f"{len(used['experts_without_tokens']):,} experts met no token: they have the mean of their layer."
+        yield ""
+    if used["experts_with_few_tokens"]:
+        yield f"{len(used['experts_with_few_tokens']):,} experts met few tokens and lean on the mean of their layer."
         yield ""
 
 

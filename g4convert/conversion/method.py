@@ -31,7 +31,7 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     Raises:
         UsageError: a method that moves codes, and a source that lies on the grid it was trained on.
     """
-    if plan.recipe.method == "gptq":
+    if plan.recipe.is_calibrated:
         _refuse_lattice(plan, checkpoint, reader)
     if plan.recipe.method != "auto":
         return Choice(Method(plan.recipe.method.value), "the recipe says so")
@@ -50,8 +50,8 @@ def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
     share, _ = _sampled(plan, checkpoint, reader)
     if share >= LATTICE_SHARE:
         raise UsageError(
-            f"method gptq: {share:.1%} of the source lies on the grid of its quantization-aware training, "
-            "and gptq would take it off",
+            f"method {plan.recipe.method}: {share:.1%} of the source lies on the grid of its quantization-aware "
+            "training, and calibration would take it off",
             hint="-r qat-q4_0 keeps its codes",
         )
 

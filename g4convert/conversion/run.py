@@ -29,7 +29,9 @@ from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, Summary, summarize
 from g4convert.conversion.resume import sound
 from g4convert.conversion.staging import JOURNALS, Staging
+from g4convert.conversion.statistics import Statistics
 from g4convert.conversion.stream import Progress, Streams, run_units
+from g4convert.conversion.weighting import Weighting, check_statistics
 from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, copy_file, write_file, write_heads
 from g4convert.engines.verdicts import TENSOR_PARALLEL
@@ -82,6 +84,7 @@ class Conversion:
     layout: Layout
     config: Mapping[str, Any]
     units: tuple[Unit, ...]
+    statistics: Statistics | None = None
 
     @property
     def tiled(self) -> int:
@@ -90,7 +93,7 @@ class Conversion:
 
 
 def prepare(job: Job) -> Conversion:
-    """Decide everything, without reading a weight or writing a byte.
+    """Decide everything, without writing a byte or reading more of weights than a sample.
 
     Raises:
         G4Error: whatever is wrong with the source, the recipe or the output directory.
@@ -99,6 +102,7 @@ def prepare(job: Job) -> Conversion:
     checkpoint = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
     plan = make_plan(checkpoint, recipe)
     _check_calibration(job, plan)
+    statistics = _statistics(job, plan, checkpoint)
     outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
     outlook.hold(plan.recipe, job.tps)
     layout = lay_out(plan)
@@ -106,7 +110,7 @@ def prepare(job: Job) -> Conversion:
     staging = Staging.of(job.output)
     staging.check(job.source.path, overwrite=job.overwrite)
     config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
-    return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units)
+    return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, statistics)
 
 
 class Layers(Protocol):
@@ -144,6 +148,8 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
         EnvironmentFault: another rank is gone, or the device failed.
     """
     job, staging = conversion.job, conversion.staging
+    if job.recipe.recipe.method == "imatrix" and conversion.plan.quantized and conversion.statistics is None:
+        raise InputError(f"{job.calibration}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
     workers = workers_for(job.device, job.workers)
     with (
         Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader,
@@ -152,6 +158,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
         ranks.agree(_facts(conversion))
         started = ranks.from_lead(_start(conversion, reader, lock, layers) if ranks.leads else None)
         scheme = started.choice.scheme(conversion.plan.recipe)
+        weighting = Weighting.of(conversion.plan, scheme, conversion.statistics)
         ranks.agree({"output": "the same directory" if lock.is_of(started.run) else f"{staging.target}, another one"})
         tiled = [number for number in started.pending if number < conversion.tiled]
         pending = {number: conversion.units[number] for number in tiled[ranks.rank :: ranks.world]}
@@ -165,7 +172,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
             progress.start(total, total - left)
             try:
                 streams = Streams(reader, writer, journal)
-                results = run_units(pending, streams, scheme, workers, progress)
+                results = run_units(pending, streams, weighting, workers, progress)
                 if layers is not None and ranks.leads:
                     results |= layers.run(layered, streams, progress)
             except InputError:
@@ -180,7 +187,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
         _check_source(conversion, reader)
         files = len(conversion.layout.shards)
         results = {**started.done, **results}
-        report = None if layers is None else layers.report(results)
+        report = weighting.report(conversion.plan) if layers is None else layers.report(results)
         summary = summarize(conversion.plan, started.choice, files, results, report)
         lock.check()
         if layers is not None:
@@ -192,7 +199,8 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
 def _facts(conversion: Conversion) -> dict[str, Any]:
     """Return what every rank must decide alike."""
     job = conversion.job
-    return plan_facts(conversion.checkpoint, job.recipe, conversion.layout, conversion.units, job.device)
+    facts = plan_facts(conversion.checkpoint, job.recipe, conversion.layout, conversion.units, job.device)
+    return facts if conversion.statistics is None else {**facts, "statistics": conversion.statistics.hash}
 
 
 def _check_source(conversion: Conversion, reader: Reader) -> None:
@@ -232,6 +240,8 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
     choice = choose(conversion.plan, conversion.checkpoint, reader)
     units, layout = conversion.units, conversion.layout
     facts = fingerprint(conversion.checkpoint, reader, job.recipe, choice.method.value, units)
+    if conversion.statistics is not None:
+        facts["calibration"] = {"statistics": conversion.statistics.hash}
     if layers is not None:
         facts["calibration"] = dict(layers.fingerprint)
     claimed = staging.done(facts, _names(conversion), layout, overwrite=job.overwrite)
@@ -281,14 +291,28 @@ def config_bytes(config: Mapping[str, Any]) -> bytes:
 def _check_calibration(job: Job, plan: Plan) -> None:
     """A method that needs data has it and can use it, and no other is given any."""
     method, layered = job.recipe.recipe.method.value, bool(layer_steps(plan))
-    if layered and plan.architecture.is_assistant:
+    calibrated = plan.recipe.is_calibrated and bool(plan.quantized)
+    if calibrated and plan.architecture.is_assistant:
         raise UnsupportedError(f"method {method}: a drafter reads another model's states", hint="--method mse")
-    if layered and job.calibration is None:
+    if calibrated and job.calibration is None:
         raise UsageError(f"method {method} needs token ids to calibrate on", hint="--calibration FILE")
-    if not layered and job.calibration is not None:
+    if not calibrated and job.calibration is not None:
         raise UsageError(f"--calibration: method {method} looks at weights alone", hint="-r w4a16-g32-gptq uses it")
     if layered and job.device != "cpu":
         raise UsageError(f"--device {job.device}: method {method} runs on the CPU only", hint="--device cpu")
+
+
+def _statistics(job: Job, plan: Plan, checkpoint: Checkpoint) -> Statistics | None:
+    """Read what `imatrix` weighs errors by; None for the other methods, and while there is no file.
+
+    Raises:
+        InputError: see `Statistics.load` and `check_statistics`.
+    """
+    if plan.recipe.method != "imatrix" or job.calibration is None or not job.calibration.is_file():
+        return None
+    found = Statistics.load(job.calibration)
+    check_statistics(job.calibration, found, plan, checkpoint)
+    return found
 
 
 def _check_side_files(checkpoint: Checkpoint) -> None:

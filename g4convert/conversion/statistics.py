@@ -91,7 +91,7 @@ class Model:
         )
 
     def differences(self, other: "Model") -> Iterator[str]:
-        """What another model has not in common, in words."""
+        """Parts that another model has not in common, in words."""
         for part, name in (("config", "config.json"), ("tokenizer", "tokenizer.json"), ("weights", "weights")):
             if getattr(self, part) != getattr(other, part):
                 yield f"another {name}" if part != "weights" else "other weights"
@@ -171,6 +171,19 @@ class Statistics:
             raise InputError(f"{path}: statistics of another form: {error}", hint=_HINT) from error
         return cls(inputs, model, "g4convert", _hash_of_ids(ids), *ids.shape)
 
+    @staticmethod
+    def are_in(path: Path) -> bool:
+        """True if a calibration file has statistics beside its token ids.
+
+        Raises:
+            InputError: not such a file.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                return "statistics" in (file.metadata() or {})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: not a calibration file: {error}", hint=_HINT) from error
+
     def save(self, path: Path, ids: NDArray[np.int32], metadata: Mapping[str, str] | None = None) -> None:
         """Write a calibration file.
 
@@ -203,7 +216,7 @@ class Statistics:
 
     @property
     def hash(self) -> str:
-        """Of everything that shows in a conversion."""
+        """The hash over everything that shows in a conversion."""
         return _hash(self._arrays())
 
     def experts_with(self, most: int) -> list[str]:

@@ -27,6 +27,9 @@ from g4convert.tensors import DType
 
 __all__ = ["Progress", "Streams", "run_units"]
 
+Schemes = Callable[[int], tuple[Scheme, NDArray[np.float32] | None]]
+"""Gives the scheme of a weight, by its step, and E[x^2] of its inputs where the method asks for it."""
+
 _SYNC_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 _MAX_PENDING = 64
@@ -60,7 +63,7 @@ class _Finished:
 def run_units(
     units: Mapping[int, Unit],
     streams: Streams,
-    scheme: Scheme,
+    schemes: Schemes,
     workers: Iterable[Callable[[], Tiles]],
     progress: Progress,
 ) -> dict[int, list[Any]]:
@@ -69,7 +72,7 @@ def run_units(
     Args:
         units: units to run, by number.
         streams: source files, output files and journal.
-        scheme: bits, group size and method.
+        schemes: of each weight; bits, group size and method.
         workers: makes the tile arithmetic of each worker, in its own thread.
         progress: told of every finished unit.
 
@@ -88,7 +91,7 @@ def run_units(
     makers = tuple(workers)
     results: dict[int, list[Any]] = {}
     with ThreadPoolExecutor(len(makers), thread_name_prefix="tile") as pool:
-        threads = [pool.submit(_work, waiting, finished, stop, streams, scheme, make) for make in makers]
+        threads = [pool.submit(_work, waiting, finished, stop, streams, schemes, make) for make in makers]
         try:
             synced = time.monotonic()
             while wait(threads, _POLL_SECONDS, FIRST_EXCEPTION).not_done and not _failed(threads):
@@ -134,11 +137,11 @@ def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
     finished: "SimpleQueue[_Finished]",
     stop: Event,
     streams: Streams,
-    scheme: Scheme,
+    schemes: Schemes,
     make_tiles: Callable[[], Tiles],
 ) -> None:
     """One worker: units until there are none left, or someone says stop."""
-    worker = _Worker(streams, scheme, make_tiles())
+    worker = _Worker(streams, schemes, make_tiles())
     while not stop.is_set():
         try:
             number, unit = waiting.get_nowait()
@@ -150,9 +153,9 @@ def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
 class _Worker:
     """The buffers of one thread, as large as its largest tile so far."""
 
-    def __init__(self, streams: Streams, scheme: Scheme, tiles: Tiles) -> None:
+    def __init__(self, streams: Streams, schemes: Schemes, tiles: Tiles) -> None:
         self._streams = streams
-        self._scheme = scheme
+        self._schemes = schemes
         self._tiles = tiles
         self._source = np.empty(0, np.uint8)
         self._packed = np.empty(0, np.int32)
@@ -193,7 +196,8 @@ class _Worker:
         packed = self._packed[: task.rows * task.packed_row // 4].reshape(task.rows, -1)
         scale = self._scale[: task.rows * task.groups].reshape(task.rows, -1)
         try:
-            stats = self._tiles.quantize(rows, task.dtype, self._scheme, packed, scale)
+            scheme, squares = self._schemes(task.step)
+            stats = self._tiles.quantize(rows, task.dtype, scheme, packed, scale, squares)
         except NonFiniteError as error:
             raise self._named(error, task) from error
         digest.update(packed.data)

@@ -20,7 +20,7 @@ def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
         By layer, in order: index into `plan.quantized` by the path inside the layer, such as `self_attn.q_proj` and
         `experts.3.down_proj`. Nothing with a method that looks at weights alone.
     """
-    if not plan.recipe.is_calibrated:
+    if not plan.recipe.is_layered:
         return {}
     prefix = f"{plan.inventory.architecture.text_prefix}layers."
     found: dict[int, dict[str, int]] = {}

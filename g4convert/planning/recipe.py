@@ -61,6 +61,7 @@ class Method(StrEnum):
     MINMAX = "minmax"
     MSE = "mse"
     LATTICE = "lattice"
+    IMATRIX = "imatrix"
     GPTQ = "gptq"
 
 
@@ -129,7 +130,8 @@ class Recipe(BaseModel):
     method: Method = Field(
         Method.AUTO,
         description="Scale of a group: minmax, mse (signed search), lattice (the grid of a QAT source), "
-        "auto (lattice where a sample is on one, otherwise mse), gptq (layer by layer, on calibration data).",
+        "auto (lattice where a sample is on one, otherwise mse), imatrix (weighted by what inputs are), "
+        "gptq (layer by layer, on calibration data).",
     )
     signed: bool = Field(default=True, description="Let mse choose negative scales; false searches positive ones only.")
     pack: tuple[PackRole, ...] = Field(
@@ -159,6 +161,11 @@ class Recipe(BaseModel):
     @property
     def is_calibrated(self) -> bool:
         """True if the method looks at inputs, not at weights alone."""
+        return self.method in {Method.IMATRIX, Method.GPTQ}
+
+    @property
+    def is_layered(self) -> bool:
+        """True if the method goes layer by layer."""
         return self.method is Method.GPTQ
 
 

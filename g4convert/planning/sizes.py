@@ -12,7 +12,13 @@ from g4convert.planning.steps import Plan
 
 __all__ = ["RoleSize", "default_workers", "estimate_seconds", "role_sizes"]
 
-_BYTES_PER_SECOND = {Method.MINMAX: 1.2e9, Method.MSE: 0.5e9, Method.LATTICE: 0.3e9, Method.AUTO: 0.5e9}
+_BYTES_PER_SECOND = {
+    Method.MINMAX: 1.2e9,
+    Method.MSE: 0.5e9,
+    Method.LATTICE: 0.3e9,
+    Method.AUTO: 0.5e9,
+    Method.IMATRIX: 0.3e9,
+}
 """bf16 input that one core quantizes in a second, measured; docs/decisions.md has how."""
 _DISK_BYTES_PER_SECOND = 1.0e9
 _CHECKED_PER_SECOND = 0.4e9

@@ -179,7 +179,7 @@ def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None
 
 
 def test_method_and_data_go_together(moe: Path, ids: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="method gptq needs token ids"):
+    with pytest.raises(UsageError, match="method gptq needs"):
         prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out"))
     with pytest.raises(UsageError, match="looks at weights alone"):
         prepare(Job(Source.at(moe), load("w4a16-g32"), tmp_path / "out", calibration=ids))
@@ -188,7 +188,7 @@ def test_method_and_data_go_together(moe: Path, ids: Path, tmp_path: Path) -> No
 
 
 def test_a_source_on_a_lattice_keeps_its_codes(checkpoints: Checkpoints, ids: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="gptq would take it off"):
+    with pytest.raises(UsageError, match="calibration would take it off"):
         calibrated(checkpoints("dense", qat=True), tmp_path / "out", ids)
 
 

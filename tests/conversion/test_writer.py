@@ -255,16 +255,18 @@ def test_a_record_is_on_disk_when_append_returns(tmp_path: Path, monkeypatch: py
 class Doubling:
     """Tile arithmetic that can be told from none: every code word is 7, every scale 9."""
 
-    def quantize(
+    def quantize(  # noqa: PLR0913, PLR0917 -- as `Tiles` has it
         self,
         rows: NDArray[Any],
         dtype: DType,
         scheme: Scheme,
         packed: NDArray[np.int32],
         scale: NDArray[np.uint16],
+        squares: None,
     ) -> TileStats:
         """Write the same into every place."""
         assert dtype is DType.BF16
+        assert squares is None
         assert scheme.group(rows.shape[1]) == 8
         packed[:], scale[:] = 7, 9
         return TileStats(weights=rows.size, groups=scale.size)
@@ -301,12 +303,14 @@ def streams(opened: tuple[Reader, ShardWriter, Path]) -> Iterator[Streams]:
         yield Streams(opened[0], opened[1], journal)
 
 
-SCHEME = Scheme(4, 8, Method.MINMAX)
+def alike(_: int) -> tuple[Scheme, None]:
+    """Every weight by minmax."""
+    return Scheme(4, 8, Method.MINMAX), None
 
 
 @pytest.mark.parametrize("workers", [1, 3, 50])
 def test_workers_do_every_unit_once(workers: int, streams: Streams, tmp_path: Path) -> None:
-    results = run_units(units(20), streams, SCHEME, [Doubling] * workers, Quiet())
+    results = run_units(units(20), streams, alike, [Doubling] * workers, Quiet())
     assert results == {n: [[n, 8, 1, 0.0, 0.0, 0, 0, 0, 0]] for n in range(20)}
     assert {n: one.stats for n, one in read_done(tmp_path / "out", FINGERPRINT).items()} == results
     written = (tmp_path / "out" / "a").read_bytes()
@@ -316,7 +320,7 @@ def test_workers_do_every_unit_once(workers: int, streams: Streams, tmp_path: Pa
 
 
 def test_nothing_to_do_is_done(streams: Streams) -> None:
-    assert run_units({}, streams, SCHEME, [Doubling], Quiet()) == {}
+    assert run_units({}, streams, alike, [Doubling], Quiet()) == {}
 
 
 class Watching(Quiet):
@@ -333,7 +337,7 @@ class Watching(Quiet):
 
 def test_progress_is_told_of_every_source_byte(streams: Streams) -> None:
     watching = Watching()
-    run_units(units(20), streams, SCHEME, [Doubling] * 2, watching)
+    run_units(units(20), streams, alike, [Doubling] * 2, watching)
     assert watching.seen == 20 * 116
 
 
@@ -343,7 +347,7 @@ def test_bytes_are_synced_before_they_are_journalled(streams: Streams, monkeypat
     monkeypatch.setattr(streams.writer, "sync", lambda files: (order.append("sync"), sync(files)))
     monkeypatch.setattr(streams.journal, "append", lambda records: (order.append("append"), append(records)))
     monkeypatch.setattr(stream, "_SYNC_SECONDS", 0.0)
-    run_units(units(20), streams, SCHEME, [Doubling], Quiet())
+    run_units(units(20), streams, alike, [Doubling], Quiet())
     assert order == ["sync", "append"] * (len(order) // 2)
 
 
@@ -365,7 +369,7 @@ def test_a_failing_worker_stops_the_others_and_keeps_what_is_done(
 ) -> None:
     monkeypatch.setattr(stream._Worker, "do", failing_at(7, error))  # noqa: SLF001 - as above
     with pytest.raises(type(error)):
-        run_units(units(20), streams, SCHEME, [Doubling], Quiet())
+        run_units(units(20), streams, alike, [Doubling], Quiet())
     assert read_done(tmp_path / "out", FINGERPRINT).keys() == set(range(7))
 
 
@@ -388,7 +392,7 @@ def test_the_first_index_is_named_though_a_later_tile_came_first(
         Journal(tmp_path / "journal.jsonl", FINGERPRINT) as journal,
         pytest.raises(InputError) as caught,
     ):
-        run_units({0: (task,)}, Streams(reader, shards, journal), SCHEME, [CpuTiles], Quiet())
+        run_units({0: (task,)}, Streams(reader, shards, journal), alike, [CpuTiles], Quiet())
     row, column = first or (195, 4)
     assert caught.value.message == f"linear.weight: [{row}, {column}] is NaN or infinite"
 
@@ -398,7 +402,7 @@ def test_a_worker_that_cannot_start_is_an_error(streams: Streams) -> None:
         raise OSError(errno.ENODEV, "no device")
 
     with pytest.raises(OSError, match="no device"):
-        run_units(units(5), streams, SCHEME, [broken], Quiet())
+        run_units(units(5), streams, alike, [broken], Quiet())
 
 
 def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +420,7 @@ def test_ctrl_c_keeps_what_is_done(streams: Streams, tmp_path: Path, monkeypatch
     monkeypatch.setattr(stream, "_SYNC_SECONDS", 0.0)
     monkeypatch.setattr(stream, "_POLL_SECONDS", 0.005)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
-        run_units(units(200), streams, SCHEME, [Doubling], Interrupting())
+        run_units(units(200), streams, alike, [Doubling], Interrupting())
     done = read_done(tmp_path / "out", FINGERPRINT)
     assert 0 < len(done) < 200
 
@@ -427,6 +431,6 @@ def test_a_stopped_worker_takes_no_more(streams: Streams) -> None:
     waiting.put((0, units(1)[0]))
     stop = Event()
     stop.set()
-    stream._work(waiting, finished, stop, streams, SCHEME, Doubling)  # noqa: SLF001 - the thread's own function
+    stream._work(waiting, finished, stop, streams, alike, Doubling)  # noqa: SLF001 - the thread's own function
     assert finished.empty()
     assert not waiting.empty()

@@ -1,0 +1,134 @@
+"""Method imatrix from end to end: the same bytes however it runs, recorded in what it writes; bad input refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from helpers.conversions import stored
+from helpers.runs import hashes
+from safetensors import safe_open
+
+from g4convert import quantize
+from g4convert.calibration.record import record
+from g4convert.calibration.tokens import Tokens
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.statistics import Inputs, Statistics
+from g4convert.errors import InputError, UsageError
+from g4convert.planning.recipe import load
+from g4convert.progress import Quiet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Checkpoints
+
+    from g4convert.conversion.result import Summary
+
+IDS = np.random.default_rng(0).integers(5, 250, (6, 24), dtype=np.int32)
+
+
+@pytest.fixture(scope="session")
+def data(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("statistics")
+    record(moe, Tokens(IDS), directory / "scratch").save(directory / "cal.safetensors", IDS)
+    return directory / "cal.safetensors"
+
+
+def weighted(source: Path, output: Path, data: Path, **options: object) -> Summary:
+    workers = int(str(options.pop("workers", 1)))
+    job = Job(Source.at(source), load("w4a16-g32-imatrix", options), output, workers=workers, calibration=data)
+    summary = convert(prepare(job), Quiet(), Ranks())
+    assert summary is not None
+    return summary
+
+
+def changed(data: Path, path: Path, **what: object) -> Path:
+    """A file with other statistics of the same form."""
+    replace(Statistics.load(data), **what).save(path, IDS)
+    return path
+
+
+def test_threads_do_not_show_and_inputs_do(moe: Path, data: Path, tmp_path: Path) -> None:
+    weighted(moe, tmp_path / "one" / "out", data)
+    weighted(moe, tmp_path / "three" / "out", data, workers=3)
+    assert hashes(tmp_path / "one" / "out") == hashes(tmp_path / "three" / "out")
+    flat = {
+        name: Inputs(np.ones_like(one.mean_square), one.tokens) for name, one in Statistics.load(data).inputs.items()
+    }
+    weighted(moe, tmp_path / "flat" / "out", changed(data, tmp_path / "flat.safetensors", inputs=flat))
+    own, other = stored(tmp_path / "one" / "out"), stored(tmp_path / "flat" / "out")
+    scales = [name for name in own if name.endswith("_scale")]
+    assert any(not own[name].equal(other[name]) for name in scales if "experts" in name)
+
+
+def test_towers_are_rounded_without_data_and_named(moe: Path, data: Path, tmp_path: Path) -> None:
+    summary = weighted(
+        moe, tmp_path / "out", data, pack=["attention", "mlp", "experts", "vision_tower"], group_size="channel"
+    )
+    assert summary.calibration is not None
+    assert summary.calibration["data_free"]
+    assert all("vision_tower" in name for name in summary.calibration["data_free"])
+
+
+def test_provenance_and_card_say_what_was_used(moe: Path, data: Path, tmp_path: Path) -> None:
+    weighted(moe, tmp_path / "out", data)
+    result = json.loads((tmp_path / "out" / "g4convert.json").read_text())["result"]
+    found = Statistics.load(data)
+    assert result["method"] == "imatrix"
+    assert result["calibration"]["tokens"] == found.tokens
+    assert result["calibration"]["statistics"] == found.hash
+    assert result["calibration"]["experts_without_tokens"] == found.experts_with(0)
+    assert found.hash in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_statistics_of_another_model_are_refused(moe: Path, data: Path, tmp_path: Path) -> None:
+    model = Statistics.load(data).model
+    assert model is not None
+    for part, words in (("config", "another config.json"), ("tokenizer", "another tok"), ("weights", "other weights")):
+        path = changed(data, tmp_path / f"{part}.safetensors", model=replace(model, **{part: "x"}))
+        with pytest.raises(InputError, match=f"statistics of another model: {words}"):
+            weighted(moe, tmp_path / "out", path)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_statistics_that_do_not_fit_are_named(moe: Path, data: Path, tmp_path: Path) -> None:
+    inputs = dict(Statistics.load(data).inputs)
+    del inputs["layers.0.self_attn.o_proj"]
+    first = inputs["layers.0.mlp.down_proj"]
+    inputs["layers.0.mlp.down_proj"] = Inputs(first.mean_square[:-8], first.tokens)
+    with pytest.raises(InputError) as caught:
+        weighted(moe, tmp_path / "out", changed(data, tmp_path / "some.safetensors", inputs=inputs))
+    named = " ".join(caught.value.offenders)
+    assert "layers.0.self_attn.o_proj: missing" in named
+    assert "layers.0.mlp.down_proj" in named
+
+
+def test_token_ids_alone_and_no_file_are_refused(moe: Path, tmp_path: Path) -> None:
+    Tokens(IDS).save(tmp_path / "ids.safetensors")
+    with pytest.raises(InputError, match="token ids without statistics"):
+        weighted(moe, tmp_path / "out", tmp_path / "ids.safetensors")
+    with pytest.raises(InputError, match="no such file"):
+        weighted(moe, tmp_path / "out", tmp_path / "absent.safetensors")
+
+
+def test_a_source_on_a_lattice_keeps_its_codes(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source, path = checkpoints("dense", qat=True), tmp_path / "cal.safetensors"
+    record(source, Tokens(IDS), tmp_path / "scratch").save(path, IDS)
+    with pytest.raises(UsageError, match=r"method imatrix: 100\.0% of the source lies on the grid"):
+        weighted(source, tmp_path / "out", path)
+
+
+def test_the_command_alone_records_what_it_needs_and_verifies(moe: Path, tmp_path: Path) -> None:
+    Tokens(IDS).save(tmp_path / "ids.safetensors")
+    done = quantize(moe, tmp_path / "out", recipe="w4a16-g32-imatrix", calibration=tmp_path / "ids.safetensors")
+    assert done.passed
+    own = tmp_path / "out.calibration.safetensors"
+    assert Statistics.load(own).tokens == Tokens(IDS).hash
+    with safe_open(own, "np") as file:
+        assert np.array_equal(file.get_tensor("ids"), IDS)
