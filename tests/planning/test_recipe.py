@@ -17,8 +17,10 @@ def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -
         "w4a16-experts-only",
         "w4a16-g128",
         "w4a16-g128-gptq",
+        "w4a16-g128-imatrix",
         "w4a16-g32",
         "w4a16-g32-gptq",
+        "w4a16-g32-imatrix",
         "w4a16-mlp-only",
         "w8a16-g32",
     }
@@ -26,7 +28,7 @@ def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -
         assert recipe.description
         first = source_text(name)[0].splitlines()[0]
         assert first.startswith("# g4convert quantize ")
-        assert first.endswith(f"-r {name}" + " --calibration FILE" * recipe.is_calibrated)
+        assert first.endswith(f"-r {name}" + " --calibration FILE" * recipe.is_layered)
 
 
 def test_the_default_recipe_says_what_the_defaults_say() -> None:
