@@ -205,8 +205,10 @@ def _layers(conversion: Conversion, ranks: Ranks, say: Callable[[str], None]) ->
         from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- brings torch and transformers
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = calibrate(conversion.job.source.path, path).sampled.tokens
-        say(f"calibration: {made.samples:,} x {made.length:,} tokens of the bundled texts, kept in {path}")
+        done = calibrate(conversion.job.source.path, path, answers=False)
+        made = done.sampled.tokens
+        rows = f"{made.samples:,} x {made.length:,} tokens"
+        say(f"calibration: {rows} of the bundled texts, {done.answers}, kept in {path}")
     from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 -- brings torch and transformers
 
     return LayerByLayer.of(conversion, path)

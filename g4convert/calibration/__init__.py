@@ -1,6 +1,8 @@
 """Quantizes layer by layer, each on what the quantized layers before it give.
 
 documents  Reads texts: the user's own, a dataset's, or the bundled ones
+answers    Lets the model answer the questions of texts itself
+rows       Packs texts into rows, those that judge apart
 sampling   Makes rows of token ids of texts
 tokens     Holds the token ids that calibrate: sequences of one length, and which of them judge
 states     Keeps what flows between layers in files

@@ -1,30 +1,36 @@
 """Rows of token ids out of texts: framed as the model reads them, one after the other, cut into one length.
 
-    documents --chat template, or plain--> ids --kinds in turns--> one stream --cut--> rows, each with one BOS
+    documents --kinds in turns--> chat template, or plain [--> the model's own answers] --> ids --pack--> rows
 
 A row begins with BOS as what is served does, and holds no other: its activations are unlike any other token's. An
 instruction-tuned model gets conversations in its chat frame; a base model gets their words.
 """
 
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 
-import numpy as np
 from jinja2 import TemplateError
 
 from g4convert.calibration.documents import Document
+from g4convert.calibration.rows import Written, pack
 from g4convert.calibration.tokens import Tokens
 from g4convert.errors import InputError
 from g4convert.forward.conversations import Frame
 
-__all__ = ["MOST_SAMPLES", "Sampled", "sample"]
+__all__ = ["MOST_SAMPLES", "Answer", "Sampled", "sample"]
+
+Answer: TypeAlias = Callable[[Sequence[Document], int], list[Written]]
+"""Lets a model answer documents until there are so many ids; see `answers.answered`."""
 
 MOST_SAMPLES: Final = 128
 """Rows that are made where no number is asked for and the texts are long enough."""
+_MOST_ANSWERED: Final = 65_536
+"""Ids of own answers where no number of rows is asked for."""
+_SPARE: Final = 2
+"""Rows of text beyond those asked for: what the two sides may leave over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Sampled:
     Args:
         tokens: the rows.
         kinds: number of ids by kind of text.
-        documents: number of documents that the rows hold something of.
+        documents: number of documents that were turned into ids.
     """
 
     tokens: Tokens
@@ -43,7 +49,14 @@ class Sampled:
 
 
 def sample(  # noqa: PLR0913 -- the choices of a sample
-    documents: Sequence[Document], frame: Frame, *, samples: int | None, length: int, seed: int, tokenizer: str
+    documents: Sequence[Document],
+    frame: Frame,
+    *,
+    samples: int | None,
+    length: int,
+    seed: int,
+    tokenizer: str,
+    answer: Answer | None = None,
 ) -> Sampled:
     """Make rows.
 
@@ -54,6 +67,7 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
         length: tokens of a row, the first of them BOS.
         seed: decides the order of documents.
         tokenizer: hash of the tokenizer, kept with the ids.
+        answer: the model's own; None takes the answers that the documents have.
 
     Raises:
         InputError: too little text for that many rows, or for two.
@@ -61,26 +75,30 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
     bos = frame.tokenizer.bos_token_id
     body = length - (bos is not None)
     wanted = samples or MOST_SAMPLES
-    stream: list[int] = []
-    kinds: Counter[str] = Counter()
-    used = 0
-    for document in _in_turns(documents, random.Random(seed)):  # noqa: S311 -- an order, no secret
-        if len(stream) >= wanted * body:
-            break
-        ids = _ids(document, frame, bos)
-        kinds[document.kind] += len(ids)
-        stream += ids
-        used += 1
-    rows = min(wanted, len(stream) // body)
+    order = [*_in_turns(documents, random.Random(seed))]  # noqa: S311 -- an order, no secret
+    if answer is None:
+        texts = [*_until(((one.kind, _ids(one, frame, bos)) for one in order), wanted * body + _SPARE * length)]
+    else:
+        texts = answer(order, samples * body + _SPARE * length if samples else min(wanted * body, _MOST_ANSWERED))
+    packed = pack(texts, wanted, body, bos)
+    rows = len(packed.ids)
     if rows < (samples or 2):
         raise InputError(
-            f"too little text: {len(stream):,} tokens, {(samples or 2) * body:,} needed for {samples or 2} samples of "
-            f"{length:,}",
+            f"too little text: {sum(len(one.ids) for one in texts):,} tokens, {(samples or 2) * body:,} needed for "
+            f"{samples or 2} samples of {length:,}, and what judges is kept apart",
             hint=f"--samples {rows} is what they fill" if rows >= 2 else "more text, or a smaller --length",
         )
-    cut = np.array(stream[: rows * body], np.int32).reshape(rows, body)
-    ids_ = cut if bos is None else np.concatenate([np.full((rows, 1), bos, np.int32), cut], axis=1)
-    return Sampled(Tokens(np.ascontiguousarray(ids_), tokenizer), kinds, used)
+    return Sampled(Tokens(packed.ids, tokenizer), packed.kinds, len(texts))
+
+
+def _until(texts: Iterable[tuple[str, list[int]]], enough: int) -> Iterator[Written]:
+    """Yield texts until there are so many ids."""
+    left = enough
+    for kind, ids in texts:
+        if left <= 0:
+            return
+        yield Written(kind, tuple(ids))
+        left -= len(ids)
 
 
 def _in_turns(documents: Sequence[Document], order: random.Random) -> Iterator[Document]:

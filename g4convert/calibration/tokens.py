@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from g4convert.errors import InputError
 
-__all__ = ["Tokens", "tokenizer_hash"]
+__all__ = ["Tokens", "judges", "tokenizer_hash"]
 
 _HINT = "`g4convert calibrate MODEL -o FILE` makes one"
 _JUDGING = 0.05
@@ -90,10 +90,15 @@ class Tokens:
 
     @property
     def judges(self) -> frozenset[int]:
-        """The sequences that no sum sees: 5 % of them, at least one, spread evenly."""
-        count = max(1, round(_JUDGING * self.samples))
-        step = self.samples / count
-        return frozenset(int((number + 1) * step) - 1 for number in range(count))
+        """The sequences that no sum sees."""
+        return judges(self.samples)
+
+
+def judges(samples: int) -> frozenset[int]:
+    """Return which of so many sequences judge: 5 % of them, at least one, spread evenly."""
+    count = max(1, round(_JUDGING * samples))
+    step = samples / count
+    return frozenset(int((number + 1) * step) - 1 for number in range(count))
 
 
 def tokenizer_hash(directory: Path) -> str:

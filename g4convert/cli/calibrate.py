@@ -3,6 +3,7 @@
 from shlex import quote
 
 from g4convert.cli.options import (
+    Answers,
     CalibrationFile,
     Json,
     Length,
@@ -10,6 +11,7 @@ from g4convert.cli.options import (
     NoColor,
     Overwrite,
     Quiet,
+    RunDevice,
     Samples,
     Seed,
     Texts,
@@ -27,6 +29,8 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     samples: Samples = None,
     length: Length = None,
     seed: Seed = 0,
+    answers: Answers = None,
+    device: RunDevice = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -34,8 +38,21 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Make a calibration file from texts, for the recipes that look at what a model reads."""
     from g4convert.api.calibrate import calibrate as make
+    from g4convert.cli import verification
 
-    done = make(model, output, data=data, samples=samples, length=length, seed=seed, overwrite=overwrite)
+    with verification.Printed(quiet=quiet, no_color=no_color).watched() as watched:
+        done = make(
+            model,
+            output,
+            data=data,
+            samples=samples,
+            length=length,
+            seed=seed,
+            answers=answers,
+            device=device or "cpu",
+            overwrite=overwrite,
+            progress=watched.bar,
+        )
     if as_json:
         print_json(done.to_dict())
     elif not quiet:
@@ -46,6 +63,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
             "written": str(done.output),
             "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; {len(tokens.judges)} of them judge",
             "texts": f"{done.sampled.documents:,}: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.items()),
+            "answers": done.answers,
             "frame": "the model's chat template" if done.chat else "plain text, as this is a base model",
             "next": f"g4convert quantize {quote(model)} -o OUT -r w4a16-g32-gptq --calibration {written}",
         }

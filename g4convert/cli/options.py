@@ -14,6 +14,7 @@ from g4convert.gemma4.family import Family
 from g4convert.request import DEFAULTS, EngineName, Level, MemoryUse
 
 __all__ = [
+    "Answers",
     "Assistant",
     "AssistantOf",
     "Autotune",
@@ -226,7 +227,15 @@ Length = Annotated[
     int | None,
     typer.Option(metavar="N", help="Tokens of a row; without it twice the sliding window, 2,048 at most."),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Decides the order of texts.")]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Decides the order of texts, and answers.")]
+Answers = Annotated[
+    bool | None,
+    typer.Option(
+        "--answers/--no-answers",
+        metavar="",
+        help="Let MODEL answer the questions itself, or not. Default: a chat model does on a GPU, or of at most 1 GiB.",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Token ids that gptq calibrates on.", rich_help_panel=_RUN),

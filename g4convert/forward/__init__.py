@@ -13,6 +13,7 @@ conversations  Turns conversations into token ids, in a checkpoint's own chat fr
 media          Makes pictures, videos and sounds in the form processors give them
 probe          Makes a prompt for each input of a model, and compares logits
 greedy         Decodes one token after the other
+drawing        Draws answers to a batch of questions at temperature 1
 generation     Answers prompts: `g4convert generate`
 logits         Makes logits of the last states, some rows at a time
 candidate      Defines what can be judged: logits, and what happens inside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers.program import Program, g4convert
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["g4convert"]  # a fixture
 
-SHORT = {"samples": 4, "length": 32}
+SHORT: dict[str, Any] = {"samples": 4, "length": 32, "answers": False}
 
 
 @pytest.mark.parametrize("family", ["text", "moe"])
@@ -40,17 +40,26 @@ def test_a_row_has_one_bos_and_the_words_of_the_texts(family: str, checkpoints: 
 
 def test_the_seed_decides_and_kinds_take_turns(checkpoints: Checkpoints, tmp_path: Path) -> None:
     model = checkpoints("text")
-    made = [calibrate(model, tmp_path / f"{n}.safetensors", seed=seed) for n, seed in enumerate((1, 1, 2))]
+    made = [
+        calibrate(model, tmp_path / f"{n}.safetensors", seed=seed, answers=False) for n, seed in enumerate((1, 1, 2))
+    ]
     hashes = [one.sampled.tokens.hash for one in made]
     assert hashes[0] == hashes[1] != hashes[2]
-    few = calibrate(model, tmp_path / "few.safetensors", samples=8, length=512)
+    few = calibrate(model, tmp_path / "few.safetensors", samples=8, length=512, answers=False)
     assert len(few.sampled.kinds) >= 4, "a part of the texts has several kinds"
 
 
 def test_what_is_too_short_is_refused_with_numbers(checkpoints: Checkpoints, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a few words only " * 30)
     with pytest.raises(InputError, match=r"too little text: \d+ tokens, 3,100 needed for 100 samples of 32") as refused:
-        calibrate(checkpoints("text"), tmp_path / "c.safetensors", data=tmp_path / "mine.txt", samples=100, length=32)
+        calibrate(
+            checkpoints("text"),
+            tmp_path / "c.safetensors",
+            data=tmp_path / "mine.txt",
+            samples=100,
+            length=32,
+            answers=False,
+        )
     assert "--samples" in refused.value.hint
     assert [*tmp_path.glob("c.*")] == []
 
@@ -84,12 +93,12 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     checkpoints: Checkpoints, tmp_path: Path, g4convert: Program
 ) -> None:
     path = tmp_path / "c.safetensors"
-    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--json")
+    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--no-answers", "--json")
     found = json.loads(ran.out)
     assert found["tokens"] == found["samples"] * found["length"]
     assert found["sha256"] == Tokens.load(path, 1 << 20).hash
     assert g4convert("calibrate", checkpoints("text"), "-o", path).status == UsageError.exit_code
-    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--overwrite", "--samples", "4")
+    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--overwrite", "--samples", "4", "--no-answers")
     assert "4 samples" in ran.out
     assert "next" in ran.out
 
@@ -102,14 +111,14 @@ def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_
     words = ("quantize", model, "-o", out, "-r", "w4a16-g32-gptq", "--verify", "none", "--json")
     asked: list[Path] = []
 
-    def make(model: Path, output: Path) -> Calibrated:
+    def make(model: Path, output: Path, *, answers: bool) -> Calibrated:
         asked.append(output)
-        return calibrate(model, output, samples=4, length=32)
+        return calibrate(model, output, samples=4, length=32, answers=answers)
 
     monkeypatch.setattr("g4convert.api.calibrate.calibrate", make)
     ran = g4convert(*words)
     assert ran.status == 0, ran.err
-    assert f"4 x 32 tokens of the bundled texts, kept in {path}" in ran.err
+    assert f"4 x 32 tokens of the bundled texts, taken as they are, kept in {path}" in ran.err
     assert json.loads(ran.out)["calibration"]["tokens"] == Tokens.load(path, 1 << 20).hash
     assert g4convert(*words, "--overwrite").status == 0
     assert asked == [path]

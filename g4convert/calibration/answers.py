@@ -1,0 +1,151 @@
+"""The model's own answers to the questions of texts: what it will be served with, and so what calibrates best.
+
+    questions --batches, temperature 1, a seed--> answers --again, others--> enough ids
+
+A base model continues the beginnings of texts. Each answer costs a forward for each of its ids, so a model answers
+where it is at hand: on a GPU, or small, and in memory.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from g4convert.calibration.documents import Document
+from g4convert.calibration.rows import Written
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.devices import is_roomy, threads_for
+from g4convert.errors import UsageError
+from g4convert.forward.conversations import Frame
+from g4convert.forward.drawing import draw
+from g4convert.forward.models import Model
+from g4convert.progress import Quiet
+
+__all__ = ["Own", "answered", "decided"]
+
+_BATCH: Final = 16
+"""Questions that are answered at a time, at most."""
+_PADDED: Final = 8192
+"""Ids of a batch of several questions, padding included, at most."""
+_BEGINNING: Final = 32
+"""Ids of a text that a base model continues."""
+_LONGEST: Final = 256
+"""Ids of an answer."""
+_SMALL: Final = 1 << 30
+"""Bytes of weights up to which a model answers on a CPU without being asked to."""
+_TURNS: Final = 16
+"""Times that each question is answered at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Decision on whether a model answers itself.
+
+    Args:
+        answers: whether it does.
+        why: in words, for the report.
+    """
+
+    answers: bool
+    why: str
+
+
+def decided(checkpoint: Checkpoint, device: torch.device, *, chat: bool, asked: bool | None) -> Own:
+    """Decide whether a model answers.
+
+    Args:
+        checkpoint: the model.
+        device: what it would answer on.
+        chat: whether it has a chat template.
+        asked: what the user wants; None leaves it to the model's size and kind.
+
+    Raises:
+        UsageError: answers are asked of a model that does not fit the memory.
+    """
+    nbytes = sum(info.nbytes for info in checkpoint.infos.values())
+    fits = is_roomy(nbytes, device)
+    if asked and not fits:
+        raise UsageError(
+            f"--answers: {nbytes / 1e9:.1f} GB of weights do not fit the free memory of {device}",
+            hint="--no-answers takes the texts as they are",
+        )
+    if asked is False:
+        return Own(answers=False, why="taken as they are")
+    if asked or (chat and fits and (device.type == "cuda" or nbytes <= _SMALL)):
+        return Own(answers=True, why=f"{'answered' if chat else 'continued'} by the model, temperature 1")
+    if not chat:
+        return Own(answers=False, why="taken as they are, as this is a base model")
+    reason = (
+        f"{nbytes / 1e9:.1f} GB would answer slowly on the {device}" if fits else "the model does not fit in memory"
+    )
+    return Own(answers=False, why=f"taken as they are: {reason}")
+
+
+def answered(  # noqa: PLR0913 -- a model, its words, and how much
+    model: Model, frame: Frame, documents: Sequence[Document], *, enough: int, seed: int, progress: Quiet
+) -> list[Written]:
+    """Let a model answer the questions of documents, several times if need be.
+
+    Args:
+        model: resident.
+        frame: its words.
+        documents: in the order in which they are packed.
+        enough: ids after which no further question is asked.
+        seed: of the draws.
+        progress: told of ids.
+
+    Returns:
+        One text for each document that was asked, with all answers to it.
+
+    Raises:
+        GateError: a logit is not finite.
+    """
+    questions = [*_taken([_question(document, frame) for document in documents], enough)]
+    said: list[list[int]] = [[] for _ in questions]
+    batches = [*_batches([len(question) for question in questions])]
+    generator = torch.Generator().manual_seed(seed)
+    progress.step("answers", enough, "ids")
+    with threads_for(model):
+        for batch in batches * _TURNS:
+            if sum(map(len, said)) >= enough:
+                break
+            asked = [questions[number] for number in batch]
+            drawn = draw(model, asked, max_new_tokens=_LONGEST, generator=generator)
+            for number, question, answer in zip(batch, asked, drawn, strict=True):
+                whole = [id_ for id_ in (*question, *answer) if id_ != frame.tokenizer.bos_token_id]
+                said[number] += whole
+                progress.tick(len(whole))
+    return [Written(one.kind, tuple(ids), whole=True) for one, ids in zip(documents, said, strict=False) if ids]
+
+
+def _taken(questions: Iterable[list[int]], enough: int) -> Iterator[list[int]]:
+    """Yield as many questions, in order, as are enough with an answer of half the longest each; at least a batch."""
+    left = enough
+    for number, question in enumerate(questions):
+        if left > 0 or number < _BATCH:
+            yield question
+        left -= len(question) + _LONGEST // 2
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield numbers of questions of about the same length, some at a time."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda one: lengths[one]):
+        if len(batch) == _BATCH or (batch and lengths[number] * (len(batch) + 1) > _PADDED):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _question(document: Document, frame: Frame) -> list[int]:
+    """Ids up to where the model speaks; of a base model's text its beginning."""
+    if frame.chat:
+        messages = [*document.messages]
+        if len(messages) > 1 and messages[-1]["role"] in {"assistant", "model"}:
+            messages.pop()
+        return frame.question(messages)
+    bos = frame.tokenizer.bos_token_id
+    return [*([] if bos is None else [bos]), *frame.encode(document.text)[:_BEGINNING]]
