@@ -1,7 +1,7 @@
 """Statistics of what the Linears of a model are given: the mean square of each input, and on how many tokens.
 
 A calibration file is safetensors. Beside the token ids it has, for every module that is the first to take some inputs
-(`layers.3.self_attn.q_proj`; k and v take the same), two tensors; docs/concepts/calibration-file.md has the format.
+(`layers.3.self_attn.q_proj`; k and v take the same), two tensors:
 
     MODULE.mean_square    float32 [k], of the experts of a layer [e, k]
     MODULE.tokens         int64 [1], or [e]
