@@ -185,10 +185,10 @@ class Statistics:
             raise InputError(f"{path}: not a calibration file: {error}", hint=_HINT) from error
 
     def save(self, path: Path, ids: NDArray[np.int32], metadata: Mapping[str, str] | None = None) -> None:
-        """Write a calibration file.
+        """Write a calibration file, in the place of one that is there.
 
         Args:
-            path: the file.
+            path: the file; it is replaced when all is written.
             ids: token ids that were run, int32 [samples, length].
             metadata: more that is known of them.
         """
@@ -200,7 +200,9 @@ class Statistics:
             "statistics": _hash(arrays),
             "model": json.dumps(self.model.to_dict() if self.model else {}),
         }
-        save_file({"ids": ids, **arrays}, path, metadata=facts)
+        partial = path.with_name(f"{path.name}.writing")  # a kill leaves the old file or the new one, never a part
+        save_file({"ids": ids, **arrays}, partial, metadata=facts)
+        partial.replace(path)
 
     def of(self, path: str) -> F32:
         """E[x^2] of a Linear's inputs, float32 [k].
