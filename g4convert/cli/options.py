@@ -125,7 +125,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Method to find codes and scales: auto, minmax, mse, lattice or gptq.",
+        help="Method to find codes and scales: auto, minmax, mse, lattice, imatrix or gptq.",
         rich_help_panel=_RECIPE,
     ),
 ]

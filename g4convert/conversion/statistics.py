@@ -43,7 +43,7 @@ _SQUARES, _TOKENS = ".mean_square", ".tokens"
 _SHARED: Final = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Projections that take the inputs of another."""
 _NOT_OF_A_MODEL: Final = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
-_HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"
+_HINT: Final = "`quantize MODEL -o OUT -r w4a16-g32-imatrix`, without --calibration, keeps one beside OUT"
 
 
 def source_of(path: str) -> str:

@@ -5,8 +5,8 @@
     3  round s to bf16, and keep it if its error is less than that of minmax
 
 h_i is the mean square of input i over the mean of its group. The largest weight may meet a small input, so levels go
-beyond half the code range, which clips it, and neither sign is known to be better. Seven levels of either sign, each
-refitted, lose 0.5 % of weighted error to thirty.
+beyond half the code range, which clips it, and neither sign is known to be better. A few levels of either
+sign are tried, each refitted.
 
 Groups are lanes, as in `steps`; neighbouring lanes are neighbouring groups of a row, so h is a table of all groups with
 the first 64 once more behind the last: the h of a block are 64 columns of it from any group on.
