@@ -8,7 +8,7 @@ instruction-tuned model gets conversations in its chat frame; a base model gets 
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -81,6 +81,8 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
     else:
         texts = answer(order, samples * body + _SPARE * length if samples else min(wanted * body, _MOST_ANSWERED))
     packed = pack(texts, wanted, body, bos)
+    if len(packed.ids) < (samples or 2):  # too few questions to keep their answers apart
+        packed = pack([replace(one, whole=False) for one in texts], wanted, body, bos)
     rows = len(packed.ids)
     if rows < (samples or 2):
         raise InputError(

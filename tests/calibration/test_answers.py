@@ -85,6 +85,13 @@ def test_a_model_answers_where_it_is_at_hand(moe: Path, monkeypatch: pytest.Monk
     assert "would answer slowly on the cpu" in decided(checkpoint, CPU, chat=True, asked=None).why
 
 
+def test_one_question_is_enough(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_LONGEST", 64)
+    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "Say something."}))
+    done = calibrate(moe, tmp_path / "c.safetensors", data=tmp_path / "one.jsonl", samples=4, length=16, answers=True)
+    assert done.sampled.tokens.ids.shape == (4, 16)
+
+
 def test_long_questions_are_answered_alone() -> None:
     batches = [*answers._batches([10, 9000, 10, 4000, 4096] + [10] * 20)]  # noqa: SLF001 -- the arithmetic of memory
     assert sorted(number for batch in batches for number in batch) == list(range(25))
