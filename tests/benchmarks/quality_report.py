@@ -26,8 +26,8 @@ _DATA = {"": "", "mixed": "", "prose": ", calibrated on prose alone", "random": 
 
 _TOP = """# Quality
 
-What 4 bits cost a real language model, by method, in one run: the mean Kullback-Leibler divergence of the next token's
-distribution from that of the bf16 original, in nats. `make quality` makes this page.
+What 4 bits cost a real language model, by method, on the same texts: the mean Kullback-Leibler divergence of the next
+token's distribution from that of the bf16 original, in nats. `make quality` makes this page.
 
 - Model: Gemma 3 270M, base, in the words of Gemma 4 without changing its function
   (`tests/benchmarks/real_model.py`); float32 arithmetic, scales as stored, nothing packed but Linears and experts.

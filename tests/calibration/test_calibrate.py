@@ -122,3 +122,11 @@ def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_
     assert json.loads(ran.out)["calibration"]["tokens"] == Tokens.load(path, 1 << 20).hash
     assert g4convert(*words, "--overwrite").status == 0
     assert asked == [path]
+
+
+def test_every_choice_has_an_option(checkpoints: Checkpoints, tmp_path: Path, g4convert: Program) -> None:
+    (tmp_path / "mine.txt").write_text("the small blue boat " * 400)
+    choices = ("--data", tmp_path / "mine.txt", "--seed", 3, "--samples", 2, "--length", 32, "--no-answers")
+    assert g4convert("calibrate", checkpoints("text"), "-o", tmp_path / "c.safetensors", *choices).status == 0
+    no_room = ("--answers", "--device", "cuda:99")
+    assert g4convert("calibrate", checkpoints("text"), "-o", tmp_path / "d.safetensors", *no_room).status in {2, 5}
