@@ -6,7 +6,10 @@ and the config with what it would be. The card and the record itself are taken a
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from g4convert import __version__
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
@@ -47,6 +50,8 @@ def is_finished(job: Job) -> bool:
     expected = {"g4convert": __version__, **made_of(job.recipe, job.source, source)}
     if not out.tensors or any(said.get(key) != value for key, value in expected.items()):
         return False
+    if job.calibration is not None and job.calibration.exists() and _ids_of(job.calibration) != _calibrated_on(said):
+        return False
     damaged = [*_damaged(out, source, part(said, "files"))]
     if out.config_bytes != config_bytes(config):
         damaged.append(CONFIG)
@@ -54,6 +59,20 @@ def is_finished(job: Job) -> bool:
         text = f"{job.output}: is of this source by this recipe and version, but was changed since"
         raise InputError(text, offenders=sorted(damaged), hint="--overwrite makes it again")
     return True
+
+
+def _ids_of(calibration: Path) -> str | None:
+    """Return the hash of the ids in a calibration file; None of a file that is none."""
+    try:
+        with safe_open(calibration, "np") as file:
+            return (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _calibrated_on(said: Mapping[str, Any]) -> object:
+    """Return the hash of the ids that an output was calibrated on, by its own record."""
+    return part(part(said, "result"), "calibration").get("tokens")
 
 
 def _damaged(out: Checkpoint, source: Checkpoint, hashes: Mapping[str, Any]) -> Iterator[str]:

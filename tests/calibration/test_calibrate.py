@@ -120,7 +120,10 @@ def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_
     assert ran.status == 0, ran.err
     assert f"4 x 32 tokens of the bundled texts, taken as they are, kept in {path}" in ran.err
     assert json.loads(ran.out)["calibration"]["tokens"] == Tokens.load(path, 1 << 20).hash
-    assert g4convert(*words, "--overwrite").status == 0
+    assert json.loads(g4convert(*words).out)["already_done"] is True
+    other = tmp_path / "other.safetensors"
+    calibrate(model, other, samples=4, length=32, seed=5)
+    assert g4convert(*words, "--calibration", other).status == 2, "it was calibrated on other ids"
     assert asked == [path]
 
 

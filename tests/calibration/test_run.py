@@ -220,7 +220,7 @@ def test_the_trained_model_answers_more_like_itself(tmp_path: Path) -> None:
     source = trained(Family.MOE)
     random = np.random.default_rng(2)
     model = load_model(source)
-    start = torch.from_numpy(random.integers(5, 1000, (56, 4)))
+    start = torch.from_numpy(random.integers(5, 1000, (136, 4)))
     with torch.no_grad():
         torch.manual_seed(0)
         own = model.generate(start, max_new_tokens=60, min_new_tokens=60, do_sample=True, use_cache=True)
@@ -230,7 +230,7 @@ def test_the_trained_model_answers_more_like_itself(tmp_path: Path) -> None:
     calibrated(source, tmp_path / "gptq", ids)
     convert(prepare(Job(Source.at(source), load("w4a16-g32"), tmp_path / "mse", workers=1)), Quiet(), Ranks())
     judged = torch.from_numpy(samples[40:].astype(np.int64))
-    assert _kl(model, tmp_path / "gptq", judged) < 0.85 * _kl(model, tmp_path / "mse", judged)
+    assert _kl(model, tmp_path / "gptq", judged) < 0.9 * _kl(model, tmp_path / "mse", judged)
 
 
 def _kl(model: torch.nn.Module, quantized: Path, ids: torch.Tensor) -> float:

@@ -53,6 +53,7 @@ def test_streams_and_names_that_cannot_be_used(command: str, status: int, moe: P
 
 STOPPED_AT = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 class Stops:
     def find_spec(self, name, *_):
         if name == sys.argv[1]:
