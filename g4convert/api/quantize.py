@@ -8,14 +8,14 @@ from typing import Any, Unpack
 
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
-from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Conversion, Job, Layers, convert, prepare
 from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
-from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe import DEFAULT, Resolved
 from g4convert.progress import Quiet, peak_memory
 from g4convert.report import Report
@@ -165,30 +165,51 @@ def _with_statistics(job: Job, ranks: Ranks, progress: Quiet, say: Callable[[str
     path = job.calibration
     if path is None or job.recipe.recipe.is_layered or (path.exists() and Statistics.are_in(path)):
         return job
-    from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
-    from g4convert.calibration.record import record  # noqa: PLC0415
+    from g4convert.calibration.record import record  # noqa: PLC0415 -- here and below: brings torch and transformers
     from g4convert.calibration.tokens import Tokens, tokenizer_hash  # noqa: PLC0415
 
     own = own_calibration(job.output)
     scratch = Path(f"{own}.partial")
-    prepare(replace(job, calibration=scratch))  # what can be refused is refused now
-    if ranks.world > 1:
-        raise UsageError(
-            "several ranks need a calibration file with statistics",
-            hint="the same command as one process makes it beside the output",
-        )
-    own.parent.mkdir(parents=True, exist_ok=True)
-    architecture = Architecture.from_config(Checkpoint.open(job.source.path).config)
-    if path == own and not path.exists():
-        tokens = calibrate(job.source.path, own).sampled.tokens
-    else:
-        tokens = Tokens.load(path, architecture.text.vocab_size, tokenizer_hash(job.source.path))
+    conversion = prepare(replace(job, calibration=scratch))  # what can be refused is refused now
+    _check_before_calibration(conversion, ranks)
+    _make_ids(conversion, path, say)
+    vocabulary = conversion.plan.architecture.text.vocab_size
+    tokens = Tokens.load(path, vocabulary, tokenizer_hash(job.source.path))
     if own.exists() and Statistics.are_in(own) and Statistics.load(own).tokens == tokens.hash:
         return replace(job, calibration=own)
     say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
+    own.parent.mkdir(parents=True, exist_ok=True)
     found = record(job.source.path, tokens, scratch, workers=job.workers, progress=progress)
     found.save(own, tokens.ids, {"tokenizer": tokens.tokenizer})
     return replace(job, calibration=own)
+
+
+def _check_before_calibration(conversion: Conversion, ranks: Ranks) -> None:
+    """Refuse what needs no calibration file to be refused.
+
+    Raises:
+        UsageError: several ranks, which would make one each, or a source whose codes calibration would move.
+    """
+    if ranks.world > 1:
+        raise UsageError(
+            "several ranks need a calibration file that is complete",
+            hint="the same command as one process makes it beside the output; or --calibration FILE",
+        )
+    with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
+        choose(conversion.plan, conversion.checkpoint, reader)
+
+
+def _make_ids(conversion: Conversion, path: Path, say: Callable[[str], None]) -> None:
+    """Make the conversion's own calibration file of the bundled texts, where it is asked for and not there."""
+    if path != own_calibration(conversion.job.output) or path.exists():
+        return
+    from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- brings torch and transformers
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = calibrate(conversion.job.source.path, path, answers=False)
+    made = done.sampled.tokens
+    rows = f"{made.samples:,} x {made.length:,} tokens"
+    say(f"calibration: {rows} of the bundled texts, {done.answers}, kept in {path}")
 
 
 def _layers(conversion: Conversion, ranks: Ranks, say: Callable[[str], None]) -> Layers | None:
@@ -196,19 +217,9 @@ def _layers(conversion: Conversion, ranks: Ranks, say: Callable[[str], None]) ->
     path = conversion.job.calibration
     if path is None or not conversion.plan.recipe.is_layered:
         return None
-    if path == own_calibration(conversion.job.output) and not path.exists():
-        if ranks.world > 1:
-            raise UsageError(
-                "several ranks need a calibration file",
-                hint="`g4convert calibrate MODEL -o FILE`, and --calibration FILE",
-            )
-        from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- brings torch and transformers
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = calibrate(conversion.job.source.path, path, answers=False)
-        made = done.sampled.tokens
-        rows = f"{made.samples:,} x {made.length:,} tokens"
-        say(f"calibration: {rows} of the bundled texts, {done.answers}, kept in {path}")
+    if not path.exists():
+        _check_before_calibration(conversion, ranks)
+        _make_ids(conversion, path, say)
     from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 -- brings torch and transformers
 
     return LayerByLayer.of(conversion, path)

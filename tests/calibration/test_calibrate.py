@@ -133,3 +133,12 @@ def test_every_choice_has_an_option(checkpoints: Checkpoints, tmp_path: Path, g4
     assert g4convert("calibrate", checkpoints("text"), "-o", tmp_path / "c.safetensors", *choices).status == 0
     no_room = ("--answers", "--device", "cuda:99")
     assert g4convert("calibrate", checkpoints("text"), "-o", tmp_path / "d.safetensors", *no_room).status in {2, 5}
+
+
+@pytest.mark.parametrize("recipe", ["w4a16-g32-gptq", "w4a16-g32-imatrix"])
+def test_a_source_on_a_lattice_is_refused_before_anything_is_made(
+    recipe: str, checkpoints: Checkpoints, tmp_path: Path, g4convert: Program
+) -> None:
+    ran = g4convert("quantize", checkpoints("dense", qat=True), "-o", tmp_path / "out", "-r", recipe)
+    assert (ran.status, "calibration would take it off" in ran.err) == (2, True)
+    assert not list(tmp_path.iterdir())
