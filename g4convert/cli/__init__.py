@@ -1,29 +1,34 @@
 """Parses the command line, calls one function, prints, and sets the exit status.
 
-start           Starts it, and answers a stop while it is imported
-app             Assembles the program and maps errors to exit codes
-flags           Spells switches in help without a type
-options         Declares every option once
-recipe_options  Gives commands the options of a recipe
-plan            `g4convert plan`
-quantize        `g4convert quantize`
-calibrate       `g4convert calibrate`
-verify          `g4convert verify`
-check           `g4convert check`
-reference       `g4convert reference`
-generate        `g4convert generate`
-inspect         `g4convert inspect`
-recipe          `g4convert recipe ...`
-demo            `g4convert demo`
-verification    Runs a verification for the commands that end with one
-tuning          Shows progress of `generate --autotune`
-printing        Prints JSON, plans and settings
-show            Makes consoles; prints errors, settings, descriptions and demonstrations
-show_engines    Prints verdicts of engines
-show_plan       Prints plans
-show_report     Prints reports
-show_summary    Prints the closing card of a conversion
-talk            Prints the answers of `generate`
-streams         Handles closed and full standard streams
-tables          Lays out tables for the width of the terminal
+start              Starts it, and answers a stop while it is imported
+app                Assembles the program and maps errors to exit codes
+flags              Spells switches in help without a type
+panels             Names the panels of a command's help
+options            Declares the options that several commands share
+recipe_values      Declares the options that are values of a recipe
+calibrate_options  Declares the options on what calibrates
+verify_options     Declares the options of what is verified
+generate_options   Declares the options of what is asked
+recipe_options     Gives commands the options of a recipe
+plan               `g4convert plan`
+quantize           `g4convert quantize`
+calibrate          `g4convert calibrate`
+verify             `g4convert verify`
+check              `g4convert check`
+reference          `g4convert reference`
+generate           `g4convert generate`
+inspect            `g4convert inspect`
+recipe             `g4convert recipe ...`
+demo               `g4convert demo`
+verification       Runs a verification for the commands that end with one
+tuning             Shows progress of `generate --autotune`
+printing           Prints JSON, plans and settings
+show               Makes consoles; prints errors, settings, descriptions and demonstrations
+show_engines       Prints verdicts of engines
+show_plan          Prints plans
+show_report        Prints reports
+show_summary       Prints the closing card of a conversion
+talk               Prints the answers of `generate`
+streams            Handles closed and full standard streams
+tables             Lays out tables for the width of the terminal
 """

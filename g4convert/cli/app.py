@@ -25,7 +25,8 @@ from g4convert.cli.demo import demo
 from g4convert.cli.flags import Command, Group
 from g4convert.cli.generate import generate
 from g4convert.cli.inspect import inspect
-from g4convert.cli.options import Manner, Version
+from g4convert.cli.options import Version
+from g4convert.cli.panels import Manner
 from g4convert.cli.plan import plan
 from g4convert.cli.quantize import quantize
 from g4convert.cli.reference import reference

@@ -2,20 +2,8 @@
 
 from shlex import quote
 
-from g4convert.cli.options import (
-    Answers,
-    CalibrationFile,
-    Json,
-    Length,
-    Model,
-    NoColor,
-    Overwrite,
-    Quiet,
-    RunDevice,
-    Samples,
-    Seed,
-    Texts,
-)
+from g4convert.cli.calibrate_options import Answers, CalibrationFile, Length, Samples, Seed, Texts
+from g4convert.cli.options import Json, Model, NoColor, Overwrite, Quiet, RunDevice
 from g4convert.cli.printing import print_json
 
 __all__ = ["calibrate"]

@@ -2,13 +2,7 @@
 
 from pathlib import Path
 
-from g4convert.cli.options import (
-    Directory,
-    FamilyName,
-    Json,
-    NoColor,
-    Quiet,
-)
+from g4convert.cli.options import Directory, FamilyName, Json, NoColor, Quiet
 from g4convert.cli.printing import print_json
 from g4convert.gemma4.family import Family
 

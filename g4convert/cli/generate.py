@@ -4,18 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from g4convert.cli import tuning
-from g4convert.cli.options import (
-    Autotune,
-    Json,
-    MaxNewTokens,
-    Memory,
-    Model,
-    NoColor,
-    Prompt,
-    Quiet,
-    RunDevice,
-    SpeechType,
-)
+from g4convert.cli.generate_options import Autotune, MaxNewTokens, Prompt, SpeechType
+from g4convert.cli.options import Json, Memory, Model, NoColor, Quiet, RunDevice
 from g4convert.cli.printing import print_json
 from g4convert.errors import UsageError
 from g4convert.request import DEFAULTS, SPEECH_DTYPE

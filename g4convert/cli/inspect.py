@@ -1,11 +1,6 @@
 """`g4convert inspect`."""
 
-from g4convert.cli.options import (
-    Json,
-    Model,
-    NoColor,
-    Verbose,
-)
+from g4convert.cli.options import Json, Model, NoColor, Verbose
 from g4convert.cli.printing import print_json
 
 __all__ = ["inspect"]

@@ -1,7 +1,8 @@
 """`recipe list`, `recipe show`, `recipe check` and `recipe schema`."""
 
-from g4convert.cli.options import Json, NoColor, RecipeArgument
+from g4convert.cli.options import Json, NoColor
 from g4convert.cli.printing import print_json, print_settings, print_text
+from g4convert.cli.recipe_values import RecipeArgument
 
 __all__ = ["check", "list_", "schema", "show"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING
 
-from g4convert.cli.options import (
+from g4convert.cli.recipe_values import (
     Assistant,
     Carry,
     Engines,

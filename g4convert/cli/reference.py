@@ -1,17 +1,8 @@
 """`g4convert reference`."""
 
-from g4convert.cli.options import (
-    FloatType,
-    Json,
-    Memory,
-    Model,
-    NoColor,
-    Prompts,
-    Quiet,
-    RunDevice,
-    StoredReference,
-)
+from g4convert.cli.options import FloatType, Json, Memory, Model, NoColor, Quiet, RunDevice
 from g4convert.cli.printing import print_json
+from g4convert.cli.verify_options import Prompts, StoredReference
 from g4convert.request import Level, Request
 
 __all__ = ["reference"]

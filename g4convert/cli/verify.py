@@ -2,28 +2,22 @@
 
 import typer
 
-from g4convert.cli.options import (
+from g4convert.cli.options import FloatType, Json, Memory, NoColor, Quiet, RunDevice, Verbose
+from g4convert.cli.printing import print_text
+from g4convert.cli.verify_options import (
     Checked,
     EnginePython,
     EngineTimeout,
     EngineUrl,
-    FloatType,
     Html,
-    Json,
     JUnit,
-    Memory,
-    NoColor,
     Profile,
     Prompts,
-    Quiet,
     Reference,
-    RunDevice,
     Strict,
-    Verbose,
     VerifyEngine,
     VerifyLevel,
 )
-from g4convert.cli.printing import print_text
 
 __all__ = ["verify"]
 

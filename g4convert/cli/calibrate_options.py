@@ -1,0 +1,44 @@
+"""Options on what calibrates."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from g4convert.cli.panels import RUN
+
+__all__ = ["Answers", "Calibration", "CalibrationFile", "Length", "Samples", "Seed", "Texts"]
+
+CalibrationFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, ending in .safetensors.")
+]
+Texts = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Texts: FILE.jsonl, FILE.txt, or a dataset as org/name:split; without it the bundled ones.",
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(metavar="N", help="Rows of ids; without it as many as the texts fill, 128 at most.")
+]
+Length = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens of a row; without it twice the sliding window, 2,048 at most."),
+]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Decides the order of texts, and answers.")]
+Answers = Annotated[
+    bool | None,
+    typer.Option(
+        "--answers/--no-answers",
+        metavar="",
+        help="Let MODEL answer the questions itself, or not. Default: a chat model does on a GPU, or of at most 1 GiB.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Token ids, or statistics, that imatrix and gptq calibrate on.", rich_help_panel=RUN
+    ),
+]
