@@ -55,7 +55,7 @@ def test_every_source_byte_is_used_once(family: str, recipe: str) -> None:
     try:
         plan = planned(config, recipe)
     except UsageError as error:
-        may_misfit = recipe in {"w4a16-g128", "w4a16-g128-gptq", "w4a16-experts-only"}
+        may_misfit = recipe.startswith("w4a16-g128") or recipe == "w4a16-experts-only"
         assert may_misfit or "has no text-only form" in error.message  # noqa: PT017 -- the others must be planned
         return
     used: Counter[str] = Counter()
