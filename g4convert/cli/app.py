@@ -154,14 +154,20 @@ _CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*
 """Typer's message about a value that an option does not take."""
 
 
+_MEANT = re.compile(r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Possible options: (?P<option>[^,)]+).*)")
+"""Typer's message about an unknown command or option, with a name that is near."""
+
+
 def _usage(error: typer.TyperException) -> UsageError:
     """A command line that Typer refuses, in our words."""
     message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
     if chosen := _CHOICE.match(message):
         return no_such(chosen["option"], chosen["name"], re.findall(r"'([^']+)'", chosen["known"]))
     context = getattr(error, "ctx", None)
-    command = context.command_path if context else "g4convert"
-    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=_help(command))
+    hint = _help(context.command_path if context else "g4convert")
+    if meant := _MEANT.fullmatch(message):
+        message, hint = meant["fault"], f"did you mean {meant['name'] or meant['option']}?"
+    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=hint)
 
 
 def _help(command: str) -> str:
