@@ -20,13 +20,15 @@ from g4convert.devices import device_of
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import stream_of
 
-__all__ = ["PIECE", "Given", "Head", "Logits", "Made", "Page", "Rows", "joined", "made_together", "pieces"]
+__all__ = ["PIECE", "Given", "Head", "Logits", "Made", "Page", "Rows", "joined", "made_together", "pieces", "whole"]
 
 Rows: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """Some rows of logits, float32 [r, V], after the softcap and before it."""
 
 _BLOCK: Final = 1 << 24
 """Weights of the head that are cast at a time."""
+_CACHED: Final = 1 << 20
+"""Weights that are cast at a time on the CPU: with their products they stay in its cache, which halves the time."""
 PIECE: Final = 1 << 25
 """Logits of a piece: 128 rows of the released vocabulary. Each piece casts the whole head."""
 
@@ -70,18 +72,38 @@ class Head:
 
 def _multiply(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Fill each `out`, float32 [r, V], with states [r, h] times the head; a block of it is cast once for all."""
+    cached = [one for one in given if _is_plain(one[0])]
+    if cached:
+        _multiply_cached(weight, cached)
+    others = [one for one in given if not _is_plain(one[0])]
     step = max(1, _BLOCK // weight.shape[1])
-    for begin in range(0, len(weight), step):
+    for begin in range(0, len(weight) if others else 0, step):
         cast: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        for states, out in given:
+        for states, out in others:
             kind = states.device, states.dtype
             if kind not in cast:
                 cast[kind] = weight[begin : begin + step].to(*kind).T
-            place = out[:, begin : begin + step]
-            if states.dtype is torch.float32 and states.device.type == "cpu":
-                torch.mm(states, cast[kind], out=place)
-            else:
-                place.copy_(states @ cast[kind])
+            out[:, begin : begin + step].copy_(states @ cast[kind])
+
+
+def _is_plain(states: torch.Tensor) -> bool:
+    """Return whether products of these are made on the CPU in float32."""
+    return states.dtype is torch.float32 and states.device.type == "cpu"
+
+
+def _multiply_cached(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Fill each `out` as `_multiply` does, with blocks that fit the cache; W s^T is the faster way round in MKL."""
+    step = min(len(weight), max(1, _CACHED // weight.shape[1]))
+    block = torch.empty(step, weight.shape[1])
+    columns = [states.T.contiguous() for states, _ in given]
+    products = [torch.empty(step, len(states)) for states, _ in given]
+    for begin in range(0, len(weight), step):
+        end = min(begin + step, len(weight))
+        rows = block[: end - begin].copy_(weight[begin:end])
+        for (_, out), states, product in zip(given, columns, products, strict=True):
+            part = product[: end - begin]
+            torch.mm(rows, states, out=part)
+            out[:, begin:end].copy_(part.T)
 
 
 @dataclass(slots=True)
@@ -222,6 +244,13 @@ def joined(parts: Sequence[Logits]) -> list[Logits]:
     if len(made) < len(parts) or len({id(part.head.module) for part in made}) > 1 or not made:
         return list(parts)
     return [Made(made[0].head, torch.cat([part.states for part in made]))]
+
+
+def whole(parts: Sequence[Logits]) -> torch.Tensor:
+    """Logits of several probes after the softcap, [n, V], with the bits they have when compared piece by piece."""
+    return torch.cat(
+        [part.rows(begin, end)[0].clone() for part in joined(parts) for begin, end in pieces(len(part), part.width)]
+    )
 
 
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:

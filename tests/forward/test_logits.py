@@ -10,6 +10,8 @@ from g4convert.forward import logits
 from g4convert.forward.logits import Head, Made, Page, made_together
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
 WIDTH, HIDDEN, ROWS = 300, 16, 5
@@ -23,6 +25,7 @@ def made(weight: torch.Tensor, *, cap: float | None = None, dtype: torch.dtype =
 
 def test_each_has_the_bits_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "_BLOCK", 64 * HIDDEN)  # five blocks, the last a short one
+    monkeypatch.setattr(logits, "_CACHED", 48 * HIDDEN)
     shared, other = torch.randn(WIDTH, HIDDEN).bfloat16(), torch.randn(WIDTH, HIDDEN)
     models = {
         "original": made(shared),
@@ -41,15 +44,24 @@ def test_a_head_that_several_share_is_cast_once(monkeypatch: pytest.MonkeyPatch)
     shared, other = torch.randn(WIDTH, HIDDEN).bfloat16(), torch.randn(WIDTH, HIDDEN).bfloat16()
     models = {"original": made(shared), "packed": made(shared), "another head": made(other)}
     casts: list[int] = []
-    to = torch.Tensor.to
+    multiply = logits._multiply  # noqa: SLF001 -- counted, and called
 
-    def counted(tensor: torch.Tensor, *kind: object) -> torch.Tensor:
-        casts.append(tensor.data_ptr())
-        return to(tensor, *kind)  # type: ignore[call-overload, no-any-return]
+    def counted(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        casts.append(weight.data_ptr())
+        multiply(weight, given)
 
-    monkeypatch.setattr(torch.Tensor, "to", counted)
+    monkeypatch.setattr(logits, "_multiply", counted)
     made_together(models, 0, ROWS, {name: Page() for name in models})
     assert casts == [shared.data_ptr(), other.data_ptr()]
+
+
+def test_several_probes_have_the_bits_that_comparing_them_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logits, "PIECE", 4 * WIDTH)
+    parts = [made(torch.randn(WIDTH, HIDDEN), cap=30.0)] * 2
+    found = logits.whole(parts)
+    together = logits.joined(parts)[0]
+    wanted = [together.rows(begin, end)[0].clone() for begin, end in logits.pieces(2 * ROWS, WIDTH)]
+    assert torch.equal(found, torch.cat(wanted))
 
 
 def test_equal_states_are_multiplied_once() -> None:

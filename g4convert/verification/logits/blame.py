@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 
 from g4convert.forward.candidate import ModelCandidate, Outputs
-from g4convert.forward.logits import Given, Page, joined
+from g4convert.forward.logits import Given, Page, joined, whole
 from g4convert.forward.models import Model
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.kept import Rows
@@ -209,8 +209,9 @@ class _Measure:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
-        self._logits = [Given(reference.run(probe).logits) for probe in probes]  # made once, for every swap
-        self._together = Given(torch.cat([one.after for one in self._logits]))
+        made = whole([reference.run(probe).rows for probe in probes])  # once, for every swap
+        self._together = Given(made)
+        self._logits = [Given(part) for part in torch.split(made, [len(probe.scored) for probe in probes])]
         self._pages = {"reference": Page(), "candidate": Page()}
         self.roots = frozenset(roots(candidate.model))
 
