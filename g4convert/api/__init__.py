@@ -1,10 +1,11 @@
 """The functions of `from g4convert import ...`: the commands call them, too.
 
-recipes    Resolves a recipe's name and the keywords that override it
-plan       Plans an output from headers
-quantize   Writes an output and verifies it
-verify     Verifies an output against its reference
-calibrate  Makes token ids to calibrate on, from texts
-check      Judges which engines load a checkpoint
-load       Loads a checkpoint into transformers, packed weights as packed words
+recipes          Resolves a recipe's name and the keywords that override it
+plan             Plans an output from headers
+own_calibration  Makes the calibration file of an output, where none is named
+quantize         Writes an output and verifies it
+verify           Verifies an output against its reference
+calibrate        Makes a calibration file from texts
+check            Judges which engines load a checkpoint
+load             Loads a checkpoint into transformers, packed weights as packed words
 """

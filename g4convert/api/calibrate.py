@@ -1,26 +1,33 @@
-"""`g4convert.calibrate`: token ids to calibrate on, from texts."""
+"""`g4convert.calibrate`: token ids to calibrate on, from texts, and what the model's Linears are given on them."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from g4convert.calibration.answers import answered, decided
-from g4convert.calibration.documents import Document, bundled, read_documents
+from g4convert.calibration.answers import Own, answered, decided
+from g4convert.calibration.begun import Begun
+from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
+from g4convert.calibration.record import record
 from g4convert.calibration.rows import Written
-from g4convert.calibration.sampling import Sampled, sample
-from g4convert.calibration.tokens import tokenizer_hash
+from g4convert.calibration.sampling import sample
+from g4convert.calibration.states import check_room
+from g4convert.calibration.tokens import Tokens, tokenizer_hash
 from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.identity import Model
+from g4convert.conversion.statistics import Statistics
 from g4convert.devices import memory_faults, torch_device
 from g4convert.errors import InputError, UsageError
-from g4convert.forward.conversations import frame_of
+from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.load import load
 from g4convert.forward.models import quiet_transformers
 from g4convert.gemma4 import Architecture
+from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
 
 __all__ = ["Calibrated", "calibrate"]
@@ -37,19 +44,21 @@ class Calibrated:
 
     Args:
         output: the file.
-        sampled: its rows, and what they are made of.
-        chat: whether texts were put into the model's chat frame.
-        answers: who gave the answers, in words.
+        tokens: its rows of ids.
+        texts: what they are made of, as the file has it: `documents`, `kinds`, `chat_frame`, `answers`, `seed`, and
+            `data`, their hash.
+        statistics: what the model's Linears are given; None where they were not asked for.
     """
 
     output: Path
-    sampled: Sampled
-    chat: bool
-    answers: str
+    tokens: Tokens
+    texts: dict[str, Any]
+    statistics: Statistics | None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON, as `g4convert calibrate --json` prints it."""
-        tokens = self.sampled.tokens
+        tokens, statistics = self.tokens, self.statistics
+        coverage = None if statistics is None else statistics.coverage
         return {
             "schema_version": 1,
             "output": str(self.output),
@@ -57,11 +66,11 @@ class Calibrated:
             "length": tokens.length,
             "tokens": tokens.samples * tokens.length,
             "judging": len(tokens.judges),
-            "documents": self.sampled.documents,
-            "kinds": dict(self.sampled.kinds),
-            "chat_frame": self.chat,
-            "answers": self.answers,
+            **self.texts,
             "sha256": tokens.hash,
+            "statistics": None if statistics is None else statistics.hash,
+            "modules": 0 if statistics is None else len(statistics.inputs),
+            "coverage": None if coverage is None else asdict(coverage),
         }
 
 
@@ -74,11 +83,13 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     length: int | None = None,
     seed: int = 0,
     answers: bool | None = None,
+    statistics: bool = True,
+    workers: int = 0,
     device: str = "cpu",
     overwrite: bool = False,
     progress: Quiet | None = None,
 ) -> Calibrated:
-    """Make a calibration file for the recipes that look at what a model reads. Weights are read only for own answers.
+    """Make a calibration file for the recipes that look at what a model reads. Stopped, the same call continues.
 
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub.
@@ -89,61 +100,117 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         seed: decides the order of texts, and answers.
         answers: whether the model answers the questions itself, at temperature 1; None lets a chat model that fits the
             memory, on a GPU or of at most 1 GiB.
+        statistics: run the model once, layer by layer on the CPU, for what its Linears are given: `imatrix` needs it,
+            `gptq` does not.
+        workers: threads of that pass; 0 is one for each core.
         device: what answers: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a file that is there.
-        progress: told of answered ids; a subclass of `g4convert.progress.Quiet`.
+        progress: told of answered ids and of layers; a subclass of `g4convert.progress.Quiet`.
 
     Returns:
-        The file, and what its rows are made of.
+        The file, and what is in it.
 
     Raises:
         UsageError: the file is there already or has another ending, a number is out of range, or answers are asked of
             a model that does not fit the memory.
-        InputError: no such model, no tokenizer, no such texts, or too few of them.
+        InputError: no such model, no tokenizer, no such texts, too few of them, or the disk is too small.
         GateError: the tensors of a model that answers are not its own, or a logit is not finite.
         EnvironmentFault: the model or the dataset cannot be fetched, no such device, or not enough memory.
+        Interrupted: stopped on request; ids and finished layers are kept.
     """
-    path = Path(output)
+    path, watch = Path(output), progress or Quiet()
     _check_place(path, overwrite=overwrite)
-    directory = source.resolve(os.fspath(model)).path
-    checkpoint = Checkpoint.open(directory)
-    Architecture.from_config(checkpoint.config)  # not a Gemma 4 checkpoint: said in its words
-    with quiet_transformers():
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    text = config.get_text_config()
-    most, length = text.max_position_embeddings, length or min(2 * text.sliding_window, _LONG)
-    if not _FEWEST <= length <= most:
-        raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
-    if samples is not None and samples < 2:
-        raise UsageError(f"--samples {samples}: expected 2 or more: one of them judges")
-    if not tokenizer_hash(directory):
-        raise InputError(f"{directory}: no tokenizer.json, so texts have no ids", hint="copy the model's own")
+    asked = _Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
     documents = bundled() if data is None else read_documents(os.fspath(data))
-    frame = frame_of(directory, config)
-    where = torch_device(device)
-    own = decided(checkpoint, where, chat=frame.chat, asked=answers)
+    own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
+    begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
+    file = begun.found()
+    if file is None:
+        file = asked.sampled(documents, own, device, watch)
+        if statistics:
+            begun.keep(file)
+    tokens = Tokens(file.ids, file.tokenizer)
+    if statistics:
+        ids = (tokens.samples - len(tokens.judges)) * tokens.length
+        check_room(begun.directory, state_bytes(asked.architecture.text, ids, layered=False))
+        found = record(asked.checkpoint.path, tokens, begun.states, workers=workers, progress=watch)
+        file = replace(file, statistics=found)
+    file.save(path)
+    begun.drop()
+    return Calibrated(path, tokens, dict(file.texts or {}), file.statistics)
 
-    def answer(order: Sequence[Document], enough: int) -> list[Written]:
-        with memory_faults():
-            loaded = load(directory, dtype="bfloat16", device=where)
-            return answered(loaded, frame, order, enough=enough, seed=seed, progress=progress or Quiet())
 
-    sampled = sample(
-        documents,
-        frame,
-        samples=samples,
-        length=length,
-        seed=seed,
-        tokenizer=tokenizer_hash(directory),
-        answer=answer if own.answers else None,
-    )
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        sampled.tokens.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return Calibrated(path, sampled, frame.chat, own.why)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A model and the rows that are asked for.
+
+    Args:
+        checkpoint: the model.
+        architecture: what its config says.
+        frame: its words.
+        samples: rows, or None for as many as the texts fill.
+        length: tokens of a row.
+        seed: decides the order of texts, and answers.
+    """
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    frame: Frame
+    samples: int | None
+    length: int
+    seed: int
+
+    @classmethod
+    def of(cls, model: str, *, samples: int | None, length: int | None, seed: int) -> "_Asked":
+        """Open a model, and hold the numbers against it; see `calibrate`."""
+        directory = source.resolve(model).path
+        checkpoint = Checkpoint.open(directory)
+        architecture = Architecture.from_config(checkpoint.config)  # not a Gemma 4 checkpoint: said in its words
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        text = config.get_text_config()
+        most, length = text.max_position_embeddings, length or min(2 * text.sliding_window, _LONG)
+        if not _FEWEST <= length <= most:
+            raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
+        if samples is not None and samples < 2:
+            raise UsageError(f"--samples {samples}: expected 2 or more: one of them judges")
+        if not tokenizer_hash(directory):
+            raise InputError(f"{directory}: no tokenizer.json, so texts have no ids", hint="copy the model's own")
+        return cls(checkpoint, architecture, frame_of(directory, config), samples, length, seed)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that ids depend on besides the texts, as JSON."""
+        model = Model.of(self.checkpoint).to_dict()
+        return {"model": model, "samples": self.samples, "length": self.length, "seed": self.seed}
+
+    def sampled(self, documents: Sequence[Document], own: Own, device: str, progress: Quiet) -> CalibrationFile:
+        """Make the ids."""
+
+        def answer(order: Sequence[Document], enough: int) -> list[Written]:
+            with memory_faults():
+                loaded = load(self.checkpoint.path, dtype="bfloat16", device=torch_device(device))
+                return answered(loaded, self.frame, order, enough=enough, seed=self.seed, progress=progress)
+
+        tokenizer = tokenizer_hash(self.checkpoint.path)
+        found = sample(
+            documents,
+            self.frame,
+            samples=self.samples,
+            length=self.length,
+            seed=self.seed,
+            tokenizer=tokenizer,
+            answer=answer if own.answers else None,
+        )
+        texts = {
+            "documents": found.documents,
+            "kinds": dict(found.kinds),
+            "chat_frame": self.frame.chat,
+            "answers": own.why,
+            "seed": self.seed,
+            "data": hash_of_documents(documents),
+        }
+        return CalibrationFile(found.tokens.ids, tokenizer, Model.of(self.checkpoint), texts=texts)
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:

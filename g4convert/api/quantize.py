@@ -2,27 +2,27 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from g4convert.api.own_calibration import own_calibration, with_calibration
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
-from g4convert.checkpoint.reader import Reader
-from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Conversion, Job, Layers, convert, prepare
-from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
+from g4convert.planning.costs import Cost, costs
 from g4convert.planning.recipe import DEFAULT, Resolved
+from g4convert.planning.sizes import default_workers
 from g4convert.progress import Quiet, peak_memory
 from g4convert.report import Report
 from g4convert.request import DEFAULTS, VERIFY_AFTER, Request, verified_after
 from g4convert.verification.run import verify as run_verification
 
-__all__ = ["Quantized", "job_of", "own_calibration", "quantize"]
+__all__ = ["Quantized", "job_of", "quantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Quantized:
         refused: verdicts of engines that cannot load it.
         report: report of the verification at the end; None without one, and under `torchrun` in ranks other than 0.
         peak_memory: largest resident size of this process before the verification, in bytes.
+        costs: what the method was expected to take, and what others that could have been chosen would take.
     """
 
     output: Path
@@ -44,6 +45,7 @@ class Quantized:
     refused: tuple[Verdict, ...]
     report: Report | None
     peak_memory: int
+    costs: tuple[Cost, ...]
 
     @property
     def passed(self) -> bool:
@@ -114,8 +116,8 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     )
     joined = Ranks.join() if ranks is None else ranks
     try:
-        conversion = prepare(_with_statistics(job, joined, progress or Quiet(), say))
-        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined, _layers(conversion, joined, say)))
+        conversion = prepare(with_calibration(job, joined, progress or Quiet(), say))
+        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined, _layers(conversion)))
     finally:
         if ranks is None:
             joined.leave()
@@ -123,7 +125,9 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     report = None
     if level is not None and joined.leads:
         report = run_verification(Request(job.output, job.source.path, level), progress=progress, say=say)
-    return Quantized(job.output, job.source.path, summary, conversion.outlook.refusing(job.tps), report, peak)
+    refused = conversion.outlook.refusing(job.tps)
+    expected = costs(conversion.plan, summary.sizes, workers or default_workers())
+    return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
 
 
 def job_of(  # noqa: PLR0913 - the choices of a conversion
@@ -155,71 +159,11 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     )
 
 
-def own_calibration(output: Path) -> Path:
-    """Return the calibration file that belongs to an output, where no other is named: it lies beside it."""
-    return output.with_name(f"{output.name}.calibration.safetensors")
-
-
-def _with_statistics(job: Job, ranks: Ranks, progress: Quiet, say: Callable[[str], None]) -> Job:
-    """Return a job whose calibration file has the statistics that `imatrix` needs; makes them beside the output."""
-    path = job.calibration
-    if path is None or job.recipe.recipe.is_layered or (path.exists() and Statistics.are_in(path)):
-        return job
-    from g4convert.calibration.record import record  # noqa: PLC0415 -- here and below: brings torch and transformers
-    from g4convert.calibration.tokens import Tokens, tokenizer_hash  # noqa: PLC0415
-
-    own = own_calibration(job.output)
-    scratch = Path(f"{own}.partial")
-    conversion = prepare(replace(job, calibration=scratch))  # what can be refused is refused now
-    _check_before_calibration(conversion, ranks)
-    _make_ids(conversion, path, say)
-    vocabulary = conversion.plan.architecture.text.vocab_size
-    tokens = Tokens.load(path, vocabulary, tokenizer_hash(job.source.path))
-    if own.exists() and Statistics.are_in(own) and Statistics.load(own).tokens == tokens.hash:
-        return replace(job, calibration=own)
-    say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
-    own.parent.mkdir(parents=True, exist_ok=True)
-    found = record(job.source.path, tokens, scratch, workers=job.workers, progress=progress)
-    found.save(own, tokens.ids, {"tokenizer": tokens.tokenizer})
-    return replace(job, calibration=own)
-
-
-def _check_before_calibration(conversion: Conversion, ranks: Ranks) -> None:
-    """Refuse what needs no calibration file to be refused.
-
-    Raises:
-        UsageError: several ranks, which would make one each, or a source whose codes calibration would move.
-    """
-    if ranks.world > 1:
-        raise UsageError(
-            "several ranks need a calibration file that is complete",
-            hint="the same command as one process makes it beside the output; or --calibration FILE",
-        )
-    with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
-        choose(conversion.plan, conversion.checkpoint, reader)
-
-
-def _make_ids(conversion: Conversion, path: Path, say: Callable[[str], None]) -> None:
-    """Make the conversion's own calibration file of the bundled texts, where it is asked for and not there."""
-    if path != own_calibration(conversion.job.output) or path.exists():
-        return
-    from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- brings torch and transformers
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = calibrate(conversion.job.source.path, path, answers=False)
-    made = done.sampled.tokens
-    rows = f"{made.samples:,} x {made.length:,} tokens"
-    say(f"calibration: {rows} of the bundled texts, {done.answers}, kept in {path}")
-
-
-def _layers(conversion: Conversion, ranks: Ranks, say: Callable[[str], None]) -> Layers | None:
-    """Return what calibrates layer by layer, for a method that does; makes the calibration file where it has to."""
+def _layers(conversion: Conversion) -> Layers | None:
+    """Return what calibrates layer by layer, for a method that does."""
     path = conversion.job.calibration
     if path is None or not conversion.plan.recipe.is_layered:
         return None
-    if not path.exists():
-        _check_before_calibration(conversion, ranks)
-        _make_ids(conversion, path, say)
     from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 -- brings torch and transformers
 
     return LayerByLayer.of(conversion, path)

@@ -8,6 +8,7 @@ separate paragraphs, and paragraphs are joined until a document has some length.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
 from importlib.resources import files
 from itertools import islice
@@ -17,7 +18,7 @@ from typing import Any, Final
 from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import EnvironmentFault, InputError
 
-__all__ = ["KINDS", "Document", "bundled", "read_documents"]
+__all__ = ["KINDS", "Document", "bundled", "hash_of_documents", "read_documents"]
 
 KINDS: Final = ("chat", "reasoning", "code", "tools", "scripts", "long", "prose")
 """Kinds of the bundled texts. Pictures and sound are not among them."""
@@ -84,6 +85,14 @@ def read_documents(data: str) -> tuple[Document, ...]:
     if not found:
         raise InputError(f"{data}: holds no text", hint=_FORMS)
     return tuple(found)
+
+
+def hash_of_documents(documents: Iterable[Document]) -> str:
+    """The sha256 of texts, kinds and roles."""
+    digest = sha256()
+    for one in documents:
+        digest.update(json.dumps([one.kind, *map(dict, one.messages)], sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str) -> list[Document]:

@@ -203,7 +203,8 @@ class Shared:
         attention = layer.self_attn
         self._states, self._samples = replay.states, replay.tokens.samples
         self._kind = attention.layer_type
-        self._reads, self._writes = attention.is_kv_shared_layer, attention.store_full_length_kv
+        read = getattr(replay.config, "num_kv_shared_layers", 0) > 0  # transformers stores them in any case
+        self._reads, self._writes = attention.is_kv_shared_layer, attention.store_full_length_kv and read
         self._heads = replay.config.per_layer_config[attention.layer_idx].num_key_value_heads
         shape = (self._samples, self._heads, replay.tokens.length, attention.head_dim)
         get = self._states.make if self._writes else self._states.open

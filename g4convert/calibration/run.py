@@ -5,7 +5,8 @@
     OUT.partial/journal.jsonl    a record of each layer whose bytes and states are on disk
 
 A layer reads one file and writes the other, so a killed run finds what the unfinished layer was given, and repeats
-that layer alone. All sums have one order, so it ends with the same bytes, whatever the number of threads.
+that layer alone; states that are not as they were written repeat all of them. All sums have one order, so it ends with
+the same bytes, whatever the number of threads.
 """
 
 from collections import Counter
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 from g4convert.calibration.layer import LayerPass, Weights
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, Way, packed_words
-from g4convert.calibration.states import States
-from g4convert.calibration.tokens import Tokens, tokenizer_hash
+from g4convert.calibration.states import States, check_room
+from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.journal import Done
 from g4convert.conversion.result import Choice
@@ -34,6 +35,7 @@ from g4convert.conversion.run import Conversion
 from g4convert.conversion.staging import STATES
 from g4convert.conversion.stream import Progress, Streams
 from g4convert.errors import Interrupted
+from g4convert.planning.between import state_bytes
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import Quantize
@@ -63,10 +65,13 @@ class LayerByLayer:
         """Read the tokens.
 
         Raises:
-            InputError: see `Tokens.load`.
+            InputError: see `Tokens.load`; or the disk is too small for what flows between layers and the output.
         """
-        text = conversion.plan.inventory.architecture.text
-        return cls(conversion, Tokens.load(file, text.vocab_size, tokenizer_hash(conversion.job.source.path)))
+        text = conversion.plan.architecture.text
+        tokens = Tokens.load(file, text.vocab_size, conversion.checkpoint)
+        states = state_bytes(text, tokens.samples * tokens.length, layered=True)
+        check_room(conversion.staging.partial, states + sum(shard.size for shard in conversion.layout.shards))
+        return cls(conversion, tokens)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -90,22 +95,23 @@ class LayerByLayer:
         """
         if not pending:
             return {}
-        if min(pending) + len(pending) < len(self.conversion.units):  # a layer in the middle: its states are gone
-            pending = {
-                number: self.conversion.units[number]
-                for number in range(self.conversion.tiled, len(self.conversion.units))
-            }
-        layers = dict(zip(range(self.conversion.tiled, len(self.conversion.units)), self._layers, strict=True))
+        numbers = range(self.conversion.tiled, len(self.conversion.units))
+        layers = dict(zip(numbers, self._layers, strict=True))
+        if not self._continues(pending, layers):
+            pending = {number: self.conversion.units[number] for number in numbers}
         results: dict[int, list[Any]] = {}
         try:
             with threads(self.conversion.job.workers or default_workers()) as pool:
                 replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states)
-                hidden = self._hidden(replay, fresh=min(pending) == self.conversion.tiled)
+                fresh = min(pending) == self.conversion.tiled
+                hidden = self._states.turns(replay.shape, fresh=fresh)
+                if fresh:
+                    replay.embed(hidden[0])
                 for unit in sorted(pending):
                     number = layers[unit]
                     rows = self._layer(number, replay, hidden, streams, progress, pool)
                     streams.writer.sync({task.target_file for task in pending[unit]})
-                    self._states.sync()
+                    self._states.seal(number + 1)
                     streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})
                     results[unit] = rows
         except KeyboardInterrupt as error:
@@ -151,13 +157,12 @@ class LayerByLayer:
     def _layers(self) -> Mapping[int, Mapping[str, int]]:
         return layer_steps(self.conversion.plan)
 
-    def _hidden(self, replay: Replay, *, fresh: bool) -> list[F32]:
-        """The two files of states, the first filled with what the first layer is given."""
-        if not fresh:
-            return [self._states.open(f"hidden-{turn}", replay.shape) for turn in range(2)]
-        hidden = [self._states.make(f"hidden-{turn}", replay.shape) for turn in range(2)]
-        replay.embed(hidden[0])
-        return hidden
+    def _continues(self, pending: Mapping[int, Unit], layers: Mapping[int, int]) -> bool:
+        """True if the layers that are left are the last ones, and the states before them are as they were written."""
+        first = min(pending)
+        if first + len(pending) < len(self.conversion.units):
+            return False
+        return first == self.conversion.tiled or self._states.is_sound(layers[first])
 
     def _layer(  # noqa: PLR0913, PLR0917 -- everything a layer touches
         self,

@@ -1,24 +1,23 @@
-"""The token ids that calibrate: sequences of one length, and which of them judge.
-
-The file is safetensors: `ids` int32 [samples, length], and in its metadata `sha256`, the hash of the ids' bytes
-(little-endian, row after row), and `tokenizer`, the hash of the tokenizer.json that made them.
-"""
+"""The token ids that calibrate: sequences of one length, and which of them judge. See `conversion.calibration_file`."""
 
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.gguf import is_gguf
+from g4convert.conversion.calibration_file import CalibrationFile, check_model, hash_of_ids
 from g4convert.errors import InputError
 
 __all__ = ["Tokens", "judges", "tokenizer_hash"]
 
-_HINT = "`g4convert calibrate MODEL -o FILE` makes one"
-_JUDGING = 0.05
+_HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"
+_JUDGING: Final = 0.05
+"""Share of the samples that judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,44 +33,35 @@ class Tokens:
     tokenizer: str = ""
 
     @classmethod
-    def load(cls, path: Path, vocabulary: int, tokenizer: str = "") -> "Tokens":
+    def load(cls, path: Path, vocabulary: int, checkpoint: Checkpoint | None = None) -> "Tokens":
         """Read them.
 
         Args:
             path: the file.
             vocabulary: ids lie below this.
-            tokenizer: hash of the model's tokenizer; empty asks for none.
+            checkpoint: the model that they are for; None holds them against none.
 
         Raises:
-            InputError: not such a file, damaged, of fewer than two samples, of another tokenizer, or with ids outside
-                the vocabulary.
+            InputError: not such a file, damaged, of fewer than two samples, without ids, of another model or tokenizer,
+                or with ids outside the vocabulary.
         """
-        try:
-            with safe_open(path, "np") as file:
-                ids, metadata = file.get_tensor("ids"), file.metadata() or {}
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: not a calibration file: {error}", hint=_HINT) from error
-        if ids.dtype != np.int32 or ids.ndim != 2 or len(ids) < 2 or ids.shape[1] < 1:
-            found = f"{ids.dtype} {[*ids.shape]}"
-            raise InputError(f"{path}: ids are {found}, expected int32 [samples, length], two samples or more")
-        tokens = cls(np.ascontiguousarray(ids), metadata.get("tokenizer", ""))
-        if metadata.get("sha256") != tokens.hash:
-            raise InputError(f"{path}: its ids do not have the hash it states: damaged", hint=_HINT)
-        if tokens.tokenizer and tokenizer and tokens.tokenizer != tokenizer:
-            raise InputError(f"{path}: its ids are of another tokenizer than the model's", hint=_HINT)
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= vocabulary:
-            wrong = low if low < 0 else high
-            raise InputError(
-                f"{path}: id {wrong} is outside the model's vocabulary of {vocabulary}: of another tokenizer",
-                hint=_HINT,
-            )
-        return tokens
+        if is_gguf(path):
+            text = f"{path}: an importance matrix, which has no token ids to calibrate on"
+            raise InputError(text, hint="-r w4a16-g32-imatrix uses it")
+        file = CalibrationFile.load(path)
+        if checkpoint is not None:
+            check_model(path, file.model, checkpoint)
+            _check_tokenizer(path, file.tokenizer, tokenizer_hash(checkpoint.path))
+        outside = file.ids[(file.ids < 0) | (file.ids >= vocabulary)]
+        if len(outside):
+            found = f"{len(outside):,} of {file.ids.size:,} ids, such as {outside[0]},"
+            text = f"{path}: {found} are outside the model's vocabulary of {vocabulary:,}: of another tokenizer"
+            raise InputError(text, hint=_HINT)
+        return cls(file.ids, file.tokenizer)
 
     def save(self, path: Path) -> None:
-        """Write them."""
-        named = {"tokenizer": self.tokenizer} if self.tokenizer else {}
-        save_file({"ids": self.ids}, path, metadata={"sha256": self.hash, **named})
+        """Write them, and nothing else that is known of them."""
+        CalibrationFile(self.ids, self.tokenizer).save(path)
 
     @property
     def samples(self) -> int:
@@ -86,12 +76,19 @@ class Tokens:
     @property
     def hash(self) -> str:
         """Return the SHA-256 of the ids."""
-        return sha256(self.ids.astype("<i4").tobytes()).hexdigest()
+        return hash_of_ids(self.ids)
 
     @property
     def judges(self) -> frozenset[int]:
         """The sequences that no sum sees."""
         return judges(self.samples)
+
+
+def _check_tokenizer(path: Path, found: str, expected: str) -> None:
+    """Refuse ids of another tokenizer, where both are known."""
+    if found and expected and found != expected:
+        text = f"{path}: ids of another tokenizer: {found[:12]}, expected {expected[:12]} (sha256 of tokenizer.json)"
+        raise InputError(text, hint=_HINT)
 
 
 def judges(samples: int) -> frozenset[int]:

@@ -8,6 +8,7 @@ beside     Says which files beside the weights are carried over
 record     Reads what an output says of itself in g4convert.json
 patterns   Matches names of files against `--carry` and `--leave`
 layouts    Says what a directory without weights is, and finds two copies of one model
+gguf       Reads a GGUF file of float32 tensors
 leftovers  Tells files of training and adapters from those of the model
 source     Finds the directory that a path or a hub name means
 contents   Names every tensor of a checkpoint by its place in the architecture

@@ -1,10 +1,15 @@
 """`g4convert calibrate`."""
 
 from shlex import quote
+from typing import TYPE_CHECKING
 
-from g4convert.cli.calibrate_options import Answers, CalibrationFile, Length, Samples, Seed, Texts
-from g4convert.cli.options import Json, Model, NoColor, Overwrite, Quiet, RunDevice
+from g4convert.cli.calibrate_options import Answers, CalibrationFile, Length, Samples, Seed, Statistics, Texts
+from g4convert.cli.options import Json, Model, NoColor, Overwrite, Quiet, RunDevice, Workers
 from g4convert.cli.printing import print_json
+from g4convert.quantities import size
+
+if TYPE_CHECKING:
+    from g4convert.api.calibrate import Calibrated
 
 __all__ = ["calibrate"]
 
@@ -18,6 +23,8 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     length: Length = None,
     seed: Seed = 0,
     answers: Answers = None,
+    statistics: Statistics = True,
+    workers: Workers = 0,
     device: RunDevice = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -37,6 +44,8 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
             length=length,
             seed=seed,
             answers=answers,
+            statistics=statistics,
+            workers=workers,
             device=device or "cpu",
             overwrite=overwrite,
             progress=watched.bar,
@@ -46,13 +55,27 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     elif not quiet:
         from g4convert.cli import show
 
-        tokens, kinds, written = done.sampled.tokens, done.sampled.kinds, quote(str(done.output))
-        rows = {
-            "written": str(done.output),
-            "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; {len(tokens.judges)} of them judge",
-            "texts": f"{done.sampled.documents:,}: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.items()),
-            "answers": done.answers,
-            "frame": "the model's chat template" if done.chat else "plain text, as this is a base model",
-            "next": f"g4convert quantize {quote(model)} -o OUT -r w4a16-g32-gptq --calibration {written}",
-        }
-        show.pairs(show.console(no_color=no_color), rows)
+        show.pairs(show.console(no_color=no_color), _told(done, model))
+
+
+def _told(done: "Calibrated", model: str) -> dict[str, str]:
+    """Content of the file, and the command that uses it."""
+    from g4convert.conversion.statistics import FEW
+
+    tokens, texts, statistics = done.tokens, done.texts, done.statistics
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in texts["kinds"].items())
+    rows = {
+        "written": f"{done.output}, {size(done.output.stat().st_size)}",
+        "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; {len(tokens.judges)} of them judge",
+        "texts": f"{texts['documents']:,}: {kinds}",
+        "answers": texts["answers"],
+        "frame": "the model's chat template" if texts["chat_frame"] else "plain text, as this is a base model",
+        "statistics": "none: imatrix makes its own" if statistics is None else f"of {len(statistics.inputs):,} inputs",
+    }
+    if statistics is not None and (met := statistics.coverage) is not None:
+        rows["experts"] = (
+            f"{met.experts:,}: {met.median:,} tokens in the median, {met.least:,} at least; "
+            f"{met.without:,} met none, {met.few:,} fewer than {FEW}"
+        )
+    written = quote(str(done.output))
+    return rows | {"next": f"g4convert quantize {quote(model)} -o OUT -r w4a16-g32-gptq --calibration {written}"}

@@ -7,7 +7,7 @@ import typer
 
 from g4convert.cli.panels import RUN
 
-__all__ = ["Answers", "Calibration", "CalibrationFile", "Length", "Samples", "Seed", "Texts"]
+__all__ = ["Answers", "Calibration", "CalibrationFile", "Length", "Samples", "Seed", "Statistics", "Texts"]
 
 CalibrationFile = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, ending in .safetensors.")
@@ -36,9 +36,19 @@ Answers = Annotated[
         help="Let MODEL answer the questions itself, or not. Default: a chat model does on a GPU, or of at most 1 GiB.",
     ),
 ]
+Statistics = Annotated[
+    bool,
+    typer.Option(
+        "--statistics/--no-statistics",
+        metavar="",
+        help="Run MODEL once for what its Linears are given, or keep ids alone, which are enough for gptq.",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Token ids, or statistics, that imatrix and gptq calibrate on.", rich_help_panel=RUN
+        metavar="FILE",
+        help="Made by calibrate, for imatrix and gptq; or llama.cpp's imatrix in GGUF.",
+        rich_help_panel=RUN,
     ),
 ]

@@ -127,8 +127,29 @@ def _planned(job: "Job") -> "PlanReport":
     conversion = prepare(job)
     workers_for(job.device, job.workers)
     return PlanReport.of(
-        job.source, job.recipe, conversion.plan, conversion.layout, conversion.outlook, workers=job.workers
+        job.source,
+        job.recipe,
+        conversion.plan,
+        conversion.layout,
+        conversion.outlook,
+        workers=job.workers,
+        tokens=_tokens(job),
     )
+
+
+def _tokens(job: "Job") -> int:
+    """Token ids that a conversion would calibrate on: those of its file, or of the bundled texts."""
+    from g4convert.checkpoint.gguf import is_gguf
+    from g4convert.conversion.calibration_file import CalibrationFile
+    from g4convert.conversion.llama_imatrix import read_imatrix
+    from g4convert.planning.costs import BUNDLED_TOKENS
+
+    if job.calibration is None or not job.calibration.exists():
+        return BUNDLED_TOKENS
+    if is_gguf(job.calibration):
+        found = read_imatrix(job.calibration)
+        return found.samples * found.length
+    return CalibrationFile.load(job.calibration).ids.size
 
 
 def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
@@ -156,6 +177,7 @@ def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
             answers=show_summary.answers(
                 None if done.report is None else done.report.metrics, done.output, done.source
             ),
+            calibrated=show_summary.calibrated(done.summary, done.costs),
         )
     if done.report is not None and not done.passed:
         verification.tell_end(done.report, how, as_json=as_json)

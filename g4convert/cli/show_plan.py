@@ -12,10 +12,15 @@ from g4convert.cli.tables import facts, fitted, put, table
 from g4convert.quantities import count, duration, plural, size
 
 if TYPE_CHECKING:
+    from g4convert.planning.costs import Cost
     from g4convert.planning.report import PlanReport
 
 __all__ = ["dialect", "plan"]
 
+_BASIS = (
+    "estimated for {tokens:,} tokens; disk is what lies beside the output meanwhile; KL is the mean that each left on "
+    "a real model of 270M parameters: yours has another"
+)
 _MOST_FILES = 6
 """Files of a pattern that are named."""
 
@@ -44,6 +49,10 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     verdicts(out, found.verdicts, verbose=tensors)
     out.print()
     put(out, facts(_outcome(found)))
+    if found.costs[1:]:
+        out.print()
+        put(out, _methods(found.costs))
+        out.print(f"  {_BASIS.format(tokens=max(one.tokens for one in found.costs))}", style="dim", soft_wrap=True)
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
@@ -52,6 +61,22 @@ def dialect(text: str, number: int, example: tuple[str, str]) -> str:
     """Describe a spelling of names, with an example."""
     before, after = example
     return f"{text}: {plural(number, 'tensor')}" + ("" if before == after else f", e.g. {before} -> {after}")
+
+
+def _methods(found: Sequence["Cost"]) -> Table:
+    """Time, memory and disk of each method, and its loss on a real model."""
+    columns = ("method", "time", "memory", "disk", "KL")
+    rows = [
+        (
+            str(one.method),
+            duration(one.seconds),
+            size(one.memory),
+            size(one.disk) if one.disk else "",
+            "" if one.kl is None else f"{one.kl:.2f}",
+        )
+        for one in found
+    ]
+    return table(columns, rows, right=columns[1:])
 
 
 def _plan_sizes(found: "PlanReport", width: int) -> Table:
@@ -84,7 +109,9 @@ def _outcome(found: "PlanReport") -> dict[str, str]:
         rows["ignore"] = "  ".join(weights.ignore)
     files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
     rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
-    rows["time"] = f"about {duration(found.seconds)} on {workers}, with the check at the end (--verify weights)"
+    rows["time"] = (
+        f"about {duration(found.costs[0].seconds)} on {workers}, with the check at the end (--verify weights)"
+    )
     limit = found.recipe.recipe.max_shard_size
     for one in found.plan.beside.decided:
         rows[f"{one.option} {one.pattern}"] = _named(one.files)

@@ -12,13 +12,14 @@ from rich.table import Table
 
 from g4convert.cli.tables import facts, put, table
 from g4convert.gemma4 import Role
-from g4convert.quantities import plural, size
+from g4convert.quantities import duration, plural, size
 
 if TYPE_CHECKING:
     from g4convert.conversion.result import ErrorRow, Summary
     from g4convert.engines.verdicts import Verdict
+    from g4convert.planning.costs import Cost
 
-__all__ = ["answers", "summary"]
+__all__ = ["answers", "calibrated", "summary"]
 
 
 def summary(  # noqa: PLR0913 - what is said, and how much of it
@@ -31,6 +32,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     refused: Sequence["Verdict"] = (),
     sound: bool = True,
     answers: str = "",
+    calibrated: str = "",
 ) -> None:
     """The closing card: sizes, errors, the worst tensors, who refuses it, the command that serves it where one does.
 
@@ -43,6 +45,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         refused: the verdicts of engines that cannot load it.
         sound: whether no verification that was made found a fault: what has one is not to be served.
         answers: sentence on its answers, from `answers`.
+        calibrated: sentence on methods that calibrate, from `calibrated`.
     """
     from g4convert.conversion.result import serve_command
 
@@ -80,6 +83,8 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         out.print(f"refused by {escape(', '.join(names))}: {escape(why)}", soft_wrap=True)
     if answers:
         out.print(f"answers: {escape(answers)}", soft_wrap=True)
+    if calibrated:
+        out.print(f"calibrated: {escape(calibrated)}", soft_wrap=True)
     if sound and not any(one.engine == "vllm" for one in refused):
         drafter = any(row.role == Role.DRAFTER for row in done.sizes)
         out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
@@ -101,6 +106,29 @@ def answers(metrics: Mapping[str, Any] | None, output: Path, source: Path) -> st
         f"mean KL {loss['kl_mean']:.4g} to the original's over {loss['tokens']:,} predictions, "
         f"same top token {100 * loss['top1_agreement']:.1f} %"
     )
+
+
+def calibrated(done: "Summary", costs: Sequence["Cost"]) -> str:
+    """Return what methods that calibrate would take here, after a run that looked at weights alone; empty after others.
+
+    Args:
+        done: the conversion; one whose source keeps its codes is not calibrated.
+        costs: of its method, then of the others.
+    """
+    others = [one for one in costs[1:] if one.tokens]
+    if done.calibration is not None or done.choice.method == "lattice" or not others:
+        return ""
+    took = "; ".join(
+        f"--method {one.method} would take about {duration(one.seconds)} here, {size(one.memory)} of memory and "
+        f"{size(one.disk)} of disk"
+        for one in others
+    )
+    known = [(str(one.method), one.kl) for one in (costs[0], *others) if one.kl is not None]
+    if len(known) < len(others) + 1:
+        return took
+    (own, least), *better = known
+    gains = ", ".join(f"{method} {kl:.2f}" for method, kl in better)
+    return f"{took}. On a real 270M model {own} had a mean KL of {least:.2f}, {gains}"
 
 
 def _errors(title: str, rows: Iterable["ErrorRow"], *, mean: float | None = None) -> Table:

@@ -129,9 +129,15 @@ def _calibrated(summary: Summary) -> Iterable[str]:
 
 def _weighted(used: Mapping[str, Any]) -> Iterable[str]:
     """The data of method imatrix."""
-    yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`): the error of"
+    given = f"{used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`)"
+    yield (
+        f"On {given}: the error of" if used["origin"] == "g4convert" else f"By an imatrix of {used['origin']}, {given}:"
+    )
     yield f"{used['weighted']:,} weights counts by the mean square of its input (sha256 `{used['statistics']}`)."
     yield ""
+    if (met := used["coverage"]) is not None:
+        yield f"{met['experts']:,} experts met {met['median']:,} tokens in the median, {met['least']:,} at least."
+        yield ""
     if used["data_free"]:
         yield f"{len(used['data_free']):,} weights outside of the decoder were rounded without data."
         yield ""

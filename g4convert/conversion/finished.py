@@ -6,6 +6,7 @@ and the config with what it would be. The card and the record itself are taken a
 """
 
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from g4convert import __version__
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
+from g4convert.checkpoint.gguf import is_gguf
 from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.record import part, record
 from g4convert.conversion.provenance import made_of
@@ -62,7 +64,9 @@ def is_finished(job: Job) -> bool:
 
 
 def _ids_of(calibration: Path) -> str | None:
-    """Return the hash of the ids in a calibration file; None of a file that is none."""
+    """Return the hash of the ids in a calibration file, or of an importance matrix; None of a file that is neither."""
+    if is_gguf(calibration):
+        return sha256(calibration.read_bytes()).hexdigest()
     try:
         with safe_open(calibration, "np") as file:
             return (file.metadata() or {}).get("sha256")

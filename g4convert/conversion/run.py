@@ -31,7 +31,7 @@ from g4convert.conversion.resume import sound
 from g4convert.conversion.staging import JOURNALS, Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.conversion.stream import Progress, Streams, run_units
-from g4convert.conversion.weighting import Weighting, check_statistics
+from g4convert.conversion.weighting import Weighting, check_statistics, read_statistics
 from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, copy_file, write_file, write_heads
 from g4convert.engines.verdicts import TENSOR_PARALLEL
@@ -306,11 +306,11 @@ def _statistics(job: Job, plan: Plan, checkpoint: Checkpoint) -> Statistics | No
     """Read what `imatrix` weighs errors by; None for the other methods, and while there is no file.
 
     Raises:
-        InputError: see `Statistics.load` and `check_statistics`.
+        InputError: see `read_statistics` and `check_statistics`.
     """
     if plan.recipe.method != "imatrix" or job.calibration is None or not job.calibration.is_file():
         return None
-    found = Statistics.load(job.calibration)
+    found = read_statistics(job.calibration)
     check_statistics(job.calibration, found, plan, checkpoint)
     return found
 

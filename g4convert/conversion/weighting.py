@@ -1,7 +1,7 @@
 """Statistics of inputs laid over a plan: the weights that they weigh, and a check that they are of the model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.conversion.statistics import FEW, Model, Statistics, source_of
+from g4convert.checkpoint.gguf import is_gguf
+from g4convert.conversion.calibration_file import CalibrationFile, check_model
+from g4convert.conversion.llama_imatrix import read_imatrix
+from g4convert.conversion.statistics import FEW, Statistics, source_of
 from g4convert.errors import InputError
 from g4convert.names import Name
 from g4convert.planning.steps import Plan
 from g4convert.quantization import Method, Scheme
 
-__all__ = ["Weighting", "check_statistics"]
+__all__ = ["Weighting", "check_statistics", "read_statistics"]
 
-_HINT = "`g4convert quantize MODEL -o OUT -r w4a16-g32-imatrix` alone makes its own"
+_HINT = "`g4convert calibrate MODEL -o FILE` makes one of the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,9 @@ class Weighting:
         if self.statistics is None:
             return None
         used, few = self.statistics, self.statistics.experts_with(FEW - 1)
-        without = self.statistics.experts_with(0)
+        without, coverage = self.statistics.experts_with(0), self.statistics.coverage
         return {
+            "origin": used.origin,
             "tokens": used.tokens,
             "samples": used.samples,
             "length": used.length,
@@ -62,31 +66,43 @@ class Weighting:
             "data_free": [step.weight.module for i, step in enumerate(plan.quantized) if i not in self.paths],
             "experts_with_few_tokens": [name for name in few if name not in {*without}],
             "experts_without_tokens": without,
+            "coverage": None if coverage is None else asdict(coverage),
         }
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Read the statistics of a calibration file, or of llama.cpp's importance matrix.
+
+    Raises:
+        InputError: neither, damaged, or a calibration file with token ids alone.
+    """
+    if is_gguf(path):
+        return read_imatrix(path)
+    found = CalibrationFile.load(path).statistics
+    if found is None:
+        raise InputError(f"{path}: token ids without statistics of the model's inputs", hint=_HINT)
+    return found
 
 
 def check_statistics(path: Path, statistics: Statistics, plan: Plan, checkpoint: Checkpoint) -> None:
     """Hold statistics against the model that they are to weigh.
 
     Raises:
-        InputError: they are of another model or tokenizer, or lack inputs of a Linear that is packed.
+        InputError: they are of another model or tokenizer, of other sizes, or lack inputs of a packed Linear.
     """
-    if statistics.model is not None:
-        wrong = [*statistics.model.differences(Model.of(checkpoint))]
-        if wrong:
-            raise InputError(f"{path}: statistics of another model: {', '.join(wrong)}", hint=_HINT)
-    wrong = []
-    for step, module in _paths(plan).items():
-        width = plan.quantized[step].weight.shape[1]
-        inputs, expert = statistics.inputs.get(source_of(module)), Name(module).expert
+    check_model(path, statistics.model, checkpoint)
+    experts = plan.architecture.text.experts
+    wrong = {}
+    for step, path_in in _paths(plan).items():
+        k, module = plan.quantized[step].weight.shape[1], source_of(path_in)
+        shape = (k,) if Name(path_in).expert is None or experts is None else (experts.count, k)
+        inputs = statistics.inputs.get(module)
         if inputs is None:
-            wrong.append(f"{module}: missing")
-        elif inputs.mean_square.shape[-1] != width:
-            wrong.append(f"{module}: {inputs.mean_square.shape[-1]} inputs, the model has {width}")
-        elif (inputs.mean_square.ndim == 1) != (expert is None) or (expert or 0) >= len(inputs.tokens):
-            wrong.append(f"{module}: of {len(inputs.tokens)} experts")
+            wrong[module] = f"{module}: missing"
+        elif inputs.mean_square.shape != shape:
+            wrong[module] = f"{module}: {[*inputs.mean_square.shape]}, expected {[*shape]}"
     if wrong:
-        raise InputError(f"{path}: statistics do not fit the model", offenders=wrong, hint=_HINT)
+        raise InputError(f"{path}: statistics do not fit the model", offenders=wrong.values(), hint=_HINT)
 
 
 def _paths(plan: Plan) -> Mapping[int, str]:

@@ -6,7 +6,9 @@ remarks  Warns of what a user should know about a source
 layout   Gives each output tensor its file and byte offset
 layers   Says which Linears are calibrated layer by layer
 units    Cuts a plan into units of work that may run in any order
-sizes    Adds up bytes by role, and estimates the time
+between  Says how much flows between layers that are run one by one
+sizes    Adds up bytes by role, and how long writing them takes
+costs    Says what each method takes on this machine, and what it gained on a real model
 weights  Describes the output as engines will meet it, with its `ignore` list
 config   Makes the output's config.json and its `quantization_config`
 gate     Judges a plan for every engine, and holds it against those that a recipe names

@@ -8,10 +8,11 @@ from typing import Any
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict
+from g4convert.planning.costs import BUNDLED_TOKENS, Cost, costs
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.recipe import Resolved
-from g4convert.planning.sizes import RoleSize, default_workers, estimate_seconds, role_sizes
+from g4convert.planning.sizes import RoleSize, default_workers, role_sizes
 from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
 
 __all__ = ["PlanReport", "report"]
@@ -19,14 +20,17 @@ __all__ = ["PlanReport", "report"]
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A plan and what follows from it; `outlook` has the verdicts of `tps`, perhaps of other sizes, too."""
+    """A plan and what follows from it.
+
+    `costs` begins with the recipe's method; `outlook` has the verdicts of `tps`, perhaps of other sizes, too.
+    """
 
     source: Source
     recipe: Resolved
     plan: Plan
     layout: Layout
     sizes: tuple[RoleSize, ...]
-    seconds: float
+    costs: tuple[Cost, ...]
     workers: int
     outlook: Outlook
     tps: tuple[int, ...]
@@ -42,6 +46,7 @@ class PlanReport:
         *,
         workers: int = 0,
         tps: Iterable[int] = TENSOR_PARALLEL,
+        tokens: int = BUNDLED_TOKENS,
     ) -> "PlanReport":
         """Make the report that follows from a plan.
 
@@ -53,10 +58,12 @@ class PlanReport:
             outlook: verdicts of the engines on the output, at `tps` at least.
             workers: for the estimated time; 0 is one for each core.
             tps: tensor parallel sizes to tell of.
+            tokens: token ids that would calibrate.
         """
         sizes, workers = role_sizes(plan), workers or default_workers()
-        seconds = estimate_seconds(plan, sizes, workers)
-        return cls(source, recipe, plan, layout, sizes, seconds, workers, outlook, tuple(tps))
+        return cls(
+            source, recipe, plan, layout, sizes, costs(plan, sizes, workers, tokens), workers, outlook, tuple(tps)
+        )
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -104,7 +111,8 @@ class PlanReport:
                 "left": [{"name": name, "reason": why} for name, why in self.plan.beside.left],
                 "decided": [asdict(one) for one in self.plan.beside.decided],
             },
-            "estimate": {"seconds": round(self.seconds, 1), "workers": self.workers},
+            "estimate": {"seconds": round(self.costs[0].seconds, 1), "workers": self.workers},
+            "methods": [{**asdict(one), "seconds": round(one.seconds, 1)} for one in self.costs],
             "engines": [verdict.to_dict() for verdict in self.verdicts],
             "warnings": list(self.plan.warnings),
         }

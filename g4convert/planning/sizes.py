@@ -1,18 +1,18 @@
-"""Sizes of a plan: bytes by role before and after, and how long the work should take."""
+"""Sizes of a plan: bytes by role before and after, and how long writing them should take."""
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
-from g4convert.planning.layers import layer_steps
 from g4convert.planning.recipe import Method
 from g4convert.planning.steps import Plan
 
-__all__ = ["RoleSize", "default_workers", "estimate_seconds", "role_sizes"]
+__all__ = ["START", "RoleSize", "default_workers", "role_sizes", "written_seconds"]
 
-_BYTES_PER_SECOND = {
+_BYTES_PER_SECOND: Final = {
     Method.MINMAX: 1.2e9,
     Method.MSE: 0.5e9,
     Method.LATTICE: 0.3e9,
@@ -20,17 +20,12 @@ _BYTES_PER_SECOND = {
     Method.IMATRIX: 0.3e9,
 }
 """bf16 input that one core quantizes in a second, measured; docs/decisions.md has how."""
-_DISK_BYTES_PER_SECOND = 1.0e9
-_CHECKED_PER_SECOND = 0.4e9
+_DISK_BYTES_PER_SECOND: Final = 1.0e9
+"""Assumed of a disk, as it is not measured before."""
+_CHECKED_PER_SECOND: Final = 0.4e9
 """bf16 input that one core checks in a second at the end of a conversion, `--verify weights`."""
-_START = 5.0
-"""Seconds until both run: libraries are loaded, and compiled code is."""
-_TOKENS = 65_536
-"""Tokens that a calibration is taken to have where no file is at hand."""
-_FLOP_PER_SECOND = 25e9
-"""float32 products of one core in a second: assumed, not measured on a quiet machine."""
-_SHARED_INPUTS = {"k_proj", "v_proj", "up_proj"}
-"""Projections whose inputs another has already been given."""
+START: Final = 5.0
+"""Seconds until anything runs: libraries are loaded, and compiled code is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +68,10 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def estimate_seconds(plan: Plan, sizes: Iterable[RoleSize], workers: int) -> float:
-    """Starting; the slower of reading and writing at 1 GB/s and the tile arithmetic on `workers` cores; the check."""
-    if layers := layer_steps(plan):
-        return _START + sum(_layer_flop(plan, steps) for steps in layers.values()) / _FLOP_PER_SECOND / workers
+def written_seconds(sizes: Iterable[RoleSize], method: Method, workers: int) -> float:
+    """Seconds to write an output and to check it, each by the slower of the disk and the arithmetic."""
     written = [size for size in sizes if size.after]
     moved = sum(size.before + size.after for size in written)
     packed = sum(size.before for size in written if size.action != "keep")
-    converted = max(moved / _DISK_BYTES_PER_SECOND, packed / _BYTES_PER_SECOND[plan.recipe.method] / workers)
-    checked = max(moved / _DISK_BYTES_PER_SECOND, packed / _CHECKED_PER_SECOND / workers)
-    return _START + converted + checked
-
-
-def _layer_flop(plan: Plan, steps: Mapping[str, int]) -> float:
-    """Products of a layer that is calibrated: forward, H once for Linears that share inputs, its factor, the loop."""
-    experts = plan.inventory.architecture.text.experts
-    total = 0.0
-    for path, number in steps.items():
-        n, k = plan.quantized[number].weight.shape
-        tokens = _TOKENS * (experts.top_k / experts.count if experts and "experts." in path else 1.0)
-        total += 2 * tokens * n * k + n * k * k
-        if path.rpartition(".")[2] not in _SHARED_INPUTS:
-            total += tokens * k * k + 2 / 3 * k**3
-    return total
+    converted = max(moved / _DISK_BYTES_PER_SECOND, packed / _BYTES_PER_SECOND[method] / workers)
+    return converted + max(moved / _DISK_BYTES_PER_SECOND, packed / _CHECKED_PER_SECOND / workers)

@@ -40,19 +40,21 @@ class Counted(Quiet):
 def made(model: Path, output: Path, seed: int = 0, progress: Quiet | None = None, *, own: bool = True) -> Calibrated:
     data = output.with_suffix(".jsonl")
     data.write_text("".join(json.dumps({"prompt": f"Say {number} words."}) + "\n" for number in range(20)))
-    return calibrate(model, output, data=data, samples=4, length=32, seed=seed, answers=own, progress=progress)
+    return calibrate(
+        model, output, data=data, samples=4, length=32, seed=seed, answers=own, statistics=False, progress=progress
+    )
 
 
 def test_the_seed_decides_what_a_model_says(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "_LONGEST", 8)
     counted = Counted()
     found = [made(moe, tmp_path / f"{n}.safetensors", seed, counted) for n, seed in enumerate((0, 0, 1))]
-    hashes = [one.sampled.tokens.hash for one in found]
+    hashes = [one.tokens.hash for one in found]
     assert hashes[0] == hashes[1] != hashes[2]
     assert counted.count >= 3 * 4 * 31
-    assert {one.answers for one in found} == {"answered by the model, temperature 1"}
+    assert {one.texts["answers"] for one in found} == {"answered by the model, temperature 1"}
     plain = made(moe, tmp_path / "plain.safetensors", own=False)
-    assert plain.sampled.tokens.hash not in hashes
+    assert plain.tokens.hash not in hashes
 
 
 def test_sharp_draws_are_greedy_ones_however_questions_are_padded(checkpoints: Checkpoints) -> None:
@@ -89,7 +91,7 @@ def test_one_question_is_enough(moe: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(answers, "_LONGEST", 64)
     (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "Say something."}))
     done = calibrate(moe, tmp_path / "c.safetensors", data=tmp_path / "one.jsonl", samples=4, length=16, answers=True)
-    assert done.sampled.tokens.ids.shape == (4, 16)
+    assert done.tokens.ids.shape == (4, 16)
 
 
 def test_long_questions_are_answered_alone() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,10 @@ from transformers import AutoTokenizer
 
 from g4convert.api.calibrate import Calibrated, calibrate
 from g4convert.calibration.tokens import Tokens
-from g4convert.errors import InputError, UsageError
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.errors import InputError, Interrupted, UsageError
+from g4convert.progress import Quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["g4convert"]  # a fixture
 
-SHORT: dict[str, Any] = {"samples": 4, "length": 32, "answers": False}
+PLAIN: dict[str, Any] = {"answers": False, "statistics": False}
+SHORT: dict[str, Any] = {"samples": 4, "length": 32, **PLAIN}
 
 
 @pytest.mark.parametrize("family", ["text", "moe"])
@@ -35,18 +41,16 @@ def test_a_row_has_one_bos_and_the_words_of_the_texts(family: str, checkpoints: 
     assert (ids[:, 0] == tokenizer.bos_token_id).all()
     assert not (ids[:, 1:] == tokenizer.bos_token_id).any()
     assert "small blue boat" in tokenizer.decode(ids[1].tolist())
-    assert done.chat is (tokenizer.chat_template is not None)
+    assert done.texts["chat_frame"] is (tokenizer.chat_template is not None)
 
 
 def test_the_seed_decides_and_kinds_take_turns(checkpoints: Checkpoints, tmp_path: Path) -> None:
     model = checkpoints("text")
-    made = [
-        calibrate(model, tmp_path / f"{n}.safetensors", seed=seed, answers=False) for n, seed in enumerate((1, 1, 2))
-    ]
-    hashes = [one.sampled.tokens.hash for one in made]
+    made = [calibrate(model, tmp_path / f"{n}.safetensors", seed=seed, **PLAIN) for n, seed in enumerate((1, 1, 2))]
+    hashes = [one.tokens.hash for one in made]
     assert hashes[0] == hashes[1] != hashes[2]
-    few = calibrate(model, tmp_path / "few.safetensors", samples=8, length=512, answers=False)
-    assert len(few.sampled.kinds) >= 4, "a part of the texts has several kinds"
+    few = calibrate(model, tmp_path / "few.safetensors", samples=8, length=512, **PLAIN)
+    assert len(few.texts["kinds"]) >= 4, "a part of the texts has several kinds"
 
 
 def test_what_is_too_short_is_refused_with_numbers(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -58,17 +62,26 @@ def test_what_is_too_short_is_refused_with_numbers(checkpoints: Checkpoints, tmp
             data=tmp_path / "mine.txt",
             samples=100,
             length=32,
-            answers=False,
+            **PLAIN,
         )
     assert "--samples" in refused.value.hint
     assert [*tmp_path.glob("c.*")] == []
 
 
 def test_ids_of_another_tokenizer_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    path = tmp_path / "c.safetensors"
-    calibrate(checkpoints("text"), path, **SHORT)
-    with pytest.raises(InputError, match="another tokenizer"):
-        Tokens.load(path, 1 << 20, "0" * 64)
+    """Without the model's name, as of ids that another program made; with it, the model is what differs."""
+    path, source, other = tmp_path / "c.safetensors", checkpoints("text"), tmp_path / "other"
+    calibrate(source, path, **SHORT)
+    shutil.copytree(source, other)
+    (other / "tokenizer.json").write_text((source / "tokenizer.json").read_text() + " ")
+    with pytest.raises(InputError, match="a calibration of another model than") as caught:
+        Tokens.load(path, 1 << 20, Checkpoint.open(other))
+    assert len(caught.value.offenders) == 1
+    assert caught.value.offenders[0].startswith("tokenizer.json: hash ")
+    replace(CalibrationFile.load(path), model=None).save(path)
+    with pytest.raises(InputError, match=r"ids of another tokenizer: \w{12}, expected \w{12} "):
+        Tokens.load(path, 1 << 20, Checkpoint.open(other))
+    assert Tokens.load(path, 1 << 20, Checkpoint.open(source)).samples == 4
 
 
 def test_bad_requests_leave_nothing(checkpoints: Checkpoints, tmp_path: Path, g4convert: Program) -> None:
@@ -93,14 +106,59 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     checkpoints: Checkpoints, tmp_path: Path, g4convert: Program
 ) -> None:
     path = tmp_path / "c.safetensors"
-    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--no-answers", "--json")
-    found = json.loads(ran.out)
+    words = ("calibrate", checkpoints("moe"), "-o", path, "--no-answers", "--samples", 4, "--length", 32)
+    found = json.loads(g4convert(*words, "--json").out)
     assert found["tokens"] == found["samples"] * found["length"]
-    assert found["sha256"] == Tokens.load(path, 1 << 20).hash
-    assert g4convert("calibrate", checkpoints("text"), "-o", path).status == UsageError.exit_code
-    ran = g4convert("calibrate", checkpoints("text"), "-o", path, "--overwrite", "--samples", "4", "--no-answers")
-    assert "4 samples" in ran.out
-    assert "next" in ran.out
+    file = CalibrationFile.load(path)
+    assert file.statistics is not None
+    assert (found["sha256"], found["statistics"]) == (file.hash, file.statistics.hash)
+    assert found["coverage"]["experts"] == 3 * 12
+    assert found["kinds"] == (file.texts or {})["kinds"]
+    assert g4convert(*words).status == UsageError.exit_code
+    out = g4convert(*words, "--overwrite").out
+    for said in ("4 samples of 32", "statistics", "tokens in the median", "next"):
+        assert said in out
+    assert "imatrix makes its own" in g4convert(*words, "--overwrite", "--no-statistics").out
+    assert CalibrationFile.load(path).statistics is None
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+class Stopping(Quiet):
+    """Stops when two layers are done, as Ctrl-C does."""
+
+    def __init__(self) -> None:
+        self.left = 2
+
+    def tick(self, count: int) -> None:
+        """See `Quiet`."""
+        self.left -= count
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_stopped_it_continues_with_the_same_ids(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = checkpoints("text"), tmp_path / "c.safetensors"
+    few: dict[str, Any] = {"samples": 4, "length": 32, "answers": False}
+    whole = calibrate(model, tmp_path / "whole.safetensors", **few)
+    for seed in (1, 0):
+        with pytest.raises(Interrupted):
+            calibrate(model, path, **few, seed=seed, progress=Stopping())
+        assert not path.exists()
+    monkeypatch.delattr("g4convert.api.calibrate.sample")  # ids are there, and are not made again
+    done = calibrate(model, path, **few)
+    assert done.to_dict() == whole.to_dict() | {"output": str(path)}
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["c.safetensors", "whole.safetensors"]
+
+
+def test_a_disk_without_room_for_states_is_refused_before_the_pass(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("g4convert.calibration.states.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"for what flows between layers, 1\.00 kB are free"):
+        calibrate(checkpoints("text"), tmp_path / "c.safetensors", samples=4, length=32, answers=False)
+    calibrate(checkpoints("text"), tmp_path / "c.safetensors", **SHORT)  # ids alone need none
 
 
 def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_is_none(
@@ -111,18 +169,20 @@ def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_
     words = ("quantize", model, "-o", out, "-r", "w4a16-g32-gptq", "--verify", "none", "--json")
     asked: list[Path] = []
 
-    def make(model: Path, output: Path, *, answers: bool) -> Calibrated:
+    def make(model: Path, output: Path, **how: Any) -> Calibrated:  # noqa: ANN401 -- whatever it is called with
         asked.append(output)
-        return calibrate(model, output, samples=4, length=32, answers=answers)
+        return calibrate(model, output, samples=4, length=32, **how)
 
     monkeypatch.setattr("g4convert.api.calibrate.calibrate", make)
     ran = g4convert(*words)
     assert ran.status == 0, ran.err
-    assert f"4 x 32 tokens of the bundled texts, taken as they are, kept in {path}" in ran.err
+    assert f"of the bundled texts, kept in {path}" in ran.err
+    assert "4 x 32 tokens of the bundled texts, taken as they are" in ran.err
+    assert "estimated for 128 tokens" in g4convert(*words[:-1], "-n", "--overwrite").out
     assert json.loads(ran.out)["calibration"]["tokens"] == Tokens.load(path, 1 << 20).hash
     assert json.loads(g4convert(*words).out)["already_done"] is True
     other = tmp_path / "other.safetensors"
-    calibrate(model, other, samples=4, length=32, seed=5)
+    calibrate(model, other, seed=5, **SHORT)
     assert g4convert(*words, "--calibration", other).status == 2, "it was calibrated on other ids"
     assert asked == [path]
 
@@ -130,6 +190,7 @@ def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_
 def test_every_choice_has_an_option(checkpoints: Checkpoints, tmp_path: Path, g4convert: Program) -> None:
     (tmp_path / "mine.txt").write_text("the small blue boat " * 400)
     choices = ("--data", tmp_path / "mine.txt", "--seed", 3, "--samples", 2, "--length", 32, "--no-answers")
+    choices += ("--workers", 1, "--no-statistics")
     assert g4convert("calibrate", checkpoints("text"), "-o", tmp_path / "c.safetensors", *choices).status == 0
     no_room = ("--answers", "--device", "cuda:99")
     assert g4convert("calibrate", checkpoints("text"), "-o", tmp_path / "d.safetensors", *no_room).status in {2, 5}

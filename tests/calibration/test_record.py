@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from g4convert.calibration.record import record
 from g4convert.calibration.tokens import Tokens
+from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.statistics import FEW, Inputs, Statistics, source_of
+from g4convert.conversion.weighting import read_statistics
 from g4convert.errors import InputError, Interrupted
 from g4convert.forward.load import load
 from g4convert.progress import Quiet
@@ -107,46 +110,118 @@ class Stopping(Quiet):
             raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("name", ["hidden-0.f32", "hidden-1.f32", "stage-1.safetensors", "sealed-2.json", "run.json"])
+def test_what_was_damaged_meanwhile_is_not_continued(
+    name: str, recorded: Statistics, moe: Path, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        record(moe, tokens(), scratch, progress=Stopping())
+    path = scratch / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    watch = Told()
+    assert record(moe, tokens(), scratch, progress=watch).hash == recorded.hash
+    assert watch.done[0] == (2 if name == "hidden-1.f32" else 0)  # what the next layer writes is nobody's
+
+
+class Told(Quiet):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+
+    def tick(self, count: int) -> None:
+        """See `Quiet`."""
+        self.done.append(count)
+
+
 @pytest.mark.parametrize("family", ["moe", "e2b"])
 def test_a_stopped_run_continues_behind_its_last_layer(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     whole = record(source, tokens(), tmp_path / "whole")
     with pytest.raises(Interrupted):
         record(source, tokens(), tmp_path / "stopped", progress=Stopping())
-    before = (tmp_path / "stopped" / "layer-0.safetensors").stat().st_mtime_ns
+    before = (tmp_path / "stopped" / "stage-1.safetensors").stat().st_mtime_ns
     with pytest.raises(Interrupted):
         record(source, tokens(), tmp_path / "stopped", progress=Stopping())
-    assert (tmp_path / "stopped" / "layer-0.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "stopped" / "stage-1.safetensors").stat().st_mtime_ns == before
     assert record(source, tokens(), tmp_path / "stopped").hash == whole.hash
 
 
-def test_what_is_saved_is_loaded(moe: Path, tmp_path: Path) -> None:
-    given, path = tokens(), tmp_path / "cal.safetensors"
-    made = record(moe, given, tmp_path / "scratch")
-    made.save(path, given.ids, {"data": "noise"})
-    found = Statistics.load(path)
-    assert (found.hash, found.model, found.tokens) == (made.hash, made.model, given.hash)
-    assert (found.samples, found.length) == (4, 24)
-    assert np.array_equal(Tokens.load(path, 256).ids, given.ids)
+@pytest.fixture(scope="session")
+def recorded(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Statistics:
+    """Statistics of the MoE on `tokens()`."""
+    return record(moe, tokens(), tmp_path_factory.mktemp("recorded") / "scratch")
+
+
+def saved(recorded: Statistics, path: Path) -> CalibrationFile:
+    file = CalibrationFile(tokens().ids, "made here", recorded.model, recorded, {"kinds": {"noise": 96}})
+    file.save(path)
+    return file
+
+
+def test_what_is_saved_is_loaded(recorded: Statistics, tmp_path: Path) -> None:
+    path = tmp_path / "cal.safetensors"
+    made = saved(recorded, path)
+    found = CalibrationFile.load(path)
+    assert found.statistics is not None
+    assert (found.statistics.hash, found.model) == (recorded.hash, recorded.model)
+    assert (found.statistics.tokens, found.statistics.samples, found.statistics.length) == (made.hash, 4, 24)
+    assert np.array_equal(found.ids, made.ids)
+    assert (found.tokenizer, found.texts) == (made.tokenizer, made.texts)
+    assert [one.name for one in tmp_path.iterdir()] == ["cal.safetensors"]
 
 
 @pytest.mark.parametrize("at", [-10, -1000])
-def test_damaged_foreign_and_empty_files_are_refused(moe: Path, at: int, tmp_path: Path) -> None:
-    given, path = tokens(), tmp_path / "cal.safetensors"
-    record(moe, given, tmp_path / "scratch").save(path, given.ids)
+def test_damaged_files_are_refused(recorded: Statistics, at: int, tmp_path: Path) -> None:
+    path = tmp_path / "cal.safetensors"
+    saved(recorded, path)
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match="damaged"):
-        Statistics.load(path)
-    given.save(path)
+        read_statistics(path)
+
+
+def test_foreign_files_are_refused(recorded: Statistics, tmp_path: Path) -> None:
+    path = tmp_path / "cal.safetensors"
+    tokens().save(path)
     with pytest.raises(InputError, match="token ids without statistics"):
-        Statistics.load(path)
-    save_file(load_file(path), path, metadata={"version": "9", "statistics": "x"})
-    with pytest.raises(InputError, match="token ids without statistics"):
-        Statistics.load(path)
+        read_statistics(path)
+    saved(recorded, path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    for change, words in (
+        ({"version": "9"}, "version 9 of a calibration file, expected 1"),
+        ({"model": "{}"}, "of another form: identity of a model"),
+        ({"model": "[" * 100_000}, "of another form"),
+        ({"texts": "no JSON"}, "of another form"),
+        ({"statistics": ""}, "damaged"),
+    ):
+        other = tmp_path / "other.safetensors"
+        save_file(load_file(path), other, metadata=metadata | change)
+        with pytest.raises(InputError, match=words):
+            read_statistics(other)
     with pytest.raises(InputError, match="not a calibration file"):
-        Statistics.load(tmp_path / "absent")
+        read_statistics(tmp_path / "absent")
+
+
+def test_statistics_of_a_form_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    ids, path = tokens().ids, tmp_path / "cal.safetensors"
+    good = np.ones(8, np.float32)
+    for squares, count in (
+        (good * -1, np.array([3])),
+        (good * np.nan, np.array([3])),
+        (good, np.array([-3])),
+        (good, np.array([3, 4])),
+        (good.astype(np.float64), np.array([3])),
+        (good[:0], np.array([3])),
+    ):
+        CalibrationFile(ids, statistics=Statistics({"layers.0.mlp.down_proj": Inputs(squares, count)}, None)).save(path)
+        with pytest.raises(InputError, match=r"of another form: layers\.0\.mlp\.down_proj"):
+            read_statistics(path)
 
 
 def test_experts_with_few_tokens_lean_on_their_layer() -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,10 @@ from helpers.runs import hashes
 
 from g4convert.calibration.run import LayerByLayer
 from g4convert.calibration.tokens import Tokens
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.identity import Model
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import Job, convert, prepare
 from g4convert.demo.trained import trained
@@ -167,6 +172,36 @@ def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_p
     ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
     assert ran.status == 0, ran.err
     assert "on 24 x 32 tokens" in " ".join(ran.out.split())
+
+
+def test_states_that_were_damaged_meanwhile_start_the_layers_again(moe: Path, ids: Path, tmp_path: Path) -> None:
+    whole = calibrated(moe, tmp_path / "whole" / "out", ids)
+    assert whole.calibration is not None
+    first = _per_layer([*whole.calibration["modules"]])["0"]
+    with pytest.raises(Interrupted):
+        calibrated(moe, tmp_path / "stopped" / "out", ids, Stopping(first + 1))
+    path = tmp_path / "stopped" / "out.partial" / "states" / "hidden-1.f32"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    watch = Stopping(10**6)
+    calibrated(moe, tmp_path / "stopped" / "out", ids, watch)
+    assert any("layers.0.self_attn" in name for name in watch.names)
+    assert hashes(tmp_path / "stopped" / "out") == hashes(tmp_path / "whole" / "out")
+
+
+def test_a_file_of_another_model_and_a_full_disk_are_refused_before_anything_is_made(
+    moe: Path, dense: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.safetensors"
+    replace(CalibrationFile.load(ids), model=Model.of(Checkpoint.open(dense))).save(other)
+    with pytest.raises(InputError, match="a calibration of another model than") as caught:
+        calibrated(moe, tmp_path / "out", other)
+    assert any(line.startswith("num_experts: 0, expected ") for line in caught.value.offenders)
+    monkeypatch.setattr("g4convert.calibration.states.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"for what flows between layers, 1\.00 kB are free"):
+        calibrated(moe, tmp_path / "out", ids)
+    assert [one.name for one in tmp_path.iterdir()] == ["other.safetensors"]
 
 
 def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from g4convert import quantize
 from g4convert.calibration.record import record
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import Job, convert, prepare
 from g4convert.conversion.statistics import Inputs, Statistics
+from g4convert.conversion.weighting import read_statistics
 from g4convert.errors import InputError, UsageError
 from g4convert.planning.recipe import load
 from g4convert.progress import Quiet
@@ -36,8 +38,12 @@ IDS = np.random.default_rng(0).integers(5, 250, (6, 24), dtype=np.int32)
 @pytest.fixture(scope="session")
 def data(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("statistics")
-    record(moe, Tokens(IDS), directory / "scratch").save(directory / "cal.safetensors", IDS)
-    return directory / "cal.safetensors"
+    return written(record(moe, Tokens(IDS), directory / "scratch"), directory / "cal.safetensors")
+
+
+def written(statistics: Statistics, path: Path) -> Path:
+    CalibrationFile(IDS, model=statistics.model, statistics=statistics).save(path)
+    return path
 
 
 def weighted(source: Path, output: Path, data: Path, **options: object) -> Summary:
@@ -50,8 +56,7 @@ def weighted(source: Path, output: Path, data: Path, **options: object) -> Summa
 
 def changed(data: Path, path: Path, **what: object) -> Path:
     """A file with other statistics of the same form."""
-    replace(Statistics.load(data), **what).save(path, IDS)
-    return path
+    return written(replace(read_statistics(data), **what), path)
 
 
 def test_threads_do_not_show_and_inputs_do(moe: Path, data: Path, tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ def test_threads_do_not_show_and_inputs_do(moe: Path, data: Path, tmp_path: Path
     weighted(moe, tmp_path / "three" / "out", data, workers=3)
     assert hashes(tmp_path / "one" / "out") == hashes(tmp_path / "three" / "out")
     flat = {
-        name: Inputs(np.ones_like(one.mean_square), one.tokens) for name, one in Statistics.load(data).inputs.items()
+        name: Inputs(np.ones_like(one.mean_square), one.tokens) for name, one in read_statistics(data).inputs.items()
     }
     weighted(moe, tmp_path / "flat" / "out", changed(data, tmp_path / "flat.safetensors", inputs=flat))
     own, other = stored(tmp_path / "one" / "out"), stored(tmp_path / "flat" / "out")
@@ -79,7 +84,7 @@ def test_towers_are_rounded_without_data_and_named(moe: Path, data: Path, tmp_pa
 def test_provenance_and_card_say_what_was_used(moe: Path, data: Path, tmp_path: Path) -> None:
     weighted(moe, tmp_path / "out", data)
     result = json.loads((tmp_path / "out" / "g4convert.json").read_text())["result"]
-    found = Statistics.load(data)
+    found = read_statistics(data)
     assert result["method"] == "imatrix"
     assert result["calibration"]["tokens"] == found.tokens
     assert result["calibration"]["statistics"] == found.hash
@@ -88,17 +93,23 @@ def test_provenance_and_card_say_what_was_used(moe: Path, data: Path, tmp_path: 
 
 
 def test_statistics_of_another_model_are_refused(moe: Path, data: Path, tmp_path: Path) -> None:
-    model = Statistics.load(data).model
+    model = read_statistics(data).model
     assert model is not None
-    for part, words in (("config", "another config.json"), ("tokenizer", "another tok"), ("weights", "other weights")):
-        path = changed(data, tmp_path / f"{part}.safetensors", model=replace(model, **{part: "x"}))
-        with pytest.raises(InputError, match=f"statistics of another model: {words}"):
+    for change, words in (
+        ({"config": "0" * 64}, "config.json: hash 000000000000, expected "),
+        ({"tokenizer": ""}, "tokenizer.json: none, expected hash "),
+        ({"weights": "0" * 16}, "weights: hash 000000000000, expected "),
+        ({"dims": {**model.dims, "hidden_size": 99}}, "hidden_size: 99, expected "),
+    ):
+        path = changed(data, tmp_path / "other.safetensors", model=replace(model, **change))
+        with pytest.raises(InputError, match="a calibration of another model than") as caught:
             weighted(moe, tmp_path / "out", path)
+        assert [line.startswith(words) for line in caught.value.offenders] == [True], caught.value.offenders
     assert not list(tmp_path.glob("out*"))
 
 
 def test_statistics_that_do_not_fit_are_named(moe: Path, data: Path, tmp_path: Path) -> None:
-    inputs = dict(Statistics.load(data).inputs)
+    inputs = dict(read_statistics(data).inputs)
     del inputs["layers.0.self_attn.o_proj"]
     first = inputs["layers.0.mlp.down_proj"]
     inputs["layers.0.mlp.down_proj"] = Inputs(first.mean_square[:-8], first.tokens)
@@ -106,7 +117,7 @@ def test_statistics_that_do_not_fit_are_named(moe: Path, data: Path, tmp_path: P
         weighted(moe, tmp_path / "out", changed(data, tmp_path / "some.safetensors", inputs=inputs))
     named = " ".join(caught.value.offenders)
     assert "layers.0.self_attn.o_proj: missing" in named
-    assert "layers.0.mlp.down_proj" in named
+    assert f"layers.0.mlp.down_proj: [{len(first.mean_square) - 8}], expected [{len(first.mean_square)}]" in named
 
 
 def test_token_ids_alone_and_no_file_are_refused(moe: Path, tmp_path: Path) -> None:
@@ -119,9 +130,19 @@ def test_token_ids_alone_and_no_file_are_refused(moe: Path, tmp_path: Path) -> N
 
 def test_a_source_on_a_lattice_keeps_its_codes(checkpoints: Checkpoints, tmp_path: Path) -> None:
     source, path = checkpoints("dense", qat=True), tmp_path / "cal.safetensors"
-    record(source, Tokens(IDS), tmp_path / "scratch").save(path, IDS)
+    written(record(source, Tokens(IDS), tmp_path / "scratch"), path)
     with pytest.raises(UsageError, match=r"method imatrix: 100\.0% of the source lies on the grid"):
         weighted(source, tmp_path / "out", path)
+
+
+def test_a_complete_file_is_used_as_it_is(
+    moe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("g4convert.calibration.record.record")
+    done = quantize(moe, tmp_path / "out", recipe="w4a16-g32-imatrix", calibration=data, verify=None)
+    assert done.summary.calibration is not None
+    assert done.summary.calibration["statistics"] == read_statistics(data).hash
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_command_alone_records_what_it_needs_and_verifies(moe: Path, tmp_path: Path) -> None:
@@ -129,6 +150,6 @@ def test_the_command_alone_records_what_it_needs_and_verifies(moe: Path, tmp_pat
     done = quantize(moe, tmp_path / "out", recipe="w4a16-g32-imatrix", calibration=tmp_path / "ids.safetensors")
     assert done.passed
     own = tmp_path / "out.calibration.safetensors"
-    assert Statistics.load(own).tokens == Tokens(IDS).hash
+    assert read_statistics(own).tokens == Tokens(IDS).hash
     with safe_open(own, "np") as file:
         assert np.array_equal(file.get_tensor("ids"), IDS)

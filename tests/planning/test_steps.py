@@ -92,7 +92,7 @@ def planned_document(size: str, recipe: str) -> dict[str, Any] | str:
     outlook = Outlook.of(plan, TENSOR_PARALLEL)
     found = PlanReport.of(Source(Path("model"), size), resolved, plan, lay_out(plan), outlook, workers=1)
     document = found.to_dict(tensors=False)
-    del document["estimate"]
+    del document["estimate"], document["methods"]
     document["engines"] = [f"{one['engine']}, TP {one['tp']}: {one['loads']}" for one in document["engines"]]
     return document
 

@@ -1,0 +1,102 @@
+"""The calibration file of a conversion: the one that is named, or one beside the output, made where it is not there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from g4convert.checkpoint.gguf import is_gguf
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.identity import Model
+from g4convert.conversion.method import choose
+from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.run import Conversion, Job, prepare
+from g4convert.errors import G4Error
+from g4convert.progress import Quiet
+
+__all__ = ["own_calibration", "with_calibration"]
+
+Say = Callable[[str], None]
+
+
+def own_calibration(output: Path) -> Path:
+    """Return the calibration file that belongs to an output, where no other is named: it lies beside it."""
+    return output.with_name(f"{output.name}.calibration.safetensors")
+
+
+def with_calibration(job: Job, ranks: Ranks, progress: Quiet, say: Say) -> Job:
+    """Return a job whose calibration file is there and has what the method needs; rank 0 makes it, others wait.
+
+    Raises:
+        G4Error: whatever can be refused without a calibration file, and whatever is wrong with the one that is named.
+        Interrupted: Ctrl-C; finished layers are kept.
+    """
+    beside = ranks.from_lead(_made_or_error(job, progress, say) if ranks.leads else None)
+    return replace(job, calibration=own_calibration(job.output)) if beside and job.calibration else job
+
+
+def _made_or_error(job: Job, progress: Quiet, say: Say) -> bool | G4Error:
+    try:
+        return _made(job, progress, say)
+    except G4Error as error:
+        return error
+
+
+def _made(job: Job, progress: Quiet, say: Say) -> bool:
+    """Make or complete the file; True if it lies beside the output, not where it was named."""
+    path = job.calibration
+    if path is None or _is_complete(path, layered=job.recipe.recipe.is_layered):
+        return False
+    own = own_calibration(job.output)
+    conversion = prepare(replace(job, calibration=own.with_name(f"{own.name}.partial")))  # what can be refused, is now
+    with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
+        choose(conversion.plan, conversion.checkpoint, reader)
+    if path == own and not path.exists():
+        _from_bundled(conversion, path, progress, say)
+    else:
+        _count(conversion, path, own, progress, say)
+    return True
+
+
+def _is_complete(path: Path, *, layered: bool) -> bool:
+    """True if a file has what a method needs; what is wrong with it the conversion will say."""
+    return path.exists() and (layered or is_gguf(path) or CalibrationFile.load(path).statistics is not None)
+
+
+def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, say: Say) -> None:
+    """Make a conversion's own file of the bundled texts."""
+    from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
+
+    job, layered = conversion.job, conversion.plan.recipe.is_layered
+    path.parent.mkdir(parents=True, exist_ok=True)
+    say(f"calibration: of the bundled texts, kept in {path}")
+    done = calibrate(
+        job.source.path, path, answers=False, statistics=not layered, workers=job.workers, progress=progress
+    )
+    rows = f"{done.tokens.samples:,} x {done.tokens.length:,} tokens"
+    say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
+
+
+def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: Say) -> None:
+    """Complete a file of token ids with statistics, beside the output."""
+    from g4convert.calibration.record import record  # noqa: PLC0415
+    from g4convert.calibration.states import check_room  # noqa: PLC0415
+    from g4convert.calibration.tokens import Tokens  # noqa: PLC0415
+    from g4convert.planning.between import state_bytes  # noqa: PLC0415
+
+    job, text = conversion.job, conversion.plan.architecture.text
+    tokens, file = Tokens.load(path, text.vocab_size, conversion.checkpoint), CalibrationFile.load(path)
+    if own.exists() and _is_of(CalibrationFile.load(own), file, Model.of(conversion.checkpoint)):
+        return
+    own.parent.mkdir(parents=True, exist_ok=True)
+    say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
+    scratch = own.with_name(f"{own.name}.partial")
+    ids = (tokens.samples - len(tokens.judges)) * tokens.length
+    check_room(scratch, state_bytes(text, ids, layered=False))
+    found = record(job.source.path, tokens, scratch, workers=job.workers, progress=progress)
+    replace(file, model=found.model, statistics=found).save(own)
+
+
+def _is_of(there: CalibrationFile, file: CalibrationFile, model: Model) -> bool:
+    """True if a file has the statistics that are wanted already."""
+    return there.statistics is not None and (there.hash, there.model) == (file.hash, model)

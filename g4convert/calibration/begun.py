@@ -1,0 +1,69 @@
+"""Ids of a calibration file that is not finished yet, so that a stopped run does not make them again.
+
+FILE.partial/request.json        what was asked for: model, texts, samples, length, seed, whether the model answers
+FILE.partial/ids.safetensors     the ids
+FILE.partial/states              see `kept`
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.errors import InputError
+
+__all__ = ["Begun"]
+
+_REQUEST: Final = "request.json"
+_IDS: Final = "ids.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The directory of a calibration file that is not finished.
+
+    Args:
+        file: the calibration file.
+        request: everything that its ids depend on, as JSON.
+    """
+
+    file: Path
+    request: Mapping[str, Any]
+
+    @property
+    def directory(self) -> Path:
+        """The directory, beside the file."""
+        return self.file.with_name(f"{self.file.name}.partial")
+
+    @property
+    def states(self) -> Path:
+        """Directory of what flows between layers."""
+        return self.directory / "states"
+
+    def found(self) -> CalibrationFile | None:
+        """Ids that an earlier run of the same request made; None without."""
+        path = self.directory / _REQUEST
+        if not path.is_file() or path.read_bytes() != self._request:
+            return None
+        try:
+            return CalibrationFile.load(self.directory / _IDS)
+        except InputError:
+            return None
+
+    def keep(self, ids: CalibrationFile) -> None:
+        """Keep ids."""
+        self.drop()
+        self.directory.mkdir(parents=True)
+        ids.save(self.directory / _IDS)
+        (self.directory / _REQUEST).write_bytes(self._request)
+
+    def drop(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def _request(self) -> bytes:
+        return json.dumps(dict(self.request), sort_keys=True).encode()

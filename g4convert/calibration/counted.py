@@ -1,0 +1,121 @@
+"""Calls one unquantized layer with all sequences, and adds up the squares of what its Linears are given.
+
+A layer with experts is called twice, first up to its experts and then with what they gave; see `counted_experts`.
+
+Letters: s sequences, t tokens, h hidden size.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.counted_experts import Given, Routed, run_counted
+from g4convert.calibration.layer import Shared, in_order, sequence
+from g4convert.calibration.replay import Replay
+from g4convert.calibration.squares import Hooks, Sums, add
+from g4convert.conversion.statistics import source_of
+
+__all__ = ["Counted"]
+
+F32 = NDArray[np.float32]
+
+
+class Counted:
+    """One layer and all sequences.
+
+    Args:
+        replay: gives the layer and its arguments.
+        number: number of the layer.
+        pool: threads that take a sequence each; torch has to run on one thread in them.
+    """
+
+    def __init__(self, replay: Replay, number: int, pool: Executor) -> None:
+        self._replay, self._number, self._pool = replay, number, pool
+
+    def run(self, states: F32, out: F32) -> Sums:
+        """Run the layer.
+
+        Args:
+            states: inputs of the layer, [s, t, h]; not changed.
+            out: filled with what it gives, [s, t, h].
+
+        Returns:
+            The sums of what its Linears are given.
+        """
+        with torch.no_grad(), self._replay.layer(self._number) as layer:
+            if not hasattr(layer, "experts"):
+                return self._pass(layer, states, out)
+            experts, routed = layer.experts, Routed()
+            layer.experts = routed
+            try:
+                sums, given = self._to_experts(layer, states, routed)
+                added, theirs = run_counted(self._replay, self._number, experts, given, self._pool)
+                self._pass(layer, states, out, routed, added)
+            finally:
+                layer.experts = experts
+            return sums | theirs
+
+    def _pass(
+        self,
+        layer: Any,  # noqa: ANN401 -- here and below: a module of transformers
+        states: F32,
+        out: F32,
+        routed: Routed | None = None,
+        added: F32 | None = None,
+    ) -> Sums:
+        """Call the layer with each sequence."""
+        total: Sums = {}
+        for s, (given, sums) in self._called(layer, states, routed, added):
+            out[s] = given[0].numpy()
+            add(total, sums)
+        return total
+
+    def _to_experts(self, layer: Any, states: F32, routed: Routed) -> tuple[Sums, Given]:  # noqa: ANN401
+        """Call the layer for what it gives its experts."""
+        total: Sums = {}
+        given = Given.make(self._replay.states, states.shape, self._replay.config.top_k_experts)
+        for _, (_, sums) in self._called(layer, states, routed, None, note=given.note):
+            add(total, sums)
+        return total, given
+
+    def _called(
+        self,
+        layer: Any,  # noqa: ANN401
+        states: F32,
+        routed: Routed | None,
+        added: F32 | None,
+        *,
+        note: Callable[[int, Any], None] | None = None,
+    ) -> Iterator[tuple[int, tuple[torch.Tensor, Sums]]]:
+        """Outputs of the layer for each sequence, and the sums of its inputs, in order."""
+        hooks = Hooks({f"layers.{self._number}.{path}": module for path, module in _first_to_take(layer)})
+        arguments, shared = self._replay.arguments[self._number], Shared(self._replay, layer)
+        per_layer, length = self._replay.per_layer(self._number), states.shape[1]
+
+        def call(s: int) -> tuple[torch.Tensor, Sums]:
+            with torch.no_grad():  # a setting of each thread
+                hooks.begin()
+                if routed is not None:
+                    routed.begin(None if added is None else torch.from_numpy(np.array(added[s])))
+                own = {} if per_layer is None else {"per_layer_input": sequence(per_layer, s)}
+                given = shared.given(s)
+                # not `layer(...)`, whose hooks would take the weights out again
+                found = layer.forward(sequence(states, s), **own, shared_kv_states=given, **arguments)
+                shared.keep(s, given)
+                if note is not None and routed is not None:
+                    note(s, routed.noted())
+                return found, hooks.end(length)
+
+        with hooks.placed():
+            yield from in_order(self._pool, call, range(len(states)))
+
+
+def _first_to_take(layer: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Linears of a layer that are the first to take their inputs, by path; the router is never packed."""
+    for path, module in layer.named_modules():
+        if isinstance(module, torch.nn.Linear) and not path.startswith("router") and source_of(path) == path:
+            yield path, module

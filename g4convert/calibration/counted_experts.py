@@ -1,0 +1,152 @@
+"""Runs the experts of an unquantized layer one by one, and adds up the squares of what each is given.
+
+    router --notes normed states, experts, weights--> files --rows of one expert--> gate, up, down --> added, in order
+
+The inputs of all experts are the same normed states, so they are kept once; an expert is read when it is its turn.
+
+Letters: s sequences, t tokens, h hidden size, k experts of a token, e experts.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from threading import local
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.layer import in_order
+from g4convert.calibration.replay import Replay
+from g4convert.calibration.squares import Sums, squares
+from g4convert.calibration.states import SCRATCH, States
+from g4convert.forward.pieces import Rows, TensorFiles
+
+__all__ = ["Given", "Routed", "run_counted"]
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+class Routed(torch.nn.Module):
+    """Stands where the experts of a layer do: takes note of what they are given, or gives what they gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = local()
+
+    def begin(self, gives: torch.Tensor | None) -> None:
+        """Begin in this thread."""
+        self._thread.gives = gives
+
+    def noted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Normed states [t, h], experts [t, k] and weights [t, k] of this thread."""
+        noted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._thread.noted
+        return noted
+
+    def forward(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """[t, h] -> [t, h]."""
+        self._thread.noted = states, index, weights
+        gives: torch.Tensor | None = self._thread.gives
+        return torch.zeros_like(states) if gives is None else gives
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Inputs of the experts of a layer, of all sequences.
+
+    Args:
+        states: normed, [s, t, h].
+        index: experts of each token, [s, t, k].
+        weights: of these, [s, t, k].
+    """
+
+    states: F32
+    index: F32
+    weights: F32
+
+    @classmethod
+    def make(cls, states: States, shape: tuple[int, ...], top_k: int) -> "Given":
+        """Room for it in files."""
+        of = (*shape[:2], top_k)
+        return cls(
+            states.make(f"{SCRATCH}experts-states", shape),
+            states.make(f"{SCRATCH}experts-index", of),
+            states.make(f"{SCRATCH}experts-weights", of),
+        )
+
+    def note(self, s: int, given: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+        """Keep that of one sequence."""
+        self.states[s], self.index[s], self.weights[s] = (one.numpy() for one in given)
+
+
+def run_counted(
+    replay: Replay,
+    number: int,
+    experts: Any,  # noqa: ANN401 -- a module of transformers
+    given: Given,
+    pool: Executor,
+) -> tuple[F32, Sums]:
+    """Run the experts of a layer.
+
+    Args:
+        replay: reads their weights.
+        number: number of the layer.
+        experts: for its activation; it holds no weights.
+        given: their inputs.
+        pool: threads that take an expert each.
+
+    Returns:
+        What they add [s, t, h], and the sums of what they are given.
+    """
+    path = f"layers.{number}.experts."
+    added = replay.states.make(f"{SCRATCH}experts-added", given.states.shape)
+    added[:] = 0
+    flat, states, index, weights = (_flat(one) for one in (added, given.states, given.index, given.weights))
+    read = _reader(replay, number)
+    gate: list[F64] = []
+    down: list[F64] = []
+    tokens: list[int] = []
+
+    def call(expert: int) -> tuple[I64, F32, F64, F64]:
+        with torch.no_grad():  # a setting of each thread
+            token, place = np.nonzero(index == expert)
+            x = torch.from_numpy(states[token])
+            gate_up, out = read("gate_up_proj", expert), read("down_proj", expert)
+            first, second = (x @ gate_up.T).chunk(2, dim=-1)
+            inner = experts.act_fn(first) * second
+            gives = (inner @ out.T).numpy() * weights[token, place, None]
+            return token, gives, squares(x), squares(inner)
+
+    for _, (token, gives, outer, inner) in in_order(pool, call, range(replay.config.num_experts)):
+        flat[token] += gives
+        gate.append(outer)
+        down.append(inner)
+        tokens.append(len(token))
+    each = np.array(tokens)
+    return added, {f"{path}gate_proj": (np.stack(gate), each), f"{path}down_proj": (np.stack(down), each)}
+
+
+def _reader(replay: Replay, number: int) -> Callable[[str, int], torch.Tensor]:
+    """Reads a weight of one expert, float32."""
+    filling = replay.stream.filling
+    prefix = next(
+        name.removesuffix("gate_up_proj")
+        for name in filling.pieces
+        if name.endswith(f"layers.{number}.experts.gate_up_proj")
+    )
+    files = TensorFiles(filling.checkpoint)
+
+    def read(name: str, expert: int) -> torch.Tensor:
+        piece = filling.pieces[prefix + name]
+        if isinstance(piece, Rows):
+            return piece.part(files, expert, torch.float32)
+        return piece.read(files, torch.float32)[expert]
+
+    return read
+
+
+def _flat(array: F32) -> F32:
+    return array.reshape(-1, array.shape[-1])

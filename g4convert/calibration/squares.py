@@ -1,0 +1,79 @@
+"""Adds up the squares of what Linears are given, while their model is called in several threads.
+
+Sums are float64, over the rows of a sequence in their order: the number of threads does not show.
+
+Letters: k inputs, e experts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import local
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["Hooks", "Sums", "add", "squares"]
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Sums: TypeAlias = dict[str, tuple[F64, I64]]
+"""Sums of squares [k] or [e, k] and tokens [1] or [e], by module."""
+
+_ROWS: Final = 256
+
+
+class Hooks:
+    """Hooks on Linears.
+
+    Args:
+        modules: by the name that they have in the sums.
+    """
+
+    def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
+        self._modules = modules
+        self._thread = local()
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Hooks in their places."""
+        handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in self._modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def begin(self) -> None:
+        """Begin in this thread."""
+        self._thread.sums = {}
+
+    def end(self, tokens: int) -> Sums:
+        """Sums of this thread, over so many tokens."""
+        found: dict[str, F64] = self._thread.sums
+        return {name: (one, np.array([tokens])) for name, one in found.items()}
+
+    def _hook(self, name: str) -> Callable[[torch.nn.Module, Any], None]:
+        def take(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            sums: dict[str, F64] = self._thread.sums
+            found = squares(given[0])
+            sums[name] = sums[name] + found if name in sums else found
+
+        return take
+
+
+def squares(x: torch.Tensor) -> F64:
+    """Sum of the squares of rows [..., k], float64 [k]."""
+    total = np.zeros(x.shape[-1])
+    flat = x.reshape(-1, x.shape[-1])
+    for first in range(0, len(flat), _ROWS):
+        total += flat[first : first + _ROWS].double().square_().sum(0).numpy()
+    return total
+
+
+def add(total: Sums, sums: Sums) -> None:
+    """Add sums to others, in place."""
+    for name, (found, tokens) in sums.items():
+        before = total.get(name)
+        total[name] = (found, tokens) if before is None else (before[0] + found, before[1] + tokens)

@@ -1,0 +1,185 @@
+"""Reads a GGUF file of float32 tensors, such as an importance matrix of llama.cpp, and believes none of it.
+
+    "GGUF" | version: u32 | tensors: u64 | values: u64 | values ... | tensors ... | padding | data
+
+    value    key: string | kind: u32 | a number, a string, or an array: kind: u32, count: u64, elements
+    tensor   name: string | dimensions: u32 | each: u64, the innermost first | type: u32 | offset in data: u64
+    string   bytes: u64 | UTF-8
+
+All little-endian; versions 2 and 3 are alike. Data begins at the next multiple of `general.alignment`, 32 without it.
+Weights in GGUF are not read: a type other than float32 is refused.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.bounded import read_bytes
+from g4convert.errors import FormatError, InputError, UnsupportedError
+
+__all__ = ["Gguf", "is_gguf", "read_gguf"]
+
+Value: TypeAlias = int | float | bool | str | tuple["Value", ...]
+F32 = NDArray[np.float32]
+
+_MAGIC: Final = b"GGUF"
+_MOST: Final = 1 << 30
+"""Bytes of a file; the importance matrix of a model of 128 experts in 30 layers has a tenth."""
+_NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Kinds of a value, as `struct` has them."""
+_STRING: Final = 8
+_ARRAY: Final = 9
+_LEAST: Final = {**{kind: struct.calcsize(form) for kind, form in _NUMBERS.items()}, _STRING: 8}
+"""Bytes of an array's element, at least."""
+_FLOAT32: Final = 0
+_DIMENSIONS: Final = 4
+_VALUE: Final = 8 + 4 + 1
+_TENSOR: Final = 8 + 4 + 8 + 4 + 8
+"""Bytes of an entry, at least."""
+_HINT: Final = "copy the file again, or make it again with `llama-imatrix --output-format gguf`"
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """Content of a file.
+
+    Args:
+        values: by key.
+        tensors: by name, the innermost dimension last.
+    """
+
+    values: Mapping[str, Value]
+    tensors: Mapping[str, F32]
+
+
+def is_gguf(path: Path) -> bool:
+    """True if a file begins as GGUF does; False of one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def read_gguf(path: Path) -> Gguf:
+    """Read a file.
+
+    Raises:
+        InputError: it cannot be read, or is larger than 1 GiB.
+        FormatError: it is cut short, or a number in it cannot be.
+        UnsupportedError: big-endian, another version, or tensors of another type.
+    """
+    try:
+        data = read_bytes(path, _MOST)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", hint=_HINT) from error
+    try:
+        return _parsed(_Cursor(data))
+    except _BrokenError as error:
+        raise FormatError(f"{path}: not a sound GGUF file: {error}", hint=_HINT) from error
+    except _OtherError as error:
+        raise UnsupportedError(f"{path}: {error}", hint="an importance matrix of llama.cpp is expected") from error
+
+
+class _BrokenError(ValueError):
+    """Raised when a file breaks the format; says how."""
+
+
+class _OtherError(ValueError):
+    """Raised when a file is sound and not one that is read; says what it is."""
+
+
+class _Cursor:
+    """A place in the bytes of a file."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def number(self, form: str) -> int:
+        """The next number; `form` is its `struct` format."""
+        found: int = struct.unpack("<" + form, self.take(struct.calcsize(form)))[0]
+        return found
+
+    def take(self, count: int) -> bytes:
+        """So many bytes."""
+        if count > len(self.data) - self.at:
+            raise _BrokenError(f"{count:,} bytes at {self.at:,} run past its end at {len(self.data):,}")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def string(self) -> str:
+        """The next string."""
+        try:
+            return self.take(self.number("Q")).decode()
+        except UnicodeDecodeError as error:
+            raise _BrokenError(f"a name before {self.at:,} is not UTF-8") from error
+
+    def count(self, least: int) -> int:
+        """A number of entries of at least so many bytes each."""
+        found = self.number("Q")
+        if found * least > len(self.data) - self.at:
+            raise _BrokenError(f"{found:,} entries at {self.at:,} do not fit in what is left")
+        return found
+
+    def value(self, kind: int) -> Value:
+        """A value of a kind."""
+        if kind == _STRING:
+            return self.string()
+        if kind in _NUMBERS:
+            return self.number(_NUMBERS[kind])
+        if kind != _ARRAY:
+            raise _BrokenError(f"kind {kind} of a value at {self.at:,}")
+        of = self.number("I")
+        if of not in _LEAST:  # also an array of arrays, which nothing writes
+            raise _BrokenError(f"an array of kind {of} at {self.at:,}")
+        return tuple(self.value(of) for _ in range(self.count(_LEAST[of])))
+
+
+def _parsed(cursor: _Cursor) -> Gguf:
+    if cursor.take(len(_MAGIC)) != _MAGIC:
+        raise _OtherError("not a GGUF file")
+    version = cursor.number("I")
+    if version not in {2, 3}:
+        big = version & 0xFFFF == 0
+        raise _OtherError("a big-endian GGUF file" if big else f"version {version} of GGUF, expected 2 or 3")
+    tensors = cursor.count(_TENSOR)
+    values: dict[str, Value] = {}
+    for _ in range(cursor.count(_VALUE)):
+        key = cursor.string()
+        if key in values:
+            raise _BrokenError(f"{key} is there twice")
+        values[key] = cursor.value(cursor.number("I"))
+    places = dict(_place(cursor) for _ in range(tensors))
+    if len(places) != tensors:
+        raise _BrokenError("a tensor is there twice")
+    alignment = values.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 0 < alignment <= len(cursor.data):
+        raise _BrokenError(f"general.alignment {alignment!r}")
+    begin = -(-cursor.at // alignment) * alignment
+    return Gguf(values, {name: _array(cursor.data, begin, name, *place) for name, place in places.items()})
+
+
+def _place(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int]]:
+    """The next tensor: its name, its shape and its offset."""
+    name, dimensions = cursor.string(), cursor.number("I")
+    if not 0 < dimensions <= _DIMENSIONS:
+        raise _BrokenError(f"{name} has {dimensions} dimensions")
+    shape = tuple(cursor.number("Q") for _ in range(dimensions))
+    kind = cursor.number("I")
+    if kind != _FLOAT32:
+        raise _OtherError(f"{name} is of type {kind}, not float32: weights, not an importance matrix")
+    return name, (shape[::-1], cursor.number("Q"))
+
+
+def _array(data: bytes, begin: int, name: str, shape: tuple[int, ...], offset: int) -> F32:
+    count = prod(shape)
+    if not count or begin + offset + 4 * count > len(data):
+        found = f"{[*shape]} at {begin + offset:,}"
+        raise _BrokenError(f"{name}: {found} is not in its {len(data):,} bytes: cut short")
+    return np.frombuffer(data, "<f4", count, begin + offset).reshape(shape)

@@ -1,0 +1,148 @@
+"""The calibration file: token ids, and what the Linears of the model are given on them. docs/concepts/format.md has it.
+
+    ids                   int32 [samples, length]
+    MODULE.mean_square    float32 [k], of the experts of a layer [e, k]; see `statistics`
+    MODULE.tokens         int64 [1], or [e]
+
+It is safetensors. Ids alone are a calibration file, too: those of another program, with `sha256` in the metadata, or
+those of a model too large for the pass that counts. Everything in it has a hash, and it names the model that it is of.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.identity import Model
+from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, Inputs, Statistics, hash_of
+from g4convert.errors import InputError
+
+__all__ = ["CalibrationFile", "check_model", "hash_of_ids"]
+
+_VERSION: Final = "1"
+_IDS: Final = "ids"
+_HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFile:
+    """Content of a calibration file.
+
+    Args:
+        ids: int32 [samples, length].
+        tokenizer: hash of the tokenizer.json that made them; empty where it is not known.
+        model: the model that it was made for; None where it is not known.
+        statistics: None where the file has token ids alone.
+        texts: what the ids are made of, as JSON; empty where it is not known.
+    """
+
+    ids: NDArray[np.int32]
+    tokenizer: str = ""
+    model: Model | None = None
+    statistics: Statistics | None = None
+    texts: Mapping[str, Any] | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> "CalibrationFile":
+        """Read a file.
+
+        Raises:
+            InputError: not such a file, damaged, of a later version, or of fewer than two samples.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: not a calibration file: {error}", hint=_HINT) from error
+        if metadata.get("version", _VERSION) != _VERSION:
+            found = metadata["version"]
+            raise InputError(f"{path}: version {found} of a calibration file, expected {_VERSION}", hint=_HINT)
+        ids = _checked(path, arrays.pop(_IDS, None))
+        if metadata.get("sha256") != hash_of_ids(ids):
+            raise InputError(f"{path}: its ids do not have the hash it states: damaged", hint=_HINT)
+        if metadata.get("statistics", "") != (hash_of(arrays) if arrays else ""):
+            raise InputError(f"{path}: its statistics do not have the hash it states: damaged", hint=_HINT)
+        try:
+            model = Model.from_json(metadata["model"]) if "model" in metadata else None
+            texts = json.loads(metadata["texts"]) if "texts" in metadata else None
+            inputs = dict(_inputs(arrays))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: a calibration file of another form: {error}", hint=_HINT) from error
+        statistics = Statistics(inputs, model, "g4convert", hash_of_ids(ids), *ids.shape) if inputs else None
+        return cls(ids, metadata.get("tokenizer", ""), model, statistics, texts)
+
+    def save(self, path: Path) -> None:
+        """Write a file, in the place of one that is there: a kill leaves the old one or the new one."""
+        arrays = {} if self.statistics is None else self.statistics.arrays()
+        facts = {
+            "version": _VERSION,
+            "sha256": hash_of_ids(self.ids),
+            "tokenizer": self.tokenizer,
+            "model": "" if self.model is None else self.model.to_json(),
+            "statistics": hash_of(arrays) if arrays else "",
+            "texts": "" if self.texts is None else json.dumps(dict(self.texts), sort_keys=True),
+        }
+        partial = path.with_name(f"{path.name}.writing")
+        save_file({_IDS: self.ids, **arrays}, partial, metadata={key: one for key, one in facts.items() if one})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    @property
+    def hash(self) -> str:
+        """The SHA-256 of the ids."""
+        return hash_of_ids(self.ids)
+
+
+def check_model(path: Path, model: Model | None, checkpoint: Checkpoint) -> None:
+    """Hold the model that a calibration file names against the one that it is used for.
+
+    Raises:
+        InputError: it is another one; says what was found and what was expected.
+    """
+    wrong = [] if model is None else [*model.differences(Model.of(checkpoint))]
+    if wrong:
+        raise InputError(f"{path}: a calibration of another model than {checkpoint.path}", offenders=wrong, hint=_HINT)
+
+
+def hash_of_ids(ids: NDArray[np.int32]) -> str:
+    """The sha256 of token ids: little-endian, row after row."""
+    return sha256(ids.astype("<i4").tobytes()).hexdigest()
+
+
+def _checked(path: Path, ids: NDArray[Any] | None) -> NDArray[np.int32]:
+    """Token ids in the form that they must have."""
+    if ids is None:
+        raise InputError(f"{path}: not a calibration file: it has no token ids", hint=_HINT)
+    if ids.dtype != np.int32 or ids.ndim != 2 or len(ids) < 2 or ids.shape[1] < 1:
+        found = f"{ids.dtype} {[*ids.shape]}"
+        text = f"{path}: ids are {found}, expected int32 [samples, length], two samples or more"
+        raise InputError(text, hint="one sample of twenty, and at least one, judges")
+    return np.ascontiguousarray(ids)
+
+
+def _inputs(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, Inputs]]:
+    """Pairs of tensors by module.
+
+    Raises:
+        ValueError: a tensor of another dtype or shape, alone, or with a number that cannot be.
+    """
+    for module in sorted({name.removesuffix(MEAN_SQUARE).removesuffix(TOKENS) for name in arrays}):
+        squares, tokens = arrays.get(module + MEAN_SQUARE), arrays.get(module + TOKENS)
+        if squares is None or tokens is None or squares.dtype != np.float32 or tokens.dtype != np.int64:
+            raise ValueError(module)
+        if tokens.shape != (squares.shape[:-1] or (1,)) or not squares.size or tokens.min() < 0:
+            raise ValueError(module)
+        if not np.isfinite(squares).all() or squares.min() < 0:
+            raise ValueError(module)
+        yield module, Inputs(squares, tokens)

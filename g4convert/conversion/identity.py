@@ -1,0 +1,105 @@
+"""Identity of a model, for files that are about one model and are taken to another machine.
+
+Two models with the same config, tokenizer and weights compute the same. Weights are compared by a sample, since the
+file is held against the model before every conversion; see `fingerprint.sampled`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.fingerprint import sampled
+from g4convert.gemma4 import Architecture
+
+__all__ = ["Model"]
+
+_NOT_OF_A_MODEL: Final = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
+_SHOWN: Final = 12
+"""Digits of a hash in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Identity of a model.
+
+    Args:
+        dims: sizes of the decoder by name, as its config has them.
+        config: sha256 of config.json, without what a library notes in it.
+        tokenizer: sha256 of tokenizer.json; empty without one.
+        weights: a hash over the middle of every tensor.
+    """
+
+    dims: Mapping[str, int]
+    config: str
+    tokenizer: str
+    weights: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Model":
+        """The identity of an opened checkpoint."""
+        config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_A_MODEL}
+        tokenizer = checkpoint.path / "tokenizer.json"
+        with Reader(checkpoint.path, checkpoint.weight_files) as reader:
+            weights = sampled(checkpoint, reader)
+        return cls(
+            _dims(Architecture.from_config(checkpoint.config)),
+            sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+            sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else "",
+            weights,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Model":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: anything else.
+        """
+        found = json.loads(text)
+        texts = ("config", "tokenizer", "weights")
+        if not isinstance(found, dict) or found.keys() != {"dims", *texts}:
+            raise ValueError("identity of a model")
+        dims = found["dims"]
+        right = isinstance(dims, dict) and all(isinstance(one, int) for one in dims.values())
+        if not right or not all(isinstance(found[key], str) for key in texts):
+            raise ValueError("identity of a model")
+        return cls(**found)
+
+    def to_json(self) -> str:
+        """The identity as JSON."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The identity as a JSON object."""
+        return {**asdict(self), "dims": dict(self.dims)}
+
+    def differences(self, other: "Model") -> Iterator[str]:
+        """Differences to another model, this one's value first; hashes only where sizes are equal."""
+        sizes = [
+            f"{key}: {self.dims.get(key)}, expected {other.dims.get(key)}"
+            for key in {**self.dims, **other.dims}
+            if self.dims.get(key) != other.dims.get(key)
+        ]
+        yield from sizes
+        for key, name in (("config", "config.json"), ("tokenizer", "tokenizer.json"), ("weights", "weights")):
+            own, its = getattr(self, key), getattr(other, key)
+            if own != its and not (sizes and key != "tokenizer"):
+                yield f"{name}: {_shown(own)}, expected {_shown(its)}"
+
+
+def _shown(digest: str) -> str:
+    return f"hash {digest[:_SHOWN]}" if digest else "none"
+
+
+def _dims(architecture: Architecture) -> dict[str, int]:
+    text = architecture.text
+    return {
+        "num_hidden_layers": len(text.layers),
+        "hidden_size": text.hidden_size,
+        "num_experts": text.experts.count if text.experts else 0,
+        "vocab_size": text.vocab_size,
+    }

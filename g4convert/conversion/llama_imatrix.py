@@ -1,0 +1,111 @@
+"""Reads an importance matrix of llama.cpp, as `llama-imatrix` writes it in GGUF, as statistics of inputs.
+
+For each weight that was multiplied, by its name in GGUF, two float32 tensors:
+
+    blk.3.attn_q.weight.in_sum2           [1, k]   sums of the squares of its inputs
+    blk.3.attn_q.weight.counts            [1, 1]   rows that were summed
+    blk.3.ffn_down_exps.weight.in_sum2    [e, k]   of each expert
+    blk.3.ffn_down_exps.weight.counts     [e, 1]
+
+`imatrix.chunk_count` and `imatrix.chunk_size` say how much text that was. The file does not name its model: sizes are
+what can be held against one. Norms of Gemma 4 stand in GGUF as they do here, and no channel is permuted, so an input is
+the same input.
+
+Letters: k inputs, e experts.
+"""
+
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g4convert.checkpoint.gguf import Gguf, read_gguf
+from g4convert.conversion.statistics import Inputs, Statistics
+from g4convert.errors import InputError
+
+__all__ = ["read_imatrix"]
+
+F32 = NDArray[np.float32]
+
+_MODULES: Final = {
+    "attn_q": "self_attn.q_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_up_exps": "experts.gate_proj",
+    "ffn_gate_exps": "experts.gate_proj",
+    "ffn_down_exps": "experts.down_proj",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+}
+"""Modules that are the first to take their inputs, by the name in a block; k, v and up take the same."""
+_NAME: Final = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight\.in_sum2")
+_HINT: Final = (
+    "`llama-imatrix -m MODEL.gguf -f TEXT.txt -o FILE.gguf` makes one; older .dat files it rewrites with --in-file"
+)
+
+
+def read_imatrix(path: Path) -> Statistics:
+    """Read a file.
+
+    Raises:
+        InputError: not such a file, or a number in it that no sum of squares is; names every tensor.
+        FormatError: see `read_gguf`.
+        UnsupportedError: see `read_gguf`.
+    """
+    file = read_gguf(path)
+    if file.values.get("general.type") != "imatrix":
+        found = file.values.get("general.type", "missing")
+        raise InputError(f"{path}: general.type is {str(found)[:80]}, expected imatrix", hint=_HINT)
+    wrong = [*_faults(file)]
+    if wrong:
+        raise InputError(f"{path}: not an importance matrix", offenders=wrong, hint=_HINT)
+    inputs = dict(_inputs(file))
+    if not inputs:
+        raise InputError(f"{path}: has none of the tensors of a Gemma 4 model, such as blk.0.attn_q", hint=_HINT)
+    chunks, length = (_number(file, f"imatrix.chunk_{what}") for what in ("count", "size"))
+    return Statistics(inputs, None, "llama.cpp", sha256(path.read_bytes()).hexdigest(), chunks, length)
+
+
+def _faults(file: Gguf) -> Iterator[str]:
+    """Whatever is wrong with a tensor that is used."""
+    for name, sums in file.tensors.items():
+        if not _NAME.fullmatch(name):
+            continue
+        base = name.removesuffix(".in_sum2")
+        counts = file.tensors.get(f"{base}.counts")
+        if counts is None:
+            yield f"{base}: sums without counts"
+        elif sums.ndim != 2 or counts.size != len(sums):
+            yield f"{base}: sums {[*sums.shape]} and counts {[*counts.shape]}"
+        elif len(sums) > 1 and not base.endswith("_exps.weight"):
+            yield f"{base}: {len(sums)} matrices, expected one"
+        elif not np.isfinite(sums).all() or sums.min() < 0:
+            yield f"{base}: a sum of squares is negative or not finite"
+        elif not np.isfinite(counts).all() or counts.min() < 0:
+            yield f"{base}: a count is negative or not finite"
+
+
+def _inputs(file: Gguf) -> Iterator[tuple[str, Inputs]]:
+    """Inputs by module; of what no row was seen for, none."""
+    for name, sums in file.tensors.items():
+        match = _NAME.fullmatch(name)
+        if not match or match[2] not in _MODULES:
+            continue
+        module = f"layers.{match[1]}.{_MODULES[match[2]]}"
+        counts = file.tensors[f"{name.removesuffix('.in_sum2')}.counts"].reshape(-1)
+        mean = (sums.astype(np.float64) / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        mean[counts == 0] = 0
+        if counts.any():
+            each = np.rint(counts).astype(np.int64)
+            yield module, Inputs(mean, each) if ".experts." in module else Inputs(mean[0], each[:1])
+
+
+def _number(file: Gguf, key: str) -> int:
+    """A number of the file; 0 where it has none."""
+    found = file.values.get(key, 0)
+    return found if isinstance(found, int) else 0

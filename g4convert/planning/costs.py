@@ -1,0 +1,153 @@
+"""Time, memory and disk that each method takes on this machine, and its loss on a real model.
+
+Rates are of one core, measured where docs/decisions.md says; they move with the machine. `KL` is what 4 bits cost a
+language model of 270M parameters, from docs/quality.md: other models lose other amounts, in this order.
+
+Letters: n rows (out_features), k columns (in_features), t tokens.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.planning.between import state_bytes
+from g4convert.planning.recipe import Method
+from g4convert.planning.sizes import START, RoleSize, written_seconds
+from g4convert.planning.steps import Plan
+
+__all__ = ["BUNDLED_TOKENS", "KL", "Cost", "costs"]
+
+BUNDLED_TOKENS: Final = 34_816
+"""Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
+KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
+    32: {Method.MINMAX: 0.46, Method.MSE: 0.30, Method.AUTO: 0.30, Method.IMATRIX: 0.17, Method.GPTQ: 0.08},
+}
+"""Mean KL to the original in nats, by group size and method, where it was measured."""
+
+_PASS_FLOP: Final = 25e9
+"""Products and sums of one core in a second while statistics are recorded."""
+_LAYERS_FLOP: Final = 25e9
+"""The same while layers are quantized by `gptq`."""
+_ROUNDED: Final = 20e6
+"""Weights of one core in a second that `gptq` finds scales for, in two ways."""
+_BASE: Final = 700_000_000
+"""Bytes of the interpreter with torch and transformers."""
+_TILES: Final = 1 << 30
+"""Bytes that a method which looks at weights alone stays below."""
+_FLOAT32: Final = 4
+_BITS: Final = 4
+"""Bits for which `KL` was measured."""
+_COPIES: Final = 4
+"""Matrices as large as H while it is factorised, itself included."""
+_CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ)
+_SHARED_INPUTS: Final = frozenset({"k_proj", "v_proj", "up_proj"})
+"""Projections whose inputs another has already been given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Price of a method.
+
+    Args:
+        method: the method.
+        seconds: from the command to a checked output, calibration included.
+        memory: largest resident size of the process, in bytes.
+        disk: bytes beside the output while it grows.
+        tokens: token ids that calibrate; 0 for a method that looks at weights alone.
+        kl: mean KL to the original that the method left on a real model; None where that was not measured.
+    """
+
+    method: Method
+    seconds: float
+    memory: int
+    disk: int
+    tokens: int
+    kl: float | None
+
+
+def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[Cost, ...]:
+    """Price of the recipe's method, then of the default and of those that calibrate, where there is a choice.
+
+    Args:
+        plan: of any method.
+        sizes: bytes by role.
+        workers: threads.
+        tokens: token ids that calibrate; those of the bundled texts without a file.
+    """
+    rows, own = tuple(sizes), plan.recipe.method
+    others: tuple[Method, ...] = (Method.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
+    if not plan.quantized or plan.architecture.is_assistant:
+        others = ()
+    return tuple(_cost(plan, rows, workers, tokens, method) for method in dict.fromkeys((own, *others)))
+
+
+def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: Method) -> Cost:
+    recipe, text = plan.recipe, plan.architecture.text
+    kl = KL.get(recipe.group_size, {}).get(method) if recipe.num_bits == _BITS else None
+    match method:
+        case Method.IMATRIX:
+            seconds = START + _pass_flop(plan, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
+            memory = max(_TILES, _BASE + _layer_bytes(plan))
+            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens, kl)
+        case Method.GPTQ:
+            rounded = sum(one.n * one.k for one in _linears(plan)) / _ROUNDED
+            seconds = START + (rounded + _layers_flop(plan, tokens) / _LAYERS_FLOP) / workers
+            widest = max((one.k for one in _linears(plan)), default=0)
+            memory = _BASE + _layer_bytes(plan) + _COPIES * _FLOAT32 * widest**2
+            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens, kl)
+        case _:
+            return Cost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0, kl)
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A packed Linear of the decoder.
+
+    Args:
+        n: out_features.
+        k: in_features.
+        share: part of the tokens that it sees: experts see those that are routed to them.
+        first: no other Linear has been given its inputs.
+    """
+
+    n: int
+    k: int
+    share: float
+    first: bool
+
+
+def _linears(plan: Plan) -> Iterable[_Linear]:
+    """Packed Linears of the decoder."""
+    experts, prefix = plan.architecture.text.experts, plan.architecture.text_prefix
+    for step in plan.quantized:
+        module = step.weight.module
+        if module.startswith(prefix) and not module.in_tower:
+            share = experts.top_k / experts.count if experts and module.expert is not None else 1.0
+            n, k = step.weight.shape
+            yield _Linear(n, k, share, module.projection not in _SHARED_INPUTS)
+
+
+def _pass_flop(plan: Plan, tokens: int) -> float:
+    """Products and sums of one forward of the layers."""
+    return sum(2 * tokens * one.share * one.n * one.k for one in _linears(plan))
+
+
+def _layers_flop(plan: Plan, tokens: int) -> float:
+    """Products and sums of layers that are quantized: forward, H once for Linears that share inputs, factor, loop."""
+    total = _pass_flop(plan, tokens)
+    for one in _linears(plan):
+        total += one.n * one.k**2
+        if one.first:
+            total += tokens * one.share * one.k**2 + 2 / 3 * one.k**3
+    return total
+
+
+def _layer_bytes(plan: Plan) -> int:
+    """Bytes of the largest layer in float32, without its experts, which are read one by one."""
+    layers: dict[int | None, int] = {}
+    for step in plan.quantized:
+        module = step.weight.module
+        if module.expert is None and module.decoder_layer is not None:
+            n, k = step.weight.shape
+            layers[module.decoder_layer] = layers.get(module.decoder_layer, 0) + _FLOAT32 * n * k
+    return max(layers.values(), default=0)

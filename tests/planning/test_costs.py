@@ -1,0 +1,55 @@
+"""Prices of methods: arithmetic over released sizes, in the order that is known of them."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.headers import planned
+from helpers.released_configs import FAMILIES, released
+
+from g4convert.planning.costs import BUNDLED_TOKENS, KL, Cost, costs
+from g4convert.planning.recipe import Method
+from g4convert.planning.sizes import role_sizes
+
+
+def found(size: str, workers: int = 2, tokens: int = BUNDLED_TOKENS, recipe: str = "w4a16-g32") -> dict[Method, Cost]:
+    plan = planned(released(size), recipe)
+    return {one.method: one for one in costs(plan, role_sizes(plan), workers, tokens)}
+
+
+@pytest.mark.parametrize("size", ["E2B", "26B-A4B", "31B"])
+def test_what_gains_more_takes_longer(size: str) -> None:
+    auto, imatrix, gptq = found(size).values()
+    assert auto.seconds < imatrix.seconds < gptq.seconds
+    assert auto.memory <= imatrix.memory <= gptq.memory
+    assert (auto.disk, auto.tokens) == (0, 0)
+    assert imatrix.disk > 0
+    assert gptq.disk > 0
+    assert auto.kl is not None
+    assert imatrix.kl is not None
+    assert gptq.kl is not None
+    assert auto.kl > imatrix.kl > gptq.kl
+
+
+def test_tokens_and_workers_show() -> None:
+    one, more, slow = found("31B"), found("31B", tokens=2 * BUNDLED_TOKENS), found("31B", workers=1)
+    for method in (Method.IMATRIX, Method.GPTQ):
+        assert more[method].disk == 2 * one[method].disk
+        assert one[method].seconds < more[method].seconds < 2 * one[method].seconds
+        assert 1.9 * one[method].seconds < slow[method].seconds
+
+
+def test_experts_see_a_part_of_the_tokens() -> None:
+    """31B has 30.7 billion weights in its layers for each token, 26B-A4B 3.8 of its 25."""
+    assert found("26B-A4B")[Method.IMATRIX].seconds < found("31B")[Method.IMATRIX].seconds / 4
+
+
+def test_the_recipes_method_comes_first_and_a_gain_is_of_its_group_size() -> None:
+    assert [*found("31B", recipe="w4a16-g32-gptq")] == [Method.GPTQ, Method.AUTO, Method.IMATRIX]
+    kl = [one.kl for one in found("31B", recipe="w4a16-g128").values()]
+    assert kl == [KL.get(128, {}).get(method) for method in (Method.AUTO, Method.IMATRIX, Method.GPTQ)]
+    assert {one.kl for one in found("31B", recipe="w8a16-g32").values()} == {None}
+
+
+def test_a_drafter_has_no_choice() -> None:
+    plan = planned(FAMILIES["assistant"], assistant="pack")
+    assert [one.method for one in costs(plan, role_sizes(plan), 1)] == [Method.AUTO]
