@@ -11,6 +11,9 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
+"""Threads of torch sleep while they wait for each other, and do not spin: on a machine that others use, too, spinning
+took four times the processor and wall time. Read once, when torch is loaded; a value of the user's stays."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
+    os.environ.setdefault(*_WAITING)
     try:
         from g4convert.cli.app import main as run
 
