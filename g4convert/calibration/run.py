@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.run import Conversion
 from g4convert.conversion.staging import STATES
+from g4convert.conversion.statistics import Coverage
 from g4convert.conversion.stream import Progress, Streams
 from g4convert.errors import Interrupted
 from g4convert.planning.between import state_bytes
@@ -130,7 +131,9 @@ class LayerByLayer:
         ways = Counter(how["way"] for how in rows.values())
         return {
             **self.fingerprint,
+            "kinds": dict(self.tokens.kinds),
             "judged_on": len(self.tokens.judges),
+            "coverage": _coverage(rows),
             "ways": {way.value: ways[way.value] for way in Way},
             "output_error": {way.value: _mean(rows, way) for way in Way},
             "data_free_outside_layers": len(quantized) - len(rows),
@@ -220,6 +223,12 @@ def _how(rounded: Rounded) -> dict[str, Any]:
     """Describe as JSON the way a weight was rounded."""
     errors = {way.value: float(f"{error:.6g}") for way, error in rounded.errors.items()}
     return {"way": rounded.way.value, "tokens": rounded.tokens, "damp": rounded.damp, "errors": errors}
+
+
+def _coverage(rows: Mapping[str, Any]) -> dict[str, int] | None:
+    """Tokens that experts met; None of a model without."""
+    met = [how["tokens"] for name, how in rows.items() if ".experts." in name and name.endswith("gate_proj")]
+    return asdict(Coverage.of(np.array(met))) if met else None
 
 
 def _mean(rows: Mapping[str, Any], way: Way) -> float | None:

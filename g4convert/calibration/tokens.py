@@ -1,6 +1,7 @@
 """The token ids that calibrate: sequences of one length, and which of them judge. See `conversion.calibration_file`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -27,10 +28,12 @@ class Tokens:
     Args:
         ids: int32 [samples, length].
         tokenizer: hash of the tokenizer that made them, `tokenizer_hash`; empty where it is not known.
+        kinds: ids by kind of text; empty where they are not known.
     """
 
     ids: NDArray[np.int32]
     tokenizer: str = ""
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path, vocabulary: int, checkpoint: Checkpoint | None = None) -> "Tokens":
@@ -57,7 +60,7 @@ class Tokens:
             found = f"{len(outside):,} of {file.ids.size:,} ids, such as {outside[0]},"
             text = f"{path}: {found} are outside the model's vocabulary of {vocabulary:,}: of another tokenizer"
             raise InputError(text, hint=_HINT)
-        return cls(file.ids, file.tokenizer)
+        return cls(file.ids, file.tokenizer, file.kinds)
 
     def save(self, path: Path) -> None:
         """Write them, and nothing else that is known of them."""

@@ -11,7 +11,7 @@ those of a model too large for the pass that counts. Everything in it has a hash
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -76,10 +76,14 @@ class CalibrationFile:
             model = Model.from_json(metadata["model"]) if "model" in metadata else None
             texts = json.loads(metadata["texts"]) if "texts" in metadata else None
             inputs = dict(_inputs(arrays))
-        except (ValueError, RecursionError) as error:
+            found = cls(ids, metadata.get("tokenizer", ""), model, None, texts if isinstance(texts, dict) else None)
+            kinds = found.kinds
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: a calibration file of another form: {error}", hint=_HINT) from error
-        statistics = Statistics(inputs, model, "g4convert", hash_of_ids(ids), *ids.shape) if inputs else None
-        return cls(ids, metadata.get("tokenizer", ""), model, statistics, texts)
+        if not inputs:
+            return found
+        counted = Statistics(inputs, model, "g4convert", found.hash, len(ids), ids.shape[1], kinds)
+        return replace(found, statistics=counted)
 
     def save(self, path: Path) -> None:
         """Write a file, in the place of one that is there: a kill leaves the old one or the new one."""
@@ -97,6 +101,12 @@ class CalibrationFile:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Ids by kind of text; empty where they are not known."""
+        found = (self.texts or {}).get("kinds")
+        return {str(kind): int(count) for kind, count in found.items()} if isinstance(found, dict) else {}
 
     @property
     def hash(self) -> str:

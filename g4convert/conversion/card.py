@@ -106,9 +106,18 @@ def _calibrated(summary: Summary) -> Iterable[str]:
     used = summary.calibration
     yield "## How it was calibrated"
     yield ""
-    if "ways" not in used:
-        yield from _weighted(used)
-        return
+    yield from _weighted(used) if "ways" not in used else _layered(used)
+    if (met := used["coverage"]) is not None:
+        yield f"{met['experts']:,} experts met {met['median']:,} tokens in the median, {met['least']:,} at least."
+        yield ""
+    if used["kinds"]:
+        kinds = ", ".join(f"{printable(kind)} {count:,}" for kind, count in used["kinds"].items())
+        yield f"Ids by kind of text: {kinds}."
+        yield ""
+
+
+def _layered(used: Mapping[str, Any]) -> Iterable[str]:
+    """The data of method gptq, and how weights were rounded."""
     yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`),"
     yield "layer by layer, each on what the quantized layers before it give. A weight was rounded in three ways, and"
     yield f"the one with the least error in its output on held-out rows ({used['judged_on']} samples) was taken."
@@ -130,14 +139,10 @@ def _calibrated(summary: Summary) -> Iterable[str]:
 def _weighted(used: Mapping[str, Any]) -> Iterable[str]:
     """The data of method imatrix."""
     given = f"{used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`)"
-    yield (
-        f"On {given}: the error of" if used["origin"] == "g4convert" else f"By an imatrix of {used['origin']}, {given}:"
-    )
-    yield f"{used['weighted']:,} weights counts by the mean square of its input (sha256 `{used['statistics']}`)."
+    source = "On" if used["origin"] == "g4convert" else f"By an imatrix of {used['origin']}, over"
+    yield f"{source} {given}: the error of"
+    yield f"{used['weighted']:,} weights counts by the mean square of their inputs (sha256 `{used['statistics']}`)."
     yield ""
-    if (met := used["coverage"]) is not None:
-        yield f"{met['experts']:,} experts met {met['median']:,} tokens in the median, {met['least']:,} at least."
-        yield ""
     if used["data_free"]:
         yield f"{len(used['data_free']):,} weights outside of the decoder were rounded without data."
         yield ""

@@ -8,7 +8,7 @@ Letters: k inputs, e experts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
@@ -88,6 +88,12 @@ class Coverage:
     least: int
     median: int
 
+    @classmethod
+    def of(cls, met: I64) -> "Coverage":
+        """Count, from the tokens that each expert met, [experts]."""
+        without, few = int((met == 0).sum()), int(((met > 0) & (met < FEW)).sum())
+        return cls(len(met), without, few, int(met.min()), int(np.median(met)))
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -100,6 +106,7 @@ class Statistics:
         tokens: sha256 of the token ids; of a file without ids, of the file.
         samples: sequences of token ids; of a file without ids, its chunks.
         length: tokens of each.
+        kinds: ids by kind of text; empty where they are not known.
     """
 
     inputs: Mapping[str, Inputs]
@@ -108,6 +115,7 @@ class Statistics:
     tokens: str = ""
     samples: int = 0
     length: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, path: str) -> F32:
         """E[x^2] of a Linear's inputs, float32 [k].
@@ -130,11 +138,7 @@ class Statistics:
     def coverage(self) -> Coverage | None:
         """Tokens that experts met; None of a model without experts."""
         each = [inputs.tokens for name, inputs in self.inputs.items() if name.endswith(_EXPERTS)]
-        if not each:
-            return None
-        met = np.concatenate(each)
-        without, few = int((met == 0).sum()), int(((met > 0) & (met < FEW)).sum())
-        return Coverage(len(met), without, few, int(met.min()), int(np.median(met)))
+        return Coverage.of(np.concatenate(each)) if each else None
 
     def experts_with(self, most: int) -> list[str]:
         """Experts that so many tokens or fewer were routed to, as `layers.0.experts.3`."""

@@ -61,6 +61,7 @@ class Weighting:
             "tokens": used.tokens,
             "samples": used.samples,
             "length": used.length,
+            "kinds": dict(used.kinds),
             "statistics": used.hash,
             "weighted": len(self.paths),
             "data_free": [step.weight.module for i, step in enumerate(plan.quantized) if i not in self.paths],

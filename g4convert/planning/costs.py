@@ -26,9 +26,9 @@ KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
 
 _PASS_FLOP: Final = 25e9
 """Products and sums of one core in a second while statistics are recorded."""
-_LAYERS_FLOP: Final = 25e9
+_LAYERS_FLOP: Final = 27e9
 """The same while layers are quantized by `gptq`."""
-_ROUNDED: Final = 20e6
+_ROUNDED: Final = 45e6
 """Weights of one core in a second that `gptq` finds scales for, in two ways."""
 _BASE: Final = 700_000_000
 """Bytes of the interpreter with torch and transformers."""

@@ -17,7 +17,7 @@ _BYTES_PER_SECOND: Final = {
     Method.MSE: 0.5e9,
     Method.LATTICE: 0.3e9,
     Method.AUTO: 0.5e9,
-    Method.IMATRIX: 0.3e9,
+    Method.IMATRIX: 0.45e9,
 }
 """bf16 input that one core quantizes in a second, measured; docs/decisions.md has how."""
 _DISK_BYTES_PER_SECOND: Final = 1.0e9

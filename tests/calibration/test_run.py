@@ -248,6 +248,13 @@ def test_provenance_and_card_say_what_was_used(moe: Path, ids: Path, tmp_path: P
     card = (tmp_path / "out" / "README.md").read_text()
     assert "24 samples of 32 tokens" in card
     assert "on held-out rows" in card
+    coverage = result["calibration"]["coverage"]
+    assert coverage["experts"] == sum(name.endswith("gate_proj") for name in _experts(result["calibration"]["modules"]))
+    assert f"{coverage['median']:,} tokens in the median" in card
+
+
+def _experts(modules: dict[str, object]) -> list[str]:
+    return [name for name in modules if ".experts." in name]
 
 
 def test_the_trained_model_answers_more_like_itself(tmp_path: Path) -> None:

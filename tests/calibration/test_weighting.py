@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +42,8 @@ def data(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(statistics: Statistics, path: Path) -> Path:
-    CalibrationFile(IDS, model=statistics.model, statistics=statistics).save(path)
+    texts = {"kinds": {"noise": IDS.size}}
+    CalibrationFile(IDS, model=statistics.model, statistics=statistics, texts=texts).save(path)
     return path
 
 
@@ -89,7 +90,11 @@ def test_provenance_and_card_say_what_was_used(moe: Path, data: Path, tmp_path: 
     assert result["calibration"]["tokens"] == found.tokens
     assert result["calibration"]["statistics"] == found.hash
     assert result["calibration"]["experts_without_tokens"] == found.experts_with(0)
-    assert found.hash in (tmp_path / "out" / "README.md").read_text()
+    assert found.coverage is not None
+    assert result["calibration"]["coverage"] == asdict(found.coverage)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in (found.hash, f"{found.coverage.experts:,} experts met ", "Ids by kind of text: noise 144."):
+        assert said in card
 
 
 def test_statistics_of_another_model_are_refused(moe: Path, data: Path, tmp_path: Path) -> None:
