@@ -37,9 +37,7 @@ Model = Annotated[
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Gets FAMILY and FAMILY-W4A16.")]
 FamilyName = Annotated[Family, typer.Option(metavar="FAMILY", help=f"{', '.join(Family)}.")]
 Version = Annotated[bool, typer.Option("--version", metavar="", help="Print the version and stop.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory to write.", rich_help_panel=RUN)
-]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory to write.")]
 Workers = Annotated[
     int,
     typer.Option(metavar="N", min=0, max=1024, help="Threads; 0 is one per core, or two per GPU.", rich_help_panel=RUN),
@@ -61,7 +59,7 @@ DryRun = Annotated[
 Memory = Annotated[
     MemoryUse | None,
     typer.Option(
-        metavar="HOW",
+        metavar="NAME",
         help=f"resident, stream (one layer at a time), or {marked('memory', 'auto')}: what fits.",
         rich_help_panel=RUN,
     ),

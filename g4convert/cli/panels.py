@@ -1,5 +1,6 @@
 """Panels of a command's help, and what the options in them need.
 
+PANELS    Order of the panels in every command's help
 Manner    Manner in which errors are printed
 manner    Callback of an option that sets it
 marked    Marks the default among the names that an option takes
@@ -11,7 +12,7 @@ import typer
 
 from g4convert.request import DEFAULTS
 
-__all__ = ["BESIDE", "PRINT", "RECIPE", "RUN", "SERVED", "VERIFY", "Manner", "manner", "marked"]
+__all__ = ["BESIDE", "PANELS", "PRINT", "RECIPE", "RUN", "SERVED", "VERIFY", "Manner", "manner", "marked"]
 
 RECIPE = "Recipe, and values that override it"
 SERVED = "What must load it"
@@ -19,6 +20,8 @@ BESIDE = "Files beside the weights"
 VERIFY = "What is verified"
 RUN = "Run"
 PRINT = "What is printed"
+PANELS = (RECIPE, SERVED, BESIDE, VERIFY, RUN, PRINT)
+"""Order of the panels in every command's help; options in none of them, such as `--output`, stand before."""
 
 
 @dataclass(slots=True)

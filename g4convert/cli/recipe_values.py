@@ -64,15 +64,15 @@ Pack = Annotated[
 ]
 KvShared = Annotated[
     str | None,
-    typer.Option(metavar="WHAT", help="drop or keep unused K/V of KV-shared layers.", rich_help_panel=RECIPE),
+    typer.Option(metavar="NAME", help="drop or keep unused K/V of KV-shared layers.", rich_help_panel=RECIPE),
 ]
 Assistant = Annotated[
     str | None,
-    typer.Option(metavar="WHAT", help="keep or pack the Linears of an MTP drafter.", rich_help_panel=RECIPE),
+    typer.Option(metavar="NAME", help="keep or pack the Linears of an MTP drafter.", rich_help_panel=RECIPE),
 ]
 Layout = Annotated[
     str | None,
-    typer.Option(metavar="WHAT", help="full or text-only.", rich_help_panel=RECIPE),
+    typer.Option(metavar="NAME", help="full or text-only.", rich_help_panel=RECIPE),
 ]
 ShardSize = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Largest output file, as 5GB or 500MB.", rich_help_panel=RECIPE)

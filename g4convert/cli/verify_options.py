@@ -70,7 +70,7 @@ Fix = Annotated[
 ]
 AssistantOf = Annotated[
     str | None,
-    typer.Option(metavar="TARGET", help="Check that this MTP drafter fits a target model.", rich_help_panel=VERIFY),
+    typer.Option(metavar="MODEL", help="Check that this MTP drafter fits a target model.", rich_help_panel=VERIFY),
 ]
 Strict = Annotated[bool, typer.Option("--strict", metavar="", help="A warning fails.", rich_help_panel=VERIFY)]
 Prompts = Annotated[
@@ -96,7 +96,7 @@ VerifyEngine = Annotated[
 ]
 EnginePython = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="The interpreter that has vLLM; this one by default.", rich_help_panel=RUN),
+    typer.Option(metavar="FILE", help="The interpreter that has vLLM; this one by default.", rich_help_panel=RUN),
 ]
 EngineUrl = Annotated[
     str | None,

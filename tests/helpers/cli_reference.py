@@ -26,6 +26,7 @@ _EXITS = {
     3: "bad input",
     4: "inconclusive: a verification could not tell",
     5: "environment: disk, memory, device, network",
+    70: "a fault of g4convert: the message names a file with the traceback",
     75: "interrupted; the same command continues",
 }
 
