@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.conversions import quantized
 from helpers.elsewhere import CUDA, Elsewhere, elsewhere
+from helpers.prompts import prompts
 
 from g4convert import devices
 from g4convert.devices import CPU, device_of, memory_faults, moved, torch_device
@@ -19,7 +20,6 @@ from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.greedy import greedy
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.modules import W4A16Linear
-from g4convert.forward.probe import prompts
 from g4convert.forward.triton import tiles
 from g4convert.forward.triton.packed import check_device
 from g4convert.forward.tuning import products, tune
@@ -150,7 +150,7 @@ def test_the_same_bits_wherever_it_runs(
         outputs = [tensors(ModelCandidate(found).run(probe)) for probe in probes]  # logits are made when asked for
     for probe, output in zip(probes, outputs, strict=True):
         pairs = list(zip(tensors(ModelCandidate(expected).run(probe)), output, strict=True))
-        assert all(torch.equal(*pair) and not isinstance(pair[1], Elsewhere) for pair in pairs), probe.kind
+        assert all(torch.equal(*pair) and not isinstance(pair[1], Elsewhere) for pair in pairs), probe.bucket
 
 
 def test_a_streamed_model_leaves_the_large_table_in_its_file(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,25 +13,31 @@ it: `.g4convert-demo.json` beside them has the hash of every file that did.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
 from g4convert.conversion.run import Job, convert, prepare
 from g4convert.demo import make
+from g4convert.demo.comparison import LogitsDifference, compare
 from g4convert.demo.reload import dequantized, reload
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import GateError, UsageError
-from g4convert.forward.probe import LogitsDifference, compare, logits, prompts
+from g4convert.forward.candidate import ModelCandidate
+from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import DEFAULT, load
 from g4convert.planning.report import PlanReport
 from g4convert.progress import Quiet
+from g4convert.verification.probes.suite import make_probes
 
 __all__ = ["Comparison", "Demonstration", "make_room", "move_into_place", "run"]
 
@@ -43,7 +49,7 @@ _RECORD = ".g4convert-demo.json"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One prompt, two questions."""
+    """One kind of probe, two questions."""
 
     prompt: str
     read_back: LogitsDifference
@@ -110,22 +116,28 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
 
 
 def _compare(source: Path, output: Path) -> tuple[Comparison, ...]:
-    """Both differences for every prompt the model takes.
+    """Both differences for every kind of probe that the model takes.
 
     Raises:
         GateError: the result computes something else than the dequantized model.
     """
     original, expected, found = reload(source), dequantized(source, output), reload(output)
+    probes = make_probes(original, source, tokens=1)  # one conversation of each kind
     comparisons = []
-    for prompt in prompts(original):
-        wanted = logits(expected, prompt)
-        comparisons.append(
-            Comparison(prompt.kind, compare(wanted, logits(found, prompt)), compare(logits(original, prompt), wanted))
-        )
+    for kind in dict.fromkeys(probe.bucket for probe in probes):
+        asked = [probe for probe in probes if probe.bucket == kind]
+        plain, wanted, loaded = (_logits(model, asked) for model in (original, expected, found))
+        comparisons.append(Comparison(kind, compare(wanted, loaded), compare(plain, wanted)))
     wrong = [f"{c.prompt}: {c.read_back.relative:.1e}" for c in comparisons if not c.read_back.relative <= PARITY]
     if wrong:
         raise GateError("the loaded result computes something else than the dequantized model", offenders=wrong)
     return tuple(comparisons)
+
+
+def _logits(model: Model, probes: Sequence[Probe]) -> torch.Tensor:
+    """Logits of all rows that count, float32 [n, V]."""
+    candidate = ModelCandidate(model, inside=False)
+    return torch.cat([candidate.run(probe).logits for probe in probes])
 
 
 def make_room(directory: Path, names: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ compiled       Decodes int4 words on the CPU
 streaming      Keeps only the layer that runs in memory
 conversations  Turns conversations into token ids, in a checkpoint's own chat frame
 media          Makes pictures, videos and sounds in the form processors give them
-probe          Makes a prompt for each input of a model, and compares logits
+probe          Defines a probe: a forward call, and the predictions in it that count
 greedy         Decodes one token after the other
 drawing        Draws answers to a batch of questions at temperature 1
 generation     Answers prompts: `g4convert generate`

@@ -26,9 +26,10 @@ from g4convert.devices import device_of, moved
 from g4convert.forward.logits import Given, Head, Logits, Made
 from g4convert.forward.media import videos_encoded
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import run_together
 
-__all__ = ["Candidate", "ModelCandidate", "Outputs", "ProbeLike", "run_all"]
+__all__ = ["Candidate", "ModelCandidate", "Outputs", "run_all"]
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class Outputs:
     """Outputs of a model for one probe.
 
     Args:
-        rows: the logits of the rows that the probe counts; of all t where it does not say.
+        rows: the logits of the rows that the probe counts.
         layers: by `layers.N`, the residual after that layer, [t, h].
         embedders: by `vision_tower`, `embed_vision`, `audio_tower`, `embed_audio`: what it gave, [rows, width]; of
             several calls (an image and a video) one below the other.
@@ -67,24 +68,10 @@ class Outputs:
         return self.rows.rows(0, len(self.rows))[1]
 
 
-class ProbeLike(Protocol):
-    """A probe, as far as running it goes."""
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """Keyword arguments of the model's forward."""
-        ...
-
-    @property
-    def scored(self) -> torch.Tensor | None:
-        """int64 [n]: the rows of [t, V] whose logits count, in order; None for all."""
-        ...
-
-
 class Candidate(Protocol):
     """Anything that can be judged."""
 
-    def run(self, probe: ProbeLike) -> Outputs:
+    def run(self, probe: Probe) -> Outputs:
         """Run one probe."""
         ...
 
@@ -96,16 +83,14 @@ class ModelCandidate:
     Args:
         model: a transformers model, or a function from the arguments of a forward to logits [..., V].
         inside: whether to keep what happens inside; logits only where not.
-        output: output that is taken for the logits; an assistant's other one is `last_hidden_state`.
         whole: whether the head runs within the forward, for who watches modules.
     """
 
     model: Model
     inside: bool = True
-    output: str = "logits"
     whole: bool = False
 
-    def run(self, probe: ProbeLike) -> Outputs:
+    def run(self, probe: Probe) -> Outputs:
         """Run one probe; of several, `run_all` reads a streamed model's weights once."""
         seen = _Seen()
         with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside, whole=self.whole):
@@ -113,7 +98,7 @@ class ModelCandidate:
             if isinstance(self.model, torch.nn.Module):
                 arguments = videos_encoded(self.model, arguments)
             result = self.model(**{"use_cache": False, **arguments})
-        logits = result if isinstance(result, torch.Tensor) else result[self.output]
+        logits = result if isinstance(result, torch.Tensor) else result.logits
         return Outputs(
             rows=self._logits(seen, _rows(logits), probe.scored),
             layers=seen.layers,
@@ -122,9 +107,9 @@ class ModelCandidate:
             expert_hits=seen.expert_hits,
         )
 
-    def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor | None) -> Logits:
+    def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor) -> Logits:
         """Make logits of the states before the head, or take those of the forward where no states were seen there."""
-        if seen.states is None or self.output != "logits":
+        if seen.states is None:
             return Given(_counted(logits, scored))
         head = Head.of(self.model)
         assert head is not None  # noqa: S101 -- its hook has seen the states
@@ -132,7 +117,7 @@ class ModelCandidate:
 
 
 def run_all(
-    candidate: Candidate, probes: Sequence[ProbeLike], keep: Callable[[ProbeLike, Outputs], T] | None = None
+    candidate: Candidate, probes: Sequence[Probe], keep: Callable[[Probe, Outputs], T] | None = None
 ) -> list[T]:
     """Run probes; of a streamed model with one pass over its weights.
 
@@ -146,7 +131,7 @@ def run_all(
         What `keep` made, in the order of the probes.
     """
 
-    def run(probe: ProbeLike) -> Any:  # noqa: ANN401 -- T, or Outputs
+    def run(probe: Probe) -> Any:  # noqa: ANN401 -- T, or Outputs
         outputs = candidate.run(probe)
         return outputs if keep is None else keep(probe, outputs)
 
@@ -182,13 +167,13 @@ _current: ContextVar[_Seen | None] = ContextVar("g4_seen", default=None)
 """Whose forward this is: of a streamed model several run in turns, and hooks see them all."""
 
 
-def _counted(rows: torch.Tensor, scored: torch.Tensor | None) -> torch.Tensor:
+def _counted(rows: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """The rows that count, of all of them or where the head was given no others."""
-    return rows if scored is None or len(rows) == len(scored) else rows[scored]
+    return rows if len(rows) == len(scored) else rows[scored]
 
 
 @contextmanager
-def _watching(model: Model, seen: _Seen, scored: torch.Tensor | None, *, inside: bool, whole: bool) -> Iterator[None]:
+def _watching(model: Model, seen: _Seen, scored: torch.Tensor, *, inside: bool, whole: bool) -> Iterator[None]:
     """Hooks on the parts of a model, as long as one forward runs."""
     with ExitStack() as stack:
         token = _current.set(seen)
@@ -204,14 +189,14 @@ def _watching(model: Model, seen: _Seen, scored: torch.Tensor | None, *, inside:
 
 
 def _select(
-    seen: _Seen, scored: torch.Tensor | None, _: torch.nn.Module, states: tuple[torch.Tensor], *, whole: bool
+    seen: _Seen, scored: torch.Tensor, _: torch.nn.Module, states: tuple[torch.Tensor], *, whole: bool
 ) -> torch.Tensor | None:
     """Keep the states that count, [n, h], and let the head see none, or those: [b, t, h] -> [1, 0 or n, h]."""
     if _current.get() is not seen:
         return None
     (every,) = states
     rows = every.flatten(0, -2)
-    seen.states = rows if scored is None else rows[scored.to(rows.device)]
+    seen.states = rows[scored.to(rows.device)]
     return (seen.states if whole else seen.states[:0])[None]
 
 

@@ -8,11 +8,11 @@ import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized, same_bits, stored
 from helpers.dialect_sources import mlx as mlx_of
+from helpers.prompts import logits, prompts
 from helpers.rewriting import Tensors, rewritten
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.forward.load import load
-from g4convert.forward.probe import logits, prompts
 from g4convert.gemma4 import Architecture, resolve
 from g4convert.report import Severity
 from g4convert.request import Level, Request

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkpoints
+from helpers.prompts import logits, prompts
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -16,7 +17,6 @@ from transformers import AutoTokenizer, Gemma4AudioFeatureExtractor, Gemma4Image
 from g4convert.demo import Family, make, reload
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
-from g4convert.forward.probe import logits, prompts
 
 pytestmark = pytest.mark.parametrize("family", list(Family))
 
@@ -79,10 +79,10 @@ def test_every_prompt_gives_peaked_finite_logits(family: Family, checkpoints: Ch
     model = reload.reload(checkpoints(family))
     for prompt in prompts(model):
         values = logits(model, prompt)
-        assert values.isfinite().all(), prompt.kind
-        assert 1 < values.std() < 20, prompt.kind
+        assert values.isfinite().all(), prompt.bucket
+        assert 1 < values.std() < 20, prompt.bucket
         if "input_ids" in prompt.arguments:  # else top-1 agreement would say nothing
-            assert (values.argmax(-1) == prompt.arguments["input_ids"][0]).float().mean() < 0.2, prompt.kind
+            assert (values.argmax(-1) == prompt.arguments["input_ids"][0]).float().mean() < 0.2, prompt.bucket
 
 
 def test_every_tensor_matters_to_some_prompt(family: Family, checkpoints: Checkpoints) -> None:

@@ -19,12 +19,13 @@ from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from conftest import Checkpoints
 from helpers.dialect_sources import with_shared_kv
+from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
 from g4convert.demo import Family, reload
+from g4convert.demo.comparison import compare
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.forward.models import model_class, quiet_transformers
-from g4convert.forward.probe import compare, logits, prompts
 
 DECODER_LINEAR = re.compile(
     r"^model\.(language_model\.)?layers\.\d+\."
@@ -138,11 +139,11 @@ def test_packed_checkpoint_equals_dequantized_model(family: Family, checkpoints:
     for prompt in prompts(original):
         wanted = logits(expected, prompt)
         same = compare(wanted, logits(found, prompt))
-        assert same.relative < 1e-5, prompt.kind
-        assert same.top1_agreement == 1, prompt.kind
-        assert same.kl_mean < 1e-6, prompt.kind
-        assert compare(logits(original, prompt), wanted).relative > 0.02, prompt.kind
-        kinds.append(prompt.kind)
+        assert same.relative < 1e-5, prompt.bucket
+        assert same.top1_agreement == 1, prompt.bucket
+        assert same.kl_mean < 1e-6, prompt.bucket
+        assert compare(logits(original, prompt), wanted).relative > 0.02, prompt.bucket
+        kinds.append(prompt.bucket)
     media = {"moe": ["image"], "dense": ["image"], "unified": ["image", "audio"], "e2b": ["image", "audio"]}
     assert kinds == (["draft", "state"] if "assistant" in family else ["text", *media.get(family, [])])
 
@@ -159,7 +160,7 @@ def test_bf16_models_agree_too(dense: Path, tmp_path: Path) -> None:
     packed = write_packed(dense, tmp_path / "packed")
     expected, found = reload.dequantized(dense, packed, "bfloat16"), reload.reload(packed, "bfloat16")
     for prompt in prompts(expected):
-        assert torch.equal(logits(expected, prompt), logits(found, prompt)), prompt.kind
+        assert torch.equal(logits(expected, prompt), logits(found, prompt)), prompt.bucket
 
 
 def test_packed_keys_of_shared_layers_have_no_place_and_do_no_harm(e2b: Path, tmp_path: Path) -> None:

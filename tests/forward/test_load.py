@@ -10,13 +10,13 @@ from conftest import Checkpoints
 from helpers.conversions import quantized
 from helpers.damage import Tensors, edit_config, rewrite
 from helpers.dialect_sources import cases, with_shared_kv, write
+from helpers.prompts import logits, prompts
 
 from g4convert.demo import Family
 from g4convert.demo.reload import reload
 from g4convert.errors import GateError, InputError, UsageError
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.models import Model, model_class, quiet_transformers
-from g4convert.forward.probe import logits, prompts
 
 TEXT = "model.language_model"
 LAYER = f"{TEXT}.layers.0"
@@ -47,7 +47,7 @@ def test_a_plain_checkpoint_loads_as_transformers_loads_it(
     assert found.dtype is expected.dtype
     assert found.generation_config.to_dict() == expected.generation_config.to_dict()
     for prompt in prompts(expected):
-        assert torch.equal(logits(expected, prompt), logits(found, prompt)), prompt.kind
+        assert torch.equal(logits(expected, prompt), logits(found, prompt)), prompt.bucket
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -14,15 +14,16 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 from conftest import Checkpoints
 from helpers.conversions import quantized, stored
 from helpers.damage import PARTS, STATIC, Tensors, damaged, rewrite, unpack
+from helpers.prompts import logits, prompts
 
 from g4convert.demo import Family
 from g4convert.demo import reload as second_opinion
+from g4convert.demo.comparison import compare
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.forward import experts, modules
 from g4convert.forward.experts import IMPLEMENTATION
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.modules import PackedWeight, W4A16Linear, packed_linear
-from g4convert.forward.probe import compare, logits, prompts
 
 LAYER = "model.language_model.layers.0"
 
@@ -94,7 +95,7 @@ def test_a_linear_multiplies_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_packed_path_gives_the_logits_of_dense_weights(family: Family, packed: Packed) -> None:
     dense, words = load(packed(family), packed=False), load(packed(family))
     for prompt in prompts(dense):
-        assert compare(logits(dense, prompt), logits(words, prompt)).relative < 1e-5, prompt.kind
+        assert compare(logits(dense, prompt), logits(words, prompt)).relative < 1e-5, prompt.bucket
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -108,7 +109,7 @@ def test_dense_weights_are_those_of_the_second_opinion(
     exact = dtype == "bfloat16" or family is not Family.MOE
     for prompt in prompts(expected):
         one, other = logits(expected, prompt), logits(found, prompt)
-        assert torch.equal(one, other) if exact else compare(one, other).relative < 2e-2, prompt.kind
+        assert torch.equal(one, other) if exact else compare(one, other).relative < 2e-2, prompt.bucket
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_other_recipes(family: str, options: dict[str, Any], packed: Packed) -> 
     dense, words = load(directory, packed=False), load(directory)
     assert any(isinstance(module, W4A16Linear) for module in words.modules()) or options == {"pack": ["experts"]}
     for prompt in prompts(dense):
-        assert compare(logits(dense, prompt), logits(words, prompt)).relative < 1e-5, prompt.kind
+        assert compare(logits(dense, prompt), logits(words, prompt)).relative < 1e-5, prompt.bucket
 
 
 def test_weights_stay_packed(packed: Packed) -> None:

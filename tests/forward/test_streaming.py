@@ -1,8 +1,7 @@
 """A model of which only the part that runs is in memory: the same bits, and each part read once for all probes."""
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -11,13 +10,14 @@ import pytest
 import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized
+from helpers.prompts import output_of, prompts, whole
 
 from g4convert import devices
 from g4convert.demo import Family
 from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.models import Model, cache_name
-from g4convert.forward.probe import Prompt, prompts
+from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import run_together, stream_of
 
 
@@ -61,9 +61,9 @@ def is_mapped(tensor: torch.Tensor) -> bool:
     return False
 
 
-def forward(model: Model, prompt: Prompt) -> torch.Tensor:
+def forward(model: Model, probe: Probe) -> torch.Tensor:
     with torch.no_grad():
-        output: torch.Tensor = model(**prompt.arguments, use_cache=False)[prompt.output]
+        output: torch.Tensor = model(**probe.arguments, use_cache=False)[output_of(probe)]
     return output
 
 
@@ -105,7 +105,7 @@ def test_streamed_is_resident_and_each_part_is_read_once(
     assert stream.live is None
     assert live_layers(streamed) == []
     for prompt in probes:  # and alone
-        assert torch.equal(forward(resident, prompt), forward(streamed, prompt)), prompt.kind
+        assert torch.equal(forward(resident, prompt), forward(streamed, prompt)), prompt.bucket
     assert stream.live is None
 
 
@@ -124,7 +124,7 @@ def test_a_batch_with_padding_on_the_left(attention: str, moe: Path) -> None:
     mask[0, :7], mask[2, :30] = 0, 0
     for model in (resident, streamed):
         model.set_attn_implementation(attention)
-    prompt = Prompt("batch", {"input_ids": ids, "attention_mask": mask})
+    prompt = whole("batch", {"input_ids": ids, "attention_mask": mask})
     assert torch.equal(forward(resident, prompt), forward(streamed, prompt))
 
 
@@ -249,7 +249,7 @@ def test_results_keep_their_order(unified: Path) -> None:
     model = load(unified, memory="stream")
     probes = prompts(model)
     kinds = run_all(ModelCandidate(model, inside=False), probes, lambda prompt, out: (prompt, out.logits.shape[0]))
-    assert [(prompt.kind, rows) for prompt, rows in kinds] == [("text", 40), ("image", 48), ("audio", 62)]
+    assert [(prompt.bucket, rows) for prompt, rows in kinds] == [("text", 40), ("image", 48), ("audio", 62)]
 
 
 def test_a_candidate_shows_what_happens_inside(moe: Path) -> None:
@@ -286,12 +286,11 @@ def test_any_function_is_a_candidate(moe: Path) -> None:
     assert found.raw_logits is None
 
 
-@dataclass(frozen=True)
-class Counted:
-    """A prompt of which a few rows count."""
-
-    arguments: Mapping[str, torch.Tensor]
-    scored: torch.Tensor
+def counting(probe: Probe, *rows: int) -> Probe:
+    """The probe, of which a few rows count."""
+    response = torch.zeros_like(probe.response).flatten()
+    response[[*rows]] = True
+    return replace(probe, response=response.view(probe.response.shape), targets=probe.targets[[*rows]])
 
 
 @pytest.mark.parametrize("memory", ["resident", "stream"])
@@ -299,13 +298,13 @@ def test_the_head_works_on_the_rows_that_count(memory: str, moe: Path) -> None:
     model = load(moe, memory=memory)
     seen = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, output: seen.append(output.shape[-2]))
-    asked = [Counted(prompt.arguments, torch.tensor([3, 7, number])) for number, prompt in enumerate(prompts(model), 8)]
-    whole = run_all(ModelCandidate(model), prompts(model))
+    asked = [counting(prompt, 3, 7, number) for number, prompt in enumerate(prompts(model), 8)]
+    every = run_all(ModelCandidate(model), prompts(model))
     found = run_all(ModelCandidate(model), asked)
     assert seen
     assert sum(seen) == 0  # in a forward it has none: logits are made of the states, some rows at a time
     assert [len(one.logits) for one in found] == [3] * len(asked)
-    for one, other, prompt in zip(whole, found, asked, strict=True):
+    for one, other, prompt in zip(every, found, asked, strict=True):
         assert torch.allclose(one.logits[prompt.scored], other.logits, atol=1e-5)
         assert torch.allclose(one.raw_logits[prompt.scored], other.raw_logits, atol=1e-5)
         assert torch.equal(one.layers["layers.2"], other.layers["layers.2"])
@@ -314,10 +313,9 @@ def test_the_head_works_on_the_rows_that_count(memory: str, moe: Path) -> None:
 def test_of_a_function_the_rows_that_count_are_taken(moe: Path) -> None:
     model = load(moe)
     (prompt, *_) = prompts(model)
-    scored = torch.tensor([1, 5])
-    whole = ModelCandidate(model).run(prompt).logits
-    found = ModelCandidate(lambda **arguments: model(**arguments).logits).run(Counted(prompt.arguments, scored))
-    assert torch.equal(found.logits, whole[scored])
+    every = ModelCandidate(model).run(prompt).logits
+    found = ModelCandidate(lambda **arguments: model(**arguments).logits).run(counting(prompt, 1, 5))
+    assert torch.equal(found.logits, every[[1, 5]])
 
 
 def test_a_fault_planted_in_a_candidate_shows(moe: Path) -> None:

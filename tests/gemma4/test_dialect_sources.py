@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import Checkpoints
 from helpers.dialect_sources import DIALECTS, cases, with_shared_kv, write
+from helpers.prompts import logits, prompts
 from safetensors.torch import load_file
 
 from g4convert.demo import reload
-from g4convert.forward.probe import logits, prompts
 
 SPLITTING = {"per expert", "moe.experts per expert"}
 ADDING = {"short embedders", "tied head", "rotary buffers"}

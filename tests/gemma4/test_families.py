@@ -22,14 +22,15 @@ from conftest import Checkpoints
 from helpers import golden
 from helpers.conversions import quantized, same_bits, shards, stored
 from helpers.dialect_sources import cases, with_shared_kv, write
+from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import Summary
 from g4convert.demo import Family
+from g4convert.demo.comparison import compare
 from g4convert.demo.reload import dequantized, reload
 from g4convert.errors import InputError, UsageError
-from g4convert.forward.probe import compare, logits, prompts
 from g4convert.planning.recipe import DEFAULT, shipped
 
 RECIPES = sorted(name for name, recipe in shipped().items() if not recipe.is_calibrated)
@@ -77,7 +78,7 @@ def converted(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
 def source_logits(directory: Path) -> dict[str, torch.Tensor]:
     """Logits of an unquantized checkpoint for every prompt."""
     model = reload(directory)
-    return {prompt.kind: logits(model, prompt) for prompt in prompts(model)}
+    return {prompt.bucket: logits(model, prompt) for prompt in prompts(model)}
 
 
 def check_logits(source: Path, output: Path) -> list[str]:
@@ -86,9 +87,9 @@ def check_logits(source: Path, output: Path) -> list[str]:
     asked = prompts(found)
     for prompt in asked:
         difference = compare(logits(expected, prompt), logits(found, prompt))
-        assert difference.relative <= 1e-5, prompt.kind
-        assert difference.top1_agreement == 1, prompt.kind
-    return [prompt.kind for prompt in asked]
+        assert difference.relative <= 1e-5, prompt.bucket
+        assert difference.top1_agreement == 1, prompt.bucket
+    return [prompt.bucket for prompt in asked]
 
 
 @pytest.mark.parametrize(("family", "recipe"), APPLYING)
@@ -117,7 +118,7 @@ def test_quantization_shows_in_the_logits(family: Family, converted: Converted, 
     output, _ = converted(family)
     model = reload(output)
     for prompt in prompts(model):
-        before = source_logits(checkpoints(family))[prompt.kind]
+        before = source_logits(checkpoints(family))[prompt.bucket]
         assert compare(before, logits(model, prompt)).relative > 0.01
 
 

@@ -7,6 +7,7 @@ check says in detail is tested beside it; here is one row for each accident, fro
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,8 +21,11 @@ from g4convert.report import Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification import gates
 from g4convert.verification.logits.judge import Judged, Models, check_logits
-from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.probes.suite import make_probes
 from g4convert.verification.run import verify
+
+if TYPE_CHECKING:
+    from g4convert.forward.probe import Probe
 
 __all__ = ["written"]  # a fixture
 

@@ -19,9 +19,10 @@ from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
 from g4convert.forward.media import call
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
 from g4convert.verification.probes.answers import with_answers
-from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.probes.suite import make_probes
 
 LEARNED = (
     *("total", "compare", "weather", "time"),

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Severity
 from g4convert.verification.engine.prompts import Refused, Started
 from g4convert.verification.engine.scores import Parity
 from g4convert.verification.gates import Profile, judge
 from g4convert.verification.logits.noise import floor
-from g4convert.verification.probes.suite import Probe
 
 __all__ = ["Measured", "judged_parity", "not_covered", "not_started", "of_refusals", "of_start"]
 

@@ -27,9 +27,10 @@ import torch
 
 from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.errors import GateError
-from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs
+from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs, run_all
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Severity
 from g4convert.request import EngineName, Request
 from g4convert.verification import gates
@@ -46,12 +47,12 @@ from g4convert.verification.engine.scores import Parity, Sums
 from g4convert.verification.engine.sglang import sglang
 from g4convert.verification.engine.vllm import look_for_vllm, vllm
 from g4convert.verification.logits.judge import Judged
-from g4convert.verification.logits.kept import Kept, run_each
+from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.level import conversations
 from g4convert.verification.logits.noise import EPSILON, noisy
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import decoder_layers, like
-from g4convert.verification.probes.suite import Probe, digest, make_probes
+from g4convert.verification.probes.suite import digest, make_probes
 
 __all__ = ["check_engine", "counted", "joined", "look_for_engine", "run_engine"]
 
@@ -244,7 +245,7 @@ class _Comparing:
         def keep(probe: Probe, outputs: Outputs) -> Kept:
             return Kept.of(probe, outputs, inside=False)
 
-        found = run_each(reference, self.probes, keep)
+        found = run_all(reference, self.probes, keep)
         return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
 
     def _against(self, kept: Mapping[str, Kept], candidate: Candidate, probes: Sequence[Probe]) -> Parity:
@@ -253,7 +254,7 @@ class _Comparing:
         def add(probe: Probe, outputs: Outputs) -> None:
             sums.add_outputs(probe, kept[probe.name], outputs, self.top)
 
-        run_each(candidate, probes, add)
+        run_all(candidate, probes, add)
         return sums.parity()
 
     @contextmanager

@@ -16,7 +16,8 @@ import torch
 
 from g4convert.forward.candidate import Outputs
 from g4convert.forward.logits import Page, pieces
-from g4convert.verification.logits.kept import Kept, Rows
+from g4convert.forward.probe import Probe
+from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.pairs import likeliest
 from g4convert.verification.logits.scores import TokenScores, TopLogits, summed, tail_kl
@@ -68,7 +69,7 @@ class Sums:
         self._page = Page()
         self._rows: dict[str, list[tuple[TokenScores, torch.Tensor]]] = {_ALL: []}
 
-    def add(self, probe: Rows, reference: Kept, answer: TopLogits) -> None:
+    def add(self, probe: Probe, reference: Kept, answer: TopLogits) -> None:
         """Take in one probe.
 
         Args:
@@ -89,7 +90,7 @@ class Sums:
         for name in (_ALL, probe.bucket):
             self._rows.setdefault(name, []).append((scores, spread))
 
-    def add_outputs(self, probe: Rows, reference: Kept, outputs: Outputs, top: int) -> None:
+    def add_outputs(self, probe: Probe, reference: Kept, outputs: Outputs, top: int) -> None:
         """Take in a model's logits as if an engine had answered so; `top` as an engine was asked for, -1 for all."""
         rows = outputs.rows
         self.add(probe, reference, likeliest(rows, probe.targets, top if top > 0 else rows.width))

@@ -21,8 +21,8 @@ import torch
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.logits import Given, Page, joined, whole
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.verification.logits import inputs
-from g4convert.verification.logits.kept import Rows
 from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits, decoder_layers, label, roots
 
@@ -124,7 +124,7 @@ class Blame:
         return base | {"compared": self.compared, "rows": rows}
 
 
-def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Rows], *, limit: float) -> Examined:
+def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe], *, limit: float) -> Examined:
     """Give every module of a candidate the inputs of its namesake in the reference.
 
     Args:
@@ -148,7 +148,7 @@ def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequen
 def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two limits
     reference: ModelCandidate,
     candidate: ModelCandidate,
-    probes: Sequence[Rows],
+    probes: Sequence[Probe],
     examined: Examined,
     *,
     limit: float,
@@ -205,7 +205,7 @@ def _widely(
 class _Measure:
     """KL to the reference on the chosen probes, with something of the candidate changed."""
 
-    def __init__(self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Rows]) -> None:
+    def __init__(self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe]) -> None:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes

@@ -31,14 +31,14 @@ from safetensors.torch import save
 from g4convert import __version__
 from g4convert.checkpoint.header import parse_object, read_header
 from g4convert.errors import FormatError, InputError
-from g4convert.forward.candidate import Candidate, Outputs
+from g4convert.forward.candidate import Candidate, Outputs, run_all
 from g4convert.forward.logits import Given
 from g4convert.forward.models import Config
+from g4convert.forward.probe import Probe
 from g4convert.verification.logits.intact import DIGEST, MOST_PROBES, digest, faults_of, misfits
-from g4convert.verification.logits.kept import Kept, Projection, States, run_each
+from g4convert.verification.logits.kept import Kept, Projection, States
 from g4convert.verification.logits.metrics import METRICS_VERSION
 from g4convert.verification.logits.scores import TopLogits
-from g4convert.verification.probes.suite import Probe
 
 __all__ = ["FULL_VOCABULARY", "TOP", "Captured", "capture"]
 
@@ -161,7 +161,7 @@ def capture(
         kept = Kept.of(probe, outputs, projection=projection, top=top)
         return kept if top else replace(kept, logits=Given(outputs.logits.clone(), outputs.raw_logits))
 
-    kept = run_each(candidate, probes, keep)
+    kept = run_all(candidate, probes, keep)
     tensors: dict[str, torch.Tensor] = {}
     described = []
     for number, (probe, one) in enumerate(zip(probes, kept, strict=True)):

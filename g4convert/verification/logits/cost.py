@@ -16,9 +16,9 @@ import torch
 
 from g4convert.forward.logits import PIECE
 from g4convert.forward.models import Config, Model
+from g4convert.forward.probe import Probe
 from g4convert.progress import peak_memory
 from g4convert.quantities import duration, size
-from g4convert.verification.probes.suite import Probe
 
 __all__ = ["Cost"]
 

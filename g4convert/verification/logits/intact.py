@@ -13,9 +13,9 @@ from xxhash import xxh3_128
 
 from g4convert.forward.logits import Given
 from g4convert.forward.models import Config
+from g4convert.forward.probe import Probe
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.scores import TopLogits
-from g4convert.verification.probes.suite import Probe
 
 __all__ = ["DIGEST", "MOST_PROBES", "digest", "faults_of", "misfits"]
 

@@ -20,21 +20,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from g4convert.forward.candidate import Candidate, Outputs
+from g4convert.forward.candidate import Candidate, Outputs, run_all
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
 from g4convert.report import Finding
 from g4convert.verification.gates import Profile, judge
 from g4convert.verification.logits.advice import with_advice
 from g4convert.verification.logits.capture import Captured
-from g4convert.verification.logits.kept import Kept, Projection, run_each
+from g4convert.verification.logits.kept import Kept, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, METRICS_VERSION, Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, Floor, floor, noisy
 from g4convert.verification.logits.pairs import Pair, score_pairs
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import decoder_layers, like
 from g4convert.verification.logits.trace import Models, dtype_name, trace
-from g4convert.verification.probes.suite import Probe, digest
+from g4convert.verification.probes.suite import digest
 
 __all__ = ["Judged", "Models", "check_logits"]
 
@@ -95,7 +96,7 @@ class _Passes:
             return Kept.of(probe, outputs, projection=self.projection, inside=inside)
 
         self.progress.step(f"running: {name}", sum(probe.response.numel() for probe in self.probes), "tokens")
-        found = run_each(candidate, probes or self.probes, keep)
+        found = run_all(candidate, probes or self.probes, keep)
         self.kept[name] = {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
         if against is not None:
             self.comparisons[against, name] = comparison

@@ -11,60 +11,19 @@ the mean of many), and equal states have equal projections.
     routers      int64 [t, k]
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self, TypeVar, cast
+from typing import Final, Self
 
 import torch
 
-from g4convert.forward.candidate import Candidate, Outputs, run_all
+from g4convert.forward.candidate import Outputs
 from g4convert.forward.logits import Logits
+from g4convert.forward.probe import Probe
 from g4convert.verification.logits.pairs import likeliest
 from g4convert.verification.logits.scores import TopLogits
 
-__all__ = ["NOTHING", "Kept", "Projection", "Rows", "States", "run_each"]
-
-P = TypeVar("P", bound="Rows")
-T = TypeVar("T")
-
-
-class Rows(Protocol):
-    """Rows of a probe's outputs that count, and their purpose; see `g4convert.verification.probes.suite.Probe`."""
-
-    @property
-    def name(self) -> str:
-        """Unlike any other probe's."""
-        ...
-
-    @property
-    def bucket(self) -> str:
-        """Kind of the probe."""
-        ...
-
-    @property
-    def arguments(self) -> Mapping[str, object]:
-        """Keyword arguments of a forward."""
-        ...
-
-    @property
-    def scored(self) -> torch.Tensor:
-        """int64 [n]: rows of the logits that predict a response token."""
-        ...
-
-    @property
-    def targets(self) -> torch.Tensor:
-        """int64 [n]: those tokens."""
-        ...
-
-    @property
-    def sequences(self) -> torch.Tensor:
-        """int64 [n]: which sequence of the batch each belongs to."""
-        ...
-
-    @property
-    def attended(self) -> torch.Tensor:
-        """Rows that are not padding, bool [t]."""
-        ...
+__all__ = ["NOTHING", "Kept", "Projection", "States"]
 
 
 class Projection:
@@ -101,7 +60,7 @@ class States:
     routers: Mapping[str, torch.Tensor]
 
     @classmethod
-    def of(cls, probe: Rows, outputs: Outputs, projection: Projection | None) -> Self:
+    def of(cls, probe: Probe, outputs: Outputs, projection: Projection | None) -> Self:
         """Those of one probe's outputs; None keeps states whole."""
         attended = probe.attended
 
@@ -129,7 +88,7 @@ class Kept:
     @classmethod
     def of(
         cls,
-        probe: Rows,
+        probe: Probe,
         outputs: Outputs,
         *,
         projection: Projection | None = None,
@@ -149,14 +108,3 @@ class Kept:
         if top:
             return cls(likeliest(outputs.rows, probe.targets, top), states)
         return cls(outputs.rows, states)
-
-
-def run_each(candidate: Candidate, probes: Sequence[P], keep: Callable[[P, Outputs], T]) -> list[T]:
-    """`run_all`, for probes of one type.
-
-    Args:
-        candidate: model to run.
-        probes: probes to run it on.
-        keep: function applied to each output, as soon as it is there.
-    """
-    return run_all(candidate, cast("Any", probes), cast("Any", keep))

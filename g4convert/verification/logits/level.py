@@ -19,6 +19,7 @@ from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.misfits import Unfit
 from g4convert.forward.models import Model, quiet_transformers
+from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture
 from g4convert.progress import Quiet
@@ -32,7 +33,7 @@ from g4convert.verification.logits.judge import Judged, Models, check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.probes.answers import with_answers
 from g4convert.verification.probes.media import MEDIA
-from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.probes.suite import make_probes
 
 __all__ = ["conversations", "run_logits", "store_reference"]
 

@@ -20,7 +20,8 @@ from typing import Any, Final
 import torch
 
 from g4convert.forward.candidate import Outputs
-from g4convert.verification.logits.kept import Kept, Projection, Rows, States
+from g4convert.forward.probe import Probe
+from g4convert.verification.logits.kept import Kept, Projection, States
 from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.scores import TokenScores, TopLogits
 from g4convert.verification.logits.states import RouterMetrics, RouterSums, StateMetrics, StateSums, add_states
@@ -140,7 +141,7 @@ class Comparison:
         self._next_sequence = 0
         self._lower_bound = False
 
-    def add(self, probe: Rows, reference: Kept, outputs: Outputs) -> None:
+    def add(self, probe: Probe, reference: Kept, outputs: Outputs) -> None:
         """Take in one probe.
 
         Args:
@@ -153,7 +154,7 @@ class Comparison:
             self.add_scores(probe, scores, lower_bound=isinstance(reference.logits, TopLogits))
         self.add_states(probe, reference, outputs)
 
-    def add_states(self, probe: Rows, reference: Kept, outputs: Outputs) -> None:
+    def add_states(self, probe: Probe, reference: Kept, outputs: Outputs) -> None:
         """Take in the hidden states and choices of one probe; its scores are added apart."""
         expected, found = reference.states, States.of(probe, outputs, self._projection)
         add_states(self._layers, expected.layers, found.layers)
@@ -162,7 +163,7 @@ class Comparison:
             if name in found.routers:
                 self._routers.setdefault(name, RouterSums(self._experts)).add(chosen, found.routers[name])
 
-    def add_scores(self, probe: Rows, scores: TokenScores, *, lower_bound: bool) -> None:
+    def add_scores(self, probe: Probe, scores: TokenScores, *, lower_bound: bool) -> None:
         """Take in the scores of one probe's rows; of an engine there is nothing else.
 
         Args:

@@ -25,8 +25,9 @@ import torch
 from torch.nn import functional
 
 from g4convert.devices import device_of
-from g4convert.forward.candidate import ModelCandidate, ProbeLike
+from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Severity
 from g4convert.verification.logits.states import StateSums, decibels
 from g4convert.verification.logits.teacher import decoder_layers, label, like
@@ -108,7 +109,7 @@ def activation_answers(reference: Model, candidate: Model, *, dtype: torch.dtype
 
 
 def check_activations(
-    reference: ModelCandidate, candidate: ModelCandidate, probe: ProbeLike, *, limit: float
+    reference: ModelCandidate, candidate: ModelCandidate, probe: Probe, *, limit: float
 ) -> Iterator[Finding]:
     """Probe the gated modules of all decoder layers.
 

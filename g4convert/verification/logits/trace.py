@@ -14,6 +14,7 @@ import torch
 
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.report import Finding, Severity
 from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Blamed, Examined, blame, examine
@@ -23,7 +24,6 @@ from g4convert.verification.logits.metrics import Metrics
 from g4convert.verification.logits.modules import check_activations, check_embedders, check_poolers
 from g4convert.verification.logits.teacher import culprits, label
 from g4convert.verification.probes.answers import decode_equals_prefill
-from g4convert.verification.probes.suite import Probe
 
 __all__ = ["Models", "dtype_name", "trace"]
 

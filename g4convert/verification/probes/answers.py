@@ -17,7 +17,8 @@ from g4convert.forward.conversations import placeholders
 from g4convert.forward.greedy import ends
 from g4convert.forward.media import call
 from g4convert.forward.models import Model, cache_name
-from g4convert.verification.probes.suite import Probe, left_padded
+from g4convert.forward.probe import Probe
+from g4convert.verification.probes.suite import left_padded
 
 __all__ = ["decode_equals_prefill", "with_answers"]
 

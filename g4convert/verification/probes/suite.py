@@ -11,96 +11,27 @@ after `answers.with_answers`. In plain text for a base model every token counts.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import Conversation, Frame, frame_of
 from g4convert.forward.models import Config, Model
-from g4convert.forward.probe import prompts
+from g4convert.forward.probe import Probe
 from g4convert.suggestions import no_such
 from g4convert.verification.probes.bundled import BUCKETS, bundled, long_conversations
+from g4convert.verification.probes.drafts import draft_probe
 from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompts, placed
 
-__all__ = ["KINDS", "Probe", "digest", "left_padded", "make_probes"]
+__all__ = ["KINDS", "digest", "left_padded", "make_probes"]
 
 KINDS = (*BUCKETS, "long", "batch", *MEDIA, "draft")
 """Buckets of probes; a model gets those that it has a way in for."""
 
 _BATCH = ("harbour", "train", "greek_count")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """One forward call and the predictions that count; tensors are not to be changed.
-
-    Shapes: b rows, t tokens, n predictions that count.
-    """
-
-    name: str
-    bucket: str
-    arguments: Mapping[str, Any]
-    """Keyword arguments of the model's forward, on the CPU; see `forward.media.call` for videos."""
-    response: torch.Tensor
-    """bool [b, t]: logits at this position predict a token of the answer."""
-    targets: torch.Tensor
-    """int64 [n]: those tokens, row by row."""
-
-    @classmethod
-    def of(cls, name: str, bucket: str, arguments: Mapping[str, Any], answers: torch.Tensor) -> "Probe":
-        """A probe of token ids.
-
-        Args:
-            name: unlike any other's.
-            bucket: one of `KINDS`, or the user's.
-            arguments: with `input_ids` [b, t].
-            answers: bool [b, t], tokens that are part of an answer; none may be the first of its row.
-        """
-        response = answers.roll(-1, dims=1)
-        return cls(name, bucket, arguments, response, arguments["input_ids"].roll(-1, dims=1)[response])
-
-    def thinned(self, most: int) -> "Probe":
-        """Return the probe with at most so many predictions that count, evenly taken from all."""
-        count = len(self.targets)
-        if count <= most:
-            return self
-        chosen = torch.linspace(0, count - 1, most).round().long()
-        response = torch.zeros_like(self.response).flatten()
-        response[self.scored[chosen]] = True
-        return replace(self, response=response.view(self.response.shape), targets=self.targets[chosen])
-
-    def begun(self, tokens: int) -> "Probe":
-        """Its first tokens; of a batch, or one with media or no answer among these, all of it."""
-        if (
-            self.arguments.keys() != {"input_ids"}
-            or len(self.response) > 1
-            or not bool(self.response[:, :tokens].any())
-        ):
-            return self
-        response = self.response[:, :tokens]
-        arguments = {"input_ids": self.arguments["input_ids"][:, :tokens]}
-        return replace(self, arguments=arguments, response=response, targets=self.targets[: int(response.sum())])
-
-    @property
-    def scored(self) -> torch.Tensor:
-        """int64 [n]: the rows that count, in logits flattened to [b * t, vocabulary]."""
-        return self.response.flatten().nonzero().flatten()
-
-    @property
-    def sequences(self) -> torch.Tensor:
-        """int64 [n]: which row of the batch each of them belongs to."""
-        return self.scored // self.response.shape[1]
-
-    @property
-    def attended(self) -> torch.Tensor:
-        """Mask of the b * t rows that are not padding, bool [b * t]."""
-        mask = self.arguments.get("attention_mask")
-        return torch.ones(self.response.numel(), dtype=torch.bool) if mask is None else mask.bool().flatten()
 
 
 def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
@@ -131,7 +62,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
         raise no_such("kind of probe", unknown[0], KINDS)
     config: Config = getattr(model, "config", model)
     if config.model_type.endswith("assistant"):
-        return _drafts(model, seed)
+        return (draft_probe(model, seed=seed),)
     frame = frame_of(directory, config)
     if conversations is None:
         chosen = _within([entry for entry in bundled() if entry.bucket in wanted], frame, tokens)
@@ -215,12 +146,3 @@ def _within(conversations: Sequence[Conversation], frame: Frame, tokens: int | N
                 chosen.append(entry)
                 tokens -= length
     return chosen
-
-
-def _drafts(model: Model, seed: int) -> tuple[Probe, ...]:
-    """An assistant's probe; which token it should have drafted is not known, so targets are arbitrary."""
-    prompt = prompts(model, seed=seed)[0]
-    rows, length = prompt.arguments["inputs_embeds"].shape[:2]
-    vocab_size = model.config.get_text_config().vocab_size
-    targets = torch.randint(vocab_size, (rows * length,), generator=torch.Generator().manual_seed(seed))
-    return (Probe("draft", "draft", prompt.arguments, torch.ones(rows, length, dtype=torch.bool), targets),)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given
+from g4convert.forward.probe import Probe
 from g4convert.report import Severity
 from g4convert.request import EngineName, Level, Request
 from g4convert.verification import gates
@@ -26,7 +27,7 @@ from g4convert.verification.engine.prompts import Refused, Unfilled, prompts_of
 from g4convert.verification.engine.scores import Parity, Sums, score_answer
 from g4convert.verification.logits.kept import NOTHING, Kept
 from g4convert.verification.logits.scores import TopLogits, score, top_logits
-from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.probes.suite import make_probes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,10 +10,11 @@ from torch.nn import functional
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.models import Model
+from g4convert.forward.probe import Probe
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Examined, blame, examine
 from g4convert.verification.logits.teacher import culprits, decoder_layers, label, roots
-from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.probes.suite import make_probes
 
 LIMIT = LIMITS["float32"]
 Fault = Callable[[Model], None]

@@ -11,11 +11,12 @@ from g4convert.errors import InputError
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given
+from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.kept import Kept, run_each
 from g4convert.verification.logits.metrics import Comparison, Metrics
-from g4convert.verification.probes.suite import Probe, digest, make_probes
+from g4convert.verification.probes.suite import digest, make_probes
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from g4convert.errors import FormatError, InputError
 from g4convert.forward.candidate import Outputs
 from g4convert.forward.logits import Given
+from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.intact import DIGEST, digest
-from g4convert.verification.probes.suite import Probe
 
 FACTS = "g4convert_reference"
 Tensors = dict[str, torch.Tensor]

@@ -10,6 +10,7 @@ import torch
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given, Head, Made, Page
+from g4convert.forward.probe import Probe
 from g4convert.report import Report
 from g4convert.verification import gates
 from g4convert.verification.logits import scores
@@ -18,7 +19,7 @@ from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, M
 from g4convert.verification.logits.pairs import score_pairs
 from g4convert.verification.logits.scores import TokenScores, cosine, score, score_top, top_logits
 from g4convert.verification.logits.states import RouterSums, StateSums
-from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.probes.suite import make_probes
 
 VOCABULARY = 50
 

@@ -8,12 +8,13 @@ import torch
 
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
+from g4convert.forward.probe import Probe
 from g4convert.verification import gates
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, floor, noisy, worse
 from g4convert.verification.logits.teacher import decoder_layers
-from g4convert.verification.probes.suite import Probe, make_probes
+from g4convert.verification.probes.suite import make_probes
 
 
 @pytest.fixture(scope="module")
