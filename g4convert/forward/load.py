@@ -51,7 +51,7 @@ _ROWS = 1 << 13  # of a table, compared at once
 
 
 def load(  # noqa: PLR0913 -- what is loaded, and five ways to
-    directory: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Checkpoint,
     *,
     dtype: DTypeName = "float32",
     packed: bool = True,
@@ -63,7 +63,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     """Load a checkpoint, plain or packed, in any dialect that a conversion reads.
 
     Args:
-        directory: the checkpoint.
+        source: the checkpoint: its directory, or as it is open.
         dtype: dtype of the model; packed scales keep theirs.
         packed: whether packed weights stay packed words, run by `W4A16Linear` and the experts implementation
             `g4_w4a16`; False dequantizes them, in `dtype`. Without effect on plain weights.
@@ -86,7 +86,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
         raise no_such("dtype", dtype, _DTYPES)
     if memory not in get_args(Memory):
         raise no_such("memory", memory, get_args(Memory))
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     architecture = Architecture.from_config(checkpoint.config)
     infos = checkpoint.infos
     if decoder_only and architecture.is_composite:

@@ -92,14 +92,14 @@ def verify(
     if out is not None and Level.LOGITS in later:
         from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
 
-        judged = run_logits(asked, say=say, progress=progress, candidate=candidate)
+        judged = run_logits(asked, out, source, say=say, progress=progress, candidate=candidate)
         findings += judged.findings
         metrics |= judged.metrics
         ran += [Level.LOGITS] if judged.metrics else []
     if out is not None and Level.ENGINE in later:
         from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
 
-        served = run_engine(asked, say=say)
+        served = run_engine(asked, out, say=say)
         findings += served.findings
         metrics |= served.metrics
         ran += [Level.ENGINE] if served.metrics else []

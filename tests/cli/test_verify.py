@@ -254,8 +254,9 @@ def test_an_interrupt_exits_75(
     assert g4convert("verify", text_out[1]).status == 75
 
 
+@pytest.mark.parametrize("level", ["weights", "logits"])
 def test_each_directory_is_opened_once(
-    text_out: tuple[Path, Path], g4convert: Program, monkeypatch: pytest.MonkeyPatch
+    level: str, text_out: tuple[Path, Path], prompts: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
     original = Checkpoint.open
@@ -266,7 +267,9 @@ def test_each_directory_is_opened_once(
 
     monkeypatch.setattr(Checkpoint, "open", counted)
     source, out = text_out
-    assert g4convert("verify", out, "--reference", source, "--level", "weights").status == 0
+    mine = ("--prompts", prompts) if level == "logits" else ()
+    ran = g4convert("verify", out, "--reference", source, "--level", level, *mine)
+    assert ran.out.splitlines()[0].endswith(level)
     assert sorted(opened) == sorted([source, out])
 
 

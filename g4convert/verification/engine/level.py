@@ -25,6 +25,7 @@ from typing import Final
 
 import torch
 
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.errors import GateError
 from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs, run_all
@@ -77,11 +78,12 @@ def look_for_engine(asked: Request) -> None:
         look_for_vllm(asked.engine_python)
 
 
-def run_engine(asked: Request, *, say: Say) -> Judged:
+def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
     """Start the engine that is asked for, and judge it.
 
     Args:
-        asked: checkpoint, reference and engine.
+        asked: reference and engine.
+        out: the checkpoint that it serves, as it is open.
         say: told what is done next.
 
     Returns:
@@ -94,7 +96,7 @@ def run_engine(asked: Request, *, say: Say) -> Judged:
     with memory_faults(), _engine(asked) as engine:
         say("engine: loading the dequantized weights")
         try:
-            model = _load(asked, "float32")
+            model = _load(out, asked, "float32")
         except GateError:
             found = "not run: the strict loader refuses the checkpoint"
             remedy = "see the findings of level logits"
@@ -106,7 +108,7 @@ def run_engine(asked: Request, *, say: Say) -> Judged:
         mine = None if asked.prompts is None else conversations(asked.prompts, files)
         probes = [counted(probe) for probe in make_probes(model, files, conversations=mine)]
         with threads_for(model):
-            return check_engine(engine, model, probes, half=lambda: _load(asked, "bfloat16"), say=say)
+            return check_engine(engine, model, probes, half=lambda: _load(out, asked, "bfloat16"), say=say)
 
 
 def check_engine(
@@ -173,10 +175,10 @@ def _engine(asked: Request) -> AbstractContextManager[Engine]:
             return vllm(asked.output, python=asked.engine_python, dtype=asked.dtype, timeout=timeout)
 
 
-def _load(asked: Request, dtype: DTypeName) -> Model:
+def _load(out: Checkpoint, asked: Request, dtype: DTypeName) -> Model:
     memory: Memory = asked.settings.memory.value
     device = torch_device(asked.settings.device)
-    return load(asked.output, dtype=dtype, packed=False, memory=memory, device=device)
+    return load(out, dtype=dtype, packed=False, memory=memory, device=device)
 
 
 def _ask(

@@ -41,8 +41,10 @@ _ANSWER_TOKENS: Final = 32
 """Most tokens of an answer."""
 
 
-def run_logits(
+def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
     asked: Request,
+    out: Checkpoint,
+    source: Checkpoint | None = None,
     *,
     say: Callable[[str], None],
     progress: Quiet | None = None,
@@ -51,7 +53,9 @@ def run_logits(
     """Judge what four bits cost and whether the packed path computes what it says.
 
     Args:
-        asked: checkpoint, reference and way of comparing.
+        asked: way of comparing.
+        out: the output, as it is open.
+        source: the checkpoint it was made of; None for a stored reference, and for parity alone.
         say: told what is done next.
         progress: told how far each step is.
         candidate: gives the path that runs; by default the packed weights in this process.
@@ -69,23 +73,25 @@ def run_logits(
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
-        read = sum(_stored_bytes(one) for one in (asked.output, asked.source) if one is not None)
+        read = sum(_stored_bytes(one) for one in (out, source) if one is not None)
         say(f"logits: loading the models, {size(read)} to read")
         try:
-            dequantized = _load(asked.output, asked, dtype, packed=False)
-            runs = candidate(asked.output) if candidate else _packed(asked, dtype, dequantized)
+            dequantized = _load(out, asked, dtype, packed=False)
+            runs = candidate(out.path) if candidate else ModelCandidate(_load(out, asked, dtype, beside=dequantized))
         except Unfit as refused:
             return Judged(tuple(_refused(refused)), {})
         if stored is not None and asked.reference is not None:
             stored.check_fits(asked.reference, dequantized.config)
-        alone = not Architecture.from_config(Checkpoint.open(asked.output).config).is_composite
+        alone = not Architecture.from_config(out.config).is_composite
         stored, left = _taken(stored, alone=alone)
-        original = _original(asked, dtype, dequantized, alone=alone) if costs else None
-        rounded = None if dtype == "float32" else ModelCandidate(_load(asked.output, asked, "float32", packed=False))
+        original = None
+        if costs and source is not None:  # its text model alone, beside an output that is no more
+            original = ModelCandidate(_load(source, asked, dtype, beside=dequantized, alone=alone))
+        rounded = None if dtype == "float32" else ModelCandidate(_load(out, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
         with threads_for(dequantized):
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
-            told += left or _text_alone(asked, alone=alone)
+            told += left or _text_alone(source, alone=alone)
             running = 2 + sum(one is not None for one in (original, runs, rounded))
             say(f"logits: {Cost.of(dequantized, probes, running).line()}")
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
@@ -111,11 +117,12 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
         conversations(asked.prompts, source)  # whatever is wrong with these is said before anything is loaded
     with memory_faults():
         say("loading the model")
-        model = _load(source, asked, dtype)
+        checkpoint = Checkpoint.open(source)
+        model = _load(checkpoint, asked, dtype)
         probes, _ = _asked(asked, model, None, say, directory=source)
         say("running the model")
         facts = {"dtype": dtype}
-        return capture(ModelCandidate(model), probes, output, source=Checkpoint.open(source).digest(), facts=facts)
+        return capture(ModelCandidate(model), probes, output, source=checkpoint.digest(), facts=facts)
 
 
 def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
@@ -130,24 +137,13 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
     return read_prompts(prompts, chat=frame_of(directory, config).chat)
 
 
-def _stored_bytes(directory: Path) -> int:
+def _stored_bytes(checkpoint: Checkpoint) -> int:
     """Sum the bytes of all tensors of a checkpoint."""
-    return sum(stored.info.nbytes for stored in Checkpoint.open(directory).tensors.values())
-
-
-def _original(asked: Request, dtype: DTypeName, dequantized: Model, *, alone: bool) -> ModelCandidate | None:
-    """The original; its text model alone beside an output that is no more."""
-    if asked.source is None:
-        return None
-    return ModelCandidate(_load(asked.source, asked, dtype, beside=dequantized, alone=alone))
-
-
-def _packed(asked: Request, dtype: DTypeName, dequantized: Model) -> Candidate:
-    return ModelCandidate(_load(asked.output, asked, dtype, beside=dequantized))
+    return sum(stored.info.nbytes for stored in checkpoint.tensors.values())
 
 
 def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
-    directory: Path,
+    checkpoint: Checkpoint,
     asked: Request,
     dtype: DTypeName,
     *,
@@ -157,7 +153,7 @@ def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
 ) -> Model:
     memory: Memory = asked.settings.memory.value
     device = torch_device(asked.settings.device)
-    return load(directory, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=alone, beside=beside)
+    return load(checkpoint, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=alone, beside=beside)
 
 
 def _taken(stored: Captured | None, *, alone: bool) -> tuple[Captured | None, list[Finding]]:
@@ -170,12 +166,11 @@ def _taken(stored: Captured | None, *, alone: bool) -> tuple[Captured | None, li
     return replace(stored, probes=text), [_media(found)]
 
 
-def _text_alone(asked: Request, *, alone: bool) -> list[Finding]:
+def _text_alone(source: Checkpoint | None, *, alone: bool) -> list[Finding]:
     """Return findings where the original takes images or sound and the output does not."""
-    if not alone or asked.source is None:
+    if not alone or source is None or not Architecture.from_config(source.config).is_composite:
         return []
-    source = Architecture.from_config(Checkpoint.open(asked.source).config)
-    return [_media("none: the checkpoint is the text model alone")] if source.is_composite else []
+    return [_media("none: the checkpoint is the text model alone")]
 
 
 def _media(found: str) -> Finding:

@@ -14,6 +14,7 @@ from helpers.served import ModelEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given
@@ -344,7 +345,8 @@ def test_a_drafter_is_not_served_alone(
     from contextlib import nullcontext  # noqa: PLC0415 -- for this test
 
     monkeypatch.setattr("g4convert.verification.engine.level.vllm", lambda *_, **__: nullcontext(None))
-    quantized(checkpoints("assistant"), tmp_path / "out")
-    found = run_engine(Request(tmp_path / "out", engine=EngineName.VLLM), say=lambda _: None)
+    out = tmp_path / "out"
+    quantized(checkpoints("assistant"), out)
+    found = run_engine(Request(out, engine=EngineName.VLLM), Checkpoint.open(out), say=lambda _: None)
     assert [(one.code, one.severity) for one in found.findings] == [("engine.stopped", Severity.INCONCLUSIVE)]
     assert "drafter" in found.findings[0].found
