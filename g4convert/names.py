@@ -9,7 +9,7 @@ that are asked often have keys of the type `str` itself, which are found faster.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 __all__ = ["Name"]
@@ -34,6 +34,11 @@ class Name(str):
     def last(self) -> str:
         """Its last part."""
         return self.rpartition(".")[2]
+
+    def cut(self) -> tuple["Name", str]:
+        """`a.b` and `c`, of `a.b.c`: the owner and the last part."""
+        owner, _, last = self.rpartition(".")
+        return Name(owner), last
 
     @property
     def module(self) -> "Name":
@@ -83,6 +88,17 @@ class Name(str):
     def kind(self) -> "Name":
         """A name that is equal for names that differ in their numbers only: each number is a `*`."""
         return Name(".".join("*" if part.isdigit() else part for part in self.split(".")))
+
+    def unnumbered(self) -> tuple["Name", tuple[str, ...]]:
+        """The name with each number set to 0, and its numbers: `layers.7.norm` is `layers.0.norm` and 7."""
+        parts = self.split(".")
+        numbers = tuple(part for part in parts if part.isdigit())
+        return (Name(".".join("0" if part.isdigit() else part for part in parts)) if numbers else self), numbers
+
+    def numbered(self, numbers: Iterable[str]) -> "Name":
+        """The name with other numbers, in order, as far as they reach."""
+        rest = iter(numbers)
+        return Name(".".join(next(rest, part) if part.isdigit() else part for part in self.split(".")))
 
     def owners(self) -> Iterator["Name"]:
         """`a.b` and `a`, of `a.b.c`."""

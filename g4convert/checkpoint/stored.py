@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Final
 
+from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = ["PackedModule", "StoredScheme", "packed_modules", "stored_scheme", "unreadable"]
@@ -108,7 +109,7 @@ def packed_modules(tensors: Mapping[str, TensorInfo]) -> dict[str, PackedModule]
     """The quantized modules of a checkpoint, by stored path; tensors in none of them are plain."""
     candidates: defaultdict[tuple[str, bool], dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in tensors.items():
-        module, _, part = name.rpartition(".")
+        module, part = Name(name).cut()
         if part in _PARTS:
             candidates[module, False][part] = info
             continue

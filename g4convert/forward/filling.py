@@ -14,6 +14,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import CPU
 from g4convert.forward.models import Model
 from g4convert.forward.pieces import TORCH_DTYPES, Piece, Rows, TensorFiles
+from g4convert.names import Name
 
 __all__ = ["Filling", "filling_of", "put"]
 
@@ -112,14 +113,14 @@ def filling_of(model: Model) -> Filling | None:
 
 def _got(model: Model, name: str) -> torch.Tensor | None:
     """A parameter or buffer of a model."""
-    module, _, leaf = name.rpartition(".")
+    module, leaf = Name(name).cut()
     found: torch.Tensor | None = getattr(model.get_submodule(module), leaf, None)
     return None if found is None else found.detach()
 
 
 def put(model: Model, name: str, tensor: torch.Tensor) -> None:
     """Set a parameter or buffer of a model."""
-    module, _, leaf = name.rpartition(".")
+    module, leaf = Name(name).cut()
     owner = model.get_submodule(module)
     is_parameter = leaf in dict(owner.named_parameters(recurse=False))
     setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)

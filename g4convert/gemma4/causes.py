@@ -51,8 +51,8 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
         return "two copies of one model in one directory, under different names: delete the files of one"
     if kinds == {"unknown"}:
         return _unknown(names, architecture)
-    if kinds == {"missing"} and all(name.rpartition(".")[2] in _BUFFERS for name in names):
-        what = " and ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    if kinds == {"missing"} and all(Name(name).last in _BUFFERS for name in names):
+        what = " and ".join(dict.fromkeys(Name(name).last for name in names))
         return f"{what}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
     if kinds == {"missing"}:
         return _missing_media(set(names), schema)

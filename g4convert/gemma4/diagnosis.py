@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from g4convert.errors import InputError, UnsupportedError
-from g4convert.gemma4.dialects import with_numbers, without_numbers
+from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
 __all__ = ["Neighbours", "quantized_format", "refuse_adapters", "refuse_quantized"]
@@ -94,12 +94,12 @@ class Neighbours:
         self._bodies = bodies
         self._examples: dict[str, str] = {}
         for body in bodies:
-            self._examples.setdefault(without_numbers(body)[0], body)
+            self._examples.setdefault(Name(body).unnumbered()[0], body)
         self._found: dict[str, str | None] = {}
 
     def nearest(self, body: str) -> str | None:
         """The nearest canonical name, with the same numbers where there is one; None where none is near."""
-        kind, numbers = without_numbers(body)
+        kind, numbers = Name(body).unnumbered()
         if kind not in self._found:
             if len(self._found) >= _NEAREST_MOST:
                 return None
@@ -108,4 +108,4 @@ class Neighbours:
         found = self._found[kind]
         if found is None:
             return None
-        return self._bodies.get(with_numbers(found, numbers)) or self._bodies[self._examples[found]]
+        return self._bodies.get(Name(found).numbered(numbers)) or self._bodies[self._examples[found]]

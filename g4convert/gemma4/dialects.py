@@ -11,7 +11,7 @@ limits). An engine may have reordered their rows, and nothing in a header would 
 """
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 __all__ = [
@@ -24,8 +24,6 @@ __all__ = [
     "prefix_habit",
     "prefix_of",
     "spell",
-    "with_numbers",
-    "without_numbers",
 ]
 
 
@@ -154,19 +152,6 @@ class Spelling:
     body: str
     prefix: str
     rules: tuple[Rule, ...]
-
-
-def without_numbers(name: str) -> tuple[str, tuple[str, ...]]:
-    """The kind of a name, each number set to 0, and its numbers: `layers.7.norm` is `layers.0.norm` and 7."""
-    parts = name.split(".")
-    numbers = tuple(part for part in parts if part.isdigit())
-    return (".".join("0" if part.isdigit() else part for part in parts) if numbers else name), numbers
-
-
-def with_numbers(kind: str, numbers: Iterable[str]) -> str:
-    """Put numbers back into a kind, in order, as far as they reach."""
-    rest = iter(numbers)
-    return ".".join(next(rest, part) if part.isdigit() else part for part in kind.split("."))
 
 
 def body_of(name: str) -> str:

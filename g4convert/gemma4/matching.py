@@ -10,8 +10,6 @@ from g4convert.gemma4.dialects import (
     prefix_habit,
     prefix_of,
     spell,
-    with_numbers,
-    without_numbers,
 )
 from g4convert.gemma4.roles import Expected
 from g4convert.gemma4.schema import (
@@ -23,6 +21,7 @@ from g4convert.gemma4.schema import (
     is_derived,
     stacked_experts,
 )
+from g4convert.names import Name
 
 __all__ = ["DialectUse", "Match", "Schema", "match_names"]
 
@@ -114,12 +113,12 @@ def match_names(names: Iterable[str], architecture: Architecture) -> Match:
     derived: list[str] = []
     unknown: dict[str, str] = {}
     bodies = {body_of(name): name for name in schema.names} if strange else {}
-    kinds = frozenset(without_numbers(body)[0] for body in bodies)
+    kinds = frozenset(Name(body).unnumbered()[0] for body in bodies)
     spell_kind = cache(lambda kind: spell(kind, kinds))
     for source in strange:
-        kind, numbers = without_numbers(source)
+        kind, numbers = Name(source).unnumbered()
         spelling = spell_kind(kind)
-        body = with_numbers(spelling.body, numbers)
+        body = Name(spelling.body).numbered(numbers)
         name = bodies.get(body)
         if name is not None:
             sources[name] = (*sources.get(name, ()), source)

@@ -146,8 +146,8 @@ def built_plain(contents: Contents) -> Iterator[Finding]:
         if role is Role.VISION_TOWER and Name(name).layer is not None:
             found = "packed; image quality and SGLang are untested ground"
             yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
-        elif role in _ELSEWHERE and name.removesuffix(".weight") in readable:
-            found = f"packed: {' and '.join(readable[name.removesuffix('.weight')])} reads it, the others do not"
+        elif role in _ELSEWHERE and Name(name).module in readable:
+            found = f"packed: {' and '.join(readable[Name(name).module])} reads it, the others do not"
             yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
         elif role not in _PACKABLE:
             remedy = f"quantize again with the {role} in `ignore`"
@@ -256,6 +256,6 @@ _OF_ACTIVATIONS: Final = frozenset({"input_scale", "input_zero_point", "output_s
 def stray_values(contents: Contents) -> Iterator[Finding]:
     """Parts of packed modules whose words are gone."""
     for module, parts in contents.torn.items():
-        found = f"no weight_packed, only {', '.join(part.rpartition('.')[2] for part in parts)}"
+        found = f"no weight_packed, only {', '.join(Name(part).last for part in parts)}"
         expected = "weight_packed, weight_scale and weight_shape"
         yield Finding("static.packed", Severity.FAIL, module, found, expected, detail=Detail.LOST)

@@ -14,13 +14,13 @@ ratio is narrow instead:
 Above `usual` is a warning, above `limit` no sound weight comes. Scales that belong to other codes are seen apart.
 """
 
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from g4convert.names import Name
 from g4convert.report import Finding, Severity, grouped
 from g4convert.verification.weights.causes import guess
 from g4convert.verification.weights.pairs import KeptPair
@@ -49,7 +49,6 @@ _SINGLE: Final = 12
 """So many findings of a check stand alone; of more, those of a kind are one."""
 _GUESSED: Final = 3
 """Number of weights of a kind whose cause is looked for."""
-_NUMBERS: Final = re.compile(r"\d+")
 _LOST_SHARE: Final = 0.02
 """Share of a weight's groups that a method that weighs channels may give up."""
 _BETTER_THAN_PLAIN: Final = 0.9
@@ -129,7 +128,7 @@ class _Row:
     @property
     def kind(self) -> str:
         """Its name without numbers: weights of one kind are alike."""
-        return _NUMBERS.sub("*", self.name)
+        return Name(self.name).kind
 
 
 def judged_packed(
@@ -300,7 +299,7 @@ def _outliers(rows: Sequence[_Row]) -> Iterator[Finding]:
     peers: defaultdict[tuple[str, str, int, int], list[_Row]] = defaultdict(list)
     for row in rows:
         pair = row.pair
-        peers[pair.weight.role.value, row.name.rpartition(".")[2], pair.num_bits, pair.group].append(row)
+        peers[pair.weight.role.value, Name(row.name).last, pair.num_bits, pair.group].append(row)
     count = 0
     for alike in peers.values():
         if len(alike) < _PEERS:

@@ -4,7 +4,6 @@ The compiled loop sums squared errors without ever having a dequantized weight. 
 codes, takes zero points off and multiplies by the scales; the error that is left must be the one that was summed.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -14,6 +13,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 
+from g4convert.names import Name
 from g4convert.report import Finding, Severity, grouped
 from g4convert.verification.weights.tiles import PackedPair, Tile, measure_tile, read_tile
 
@@ -22,7 +22,6 @@ __all__ = ["check_decoder", "error_of"]
 _ROWS: Final = 32
 _AGREE: Final = 2.0**-12
 """Largest relative difference of a sum of squared weights in float32 from one in float64."""
-_NUMBERS: Final = re.compile(r"\d+")
 
 
 def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
@@ -31,7 +30,7 @@ def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
     Args:
         packed: every packed weight, by name.
     """
-    kinds = {(_NUMBERS.sub("*", name), pair.num_bits, pair.scale.shape): pair for name, pair in packed.items()}
+    kinds = {(Name(name).kind, pair.num_bits, pair.scale.shape): pair for name, pair in packed.items()}
     wrong: list[Finding] = []
     for pair in kinds.values():
         tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))
