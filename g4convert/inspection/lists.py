@@ -1,0 +1,171 @@
+"""`ignore` and `targets` of a config, tried on the modules under the names of every engine, as these differ."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.checkpoint.declared import Declared, DeclaredGroup
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries
+from g4convert.engines import CONTRACTS
+from g4convert.engines.faults import Fault, judge
+from g4convert.engines.groups import misfits_of_all
+from g4convert.engines.matching import Matching
+from g4convert.engines.stored import StoredCheckpoint
+from g4convert.engines.weights import Weights
+from g4convert.gemma4 import Architecture
+from g4convert.inspection.description import EntryUse
+from g4convert.inspection.modules import FILES, KNOWN_CLASSES, Module
+from g4convert.names import Name
+
+__all__ = ["Declaration", "EngineLists", "entry_uses"]
+
+_WORDS: Final[Mapping[Fault, str]] = {
+    Fault.TARGETED: "plain, although targeted and not ignored",
+    Fault.IGNORED: "quantized, although ignored",
+    Fault.UNTARGETED: "quantized, although no target names it",
+}
+"""Ways in which a module may be built in another form than it is stored in."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLists:
+    """`ignore` and the targets of a config as one engine, or the format's own library, reads them."""
+
+    ignore: Entries
+    groups: tuple[tuple[DeclaredGroup, Entries], ...]
+    rules: Matching
+
+    @classmethod
+    def of(cls, declared: Declared, rules: Matching) -> "EngineLists":
+        """Read the lists of a section by the rules of an engine."""
+
+        def read(entries: Iterable[str]) -> Entries:
+            return rules.entries(declared.method, entries)
+
+        return cls(read(declared.ignore), tuple((group, read(group.targets)) for group in declared.groups), rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """Entries of a config, ready to be tried on modules under the names of several engines.
+
+    Args:
+        declared: the section.
+        lists: as read with the names of the files, and by each engine.
+        misbuilt: by engine, canonical modules that it would build in another form than stored; engines that are not
+            asked, as the format is not theirs, are left out.
+        misfits: by canonical module, how the config group that engines build it by differs from what is stored.
+    """
+
+    declared: Declared
+    lists: Mapping[str, EngineLists]
+    misbuilt: Mapping[str, Mapping[str, Fault]]
+    misfits: Mapping[str, str]
+
+    @classmethod
+    def of(cls, declared: Declared, checkpoint: Checkpoint, architecture: Architecture | None) -> "Declaration":
+        """Read a section by the rules of every engine, and judge by them what is stored where the model is known."""
+        rules = {FILES: Matching()}
+        misbuilt: dict[str, dict[str, Fault]] = {}
+        others: dict[str, str] = {}
+        if architecture:
+            rules |= {engine: one.matching(architecture) for engine, one in CONTRACTS.items()}
+            if declared.method == COMPRESSED_TENSORS:
+                weights = StoredCheckpoint.of(checkpoint, architecture).weights
+                misbuilt = _misbuilt(weights)
+                others = {one.shard: one.text for one in misfits_of_all(weights)}
+        return cls(declared, {engine: EngineLists.of(declared, one) for engine, one in rules.items()}, misbuilt, others)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Whose names are tried."""
+        return tuple(self.lists)
+
+    def fault(self, module: Module, engine: str) -> str:
+        """Return the other form in which an engine would build a Linear; empty where it is built as stored."""
+        if engine in self.misbuilt:
+            found = self.misbuilt[engine].get(Name(module.canonical or "").owner)
+            return _WORDS[found] if found else ""
+        name, lists = module.spelled(engine), self.lists[engine]
+        ignored = lists.ignore.hold(name, module.classes)
+        targeted = any(entries.hold(name, module.classes) for _, entries in lists.groups)
+        if module.packed is None:
+            return _WORDS[Fault.TARGETED] if targeted and not ignored else ""
+        if ignored:
+            return _WORDS[Fault.IGNORED]
+        return "" if targeted else _WORDS[Fault.UNTARGETED]
+
+    def group_for(self, module: Module) -> DeclaredGroup | None:
+        """The group whose target names it, in any engine; a target of its name before one of its class."""
+        for classes in (frozenset[str](), module.classes):
+            for number, group in enumerate(self.declared.groups):
+                spelled = ((lists.groups[number][1], module.spelled(engine)) for engine, lists in self.lists.items())
+                if any(entries.hold(name, classes) for entries, name in spelled):
+                    return group
+        return None
+
+
+def _misbuilt(weights: Weights) -> dict[str, dict[str, Fault]]:
+    """Return the modules that an engine would build in another form than stored, with the fault, by engine."""
+    found: dict[str, dict[str, Fault]] = {}
+    for engine, contract in CONTRACTS.items():
+        reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
+        problems = judge(contract, weights.architecture, reading, weights.forms_read)
+        found[engine] = {one.shard: one.fault for one in problems if one.fault in _WORDS}
+    return found
+
+
+def entry_uses(modules: Sequence[Module], matching: Declaration) -> Iterator[EntryUse]:
+    """Every entry of `targets` and `ignore`, and how many modules it names in each engine."""
+    declared = matching.declared
+    count = _Counter.of(modules, matching)
+    for group in declared.groups:
+        yield from (EntryUse(f"targets of {group.name}", entry, count.targets(entry)) for entry in group.targets)
+    yield from (EntryUse("ignore", entry, count.ignore(entry)) for entry in declared.ignore)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """Counts the modules that an entry names; a module with several tensors counts once.
+
+    Args:
+        matching: the lists.
+        names: by engine, the names of all modules.
+        ends: by engine, dotted ends of these names and how many have them; only where `ignore` is tried on them.
+        classes: number of modules of each class.
+    """
+
+    matching: Declaration
+    names: Mapping[str, frozenset[str]]
+    ends: Mapping[str, Mapping[str, int]]
+    classes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, modules: Sequence[Module], matching: Declaration) -> "_Counter":
+        names = {engine: frozenset(module.spelled(engine) for module in modules) for engine in matching.lists}
+        suffixed = [engine for engine, lists in matching.lists.items() if lists.rules.suffix]
+        ends = {engine: Counter[str](end for name in names[engine] for end in Name(name).ends()) for engine in suffixed}
+        once = {Name(module.stored).owner: module for module in modules}.values()
+        return cls(matching, names, ends, Counter(name for module in once for name in module.classes))
+
+    def targets(self, entry: str) -> Mapping[str, int] | None:
+        """Count the modules that an entry of `targets` names, by engine; None for the name of an unknown class."""
+        return self._count(entry, {})
+
+    def ignore(self, entry: str) -> Mapping[str, int] | None:
+        """Count the modules that an entry of `ignore` names, by engine; in some it also names what it is the end of."""
+        return self._count(entry, self.ends)
+
+    def _count(self, entry: str, ends: Mapping[str, Mapping[str, int]]) -> Mapping[str, int] | None:
+        found = {}
+        for engine, lists in self.matching.lists.items():
+            one, names = lists.rules.entries(self.matching.declared.method, [entry]), self.names[engine]
+            if one.classes:
+                return dict.fromkeys(self.matching.engines, self.classes[entry]) if entry in KNOWN_CLASSES else None
+            fitting = sum(bool(matches(name)) for matches in one.patterns.values() for name in names)
+            found[engine] = fitting + sum(
+                ends[engine].get(plain, 0) if engine in ends else plain in names for plain in one.plain
+            )
+        return found

@@ -1,0 +1,147 @@
+"""Weights of a checkpoint with what is known of each: its canonical name, its role, and its module in each engine."""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.stored import PackedModule, packed_modules
+from g4convert.engines import speller
+from g4convert.gemma4 import Architecture, Role
+from g4convert.gemma4.matching import Match, match_names
+from g4convert.names import Name
+from g4convert.tensors import DType
+from g4convert.verification.static.tensors import is_cache_scale
+
+__all__ = [
+    "DROPPABLE",
+    "FILES",
+    "KNOWN_CLASSES",
+    "UNKNOWN",
+    "Module",
+    "implied",
+    "missing_from",
+    "modules_of",
+    "stored_shape",
+]
+
+UNKNOWN: Final = "unknown"
+DROPPABLE: Final = "droppable"
+FILES: Final = "files"
+"""Stands beside the engines: the names as they are stored."""
+_LINEAR: Final = frozenset(("Linear", "Module"))
+_EMBEDDING: Final = frozenset(("Embedding", "Module"))
+_OTHER: Final = frozenset(("Module",))
+KNOWN_CLASSES: Final = _LINEAR | _EMBEDDING
+"""Names of classes that entries of a config may have."""
+_MOST_DIMENSIONS: Final = 3
+_SHAPE_FORMATS: Final = {DType.I64: "q", DType.I32: "i"}
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A weight, plain or quantized, and what is known of it.
+
+    Args:
+        stored: its name; of a quantized one, what the weight was called before.
+        spellings: name of its module in each engine, by engine.
+        packed: its tensors, when it is quantized.
+        canonical: its canonical name, where the model is known.
+        role: a `Role`, or `unknown`, or `droppable`.
+        shape: shape of the weight, as the config has it.
+        linear: whether its module is a Linear.
+    """
+
+    stored: str
+    spellings: Mapping[str, str]
+    packed: PackedModule | None
+    canonical: str | None = None
+    role: str = UNKNOWN
+    shape: tuple[int, ...] | None = None
+    linear: bool = False
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """The class names that fit its module."""
+        if self.linear or self.packed is not None:  # fused experts too: their scheme is declared for Linears
+            return _LINEAR
+        return _EMBEDDING if self.role in {Role.EMBEDDING, Role.PLE_EMBEDDING} else _OTHER
+
+    def spelled(self, engine: str) -> str:
+        """Its module's name in an engine."""
+        return self.spellings[engine]
+
+
+def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple[list[Module], Match | None]:
+    """Every weight, quantized ones first, under its canonical name where the model is known."""
+    infos = checkpoint.infos
+    packed = packed_modules(infos).values()
+    owned = {info.name for module in packed for info in module.parts.values()}
+    weights: list[tuple[str, PackedModule | None]] = [(module.weight_name, module) for module in packed]
+    weights += [(name, None) for name in infos if name not in owned]
+    if architecture is None:
+        return [Module(name, {FILES: Name(name).owner}, of, linear=of is not None) for name, of in weights], None
+    match = match_names({name for name, _ in weights}, architecture)
+    canonical = {source: name for name, sources in match.sources.items() for source in sources}
+    derived = dict.fromkeys(match.derived, DROPPABLE)
+    spell = speller(architecture)
+    modules = []
+    for name, of in weights:
+        known = canonical.get(name)
+        names = spell(Name(known or name).owner)
+        names[FILES] = Name(name).owner
+        other = DROPPABLE if is_cache_scale(name) else UNKNOWN
+        role, shape, linear = derived.get(name, other), None, of is not None
+        if known:
+            role, shape, linear = _meaning(known, match)
+        modules.append(Module(name, names, of, known, role, shape, linear))
+    return modules, match
+
+
+def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool]:
+    """Role, shape, and whether it is a Linear, of a canonical name."""
+    if expected := match.schema.expected.get(name):
+        return expected.role, expected.shape, expected.linear
+    if fused := match.schema.fused.get(name) or match.schema.stacked.get(name):
+        return Role.EXPERTS, fused.shape, False
+    return DROPPABLE, match.schema.droppable[name].shape, False
+
+
+def implied(architecture: Architecture | None, modules: Sequence[Module]) -> Iterator[Module]:
+    """The tied output head: a module without tensors of its own, and `ignore` must name it."""
+    if architecture and not any(module.canonical == "lm_head.weight" for module in modules):
+        names = speller(architecture)("lm_head")
+        yield Module("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
+
+
+def stored_shape(checkpoint: Checkpoint, packed: PackedModule) -> tuple[int, ...] | None:
+    """Return the values of `weight_shape`, for a weight whose shape the config does not tell."""
+    info = packed.parts.get("weight_shape")
+    if info is None or info.dtype not in _SHAPE_FORMATS or not 0 < info.numel <= _MOST_DIMENSIONS:
+        return None
+    shape = struct.unpack(f"<{info.numel}{_SHAPE_FORMATS[info.dtype]}", checkpoint.read(info.name))
+    if "weight_packed" not in packed.parts or min(shape) < 0:
+        return None
+    stored = packed.parts["weight_packed"].shape
+    return (
+        *stored[: max(0, len(stored) - len(shape))],
+        *shape,
+    )  # of fused experts, one expert's shape may be given
+
+
+def missing_from(match: Match) -> tuple[str, ...]:
+    """Return the names that the architecture needs and no tensor has; fused experts stand for all of theirs."""
+    fused = [of for name, of in match.schema.experts.items() if name in match.sources]
+    covered = {(part.prefix, projection) for part in fused for projection in part.projections}
+    return tuple(
+        name
+        for name, expected in match.schema.expected.items()
+        if not expected.optional and name not in match.sources and _expert_part(name) not in covered
+    )
+
+
+def _expert_part(name: str) -> tuple[str, str]:
+    """`...experts.7.gate_proj.weight` -> `...experts.`, `gate_proj`: the key of a fused tensor's share."""
+    module = Name(name).owner
+    return f"{module.owner.owner}.", module.last
