@@ -1,19 +1,25 @@
 # make demo   a small trained Gemma 4 MoE: planned, quantized, loaded, compared
-# make test   formatting, lints, types, and the tests
+# make test   formatting, lints, types, and the tests; 5 minutes on two cores
+# make test-full   the same with every case of every test, as before a release; half an hour
 # make test-engines   what engines do with names, against their own code
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST_TRITON := build/triton/3.6.0
+# a worker for each core; the tests of a file, which share what they make, in one
+TOGETHER := -n auto --dist loadfile
 COMPILED := ship or compiles or every_form or without_the_fence or at_every_edge or pads
 
-.PHONY: demo test test-engines test-vllm lint env golden bench bench-real quality false-alarms torture clean
+.PHONY: demo test test-full test-engines test-vllm lint env golden bench bench-real quality false-alarms torture clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
 
-test: lint $(OLDEST_TRITON)
-	$(BIN)/python -m pytest -n auto
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto -k "$(COMPILED)" \
+test: lint
+	$(BIN)/python -m pytest $(TOGETHER)
+
+test-full: lint $(OLDEST_TRITON)
+	$(BIN)/python -m pytest --full $(TOGETHER)
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest --full -n auto -k "$(COMPILED)" \
 		tests/forward/triton/test_aot.py tests/forward/triton/test_ptx.py
 
 # the kernels are compiled with, and run as compiled by, the oldest Triton that pyproject.toml allows, too

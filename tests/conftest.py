@@ -1,8 +1,10 @@
-"""Checkpoints shared by the tests: made once in a session, never written to."""
+"""Checkpoints shared by the tests: made once in a run, for all its processes, and never written to."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -20,6 +22,20 @@ settings.register_profile("g4convert", deadline=None)  # the first example compi
 settings.load_profile("g4convert")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--full`."""
+    parser.addoption("--full", action="store_true", help="also run what is marked full: long, or more of the same")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `full`, unless it is asked for."""
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 class Checkpoints(Protocol):
     """Gives the directory of a tiny checkpoint; see `g4convert.demo.make` for the arguments."""
 
@@ -32,6 +48,20 @@ def _state(directory: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in directory.iterdir()}
 
 
+def _shared(factory: pytest.TempPathFactory) -> Path:
+    """The directory of the whole run: that of a worker of pytest-xdist lies in it."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Inside, no other process is inside."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoints]:
     """Tiny checkpoints by family, dtype and kind; a test that wants to change one copies it first."""
@@ -40,22 +70,55 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint
     from g4convert.demo import Family, make  # noqa: PLC0415
 
     torch.set_num_threads(1)  # tiny models run slower on more, the more so beside other test processes
-    root = tmp_path_factory.mktemp("checkpoints")
+    root = _shared(tmp_path_factory) / "checkpoints"
+    root.mkdir(exist_ok=True)
     made: dict[Path, dict[str, tuple[int, int]]] = {}
 
     def get(family: str, *, dtype: str = "bfloat16", qat: bool = False) -> Path:
         directory = root / f"{family}-{dtype}{'-qat' * qat}"
         if directory not in made:
-            try:
-                make(Family(family), directory, dtype=dtype, qat=qat)
-            except EnvironmentFault as fault:  # transformers 5.23.0 and assistants; not the pinned release
-                pytest.skip(fault.message)
+            with _locked(root / "lock"):
+                if not directory.exists():
+                    try:
+                        make(Family(family), root / "unfinished", dtype=dtype, qat=qat)
+                    except EnvironmentFault as fault:  # transformers 5.23.0 and assistants; not the pinned release
+                        pytest.skip(fault.message)
+                    (root / "unfinished").rename(directory)
             made[directory] = _state(directory)
         return directory
 
     yield get
     changed = [directory.name for directory, state in made.items() if _state(directory) != state]
     assert not changed, f"tests wrote into shared checkpoints: {changed}"
+
+
+class Packed(Protocol):
+    """Gives a quantized copy of a tiny checkpoint."""
+
+    def __call__(self, family: str, **options: object) -> Path:
+        """Make it, or find the one made before; the options are a recipe's."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def packed(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    """Conversions of tiny checkpoints, assistants packed; a test that wants to change one copies it first."""
+    from helpers.conversions import quantized  # noqa: PLC0415 -- brings torch
+
+    root = _shared(tmp_path_factory) / "packed"
+    root.mkdir(exist_ok=True)
+
+    def get(family: str, **options: object) -> Path:
+        if "assistant" in family:
+            options["assistant"] = "pack"
+        out = root / "-".join([family, *(f"{key}={value}" for key, value in options.items())])
+        source = checkpoints(family)
+        with _locked(root / "lock"):
+            if not out.exists():
+                quantized(source, out, **options)
+        return out
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from helpers.conversions import quantized
 from helpers.elsewhere import CUDA, Elsewhere, elsewhere
+from helpers.grids import every
 from helpers.prompts import prompts
 
 from g4convert import devices
@@ -29,27 +29,11 @@ from g4convert.verification.logits.modules import check_embedders, check_poolers
 from g4convert.verification.run import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Checkpoints
+    from conftest import Packed
 
     from g4convert.report import Report
-
-    Packed = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def packed(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Packed:
-    """A quantized copy of a tiny checkpoint, made once."""
-    root = tmp_path_factory.mktemp("packed")
-
-    def get(family: str) -> Path:
-        if not (root / family).exists():
-            quantized(checkpoints(family), root / family, **({"assistant": "pack"} if "assistant" in family else {}))
-        return root / family
-
-    return get
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CUDA", ""])
@@ -135,7 +119,7 @@ CASES: list[tuple[str, DTypeName, Memory]] = [
 ]
 
 
-@pytest.mark.parametrize(("family", "dtype", "memory"), CASES)
+@pytest.mark.parametrize(("family", "dtype", "memory"), every(4, CASES))
 def test_the_same_bits_wherever_it_runs(
     family: str, dtype: DTypeName, memory: Memory, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +169,7 @@ def numbers(report: Report) -> str:
     return json.dumps(report.metrics, default=str)
 
 
+@pytest.mark.full
 def test_a_verification_is_the_same_wherever_it_runs(
     packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

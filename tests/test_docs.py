@@ -26,7 +26,7 @@ import pytest
 import typer.main
 import yaml
 from helpers import cli_reference
-from helpers.program import Program, g4convert
+from helpers.program import Ran, brief, g4convert
 
 from g4convert.api.calibrate import calibrate
 from g4convert.cli.app import app
@@ -37,11 +37,11 @@ from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import DEFAULT, Recipe, load, schema, shipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from conftest import Checkpoints
 
-__all__ = ["g4convert"]  # a fixture
+__all__ = ["brief", "g4convert"]  # fixtures
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -109,11 +109,38 @@ def hub(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-@pytest.mark.usefixtures("hub")
-def test_commands_run(
-    document: Path, moe: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "place"
+def test_commands_run(document: Path, request: pytest.FixtureRequest) -> None:
+    for words, _, _ in commands(document):
+        if not is_run(words):
+            check_unrun(words)
+    if any(is_run(words) for words, _, _ in commands(document)):
+        request.getfixturevalue("run_all_of")(document)
+
+
+def is_run(words: list[str]) -> bool:
+    return words[0] == "g4convert" and shlex.join(words) not in NOT_RUN
+
+
+@pytest.fixture
+def run_all_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], None]:
+    """Runs the commands of a document in a directory of its own."""
+    needed = ("moe", "g4convert", "brief", "monkeypatch")
+    moe, g4convert, _, monkeypatch = (request.getfixturevalue(name) for name in needed)
+
+    def run(document: Path) -> None:
+        if "google/gemma" in document.read_text():
+            request.getfixturevalue("hub")
+        furnish(tmp_path / "place", moe, document)
+        monkeypatch.chdir(tmp_path / "place")
+        for words, status, shown in commands(document):
+            if is_run(words):
+                check_run(g4convert(*words[1:]), words, status, shown)
+
+    return run
+
+
+def furnish(place: Path, moe: Path, document: Path) -> None:
+    """Put what a document's commands read where they run."""
     shutil.copytree(moe, place / "MODEL")
     (place / "mine.jsonl").write_text(json.dumps({"text": "the boats lie in the old harbour " * 60}))
     if "-o OUT-own " in document.read_text():  # else minutes, on all the texts that ship
@@ -122,15 +149,13 @@ def test_commands_run(
     for text in re.findall(r"^```yaml\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
         if named := re.search(r"-r (\S+\.yaml)", text):
             (place / named[1]).write_text(text)
-    monkeypatch.chdir(place)
-    for words, status, shown in commands(document):
-        if words[0] != "g4convert" or shlex.join(words) in NOT_RUN:
-            check_unrun(words)
-            continue
-        ran = g4convert(*words[1:])
-        assert ran.status == status, f"{document.name}: {shlex.join(words)}\n{ran.err}"
-        printed = [" ".join(line.split()) for line in (ran.out + ran.err).splitlines()]
-        assert [line for line in shown if not any(matches(line, one) for one in printed)] == []
+
+
+def check_run(ran: Ran, words: list[str], status: int, shown: list[str]) -> None:
+    """Check exit status, and what the document shows of the output."""
+    assert ran.status == status, f"{shlex.join(words)}\n{ran.err}"
+    printed = [" ".join(line.split()) for line in (ran.out + ran.err).splitlines()]
+    assert [line for line in shown if not any(matches(line, one) for one in printed)] == []
 
 
 def matches(shown: str, printed: str) -> bool:

@@ -31,7 +31,7 @@ from g4convert.demo.reload import dequantized, reload
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import GateError, UsageError
 from g4convert.forward.candidate import ModelCandidate
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import DEFAULT, load
@@ -137,7 +137,8 @@ def _compare(source: Path, output: Path) -> tuple[Comparison, ...]:
 def _logits(model: Model, probes: Sequence[Probe]) -> torch.Tensor:
     """Logits of all rows that count, float32 [n, V]."""
     candidate = ModelCandidate(model, inside=False)
-    return torch.cat([candidate.run(probe).logits for probe in probes])
+    with quiet_transformers():  # packed modules are unpacked in the first forward
+        return torch.cat([candidate.run(probe).logits for probe in probes])
 
 
 def make_room(directory: Path, names: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from helpers.grids import every
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -61,7 +62,7 @@ def hooked(source: Path, given: Tokens) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every(3, FAMILIES))
 def test_every_linear_is_given_what_hooks_see(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source, given = checkpoints(family), tokens()
     found = record(source, given, tmp_path / "scratch", workers=2)

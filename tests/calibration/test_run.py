@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.conversions import stored
+from helpers.grids import every
 from helpers.program import Program, g4convert
 from helpers.runs import hashes
 
@@ -77,7 +78,7 @@ class Stopping(Quiet):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every(3, FAMILIES))
 def test_every_family_loads_and_is_closer_than_without_data(
     family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +113,7 @@ def test_threads_do_not_show(moe: Path, ids: Path, tmp_path: Path) -> None:
     assert hashes(tmp_path / "one" / "out") == hashes(tmp_path / "three" / "out")
 
 
-@pytest.mark.parametrize("family", ["moe", "e2b"])
+@pytest.mark.parametrize("family", every(2, ["moe", "e2b"]))
 def test_stopped_in_each_layer_it_repeats_that_layer_alone_and_ends_with_the_same_bytes(
     family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def _per_layer(names: list[str]) -> dict[str, int]:
     return found
 
 
+@pytest.mark.full
 def test_killed_and_continued_the_bytes_are_the_same(moe: Path, ids: Path, tmp_path: Path) -> None:
     calibrated(moe, tmp_path / "whole" / "out", ids)
     output = tmp_path / "killed" / "out"

@@ -17,6 +17,7 @@ import pytest
 import typer.core
 import typer.main
 from helpers import TESTS, golden
+from helpers.grids import covering
 from helpers.program import Program, g4convert
 from rich.console import Console
 
@@ -114,8 +115,10 @@ def after_value(key: str, value: str | None) -> object:
     return {"pack": [value], "signed": False}.get(key, value)
 
 
-@pytest.mark.parametrize(("option", "value", "key"), OPTIONS_OF_A_RECIPE)
-@pytest.mark.parametrize("command", ["plan", "quantize"])
+@pytest.mark.parametrize(
+    ("command", "option", "value", "key"),
+    covering((command, *row) for row in OPTIONS_OF_A_RECIPE for command in ("plan", "quantize")),
+)
 def test_options_change_the_plan(  # noqa: PLR0913, PLR0917 - a table and what it is run on
     option: str, value: str | None, key: str, command: str, checkpoints: Checkpoints, g4convert: Program, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from helpers.damage import STATIC, VALUES, config, damaged
-from helpers.program import Program, Ran, g4convert
+from helpers.program import Program, Ran, brief, g4convert
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, UsageError
@@ -21,7 +21,7 @@ from g4convert.request import DEFAULTS, Level, MemoryUse, Request, Settings
 if TYPE_CHECKING:
     from conftest import Checkpoints
 
-__all__ = ["g4convert"]  # a fixture
+__all__ = ["brief", "g4convert"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,7 @@ def test_levels_by_default(text_out: tuple[Path, Path], g4convert: Program) -> N
     assert "weights: every value" in beside.err
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("level", [level for level in Level if level is not Level.ENGINE])
 def test_each_level_includes_those_before(level: Level, text_out: tuple[Path, Path], g4convert: Program) -> None:
     source, out = text_out
@@ -200,6 +201,7 @@ def test_requests() -> None:
         Request(out, Path("model"), Level.STATIC, prompts=Path("mine.jsonl"))
 
 
+@pytest.mark.usefixtures("brief")
 def test_memory_and_dtype_change_how_not_what(text_out: tuple[Path, Path], prompts: Path, g4convert: Program) -> None:
     runs = [("--memory", "resident"), ("--memory", "stream"), ("--memory", "auto"), ("--dtype", "bfloat16")]
     found = [json.loads(logits(g4convert, text_out, "--prompts", prompts, "--json", "-q", *more).out) for more in runs]
@@ -232,6 +234,7 @@ def test_inconclusive_exits_4(text_out: tuple[Path, Path], prompts: Path, g4conv
     assert ran.out.startswith("INCONCLUSIVE")
 
 
+@pytest.mark.usefixtures("brief")
 def test_memory_that_does_not_suffice_exits_5(
     text_out: tuple[Path, Path], g4convert: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +276,7 @@ def test_each_directory_is_opened_once(
     assert sorted(opened) == sorted([source, out])
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_stored_reference_takes_the_place_of_the_model(
     text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path
 ) -> None:

@@ -1,10 +1,11 @@
-"""Several ranks under torchrun: same bytes as one process, and a lost rank is an error that can be continued."""
+"""Several ranks: under torchrun the same bytes as one process; started alike, a lost one is an error that can go on."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.ranked import ranked
 from helpers.runs import hashes, run
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
@@ -59,12 +60,12 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_continues(
         "stream._Worker.do = die"
     )
     output = tmp_path / "two" / "out"
-    done = torchrun(program(moe, output, dying))
-    assert done.returncode != 0
+    done = ranked(program(moe, output, dying), tmp_path)
+    assert 0 not in done.statuses
     assert not output.exists()
     assert output.with_name("out.partial").is_dir()
-    assert "error:" in done.stderr
-    assert "the same command continues" in done.stderr or "continue with:" in done.stderr
+    assert "error:" in done.err
+    assert "the same command continues" in done.err or "continue with:" in done.err
     monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
     expected = run(moe, tmp_path / "one" / "out")
     assert run(moe, output) == expected
@@ -74,9 +75,9 @@ def test_bad_input_is_the_same_error_in_every_rank_and_leaves_nothing(moe: Path,
     output = tmp_path / "out"
     output.mkdir()
     (output / "file").write_text("")
-    done = torchrun(program(moe, output))
-    assert done.returncode != 0
-    assert "is not empty" in done.stderr
+    done = ranked(program(moe, output), tmp_path)
+    assert 0 not in done.statuses
+    assert "is not empty" in done.err
     assert not output.with_name("out.partial").exists()
 
 
@@ -84,17 +85,17 @@ def test_ranks_that_were_started_differently_are_refused_by_name(moe: Path, tmp_
     output = tmp_path / "two" / "out"
     code = program(moe, output).replace("'--workers', '1']", "'--workers', '1', *more]")
     more = "import os; more = ['--group-size', '64'] if os.environ['RANK'] == '1' else []\n"
-    done = torchrun(more + code)
-    assert done.returncode != 0
-    assert "error: the ranks do not do the same" in done.stderr
-    assert "rank 1: recipe.group_size is 64, in rank 0 32" in done.stderr
+    done = ranked(more + code, tmp_path)
+    assert done.statuses == (2, 2)
+    assert "error: the ranks do not do the same" in done.err
+    assert "rank 1: recipe.group_size is 64, in rank 0 32" in done.err
     assert not output.parent.exists()
 
 
 def test_a_rank_with_another_output_is_refused(moe: Path, tmp_path: Path) -> None:
     code = program(moe, tmp_path / "out").replace(repr(str(tmp_path / "out")), f"{str(tmp_path)!r} + place")
-    done = torchrun("import os; place = '/out' + os.environ['RANK']\n" + code)
-    assert done.returncode != 0
-    assert "rank 1: output is" in done.stderr
+    done = ranked("import os; place = '/out' + os.environ['RANK']\n" + code, tmp_path)
+    assert 0 not in done.statuses
+    assert "rank 1: output is" in done.err
     assert not (tmp_path / "out0").exists()
     assert not (tmp_path / "out1").exists()

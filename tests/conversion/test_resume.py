@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.grids import every
 from helpers.runs import hashes, job, run
 from safetensors import safe_open
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
@@ -94,13 +95,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DONE_AGAIN)
+@pytest.mark.parametrize("damage", every(3, DONE_AGAIN))
 def test_what_is_damaged_is_done_again(damage: str, stopped: Path, tmp_path: Path) -> None:
     DONE_AGAIN[damage](stopped.with_name("out.partial"))
     assert run(tmp_path / "source", stopped) == run(tmp_path / "source", tmp_path / "expected" / "out")
 
 
-@pytest.mark.parametrize("damage", REFUSED)
+@pytest.mark.parametrize("damage", every(3, REFUSED))
 def test_what_no_run_left_is_refused_and_overwrite_starts_again(damage: str, stopped: Path, tmp_path: Path) -> None:
     break_it, named = REFUSED[damage]
     break_it(stopped.with_name("out.partial"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkpoints
+from helpers.grids import every
 from helpers.prompts import logits, prompts
 from PIL import Image
 from safetensors import safe_open
@@ -97,7 +98,7 @@ def test_every_tensor_matters_to_some_prompt(family: Family, checkpoints: Checkp
     assert idle <= {"masked_embedding.centroids.weight"}  # picks tokens by top-k, which has no gradient
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", every(2, ["float16", "float32"]))
 def test_other_dtypes(family: Family, dtype: str, checkpoints: Checkpoints) -> None:
     directory = checkpoints(family, dtype=dtype)
     found = {tensor.dtype for name, tensor in tensors(directory).items() if not name.endswith("token_ordering")}

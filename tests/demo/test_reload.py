@@ -19,6 +19,7 @@ from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from conftest import Checkpoints
 from helpers.dialect_sources import with_shared_kv
+from helpers.grids import every
 from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
@@ -126,7 +127,7 @@ def moe_logits(moe: Path, packed_moe: Path) -> tuple[torch.Tensor, torch.Tensor]
     return logits(original, text), logits(reload.dequantized(moe, packed_moe), text)
 
 
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("family", every(3, list(Family)))
 def test_packed_checkpoint_equals_dequantized_model(family: Family, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     packed = write_packed(source, tmp_path / "packed")
@@ -148,7 +149,7 @@ def test_packed_checkpoint_equals_dequantized_model(family: Family, checkpoints:
     assert kinds == (["draft", "state"] if "assistant" in family else ["text", *media.get(family, [])])
 
 
-@pytest.mark.parametrize(("bits", "group_size"), [(4, 64), (4, 128), (4, None), (8, 32), (8, None)])
+@pytest.mark.parametrize(("bits", "group_size"), every(2, [(4, 64), (4, 128), (4, None), (8, 32), (8, None)]))
 def test_other_schemes(bits: int, group_size: int | None, dense: Path, tmp_path: Path) -> None:
     packed = write_packed(dense, tmp_path / "packed", bits=bits, group_size=group_size)
     expected, found = reload.dequantized(dense, packed), reload.reload(packed)

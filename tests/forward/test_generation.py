@@ -16,6 +16,7 @@ import torch
 from helpers.conversions import quantized, stored
 from helpers.damage import Tensors, rewrite
 from helpers.elsewhere import elsewhere
+from helpers.grids import every
 from helpers.program import Program, g4convert
 
 from g4convert.demo.trained import trained
@@ -59,7 +60,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("family", SPEAKERS)
+@pytest.mark.parametrize("family", every(3, SPEAKERS))
 def test_tokens_are_those_of_transformers(family: Family, checkpoints: Checkpoints, tmp_path: Path) -> None:
     """Packed, through our loop; and dequantized, through `generate` of transformers, which makes all logits."""
     quantized(checkpoints(family), tmp_path / "out")
@@ -73,7 +74,7 @@ def test_tokens_are_those_of_transformers(family: Family, checkpoints: Checkpoin
     assert len(ours) == 8 or ours[-1] in (1, 6)
 
 
-@pytest.mark.parametrize("memory", ["resident", "stream"])
+@pytest.mark.parametrize("memory", every(2, ["resident", "stream"]))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_trained_model_answers(dtype: str, memory: str, taught: Path, g4convert: Program) -> None:
     ran = g4convert("generate", taught, "-p", CODE, "--dtype", dtype, "--memory", memory, "-q")
@@ -230,6 +231,7 @@ def test_what_cannot_be_tuned_is_refused_before_the_model_is_loaded(
     assert (ran.status, "AssertionError: loaded" in ran.err) == (70, True)
 
 
+@pytest.mark.full
 def test_a_gpu_is_tuned_and_says_the_same(
     taught: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +346,7 @@ def test_ctrl_c_ends_the_line_and_leaves_no_trace(
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.full
 def test_a_pipe_gets_plain_text_as_it_comes(taught: Path) -> None:
     """The command has a process of its own, whose reader leaves after the first piece."""
     words = [sys.executable, "-m", "g4convert", "generate", str(taught), "-p", CODE, "-q"]

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import pytest
 import torch
-from conftest import Checkpoints
-from helpers.conversions import quantized
+from conftest import Checkpoints, Packed
+from helpers.grids import diagonal
 from helpers.prompts import output_of, prompts, whole
 
 from g4convert import devices
@@ -29,18 +29,9 @@ class Form(Protocol):
         ...
 
 
-@pytest.fixture(scope="module")
-def form(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Form:
-    root = tmp_path_factory.mktemp("packed")
-
-    def get(family: str, form: str) -> Path:
-        if form == "plain":
-            return checkpoints(family)
-        if not (root / family).exists():
-            quantized(checkpoints(family), root / family, **({"assistant": "pack"} if "assistant" in family else {}))
-        return root / family
-
-    return get
+@pytest.fixture
+def form(checkpoints: Checkpoints, packed: Packed) -> Form:
+    return lambda family, form: checkpoints(family) if form == "plain" else packed(family)
 
 
 def live_layers(model: Model) -> list[int]:
@@ -84,9 +75,7 @@ def equal(one: Outputs, other: Outputs) -> bool:
     return all(torch.equal(*pair) for pair in pairs)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["plain", "packed"])
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize(("family", "kind", "dtype"), diagonal(Family, ("packed", "plain"), ("float32", "bfloat16")))
 def test_streamed_is_resident_and_each_part_is_read_once(
     family: Family, kind: str, dtype: DTypeName, form: Form
 ) -> None:

@@ -22,6 +22,7 @@ from conftest import Checkpoints
 from helpers import golden
 from helpers.conversions import quantized, same_bits, shards, stored
 from helpers.dialect_sources import cases, with_shared_kv, write
+from helpers.grids import covering, every
 from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
@@ -53,7 +54,7 @@ def applies(family: Family, recipe: str) -> bool:
     return recipe != "text-only" or family not in DRAFTERS
 
 
-APPLYING = [(family, recipe) for family in Family for recipe in RECIPES if applies(family, recipe)]
+APPLYING = covering((family, recipe) for family in Family for recipe in RECIPES if applies(family, recipe))
 NOT_APPLYING = [(family, recipe) for family in Family for recipe in RECIPES if not applies(family, recipe)]
 
 
@@ -164,7 +165,7 @@ def weight_of(source: dict[str, torch.Tensor], module: str) -> torch.Tensor:
     return fused if projection == "down_proj" else fused.chunk(2)[projection == "up_proj"]
 
 
-@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("family", every(3, Family))
 @pytest.mark.parametrize("num_bits", [4, 8])
 def test_minmax_is_compressed_tensors_bit_for_bit(
     family: Family, num_bits: int, converted: Converted, checkpoints: Checkpoints
@@ -185,7 +186,7 @@ def check_oracle(
             assert same_bits(output[f"{module}.{kind}"], expected), f"{module}.{kind}"
 
 
-@pytest.mark.parametrize("group_size", [64, 128, "channel"])
+@pytest.mark.parametrize("group_size", every(2, [64, 128, "channel"]))
 @pytest.mark.parametrize("num_bits", [4, 8])
 def test_other_group_sizes(
     group_size: int | str, num_bits: int, converted: Converted, checkpoints: Checkpoints
@@ -198,7 +199,7 @@ def test_other_group_sizes(
     check_logits(checkpoints("dense"), output)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", every(2, ["float32", "float16"]))
 @pytest.mark.parametrize("family", [Family.MOE, Family.E2B])
 def test_other_source_dtypes(family: Family, dtype: str, converted: Converted, checkpoints: Checkpoints) -> None:
     directory = checkpoints(family, dtype=dtype)
@@ -207,7 +208,7 @@ def test_other_source_dtypes(family: Family, dtype: str, converted: Converted, c
     check_logits(directory, converted(family, source=directory)[0])
 
 
-@pytest.mark.parametrize(("dialect", "family"), cases())
+@pytest.mark.parametrize(("dialect", "family"), every(5, cases()))
 def test_a_dialect_gives_the_bytes_of_the_canonical_source(
     dialect: str, family: str, converted: Converted, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
@@ -301,7 +302,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("method", ["auto", "minmax"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("value", every(3, [torch.nan, torch.inf, -torch.inf]))
 @pytest.mark.parametrize(("tensor", "first", "later", "named"), FAULTS)
 def test_a_weight_that_is_not_finite_is_named_with_its_first_index(  # noqa: PLR0913, PLR0917 - one case
     tensor: str,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Checkpoints
+from conftest import Checkpoints, Packed
 from torch.nn import functional
 
 from g4convert.demo.trained import trained
@@ -28,17 +28,16 @@ FAMILY_OF = {"trained moe": Family.MOE}
 
 
 @pytest.fixture(scope="module")
-def written(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(checkpoints: Checkpoints, packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Source and conversion of a family; `trained moe` is the shipped one. Made once."""
     root = tmp_path_factory.mktemp("sabotage")
-    made: dict[str, Pair] = {}
 
     def get(family: str) -> Pair:
-        if family not in made:
-            source = trained(FAMILY_OF[family]) if family in FAMILY_OF else checkpoints(family)
-            quantized(source, root / family)
-            made[family] = source, root / family
-        return made[family]
+        if family not in FAMILY_OF:
+            return checkpoints(family), packed(family)
+        if not (root / family).exists():
+            quantized(trained(FAMILY_OF[family]), root / family)
+        return trained(FAMILY_OF[family]), root / family
 
     return get
 

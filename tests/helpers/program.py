@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -29,6 +30,15 @@ class Program(Protocol):
     def __call__(self, *arguments: object) -> Ran:
         """Run it to its end."""
         ...
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Level logits asks one question of each kind, answered in two tokens: for tests of what is around it."""
+    from g4convert.verification.logits import level  # noqa: PLC0415 -- brings torch
+
+    monkeypatch.setattr(level, "make_probes", partial(level.make_probes, tokens=1))
+    monkeypatch.setattr(level, "_ANSWER_TOKENS", 2)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.conversions import quantized, stored
+from helpers.grids import every
 from helpers.rewriting import Tensors, rewritten
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -521,7 +522,7 @@ DAMAGES: Mapping[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("family", ["dense", "unified"])
+@pytest.mark.parametrize("family", every(2, ["dense", "unified"]))
 def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     good = tmp_path / "good"
     quantized(request.getfixturevalue(family), good, method="minmax")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.conversions import quantized
+from helpers.grids import every
 from transformers import AutoConfig, AutoTokenizer
 
 from g4convert.demo.reload import dequantized, reload
@@ -133,7 +134,7 @@ def test_routing_is_peaked_and_uses_every_expert(asked: Mapping[Family, tuple[Pr
         assert 1 / 64 < float(share.min()) < float(share.max()) < 1 / 8
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", every(2, TRAINED))
 def test_four_bits_cost_little_and_damage_shows(
     family: Family,
     references: Mapping[Family, Model],
@@ -183,6 +184,7 @@ def test_other_families_have_none() -> None:
     assert caught.value.hint == "there are moe and e2b"
 
 
+@pytest.mark.full
 def test_the_script_runs_again(tmp_path: Path) -> None:
     """Two steps on a text of our own: what comes out loads, and has the shipped config."""
     (tmp_path / "text.txt").write_text("Line1:1 In the morning the boats came back, and the market was full.\n" * 600)

@@ -1,7 +1,7 @@
 """The kernels compiled for GPUs that are not here: that they compile, and what their machine code shows.
 
-The default run compiles each tile once, for the architecture where it is the narrowest fit, and every form of a weight
-for one. `G4CONVERT_AOT=all` compiles the whole table, as is done for a new Triton.
+`--full` compiles each tile once, for the architecture where it is the narrowest fit, and every form of a weight for
+one, the usual run a part of these. `G4CONVERT_AOT=all` compiles the whole table, as is done for a new Triton.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.grids import every
 
 pytest.importorskip("triton")
 
@@ -66,11 +67,14 @@ CHOSEN = {(80, "down", 16), (89, "gate_up", 64), (90, "gate_up", 8), (90, "gate_
 
 @pytest.mark.parametrize(
     ("architecture", "variant"),
-    [
-        (architecture, variant)
-        for architecture, variant in PAIRS
-        if os.environ.get("G4CONVERT_AOT") == "all" or (architecture, variant.kind, variant.tile.block_m) in CHOSEN
-    ],
+    every(
+        3,
+        [
+            (architecture, variant)
+            for architecture, variant in PAIRS
+            if os.environ.get("G4CONVERT_AOT") == "all" or (architecture, variant.kind, variant.tile.block_m) in CHOSEN
+        ],
+    ),
     ids=str,
 )
 def test_tiles_that_ship_keep_to_the_budget(architecture: int, variant: Variant) -> None:
@@ -86,20 +90,23 @@ def test_the_default_run_has_every_architecture_and_product() -> None:
 
 @pytest.mark.parametrize(
     "variant",
-    [
-        Variant("gate_up", SMALL, "fp16"),
-        Variant("down", SMALL, "bf16", group=64),
-        Variant("linear", SMALL, "bf16", group=128),
-        Variant("down", SMALL, "bf16", group=0),
-        Variant("linear", SMALL, "bf16", k=2112),
-    ],
+    every(
+        5,
+        [
+            Variant("gate_up", SMALL, "fp16"),
+            Variant("down", SMALL, "bf16", group=64),
+            Variant("linear", SMALL, "bf16", group=128),
+            Variant("down", SMALL, "bf16", group=0),
+            Variant("linear", SMALL, "bf16", k=2112),
+        ],
+    ),
     ids=str,
 )
 def test_other_weights_keep_to_it_too(variant: Variant) -> None:
     check(aot.compile_variant(variant, 80), variant, 80)
 
 
-@pytest.mark.parametrize("kind", ["gate_up", "down"])
+@pytest.mark.parametrize("kind", every(2, ["gate_up", "down"]))
 def test_float32_compiles_without_spills(kind: Kind) -> None:
     assert shipped_tiles("fp32")[0][1] == WIDE
     machine = aot.compile_variant(Variant(kind, WIDE, "fp32"), 80)
@@ -107,7 +114,7 @@ def test_float32_compiles_without_spills(kind: Kind) -> None:
     assert machine.loop["FFMA"] > 0
 
 
-@pytest.mark.parametrize("architecture", [80, 120])
+@pytest.mark.parametrize("architecture", every(2, [80, 120]))
 def test_routing_compiles_without_spills(architecture: int) -> None:
     for machine in aot.compile_helpers(architecture).values():
         assert machine.spills == 0

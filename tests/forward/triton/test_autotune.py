@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 
 import kernel_aot as aot
 import triton
+from helpers.grids import every
 from helpers.interpreted import Interpreter
 from triton.backends.compiler import GPUTarget
 
@@ -179,7 +180,7 @@ def test_what_ships_would_be_found() -> None:
         assert candidates.candidates_for(shape, [tile], HOPPER) == [tile], shape
 
 
-@pytest.mark.parametrize("tile", [Tile(16, 32, 256, 2, 4), Tile(64, 128, 256, 8, 3), Tile(64, 64, 128, 4, 2)])
+@pytest.mark.parametrize("tile", every(3, [Tile(16, 32, 256, 2, 4), Tile(64, 128, 256, 8, 3), Tile(64, 64, 128, 4, 2)]))
 def test_no_more_memory_is_assumed_than_a_tile_takes(tile: Tile) -> None:
     """Or tiles that fit would not be tried."""
     taken = aot.compiled(aot.Variant("gate_up", tile), 90).metadata.shared
@@ -240,13 +241,13 @@ def benched(shapes: list[Shape], damage: str) -> list[tuple[Shape, Tile, float]]
         fused.product = product
 
 
-@pytest.mark.parametrize("shapes", [TINY, TINY_LINEAR, [Shape("linear", 1, 32, 64, 32, 8, wide=True)]])
+@pytest.mark.parametrize("shapes", every(3, [TINY_LINEAR, TINY, [Shape("linear", 1, 32, 64, 32, 8, wide=True)]]))
 def test_every_tile_that_is_right_is_timed(shapes: list[Shape], interpreter: Interpreter) -> None:
     assert {seconds for _, _, seconds in interpreter(benched, shapes, "")} == {1.0}
 
 
 @pytest.mark.parametrize(
-    "damage", ["nothing is written", "does not fit", "is not compiled", "another expert", "one tenth more"]
+    "damage", every(5, ["nothing is written", "does not fit", "is not compiled", "another expert", "one tenth more"])
 )
 def test_a_tile_that_is_wrong_takes_forever(damage: str, interpreter: Interpreter) -> None:
     """An empty kernel is the fastest of all."""
@@ -312,6 +313,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompilesOnly]:
         kernel.device_caches.clear()
 
 
+@pytest.mark.full
 def test_a_26b_needs_as_many_variants_as_is_said_and_none_while_it_is_timed(driver: CompilesOnly) -> None:
     """The arithmetic in the docstring of `autotune`; weights have shapes and no memory."""
     timed = 0
@@ -339,6 +341,7 @@ def test_a_26b_needs_as_many_variants_as_is_said_and_none_while_it_is_timed(driv
     assert len(set(products)) == len(products), "nothing is compiled twice"
 
 
+@pytest.mark.full
 def test_threads_compile_what_one_alone_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
     variants = [aot.Variant("down", Tile(16, n, 128, n // 16, stages)) for n in (32, 64) for stages in (2, 3)]

@@ -53,6 +53,7 @@ def test_it_says_what_it_needs() -> None:
     assert (ran.returncode, "no GPU" in ran.stderr) == (2, True)
 
 
+@pytest.mark.full
 def test_every_section_is_gone_through(tmp_path: Path) -> None:
     page, table = tmp_path / "page.md", tmp_path / "tiles.json"
     page.write_text(PAGE)
@@ -84,6 +85,7 @@ def test_every_section_is_gone_through(tmp_path: Path) -> None:
     assert len(written) == len(re.findall(r"^\| (?:gate_up|down|linear) ", parts["Tiles"], flags=re.MULTILINE)) == 3
 
 
+@pytest.mark.full
 def test_a_wrong_kernel_ends_it_before_anything_is_timed() -> None:
     code = (
         "import sys, gpu; from g4convert.forward.triton import fused\n"
@@ -103,6 +105,7 @@ def test_a_wrong_kernel_ends_it_before_anything_is_timed() -> None:
     assert found[1] == found[2] == str(len(lines)), "all are told"
 
 
+@pytest.mark.full
 def test_what_does_not_run_is_wrong_and_the_rest_is_told() -> None:
     code = (
         "import sys, torch, gpu; from g4convert.forward.triton import fused\n"

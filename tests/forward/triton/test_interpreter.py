@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import interpreted
 from helpers.conversions import quantized
+from helpers.grids import every
 from helpers.interpreted import Case, Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +53,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", every(3, CASES), ids=str)
 def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> None:
     seed = random.randrange(1 << 30)  # noqa: S311 - other numbers in each run
     error = interpreter(interpreted.moe_error, case, seed)
@@ -61,13 +62,16 @@ def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> N
 
 @pytest.mark.parametrize(
     "case",
-    [
-        Case(t=1, h=64, i=64, dtype="bfloat16", block=(8, 64, 256)),
-        Case(t=5, h=256, i=48, dtype="float16", block=(16, 32, 128)),  # the last block overlaps the one before
-        Case(t=64, h=704, i=32, block=(32, 32, 512)),
-        Case(t=20, h=128, i=192, group=128, dtype="bfloat16", block=(32, 128, 64)),
-        Case(t=3, h=96, i=20, group=0, block=(16, 16, 64)),
-    ],
+    every(
+        2,
+        [
+            Case(t=1, h=64, i=64, dtype="bfloat16", block=(8, 64, 256)),
+            Case(t=5, h=256, i=48, dtype="float16", block=(16, 32, 128)),  # the last block overlaps the one before
+            Case(t=64, h=704, i=32, block=(32, 32, 512)),
+            Case(t=20, h=128, i=192, group=128, dtype="bfloat16", block=(32, 128, 64)),
+            Case(t=3, h=96, i=20, group=0, block=(16, 16, 64)),
+        ],
+    ),
     ids=str,
 )
 @pytest.mark.parametrize("bias", [False, True])
@@ -83,16 +87,19 @@ def _linear_error(case: Case, seed: int, bias: bool) -> float:  # noqa: FBT001 -
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        "nibble order",
-        "gate and up swapped",
-        "no offset",
-        "scales one group on",
-        "experts permuted",
-        "shares permuted",
-        "gelu",
-        "silu",
-    ],
+    every(
+        3,
+        [
+            "nibble order",
+            "gate and up swapped",
+            "no offset",
+            "scales one group on",
+            "experts permuted",
+            "shares permuted",
+            "gelu",
+            "silu",
+        ],
+    ),
 )
 def test_what_is_wrong_is_seen(interpreter: Interpreter, damage: str) -> None:
     assert interpreter(interpreted.damaged_error, damage, 5) > 50 * BOUNDS["float32"]
@@ -143,5 +150,6 @@ def packed_moe(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
+@pytest.mark.full
 def test_a_packed_model_is_the_dequantized_one(interpreter: Interpreter, packed_moe: Path) -> None:
     assert interpreter(interpreted.model_error, packed_moe) < 1e-5

@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from helpers import interpreted
+from helpers.grids import every
 from helpers.interpreted import Case
 from helpers.ptx.launch import emulated
 from helpers.ptx.memory import Fault
@@ -111,7 +112,7 @@ def shipped(architecture: int, tile: Tile) -> tuple[float, list[Launch]]:
     return run_moe(case, architecture, tile, unsent=(0, 0))
 
 
-@pytest.mark.parametrize(("architecture", "tile"), _shipped(), ids=str)
+@pytest.mark.parametrize(("architecture", "tile"), every(2, _shipped()), ids=str)
 def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
     error, launches = shipped(architecture, tile)
     assert error < BOUNDS["bfloat16"]
@@ -120,7 +121,7 @@ def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
         assert ("wgmma.mma_async" in launch.ptx) == (architecture == 90 and tile.num_warps >= 4)
 
 
-@pytest.mark.parametrize(("architecture", "tile"), _shipped(), ids=str)
+@pytest.mark.parametrize(("architecture", "tile"), every(2, _shipped()), ids=str)
 def test_each_word_is_read_once_for_each_block_of_rows(architecture: int, tile: Tile) -> None:
     """Words where blocks of columns overlap are read once more; those of experts without tokens, never."""
     for launch, gates in zip(shipped(architecture, tile)[1][1:3], (2, 1), strict=True):
@@ -156,7 +157,7 @@ MORE_FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "tile", "case"), FORMS + MORE_FORMS * ALL, ids=str)
+@pytest.mark.parametrize(("architecture", "tile", "case"), every(2, FORMS + MORE_FORMS * ALL), ids=str)
 def test_weights_of_every_form_are_right(architecture: int, tile: Tile, case: Case) -> None:
     assert run_moe(case, architecture, tile)[0] < BOUNDS[case.dtype]
 
@@ -171,7 +172,7 @@ LINEARS = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "tile", "case"), LINEARS, ids=str)
+@pytest.mark.parametrize(("architecture", "tile", "case"), every(3, LINEARS), ids=str)
 def test_a_linear_is_right_at_every_edge(architecture: int, tile: Tile, case: Case) -> None:
     """Neither rows nor columns nor steps come out even, and the pipeline runs for more steps than it has stages."""
     assert run_linear(case, architecture, tile)[0] < BOUNDS[case.dtype]
@@ -185,12 +186,15 @@ def test_what_pads_is_not_read() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "tile", "dtype", "given"),
-    [
-        (90, WGMMA, "bfloat16", True),
-        (90, SMALL, "bfloat16", False),
-        (80, WIDE, "float32", False),
-        (120, WGMMA, "bfloat16", False),
-    ],
+    every(
+        4,
+        [
+            (90, WGMMA, "bfloat16", True),
+            (90, SMALL, "bfloat16", False),
+            (80, WIDE, "float32", False),
+            (120, WGMMA, "bfloat16", False),
+        ],
+    ),
 )
 def test_a_triton_without_the_fence_is_given_one(
     monkeypatch: pytest.MonkeyPatch, architecture: int, tile: Tile, dtype: str, *, given: bool
@@ -270,7 +274,7 @@ MISTAKEN = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "change", "pattern", "by"), MISTAKEN)
+@pytest.mark.parametrize(("architecture", "change", "pattern", "by"), every(2, MISTAKEN))
 def test_what_is_wrong_gives_another_result(
     architecture: int, change: Callable[..., str], pattern: str, by: str
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_good_checkpoint_passes_whatever_the_engine_prints(judged: Callable[[s
     assert [one.partition(" ")[0] for one in passed["engine.logprobs"]] == ["all", "prose", "batch", "image", "video"]
 
 
+@pytest.mark.full
 def test_a_key_that_vllm_needs_is_supplied_and_told(out: Path, tmp_path: Path) -> None:
     lacking = damaged(
         out, tmp_path / "lacking", config(lambda whole: whole["vision_config"].pop("default_output_length"))
@@ -102,6 +103,7 @@ def test_a_key_that_vllm_needs_is_supplied_and_told(out: Path, tmp_path: Path) -
     assert "engine.load" in codes(findings, Severity.PASS)
 
 
+@pytest.mark.full
 def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[[str], list[Finding]]) -> None:
     findings = judged("exact gelu,no pictures")
     failed = codes(findings, Severity.FAIL)
@@ -117,6 +119,7 @@ def test_a_lost_tensor_is_named(out: Path, tmp_path: Path) -> None:
     assert [(one.name, one.share) for one in started.unfilled] == [(SCALE, 1.0)]
 
 
+@pytest.mark.full
 def test_a_lost_scalar_and_a_lost_shape_are_named(out: Path, tmp_path: Path) -> None:
     names = ["model.language_model.layers.1.layer_scalar", SCALE.replace("scale", "shape")]
     bad = damaged(out, tmp_path / "bad", lose(*names))
@@ -134,6 +137,7 @@ def test_an_unexpected_tensor_is_the_engines_own_message(out: Path, tmp_path: Pa
     assert "ValueError" in refused.value.log
 
 
+@pytest.mark.full
 def test_what_only_this_machine_cannot_is_inconclusive(judged: Callable[[str], list[Finding]]) -> None:
     findings = judged("no backend")
     assert not codes(findings, Severity.FAIL)
@@ -153,6 +157,7 @@ def test_a_crash_is_told_with_the_end_of_the_log(out: Path) -> None:
     assert "Segmentation fault in a kernel" in fault.value.offenders
 
 
+@pytest.mark.full
 def test_an_engine_that_cannot_be_imported_is_no_fault_of_the_checkpoint(out: Path) -> None:
     with served(out, out, "too old") as engine, pytest.raises(EnvironmentFault, match="Gemma4Config") as fault:
         engine.start(16, 4)

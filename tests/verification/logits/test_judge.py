@@ -119,6 +119,7 @@ def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR091
     assert found.metrics["probes"] == right.metrics["probes"]
 
 
+@pytest.mark.full
 def test_streamed_models_give_the_same(right: Judged, pair: tuple[Path, Path], probes: tuple[Probe, ...]) -> None:
     models = [
         load(pair[0], memory="stream"),

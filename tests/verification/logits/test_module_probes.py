@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.grids import every
 from torch.nn import functional
 
 from g4convert.forward.candidate import ModelCandidate
@@ -29,7 +30,7 @@ def activations(directory: Path, reference: ModelCandidate, candidate: ModelCand
     return list(check_activations(reference, candidate, probe, limit=limit))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", every(4, DTYPES))
 @pytest.mark.parametrize("memory", ["resident", "stream"])
 @pytest.mark.parametrize(
     ("act", "words"),
@@ -49,7 +50,7 @@ def test_wrong_activation_of_experts(act: torch.nn.Module, words: str, dtype: st
     assert wrong[0].found.startswith(words)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", every(3, DTYPES))
 @pytest.mark.parametrize("family", ["moe", "dense", "unified", "e2b", "text", "assistant"])
 def test_right_activations(family: str, dtype: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("checkpoints")(family)

@@ -6,11 +6,15 @@ import pytest
 import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized
+from helpers.grids import every
+from helpers.program import brief
 
 from g4convert.report import Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.logits.level import store_reference
 from g4convert.verification.run import verify
+
+__all__ = ["brief"]  # a fixture
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +33,8 @@ def parity_holds(report: Report) -> bool:
     return not bad and any("parity" in one.code for one in report.findings)
 
 
-@pytest.mark.parametrize("family", ["e2b", "unified"])
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("family", every(2, ["unified", "e2b"]))
 def test_a_text_only_output_against_its_multimodal_original(
     family: str, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

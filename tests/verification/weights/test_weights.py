@@ -12,6 +12,7 @@ from conftest import Checkpoints
 from helpers.conversions import quantized
 from helpers.damage import LAYER, PARTS, VALUES, Tensors, damaged, nibbles, rewrite, words
 from helpers.dialect_sources import write
+from helpers.grids import every
 from safetensors.torch import load_file, save_file
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -47,7 +48,7 @@ def packed_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", every(3, [0, 1, 2]))
 @pytest.mark.parametrize("family", list(Family))
 def test_no_false_alarm(family: Family, seed: int, tmp_path: Path) -> None:
     try:
@@ -74,7 +75,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", every(3, RECIPES))
 def test_no_false_alarm_for_other_recipes(recipe: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     family, options = RECIPES[recipe]
     quantized(checkpoints(family), tmp_path / "out", **options)
@@ -341,7 +342,7 @@ def test_bands(method: str | None, usual: float) -> None:
     assert band.fit < band.usual < band.limit
 
 
-@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize("method", every(3, ["minmax", "mse"]))
 @pytest.mark.parametrize("group", [32, 128, None])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_heavy_tails_are_no_fault(method: str, group: int | None, bits: int, tmp_path: Path, dense: Path) -> None:
