@@ -5,7 +5,9 @@ level     Runs the comparison with bounded memory
 pairs     Pairs each source weight with what the output has of it
 tiles     Measures packed weights tile by tile
 compiled  Has the compiled inner loop
-judge     Turns measured errors into findings
+rows      Holds a weight's numbers beside plain rounding of it, and the band of each method
+judge     Says what is wrong with these numbers, what is unusual, and what is worth a note
+findings  Makes one finding of many that are alike
 causes    Tries known accidents on a few rows of a wrong weight
 oracle    Compares the decoder with compressed-tensors on some rows
 """

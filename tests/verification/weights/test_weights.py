@@ -21,8 +21,8 @@ from g4convert.errors import EnvironmentFault, InputError, UnsupportedError
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
 from g4convert.verification.weights import level
-from g4convert.verification.weights.judge import band_of
 from g4convert.verification.weights.level import check_weights
+from g4convert.verification.weights.rows import band_of
 from g4convert.verification.weights.tiles import Tile, measure_tile
 
 BAD = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}

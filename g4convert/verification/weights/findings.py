@@ -1,0 +1,51 @@
+"""Findings about weights: a few one by one, many of one kind and cause as one."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from g4convert.report import Finding, Severity, grouped
+from g4convert.verification.weights.rows import Row
+
+__all__ = ["QUANTIZE_AGAIN", "error_text", "listed", "percent", "span"]
+
+_SINGLE: Final = 12
+"""So many findings of a check stand alone; of more, those of a kind are one."""
+QUANTIZE_AGAIN: Final = "quantize the source again: this weight was damaged, packed wrongly, or is of another source"
+
+
+def listed(  # noqa: PLR0913, PLR0917 -- a finding has as many parts
+    code: str,
+    severity: Severity,
+    rows: Sequence[Row],
+    found: Callable[[Sequence[Row]], str],
+    expected: Callable[[Sequence[Row]], str] | str,
+    cause: Callable[[Row], str] | None = None,
+    remedy: str = QUANTIZE_AGAIN,
+) -> Iterator[Finding]:
+    """A few findings one by one; many of one kind and cause with one text, so that they become one."""
+    kinds: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        kinds[row.kind, cause(row) if cause else ""].append(row)
+    for (_, why), alike in kinds.items():
+        each = [[row] for row in alike] if len(rows) <= _SINGLE else [alike]
+        for some in each:
+            text = found(some) + (f": {why}" if why else "")
+            wanted = expected if isinstance(expected, str) else expected(some)
+            yield from grouped(Finding(code, severity, row.name, text, wanted, remedy) for row in some)
+
+
+def error_text(rows: Sequence[Row]) -> str:
+    """The relative errors of some weights, from the smallest to the largest."""
+    return f"relative error {span(sorted(row.error for row in rows))}"
+
+
+def span(values: Sequence[float]) -> str:
+    """`1.2 %`, or `1.2 % to 3.4 %`."""
+    low, high = percent(values[0]), percent(values[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, with three digits."""
+    return f"{100 * share:.3g} %"
