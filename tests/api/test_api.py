@@ -87,6 +87,7 @@ def test_every_argument_is_documented(name: str) -> None:
     assert "Raises:" in text
 
 
+@pytest.mark.full
 def test_a_type_checker_sees_the_signatures(tmp_path: Path) -> None:
     path = tmp_path / "session.py"
     path.write_text(

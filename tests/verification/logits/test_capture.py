@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from g4convert.errors import InputError
-from g4convert.forward.candidate import ModelCandidate, Outputs
+from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import capture as capturing
 from g4convert.verification.logits.capture import Captured, capture
-from g4convert.verification.logits.kept import Kept, run_each
+from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.probes.suite import digest, make_probes
 
@@ -49,7 +49,7 @@ def judged(stored: Captured, candidate: ModelCandidate) -> Metrics:
 
 def judged_live(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe]) -> Metrics:
     comparison = Comparison(experts=12)
-    for probe, kept in zip(probes, run_each(reference, probes, Kept.of), strict=True):
+    for probe, kept in zip(probes, run_all(reference, probes, Kept.of), strict=True):
         comparison.add(probe, kept, candidate.run(probe))
     return comparison.metrics()
 

@@ -7,14 +7,14 @@ from typing import get_args
 import pytest
 import torch
 
-from g4convert.forward.candidate import ModelCandidate, Outputs
+from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given, Head, Made, Page
 from g4convert.forward.probe import Probe
 from g4convert.report import Report
 from g4convert.verification import gates
 from g4convert.verification.logits import scores
-from g4convert.verification.logits.kept import Kept, Projection, run_each
+from g4convert.verification.logits.kept import Kept, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
 from g4convert.verification.logits.pairs import score_pairs
 from g4convert.verification.logits.scores import TokenScores, cosine, score, score_top, top_logits
@@ -89,7 +89,7 @@ def test_a_real_model_against_itself_is_exact(e2b: Path) -> None:
     model = ModelCandidate(load(e2b))
     probes = make_probes(model.model, e2b, kinds=["prose", "batch", "image"], tokens=1)
     comparison = Comparison()
-    for one, kept in zip(probes, run_each(model, probes, Kept.of), strict=True):
+    for one, kept in zip(probes, run_all(model, probes, Kept.of), strict=True):
         comparison.add(one, kept, model.run(one))
     found = comparison.metrics()
     assert (found.kl_max, found.rms_dp, found.logit_max_diff, found.ppl_ratio, found.logit_cosine) == (0, 0, 0, 1, 1)
