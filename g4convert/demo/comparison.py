@@ -1,4 +1,4 @@
-"""How far two sets of logits are apart, in a few numbers for people.
+"""Compares two sets of logits, in a few numbers for people.
 
 Compare in float32, and a quantized model with its dequantized twin: bf16 rounding flips routers, and the cost of four
 bits hides everything else.
