@@ -13,6 +13,7 @@ files that loaders act on are not carried at all.
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,14 @@ class Beside:
         side: carried over; relative posix paths, sorted, as all here.
         stray: weights that are not read, and what training and adapters leave.
         left: name and reason of what may be private.
+        broken: links to nothing, which would be carried over.
         decided: for each pattern, the files that it means.
     """
 
     side: tuple[str, ...]
     stray: tuple[str, ...]
     left: tuple[tuple[str, str], ...]
+    broken: tuple[str, ...] = ()
     decided: tuple[Decided, ...] = ()
 
     @classmethod
@@ -80,8 +83,8 @@ class Beside:
             leave: patterns of files to leave that would be carried over.
 
         Raises:
-            InputError: a directory cannot be listed; a file to be carried is a broken link or has a name that is no
-                plain text; a pattern means no file, or one that no output may have.
+            InputError: a directory cannot be listed; a file to be carried has a name that is no plain text; a pattern
+                means no file, or one that no output may have.
         """
         is_hidden = any(part.startswith(".") for pattern in carry for part in pattern.split("/"))
         found = tuple(_files(directory, frozenset(own), hidden=is_hidden))
@@ -96,13 +99,32 @@ class Beside:
         side = {name for name, why in found if not why} - dropped | wanted
         for name in side:
             _check_carried(directory / name, name)
+        broken = {name for name in side if not (directory / name).exists()}
         rest = [(name, why) for name, why in found if why and name not in side]
         return cls(
-            side=tuple(sorted(side)),
+            side=tuple(sorted(side - broken)),
             stray=tuple(sorted(name for name, why in rest if why == _STRAY)),
             left=tuple(sorted({_place(name, why) for name, why in rest if why != _STRAY})),
+            broken=tuple(sorted(broken)),
             decided=decided,
         )
+
+    def check(self, directory: Path) -> None:
+        """Check that every file that is carried over is there.
+
+        Args:
+            directory: of the checkpoint.
+
+        Raises:
+            InputError: some are links to nothing; names all of them.
+        """
+        if not self.broken:
+            return
+        lines = [f"{name}: a link to {(directory / name).readlink()}, which does not exist" for name in self.broken]
+        hint = f"download the model again, or leave them behind: --leave {shlex.quote(self.broken[0])}"
+        if len(lines) == 1:
+            raise InputError(lines[0], hint=hint)
+        raise InputError(f"{directory}: {len(lines)} links to nothing", offenders=lines, hint=hint)
 
 
 def _files(directory: Path, own: frozenset[str], *, hidden: bool) -> Iterator[tuple[str, str]]:
@@ -188,7 +210,7 @@ def _check_allowed(wanted: Collection[str]) -> None:
 
 
 def _check_carried(path: Path, name: str) -> None:
-    """A file that is carried is there, and has a name that can be written down.
+    """A file that is carried is a file, and has a name that can be written down.
 
     Raises:
         InputError: it has not.
@@ -197,9 +219,6 @@ def _check_carried(path: Path, name: str) -> None:
         raise InputError(
             f"{name}: no regular file, so not carried over", hint="name files, or put them there themselves"
         )
-    if not path.exists():
-        hint = "download the model again, or save it again with `save_pretrained`"
-        raise InputError(f"{name}: a link to {path.readlink()}, which does not exist", hint=hint)
     if not name.isprintable():
         raise InputError(f"{shown(name)}: a file name that is not plain text", hint="rename the file")
 

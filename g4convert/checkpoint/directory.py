@@ -33,6 +33,7 @@ from g4convert.checkpoint.header import (
 )
 from g4convert.checkpoint.layouts import copies, without_weights
 from g4convert.checkpoint.leftovers import is_adapter
+from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.tensors import TensorInfo
 
@@ -101,19 +102,20 @@ class Checkpoint:
         )
 
     def choosing(self, *, carry: Sequence[str], leave: Sequence[str]) -> "Checkpoint":
-        """The same checkpoint, with patterns that decide which files beside the weights are carried over.
+        """The same checkpoint, with the files beside the weights that are carried over, all of which are there.
 
         Args:
             carry: see `Beside.of`.
             leave: the same.
 
         Raises:
-            InputError: the same.
+            InputError: see `Beside.of` and `Beside.check`.
         """
-        if not carry and not leave:
-            return self
-        own = {*self.weight_files, CONFIG, INDEX}
-        return replace(self, beside=Beside.of(self.path, own, carry=carry, leave=leave))
+        beside = self.beside
+        if carry or leave:
+            beside = Beside.of(self.path, {*self.weight_files, CONFIG, INDEX}, carry=carry, leave=leave)
+        beside.check(self.path)
+        return replace(self, beside=beside)
 
     @property
     def side_files(self) -> tuple[str, ...]:
@@ -145,7 +147,8 @@ class Checkpoint:
         stored = self.tensors[name]
         fd = open_regular(self.path / stored.file, stored.file)
         try:
-            found = os.pread(fd, stored.info.nbytes, stored.begin)
+            with naming(stored.file):
+                found = os.pread(fd, stored.info.nbytes, stored.begin)
         finally:
             os.close(fd)
         if len(found) != stored.info.nbytes:
@@ -201,7 +204,7 @@ def _check_directory(path: Path) -> None:
 
 def _read_file(directory: Path, file: str) -> bytes:
     fd = open_regular(directory / file, file)
-    with os.fdopen(fd, "rb") as stream:
+    with naming(file), os.fdopen(fd, "rb") as stream:
         found = stream.read(MOST_CONFIG + 1)
     if len(found) > MOST_CONFIG:
         raise FormatError(f"{file}: over {MOST_CONFIG >> 20} MiB, the most that is read", hint=_SAVE_AGAIN)

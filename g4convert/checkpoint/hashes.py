@@ -12,6 +12,8 @@ from typing import Final
 
 from xxhash import xxh3_128
 
+from g4convert.checkpoint.naming import naming
+
 __all__ = ["file_hash", "file_hashes"]
 
 _BLOCK: Final = 1 << 20
@@ -37,9 +39,10 @@ def file_hash(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read.
+        EnvironmentFault: the device failed.
     """
     digest, buffer = xxh3_128(), bytearray(_BLOCK)
-    with path.open("rb", buffering=0) as file, memoryview(buffer) as view:
+    with naming(path.name), path.open("rb", buffering=0) as file, memoryview(buffer) as view:
         while count := file.readinto(view):
             digest.update(view[:count])
     return digest.hexdigest()

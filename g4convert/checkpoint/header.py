@@ -31,6 +31,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.tensors import DType, TensorInfo
 
@@ -100,11 +101,13 @@ def read_header(directory: Path, file: str) -> Header:
         InputError: the file is missing, unreadable or no regular file.
         FormatError: the file breaks the format; every broken entry is an offender.
         UnsupportedError: the file is of another format.
+        EnvironmentFault: the device cannot read it.
     """
     fd = open_regular(directory / file, file)
     try:
         status = os.fstat(fd)
-        raw = _header_bytes(fd, file, status.st_size)
+        with naming(file):
+            raw = _header_bytes(fd, file, status.st_size)
     finally:
         os.close(fd)
     table = parse_object(raw, f"{file}: header", _DOWNLOAD_AGAIN)
@@ -127,7 +130,8 @@ def open_regular(path: Path, file: str) -> int:
         InputError: missing, a link to nothing, not a regular file, or not readable.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # non-blocking: a FIFO must not hang
+        with naming(file):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # non-blocking: a FIFO must not hang
     except OSError as error:
         raise _unreadable(path, file, error) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -1,26 +1,72 @@
-"""Weight files opened once and read at offsets, from any thread: for what quantizes and for what verifies."""
+"""Weight files read at offsets, from any thread: for what quantizes and for what verifies.
+
+Files of a checkpoint stay open, up to some hundred: a process may have no more than 1024 by default, and a checkpoint
+in 10,000 shards has several at once. The rest are opened for each use, which costs some microseconds for 16 MiB. Names
+are looked up in the directory as it was opened, so one that is moved meanwhile is still the same.
+"""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
+from g4convert.checkpoint.naming import naming
 from g4convert.errors import InputError
 
 __all__ = ["OpenFiles", "Reader"]
 
+_MOST: Final = 256
+"""Files that stay open."""
+
 
 class OpenFiles:
-    """Descriptors by file name, closed together."""
+    """Files of one directory.
 
-    def __init__(self) -> None:
+    Args:
+        directory: where they are.
+        files: their names.
+        flags: of `open`.
+    """
+
+    def __init__(self, directory: Path, files: Iterable[str], flags: int) -> None:
+        self._flags = flags | os.O_CLOEXEC
         self._fds: dict[str, int] = {}
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for number, file in enumerate(files):
+                fd = os.open(file, self._flags, dir_fd=self._directory)
+                if number < _MOST:
+                    self._fds[file] = fd
+                else:
+                    os.close(fd)
+        except OSError:
+            self.close()
+            raise
+
+    @contextmanager
+    def opened(self, file: str) -> Iterator[int]:
+        """Give the descriptor of a file, for a while.
+
+        Raises:
+            OSError: it cannot be opened.
+            EnvironmentFault: the device failed meanwhile.
+        """
+        with naming(file):
+            if file in self._fds:
+                yield self._fds[file]
+                return
+            fd = os.open(file, self._flags, dir_fd=self._directory)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
 
     def close(self) -> None:
         """Close every file."""
-        for fd in self._fds.values():
+        for fd in (*self._fds.values(), self._directory):
             os.close(fd)
-        self._fds = {}
+        self._fds, self._directory = {}, -1
 
     def __enter__(self) -> Self:
         return self
@@ -38,18 +84,14 @@ class Reader(OpenFiles):
     """
 
     def __init__(self, directory: Path, files: Iterable[str]) -> None:
-        super().__init__()
-        self._fds |= {file: os.open(directory / file, os.O_RDONLY | os.O_CLOEXEC) for file in files}
-
-    def fd(self, file: str) -> int:
-        """The descriptor of a weight file."""
-        return self._fds[file]
+        super().__init__(directory, files, os.O_RDONLY)
 
     def read(self, file: str, begin: int, nbytes: int) -> bytearray:
         """Bytes [begin, begin + nbytes) of a file.
 
         Raises:
             InputError: see `read_into`.
+            EnvironmentFault: the same.
         """
         buffer = bytearray(nbytes)
         self.read_into(file, begin, memoryview(buffer))
@@ -60,14 +102,18 @@ class Reader(OpenFiles):
 
         Raises:
             InputError: the file ends first: it was changed since its header was read.
+            EnvironmentFault: the device cannot read it.
         """
         filled = 0
-        while filled < len(buffer):
-            count = os.preadv(self._fds[file], [buffer[filled:]], begin + filled)
-            if not count:
-                raise InputError(f"{file}: ends at byte {begin + filled}, was longer a moment ago", hint="start again")
-            filled += count
+        with self.opened(file) as fd:
+            while filled < len(buffer):
+                count = os.preadv(fd, [buffer[filled:]], begin + filled)
+                if not count:
+                    text = f"{file}: ends at byte {begin + filled}, was longer a moment ago"
+                    raise InputError(text, hint="start again")
+                filled += count
 
     def will_need(self, file: str, begin: int, nbytes: int) -> None:
         """Tell the kernel to start reading a range."""
-        os.posix_fadvise(self._fds[file], begin, nbytes, os.POSIX_FADV_WILLNEED)
+        with self.opened(file) as fd:
+            os.posix_fadvise(fd, begin, nbytes, os.POSIX_FADV_WILLNEED)

@@ -28,9 +28,10 @@ __all__ = ["Source", "file_or_model", "resolve"]
 IGNORED: Final = [*(f"*{suffix}" for suffix in FOREIGN_SUFFIXES), "original/*", "consolidated*"]
 """Patterns of what is not fetched: other weight formats, and the second copy some repositories hold."""
 
-_REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAME: Final = r"[A-Za-z0-9][\w.-]*"
+_REPO: Final = re.compile(f"{_NAME}/{_NAME}")
 _REVISION: Final = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
-_SNAPSHOT: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})")
+_SNAPSHOT: Final = re.compile(rf"models--(?P<org>{_NAME}?)--(?P<name>{_NAME})/snapshots/(?P<revision>[0-9a-f]{{40}})")
 
 
 @dataclass(frozen=True, slots=True)

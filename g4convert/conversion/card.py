@@ -37,7 +37,7 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
         f"tags: [{', '.join(tags)}]",
         "---",
         "",
-        f"# {printable(output_name)}",
+        f"# {output_name}",
         "",
         *_what(plan, source),
         "",
@@ -59,12 +59,12 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
     ]
     if plan.dropped:
         lines += ["", "## What was left out", "", "| tensors | why |", "|---:|---|", *_dropped_rows(plan)]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{printable(line)}\n" for line in lines)  # what is named cannot forge a line
 
 
 def _what(plan: Plan, source: Source) -> Iterable[str]:
     """Yield lines that name the source and the format."""
-    made = f"`{printable(source.name)}` by g4convert {__version__}"
+    made = f"`{source.name}` by g4convert {__version__}"
     if not plan.quantized:
         return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)
     size = f"groups of {plan.recipe.group_size}" if plan.recipe.group_size else "one scale per row"

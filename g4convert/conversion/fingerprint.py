@@ -12,6 +12,7 @@ from xxhash import xxh3_64
 
 from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.header import WeightFile
 from g4convert.checkpoint.reader import Reader
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
@@ -83,16 +84,17 @@ def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:
     Raises:
         InputError: a weight file was written meanwhile; names all of them.
     """
-    found = {file.name: os.fstat(reader.fd(file.name)) for file in checkpoint.files}
-    wrong = [
-        file.name
-        for file in checkpoint.files
-        if (file.size, file.mtime_ns) != (found[file.name].st_size, found[file.name].st_mtime_ns)
-    ]
+    wrong = [file.name for file in checkpoint.files if not _is_unchanged(file, reader)]
     if wrong:
         raise InputError(
             f"{checkpoint.path}: changed while it was read", offenders=wrong, hint="start again when nothing writes it"
         )
+
+
+def _is_unchanged(file: WeightFile, reader: Reader) -> bool:
+    with reader.opened(file.name) as fd:
+        found = os.fstat(fd)
+    return (file.size, file.mtime_ns) == (found.st_size, found.st_mtime_ns)
 
 
 def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:

@@ -11,15 +11,18 @@ the disk holds, also after a power cut. Further ranks write `journal-<rank>.json
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Self
 
 from xxhash import xxh3_64_hexdigest
 
 from g4convert.checkpoint.header import open_regular
+from g4convert.checkpoint.naming import naming
 from g4convert.conversion.fingerprint import differences
 from g4convert.errors import InputError
+from g4convert.quantization import TileStats
 
 __all__ = ["Done", "Journal", "read_done"]
 
@@ -27,6 +30,7 @@ Fingerprint = Mapping[str, Any]
 
 _MOST: Final = 1 << 28
 """Bytes of a journal: a unit takes some hundred, and is of 16 MiB."""
+_NUMBERS: Final = len(fields(TileStats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
+        self._name = path.name
         fresh = not path.exists() or _parse(_lines(path)[0]) is None
         self._file = path.open("w" if fresh else "a", encoding="ascii")
         if fresh:
@@ -78,9 +83,10 @@ class Journal:
         self.close()
 
     def _write(self, lines: Iterable[str]) -> None:
-        self._file.write("".join(f"{xxh3_64_hexdigest(line.encode())} {line}\n" for line in lines))
-        self._file.flush()
-        os.fdatasync(self._file.fileno())
+        with naming(self._name):
+            self._file.write("".join(f"{xxh3_64_hexdigest(line.encode())} {line}\n" for line in lines))
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
 
 
 def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, Done]:
@@ -103,8 +109,7 @@ def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, Done]:
                 offenders=found,
                 hint="--overwrite starts again; or finish it with the command it was started with",
             )
-        for record in filter(None, map(_parse, lines[1:])):
-            done[record["unit"]] = Done(record["stats"], record["checksum"])
+        done |= filter(None, map(_finished, map(_parse, lines[1:])))
     return done
 
 
@@ -117,10 +122,33 @@ def _lines(path: Path) -> list[bytes]:
     return data.split(b"\n")
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """A line as JSON, or None for one that is not as it was written."""
+def _parse(line: bytes) -> Mapping[str, Any] | None:
+    """A line as a JSON object, or None for one that is not as it was written."""
     digest, _, text = line.partition(b" ")
     if xxh3_64_hexdigest(text).encode() != digest:
         return None
-    value: dict[str, Any] = json.loads(text)
-    return value
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _finished(record: Mapping[str, Any] | None) -> tuple[int, Done] | None:
+    """A record as a unit's number and what was done, or None for one of another form: whoever can hash can forge."""
+    match record:
+        case {"unit": int(unit), "stats": [*stats], "checksum": str(checksum)} if unit >= 0 and all(
+            map(_is_row, stats)
+        ):
+            return unit, Done(stats, checksum)
+    return None
+
+
+def _is_row(row: object) -> bool:
+    """Return whether a value is [step, *TileStats], with an object behind where the method calibrates."""
+    match row:
+        case [int(step), *rest]:
+            numbers, more = rest[:_NUMBERS], rest[_NUMBERS:]
+            counted = len(numbers) == _NUMBERS and all(isinstance(n, int | float) and isfinite(n) for n in numbers)
+            return step >= 0 and counted and len(more) <= 1 and all(isinstance(one, dict) for one in more)
+    return False

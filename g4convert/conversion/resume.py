@@ -55,7 +55,7 @@ def sound(
         directory: OUT.partial.
         layout: its shards.
     """
-    known = {number: one for number, one in done.items() if number < len(units)}
+    known = {number: one for number, one in done.items() if number < len(units) and _is_of(one, units[number])}
     with (
         Reader(directory, (shard.file for shard in layout.shards)) as written,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
@@ -63,6 +63,11 @@ def sound(
         check = partial(_is_sound, source=source, written=written)
         right = pool.map(check, (units[number] for number in known), known.values())
         return {number: one for (number, one), good in zip(known.items(), right, strict=True) if good}
+
+
+def _is_of(done: Done, unit: Unit) -> bool:
+    """Return whether statistics are of the weights that a unit quantizes."""
+    return {row[0] for row in done.stats} == {task.step for task in unit if isinstance(task, QuantizeTask)}
 
 
 def _is_sound(unit: Unit, done: Done, *, source: Reader, written: Reader) -> bool:

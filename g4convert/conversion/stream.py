@@ -170,8 +170,8 @@ class _Worker:
         for task in unit:
             match task:
                 case CopyTask():
-                    fd = self._streams.reader.fd(task.file)
-                    self._streams.writer.copy(fd, task.begin, task.nbytes, task.target_file, task.target_begin)
+                    with self._streams.reader.opened(task.file) as fd:
+                        self._streams.writer.copy(fd, task.begin, task.nbytes, task.target_file, task.target_begin)
                 case MoveTask():
                     self._move(task, digest)
                 case QuantizeTask():

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from g4convert.checkpoint.naming import naming
 from g4convert.checkpoint.reader import OpenFiles
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.planning.layout import Layout
@@ -33,24 +34,22 @@ class ShardWriter(OpenFiles):
     """
 
     def __init__(self, directory: Path, layout: Layout, *, create: bool) -> None:
-        super().__init__()
-        try:
+        if create:
             for shard in layout.shards:
-                flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-                fd = self._fds[shard.file] = os.open(directory / shard.file, flags, 0o644)
-                if create and shard.size:
-                    os.posix_fallocate(fd, 0, shard.size)
-                    self.write(shard.file, 0, shard.head)
-        except OSError:
-            self.close()
-            raise
+                _make(directory / shard.file, shard.size)
+        self._names = [shard.file for shard in layout.shards]
+        super().__init__(directory, self._names, os.O_WRONLY)
+        if create:
+            for shard in layout.shards:
+                self.write(shard.file, 0, shard.head)
 
     def write(self, file: str, begin: int, data: bytes | memoryview) -> None:
         """Write all of `data` at byte `begin` of `file`."""
         view = memoryview(data).cast("B")
-        while view:
-            count = os.pwrite(self._fds[file], view, begin)
-            view, begin = view[count:], begin + count
+        with self.opened(file) as fd:
+            while view:
+                count = os.pwrite(fd, view, begin)
+                view, begin = view[count:], begin + count
 
     def copy(self, source: int, source_begin: int, nbytes: int, file: str, begin: int) -> None:
         """Copy `nbytes` from a descriptor without passing through Python, where the kernel can.
@@ -60,26 +59,19 @@ class ShardWriter(OpenFiles):
         Raises:
             InputError: the source ends first.
         """
-        target = self._fds[file]
         in_kernel = True
-        while nbytes:
-            count = 0
-            if in_kernel:
-                try:
-                    count = os.copy_file_range(source, target, nbytes, source_begin, begin)
-                except OSError as error:
-                    if error.errno not in _NO_KERNEL_COPY:
-                        raise
+        with self.opened(file) as target:
+            while nbytes:
+                count = _copied(source, target, nbytes, source_begin, begin) if in_kernel else 0
                 if not count:
                     in_kernel = False
-                    continue
-            else:
-                data = os.pread(source, min(nbytes, _CHUNK), source_begin)
-                self.write(file, begin, data)
-                count = len(data)
-            if not count:
-                raise InputError(f"source ends at byte {source_begin}, was longer a moment ago", hint="start again")
-            source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
+                    data = os.pread(source, min(nbytes, _CHUNK), source_begin)
+                    self.write(file, begin, data)
+                    count = len(data)
+                if not count:
+                    text = f"source ends at byte {source_begin}, was longer a moment ago"
+                    raise InputError(text, hint="start again")
+                source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
 
     def check_in_place(self, directory: Path) -> None:
         """Look whether the files written to are those that `directory` has under their names.
@@ -87,7 +79,7 @@ class ShardWriter(OpenFiles):
         Raises:
             EnvironmentFault: one was moved, replaced or cut; names all of them.
         """
-        wrong = [file for file, fd in self._fds.items() if not _is_at(fd, directory / file)]
+        wrong = [file for file in self._names if not self._is_at(file, directory / file)]
         if wrong:
             raise EnvironmentFault(
                 f"{directory}: files were moved or replaced while they were written",
@@ -98,14 +90,35 @@ class ShardWriter(OpenFiles):
     def sync(self, files: Iterable[str]) -> None:
         """Wait until what was written to these files is on disk."""
         for file in files:
-            os.fdatasync(self._fds[file])
+            with self.opened(file) as fd:
+                os.fdatasync(fd)
+
+    def _is_at(self, file: str, path: Path) -> bool:
+        try:
+            with self.opened(file) as fd:
+                return os.path.samestat(os.fstat(fd), path.lstat())
+        except FileNotFoundError:
+            return False
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def _copied(source: int, target: int, nbytes: int, source_begin: int, begin: int) -> int:
+    """Copy within the kernel; the number of bytes copied, 0 where it refuses."""
     try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False
+        return os.copy_file_range(source, target, nbytes, source_begin, begin)
+    except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY:
+            raise
+        return 0
+
+
+def _make(path: Path, size: int) -> None:
+    """Make a file and its room on the disk."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT, 0o644)
+    try:
+        if size:
+            os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
 
 
 def write_heads(directory: Path, layout: Layout) -> None:
@@ -125,9 +138,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file that is carried over, and sync it."""
-    shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
+    with naming(target.name):
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

@@ -88,6 +88,18 @@ def test_leave_is_the_stronger(model: Path) -> None:
     assert carried(model, carry=(".*",), leave=(".cache", ".netrc")) == {*PLAIN, ".gitattributes"}
 
 
+def test_links_to_nothing_open_and_are_carried_nowhere(model: Path) -> None:
+    for name in ("logo.svg", "sub/voice.wav"):
+        (model / name).symlink_to("../blobs/gone")
+    assert Checkpoint.open(model).beside.broken == ("logo.svg", "sub/voice.wav")
+    with pytest.raises(InputError, match="2 links to nothing") as raised:
+        carried(model)
+    assert raised.value.offenders[1] == "sub/voice.wav: a link to ../blobs/gone, which does not exist"
+    with pytest.raises(InputError, match=r"voice\.wav: a link to"):
+        carried(model, leave=("logo.svg",))
+    assert carried(model, leave=("logo.svg", "sub")) == PLAIN - {"sub/b.png"}
+
+
 def test_patterns_that_mean_nothing_are_all_named(model: Path) -> None:
     with pytest.raises(InputError) as raised:
         carried(model, carry=(".env", ".netrc"), leave=("*.jpg", "config.json", "*.png"))

@@ -261,7 +261,6 @@ SABOTAGE: dict[str, tuple[Damage, type[InputError], list[str]]] = {
     "config not JSON": (lambda model: (model / "config.json").write_text("x"), FormatError, ["config.json"]),
     "config a list": (lambda model: (model / "config.json").write_text("[]"), FormatError, ["list"]),
     "config a dangling link": (linked("config.json"), InputError, ["config.json", "blobs/gone"]),
-    "side file a dangling link": (linked("tokenizer.json"), InputError, ["tokenizer.json", "blobs/gone"]),
     "side file with a line break": (
         lambda model: (model / "a\nb").write_text(""), InputError, [r"a\nb", "plain text"],
     ),

@@ -48,6 +48,15 @@ def test_a_pattern_that_means_nothing_stops_both_commands(model: Path, g4convert
     assert not (tmp_path / "out").exists()
 
 
+def test_the_hint_about_a_link_to_nothing_works(model: Path, g4convert: Program) -> None:
+    (model / "voice.wav").symlink_to("../blobs/gone")
+    ran = g4convert("plan", model)
+    assert ran.status == 3
+    assert ran.err.startswith("error: voice.wav: a link to ../blobs/gone, which does not exist\nhint: ")
+    assert "--leave voice.wav" in ran.err
+    assert g4convert("plan", model, "--leave", "voice.wav").status == 0
+
+
 @pytest.mark.parametrize("pattern", ["../x", "/etc/passwd", ""])
 def test_what_is_no_pattern_is_refused(pattern: str, model: Path, g4convert: Program) -> None:
     ran = g4convert("plan", model, "--carry", pattern)

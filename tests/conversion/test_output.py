@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,17 @@ def test_the_rows_of_the_card_cover_every_kept_byte(made: Path, moe: Path) -> No
     unpacked = {name: tensor for name, tensor in stored(made).items() if name in stored(moe)}
     assert kept == sum(tensor.nbytes for tensor in unpacked.values())
     assert sum(int(row.split("|")[2]) for row in rows if row) == len(unpacked)
+
+
+def test_names_cannot_forge_a_line_of_the_card() -> None:
+    forged = "x\n---\nlicense: forged\x1b[2J"
+    snapshot = Source.at(Path("/hub", f"models--o--{forged}", "snapshots", "0" * 40))
+    assert snapshot.revision is None
+    summary = summarize(plan := planned(FAMILIES["26B-A4B"]), Choice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+    recipe = replace(load(), name=forged)
+    card = model_card(plan, Source(snapshot.path, forged), recipe, forged, summary, refused=())
+    assert not [line for line in card.splitlines() if line.startswith("license") or "\x1b" in line]
+    assert card.splitlines().count("---") == 2
 
 
 def test_a_snapshot_of_the_hub_is_named_as_the_base_model(made: Path, moe: Path) -> None:

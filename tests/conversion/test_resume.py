@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.grids import every
@@ -12,6 +13,7 @@ from helpers.runs import hashes, job, run
 from safetensors import safe_open
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
 
+from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert, prepare
 from g4convert.errors import G4Error, InputError, Interrupted
@@ -60,9 +62,39 @@ def _looped(partial: Path) -> None:
     (partial / "journal-1.jsonl").symlink_to("/dev/zero")
 
 
-def _of_another_unit(partial: Path) -> None:
-    line = json.dumps({"unit": 10**9, "stats": [], "checksum": ""})
+def _appended(partial: Path, line: str) -> None:
+    """A line with its right hash behind the others."""
     _rewritten(partial, lambda lines: [*lines[:-1], f"{xxh3_64_hexdigest(line.encode())} {line}", ""])
+
+
+def _of_another_unit(partial: Path) -> None:
+    _appended(partial, json.dumps({"unit": 10**9, "stats": [], "checksum": ""}))
+
+
+RIGHT: dict[str, Any] = {"unit": 3, "stats": [[0, 64, 2, *[0.5] * 6]], "checksum": "5e"}
+FORGED: dict[str, str] = {
+    "no JSON": "{",
+    "nested": "[" * 100_000,
+    "digits without end": "9" * 5_000,
+    "a list": "[1, 2]",
+    "no unit": json.dumps({**RIGHT, "unit": None}),
+    "a unit that is text": json.dumps({**RIGHT, "unit": "3"}),
+    "a unit below 0": json.dumps({**RIGHT, "unit": -1}),
+    "no statistics": json.dumps({"unit": 3, "checksum": "5e"}),
+    "statistics that are text": json.dumps({**RIGHT, "stats": "none"}),
+    "too few statistics": json.dumps({**RIGHT, "stats": [[0, 1]]}),
+    "too many statistics": json.dumps({**RIGHT, "stats": [[0, *[0] * 9]]}),
+    "statistics without end": json.dumps({**RIGHT, "stats": [[0, *[float("inf")] * 8]]}),
+    "no checksum": json.dumps({"unit": 3, "stats": []}),
+    "a checksum that is a number": json.dumps({**RIGHT, "checksum": 5}),
+}
+"""Lines of a journal that are no finished unit, whatever their hash says."""
+
+
+def _of_another_weight(partial: Path) -> None:
+    """A finished unit again, with statistics of a weight that there is not."""
+    record = json.loads((partial / "journal.jsonl").read_text().splitlines()[-1].partition(" ")[2])
+    _appended(partial, json.dumps({**record, "stats": [[10**6, *[0] * 8]]}))
 
 
 DONE_AGAIN: dict[str, Callable[[Path], object]] = {
@@ -78,6 +110,9 @@ DONE_AGAIN: dict[str, Callable[[Path], object]] = {
     "journal: empty": lambda d: (d / "journal.jsonl").write_bytes(b""),
     "journal: nested": lambda d: (d / "journal-3.jsonl").write_text("[" * 100_000),
     "journal: a unit that is none": _of_another_unit,
+    "journal: lines of another form with the right hash": lambda d: [_appended(d, line) for line in FORGED.values()],
+    "journal: statistics of another weight": _of_another_weight,
+    "journal: the first line is a list": lambda d: (d / "journal.jsonl").write_text(f"{xxh3_64_hexdigest(b'[]')} []\n"),
 }
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard is gone": (lambda d: _first(d).unlink(), "missing, expected"),
@@ -95,10 +130,25 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def expected(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """Hashes of what an undisturbed run writes."""
+    place = tmp_path_factory.mktemp("expected")
+    return run(shutil.copytree(moe, place / "source"), place / "out")
+
+
 @pytest.mark.parametrize("damage", every(3, DONE_AGAIN))
-def test_what_is_damaged_is_done_again(damage: str, stopped: Path, tmp_path: Path) -> None:
+def test_what_is_damaged_is_done_again(damage: str, stopped: Path, tmp_path: Path, expected: Mapping[str, str]) -> None:
     DONE_AGAIN[damage](stopped.with_name("out.partial"))
-    assert run(tmp_path / "source", stopped) == run(tmp_path / "source", tmp_path / "expected" / "out")
+    assert run(tmp_path / "source", stopped) == expected
+
+
+@pytest.mark.parametrize("form", FORGED)
+def test_a_line_of_another_form_is_no_finished_unit(form: str, tmp_path: Path) -> None:
+    Journal(tmp_path / "journal.jsonl", {}).close()
+    _appended(tmp_path, json.dumps(RIGHT))
+    _appended(tmp_path, FORGED[form])
+    assert read_done(tmp_path, {}) == {3: Done(RIGHT["stats"], "5e")}
 
 
 @pytest.mark.parametrize("damage", every(3, REFUSED))
