@@ -124,7 +124,8 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     peak = peak_memory()  # before a verification has its own
     report = None
     if level is not None and joined.leads:
-        report = run_verification(Request(job.output, job.source.path, level), progress=progress, say=say)
+        asked = Request(job.output, job.source.path, level)
+        report = run_verification(asked, progress=progress, say=say, written=True)
     refused = conversion.outlook.refusing(job.tps)
     expected = costs(conversion.plan, summary.sizes, workers or default_workers())
     return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)

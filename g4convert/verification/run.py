@@ -40,6 +40,7 @@ def verify(
     progress: "Quiet | None" = None,
     say: Callable[[str], None] = lambda _: None,
     candidate: "Callable[[Path], Candidate] | None" = None,
+    written: bool = False,
 ) -> Report:
     """Verify a quantized checkpoint.
 
@@ -48,6 +49,8 @@ def verify(
         progress: told of every piece that the level `weights` has read, and how far each step of `logits` is.
         say: told what is done next.
         candidate: gives the path that runs, for the level `logits`; by default the packed weights in this process.
+        written: the output was written, read back and hashed by this process a moment ago: hashes are not made again,
+            and the decoder is held against recorded answers.
 
     Returns:
         Every finding and measured number.
@@ -73,9 +76,9 @@ def verify(
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
         later = []
     if out is not None and Level.WEIGHTS in later:
-        from g4convert.verification.weights.hashes import check_hashes  # noqa: PLC0415 -- static reads no weights
+        from g4convert.verification.weights.hashes import check_hashes, hashed  # noqa: PLC0415 -- static reads no weights
 
-        findings += check_hashes(out)
+        findings += hashed(out) if written else check_hashes(out)
         if source is None:
             why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
             severity = Severity.INCONCLUSIVE if depth is Level.WEIGHTS else Severity.INFO
@@ -86,7 +89,7 @@ def verify(
 
             say("weights: every value against its source")
             rows: list[dict[str, Any]] = []
-            findings += check_weights(out, source, progress=progress, table=rows)
+            findings += check_weights(out, source, progress=progress, table=rows, recorded=written)
             metrics["weights"] = {"tensors": rows}
             ran.append(Level.WEIGHTS)
     if out is not None and Level.LOGITS in later:

@@ -10,4 +10,5 @@ judge     Says what is wrong with these numbers, what is unusual, and what is wo
 findings  Makes one finding of many that are alike
 causes    Tries known accidents on a few rows of a wrong weight
 oracle    Compares the decoder with compressed-tensors on some rows
+recorded  Compares the decoder with recorded answers of compressed-tensors
 """

@@ -11,7 +11,8 @@ What the error may be depends on the weights: so the plainest method, rounding t
 weight at the end of the range, is tried on every group, too. No method that only looks at weights does worse.
 
 Sums of a group are float32, all others float64. A row at a time is in scratch memory, so nothing leaves the cache
-and nothing is allocated. Decoding is this module's own: compressed-tensors' needs whole tensors in between, at ten
+and nothing is allocated: the sums of all its groups first, then what follows from them, so that both loops are over
+whole vectors. Decoding is this module's own: compressed-tensors' needs whole tensors in between, at ten
 times the time; `weights_oracle` holds the two against each other.
 """
 
@@ -28,7 +29,8 @@ __all__ = ["Limits", "Rows", "Scratch", "Sums", "decode", "measure_rows"]
 F32 = NDArray[np.float32]
 
 _SIXTEEN = np.uint32(16)
-_ZERO, _QUARTER, _HALF = np.float32(0), np.float32(0.25), np.float32(0.5)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_ZERO, _QUARTER, _HALF, _ONE = np.float32(0), np.float32(0.25), np.float32(0.5), np.float32(1)
 
 
 class Rows(NamedTuple):
@@ -48,11 +50,27 @@ class Rows(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A row of weights, as bits and as float32 in the same memory, and its codes, float32: [k] each."""
+    """A row, and what is known of its groups.
+
+    Args:
+        bits: uint32 [k], the weights' bits.
+        w: float32 [k], the same memory.
+        q: float32 [k], their codes; then those of plain rounding.
+        ww: float32 [groups], as the next three; see the module.
+        wq: <w, q> of each group.
+        qq: <q, q> of each group.
+        peak: largest magnitude of each group.
+        scale: scale of plain rounding of each group; 0 where there is none.
+    """
 
     bits: NDArray[np.uint32]
     w: F32
     q: F32
+    ww: F32
+    wq: F32
+    qq: F32
+    peak: F32
+    scale: F32
 
 
 class Limits(NamedTuple):
@@ -78,20 +96,16 @@ class Sums(NamedTuple):
 @jit
 def measure_rows(rows: Rows, num_bits: int, limits: Limits, scratch: Scratch, sums: Sums) -> None:
     """Add the sums of every group of some rows to `sums`."""
-    r, k = rows.source.shape
-    groups = rows.scale.shape[1]
-    g = k // groups
-    for row in range(r):
+    half = np.float32((1 << (num_bits - 1)) - _HALF)
+    for row in range(rows.source.shape[0]):
         _load(rows.source[row], scratch.bits)
         decode(rows.words[row], num_bits, scratch.q)
-        _count_codes(scratch.q, num_bits, sums.counts)
-        for group in range(groups):
-            begin, end = group * g, (group + 1) * g
-            w, q = scratch.w[begin:end], scratch.q[begin:end]
-            if rows.zeros.size:
-                q -= rows.zeros[row, group]
-            _add_group(_dots(w, q), rows.scale[row, group], limits, sums)
-            _add_plain(w, q, num_bits, sums)
+        _count_codes(scratch.q, half, sums.counts[2:])
+        _add_dots(rows.zeros, row, scratch)
+        _add_groups(rows.scale[row], limits, scratch, sums)
+        _round(half, scratch)
+        _add_plain(scratch, sums)
+        _count_codes(scratch.q, half, sums.counts[6:])
 
 
 @jit
@@ -122,78 +136,118 @@ def decode(words: NDArray[np.uint8], num_bits: int, codes: F32) -> None:
             codes[j] = np.float32(np.int32(words[j]) - 128)
 
 
-@jit
-def _count_codes(codes: F32, num_bits: int, counts: NDArray[np.int64]) -> None:
-    """Codes that stand for 0, and codes at either end."""
-    high = np.float32((1 << (num_bits - 1)) - 1)
-    low = -high - np.float32(1)
-    zero, ends = np.int32(0), np.int32(0)
+@partial(jit, reorder=True)
+def _count_codes(codes: F32, half: np.float32, counts: NDArray[np.int64]) -> None:
+    """Count codes that stand for 0, and codes at either end: those, and no others, are half a code from `half`."""
+    zero, ends = _ZERO, _ZERO  # a row has fewer than 2^24
     for i in range(codes.size):
-        zero += np.int32(codes[i] == _ZERO)
-        ends += np.int32(codes[i] == low) + np.int32(codes[i] == high)
-    counts[2] += zero
-    counts[3] += ends
+        zero += _ONE if codes[i] == _ZERO else _ZERO
+        ends += _ONE if abs(codes[i] + _HALF) == half else _ZERO
+    counts[0] += np.int64(zero)
+    counts[1] += np.int64(ends)
+
+
+@jit
+def _add_dots(zeros: F32, row: int, scratch: Scratch) -> None:
+    """Fill in ww, wq, qq and the peak of each group."""
+    g = scratch.w.size // scratch.ww.size
+    for group in range(scratch.ww.size):
+        begin, end = group * g, (group + 1) * g
+        zero = zeros[row, group] if zeros.size else _ZERO
+        ww, wq, qq = _dots(scratch.w[begin:end], scratch.q[begin:end], zero)
+        scratch.ww[group], scratch.wq[group], scratch.qq[group] = ww, wq, qq
+        scratch.peak[group] = _peak(scratch.bits[begin:end])
 
 
 @partial(jit, reorder=True)
-def _dots(w: F32, q: F32) -> tuple[np.float32, np.float32, np.float32]:
-    """Ww, wq and qq of a group."""
+def _dots(w: F32, q: F32, zero: np.float32) -> tuple[np.float32, np.float32, np.float32]:
+    """Ww, wq and qq of a group whose codes count from `zero`."""
     ww, wq, qq = _ZERO, _ZERO, _ZERO
     for i in range(w.size):
+        code = q[i] - zero
         ww += w[i] * w[i]
-        wq += w[i] * q[i]
-        qq += q[i] * q[i]
+        wq += w[i] * code
+        qq += code * code
     return ww, wq, qq
 
 
 @jit
-def _add_group(dots: tuple[np.float32, np.float32, np.float32], scale: np.float32, limits: Limits, sums: Sums) -> None:
-    ww, wq, qq = dots
-    s = scale
-    if not np.isfinite(scale):
-        s = _ZERO
-        sums.counts[4] += 1
-    gradient = wq - s * qq
-    error = ww - s * (wq + gradient)  # ww - 2 s wq + s s qq
-    if error < _ZERO:  # noqa: PLR1730 -- false of what is no number, which must stay one
-        error = _ZERO
-    sums.totals[0] += ww
-    sums.totals[1] += error
-    sums.totals[2] += gradient * gradient / max(qq, _QUARTER)  # qq of codes is 0, or at least 1
-    sums.counts[0] += error <= limits.exact * ww
-    sums.counts[1] += error > limits.lost * ww
-    sums.counts[5] += scale == _ZERO and ww > _ZERO
-
-
-@jit
-def _add_plain(w: F32, q: F32, num_bits: int, sums: Sums) -> None:
-    """Round a group to the nearest codes of the scale that puts its largest weight at the end; overwrites `q`."""
-    high = np.float32((1 << (num_bits - 1)) - 1)
-    peak = _ZERO
-    for i in range(w.size):
-        peak = max(peak, abs(w[i]))
-    scale = _bf16(peak / (high + _HALF))
-    if scale == _ZERO or not np.isfinite(scale):
-        sums.counts[6] += w.size
-        return
-    inverse = np.float32(1) / scale
-    for i in range(w.size):
-        q[i] = min(max(np.rint(w[i] * inverse), -high - np.float32(1)), high)
-    _count_codes(q, num_bits, sums.counts[4:])
-    _, wq, qq = _dots(w, q)
-    gradient = wq - scale * qq
-    sums.totals[3] += _distance(w, q, scale)
-    sums.totals[4] += gradient * gradient / max(qq, _QUARTER)
+def _peak(bits: NDArray[np.uint32]) -> np.float32:
+    """The largest magnitude: those of fp32 are in the order of their bits, infinity and NaN above all."""
+    peak = np.uint32(0)
+    for i in range(bits.size):
+        peak = max(peak, np.uint32(bits[i] & _MAGNITUDE))
+    return np.uint32(peak).view(np.float32)
 
 
 @partial(jit, reorder=True)
-def _distance(w: F32, q: F32, scale: np.float32) -> np.float32:
-    """Sum of (w - s q)^2."""
-    total = _ZERO
+def _add_groups(scales: F32, limits: Limits, scratch: Scratch, sums: Sums) -> None:
+    """Judge every group by its sums and its scale."""
+    signal, total, removable = 0.0, 0.0, 0.0
+    exact, lost, infinite, zero = 0, 0, 0, 0
+    for group in range(scales.size):
+        ww, wq, qq = scratch.ww[group], scratch.wq[group], scratch.qq[group]
+        is_bad = not np.isfinite(scales[group])
+        s = _ZERO if is_bad else scales[group]
+        gradient = wq - s * qq
+        error = ww - s * (wq + gradient)  # ww - 2 s wq + s s qq
+        if error < _ZERO:  # noqa: PLR1730 -- false of what is no number, which must stay one
+            error = _ZERO
+        signal += np.float64(ww)
+        total += np.float64(error)
+        removable += np.float64(gradient * gradient / max(qq, _QUARTER))  # qq of codes is 0, or at least 1
+        exact += error <= limits.exact * ww
+        lost += error > limits.lost * ww
+        infinite += is_bad
+        zero += scales[group] == _ZERO and ww > _ZERO
+    sums.totals[0] += signal
+    sums.totals[1] += total
+    sums.totals[2] += removable
+    sums.counts[0] += exact
+    sums.counts[1] += lost
+    sums.counts[4] += infinite
+    sums.counts[5] += zero
+
+
+@jit
+def _round(half: np.float32, scratch: Scratch) -> None:
+    """Round each group to the nearest codes of the scale that puts its largest weight at the end; overwrites codes."""
+    g = scratch.w.size // scratch.ww.size
+    for group in range(scratch.ww.size):
+        scale = _bf16(scratch.peak[group] / half)
+        scratch.scale[group] = scale if np.isfinite(scale) else _ZERO
+    for group in range(scratch.ww.size):
+        begin, end = group * g, (group + 1) * g
+        scale = scratch.scale[group]
+        inverse = _ONE / scale if scale > _ZERO else _ZERO
+        wq, qq = _rounded(scratch.w[begin:end], scratch.q[begin:end], inverse, half)
+        scratch.wq[group], scratch.qq[group] = wq, qq
+
+
+@partial(jit, reorder=True)
+def _rounded(w: F32, q: F32, inverse: np.float32, half: np.float32) -> tuple[np.float32, np.float32]:
+    """Round a group into `q`; wq and qq."""
+    wq, qq = _ZERO, _ZERO
     for i in range(w.size):
-        away = w[i] - scale * q[i]
-        total += away * away
-    return total
+        code = min(max(np.rint(w[i] * inverse), -half - _HALF), half - _HALF)
+        q[i] = code
+        wq += w[i] * code
+        qq += code * code
+    return wq, qq
+
+
+@partial(jit, reorder=True)
+def _add_plain(scratch: Scratch, sums: Sums) -> None:
+    """Add up plain rounding; a group without a scale has none."""
+    total, removable = 0.0, 0.0
+    for group in range(scratch.ww.size):
+        s, wq, qq = scratch.scale[group], scratch.wq[group], scratch.qq[group]
+        gradient = wq - s * qq
+        error = max(scratch.ww[group] - s * (wq + gradient), _ZERO)
+        total += np.float64(error if s > _ZERO else _ZERO)
+        removable += np.float64(gradient * gradient / max(qq, _QUARTER))
+    sums.totals[3] += total
+    sums.totals[4] += removable
 
 
 @jit

@@ -1,7 +1,8 @@
 """Level `weights`: every packed weight, decoded, against its source; every kept tensor, bit for bit.
 
     weights.form       a weight that cannot be decoded
-    weights.decoder    some rows of each kind, dequantized by compressed-tensors: the same error
+    weights.decoder    some rows of each kind, dequantized by compressed-tensors: the same error; after a conversion,
+                       its recorded answers
     weights.error      squared error relative to the weight, beside that of plain rounding of the same weight
     weights.groups     no group is off by more than rounding can be, also where the weight as a whole is right
     weights.scales     finite, and zero only for weights that are all zero
@@ -37,6 +38,7 @@ from g4convert.report import Finding, grouped
 from g4convert.verification.static.config import read_architecture
 from g4convert.verification.weights.judge import judged_kept, judged_packed
 from g4convert.verification.weights.pairs import KeptPair, Pairing
+from g4convert.verification.weights.recorded import check_recorded
 from g4convert.verification.weights.tiles import Measured, PackedPair, measure
 
 __all__ = ["check_weights"]
@@ -45,13 +47,14 @@ _PIECE: Final = 16 << 20
 """Bytes of the source that one task reads."""
 
 
-def check_weights(
+def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     out: Checkpoint,
     source: Checkpoint,
     *,
     progress: Progress | None = None,
     workers: int | None = None,
     table: list[dict[str, Any]] | None = None,
+    recorded: bool = False,
 ) -> Iterator[Finding]:
     """Compare every value of a quantized checkpoint with its source.
 
@@ -61,6 +64,7 @@ def check_weights(
         progress: told of every piece.
         workers: threads; as many as the process may use cores by default.
         table: gets a row of numbers for each packed weight, as JSON.
+        recorded: compare the decoder with recorded answers of compressed-tensors, not with its code.
 
     Raises:
         InputError: the source is not a Gemma 4 checkpoint, or a file was cut meanwhile.
@@ -77,7 +81,7 @@ def check_weights(
         kept = [one for one in found if isinstance(one, KeptPair)]
         pieces = [*_packed_pieces(packed), *_kept_pieces(kept, plain, written)]
         with ThreadPoolExecutor(1) as aside:
-            decoded = aside.submit(_decoded, packed)
+            decoded = aside.submit(_recorded if recorded else _decoded, packed)
             measured, different = _sums(_run(pieces, progress or Quiet(), workers or len(os.sched_getaffinity(0))))
             yield from decoded.result()
         if table is not None:
@@ -96,6 +100,10 @@ def _decoded(packed: Mapping[str, PackedPair]) -> list[Finding]:
     from g4convert.verification.weights.oracle import check_decoder  # noqa: PLC0415 -- brings torch and compressed-tensors
 
     return list(check_decoder(packed))
+
+
+def _recorded(_: Mapping[str, PackedPair]) -> list[Finding]:
+    return list(check_recorded())
 
 
 def _row(name: str, sums: Measured) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Severity
 from g4convert.verification.weights import oracle as weights_oracle
+from g4convert.verification.weights import recorded as weights_recorded
 from g4convert.verification.weights import tiles as weights_tiles
 from g4convert.verification.weights.compiled import decode
 from g4convert.verification.weights.level import check_weights
 from g4convert.verification.weights.oracle import error_of
+from g4convert.verification.weights.recorded import RECORDED, Form
 from g4convert.verification.weights.tiles import Measured, Tile, measure_tile
 
 SUMS = ("signal", "error", "removable", "plain_error", "plain_removable")
@@ -114,6 +116,23 @@ def test_codes_are_counted() -> None:
     found = measure_tile(tile)
     assert found.zero_codes == int((codes == 0).sum())
     assert found.saturated_codes == int(((codes == -8) | (codes == 7)).sum())
+
+
+@pytest.mark.parametrize("form", RECORDED)
+def test_the_record_is_what_compressed_tensors_gives(form: Form) -> None:
+    assert error_of(weights_recorded.tile_of(form)) == pytest.approx(RECORDED[form], rel=1e-12)
+
+
+def test_a_decoder_that_is_off_leaves_another_error_than_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {one.severity for one in weights_recorded.check_recorded()} == {Severity.PASS}
+
+    def off(tile: Tile) -> Measured:
+        return weights_tiles.measure_tile(replace(tile, words=tile.words ^ np.int32(1 << 30)))
+
+    monkeypatch.setattr(weights_recorded, "measure_tile", off)
+    found = list(weights_recorded.check_recorded())
+    assert len(found) == len(RECORDED)
+    assert {(one.code, one.severity) for one in found} == {("weights.decoder", Severity.FAIL)}
 
 
 def test_a_decoder_that_disagrees_with_compressed_tensors_is_found(
