@@ -8,6 +8,7 @@ OUT.partial exists. From then on a stop of any kind leaves OUT.partial, and the 
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -166,13 +167,18 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
         with (
             ShardWriter(staging.partial, conversion.layout, create=False) as writer,
             Journal(staging.journal(ranks.rank), started.fingerprint) as journal,
+            ThreadPoolExecutor(1, "hash") as aside,
         ):
+            hashing = _Hashing(conversion, aside)
             total = sum(task.nbytes for unit in conversion.units for task in unit)
             left = sum(task.nbytes for number in started.pending for task in conversion.units[number])
             progress.start(total, total - left)
             try:
                 streams = Streams(reader, writer, journal)
-                results = run_units(pending, streams, weighting, workers, progress)
+                is_last = ranks.world == 1 and layers is None
+                results = run_units(
+                    pending, streams, weighting, workers, progress, hashing.start if is_last else lambda: None
+                )
                 if layers is not None and ranks.leads:
                     results |= layers.run(layered, streams, progress)
             except InputError:
@@ -184,6 +190,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
                 return None
             writer.sync(shard.file for shard in conversion.layout.shards)
             writer.check_in_place(staging.partial)
+            hashes = hashing.result()
         _check_source(conversion, reader)
         files = len(conversion.layout.shards)
         results = {**started.done, **results}
@@ -192,8 +199,31 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
         lock.check()
         if layers is not None:
             layers.close()
-        _finish(conversion, summary)
+        _finish(conversion, summary, hashes)
         return summary
+
+
+class _Hashing:
+    """The hashes of the shards, made while the disk takes the last of them.
+
+    Args:
+        conversion: whose output is hashed.
+        aside: the thread that does it.
+    """
+
+    def __init__(self, conversion: Conversion, aside: Executor) -> None:
+        files = tuple(shard.file for shard in conversion.layout.shards)
+        self._hash = partial(file_hashes, conversion.staging.partial, files)
+        self._aside = aside
+        self._begun: Future[Mapping[str, str]] | None = None
+
+    def start(self) -> None:
+        """Begin: everything is written."""
+        self._begun = self._aside.submit(self._hash)
+
+    def result(self) -> Mapping[str, str]:
+        """Return the hash of each shard, by name."""
+        return self._hash() if self._begun is None else self._begun.result()
 
 
 def _facts(conversion: Conversion) -> dict[str, Any]:
@@ -324,10 +354,9 @@ def _check_side_files(checkpoint: Checkpoint) -> None:
         raise InputError(f"{', '.join(taken)}: a name that the output needs", hint="rename the file, or move it away")
 
 
-def _finish(conversion: Conversion, summary: Summary) -> None:
+def _finish(conversion: Conversion, summary: Summary, hashes: Mapping[str, str]) -> None:
     """Write what tells of the result, and give the directory its name."""
     job, checkpoint = conversion.job, conversion.checkpoint
-    hashes = file_hashes(conversion.staging.partial, (shard.file for shard in conversion.layout.shards))
     provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
     name, refused = conversion.staging.target.name, conversion.outlook.refusing((1,))
     card = model_card(conversion.plan, job.source, job.recipe, name, summary, refused=refused)

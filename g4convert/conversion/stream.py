@@ -60,12 +60,13 @@ class _Finished:
     done: Done
 
 
-def run_units(
+def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is told
     units: Mapping[int, Unit],
     streams: Streams,
     schemes: Schemes,
     workers: Iterable[Callable[[], Tiles]],
     progress: Progress,
+    written: Callable[[], object] = lambda: None,
 ) -> dict[int, list[Any]]:
     """Do the given units, one thread for each entry of `workers`.
 
@@ -75,6 +76,7 @@ def run_units(
         schemes: of each weight; bits, group size and method.
         workers: makes the tile arithmetic of each worker, in its own thread.
         progress: told of every finished unit.
+        written: called when all are written, before the disk has the last of them.
 
     Returns:
         Statistics of each unit: a list of [step, *TileStats] for its quantize tasks.
@@ -98,6 +100,8 @@ def run_units(
                 if finished.qsize() >= _MAX_PENDING or time.monotonic() - synced > _SYNC_SECONDS:
                     results |= _commit(finished, units, streams, progress)
                     synced = time.monotonic()
+            if not _failed(threads):
+                written()
         except KeyboardInterrupt as error:
             raise Interrupted("stopped; finished work is kept", hint="the same command continues") from error
         finally:
