@@ -61,6 +61,7 @@ class Scratch(NamedTuple):
         qq: <q, q> of each group.
         peak: largest magnitude of each group.
         scale: scale of plain rounding of each group; 0 where there is none.
+        error: squared error of plain rounding of each group.
     """
 
     bits: NDArray[np.uint32]
@@ -71,6 +72,7 @@ class Scratch(NamedTuple):
     qq: F32
     peak: F32
     scale: F32
+    error: F32
 
 
 class Limits(NamedTuple):
@@ -220,20 +222,24 @@ def _round(half: np.float32, scratch: Scratch) -> None:
         begin, end = group * g, (group + 1) * g
         scale = scratch.scale[group]
         inverse = _ONE / scale if scale > _ZERO else _ZERO
-        wq, qq = _rounded(scratch.w[begin:end], scratch.q[begin:end], inverse, half)
-        scratch.wq[group], scratch.qq[group] = wq, qq
+        wq, qq, error = _rounded(scratch.w[begin:end], scratch.q[begin:end], scale, inverse, half)
+        scratch.wq[group], scratch.qq[group], scratch.error[group] = wq, qq, error
 
 
 @partial(jit, reorder=True)
-def _rounded(w: F32, q: F32, inverse: np.float32, half: np.float32) -> tuple[np.float32, np.float32]:
-    """Round a group into `q`; wq and qq."""
-    wq, qq = _ZERO, _ZERO
+def _rounded(
+    w: F32, q: F32, scale: np.float32, inverse: np.float32, half: np.float32
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Round a group into `q`; wq, qq and the sum of (w - s q)^2, which 8 bits leave too small for a difference."""
+    wq, qq, error = _ZERO, _ZERO, _ZERO
     for i in range(w.size):
         code = min(max(np.rint(w[i] * inverse), -half - _HALF), half - _HALF)
+        away = w[i] - scale * code
         q[i] = code
         wq += w[i] * code
         qq += code * code
-    return wq, qq
+        error += away * away
+    return wq, qq, error
 
 
 @partial(jit, reorder=True)
@@ -241,10 +247,9 @@ def _add_plain(scratch: Scratch, sums: Sums) -> None:
     """Add up plain rounding; a group without a scale has none."""
     total, removable = 0.0, 0.0
     for group in range(scratch.ww.size):
-        s, wq, qq = scratch.scale[group], scratch.wq[group], scratch.qq[group]
-        gradient = wq - s * qq
-        error = max(scratch.ww[group] - s * (wq + gradient), _ZERO)
-        total += np.float64(error if s > _ZERO else _ZERO)
+        s, qq = scratch.scale[group], scratch.qq[group]
+        gradient = scratch.wq[group] - s * qq
+        total += np.float64(scratch.error[group] if s > _ZERO else _ZERO)
         removable += np.float64(gradient * gradient / max(qq, _QUARTER))
     sums.totals[3] += total
     sums.totals[4] += removable

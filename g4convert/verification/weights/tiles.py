@@ -218,7 +218,7 @@ def measure_tile(tile: Tile) -> Measured:
     """Measure a tile."""
     k, groups = tile.source.shape[1], tile.scale.shape[1]
     bits = np.empty(k, np.uint32)
-    scratch = Scratch(bits, bits.view(np.float32), np.empty(k, np.float32), *np.empty((5, groups), np.float32))
+    scratch = Scratch(bits, bits.view(np.float32), np.empty(k, np.float32), *np.empty((6, groups), np.float32))
     rows = Rows(tile.source, tile.words.view(np.uint8), tile.scale, tile.zeros)
     limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, k // groups)))
     sums = Sums(np.zeros(5), np.zeros(8, np.int64))
