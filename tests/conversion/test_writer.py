@@ -188,7 +188,7 @@ def journal_of(path: Path, *units: int) -> Path:
 
 
 def done(unit: int) -> Done:
-    """What a unit of one weight may have to say."""
+    """Record a unit of one weight as done."""
     return Done([[0, unit, *[0.5] * 7]], "5a")
 
 
