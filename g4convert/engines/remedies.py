@@ -9,6 +9,7 @@ number of GPUs that must load the checkpoint at once.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain, combinations, islice
 from typing import Final
 
@@ -16,10 +17,29 @@ from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import Role
 
-__all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Trial", "remedies"]
+__all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Change", "Trial", "remedies"]
 
-Trial = Callable[[Weights], Mapping[int, bool]]
-"""Weights -> each number of GPUs that all engines asked for load them on, and whether that takes a flag."""
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Weights as another recipe would have them.
+
+    Args:
+        group_size: weights of a scale; None leaves the groups.
+        kept: roles left in bf16.
+    """
+
+    group_size: int | None = None
+    kept: tuple[Role, ...] = ()
+
+    def of(self, weights: Weights) -> Weights:
+        """Return the weights, changed."""
+        changed = weights if self.group_size is None else weights.regrouped(self.group_size)
+        return changed.without(self.kept) if self.kept else changed
+
+
+Trial = Callable[[Change], Mapping[int, bool]]
+"""Change -> each number of GPUs that all engines asked for load the result on, and whether that takes a flag."""
 
 EXPERT_PARALLEL: Final = "`--enable-expert-parallel`"
 NO_CHOICE: Final = Way("no choice of `--pack` loads: another engine, or another number of GPUs", is_none=True)
@@ -34,21 +54,21 @@ def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark
         weights: the checkpoint.
         tps: tensor parallel sizes that it must load at; empty for engines that do not split.
         problems: all that they refuse.
-        trial: function that asks the engines about other weights.
+        trial: function that asks the engines about changed weights.
     """
-    thin, must = weights.thinned(), tps or (1,)
+    must = tps or (1,)
     ways: list[Way] = []
-    if tps and (fits := trial(thin)):
+    if tps and (fits := trial(Change())):
         ways.append(Way(_gpus(fits)))
     if any(one.topic is Topic.GROUP for one in problems):
-        sizes = ((size, trial(thin.regrouped(size))) for size in _GROUPS)
+        sizes = ((size, trial(Change(group_size=size))) for size in _GROUPS)
         wide = (f"`--group-size {size}` ({_gpus(fits)})" for size, fits in sizes if fits.keys() >= set(must))
         ways += [Way(text, is_option=True) for text in islice(wide, 1)]
     refused = {one.role for one in problems if one.topic is not Topic.UNEVEN}
     for kept in _choices(weights, refused):
-        fits = trial(thin.without(kept))
+        fits = trial(Change(kept=kept))
         if fits.keys() >= set(must):
-            holds = [_bytes(weights.without(kept).nbytes), *([_gpus(fits)] if tps else [])]
+            holds = [_bytes(weights.nbytes_without(kept)), *([_gpus(fits)] if tps else [])]
             ways.append(Way(f"{weights.keeping(kept)} (about {'; '.join(holds)})", is_option=True))
             break
     return tuple(ways) or (NO_CHOICE,)
@@ -59,7 +79,7 @@ def _choices(weights: Weights, refused: Iterable[Role | None]) -> list[tuple[Rol
     packed = weights.packed_roles
     odd = sorted(packed.intersection(refused))
     choices = chain.from_iterable(combinations(odd, number) for number in range(1, len(odd) + 1))
-    return sorted((one for one in choices if packed.difference(one)), key=lambda one: weights.without(one).nbytes)
+    return sorted((one for one in choices if packed.difference(one)), key=weights.nbytes_without)
 
 
 def _gpus(fits: Mapping[int, bool]) -> str:

@@ -9,8 +9,9 @@ what to do about it. A model in transformers is spread over GPUs, not split: one
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 from g4convert.engines import CONTRACTS
@@ -30,7 +31,7 @@ from g4convert.engines.limits import (
 from g4convert.engines.module import Kind, Module
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way, joined
-from g4convert.engines.remedies import EXPERT_PARALLEL, remedies
+from g4convert.engines.remedies import EXPERT_PARALLEL, Change, remedies
 from g4convert.engines.split import Uneven, part_of, uneven
 from g4convert.engines.weights import Weights, label
 from g4convert.errors import GateError
@@ -135,7 +136,8 @@ def verdicts(
         for engine in engines
         for one in _judged(thin, CONTRACTS[engine], sizes, wrong_forms(thin, CONTRACTS[engine]))
     )
-    return tuple(_remedied(weights, one) for one in found)
+    tried = _Tried(weights, thin)
+    return tuple(_remedied(tried, one) for one in found)
 
 
 def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int]) -> tuple[Verdict, ...]:
@@ -169,7 +171,7 @@ def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str],
         problems = [remark for one in refused for remark in one.problems]
         lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
         lifted = any(remark.topic in _LIFTED for remark in problems)
-        ways = [joined(_ways(weights, engines, tps, problems))] if lifted else []
+        ways = [joined(_ways(_Tried(weights, weights.thinned()), engines, tps, problems))] if lifted else []
         ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and remark.topic not in _LIFTED)
         names = dict.fromkeys(one.label for one in refused)
         raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(ways))
@@ -189,27 +191,43 @@ def _judged(
         yield split.verdict(replace(whole, tp=tp, notes=tuple(dict.fromkeys(notes))))
 
 
-def _remedied(weights: Weights, verdict: Verdict) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """Changed weights that engines were asked about: each change once, for all numbers of GPUs.
+
+    Args:
+        weights: the checkpoint.
+        thin: the same with one expert in each layer.
+        found: sizes at which engines load a change, by these engines, sizes and change.
+    """
+
+    weights: Weights
+    thin: Weights
+    found: dict[tuple[object, ...], Mapping[int, bool]] = field(default_factory=dict)
+
+    def loaded(self, engines: tuple[str, ...], tps: tuple[int, ...], change: Change) -> Mapping[int, bool]:
+        """The sizes at which all engines load the changed weights, and whether one needs a flag."""
+        key = engines, tps, change
+        if key not in self.found:
+            self.found[key] = _loaded(change.of(self.thin), engines, tps)
+        return self.found[key]
+
+
+def _remedied(tried: _Tried, verdict: Verdict) -> Verdict:
     """A verdict with what would make the engine load it on so many GPUs."""
     if not any(one.topic in _LIFTED for one in verdict.problems):
         return verdict
-    ways = _ways(weights, [verdict.engine], [verdict.tp], verdict.problems)
+    ways = _ways(tried, [verdict.engine], [verdict.tp], verdict.problems)
     told = (replace(one, ways=ways) if one.topic in _LIFTED else one for one in verdict.problems)
     return replace(verdict, problems=tuple(told), remedies=ways)
 
 
-def _ways(
-    weights: Weights, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]
-) -> tuple[Way, ...]:
+def _ways(tried: _Tried, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]) -> tuple[Way, ...]:
     """Return the ways with which all engines would load at all sizes."""
-    scope = sorted({*TENSOR_PARALLEL, *tps})
+    scope = tuple(sorted({*TENSOR_PARALLEL, *tps}))
     splits = any(engine in _DENSE for engine in engines)
-
-    def trial(changed: Weights) -> dict[int, bool]:
-        return _loaded(changed, engines, scope)
-
     lifted = [one for one in problems if one.topic in _LIFTED]
-    return remedies(weights, tps if splits else (), lifted, trial)
+    return remedies(tried.weights, tps if splits else (), lifted, partial(tried.loaded, tuple(engines), scope))
 
 
 def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dict[int, bool]:

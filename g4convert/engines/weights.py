@@ -90,16 +90,20 @@ class Weights:
     @property
     def nbytes(self) -> float:
         """Size of all Linears and embeddings in bytes, with scales; what is not packed counts as bf16."""
-        bits = 0.0
+        return self.nbytes_without(())
+
+    def nbytes_without(self, roles: Collection[Role]) -> float:
+        """Return the size of the same with roles left in bf16."""
+        left, bits = _left(roles), 0.0
         for module, shape in self.shapes.items():
-            packing, columns = self.packed.get(module), shape[-1]
-            each = packing.num_bits + 16 / (packing.group_size or columns) if packing else 16
+            packing = None if self.roles.get(module) in left else self.packed.get(module)
+            each = packing.num_bits + 16 / (packing.group_size or shape[-1]) if packing else 16
             bits += prod(shape) * each
         return bits / 8
 
     def without(self, roles: Collection[Role]) -> "Weights":
         """Return the same with roles left in bf16; shared keys and values go with the attention."""
-        left = {*roles, *([Role.KV_SHARED] if Role.ATTENTION in roles else [])}
+        left = _left(roles)
         kept = {module: packing for module, packing in self.packed.items() if self.roles[module] not in left}
         plain = {module for module in self.packed.keys() - kept.keys() if self.roles[module] is Role.EXPERTS}
         return replace(self, packed=kept, stacked=frozenset(self.stacked) | plain)
@@ -138,6 +142,11 @@ class Weights:
         rest = [role for role in _PACKABLE if role in packed and role not in kept]
         names = ", ".join(kept[:-1]) + (" and " if kept[1:] else "") + kept[-1]
         return f"`{' '.join(f'--pack {role}' for role in rest)}` to leave {names} in bf16"
+
+
+def _left(roles: Collection[Role]) -> set[Role]:
+    """Return what stays in bf16 with these roles: shared keys and values go with the attention."""
+    return {*roles, *([Role.KV_SHARED] if Role.ATTENTION in roles else [])}
 
 
 def label(module: Module) -> str:
