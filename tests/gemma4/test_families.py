@@ -200,7 +200,7 @@ def test_other_group_sizes(
 
 
 @pytest.mark.parametrize("dtype", every(2, ["float32", "float16"]))
-@pytest.mark.parametrize("family", [Family.MOE, Family.E2B])
+@pytest.mark.parametrize("family", every(2, [Family.MOE, Family.E2B]))
 def test_other_source_dtypes(family: Family, dtype: str, converted: Converted, checkpoints: Checkpoints) -> None:
     directory = checkpoints(family, dtype=dtype)
     output, _ = converted(family, source=directory, method="minmax")

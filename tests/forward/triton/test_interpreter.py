@@ -53,7 +53,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", every(3, CASES), ids=str)
+@pytest.mark.parametrize("case", every(5, CASES), ids=str)
 def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> None:
     seed = random.randrange(1 << 30)  # noqa: S311 - other numbers in each run
     error = interpreter(interpreted.moe_error, case, seed)

@@ -112,7 +112,7 @@ def shipped(architecture: int, tile: Tile) -> tuple[float, list[Launch]]:
     return run_moe(case, architecture, tile, unsent=(0, 0))
 
 
-@pytest.mark.parametrize(("architecture", "tile"), every(2, _shipped()), ids=str)
+@pytest.mark.parametrize(("architecture", "tile"), every(3, _shipped()), ids=str)
 def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
     error, launches = shipped(architecture, tile)
     assert error < BOUNDS["bfloat16"]
@@ -121,7 +121,7 @@ def test_tiles_that_ship_are_right(architecture: int, tile: Tile) -> None:
         assert ("wgmma.mma_async" in launch.ptx) == (architecture == 90 and tile.num_warps >= 4)
 
 
-@pytest.mark.parametrize(("architecture", "tile"), every(2, _shipped()), ids=str)
+@pytest.mark.parametrize(("architecture", "tile"), every(3, _shipped()), ids=str)
 def test_each_word_is_read_once_for_each_block_of_rows(architecture: int, tile: Tile) -> None:
     """Words where blocks of columns overlap are read once more; those of experts without tokens, never."""
     for launch, gates in zip(shipped(architecture, tile)[1][1:3], (2, 1), strict=True):
@@ -157,7 +157,7 @@ MORE_FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "tile", "case"), every(2, FORMS + MORE_FORMS * ALL), ids=str)
+@pytest.mark.parametrize(("architecture", "tile", "case"), every(4, FORMS + MORE_FORMS * ALL), ids=str)
 def test_weights_of_every_form_are_right(architecture: int, tile: Tile, case: Case) -> None:
     assert run_moe(case, architecture, tile)[0] < BOUNDS[case.dtype]
 
