@@ -4,7 +4,7 @@
     compressed-tensors    config_groups (targets, weights), format, ignore
     awq                   bits, group_size, zero_point, modules_to_not_convert
     gptq                  bits, group_size, sym, dynamic ("-:" patterns)
-    auto-round            bits, group_size, sym, extra_config (modules of 16 bits)
+    auto-round            bits, group_size, sym, extra_config (modules of 16 bits), block_name_to_quantize
     modelopt              ignore or exclude_modules
 
 The section is looked for where engines look, in their order:
@@ -41,6 +41,7 @@ _PLACES: Final = (
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
 _NO_FORMAT: Final = {"mixed-precision", "dense", "naive-quantized"}  # do not say how a weight is stored
 _UNQUANTIZED_BITS: Final = 16
+_COMPARED: Final = ("actorder", "dynamic", "observer", "observer_kwargs", "scale_dtype", "zp_dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class DeclaredGroup:
     """One scheme and what it is for; None is what the config leaves open.
 
     `static_int8` says that inputs and outputs are int8 both, with one stored scale each; `implied` names what it does
-    not say and compressed-tensors fills in.
+    not say and compressed-tensors fills in; `rest` has settings that change nothing that is stored, and that engines
+    compare all the same.
     """
 
     name: str
@@ -62,6 +64,7 @@ class DeclaredGroup:
     activations: str | None = None
     static_int8: bool = False
     implied: frozenset[str] = frozenset()
+    rest: tuple[tuple[str, str], ...] = ()
 
     @property
     def has_activations(self) -> bool:
@@ -219,6 +222,7 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
         symmetric=read.get(weights, bool, "symmetric"),
         activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,
         static_int8=all(map(_is_static_int8, (inputs, read.get(group, dict, "output_activations")))),
+        rest=tuple((key, repr(weights[key])) for key in _COMPARED if weights.get(key)),
     )
 
 
@@ -247,13 +251,23 @@ def _single_group(read: _Reader, section: Mapping[str, Any], method: str) -> Dec
         symmetric = not zero_point
     return DeclaredGroup(
         name=method,
-        targets=("Linear",),
+        targets=_blocks(read, section) or ("Linear",),
         format=method if method in {"awq", "gptq"} else None,
         num_bits=read.get(section, int, "bits", "w_bit"),
         strategy=_strategy(size),
         group_size=size if size and size > 0 else None,
         symmetric=symmetric,
     )
+
+
+def _blocks(read: _Reader, section: Mapping[str, Any]) -> tuple[str, ...]:
+    """Beginnings of the names that auto-round quantizes; empty for all (vLLM 0.33 `inc/config_parser.py:172`)."""
+    for key in ("block_name_to_quantize", "to_quant_block_names"):
+        given = section.get(key)
+        names = given.split(",") if isinstance(given, str) else read.strings(section, key)
+        if names:
+            return tuple(f"{name}*" for name in names)
+    return ()
 
 
 def _strategy(group_size: int | None) -> str | None:

@@ -3,9 +3,9 @@
     compressed-tensors    whole names, class names, `re:` with `re.match`: from the start of a name, to no certain end
     awq, gptq             parts of names, `re:` likewise
     modelopt              globs
-    auto-round            whole names
+    auto-round            whole names; with `*` behind, beginnings of names, as its `block_name_to_quantize` has them
 
-An engine that renames modules renames whole names of entries and modelopt's globs, too, and never patterns.
+An engine that renames modules renames whole names of entries, modelopt's globs and such beginnings, and never patterns.
 """
 
 import re
@@ -18,6 +18,7 @@ __all__ = ["COMPRESSED_TENSORS", "Entries"]
 
 COMPRESSED_TENSORS: Final = "compressed-tensors"
 _MODELOPT: Final = "modelopt"
+_AUTO_ROUND: Final = "auto-round"
 _PATTERN: Final = "re:"
 
 Matcher = Callable[[str], object]
@@ -58,7 +59,7 @@ class Entries:
         written, plain, broken = tuple(entries), set(), []
         patterns: dict[str, Matcher] = {}
         for entry in written:
-            spelled = rename(entry) if method == _MODELOPT and "." in entry else entry
+            spelled = rename(entry) if method in {_MODELOPT, _AUTO_ROUND} and "." in entry else entry
             if matcher := None if _is_class(entry) else _matcher(method, spelled):
                 patterns[entry] = matcher
             elif entry.startswith(_PATTERN):
@@ -96,6 +97,8 @@ def _matcher(method: str | None, entry: str) -> Matcher | None:
         return lambda name: entry in name
     if method == _MODELOPT:
         return _compiled(translate(entry))
+    if method == _AUTO_ROUND and entry.endswith("*"):
+        return lambda name: name.startswith(entry[:-1])
     return None
 
 

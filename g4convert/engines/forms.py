@@ -5,7 +5,8 @@ from typing import Final
 
 from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.faults import Fault, Problem, judge
-from g4convert.engines.groups import Misfit, misfits
+from g4convert.engines.groups import Misfit, misfits, taken
+from g4convert.engines.module import Kind
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.weights import Weights, label
@@ -14,6 +15,10 @@ from g4convert.names import Name
 __all__ = ["ONE_TARGET", "wrong_forms"]
 
 _AGAIN: Final = (Way("quantize the source again"),)
+_ZERO_POINTS: Final = Reason(
+    "a packed table has no parameter for `weight_zero_point`: stops with an error",
+    source="quantization/compressed_tensors/compressed_tensors_embedding.py:106",
+)
 ONE_TARGET: Final = "targets that hold in every engine: patterns for whole layers, such as `re:.*self_attn.*`"
 
 
@@ -27,7 +32,15 @@ def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
     kinds = {_kind(weights, one): one for one in _problems(weights, contract)}
     forms = (_remark(weights, contract, one) for one in kinds.values())
     groups = (_other_group(weights, one) for one in misfits(contract, weights))
-    return tuple(dict.fromkeys((*forms, *groups)))
+    return tuple(dict.fromkeys((*forms, *groups, *_tables(weights, contract))))
+
+
+def _tables(weights: Weights, contract: Contract) -> Iterator[Remark]:
+    """Packed tables with zero points, for which no engine has a parameter."""
+    for one in taken(contract, weights):
+        symmetric = weights.schemes[one.shard].symmetric
+        if one.module.kind is Kind.EMBEDDING and one.shard in weights.packed and symmetric is False:
+            yield Remark(Topic.REFUSED, label(one.module), _ZERO_POINTS, role=weights.roles.get(one.shard))
 
 
 def _problems(weights: Weights, contract: Contract) -> Iterator[Problem]:

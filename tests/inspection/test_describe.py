@@ -561,6 +561,31 @@ def test_a_strange_section_is_no_reason_to_fail(section: object) -> None:
     assert (declared is None) == (section is None)
 
 
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        {"block_name_to_quantize": "model.language_model.layers,model.extra"},
+        {"block_name_to_quantize": ["model.language_model.layers", "model.extra"]},
+        {"to_quant_block_names": ["model.language_model.layers", "model.extra"]},
+    ],
+)
+def test_blocks_of_auto_round_are_what_it_quantizes(blocks: dict[str, object]) -> None:
+    section = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, **blocks}
+    declared = declared_in({"quantization_config": section})
+    assert declared is not None
+    (group,) = declared.groups
+    assert group.targets == ("model.language_model.layers*", "model.extra*")
+
+    def renamed(name: str) -> str:
+        return name.replace("model.language_model.", "language_model.model.")
+
+    for rename, layers in ((str, "model.language_model.layers"), (renamed, "language_model.model.layers")):
+        entries = Entries.of("auto-round", group.targets, rename)
+        assert entries.hold(f"{layers}.0.mlp.up_proj", {"Linear"})
+        assert not entries.hold("model.vision_tower.encoder.layers.0.mlp.up_proj", {"Linear"})
+        assert not entries.hold("lm_head", {"Linear"})
+
+
 @given(method=st.sampled_from(["awq", "gptq", "auto-round", "modelopt"]), section=st.dictionaries(KEYS, JSON))
 def test_a_strange_single_scheme_is_no_reason_to_fail(method: str, section: dict[str, Any]) -> None:
     assert declared_in({"quantization_config": {**section, "quant_method": method}}) is not None

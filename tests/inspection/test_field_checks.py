@@ -375,6 +375,48 @@ def test_vllm_alone_reads_a_packed_per_layer_table(e2b: Path, tmp_path: Path) ->
     assert loads(checked(bare))["vllm"] is Loads.NO  # no class name of a Linear names a table
 
 
+def test_no_engine_reads_a_packed_table_with_zero_points(e2b: Path, tmp_path: Path) -> None:
+    quantized(e2b, tmp_path / "four", method="minmax")
+    table = "model.language_model.embed_tokens_per_layer"
+
+    def change(tensors: Tensors) -> Tensors:
+        found = packed_table(table, tensors)
+        n, groups = found[f"{table}.weight_scale"].shape
+        return found | {f"{table}.weight_zero_point": torch.zeros(n // 8, groups, dtype=torch.int32)}
+
+    said = targeted(tmp_path / "four")
+    said["ignore"] += ["lm_head"]
+    group = json.loads(json.dumps(said["config_groups"]["group_0"])) | {"targets": [r"re:.*embed_tokens_per_layer$"]}
+    group["weights"]["symmetric"] = False
+    said["config_groups"]["tables"] = group
+    found = checked(rewritten(tmp_path / "four", tmp_path / "out", change, quantization_config=said))
+    assert set(loads(found).values()) == {Loads.NO}
+    (vllm,) = [one for one in found.verdicts if one.engine == "vllm"]
+    assert ["no parameter for `weight_zero_point`" in remark.line for remark in vllm.problems] == [True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "verdict"),
+    [
+        ("actorder", "weight", Loads.NO),
+        ("observer", "mse", Loads.NO),
+        ("actorder", None, Loads.YES),
+        ("observer_kwargs", {}, Loads.YES),
+    ],
+)
+def test_groups_of_experts_that_differ_in_what_is_not_stored(
+    setting: str, value: object, verdict: Loads, moe: Path, tmp_path: Path
+) -> None:
+    """Engines compare the whole schemes of a layer's projections, as compressed-tensors reads them."""
+    quantized(moe, tmp_path / "four", method="minmax")
+    said = section(tmp_path / "four")
+    other = json.loads(json.dumps(said["config_groups"]["group_0"])) | {"targets": [r"re:.*experts.*down_proj$"]}
+    other["weights"][setting] = value
+    said["config_groups"] = {"experts": other, **said["config_groups"]}
+    found = checked(rewritten(tmp_path / "four", tmp_path / "out", dict, quantization_config=said))
+    assert loads(found)["vllm"] is verdict
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_vllm_reads_packed_embeddings_with_a_head_of_their_own(
     tied: bool,  # noqa: FBT001 -- a parameter
