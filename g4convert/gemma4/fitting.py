@@ -4,6 +4,7 @@ A value is read off the shape of one tensor. It is named only if the config with
 describes all tensors without a fault: what is said is proved.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -51,7 +52,9 @@ def _edit(key: str, old: object, new: object) -> str:
     """One key, its new value and its old one."""
     if isinstance(old, list) and isinstance(new, list) and old[: len(new)] == new:
         return f"{key} to its first {len(new)} entries"
-    return f"{key} to {new}" + ("" if old is None else f" (it is {old})" if not isinstance(old, list) else "")
+    return f"{key} to {json.dumps(new)}" + (
+        "" if old is None else f" (it is {old})" if not isinstance(old, list) else ""
+    )
 
 
 def _fit(config: Mapping[str, Any], path: str, values: Mapping[str, Any], fits: Fits) -> bool:
@@ -117,5 +120,5 @@ def _kinds(
     """Yield the layers that attend to everything, where their heads have another width; the last one always does."""
     widths = [shapes.get(f"layers.{n}.self_attn.q_norm.weight") for n in range(count)]
     wide = section.get("global_head_dim")
-    if "layer_types" in section and wide is not None and wide != section.get("head_dim") and all(widths):
+    if wide is not None and wide != section.get("head_dim") and all(widths):
         yield "layer_types", ["full_attention" if w == (wide,) else "sliding_attention" for w in widths]

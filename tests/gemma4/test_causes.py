@@ -1,5 +1,6 @@
 """A refusal names the cause only where it is proved, and the remedy it names makes the source fit."""
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -67,6 +68,15 @@ def test_the_key_that_does_not_fit_is_named_and_its_value_fits(family: str, true
         assert isinstance(value, list) or f"{key} to {value}" in said
     assert ("text_config." in said) == ("text_config" in config)
     assert fits(tensors, with_text(config, **true))
+
+
+def test_layer_types_that_are_missing_are_named_as_the_tensors_have_them() -> None:
+    kinds = ["full_attention"] + ["sliding_attention"] * 4 + ["full_attention"]
+    whole = with_text(small("31B"), layer_types=kinds)
+    text = {key: value for key, value in whole["text_config"].items() if key != "layer_types"}
+    assert hint(tensors_of(whole), {**whole, "text_config": text}).endswith(
+        f"in config.json set text_config.layer_types to {json.dumps(kinds)}"
+    )
 
 
 def test_the_config_of_another_model_is_said_to_be_one() -> None:
