@@ -9,6 +9,9 @@
     iter_*/, latest_checkpointed_iteration     Megatron       exported
     checkpoint-500/, a model in a folder       that folder is meant
 
+What is said to gather shards has been followed: torch DCP in a test, Accelerate 1.x by hand (values exact, bf16 kept).
+Of DeepSpeed, verl and Megatron the commands were read in public code and not run.
+
 Recognised by file names; of the files only `adapter_config.json` is opened, for the name of the base model.
 """
 
@@ -33,17 +36,18 @@ _TOOLS: Final[Sequence[tuple[str, str, str]]] = (
     (
         r"global_step\d+/.*|.*(_optim_states|_model_states)\.pt",
         "DeepSpeed ZeRO shards",
-        "`python zero_to_fp32.py {directory} OUT --safe_serialization` gathers them" + _COPY,
+        "DeepSpeed has `python zero_to_fp32.py {directory} OUT --safe_serialization` for that" + _COPY,
     ),
     (
         r"(.*/)?model_world_size_\d+_rank_\d+\.pt",
         "verl FSDP shards",
-        "`python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT`" + _THEN,
+        "verl has `python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT` for that"
+        + _THEN,
     ),
     (
         r"iter_\d+/.*|latest_checkpointed_iteration\.txt",
         "a Megatron checkpoint",
-        "export it with Megatron-Bridge (`AutoBridge.export_ckpt`)" + _THEN,
+        "Megatron-Bridge has `AutoBridge.export_ckpt` for that" + _THEN,
     ),
     (
         r"pytorch_model_fsdp_\d+/.*\.distcp",
