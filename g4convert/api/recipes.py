@@ -1,7 +1,7 @@
 """Recipes as Python gives them: a name, a path or a resolved one, and keywords that override its values."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from g4convert.planning.recipe import Recipe, Resolved, load
@@ -20,7 +20,13 @@ class Overrides(TypedDict, total=False):
     group_size: int | Literal["channel"]
     method: Literal["auto", "minmax", "mse", "lattice", "imatrix", "gptq"]
     signed: bool
-    pack: Sequence[Literal["attention", "mlp", "experts", "ple_projection", "vision_tower"]]
+    pack: Sequence[
+        Literal[
+            "attention", "mlp", "experts", "ple_projection", "vision_tower", "embedding", "ple_embedding", "lm_head"
+        ]
+    ]
+    bits: Mapping[str, Literal[4, 8, 16]]
+    rules: Sequence[Mapping[str, str | int]]
     kv_shared: Literal["drop", "keep"]
     assistant: Literal["keep", "pack"]
     layout: Literal["full", "text-only"]

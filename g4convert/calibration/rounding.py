@@ -8,7 +8,7 @@ What judges are rows of inputs that neither saw: the error is |X (Q - W)^T|^2 ov
 taken. Where H has no factor (it is 0, or not finite), GPTQ does not run, and the result says so.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,11 +70,11 @@ class Rounding:
     """Rounds weights.
 
     Args:
-        scheme: bits and groups; its method is the one without data.
+        schemes: bits and groups of each weight, by module; their method is the one without data.
         pool: threads that take rows; torch has to run on one thread in them.
     """
 
-    scheme: Scheme
+    schemes: Mapping[str, Scheme]
     pool: Executor
 
     def factor(self, moments: Moments) -> Factor | None:
@@ -94,25 +94,24 @@ class Rounding:
         Raises:
             InputError: a weight is not finite.
         """
-        ways = {Way.DATA_FREE: self._data_free(name, w), Way.IMATRIX: self._weighted(w, moments)}
+        scheme = self.schemes[name]
+        ways = {Way.DATA_FREE: self._data_free(name, w), Way.IMATRIX: self._weighted(w, moments, scheme)}
         if factor is not None:
             scale = ways[Way.IMATRIX][1]
-            ways[Way.GPTQ] = gptq(w, scale, factor, self.pool, self.scheme.code_max), scale
+            ways[Way.GPTQ] = gptq(w, scale, factor, self.pool, scheme.code_max), scale
         errors = self._errors(w, judges, ways)
         best = min(ways, key=lambda way: errors[way])  # the first of equals
         codes, scale = ways[best]
         damp = None if factor is None else factor.damp
-        return Rounded(codes, scale, best, errors, moments.tokens, damp, _stats(self.scheme, w, codes, scale))
+        return Rounded(codes, scale, best, errors, moments.tokens, damp, _stats(scheme, w, codes, scale))
 
     def _data_free(self, name: str, w: F32) -> tuple[I8, F32]:
         n, k = w.shape
-        packed, scale = (
-            np.empty((n, self.scheme.words(k)), np.int32),
-            np.empty((n, self.scheme.groups(k)), np.uint16),
-        )
+        scheme = self.schemes[name]
+        packed, scale = np.empty((n, scheme.words(k)), np.int32), np.empty((n, scheme.groups(k)), np.uint16)
 
         def do(rows: slice) -> None:
-            CpuTiles().quantize(w[rows], DType.F32, self.scheme, packed[rows], scale[rows])
+            CpuTiles().quantize(w[rows], DType.F32, scheme, packed[rows], scale[rows])
 
         try:
             self._each_tile(n, do)
@@ -122,15 +121,15 @@ class Rounding:
                 hint="the checkpoint is damaged, or its training diverged",
             ) from error
         widened: F32 = (scale.astype(np.uint32) << 16).view(np.float32)
-        return _codes(packed, self.scheme.num_bits)[:, :k], widened
+        return _codes(packed, scheme.num_bits)[:, :k], widened
 
-    def _weighted(self, w: F32, moments: Moments) -> tuple[I8, F32]:
+    def _weighted(self, w: F32, moments: Moments, scheme: Scheme) -> tuple[I8, F32]:
         n, k = w.shape
-        scale, codes = np.empty((n, self.scheme.groups(k)), np.float32), np.empty((n, k), np.int8)
-        squares, high = moments.mean_squares, self.scheme.code_max
+        scale, codes = np.empty((n, scheme.groups(k)), np.float32), np.empty((n, k), np.int8)
+        squares, high = moments.mean_squares, scheme.code_max
 
         def do(rows: slice) -> None:
-            scale[rows] = weighted_scales(w[rows], squares, self.scheme.group(k), high)
+            scale[rows] = weighted_scales(w[rows], squares, scheme.group(k), high)
             codes[rows] = nearest_codes(w[rows], scale[rows], high)
 
         self._each_tile(n, do)

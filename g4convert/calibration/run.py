@@ -191,8 +191,9 @@ class LayerByLayer:
             lambda path: self._read(quantized[steps[path]], streams),
             write,
         )
-        scheme = Choice(Method.GPTQ, "").scheme(self.conversion.plan.recipe)
-        rounding = Rounding(scheme, pool)
+        choice, signed = Choice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
+        packed = (quantized[step] for step in steps.values())
+        rounding = Rounding({one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}, pool)
         LayerPass(replay, number, weights, rounding, pool).run(hidden[number % 2], hidden[(number + 1) % 2])
         return rows
 
@@ -206,7 +207,7 @@ class LayerByLayer:
 
     def _write(self, step: Quantize, rounded: Rounded, streams: Streams) -> None:
         packed, scale = (self.conversion.layout.placed[info.name] for info in (step.packed, step.scale))
-        words = packed_words(rounded.codes, self.conversion.plan.recipe.num_bits)
+        words = packed_words(rounded.codes, step.packing.num_bits)
         bits = (rounded.scale.view(np.uint32) >> 16).astype(np.uint16)
         streams.writer.write(packed.file, packed.begin, words.data)
         streams.writer.write(scale.file, scale.begin, bits.data)

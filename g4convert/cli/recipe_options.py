@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from g4convert.cli.recipe_values import (
     Assistant,
+    Bits,
     Carry,
     Engines,
     GroupSize,
@@ -55,6 +56,7 @@ def _resolved(  # noqa: PLR0913 - one parameter for each option
     method: Method = None,
     signed: Signed = None,
     pack: Pack = None,
+    bits: Bits = None,
     kv_shared: KvShared = None,
     assistant: Assistant = None,
     layout: Layout = None,
@@ -71,6 +73,7 @@ def _resolved(  # noqa: PLR0913 - one parameter for each option
         "method": method,
         "signed": signed,
         "pack": pack,
+        "bits": bits,
         "kv_shared": kv_shared,
         "assistant": assistant,
         "layout": layout,

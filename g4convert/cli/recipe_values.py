@@ -11,6 +11,7 @@ from g4convert.cli.panels import BESIDE, RECIPE, SERVED
 
 __all__ = [
     "Assistant",
+    "Bits",
     "Carry",
     "Engines",
     "GroupSize",
@@ -58,7 +59,16 @@ Pack = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ROLE",
-        help="Role to pack: attention, mlp, experts, ple_projection, vision_tower; repeat for several.",
+        help="Role to pack: attention, mlp, experts, ple_projection, vision_tower, embedding, ple_embedding, lm_head; "
+        "repeat for several.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Bits = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=N",
+        help="Other bits for a role, as attention=8; 16 keeps it; repeat for several.",
         rich_help_panel=RECIPE,
     ),
 ]

@@ -87,9 +87,21 @@ def settings(out: Console, resolved: "Resolved") -> None:
     """Every value of a recipe and where it comes from."""
     rows = []
     for key, value in resolved.settings().items():
-        text = ", ".join(value) if isinstance(value, list) else str(value).lower() if key == "signed" else str(value)
+        text = _value(value)
         rows.append((key, f"{text} ({size(value)})" if key == "max_shard_size" else text, resolved.origins[key]))
     put(out, table(("setting", "value", "from"), rows))
+
+
+def _value(value: object) -> str:
+    """A value of a recipe as YAML has it in a line, lists without brackets."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case list():
+            return "\n".join(map(_value, value)) if any(isinstance(one, dict) for one in value) else ", ".join(value)
+        case dict():
+            return ", ".join(f"{key} {one}" for key, one in value.items())
+    return str(value)
 
 
 def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:

@@ -28,13 +28,12 @@ _MOST_FILES = 6
 def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     """The plan: sizes by role, what stays and why, what config.json will say, output, warnings."""
     recipe, architecture = found.recipe.recipe, found.plan.architecture
-    groups = f"groups of {recipe.group_size}" if recipe.group_size else "one scale per row"
     out.print(f"[bold]{escape(found.source.name)}[/]: {escape(architecture.family)}", soft_wrap=True)
     spelled = [dialect(use.description, use.count, use.example) for use in found.plan.inventory.dialects]
     top = {
         "model type": architecture.model_type,
         "names": "\n".join(spelled) or "as transformers 5 stores them",
-        "recipe": f"{found.recipe.name}: int{recipe.num_bits} symmetric, {groups}, method {recipe.method}",
+        "recipe": f"{found.recipe.name}: {found.packed_as}, method {recipe.method}",
     }
     put(out, facts(top))
     out.print()
@@ -105,7 +104,10 @@ def _outcome(found: "PlanReport") -> dict[str, str]:
     weights = found.outlook.weights
     rows = {}
     if weights.targets:
-        rows["targets"] = "  ".join(weights.targets)
+        groups = found.groups
+        for group in groups:
+            what = f"targets int{group.num_bits} {_extent(group.group_size)}" if groups[1:] else "targets"
+            rows[what] = "  ".join(group.targets)
         rows["ignore"] = "  ".join(weights.ignore)
     files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
     rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
@@ -118,6 +120,10 @@ def _outcome(found: "PlanReport") -> dict[str, str]:
     if larger := [shard for shard in found.layout.shards if shard.size - len(shard.head) > limit]:
         rows["larger"] = f"{plural(len(larger), 'file')} above max_shard_size {size(limit)}: a module is not split"
     return rows
+
+
+def _extent(group_size: int | None) -> str:
+    return f"g{group_size}" if group_size else "per row"
 
 
 def _named(files: Sequence[str]) -> str:

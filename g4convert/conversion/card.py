@@ -9,6 +9,7 @@ from g4convert.conversion.provenance import recipe_name
 from g4convert.conversion.result import ErrorRow, Summary, serve_command
 from g4convert.engines.verdicts import Verdict
 from g4convert.planning.recipe import Resolved
+from g4convert.planning.sizes import packed_as
 from g4convert.planning.steps import Plan
 from g4convert.printable import printable
 
@@ -28,7 +29,8 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
         summary: sizes and errors.
         refused: the verdicts of engines that cannot load it on one GPU.
     """
-    tags = ["gemma4", *(["compressed-tensors", f"w{plan.recipe.num_bits}a16"] if plan.quantized else []), "g4convert"]
+    bits = sorted({step.packing.num_bits for step in plan.quantized})
+    tags = ["gemma4", *(["compressed-tensors"] if bits else []), *(f"w{one}a16" for one in bits), "g4convert"]
     lines = [
         "---",
         *([f"base_model: {source.name}"] if source.revision else []),
@@ -67,10 +69,9 @@ def _what(plan: Plan, source: Source) -> Iterable[str]:
     made = f"`{source.name}` by g4convert {__version__}"
     if not plan.quantized:
         return (f"{plan.architecture.family}, from {made}: no weight is quantized.",)
-    size = f"groups of {plan.recipe.group_size}" if plan.recipe.group_size else "one scale per row"
     return (
         f"{plan.architecture.family}, quantized from {made}:",
-        f"weights in int{plan.recipe.num_bits} symmetric, {size} (compressed-tensors, pack-quantized),",
+        f"weights in {packed_as(plan)} (compressed-tensors, pack-quantized),",
         "activations untouched.",
     )
 

@@ -9,7 +9,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.result import Choice
 from g4convert.errors import UsageError
-from g4convert.planning.recipe import Recipe
+from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.steps import Plan, Quantize
 from g4convert.quantization import Method, NonFiniteError
 from g4convert.quantization.tiles import CpuTiles
@@ -20,7 +20,6 @@ __all__ = ["LATTICE_SHARE", "choose"]
 LATTICE_SHARE = 0.99
 """Share of sampled groups on a lattice from which `auto` takes `lattice`."""
 
-_LATTICE_BITS = 4
 _LINEARS = 32
 _ROWS = 8
 
@@ -37,15 +36,15 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
         return Choice(Method(plan.recipe.method.value), "the recipe says so")
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
-    if plan.recipe.num_bits != _LATTICE_BITS:
-        return Choice(Method.MSE, f"lattices have {_LATTICE_BITS} bits, the recipe {plan.recipe.num_bits}")
+    if not _on_lattices(plan):
+        return Choice(Method.MSE, f"lattices have {LATTICE_BITS} bits, and no packed weight has")
     share, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     return Choice(method, f"{share:.1%} of the groups of {linears} sampled Linears lie on a 4-bit lattice")
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
-    if plan.recipe.num_bits != _LATTICE_BITS or not plan.quantized:
+    if not _on_lattices(plan):
         return
     share, _ = _sampled(plan, checkpoint, reader)
     if share >= LATTICE_SHARE:
@@ -58,12 +57,17 @@ def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
 
 def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> tuple[float, int]:
     """The share of groups on a lattice, and of how many Linears."""
-    steps = plan.quantized[:: max(1, len(plan.quantized) // _LINEARS)]
-    shares = [_share(step, plan.recipe, checkpoint, reader) for step in steps]
+    may_be = _on_lattices(plan)
+    shares = [_share(step, checkpoint, reader) for step in may_be[:: max(1, len(may_be) // _LINEARS)]]
     return float(np.mean(shares)), len(shares)
 
 
-def _share(step: Quantize, recipe: Recipe, checkpoint: Checkpoint, reader: Reader) -> float:
+def _on_lattices(plan: Plan) -> tuple[Quantize, ...]:
+    """Weights that may keep the grid of a training."""
+    return tuple(step for step in plan.quantized if step.packing.num_bits == LATTICE_BITS)
+
+
+def _share(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> float:
     n, k = step.weight.shape
     rows = min(_ROWS, n)
     stored = checkpoint.tensors[step.weight.segment.source]
@@ -72,6 +76,6 @@ def _share(step: Quantize, recipe: Recipe, checkpoint: Checkpoint, reader: Reade
     words = np.empty((rows, k), np.float32 if step.weight.dtype is DType.F32 else np.uint16)
     reader.read_into(stored.file, begin, words.data.cast("B"))
     try:
-        return CpuTiles().lattice_share(words, step.weight.dtype, recipe.group_size)
+        return CpuTiles().lattice_share(words, step.weight.dtype, step.packing.group_size)
     except NonFiniteError:
         return 0.0  # the run comes to it, and names the first such weight of the whole tensor

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from shlex import quote
 from typing import Any
 
-from g4convert.planning.recipe import Recipe
+from g4convert.engines.limits import Packing
+from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.sizes import RoleSize, role_sizes
 from g4convert.planning.steps import Plan
 from g4convert.quantization import Method, Scheme, TileStats
@@ -26,10 +27,19 @@ class Choice:
     method: Method
     why: str
 
-    def scheme(self, recipe: Recipe) -> Scheme:
-        """Return the scheme of tiles under a recipe with this method; `mse` for what lies outside of layers."""
-        method = Method.MSE if self.method is Method.GPTQ else self.method
-        return Scheme(recipe.num_bits, recipe.group_size, method, signed=recipe.signed)
+    def scheme(self, packing: Packing, *, signed: bool) -> Scheme:
+        """The scheme of the tiles of a weight.
+
+        `gptq` is no method of tiles, and lattices have 4 bits: where these do not apply, it is `mse`.
+
+        Args:
+            packing: bits and group size of the weight.
+            signed: whether `mse` may choose a negative scale.
+        """
+        method = self.method
+        if method is Method.GPTQ or (method is Method.LATTICE and packing.num_bits != LATTICE_BITS):
+            method = Method.MSE
+        return Scheme(packing.num_bits, packing.group_size, method, signed=signed)
 
 
 @dataclass(frozen=True, slots=True)

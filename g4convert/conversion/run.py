@@ -158,8 +158,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
     ):
         ranks.agree(_facts(conversion))
         started = ranks.from_lead(_start(conversion, reader, lock, layers) if ranks.leads else None)
-        scheme = started.choice.scheme(conversion.plan.recipe)
-        weighting = Weighting.of(conversion.plan, scheme, conversion.statistics)
+        weighting = Weighting.of(conversion.plan, started.choice, conversion.statistics)
         ranks.agree({"output": "the same directory" if lock.is_of(started.run) else f"{staging.target}, another one"})
         tiled = [number for number in started.pending if number < conversion.tiled]
         pending = {number: conversion.units[number] for number in tiled[ranks.rank :: ranks.world]}

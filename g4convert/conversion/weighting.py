@@ -12,6 +12,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.calibration_file import CalibrationFile, check_model
 from g4convert.conversion.llama_imatrix import read_imatrix
+from g4convert.conversion.result import Choice
 from g4convert.conversion.statistics import FEW, Statistics, source_of
 from g4convert.errors import InputError
 from g4convert.names import Name
@@ -28,27 +29,29 @@ class Weighting:
     """Scheme and statistics of each packed weight.
 
     Args:
-        scheme: of the recipe and the chosen method.
+        schemes: of each, in the order of `plan.quantized`.
         paths: of the Linears in the decoder, by index into `plan.quantized`.
         statistics: what their inputs are; None for a method that looks at weights alone.
     """
 
-    scheme: Scheme
+    schemes: tuple[Scheme, ...]
     paths: Mapping[int, str]
     statistics: Statistics | None = None
 
     @classmethod
-    def of(cls, plan: Plan, scheme: Scheme, statistics: Statistics | None) -> "Weighting":
-        """Lay statistics over a plan."""
-        return cls(scheme, {} if statistics is None else _paths(plan), statistics)
+    def of(cls, plan: Plan, choice: Choice, statistics: Statistics | None) -> "Weighting":
+        """Lay a method and statistics over a plan."""
+        signed = plan.recipe.signed
+        schemes = tuple(choice.scheme(step.packing, signed=signed) for step in plan.quantized)
+        return cls(schemes, {} if statistics is None else _paths(plan), statistics)
 
     def __call__(self, step: int) -> tuple[Scheme, NDArray[np.float32] | None]:
         """The scheme of a weight and E[x^2] of its inputs; outside of the decoder `imatrix` gives way to `mse`."""
-        path = self.paths.get(step)
+        path, scheme = self.paths.get(step), self.schemes[step]
         if self.statistics is None or path is None:
-            mse = self.scheme.method is Method.IMATRIX
-            return (replace(self.scheme, method=Method.MSE) if mse else self.scheme), None
-        return self.scheme, self.statistics.of(path)
+            mse = scheme.method is Method.IMATRIX
+            return (replace(scheme, method=Method.MSE) if mse else scheme), None
+        return scheme, self.statistics.of(path)
 
     def report(self, plan: Plan) -> Mapping[str, Any] | None:
         """The statistics used, as JSON; None for a method that looks at weights alone."""
@@ -112,5 +115,5 @@ def _paths(plan: Plan) -> Mapping[int, str]:
     return {
         number: step.weight.module.removeprefix(prefix)
         for number, step in enumerate(plan.quantized)
-        if step.weight.module.startswith(prefix) and not step.weight.module.in_tower
+        if step.weight.linear and step.weight.module.startswith(prefix) and not step.weight.module.in_tower
     }

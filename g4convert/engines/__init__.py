@@ -13,7 +13,8 @@ weights       Holds a checkpoint as engines meet it
 remarks       Holds what there is to say of it, and what to do
 reason        Holds why an engine does not take something, in parts
 stored        Makes `Weights` of a stored checkpoint
-ignore        Derives the `ignore` list from `Weights`, and proves it for every engine
+units         Names what engines hold as one matrix, by the spelling of every engine
+ignore        Derives `ignore` and config groups from `Weights`, and proves them for every engine
 faults        Finds modules that would be built in another form than stored
 groups        Finds modules that would be built by another config group than they are stored
 forms         Says so in words

@@ -111,6 +111,8 @@ def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
         contract: the engine.
         weights: the checkpoint.
     """
+    if not weights.groups:
+        return
     reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
     for module in contract.modules(weights.architecture):
         if module.accepts is Accepts.PLAIN or reading.packs(module) is not True:

@@ -1,33 +1,39 @@
-"""The lists of a config: what `ignore` must say so that every engine packs what is packed, and the proof that it does.
+"""The lists of a config: `ignore` and config groups with which every engine packs what is packed, as it is packed.
 
-    Weights: what is packed, what is not  -->  names and patterns  -->  each engine's modules, form by form
+    Weights: what is packed, and how  -->  names and patterns  -->  each engine's modules, form by form
 
 Stock vLLM and transformers refuse checkpoints whose `ignore` does not say exactly which modules are built packed.
 Names differ: `model.language_model.layers.0...` on disk is `language_model.model.layers.0...` in vLLM, and SGLang's
 towers have fused modules without the `.linear` of the file. So what is kept is named by regexes without an anchor,
-one per part of the model, plus the exact names of the few Linears that stand alone. The result is proved before it
-is returned: every module that an engine builds is found on the side it was written for, in each version that was
-read.
+one per part of the model, plus the exact names of the few Linears that stand alone. Weights that are packed in several
+ways are in as many config groups, the fewest there can be. The result is proved before it is returned: every module
+that an engine builds is found on the side it was written for, in each version that was read.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
+from g4convert.checkpoint.declared import DeclaredGroup
+from g4convert.checkpoint.stored import StoredScheme
 from g4convert.engines import CONTRACTS, VERSIONS, speller
+from g4convert.engines.contract import Contract
+from g4convert.engines.groups import misfits
+from g4convert.engines.limits import Packing
 from g4convert.engines.matching import Disagreement
 from g4convert.engines.module import LM_HEAD
+from g4convert.engines.units import Unit, entries, unit_of
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
 from g4convert.gemma4 import TABLES, Role
 from g4convert.names import Name
 
-__all__ = ["TARGETS", "listed", "prove"]
+__all__ = ["LINEARS", "listed", "prove"]
 
-TARGETS: Final = ("Linear",)
-"""The `targets` that go with a derived `ignore`."""
+LINEARS: Final = "Linear"
+"""The target of the config group that most Linears are in; those of other groups are named."""
 
 _PATTERNS: Final[Mapping[Role, tuple[str, ...]]] = {
     Role.ATTENTION: (r"re:.*\.self_attn\..*",),
@@ -43,44 +49,140 @@ _PATTERNS: Final[Mapping[Role, tuple[str, ...]]] = {
     Role.DRAFTER: (r"re:.*(pre|post)_projection", r"re:.*masked_embedding.*"),
 }
 _PATCH_EMBEDDER: Final = r"re:.*patch_embedder.*"
+_BY_NAME: Final = {*TABLES, Role.LM_HEAD}
+"""Roles whose modules an entry must name: no engine takes a table or a head for a Linear."""
+_TOGETHER: Final[Mapping[Role, set[Role]]] = {
+    Role.ATTENTION: {Role.ATTENTION, Role.KV_SHARED},
+    Role.KV_SHARED: {Role.ATTENTION, Role.KV_SHARED},
+}
 _ALSO_IN_TOWERS: Final = {Role.ATTENTION, Role.KV_SHARED, Role.MLP}
 """Roles whose module names the vision tower uses, too."""
 
 
 def listed(weights: Weights) -> Weights:
-    """A checkpoint with `ignore` and `targets` that say what is packed; without lists where nothing is.
+    """A checkpoint with `ignore` and config groups that say what is packed and how; without lists where nothing is.
 
     Args:
         weights: the checkpoint; lists it has are replaced.
 
     Raises:
-        GateError: an entry would ignore a packed Linear, or a kept one would be built packed.
+        GateError: an entry would ignore a packed Linear, a kept one would be built packed, or one by a scheme that it
+            is not stored in.
     """
     if not weights.packed:
-        return replace(weights, ignore=(), targets=None)
-    found = replace(weights, ignore=_ignore(weights), targets=TARGETS)
+        return replace(weights, ignore=(), targets=None, groups={})
+    units = _Units.of(weights)
+    groups = _groups(units)
+    found = replace(
+        weights,
+        ignore=_ignore(weights, units),
+        targets=tuple(target for group in groups for target in group.targets),
+        groups={target: group for group in groups for target in group.targets},
+        schemes=weights.schemes or _schemes(weights),
+    )
     prove(found)
     return found
 
 
-def _ignore(weights: Weights) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Units of a checkpoint, in its order.
+
+    Args:
+        packed: packing of each; None of one that is kept.
+        roles: role of each.
+    """
+
+    packed: Mapping[Unit, Packing | None]
+    roles: Mapping[Unit, Role]
+
+    @classmethod
+    def of(cls, weights: Weights) -> "_Units":
+        units = {module: unit_of(Name(module), role, weights.architecture) for module, role in weights.roles.items()}
+        return cls(
+            {unit: weights.packed.get(module) for module, unit in units.items()},
+            {unit: weights.roles[module] for module, unit in units.items()},
+        )
+
+    @property
+    def most(self) -> Packing | None:
+        """The packing of most units whose class every engine knows as a Linear; None where none is packed."""
+        counts = Counter(
+            packing for unit, packing in self.packed.items() if packing and self.roles[unit] not in _BY_NAME
+        )
+        return counts.most_common(1)[0][0] if counts else None
+
+
+def _groups(units: _Units) -> tuple[DeclaredGroup, ...]:
+    """One group for each packing: `Linear` for that of most Linears, entries by name for the others."""
+    named: dict[Packing, list[Unit]] = {}
+    most = units.most
+    for unit, packing in units.packed.items():
+        if packing is not None:
+            others = named.setdefault(packing, [])
+            others += [unit] if packing != most or units.roles[unit] in _BY_NAME else []
+    ordered = sorted(named, key=lambda packing: packing != most)
+    return tuple(
+        _group(
+            f"group_{number}",
+            packing,
+            (*((LINEARS,) if packing == most else ()), *entries(named[packing], units.packed)),
+        )
+        for number, packing in enumerate(ordered)
+    )
+
+
+def _group(name: str, packing: Packing, targets: tuple[str, ...]) -> DeclaredGroup:
+    stored = _stored(packing)
+    return DeclaredGroup(
+        name, targets, stored.format, stored.kind, stored.num_bits, stored.strategy, stored.group_size, stored.symmetric
+    )
+
+
+def _schemes(weights: Weights) -> dict[str, StoredScheme]:
+    """The schemes in which weights will be stored."""
+    of_packing = {packing: _stored(packing) for packing in {*weights.packed.values()}}
+    return {
+        module: replace(of_packing[packing], shape=weights.shapes[module]) for module, packing in weights.packed.items()
+    }
+
+
+def _stored(packing: Packing) -> StoredScheme:
+    strategy = "group" if packing.group_size else "channel"
+    return StoredScheme("pack-quantized", "int", packing.num_bits, strategy, packing.group_size, symmetric=True)
+
+
+def _ignore(weights: Weights, units: _Units) -> tuple[str, ...]:
     """Full names of what stands alone, then a regex for each part of the model that stays."""
     called = _spellings(weights)
-    tower_is_packed = Role.VISION_TOWER in weights.packed_roles
-    names = {LM_HEAD: None}
-    patterns = {r"re:.*lm_head.*": None}
-    for role, entries in _PATTERNS.items():
+    packed = weights.packed_roles
+    tower_is_packed = Role.VISION_TOWER in packed
+    names: dict[str, None] = {} if Role.LM_HEAD in packed else {LM_HEAD: None}
+    patterns: dict[str, None] = {} if Role.LM_HEAD in packed else {r"re:.*lm_head.*": None}
+    for role, entries_of_role in _PATTERNS.items():
         if role is Role.EMBEDDER:
             exact = {spelled[place] for spelled in called[role] for place in ("files", "transformers")}
             names |= dict.fromkeys(sorted(exact))
         if role is Role.VISION_TOWER and tower_is_packed:
             patterns[_PATCH_EMBEDDER] = None
+        if not packed.isdisjoint(_TOGETHER.get(role, {role})):
+            patterns |= dict.fromkeys(_kept_parts(units, role))
             continue
-        used = [entry for entry in entries if any(_fits(entry, spelled) for spelled in called[role])]
+        used = [entry for entry in entries_of_role if any(_fits(entry, spelled) for spelled in called[role])]
         if tower_is_packed and role in _ALSO_IN_TOWERS:
             used = [entry.replace("re:", "re:(?!.*vision_tower)") for entry in used]
         patterns |= dict.fromkeys(used)
     return (*names, *patterns)
+
+
+def _kept_parts(units: _Units, role: Role) -> tuple[str, ...]:
+    """Entries of the units of a role that are kept beside others that are packed; those outside of layers have own."""
+    kept = [
+        unit
+        for unit, packing in units.packed.items()
+        if packing is None and units.roles[unit] is role and (unit.layer is not None or role is Role.PLE_PROJECTION)
+    ]
+    return entries(kept, units.packed)
 
 
 def _spellings(weights: Weights) -> Mapping[Role, list[dict[str, str]]]:
@@ -110,20 +212,27 @@ def prove(weights: Weights) -> None:
     """
     wrong: dict[str, None] = {}
     for contract in VERSIONS:
-        reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
         newest = contract is CONTRACTS[contract.engine]
         place = contract.engine if newest else f"{contract.engine} {contract.versions}"
-        for module in contract.modules(weights.architecture):
-            wanted = any(shard in weights.packed for shard in module.shards)
-            built = reading.packs(module)
-            if module.configured and built is not wanted:
-                wrong[f"{Name(module.name).kind} ({place}): {_fault(built=built)}"] = None
+        wrong |= {f"{kind} ({place}): {fault}": None for kind, fault in _wrong(contract, weights)}
     if wrong:
         raise GateError(
             f"ignore list: {len(wrong)} kinds of Linears would be built in the wrong form",
             offenders=list(wrong),
-            hint="the recipe packs a set of roles that no short ignore list describes; pack whole roles",
+            hint="the recipe packs a set of weights that no short list of entries describes; pack whole roles",
         )
+
+
+def _wrong(contract: Contract, weights: Weights) -> Iterator[tuple[str, str]]:
+    """Yield kinds of modules that an engine would build in another form, or by another group, than they are stored."""
+    reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
+    for module in contract.modules(weights.architecture):
+        built = reading.packs(module)
+        if module.configured and built is not any(shard in weights.packed for shard in module.shards):
+            yield Name(module.name).kind, _fault(built=built)
+    several = len({group.name for group in weights.groups.values()}) > 1
+    for misfit in misfits(contract, weights) if several else ():
+        yield Name(misfit.module.name).kind, f"built by {misfit.group}: {misfit.difference}"
 
 
 def _fault(*, built: bool | Disagreement) -> str:

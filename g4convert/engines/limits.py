@@ -66,6 +66,11 @@ class Packing:
     num_bits: int
     group_size: int | None
 
+    @property
+    def label(self) -> str:
+        """The packing in a few words: `int4 g32`, `int8 per row`."""
+        return f"int{self.num_bits} {f'g{self.group_size}' if self.group_size else 'per row'}"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

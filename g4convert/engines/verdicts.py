@@ -209,7 +209,7 @@ class _Tried:
         """The sizes at which all engines load the changed weights, and whether one needs a flag."""
         key = engines, tps, change
         if key not in self.found:
-            self.found[key] = _loaded(change.of(self.thin), engines, tps)
+            self.found[key] = _loaded(replace(change.of(self.thin), groups={}), engines, tps)
         return self.found[key]
 
 
@@ -275,9 +275,12 @@ class _Split:
         """Yield what vLLM's build for CPUs has no kernel for."""
         for module in self.modules:
             packing = self.weights.packing(module)
-            if packing is None or module.kind not in {Kind.LINEAR, Kind.EXPERTS}:
+            if packing is None:
                 continue
-            part = self._part(module, 1) if module.kind is Kind.LINEAR else None
+            if module.kind is Kind.EMBEDDING:
+                yield f"on a CPU: {label(module)}: rows are decoded by a Triton kernel"
+                continue
+            part = None if module.kind is Kind.EXPERTS else self._part(module, 1)
             found = vllm_cpu_linear(part, packing) if isinstance(part, Part) else vllm_cpu_experts(packing)
             if isinstance(found, Refused):
                 yield f"on a CPU: {label(module)}: {found.reason}"
@@ -301,14 +304,14 @@ class _Split:
 
     def _taken(self, module: Module, packing: Packing | None, tp: int) -> Taken | Refused | Uneven | None:
         """The kernel, or why there is none; None of plain modules."""
-        if module.kind is Kind.LINEAR:
+        if module.kind is Kind.LINEAR or (module.kind is Kind.HEAD and packing is not None):
             part = self._part(module, tp)
             if isinstance(part, Uneven) or packing is None:
                 return part if isinstance(part, Uneven) else None
             return _DENSE[self.contract.engine](part, packing)
         experts = self.weights.architecture.text.experts
         if module.kind is not Kind.EXPERTS or experts is None:
-            return None  # tables and heads are padded
+            return None  # tables, and heads that are not packed, are padded
         h, i = self.weights.architecture.text.hidden_size, experts.intermediate_size
         if i % tp:
             return uneven(f"{i} inputs", tp)

@@ -18,6 +18,8 @@ from g4convert.names import Name
 __all__ = ["Weights", "label"]
 
 _PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
+_BY_BITS: Final = (Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD)
+"""Roles that `bits` packs, and keeps."""
 _STARTS: Final = re.compile(r"^(model|draft_model|language_model)(\.model)?\.")
 
 
@@ -62,12 +64,14 @@ class Weights:
         return {module: form for module, form in self.forms.items() if module not in self.joined}
 
     def thinned(self) -> "Weights":
-        """Return the same with one expert in each layer, where all are stored alike: engines look at no other."""
+        """Return the same with one expert in each layer, where all of it are stored alike: engines look at no other."""
         text, forms = self.architecture.text, self.forms
         experts = {module for module, role in self.roles.items() if role is Role.EXPERTS}
         if text.experts is None or len(experts) != 3 * text.experts.count * len(text.layers):
             return self
-        if len({(forms[module], self.packed.get(module), self._symmetric(module)) for module in experts}) > 1:
+        layer_of = {one: one.rpartition(".experts.")[0] for one in experts}
+        alike = {(layer_of[one], forms[one], self.packed.get(one), self._symmetric(one)) for one in experts}
+        if len(alike) != len(text.layers):
             return self
         one = replace(self.architecture, text=replace(text, experts=replace(text.experts, count=1)))
         others = {module for module in experts if Name(module).expert != 0}
@@ -102,16 +106,16 @@ class Weights:
         return bits / 8
 
     def without(self, roles: Collection[Role]) -> "Weights":
-        """Return the same with roles left in bf16; shared keys and values go with the attention."""
+        """Return the same with roles left in bf16, and no config groups; shared keys and values go with attention."""
         left = _left(roles)
         kept = {module: packing for module, packing in self.packed.items() if self.roles[module] not in left}
         plain = {module for module in self.packed.keys() - kept.keys() if self.roles[module] is Role.EXPERTS}
-        return replace(self, packed=kept, stacked=frozenset(self.stacked) | plain)
+        return replace(self, packed=kept, stacked=frozenset(self.stacked) | plain, groups={})
 
     def regrouped(self, group_size: int) -> "Weights":
-        """Return the same in groups of another size."""
+        """Return the same in groups of another size, without the config groups that say the old one."""
         packed = {module: replace(packing, group_size=group_size) for module, packing in self.packed.items()}
-        return replace(self, packed=packed)
+        return replace(self, packed=packed, groups={})
 
     def holds(self, module: Module) -> bool:
         """Return whether anything of an engine's module is stored."""
@@ -136,12 +140,14 @@ class Weights:
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 
     def keeping(self, roles: Collection[Role]) -> str:
-        """Return the options that leave packed roles in bf16."""
+        """Return the options that leave packed roles in bf16: `--pack` names the others, `--bits` these."""
         kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
         packed = self.packed_roles
-        rest = [role for role in _PACKABLE if role in packed and role not in kept]
+        by_bits = len({*self.packed.values()}) > 1 or not packed.isdisjoint(_BY_BITS)
+        rest = (f"--pack {role}" for role in _PACKABLE if role in packed and role not in kept)
+        options = " ".join((f"--bits {role}=16" for role in kept) if by_bits else rest)
         names = ", ".join(kept[:-1]) + (" and " if kept[1:] else "") + kept[-1]
-        return f"`{' '.join(f'--pack {role}' for role in rest)}` to leave {names} in bf16"
+        return f"`{options}` to leave {names} in bf16"
 
 
 def _left(roles: Collection[Role]) -> set[Role]:

@@ -6,6 +6,7 @@ filling        Puts tensors into a model and takes them out
 misfits        Says which tensors do not fit a model, and how
 load           Loads strictly: every tensor has its place, or nothing runs
 modules        Linears on packed words
+tables         Embeddings on packed words
 experts        Experts on packed words
 compiled       Decodes int4 words on the CPU
 streaming      Keeps only the layer that runs in memory

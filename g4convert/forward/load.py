@@ -34,6 +34,7 @@ from g4convert.forward.models import Model, model_class, quiet_transformers
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.pieces import TORCH_DTYPES, Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
 from g4convert.forward.streaming import Stream
+from g4convert.forward.tables import PackedTable
 from g4convert.gemma4 import Architecture, ExtraKind, Role, droppable
 from g4convert.gemma4.matching import match_names
 from g4convert.names import Name
@@ -226,7 +227,7 @@ def _place(model: Model, sources: Mapping[str, Rows | PackedGroup], *, packed: b
         elif len(source.shape) == 3:
             experts.setdefault(module, {})[leaf.removesuffix("_proj")] = source
         else:
-            pieces |= _pack_linear(model, module, source)
+            pieces |= _pack(model, module, source)
     for module, groups in experts.items():
         make_packed(model.get_submodule(module), {name: _projection(group) for name, group in groups.items()})
         for name, group in groups.items():
@@ -236,18 +237,18 @@ def _place(model: Model, sources: Mapping[str, Rows | PackedGroup], *, packed: b
     return pieces
 
 
-def _pack_linear(model: Model, module: str, group: PackedGroup) -> dict[str, Piece]:
-    linear = model.get_submodule(module)
-    if not isinstance(linear, torch.nn.Linear):
-        return {f"{module}.weight_{part}": rows for part, rows in group.parts}  # reported as unexpected
-    parts = dict(group.parts)
-    replacement = W4A16Linear(
-        linear,
-        num_bits=group.num_bits,
-        groups=group.groups,
-        scale_dtype=TORCH_DTYPES[parts["scale"].dtype],
-        symmetric="zero_point" not in parts,
-    )
+def _pack(model: Model, module: str, group: PackedGroup) -> dict[str, Piece]:
+    plain, parts = model.get_submodule(module), dict(group.parts)
+    dtype, symmetric = TORCH_DTYPES[parts["scale"].dtype], "zero_point" not in parts
+    replacement: torch.nn.Module
+    if isinstance(plain, torch.nn.Linear):
+        replacement = W4A16Linear(
+            plain, num_bits=group.num_bits, groups=group.groups, scale_dtype=dtype, symmetric=symmetric
+        )
+    elif isinstance(plain, torch.nn.Embedding) and symmetric:
+        replacement = PackedTable(plain, num_bits=group.num_bits, groups=group.groups, scale_dtype=dtype)
+    else:
+        return {f"{module}.weight_{part}": rows for part, rows in parts.items()}  # reported as unexpected
     model.set_submodule(module, replacement)
     return {f"{module}.weight_{part}": rows for part, rows in parts.items()}
 

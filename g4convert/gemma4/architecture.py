@@ -166,6 +166,10 @@ class Architecture:
         model_type = "gemma4_unified_text" if self.is_unified else "gemma4_text"
         return replace(self, model_type=model_type, vision=None, audio=None)
 
+    def untied(self) -> "Architecture":
+        """The same with an output head of its own."""
+        return replace(self, tied_embeddings=False)
+
     def text_name(self, name: str) -> str | None:
         """The name of a canonical tensor or module in the text-only form; None where it is not part of it."""
         if not self.is_composite:

@@ -6,7 +6,7 @@ all offenders.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -88,6 +88,17 @@ class Inventory:
     weights: tuple[Weight, ...]
     extras: tuple[Extra, ...]
     dialects: tuple[DialectUse, ...]
+
+    def untied(self) -> "Inventory":
+        """The same with the output head as a weight of its own; where it is tied, its bytes are the embedding's."""
+        if not self.architecture.tied_embeddings:
+            return self
+        table = next(weight for weight in self.weights if weight.role is Role.EMBEDDING)
+        head = replace(table, name="lm_head.weight", role=Role.LM_HEAD, linear=True)
+        prefix = self.architecture.text_prefix
+        behind = max(place for place, weight in enumerate(self.weights) if weight.name.startswith(prefix)) + 1
+        weights = (*self.weights[:behind], head, *self.weights[behind:])
+        return replace(self, architecture=self.architecture.untied(), weights=weights)
 
     @property
     def missing_limits(self) -> int:

@@ -2,15 +2,14 @@
 
     tensors -> Weights: what is packed, and how -> ignore, quantization_config -> static checks -> config.json
 
-The config that is written is the one `quantize` would have written for the same packed set, proved in the same way,
-with an entry for layers that were left out of a role; then the checkpoint is checked as if it had that config. Only if
+The config that is written is the one `quantize` would have written for the same packed set, proved in the same way;
+then the checkpoint is checked as if it had that config. Only if
 nothing fails any more is a file touched. The old config.json stays beside the new one as `config.json.orig`; a second
 run finds nothing to do. What the old config says of activations no tensor can confirm: such a config is left alone.
 """
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +17,13 @@ from typing import Any, Final
 
 from g4convert.checkpoint.declared import section_of
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
-from g4convert.checkpoint.stored import StoredScheme, stored_scheme
+from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory, write_file
 from g4convert.engines.ignore import listed
 from g4convert.engines.limits import Packing
 from g4convert.engines.stored import StoredCheckpoint
-from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
-from g4convert.gemma4 import Architecture, Role
+from g4convert.gemma4 import Architecture
 from g4convert.names import Name
 from g4convert.planning.config import quantization_config
 from g4convert.report import Detail, Finding, Severity
@@ -40,12 +38,6 @@ CURABLE: Final = {
 _BAD: Final = {Severity.FAIL, Severity.WARN}
 _KEPT: Final = ("kv_cache_scheme", "sparsity_config", "transform_config", "version")
 """Keys of a quantization section that say something else than what is packed, and how."""
-_IN_LAYERS: Final[Mapping[Role, str]] = {
-    Role.ATTENTION: r"self_attn\.",
-    Role.MLP: r"mlp\.",
-    Role.EXPERTS: r"(moe\.)?experts",
-}
-"""Roles of which some layers may be kept, and what their names have in common in every engine."""
 _AGAIN: Final = "nothing was written; quantize again with `actorder: weight`"
 _LOST: Final = "nothing was written; quantize the source again, or copy what was lost"
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
@@ -194,8 +186,7 @@ def fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     """The config of a checkpoint with the `quantization_config` that its tensors ask for.
 
     Raises:
-        GateError: packed in several ways, or in one that recipes do not know; or no short list of entries says
-            what is packed.
+        GateError: packed in a way that recipes do not know, or no short list of entries says what is packed.
     """
     old, weights = stored.checkpoint.config, stored.weights
     config = {key: value for key, value in old.items() if key != "compression_config"}
@@ -206,9 +197,7 @@ def fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     config.pop("quantization_config", None)
     if not stored.contents.packed:
         return config
-    kept = _kept_layers(weights)
-    section = quantization_config(listed(_packed_everywhere(weights, _packing(stored), kept.keys())))
-    section["ignore"] += [_pattern(role, layers, weights.architecture) for role, layers in kept.items()]
+    section = quantization_config(listed(replace(weights, packed=_packings(stored))))
     said = _section(old)
     return {**config, "quantization_config": {**section, **{key: said[key] for key in _KEPT if key in said}}}
 
@@ -219,58 +208,33 @@ def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _packing(stored: StoredCheckpoint) -> Packing:
-    """The one way in which everything is packed."""
+def _packings(stored: StoredCheckpoint) -> dict[str, Packing]:
+    """Packing of each module.
+
+    Raises:
+        GateError: one in a way that recipes do not know.
+    """
     contents, section = stored.contents, stored.section
     said = next((group.num_bits for group in (section.groups if section else ()) if group.num_bits), None)
-    schemes: dict[StoredScheme, str] = {}
     found = {
         name: stored_scheme(module, contents.expected[name].shape, said) for name, module in contents.packed.items()
     }
     sizes = {scheme.group_size for scheme in found.values() if scheme.group_size}
-    for name, one in found.items():
+    wrong: dict[str, str] = {}
+    packings: dict[str, Packing] = {}
+    for name, scheme in found.items():
         k = contents.expected[name].shape[-1]
-        is_one_group = sizes == {k} and one.strategy == "channel"
-        same = replace(one, strategy="group", group_size=k) if is_one_group else one
-        schemes.setdefault(replace(same, shape=None), name)
-    lines = [f"{name}: {scheme.label}{f': {scheme.fault}' if scheme.fault else ''}" for scheme, name in schemes.items()]
-    if len(schemes) > 1:
-        raise GateError("packed in several ways, which one config group cannot say", offenders=lines)
-    (scheme,) = schemes
-    bits, group, per_row = scheme.num_bits, scheme.group_size, scheme.strategy == "channel"
-    known = scheme.format == "pack-quantized" and scheme.symmetric and not scheme.fault
-    if bits not in _BITS or not known or not (per_row or (group and group % _STEP == 0)):
+        size = k if sizes == {k} and scheme.strategy == "channel" else scheme.group_size  # both are a scale [n, 1]
+        bits, per_row = scheme.num_bits, scheme.strategy == "channel"
+        known = scheme.format == "pack-quantized" and scheme.symmetric and not scheme.fault
+        if bits not in _BITS or not known or not (per_row or (size and size % _STEP == 0)):
+            wrong.setdefault(f"{scheme.label}{f': {scheme.fault}' if scheme.fault else ''}", name)
+        else:
+            packings[str(Name(name).module)] = Packing(bits, size)
+    if wrong:
+        lines = [f"{name}: {label}" for label, name in wrong.items()]
         raise GateError("not packed as g4convert packs: int4 or int8, symmetric, pack-quantized", offenders=lines)
-    return Packing(bits, group)
-
-
-def _kept_layers(weights: Weights) -> dict[Role, list[int]]:
-    """Return the layers where a packed role is not packed, by role."""
-    partly = weights.packed_roles & _IN_LAYERS.keys()
-    kept: defaultdict[Role, set[int]] = defaultdict(set)
-    for module, role in weights.roles.items():
-        layer = Name(module).layer
-        if role in partly and module not in weights.packed and layer is not None:
-            kept[role].add(layer)
-    return {role: sorted(layers) for role, layers in kept.items()}
-
-
-def _pattern(role: Role, layers: Iterable[int], architecture: Architecture) -> str:
-    """An entry for a role in some layers of the decoder, by the names of every engine."""
-    decoder = ".*language_model" if architecture.is_composite else ""
-    return rf"re:{decoder}.*layers\.({'|'.join(map(str, layers))})\.{_IN_LAYERS[role]}.*"
-
-
-def _packed_everywhere(weights: Weights, packing: Packing, partly: Collection[Role]) -> Weights:
-    """Return the same checkpoint packed in one way, as far as whole roles go.
-
-    Args:
-        weights: the checkpoint as stored.
-        packing: form of all packed roles.
-        partly: roles that are taken for packed everywhere, as other entries will name the layers where they are not.
-    """
-    packed = [module for module, role in weights.roles.items() if module in weights.packed or role in partly]
-    return replace(weights, packed=dict.fromkeys(packed, packing))
+    return packings
 
 
 def _bad(stored: StoredCheckpoint, engines: Collection[str]) -> list[Finding]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from g4convert.engines.limits import Packing
+from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.engines.weights import Weights
 from g4convert.planning.steps import Plan
 
@@ -35,35 +35,36 @@ def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> di
         weights: the output as engines meet it, with its lists.
     """
     kept = {key: value for key, value in source.items() if key not in _STALE}
-    if plan.architecture is not plan.inventory.architecture:
+    if plan.is_decoder_of:
         whole, kept = kept, dict(kept["text_config"])
         kept = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
         kept["tie_word_embeddings"] = plan.architecture.tied_embeddings
     if isinstance(kept.get("text_config"), dict):
         kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in _STALE}
+    if source.get("tie_word_embeddings") is not False and not plan.architecture.tied_embeddings:
+        kept |= _untied(kept)
     kept["architectures"] = [plan.architecture.class_name]
     if weights.packed:
         kept["quantization_config"] = quantization_config(weights)
     return kept
 
 
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that say, at every level that engines read, that the head is a tensor of its own; vLLM reads the top."""
+    text = config.get("text_config")
+    below = {"text_config": {**text, "tie_word_embeddings": False}} if isinstance(text, dict) else {}
+    return {"tie_word_embeddings": False, **below}
+
+
 def quantization_config(weights: Weights) -> dict[str, Any]:
     """The `quantization_config` of a checkpoint, in the form compressed-tensors 0.20 reads.
 
     Args:
-        weights: a checkpoint that is packed in one way, with the lists of `engines.ignore.listed`.
+        weights: a checkpoint with the lists of `engines.ignore.listed`.
     """
-    (packing,) = set(weights.packed.values())
+    groups = {group.name: group for group in weights.groups.values()}
     return {
-        "config_groups": {
-            "group_0": {
-                "format": "pack-quantized",
-                "input_activations": None,
-                "output_activations": None,
-                "targets": [*(weights.targets or ())],
-                "weights": _arguments(packing),
-            }
-        },
+        "config_groups": {name: _group(group) for name, group in groups.items()},
         "format": "pack-quantized",
         "global_compression_ratio": None,
         "ignore": [*weights.ignore],
@@ -74,16 +75,22 @@ def quantization_config(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _arguments(packing: Packing) -> dict[str, Any]:
+def _group(group: DeclaredGroup) -> dict[str, Any]:
     return {
-        "actorder": None,
-        "block_structure": None,
-        "dynamic": False,
-        "group_size": packing.group_size,
-        "num_bits": packing.num_bits,
-        "observer": "memoryless_minmax",
-        "observer_kwargs": {},
-        "strategy": "group" if packing.group_size else "channel",
-        "symmetric": True,
-        "type": "int",
+        "format": group.format,
+        "input_activations": None,
+        "output_activations": None,
+        "targets": [*group.targets],
+        "weights": {
+            "actorder": None,
+            "block_structure": None,
+            "dynamic": False,
+            "group_size": group.group_size,
+            "num_bits": group.num_bits,
+            "observer": "memoryless_minmax",
+            "observer_kwargs": {},
+            "strategy": group.strategy,
+            "symmetric": group.symmetric,
+            "type": group.kind,
+        },
     }

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from g4convert.engines.limits import Packing
 from g4convert.planning.between import state_bytes
 from g4convert.planning.recipe import Method
 from g4convert.planning.sizes import START, RoleSize, written_seconds
@@ -83,7 +84,8 @@ def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUN
 
 def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: Method) -> Cost:
     recipe, text = plan.recipe, plan.architecture.text
-    kl = KL.get(recipe.group_size, {}).get(method) if recipe.num_bits == _BITS else None
+    is_measured = {step.packing for step in plan.quantized} == {Packing(_BITS, recipe.group_size)}
+    kl = KL.get(recipe.group_size, {}).get(method) if is_measured else None
     match method:
         case Method.IMATRIX:
             seconds = START + _pass_flop(plan, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
@@ -121,7 +123,7 @@ def _linears(plan: Plan) -> Iterable[_Linear]:
     experts, prefix = plan.architecture.text.experts, plan.architecture.text_prefix
     for step in plan.quantized:
         module = step.weight.module
-        if module.startswith(prefix) and not module.in_tower:
+        if step.weight.linear and module.startswith(prefix) and not module.in_tower:
             share = experts.top_k / experts.count if experts and module.expert is not None else 1.0
             n, k = step.weight.shape
             yield _Linear(n, k, share, module.projection not in _SHARED_INPUTS)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from g4convert.planning.steps import Copy, Plan, Quantize
+from g4convert.planning.steps import Copy, Plan, Quantize, outputs_of
 from g4convert.tensors import TensorInfo
 
 __all__ = ["Layout", "Placed", "Shard", "lay_out"]
@@ -72,17 +72,13 @@ def lay_out(plan: Plan) -> Layout:
     return Layout(tuple(shards), placed)
 
 
-def _outputs(step: Copy | Quantize) -> tuple[TensorInfo, ...]:
-    return (step.target,) if isinstance(step, Copy) else step.outputs
-
-
 def _fill(plan: Plan) -> Iterable[list[Copy | Quantize]]:
     held: list[Copy | Quantize] = []
     room = plan.recipe.max_shard_size
     for step in plan.steps:
         if not isinstance(step, (Copy, Quantize)):
             continue
-        nbytes = sum(info.nbytes for info in _outputs(step))
+        nbytes = sum(info.nbytes for info in outputs_of(step))
         if held and nbytes > room:
             yield held
             held, room = [], plan.recipe.max_shard_size
@@ -92,7 +88,7 @@ def _fill(plan: Plan) -> Iterable[list[Copy | Quantize]]:
 
 
 def _shard(file: str, steps: list[Copy | Quantize]) -> tuple[Shard, dict[str, Placed]]:
-    outputs = sorted((info for step in steps for info in _outputs(step)), key=lambda info: -info.dtype.itemsize)
+    outputs = sorted((info for step in steps for info in outputs_of(step)), key=lambda info: -info.dtype.itemsize)
     constants = {
         step.shape.name: struct.pack("<2q", *step.weight.shape) for step in steps if isinstance(step, Quantize)
     }

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from g4convert.bounded import MOST_YAML, read_text
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.errors import UsageError
-from g4convert.gemma4 import Role
 from g4convert.plain_yaml import parse
+from g4convert.planning.rules import MOST_RULES, GroupSize, PackRole, RoleBits, Rule, by_role
 from g4convert.suggestions import nearest, no_such, not_one_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ __all__ = [
     "DEFAULT",
     "Engine",
     "Method",
-    "PackRole",
     "Recipe",
     "Resolved",
     "load",
@@ -65,16 +64,6 @@ class Method(StrEnum):
     GPTQ = "gptq"
 
 
-class PackRole(StrEnum):
-    """Roles that can be packed; values are those of `Role`."""
-
-    ATTENTION = Role.ATTENTION.value
-    MLP = Role.MLP.value
-    EXPERTS = Role.EXPERTS.value
-    PLE_PROJECTION = Role.PLE_PROJECTION.value
-    VISION_TOWER = Role.VISION_TOWER.value
-
-
 class Engine(StrEnum):
     """Engines that serve a checkpoint; values are the keys of `engines.CONTRACTS`."""
 
@@ -92,13 +81,6 @@ def _bytes(value: object) -> object:
     return value
 
 
-def _group_size(value: object) -> object:
-    """`channel` is None inside; a number in text is a number."""
-    if value == "channel":
-        return None
-    return int(value) if isinstance(value, str) and value.isdigit() else value
-
-
 def _pattern(value: str) -> str:
     """A pattern of file names, as it is; ValueError, for pydantic, of one that is none."""
     if fault := fault_of(value):
@@ -106,11 +88,6 @@ def _pattern(value: str) -> str:
     return value
 
 
-GroupSize = Annotated[
-    Annotated[int, Field(ge=8, multiple_of=8)] | None,
-    BeforeValidator(_group_size, json_schema_input_type=int | Literal["channel"]),
-    PlainSerializer(lambda size: "channel" if size is None else size),
-]
 ShardSize = Annotated[int, Field(gt=0), BeforeValidator(_bytes, json_schema_input_type=int | str)]
 
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(max_length=MOST_PATTERNS)]
@@ -137,7 +114,15 @@ class Recipe(BaseModel):
     pack: tuple[PackRole, ...] = Field(
         (PackRole.ATTENTION, PackRole.MLP, PackRole.EXPERTS),
         min_length=1,
-        description="What becomes int4; everything else keeps its bytes.",
+        description="What is packed, in `num_bits` bits; everything else keeps its bytes.",
+    )
+    bits: RoleBits = Field(
+        {}, description="Other bits for a role: 4 or 8, or 16 to keep it; a role that `pack` has not is packed, too."
+    )
+    rules: tuple[Rule, ...] = Field(
+        (),
+        max_length=MOST_RULES,
+        description="Other bits and group sizes by role, layers and names, in order; what is said last wins.",
     )
     kv_shared: Literal["drop", "keep"] = Field(
         "drop", description="K/V tensors of KV-shared layers, where the source still ships them."
@@ -223,13 +208,19 @@ def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Re
     values: dict[str, object] = {}
     origins: dict[str, str] = dict.fromkeys(Recipe.model_fields, "default")
     for origin, layer in reversed(_layers(name)):
-        values |= layer
+        values |= {key: _over(key, values.get(key), value) for key, value in layer.items()}
         origins |= dict.fromkeys(layer, origin)
     for key, value in (options or {}).items():
         if value is not None:
-            values[key] = value
+            values[key] = _over(key, values.get(key), value)
             origins[key] = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
     return Resolved(name, _validate(name, values, origins), origins)
+
+
+def _over(key: str, below: object, value: object) -> object:
+    """A value laid over another: `bits` role by role, all else as a whole."""
+    given = by_role(value) if key == "bits" else value
+    return {**below, **given} if key == "bits" and isinstance(below, dict) and isinstance(given, dict) else given
 
 
 def schema() -> dict[str, Any]:
@@ -294,34 +285,49 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = {str(one["loc"][0]): one for one in reversed(error.errors())}  # the first of each key
-        options = [key for key in problems if origins[key].startswith("--")]
-        if options == [*problems]:
-            key = options[0]
-            raise _of_option(origins[key], key, values[key], problems[key]) from error
+        problems = {_place(one): one for one in reversed(error.errors())}  # the first at each place
+        keys = [str(one["loc"][0]) for one in problems.values()]
+        if all(origins[key].startswith("--") for key in keys):
+            raise _of_option(origins[keys[0]], keys[0], values[keys[0]], next(iter(problems.values()))) from error
         raise UsageError(
             f"recipe {name}: values that cannot be",
-            offenders=[
-                f"{key}: {repr(values[key])[:_SHOWN]} ({origins[key]}): {_fault(key, one)}"
-                for key, one in reversed(problems.items())
-            ],
+            offenders=[_line(place, one, values, origins) for place, one in reversed(problems.items())],
             hint="`g4convert recipe schema` says what can",
         ) from error
 
 
 _SHOWN = 200
 """Characters of a value that are shown."""
+_DEEP = {"bits", "rules"}
+"""Keys whose values have parts, each of which is named where it is wrong."""
 _EXPECTED = {
     "description": "text",
     "group_size": "a multiple of 8, such as 32, or channel",
     "signed": "true or false",
     "pack": "a list of roles, at least one",
+    "bits": "roles and their bits, such as {attention: 8}",
+    "rules": "a list of rules, each with bits or a group_size",
+    "layers": "layers of the decoder, such as 3, 0-1 or 0,5-7",
+    "names": "a pattern of module names, such as *.self_attn.o_proj",
     "max_shard_size": "a size above 0, such as 5GB, 500MB or a number of bytes",
     "engines": "a list of engines",
     "carry": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
     "leave": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
 }
 """Values that a key takes, in words, where they are not a few names."""
+
+
+def _place(problem: "ErrorDetails") -> str:
+    """The key that is wrong, or the part of its value: `rules.1.layers`."""
+    key, *parts = map(str, problem["loc"])
+    return ".".join((key, *(part for part in parts if part != "[key]"))) if key in _DEEP else key
+
+
+def _line(place: str, problem: "ErrorDetails", values: Mapping[str, object], origins: Mapping[str, str]) -> str:
+    """A wrong value: where, what, who says it, and what could be."""
+    key = place.partition(".")[0]
+    given = problem["input"] if key in _DEEP else values[key]
+    return f"{place}: {repr(given)[:_SHOWN]} ({origins[key]}): {_fault(place, problem)}"
 
 
 def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
@@ -332,13 +338,15 @@ def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") ->
     return UsageError(f"{option} {given}: expected {_EXPECTED[key]}", hint=hint)
 
 
-def _fault(key: str, problem: "ErrorDetails") -> str:
+def _fault(place: str, problem: "ErrorDetails") -> str:
     """Return the reason why a value of a recipe is refused."""
-    names = _choices(problem)
-    if not names:
-        return f"expected {_EXPECTED[key]}"
-    near = nearest(str(problem["input"]), names)
-    return not_one_of(names) + (f"; {near}" if near else "")
+    if problem["type"] == "extra_forbidden":
+        return f"no key of a rule: {', '.join(Rule.model_fields)}"
+    if names := _choices(problem):
+        near = nearest(str(problem["input"]), names)
+        return not_one_of(names) + (f"; {near}" if near else "")
+    leaf = next(part for part in reversed(place.split(".")) if part in _EXPECTED)
+    return f"expected {_EXPECTED[leaf]}"
 
 
 def _choices(problem: "ErrorDetails") -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict
@@ -12,7 +13,7 @@ from g4convert.planning.costs import BUNDLED_TOKENS, Cost, costs
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.recipe import Resolved
-from g4convert.planning.sizes import RoleSize, default_workers, role_sizes
+from g4convert.planning.sizes import RoleSize, default_workers, packed_as, role_sizes
 from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
 
 __all__ = ["PlanReport", "report"]
@@ -71,6 +72,16 @@ class PlanReport:
         return self.outlook.at(self.tps)
 
     @property
+    def packed_as(self) -> str:
+        """Describe how weights are packed, for people."""
+        return packed_as(self.plan)
+
+    @property
+    def groups(self) -> tuple[DeclaredGroup, ...]:
+        """The config groups of the output."""
+        return tuple({group.name: group for group in self.outlook.weights.groups.values()}.values())
+
+    @property
     def output_bytes(self) -> int:
         """Size of all shards."""
         return sum(shard.size for shard in self.layout.shards)
@@ -100,6 +111,10 @@ class PlanReport:
             "kept": [{"role": role, "reason": why, "tensors": n} for (role, why), n in self.kept.items()],
             "dropped": [{"reason": why, "tensors": n} for why, n in self.dropped.items()],
             "targets": [*(weights.targets or ())],
+            "config_groups": [
+                {"num_bits": one.num_bits, "group_size": one.group_size, "targets": [*one.targets]}
+                for one in self.groups
+            ],
             "ignore": [*weights.ignore],
             "output": {
                 "bytes": self.output_bytes,

@@ -1,16 +1,17 @@
 """Sizes of a plan: bytes by role before and after, and how long writing them should take."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Final
 
+from g4convert.engines.limits import Packing
 from g4convert.planning.recipe import Method
 from g4convert.planning.steps import Plan
 
-__all__ = ["START", "RoleSize", "default_workers", "role_sizes", "written_seconds"]
+__all__ = ["START", "RoleSize", "default_workers", "packed_as", "role_sizes", "written_seconds"]
 
 _BYTES_PER_SECOND: Final = {
     Method.MINMAX: 1.2e9,
@@ -45,13 +46,27 @@ class RoleSize:
         return 8 * self.after / self.params if self.params else 0.0
 
 
+def packed_as(plan: Plan) -> str:
+    """Describe how a plan packs weights: `int4 symmetric, groups of 32`, or the number of weights in each form."""
+    counts = Counter(step.packing for step in plan.quantized)
+    if len(counts) > 1:
+        return f"{', '.join(f'{count:,} x {packing.label}' for packing, count in counts.most_common())}, symmetric"
+    packing = next(iter(counts), Packing(plan.recipe.num_bits, plan.recipe.group_size))
+    groups = f"groups of {packing.group_size}" if packing.group_size else "one scale per row"
+    return f"int{packing.num_bits} symmetric, {groups}"
+
+
 def role_sizes(plan: Plan) -> tuple[RoleSize, ...]:
     """Sizes by role and action, in the order of the model, tensors of the source counted once they are written."""
     rows: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    bits = f"int{plan.recipe.num_bits}"
     for step in plan.quantized:
         segment, after = step.weight.segment, sum(info.nbytes for info in step.outputs)
-        _count(rows[step.weight.role, bits], prod(step.weight.shape), segment.end - segment.begin, after)
+        _count(
+            rows[step.weight.role, f"int{step.packing.num_bits}"],
+            prod(step.weight.shape),
+            segment.end - segment.begin,
+            after,
+        )
     for copy in plan.copied:
         _count(rows[copy.role, "keep"], copy.target.numel, copy.target.nbytes, copy.target.nbytes)
     for drop in plan.dropped:

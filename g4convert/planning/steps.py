@@ -18,7 +18,8 @@ from operator import itemgetter
 
 from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.errors import InputError, UsageError
+from g4convert.engines.limits import Packing
+from g4convert.errors import InputError
 from g4convert.gemma4 import (
     Architecture,
     Extra,
@@ -30,22 +31,23 @@ from g4convert.gemma4 import (
     resolve,
 )
 from g4convert.names import Name
+from g4convert.planning.packings import packings
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.remarks import DRAFTER_KEPT, remarks
-from g4convert.quantization import Method, Scheme
+from g4convert.quantities import size
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["KEPT_BECAUSE", "Copy", "Drop", "Plan", "Quantize", "Step", "make_plan"]
+__all__ = ["KEPT_BECAUSE", "Copy", "Drop", "Plan", "Quantize", "Step", "make_plan", "outputs_of"]
 
 KEPT_BECAUSE: Mapping[Role, str] = {
     Role.ATTENTION: "the recipe keeps it",
     Role.MLP: "the recipe keeps it",
     Role.EXPERTS: "the recipe keeps it",
     Role.ROUTER: "decides which experts run; engines build it unquantized",
-    Role.EMBEDDING: "engines gather rows from it",
-    Role.PLE_EMBEDDING: "a table that is gathered, not multiplied",
+    Role.EMBEDDING: "a table that is gathered; `--bits embedding=8` packs it, for vLLM alone",
+    Role.PLE_EMBEDDING: "a table that is gathered; `--bits ple_embedding=8` packs it, for vLLM alone",
     Role.PLE_PROJECTION: "1 % of the size, doubles the loss when packed; `pack: [..., ple_projection]` packs it",
-    Role.LM_HEAD: "engines build the output head unquantized",
+    Role.LM_HEAD: "its rounding shows in every token; `--bits lm_head=8` packs it",
     Role.NORM: "one value per channel",
     Role.SCALAR: "a single value",
     Role.CLIP: "calibrated limits, single values",
@@ -57,7 +59,9 @@ KEPT_BECAUSE: Mapping[Role, str] = {
 }
 """Reasons why a role stays as it is, in the words that `plan` prints."""
 
-_TIED = "tied with the output head; engines gather rows from it"
+_TIED_ROLES = {Role.EMBEDDING, Role.LM_HEAD}
+"""Roles that are one tensor as long as none of them is packed."""
+_TIED = "tied with the output head; `--bits embedding=8 --bits lm_head=8` packs each as a tensor of its own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Quantize:
     """A Linear [n, k], one byte range of a source tensor, becomes codes and scales."""
 
     weight: Weight
+    packing: Packing
     packed: TensorInfo
     scale: TensorInfo
     shape: TensorInfo
@@ -107,6 +112,11 @@ class Drop:
 Step = Copy | Quantize | Drop
 
 
+def outputs_of(step: Copy | Quantize) -> tuple[TensorInfo, ...]:
+    """The tensors that a step writes."""
+    return (step.target,) if isinstance(step, Copy) else step.outputs
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Every step, in the canonical order of the model.
@@ -114,7 +124,8 @@ class Plan:
     Args:
         recipe: what decided.
         architecture: of the output.
-        inventory: what the source's tensors are, and how it spelled their names.
+        inventory: what the source's tensors are, and how it spelled their names; with the head as a weight of its own
+            where the output has one.
         steps: in the canonical order.
         warnings: things worth knowing.
         beside: the files beside the weights.
@@ -126,6 +137,11 @@ class Plan:
     steps: tuple[Step, ...]
     warnings: tuple[str, ...]
     beside: Beside
+
+    @property
+    def is_decoder_of(self) -> bool:
+        """True if the output is the decoder alone of a multimodal source."""
+        return self.inventory.architecture.is_composite and not self.architecture.is_composite
 
     @property
     def quantized(self) -> tuple[Quantize, ...]:
@@ -157,100 +173,71 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         UsageError: the recipe asks for something this model has not.
     """
     source = Architecture.from_config(checkpoint.config)
-    _check_scheme(recipe)
     decoder_only = recipe.layout == "text-only" and (source.is_composite or source.is_assistant)
     architecture = source.text_only() if decoder_only else source
     inventory = resolve(checkpoint.infos, source, config=checkpoint.config, decoder_only=decoder_only)
-    packable = _packable_roles(recipe, inventory)
-    _refuse_misfit(inventory.weights, packable, recipe)
+    untied = inventory.untied()
+    named = {weight.name: name for weight in untied.weights if (name := _output_name(weight, source, architecture))}
+    packed = packings(recipe, architecture.untied(), untied, named)
+    if not {weight.name for weight in untied.weights if weight.role in _TIED_ROLES}.isdisjoint(packed):
+        inventory = untied
+        architecture = architecture.untied() if decoder_only else untied.architecture
     steps: list[Step] = []
     fused: dict[str, list[Weight]] = defaultdict(list)
     for weight in inventory.weights:
-        name = weight.name
-        if architecture is not source:
-            name = source.text_name(weight.name) or ""
-        if not name:
+        name = named.get(weight.name)
+        if name is None:
             steps.append(Drop(checkpoint.tensors[weight.segment.source].info, "not part of a text-only checkpoint"))
         elif weight.role is Role.KV_SHARED and recipe.kv_shared == "drop":
             steps.append(Drop(checkpoint.tensors[weight.segment.source].info, _KV_DROPPED))
-        elif _packs(weight, packable):
-            steps.append(_quantize(weight, name, recipe))
+        elif weight.name in packed:
+            steps.append(_quantize(weight, name, packed[weight.name]))
         elif weight.role is Role.EXPERTS:
             fused[_fused_name(name)].append(weight)
         else:
-            steps.append(_copy(weight, name, source))
+            steps.append(_copy(weight, name, inventory.architecture))
     _refuse_mixed_experts(fused)
     steps.extend(_fuse(name, weights) for name, weights in fused.items())
     steps.extend(_drop(extra, checkpoint) for extra in inventory.extras)
-    warnings = tuple(remarks(checkpoint, inventory, recipe))
+    warnings = (*remarks(checkpoint, inventory, recipe), *_untying(steps, source, architecture))
     return Plan(recipe, architecture, inventory, tuple(steps), warnings, checkpoint.beside)
+
+
+def _output_name(weight: Weight, source: Architecture, architecture: Architecture) -> str | None:
+    """The name of a weight in the output; None where it is not part of it."""
+    return weight.name if architecture.is_composite is source.is_composite else source.text_name(weight.name)
+
+
+def _untying(steps: Iterable[Step], source: Architecture, architecture: Architecture) -> Iterator[str]:
+    """The remark that a tied head becomes a tensor of its own, and what that saves or costs."""
+    if source.tied_embeddings is architecture.tied_embeddings:
+        return
+    nbytes: dict[Role, int] = {}
+    whole = 0
+    for step in steps:
+        role = step.weight.role if isinstance(step, Quantize) else step.role if isinstance(step, Copy) else None
+        if role in _TIED_ROLES and isinstance(step, Quantize | Copy):
+            nbytes[role] = sum(info.nbytes for info in outputs_of(step))
+            segment = step.weight.segment if isinstance(step, Quantize) else step.segments[0]
+            whole = segment.end - segment.begin
+    change = whole - sum(nbytes.values())
+    yield (
+        f"embedding and head were one tensor of {size(whole)}; they become two, of {size(nbytes[Role.EMBEDDING])} and "
+        f"{size(nbytes[Role.LM_HEAD])}: {size(abs(change))} {'saved' if change >= 0 else 'more'}"
+    )
 
 
 _KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Google's QAT exports leave it out"
 
 
-def _check_scheme(recipe: Recipe) -> None:
-    """Refuse what no weight can be quantized with; `auto` takes a method that can."""
-    if recipe.method != "auto":
-        Scheme(recipe.num_bits, recipe.group_size, Method(recipe.method.value))
-
-
-def _packable_roles(recipe: Recipe, inventory: Inventory) -> frozenset[Role]:
-    """The roles the recipe packs; one that this model has no weights of is a mistake only if all are."""
-    roles = frozenset(Role(role.value) for role in recipe.pack)
-    present = roles & {weight.role for weight in inventory.weights}
-    if not present:
-        raise UsageError(
-            f"pack: {', '.join(recipe.pack)}: this {inventory.architecture.model_type} has none of these",
-            hint="`g4convert plan MODEL` lists the roles it has",
-        )
-    if inventory.architecture.is_assistant and recipe.assistant == "keep":
-        return frozenset()
-    if recipe.kv_shared == "keep" and Role.ATTENTION in present:
-        present |= {Role.KV_SHARED}
-    return present
-
-
-def _packs(weight: Weight, roles: frozenset[Role]) -> bool:
-    """Return whether a weight is packed; in the vision tower, only the encoder's Linears are."""
-    if not weight.linear or weight.role not in roles:
-        return False
-    return weight.role is not Role.VISION_TOWER or Name(weight.name).layer is not None
-
-
-def _refuse_misfit(weights: Iterable[Weight], roles: frozenset[Role], recipe: Recipe) -> None:
-    """One error with every Linear that the group size does not divide, and the sizes that would fit."""
-    size = recipe.group_size or 8
-    misfits = [weight for weight in weights if _packs(weight, roles) and weight.shape[1] % size]
-    if not misfits:
-        return
-    rows: dict[tuple[str, int], int] = defaultdict(int)
-    for weight in misfits:
-        rows[weight.module.kind, weight.shape[1]] += 1
-    fits = [g for g in (32, 64, 128) if all(weight.shape[1] % g == 0 for weight in misfits)]
-    inputs = sorted({weight.shape[1] for weight in misfits})
-    remedy = (
-        f"--group-size {' or '.join(map(str, fits))} divides all of them"
-        if fits
-        else (
-            f"no group size divides {', '.join(map(str, (k for k in inputs if k % 32)))}: "
-            "leave those roles out of `pack`, or --group-size channel"
-        )
-    )
-    raise UsageError(
-        f"group size {size} does not divide the inputs of {len(misfits)} layers",
-        offenders=[f"{module}: {k} inputs ({count} layers)" for (module, k), count in rows.items()],
-        hint=remedy,
-    )
-
-
-def _quantize(weight: Weight, name: str, recipe: Recipe) -> Quantize:
+def _quantize(weight: Weight, name: str, packing: Packing) -> Quantize:
     n, k = weight.shape
-    groups = k // recipe.group_size if recipe.group_size else 1
+    groups = k // packing.group_size if packing.group_size else 1
     module = Name(name).module
     return Quantize(
         weight,
-        TensorInfo(f"{module}.weight_packed", DType.I32, (n, ceil(k * recipe.num_bits / 32))),
+        packing,
+        TensorInfo(f"{module}.weight_packed", DType.I32, (n, ceil(k * packing.num_bits / 32))),
         TensorInfo(f"{module}.weight_scale", DType.BF16, (n, groups)),
         TensorInfo(f"{module}.weight_shape", DType.I64, (2,)),
     )

@@ -1,7 +1,6 @@
 """Weights that a plan will have written, as engines meet them, with the lists of their config."""
 
 from g4convert.engines.ignore import listed
-from g4convert.engines.limits import Packing
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import TABLES, Role
 from g4convert.names import Name
@@ -18,12 +17,11 @@ def planned_weights(plan: Plan) -> Weights:
     """
     source = plan.inventory.architecture
     dropped = {drop.source.name for drop in plan.dropped}
-    packing = Packing(plan.recipe.num_bits, plan.recipe.group_size)
-    packed = {str(Name(step.packed.name).owner): packing for step in plan.quantized}
+    packed = {str(Name(step.packed.name).owner): step.packing for step in plan.quantized}
     shapes: dict[str, tuple[int, ...]] = {}
     roles: dict[str, Role] = {}
     for weight in plan.inventory.weights:
-        name = weight.name if plan.architecture is source else source.text_name(weight.name)
+        name = source.text_name(weight.name) if plan.is_decoder_of else weight.name
         if name and (weight.linear or weight.role in TABLES) and weight.segment.source not in dropped:
             module = str(Name(name).module)
             shapes[module], roles[module] = weight.shape, weight.role

@@ -15,7 +15,6 @@ from g4convert.calibration.rounding import Rounding
 from g4convert.calibration.states import States
 from g4convert.calibration.tokens import Tokens
 from g4convert.forward.load import load
-from g4convert.quantization import Method, Scheme
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +36,7 @@ def replayed(source: Path, given: Tokens, directory: Path) -> np.ndarray:
     replay.embed(hidden)
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for number in range(replay.config.num_hidden_layers):
-            rounding = Rounding(Scheme(4, 32, Method.MSE), pool)
+            rounding = Rounding({}, pool)
             nothing = Weights({}, lambda _: np.empty(0), lambda *_: None)
             LayerPass(replay, number, nothing, rounding, pool).run(hidden, out)
             hidden, out = out, hidden

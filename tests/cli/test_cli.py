@@ -26,7 +26,8 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.cli import app as cli
 from g4convert.cli import show
 from g4convert.errors import InputError
-from g4convert.planning.recipe import PackRole, Recipe, shipped
+from g4convert.planning.recipe import Recipe, shipped
+from g4convert.planning.rules import PackRole
 from g4convert.progress import Bar, Lines, Quiet, watch
 
 if TYPE_CHECKING:

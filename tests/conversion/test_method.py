@@ -49,7 +49,7 @@ def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:
 
 def test_eight_bits_have_no_lattice(checkpoints: Checkpoints) -> None:
     choice = chosen(checkpoints("dense", qat=True), num_bits=8)
-    assert choice == Choice(Method.MSE, "lattices have 4 bits, the recipe 8")
+    assert choice == Choice(Method.MSE, "lattices have 4 bits, and no packed weight has")
 
 
 def test_nothing_to_pack_is_not_measured(checkpoints: Checkpoints) -> None:

@@ -104,6 +104,30 @@ def test_other_recipes(recipe: str, written: Written) -> None:
     assert found.metrics["engine"]["buckets"][0]["largest"] < 1e-4
 
 
+MIXED: dict[str, dict[str, object]] = {
+    "e2b": {"bits": {"attention": 8, "embedding": 4, "ple_embedding": 8, "lm_head": 8}},
+    "moe": {"bits": {"embedding": 8, "lm_head": 4}, "rules": [{"role": "experts", "layers": 1, "bits": 8}]},
+    "dense": {
+        "bits": {"lm_head": 8},
+        "rules": [{"layers": "0-1", "bits": 8}, {"role": "lm_head", "group_size": "channel"}],
+    },
+    "text": {"bits": {"embedding": 4, "lm_head": 4}, "rules": [{"role": "mlp", "layers": 0, "bits": 16}]},
+}
+
+
+@pytest.mark.parametrize("family", MIXED)
+def test_several_precisions_with_tables_and_heads(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    quantized(checkpoints(family), tmp_path / "out", **MIXED[family])
+    found = judged(tmp_path / "out", "float32")
+    assert not [one.line for one in found.findings if one.severity in BAD]
+    show(f"{family} mixed", found)
+    loaded = [one.found for one in found.findings if one.code == "engine.load"]
+    assert loaded == [
+        f"all {found.metrics['engine']['parameters']} parameters are filled, and every tensor had its place"
+    ]
+    assert all(one["largest"] < 1e-4 and one["top1_agreement"] > 0.99 for one in found.metrics["engine"]["buckets"])
+
+
 @pytest.mark.parametrize("family", ["text", "dense", "unified", "e2b"])
 def test_the_kernels_of_the_cpu_build_in_bfloat16(family: str, written: Written) -> None:
     found = judged(written(family), "bfloat16")

@@ -34,7 +34,8 @@ from g4convert.demo.reload import dequantized, reload
 from g4convert.errors import InputError, UsageError
 from g4convert.planning.recipe import DEFAULT, shipped
 
-RECIPES = sorted(name for name, recipe in shipped().items() if not recipe.is_calibrated)
+RECIPES = sorted(name for name, recipe in shipped().items() if not recipe.is_calibrated and not recipe.bits)
+"""Recipes of one packing; those of several are converted in `conversion/test_mixed.py`."""
 DRAFTERS = {Family.ASSISTANT, Family.UNIFIED_ASSISTANT}
 Made = tuple[Path, Summary]
 Converted = Callable[..., Made]

@@ -12,7 +12,7 @@ from collections import defaultdict
 from contextlib import suppress
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from g4convert.engines import VERSIONS
 from g4convert.engines.contract import OnUnknown
@@ -22,7 +22,7 @@ from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe import DEFAULT, load, shipped
 from g4convert.planning.steps import Plan, make_plan
-from helpers.headers import opened, section
+from helpers.headers import opened, section, written_config
 from helpers.released_configs import FAMILIES
 
 if TYPE_CHECKING:
@@ -179,6 +179,20 @@ GROUPS: Mapping[str, tuple[list[str], tuple[list[str], ...]]] = {
 """`ignore` and the targets of several config groups."""
 
 
+_O = "*.self_attn.o_proj"
+MIXED: Mapping[str, dict[str, Any]] = {
+    "bits by role": {"bits": {"attention": 8, "mlp": 4}},
+    "first layers": {"rules": [{"layers": "0-1", "bits": 8}]},
+    "parts of layers": {"rules": [{"names": _O, "layers": "0,2-3", "bits": 8}, {"names": "*.down_proj", "bits": 8}]},
+    "layers that are kept": {"rules": [{"role": "mlp", "layers": "1", "bits": 16}, {"names": _O, "bits": 16}]},
+    "experts of a layer": {"rules": [{"role": "experts", "layers": "2", "bits": 8, "group_size": 64}]},
+    "shared keys and values": {"kv_shared": "keep", "rules": [{"role": "attention", "layers": "3-5", "bits": 8}]},
+    "tables and head": {"bits": {"embedding": 4, "ple_embedding": 8, "lm_head": 8, "ple_projection": 8}},
+    "head alone": {"bits": {"lm_head": 8}, "rules": [{"role": "lm_head", "group_size": "channel"}]},
+}
+"""Recipes that pack weights in several ways."""
+
+
 _KEPT = {"kv_shared": "keep"}
 _TOWER_TOO = {"pack": ["mlp", "vision_tower"], "group_size": 16}
 
@@ -241,10 +255,7 @@ def _cases(family: str) -> tuple[tuple[str, Case], ...]:
     found = []
     for recipe in (name for name, one in shipped().items() if not one.is_calibrated):
         with suppress(UsageError):
-            plan = _plan(family, recipe)
-            whole = plan.architecture == plan.inventory.architecture
-            case = Case(config if whole else config["text_config"], plan.architecture, [], (_L,))
-            found.append((f"recipe {recipe}", case._replace(ignore=section(plan)["ignore"])))
+            found.append((f"recipe {recipe}", _written(family, _plan(family, recipe))))
     lists = Case(config, Architecture.from_config(config), [], (_L,))
     found += [(name, lists._replace(ignore=ignore, groups=(targets,))) for name, (ignore, targets) in LISTS.items()]
     return tuple(found)
@@ -253,7 +264,19 @@ def _cases(family: str) -> tuple[tuple[str, Case], ...]:
 def _grouped(family: str) -> tuple[tuple[str, Case], ...]:
     config = FAMILIES[family]
     architecture = Architecture.from_config(config)
-    return tuple((name, Case(config, architecture, ignore, groups)) for name, (ignore, groups) in GROUPS.items())
+    found = [(name, Case(config, architecture, ignore, groups)) for name, (ignore, groups) in GROUPS.items()]
+    for name, options in MIXED.items():
+        with suppress(UsageError):
+            found.append((f"recipe of {name}", _written(family, _plan(family, DEFAULT, **options))))
+    return tuple(found)
+
+
+def _written(family: str, plan: Plan) -> Case:
+    """Return the output of a plan: its config, untied where the plan unties it, and its lists."""
+    written = written_config(FAMILIES[family], plan)
+    said = written.pop("quantization_config", {"ignore": [], "config_groups": {}})
+    groups = tuple(group["targets"] for group in said["config_groups"].values())
+    return Case(written, plan.architecture, said["ignore"], groups or (_L,))
 
 
 def _plan(family: str, recipe: str, **options: object) -> Plan:

@@ -20,7 +20,9 @@ def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -
         "w4a16-g128-imatrix",
         "w4a16-g32",
         "w4a16-g32-gptq",
+        "w4a16-g32-head8",
         "w4a16-g32-imatrix",
+        "w4a16-g32-tables8",
         "w4a16-mlp-only",
         "w8a16-g32",
     }
@@ -114,3 +116,46 @@ def test_the_schema_describes_every_key_and_the_shipped_files_keep_to_it() -> No
     assert all(value.get("description") for value in document["properties"].values())
     for name in shipped():
         assert set(yaml.safe_load(source_text(name)[0])) <= set(document["properties"])
+
+
+def test_bits_and_rules_are_read_loosely_and_given_back_as_they_are_said() -> None:
+    rules = [{"layers": 3, "bits": 8}, {"role": "mlp", "names": "*.down_proj", "group_size": "channel"}]
+    resolved = load(DEFAULT, {"bits": ["attention=8", "mlp=16"], "rules": rules})
+    assert resolved.recipe.bits == {"attention": 8, "mlp": 16}
+    assert resolved.settings()["rules"] == [{**rules[0], "layers": "3"}, rules[1]]
+    assert load(DEFAULT, resolved.settings()).settings() == resolved.settings()
+
+
+def test_every_wrong_part_of_rules_is_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "bits: {attention: 3, router: 4}\n"
+        "rules:\n- {layers: 5-2, bits: 8}\n- {bits: 5}\n- {layers: 3}\n- {bits: 8, where: x}\n- {group_size: 7}\n"
+    )
+    with pytest.raises(UsageError) as caught:
+        load(str(path))
+    assert [line.partition(": ")[0] for line in caught.value.offenders] == [
+        "bits.attention",
+        "bits.router",
+        "rules.0.layers",
+        "rules.1.bits",
+        "rules.2",
+        "rules.3.where",
+        "rules.4.group_size",
+    ]
+    assert "not one of 4, 8, 16" in caught.value.offenders[0]
+    assert "expected layers of the decoder, such as 3, 0-1 or 0,5-7" in caught.value.offenders[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["attention=3"], "--bits 3: not one of 4, 8, 16"),
+        (["atention=8"], "did you mean attention?"),
+        (["attention"], "--bits ['attention']: expected roles and their bits"),
+    ],
+)
+def test_bits_as_options(given: list[str], expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(DEFAULT, {"bits": given})
+    assert expected in str(caught.value) + (caught.value.hint or "")

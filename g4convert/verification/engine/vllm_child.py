@@ -35,6 +35,7 @@ __all__ = [
     "Engine",
     "decode_in_place_of_kernels",
     "decoded",
+    "decoded_rows",
     "failed",
     "mend_cpu",
     "mend_torchvision",
@@ -154,6 +155,11 @@ def decoded(words: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor
     return (values * scale[..., None]).flatten(-2)
 
 
+def decoded_rows(ids: torch.Tensor, words: torch.Tensor, scale: torch.Tensor, _: int, bits: int) -> torch.Tensor:
+    """Rows of a packed table, [t] -> [t, k], in place of vLLM's Triton kernel."""
+    return decoded(words[ids.long()], scale[ids.long()], bits)
+
+
 class DecodedLinear:
     """A Linear in place of a 4-bit kernel: decodes the words once and multiplies plainly.
 
@@ -176,9 +182,10 @@ class DecodedLinear:
 
 
 def decode_in_place_of_kernels() -> None:
-    """Have vLLM multiply decoded weights: Linears by torch, experts by its own kernel for plain ones."""
+    """Have vLLM use decoded weights: Linears in torch, experts in its own kernel for plain ones, rows of tables."""
     from vllm.model_executor.layers.fused_moe import UnquantizedFusedMoEMethod
     from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
+    from vllm.model_executor.layers.quantization.compressed_tensors import compressed_tensors_embedding as tables
     from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
         compressed_tensors_moe_wna16 as experts,
     )
@@ -208,6 +215,7 @@ def decode_in_place_of_kernels() -> None:
             return product
 
     linears.choose_mp_linear_kernel = lambda *_, **__: DecodedLinear
+    tables._dequant_gather_triton = decoded_rows  # noqa: SLF001 -- Triton has no CPU
     experts.select_wna16_moe_backend = lambda *_, **__: (WNA16MoEBackend.EMULATION, None)
     experts.CompressedTensorsWNA16MoEMethod = DecodedExperts
 

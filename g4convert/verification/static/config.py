@@ -57,11 +57,20 @@ def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only:
         source: the source's.
         text_only: the output is the decoder of a multimodal source, with that one's `text_config` as config.
     """
+    untied = out.get("tie_word_embeddings") is False and source.get("tie_word_embeddings") is not False
     if text_only:
         head = {"tie_word_embeddings": source.get("tie_word_embeddings", _MISSING)}
         section = source.get("text_config", {})
         source = {**section, **{key: value for key, value in head.items() if value is not _MISSING}}
-    yield from _differences(out, source, "", _QUIET | _CLASSES if text_only else _QUIET)
+    yield from _differences(out, _untied(source) if untied else source, "", _QUIET | _CLASSES if text_only else _QUIET)
+
+
+def _untied(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's config with a head of its own, at every level that says something of it."""
+    text = source.get("text_config")
+    below = {"text_config": _untied(text)} if isinstance(text, Mapping) else {}
+    own = {"tie_word_embeddings": False} if "tie_word_embeddings" in source else {}
+    return {**source, **own, **below}
 
 
 def _differences(out: Mapping[str, Any], source: Mapping[str, Any], path: str, ignored: set[str]) -> Iterator[Finding]:
@@ -113,6 +122,7 @@ def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tu
     if source is None:
         return own, ()
     wanted = source.text_only() if source.is_composite and not own.is_composite else source
+    wanted = wanted if own.tied_embeddings else wanted.untied()  # the head must be there then, and be the source's
     return wanted, tuple(_parts_that_differ(own, wanted))
 
 

@@ -93,11 +93,12 @@ def check_static(
     if original is None or known is None:
         yield from check_stored(stored, tp=tp, engines=engines)
         return
-    text_only = architecture != known
+    text_only = known.is_composite and not architecture.is_composite
     yield from _files(out)
     yield from _against(out, original, known, differences, text_only=text_only)
     decoder_only = not architecture.is_composite
     inventory = resolve(original.infos, known, config=original.config, decoder_only=decoder_only)
+    inventory = inventory if architecture.tied_embeddings else inventory.untied()
     yield from _read(stored, inventory, tuple(tp), engines, text_only=text_only)
     text = "tokenizer, processor and all other files are byte for byte the source's"
     yield from _judged({"static.side_files": (f"{len(original.side_files)} files", text)}, side_files(out, original))

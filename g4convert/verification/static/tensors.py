@@ -146,9 +146,10 @@ def built_plain(contents: Contents) -> Iterator[Finding]:
         if role is Role.VISION_TOWER and Name(name).layer is not None:
             found = "packed; image quality and SGLang are untested ground"
             yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
-        elif role in _ELSEWHERE and Name(name).module in readable:
-            found = f"packed: {' and '.join(readable[Name(name).module])} reads it, the others do not"
-            yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
+        elif role in _ELSEWHERE and (readers := readable.get(Name(name).module)):
+            if len(readers) < len(CONTRACTS):
+                found = f"packed: {' and '.join(readers)} reads it, the others do not"
+                yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
         elif role not in _PACKABLE:
             remedy = f"quantize again with the {role} in `ignore`"
             yield Finding("static.kept", Severity.FAIL, module.module, "packed", f"the {role} kept", remedy)

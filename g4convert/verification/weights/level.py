@@ -73,6 +73,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     known = Architecture.from_config(source.config)
     architecture, _ = read_architecture(out.config, known)
     inventory = resolve(source.infos, known, config=source.config, decoder_only=not architecture.is_composite)
+    inventory = inventory if architecture.tied_embeddings else inventory.untied()
     contents = Contents.of(out.infos, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
         found = list(Pairing(source, out, plain, written).pairs(inventory, contents))

@@ -15,7 +15,7 @@ from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.stored import PackedModule, stored_scheme, unreadable
-from g4convert.gemma4 import Inventory, Weight
+from g4convert.gemma4 import TABLES, Inventory, Weight
 from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
@@ -89,7 +89,8 @@ class Pairing:
         module = Name(name).module
         scheme = stored_scheme(form, shape, None)
         bits = scheme.num_bits
-        fault = unreadable(form, scheme) or ("" if weight.linear else f"a {weight.role} that is no Linear")
+        is_matrix = weight.linear or weight.role in TABLES
+        fault = unreadable(form, scheme) or ("" if is_matrix else f"a {weight.role} that is no Linear and no table")
         if fault or bits is None:
             return Finding("weights.form", Severity.FAIL, module, fault, "packed words that can be decoded", _AGAIN)
         n, k = weight.shape

@@ -1,0 +1,115 @@
+r"""Units of a checkpoint that a config names, and entries that name them in every engine.
+
+    unit       what engines hold as one matrix: q, k and v; gate and up; all experts of a layer; else one module
+    entry      a regex without an anchor, by the spelling of every engine: `layers.3.mlp.gate_proj` on disk is
+               `layers.3.mlp.gate_up_proj` in vLLM, and experts lie below `moe` in some
+
+    re:.*language_model.*layers\.(0|1|5)\.(self_attn\.(q|k|v|qkv)_proj|mlp\.down_proj)
+
+Entries of units do not overlap, so no engine's order of entries counts. The towers use the same names as the decoder;
+what precedes the layers tells them apart.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.gemma4 import Architecture, Role
+from g4convert.names import Name
+
+__all__ = ["Unit", "entries", "unit_of"]
+
+_FUSED: Final[Mapping[str, str]] = {
+    "self_attn.q_proj": r"self_attn\.(q|k|v|qkv)_proj",
+    "self_attn.k_proj": r"self_attn\.(q|k|v|qkv)_proj",
+    "self_attn.v_proj": r"self_attn\.(q|k|v|qkv)_proj",
+    "mlp.gate_proj": r"mlp\.(gate|up|gate_up)_proj",
+    "mlp.up_proj": r"mlp\.(gate|up|gate_up)_proj",
+}
+_EXPERTS: Final = r"(moe\.)?experts"
+_WHOLE: Final[Mapping[str, frozenset[str]]] = {
+    r"self_attn\.": frozenset({r"self_attn\.(q|k|v|qkv)_proj", r"self_attn\.o_proj"}),
+    r"mlp\.": frozenset({r"mlp\.(gate|up|gate_up)_proj", r"mlp\.down_proj"}),
+}
+"""Names that are shorter where all of a layer's attention or MLP is meant."""
+_VISION: Final = ".*vision_tower"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit.
+
+    Args:
+        place: start of the entries that name it.
+        layer: number of its layer; None outside of layers.
+        part: regex of its name, in the layer or as a whole.
+    """
+
+    place: str
+    layer: int | None
+    part: str
+
+
+def unit_of(module: Name, role: Role, architecture: Architecture) -> Unit:
+    """The unit that a checkpoint module is part of.
+
+    Args:
+        module: canonical name.
+        role: its role.
+        architecture: of the checkpoint.
+    """
+    if role is Role.VISION_TOWER and module.layer is not None:
+        path = module.partition(f".layers.{module.layer}.")[2].removesuffix(".linear")
+        return Unit(_VISION, module.layer, _FUSED.get(path, re.escape(path)))
+    if module.decoder_layer is not None:
+        decoder = ".*language_model" if architecture.is_composite else ""
+        path = module.in_layer
+        part = _EXPERTS if role is Role.EXPERTS else _FUSED.get(path, re.escape(path))
+        return Unit(decoder, module.decoder_layer, part)
+    return Unit("", None, f"{re.escape(module.last)}$")
+
+
+def entries(units: Iterable[Unit], everything: Iterable[Unit]) -> tuple[str, ...]:
+    """The shortest entries for some units, in the order of the checkpoint.
+
+    Args:
+        units: units to name.
+        everything: all units of the checkpoint, those among them; a layer is named only where others have the part,
+            too, and are not meant.
+    """
+    layers, present = _layers(units), _layers(everything)
+    parts: defaultdict[tuple[str, tuple[int, ...] | None], list[str]] = defaultdict(list)
+    for key, numbers in layers.items():
+        place, part = key
+        parts[place, None if numbers == present[key] else tuple(sorted(numbers))].append(part)
+    return tuple(
+        entry for (place, numbers), names in parts.items() for entry in _entries(place, numbers, _shortened(names))
+    )
+
+
+def _layers(units: Iterable[Unit]) -> dict[tuple[str, str], set[int]]:
+    """Layers that have a part; empty outside of layers."""
+    found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for unit in units:
+        found[unit.place, unit.part].update(() if unit.layer is None else (unit.layer,))
+    return dict(found)
+
+
+def _shortened(parts: list[str]) -> list[str]:
+    """Parts with all of an attention or MLP as one."""
+    for short, whole in _WHOLE.items():
+        if whole <= {*parts}:
+            parts = [short, *(part for part in parts if part not in whole)]
+    return parts
+
+
+def _entries(place: str, numbers: tuple[int, ...] | None, parts: list[str]) -> Iterable[str]:
+    """One entry for parts of layers, one each for what lies outside."""
+    inside = [part for part in parts if not part.endswith("$")]
+    if inside:
+        of_layers = rf"layers\.({'|'.join(map(str, numbers))})\." if numbers else r"\."
+        named = inside[0] if len(inside) == 1 else f"({'|'.join(inside)})"
+        yield f"re:{place}.*{of_layers}{named}.*"
+    yield from (f"re:.*{part}" for part in parts if part.endswith("$"))

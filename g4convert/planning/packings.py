@@ -1,0 +1,205 @@
+"""Packing of each weight under a recipe: `pack` and `bits` by role, then the rules, then what must hold.
+
+    every rule means something        layers that there are, roles that the model has, names that fit
+    groups divide rows                of every packed weight
+    what engines fuse agrees          q, k and v, gate and up, all experts of a layer: they are one matrix there
+
+Each is one error with every offender, before anything is written.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.engines import VERSIONS
+from g4convert.engines.limits import Packing
+from g4convert.engines.module import Accepts
+from g4convert.errors import UsageError
+from g4convert.gemma4 import TABLES, Architecture, Inventory, Role, Weight
+from g4convert.names import Name
+from g4convert.planning.recipe import Method, Recipe
+from g4convert.planning.rules import KEPT_BITS, PackRole, Rule
+
+__all__ = ["LATTICE_BITS", "packings"]
+
+_ROLES = {role.value for role in PackRole}
+LATTICE_BITS: Final = 4
+"""Bits of the grids that method lattice finds."""
+_GROUPS = (32, 64, 128)
+_WORD = 8  # codes of 4 bits in an int32
+
+
+def packings(
+    recipe: Recipe, architecture: Architecture, inventory: Inventory, names: Mapping[str, str]
+) -> dict[str, Packing]:
+    """The packing of each weight that is packed, by its canonical name.
+
+    Args:
+        recipe: recipe of the output.
+        architecture: of the output.
+        inventory: of the source.
+        names: names in the output of the weights that are in it, by canonical name.
+
+    Raises:
+        UsageError: the recipe asks for what the model has not, groups that do not divide rows, or several packings in
+            what engines hold as one matrix.
+    """
+    found = tuple(_packable(recipe, inventory, names))
+    _refuse_absent(recipe, inventory, found)
+    if inventory.architecture.is_assistant and recipe.assistant == "keep":
+        return {}
+    decided = dict(_decided(recipe, found))
+    packed = {one: packing for one, packing in decided.items() if packing is not None}
+    if not packed:
+        raise UsageError("the recipe keeps every weight", hint="`bits` and `rules` leave nothing to pack at 4 or 8")
+    if recipe.method is Method.LATTICE and all(packing.num_bits != LATTICE_BITS for packing in packed.values()):
+        raise UsageError(
+            "method lattice finds 4-bit grids, and no weight has 4 bits", hint="--num-bits 4, or --method mse"
+        )
+    _refuse_misfit(packed)
+    _refuse_torn(architecture, {str(one.module): decided[one] for one in found})
+    return {one.weight.name: packing for one, packing in packed.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Packable:
+    """A weight that a recipe may pack, its module in the output, the role that decides, and the decoder's layer."""
+
+    weight: Weight
+    module: Name
+    role: PackRole
+    layer: int | None
+
+
+def _packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) -> Iterator[_Packable]:
+    """Every weight of a role that can be packed: of the vision tower the encoder's Linears, of a drafter no table."""
+    for weight in inventory.weights:
+        role = Role.ATTENTION if weight.role is Role.KV_SHARED else weight.role
+        is_matrix = weight.linear or role in TABLES
+        if not is_matrix or role.value not in _ROLES or weight.name not in names:
+            continue
+        if inventory.architecture.is_assistant and role in {*TABLES, Role.LM_HEAD}:
+            continue
+        if weight.role is Role.KV_SHARED and recipe.kv_shared == "drop":
+            continue
+        module = Name(names[weight.name]).module
+        if role is not Role.VISION_TOWER or module.layer is not None:
+            yield _Packable(weight, module, PackRole(role.value), module.decoder_layer)
+
+
+def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[_Packable]) -> None:
+    """Refuse roles that the model has not, of `pack` only if it has none of them, and rules that are for nothing."""
+    model = inventory.architecture
+    present = {one.role for one in found}
+    if present.isdisjoint({*recipe.pack, *recipe.bits}):
+        raise UsageError(
+            f"pack: {', '.join(recipe.pack)}: this {model.model_type} has none of these",
+            hint="`g4convert plan MODEL` lists the roles it has",
+        )
+    wrong = [f"bits.{role}: this {model.model_type} has no such weights" for role in recipe.bits if role not in present]
+    for number, rule in enumerate(recipe.rules):
+        if why := _useless(recipe, rule, found, len(model.text.layers)):
+            wrong.append(f"rules.{number} ({rule.text}): {why}")
+    if wrong:
+        raise UsageError(
+            "the recipe decides on weights that this model has not",
+            offenders=wrong,
+            hint="`g4convert plan MODEL -v` lists every module",
+        )
+
+
+def _useless(recipe: Recipe, rule: Rule, found: Iterable[_Packable], layers: int) -> str:
+    """Return the reason why a rule is for no weight; empty where it is for one."""
+    if beyond := [one for one in rule.ranges if one.stop > layers]:
+        return f"layer {beyond[-1].stop - 1}: the decoder has {layers}, 0 to {layers - 1}"
+    return "" if any(_applies(recipe, rule, one) for one in found) else "it is for no weight of this model"
+
+
+def _applies(recipe: Recipe, rule: Rule, one: _Packable) -> bool:
+    """Return whether a rule decides on a weight; without a role, it is for those of `pack` and `bits`."""
+    in_scope = rule.role is not None or one.role in recipe.pack or one.role in recipe.bits
+    return in_scope and rule.matches(one.role, one.layer, one.module)
+
+
+def _decided(recipe: Recipe, found: Iterable[_Packable]) -> Iterator[tuple[_Packable, Packing | None]]:
+    """Yield each weight and its packing; None for one that is kept."""
+    by_name = any(rule.names is not None for rule in recipe.rules)
+    known: dict[tuple[PackRole, int | None, str], Packing | None] = {}
+    for one in found:
+        key = one.role, one.layer, one.module if by_name else ""
+        if key not in known:
+            known[key] = _decision(recipe, one)
+        yield one, known[key]
+
+
+def _decision(recipe: Recipe, one: _Packable) -> Packing | None:
+    bits = recipe.bits.get(one.role, recipe.num_bits if one.role in recipe.pack else KEPT_BITS)
+    size = recipe.group_size
+    for rule in recipe.rules:
+        if _applies(recipe, rule, one):
+            bits = rule.bits or bits
+            size = rule.group_size if rule.says_group_size else size
+    return None if bits == KEPT_BITS else Packing(bits, size)
+
+
+def _refuse_misfit(packed: Mapping[_Packable, Packing]) -> None:
+    """One error with every Linear that its group size does not divide, and the sizes that would fit."""
+    sizes = {one: packing.group_size or _WORD for one, packing in packed.items()}
+    misfits = {one: size for one, size in sizes.items() if one.weight.shape[1] % size}
+    if not misfits:
+        return
+    rows: dict[tuple[str, int, int], int] = defaultdict(int)
+    for one, size in misfits.items():
+        rows[one.weight.module.kind, one.weight.shape[1], size] += 1
+    inputs = sorted({one.weight.shape[1] for one in misfits})
+    fits = [g for g in _GROUPS if all(k % g == 0 for k in inputs)]
+    remedy = (
+        f"--group-size {' or '.join(map(str, fits))} divides all of them"
+        if fits
+        else (
+            f"no group size divides {', '.join(map(str, (k for k in inputs if k % 32)))}: "
+            "leave those roles out of `pack`, or --group-size channel"
+        )
+    )
+    wrong = sorted(set(misfits.values()))
+    many = len(wrong) > 1
+    raise UsageError(
+        f"group size{'s' if many else ''} {' and '.join(map(str, wrong))} {'do' if many else 'does'} not divide the "
+        f"inputs of {len(misfits)} layers",
+        offenders=[
+            f"{module}: {k} inputs{f', groups of {size}' if many else ''} ({count} layers)"
+            for (module, k, size), count in rows.items()
+        ],
+        hint=remedy,
+    )
+
+
+def _refuse_torn(architecture: Architecture, decided: Mapping[str, Packing | None]) -> None:
+    """One error with every module of an engine whose parts would be packed in several ways."""
+    torn: dict[str, str] = {}
+    for contract in VERSIONS:
+        for module in contract.modules(architecture):
+            parts = {shard: decided[shard] for shard in module.shards if shard in decided}
+            if module.accepts is not Accepts.PLAIN and len(set(parts.values())) > 1:
+                first = Name(next(iter(parts)))
+                torn.setdefault(first.experts or first.owner, _forms(parts))
+    if torn:
+        raise UsageError(
+            f"{'a module is' if len(torn) == 1 else f'{len(torn)} modules are'} one matrix in engines, and the recipe "
+            f"packs {'its' if len(torn) == 1 else 'their'} parts differently",
+            offenders=[f"{owner}: {forms}" for owner, forms in torn.items()],
+            hint="decide alike on q, k and v, on gate and up, and on all experts of a layer: by `role` and `layers`",
+        )
+
+
+def _forms(parts: Mapping[str, Packing | None]) -> str:
+    """Name the parts of a module by how they are packed; of experts, their number."""
+    named: dict[str, list[str]] = defaultdict(list)
+    for shard, packing in parts.items():
+        named[packing.label if packing else "kept"].append(Name(shard).projection)
+    most = 3
+    return "; ".join(
+        f"{', '.join(names) if len(names) <= most else f'{len(names):,} projections'} {form}"
+        for form, names in named.items()
+    )

@@ -1,0 +1,157 @@
+"""Rules of a recipe: other bits and group sizes for some weights, by role, layer of the decoder and name.
+
+    bits: {attention: 8, experts: 4}                              for whole roles
+    rules:
+      - {layers: "0-1", bits: 8}                                  then in order, and what is said last wins
+      - {names: "*.o_proj", layers: "3,5-7", group_size: 64}
+
+A rule says bits, a group size or both; what it leaves out stays as it was. Rules are values: what they come to for a
+model, and whether that can be, is `packings`.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from g4convert.gemma4 import Role
+
+__all__ = ["KEPT_BITS", "MOST_RULES", "Bits", "GroupSize", "PackRole", "RoleBits", "Rule", "by_role"]
+
+KEPT_BITS: Final = 16
+"""Bits of a weight that is kept as it is."""
+MOST_RULES: Final = 512
+"""Rules that a recipe may have: a few for each unit of the largest model."""
+
+_RANGE: Final = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+_LONGEST: Final = 400
+"""Characters of layers and names."""
+
+
+class PackRole(StrEnum):
+    """Roles that can be packed; values are those of `Role`."""
+
+    ATTENTION = Role.ATTENTION.value
+    MLP = Role.MLP.value
+    EXPERTS = Role.EXPERTS.value
+    PLE_PROJECTION = Role.PLE_PROJECTION.value
+    VISION_TOWER = Role.VISION_TOWER.value
+    EMBEDDING = Role.EMBEDDING.value
+    PLE_EMBEDDING = Role.PLE_EMBEDDING.value
+    LM_HEAD = Role.LM_HEAD.value
+
+
+def _group_size(value: object) -> object:
+    """`channel` is None inside; a number in text is a number."""
+    if value == "channel":
+        return None
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+def by_role(value: object) -> object:
+    """`["attention=8"]`, as options give it, as a mapping; anything else unchanged, for pydantic to refuse."""
+    if (
+        not isinstance(value, list | tuple)
+        or not value
+        or not all(isinstance(one, str) and "=" in one for one in value)
+    ):
+        return value
+    pairs = (one.partition("=") for one in value)
+    return {role.strip(): int(bits) if bits.strip().isdigit() else bits for role, _, bits in pairs}
+
+
+def _layers(value: str) -> str:
+    """Ranges of layers, as they are; ValueError, for pydantic, of text that is none."""
+    for part in value.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        if not found or (found[2] is not None and int(found[2]) < int(found[1])):
+            raise ValueError(part)
+    return value
+
+
+def _text_of_number(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+GroupSize = Annotated[
+    Annotated[int, Field(ge=8, multiple_of=8)] | None,
+    BeforeValidator(_group_size, json_schema_input_type=int | Literal["channel"]),
+    PlainSerializer(lambda size: "channel" if size is None else size),
+]
+Bits = Literal[4, 8, 16]
+RoleBits = Annotated[Mapping[PackRole, Bits], BeforeValidator(by_role)]
+_Layers = Annotated[
+    str,
+    Field(max_length=_LONGEST),
+    BeforeValidator(_text_of_number, json_schema_input_type=int | str),
+    AfterValidator(_layers),
+]
+
+
+class Rule(BaseModel):
+    """Other bits or another group size for weights of a role, in some layers, with some names: all that are said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    role: PackRole | None = Field(None, description="Role of the weights; left out, every role of `pack` and `bits`.")
+    layers: _Layers | None = Field(None, description='Layers of the decoder, as 3, "0-1" or "0,5-7".')
+    names: Annotated[str, Field(min_length=1, max_length=_LONGEST)] | None = Field(
+        None, description="Pattern of the module's name in the output, as `*.self_attn.o_proj`."
+    )
+    bits: Bits | None = Field(None, description="4 or 8 bits, or 16: kept as it is.")
+    group_size: GroupSize = Field(None, description="Weights that share a scale: a multiple of 8, or `channel`.")
+
+    @model_validator(mode="after")
+    def _decides(self) -> Self:
+        if self.bits is None and not self.says_group_size:
+            raise ValueError("no bits and no group_size")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _given(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return what the rule says, and nothing that it leaves out."""
+        return {key: value for key, value in whole(self).items() if key in self.model_fields_set}
+
+    @property
+    def says_group_size(self) -> bool:
+        """True if it has a group size; None alone stands for `channel`."""
+        return "group_size" in self.model_fields_set
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        """The layers, as ranges; empty without any."""
+        found = _RANGE.finditer(self.layers or "")
+        return tuple(range(int(one[1]), int(one[2] or one[1]) + 1) for one in found)
+
+    def matches(self, role: PackRole, layer: int | None, module: str) -> bool:
+        """Return whether the rule is for a weight.
+
+        Args:
+            role: its role; keys and values that are shared have that of the attention.
+            layer: its layer of the decoder; None outside.
+            module: its module, as the output names it.
+        """
+        if self.role is not None and self.role is not role:
+            return False
+        if self.layers is not None and not any(layer in one for one in self.ranges):
+            return False
+        return self.names is None or fnmatchcase(module, self.names)
+
+    @property
+    def text(self) -> str:
+        """Description of the weights that the rule is for."""
+        said = (("role", self.role), ("layers", self.layers), ("names", self.names))
+        return ", ".join(f"{key} {value}" for key, value in said if value is not None) or "every weight"
