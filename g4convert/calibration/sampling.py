@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, TypeAlias
 
-from jinja2 import TemplateError
-
 from g4convert.calibration.documents import Document
 from g4convert.calibration.rows import Written, pack
 from g4convert.calibration.tokens import Tokens
 from g4convert.errors import InputError
-from g4convert.forward.conversations import Frame
+from g4convert.forward.conversations import Frame, rendered
 
 __all__ = ["MOST_SAMPLES", "Answer", "Sampled", "sample"]
 
@@ -123,11 +121,11 @@ def _ids(document: Document, frame: Frame, bos: int | None) -> list[int]:
         ids = [*frame.encode(document.text), *_ending(frame)]
     else:
         try:
-            ids = frame.encode(frame.tokenizer.apply_chat_template(list(document.messages), tokenize=False))
-        except TemplateError as error:
+            ids = frame.encode(rendered(frame.tokenizer, document.messages, asks=False))
+        except InputError as error:
             roles = ", ".join(message["role"] for message in document.messages)
             raise InputError(
-                f"a conversation that the model's chat template refuses: {error}: {document.text[:60]!r} ({roles})",
+                f"{error.message}: at {document.text[:60]!r} ({roles})",
                 hint="user and assistant take turns, the user first",
             ) from error
     return [one for one in ids if one != bos]
