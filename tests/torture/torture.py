@@ -5,10 +5,12 @@
 
 A round of pairs takes a new output, starts one or two runs on it (with and without `--overwrite`), kills or interrupts
 some at a random time, damages what lies there, and in the end runs the command until it is done. Rounds of inputs
-damage one file that a command reads. It counts as wrong
+damage one file that a command reads; rounds of reading, ten times as many, prompts, stored references and replies. It
+counts as wrong
 
 - an exit with 0 and an output that is not, byte for byte, that of an undisturbed run;
 - an output that cannot be finished, though the command is told to overwrite;
+- a stored reference that is used although a byte of it changed;
 - an exit status that is not documented, or one other than 0 without exactly one line `error:`; a traceback.
 """
 
@@ -25,6 +27,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # forked processes get no threads of their 
 
 from inputs import Inputs
 from pairs import Pairs
+from reads import Reads
 from runs import compiled, many_small_units
 
 from g4convert.demo import Family, make
@@ -41,6 +44,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="g4convert-torture-") as place:
         source = make(Family.DENSE, Path(place, "source"))
         compiled(["quantize", str(source), "-o", str(Path(place, "once")), "-q", "--verify", "weights"])
+        compiled(["verify", str(Path(place, "once")), "--reference", str(source), "-q"])
         pairs = Pairs(source, Path(place, "pairs"), random.Random(given.seed))  # noqa: S311 - nothing secret
         began = time.monotonic()
         for number in range(given.rounds):
@@ -53,7 +57,15 @@ def main() -> None:
             inputs.round()
             _tell(f"inputs {number + 1}", len(inputs.faults))
         _print(inputs.lines(), time.monotonic() - began)
-    sys.exit(1 if pairs.faults or inputs.faults else 0)
+        stored = Path(place, "reference.safetensors")
+        compiled(["reference", str(source), "-o", str(stored), "-q"])
+        reads = Reads(source, stored, Path(place, "reads"), random.Random(given.seed))  # noqa: S311 - nothing secret
+        began = time.monotonic()
+        for number in range(10 * given.rounds):
+            reads.round()
+            _tell(f"reads {number + 1}", len(reads.faults))
+        _print(reads.lines(), time.monotonic() - began)
+    sys.exit(1 if pairs.faults or inputs.faults or reads.faults else 0)
 
 
 def _tell(what: str, wrong: int) -> None:
