@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from g4convert.cli import start
 from g4convert.cli.start import main
 from g4convert.conversion import stream
 from g4convert.conversion.journal import Done
@@ -24,6 +25,7 @@ __all__ = ["DOCUMENTED", "Ended", "Run", "compiled", "fault_of", "many_small_uni
 
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 75}
 """Exit statuses of docs/guides/ci.md, but for 70, a fault of g4convert's own."""
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _ERROR = re.compile(r"^error: ", re.MULTILINE)
 
 
@@ -60,9 +62,11 @@ class Run:
         """
         sys.stdout.flush()
         sys.stderr.flush()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # a child that is not yet `_run` is still the harness
         pid = os.fork()
         if not pid:
             _run(arguments, log)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return cls(tuple(arguments), pid, log)
 
     def send(self, number: signal.Signals) -> None:
@@ -79,9 +83,11 @@ def _run(arguments: Sequence[str], log: Path) -> None:
     """Run `main` in the child, and end it."""
     status = 70
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        for number in _STOPS:  # as the program's first lines do, which here are long past
+            signal.signal(number, start._stop)  # noqa: SLF001 -- the same handler
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         main(arguments)
     except SystemExit as end:
         status = int(end.code or 0)
