@@ -41,7 +41,7 @@ _REPLY = {
 
 
 class Reads:
-    """What is read from elsewhere.
+    """Files and answers that come from elsewhere.
 
     Args:
         source: a checkpoint.
