@@ -1,6 +1,6 @@
 # make demo   a small trained Gemma 4 MoE: planned, quantized, loaded, compared
-# make test   formatting, lints, types, and the tests; 5 minutes on two cores
-# make test-full   the same with every case of every test, as before a release; half an hour
+# make test   formatting, lints, types, and the tests
+# make test-full   the same with every case of every test, as before a release
 # make test-engines   what engines do with names, against their own code
 PYTHON ?= python3
 BIN := .venv/bin
