@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from g4convert.cli.show_engines import verdicts
 from g4convert.cli.tables import facts, fitted, put, table
@@ -51,7 +53,8 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     if found.costs[1:]:
         out.print()
         put(out, _methods(found.costs))
-        out.print(f"  {_BASIS.format(tokens=max(one.tokens for one in found.costs))}", style="dim", soft_wrap=True)
+        basis = Text(_BASIS.format(tokens=max(one.tokens for one in found.costs)), style="dim")
+        put(out, Padding(basis, (0, 0, 0, 2)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 

@@ -115,7 +115,7 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     assert found["coverage"]["experts"] == 3 * 12
     assert found["kinds"] == (file.texts or {})["kinds"]
     assert g4convert(*words).status == UsageError.exit_code
-    out = g4convert(*words, "--overwrite").out
+    out = g4convert(*words, "--overwrite", "--statistics").out
     for said in ("4 samples of 32", "statistics", "tokens in the median", "next"):
         assert said in out
     assert "imatrix makes its own" in g4convert(*words, "--overwrite", "--no-statistics").out

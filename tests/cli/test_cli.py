@@ -46,6 +46,7 @@ OPTIONS_OF_A_RECIPE = [
     ("--method", "minmax", "method"),
     ("--positive", None, "signed"),
     ("--pack", "mlp", "pack"),
+    ("--bits", "mlp=8", "bits"),
     ("--kv-shared", "keep", "kv_shared"),
     ("--assistant", "pack", "assistant"),
     ("--layout", "text-only", "layout"),
@@ -113,7 +114,7 @@ def test_options_override_the_recipe(option: str, value: str | None, key: str, g
 def after_value(key: str, value: str | None) -> object:
     if key == "num_bits":
         return 8
-    return {"pack": [value], "signed": False}.get(key, value)
+    return {"pack": [value], "signed": False, "bits": {"mlp": 8}}.get(key, value)
 
 
 @pytest.mark.parametrize(
