@@ -245,12 +245,18 @@ def _pack(model: Model, module: str, group: PackedGroup) -> dict[str, Piece]:
         replacement = W4A16Linear(
             plain, num_bits=group.num_bits, groups=group.groups, scale_dtype=dtype, symmetric=symmetric
         )
-    elif isinstance(plain, torch.nn.Embedding) and symmetric:
+    elif isinstance(plain, torch.nn.Embedding) and symmetric and not _is_head(model, plain):
         replacement = PackedTable(plain, num_bits=group.num_bits, groups=group.groups, scale_dtype=dtype)
     else:
         return {f"{module}.weight_{part}": rows for part, rows in parts.items()}  # reported as unexpected
     model.set_submodule(module, replacement)
     return {f"{module}.weight_{part}": rows for part, rows in parts.items()}
+
+
+def _is_head(model: Model, table: torch.nn.Embedding) -> bool:
+    """Return True if a table is the tied head's weight, too, which no packed one can be."""
+    tied: bool = model.config.get_text_config().tie_word_embeddings
+    return tied and table is model.get_input_embeddings()
 
 
 def _projection(group: PackedGroup) -> PackedProjection:
