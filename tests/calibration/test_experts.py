@@ -70,7 +70,7 @@ def test_the_sum_of_an_expert_is_over_the_tokens_that_are_routed_to_it(moe: Path
         return {"gate_proj": both[:half], "up_proj": both[half:], "down_proj": down}[part].numpy()
 
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        rounding = Recording(Scheme(4, 32, Method.MSE), pool)
+        rounding = Recording(dict.fromkeys(names, Scheme(4, 32, Method.MSE)), pool)
         LayerPass(replay, 0, Weights(names, read, lambda *_: None), rounding, pool).run(hidden, out)
     inputs, index = routed(moe, given)
     training = np.repeat(~np.isin(np.arange(SAMPLES), [*given.judges]), LENGTH)

@@ -11,16 +11,17 @@ import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized, same_bits, stored
 from helpers.damage import rewrite
+from helpers.prompts import logits, prompts
 from helpers.runs import hashes, run
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import Job, convert, prepare
+from g4convert.demo.comparison import compare
 from g4convert.errors import Interrupted
 from g4convert.forward.load import load
 from g4convert.forward.modules import W4A16Linear
-from g4convert.forward.probe import compare, logits, prompts
 from g4convert.forward.tables import PackedTable
 from g4convert.inspection.describe import describe
 from g4convert.names import Name
