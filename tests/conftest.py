@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("full")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def pytest_runtest_setup() -> None:
+    """Start each test from one state of torch's generator, if torch is loaded: what fails once fails again."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 class Checkpoints(Protocol):
