@@ -15,7 +15,17 @@ import torch
 from g4convert.errors import EnvironmentFault
 from g4convert.request import checked_device
 
-__all__ = ["CPU", "device_of", "is_roomy", "memory_faults", "moved", "place", "threads_for", "torch_device"]
+__all__ = [
+    "CPU",
+    "device_of",
+    "free_memory",
+    "is_roomy",
+    "memory_faults",
+    "moved",
+    "place",
+    "threads_for",
+    "torch_device",
+]
 
 CPU = torch.device("cpu")
 
@@ -80,6 +90,11 @@ def is_roomy(nbytes: int, device: torch.device = CPU) -> bool:
     """Return whether so many bytes fit well into the memory of a device that is free."""
     free = _free_memory() if device.type == "cpu" else iter(torch.cuda.mem_get_info(device)[:1])
     return nbytes <= _ROOM[device.type] * min(free)
+
+
+def free_memory() -> int:
+    """Bytes that are free: of the machine, or of what the container's limit leaves of it."""
+    return min(_free_memory())
 
 
 @contextmanager

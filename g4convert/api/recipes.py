@@ -18,7 +18,7 @@ class Overrides(TypedDict, total=False):
 
     num_bits: Literal[4, 8]
     group_size: int | Literal["channel"]
-    method: Literal["auto", "minmax", "mse", "lattice", "imatrix", "gptq"]
+    method: Literal["auto", "minmax", "mse", "lattice", "imatrix", "gptq", "best"]
     signed: bool
     pack: Sequence[
         Literal[

@@ -17,5 +17,12 @@ counted          Calls an unquantized layer with all sequences, and adds up what
 counted_experts  Runs the experts of such a layer one by one
 kept             Keeps what the stages of an unfinished recording found
 record           Runs the unquantized model once, stage by stage, for the statistics of its inputs
+targets          Keeps what the original says of each next token, in a form that is cheap to compare with
+student          Runs a packed checkpoint whose scales can be trained
+distill          Trains the scales of a student until it answers like the original
+trained          Keeps trained scales until they are in the shards
+scales           Method best: trains the scales of a conversion whose layers are done
+sources          Reads a weight of the source whole
+findings         Describes how weights were rounded, as JSON
 run              Runs the layers of a conversion, and continues where one was killed
 """

@@ -25,7 +25,7 @@ from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.weighted import weighted_scales
 from g4convert.tensors import DType
 
-__all__ = ["Rounded", "Rounding", "Way", "dequantized", "packed_words"]
+__all__ = ["Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "stats_of"]
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
@@ -103,7 +103,7 @@ class Rounding:
         best = min(ways, key=lambda way: errors[way])  # the first of equals
         codes, scale = ways[best]
         damp = None if factor is None else factor.damp
-        return Rounded(codes, scale, best, errors, moments.tokens, damp, _stats(scheme, w, codes, scale))
+        return Rounded(codes, scale, best, errors, moments.tokens, damp, stats_of(scheme, w, codes, scale))
 
     def _data_free(self, name: str, w: F32) -> tuple[I8, F32]:
         n, k = w.shape
@@ -121,7 +121,7 @@ class Rounding:
                 hint="the checkpoint is damaged, or its training diverged",
             ) from error
         widened: F32 = (scale.astype(np.uint32) << 16).view(np.float32)
-        return _codes(packed, scheme.num_bits)[:, :k], widened
+        return codes_of(packed, scheme.num_bits)[:, :k], widened
 
     def _weighted(self, w: F32, moments: Moments, scheme: Scheme) -> tuple[I8, F32]:
         n, k = w.shape
@@ -163,7 +163,7 @@ def _tiles(n: int) -> Iterator[slice]:
     return (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))
 
 
-def _codes(packed: NDArray[np.int32], num_bits: int) -> I8:
+def codes_of(packed: NDArray[np.int32], num_bits: int) -> I8:
     """Unpack words, int8 [n, codes of a row]."""
     stored = packed.view(np.uint8)
     if num_bits == _BYTE:
@@ -190,7 +190,8 @@ def packed_words(codes: I8, num_bits: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(stored).view(np.int32)
 
 
-def _stats(scheme: Scheme, w: F32, codes: I8, scale: F32) -> TileStats:
+def stats_of(scheme: Scheme, w: F32, codes: I8, scale: F32) -> TileStats:
+    """Statistics of rounding a weight [n, k] to codes on scales [n, groups]."""
     d = dequantized(codes, scale).astype(np.float64) - w
     return TileStats(
         weights=w.size,

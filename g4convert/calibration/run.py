@@ -9,11 +9,10 @@ that layer alone; states that are not as they were written repeat all of them. A
 the same bytes, whatever the number of threads.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from g4convert.calibration.findings import findings, how
 from g4convert.calibration.layer import LayerPass, Weights
 from g4convert.calibration.replay import Replay
-from g4convert.calibration.rounding import Rounded, Rounding, Way, packed_words
+from g4convert.calibration.rounding import Rounded, Rounding, packed_words
+from g4convert.calibration.scales import ScaleTraining
+from g4convert.calibration.sources import source_weight
 from g4convert.calibration.states import States, check_room
 from g4convert.calibration.tokens import Tokens
+from g4convert.calibration.trained import is_trained
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.journal import Done
 from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.run import Conversion
 from g4convert.conversion.staging import STATES
-from g4convert.conversion.statistics import Coverage
 from g4convert.conversion.stream import Progress, Streams
 from g4convert.errors import Interrupted
-from g4convert.planning.between import state_bytes
+from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import Quantize
 from g4convert.planning.units import Unit
 from g4convert.quantization import Method
-from g4convert.tensors import DType
 
 __all__ = ["LayerByLayer", "threads"]
 
@@ -67,23 +68,33 @@ class LayerByLayer:
 
         Raises:
             InputError: see `Tokens.load`; or the disk is too small for what flows between layers and the output.
+            UsageError, EnvironmentFault: see `ScaleTraining.check`.
         """
         text = conversion.plan.architecture.text
         tokens = Tokens.load(file, text.vocab_size, conversion.checkpoint)
-        states = state_bytes(text, tokens.samples * tokens.length, layered=True)
+        layers, count = cls(conversion, tokens), tokens.samples * tokens.length
+        states = state_bytes(text, count, layered=True)
+        if (training := layers._training) is not None:
+            states += target_bytes(text, count)
+            training.check(layers._workers)
         check_room(conversion.staging.partial, states + sum(shard.size for shard in conversion.layout.shards))
-        return cls(conversion, tokens)
+        return layers
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """Return everything that the bytes depend on, as JSON."""
-        return {"tokens": self.tokens.hash, "samples": self.tokens.samples, "length": self.tokens.length}
+        of_tokens = {"tokens": self.tokens.hash, "samples": self.tokens.samples, "length": self.tokens.length}
+        training = self._training
+        return of_tokens if training is None else {**of_tokens, "training": training.fingerprint}
 
-    def run(self, pending: Mapping[int, Unit], streams: Streams, progress: Progress) -> dict[int, list[Any]]:
-        """Do the layers that are left, in order.
+    def run(
+        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
+    ) -> dict[int, list[Any]]:
+        """Do the layers that are left, in order; train the scales where the method does.
 
         Args:
             pending: units that are whole layers, by number.
+            done: statistics of the units that an earlier run has finished.
             streams: source files, output files and journal.
             progress: told of every weight that is rounded.
 
@@ -94,53 +105,47 @@ class LayerByLayer:
             Interrupted: Ctrl-C; finished layers are in the journal.
             InputError: a weight is not finite, or the disk is full.
         """
-        if not pending:
-            return {}
-        numbers = range(self.conversion.tiled, len(self.conversion.units))
-        layers = dict(zip(numbers, self._layers, strict=True))
-        if not self._continues(pending, layers):
-            pending = {number: self.conversion.units[number] for number in numbers}
-        results: dict[int, list[Any]] = {}
+        training, before = self._training, _layers_of(done, self.conversion.tiled)
         try:
-            with threads(self.conversion.job.workers or default_workers()) as pool:
-                replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states)
-                fresh = min(pending) == self.conversion.tiled
-                hidden = self._states.turns(replay.shape, fresh=fresh)
-                if fresh:
-                    replay.embed(hidden[0])
-                for unit in sorted(pending):
-                    number = layers[unit]
-                    rows = self._layer(number, replay, hidden, streams, progress, pool)
-                    streams.writer.sync({task.target_file for task in pending[unit]})
-                    self._states.seal(number + 1)
-                    streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})
-                    results[unit] = rows
+            with threads(self._workers) as pool:
+                results = {}
+                if training is None or not training.is_ready():
+                    left = self._all_layers if pending and is_trained(before) else pending
+                    results = self._run_layers(left, streams, progress, pool)
+                if training is not None:
+                    results = training.run({**before, **results}, streams, progress, pool)
         except KeyboardInterrupt as error:
             raise Interrupted("stopped; finished layers are kept", hint="the same command continues") from error
         return results
 
+    def _run_layers(
+        self, pending: Mapping[int, Unit], streams: Streams, progress: Progress, pool: Executor
+    ) -> dict[int, list[Any]]:
+        if not pending:
+            return {}
+        layers = dict(zip(self._all_layers, self._layers, strict=True))
+        if not self._continues(pending, layers):
+            pending = self._all_layers
+        results: dict[int, list[Any]] = {}
+        replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states)
+        fresh = min(pending) == self.conversion.tiled
+        hidden = self._states.turns(replay.shape, fresh=fresh)
+        if fresh:
+            replay.embed(hidden[0])
+        for unit in sorted(pending):
+            number = layers[unit]
+            rows = self._layer(number, replay, hidden, streams, progress, pool)
+            streams.writer.sync({task.target_file for task in pending[unit]})
+            self._states.seal(number + 1)
+            streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})
+            results[unit] = rows
+        return results
+
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
         """Return what was used and found, as JSON."""
-        quantized = self.conversion.plan.quantized
-        rows = {
-            quantized[row[0]].weight.module: row[-1]
-            for unit in sorted(results)
-            if unit >= self.conversion.tiled
-            for row in results[unit]
-        }
-        ways = Counter(how["way"] for how in rows.values())
-        return {
-            **self.fingerprint,
-            "kinds": dict(self.tokens.kinds),
-            "judged_on": len(self.tokens.judges),
-            "coverage": _coverage(rows),
-            "ways": {way.value: ways[way.value] for way in Way},
-            "output_error": {way.value: _mean(rows, way) for way in Way},
-            "data_free_outside_layers": len(quantized) - len(rows),
-            "without_tokens": [name for name, how in rows.items() if not how["tokens"]],
-            "without_factor": [name for name, how in rows.items() if how["damp"] is None],
-            "modules": rows,
-        }
+        layers = {unit: rows for unit, rows in results.items() if unit >= self.conversion.tiled}
+        used = {**self.fingerprint, "kinds": dict(self.tokens.kinds), "judged_on": len(self.tokens.judges)}
+        return {**used, **findings(layers, self.conversion.plan.quantized)}
 
     def close(self) -> None:
         """Remove the states."""
@@ -151,6 +156,23 @@ class LayerByLayer:
         files = (shard.file for shard in self.conversion.layout.shards)
         with Reader(self.conversion.staging.partial, files) as written:
             return checksum(unit, written)
+
+    @property
+    def _all_layers(self) -> Mapping[int, Unit]:
+        """Units that are whole layers, by number."""
+        return dict(enumerate(self.conversion.units[self.conversion.tiled :], self.conversion.tiled))
+
+    @property
+    def _workers(self) -> int:
+        return self.conversion.job.workers or default_workers()
+
+    @property
+    def _training(self) -> ScaleTraining | None:
+        """The training of scales, for a method that has one."""
+        recipe = self.conversion.plan.recipe
+        if recipe.method.value != Method.BEST.value or not self._layers:
+            return None
+        return ScaleTraining(self.conversion, self.tokens, self._states)
 
     @property
     def _states(self) -> States:
@@ -183,12 +205,12 @@ class LayerByLayer:
         def write(path: str, rounded: Rounded) -> None:
             step = steps[path]
             self._write(quantized[step], rounded, streams)
-            rows.append([step, *astuple(rounded.stats), _how(rounded)])
+            rows.append([step, *astuple(rounded.stats), how(rounded)])
             progress.advance(_source_bytes(quantized[step]), quantized[step].weight.name)
 
         weights = Weights(
             {path: quantized[step].weight.module for path, step in steps.items()},
-            lambda path: self._read(quantized[steps[path]], streams),
+            lambda path: source_weight(quantized[steps[path]], self.conversion.checkpoint, streams.reader),
             write,
         )
         choice, signed = Choice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
@@ -196,14 +218,6 @@ class LayerByLayer:
         rounding = Rounding({one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}, pool)
         LayerPass(replay, number, weights, rounding, pool).run(hidden[number % 2], hidden[(number + 1) % 2])
         return rows
-
-    def _read(self, step: Quantize, streams: Streams) -> F32:
-        """A weight of the source, float32 [n, k]."""
-        weight, segment = step.weight, step.weight.segment
-        stored = self.conversion.checkpoint.tensors[segment.source]
-        data = streams.reader.read(stored.file, stored.begin + segment.begin, segment.end - segment.begin)
-        found: F32 = torch.frombuffer(data, dtype=_DTYPES[weight.dtype]).float().numpy().reshape(weight.shape)
-        return found
 
     def _write(self, step: Quantize, rounded: Rounded, streams: Streams) -> None:
         packed, scale = (self.conversion.layout.placed[info.name] for info in (step.packed, step.scale))
@@ -213,29 +227,13 @@ class LayerByLayer:
         streams.writer.write(scale.file, scale.begin, bits.data)
 
 
-_DTYPES = {DType.BF16: torch.bfloat16, DType.F16: torch.float16, DType.F32: torch.float32}
+def _layers_of(rows: Mapping[int, list[Any]], tiled: int) -> dict[int, list[Any]]:
+    """Statistics of the units that are whole layers."""
+    return {unit: layer for unit, layer in rows.items() if unit >= tiled}
 
 
 def _source_bytes(step: Quantize) -> int:
     return step.weight.segment.end - step.weight.segment.begin
-
-
-def _how(rounded: Rounded) -> dict[str, Any]:
-    """Describe as JSON the way a weight was rounded."""
-    errors = {way.value: float(f"{error:.6g}") for way, error in rounded.errors.items()}
-    return {"way": rounded.way.value, "tokens": rounded.tokens, "damp": rounded.damp, "errors": errors}
-
-
-def _coverage(rows: Mapping[str, Any]) -> dict[str, int] | None:
-    """Tokens that experts met; None of a model without."""
-    met = [how["tokens"] for name, how in rows.items() if ".experts." in name and name.endswith("gate_proj")]
-    return asdict(Coverage.of(np.array(met))) if met else None
-
-
-def _mean(rows: Mapping[str, Any], way: Way) -> float | None:
-    """The mean relative output error of a way, over the weights that were rounded so for the choice."""
-    errors = [how["errors"][way.value] for how in rows.values() if way.value in how["errors"]]
-    return float(np.mean(errors)) if errors else None
 
 
 @contextmanager

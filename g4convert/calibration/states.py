@@ -76,6 +76,16 @@ class States:
             raise InputError(f"{path}: not what an earlier run left there", hint="--overwrite starts again")
         return np.memmap(path, np.float32, "r+", shape=shape)
 
+    def has(self, name: str) -> bool:
+        """Return whether an array of this name was made."""
+        return self._path(name).is_file()
+
+    def sync(self, *names: str) -> None:
+        """Wait until arrays are on disk."""
+        for name in names:
+            with self._path(name).open("rb") as file:
+                os.fsync(file.fileno())
+
     def turns(self, shape: tuple[int, ...], *, fresh: bool) -> list[F32]:
         """The two arrays of hidden states, which layers read and write in turns.
 

@@ -14,11 +14,14 @@ from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.calibration_file import CalibrationFile, check_model, hash_of_ids
 from g4convert.errors import InputError
 
-__all__ = ["Tokens", "judges", "tokenizer_hash"]
+__all__ = ["Tokens", "held_out", "judges", "tokenizer_hash"]
 
 _HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"
 _JUDGING: Final = 0.05
 """Share of the samples that judge."""
+_HELD_OUT: Final = 0.2
+"""Share of the samples that the training of scales does not see."""
+_GOLDEN: Final = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,14 @@ def judges(samples: int) -> frozenset[int]:
     count = max(1, round(_JUDGING * samples))
     step = samples / count
     return frozenset(int((number + 1) * step) - 1 for number in range(count))
+
+
+def held_out(samples: int) -> frozenset[int]:
+    """Return which of so many sequences the training of scales does not see: those that judge, and more, a fifth."""
+    found = judges(samples)
+    rest = (s for s in range(samples) if s not in found)
+    mixed = sorted(rest, key=lambda s: (s + 1) * _GOLDEN % 1)  # neither neighbours nor every so-manieth
+    return found | frozenset(mixed[: max(0, round(_HELD_OUT * samples) - len(found))])
 
 
 def tokenizer_hash(directory: Path) -> str:

@@ -45,7 +45,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Method to find codes and scales: auto, minmax, mse, lattice, imatrix or gptq.",
+        help="Method to find codes and scales: auto, minmax, mse, lattice, imatrix, gptq or best.",
         rich_help_panel=RECIPE,
     ),
 ]

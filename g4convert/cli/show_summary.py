@@ -59,6 +59,8 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         given = done.calibration.get("ways") or {"weights by their inputs": done.calibration["weighted"]}
         ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in given.items())
         rows["calibrated"] = f"on {done.calibration['samples']:,} x {done.calibration['length']:,} tokens: {ways}"
+        if (gained := done.calibration.get("scales")) is not None:
+            rows["scales"] = _scales(gained)
     if peak is not None:
         rows["peak memory"] = size(peak)
     if done.total.stats.groups:
@@ -129,6 +131,15 @@ def calibrated(done: "Summary", costs: Sequence["Cost"]) -> str:
     (own, least), *better = known
     gains = ", ".join(f"{method} {kl:.2f}" for method, kl in better)
     return f"{took}. On a real 270M model {own} had a mean KL of {least:.2f}, {gains}"
+
+
+def _scales(gained: Mapping[str, Any]) -> str:
+    """Describe what the training of scales gained."""
+    before, after = gained["kl"]["0"], gained["kl"][f"{gained['share']:g}"]
+    if not gained["share"]:
+        return f"those of gptq: training gained nothing on {gained['held_out']} samples held out (KL {before:.4f})"
+    way = "all" if gained["share"] == 1 else f"{gained['share']:g}"
+    return f"trained, {way} of the way taken: KL {before:.4f} -> {after:.4f} on {gained['held_out']} samples held out"
 
 
 def _errors(title: str, rows: Iterable["ErrorRow"], *, mean: float | None = None) -> Table:

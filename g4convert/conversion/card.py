@@ -129,12 +129,30 @@ def _layered(used: Mapping[str, Any]) -> Iterable[str]:
         error = used["output_error"][way]
         yield f"| {way.replace('_', '-')} | {count:,} | {'-' if error is None else f'{error:.5f}'} |"
     yield ""
+    yield from _trained(used)
     if used["without_tokens"]:
         yield f"{len(used['without_tokens']):,} weights of experts met no token of the data."
         yield ""
     if used["without_factor"]:
         yield f"{len(used['without_factor']):,} weights had inputs that GPTQ cannot use."
         yield ""
+
+
+def _trained(used: Mapping[str, Any]) -> Iterable[str]:
+    """The gain of training the scales, for a method that does."""
+    gained = used.get("scales")
+    if gained is None:
+        return
+    kl, share = gained["kl"], gained["share"]
+    yield "The scales were then trained on the same samples, codes fixed, by the KL of the model's next token from the"
+    yield f"original's. On {gained['held_out']:,} samples held out from it, this KL is, by the part of the way:"
+    yield ""
+    yield f"| {' | '.join(f'{part} (before)' if part == '0' else part for part in kl)} |"
+    yield f"|{'---|' * len(kl)}"
+    yield f"| {' | '.join(f'{one:.5f}' for one in kl.values())} |"
+    yield ""
+    yield f"Taken: {share:g}." if share else "Taken: 0, the scales from before the training, which gained nothing."
+    yield ""
 
 
 def _weighted(used: Mapping[str, Any]) -> Iterable[str]:

@@ -30,14 +30,14 @@ class Choice:
     def scheme(self, packing: Packing, *, signed: bool) -> Scheme:
         """The scheme of the tiles of a weight.
 
-        `gptq` is no method of tiles, and lattices have 4 bits: where these do not apply, it is `mse`.
+        `gptq` and `best` are no methods of tiles, and lattices have 4 bits: where these do not apply, it is `mse`.
 
         Args:
             packing: bits and group size of the weight.
             signed: whether `mse` may choose a negative scale.
         """
         method = self.method
-        if method is Method.GPTQ or (method is Method.LATTICE and packing.num_bits != LATTICE_BITS):
+        if method in {Method.GPTQ, Method.BEST} or (method is Method.LATTICE and packing.num_bits != LATTICE_BITS):
             method = Method.MSE
         return Scheme(packing.num_bits, packing.group_size, method, signed=signed)
 

@@ -121,8 +121,10 @@ class Layers(Protocol):
     def fingerprint(self) -> Mapping[str, Any]:
         """Return everything that the bytes depend on, as JSON."""
 
-    def run(self, pending: Mapping[int, Unit], streams: Streams, progress: Progress) -> dict[int, list[Any]]:
-        """Do them in order, each with a record in the journal; their statistics."""
+    def run(
+        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
+    ) -> dict[int, list[Any]]:
+        """Do them in order, each with a record in the journal; statistics of those that were done or changed."""
 
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
         """Return what was used and found, as JSON, from the statistics of all units."""
@@ -179,7 +181,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
                     pending, streams, weighting, workers, progress, hashing.start if is_last else lambda: None
                 )
                 if layers is not None and ranks.leads:
-                    results |= layers.run(layered, streams, progress)
+                    results |= layers.run(layered, started.done, streams, progress)
             except InputError:
                 staging.drop()  # of a source that no run can finish
                 raise

@@ -44,6 +44,12 @@ class Progress(Protocol):
     def advance(self, nbytes: int, name: str) -> None:
         """`nbytes` more source bytes are finished; `name` is the tensor worked on."""
 
+    def step(self, name: str, total: int, unit: str) -> None:
+        """A step of so many units begins, which are not bytes; the work before it has ended."""
+
+    def tick(self, count: int, name: str = "") -> None:
+        """So many more units of the step are done."""
+
 
 @dataclass(frozen=True, slots=True)
 class Streams:

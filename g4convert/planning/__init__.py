@@ -11,6 +11,7 @@ units     Cuts a plan into units of work that may run in any order
 between   Says how much flows between layers that are run one by one
 sizes     Adds up bytes by role, and how long writing them takes
 costs     Says what each method takes on this machine, and what it gained on a real model
+training  Says how much memory and arithmetic the training of scales takes
 weights   Describes the output as engines will meet it, with its `ignore` list
 config    Makes the output's config.json and its `quantization_config`
 gate      Judges a plan for every engine, and holds it against those that a recipe names

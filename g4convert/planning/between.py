@@ -5,9 +5,11 @@ Letters: t tokens, h hidden size.
 
 from g4convert.gemma4 import TextModel
 
-__all__ = ["state_bytes"]
+__all__ = ["TARGET_IDS", "state_bytes", "target_bytes"]
 
 _FLOAT32 = 4
+TARGET_IDS = 320
+"""Ids of a token that are kept of what the original says."""
 
 
 def state_bytes(text: TextModel, tokens: int, *, layered: bool) -> int:
@@ -29,3 +31,8 @@ def state_bytes(text: TextModel, tokens: int, *, layered: bool) -> int:
     if text.experts:
         widths += [text.hidden_size] if layered else [2 * text.hidden_size, 2 * text.experts.top_k]
     return _FLOAT32 * tokens * sum(widths)
+
+
+def target_bytes(text: TextModel, tokens: int) -> int:
+    """Size of the files of what the original says of each token, for the training of scales."""
+    return _FLOAT32 * tokens * (text.hidden_size + 2 * min(TARGET_IDS, text.vocab_size))

@@ -11,17 +11,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from g4convert.engines.limits import Packing
-from g4convert.planning.between import state_bytes
+from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.recipe import Method
 from g4convert.planning.sizes import START, RoleSize, written_seconds
 from g4convert.planning.steps import Plan
+from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
 __all__ = ["BUNDLED_TOKENS", "KL", "Cost", "costs"]
 
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
 KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
-    32: {Method.MINMAX: 0.46, Method.MSE: 0.30, Method.AUTO: 0.30, Method.IMATRIX: 0.17, Method.GPTQ: 0.08},
+    32: {
+        Method.MINMAX: 0.46,
+        Method.MSE: 0.30,
+        Method.AUTO: 0.30,
+        Method.IMATRIX: 0.17,
+        Method.GPTQ: 0.08,
+        Method.BEST: 0.07,
+    },
     128: {Method.MINMAX: 0.71, Method.MSE: 0.63, Method.AUTO: 0.63, Method.IMATRIX: 0.30},
 }
 """Mean KL to the original in nats, by group size and method, where it was measured."""
@@ -41,7 +49,9 @@ _BITS: Final = 4
 """Bits for which `KL` was measured."""
 _COPIES: Final = 4
 """Matrices as large as H while it is factorised, itself included."""
-_CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ)
+_CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ, Method.BEST)
+_SAMPLE: Final = 2_048
+"""Tokens of a sample of the bundled texts."""
 _SHARED_INPUTS: Final = frozenset({"k_proj", "v_proj", "up_proj"})
 """Projections whose inputs another has already been given."""
 
@@ -98,6 +108,12 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
             widest = max((one.k for one in _linears(plan)), default=0)
             memory = _BASE + _layer_bytes(plan) + _COPIES * _FLOAT32 * widest**2
             return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens, kl)
+        case Method.BEST:
+            layers = _cost(plan, sizes, workers, tokens, Method.GPTQ)
+            running = min(BATCH, workers)
+            seconds = layers.seconds + _training_flop(plan, tokens) / _LAYERS_FLOP / running
+            memory = max(layers.memory, _BASE + TrainingMemory.of(plan, min(tokens, _SAMPLE), running).total)
+            return Cost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens, kl)
         case _:
             return Cost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0, kl)
 
@@ -133,6 +149,12 @@ def _linears(plan: Plan) -> Iterable[_Linear]:
 def _pass_flop(plan: Plan, tokens: int) -> float:
     """Products and sums of one forward of the layers."""
     return sum(2 * tokens * one.share * one.n * one.k for one in _linears(plan))
+
+
+def _training_flop(plan: Plan, tokens: int) -> float:
+    """Products and sums of the training of scales: forward and twice as much back, and what the original says."""
+    text = plan.architecture.text
+    return (1 + 3 * EPOCHS) * _pass_flop(plan, tokens) + 2 * tokens * text.hidden_size * text.vocab_size
 
 
 def _layers_flop(plan: Plan, tokens: int) -> float:

@@ -5,6 +5,7 @@ name or a file by path, follows `extends`, lays the command line's options on to
 value came from, so that `--show-config` can say.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +20,6 @@ from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.errors import UsageError
 from g4convert.plain_yaml import parse
 from g4convert.planning.rules import MOST_RULES, GroupSize, PackRole, RoleBits, Rule, by_role
-from g4convert.quantities import as_bytes
 from g4convert.suggestions import nearest, no_such, not_one_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ _SHIPPED = {
 _OPTIONS = {"engines": "--engine"}
 """Keys whose option has another name."""
 
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
 
 class Method(StrEnum):
     """Ways to choose the scale of a group."""
@@ -60,6 +62,7 @@ class Method(StrEnum):
     LATTICE = "lattice"
     IMATRIX = "imatrix"
     GPTQ = "gptq"
+    BEST = "best"
 
 
 class Engine(StrEnum):
@@ -72,8 +75,11 @@ class Engine(StrEnum):
 
 def _bytes(value: object) -> object:
     """`5GB`, `500 MB`, `2GiB` or a number of bytes, as an int; anything else unchanged, for pydantic to refuse."""
-    found = as_bytes(value) if isinstance(value, str) else None
-    return value if found is None else found
+    if isinstance(value, str) and (
+        match := re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*", value.upper())
+    ):
+        return int(float(match[1]) * _UNITS[match[2]])
+    return value
 
 
 def _pattern(value: str) -> str:
@@ -103,7 +109,7 @@ class Recipe(BaseModel):
         Method.AUTO,
         description="Scale of a group: minmax, mse (signed search), lattice (the grid of a QAT source), "
         "auto (lattice where a sample is on one, otherwise mse), imatrix (weighted by what inputs are), "
-        "gptq (layer by layer, on calibration data).",
+        "gptq (layer by layer, on calibration data), best (gptq, with scales trained end to end).",
     )
     signed: bool = Field(default=True, description="Let mse choose negative scales; false searches positive ones only.")
     pack: tuple[PackRole, ...] = Field(
@@ -141,12 +147,12 @@ class Recipe(BaseModel):
     @property
     def is_calibrated(self) -> bool:
         """True if the method looks at inputs, not at weights alone."""
-        return self.method in {Method.IMATRIX, Method.GPTQ}
+        return self.method in {Method.IMATRIX, Method.GPTQ, Method.BEST}
 
     @property
     def is_layered(self) -> bool:
         """True if the method goes layer by layer."""
-        return self.method is Method.GPTQ
+        return self.method in {Method.GPTQ, Method.BEST}
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class Method(StrEnum):
     on no grid take the scale of `mse`.
     `imatrix`: the scale with the least squared error weighted by E[x^2] of the inputs; never worse than minmax.
     `gptq`: layer by layer, on what the quantized layers before it give; see `calibration`. It is no method of tiles.
+    `best`: the codes of `gptq`, on scales trained until the model answers like the original. It is no method of tiles.
     """
 
     MINMAX = "minmax"
@@ -67,6 +68,7 @@ class Method(StrEnum):
     LATTICE = "lattice"
     IMATRIX = "imatrix"
     GPTQ = "gptq"
+    BEST = "best"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from helpers.headers import planned
 from helpers.released_configs import FAMILIES, released
@@ -18,21 +20,20 @@ def found(size: str, workers: int = 2, tokens: int = BUNDLED_TOKENS, recipe: str
 
 @pytest.mark.parametrize("size", ["E2B", "26B-A4B", "31B"])
 def test_what_gains_more_takes_longer(size: str) -> None:
-    auto, imatrix, gptq = found(size).values()
-    assert auto.seconds < imatrix.seconds < gptq.seconds
-    assert auto.memory <= imatrix.memory <= gptq.memory
+    auto, *others = found(size).values()
     assert (auto.disk, auto.tokens) == (0, 0)
-    assert imatrix.disk > 0
-    assert gptq.disk > 0
-    assert auto.kl is not None
-    assert imatrix.kl is not None
-    assert gptq.kl is not None
-    assert auto.kl > imatrix.kl > gptq.kl
+    assert all(one.disk > 0 for one in others)
+    for less, more in pairwise([auto, *others]):
+        assert less.seconds < more.seconds
+        assert less.memory <= more.memory
+        assert less.kl is not None
+        assert more.kl is not None
+        assert less.kl > more.kl
 
 
 def test_tokens_and_workers_show() -> None:
     one, more, slow = found("31B"), found("31B", tokens=2 * BUNDLED_TOKENS), found("31B", workers=1)
-    for method in (Method.IMATRIX, Method.GPTQ):
+    for method in (Method.IMATRIX, Method.GPTQ, Method.BEST):
         assert more[method].disk == 2 * one[method].disk
         assert one[method].seconds < more[method].seconds < 2 * one[method].seconds
         assert 1.9 * one[method].seconds < slow[method].seconds
@@ -44,9 +45,9 @@ def test_experts_see_a_part_of_the_tokens() -> None:
 
 
 def test_the_recipes_method_comes_first_and_a_gain_is_of_its_group_size() -> None:
-    assert [*found("31B", recipe="w4a16-g32-gptq")] == [Method.GPTQ, Method.AUTO, Method.IMATRIX]
+    assert [*found("31B", recipe="w4a16-g32-gptq")] == [Method.GPTQ, Method.AUTO, Method.IMATRIX, Method.BEST]
     kl = [one.kl for one in found("31B", recipe="w4a16-g128").values()]
-    assert kl == [KL.get(128, {}).get(method) for method in (Method.AUTO, Method.IMATRIX, Method.GPTQ)]
+    assert kl == [KL.get(128, {}).get(method) for method in (Method.AUTO, Method.IMATRIX, Method.GPTQ, Method.BEST)]
     assert {one.kl for one in found("31B", recipe="w8a16-g32").values()} == {None}
 
 

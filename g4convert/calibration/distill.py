@@ -1,0 +1,197 @@
+"""Trains the scales of a quantized decoder until it answers like the original: Adam on the KL of next tokens.
+
+    epoch   every sequence that is not held out, once, in an order of its own; a step is one batch
+    step    slopes of each sequence of the batch, summed in order; all logs move against them
+    state   the logs and Adam's moments, written every 16 sequences: a killed run repeats no more than these
+
+Sequences of a batch run in threads, one each, and torch on one thread in them; so what comes out does not depend on the
+number of threads. Nothing is drawn but the order, which the number of the epoch fixes.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from g4convert.calibration.layer import in_order
+from g4convert.calibration.student import Student
+from g4convert.calibration.targets import Targets
+from g4convert.calibration.tokens import Tokens, held_out
+from g4convert.planning.training import BATCH, EPOCHS
+
+__all__ = ["Distillation", "Schedule", "replace_file"]
+
+_DECAY: Final = 0.9, 0.99
+_TINY: Final = 1e-12
+_WARM: Final = 10
+"""Steps over which the rate rises."""
+_KEPT: Final = 16
+"""Sequences after which the state is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Course of a training.
+
+    Args:
+        epochs: times that each sequence is seen.
+        batch: sequences of a step.
+        rate: largest step of a scale's logarithm.
+    """
+
+    epochs: int = EPOCHS
+    batch: int = BATCH
+    rate: float = 2e-3
+
+    @property
+    def kept(self) -> int:
+        """Steps after which the state is kept."""
+        return max(1, _KEPT // self.batch)
+
+    def batches(self, samples: int) -> list[list[int]]:
+        """The sequences of each step: in an epoch every one of so many that is not held out, in an order of its own."""
+        training = [s for s in range(samples) if s not in held_out(samples)]
+        orders = [self.order(epoch, training) for epoch in range(self.epochs)]
+        return [order[at : at + self.batch] for order in orders for at in range(0, len(order), self.batch)]
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The rate of a step: up over the first ones, then down to 0 on half a cosine."""
+        return self.rate * min(1.0, (step + 1) / _WARM) * (1 + math.cos(math.pi * step / steps)) / 2
+
+    @staticmethod
+    def order(epoch: int, sequences: Sequence[int]) -> list[int]:
+        """The sequences in the order of an epoch."""
+        drawn = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(epoch))
+        return [sequences[place] for place in drawn.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """A student on its way.
+
+    Args:
+        student: with the scales to train.
+        targets: what the original says.
+        tokens: sequences, some of which are held out.
+        pool: threads that take a sequence each.
+        file: where the state is kept.
+        schedule: course of the training.
+    """
+
+    student: Student
+    targets: Targets
+    tokens: Tokens
+    pool: Executor
+    file: Path
+    schedule: Schedule
+
+    def run(self, tick: Callable[[int], None]) -> None:
+        """Train to the end, from where an earlier run was.
+
+        Args:
+            tick: told of each sequence that is done.
+        """
+        adam, course = _Adam.of(self.student.logs), self._course
+        begun = adam.load(self.file) if self.file.exists() else 0
+        tick(sum(map(len, course[:begun])))
+        for number in range(begun, len(course)):
+            adam.step(self._slopes(course[number]), self.schedule.rate_at(number, len(course)))
+            tick(len(course[number]))
+            if (number + 1) % self.schedule.kept == 0 or number + 1 == len(course):
+                adam.save(self.file)
+
+    def judged(self, share: float) -> float:
+        """Return the mean KL of the sequences that are held out, in nats, with the scales at a share of the way."""
+
+        def kl(s: int) -> float:
+            with torch.no_grad():
+                found = self.targets.compare(s, self.student.states(self.tokens.ids[s])).kl
+                return float(found.mean(dtype=torch.float64))
+
+        self.student.go(share)
+        found = [one for _, one in in_order(self.pool, kl, sorted(held_out(self.tokens.samples)))]
+        return sum(found) / len(found)
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences that are run, each as often as it is."""
+        return sum(map(len, self._course))
+
+    @property
+    def _course(self) -> list[list[int]]:
+        """The batches, in order."""
+        return self.schedule.batches(self.tokens.samples)
+
+    def _slopes(self, batch: Sequence[int]) -> list[torch.Tensor]:
+        """Slopes of the batch's mean KL by each log."""
+        logs = self.student.logs
+
+        def slopes(s: int) -> tuple[torch.Tensor | None, ...]:
+            with torch.enable_grad():  # a setting of each thread
+                states = self.student.states(self.tokens.ids[s])
+                slope = self.targets.compare(s, states).slope / (len(states) * len(batch))
+                return torch.autograd.grad(states, logs, slope, allow_unused=True)  # an expert without tokens
+
+        total = [torch.zeros_like(log) for log in logs]
+        for _, found in in_order(self.pool, slopes, batch):
+            for into, one in zip(total, found, strict=True):
+                if one is not None:
+                    into.add_(one)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Adam:
+    """Logs, and the moments of their slopes; `count` holds one number, the steps done."""
+
+    logs: list[torch.Tensor]
+    means: list[torch.Tensor]
+    squares: list[torch.Tensor]
+    count: list[int]
+
+    @classmethod
+    def of(cls, logs: list[torch.Tensor]) -> "_Adam":
+        """Begin."""
+        return cls(logs, [torch.zeros_like(log) for log in logs], [torch.zeros_like(log) for log in logs], [0])
+
+    def step(self, slopes: Sequence[torch.Tensor], rate: float) -> None:
+        """Move the logs against their slopes."""
+        self.count[0] += 1
+        kept, squared = (1 - decay ** self.count[0] for decay in _DECAY)
+        with torch.no_grad():
+            for log, mean, square, slope in zip(self.logs, self.means, self.squares, slopes, strict=True):
+                mean.lerp_(slope, 1 - _DECAY[0])
+                square.lerp_(slope.square(), 1 - _DECAY[1])
+                log.addcdiv_(mean, (square / squared).sqrt_().add_(_TINY), value=-rate / kept)
+
+    def save(self, path: Path) -> None:
+        """Keep everything."""
+        replace_file(path, {**dict(self._named()), "steps": torch.tensor(self.count)}, {})
+
+    def load(self, path: Path) -> int:
+        """Go on from there; the steps that are done."""
+        stored = load_file(path)
+        self.count[0] = int(stored.pop("steps").item())
+        with torch.no_grad():
+            for name, tensor in self._named():
+                tensor.copy_(stored[name])
+        return self.count[0]
+
+    def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for kind, tensors in (("log", self.logs), ("mean", self.means), ("square", self.squares)):
+            yield from ((f"{kind}.{number}", tensor.detach()) for number, tensor in enumerate(tensors))
+
+
+def replace_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole: a kill leaves the old one or the new one."""
+    fresh = path.with_suffix(".new")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, dict(metadata))
+    with fresh.open("rb") as file:
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -1,0 +1,55 @@
+"""Describes as JSON how the weights of layers were rounded, for `g4convert.json`, the card and the closing lines."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from g4convert.calibration.rounding import Rounded, Way
+from g4convert.calibration.trained import SCALES
+from g4convert.conversion.statistics import Coverage
+from g4convert.planning.steps import Quantize
+
+__all__ = ["findings", "how"]
+
+
+def how(rounded: Rounded) -> dict[str, Any]:
+    """Describe the way a weight was rounded."""
+    errors = {way.value: float(f"{error:.6g}") for way, error in rounded.errors.items()}
+    return {"way": rounded.way.value, "tokens": rounded.tokens, "damp": rounded.damp, "errors": errors}
+
+
+def findings(layers: Mapping[int, Sequence[Sequence[Any]]], quantized: Sequence[Quantize]) -> dict[str, Any]:
+    """Describe all of them.
+
+    Args:
+        layers: rows of each unit that is a layer: [step, ..., how].
+        quantized: the steps.
+    """
+    rows = {quantized[row[0]].weight.module: dict(row[-1]) for unit in sorted(layers) for row in layers[unit]}
+    gained = [found.pop(SCALES) for found in rows.values() if SCALES in found]
+    ways = Counter(found["way"] for found in rows.values())
+    return {
+        "coverage": _coverage(rows),
+        "ways": {way.value: ways[way.value] for way in Way},
+        "output_error": {way.value: _mean(rows, way) for way in Way},
+        "data_free_outside_layers": len(quantized) - len(rows),
+        "without_tokens": [name for name, found in rows.items() if not found["tokens"]],
+        "without_factor": [name for name, found in rows.items() if found["damp"] is None],
+        **({SCALES: gained[0]} if gained else {}),
+        "modules": rows,
+    }
+
+
+def _coverage(rows: Mapping[str, Any]) -> dict[str, int] | None:
+    """Tokens that experts met; None of a model without."""
+    met = [found["tokens"] for name, found in rows.items() if ".experts." in name and name.endswith("gate_proj")]
+    return asdict(Coverage.of(np.array(met))) if met else None
+
+
+def _mean(rows: Mapping[str, Any], way: Way) -> float | None:
+    """The mean relative output error of a way, over the weights that were rounded so for the choice."""
+    errors = [found["errors"][way.value] for found in rows.values() if way.value in found["errors"]]
+    return float(np.mean(errors)) if errors else None

@@ -1,0 +1,188 @@
+"""Method `best`: trains the scales of a conversion whose layers are all done.
+
+    original  -->  targets                  what it says of each next token, a sequence at a time
+    OUT.partial  -->  student  -->  scales  codes stay; the state is kept every 16 sequences
+    sequences that are held out             the share of the way, from 1 to 0, with the least KL is taken
+    `trained`                               keeps all that is to be written, then writes it
+
+Until it is written OUT.partial is what `gptq` has made, so a killed run finds it whole.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from g4convert.calibration.distill import Distillation, Schedule
+from g4convert.calibration.layer import in_order
+from g4convert.calibration.states import States
+from g4convert.calibration.student import Student
+from g4convert.calibration.targets import Targets
+from g4convert.calibration.tokens import Tokens, held_out
+from g4convert.calibration.trained import Trained, is_trained
+from g4convert.conversion.run import Conversion
+from g4convert.conversion.stream import Progress, Streams
+from g4convert.devices import free_memory, is_roomy
+from g4convert.errors import EnvironmentFault, UsageError
+from g4convert.forward.load import load
+from g4convert.forward.logits import Head
+from g4convert.forward.models import Model
+from g4convert.forward.streaming import run_together, stream_of
+from g4convert.gemma4 import Role
+from g4convert.planning.training import TrainingMemory
+from g4convert.quantities import size
+
+__all__ = ["SHARES", "ScaleTraining", "taken"]
+
+SHARES: Final = 1.0, 0.5, 0.25, 0.0
+"""Parts of the way that are tried; at 0 the scales are those of `gptq`."""
+_STATE: Final = "training.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleTraining:
+    """The training of a conversion's scales.
+
+    Args:
+        conversion: with all layers in its OUT.partial.
+        tokens: what the layers were calibrated on.
+        states: directory of what is kept meanwhile.
+        schedule: course of the training.
+    """
+
+    conversion: Conversion
+    tokens: Tokens
+    states: States
+    schedule: Schedule = field(default_factory=Schedule)
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Return everything that the scales depend on beside codes and tokens, as JSON."""
+        return {**asdict(self.schedule), "shares": [*SHARES]}
+
+    def check(self, workers: int) -> None:
+        """Refuse what cannot be trained, before the hours of the layers begin.
+
+        Raises:
+            UsageError: the head is packed.
+            EnvironmentFault: too little memory is free.
+        """
+        heads = [step.weight.module for step in self.conversion.plan.quantized if self._is_head(step.weight.role)]
+        if heads:
+            raise UsageError(
+                f"method best: {heads[0]} is packed, and scales are trained against a head that is kept",
+                hint=f"keep {heads[0]}, or --method gptq",
+            )
+        need = TrainingMemory.of(self.conversion.plan, self.tokens.length, min(self.schedule.batch, workers))
+        if not is_roomy(need.total):
+            parts = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in need.parts.items())
+            raise EnvironmentFault(
+                f"method best: training takes {size(need.total)} of memory ({parts}), and "
+                f"{size(free_memory())} are free, of which a part must stay so",
+                hint="--method gptq holds one layer at a time; shorter samples and fewer workers take less",
+            )
+
+    def is_ready(self) -> bool:
+        """Return True if nothing is left but to write; what was trained for other codes than are there is removed."""
+        if not self._trained.exists():
+            return False
+        if self._trained.is_of_codes_there():
+            return True
+        self._trained.drop()
+        (self.states.directory / _STATE).unlink(missing_ok=True)
+        return False
+
+    def run(
+        self, rows: Mapping[int, list[Any]], streams: Streams, progress: Progress, pool: Executor
+    ) -> dict[int, list[Any]]:
+        """Train and write, or go on from where an earlier run was.
+
+        Args:
+            rows: statistics of all units that are whole layers; not looked at once the scales are trained.
+            streams: source and output files, and journal.
+            progress: told of every sequence.
+            pool: threads in which torch runs on one.
+
+        Returns:
+            Statistics of the layers, each weight's with what the training gained.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        if not self._trained.exists():
+            if is_trained(rows):
+                return {}  # killed behind the last step
+            self._make_targets(progress, pool)
+            self._train(rows, streams, progress, pool)
+        return self._trained.write(streams)
+
+    def _make_targets(self, progress: Progress, pool: Executor) -> None:
+        left = Targets.left(self.states, self.tokens.samples)
+        if not left:
+            return
+        progress.step("targets", len(left), "samples")
+        model = load(self.conversion.job.source.path, memory="auto", decoder_only=True)
+        targets = self._targets(model)
+        for s, states in zip(left, _states(model, self.tokens, left, pool), strict=True):
+            targets.make(s, states)
+            progress.tick(1)
+
+    def _train(self, rows: Mapping[int, list[Any]], streams: Streams, progress: Progress, pool: Executor) -> None:
+        quantized = self.conversion.plan.quantized
+        names = {quantized[row[0]].scale.name for layer in rows.values() for row in layer}
+        student = Student.open(self.conversion.staging.partial, names)
+        targets, state = self._targets(student.model), self.states.directory / _STATE
+        training = Distillation(student, targets, self.tokens, pool, state, self.schedule)
+        progress.step("scales", training.sequences, "samples")
+        training.run(progress.tick)
+        judging = held_out(self.tokens.samples)
+        progress.step("shares", len(SHARES) * len(judging), "samples")
+        kl: dict[float, float] = {}
+        for share in SHARES:
+            kl[share] = training.judged(share)
+            progress.tick(len(judging))
+        share = taken(kl)
+        student.go(share)
+        gained = {"share": share, "kl": {f"{one:g}": _short(kl[one]) for one in SHARES}, "held_out": len(judging)}
+        self._trained.keep(rows, student.stored(), gained, streams)
+
+    def _targets(self, model: Model) -> Targets:
+        head = Head.of(model)
+        if head is None:
+            raise TypeError("a model without a head")
+        return Targets.open(self.states, head, self.tokens.samples, self.tokens.length)
+
+    def _is_head(self, role: Role) -> bool:
+        tied = self.conversion.plan.architecture.tied_embeddings
+        return role is Role.LM_HEAD or (tied and role is Role.EMBEDDING)
+
+    @property
+    def _trained(self) -> Trained:
+        return Trained(self.conversion, self.states.directory / "scales.safetensors")
+
+
+def taken(kl: Mapping[float, float]) -> float:
+    """Return the share of the way with the least KL, the smallest of equals; what is not finite is never taken."""
+    return min(sorted(kl), key=lambda share: kl[share] if np.isfinite(kl[share]) or not share else np.inf)
+
+
+def _states(model: Model, tokens: Tokens, left: list[int], pool: Executor) -> Iterator[torch.Tensor]:
+    """Final states of some sequences, float32 [t, h]; a streamed model gives all of them at once."""
+    decoder = model.get_decoder()
+
+    def states(s: int) -> torch.Tensor:
+        with torch.no_grad():  # a setting of each thread
+            given = torch.from_numpy(tokens.ids[s].astype(np.int64))[None]
+            found: torch.Tensor = decoder(input_ids=given, use_cache=False).last_hidden_state
+            return found[0]
+
+    if stream_of(model) is not None:
+        return iter(run_together(model, [lambda s=s: states(s) for s in left]))  # type: ignore[misc]
+    return (one for _, one in in_order(pool, states, left))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

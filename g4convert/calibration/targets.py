@@ -1,0 +1,157 @@
+"""Keeps what the original model says of each next token, in a form that is cheap to compare with.
+
+With p the original's probabilities and d the differences of a student's logits from the original's,
+
+    KL = log sum p e^d - sum p d        both sums over the vocabulary
+
+The likeliest ids are summed as they are. Of the others some are drawn by p, one of each equal part of what they weigh,
+and stand for that part: both sums keep their expectation. So a token costs 320 rows of the head, not 262,144, and its
+target takes 2.5 KiB, not 1 MiB. A vocabulary of up to 320 ids is summed whole.
+
+Letters: s sequences, t tokens of one, h hidden size, V vocabulary, c ids kept of a token.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.states import SCRATCH, States
+from g4convert.forward.logits import Head, Page
+from g4convert.planning.between import TARGET_IDS
+
+__all__ = ["Compared", "Targets"]
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+_DRAWN: Final = 64
+_LIKELIEST: Final = TARGET_IDS - _DRAWN
+_ROWS: Final = 64
+"""Tokens that are compared, or whose logits are made, at a time."""
+_STATES, _IDS, _WEIGHTS, _DONE = (f"{SCRATCH}target-{name}" for name in ("states", "ids", "weights", "done"))
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A sequence of a student, compared.
+
+    Args:
+        kl: of each token in nats, float32 [t].
+        slope: derivative of their sum by the student's states, float32 [t, h].
+    """
+
+    kl: torch.Tensor
+    slope: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Final states of the original, and the ids that count.
+
+    Args:
+        files: directory where they are kept.
+        head: head of the original, a plain matrix.
+        states: float32 [s, t, h].
+        ids: int32 [s, t, c].
+        weights: float32 [s, t, c]; those of a token sum up to 1.
+        done: float32 [s], 1 for a sequence that is made.
+    """
+
+    files: States
+    head: Head
+    states: F32
+    ids: I32
+    weights: F32
+    done: F32
+
+    @staticmethod
+    def left(files: States, samples: int) -> list[int]:
+        """Return the sequences, of so many, that no earlier run has made."""
+        if not files.has(_DONE):
+            return [*range(samples)]
+        return [int(s) for s in np.flatnonzero(files.open(_DONE, (samples,)) == 0)]
+
+    @classmethod
+    def open(cls, files: States, head: Head, samples: int, length: int) -> "Targets":
+        """Open what an earlier run has made, or make room for it.
+
+        Raises:
+            InputError: the disk is full, or what is there is of another size.
+        """
+        vocabulary, hidden = _table(head).shape
+        kept = min(TARGET_IDS, vocabulary)
+        get = files.open if files.has(_DONE) else files.make
+        states = get(_STATES, (samples, length, hidden))
+        ids, weights = (get(name, (samples, length, kept)) for name in (_IDS, _WEIGHTS))
+        return cls(files, head, states, ids.view(np.int32), weights, get(_DONE, (samples,)))
+
+    def make(self, s: int, states: torch.Tensor) -> None:
+        """Make those of a sequence, and wait until they are on disk.
+
+        Args:
+            s: its number.
+            states: final states of the original, float32 [t, h].
+        """
+        draw, page, cap = torch.Generator().manual_seed(s), Page(), self.head.cap
+        for begin in range(0, len(states), _ROWS):
+            rows = slice(begin, begin + _ROWS)
+            logits = page.buffer(0, len(states[rows]), len(_table(self.head)))
+            self.head.raw(states[rows], logits)
+            ids, weights = _chosen(_capped(logits, cap), draw)
+            self.ids[s, rows], self.weights[s, rows] = ids.numpy(), weights.numpy()
+        self.states[s] = states.numpy()
+        self.files.sync(_STATES, _IDS, _WEIGHTS)
+        self.done[s] = 1
+
+    def compare(self, s: int, states: torch.Tensor) -> Compared:
+        """Compare a student's final states [t, h] of sequence `s`."""
+        parts = [self._compared(s, slice(at, at + _ROWS), states) for at in range(0, len(states), _ROWS)]
+        return Compared(torch.cat([part.kl for part in parts]), torch.cat([part.slope for part in parts]))
+
+    def _compared(self, s: int, rows: slice, states: torch.Tensor) -> Compared:
+        cap = self.head.cap
+        theirs, ids, p = (torch.from_numpy(np.array(of[s, rows])) for of in (self.states, self.ids, self.weights))
+        columns, mine = _table(self.head)[ids].float(), states[rows].detach()
+        if cap is None:
+            d = torch.bmm(columns, (mine - theirs)[:, :, None])[:, :, 0]
+            steep = None
+        else:
+            bent = torch.bmm(columns, mine[:, :, None])[:, :, 0].div_(cap).tanh_()
+            d = (bent - torch.bmm(columns, theirs[:, :, None])[:, :, 0].div_(cap).tanh_()) * cap
+            steep = 1 - bent.square()
+        grown = p * d.exp()
+        total = grown.sum(-1, keepdim=True)
+        slope = grown / total - p
+        if steep is not None:
+            slope *= steep
+        return Compared(total[:, 0].log() - (p * d).sum(-1), torch.bmm(slope[:, None], columns)[:, 0])
+
+
+def _table(head: Head) -> torch.Tensor:
+    """Weight of a head, [V, h]."""
+    if head.weight is None:
+        raise TypeError("a packed head")
+    return head.weight
+
+
+def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Logits behind the softcap, in place."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _chosen(logits: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids that count [r, c] and their weights; `logits` [r, V] are overwritten."""
+    r, vocabulary = logits.shape
+    p = logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_()
+    if vocabulary <= TARGET_IDS:
+        return torch.arange(vocabulary).expand(r, -1), p
+    weights, ids = p.topk(_LIKELIEST)
+    edges = p.scatter_(1, ids, 0).cumsum_(-1)
+    rest = edges[:, -1:].clone()
+    places = (torch.arange(_DRAWN) + torch.rand(r, _DRAWN, generator=draw)) * (rest / _DRAWN)
+    drawn = torch.searchsorted(edges, places).clamp_(max=vocabulary - 1)
+    whole = torch.cat((weights, rest.expand(-1, _DRAWN) / _DRAWN), -1)
+    return torch.cat((ids, drawn), -1), whole / whole.sum(-1, keepdim=True)

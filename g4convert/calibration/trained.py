@@ -1,0 +1,133 @@
+"""Trained scales on their way into the shards of an output that is complete but for them.
+
+    states/scales.safetensors   scales, the journal's lines of the layers, and digests of the codes they belong to
+    shards, journal             layer by layer
+
+A kill between two layers leaves a layer that is neither old nor new; the file has all of it, so the same command writes
+every layer again.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from xxhash import xxh3_64
+
+from g4convert.calibration.distill import replace_file
+from g4convert.calibration.rounding import codes_of, stats_of
+from g4convert.calibration.sources import source_weight
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.journal import Done
+from g4convert.conversion.result import Choice
+from g4convert.conversion.resume import checksum
+from g4convert.conversion.run import Conversion
+from g4convert.conversion.stream import Streams
+from g4convert.planning.steps import Quantize
+from g4convert.planning.units import QuantizeTask, Unit
+from g4convert.quantization import Method, TileStats
+
+__all__ = ["SCALES", "Trained", "is_trained"]
+
+SCALES: Final = "scales"
+"""Key of what the training gained, beside how a weight was rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The scales that a training gave.
+
+    Args:
+        conversion: with all layers in its OUT.partial.
+        file: where they are kept until they are written.
+    """
+
+    conversion: Conversion
+    file: Path
+
+    def exists(self) -> bool:
+        """Return whether a training has ended."""
+        return self.file.exists()
+
+    def is_of_codes_there(self) -> bool:
+        """Return whether the codes in OUT.partial are those that the scales were trained for."""
+        with safe_open(self.file, "pt") as file, self._written() as written:
+            words = json.loads(file.metadata()["words"])
+            return all(_words(self.conversion.units[int(unit)], written) == digest for unit, digest in words.items())
+
+    def drop(self) -> None:
+        """Remove the file."""
+        self.file.unlink()
+
+    def keep(
+        self,
+        rows: Mapping[int, list[Any]],
+        scales: Mapping[str, torch.Tensor],
+        gained: Mapping[str, Any],
+        streams: Streams,
+    ) -> None:
+        """Write down all that `write` needs.
+
+        Args:
+            rows: statistics of the layers' units as they were rounded.
+            scales: by name, bf16 [n, groups].
+            gained: what the training gained, as JSON.
+            streams: source files.
+        """
+        with self._written() as written:
+            units = {
+                str(unit): [[*self._row(row, scales, written, streams), {**row[-1], SCALES: gained}] for row in layer]
+                for unit, layer in rows.items()
+            }
+            words = {str(unit): _words(self.conversion.units[unit], written) for unit in rows}
+        replace_file(self.file, scales, {"rows": json.dumps(units), "words": json.dumps(words)})
+
+    def write(self, streams: Streams) -> dict[int, list[Any]]:
+        """Put the scales into the shards and the lines into the journal, a layer at a time; returns the lines."""
+        placed = self.conversion.layout.placed
+        with safe_open(self.file, "pt") as file, self._written() as written:
+            rows = {int(unit): layer for unit, layer in json.loads(file.metadata()["rows"]).items()}
+            for unit, layer in sorted(rows.items()):
+                for step in self._steps(layer):
+                    at, scale = placed[step.scale.name], file.get_tensor(step.scale.name)
+                    streams.writer.write(at.file, at.begin, scale.view(torch.int16).numpy().data)
+                streams.writer.sync({task.target_file for task in self.conversion.units[unit]})
+                streams.journal.append({unit: Done(layer, checksum(self.conversion.units[unit], written))})
+        return rows
+
+    def _row(
+        self, row: Sequence[Any], scales: Mapping[str, torch.Tensor], written: Reader, streams: Streams
+    ) -> list[Any]:
+        """The step of a weight, and its statistics on new scales."""
+        step = self.conversion.plan.quantized[row[0]]
+        packed, (n, k) = self.conversion.layout.placed[step.packed.name], step.weight.shape
+        words = np.frombuffer(written.read(packed.file, packed.begin, step.packed.nbytes), np.int32).reshape(n, -1)
+        codes = codes_of(words, step.packing.num_bits)[:, :k]
+        scheme = Choice(Method.GPTQ, "").scheme(step.packing, signed=self.conversion.plan.recipe.signed)
+        weight = source_weight(step, self.conversion.checkpoint, streams.reader)
+        stats: TileStats = stats_of(scheme, weight, codes, scales[step.scale.name].float().numpy())
+        return [row[0], *astuple(stats)]
+
+    def _written(self) -> Reader:
+        return Reader(self.conversion.staging.partial, (shard.file for shard in self.conversion.layout.shards))
+
+    def _steps(self, layer: Sequence[Sequence[Any]]) -> Iterator[Quantize]:
+        return (self.conversion.plan.quantized[row[0]] for row in layer)
+
+
+def is_trained(rows: Mapping[int, Sequence[Sequence[Any]]]) -> bool:
+    """Return whether any of these statistics is of scales that were trained."""
+    return any(SCALES in row[-1] for layer in rows.values() for row in layer)
+
+
+def _words(unit: Unit, written: Reader) -> str:
+    """Return a digest of the codes of a unit."""
+    digest = xxh3_64()
+    for task in unit:
+        if isinstance(task, QuantizeTask):
+            digest.update(written.read(task.target_file, task.packed_begin, task.rows * task.packed_row))
+    return str(digest.hexdigest())
