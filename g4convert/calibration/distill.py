@@ -29,7 +29,7 @@ __all__ = ["Distillation", "Schedule", "replace_file"]
 
 _DECAY: Final = 0.9, 0.99
 _TINY: Final = 1e-12
-_WARM: Final = 10
+_WARM: Final = 4
 """Steps over which the rate rises."""
 _KEPT: Final = 16
 """Sequences after which the state is kept."""
@@ -47,7 +47,7 @@ class Schedule:
 
     epochs: int = EPOCHS
     batch: int = BATCH
-    rate: float = 2e-3
+    rate: float = 4e-3
 
     @property
     def kept(self) -> int:

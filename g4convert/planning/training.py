@@ -16,7 +16,7 @@ from g4convert.quantities import plural
 
 __all__ = ["BATCH", "EPOCHS", "TrainingMemory"]
 
-EPOCHS: Final = 4
+EPOCHS: Final = 3
 """Times that the training of scales sees each sample."""
 BATCH: Final = 4
 """Samples of a step; as many run at a time where there are cores."""

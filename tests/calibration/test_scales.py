@@ -200,7 +200,7 @@ def test_codes_that_were_changed_meanwhile_are_made_again(place: str, layer: int
 def test_what_does_not_gain_is_not_taken_and_the_report_says_so(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps a thousand times too large."""
+    """Steps hundreds of times too large."""
     monkeypatch.setattr(distill.Schedule, "rate_at", lambda *_: 2.0)
     summary = case.run()
     assert summary.calibration is not None
