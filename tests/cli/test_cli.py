@@ -165,7 +165,7 @@ def test_workers_change_the_estimate(moe: Path, g4convert: Program, tmp_path: Pa
 
 def test_a_plan_says_what_each_method_takes_here_and_gained(moe: Path, g4convert: Program) -> None:
     found = json.loads(g4convert("plan", moe, "--json").out)["methods"]
-    assert [one["method"] for one in found] == ["auto", "imatrix", "gptq"]
+    assert [one["method"] for one in found] == ["auto", "imatrix", "gptq", "best"]
     assert all(one["seconds"] > 0 and one["memory"] > 0 for one in found)
     rows = {line.split()[0]: line for line in g4convert("plan", moe).out.splitlines() if line.split()}
     for one in found:
@@ -266,7 +266,7 @@ def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_pat
     measure = f"`g4convert verify {tmp_path / 'out'} --reference {text} --level logits` does"
     assert f"answers: not measured: weight error does not tell how good they are; {measure}" in ran.out
     assert "calibrated: --method imatrix would take about " in ran.out
-    assert "On a real 270M model auto had a mean KL of 0.30, imatrix 0.17, gptq 0.08" in ran.out
+    assert "On a real 270M model auto had a mean KL of 0.30, imatrix 0.17, gptq 0.08, best 0.07" in ran.out
 
 
 def test_plan_says_which_files_are_larger_than_asked(text: Path, g4convert: Program) -> None:
