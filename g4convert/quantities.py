@@ -1,6 +1,18 @@
-"""Numbers as people read them: bytes, counts, durations."""
+"""Numbers as people read and write them: bytes, counts, durations."""
 
-__all__ = ["count", "duration", "plural", "size"]
+import re
+from typing import Final
+
+__all__ = ["as_bytes", "count", "duration", "plural", "size"]
+
+_UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*")
+
+
+def as_bytes(text: str) -> int | None:
+    """The bytes that `5GB`, `500 MB`, `2GiB` or a number mean; None of another text."""
+    match = _SIZE.fullmatch(text.upper())
+    return int(float(match[1]) * _UNITS[match[2]]) if match else None
 
 
 def plural(number: int, noun: str) -> str:

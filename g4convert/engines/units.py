@@ -37,6 +37,14 @@ _WHOLE: Final[Mapping[str, frozenset[str]]] = {
 _VISION: Final = ".*vision_tower"
 
 
+_NAMED: Final[Mapping[str, tuple[str, str]]] = {
+    r"self_attn\.(q|k|v|qkv)_proj": ("self_attn.qkv_proj", "*.self_attn.[qkv]_proj"),
+    r"mlp\.(gate|up|gate_up)_proj": ("mlp.gate_up_proj", "*.mlp.[gu]*_proj"),
+    _EXPERTS: ("experts", "*.experts.*"),
+}
+"""Name for people, and pattern of a recipe, of parts that are several modules."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One unit.
@@ -50,6 +58,24 @@ class Unit:
     place: str
     layer: int | None
     part: str
+
+    @property
+    def label(self) -> str:
+        """The unit for people: `layers.3.self_attn.qkv_proj`, `lm_head`."""
+        name = _NAMED[self.part][0] if self.part in _NAMED else self._path
+        return name if self.layer is None else f"layers.{self.layer}.{name}"
+
+    @property
+    def pattern(self) -> str:
+        """The `names` of a recipe's rule that is for such units in every layer: `*.self_attn.[qkv]_proj`."""
+        if self.part in _NAMED:
+            return _NAMED[self.part][1]
+        return f"*{self._path}" if self.layer is None else f"*.{self._path}"
+
+    @property
+    def _path(self) -> str:
+        """The name of a part that is one module."""
+        return re.sub(r"\\(.)", r"\1", self.part).removesuffix("$")
 
 
 def unit_of(module: Name, role: Role, architecture: Architecture) -> Unit:

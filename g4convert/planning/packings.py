@@ -21,7 +21,7 @@ from g4convert.names import Name
 from g4convert.planning.recipe import Method, Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole, Rule
 
-__all__ = ["LATTICE_BITS", "packings"]
+__all__ = ["LATTICE_BITS", "Packable", "applies", "packable", "packings"]
 
 _ROLES = {role.value for role in PackRole}
 LATTICE_BITS: Final = 4
@@ -45,7 +45,7 @@ def packings(
         UsageError: the recipe asks for what the model has not, groups that do not divide rows, or several packings in
             what engines hold as one matrix.
     """
-    found = tuple(_packable(recipe, inventory, names))
+    found = tuple(packable(recipe, inventory, names))
     _refuse_absent(recipe, inventory, found)
     if inventory.architecture.is_assistant and recipe.assistant == "keep":
         return {}
@@ -63,7 +63,7 @@ def packings(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Packable:
+class Packable:
     """A weight that a recipe may pack, its module in the output, the role that decides, and the decoder's layer."""
 
     weight: Weight
@@ -72,7 +72,7 @@ class _Packable:
     layer: int | None
 
 
-def _packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) -> Iterator[_Packable]:
+def packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) -> Iterator[Packable]:
     """Every weight of a role that can be packed: of the vision tower the encoder's Linears, of a drafter no table."""
     for weight in inventory.weights:
         role = Role.ATTENTION if weight.role is Role.KV_SHARED else weight.role
@@ -85,10 +85,10 @@ def _packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) ->
             continue
         module = Name(names[weight.name]).module
         if role is not Role.VISION_TOWER or module.layer is not None:
-            yield _Packable(weight, module, PackRole(role.value), module.decoder_layer)
+            yield Packable(weight, module, PackRole(role.value), module.decoder_layer)
 
 
-def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[_Packable]) -> None:
+def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[Packable]) -> None:
     """Refuse roles that the model has not, of `pack` only if it has none of them, and rules that are for nothing."""
     model = inventory.architecture
     present = {one.role for one in found}
@@ -109,20 +109,20 @@ def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[_Packab
         )
 
 
-def _useless(recipe: Recipe, rule: Rule, found: Iterable[_Packable], layers: int) -> str:
+def _useless(recipe: Recipe, rule: Rule, found: Iterable[Packable], layers: int) -> str:
     """Return the reason why a rule is for no weight; empty where it is for one."""
     if beyond := [one for one in rule.ranges if one.stop > layers]:
         return f"layer {beyond[-1].stop - 1}: the decoder has {layers}, 0 to {layers - 1}"
-    return "" if any(_applies(recipe, rule, one) for one in found) else "it is for no weight of this model"
+    return "" if any(applies(recipe, rule, one) for one in found) else "it is for no weight of this model"
 
 
-def _applies(recipe: Recipe, rule: Rule, one: _Packable) -> bool:
+def applies(recipe: Recipe, rule: Rule, one: Packable) -> bool:
     """Return whether a rule decides on a weight; without a role, it is for those of `pack` and `bits`."""
     in_scope = rule.role is not None or one.role in recipe.pack or one.role in recipe.bits
     return in_scope and rule.matches(one.role, one.layer, one.module)
 
 
-def _decided(recipe: Recipe, found: Iterable[_Packable]) -> Iterator[tuple[_Packable, Packing | None]]:
+def _decided(recipe: Recipe, found: Iterable[Packable]) -> Iterator[tuple[Packable, Packing | None]]:
     """Yield each weight and its packing; None for one that is kept."""
     by_name = any(rule.names is not None for rule in recipe.rules)
     known: dict[tuple[PackRole, int | None, str], Packing | None] = {}
@@ -133,17 +133,17 @@ def _decided(recipe: Recipe, found: Iterable[_Packable]) -> Iterator[tuple[_Pack
         yield one, known[key]
 
 
-def _decision(recipe: Recipe, one: _Packable) -> Packing | None:
+def _decision(recipe: Recipe, one: Packable) -> Packing | None:
     bits = recipe.bits.get(one.role, recipe.num_bits if one.role in recipe.pack else KEPT_BITS)
     size = recipe.group_size
     for rule in recipe.rules:
-        if _applies(recipe, rule, one):
+        if applies(recipe, rule, one):
             bits = rule.bits or bits
             size = rule.group_size if rule.says_group_size else size
     return None if bits == KEPT_BITS else Packing(bits, size)
 
 
-def _refuse_misfit(packed: Mapping[_Packable, Packing]) -> None:
+def _refuse_misfit(packed: Mapping[Packable, Packing]) -> None:
     """One error with every Linear that its group size does not divide, and the sizes that would fit."""
     sizes = {one: packing.group_size or _WORD for one, packing in packed.items()}
     misfits = {one: size for one, size in sizes.items() if one.weight.shape[1] % size}

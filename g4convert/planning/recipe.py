@@ -5,7 +5,6 @@ name or a file by path, follows `extends`, lays the command line's options on to
 value came from, so that `--show-config` can say.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +19,7 @@ from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.errors import UsageError
 from g4convert.plain_yaml import parse
 from g4convert.planning.rules import MOST_RULES, GroupSize, PackRole, RoleBits, Rule, by_role
+from g4convert.quantities import as_bytes
 from g4convert.suggestions import nearest, no_such, not_one_of
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ _SHIPPED = {
 _OPTIONS = {"engines": "--engine"}
 """Keys whose option has another name."""
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
 
 class Method(StrEnum):
     """Ways to choose the scale of a group."""
@@ -75,11 +73,8 @@ class Engine(StrEnum):
 
 def _bytes(value: object) -> object:
     """`5GB`, `500 MB`, `2GiB` or a number of bytes, as an int; anything else unchanged, for pydantic to refuse."""
-    if isinstance(value, str) and (
-        match := re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*", value.upper())
-    ):
-        return int(float(match[1]) * _UNITS[match[2]])
-    return value
+    found = as_bytes(value) if isinstance(value, str) else None
+    return value if found is None else found
 
 
 def _pattern(value: str) -> str:

@@ -31,13 +31,24 @@ from g4convert.gemma4 import (
     resolve,
 )
 from g4convert.names import Name
-from g4convert.planning.packings import packings
+from g4convert.planning.packings import Packable, packable, packings
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.remarks import DRAFTER_KEPT, remarks
 from g4convert.quantities import size
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["KEPT_BECAUSE", "Copy", "Drop", "Plan", "Quantize", "Step", "make_plan", "outputs_of"]
+__all__ = [
+    "KEPT_BECAUSE",
+    "Copy",
+    "Drop",
+    "Plan",
+    "Quantize",
+    "Step",
+    "make_plan",
+    "outputs_of",
+    "packable_of",
+    "packed_tensors",
+]
 
 KEPT_BECAUSE: Mapping[Role, str] = {
     Role.ATTENTION: "the recipe keeps it",
@@ -203,6 +214,17 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     return Plan(recipe, architecture, inventory, tuple(steps), warnings, checkpoint.beside)
 
 
+def packable_of(plan: Plan) -> tuple[Packable, ...]:
+    """Every weight of a plan that a recipe may pack, packed or not, in the canonical order; a tied head is none."""
+    source = plan.inventory.architecture
+    named = {
+        weight.name: name
+        for weight in plan.inventory.weights
+        if (name := _output_name(weight, source, plan.architecture))
+    }
+    return tuple(packable(plan.recipe, plan.inventory, named))
+
+
 def _output_name(weight: Weight, source: Architecture, architecture: Architecture) -> str | None:
     """The name of a weight in the output; None where it is not part of it."""
     return weight.name if architecture.is_composite is source.is_composite else source.text_name(weight.name)
@@ -231,12 +253,14 @@ _KV_DROPPED = "this layer reads the K/V of an earlier one; transformers and Goog
 
 
 def _quantize(weight: Weight, name: str, packing: Packing) -> Quantize:
-    n, k = weight.shape
+    return Quantize(weight, packing, *packed_tensors(Name(name).module, weight.shape, packing))
+
+
+def packed_tensors(module: str, shape: tuple[int, ...], packing: Packing) -> tuple[TensorInfo, TensorInfo, TensorInfo]:
+    """The tensors that a packed weight [n, k] is stored in: words, scales, shape."""
+    n, k = shape
     groups = k // packing.group_size if packing.group_size else 1
-    module = Name(name).module
-    return Quantize(
-        weight,
-        packing,
+    return (
         TensorInfo(f"{module}.weight_packed", DType.I32, (n, ceil(k * packing.num_bits / 32))),
         TensorInfo(f"{module}.weight_scale", DType.BF16, (n, groups)),
         TensorInfo(f"{module}.weight_shape", DType.I64, (2,)),

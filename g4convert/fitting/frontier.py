@@ -1,0 +1,148 @@
+"""Least loss for every size: one option of each of several items, whose bytes and losses add up.
+
+    best[b] = the least loss of the items so far that cost at most b steps more than their smallest options
+
+This is the multiple-choice knapsack, solved for all budgets at once. A step is the largest number of bytes that divides
+every difference, so that the result is exact; where that would make more than 65,536 steps, it is larger, options are
+rounded up, and a choice may miss the best by one step for each item. Never is a choice larger than its budget.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Frontier", "Item", "Option"]
+
+_MOST: Final = 1 << 16
+"""Steps between the smallest and the largest size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to store an item.
+
+    Args:
+        nbytes: its size.
+        loss: its loss, not negative.
+    """
+
+    nbytes: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something of which exactly one option is taken.
+
+    Args:
+        name: name of the item.
+        options: at least one.
+    """
+
+    name: str
+    options: tuple[Option, ...]
+
+    @property
+    def least(self) -> int:
+        """Bytes of its smallest option."""
+        return min(option.nbytes for option in self.options)
+
+    @property
+    def most(self) -> int:
+        """Bytes of its largest option."""
+        return max(option.nbytes for option in self.options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frontier:
+    """Best choices of some items, by size.
+
+    Args:
+        items: the items.
+        step: bytes of a step; see the module.
+        best: least loss within the smallest size and so many steps, float64 [steps + 1], not rising.
+        picks: option of each item in that choice, int16 [items, steps + 1].
+    """
+
+    items: tuple[Item, ...]
+    step: int
+    best: NDArray[np.float64]
+    picks: NDArray[np.int16]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> "Frontier":
+        """Solve for all sizes."""
+        step = _step(items)
+        extra = [[-(-(option.nbytes - item.least) // step) for option in item.options] for item in items]
+        steps = sum(max(one) for one in extra)
+        best, picks = np.zeros(steps + 1), np.zeros((len(items), steps + 1), np.int16)
+        for number, (item, costs) in enumerate(zip(items, extra, strict=True)):
+            before, best = best, np.full(steps + 1, np.inf)
+            for place, (option, cost) in enumerate(zip(item.options, costs, strict=True)):
+                found = before[: steps + 1 - cost] + option.loss
+                better = found < best[cost:]
+                best[cost:][better] = found[better]
+                picks[number, cost:][better] = place
+        return cls(tuple(items), step, best, picks)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest choice."""
+        return sum(item.least for item in self.items)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest choice."""
+        return sum(item.most for item in self.items)
+
+    def within(self, nbytes: int) -> tuple[int, ...]:
+        """The option of each item with which all of them lose least in so many bytes; of equals the smallest.
+
+        Raises:
+            ValueError: fewer bytes than the smallest choice has.
+        """
+        if nbytes < self.smallest:
+            raise ValueError(f"{nbytes} bytes are less than the {self.smallest} of the smallest choice")
+        steps = min((nbytes - self.smallest) // self.step, len(self.best) - 1)
+        return self._traced(self._first(self.best[steps]))
+
+    def losing(self, loss: float) -> tuple[int, ...] | None:
+        """The smallest choice that loses at most so much; None where every choice loses more."""
+        return None if self.best[-1] > loss else self._traced(self._first(loss))
+
+    def corners(self) -> tuple[tuple[int, ...], ...]:
+        """The choices at which the loss falls, from the smallest size on."""
+        falls = np.flatnonzero(np.diff(self.best, prepend=np.inf) < 0)
+        return tuple(self._traced(int(place)) for place in falls)
+
+    def nbytes(self, choice: Sequence[int]) -> int:
+        """Bytes of a choice."""
+        return sum(item.options[place].nbytes for item, place in zip(self.items, choice, strict=True))
+
+    def loss(self, choice: Sequence[int]) -> float:
+        """Sum of the losses of a choice."""
+        return sum(item.options[place].loss for item, place in zip(self.items, choice, strict=True))
+
+    def _first(self, loss: float) -> int:
+        """The fewest steps with which no more than this is lost."""
+        return int(np.searchsorted(-self.best, -loss))
+
+    def _traced(self, steps: int) -> tuple[int, ...]:
+        """The choice behind a number of steps, from the last item to the first."""
+        found = []
+        for number in range(len(self.items) - 1, -1, -1):
+            item, place = self.items[number], int(self.picks[number, steps])
+            found.append(place)
+            steps -= -(-(item.options[place].nbytes - item.least) // self.step)
+        return tuple(reversed(found))
+
+
+def _step(items: Sequence[Item]) -> int:
+    """Bytes of a step: the exact one, or one that leaves few enough of them."""
+    exact = gcd(*(option.nbytes - item.least for item in items for option in item.options)) or 1
+    whole = sum(item.most - item.least for item in items)
+    return max(exact, -(-whole // _MOST))

@@ -1,0 +1,110 @@
+"""The target of a fit: a size, bits per weight, or a loss."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import TypeAlias
+
+from g4convert.errors import UsageError
+from g4convert.fitting.problem import Problem
+from g4convert.quantities import as_bytes, size
+
+__all__ = ["Bits", "Loss", "Size", "Target", "budget", "target_of"]
+
+_OPTIONS = "--target-size, --target-bits or --max-kl"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of all tensors of the output."""
+
+    nbytes: int
+
+    @property
+    def text(self) -> str:
+        """The option that asks for it."""
+        return f"--target-size {self.nbytes}"
+
+    def bytes_of(self, _: Problem) -> int:
+        """Bytes of all tensors."""
+        return self.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Mean bits, scales included, of the weights that are decided on."""
+
+    bits: float
+
+    @property
+    def text(self) -> str:
+        """The option that asks for it."""
+        return f"--target-bits {self.bits:g}"
+
+    def bytes_of(self, problem: Problem) -> int:
+        """Bytes of all tensors; what is stored once for each weight, its shape, is not counted as bits."""
+        return problem.fixed_bytes + problem.shape_bytes + int(self.bits * problem.params / 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Largest mean KL to the original, in nats."""
+
+    kl: float
+
+    @property
+    def text(self) -> str:
+        """The option that asks for it."""
+        return f"--max-kl {self.kl:g}"
+
+
+Target: TypeAlias = Size | Bits | Loss
+
+
+def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Target:
+    """The target that options ask for.
+
+    Raises:
+        UsageError: none or several of them, or one that is no size or no positive number.
+    """
+    given = [one for one in (size_text, bits, kl) if one is not None]
+    if len(given) != 1:
+        raise UsageError(f"a fit has one target, {_OPTIONS}: {len(given)} given", hint="such as --target-bits 4.75")
+    if size_text is not None:
+        nbytes = as_bytes(size_text)
+        if not nbytes:
+            raise UsageError(f"--target-size {size_text}: expected a size above 0, such as 14GB or a number of bytes")
+        return Size(nbytes)
+    if bits is not None:
+        return Bits(_positive("--target-bits", bits))
+    return Loss(_positive("--max-kl", kl or 0.0))
+
+
+def budget(target: Size | Bits, problem: Problem) -> int:
+    """The bytes of all tensors that a target allows.
+
+    Raises:
+        UsageError: it is below the smallest output that there can be, or not below the one that keeps everything.
+    """
+    nbytes, smallest, kept = target.bytes_of(problem), problem.smallest_bytes, problem.kept_bytes
+    if nbytes < smallest:
+        raise UsageError(
+            f"{target.text}: {size(nbytes)} of tensors, and the smallest output has {_exactly(problem, smallest)}",
+            hint=f"{size(problem.fixed_bytes)} of it are not decided on: --bits ROLE=4 packs more, --choice smaller",
+        )
+    if nbytes >= kept:
+        raise UsageError(
+            f"{target.text}: {size(nbytes)} of tensors, and {_exactly(problem, kept)} hold every weight as it is",
+            hint=f"a target below that; nothing is decided on {size(problem.fixed_bytes)} of it",
+        )
+    return nbytes
+
+
+def _exactly(problem: Problem, nbytes: int) -> str:
+    """A size in all three ways in which it can be asked for."""
+    return f"{size(nbytes)} ({nbytes} bytes, {problem.bits(nbytes):.3f} bits a weight)"
+
+
+def _positive(option: str, value: float) -> float:
+    if not isfinite(value) or value <= 0:
+        raise UsageError(f"{option} {value:g}: expected a number above 0")
+    return value

@@ -1,0 +1,173 @@
+"""A choice as a plain recipe: bits by role, then as few rules as say what differs.
+
+    bits: {attention: 8}                          the packing of most kinds of parts of a role
+    rules: [{role, names, layers, bits, ...}]     any other packing of a kind of part, with its layers
+    rules: [{role, layers, bits, ...}]            the same, where all kinds of a role have it in the same layers
+
+A written recipe extends no other, so the same choice is made again from the one file. Whether it says exactly what was
+chosen is not argued: its plan is made, and compared.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import yaml
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import InternalFault
+from g4convert.fitting.choices import Form
+from g4convert.fitting.problem import Assignment, Part, Problem
+from g4convert.planning.recipe import Recipe
+from g4convert.planning.rules import KEPT_BITS, PackRole
+from g4convert.planning.steps import Plan, make_plan
+
+__all__ = ["plan_of", "recipe_text", "recipe_values"]
+
+_WIDE: Final = 10_000
+"""Columns of a line of YAML: a rule is never broken."""
+
+
+def recipe_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
+    """The values of the recipe that says an assignment, those that are not defaults.
+
+    Args:
+        problem: with the base recipe, whose other values stay.
+        assignment: packing of each part.
+    """
+    base, whole = problem.plan.recipe, _Roles.of(problem, assignment)
+    sizes = Counter(form.group_size for form in whole.common.values() if form is not None)
+    group = sizes.most_common(1)[0][0] if sizes else base.group_size
+    bits = {role: KEPT_BITS if form is None else form.num_bits for role, form in whole.common.items()}
+    said = {role: number for role, number in bits.items() if number != _bits_of_pack(base, role)}
+    kept = {role: number for role, number in base.bits.items() if role not in bits}
+    resized = ((role, form) for role, form in whole.common.items() if form is not None and form.group_size != group)
+    rules = [
+        *({"role": role.value, "group_size": form.group_size or "channel"} for role, form in resized),
+        *whole.exceptions(),
+    ]
+    changed = {"group_size": group, "bits": {**kept, **said}, "rules": rules}
+    values, default = (
+        Recipe.model_validate(given).model_dump(mode="json")
+        for given in ({**base.model_dump(), **changed, "description": ""}, {})
+    )
+    return {key: value for key, value in values.items() if value != default[key]}
+
+
+def plan_of(checkpoint: Checkpoint, values: Mapping[str, Any], problem: Problem, assignment: Assignment) -> Plan:
+    """The plan of a recipe that was written for an assignment.
+
+    Raises:
+        InternalFault: it packs something else.
+    """
+    plan = make_plan(checkpoint, Recipe.model_validate(values))
+    packed = {step.weight.name: step.packing for step in plan.quantized}
+    wrong = [
+        part.name
+        for part in problem.parts
+        for weight in part.weights
+        if packed.get(weight.name) != assignment[part.name]
+    ]
+    if wrong:
+        raise InternalFault("the recipe of a fit does not say what was chosen", offenders=dict.fromkeys(wrong))
+    return plan
+
+
+def recipe_text(values: Mapping[str, Any], comments: Sequence[str]) -> str:
+    """The recipe as YAML: comments first, each rule on a line of its own."""
+    lines = [f"# {line}".rstrip() for line in comments]
+    for key, value in values.items():
+        if key == "rules":
+            lines += ["rules:", *(f"  - {_flow(rule)}" for rule in value)]
+        else:
+            lines.append(_flow({key: value}).removeprefix("{").removesuffix("}"))
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: object) -> str:
+    """A value of YAML in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=_WIDE, sort_keys=False).strip()
+
+
+def _bits_of_pack(base: Recipe, role: PackRole) -> int:
+    """Bits that a role has where `bits` says nothing of it."""
+    return base.num_bits if role in base.pack else KEPT_BITS
+
+
+class _Roles:
+    """An assignment by role.
+
+    Args:
+        parts: parts of each role that is not kept as a whole.
+        assignment: packing of each part.
+
+    Attributes:
+        common: packing of each role that the fewest exceptions follow from.
+    """
+
+    def __init__(self, parts: Mapping[PackRole, Sequence[Part]], assignment: Assignment) -> None:
+        self._parts, self._assignment = parts, assignment
+        self.common = {role: _commonest(members, assignment) for role, members in parts.items()}
+
+    @classmethod
+    def of(cls, problem: Problem, assignment: Assignment) -> "_Roles":
+        """Group the parts; a role that the recipe does not pack, and of which nothing is packed, is not said."""
+        recipe, found = problem.plan.recipe, defaultdict[PackRole, list[Part]](list)
+        for part in problem.parts:
+            found[part.role].append(part)
+        said = {
+            role: parts
+            for role, parts in found.items()
+            if role in recipe.pack or role in recipe.bits or any(assignment[part.name] for part in parts)
+        }
+        return cls(said, assignment)
+
+    def exceptions(self) -> Iterator[dict[str, Any]]:
+        """Yield the rules for what is not packed as its role is."""
+        for role, members in self._parts.items():
+            layers: dict[Form, dict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
+            for part in members:
+                if (form := self._assignment[part.name]) != self.common[role]:
+                    layers[form][part.unit.pattern].append(part.unit.layer)
+            for form, by_part in layers.items():
+                yield from self._rules(role, members, form, by_part)
+
+    def _rules(
+        self, role: PackRole, members: Sequence[Part], form: Form, by_part: Mapping[str, list[int | None]]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rules for one packing: one for the whole role, if all its parts have it in the same layers."""
+        patterns = dict.fromkeys(part.unit.pattern for part in members)
+        alike = len({tuple(numbers) for numbers in by_part.values()}) == 1 and by_part.keys() == patterns.keys()
+        for pattern, numbers in [*by_part.items()][: 1 if alike else None]:
+            every = [part.unit.layer for part in members if part.unit.pattern == pattern]
+            yield {
+                "role": role.value,
+                **({} if alike else {"names": pattern}),
+                **({} if numbers == every else {"layers": _ranges(numbers)}),
+                **_said(form),
+            }
+
+
+def _commonest(parts: Sequence[Part], assignment: Assignment) -> Form:
+    """The packing that occurs in the most kinds of parts, of these in the most parts; of equals the first."""
+    kinds: dict[Form, set[str]] = defaultdict(set)
+    counts = Counter(assignment[part.name] for part in parts)
+    for part in parts:
+        kinds[assignment[part.name]].add(part.unit.pattern)
+    return max(counts, key=lambda form: (len(kinds[form]), counts[form]))
+
+
+def _said(form: Form) -> dict[str, Any]:
+    """Bits and group size of a rule."""
+    return {"bits": KEPT_BITS} if form is None else {"bits": form.num_bits, "group_size": form.group_size or "channel"}
+
+
+def _ranges(numbers: Iterable[int | None]) -> str:
+    """Layers as a recipe has them: `0-3,5`."""
+    runs: list[list[int]] = []
+    for number in sorted(number for number in numbers if number is not None):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

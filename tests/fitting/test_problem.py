@@ -1,0 +1,202 @@
+"""Parts and their bytes, targets that cannot be, and recipes that say exactly what was chosen."""
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+import pytest
+from helpers.headers import opened, planned
+from helpers.released_configs import FAMILIES, RELEASED, released
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from g4convert.engines import VERSIONS
+from g4convert.engines.limits import Packing
+from g4convert.engines.module import Accepts
+from g4convert.errors import GateError, UnsupportedError, UsageError
+from g4convert.fitting.choices import DEFAULT_CHOICES, label_of, parse_choices
+from g4convert.fitting.problem import Assignment, Problem
+from g4convert.fitting.target import Bits, Loss, Size, budget, target_of
+from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
+from g4convert.plain_yaml import parse
+from g4convert.planning.layout import lay_out
+from g4convert.planning.recipe import load
+from g4convert.planning.steps import make_plan
+
+CHOICES = parse_choices(DEFAULT_CHOICES)
+MODELS = [name for name in FAMILIES if "assistant" not in name]
+TABLES = {"bits": {"embedding": 4, "lm_head": 8}}
+BASES: Mapping[str, dict[str, Any]] = {
+    "default": {},
+    "with tables": TABLES,
+    "head alone": {"bits": {"lm_head": 8}},
+    "with rules": {"rules": [{"layers": 0, "bits": 16}, {"role": "mlp", "layers": 1, "bits": 8, "group_size": 32}]},
+    "text-only": {"layout": "text-only", "method": "gptq", "engines": ["vllm"], "kv_shared": "keep"},
+}
+
+
+def problem(family: str, **options: object) -> Problem:
+    return Problem.of(planned(FAMILIES[family], **options), CHOICES)
+
+
+def losses(found: Problem) -> dict[str, dict[str, float]]:
+    """Losses that grow with the part's place and fall with its bytes."""
+    return {
+        part.name: {label_of(form): 1e6 * (1 + number % 7) / part.nbytes(form) for form in part.forms if form}
+        for number, part in enumerate(found.free)
+    }
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("base", BASES)
+@given(random=st.randoms(use_true_random=False))
+@settings(max_examples=3, deadline=None)
+def test_a_written_recipe_says_exactly_what_was_chosen(family: str, base: str, random: Random) -> None:
+    found = problem(family, **BASES[base])
+    few = random.randint(1, 9)
+    chosen: Assignment = {
+        part.name: random.choice(part.forms) if random.randrange(few) == 0 else part.forms[0] for part in found.parts
+    }
+    values = recipe_values(found, chosen)
+    text = recipe_text(values, ["a comment"])
+    assert parse(text) == values
+    plan = plan_of(opened(FAMILIES[family]), values, found, chosen)
+    assert lay_out(plan).tensor_bytes == found.nbytes(chosen)
+    rest = {"method", "engines", "kv_shared", "layout"}
+    assert plan.recipe.model_dump(include=rest) == found.plan.recipe.model_dump(include=rest)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_no_engine_splits_a_part(family: str) -> None:
+    found = problem(family, bits={"ple_projection": 4} if family == "E2B" else {}, kv_shared="keep")
+    owners = {str(weight.module): part.name for part in found.parts for weight in part.weights}
+    for contract in VERSIONS:
+        for module in contract.modules(found.plan.architecture):
+            if module.accepts is not Accepts.PLAIN:
+                assert len({owners[shard] for shard in module.shards if shard in owners}) <= 1, module.name
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+def test_a_choice_fits_its_budget_and_no_uniform_one_of_its_size_is_better(family: str, share: float) -> None:
+    found = problem(family, **TABLES)
+    solved = found.frontier(losses(found))
+    nbytes = found.smallest_bytes + int(share * (found.kept_bytes - found.smallest_bytes))
+    chosen = solved.within(nbytes)
+    assert found.nbytes(chosen) <= nbytes
+    lost = total(found, chosen)
+    for form in CHOICES:
+        uniform = {part.name: form if form in part.forms else part.forms[0] for part in found.parts}
+        assert found.nbytes(uniform) > nbytes or total(found, uniform) >= lost
+
+
+def total(found: Problem, chosen: Assignment) -> float:
+    known = losses(found)
+    return sum(known[name][label_of(form)] for name, form in chosen.items() if form and name in known)
+
+
+def test_a_tied_head_is_one_tensor_as_long_as_neither_is_packed() -> None:
+    found = problem("31B", **TABLES)
+    chosen = {part.name: None if part.role in {"embedding", "lm_head"} else Packing(4, 32) for part in found.parts}
+    assert found.nbytes(chosen) == lay_out(planned(FAMILIES["31B"])).tensor_bytes
+    assert lay_out(planned(FAMILIES["31B"], **TABLES)).tensor_bytes == found.nbytes(
+        chosen | {"embed_tokens": Packing(4, 32), "lm_head": Packing(8, 32)}
+    )
+
+
+def test_rules_of_the_base_recipe_are_kept() -> None:
+    found = problem("31B", **BASES["with rules"])
+    fixed = {part.name: label_of(part.base) for part in found.parts if not part.is_free}
+    assert {"layers.0.self_attn.o_proj", "layers.1.mlp.down_proj"} <= fixed.keys()
+    assert {fixed["layers.0.mlp.gate_up_proj"], fixed["layers.1.mlp.gate_up_proj"]} == {"kept", "int8 g32"}
+
+
+def test_packings_that_do_not_divide_a_row_are_no_choice() -> None:
+    found = problem("26B-A4B")
+    forms = {part.unit.part: [label_of(form) for form in part.forms] for part in found.free}
+    assert forms[r"(moe\.)?experts"] == ["int4 g64", "int4 g32", "int8 per row", "kept"]
+
+
+def test_a_part_with_one_packing_left_is_fixed_at_it() -> None:
+    found = problem("31B", **TABLES)
+    packed = [form for form in CHOICES if form]
+    fewer = found.without({"embedding *embed_tokens": packed, "lm_head *lm_head": packed})
+    assert {part.name: part.base for part in fewer.parts if not part.is_free} == {"embed_tokens": None, "lm_head": None}
+    assert fewer.fixed_bytes == problem("31B").fixed_bytes
+    with pytest.raises(GateError, match="no choice of packing is left") as caught:
+        found.without({"mlp *.mlp.down_proj": CHOICES})
+    assert [*caught.value.offenders] == [
+        "mlp *.mlp.down_proj: int4 g128, int4 g64, int4 g32, int8 per row, kept refused"
+    ]
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_few_rules_say_a_choice_for_a_released_size(size: str) -> None:
+    checkpoint = opened(released(size))
+    found = Problem.of(make_plan(checkpoint, load().recipe), CHOICES)
+    chosen = found.frontier(losses(found)).within(Bits(5.0).bytes_of(found))
+    values = recipe_values(found, chosen)
+    assert len(values["rules"]) <= 20
+    plan_of(checkpoint, values, found, chosen)
+
+
+def test_bits_are_those_of_a_uniform_recipe() -> None:
+    found = problem("31B")
+    for bits, form in ((4.125, Packing(4, 128)), (4.5, Packing(4, 32))):
+        uniform = {part.name: form if part.is_free else part.base for part in found.parts}
+        assert found.bits(found.nbytes(uniform)) == bits
+        assert Bits(bits).bytes_of(found) == found.nbytes(uniform)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Size(10), "--target-size 10: 10 B of tensors, and the smallest output has"),
+        (Bits(4.1), "--target-bits 4.1: .* the smallest output has .* 4.125 bits a weight"),
+        (Bits(17), "--target-bits 17: .* hold every weight as it is"),
+        (Size(10**15), "hold every weight as it is"),
+    ],
+)
+def test_budgets_that_cannot_be(target: Size | Bits, message: str) -> None:
+    found = problem("31B")
+    with pytest.raises(UsageError, match=message) as caught:
+        budget(target, found)
+    assert "not decided on" in caught.value.hint or "nothing is decided" in caught.value.hint
+
+
+def test_one_target_is_asked_for() -> None:
+    assert target_of("14GB", None, None) == Size(14 * 10**9)
+    assert target_of(None, 4.75, None) == Bits(4.75)
+    assert target_of(None, None, 0.02) == Loss(0.02)
+    for asked in ((None, None, None), ("14GB", 4.5, None), ("14 bananas", None, None), ("0", None, None)):
+        with pytest.raises(UsageError):
+            target_of(*asked)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="above 0"):
+            target_of(None, wrong, None)
+
+
+def test_choices_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match="no engine has a kernel") as caught:
+        parse_choices(["4:32", "3:32", "8:12", "16:32", "5", "4:channel"])
+    assert [line.partition(": ")[0].partition(": expected")[0] for line in caught.value.offenders] == [
+        "3:32",
+        "8:12",
+        "16:32",
+        "5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "error", "message"),
+    [
+        ("assistant", {"assistant": "pack"}, UnsupportedError, "a drafter has no loss"),
+        ("31B", {"rules": [{"role": "attention", "bits": 8}, {"role": "mlp", "bits": 4}]}, UsageError, "nothing to"),
+        ("31B", {"pack": ["vision_tower", "mlp"], "rules": [{"role": "vision_tower", "bits": 8}]}, UsageError, "tower"),
+        ("31B", {"bits": {"experts": 8}}, UsageError, "weights that this model has not"),
+        ("31B", {"rules": [{"layers": "4-9", "bits": 8}]}, UsageError, "weights that this model has not"),
+    ],
+)
+def test_problems_that_cannot_be(family: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        problem(family, **options)
