@@ -1,6 +1,6 @@
 """g4convert: Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.
 
-    from g4convert import calibrate, check, load, plan, quantize, verify
+    from g4convert import calibrate, check, fit, load, plan, quantize, verify
 
 Importing the package imports nothing else of it: each function is found when it is first asked for.
 """
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from g4convert.api.calibrate import calibrate
     from g4convert.api.check import check
+    from g4convert.api.fit import fit
     from g4convert.api.load import load
     from g4convert.api.plan import plan
     from g4convert.api.quantize import quantize
     from g4convert.api.verify import verify
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "calibrate", "check", "load", "plan", "quantize", "verify"]
+__all__ = ["__version__", "calibrate", "check", "fit", "load", "plan", "quantize", "verify"]
 
 if not TYPE_CHECKING:  # a type checker reads the imports above, and so sees a misspelled name
 

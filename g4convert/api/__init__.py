@@ -6,6 +6,7 @@ own_calibration  Makes the calibration file of an output, where none is named
 quantize         Writes an output and verifies it
 verify           Verifies an output against its reference
 calibrate        Makes a calibration file from texts
+fit              Chooses bits for each part of a model, and writes a recipe
 check            Judges which engines load a checkpoint
 load             Loads a checkpoint into transformers, packed weights as packed words
 """

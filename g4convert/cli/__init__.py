@@ -8,11 +8,13 @@ options            Declares the options that several commands share
 recipe_values      Declares the options that are values of a recipe
 calibrate_options  Declares the options on what calibrates
 verify_options     Declares the options of what is verified
+fit_options        Declares the options on what a fit chooses and measures
 generate_options   Declares the options of what is asked
 recipe_options     Gives commands the options of a recipe
 plan               `g4convert plan`
 quantize           `g4convert quantize`
 calibrate          `g4convert calibrate`
+fit                `g4convert fit`
 verify             `g4convert verify`
 check              `g4convert check`
 reference          `g4convert reference`
@@ -25,6 +27,7 @@ tuning             Shows progress of `generate --autotune`
 printing           Prints JSON, plans and settings
 show               Makes consoles; prints errors, settings, descriptions and demonstrations
 show_engines       Prints verdicts of engines
+show_fit           Prints fits
 show_plan          Prints plans
 show_report        Prints reports
 show_summary       Prints the closing card of a conversion

@@ -22,6 +22,7 @@ from g4convert.cli import recipe as recipes
 from g4convert.cli.calibrate import calibrate
 from g4convert.cli.check import check
 from g4convert.cli.demo import demo
+from g4convert.cli.fit import fit
 from g4convert.cli.flags import Command, Group
 from g4convert.cli.generate import generate
 from g4convert.cli.inspect import inspect
@@ -59,6 +60,7 @@ for _command, _example in (
     (plan, "plan google/gemma-4-26B-A4B-it -r w4a16-g32"),
     (quantize, "quantize google/gemma-4-26B-A4B-it -o gemma-4-26B-A4B-it-W4A16"),
     (calibrate, "calibrate google/gemma-4-26B-A4B-it -o calibration.safetensors --data mine.jsonl"),
+    (fit, "fit google/gemma-4-E4B-it -o e4b-5bit.yaml --target-bits 5"),
     (verify, "verify gemma-4-26B-A4B-it-W4A16 --reference google/gemma-4-26B-A4B-it"),
     (check, "check somebodys-gemma-4-W4A16 --engine vllm --tp 2"),
     (reference, "reference google/gemma-4-26B-A4B-it -o ref.safetensors"),

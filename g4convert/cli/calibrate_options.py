@@ -48,7 +48,7 @@ Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Made by calibrate, for imatrix, gptq and best; or llama.cpp's imatrix in GGUF.",
+        help="Made by calibrate, for imatrix, gptq, best and fit; imatrix also takes llama.cpp's, in GGUF.",
         rich_help_panel=RUN,
     ),
 ]

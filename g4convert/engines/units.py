@@ -60,10 +60,14 @@ class Unit:
     part: str
 
     @property
+    def name(self) -> str:
+        """The part for people: `self_attn.qkv_proj`, `lm_head`."""
+        return _NAMED[self.part][0] if self.part in _NAMED else self._path
+
+    @property
     def label(self) -> str:
         """The unit for people: `layers.3.self_attn.qkv_proj`, `lm_head`."""
-        name = _NAMED[self.part][0] if self.part in _NAMED else self._path
-        return name if self.layer is None else f"layers.{self.layer}.{name}"
+        return self.name if self.layer is None else f"layers.{self.layer}.{self.name}"
 
     @property
     def pattern(self) -> str:

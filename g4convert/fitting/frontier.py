@@ -110,14 +110,14 @@ class Frontier:
         steps = min((nbytes - self.smallest) // self.step, len(self.best) - 1)
         return self._traced(self._first(self.best[steps]))
 
-    def losing(self, loss: float) -> tuple[int, ...] | None:
-        """The smallest choice that loses at most so much; None where every choice loses more."""
-        return None if self.best[-1] > loss else self._traced(self._first(loss))
+    @property
+    def corners(self) -> int:
+        """Number of choices that no other beats in both size and loss."""
+        return len(self._falls)
 
-    def corners(self) -> tuple[tuple[int, ...], ...]:
-        """The choices at which the loss falls, from the smallest size on."""
-        falls = np.flatnonzero(np.diff(self.best, prepend=np.inf) < 0)
-        return tuple(self._traced(int(place)) for place in falls)
+    def corner(self, place: int) -> tuple[int, ...]:
+        """One of them, from the smallest on."""
+        return self._traced(int(self._falls[place]))
 
     def nbytes(self, choice: Sequence[int]) -> int:
         """Bytes of a choice."""
@@ -126,6 +126,11 @@ class Frontier:
     def loss(self, choice: Sequence[int]) -> float:
         """Sum of the losses of a choice."""
         return sum(item.options[place].loss for item, place in zip(self.items, choice, strict=True))
+
+    @property
+    def _falls(self) -> NDArray[np.intp]:
+        """The steps at which less is lost."""
+        return np.flatnonzero(np.diff(self.best, prepend=np.inf) < 0)
 
     def _first(self, loss: float) -> int:
         """The fewest steps with which no more than this is lost."""

@@ -240,15 +240,25 @@ class Solved:
         """The assignment that loses least in an output of so many bytes, not less than the smallest."""
         return self._assignment(self.frontier.within(nbytes - self.problem.fixed_bytes))
 
-    def losing(self, loss: float) -> Assignment | None:
-        """The smallest one that loses at most so much; None where all lose more."""
-        choice = self.frontier.losing(loss)
-        return None if choice is None else self._assignment(choice)
+    def corner(self, place: int) -> Assignment:
+        """One of the assignments that no other beats, from the smallest on."""
+        return self._assignment(self.frontier.corner(place))
+
+    def loss_of(self, assignment: Assignment) -> float:
+        """Sum of the losses of single changes."""
+        choice = (options.index(self._own(options[0], assignment)) for options in self.forms)
+        return self.frontier.loss(tuple(choice))
 
     def corners(self) -> Iterator[tuple[int, float]]:
         """Yield size and loss of each assignment that no other beats."""
-        for choice in self.frontier.corners():
+        for place in range(self.frontier.corners):
+            choice = self.frontier.corner(place)
             yield self.problem.fixed_bytes + self.frontier.nbytes(choice), self.frontier.loss(choice)
+
+    @staticmethod
+    def _own(like: Assignment, assignment: Assignment) -> Assignment:
+        """The packings of the parts of one item."""
+        return {name: assignment[name] for name in like}
 
     def _assignment(self, choice: Sequence[int]) -> Assignment:
         found = {part.name: part.base for part in self.problem.parts}

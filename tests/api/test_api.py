@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["g4convert"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["calibrate", "check", "load", "plan", "quantize", "verify"]
+NAMES = ["calibrate", "check", "fit", "load", "plan", "quantize", "verify"]
 MOST_SECONDS = 0.05
 
 

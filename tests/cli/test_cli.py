@@ -38,7 +38,19 @@ if TYPE_CHECKING:
 
 __all__ = ["g4convert"]  # a fixture
 
-COMMANDS = ("plan", "quantize", "calibrate", "verify", "check", "reference", "generate", "inspect", "demo", "recipe")
+COMMANDS = (
+    "plan",
+    "quantize",
+    "calibrate",
+    "fit",
+    "verify",
+    "check",
+    "reference",
+    "generate",
+    "inspect",
+    "demo",
+    "recipe",
+)
 LEAVES = [(), *((name,) for name in COMMANDS), *(("recipe", name) for name in ("list", "show", "check", "schema"))]
 OPTIONS_OF_A_RECIPE = [
     ("--num-bits", "8", "num_bits"),

@@ -22,7 +22,7 @@ DIFFERS: Final = {
 """Options that are not the same in all commands, and why."""
 ARGUMENTS: Final = {"MODEL", "OUT", "DIR", "RECIPE"}
 VALUES: Final = ARGUMENTS | {"DATA", "FAMILY", "FILE", "LEVEL", "N", "NAME", "PATTERN", "ROLE", "SECONDS", "SIZE"}
-VALUES |= {"ROLE=N", "TEXT", "URL"}
+VALUES |= {"BITS:GROUP", "ROLE=N", "TEXT", "URL"}
 """Kinds of values, as help names them."""
 
 

@@ -35,18 +35,10 @@ def test_a_choice_is_the_best_of_all_that_fit(items: list[Item], share: float) -
     assert found.nbytes(choice) == min(nbytes for nbytes, loss in choices if nbytes <= budget and loss == best)
 
 
-@given(ITEMS, st.floats(0, 8))
-def test_a_loss_is_kept_in_the_fewest_bytes(items: list[Item], most: float) -> None:
-    found, fits = Frontier.of(items), [nbytes for nbytes, loss in every(items) if loss <= most]
-    choice = found.losing(most)
-    assert (choice is None) is not fits
-    assert choice is None or found.nbytes(choice) == min(fits)
-
-
 @given(ITEMS)
 def test_corners_are_all_choices_that_no_other_beats(items: list[Item]) -> None:
     found, choices = Frontier.of(items), every(items)
-    corners = [(found.nbytes(one), found.loss(one)) for one in found.corners()]
+    corners = [(found.nbytes(one), found.loss(one)) for one in map(found.corner, range(found.corners))]
     unbeaten = {
         (nbytes, loss)
         for nbytes, loss in choices

@@ -1,0 +1,182 @@
+"""`g4convert.fit`: a recipe with the bits for each part of a model with which a size loses least."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Unpack
+
+from g4convert.api.calibrate import calibrate
+from g4convert.api.recipes import Overrides, RecipeLike, resolved
+from g4convert.checkpoint import source
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.method import choose
+from g4convert.devices import is_roomy, memory_faults, torch_device
+from g4convert.errors import EnvironmentFault, Interrupted, UsageError
+from g4convert.fitting.bench import Bench
+from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
+from g4convert.fitting.choosing import choose_for, presets
+from g4convert.fitting.engines import loadable
+from g4convert.fitting.inputs import Inputs
+from g4convert.fitting.plot import plot as drawn
+from g4convert.fitting.problem import Problem
+from g4convert.fitting.result import Fitted
+from g4convert.fitting.rounding import Rounder
+from g4convert.fitting.sensitivities import Sensitivities, measure
+from g4convert.fitting.target import Loss, budget, target_of
+from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
+from g4convert.forward.load import DTypeName, load
+from g4convert.planning.gate import Outlook
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.sizes import default_workers
+from g4convert.planning.steps import make_plan
+from g4convert.progress import Quiet
+from g4convert.quantities import size
+
+__all__ = ["fit"]
+
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def fit(  # noqa: PLR0913 -- the choices of a fit
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    target_size: str | None = None,
+    target_bits: float | None = None,
+    max_kl: float | None = None,
+    recipe: RecipeLike = DEFAULT,
+    choices: Sequence[str] = DEFAULT_CHOICES,
+    calibration: str | os.PathLike[str] | None = None,
+    rows: int = 8,
+    tokens: int = 64,
+    sensitivities: str | os.PathLike[str] | None = None,
+    plot: str | os.PathLike[str] | None = None,
+    tp: Sequence[int] = (),
+    dtype: DTypeName = "float32",
+    device: str = "cpu",
+    workers: int = 0,
+    overwrite: bool = False,
+    progress: Quiet | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    **overrides: Unpack[Overrides],
+) -> Fitted:
+    """Choose bits for each part of a model, and write a recipe that says them. Stopped, the same call continues.
+
+    Args:
+        model: a directory, or `org/name[@revision]` on the Hugging Face hub.
+        output: the .yaml file.
+        target_size: bytes of all tensors, as `14GB`; one of the three targets is given.
+        target_bits: mean bits of the weights that are decided on, scales included.
+        max_kl: largest mean KL to the original, in nats, on the token ids that are run.
+        recipe: the recipe that says everything but the bits: which roles are decided on, the method, the engines.
+        choices: packings that are tried, as `4:32`, `8:channel` and `16`.
+        calibration: file of token ids; None takes one beside the output, which is made of the bundled texts.
+        rows: number of its rows that are run.
+        tokens: tokens of each.
+        sensitivities: file that keeps the measured losses; None takes one beside the output.
+        plot: SVG file of size against KL; None draws none.
+        tp: numbers of GPUs (tensor parallel sizes) at which the recipe's engines must load the output; empty is 1.
+        dtype: dtype of the forward.
+        device: device of the forward: `cpu`, `cuda` or `cuda:N`.
+        workers: threads that round; 0 is one for each core.
+        overwrite: replace a recipe that is there.
+        progress: told of measured changes; a subclass of `g4convert.progress.Quiet`.
+        say: told what is done next.
+        **overrides: values of the recipe, as `group_size=64`.
+
+    Returns:
+        The recipe, what was measured, and the points of the plot.
+
+    Raises:
+        UsageError: not one target, one that no choice meets, an output that is there already, no such recipe or choice.
+        InputError: no such model, or a file that is about another one.
+        GateError: nothing that the recipe's engines load is left to choose, or no choice loses so little.
+        EnvironmentFault: the model does not fit the memory, or there is no such device.
+        Interrupted: stopped on request; measured losses are kept.
+    """
+    target, path, watch = target_of(target_size, target_bits, max_kl), Path(output), progress or Quiet()
+    _check_places(path, plot, overwrite=overwrite)
+    base, forms = resolved(recipe, overrides), parse_choices(choices)
+    if tp and not base.recipe.engines:
+        raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
+    checkpoint = Checkpoint.open(source.resolve(os.fspath(model)).path)
+    tps = tuple(tp) or (1,)
+    problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
+    if not isinstance(target, Loss):
+        budget(target, problem)
+    _check_memory(checkpoint, problem, dtype, device)
+    data = Path(calibration) if calibration else path.with_name(f"{path.stem}.calibration.safetensors")
+    if not data.exists():
+        say(f"calibration: of the bundled texts, kept in {data}")
+        calibrate(checkpoint.path, data, answers=False, statistics=base.recipe.is_calibrated, progress=watch)
+    given = Inputs.of(data, checkpoint, problem, rows, tokens)
+    with memory_faults(), _bench(checkpoint, problem, given, dtype, device, workers) as bench:
+        basis = given.basis(checkpoint, bench.rounder, dtype)
+        kept = Path(sensitivities) if sensitivities else path.with_suffix(".sensitivities.json")
+        known = Sensitivities.at(kept, basis)
+        _measure(problem, bench, known, kept, watch)
+        solved = problem.frontier(known.losses)
+        tried = choose_for(target, solved, bench)
+        chosen = tried[-1]
+        values = recipe_values(problem, chosen.assignment)
+        plan = plan_of(checkpoint, values, problem, chosen.assignment)
+        Outlook.of(plan, tps).hold(plan.recipe, tps)
+        shown = tuple(presets(problem, checkpoint, bench))
+    corners = tuple(solved.corners())
+    found = Fitted(path, problem, known, tried, shown, corners)
+    path.write_text(recipe_text(values, found.comments(target)), encoding="utf-8")
+    if plot is not None:
+        Path(plot).write_text(drawn(f"{Path(os.fspath(model)).name}: size and KL", corners, shown, tried))
+    return found
+
+
+@contextmanager
+def _bench(  # noqa: PLR0913, PLR0917 -- a model, how it runs, and how it is rounded
+    checkpoint: Checkpoint, problem: Problem, given: Inputs, dtype: DTypeName, device: str, workers: int
+) -> Iterator[Bench]:
+    """A loaded model on the ids, and threads that round."""
+    plan = problem.plan
+    with Reader(checkpoint.path, checkpoint.weight_files) as reader:
+        choice = choose(plan, checkpoint, reader)
+    loaded = load(checkpoint, dtype=dtype, device=torch_device(device), decoder_only=True)
+    with ThreadPoolExecutor(workers or default_workers(), "fit") as pool:
+        prefix = plan.inventory.architecture.text_prefix
+        yield Bench.of(loaded, given.ids, Rounder(choice, prefix, pool, plan.recipe.signed, given.statistics))
+
+
+def _measure(problem: Problem, bench: Bench, known: Sensitivities, path: Path, progress: Quiet) -> None:
+    try:
+        measure(problem, bench, known, path, progress)
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; measured losses are kept", hint="the same command continues") from error
+
+
+def _check_places(path: Path, plot: str | os.PathLike[str] | None, *, overwrite: bool) -> None:
+    """Refuse files that cannot be written, before any work."""
+    if path.suffix not in {".yaml", ".yml"}:
+        raise UsageError(f"{path}: a recipe ends in .yaml", hint=f"-o {path.name}.yaml")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UsageError(f"{path}: is there already", hint="name another file, or pass --overwrite")
+    for one in (path, *([] if plot is None else [Path(plot)])):
+        if not one.parent.is_dir() or one.is_dir():
+            raise UsageError(f"{one}: no file can be written there", hint="name a file in a directory that exists")
+
+
+def _check_memory(checkpoint: Checkpoint, problem: Problem, dtype: str, device: str) -> None:
+    """Refuse a decoder that the memory does not hold: each change runs it from where it differs.
+
+    Raises:
+        EnvironmentFault: it is too large.
+    """
+    plan = problem.plan
+    prefix = plan.inventory.architecture.text_prefix
+    weights = [one for one in plan.inventory.weights if one.name.startswith(prefix)]
+    need = _ITEMSIZE[dtype] * sum(one.info.numel for one in weights)
+    if not is_roomy(need, torch_device(device)):
+        raise EnvironmentFault(
+            f"{checkpoint.path}: its decoder takes {size(need)} in {dtype}, more than the free memory of {device}",
+            hint="--dtype bfloat16 takes half, --device cuda that of a GPU; measured losses serve on any machine",
+        )

@@ -1,0 +1,89 @@
+"""`g4convert fit`."""
+
+from typing import TYPE_CHECKING, Literal, cast
+
+from g4convert.cli.calibrate_options import Calibration
+from g4convert.cli.fit_options import (
+    Choices,
+    MaxKl,
+    Plot,
+    RecipeFile,
+    Rows,
+    RowTokens,
+    Sensitivities,
+    TargetBits,
+    TargetSize,
+)
+from g4convert.cli.options import FloatType, Json, Model, NoColor, Overwrite, Quiet, RunDevice, Verbose, Workers
+from g4convert.cli.printing import print_json
+from g4convert.cli.recipe_options import with_recipe
+from g4convert.cli.recipe_values import TensorParallel
+
+if TYPE_CHECKING:
+    from g4convert.planning.recipe import Resolved
+
+__all__ = ["fit"]
+
+
+@with_recipe
+def fit(  # noqa: PLR0913 - one parameter for each option
+    model: Model,
+    *,
+    output: RecipeFile,
+    target_size: TargetSize = None,
+    target_bits: TargetBits = None,
+    max_kl: MaxKl = None,
+    choice: Choices = None,
+    resolved: "Resolved",
+    tp: TensorParallel = None,
+    calibration: Calibration = None,
+    rows: Rows = 8,
+    tokens: RowTokens = 64,
+    sensitivities: Sensitivities = None,
+    workers: Workers = 0,
+    dtype: FloatType = None,
+    device: RunDevice = None,
+    overwrite: Overwrite = False,
+    plot: Plot = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+    verbose: Verbose = False,
+) -> None:
+    """Choose bits for each part of a model so that a size loses least, and write the recipe."""
+    from g4convert.api.fit import fit as make
+    from g4convert.cli import verification
+    from g4convert.fitting.choices import DEFAULT_CHOICES
+    from g4convert.request import DEFAULTS, FLOAT_TYPES
+    from g4convert.suggestions import no_such
+
+    if dtype is not None and dtype not in FLOAT_TYPES:
+        raise no_such("--dtype", dtype, FLOAT_TYPES)
+    with verification.Printed(quiet=quiet, no_color=no_color).watched() as watched:
+        found = make(
+            model,
+            output,
+            target_size=target_size,
+            target_bits=target_bits,
+            max_kl=max_kl,
+            recipe=resolved,
+            choices=choice or DEFAULT_CHOICES,
+            calibration=calibration,
+            rows=rows,
+            tokens=tokens,
+            sensitivities=sensitivities,
+            plot=plot,
+            tp=tp or (),
+            dtype=cast("Literal['float32', 'bfloat16']", dtype or DEFAULTS.dtype),
+            device=device or DEFAULTS.device,
+            workers=workers,
+            overwrite=overwrite,
+            progress=watched.bar,
+            say=watched.say,
+        )
+    if as_json:
+        print_json(found.to_dict())
+    elif not quiet:
+        from g4convert.cli import show, show_fit
+
+        show_fit.fitted(show.console(no_color=no_color), found, model, parts=verbose)

@@ -1,0 +1,46 @@
+"""Options on the target of a fit, what may be chosen, and what is measured."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from g4convert.cli.panels import PRINT, RUN
+
+__all__ = ["Choices", "MaxKl", "Plot", "RecipeFile", "RowTokens", "Rows", "Sensitivities", "TargetBits", "TargetSize"]
+
+RecipeFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, ending in .yaml.")]
+TargetSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all tensors, as 14GB or 500MB.")]
+TargetBits = Annotated[
+    float | None, typer.Option(metavar="N", help="Mean bits of the weights decided on, scales included, as 4.75.")
+]
+MaxKl = Annotated[
+    float | None, typer.Option(metavar="N", help="Largest mean KL to MODEL in nats, on the texts that are run.")
+]
+Choices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--choice",
+        metavar="BITS:GROUP",
+        help="Packing to try, as 4:32 or 8:channel, and 16 to keep; repeat for several. Default: 4:128, 4:64, 4:32, "
+        "8:channel, 16.",
+    ),
+]
+Rows = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Rows of the calibration file that are run.", rich_help_panel=RUN)
+]
+RowTokens = Annotated[
+    int, typer.Option("--tokens", metavar="N", min=2, help="Tokens of each row that are run.", rich_help_panel=RUN)
+]
+Sensitivities = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Measured losses, kept for the next target; beside the recipe by default.",
+        rich_help_panel=RUN,
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="SVG of size against KL: frontier, choice, presets.", rich_help_panel=PRINT),
+]

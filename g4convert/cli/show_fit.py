@@ -1,0 +1,83 @@
+"""Prints a fit: what was chosen by kind of part or by part, with bytes and losses, and points of size and KL."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from g4convert.cli.tables import facts, put, table
+from g4convert.fitting.choices import label_of
+from g4convert.quantities import count, size
+
+if TYPE_CHECKING:
+    from g4convert.fitting.choosing import Point
+    from g4convert.fitting.problem import Part
+    from g4convert.fitting.result import Fitted
+
+__all__ = ["fitted"]
+
+
+def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
+    """Print what was chosen.
+
+    Args:
+        out: console.
+        found: the fit.
+        model: as it was asked for.
+        parts: every part with the bytes and losses of all its packings, instead of kinds of parts.
+    """
+    chosen, problem = found.chosen, found.problem
+    columns = ("part", "weights", "packed", "size", "KL")
+    put(out, table(columns, _parts(found) if parts else _kinds(found), right={"weights", "size", "KL"}))
+    out.print()
+    points = [*found.presets, *found.tried[:-1], chosen]
+    rows = [_point(found, one, "chosen" if one is chosen else one.name) for one in points]
+    put(out, table(("recipe", "size", "bits", "KL", "predicted"), rows, right={"size", "bits", "KL", "predicted"}))
+    out.print()
+    basis = found.sensitivities.basis
+    told = {
+        "written": str(found.output),
+        "size": f"{size(chosen.nbytes)} of tensors, {size(problem.fixed_bytes)} of them not decided on",
+        "KL": f"mean of {basis.samples} x {basis.length} token ids, rounded by {basis.method}; presets on the same ids",
+        "next": f"g4convert quantize {quote(model)} -o OUT -r {quote(str(found.output))}",
+    }
+    put(out, facts(told))
+
+
+def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:
+    """Yield a row for each kind of part: how many have each packing, and what all lose together."""
+    kinds: defaultdict[str, list[Part]] = defaultdict(list)
+    for part in found.problem.free:
+        kinds[part.unit.name].append(part)
+    for kind, members in kinds.items():
+        forms = {part.name: found.chosen.assignment[part.name] for part in members}
+        counts = Counter(label_of(form) for form in forms.values())
+        lost = sum(found.losses(name)[label_of(form)] for name, form in forms.items())
+        yield (
+            kind,
+            count(sum(part.params for part in members)),
+            ", ".join(f"{number} x {label}" for label, number in counts.most_common()),
+            size(sum(part.nbytes(forms[part.name]) for part in members)),
+            f"{lost:.5f}",
+        )
+
+
+def _parts(found: "Fitted") -> Iterator[tuple[str, ...]]:
+    """Yield a row for each packing of each part; the chosen one is marked."""
+    for part in found.problem.free:
+        losses, chosen = found.losses(part.name), found.chosen.assignment[part.name]
+        for form in part.forms:
+            mark = "*" if form == chosen else " "
+            label = label_of(form)
+            yield part.name, count(part.params), f"{mark} {label}", size(part.nbytes(form)), f"{losses[label]:.6f}"
+
+
+def _point(found: "Fitted", one: "Point", name: str) -> tuple[str, ...]:
+    """Name, size, bits, KL and prediction; bits only of what packs the same parts as the fit may."""
+    fixed = (part for part in found.problem.parts if not part.is_free)
+    alike = all(one.assignment.get(part.name, part.base) == part.base for part in fixed)
+    bits = f"{found.problem.bits(one.nbytes):.3f}" if alike and len(one.assignment) == len(found.problem.parts) else ""
+    predicted = "" if one.predicted is None else f"{one.predicted:.4f}"
+    return name, size(one.nbytes), bits, f"{one.measured:.4f}", predicted

@@ -1,0 +1,239 @@
+"""A resident model on fixed token ids, whose parts are rounded, run, and put back.
+
+    whole forward, once       what each layer gives, and the keys and values it leaves for later ones
+    a change in layer l       layers before l hand on what they gave; l and those behind it run
+    a change in a table       its rows of these ids are rounded, no others
+    a change in the head      no layer runs; its rows of the tokens that are compared are rounded
+
+The model's own forward runs in every case, so masks, rotary tables and per-layer inputs are transformers'.
+
+Letters: s sequences, t tokens of each, h hidden size, p positions that are judged.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.devices import device_of
+from g4convert.engines.limits import Packing
+from g4convert.fitting.choices import Form
+from g4convert.fitting.divergence import Divergence
+from g4convert.fitting.problem import Part
+from g4convert.fitting.rounding import Rounder
+from g4convert.forward.logits import Head
+from g4convert.forward.models import Model
+from g4convert.gemma4 import Role, Weight
+from g4convert.planning.rules import PackRole
+
+__all__ = ["Bench"]
+
+_Place: TypeAlias = tuple[Any, str, torch.nn.Module | torch.nn.Parameter]
+"""A module, the name of something in it, and what is put there."""
+_TABLES: Final = frozenset({PackRole.EMBEDDING, PackRole.PLE_EMBEDDING})
+_SKIPPED: Final = 1
+"""Positions at the start of a sequence that are not judged: what follows BOS alone is no text's."""
+
+
+class _Given(torch.nn.Module):
+    """Stands where a layer does, and gives what the layer gave.
+
+    Args:
+        states: what it gave, [s, t, h].
+        left: keys and values that it left for later layers, by kind of attention.
+    """
+
+    def __init__(self, states: torch.Tensor, left: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._states, self._left = states, left
+
+    def forward(self, *_: object, shared_kv_states: Any = None, **__: object) -> torch.Tensor:  # noqa: ANN401
+        """[s, t, h], whatever it is given."""
+        if shared_kv_states is not None:
+            shared_kv_states.update(self._left)
+        return self._states
+
+
+class _Noting(torch.nn.Module):
+    """Runs a layer, and notes what it gives and leaves."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self._layer = layer
+        self.given: _Given | None = None
+
+    def forward(self, *args: Any, shared_kv_states: Any = None, **options: Any) -> torch.Tensor:  # noqa: ANN401
+        """Give what the layer gives."""
+        before = {} if shared_kv_states is None else dict(shared_kv_states)
+        states: torch.Tensor = self._layer(*args, shared_kv_states=shared_kv_states, **options)
+        after = {} if shared_kv_states is None else dict(shared_kv_states)
+        left = {key: one for key, one in after.items() if before.get(key) is not one}
+        self.given = _Given(states, left)
+        return states
+
+
+class _Table(torch.nn.Module):
+    """Stands where an embedding does, with the rows of some ids alone.
+
+    Args:
+        ids: these ids, in order, int64 [u].
+        rows: their rows, scaled, [u, k].
+    """
+
+    def __init__(self, ids: torch.Tensor, rows: torch.Tensor) -> None:
+        super().__init__()
+        self._ids, self._rows = ids, rows
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[...] -> [..., k]."""
+        return self._rows[torch.searchsorted(self._ids, input_ids.contiguous())]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """A model and what it gives on some ids.
+
+    Args:
+        model: resident, with an output head.
+        rounder: rounds its parts.
+        ids: int64 [s, t], on the device of the model.
+        layers: what each layer gives.
+        states: what the head is given at the positions that are judged, [p, h].
+        original: the answer of the model as it is.
+    """
+
+    model: Model
+    rounder: Rounder
+    ids: torch.Tensor
+    layers: tuple[_Given, ...]
+    states: torch.Tensor
+    original: Divergence
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Model, ids: NDArray[np.int32], rounder: Rounder) -> "Bench":
+        """Run the model once.
+
+        Args:
+            model: resident.
+            ids: [s, t].
+            rounder: rounds its parts.
+
+        Raises:
+            TypeError: the model has no head.
+        """
+        head = Head.of(model)
+        if head is None:
+            raise TypeError("a model without an output head")
+        given = torch.from_numpy(ids.astype(np.int64)).to(device_of(model))
+        noting = [_Noting(layer) for layer in model.get_decoder().layers]
+        with _layers(model, noting):
+            states = _run(model, given)
+        layers = tuple(one.given for one in noting if one.given is not None)
+        return cls(model, rounder, given, layers, states, Divergence.of(head, states))
+
+    @torch.no_grad()
+    def kl(self, forms: Iterable[tuple[Part, Form]]) -> float:
+        """Mean KL to the model as it is, in nats.
+
+        Args:
+            forms: parts and what they are packed as; all others are as they are.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        changes = [(part, form) for part, form in forms if form is not None]
+        body = [(part, form) for part, form in changes if part.role is not PackRole.LM_HEAD]
+        with ExitStack() as stack:
+            for part, form in body:
+                stack.enter_context(self._changed(part, form))
+            states = self._states(min((part.unit.layer or 0 for part, _ in body), default=len(self.layers)))
+        head = [self._head_rows(part.weights[0], form) for part, form in changes if part.role is PackRole.LM_HEAD]
+        return float(self.original.kl(states, head[0] if head else None).mean())
+
+    def _states(self, first: int) -> torch.Tensor:
+        """The states that the head is given, if nothing before a layer has changed."""
+        if first == len(self.layers):
+            return self.states
+        own = self.model.get_decoder().layers
+        with _layers(self.model, [*self.layers[:first], *own[first:]]):
+            return _run(self.model, self.ids)
+
+    @contextmanager
+    def _changed(self, part: Part, form: Packing) -> Iterator[None]:
+        """Inside, a part reads as if it were packed."""
+        put = self._table if part.role in _TABLES else self._experts if part.role is PackRole.EXPERTS else self._linear
+        with ExitStack() as stack:
+            for owner, name, value in put(part, form):
+                stack.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
+            yield
+
+    def _table(self, part: Part, form: Packing) -> Iterator[_Place]:
+        """Yield the table that stands in place of one."""
+        decoder, weight = self.model.get_decoder(), part.weights[0]
+        name = weight.module.last
+        own, ids = getattr(decoder, name), torch.unique(self.ids)
+        rows = self.rounder.rounded(weight, own.weight[ids.to(own.weight.device)], form)
+        yield decoder, name, _Table(ids, rows * own.embed_scale.to(rows.dtype))
+
+    def _linear(self, part: Part, form: Packing) -> Iterator[_Place]:
+        """Yield the weights of Linears; keys and values that no layer reads are none of the model's."""
+        for weight in part.weights:
+            if weight.role is not Role.KV_SHARED:
+                path = weight.module.last if part.unit.layer is None else weight.module.in_layer
+                owner = self._layer(weight).get_submodule(path)
+                yield owner, "weight", _parameter(self.rounder.rounded(weight, owner.weight, form))
+
+    def _experts(self, part: Part, form: Packing) -> Iterator[_Place]:
+        """Yield the two tensors in which a layer holds its experts: [e, 2i, h] with gate rows first, and [e, h, i]."""
+        owner = self._layer(part.weights[0]).experts
+        found = {name: getattr(owner, name).detach().clone() for name in ("gate_up_proj", "down_proj")}
+        for weight in part.weights:
+            module = weight.module
+            whole = found["down_proj" if module.projection == "down_proj" else "gate_up_proj"][module.expert]
+            n, is_up = weight.shape[0], module.projection == "up_proj"
+            rows = whole[n:] if is_up else whole[:n]
+            rows.copy_(self.rounder.rounded(weight, rows, form))
+        for name, value in found.items():
+            yield owner, name, _parameter(value)
+
+    def _layer(self, weight: Weight) -> Model:
+        """The layer that a weight is in; outside of layers the decoder."""
+        decoder, number = self.model.get_decoder(), weight.module.decoder_layer
+        return decoder if number is None else decoder.layers[number]
+
+    def _head_rows(self, weight: Weight, form: Packing) -> torch.Tensor:
+        """The rows of a rounded head that are compared, [p, m, h]."""
+        head = Head.of(self.model)
+        if head is None or head.weight is None:
+            raise TypeError("the head of an original is a plain matrix")
+        ids, places = torch.unique(self.original.ids, return_inverse=True)
+        rows = self.rounder.rounded(weight, head.weight[ids.to(head.weight.device)], form)
+        return rows[places.to(rows.device)]
+
+
+def _parameter(value: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(value, requires_grad=False)
+
+
+@contextmanager
+def _layers(model: Model, layers: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Inside, the decoder has other layers."""
+    decoder = model.get_decoder()
+    own, decoder.layers = decoder.layers, torch.nn.ModuleList(layers)
+    try:
+        yield
+    finally:
+        decoder.layers = own
+
+
+def _run(model: Model, ids: torch.Tensor) -> torch.Tensor:
+    """Run the decoder: the states that the head is given at the positions that are judged, [p, h]."""
+    states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    judged: torch.Tensor = states[:, _SKIPPED:].flatten(0, 1).contiguous()
+    return judged

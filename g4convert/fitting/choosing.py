@@ -1,0 +1,117 @@
+"""The choice for a target, tried: what single changes predict is held against the whole choice, measured at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import GateError, InputError, UsageError
+from g4convert.fitting.bench import Bench
+from g4convert.fitting.problem import Assignment, Problem, Solved, parts_of
+from g4convert.fitting.target import Loss, Target, budget
+from g4convert.planning.layout import lay_out
+from g4convert.planning.recipe import Method, load, shipped
+from g4convert.planning.steps import make_plan
+
+__all__ = ["Point", "choose_for", "presets"]
+
+_TRIES: Final = 12
+_GUESSES: Final = 4
+"""Tries that are guessed from the one before."""
+_NEAR: Final = 0.95
+"""Share of an allowed loss from which on a choice is close enough to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A way to pack the model, and what it was measured to lose.
+
+    Args:
+        name: name of the preset, or of the choice.
+        nbytes: bytes of all tensors.
+        measured: mean KL in nats, everything packed at once.
+        predicted: sum of the losses of single changes; None of a preset.
+        assignment: packing of each part; of a preset, without those that it makes itself.
+    """
+
+    name: str
+    nbytes: int
+    measured: float
+    predicted: float | None
+    assignment: Assignment
+
+
+def choose_for(target: Target, solved: Solved, bench: Bench) -> tuple[Point, ...]:
+    """The choices that were tried for a target, the one to take last.
+
+    Args:
+        target: the target; a loss is held by what is measured, so several choices may be tried for it.
+        solved: the frontier of predicted losses.
+        bench: measures.
+
+    Raises:
+        GateError: no choice loses so little.
+    """
+    if isinstance(target, Loss):
+        return _within_loss(target, solved, bench)
+    chosen = solved.within(budget(target, solved.problem))
+    return (_tried(target.text, chosen, solved, bench),)
+
+
+def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...]:
+    """Search the frontier for its smallest choice whose measured loss is within the target.
+
+    Each try tells how far the sum of single changes is off, and where to look next; after a few the middle is taken.
+    """
+    corners = tuple(solved.corners())
+    tried: dict[int, Point] = {}
+    low, high, off = -1, len(corners), 1.0
+    while high - low > 1 and len(tried) < _TRIES:
+        wanted = next((n for n, (_, loss) in enumerate(corners) if loss * off <= target.kl), len(corners) - 1)
+        place = min(max(wanted, low + 1), high - 1) if len(tried) < _GUESSES else (low + high) // 2
+        one = tried[place] = _tried(target.text, solved.corner(place), solved, bench)
+        if one.measured > target.kl:
+            low = place
+        else:
+            high = place
+            if one.measured >= _NEAR * target.kl:
+                break
+        off = one.measured / one.predicted if one.predicted else off
+    if high == len(corners):
+        raise GateError(
+            f"{target.text}: no choice was found that loses so little; the least was "
+            f"{min(one.measured for one in tried.values()):.3g}",
+            hint="--choice 16 lets parts be kept",
+        )
+    return (*(one for place, one in tried.items() if place != high), tried[high])
+
+
+def _tried(name: str, chosen: Assignment, solved: Solved, bench: Bench) -> Point:
+    problem = solved.problem
+    measured = bench.kl((part, chosen[part.name]) for part in problem.parts)
+    return Point(name, problem.nbytes(chosen), measured, solved.loss_of(chosen), chosen)
+
+
+def presets(problem: Problem, checkpoint: Checkpoint, bench: Bench) -> Iterator[Point]:
+    """Yield the shipped recipes that fit the model, each packing once, rounded by the method of the fit.
+
+    Args:
+        problem: its recipe says the layout, and what is kept of unused tensors.
+        checkpoint: the source.
+        bench: measures.
+    """
+    own, seen = problem.plan.recipe, []
+    fixed = {"layout": own.layout, "kv_shared": own.kv_shared}
+    for name, recipe in shipped().items():
+        if recipe.method is not Method.AUTO or recipe.layout != "full":
+            continue
+        try:
+            plan = make_plan(checkpoint, load(name, fixed).recipe)
+        except (UsageError, InputError):  # a role that the model lacks, or groups that do not divide its rows
+            continue
+        parts = parts_of(plan)
+        assignment = {part.name: part.base for part in parts}
+        if assignment not in seen:
+            seen.append(assignment)
+            measured = bench.kl((part, part.base) for part in parts)
+            yield Point(name, lay_out(plan).tensor_bytes, measured, None, assignment)

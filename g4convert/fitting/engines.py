@@ -1,0 +1,52 @@
+"""Packings that the engines of a recipe do not load, found before anything is measured.
+
+One plan for each choice packs every part that can have it. Where an engine refuses that, one for each kind of part
+packs these alone and keeps the rest, and what is refused is no choice for the kind.
+"""
+
+from collections.abc import Collection, Iterable
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import GateError
+from g4convert.fitting.choices import Form
+from g4convert.fitting.problem import Part, Problem
+from g4convert.fitting.writing import plan_of, recipe_values
+from g4convert.planning.gate import Outlook
+
+__all__ = ["loadable"]
+
+
+def loadable(problem: Problem, checkpoint: Checkpoint, tps: Collection[int]) -> Problem:
+    """The problem with those choices that the engines of its recipe load at all of some sizes.
+
+    Args:
+        problem: the problem; without engines in its recipe nothing is refused.
+        checkpoint: the source.
+        tps: tensor parallel sizes.
+
+    Raises:
+        GateError: no choice is left for a part.
+    """
+    refused: dict[str, list[Form]] = {}
+    choices = dict.fromkeys(form for part in problem.free for form in part.forms)
+    for form in choices if problem.plan.recipe.engines else ():
+        having = [part for part in problem.free if form in part.forms]
+        if form is None or _loads(problem, checkpoint, having, form, tps):
+            continue
+        for kind in dict.fromkeys(part.kind for part in having):
+            alike = [part for part in having if part.kind == kind]
+            if not _loads(problem, checkpoint, alike, form, tps):
+                refused.setdefault(kind, []).append(form)
+    return problem.without(refused)
+
+
+def _loads(problem: Problem, checkpoint: Checkpoint, parts: Iterable[Part], form: Form, tps: Collection[int]) -> bool:
+    """Return whether all engines load an output with some parts packed, and the other free ones kept."""
+    assignment = {part.name: None if part.is_free else part.base for part in problem.parts}
+    assignment |= {part.name: form for part in parts}
+    plan = plan_of(checkpoint, recipe_values(problem, assignment), problem, assignment)
+    try:
+        Outlook.of(plan, tps).hold(plan.recipe, tps)
+    except GateError:
+        return False
+    return True

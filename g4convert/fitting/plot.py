@@ -1,0 +1,98 @@
+"""Size against KL as an SVG file: the frontier that single changes predict, and points that were measured."""
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Final
+
+from g4convert.fitting.choosing import Point
+from g4convert.quantities import size
+
+__all__ = ["plot"]
+
+_WIDTH, _HEIGHT = 720, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 40, 50
+_STYLE: Final = (
+    "text{font:12px system-ui,sans-serif;fill:#333}.faint{fill:#777}.grid{stroke:#ddd}"
+    ".frontier{fill:none;stroke:#2563eb;stroke-width:2}.preset{fill:#d97706}.chosen{fill:#16a34a}.tried{fill:#9ca3af}"
+)
+
+
+def plot(title: str, corners: Sequence[tuple[int, float]], presets: Sequence[Point], tried: Sequence[Point]) -> str:
+    """Draw the points.
+
+    Args:
+        title: heading.
+        corners: size and predicted loss along the frontier, from the smallest size on.
+        presets: shipped recipes.
+        tried: choices that were measured, the one that was taken last.
+
+    Returns:
+        The SVG. Losses are on a logarithmic axis; those of 0 sit on its lower edge.
+    """
+    sizes = [nbytes for nbytes, _ in corners] + [one.nbytes for one in (*presets, *tried)]
+    losses = [loss for _, loss in corners] + [one.measured for one in (*presets, *tried)]
+    axes = _Axes.of(sizes, losses)
+    line = " ".join(f"{axes.x(nbytes):.1f},{axes.y(loss):.1f}" for nbytes, loss in corners)
+    body = [
+        f'<text x="{_LEFT}" y="20">{escape(title)}</text>',
+        *axes.grid(),
+        f'<polyline class="frontier" points="{line}"><title>predicted from single changes</title></polyline>',
+        *(axes.point(one, "preset") for one in presets),
+        *(axes.point(one, "tried") for one in tried[:-1]),
+        *(axes.point(one, "chosen") for one in tried[-1:]),
+    ]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
+    return f"{head}<title>{escape(title)}</title><style>{_STYLE}</style>{''.join(body)}</svg>\n"
+
+
+class _Axes:
+    """Places of sizes and losses.
+
+    Args:
+        sizes: least and largest.
+        powers: powers of ten between which the losses lie.
+    """
+
+    def __init__(self, sizes: tuple[int, int], powers: tuple[int, int]) -> None:
+        self._sizes, self._powers = sizes, powers
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], losses: Sequence[float]) -> "_Axes":
+        logs = [math.log10(loss) for loss in losses if loss > 0] or [0.0]
+        low, high = math.floor(min(logs)), math.ceil(max(logs))
+        return cls((min(sizes), max(*sizes, min(sizes) + 1)), (low, max(high, low + 1)))
+
+    def x(self, nbytes: float) -> float:
+        """Place of a size."""
+        least, most = self._sizes
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (nbytes - least) / (most - least)
+
+    def y(self, loss: float) -> float:
+        """Place of a loss."""
+        low, high = self._powers
+        share = (math.log10(loss) - low) / (high - low) if loss > 0 else 0.0
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share
+
+    def grid(self) -> Iterator[str]:
+        """Yield lines and their numbers."""
+        low, high = self._powers
+        for power in range(low, high + 1):
+            y = self.y(10.0**power)
+            yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            yield f'<text class="faint" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>'
+        least, most = self._sizes
+        for part in range(5):
+            nbytes = least + (most - least) * part / 4
+            place = f'x="{self.x(nbytes):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle"'
+            yield f'<text class="faint" {place}>{size(nbytes)}</text>'
+        yield f'<text class="faint" x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">size; KL in nats</text>'
+
+    def point(self, one: Point, kind: str) -> str:
+        """Draw one, with its name beside it."""
+        x, y = self.x(one.nbytes), self.y(one.measured)
+        words = escape(f"{one.name}: {size(one.nbytes)}, KL {one.measured:.4g}")
+        end = "end" if x > _WIDTH / 2 else "start"
+        label = f'<text x="{x + (-8 if end == "end" else 8):.1f}" y="{y - 6:.1f}" text-anchor="{end}">'
+        dot = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>'
+        return f"{dot}{label}{escape(one.name)}</text>"

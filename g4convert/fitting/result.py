@@ -1,0 +1,92 @@
+"""The result of a fit: what was chosen, beside what was measured; as JSON, and as comments of the recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from g4convert.fitting.choices import KEPT, label_of
+from g4convert.fitting.choosing import Point
+from g4convert.fitting.problem import Problem
+from g4convert.fitting.sensitivities import Sensitivities
+from g4convert.fitting.target import Target
+from g4convert.quantities import size
+
+__all__ = ["Fitted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A recipe that was written.
+
+    Args:
+        output: the recipe file.
+        problem: parts of the model and what they may be packed as.
+        sensitivities: measured losses of single changes.
+        tried: choices that were measured as a whole, the written one last.
+        presets: shipped recipes on the same token ids.
+        corners: size and predicted loss along the frontier.
+    """
+
+    output: Path
+    problem: Problem
+    sensitivities: Sensitivities
+    tried: tuple[Point, ...]
+    presets: tuple[Point, ...]
+    corners: tuple[tuple[int, float], ...]
+
+    @property
+    def chosen(self) -> Point:
+        """The choice that was written."""
+        return self.tried[-1]
+
+    def losses(self, part: str) -> dict[str, float]:
+        """Losses of a part by packing."""
+        return {**self.sensitivities.losses.get(part, {}), KEPT: 0.0}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON, as `g4convert fit --json` prints it."""
+        parts = [
+            {
+                "name": part.name,
+                "role": part.role.value,
+                "params": part.params,
+                "chosen": label_of(self.chosen.assignment[part.name]),
+                "choices": [
+                    {
+                        "packing": label_of(form),
+                        "bytes": part.nbytes(form),
+                        "kl": self.losses(part.name)[label_of(form)],
+                    }
+                    for form in part.forms
+                ],
+            }
+            for part in self.problem.free
+        ]
+        return {
+            "schema_version": 1,
+            "output": str(self.output),
+            "bytes": self.chosen.nbytes,
+            "bits_per_weight": self.problem.bits(self.chosen.nbytes),
+            "kl_predicted": self.chosen.predicted,
+            "kl_measured": self.chosen.measured,
+            "basis": self.sensitivities.basis.to_dict(),
+            "parts": parts,
+            "tried": [_point(one) for one in self.tried],
+            "presets": [_point(one) for one in self.presets],
+            "frontier": [{"bytes": nbytes, "kl": kl} for nbytes, kl in self.corners],
+        }
+
+    def comments(self, target: Target) -> list[str]:
+        """The first lines of the recipe: the command that runs it, and what was measured."""
+        one, basis = self.chosen, self.sensitivities.basis
+        bits, ids = f"{self.problem.bits(one.nbytes):.3f}", f"{basis.samples} x {basis.length}"
+        return [
+            f"g4convert quantize MODEL -o OUT -r {self.output.name}",
+            f"Chosen by `g4convert fit {target.text}`: {size(one.nbytes)} of tensors; {bits} bits for each weight",
+            f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and rounded by",
+            f"{basis.method}; single changes add up to {one.predicted:.4g}.",
+        ]
+
+
+def _point(one: Point) -> dict[str, Any]:
+    return {"name": one.name, "bytes": one.nbytes, "kl": one.measured, "kl_predicted": one.predicted}

@@ -1,0 +1,90 @@
+"""Weights as they read back after packing, rounded in memory by the method of a recipe."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+
+from g4convert.conversion.result import Choice
+from g4convert.conversion.statistics import Statistics, source_of
+from g4convert.engines.limits import Packing
+from g4convert.forward.modules import PackedWeight
+from g4convert.gemma4 import Weight
+from g4convert.quantization import Method
+from g4convert.quantization.tiles import CpuTiles
+from g4convert.tensors import DType
+
+__all__ = ["Rounder"]
+
+_ROWS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Rounder:
+    """Rounds weights.
+
+    Args:
+        choice: the method; `gptq` and `best`, which look at whole layers, are stood for by `imatrix` where there are
+            statistics, and by `mse` where there are none.
+        prefix: start of the decoder's names.
+        pool: threads that take rows.
+        signed: whether `mse` may choose negative scales.
+        statistics: of the model's inputs, for `imatrix`; None has none.
+    """
+
+    choice: Choice
+    prefix: str
+    pool: Executor
+    signed: bool = True
+    statistics: Statistics | None = None
+
+    @property
+    def method(self) -> Method:
+        """The method that rounds."""
+        if self.choice.method in {Method.GPTQ, Method.BEST}:
+            return Method.MSE if self.statistics is None else Method.IMATRIX
+        return self.choice.method
+
+    def rounded(self, weight: Weight, values: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Round a weight, or some rows of it.
+
+        Args:
+            weight: the weight.
+            values: rows [n, k] of it, in any dtype.
+            packing: bits and group size.
+
+        Returns:
+            The rows as an engine reads them, in the dtype and on the device of `values`.
+
+        Raises:
+            NonFiniteError: a value is NaN or infinite.
+        """
+        scheme = replace(self.choice, method=self.method).scheme(packing, signed=self.signed)
+        squares = self._squares(weight) if scheme.method is Method.IMATRIX else None
+        if scheme.method is Method.IMATRIX and squares is None:
+            scheme = replace(scheme, method=Method.MSE)
+        w = values.detach().cpu().float().contiguous().numpy()
+        n, k = w.shape
+        words, scale = np.empty((n, scheme.words(k)), np.int32), np.empty((n, scheme.groups(k)), np.uint16)
+
+        def do(rows: slice) -> None:
+            CpuTiles().quantize(w[rows], DType.F32, scheme, words[rows], scale[rows], squares)
+
+        for _ in self.pool.map(do, _tiles(n)):
+            pass
+        scales = torch.from_numpy((scale.astype(np.uint32) << 16).view(np.float32))
+        dense = PackedWeight(torch.from_numpy(words), scales, None, k, scheme.num_bits).dense(torch.float32)
+        return dense.to(values.device, values.dtype)
+
+    def _squares(self, weight: Weight) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+        """E[x^2] of a weight's inputs; None where nothing is known of them, as outside of the decoder's layers."""
+        path = weight.module.removeprefix(self.prefix)
+        known = self.statistics is not None and weight.linear and source_of(path) in self.statistics.inputs
+        return self.statistics.of(path) if known and self.statistics is not None else None
+
+
+def _tiles(n: int) -> Iterator[slice]:
+    return (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))

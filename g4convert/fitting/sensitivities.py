@@ -1,0 +1,143 @@
+"""Measured losses of single changes, in a JSON file that serves every later target.
+
+    basis     model, token ids, method, dtype: what the losses depend on
+    losses    KL of each part, by packing: {"layers.3.mlp.down_proj": {"int4 g32": 0.0112, ...}, ...}
+
+The file is written again after each part, so a run that is stopped goes on where it was. One whose basis is another is
+refused, not replaced.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from g4convert.bounded import read_text
+from g4convert.conversion.identity import Model
+from g4convert.errors import InputError
+from g4convert.fitting.bench import Bench
+from g4convert.fitting.choices import label_of
+from g4convert.fitting.problem import Part, Problem
+from g4convert.progress import Quiet
+
+__all__ = ["Basis", "Sensitivities", "measure"]
+
+_VERSION: Final = 1
+_MOST: Final = 64 << 20
+_HINT: Final = "name another file with --sensitivities, or move this one away"
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Everything that measured losses depend on.
+
+    Args:
+        model: identity of the model.
+        tokens: sha256 of the token ids that are run.
+        samples: sequences of them.
+        length: tokens of each.
+        method: method that rounds.
+        signed: whether it may choose negative scales.
+        statistics: hash of the statistics that weigh; empty without.
+        dtype: dtype of the forward.
+    """
+
+    model: Model
+    tokens: str
+    samples: int
+    length: int
+    method: str
+    signed: bool
+    statistics: str
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The basis as JSON."""
+        return {**asdict(self), "model": self.model.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivities:
+    """Losses on a basis.
+
+    Args:
+        basis: the basis.
+        losses: mean KL in nats, by part and label of the packing; grows while it is measured.
+    """
+
+    basis: Basis
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, path: Path, basis: Basis) -> "Sensitivities":
+        """Losses that a file has; none where it is not there.
+
+        Raises:
+            InputError: not such a file, or of another basis; names every difference.
+        """
+        if not path.exists():
+            return cls(basis)
+        try:
+            found = json.loads(read_text(path, _MOST))
+            known = dict(_losses(found["losses"]))
+            theirs = found["basis"] if found["version"] == _VERSION else {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path}: not a file of measured losses: {error}", hint=_HINT) from error
+        if wrong := [*_differences(theirs, basis.to_dict())]:
+            raise InputError(f"{path}: losses that were measured on something else", offenders=wrong, hint=_HINT)
+        return cls(basis, known)
+
+    def save(self, path: Path) -> None:
+        """Write the file, in the place of one that is there."""
+        document = {"version": _VERSION, "basis": self.basis.to_dict(), "losses": self.losses}
+        partial = path.with_name(f"{path.name}.writing")
+        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def missing(self, part: Part) -> list[Any]:
+        """Packings of a part whose loss is not known."""
+        known = self.losses.get(part.name, {})
+        return [form for form in part.forms if form is not None and label_of(form) not in known]
+
+
+def measure(problem: Problem, bench: Bench, found: Sensitivities, path: Path, progress: Quiet) -> None:
+    """Measure what is not known yet, one change at a time, and keep it.
+
+    Args:
+        problem: parts and packings.
+        bench: the model.
+        found: known losses; grows.
+        path: file that keeps them.
+        progress: told of each change.
+    """
+    progress.step("measuring", sum(len(found.missing(part)) for part in problem.free), "changes")
+    for part in problem.free:
+        for form in found.missing(part):
+            found.losses.setdefault(part.name, {})[label_of(form)] = bench.kl([(part, form)])
+            progress.tick(1, part.name)
+        found.save(path)
+
+
+def _losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the losses of each part.
+
+    Raises:
+        ValueError: one is no finite number that is not negative.
+    """
+    for name, forms in given.items():
+        values = {str(label): float(loss) for label, loss in forms.items()}
+        if not all(math.isfinite(loss) and loss >= 0 for loss in values.values()):
+            raise ValueError(name)
+        yield str(name), values
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a file was measured on, and what is wanted."""
+    for key, wanted in ours.items():
+        if (found := theirs.get(key)) != wanted:
+            if isinstance(wanted, dict) and isinstance(found, dict):
+                yield from (f"{key}.{line}" for line in _differences(found, wanted))
+            else:
+                yield f"{key}: {found}, expected {wanted}"

@@ -1,0 +1,225 @@
+"""`g4convert.fit` on a tiny mixture of experts: a recipe that is carried out, losses that are kept, what is refused."""
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.program import Program, g4convert
+from helpers.runs import run
+
+from g4convert.api.fit import fit
+from g4convert.calibration.tokens import Tokens
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import EnvironmentFault, G4Error, GateError, InputError, Interrupted, UsageError
+from g4convert.fitting.bench import Bench
+from g4convert.fitting.result import Fitted
+from g4convert.planning.layout import lay_out
+from g4convert.planning.recipe import load
+from g4convert.planning.steps import make_plan
+
+__all__ = ["g4convert"]  # a fixture
+
+SMALL = {"choices": ["4:32", "8:channel", "16"], "rows": 2, "tokens": 8, "workers": 1, "method": "mse"}
+
+
+@pytest.fixture(scope="module")
+def ids(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vocabulary = Checkpoint.open(moe).config["text_config"]["vocab_size"]
+    path = tmp_path_factory.mktemp("ids") / "ids.safetensors"
+    Tokens(np.random.default_rng(0).integers(3, vocabulary, (4, 16), np.int32)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(moe: Path, ids: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    place = tmp_path_factory.mktemp("fit")
+    options: dict[str, Any] = {**SMALL, "calibration": ids, "plot": place / "plot.svg"}
+    return fit(moe, place / "six.yaml", target_bits=6, **options)
+
+
+def test_the_recipe_alone_makes_the_choice_again(made: Fitted, moe: Path, tmp_path: Path) -> None:
+    recipe = load(str(made.output)).recipe
+    plan = make_plan(Checkpoint.open(moe), recipe)
+    packed = {step.weight.name: step.packing for step in plan.quantized}
+    for part in made.problem.parts:
+        assert {packed.get(weight.name) for weight in part.weights} == {made.chosen.assignment[part.name]}
+    assert lay_out(plan).tensor_bytes == made.chosen.nbytes
+    assert 5 < made.problem.bits(made.chosen.nbytes) <= 6
+    assert len(set(packed.values())) > 1
+    text = made.output.read_text()
+    assert text.startswith("# g4convert quantize MODEL -o OUT -r six.yaml\n# Chosen by `g4convert fit --target-bits 6`")
+    assert "extends" not in text
+    run(moe, tmp_path / "out", **recipe.model_dump(exclude={"description"}))
+
+
+def test_every_cost_and_gain_is_listed(made: Fitted) -> None:
+    document = made.to_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert {part["name"] for part in document["parts"]} == {part.name for part in made.problem.free}
+    for part in document["parts"]:
+        assert part["chosen"] in {choice["packing"] for choice in part["choices"]}
+        assert [choice["kl"] for choice in part["choices"] if choice["packing"] == "kept"] == [0]
+        assert all(choice["kl"] > 0 for choice in part["choices"] if choice["packing"] != "kept")
+    gained = sum(c["kl"] for part in document["parts"] for c in part["choices"] if c["packing"] == part["chosen"])
+    assert document["kl_predicted"] == pytest.approx(gained)
+    assert {one.name for one in made.presets} >= {"w4a16-g32", "w8a16-g32", "w4a16-experts-only", "w4a16-g32-head8"}
+    sizes, losses = zip(*made.corners, strict=True)
+    assert list(sizes) == sorted(sizes)
+    assert list(losses) == sorted(losses, reverse=True)
+
+
+def test_the_plot_has_every_point(made: Fitted) -> None:
+    svg = (made.output.parent / "plot.svg").read_text()
+    root = ET.fromstring(svg)  # noqa: S314 -- written a moment ago
+    circles = [one for one in root.iter() if one.tag.endswith("circle")]
+    assert len(circles) == len(made.presets) + len(made.tried)
+    assert svg.count("<polyline") == 1
+
+
+def test_another_target_measures_no_single_change_again(
+    made: Fitted, moe: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = made.output.with_suffix(".sensitivities.json")
+    before, runs = kept.read_bytes(), []
+    kl = Bench.kl
+    monkeypatch.setattr(Bench, "kl", lambda self, forms: runs.append(1) or kl(self, forms))  # type: ignore[func-returns-value]
+    found = fit(
+        moe,
+        made.output.parent / "loss.yaml",
+        max_kl=0.3 * made.presets[0].measured,
+        calibration=ids,
+        sensitivities=kept,
+        **SMALL,
+    )
+    assert kept.read_bytes() == before
+    assert len(runs) == len(found.tried) + len(found.presets)
+    assert found.chosen.measured <= 0.3 * made.presets[0].measured
+    assert found.chosen.nbytes < found.problem.kept_bytes
+    assert "--max-kl" in found.output.read_text()
+
+
+def test_a_stopped_fit_goes_on(
+    made: Fitted, moe: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kl, runs = Bench.kl, []
+
+    def stop(self: Bench, forms: Any) -> float:  # noqa: ANN401
+        runs.append(1)
+        if len(runs) == 6:
+            raise KeyboardInterrupt
+        return kl(self, forms)
+
+    monkeypatch.setattr(Bench, "kl", stop)
+    with pytest.raises(Interrupted, match="measured losses are kept"):
+        fit(moe, tmp_path / "six.yaml", target_bits=6, calibration=ids, **SMALL)
+    assert not (tmp_path / "six.yaml").exists()
+    found = fit(moe, tmp_path / "six.yaml", target_bits=6, calibration=ids, **SMALL)
+    assert found.sensitivities == made.sensitivities
+    assert (tmp_path / "six.yaml").read_text() == made.output.read_text()
+    assert len(runs) - 6 < sum(len(part.forms) - 1 for part in found.problem.free) + len(found.presets) + 1 - 3
+
+
+def test_losses_of_something_else_are_refused(made: Fitted, moe: Path, ids: Path, tmp_path: Path) -> None:
+    kept = made.output.with_suffix(".sensitivities.json")
+    with pytest.raises(InputError, match="measured on something else") as caught:
+        fit(moe, tmp_path / "a.yaml", target_bits=6, calibration=ids, sensitivities=kept, **{**SMALL, "tokens": 9})
+    assert [*caught.value.offenders] == ["length: 8, expected 9"]
+    other = json.loads(kept.read_text())
+    other["basis"]["model"]["weights"] = "0"
+    damages = {
+        "other": json.dumps(other),
+        "no json": "{",
+        "negative": '{"version": 1, "basis": {}, "losses": {"a": {"b": -1}}}',
+    }
+    for text in damages.values():
+        (tmp_path / "s.json").write_text(text)
+        with pytest.raises(InputError, match=r"s\.json: (losses that|not a file)"):
+            fit(moe, tmp_path / "a.yaml", target_bits=6, calibration=ids, sensitivities=tmp_path / "s.json", **SMALL)
+    assert not (tmp_path / "a.yaml").exists()
+
+
+def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
+    """SGLang takes no packed experts and no packed tables of this model; vLLM takes all."""
+    options: dict[str, Any] = {**SMALL, "calibration": ids, "bits": {"embedding": 4, "lm_head": 8}}
+    found = fit(moe, tmp_path / "v.yaml", target_bits=9, engines=["vllm"], **options)
+    assert {part.role for part in found.problem.free} >= {"experts", "embedding", "lm_head"}
+    with pytest.raises(GateError, match="no choice of packing is left") as caught:
+        fit(
+            moe, tmp_path / "s.yaml", target_bits=9, engines=["sglang"], **{**options, "choices": ["4:32", "8:channel"]}
+        )
+    assert {line.partition(":")[0] for line in caught.value.offenders} >= {
+        "experts *.experts.*",
+        "embedding *embed_tokens",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"target_bits": 4.2}, UsageError, r"the smallest output has .* 4.500 bits a weight"),
+        ({"target_bits": 16}, UsageError, "hold every weight as it is"),
+        ({"target_size": "1KB"}, UsageError, "the smallest output has"),
+        ({}, UsageError, "a fit has one target"),
+        ({"target_bits": 5, "max_kl": 1.0}, UsageError, "a fit has one target"),
+        ({"target_bits": 5, "choices": ["3:32"]}, UsageError, "no engine has a kernel"),
+        ({"target_bits": 5, "rules": [{"layers": "7", "bits": 8}]}, UsageError, "weights that this model has not"),
+        ({"target_bits": 5, "bits": {"ple_embedding": 8}}, UsageError, "weights that this model has not"),
+        ({"target_bits": 5, "tp": [2]}, UsageError, "no engine has to load"),
+        ({"target_bits": 6, "rows": 4}, UsageError, "has 3 rows of 16 to run"),
+        ({"target_bits": 6, "tokens": 17}, UsageError, "has 3 rows of 16 to run"),
+        ({"target_bits": 6, "method": "imatrix"}, InputError, "token ids without statistics"),
+        ({"target_bits": 6, "device": "cuda"}, EnvironmentFault, "0 CUDA devices"),
+        ({"max_kl": 1e-9, "choices": ["4:32", "8:channel"]}, GateError, "no choice was found that loses so little"),
+    ],
+)
+def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a row of the table, and four fixtures
+    options: dict[str, Any], error: type[G4Error], message: str, made: Fitted, moe: Path, ids: Path, tmp_path: Path
+) -> None:
+    kept = shutil.copy(made.output.with_suffix(".sensitivities.json"), tmp_path / "kept.json")
+    with pytest.raises(error, match=message) as caught:
+        fit(moe, tmp_path / "a.yaml", calibration=ids, sensitivities=kept, **{**SMALL, **options})
+    assert caught.value.hint
+    assert [one.name for one in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_places_that_cannot_be_written_are_refused_first(moe: Path, tmp_path: Path) -> None:
+    (tmp_path / "there.yaml").write_text("")
+    for name, plot in (("a.json", None), ("there.yaml", None), ("no/a.yaml", None), ("a.yaml", "no/plot.svg")):
+        with pytest.raises(UsageError):
+            fit(moe, tmp_path / name, target_bits=5, plot=None if plot is None else tmp_path / plot)
+
+
+def test_the_command_prints_what_was_chosen(
+    g4convert: Program, made: Fitted, moe: Path, ids: Path, tmp_path: Path
+) -> None:
+    kept = shutil.copy(made.output.with_suffix(".sensitivities.json"), tmp_path / "kept.json")
+    command = [
+        "fit",
+        str(moe),
+        "--calibration",
+        str(ids),
+        "--sensitivities",
+        str(kept),
+        "--plot",
+        str(tmp_path / "p.svg"),
+    ]
+    command += ["--rows", "2", "--tokens", "8", "--method", "mse", "--workers", "1"]
+    command += [word for choice in ("4:32", "8:channel", "16") for word in ("--choice", choice)]
+    ran = g4convert(*command, "-o", str(tmp_path / "six.yaml"), "--target-size", str(made.chosen.nbytes))
+    assert ran.status == 0, ran.err
+    assert (tmp_path / "p.svg").read_text().startswith("<svg")
+    assert "self_attn.qkv_proj" in ran.out
+    assert "w4a16-g32-head8" in ran.out
+    assert "next     g4convert quantize" in ran.out
+    ran = g4convert(*command, "-o", str(tmp_path / "six.yaml"), "--overwrite", "--target-bits", "6", "--verbose")
+    assert ran.out.count("layers.0.experts") == 3
+    ran = g4convert(*command, "-o", str(tmp_path / "six.yaml"), "--overwrite", "--target-bits", "6", "--json")
+    assert json.loads(ran.out)["bytes"] == made.chosen.nbytes
+    ran = g4convert(
+        *command, "-o", str(tmp_path / "six.yaml"), "--overwrite", "--target-bits", "6", "--dtype", "float8"
+    )
+    assert (ran.status, "not one of float32, bfloat16" in ran.err) == (2, True)
