@@ -131,7 +131,7 @@ def _planned(job: "Job") -> "PlanReport":
         job.recipe,
         conversion.plan,
         conversion.layout,
-        conversion.outlook,
+        conversion.outlook.advised(),
         workers=job.workers,
         tokens=_tokens(job),
     )

@@ -20,11 +20,10 @@ from g4convert.checkpoint.record import part, record
 from g4convert.conversion.provenance import made_of
 from g4convert.conversion.run import Job, carried_as, config_bytes
 from g4convert.conversion.staging import Staging
-from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.errors import G4Error, InputError
 from g4convert.planning.config import output_config
-from g4convert.planning.gate import Outlook
 from g4convert.planning.steps import make_plan
+from g4convert.planning.weights import planned_weights
 
 __all__ = ["is_finished"]
 
@@ -46,7 +45,7 @@ def is_finished(job: Job) -> bool:
         out = Checkpoint.open(target)
         source = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
         plan = make_plan(source, recipe)
-        config = output_config(source.config, plan, Outlook.of(plan, TENSOR_PARALLEL).weights)
+        config = output_config(source.config, plan, planned_weights(plan))
     except G4Error:
         return False  # which the conversion will say
     expected = {"g4convert": __version__, **made_of(job.recipe, job.source, source)}

@@ -110,7 +110,8 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
         summary = convert(conversion, Quiet(), Ranks())
         move_into_place(directory, made, (source.name, output.name))
     assert summary is not None  # noqa: S101 - there is one rank, and it leads
-    report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, conversion.outlook)
+    outlook = conversion.outlook.advised()
+    report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook)
     say("loading the result in transformers, and the source with dequantized weights beside it")
     return Demonstration(source, output, report, summary, _compare(source, output), family in TRAINED)
 

@@ -19,7 +19,8 @@ faults        Finds modules that would be built in another form than stored
 groups        Finds modules that would be built by another config group than they are stored
 forms         Says so in words
 verdicts      Judges: loads, with a caveat, or not
-remedies      Tries what would make an engine load it
+remedies      Finds changes that would make an engine load it
+advice        Tries them: remedies of verdicts, and the gate of engines that must load it
 """
 
 from collections.abc import Callable, Mapping

@@ -36,6 +36,9 @@ class Topic(StrEnum):
     """Not stored as the config says."""
 
 
+_LIFTED: Final = {Topic.UNEVEN, Topic.GROUP, Topic.REFUSED}
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """Something to do about a refusal.
@@ -84,6 +87,11 @@ class Remark:
     reason: Reason
     ways: tuple[Way, ...] = ()
     role: Role | None = None
+
+    @property
+    def may_be_lifted(self) -> bool:
+        """True if another recipe, or another number of GPUs, may make it untrue."""
+        return self.topic in _LIFTED
 
     @property
     def text(self) -> str:

@@ -2,16 +2,15 @@
 
     forms of all weights, `ignore`, `targets`  -- judge ---->  what no number of GPUs changes
     sizes of each GPU's part                   -- kernels -->  what takes it, or why nothing does
-    other roles, groups, numbers of GPUs       -- remedies ->  what would be taken, tried
+    other roles, groups, numbers of GPUs       -- advice --->  what would be taken, tried
 
 A verdict is `yes`, `caveat` (a flag to pass, zeros to pad with, a slower kernel) or `no`, with the reason and
 what to do about it. A model in transformers is spread over GPUs, not split: one verdict.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 from typing import Any, Final
 
 from g4convert.engines import CONTRACTS
@@ -30,14 +29,13 @@ from g4convert.engines.limits import (
 )
 from g4convert.engines.module import Kind, Module
 from g4convert.engines.reason import Reason
-from g4convert.engines.remarks import Remark, Topic, Way, joined
-from g4convert.engines.remedies import EXPERT_PARALLEL, Change, remedies
+from g4convert.engines.remarks import Remark, Topic, Way
+from g4convert.engines.remedies import EXPERT_PARALLEL
 from g4convert.engines.split import Uneven, part_of, uneven
 from g4convert.engines.weights import Weights, label
-from g4convert.errors import GateError
 from g4convert.gemma4 import Role
 
-__all__ = ["BASIS", "TENSOR_PARALLEL", "Loads", "Verdict", "chosen", "refuse", "verdicts"]
+__all__ = ["BASIS", "SPLITTING", "TENSOR_PARALLEL", "Loads", "Verdict", "chosen", "judged", "verdicts"]
 
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """The numbers of GPUs that verdicts are given for unless others are asked for."""
@@ -47,9 +45,9 @@ BASIS: Final = "read in the engines' sources; no GPU has run them"
 
 _UNPACKS: Final = "unpacks at the first forward pass, into as much memory as bf16"
 _DENSE: Final[Mapping[str, Callable[[Part, Packing], Taken | Refused]]] = {"vllm": vllm_linear, "sglang": sglang_linear}
+SPLITTING: Final = frozenset(_DENSE)
+"""Engines that split a model over GPUs."""
 _TORN: Final = {Topic.UNEVEN, Topic.GROUP}
-_LIFTED: Final = {*_TORN, Topic.REFUSED}
-"""Topics that another recipe, or fewer GPUs, may change."""
 
 
 class Loads(StrEnum):
@@ -72,7 +70,7 @@ class Verdict:
         caveats: it loads, but.
         problems: problems with which it does not load, or computes with other weights than are stored.
         notes: other remarks.
-        remedies: changes that would make it load, as alternatives; empty where it does.
+        remedies: changes that would make it load, as alternatives; `advised` finds them.
     """
 
     engine: str
@@ -98,7 +96,7 @@ class Verdict:
     @property
     def ways(self) -> tuple[Way, ...]:
         """Ways to make it load, as alternatives; one that lifts a refusal writes all anew and mends the rest."""
-        if any(one.topic in _LIFTED for one in self.told):
+        if any(one.may_be_lifted for one in self.told):
             return self.remedies
         return tuple(dict.fromkeys(way for one in self.told for way in one.ways))
 
@@ -120,7 +118,7 @@ class Verdict:
 def verdicts(
     weights: Weights, engines: Iterable[str] = tuple(CONTRACTS), tps: Iterable[int] = TENSOR_PARALLEL
 ) -> tuple[Verdict, ...]:
-    """Return each engine's verdict on a checkpoint.
+    """Return each engine's verdict on a checkpoint, without remedies: `advised` adds them.
 
     Args:
         weights: the checkpoint.
@@ -131,13 +129,11 @@ def verdicts(
         One for each engine and size; of transformers, one.
     """
     sizes, thin = tuple(dict.fromkeys(tps)), weights.thinned()
-    found = (
+    return tuple(
         one
         for engine in engines
-        for one in _judged(thin, CONTRACTS[engine], sizes, wrong_forms(thin, CONTRACTS[engine]))
+        for one in judged(thin, CONTRACTS[engine], sizes, wrong_forms(thin, CONTRACTS[engine]))
     )
-    tried = _Tried(weights, thin)
-    return tuple(_remedied(tried, one) for one in found)
 
 
 def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int]) -> tuple[Verdict, ...]:
@@ -154,33 +150,15 @@ def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int])
     return tuple(given[place] for place in places if place in given)
 
 
-def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
-    """Hold a checkpoint against the engines that must load it.
+def judged(weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]) -> Iterator[Verdict]:
+    """Yield the verdicts of one engine.
 
     Args:
-        weights: the checkpoint.
-        found: its verdicts, those of these engines and sizes among them.
-        engines: those that must load it, keys of `CONTRACTS`.
-        tps: the tensor parallel sizes at which they must.
-
-    Raises:
-        GateError: one of them cannot; every reason, and what all of them would load at all of these sizes.
+        weights: the checkpoint, or one that differs from it in what sizes do not depend on.
+        contract: the engine's.
+        tps: tensor parallel sizes.
+        problems: those of any number of GPUs.
     """
-    refused = [one for one in chosen(found, engines, tps) if one.loads is Loads.NO]
-    if refused:
-        problems = [remark for one in refused for remark in one.problems]
-        lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
-        lifted = any(remark.topic in _LIFTED for remark in problems)
-        ways = [joined(_ways(_Tried(weights, weights.thinned()), engines, tps, problems))] if lifted else []
-        ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and remark.topic not in _LIFTED)
-        names = dict.fromkeys(one.label for one in refused)
-        raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(ways))
-
-
-def _judged(
-    weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]
-) -> Iterator[Verdict]:
-    """Verdicts of one engine, without remedies; `problems` are those of any number of GPUs."""
     whole = Verdict(contract.engine, contract.label, 1, problems=problems)
     if contract.engine not in _DENSE:
         yield replace(whole, kernels=(_UNPACKS,) if weights.packed else ())
@@ -189,58 +167,6 @@ def _judged(
     for tp in tps:
         notes = split.on_a_cpu() if contract.engine == "vllm" else ()
         yield split.verdict(replace(whole, tp=tp, notes=tuple(dict.fromkeys(notes))))
-
-
-@dataclass(frozen=True, slots=True)
-class _Tried:
-    """Changed weights that engines were asked about: each change once, for all numbers of GPUs.
-
-    Args:
-        weights: the checkpoint.
-        thin: the same with one expert in each layer.
-        found: sizes at which engines load a change, by these engines, sizes and change.
-    """
-
-    weights: Weights
-    thin: Weights
-    found: dict[tuple[object, ...], Mapping[int, bool]] = field(default_factory=dict)
-
-    def loaded(self, engines: tuple[str, ...], tps: tuple[int, ...], change: Change) -> Mapping[int, bool]:
-        """The sizes at which all engines load the changed weights, and whether one needs a flag."""
-        key = engines, tps, change
-        if key not in self.found:
-            self.found[key] = _loaded(replace(change.of(self.thin), groups={}), engines, tps)
-        return self.found[key]
-
-
-def _remedied(tried: _Tried, verdict: Verdict) -> Verdict:
-    """A verdict with what would make the engine load it on so many GPUs."""
-    if not any(one.topic in _LIFTED for one in verdict.problems):
-        return verdict
-    ways = _ways(tried, [verdict.engine], [verdict.tp], verdict.problems)
-    told = (replace(one, ways=ways) if one.topic in _LIFTED else one for one in verdict.problems)
-    return replace(verdict, problems=tuple(told), remedies=ways)
-
-
-def _ways(tried: _Tried, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]) -> tuple[Way, ...]:
-    """Return the ways with which all engines would load at all sizes."""
-    scope = tuple(sorted({*TENSOR_PARALLEL, *tps}))
-    splits = any(engine in _DENSE for engine in engines)
-    lifted = [one for one in problems if one.topic in _LIFTED]
-    return remedies(tried.weights, tps if splits else (), lifted, partial(tried.loaded, tuple(engines), scope))
-
-
-def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dict[int, bool]:
-    """The sizes at which all engines load weights once their config fits them, and whether one needs a flag."""
-    fits = dict.fromkeys(tps, False)
-    for engine in engines:
-        refused = tuple(one for one in wrong_forms(weights, CONTRACTS[engine]) if one.topic is Topic.REFUSED)
-        for one in _judged(weights, CONTRACTS[engine], tuple(fits), refused):
-            if one.loads is Loads.NO:
-                fits = {tp: flag for tp, flag in fits.items() if tp != one.tp and engine in _DENSE}
-            elif any(remark.topic is Topic.FLAG for remark in one.caveats):
-                fits[one.tp] = True
-    return fits
 
 
 @dataclass(frozen=True, slots=True)

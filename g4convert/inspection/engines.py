@@ -19,6 +19,7 @@ from g4convert.checkpoint.declared import declared_in
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS
+from g4convert.engines.advice import advised
 from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way
@@ -161,7 +162,7 @@ def _mendable(remark: Remark) -> Remark:
 def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
     found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
-    return tuple(_with_faults(_of_another_command(one), wrong) for one in found)
+    return tuple(_with_faults(_of_another_command(one), wrong) for one in advised(stored.weights, found))
 
 
 def _of_another_command(verdict: Verdict) -> Verdict:

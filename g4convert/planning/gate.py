@@ -1,10 +1,11 @@
 """Outlook of a plan: the verdicts of all engines, and the gate of a recipe's `engines`."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from g4convert.engines import CONTRACTS
-from g4convert.engines.verdicts import Loads, Verdict, chosen, refuse, verdicts
+from g4convert.engines.advice import advised, refuse
+from g4convert.engines.verdicts import Loads, Verdict, chosen, verdicts
 from g4convert.engines.weights import Weights
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.steps import Plan
@@ -38,6 +39,10 @@ class Outlook:
         """
         weights = planned_weights(plan)
         return cls(weights, verdicts(weights, tps=tps))
+
+    def advised(self) -> "Outlook":
+        """Return the outlook with what would make engines that refuse the output load it."""
+        return replace(self, verdicts=advised(self.weights, self.verdicts))
 
     def at(self, tps: Iterable[int]) -> tuple[Verdict, ...]:
         """The verdicts of every engine at some of the sizes."""

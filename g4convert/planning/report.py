@@ -150,7 +150,8 @@ def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int
     """
     checkpoint = Checkpoint.open(source.path).choosing(carry=recipe.recipe.carry, leave=recipe.recipe.leave)
     plan, sizes = make_plan(checkpoint, recipe.recipe), tuple(tps)
-    return PlanReport.of(source, recipe, plan, lay_out(plan), Outlook.of(plan, sizes), workers=workers, tps=sizes)
+    outlook = Outlook.of(plan, sizes).advised()
+    return PlanReport.of(source, recipe, plan, lay_out(plan), outlook, workers=workers, tps=sizes)
 
 
 def _counts(items: Iterable[Any]) -> dict[Any, int]:

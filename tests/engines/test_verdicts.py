@@ -18,6 +18,7 @@ from rich.console import Console
 
 from g4convert.cli import show_engines
 from g4convert.engines import CONTRACTS
+from g4convert.engines.advice import advised, refuse
 from g4convert.engines.faults import Stored
 from g4convert.engines.limits import (
     Packing,
@@ -33,7 +34,7 @@ from g4convert.engines.limits import (
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.remedies import NO_CHOICE
-from g4convert.engines.verdicts import BASIS, TENSOR_PARALLEL, Loads, Verdict, refuse, verdicts
+from g4convert.engines.verdicts import BASIS, TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
 from g4convert.gemma4 import Role
@@ -74,6 +75,10 @@ def weights_of(size: str, options: dict[str, object]) -> Weights:
 def verdict(weights: Weights, engine: str, tp: int) -> Verdict:
     (found,) = verdicts(weights, [engine], [tp])
     return found
+
+
+def with_remedies(weights: Weights, engines: list[str], tps: Iterable[int] = TENSOR_PARALLEL) -> tuple[Verdict, ...]:
+    return advised(weights, verdicts(weights, engines, tps))
 
 
 def row(size: str, options: dict[str, object], place: str, loads: Loads, *texts: str) -> Row:
@@ -167,7 +172,7 @@ NO_EXPERTS = "`--pack attention --pack mlp` to leave experts in bf16 (about 49.2
 )
 def test_a_refusal_comes_with_remedies(options: dict[str, object], place: str, ways: tuple[str, ...]) -> None:
     engine, tp = place.split()
-    found = verdict(weights_of(MOE, options), engine, int(tp))
+    (found,) = with_remedies(weights_of(MOE, options), [engine], [int(tp)])
     assert tuple(map(str, found.remedies)) == ways
     assert all(one.remedy == ", or ".join(ways) for one in found.problems)
 
@@ -189,7 +194,7 @@ def counts_of(way: str) -> set[int]:
 @pytest.mark.parametrize("options", [{}, {"group_size": 64}, DENSE_PARTS], ids=str)
 def test_what_a_remedy_says_is_true(engine: str, options: dict[str, object]) -> None:
     """The options make a plan that loads, on the numbers of GPUs that are named and on no others."""
-    refused = [one for one in verdicts(thin(MOE, options), [engine]) if one.loads is NO]
+    refused = [one for one in with_remedies(thin(MOE, options), [engine]) if one.loads is NO]
     assert refused
     for one in refused:
         for way in one.remedies:
@@ -221,7 +226,7 @@ def test_the_size_that_is_told_is_that_of_the_files(size: str) -> None:
 def test_a_router_that_others_packed_is_left_in_bf16(engine: str) -> None:
     weights = planned_weights(planned(small(MOE), pack=["attention"]))
     router = "model.language_model.layers.0.router.proj"
-    found = verdict(replace(weights, packed={**weights.packed, router: Packing(4, 32)}), engine, 1)
+    (found,) = with_remedies(replace(weights, packed={**weights.packed, router: Packing(4, 32)}), [engine], [1])
     assert [one.text.partition(" (")[0] for one in found.remedies] == ["`--pack attention` to leave router in bf16"]
 
 
@@ -404,15 +409,15 @@ def told(found: Iterable[Verdict]) -> str:
 
 
 def test_the_table_tells_advice_from_rows() -> None:
-    text, bare = told(verdicts(weights_of(MOE, DENSE_PARTS))), BARE.replace(" and experts", "")
+    text, bare = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS])), BARE.replace(" and experts", "")
     rows, _, advice = text.partition("\n\nto load it\n")
     assert advice.splitlines() == [f"  vllm    1 or 2 GPUs, or {bare}", f"  sglang  1 GPU, or {bare}"]
     assert rows.splitlines()[-1].strip() == f"the rules were {BASIS}"
-    assert "to load it" not in told(verdicts(weights_of("31B", {}), tps=[1]))
+    assert "to load it" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
 
 
 def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:
-    found = verdicts(weights_of(MOE, {}), ["sglang"], [1, 64])
+    found = with_remedies(thin(MOE, {}), ["sglang"], [1, 64])
     assert found[1].remedies == (NO_CHOICE,)
     assert NO_CHOICE.text not in told(found)
     assert NO_CHOICE.text in told(found[1:])
@@ -422,24 +427,22 @@ def test_a_way_that_writes_all_anew_is_the_only_one() -> None:
     """A change of the config alone does not make it load."""
     mends = Remark(Topic.STORED, "config", Reason("wrong"), (Way("mend it"),))
     assert replace(Verdict("vllm", "vLLM", 1), problems=(mends,)).ways == (Way("mend it"),)
-    (refused,) = verdicts(weights_of(MOE, {}), ["sglang"], [1])
+    (refused,) = with_remedies(thin(MOE, {}), ["sglang"], [1])
     assert refused.remedies
     assert replace(refused, problems=(*refused.problems, mends)).ways == refused.remedies
 
 
 def test_sizes_in_one_row_have_their_own_numbers() -> None:
-    lines = told(verdicts(weights_of(MOE, {}), ["vllm"])).splitlines()
+    lines = told(verdicts(thin(MOE, {}), ["vllm"])).splitlines()
     (merged,) = (line for line in lines if " 4, 8 " in line)
     assert "mlp.down_proj: 2112 inputs / 4 = 528 and / 8 = 264, not a multiple of 32" in merged
     assert "experts: 704 inputs / 4 = 176 and / 8 = 88, not a multiple of 32" in merged
-    (heads,) = (
-        line for line in told(verdicts(weights_of("31B", {}), ["vllm"], [64, 128])).splitlines() if "64, 128" in line
-    )
+    (heads,) = (line for line in told(verdicts(thin("31B", {}), ["vllm"], [64, 128])).splitlines() if "64, 128" in line)
     assert "32 heads cannot be split over 64 GPUs and over 128 GPUs" in heads
 
 
 def test_the_json_says_where_the_rules_come_from() -> None:
-    assert all(one.to_dict()["basis"] == BASIS for one in verdicts(weights_of("31B", {})))
+    assert all(one.to_dict()["basis"] == BASIS for one in verdicts(thin("31B", {})))
 
 
 # kernels

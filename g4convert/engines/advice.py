@@ -1,0 +1,104 @@
+"""Advice on engines that refuse a checkpoint: what would make them load it, and the gate that says so.
+
+Each change is tried on the engines' own rules before it is offered, which takes several times as long as the verdicts:
+`verdicts` has none, and who shows them asks for it.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from g4convert.engines import CONTRACTS
+from g4convert.engines.forms import wrong_forms
+from g4convert.engines.remarks import Remark, Topic, Way, joined
+from g4convert.engines.remedies import Change, remedies
+from g4convert.engines.verdicts import SPLITTING, TENSOR_PARALLEL, Loads, Verdict, chosen, judged
+from g4convert.engines.weights import Weights
+from g4convert.errors import GateError
+
+__all__ = ["advised", "refuse"]
+
+
+def advised(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
+    """Return verdicts with what would make the engine load the checkpoint on so many GPUs.
+
+    Args:
+        weights: the checkpoint.
+        found: its verdicts.
+    """
+    tried = _Tried(weights, weights.thinned())
+    return tuple(_advised(tried, one) for one in found)
+
+
+def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
+    """Hold a checkpoint against the engines that must load it.
+
+    Args:
+        weights: the checkpoint.
+        found: its verdicts, those of these engines and sizes among them.
+        engines: those that must load it, keys of `CONTRACTS`.
+        tps: the tensor parallel sizes at which they must.
+
+    Raises:
+        GateError: one of them cannot; every reason, and what all of them would load at all of these sizes.
+    """
+    refused = [one for one in chosen(found, engines, tps) if one.loads is Loads.NO]
+    if refused:
+        problems = [remark for one in refused for remark in one.problems]
+        lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
+        lifted = any(remark.may_be_lifted for remark in problems)
+        ways = [joined(_ways(_Tried(weights, weights.thinned()), engines, tps, problems))] if lifted else []
+        ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and not remark.may_be_lifted)
+        names = dict.fromkeys(one.label for one in refused)
+        raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(ways))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """Changed weights that engines were asked about: each change once, for all numbers of GPUs.
+
+    Args:
+        weights: the checkpoint.
+        thin: the same with one expert in each layer.
+        found: sizes at which engines load a change, by these engines, sizes and change.
+    """
+
+    weights: Weights
+    thin: Weights
+    found: dict[tuple[object, ...], Mapping[int, bool]] = field(default_factory=dict)
+
+    def loaded(self, engines: tuple[str, ...], tps: tuple[int, ...], change: Change) -> Mapping[int, bool]:
+        """The sizes at which all engines load the changed weights, and whether one needs a flag."""
+        key = engines, tps, change
+        if key not in self.found:
+            self.found[key] = _loaded(replace(change.of(self.thin), groups={}), engines, tps)
+        return self.found[key]
+
+
+def _advised(tried: _Tried, verdict: Verdict) -> Verdict:
+    if not any(one.may_be_lifted for one in verdict.problems):
+        return verdict
+    ways = _ways(tried, [verdict.engine], [verdict.tp], verdict.problems)
+    told = (replace(one, ways=ways) if one.may_be_lifted else one for one in verdict.problems)
+    return replace(verdict, problems=tuple(told), remedies=ways)
+
+
+def _ways(tried: _Tried, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]) -> tuple[Way, ...]:
+    """Return the ways with which all engines would load at all sizes."""
+    scope = tuple(sorted({*TENSOR_PARALLEL, *tps}))
+    splits = not SPLITTING.isdisjoint(engines)
+    lifted = [one for one in problems if one.may_be_lifted]
+    return remedies(tried.weights, tps if splits else (), lifted, partial(tried.loaded, tuple(engines), scope))
+
+
+def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dict[int, bool]:
+    """The sizes at which all engines load weights once their config fits them, and whether one needs a flag."""
+    fits = dict.fromkeys(tps, False)
+    for engine in engines:
+        refused = tuple(one for one in wrong_forms(weights, CONTRACTS[engine]) if one.topic is Topic.REFUSED)
+        for one in judged(weights, CONTRACTS[engine], tuple(fits), refused):
+            if one.loads is Loads.NO:
+                fits = {tp: flag for tp, flag in fits.items() if tp != one.tp and engine in SPLITTING}
+            elif any(remark.topic is Topic.FLAG for remark in one.caveats):
+                fits[one.tp] = True
+    return fits
