@@ -205,7 +205,9 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
             ) from error
         for name, buffer in list(model.named_non_persistent_buffers()):
             put(model, name, torch.empty_like(buffer, device="cpu"))
-        model.initialize_weights()  # of what is on meta, nothing
+        for parameter in model.parameters():
+            vars(parameter)["_is_hf_initialized"] = True  # on meta, where drawing numbers takes time all the same
+        model.initialize_weights()
         for name, buffer in list(model.named_non_persistent_buffers()):
             put(model, name, buffer.to(device))
         if (path / "generation_config.json").exists() and hasattr(model, "generation_config"):
