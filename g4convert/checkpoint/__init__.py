@@ -4,6 +4,7 @@ header     Parses the header of one safetensors file
 reader     Reads byte ranges of weight files from any thread
 naming     Says of which file a failure of the device is
 hashes     Hashes whole weight files
+shards     Finds the weight files, and holds index and shards against each other
 directory  Opens a checkpoint directory: config, tensors, byte ranges
 beside     Says which files beside the weights are carried over
 record     Reads what an output says of itself in g4convert.json

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from g4convert.checkpoint.beside import FOREIGN_SUFFIXES
-from g4convert.checkpoint.directory import INDEX
+from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import EnvironmentFault, InputError
 
 __all__ = ["Source", "file_or_model", "resolve"]

@@ -7,9 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-from g4convert.checkpoint.directory import INDEX, Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.checkpoint.record import RECORD, part, record
+from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import InputError
 from g4convert.report import Finding, Severity
 

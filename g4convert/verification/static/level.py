@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from g4convert.checkpoint.contents import Contents
-from g4convert.checkpoint.directory import INDEX, Checkpoint
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.shards import INDEX
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory, resolve

@@ -1,0 +1,195 @@
+"""Finds the weight files of a directory, and holds index and shards against each other.
+
+    model.safetensors.index.json       names the shards; else model.safetensors; else every *.safetensors
+
+Index and shards must agree in both directions: every name in the index is in its shard, every tensor of a
+shard is in the index, no tensor is in two shards. A name in the index may not leave the directory, but the
+file itself may be a link to anywhere: that is how the Hugging Face cache stores a snapshot.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from g4convert.bounded import MOST_CONFIG
+from g4convert.checkpoint.beside import PICKLE_SUFFIXES
+from g4convert.checkpoint.header import Header, open_regular, parse_object, shown
+from g4convert.checkpoint.layouts import copies, without_weights
+from g4convert.checkpoint.leftovers import is_adapter
+from g4convert.checkpoint.naming import naming
+from g4convert.errors import FormatError, InputError, UnsupportedError
+
+__all__ = ["INDEX", "NO_GGUF", "disagreements", "read_index", "read_whole", "weight_names"]
+
+INDEX: Final = "model.safetensors.index.json"
+NO_GGUF: Final = "GGUF is already quantized: pass the original safetensors checkpoint"
+
+_SINGLE: Final = "model.safetensors"
+_SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_SAVE_AGAIN: Final = "download the model again, or save it again with `save_pretrained`"
+
+
+def read_whole(directory: Path, file: str) -> bytes:
+    """Return the bytes of a config or an index.
+
+    Args:
+        directory: the checkpoint.
+        file: name of the file.
+
+    Raises:
+        FormatError: it is larger than what is read.
+        InputError: no file, or one that cannot be read.
+    """
+    fd = open_regular(directory / file, file)
+    with naming(file), os.fdopen(fd, "rb") as stream:
+        found = stream.read(MOST_CONFIG + 1)
+    if len(found) > MOST_CONFIG:
+        raise FormatError(f"{file}: over {MOST_CONFIG >> 20} MiB, the most that is read", hint=_SAVE_AGAIN)
+    return found
+
+
+def read_index(directory: Path) -> dict[str, str] | None:
+    """Tensor name -> shard, or None where there is no index.
+
+    Args:
+        directory: the checkpoint.
+
+    Raises:
+        FormatError: the index breaks its format, or names files outside of the directory.
+        InputError: another checkpoint lies beside it.
+    """
+    if not os.path.lexists(directory / INDEX):
+        return None
+    hint = f"restore {INDEX} from the model's repository, or save the model again"
+    index = parse_object(read_whole(directory, INDEX), INDEX, hint)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{INDEX}: no weight_map with entries", hint=hint)
+    faults = _index_faults(weight_map, index.get("metadata", {}))
+    if len(faults) == 1:
+        raise FormatError(f"{INDEX}: {faults[0]}", hint=hint)
+    if faults:
+        raise FormatError(f"{INDEX}: {len(faults)} faults", offenders=faults, hint=hint)
+    if _SINGLE not in weight_map.values() and os.path.lexists(directory / _SINGLE):
+        raise InputError(
+            f"{directory}: {_SINGLE} beside a {INDEX} that does not name it",
+            hint="two checkpoints in one directory, and programs differ in which they read: delete one",
+        )
+    return weight_map
+
+
+def _index_faults(weight_map: Mapping[str, Any], metadata: object) -> list[str]:
+    faults: list[str] = []
+    wrong = [name for name, shard in weight_map.items() if not isinstance(shard, str)]
+    faults.extend(f"{shown(name)}: expected a file name" for name in wrong)
+    for shard in sorted({shard for shard in weight_map.values() if isinstance(shard, str)}):
+        parts = PurePosixPath(shard)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in shard:
+            faults.append(f"{shown(shard)}: a path outside the directory, expected a file name in it")
+        elif str(parts) != shard or not shard.endswith(".safetensors") or not shard.isprintable():
+            faults.append(f"{shown(shard)}: expected the name of a .safetensors file")
+    total = metadata.get("total_size", 0) if isinstance(metadata, dict) else metadata
+    if type(total) not in {int, float}:
+        faults.append(f"metadata.total_size: {shown(repr(total))[:60]}, expected a number")
+    return faults
+
+
+def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple[str, ...]:
+    """The weight files, sorted: those of the index, else model.safetensors, else every *.safetensors.
+
+    Args:
+        directory: the checkpoint.
+        weight_map: the index; None without one.
+
+    Raises:
+        InputError: there are no weights, or some of their files are missing.
+        UnsupportedError: the weights are of another format.
+    """
+    if weight_map is not None:
+        return tuple(sorted(set(weight_map.values())))
+    names = sorted(entry.name for entry in directory.iterdir())
+    if _SINGLE in names:
+        return (_SINGLE,)
+    weights = tuple(name for name in names if name.endswith(".safetensors") and not is_adapter(name))
+    if not weights:
+        raise without_weights(directory, names) or _no_weights(directory, names)
+    if absent := _absent_parts(weights):
+        if stale := _partial_sets(weights, absent):
+            raise InputError(
+                f"{directory}: two sets of shards, {' and '.join(stale)} incomplete",
+                offenders=absent,
+                hint=f"delete {' and '.join(stale)}, or the others if these are newer and the rest can be copied",
+            )
+        raise InputError(
+            f"{directory}: {len(absent)} of its shards and {INDEX} are missing",
+            offenders=absent,
+            hint=_SAVE_AGAIN,
+        )
+    return weights
+
+
+def _absent_parts(weights: Sequence[str]) -> list[str]:
+    """Without an index, `name-00002-of-00003` still tells how many there should be."""
+    present = set(weights)
+    series = {(match[1], match[3]) for name in weights if (match := _SHARD.fullmatch(name))}
+    return [
+        name
+        for stem, total in sorted(series)
+        for number in range(1, int(total) + 1)
+        if (name := f"{stem}-{number:05d}-of-{total}.safetensors") not in present
+    ]
+
+
+def _partial_sets(weights: Iterable[str], absent: Iterable[str]) -> list[str]:
+    """Return the sets of shards of which some are missing, where another one is whole; an earlier save leaves such."""
+    lacking, present = ({_SHARD.sub(r"\1-*-of-\3.safetensors", name) for name in of} for of in (absent, weights))
+    return sorted(lacking) if present - lacking else []
+
+
+def _no_weights(directory: Path, names: Sequence[str]) -> InputError:
+    gguf = [name for name in names if name.endswith(".gguf")]
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    if pickles:
+        return UnsupportedError(
+            f"{directory}: pickled weights only, expected safetensors (a pickle can run code)",
+            offenders=pickles,
+            hint="load the model with transformers where you trust it and save it with `save_pretrained`",
+        )
+    if gguf:
+        return UnsupportedError(f"{directory}: GGUF weights only, expected safetensors", offenders=gguf, hint=NO_GGUF)
+    return InputError(f"{directory}: no *.safetensors file", hint="pass the directory that holds the weights")
+
+
+def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mapping[str, str] | None) -> list[InputError]:
+    """Return errors where index and shards, or two shards, disagree; only files with a valid header are compared.
+
+    Args:
+        directory: the checkpoint.
+        headers: of the weight files.
+        weight_map: the index; None without one.
+    """
+    files: dict[str, str] = {}
+    errors = []
+    for header in headers:
+        for stored in header.tensors:
+            first = files.setdefault(stored.name, stored.file)
+            if first != stored.file:
+                where = f"in {first} and in {stored.file}, expected in one shard"
+                errors.append(InputError(f"{shown(stored.name)}: {where}", hint=_SAVE_AGAIN))
+    if weight_map is None:
+        twice = copies(directory, {h.file.name: [stored.name for stored in h.tensors] for h in headers})
+        return [twice] if twice else errors
+    read = {header.file.name for header in headers}
+    errors.extend(
+        InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=_SAVE_AGAIN)
+        for name, shard in weight_map.items()
+        if shard in read and files.get(name) != shard
+    )
+    errors.extend(
+        InputError(f"{shown(name)}: in {shard}, but not in {INDEX}", hint=_SAVE_AGAIN)
+        for name, shard in files.items()
+        if name not in weight_map
+    )
+    return errors
