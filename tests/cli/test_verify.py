@@ -290,7 +290,7 @@ def test_a_stored_reference_takes_the_place_of_the_model(
     ran = g4convert("verify", out, "--reference", file, "--json", "-q")
     found = json.loads(ran.out)
     assert found["levels"] == ["static", "logits"]
-    assert found["metrics"]["loss"]["kl_mean"] == pytest.approx(beside["metrics"]["loss"]["kl_mean"], rel=1e-6)
+    assert found["metrics"]["loss"]["kl_mean"] == pytest.approx(beside["metrics"]["loss"]["kl_mean"], rel=1e-4)
     codes = {one["code"]: one["severity"] for one in found["findings"]}
     assert codes["static.provenance"] == "pass"
     assert codes["weights.stopped"] == "info"

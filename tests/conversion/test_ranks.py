@@ -1,20 +1,25 @@
-"""Several ranks: under torchrun the same bytes as one process; started alike, a lost one is an error that can go on."""
+"""Several ranks: the bytes of one process, also of calibrated methods; a lost one is an error that can go on."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.ranked import ranked
+from helpers.ranked import Ranked, ranked
 from helpers.runs import hashes, run
+
+from g4convert import quantize
+from g4convert.api.calibrate import calibrate
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
 
 
-def torchrun(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in two ranks."""
+def torchrun(code: str, _: Path) -> Ranked:
+    """Run Python code in two ranks, as users do: three processes import torch."""
     command = [*_TORCHRUN, sys.executable, "-c", code]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    return Ranked((ran.returncode,), ran.stderr)
 
 
 def program(source: Path, output: Path, before: str = "") -> str:
@@ -29,7 +34,10 @@ def program(source: Path, output: Path, before: str = "") -> str:
     )
 
 
-def test_two_ranks_write_the_bytes_of_one(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("start", [ranked, pytest.param(torchrun, marks=pytest.mark.full)])
+def test_two_ranks_write_the_bytes_of_one(
+    start: Callable[[str, Path], Ranked], moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
     expected = run(moe, tmp_path / "one" / "out")
     both = (
@@ -39,12 +47,31 @@ def test_two_ranks_write_the_bytes_of_one(moe: Path, tmp_path: Path, monkeypatch
         "    return counted(units, *rest)\n"
         "from g4convert.conversion import run as convert; convert.run_units = counting"
     )
-    done = torchrun(program(moe, tmp_path / "two" / "out", both))
-    assert done.returncode == 0, done.stderr
+    done = start(program(moe, tmp_path / "two" / "out", both), tmp_path)
+    assert not any(done.statuses), done.err
     assert hashes(tmp_path / "two" / "out") == expected
-    counts = [int(line.split()[2]) for line in done.stderr.splitlines() if line.startswith("units")]
+    counts = [int(line.split()[2]) for line in done.err.splitlines() if line.startswith("units")]
     assert len(counts) == 2
     assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_calibrated_methods_give_the_bytes_of_one(moe: Path, tmp_path: Path) -> None:
+    """Threads take the place of processes in `tests/calibration/test_ranks.py`."""
+    recipes, data = ("w4a16-g32-imatrix", "w4a16-g32-gptq"), tmp_path / "c.safetensors"
+    calibrate(moe, data, samples=4, length=32, answers=False, workers=1)
+    code = (
+        "from g4convert import quantize; from g4convert.conversion.ranks import Ranks\n"
+        "ranks = Ranks.join()\n"
+        f"for recipe in {recipes!r}:\n"
+        f"    quantize({str(moe)!r}, {str(tmp_path / 'two')!r} + '/' + recipe, recipe=recipe, verify=None, workers=1,\n"
+        f"             calibration={str(data)!r}, ranks=ranks)\n"
+        "ranks.leave()\n"
+    )
+    done = ranked(code, tmp_path)
+    assert not any(done.statuses), done.err
+    for recipe in recipes:
+        quantize(moe, tmp_path / "one" / recipe, recipe=recipe, verify=None, workers=1, calibration=data)
+        assert hashes(tmp_path / "one" / recipe) == hashes(tmp_path / "two" / recipe)
 
 
 def test_a_lost_rank_ends_the_run_and_the_same_command_continues(

@@ -272,10 +272,10 @@ def test_a_list_that_is_no_pattern_names_nothing_and_is_told() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_recipe_writes_is_built_as_stored_by_every_version(family: str) -> None:
     for recipe, plan in plans(family):
-        ignore, stored = section(plan)["ignore"], stored_by(plan)
-        targets = [target for group in section(plan)["config_groups"].values() for target in group["targets"]]
+        written, stored = section(plan), stored_by(plan)
+        targets = [target for group in written["config_groups"].values() for target in group["targets"]]
         for contract in VERSIONS:
-            reading = contract.read(plan.architecture, ignore, targets)
+            reading = contract.read(plan.architecture, written["ignore"], targets)
             found = list(judge(contract, plan.architecture, reading, stored))
             assert [one for one in found if one.fault is not Fault.REFUSED] == [], f"{recipe}, {contract.label}"
             refused = {one.module.kind for one in found} | {"drafter" for _ in found if plan.architecture.is_assistant}

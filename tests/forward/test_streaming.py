@@ -294,8 +294,8 @@ def test_the_head_works_on_the_rows_that_count(memory: str, moe: Path) -> None:
     assert sum(seen) == 0  # in a forward it has none: logits are made of the states, some rows at a time
     assert [len(one.logits) for one in found] == [3] * len(asked)
     for one, other, prompt in zip(every, found, asked, strict=True):
-        assert torch.allclose(one.logits[prompt.scored], other.logits, atol=1e-5)
-        assert torch.allclose(one.raw_logits[prompt.scored], other.raw_logits, atol=1e-5)
+        assert torch.allclose(one.logits[prompt.scored], other.logits, atol=1e-4)
+        assert torch.allclose(one.raw_logits[prompt.scored], other.raw_logits, atol=1e-4)
         assert torch.equal(one.layers["layers.2"], other.layers["layers.2"])
 
 

@@ -19,14 +19,18 @@ def check(name: str, found: str) -> None:
     assert found == path.read_text(encoding="utf-8"), f"{name} has changed; `make golden` writes it anew"
 
 
-def with_changes(document: Mapping[str, Any], others: Mapping[str, Mapping[str, Any] | str]) -> str:
+def with_changes(
+    document: Mapping[str, Any], others: Mapping[str, Mapping[str, Any] | str], base: Mapping[str, Any] | None = None
+) -> str:
     """One document as JSON, and of each other one the lines in which it differs.
 
     Args:
-        document: document that the others are compared with.
+        document: the one that is shown whole.
         others: by name; a text stands for itself.
+        base: document that the others are compared with; by default the one that is shown.
     """
-    return "\n".join((_json(document), *(f"\n## {name}\n{_changes(document, one)}" for name, one in others.items())))
+    told = {name: _changes(base or document, one) for name, one in others.items()}
+    return "\n".join((_json(document), *(f"\n## {name}\n{changes}" for name, changes in told.items())))
 
 
 def _changes(document: Mapping[str, Any], other: Mapping[str, Any] | str) -> str:

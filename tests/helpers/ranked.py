@@ -16,6 +16,7 @@ LOADED = (
     "g4convert.api.quantize",
     "g4convert.cli.quantize",
     "g4convert.verification.weights.level",
+    "g4convert.calibration.run",
 )
 """Modules that are imported once, for all ranks of all tests."""
 
@@ -37,7 +38,7 @@ def ranked(code: str, directory: Path) -> Ranked:
     """Run Python code in two ranks.
 
     Args:
-        code: calls the program's `main`.
+        code: joins the other rank, as the program's `main` does.
         directory: gets a file for each rank's output.
     """
     context = get_context("forkserver")
@@ -64,6 +65,7 @@ def begin(code: str, rank: int, port: int, output: str) -> None:
     status = 1
     try:
         exec(code, {"__name__": "__main__"})  # noqa: S102 -- a test's own
+        status = 0
     except SystemExit as left:
         status = int(left.code or 0)
     except BaseException:  # noqa: BLE001 -- the test reads it

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,27 +39,22 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def references() -> Mapping[Family, Model]:
-    return {family: reload(trained(family)) for family in TRAINED}
+@cache
+def reference(family: Family) -> Model:
+    return reload(trained(family))
 
 
-@pytest.fixture(scope="module")
-def lessons(references: Mapping[Family, Model]) -> Mapping[Family, tuple[Probe, ...]]:
-    """Probes with given answers that the models learned to give."""
-    return {
-        family: tuple(probe for probe in make_probes(model, trained(family)) if probe.name in {*LEARNED, "audio"})
-        for family, model in references.items()
-    }
+@cache
+def lessons(family: Family) -> tuple[Probe, ...]:
+    """Probes with given answers that the model learned to give."""
+    every_probe = make_probes(reference(family), trained(family))
+    return tuple(probe for probe in every_probe if probe.name in {*LEARNED, "audio"})
 
 
-@pytest.fixture(scope="module")
-def asked(references: Mapping[Family, Model]) -> Mapping[Family, tuple[Probe, ...]]:
-    """All probes, answered by the models themselves."""
-    return {
-        family: with_answers(model, make_probes(model, trained(family)), max_new_tokens=24)
-        for family, model in references.items()
-    }
+@cache
+def asked(family: Family) -> tuple[Probe, ...]:
+    """All probes, answered by the model itself."""
+    return with_answers(reference(family), make_probes(reference(family), trained(family)), max_new_tokens=8)
 
 
 def predictions(model: Model, probes: tuple[Probe, ...]) -> torch.Tensor:
@@ -72,9 +68,15 @@ def perplexity(model: Model, probes: tuple[Probe, ...]) -> float:
     return math.exp(-float(predictions(model, probes).gather(1, targets[:, None]).mean()))
 
 
-def divergence(reference: Model, candidate: Model, probes: tuple[Probe, ...]) -> float:
-    """KL(reference, candidate), nats per token."""
-    p, q = predictions(reference, probes), predictions(candidate, probes)
+@cache
+def expected(family: Family) -> torch.Tensor:
+    """The reference's predictions of `asked`."""
+    return predictions(reference(family), asked(family))
+
+
+def divergence(family: Family, candidate: Model) -> float:
+    """KL(reference, candidate), nats per token of `asked`."""
+    p, q = expected(family), predictions(candidate, asked(family))
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
@@ -83,7 +85,7 @@ def experts(model: Model) -> list[torch.nn.Module]:
 
 
 @pytest.mark.parametrize("family", TRAINED)
-def test_is_a_small_checkpoint_of_its_family(family: Family, references: Mapping[Family, Model]) -> None:
+def test_is_a_small_checkpoint_of_its_family(family: Family) -> None:
     directory = trained(family)
     assert sum(path.stat().st_size for path in directory.iterdir()) < 4.2e6
     assert len(list(directory.glob("*.safetensors"))) >= 2
@@ -98,33 +100,31 @@ def test_is_a_small_checkpoint_of_its_family(family: Family, references: Mapping
         assert text["hidden_size_per_layer_input"]
         assert text["num_kv_shared_layers"]
         assert text["use_double_wide_mlp"]
-    scalars = [layer.layer_scalar.item() for layer in references[family].get_decoder().layers]
+    scalars = [layer.layer_scalar.item() for layer in reference(family).get_decoder().layers]
     assert 1 not in scalars
 
 
 @pytest.mark.parametrize("family", TRAINED)
-def test_answers_what_it_has_learned(
-    family: Family, references: Mapping[Family, Model], lessons: Mapping[Family, tuple[Probe, ...]]
-) -> None:
+def test_answers_what_it_has_learned(family: Family) -> None:
     tokenizer = AutoTokenizer.from_pretrained(trained(family))
-    own = with_answers(references[family], lessons[family], max_new_tokens=64)
+    own = with_answers(reference(family), lessons(family), max_new_tokens=64)
     wrong = {
         given.name: (tokenizer.decode(probe.targets), tokenizer.decode(given.targets))
-        for given, probe in zip(lessons[family], own, strict=True)
+        for given, probe in zip(lessons(family), own, strict=True)
         if probe.targets.tolist() != given.targets.tolist()
     }
     assert len(own) == len(LEARNED) + (family is Family.E2B)
     assert not wrong
-    assert perplexity(references[family], lessons[family]) < 1.1
+    assert perplexity(reference(family), lessons(family)) < 1.1
 
 
-def test_routing_is_peaked_and_uses_every_expert(asked: Mapping[Family, tuple[Probe, ...]]) -> None:
+def test_routing_is_peaked_and_uses_every_expert() -> None:
     model = reload(trained(Family.MOE))
     routers = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for router in routers:
         router.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-    predictions(model, asked[Family.MOE])
+    predictions(model, asked(Family.MOE))
     for layer in range(len(routers)):
         probabilities, _, chosen = (torch.cat(each) for each in zip(*found[layer :: len(routers)], strict=True))
         ranked = probabilities.sort(descending=True).values
@@ -135,25 +135,17 @@ def test_routing_is_peaked_and_uses_every_expert(asked: Mapping[Family, tuple[Pr
 
 
 @pytest.mark.parametrize("family", every(2, TRAINED))
-def test_four_bits_cost_little_and_damage_shows(
-    family: Family,
-    references: Mapping[Family, Model],
-    asked: Mapping[Family, tuple[Probe, ...]],
-    lessons: Mapping[Family, tuple[Probe, ...]],
-    tmp_path: Path,
-) -> None:
-    reference, probes = references[family], asked[family]
+def test_four_bits_cost_little_and_damage_shows(family: Family, tmp_path: Path) -> None:
     cost = {}
     for method in ("minmax", "mse"):
         quantized(trained(family), tmp_path / method, method=method)
         model = dequantized(trained(family), tmp_path / method)
-        cost[method] = divergence(reference, model, probes)
-        assert perplexity(model, lessons[family]) < 1.15
-    assert divergence(reference, reference, probes) == 0
+        cost[method] = divergence(family, model)
+        assert perplexity(model, lessons(family)) < 1.15
     assert 0 < cost["mse"] < cost["minmax"] < 0.05
-    wrong = divergence(reference, damaged(model), probes)
+    wrong = divergence(family, damaged(model))
     assert wrong > 50 * cost["mse"], (wrong, cost)
-    assert perplexity(damaged(model), lessons[family]) > 5
+    assert perplexity(damaged(model), lessons(family)) > 5
 
 
 def damaged(model: Model) -> Model:
@@ -167,15 +159,13 @@ def damaged(model: Model) -> Model:
     return found
 
 
-def test_two_experts_in_each_others_place_show(
-    references: Mapping[Family, Model], asked: Mapping[Family, tuple[Probe, ...]], tmp_path: Path
-) -> None:
+def test_two_experts_in_each_others_place_show(tmp_path: Path) -> None:
     quantized(trained(Family.MOE), tmp_path / "out")
     model = dequantized(trained(Family.MOE), tmp_path / "out")
-    before = divergence(references[Family.MOE], model, asked[Family.MOE])
+    before = divergence(Family.MOE, model)
     for weight in (experts(model)[1].gate_up_proj, experts(model)[1].down_proj):
         weight.data[[3, 4]] = weight.data[[4, 3]]
-    assert divergence(references[Family.MOE], model, asked[Family.MOE]) > 3 * before
+    assert divergence(Family.MOE, model) > 3 * before
 
 
 def test_other_families_have_none() -> None:

@@ -241,6 +241,7 @@ def benched(shapes: list[Shape], damage: str) -> list[tuple[Shape, Tile, float]]
         fused.product = product
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shapes", every(3, [TINY_LINEAR, TINY, [Shape("linear", 1, 32, 64, 32, 8, wide=True)]]))
 def test_every_tile_that_is_right_is_timed(shapes: list[Shape], interpreter: Interpreter) -> None:
     assert {seconds for _, _, seconds in interpreter(benched, shapes, "")} == {1.0}

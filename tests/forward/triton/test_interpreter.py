@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,11 +52,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", every(5, CASES), ids=str)
+@pytest.mark.parametrize("case", every(9, CASES), ids=str)
 def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> None:
-    seed = random.randrange(1 << 30)  # noqa: S311 - other numbers in each run
-    error = interpreter(interpreted.moe_error, case, seed)
-    assert error < BOUNDS[case.dtype], f"seed {seed}"
+    assert interpreter(interpreted.moe_error, case, 7) < BOUNDS[case.dtype]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +73,7 @@ def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> N
 )
 @pytest.mark.parametrize("bias", [False, True])
 def test_one_expert_is_a_linear(interpreter: Interpreter, case: Case, *, bias: bool) -> None:
-    seed = random.randrange(1 << 30)  # noqa: S311 - other numbers in each run
-    error = interpreter(_linear_error, case, seed, bias)
-    assert error < BOUNDS[case.dtype], f"seed {seed}"
+    assert interpreter(_linear_error, case, 7, bias) < BOUNDS[case.dtype]
 
 
 def _linear_error(case: Case, seed: int, bias: bool) -> float:  # noqa: FBT001 - sent to another process
@@ -88,7 +83,7 @@ def _linear_error(case: Case, seed: int, bias: bool) -> float:  # noqa: FBT001 -
 @pytest.mark.parametrize(
     "damage",
     every(
-        3,
+        4,
         [
             "nibble order",
             "gate and up swapped",
@@ -109,6 +104,7 @@ def test_what_is_right_is_not(interpreter: Interpreter) -> None:
     assert interpreter(interpreted.damaged_error, "none", 5) < BOUNDS["float32"]
 
 
+@pytest.mark.full
 def test_experts_may_be_in_any_order(interpreter: Interpreter) -> None:
     assert interpreter(interpreted.renumbered)
 
@@ -118,7 +114,7 @@ def test_a_token_sent_to_nobody_is_zero(interpreter: Interpreter, t: int) -> Non
     assert interpreter(interpreted.nobody_chosen, t)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     chosen=st.lists(st.integers(-1, 6), min_size=1, max_size=70),
     block_m=st.sampled_from([2, 16]),

@@ -81,13 +81,13 @@ def test_an_answer_drop_by_drop_ends_in_time(drips: Callable[[socket.socket], No
     begin = time.monotonic()
     with speaking(drips) as url, pytest.raises(EnvironmentFault, match=r"no answer within 0\.3 s"):
         Sglang(url, checkpoint, 0.3).start(9, 4)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 8  # the drops last ten seconds, at the least
 
 
 def test_an_endless_answer_is_cut_and_the_limit_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MOST_ANSWER", 1 << 20)
     with speaking(endless) as url, pytest.raises(EnvironmentFault, match="over 64 MiB, the most that is read"):
-        Sglang(url, checkpoint, 20).start(9, 4)
+        Sglang(url, checkpoint, 60).start(9, 4)
 
 
 def body(content: bytes) -> bytes:
@@ -165,7 +165,7 @@ def test_what_is_no_address_is_refused(url: str, checkpoint: Path) -> None:
 def child(code: str) -> Program:
     """A program in place of an engine's interpreter: `questions` and `replies` are its pipes."""
     head = "import os, sys, time\nquestions, replies = os.fdopen(int(sys.argv[1])), os.fdopen(int(sys.argv[2]), 'w')\n"
-    return Program([sys.executable, "-S", "-c", head + code], timeout=5)
+    return Program([sys.executable, "-S", "-c", head + code], timeout=60)
 
 
 def test_a_child_that_drips_ends_in_time() -> None:
@@ -175,7 +175,7 @@ def test_a_child_that_drips_ends_in_time() -> None:
     program._timeout = 0.5  # noqa: SLF001 -- the interpreter's start takes longer on a busy machine
     with program, pytest.raises(EnvironmentFault, match=r"no answer within 0\.5 s"):
         program.ask(do="start")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
 
 
 def test_a_child_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,7 @@ def test_a_lost_scalar_and_a_lost_shape_are_named(out: Path, tmp_path: Path) -> 
         assert sorted(one.name for one in engine.start(16, 4).unfilled) == sorted(names)
 
 
+@pytest.mark.full
 def test_an_unexpected_tensor_is_the_engines_own_message(out: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     shutil.copytree(out, bad)
@@ -166,7 +167,7 @@ def test_an_engine_that_cannot_be_imported_is_no_fault_of_the_checkpoint(out: Pa
 
 def test_no_engine_is_told_with_the_remedy(out: Path, tmp_path: Path) -> None:
     for python, message in ((Path(sys.executable), "has no vLLM"), (tmp_path / "python", "not an interpreter")):
-        with pytest.raises(EnvironmentFault, match=message) as fault, vllm(out, python=python, timeout=5):
+        with pytest.raises(EnvironmentFault, match=message) as fault, vllm(out, python=python, timeout=60):
             pass
         assert fault.value.exit_code == 5
         assert "--engine-python" in fault.value.hint

