@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; as the program does
-settings.register_profile("g4convert", deadline=None)  # the first example compiles, and machines are busy
-settings.load_profile("g4convert")
+# no deadline: the first example compiles, and machines are busy
+settings.register_profile("usual", deadline=None, max_examples=30, derandomize=True)
+settings.register_profile("full", deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--full`."""
     parser.addoption("--full", action="store_true", help="also run what is marked full: long, or more of the same")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Properties are tried on few examples, the same in each run; with `--full` on many, others each time."""
+    settings.load_profile("full" if config.getoption("--full") else "usual")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from xxhash import xxh3_128
 
 from g4convert.checkpoint.naming import naming
 
-__all__ = ["file_hash", "file_hashes"]
+__all__ = ["file_hashes"]
 
 _BLOCK: Final = 1 << 17
 """Bytes of one read: what stays in a core's own cache until it is hashed."""
@@ -32,10 +32,10 @@ def file_hashes(directory: Path, files: Iterable[str]) -> Mapping[str, str]:
     """
     names = tuple(files)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(zip(names, pool.map(lambda name: file_hash(directory / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: _file_hash(directory / name), names), strict=True))
 
 
-def file_hash(path: Path) -> str:
+def _file_hash(path: Path) -> str:
     """Hash one file; it is read and not mapped, so one that is cut meanwhile has another hash and ends no process.
 
     Raises:

@@ -15,7 +15,7 @@ from g4convert.report import Report, Severity
 if TYPE_CHECKING:
     from g4convert.request import Request
 
-__all__ = ["Printed", "Watched", "print_report", "store", "tell_end", "write_files"]
+__all__ = ["Printed", "print_report", "store", "tell_end", "write_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Printed:
                 )
 
     @contextmanager
-    def watched(self) -> Iterator["Watched"]:
+    def watched(self) -> Iterator["_Watched"]:
         """Progress and messages on stderr; nothing if quiet."""
         messages = show.messages(no_color=self.no_color)
 
@@ -64,11 +64,11 @@ class Printed:
                 messages.print(text, soft_wrap=True, markup=False)
 
         with watch(messages, quiet=self.quiet) as bar:
-            yield Watched(bar, say)
+            yield _Watched(bar, say)
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class _Watched:
     """Progress and messages of a run.
 
     Args:

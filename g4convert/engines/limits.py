@@ -49,9 +49,9 @@ _TRITON_GROUPS: Final = {256}
 _INT4: Final = 4
 _CPU_TILE: Final = 32
 
-MARLIN: Final = "Marlin"
-MACHETE: Final = "Marlin (Machete on Hopper)"
-TRITON: Final = "Triton"
+_MARLIN: Final = "Marlin"
+_MACHETE: Final = "Marlin (Machete on Hopper)"
+_TRITON: Final = "Triton"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,9 @@ def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
     if g in _MARLIN_GROUPS:
         padded = _marlin_padding(part.n, part.k, g)
         hopper = g in _MACHETE_GROUPS and part.k % 64 == 0 and part.n % 128 == 0
-        return Taken(MACHETE if hopper else MARLIN, padded)
+        return Taken(_MACHETE if hopper else _MARLIN, padded)
     if packing.num_bits == _INT4 and part.n % 8 == 0 and (g in _TRITON_GROUPS or g == part.full_k):
-        return Taken(TRITON, slow=f"Marlin takes no groups of {g}")
+        return Taken(_TRITON, slow=f"Marlin takes no groups of {g}")
     return Refused(Reason(f"no kernel for groups of {g}"))
 
 
@@ -137,11 +137,11 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refus
         return torn
     if h % 128 == 0 and g in _MARLIN_GROUPS:
         wide = _round_up(i, lcm(64, g or 1))
-        return Taken(MARLIN, f"{i} to {wide}" if wide != i else "")
+        return Taken(_MARLIN, f"{i} to {wide}" if wide != i else "")
     if g is None:
         return Refused(Reason(f"scales of whole rows need Marlin, which needs a hidden size that 128 divides, not {h}"))
     why = f"Marlin takes no groups of {g}" if g not in _MARLIN_GROUPS else f"Marlin takes no hidden size of {h}"
-    return Taken(TRITON, slow=why)
+    return Taken(_TRITON, slow=why)
 
 
 def vllm_cpu_linear(part: Part, packing: Packing) -> Taken | Refused:
@@ -173,7 +173,7 @@ def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
         return Refused(
             Reason(f"{part.n} x {part.k} fits no tile of Marlin (128 x 64, 64 x 128), and SGLang does not pad")
         )
-    return Taken(MARLIN)
+    return Taken(_MARLIN)
 
 
 def _torn(k: int, full_k: int, g: int | None) -> Refused | None:

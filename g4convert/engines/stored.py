@@ -14,7 +14,7 @@ from g4convert.gemma4 import TABLES, Architecture, Role
 from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
-__all__ = ["StoredCheckpoint", "stored_weights"]
+__all__ = ["StoredCheckpoint"]
 
 _STACK: Final = 3  # dimensions of experts that are one tensor
 _INT4: Final = 4
@@ -49,7 +49,7 @@ class StoredCheckpoint:
     @classmethod
     def _declaring(cls, checkpoint: Checkpoint, contents: Contents, config: Mapping[str, Any]) -> "StoredCheckpoint":
         section = declared_in(config)
-        return cls(checkpoint, contents, section, stored_weights(contents, _said(section)))
+        return cls(checkpoint, contents, section, _stored_weights(contents, _said(section)))
 
     def declaring(self, config: Mapping[str, Any]) -> "StoredCheckpoint":
         """Return the same tensors with a config that says something else of quantization, and nothing else."""
@@ -65,7 +65,7 @@ def _said(section: Declared | None) -> Declared | None:
     return None if section is None or section.is_empty else section
 
 
-def stored_weights(contents: Contents, declared: Declared | None) -> Weights:
+def _stored_weights(contents: Contents, declared: Declared | None) -> Weights:
     """A checkpoint as engines meet it.
 
     Args:

@@ -42,7 +42,7 @@ from g4convert.gemma4 import Architecture
 
 __all__ = ["CONTRACT", "OLDEST"]
 
-FUSED: Final = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_FUSED: Final = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 _TOWERS: Final[Renames] = (
     ("model.vision_tower", "vision_tower"),
@@ -208,13 +208,13 @@ def _paths(architecture: Architecture) -> Renames:
 def _matching(architecture: Architecture) -> Matching:
     if architecture.is_assistant:
         return Matching(class_contains=True, fused_name=True, order=_ORDER)
-    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True, fused_name=True, order=_ORDER)
+    return Matching(fused=_FUSED, renames=_renames(architecture), class_contains=True, fused_name=True, order=_ORDER)
 
 
 def _oldest_matching(architecture: Architecture) -> Matching:
     if architecture.is_assistant:
         return Matching(class_contains=True, order=_OLD_ORDER)
-    return Matching(fused=FUSED, renames=_renames(architecture), class_contains=True, order=_OLD_ORDER)
+    return Matching(fused=_FUSED, renames=_renames(architecture), class_contains=True, order=_OLD_ORDER)
 
 
 CONTRACT: Final = Contract(

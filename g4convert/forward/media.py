@@ -22,8 +22,6 @@ from g4convert.forward.models import Config, Model, quiet_transformers
 
 __all__ = [
     "COLOURS",
-    "NOTES",
-    "TOKENS_PER_NOTE",
     "Media",
     "call",
     "pictures",
@@ -41,8 +39,8 @@ COLOURS: Mapping[str, tuple[float, float, float]] = {
     "white": (1.0, 1.0, 1.0),
     "black": (0.0, 0.0, 0.0),
 }
-NOTES = ("do", "re", "mi", "fa", "so", "la")
-TOKENS_PER_NOTE = 4
+_NOTES = ("do", "re", "mi", "fa", "so", "la")
+_TOKENS_PER_NOTE = 4
 
 _NOISE = 0.05
 
@@ -127,14 +125,14 @@ def sounds(config: Config, lengths: Sequence[int], generator: torch.Generator, *
     total = (max(lengths) + padding) * merge
     features, masks, content = [], [], []
     for length in lengths:
-        count = -(-length // TOKENS_PER_NOTE)
-        notes = torch.randint(len(NOTES), (count,), generator=generator)
+        count = -(-length // _TOKENS_PER_NOTE)
+        notes = torch.randint(len(_NOTES), (count,), generator=generator)
         played = _waves(notes, width) if unified else _mels(notes, width)
-        each = played.repeat_interleave(TOKENS_PER_NOTE * merge, dim=0)[: length * merge]
+        each = played.repeat_interleave(_TOKENS_PER_NOTE * merge, dim=0)[: length * merge]
         each = each + _NOISE * torch.randn(each.shape, generator=generator)
         features.append(torch.nn.functional.pad(each, (0, 0, 0, total - len(each))))
         masks.append(torch.arange(total) < len(each))
-        content.append(" ".join(NOTES[note] for note in notes))
+        content.append(" ".join(_NOTES[note] for note in notes))
     arguments = {"input_features": torch.stack(features), "input_features_mask": torch.stack(masks)}
     return Media("audio", tuple(lengths), arguments, tuple(content))
 
@@ -166,7 +164,7 @@ def _draw(
 
 def _mels(notes: torch.Tensor, bins: int) -> torch.Tensor:
     """Log-mel frames [notes, bins]: silence with a peak whose place is the note."""
-    centres = (notes[:, None] + 0.5) * bins / len(NOTES)
+    centres = (notes[:, None] + 0.5) * bins / len(_NOTES)
     return 3 * torch.exp(-(((torch.arange(bins) - centres) / (bins / 16)) ** 2)) - 1
 
 

@@ -2,7 +2,7 @@
 
 A name is taken apart as   wrappers . prefix . body   and only the body says which tensor it is: no two
 canonical names share one. So a source name is resolved by stripping what wrappers and prefixes add
-(`WRAPPERS`, `PREFIXES`), and, where the body is not known as it is, by putting each rule of `BODIES` to it
+(`WRAPPERS`, `_PREFIXES`), and, where the body is not known as it is, by putting each rule of `BODIES` to it
 once, in order. The result does not depend on the other names in the checkpoint. Each rule leads from the
 foreign spelling to the canonical one, and none moves a number: names that differ in numbers only are alike.
 
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 __all__ = [
     "BODIES",
-    "PREFIXES",
     "WRAPPERS",
     "Rule",
     "Spelling",
@@ -58,7 +57,7 @@ WRAPPERS = (
 )
 """Taken off until none is left."""
 
-PREFIXES: Mapping[str, str] = {
+_PREFIXES: Mapping[str, str] = {
     "": "saved from the inner model",
     "model.": "names of a text-only model",
     "language_model.": "the decoder without `model.`, as SGLang holds it",
@@ -203,5 +202,5 @@ def prefix_of(name: str) -> str:
 
 def prefix_habit(prefix: str) -> tuple[str, str]:
     """Name and description of a prefix that is not the canonical one."""
-    description = PREFIXES.get(prefix, "a model inside other models")
+    description = _PREFIXES.get(prefix, "a model inside other models")
     return (f"prefix {prefix}" if prefix else "no prefix"), description

@@ -29,7 +29,7 @@ from g4convert.planning.config import quantization_config
 from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
-__all__ = ["CURABLE", "Fixed", "fix", "fixed_config", "is_fixable"]
+__all__ = ["CURABLE", "Fixed", "fix", "is_fixable"]
 
 CURABLE: Final = {
     "static.ignore", "static.lm_head", "static.fused_names", "static.dead_entry",
@@ -116,7 +116,7 @@ def _mended(
     if lines := list(_activations(out.config)):
         raise GateError(f"{directory}: not fixed: {_NO_ACTIVATIONS}", offenders=lines, hint=_SAME)
     try:
-        config = fixed_config(stored)
+        config = _fixed_config(stored)
     except GateError as error:
         raise GateError(f"{directory}: not fixed: {error.message}", offenders=error.offenders, hint=_SAME) from error
     after = _bad(stored.declaring(config), engines)
@@ -182,7 +182,7 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
-def fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
+def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     """The config of a checkpoint with the `quantization_config` that its tensors ask for.
 
     Raises:

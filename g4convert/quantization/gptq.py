@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from g4convert.jit import jit
 from g4convert.quantization.compiled import F32, I8
 
-__all__ = ["ENOUGH", "Factor", "damping", "factorize", "gptq", "nearest_codes"]
+__all__ = ["Factor", "damping", "factorize", "gptq", "nearest_codes"]
 
-ENOUGH = 8
+_ENOUGH = 8
 """Tokens for each column from which H needs only the least damping."""
 
 _LEAST, _MOST = 0.01, 0.3
@@ -67,7 +67,7 @@ def damping(tokens: int, k: int) -> float:
     """
     if tokens <= k:
         return _MOST
-    share = min(1.0, math.log(tokens / k) / math.log(ENOUGH))
+    share = min(1.0, math.log(tokens / k) / math.log(_ENOUGH))
     return _MOST * math.exp(share * math.log(_LEAST / _MOST))
 
 

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 from helpers.released_configs import FAMILIES, RELEASED, released, stored
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.errors import InputError, UnsupportedError
@@ -164,7 +164,6 @@ def facts(inventory: Inventory) -> list[tuple[object, ...]]:
 # ---- every spelling leads back
 
 
-@settings(max_examples=80, deadline=None)
 @given(family, writers(), st.booleans(), st.randoms())
 def test_every_spelling_leads_back(
     name: str,
@@ -302,7 +301,6 @@ def required(name: str) -> list[str]:
     return [n for n in STORED[name] if n not in expected or not expected[n].optional]
 
 
-@settings(max_examples=60, deadline=None)
 @given(family, writers(), st.data())
 def test_all_faults_are_named_at_once(name: str, write: Callable[[str], str], data: st.DataObject) -> None:
     needed = required(name)
@@ -321,7 +319,6 @@ def test_all_faults_are_named_at_once(name: str, write: Callable[[str], str], da
     assert any(line.startswith(f"of the wrong shape: {write(bent)}: {[*shape, 7]}") for line in offenders)
 
 
-@settings(max_examples=40, deadline=None)
 @given(family, writers(), st.data())
 def test_two_sources_of_one_name_are_ambiguous(name: str, write: Callable[[str], str], data: st.DataObject) -> None:
     twice = data.draw(st.sampled_from(sorted(STORED[name])))

@@ -190,7 +190,6 @@ def test_formats_of_compressed_tensors(tmp_path: Path, preset: str) -> None:
     assert len(texts(found)) == 1, "only that the model type is unknown"
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     bits=st.sampled_from([2, 3, 4, 5, 6, 8]),
     group=st.sampled_from([32, 64, 128, -1]),

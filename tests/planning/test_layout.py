@@ -84,7 +84,6 @@ def placed_ranges(layout: Layout) -> Ranges:
 
 
 @given(PLANS, SIZES)
-@settings(max_examples=60, deadline=None)
 def test_a_layout_is_a_partition(which: tuple[str, str], size: int) -> None:
     plan = sized(*which, size)
     layout = lay_out(plan)
@@ -104,7 +103,6 @@ def test_a_layout_is_a_partition(which: tuple[str, str], size: int) -> None:
 
 
 @given(PLANS, SIZES)
-@settings(max_examples=60, deadline=None)
 def test_shards_keep_to_their_size(which: tuple[str, str], size: int) -> None:
     plan = sized(*which, size)
     layout = lay_out(plan)
@@ -120,7 +118,6 @@ def test_shards_keep_to_their_size(which: tuple[str, str], size: int) -> None:
 
 
 @given(PLANS, SIZES)
-@settings(max_examples=30, deadline=None)
 def test_heads_are_headers_that_the_index_agrees_with(which: tuple[str, str], size: int) -> None:
     plan = sized(*which, size)
     layout = lay_out(plan)
@@ -184,7 +181,6 @@ def written(units: Iterable[Unit], layout: Layout) -> Ranges:
 
 
 @given(PLANS, SIZES, st.integers(1, 1 << 26), st.integers(1 << 20, 1 << 24), st.integers(1 << 22, 1 << 26))
-@settings(max_examples=30, deadline=None)
 def test_units_write_every_byte_once(
     which: tuple[str, str], size: int, unit_bytes: int, tile_bytes: int, copy_bytes: int
 ) -> None:

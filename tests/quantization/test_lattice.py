@@ -5,7 +5,7 @@ from math import gcd
 import pytest
 import torch
 from helpers.tiles import TORCH, normal, run, words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.quantization import Method, Scheme
@@ -78,7 +78,6 @@ def test_codes_are_found_again(kind: str, step_dtype: torch.dtype, dtype: torch.
     assert result.stats.relative_error < 1e-5
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     codes=st.lists(st.integers(-8, 7), min_size=32, max_size=32),
     mantissa=st.integers(128, 255),

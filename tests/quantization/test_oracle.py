@@ -8,7 +8,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationStrate
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from helpers.tiles import TORCH, normal, run
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.quantization import Method, Scheme, TileStats
@@ -41,7 +41,6 @@ def weights(draw: st.DrawFn) -> tuple[torch.Tensor, int | None]:
     return (made * spread).to(dtype), group_size
 
 
-@settings(deadline=None, max_examples=60)
 @given(drawn=weights(), num_bits=st.sampled_from([4, 8]))
 def test_minmax_is_compressed_tensors(drawn: tuple[torch.Tensor, int | None], num_bits: int) -> None:
     weight, group_size = drawn
@@ -72,7 +71,6 @@ def test_literal_bytes_of_1x8() -> None:
     assert result.scale_bits.tolist() == [[0x3F80]]
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 2**31),
     scheme=st.builds(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.tiles import Result, normal, run
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.quantization import Method, Scheme
@@ -105,7 +105,6 @@ def odd_weights(draw: st.DrawFn) -> torch.Tensor:
     return (w * scale).to(draw(st.sampled_from([torch.bfloat16, torch.float32])))
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     weight=odd_weights(),
     num_bits=st.sampled_from([4, 8]),
@@ -120,7 +119,6 @@ def test_never_worse_than_minmax_in_any_group(
     assert bool((searched.group_error() <= base.group_error()).all())
 
 
-@settings(deadline=None, max_examples=30)
 @given(weight=odd_weights(), method=st.sampled_from([Method.MINMAX, Method.MSE]))
 def test_codes_are_the_nearest_to_the_written_scale(weight: torch.Tensor, method: Method) -> None:
     result = run(weight, Scheme(4, 32, method))

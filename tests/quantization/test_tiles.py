@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiles import TORCH, Result, normal, run, words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.errors import InputError, UsageError
@@ -87,7 +87,6 @@ def test_the_first_weight_that_is_not_finite_is_named(value: float, dtype: torch
         tiles.lattice_share(rows, dtype_name, 32)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     n=st.integers(1, 5),

@@ -31,22 +31,14 @@ from typing import Any
 import torch
 
 __all__ = [
-    "DecodedLinear",
     "Engine",
-    "decode_in_place_of_kernels",
     "decoded",
-    "decoded_rows",
     "failed",
-    "mend_cpu",
-    "mend_torchvision",
     "poison",
-    "processed",
     "serve",
     "state",
-    "supply",
     "tensor",
     "unfilled",
-    "watch_loading",
     "watched",
 ]
 
@@ -114,7 +106,7 @@ def unfilled(tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
     return found
 
 
-def watch_loading() -> None:
+def _watch_loading() -> None:
     """Register a loader that is vLLM's own, with a look before and after."""
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -155,12 +147,12 @@ def decoded(words: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor
     return (values * scale[..., None]).flatten(-2)
 
 
-def decoded_rows(ids: torch.Tensor, words: torch.Tensor, scale: torch.Tensor, _: int, bits: int) -> torch.Tensor:
+def _decoded_rows(ids: torch.Tensor, words: torch.Tensor, scale: torch.Tensor, _: int, bits: int) -> torch.Tensor:
     """Rows of a packed table, [t] -> [t, k], in place of vLLM's Triton kernel."""
     return decoded(words[ids.long()], scale[ids.long()], bits)
 
 
-class DecodedLinear:
+class _DecodedLinear:
     """A Linear in place of a 4-bit kernel: decodes the words once and multiplies plainly.
 
     Args:
@@ -181,7 +173,7 @@ class DecodedLinear:
         return torch.nn.functional.linear(x, layer.decoded, bias)
 
 
-def decode_in_place_of_kernels() -> None:
+def _decode_in_place_of_kernels() -> None:
     """Have vLLM use decoded weights: Linears in torch, experts in its own kernel for plain ones, rows of tables."""
     from vllm.model_executor.layers.fused_moe import UnquantizedFusedMoEMethod
     from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
@@ -214,13 +206,13 @@ def decode_in_place_of_kernels() -> None:
             product: torch.Tensor = self.plain.apply(*args, **kwargs)
             return product
 
-    linears.choose_mp_linear_kernel = lambda *_, **__: DecodedLinear
-    tables._dequant_gather_triton = decoded_rows  # noqa: SLF001 -- Triton has no CPU
+    linears.choose_mp_linear_kernel = lambda *_, **__: _DecodedLinear
+    tables._dequant_gather_triton = _decoded_rows  # noqa: SLF001 -- Triton has no CPU
     experts.select_wna16_moe_backend = lambda *_, **__: (WNA16MoEBackend.EMULATION, None)
     experts.CompressedTensorsWNA16MoEMethod = DecodedExperts
 
 
-def mend_torchvision() -> None:
+def _mend_torchvision() -> None:
     """Declare operators of torchvision that a wheel for another build of torch cannot bring.
 
     Its import ends without them, and with it vLLM's whole class of model; the image processors use none of them.
@@ -241,7 +233,7 @@ def mend_torchvision() -> None:
     registry._run_in_subprocess = lambda ask: ask()  # noqa: SLF001 -- a new process would lack them again
 
 
-def mend_cpu() -> None:
+def _mend_cpu() -> None:
     """Remove what stands in the way of pictures and sounds on a CPU.
 
     The budget for pictures asks torch for the memory of an accelerator; products of oneDNN take rows only that lie
@@ -256,7 +248,7 @@ def mend_cpu() -> None:
     state["mended"].append("towers on a CPU: the size of memory, rows with gaps")
 
 
-def supply(config: Any) -> Any:
+def _supply(config: Any) -> Any:
     """Look at the config, and add the keys that vLLM cannot do without and the checkpoint has not."""
     vision, text = (getattr(config, f"{part}_config", None) for part in ("vision", "text"))
     state["sees_itself"] = getattr(text, "use_bidirectional_attention", None) == "vision"
@@ -275,18 +267,18 @@ class Engine:
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
-        mend_torchvision()
+        _mend_torchvision()
         import vllm
         from vllm.platforms import current_platform
 
-        watch_loading()
+        _watch_loading()
         on_cpu = current_platform.is_cpu()
         self.dtype = asked["dtype"] or ("float32" if on_cpu else "bfloat16")
         self.decodes = on_cpu and self.dtype == "float32"
         if self.decodes:
-            decode_in_place_of_kernels()
+            _decode_in_place_of_kernels()
         if on_cpu:
-            mend_cpu()
+            _mend_cpu()
         self.version = vllm.__version__
         self.device = str(current_platform.device_type)
         self._top = asked["top"]
@@ -295,7 +287,7 @@ class Engine:
             model=asked["model"],
             dtype=self.dtype,
             load_format=_FORMAT,
-            hf_overrides=supply,
+            hf_overrides=_supply,
             max_model_len=asked["length"],
             max_num_batched_tokens=max(asked["length"], 2048),
             max_num_seqs=1,
@@ -338,7 +330,7 @@ class Engine:
         items: dict[str, list[Any]] = {}
         places: dict[str, list[Any]] = {}
         for one in media:
-            kind, data, fields = processed(one)
+            kind, data, fields = _processed(one)
             (item,) = MultiModalKwargsItems.from_hf_inputs(data, fields)[kind]
             items.setdefault(kind, []).append(item)
             mask = None if one["soft"] is None else torch.tensor(one["soft"])
@@ -347,7 +339,7 @@ class Engine:
         return mm_input(ids, MultiModalKwargsItems(items), hashes, places)
 
 
-def processed(one: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _processed(one: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """A picture, sound or video under the names that vLLM's own processor gives: kind, tensors, how they batch."""
     from vllm.multimodal.inputs import MultiModalFieldConfig
 

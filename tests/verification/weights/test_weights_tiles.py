@@ -8,7 +8,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from helpers.conversions import quantized
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -36,7 +36,6 @@ def test_every_byte_is_decoded_as_compressed_tensors_does(bits: int) -> None:
 
 
 @given(k=st.integers(1, 40), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
 def test_rows_that_do_not_fill_their_last_word(k: int, bits: int, seed: int) -> None:
     half = 1 << (bits - 1)
     codes = torch.randint(-half, half, (1, k), generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
@@ -78,7 +77,6 @@ TILES = st.builds(
 
 
 @given(tile=TILES)
-@settings(max_examples=80, deadline=None)
 def test_the_error_is_that_of_what_compressed_tensors_dequantizes(tile: Tile) -> None:
     error, signal = error_of(tile)
     found = measure_tile(tile)
@@ -87,7 +85,6 @@ def test_the_error_is_that_of_what_compressed_tensors_dequantizes(tile: Tile) ->
 
 
 @given(tile=TILES, cut=st.integers(1, 8))
-@settings(max_examples=40, deadline=None)
 def test_parts_of_a_tile_add_up(tile: Tile, cut: int) -> None:
     at = min(cut, len(tile.words))
     total = Measured()
