@@ -23,7 +23,7 @@ from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.torch_tiles import TorchTiles
 from g4convert.tensors import DType
 
-TILED = [method for method in Method if method not in {Method.IMATRIX, Method.GPTQ}]
+TILED = [method for method in Method if method not in {Method.IMATRIX, Method.GPTQ, Method.BEST}]
 """Methods that need no inputs: a tile is quantized by itself."""
 SCHEMES = [
     Scheme(bits, group_size, method, signed)

@@ -355,7 +355,7 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="NOT RUN: no Chromium here
 
 @browser
 @pytest.mark.parametrize(("width", "columns"), every(3, [(1200, 2), (400, 1)]))
-@pytest.mark.parametrize("size", every(2, [(30, 128), (3, 12), (60, 0)]))
+@pytest.mark.parametrize("size", every(2, [((30, 128),), ((3, 12),), ((60, 0),)]))
 def test_in_a_browser(width: int, columns: int, size: tuple[int, int], tmp_path: Path) -> None:
     given = report(layers=size[0], experts=size[1] or 1)
     if not size[1]:
