@@ -9,7 +9,7 @@ OLDEST_TRITON := build/triton/3.6.0
 TOGETHER := -n auto --dist loadfile
 COMPILED := ship or compiles or every_form or without_the_fence or at_every_edge or pads
 
-.PHONY: demo test test-full test-engines test-vllm lint env golden bench bench-real quality false-alarms torture clean
+.PHONY: demo test test-full test-engines test-vllm lint env golden bench bench-real quality budget false-alarms torture clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
@@ -69,6 +69,10 @@ bench-real: env
 # docs/quality.md; resumable, hours on two cores
 quality: env
 	$(BIN)/python tests/benchmarks/quality.py bench/real $(if $(PEER),--peer $(PEER))
+
+# bits that `fit` chooses for that model, beside uniform recipes, into docs/quality.md; resumable, half an hour
+budget: env
+	$(BIN)/python tests/benchmarks/budget.py bench/real
 
 # `verify` on sound checkpoints: every family, recipe and three seeds; 20 minutes
 false-alarms: env

@@ -98,7 +98,9 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         Interrupted: stopped on request; measured losses are kept.
     """
     target, path, watch = target_of(target_size, target_bits, max_kl), Path(output), progress or Quiet()
-    _check_places(path, plot, overwrite=overwrite)
+    data = Path(calibration) if calibration else path.with_name(f"{path.stem}.calibration.safetensors")
+    kept = Path(sensitivities) if sensitivities else path.with_suffix(".sensitivities.json")
+    _check_places(path, (data, kept, *([] if plot is None else [Path(plot)])), overwrite=overwrite)
     base, forms = resolved(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
@@ -108,14 +110,12 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     if not isinstance(target, Loss):
         budget(target, problem)
     _check_memory(checkpoint, problem, dtype, device)
-    data = Path(calibration) if calibration else path.with_name(f"{path.stem}.calibration.safetensors")
     if not data.exists():
         say(f"calibration: of the bundled texts, kept in {data}")
         calibrate(checkpoint.path, data, answers=False, statistics=base.recipe.is_calibrated, progress=watch)
     given = Inputs.of(data, checkpoint, problem, rows, tokens)
     with memory_faults(), _bench(checkpoint, problem, given, dtype, device, workers) as bench:
         basis = given.basis(checkpoint, bench.rounder, dtype)
-        kept = Path(sensitivities) if sensitivities else path.with_suffix(".sensitivities.json")
         known = Sensitivities.at(kept, basis)
         _measure(problem, bench, known, kept, watch)
         solved = problem.frontier(known.losses)
@@ -154,13 +154,13 @@ def _measure(problem: Problem, bench: Bench, known: Sensitivities, path: Path, p
         raise Interrupted("stopped; measured losses are kept", hint="the same command continues") from error
 
 
-def _check_places(path: Path, plot: str | os.PathLike[str] | None, *, overwrite: bool) -> None:
+def _check_places(path: Path, others: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse files that cannot be written, before any work."""
     if path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{path}: a recipe ends in .yaml", hint=f"-o {path.name}.yaml")
     if path.is_dir() or (path.exists() and not overwrite):
         raise UsageError(f"{path}: is there already", hint="name another file, or pass --overwrite")
-    for one in (path, *([] if plot is None else [Path(plot)])):
+    for one in (path, *others):
         if not one.parent.is_dir() or one.is_dir():
             raise UsageError(f"{one}: no file can be written there", hint="name a file in a directory that exists")
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from g4convert.devices import device_of
 from g4convert.engines.limits import Packing
+from g4convert.errors import InputError
 from g4convert.fitting.choices import Form
 from g4convert.fitting.divergence import Divergence
 from g4convert.fitting.problem import Part
@@ -124,7 +125,8 @@ class Bench:
             rounder: rounds its parts.
 
         Raises:
-            TypeError: the model has no head.
+            InputError: what it gives is not finite.
+            TypeError: it has no head.
         """
         head = Head.of(model)
         if head is None:
@@ -133,6 +135,9 @@ class Bench:
         noting = [_Noting(layer) for layer in model.get_decoder().layers]
         with _layers(model, noting):
             states = _run(model, given)
+        if not bool(states.isfinite().all()):
+            hint = "the checkpoint is damaged, or its numbers are too large for this dtype: --dtype float32"
+            raise InputError("the model as it is gives states that are NaN or infinite", hint=hint)
         layers = tuple(one.given for one in noting if one.given is not None)
         return cls(model, rounder, given, layers, states, Divergence.of(head, states))
 
@@ -144,7 +149,7 @@ class Bench:
             forms: parts and what they are packed as; all others are as they are.
 
         Raises:
-            NonFiniteError: a weight is NaN or infinite.
+            InputError: a weight is NaN or infinite.
         """
         changes = [(part, form) for part, form in forms if form is not None]
         body = [(part, form) for part, form in changes if part.role is not PackRole.LM_HEAD]

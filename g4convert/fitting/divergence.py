@@ -67,8 +67,9 @@ class Divergence:
         """
         change = (_logits(self.rows if rows is None else rows, states, self.cap) - self.logits).double()
         centred = change - (self.shares * change).sum(-1, keepdim=True)
-        found: torch.Tensor = (self.shares * torch.expm1(centred)).sum(-1).log1p()
-        return found.clamp(min=0)
+        small = (self.shares * torch.expm1(centred.clamp(-1, 1))).sum(-1).log1p()  # exact where KL is next to nothing
+        large = torch.logsumexp(self.shares.log() + centred, -1)
+        return torch.where(centred.abs().amax(-1) < 1, small, large).clamp(min=0)
 
 
 def _weight(head: Head) -> torch.Tensor:

@@ -11,9 +11,10 @@ import torch
 from g4convert.conversion.result import Choice
 from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
+from g4convert.errors import InputError
 from g4convert.forward.modules import PackedWeight
 from g4convert.gemma4 import Weight
-from g4convert.quantization import Method
+from g4convert.quantization import Method, NonFiniteError
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType
 
@@ -60,7 +61,7 @@ class Rounder:
             The rows as an engine reads them, in the dtype and on the device of `values`.
 
         Raises:
-            NonFiniteError: a value is NaN or infinite.
+            InputError: a value is NaN or infinite.
         """
         scheme = replace(self.choice, method=self.method).scheme(packing, signed=self.signed)
         squares = self._squares(weight) if scheme.method is Method.IMATRIX else None
@@ -73,8 +74,12 @@ class Rounder:
         def do(rows: slice) -> None:
             CpuTiles().quantize(w[rows], DType.F32, scheme, words[rows], scale[rows], squares)
 
-        for _ in self.pool.map(do, _tiles(n)):
-            pass
+        try:
+            for _ in self.pool.map(do, _tiles(n)):
+                pass
+        except NonFiniteError as error:
+            hint = "the checkpoint is damaged, or its training diverged"
+            raise InputError(f"{weight.name}: a weight is NaN or infinite", hint=hint) from error
         scales = torch.from_numpy((scale.astype(np.uint32) << 16).view(np.float32))
         dense = PackedWeight(torch.from_numpy(words), scales, None, k, scheme.num_bits).dense(torch.float32)
         return dense.to(values.device, values.dtype)

@@ -2,7 +2,7 @@
 
 A vocabulary of 262,144 makes 1 MiB of logits for a token. So the models run up to the last norm, and their final states
 become logits 64 tokens at a time, in a buffer that is made once. The original's probabilities are kept: 1 GiB for 1,024
-tokens, which is why one token in three is judged. All models share the head, which nothing quantizes here.
+tokens, which is why one token in three is judged. Most models share the head.
 
 Errors are paired: a window is hard or easy for every method, so methods are compared window by window. The standard
 error of a difference is that of the windows' mean differences; tokens of one window are not independent.
@@ -63,18 +63,22 @@ class Judge:
             self._entropy[rows] = (self._p[rows] * logs).double().sum(-1)
         self._q = torch.empty(_TOKENS, len(self._head))
 
-    def judge(self, weights: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Judged:
+    def judge(
+        self, weights: Callable[[str, torch.Tensor], torch.Tensor | None], head: torch.Tensor | None = None
+    ) -> Judged:
         """Judge the model with other weights.
 
         Args:
             weights: gives, by the parameter's name and its value, what stands in its place, or None to leave it.
+            head: another head, float32 [V, h]; None has the original's.
         """
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
                 other = weights(name, self._weights[name])
                 parameter.data = self._weights[name] if other is None else other
             states = self._states()
-            parts = [self._compare(states.flatten(0, 1)[rows], rows) for rows in _runs(len(self._best))]
+            other = self._head if head is None else head
+            parts = [self._compare(states.flatten(0, 1)[rows], rows, other) for rows in _runs(len(self._best))]
         kl, same = (
             torch.cat(part).double().view(len(states), -1).mean(-1).tolist() for part in zip(*parts, strict=True)
         )
@@ -86,10 +90,10 @@ class Judge:
             rows = [self._model.model(input_ids=ids[None], use_cache=False).last_hidden_state for ids in self._ids]
         return torch.cat(rows)[:, _EVERY - 1 :: _EVERY].contiguous()
 
-    def _compare(self, states: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compare(self, states: torch.Tensor, rows: slice, head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """KL of each token, and whether the likeliest successor is the same."""
         q = self._q[: len(states)]
-        torch.mm(states, self._head.T, out=q)
+        torch.mm(states, head.T, out=q)
         same, normal = q.argmax(-1) == self._best[rows], q.logsumexp(-1).double()
         crossed = q.mul_(self._p[rows]).sum(-1, dtype=torch.float64)
         return self._entropy[rows] - crossed + normal, same

@@ -125,5 +125,7 @@ def test_a_part_of_the_vocabulary_tells_the_loss(cap: float | None, monkeypatch:
     assert torch.equal(found.kl(states), torch.zeros(200, dtype=torch.float64))
     assert float(found.kl(other).mean()) == pytest.approx(exact, rel=0.05)
     assert float(found.kl(other).min()) > 0
+    assert kl(full(states), full(-states)) * 0.7 < float(found.kl(-states).mean()) < kl(full(states), full(-states))
     monkeypatch.setattr(divergence, "_LIKELIEST", 4000)
+    assert float(Divergence.of(head, states).kl(-states).mean()) == pytest.approx(kl(full(states), full(-states)))
     assert float(Divergence.of(head, states).kl(other).mean()) == pytest.approx(exact, rel=1e-4)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from helpers.damage import rewrite
 from helpers.program import Program, g4convert
 from helpers.runs import run
 
@@ -188,9 +190,23 @@ def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a r
 
 def test_places_that_cannot_be_written_are_refused_first(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "there.yaml").write_text("")
-    for name, plot in (("a.json", None), ("there.yaml", None), ("no/a.yaml", None), ("a.yaml", "no/plot.svg")):
+    for name in ("a.json", "there.yaml", "no/a.yaml"):
         with pytest.raises(UsageError):
-            fit(moe, tmp_path / name, target_bits=5, plot=None if plot is None else tmp_path / plot)
+            fit(moe, tmp_path / name, target_bits=5)
+    for option in ("plot", "sensitivities", "calibration"):
+        with pytest.raises(UsageError, match="no file can be written there"):
+            fit(moe, tmp_path / "a.yaml", target_bits=5, **{option: tmp_path / "no" / "file"})  # type: ignore[arg-type]
+
+
+def test_a_weight_that_is_not_finite_is_named(moe: Path, ids: Path, tmp_path: Path) -> None:
+    shutil.copytree(moe, tmp_path / "moe")
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.language_model.layers.1.mlp.down_proj.weight"][3, 4] = float("nan")
+
+    rewrite(tmp_path / "moe", damage)
+    with pytest.raises(InputError, match="as it is gives states that are NaN"):
+        fit(tmp_path / "moe", tmp_path / "a.yaml", target_bits=6, calibration=ids, **SMALL)
 
 
 def test_the_command_prints_what_was_chosen(

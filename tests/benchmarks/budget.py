@@ -1,0 +1,251 @@
+"""Bits that `fit` chooses on a real model, beside one packing for all and beside llama.cpp's mix, on held-out text.
+
+    python tests/benchmarks/budget.py DIRECTORY [--report]
+
+The model is that of `real_model.py`. Losses of single changes are measured on token ids of the texts that ship; every
+row is then quantized by `g4convert quantize` and judged on the windows of `quality.py`, documents of this machine. A
+row is done once; a run that is stopped goes on where it was. `--report` writes the section of docs/quality.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+import real_model
+import real_text
+import torch
+import transformers
+from real_judge import Judge, error
+
+from g4convert.api.calibrate import calibrate
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.result import Choice
+from g4convert.fitting.bench import Bench
+from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
+from g4convert.fitting.choosing import choose_for
+from g4convert.fitting.inputs import Inputs
+from g4convert.fitting.problem import Problem, parts_of
+from g4convert.fitting.rounding import Rounder
+from g4convert.fitting.sensitivities import Sensitivities, measure
+from g4convert.fitting.target import Bits, Size
+from g4convert.fitting.writing import recipe_text, recipe_values
+from g4convert.forward.load import load
+from g4convert.planning.layout import lay_out
+from g4convert.planning.recipe import load as recipe
+from g4convert.planning.steps import make_plan
+from g4convert.progress import Quiet
+from g4convert.quantization import Method
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+TITLE: Final = "## Bits for a size"
+ROWS, TOKENS = 14, 64
+"""Rows of the calibration file that are run for single changes, and tokens of each."""
+JUDGES, JUDGED = 5, 192
+"""Windows of each kind that judge, and their ids, as in `quality.py`."""
+TABLES: Final = {"embedding": 4, "lm_head": 8}
+MIX: Final = "0-1,4,7,10,13,15-17"
+"""Layers whose values and down projections llama.cpp's Q4_K_M gives more bits: the first and last eighth, and every
+third between; of 18 layers these."""
+UNIFORM: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+    "g32": ("`w4a16-g32`", {"extends": "w4a16-g32"}),
+    "g128": ("`w4a16-g128`", {"extends": "w4a16-g128"}),
+    "mix": (
+        "as llama.cpp's Q4_K_M: int8 in some layers' q, k, v and down",
+        {
+            "extends": "w4a16-g32",
+            "rules": [
+                {"names": f"*.{part}", "layers": MIX, "bits": 8, "group_size": 32}
+                for part in ("self_attn.[qkv]_proj", "mlp.down_proj")
+            ],
+        },
+    ),
+    "w8": ("`w8a16-g32`", {"extends": "w8a16-g32"}),
+    "head8": ("`w4a16-g32-head8`", {"extends": "w4a16-g32-head8"}),
+    "g64": ("`w4a16-g32`, groups of 64", {"extends": "w4a16-g32", "group_size": 64}),
+}
+TARGETS: Final = (4.5, 5.0, 5.5, 6.0, 4.25, 8.5)
+
+
+def main() -> None:
+    """Do the rows that are left, or report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    model = real_model.make(args.directory)
+    results = args.directory / "budget.json"
+    if not args.report:
+        fitted = Fits.of(args.directory, model)
+        fitted.write()
+        judge(args.directory, model, results)
+    report(json.loads(results.read_text()), REPOSITORY / "docs" / "quality.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """Recipes by row, in files.
+
+    Args:
+        directory: theirs.
+        checkpoint: the model.
+    """
+
+    directory: Path
+    checkpoint: Checkpoint
+
+    @classmethod
+    def of(cls, directory: Path, model: Path) -> "Fits":
+        """Open the model; make the calibration file of the texts that ship."""
+        (directory / "recipes").mkdir(exist_ok=True)
+        if not (directory / "fit.safetensors").exists():
+            calibrate(model, directory / "fit.safetensors", answers=False, statistics=False)
+        return cls(directory, Checkpoint.open(model))
+
+    def write(self) -> None:
+        """Write every recipe, with its size, bits and losses on the ids that single changes were measured on."""
+        if all((self.directory / "recipes" / f"{name}.json").exists() for name in (*UNIFORM, *_fits())):
+            return
+        linears, tables = self._problem({}), self._problem(TABLES)
+        given = Inputs.of(self.directory / "fit.safetensors", self.checkpoint, linears, ROWS, TOKENS)
+        with ThreadPoolExecutor(1) as pool:
+            rounder = Rounder(Choice(Method.MSE, ""), linears.plan.inventory.architecture.text_prefix, pool)
+            bench = Bench.of(load(self.checkpoint), given.ids, rounder)
+            path = self.directory / "sensitivities.json"
+            known = Sensitivities.at(path, given.basis(self.checkpoint, rounder, "float32"))
+            measure(tables, bench, known, path, Quiet())
+            sizes = dict(self._uniform(linears, bench))
+            for name, target, problem in (
+                *((f"fit-{bits:g}", Bits(bits), linears) for bits in TARGETS),
+                ("fit-mix", Size(sizes["mix"]), linears),
+                ("fit-head8", Size(sizes["head8"]), tables),
+            ):
+                point = choose_for(target, problem.frontier(known.losses), bench)[-1]
+                values = recipe_values(problem, point.assignment)
+                facts = {"bytes": point.nbytes, "whole": point.measured, "predicted": point.predicted}
+                self._keep(name, recipe_text(values, []), facts | {"bits": linears.bits(point.nbytes)})
+
+    def _uniform(self, problem: Problem, bench: Bench) -> Iterator[tuple[str, int]]:
+        for name, (_, values) in UNIFORM.items():
+            text = recipe_text(values, [])
+            file = self.directory / "recipes" / f"{name}.yaml"
+            file.write_text(text)
+            plan = make_plan(self.checkpoint, recipe(str(file)).recipe)
+            nbytes = lay_out(plan).tensor_bytes
+            whole = bench.kl((part, part.base) for part in parts_of(plan))
+            self._keep(name, text, {"bytes": nbytes, "whole": whole, "bits": problem.bits(nbytes)})
+            yield name, nbytes
+
+    def _keep(self, name: str, text: str, facts: Mapping[str, Any]) -> None:
+        (self.directory / "recipes" / f"{name}.yaml").write_text(text)
+        (self.directory / "recipes" / f"{name}.json").write_text(json.dumps(facts))
+        say(f"{name}: {facts}")
+
+    def _problem(self, bits: Mapping[str, int]) -> Problem:
+        plan = make_plan(self.checkpoint, recipe(options={"method": "mse", "bits": bits}).recipe)
+        return Problem.of(plan, parse_choices(DEFAULT_CHOICES))
+
+
+def _fits() -> list[str]:
+    return [*(f"fit-{bits:g}" for bits in TARGETS), "fit-mix", "fit-head8"]
+
+
+def judge(directory: Path, model: Path, results: Path) -> None:
+    """Quantize and judge the rows that are left."""
+    found = json.loads(results.read_text()) if results.exists() else {}
+    left = [name for name in _order() if name not in found]
+    if not left:
+        return
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    windows = real_text.windows(encode, judging=True, each=JUDGES, length=JUDGED)
+    judging = Judge(model, [window.ids for window in windows])
+    for name in left:
+        out = directory / "out" / name
+        command = [sys.executable, "-m", "g4convert", "quantize", str(model), "-o", str(out), "--overwrite", "-q"]
+        command += ["-r", str(directory / "recipes" / f"{name}.yaml"), "--verify", "none", "--workers", "1"]
+        subprocess.run(command, check=True)
+        dense = dict(load(out, packed=False).named_parameters())
+        one = judging.judge(lambda key, _, dense=dense: dense.get(key), dense.get("lm_head.weight"))  # type: ignore[misc]
+        facts = json.loads((directory / "recipes" / f"{name}.json").read_text())
+        found[name] = {**facts, "kl": one.kl, "same": one.same, "digest": real_text.digest(windows)}
+        results.write_text(json.dumps(found))
+        say(f"{name}: {fmean(one.kl):.4f} {facts}")
+
+
+def _order() -> list[str]:
+    """Rows, those that say most first."""
+    first = ["g32", "fit-4.5", "g128", "mix", "fit-mix", "fit-5", "fit-5.5", "fit-6", "w8", "head8", "fit-head8"]
+    return [*first, *(name for name in (*UNIFORM, *_fits()) if name not in first)]
+
+
+def report(found: Mapping[str, Mapping[str, Any]], page: Path) -> None:
+    """Write the section: it is the last of the page."""
+    before = page.read_text().partition(f"\n{TITLE}\n")[0].rstrip()
+    page.write_text("\n".join([before, "", TITLE, "", *_section(found)]) + "\n")
+
+
+def _section(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield (
+        "`g4convert fit` on the same model and windows, `mse`: for q, k, v; o; gate, up; down of each layer one of\n"
+        "int4 in groups of 128, 64 or 32, int8 with a scale a row, and bf16. Single changes were measured on "
+        f"{ROWS} rows of {TOKENS} ids\nof the texts that ship, none of which judges. Bits are those of the Linears; "
+        "embedding and head are kept, but for the\nrows that pack them. `predicted` is the sum of single changes, "
+        "`whole` the same ids with all of them at once, KL that\nof the windows that judge. `make budget` makes this "
+        "section."
+    )
+    yield ""
+    yield "| recipe | size, MB | bits | predicted | whole | KL | same top token |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for name in sorted(found, key=lambda name: found[name]["bytes"]):
+        row = found[name]
+        title = UNIFORM[name][0] if name in UNIFORM else f"**fit**, {_asked(name)}"
+        bits = "" if name.endswith("head8") else f"{row['bits']:.3f}"
+        predicted = f"{row['predicted']:.3f}" if row.get("predicted") is not None else ""
+        kl = f"{fmean(row['kl']):.3f} +- {error(row['kl']):.3f}"
+        cells = [title, f"{row['bytes'] / 1e6:.1f}", bits, predicted, f"{row['whole']:.3f}", kl]
+        yield f"| {' | '.join(cells)} | {100 * fmean(row['same']):.1f} % |"
+    yield ""
+    yield "| at one size | KL ratio | difference |"
+    yield "|---|---:|---:|"
+    for mine, other in (
+        ("fit-4.25", "g64"),
+        ("fit-4.5", "g32"),
+        ("fit-mix", "mix"),
+        ("fit-8.5", "w8"),
+        ("fit-head8", "head8"),
+    ):
+        if mine in found and other in found:
+            a, b = found[mine]["kl"], found[other]["kl"]
+            apart = [x - y for x, y in zip(a, b, strict=True)]
+            ratio = f"{fmean(a) / fmean(b):.2f}"
+            yield f"| fit / {UNIFORM[other][0]} | {ratio} | {fmean(apart):+.4f} +- {error(apart):.4f} |"
+
+
+def _asked(name: str) -> str:
+    """The target of a fit."""
+    target = name.removeprefix("fit-")
+    if target in UNIFORM:
+        return f"the size of {UNIFORM[target][0]}{', tables too' if target == 'head8' else ''}"
+    return f"{target} bits"
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
