@@ -125,7 +125,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         plan = plan_of(checkpoint, values, problem, chosen.assignment)
         Outlook.of(plan, tps).hold(plan.recipe, tps)
         shown = tuple(presets(problem, checkpoint, bench))
-    corners = tuple(solved.corners())
+    corners = tuple(solved.drawn())
     found = Fitted(path, problem, known, tried, shown, corners)
     path.write_text(recipe_text(values, found.comments(target)), encoding="utf-8")
     if plot is not None:

@@ -63,11 +63,11 @@ def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...
 
     Each try tells how far the sum of single changes is off, and where to look next; after a few the middle is taken.
     """
-    corners = tuple(solved.corners())
+    losses = solved.losses
     tried: dict[int, Point] = {}
-    low, high, off = -1, len(corners), 1.0
+    low, high, off = -1, len(losses), 1.0
     while high - low > 1 and len(tried) < _TRIES:
-        wanted = next((n for n, (_, loss) in enumerate(corners) if loss * off <= target.kl), len(corners) - 1)
+        wanted = next((place for place, loss in enumerate(losses) if loss * off <= target.kl), len(losses) - 1)
         place = min(max(wanted, low + 1), high - 1) if len(tried) < _GUESSES else (low + high) // 2
         one = tried[place] = _tried(target.text, solved.corner(place), solved, bench)
         if one.measured > target.kl:
@@ -77,7 +77,7 @@ def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...
             if one.measured >= _NEAR * target.kl:
                 break
         off = one.measured / one.predicted if one.predicted else off
-    if high == len(corners):
+    if high == len(losses):
         raise GateError(
             f"{target.text}: no choice was found that loses so little; the least was "
             f"{min(one.measured for one in tried.values()):.3g}",

@@ -3,7 +3,7 @@
     best[b] = the least loss of the items so far that cost at most b steps more than their smallest options
 
 This is the multiple-choice knapsack, solved for all budgets at once. A step is the largest number of bytes that divides
-every difference, so that the result is exact; where that would make more than 65,536 steps, it is larger, options are
+every difference, so that the result is exact; where that would make more than 262,144 steps, it is larger, options are
 rounded up, and a choice may miss the best by one step for each item. Never is a choice larger than its budget.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Frontier", "Item", "Option"]
 
-_MOST: Final = 1 << 16
+_MOST: Final = 1 << 18
 """Steps between the smallest and the largest size."""
 
 
@@ -65,13 +65,15 @@ class Frontier:
         items: the items.
         step: bytes of a step; see the module.
         best: least loss within the smallest size and so many steps, float64 [steps + 1], not rising.
-        picks: option of each item in that choice, int16 [items, steps + 1].
+        picks: option of each item in that choice, int8 [items, steps + 1].
+        corners: the steps at which less is lost: choices that no other beats in both size and loss.
     """
 
     items: tuple[Item, ...]
     step: int
     best: NDArray[np.float64]
-    picks: NDArray[np.int16]
+    picks: NDArray[np.int8]
+    corners: NDArray[np.intp]
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> "Frontier":
@@ -79,7 +81,7 @@ class Frontier:
         step = _step(items)
         extra = [[-(-(option.nbytes - item.least) // step) for option in item.options] for item in items]
         steps = sum(max(one) for one in extra)
-        best, picks = np.zeros(steps + 1), np.zeros((len(items), steps + 1), np.int16)
+        best, picks = np.zeros(steps + 1), np.zeros((len(items), steps + 1), np.int8)
         for number, (item, costs) in enumerate(zip(items, extra, strict=True)):
             before, best = best, np.full(steps + 1, np.inf)
             for place, (option, cost) in enumerate(zip(item.options, costs, strict=True)):
@@ -87,7 +89,7 @@ class Frontier:
                 better = found < best[cost:]
                 best[cost:][better] = found[better]
                 picks[number, cost:][better] = place
-        return cls(tuple(items), step, best, picks)
+        return cls(tuple(items), step, best, picks, np.flatnonzero(np.diff(best, prepend=np.inf) < 0))
 
     @property
     def smallest(self) -> int:
@@ -110,14 +112,9 @@ class Frontier:
         steps = min((nbytes - self.smallest) // self.step, len(self.best) - 1)
         return self._traced(self._first(self.best[steps]))
 
-    @property
-    def corners(self) -> int:
-        """Number of choices that no other beats in both size and loss."""
-        return len(self._falls)
-
     def corner(self, place: int) -> tuple[int, ...]:
-        """One of them, from the smallest on."""
-        return self._traced(int(self._falls[place]))
+        """One of the choices that no other beats, from the smallest on."""
+        return self._traced(int(self.corners[place]))
 
     def nbytes(self, choice: Sequence[int]) -> int:
         """Bytes of a choice."""
@@ -126,11 +123,6 @@ class Frontier:
     def loss(self, choice: Sequence[int]) -> float:
         """Sum of the losses of a choice."""
         return sum(item.options[place].loss for item, place in zip(self.items, choice, strict=True))
-
-    @property
-    def _falls(self) -> NDArray[np.intp]:
-        """The steps at which less is lost."""
-        return np.flatnonzero(np.diff(self.best, prepend=np.inf) < 0)
 
     def _first(self, loss: float) -> int:
         """The fewest steps with which no more than this is lost."""

@@ -31,6 +31,7 @@ Assignment = Mapping[str, Form]
 Losses = Mapping[str, Mapping[str, float]]
 """Loss of each part by the label of its packing; one that is kept loses nothing."""
 
+_DRAWN = 300  # points of a frontier
 _WORD = 8  # codes of 4 bits in an int32
 _SHAPE = 16  # bytes of a weight_shape
 
@@ -249,10 +250,17 @@ class Solved:
         choice = (options.index(self._own(options[0], assignment)) for options in self.forms)
         return self.frontier.loss(tuple(choice))
 
-    def corners(self) -> Iterator[tuple[int, float]]:
-        """Yield size and loss of each assignment that no other beats."""
-        for place in range(self.frontier.corners):
-            choice = self.frontier.corner(place)
+    @property
+    def losses(self) -> Sequence[float]:
+        """Losses of the assignments that no other beats, from the smallest on."""
+        found: list[float] = self.frontier.best[self.frontier.corners].tolist()
+        return found
+
+    def drawn(self) -> Iterator[tuple[int, float]]:
+        """Yield size and loss of assignments that no other beats, a few hundred of all of them."""
+        count = len(self.frontier.corners)
+        for number in range(min(_DRAWN, count)):
+            choice = self.frontier.corner(number * (count - 1) // max(1, min(_DRAWN, count) - 1))
             yield self.problem.fixed_bytes + self.frontier.nbytes(choice), self.frontier.loss(choice)
 
     @staticmethod

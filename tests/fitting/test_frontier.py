@@ -38,7 +38,7 @@ def test_a_choice_is_the_best_of_all_that_fit(items: list[Item], share: float) -
 @given(ITEMS)
 def test_corners_are_all_choices_that_no_other_beats(items: list[Item]) -> None:
     found, choices = Frontier.of(items), every(items)
-    corners = [(found.nbytes(one), found.loss(one)) for one in map(found.corner, range(found.corners))]
+    corners = [(found.nbytes(one), found.loss(one)) for one in map(found.corner, range(len(found.corners)))]
     unbeaten = {
         (nbytes, loss)
         for nbytes, loss in choices
