@@ -86,9 +86,9 @@ def _multiply(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Te
             out[:, begin : begin + step].copy_(states @ cast[kind])
 
 
-def _is_plain(states: torch.Tensor) -> bool:
-    """Return whether products of these are made on the CPU in float32."""
-    return states.dtype is torch.float32 and states.device.type == "cpu"
+def _is_plain(factor: torch.Tensor) -> bool:
+    """Return whether products of it are made on the CPU in float32."""
+    return factor.dtype is torch.float32 and factor.device.type == "cpu"
 
 
 def _multiply_cached(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -99,7 +99,7 @@ def _multiply_cached(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, t
     products = [torch.empty(step, len(states)) for states, _ in given]
     for begin in range(0, len(weight), step):
         end = min(begin + step, len(weight))
-        rows = block[: end - begin].copy_(weight[begin:end])
+        rows = weight[begin:end] if _is_plain(weight) else block[: end - begin].copy_(weight[begin:end])
         for (_, out), states, product in zip(given, columns, products, strict=True):
             part = product[: end - begin]
             torch.mm(rows, states, out=part)

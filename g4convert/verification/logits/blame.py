@@ -139,7 +139,7 @@ def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequen
         for probe in probes:
             with inputs.recorded(reference.model) as expected:
                 reference.run(probe)
-            with inputs.recorded(candidate.model) as found:
+            with inputs.recorded(candidate.model) as found, inputs.resting_layers(candidate.model):
                 candidate.run(probe)
             words |= inputs.differences(expected, found, relative=10 ** (-limit / 20))
     return Examined(teacher.errors(), words)

@@ -18,7 +18,7 @@ import torch
 from g4convert.forward.models import Model
 from g4convert.verification.logits.teacher import decoder_layers
 
-__all__ = ["EMBEDDINGS", "Inputs", "differences", "forced", "recorded"]
+__all__ = ["EMBEDDINGS", "Inputs", "differences", "forced", "recorded", "resting_layers"]
 
 Inputs = dict[str, tuple[torch.Tensor, ...]]
 """Inputs by place; an empty tuple is a mask that is left to the kernel."""
@@ -55,6 +55,27 @@ def recorded(model: Model) -> Iterator[Inputs]:
 
             stack.callback(layer.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
         yield found
+
+
+@contextmanager
+def resting_layers(model: Model) -> Iterator[None]:
+    """Let decoder layers return their states unchanged during forwards inside, where only their inputs are wanted.
+
+    Args:
+        model: a transformers model.
+    """
+    layers = decoder_layers(model).values()
+    for layer in layers:
+        layer.forward = _unchanged
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _unchanged(states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return states
 
 
 def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dict[str, str]:

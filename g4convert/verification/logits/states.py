@@ -54,6 +54,9 @@ class StateSums:
         if reference.shape != candidate.shape:
             self.noise = math.inf
             return
+        if reference.dtype is candidate.dtype and torch.equal(reference, candidate):
+            self.cosine += len(reference)
+            return
         step = max(1, _ELEMENTS // reference.shape[-1])
         for a, b in zip(torch.split(reference, step), torch.split(candidate, step), strict=True):
             self._add(a.double(), b.double())

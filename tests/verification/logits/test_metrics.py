@@ -18,7 +18,7 @@ from g4convert.verification.logits.kept import Kept, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
 from g4convert.verification.logits.pairs import score_pairs
 from g4convert.verification.logits.scores import TokenScores, cosine, score, score_top, top_logits
-from g4convert.verification.logits.states import RouterSums, StateSums
+from g4convert.verification.logits.states import RouterSums, StateMetrics, StateSums
 from g4convert.verification.probes.suite import make_probes
 
 VOCABULARY = 50
@@ -234,6 +234,15 @@ def test_sqnr_is_of_tokens_and_not_of_energy() -> None:
     sums = StateSums()
     sums.add(states, changed)
     assert sums.metrics("x").sqnr == pytest.approx(20, abs=0.1)
+
+
+def test_equal_states_count_without_arithmetic() -> None:
+    states = drawn(6, 8)
+    equal, summed = StateSums(), StateSums()
+    equal.add(states, states.clone())
+    summed.add(states, states.double())
+    assert equal.metrics("x") == summed.metrics("x") == StateMetrics("x", float("inf"), 1.0)
+    assert equal.tokens == summed.tokens == 6
 
 
 def test_states_of_other_shapes_have_nothing_in_common() -> None:
