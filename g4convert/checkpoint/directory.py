@@ -10,6 +10,7 @@ All faults are gathered and raised as one error.
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,18 +131,32 @@ class Checkpoint:
             KeyError: no tensor has this name.
             FormatError: the file was cut since it was opened.
         """
-        stored = self.tensors[name]
-        fd = open_regular(self.path / stored.file, stored.file)
-        try:
-            with naming(stored.file):
-                found = os.pread(fd, stored.info.nbytes, stored.begin)
-        finally:
-            os.close(fd)
-        if len(found) != stored.info.nbytes:
-            raise FormatError(
-                f"{stored.file}: {name}: read {len(found)} bytes, expected {stored.info.nbytes}",
-                hint="the file changed while it was in use: start again",
-            )
+        return self.read_many([name])[name]
+
+    def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of small tensors, by name; each file is opened once.
+
+        Raises:
+            KeyError: no tensor has one of the names.
+            FormatError: a file was cut since it was opened.
+        """
+        by_file: defaultdict[str, list[StoredTensor]] = defaultdict(list)
+        for name in names:
+            by_file[self.tensors[name].file].append(self.tensors[name])
+        found: dict[str, bytes] = {}
+        for file, tensors in by_file.items():
+            fd = open_regular(self.path / file, file)
+            try:
+                with naming(file):
+                    found |= {one.name: os.pread(fd, one.info.nbytes, one.begin) for one in tensors}
+            finally:
+                os.close(fd)
+            for one in tensors:
+                if len(found[one.name]) != one.info.nbytes:
+                    raise FormatError(
+                        f"{file}: {one.name}: read {len(found[one.name])} bytes, expected {one.info.nbytes}",
+                        hint="the file changed while it was in use: start again",
+                    )
         return found
 
     def fingerprint(self) -> dict[str, dict[str, int | str]]:

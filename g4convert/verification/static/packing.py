@@ -8,12 +8,11 @@ of each `weight_shape`; codes and scales are the next level's.
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import DeclaredGroup
-from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
 from g4convert.engines import CONTRACTS
 from g4convert.engines.groups import taken
@@ -21,7 +20,7 @@ from g4convert.engines.stored import StoredCheckpoint
 from g4convert.gemma4 import Role
 from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
-from g4convert.tensors import DType
+from g4convert.tensors import DType, TensorInfo
 
 __all__ = ["fits_ranks", "fused_experts", "groups_of", "packing"]
 
@@ -35,10 +34,12 @@ _AGAIN: Final = "quantize the source again: the file was changed, or its writer 
 def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
     """Every packed module against the model's shape, with the scheme that an engine builds it by."""
     contents, groups = stored.contents, groups_of(stored)
+    shapes = [info for module in contents.packed.values() if (info := module.parts.get("weight_shape"))]
+    values = stored.checkpoint.read_many(info.name for info in shapes if _is_shape(info))
     for name, module in contents.packed.items():
         shape = contents.expected[name].shape
         yield from _module(module, shape, groups.get(Name(name).module))
-        yield from _weight_shape(stored.checkpoint, module, shape)
+        yield from _weight_shape(module, shape, values)
     for name, module in contents.fused_packed.items():
         fused = contents.fused[name]
         yield from _module(module, fused.shape, groups.get(Name(fused.names[0]).module))
@@ -111,16 +112,20 @@ def _scale_text(shape: tuple[int, ...], group: DeclaredGroup | None) -> str:
     return f"weight_scale BF16 [{', '.join(map(str, (*rows, columns)))}]"
 
 
-def _weight_shape(out: Checkpoint, module: PackedModule, shape: tuple[int, ...]) -> Iterator[Finding]:
+def _is_shape(info: TensorInfo) -> bool:
+    return info.dtype in _SHAPE_FORMATS and info.shape == (2,)
+
+
+def _weight_shape(module: PackedModule, shape: tuple[int, ...], read: Mapping[str, bytes]) -> Iterator[Finding]:
     info = module.parts.get("weight_shape")
     code, right = "static.weight_shape", f"I64 [2], {[*shape]}"
     if info is None:
         remedy = f"{_AGAIN}; compressed-tensors needs it to unpack"
         yield Finding(code, Severity.FAIL, module.module, "no weight_shape", right, remedy)
-    elif info.dtype not in _SHAPE_FORMATS or info.shape != (2,):
+    elif not _is_shape(info):
         yield Finding(code, Severity.FAIL, module.module, f"{info.dtype} {[*info.shape]}", right, _AGAIN)
     else:
-        values = struct.unpack(_SHAPE_FORMATS[info.dtype], out.read(info.name))
+        values = struct.unpack(_SHAPE_FORMATS[info.dtype], read[info.name])
         if values != shape:
             yield Finding(code, Severity.FAIL, module.module, f"{[*values]}", right, _AGAIN)
 
