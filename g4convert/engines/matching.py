@@ -185,22 +185,25 @@ class Reading:
         if module.kind is Kind.HEAD and self.matching.head_by_name:
             return self.targets.named(name, suffix=True)
         for way in self.matching.order:
-            found = {By.NAME: self._by_name, By.SHARDS: self._by_shards, By.CLASS: self._by_class}[way](module, name)
+            match way:
+                case By.NAME:
+                    found = self.targets.named(name)
+                case By.SHARDS:
+                    found = self._by_shards(module)
+                case By.CLASS:
+                    found = self._by_class(module)
             if found is not None:
                 return found
         return None
 
-    def _by_name(self, _: Module, name: str) -> str | None:
-        return self.targets.named(name)
-
-    def _by_shards(self, module: Module, _: str) -> str | None:
+    def _by_shards(self, module: Module) -> str | None:
         names = self.lookups(module)
         if module.kind is not Kind.LINEAR or len(names) == 1:
             return None
         found = [self.targets.named(name) for name in names]
         return found[0] if None not in found else None
 
-    def _by_class(self, module: Module, _: str) -> str | None:
+    def _by_class(self, module: Module) -> str | None:
         if not self.matching.class_contains:
             return self.targets.of_class(module.classes)
         found = self.targets.within_class(module.classes)

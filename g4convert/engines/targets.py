@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries, Matcher
@@ -60,7 +61,7 @@ class Targets:
         """
         names = Name(name).ends() if suffix else (name,)
         found = [self.places[one] for one in names if one in self.places]
-        found += [place for place, matches in self.patterns if matches(name)][:1]
+        found += islice((place for place, matches in self.patterns if matches(name)), 1)
         return self.written[min(found)] if found else None
 
     def of_class(self, classes: Iterable[str]) -> str | None:
@@ -71,6 +72,7 @@ class Targets:
     def within_class(self, classes: Iterable[str]) -> str | None:
         """Return the first that is a part of a class's name, whatever the case, or whose pattern fits it."""
         names = tuple(classes)
-        found = [place for part, place in self.undotted.items() if any(part in name.lower() for name in names)]
-        found += [place for place, matches in self.patterns if any(matches(name) for name in names)][:1]
+        lowered = [name.lower() for name in names]
+        found = [place for part, place in self.undotted.items() if any(part in name for name in lowered)]
+        found += islice((place for place, matches in self.patterns if any(map(matches, names))), 1)
         return self.written[min(found)] if found else None

@@ -1,10 +1,11 @@
 """Directories that hold no model yet, or two, or more than one: what each is, and the remedy followed."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
@@ -103,15 +104,18 @@ def test_a_model_in_a_folder_is_pointed_at_and_opens(tmp_path: Path) -> None:
     assert Checkpoint.open(error.hint.removeprefix("pass ")).tensors.keys() == {"a"}
 
 
-def test_torch_shards_are_gathered_as_the_hint_says(tmp_path: Path) -> None:
+def test_torch_shards_are_gathered_as_the_hint_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards, single = tmp_path / "shards", tmp_path / "model.pt"
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
     with pytest.warns(UserWarning, match="save in a single process"):
         dcp.save(dict(tensors), checkpoint_id=shards)
     (shards / "config.json").write_text("{}")
-    command = refusal(shards).hint.split("`")[1].split()
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:-1], single], check=True, capture_output=True)
+    python, module, program, *words = refusal(shards).hint.split("`")[1].split()
+    assert (python, module) == ("python", "-m")
+    spec = find_spec(program)
+    assert spec is not None
+    monkeypatch.setattr(sys, "argv", [program, *words[:-1], str(single)])
+    run_path(str(spec.origin), run_name="__main__")
     gathered = torch.load(single)
     save_file(gathered, shards / "model.safetensors")
     assert Checkpoint.open(shards).tensors.keys() == {"a", "b"}

@@ -70,7 +70,7 @@ def test_a_linear_multiplies_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(packed_linear(x, weight, bias), expected)
 
 
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("family", every(3, Family))
 def test_the_packed_path_gives_the_logits_of_dense_weights(family: Family, packed: Packed) -> None:
     dense, words = load(packed(family), packed=False), load(packed(family))
     for prompt in prompts(dense):
@@ -78,7 +78,7 @@ def test_the_packed_path_gives_the_logits_of_dense_weights(family: Family, packe
 
 
 @pytest.mark.parametrize("dtype", every(4, ["float32", "bfloat16"]))
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("family", every(3, Family))
 def test_dense_weights_are_those_of_the_second_opinion(
     family: Family, dtype: DTypeName, packed: Packed, checkpoints: Checkpoints
 ) -> None:

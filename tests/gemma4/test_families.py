@@ -114,7 +114,7 @@ def test_what_a_recipe_is_not_meant_for_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("family", every(3, Family))
 def test_quantization_shows_in_the_logits(family: Family, converted: Converted, checkpoints: Checkpoints) -> None:
     """Without this, two equal but unquantized models would pass."""
     output, _ = converted(family)
