@@ -1,5 +1,6 @@
 """Reads what is on disk, and believes none of it before it is checked.
 
+files      Opens regular files and parses JSON objects
 header     Parses the header of one safetensors file
 reader     Reads byte ranges of weight files from any thread
 naming     Says of which file a failure of the device is

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from g4convert.checkpoint.header import shown
+from g4convert.checkpoint.files import shown
 from g4convert.checkpoint.leftovers import is_leftover, is_read_by_loaders
 from g4convert.checkpoint.patterns import is_plain, matches
 from g4convert.errors import InputError

@@ -18,24 +18,22 @@ an error. Like the library, an entry's further keys are ignored.
 Only the header is read, in one `pread`; no tensor byte is.
 """
 
-import errno
 import hashlib
 import json
 import os
-import stat
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from g4convert.checkpoint.files import open_regular, parse_object, shown
 from g4convert.checkpoint.naming import naming
-from g4convert.errors import FormatError, InputError, UnsupportedError
+from g4convert.errors import FormatError, UnsupportedError
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["Header", "StoredTensor", "WeightFile", "open_regular", "parse_object", "read_header", "shown"]
+__all__ = ["Header", "StoredTensor", "WeightFile", "read_header"]
 
 MAX_HEADER: Final = 100_000_000
 """Bytes; the limit of the safetensors library."""
@@ -86,10 +84,6 @@ class Header:
     tensors: tuple[StoredTensor, ...]
 
 
-class _DuplicateKeyError(ValueError):
-    """Raised when a JSON object has the same key twice."""
-
-
 def read_header(directory: Path, file: str) -> Header:
     """Reads and checks the header of `directory / file`.
 
@@ -114,82 +108,6 @@ def read_header(directory: Path, file: str) -> Header:
     identity = WeightFile(file, status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest())
     data_begin = _LENGTH_SIZE + len(raw)
     return Header(identity, _tensors(table, file, data_begin, status.st_size - data_begin))
-
-
-def open_regular(path: Path, file: str) -> int:
-    """Opens a regular file (links followed) for reading.
-
-    Args:
-        path: the file.
-        file: name of the file in messages.
-
-    Returns:
-        A file descriptor, the caller's to close.
-
-    Raises:
-        InputError: missing, a link to nothing, not a regular file, or not readable.
-    """
-    try:
-        with naming(file):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # non-blocking: a FIFO must not hang
-    except OSError as error:
-        raise _unreadable(path, file, error) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InputError(f"{file}: not a regular file", hint="put the file, or a link to it, in its place")
-    return fd
-
-
-def parse_object(raw: bytes, subject: str, hint: str) -> dict[str, Any]:
-    """Parses a JSON object strictly: UTF-8 and no key twice.
-
-    Args:
-        raw: the file's or header's bytes.
-        subject: first words of messages.
-        hint: the remedy given when it fails.
-
-    Raises:
-        FormatError: not UTF-8, not JSON, a key twice, or not an object.
-    """
-    try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{subject} is not UTF-8 (byte {error.start})", hint=hint) from error
-    except _DuplicateKeyError as error:
-        raise FormatError(f"{subject} has a key twice: {error}", hint=hint) from error
-    except RecursionError as error:
-        raise FormatError(f"{subject} is nested too deep to be read", hint=hint) from error
-    except ValueError as error:
-        raise FormatError(f"{subject} is not JSON: {error}", hint=hint) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{subject} is a JSON {type(value).__name__}, expected an object", hint=hint)
-    return value
-
-
-def shown(text: str) -> str:
-    """The text as it may stand in a one-line message: escaped when it holds unprintable characters."""
-    return text if text.isprintable() else ascii(text)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
-        raise _DuplicateKeyError(shown(twice))
-    return table
-
-
-def _unreadable(path: Path, file: str, error: OSError) -> InputError:
-    if error.errno == errno.ENOENT and path.is_symlink():
-        return InputError(
-            f"{file}: a link to {path.readlink()}, which does not exist",
-            hint="the download was not finished or the cache was cleaned: fetch the model again",
-        )
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return InputError(f"{file}: no such file", hint="complete the download, or save the model again")
-    reason = (error.strerror or type(error).__name__).lower()
-    return InputError(f"{file}: cannot be read: {reason}", hint="check the file's owner and permissions")
 
 
 def _header_bytes(fd: int, file: str, size: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.header import open_regular
+from g4convert.checkpoint.files import open_regular
 from g4convert.errors import InputError
 
 __all__ = ["RECORD", "part", "record"]

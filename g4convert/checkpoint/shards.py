@@ -13,41 +13,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from g4convert.bounded import MOST_CONFIG
 from g4convert.checkpoint.beside import PICKLE_SUFFIXES
-from g4convert.checkpoint.header import Header, open_regular, parse_object, shown
+from g4convert.checkpoint.files import SAVE_AGAIN, parse_object, read_whole, shown
+from g4convert.checkpoint.header import Header
 from g4convert.checkpoint.layouts import copies, without_weights
 from g4convert.checkpoint.leftovers import is_adapter
-from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, InputError, UnsupportedError
 
-__all__ = ["INDEX", "NO_GGUF", "disagreements", "read_index", "read_whole", "weight_names"]
+__all__ = ["INDEX", "NO_GGUF", "disagreements", "read_index", "weight_names"]
 
 INDEX: Final = "model.safetensors.index.json"
 NO_GGUF: Final = "GGUF is already quantized: pass the original safetensors checkpoint"
 
 _SINGLE: Final = "model.safetensors"
 _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
-_SAVE_AGAIN: Final = "download the model again, or save it again with `save_pretrained`"
-
-
-def read_whole(directory: Path, file: str) -> bytes:
-    """Return the bytes of a config or an index.
-
-    Args:
-        directory: the checkpoint.
-        file: name of the file.
-
-    Raises:
-        FormatError: it is larger than what is read.
-        InputError: no file, or one that cannot be read.
-    """
-    fd = open_regular(directory / file, file)
-    with naming(file), os.fdopen(fd, "rb") as stream:
-        found = stream.read(MOST_CONFIG + 1)
-    if len(found) > MOST_CONFIG:
-        raise FormatError(f"{file}: over {MOST_CONFIG >> 20} MiB, the most that is read", hint=_SAVE_AGAIN)
-    return found
 
 
 def read_index(directory: Path) -> dict[str, str] | None:
@@ -125,7 +104,7 @@ def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple
         raise InputError(
             f"{directory}: {len(absent)} of its shards and {INDEX} are missing",
             offenders=absent,
-            hint=_SAVE_AGAIN,
+            hint=SAVE_AGAIN,
         )
     return weights
 
@@ -177,18 +156,18 @@ def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mappin
             first = files.setdefault(stored.name, stored.file)
             if first != stored.file:
                 where = f"in {first} and in {stored.file}, expected in one shard"
-                errors.append(InputError(f"{shown(stored.name)}: {where}", hint=_SAVE_AGAIN))
+                errors.append(InputError(f"{shown(stored.name)}: {where}", hint=SAVE_AGAIN))
     if weight_map is None:
         twice = copies(directory, {h.file.name: [stored.name for stored in h.tensors] for h in headers})
         return [twice] if twice else errors
     read = {header.file.name for header in headers}
     errors.extend(
-        InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=_SAVE_AGAIN)
+        InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=SAVE_AGAIN)
         for name, shard in weight_map.items()
         if shard in read and files.get(name) != shard
     )
     errors.extend(
-        InputError(f"{shown(name)}: in {shard}, but not in {INDEX}", hint=_SAVE_AGAIN)
+        InputError(f"{shown(name)}: in {shard}, but not in {INDEX}", hint=SAVE_AGAIN)
         for name, shard in files.items()
         if name not in weight_map
     )

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from xxhash import xxh3_64_hexdigest
 
-from g4convert.checkpoint.header import open_regular
+from g4convert.checkpoint.files import open_regular
 from g4convert.checkpoint.naming import naming
 from g4convert.conversion.fingerprint import differences
 from g4convert.errors import InputError

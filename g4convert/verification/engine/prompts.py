@@ -18,7 +18,7 @@ import torch
 
 from g4convert.bounded import MOST_CONFIG, read_bytes
 from g4convert.checkpoint.directory import CONFIG
-from g4convert.checkpoint.header import parse_object
+from g4convert.checkpoint.files import parse_object
 from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits.scores import TopLogits

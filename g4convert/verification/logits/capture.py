@@ -29,7 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from g4convert import __version__
-from g4convert.checkpoint.header import parse_object, read_header
+from g4convert.checkpoint.files import parse_object
+from g4convert.checkpoint.header import read_header
 from g4convert.errors import FormatError, InputError
 from g4convert.forward.candidate import Candidate, Outputs, run_all
 from g4convert.forward.logits import Given
