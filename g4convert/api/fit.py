@@ -25,6 +25,7 @@ from g4convert.fitting.problem import Problem
 from g4convert.fitting.result import Fitted
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, measure
+from g4convert.fitting.smoothing import smoothed
 from g4convert.fitting.target import Loss, budget, target_of
 from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
 from g4convert.forward.load import DTypeName, load
@@ -118,7 +119,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         basis = given.basis(checkpoint, bench.rounder, dtype)
         known = Sensitivities.at(kept, basis)
         _measure(problem, bench, known, kept, watch)
-        solved = problem.frontier(known.losses)
+        losses = smoothed(problem, known.losses)
+        solved = problem.frontier(losses)
         tried = choose_for(target, solved, bench)
         chosen = tried[-1]
         values = recipe_values(problem, chosen.assignment)
@@ -126,7 +128,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         Outlook.of(plan, tps).hold(plan.recipe, tps)
         shown = tuple(presets(problem, checkpoint, bench))
     corners = tuple(solved.drawn())
-    found = Fitted(path, problem, known, tried, shown, corners)
+    found = Fitted(path, problem, known, losses, tried, shown, corners)
     path.write_text(recipe_text(values, found.comments(target)), encoding="utf-8")
     if plot is not None:
         Path(plot).write_text(drawn(f"{Path(os.fspath(model)).name}: size and KL", corners, shown, tried))

@@ -29,8 +29,8 @@ def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
         parts: every part with the bytes and losses of all its packings, instead of kinds of parts.
     """
     chosen, problem = found.chosen, found.problem
-    columns = ("part", "weights", "packed", "size", "KL")
-    put(out, table(columns, _parts(found) if parts else _kinds(found), right={"weights", "size", "KL"}))
+    columns = ("part", "weights", "packed", "size", "KL", *(["measured"] if parts else []))
+    put(out, table(columns, _parts(found) if parts else _kinds(found), right={"weights", "size", "KL", "measured"}))
     out.print()
     points = [*found.presets, *found.tried[:-1], chosen]
     rows = [_point(found, one, "chosen" if one is chosen else one.name) for one in points]
@@ -54,7 +54,7 @@ def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:
     for kind, members in kinds.items():
         forms = {part.name: found.chosen.assignment[part.name] for part in members}
         counts = Counter(label_of(form) for form in forms.values())
-        lost = sum(found.losses(name)[label_of(form)] for name, form in forms.items())
+        lost = sum(found.used(part, forms[part.name]) for part in members)
         yield (
             kind,
             count(sum(part.params for part in members)),
@@ -67,11 +67,11 @@ def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:
 def _parts(found: "Fitted") -> Iterator[tuple[str, ...]]:
     """Yield a row for each packing of each part; the chosen one is marked."""
     for part in found.problem.free:
-        losses, chosen = found.losses(part.name), found.chosen.assignment[part.name]
+        chosen = found.chosen.assignment[part.name]
         for form in part.forms:
             mark = "*" if form == chosen else " "
-            label = label_of(form)
-            yield part.name, count(part.params), f"{mark} {label}", size(part.nbytes(form)), f"{losses[label]:.6f}"
+            losses = f"{found.used(part, form):.6f}", f"{found.measured(part, form):.6f}"
+            yield part.name, count(part.params), f"{mark} {label_of(form)}", size(part.nbytes(form)), *losses
 
 
 def _point(found: "Fitted", one: "Point", name: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ problem        parts of a model, what each may be packed as, and what that costs
 result         what was chosen, beside what was measured
 rounding       weights as they read back after packing
 sensitivities  measured losses of single changes, in a file
+smoothing      measured losses without the noise that a choice would fall for
 target         the size, the bits per weight or the loss that is asked for
 writing        a choice as a plain recipe file
 """

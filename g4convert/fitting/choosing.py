@@ -45,7 +45,8 @@ def choose_for(target: Target, solved: Solved, bench: Bench) -> tuple[Point, ...
     """The choices that were tried for a target, the one to take last.
 
     Args:
-        target: the target; a loss is held by what is measured, so several choices may be tried for it.
+        target: the target; for a size the best by the frontier is tried beside one packing for all parts, and what is
+            measured decides; a loss is held by what is measured, so several choices may be tried for it.
         solved: the frontier of predicted losses.
         bench: measures.
 
@@ -54,8 +55,10 @@ def choose_for(target: Target, solved: Solved, bench: Bench) -> tuple[Point, ...
     """
     if isinstance(target, Loss):
         return _within_loss(target, solved, bench)
-    chosen = solved.within(budget(target, solved.problem))
-    return (_tried(target.text, chosen, solved, bench),)
+    nbytes = budget(target, solved.problem)
+    alike = (one for one in solved.problem.uniform() if solved.problem.nbytes(one) <= nbytes)
+    tried = [_tried(target.text, one, solved, bench) for one in (solved.within(nbytes), *alike)]
+    return tuple(sorted(tried, key=lambda one: -one.measured))
 
 
 def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...]:

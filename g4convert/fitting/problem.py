@@ -189,6 +189,11 @@ class Problem:
             )
         return replace(self, parts=parts)
 
+    def uniform(self) -> Iterator[Assignment]:
+        """Yield the assignments with one packing for all free parts; where it does not fit a part, the next smaller."""
+        for form in dict.fromkeys(form for part in self.free for form in part.forms):
+            yield {part.name: _nearest(part, form) if part.is_free else part.base for part in self.parts}
+
     def frontier(self, losses: Losses) -> "Solved":
         """The best assignments by size."""
         items, forms = [], []
@@ -330,6 +335,15 @@ def _refuse_rules_of_towers(recipe: Recipe, one: Packable) -> None:
             offenders=ruled,
             hint="keep it, or pack all of it with `bits`",
         )
+
+
+def _nearest(part: Part, form: Form) -> Form:
+    """A packing, or the largest of a part's that is smaller; the smallest where none is."""
+    most = part.nbytes(form)
+    smaller = [one for one in part.forms if part.nbytes(one) <= most]
+    if form in part.forms or not smaller:
+        return form if form in part.forms else min(part.forms, key=part.nbytes)
+    return max(smaller, key=part.nbytes)
 
 
 def _options(parts: Sequence[Part]) -> Iterator[Assignment]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from g4convert.fitting.choices import KEPT, label_of
+from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.choosing import Point
-from g4convert.fitting.problem import Problem
+from g4convert.fitting.problem import Losses, Part, Problem
 from g4convert.fitting.sensitivities import Sensitivities
 from g4convert.fitting.target import Target
 from g4convert.quantities import size
@@ -22,6 +22,7 @@ class Fitted:
         output: the recipe file.
         problem: parts of the model and what they may be packed as.
         sensitivities: measured losses of single changes.
+        losses: the same without their noise: what was chosen by.
         tried: choices that were measured as a whole, the written one last.
         presets: shipped recipes on the same token ids.
         corners: size and predicted loss along the frontier.
@@ -30,6 +31,7 @@ class Fitted:
     output: Path
     problem: Problem
     sensitivities: Sensitivities
+    losses: Losses
     tried: tuple[Point, ...]
     presets: tuple[Point, ...]
     corners: tuple[tuple[int, float], ...]
@@ -39,9 +41,13 @@ class Fitted:
         """The choice that was written."""
         return self.tried[-1]
 
-    def losses(self, part: str) -> dict[str, float]:
-        """Losses of a part by packing."""
-        return {**self.sensitivities.losses.get(part, {}), KEPT: 0.0}
+    def measured(self, part: Part, form: Form) -> float:
+        """Measured loss of a part in a packing."""
+        return 0.0 if form is None else self.sensitivities.losses[part.name][label_of(form)]
+
+    def used(self, part: Part, form: Form) -> float:
+        """Loss that a part counts with in a packing."""
+        return 0.0 if form is None else self.losses[part.name][label_of(form)]
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON, as `g4convert fit --json` prints it."""
@@ -55,7 +61,8 @@ class Fitted:
                     {
                         "packing": label_of(form),
                         "bytes": part.nbytes(form),
-                        "kl": self.losses(part.name)[label_of(form)],
+                        "kl": self.measured(part, form),
+                        "kl_used": self.used(part, form),
                     }
                     for form in part.forms
                 ],

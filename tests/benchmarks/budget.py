@@ -22,6 +22,7 @@ import real_model
 import real_text
 import torch
 import transformers
+from quality_report import LAST
 from real_judge import Judge, error
 
 from g4convert.api.calibrate import calibrate
@@ -34,6 +35,7 @@ from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.problem import Problem, parts_of
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, measure
+from g4convert.fitting.smoothing import smoothed
 from g4convert.fitting.target import Bits, Size
 from g4convert.fitting.writing import recipe_text, recipe_values
 from g4convert.forward.load import load
@@ -44,7 +46,6 @@ from g4convert.progress import Quiet
 from g4convert.quantization import Method
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-TITLE: Final = "## Bits for a size"
 ROWS, TOKENS = 14, 64
 """Rows of the calibration file that are run for single changes, and tokens of each."""
 JUDGES, JUDGED = 5, 192
@@ -71,6 +72,8 @@ UNIFORM: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "g64": ("`w4a16-g32`, groups of 64", {"extends": "w4a16-g32", "group_size": 64}),
 }
 TARGETS: Final = (4.5, 5.0, 5.5, 6.0, 4.25, 8.5)
+WITH_TABLES: Final = ("head8", "g32")
+"""Uniform recipes whose size is fitted with embedding and head among what is chosen."""
 
 
 def main() -> None:
@@ -124,9 +127,9 @@ class Fits:
             for name, target, problem in (
                 *((f"fit-{bits:g}", Bits(bits), linears) for bits in TARGETS),
                 ("fit-mix", Size(sizes["mix"]), linears),
-                ("fit-head8", Size(sizes["head8"]), tables),
+                *((f"fit-{name}", Size(sizes[name]), tables) for name in WITH_TABLES),
             ):
-                point = choose_for(target, problem.frontier(known.losses), bench)[-1]
+                point = choose_for(target, problem.frontier(smoothed(problem, known.losses)), bench)[-1]
                 values = recipe_values(problem, point.assignment)
                 facts = {"bytes": point.nbytes, "whole": point.measured, "predicted": point.predicted}
                 self._keep(name, recipe_text(values, []), facts | {"bits": linears.bits(point.nbytes)})
@@ -153,7 +156,7 @@ class Fits:
 
 
 def _fits() -> list[str]:
-    return [*(f"fit-{bits:g}" for bits in TARGETS), "fit-mix", "fit-head8"]
+    return [*(f"fit-{bits:g}" for bits in TARGETS), "fit-mix", *(f"fit-{name}" for name in WITH_TABLES)]
 
 
 def judge(directory: Path, model: Path, results: Path) -> None:
@@ -185,14 +188,14 @@ def judge(directory: Path, model: Path, results: Path) -> None:
 
 def _order() -> list[str]:
     """Rows, those that say most first."""
-    first = ["g32", "fit-4.5", "g128", "mix", "fit-mix", "fit-5", "fit-5.5", "fit-6", "w8", "head8", "fit-head8"]
+    first = ["g32", "fit-4.5", "mix", "fit-mix", "head8", "fit-head8", "fit-g32", "g128", "fit-5", "fit-6", "w8"]
     return [*first, *(name for name in (*UNIFORM, *_fits()) if name not in first)]
 
 
 def report(found: Mapping[str, Mapping[str, Any]], page: Path) -> None:
     """Write the section: it is the last of the page."""
-    before = page.read_text().partition(f"\n{TITLE}\n")[0].rstrip()
-    page.write_text("\n".join([before, "", TITLE, "", *_section(found)]) + "\n")
+    before = page.read_text().partition(LAST)[0]
+    page.write_text("\n".join([f"{before}{LAST}", *_section(found)]) + "\n")
 
 
 def _section(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -210,7 +213,7 @@ def _section(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name in sorted(found, key=lambda name: found[name]["bytes"]):
         row = found[name]
         title = UNIFORM[name][0] if name in UNIFORM else f"**fit**, {_asked(name)}"
-        bits = "" if name.endswith("head8") else f"{row['bits']:.3f}"
+        bits = "" if name.removeprefix("fit-") in WITH_TABLES and name != "g32" else f"{row['bits']:.3f}"
         predicted = f"{row['predicted']:.3f}" if row.get("predicted") is not None else ""
         kl = f"{fmean(row['kl']):.3f} +- {error(row['kl']):.3f}"
         cells = [title, f"{row['bytes'] / 1e6:.1f}", bits, predicted, f"{row['whole']:.3f}", kl]
@@ -223,20 +226,21 @@ def _section(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         ("fit-4.5", "g32"),
         ("fit-mix", "mix"),
         ("fit-8.5", "w8"),
-        ("fit-head8", "head8"),
+        *((f"fit-{name}", name) for name in WITH_TABLES),
     ):
         if mine in found and other in found:
             a, b = found[mine]["kl"], found[other]["kl"]
             apart = [x - y for x, y in zip(a, b, strict=True)]
             ratio = f"{fmean(a) / fmean(b):.2f}"
-            yield f"| fit / {UNIFORM[other][0]} | {ratio} | {fmean(apart):+.4f} +- {error(apart):.4f} |"
+            tables = ", tables too" if mine.removeprefix("fit-") in WITH_TABLES else ""
+            yield f"| fit{tables} / {UNIFORM[other][0]} | {ratio} | {fmean(apart):+.4f} +- {error(apart):.4f} |"
 
 
 def _asked(name: str) -> str:
     """The target of a fit."""
     target = name.removeprefix("fit-")
     if target in UNIFORM:
-        return f"the size of {UNIFORM[target][0]}{', tables too' if target == 'head8' else ''}"
+        return f"the size of {UNIFORM[target][0]}{', tables too' if target in WITH_TABLES else ''}"
     return f"{target} bits"
 
 

@@ -9,7 +9,10 @@ from typing import Any
 from quality_rows import Row, rows
 from real_judge import error
 
-__all__ = ["write"]
+__all__ = ["LAST", "write"]
+
+LAST = "\n## Bits for a size\n"
+"""Heading of the page's last section, which `budget.py` writes."""
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -67,7 +70,8 @@ def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
         f"Windows that judge {facts['digest']}, ids that calibrate {facts['calibrated']} (hashes); torch "
         f"{version('torch')}, transformers {version('transformers')}.\n"
     )
-    target.write_text("\n".join(parts))
+    _, title, section = target.read_text().partition(LAST)
+    target.write_text("\n".join(parts) + title + section)
 
 
 def _table(chosen: Sequence[Row], results: Results, kinds: Sequence[str]) -> Iterator[str]:
