@@ -243,6 +243,10 @@ def threads(workers: int) -> Iterator[Executor]:
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers, "layer", initializer=partial(torch.set_num_threads, 1)) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # a stop waits for what runs, not for what is queued
+                raise
     finally:
         torch.set_num_threads(before)

@@ -121,14 +121,18 @@ class Bench:
                 self._keep(row, self._row(row, judge))
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Figures by row: of rows judged on these windows."""
+        """Figures by row: of rows judged on these windows, `earlier` where other code made them."""
         file = self.directory / "results.json"
         found = json.loads(file.read_text()) if file.exists() else {}
-        return {name: row for name, row in found.items() if row["digest"] == self.facts["digest"]}
+        return {
+            row.name: {**found[row.name], "earlier": found[row.name]["code"] != code(row)}
+            for row in rows()
+            if row.name in found and found[row.name]["digest"] == self.facts["digest"]
+        }
 
     def _left(self, row: Row) -> bool:
         done = self.results().get(row.name)
-        return (not row.peer or self.peer is not None) and (done is None or done["code"] != code(row))
+        return (not row.peer or self.peer is not None) and (done is None or done["earlier"])
 
     def _row(self, row: Row, judge: Judge) -> dict[str, Any]:
         """Quantize, unless the row needs no checkpoint, and judge."""

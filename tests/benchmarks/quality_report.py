@@ -125,6 +125,8 @@ def _missing(results: Results) -> Iterator[str]:
     failed = {row.name: results[row.name]["failed"] for row in rows() if "failed" in results.get(row.name, {})}
     yield f"Not run: {', '.join(row.name for row in rows() if row.name not in results) or 'none'}.\n"
     yield from (f"- {name}: `{why}`" for name, why in failed.items())
+    if earlier := [row.name for row in rows() if results.get(row.name, {}).get("earlier")]:
+        yield f"\nOn the same ids and windows, by an earlier state of the code: {', '.join(earlier)}.\n"
 
 
 def _title(row: Row) -> str:

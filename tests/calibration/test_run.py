@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from helpers.grids import every
 from helpers.program import Program, g4convert
 from helpers.runs import hashes
 
-from g4convert.calibration.run import LayerByLayer
+from g4convert.calibration.run import LayerByLayer, threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
@@ -281,3 +282,21 @@ def _kl(model: torch.nn.Module, quantized: Path, ids: torch.Tensor) -> float:
     with torch.no_grad():
         of, to = (one(input_ids=ids).logits.log_softmax(-1) for one in (model, load_model(quantized)))
     return float((of.exp() * (of - to)).sum(-1).mean())
+
+
+def test_a_stop_does_not_wait_for_what_is_queued() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.01)
+        done.append(number)
+
+    def stop() -> None:
+        with threads(1) as pool:
+            for number in range(100):
+                pool.submit(work, number)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert len(done) < 10
