@@ -101,6 +101,7 @@ def _compared(results: Results) -> Iterator[str]:
         ("imatrix-g32", "least-error-g32", "0.5"),
         ("gptq-g32", _best_peer(results, 32), "0.8"),
         ("best-g32", _best_peer(results, 32), "0.6"),
+        ("best-g32", "gptq-g32", "< 1"),
         ("gptq-g128", "minmax-g128", "0.25"),
         ("gptq-g128", _best_peer(results, 128), ""),
         ("gptq-g32", "imatrix-g32", ""),
