@@ -23,7 +23,7 @@ Choices = Annotated[
         "--choice",
         metavar="BITS:GROUP",
         help="Packing to try, as 4:32 or 8:channel, and 16 to keep; repeat for several. Default: 4:128, 4:64, 4:32, "
-        "8:channel, 16.",
+        "8:channel, 8:32, 16.",
     ),
 ]
 Rows = Annotated[

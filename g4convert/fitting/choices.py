@@ -13,7 +13,7 @@ __all__ = ["DEFAULT_CHOICES", "KEPT", "Form", "label_of", "parse_choices"]
 Form: TypeAlias = Packing | None
 """A packing; None is a weight that is kept as it is."""
 
-DEFAULT_CHOICES: Final = ("4:128", "4:64", "4:32", "8:channel", "16")
+DEFAULT_CHOICES: Final = ("4:128", "4:64", "4:32", "8:channel", "8:32", "16")
 """Packings that are tried unless others are asked for; engines have kernels for all of them."""
 KEPT: Final = "kept"
 """Label of a weight that is kept."""

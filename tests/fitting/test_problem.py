@@ -94,7 +94,7 @@ def test_a_choice_fits_its_budget_and_no_uniform_one_of_its_size_is_better(famil
 def test_noise_of_single_losses_is_taken_out() -> None:
     """Levels of parts and factors of packings are found again; the best of noise is no longer preferred."""
     found, random = problem("31B"), np.random.default_rng(0)
-    factors = {"int4 g128": 1.5, "int4 g64": 1.2, "int4 g32": 1.0, "int8 per row": 0.01}
+    factors = {"int4 g128": 1.5, "int4 g64": 1.2, "int4 g32": 1.0, "int8 per row": 0.01, "int8 g32": 0.001}
     true = {
         part.name: {k: f * level for k, f in factors.items()}
         for part, level in zip(found.free, random.uniform(1, 9, len(found.free)), strict=True)
@@ -113,7 +113,7 @@ def test_noise_of_single_losses_is_taken_out() -> None:
 def test_uniform_choices_take_what_fits() -> None:
     found = problem("26B-A4B")
     forms = {part.name: {label_of(one[part.name]) for one in found.uniform()} for part in found.free}
-    assert forms["layers.0.experts"] == {"int4 g64", "int4 g32", "int8 per row", "kept"}
+    assert forms["layers.0.experts"] == {"int4 g64", "int4 g32", "int8 per row", "int8 g32", "kept"}
     assert forms["layers.0.self_attn.o_proj"] == {label_of(form) for form in CHOICES}
 
 
@@ -141,7 +141,7 @@ def test_rules_of_the_base_recipe_are_kept() -> None:
 def test_packings_that_do_not_divide_a_row_are_no_choice() -> None:
     found = problem("26B-A4B")
     forms = {part.unit.part: [label_of(form) for form in part.forms] for part in found.free}
-    assert forms[r"(moe\.)?experts"] == ["int4 g64", "int4 g32", "int8 per row", "kept"]
+    assert forms[r"(moe\.)?experts"] == ["int4 g64", "int4 g32", "int8 per row", "int8 g32", "kept"]
 
 
 def test_a_part_with_one_packing_left_is_fixed_at_it() -> None:
@@ -153,7 +153,7 @@ def test_a_part_with_one_packing_left_is_fixed_at_it() -> None:
     with pytest.raises(GateError, match="no choice of packing is left") as caught:
         found.without({"mlp *.mlp.down_proj": CHOICES})
     assert [*caught.value.offenders] == [
-        "mlp *.mlp.down_proj: int4 g128, int4 g64, int4 g32, int8 per row, kept refused"
+        "mlp *.mlp.down_proj: int4 g128, int4 g64, int4 g32, int8 per row, int8 g32, kept refused"
     ]
 
 
