@@ -89,7 +89,7 @@ def main() -> None:
         fitted = Fits.of(args.directory, model)
         fitted.write()
         judge(args.directory, model, results)
-    report(json.loads(results.read_text()), REPOSITORY / "docs" / "quality.md")
+    report(_rows(args.directory, results), REPOSITORY / "docs" / "quality.md")
 
 
 KNOWN: Final[dict[tuple[tuple[str, str], ...], float]] = {}
@@ -206,6 +206,13 @@ def judge(directory: Path, model: Path, results: Path) -> None:
         say(f"{name}: {fmean(one.kl):.4f} {facts}")
 
 
+def _rows(directory: Path, results: Path) -> dict[str, dict[str, Any]]:
+    """Facts of every recipe, with the figures of those that were judged."""
+    judged = json.loads(results.read_text()) if results.exists() else {}
+    files = ((name, directory / "recipes" / f"{name}.json") for name in _order())
+    return {name: {**json.loads(file.read_text()), **judged.get(name, {})} for name, file in files if file.exists()}
+
+
 def _order() -> list[str]:
     """Rows, those that say most first."""
     first = ["g32", "fit-g32", "mix", "fit-mix", "head8", "fit-head8", "fit-4.5", "fit-5", "fit-5.5", "fit-6", "g128"]
@@ -235,24 +242,30 @@ def _section(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         title = UNIFORM[name][0] if name in UNIFORM else f"**fit**, {_asked(name)}"
         bits = "" if name.removeprefix("fit-") in WITH_TABLES and name != "g32" else f"{row['bits']:.3f}"
         predicted = f"{row['predicted']:.3f}" if row.get("predicted") is not None else ""
-        kl = f"{fmean(row['kl']):.3f} +- {error(row['kl']):.3f}"
+        kl = f"{fmean(row['kl']):.3f} +- {error(row['kl']):.3f}" if "kl" in row else "not judged"
+        same = f"{100 * fmean(row['same']):.1f} %" if "kl" in row else ""
         cells = [title, f"{row['bytes'] / 1e6:.1f}", bits, predicted, f"{row['whole']:.3f}", kl]
-        yield f"| {' | '.join(cells)} | {100 * fmean(row['same']):.1f} % |"
+        yield f"| {' | '.join([*cells, same])} |"
     yield ""
-    yield "| at one size | KL ratio | difference |"
-    yield "|---|---:|---:|"
+    yield "| at one size | whole, ratio | KL, ratio | difference |"
+    yield "|---|---:|---:|---:|"
     for mine, other in (
         ("fit-4.25", "g64"),
         ("fit-4.5", "g32"),
         ("fit-mix", "mix"),
         *((f"fit-{name}", name) for name in WITH_TABLES),
     ):
-        if mine in found and other in found:
-            a, b = found[mine]["kl"], found[other]["kl"]
-            apart = [x - y for x, y in zip(a, b, strict=True)]
-            ratio = f"{fmean(a) / fmean(b):.2f}"
-            tables = ", tables too" if mine.removeprefix("fit-") in WITH_TABLES else ""
-            yield f"| fit{tables} / {UNIFORM[other][0]} | {ratio} | {fmean(apart):+.4f} +- {error(apart):.4f} |"
+        tables = ", tables too" if mine.removeprefix("fit-") in WITH_TABLES else ""
+        yield f"| fit{tables} / {UNIFORM[other][0]} | {_compared(found[mine], found[other])} |"
+
+
+def _compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Cells with the ratios of two rows, and the paired difference where both were judged."""
+    whole = f"{one['whole'] / other['whole']:.2f}"
+    if "kl" not in one or "kl" not in other:
+        return f"{whole} | | "
+    apart = [x - y for x, y in zip(one["kl"], other["kl"], strict=True)]
+    return f"{whole} | {fmean(one['kl']) / fmean(other['kl']):.2f} | {fmean(apart):+.3f} +- {error(apart):.3f}"
 
 
 def _asked(name: str) -> str:
