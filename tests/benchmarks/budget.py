@@ -58,7 +58,7 @@ UNIFORM: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "g32": ("`w4a16-g32`", {"extends": "w4a16-g32"}),
     "g128": ("`w4a16-g128`", {"extends": "w4a16-g128"}),
     "mix": (
-        "as llama.cpp's Q4_K_M: int8 in some layers' q, k, v and down",
+        "llama.cpp's Q4_K_M mix, int8 where it has 6 bits",
         {
             "extends": "w4a16-g32",
             "rules": [
