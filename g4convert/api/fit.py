@@ -74,7 +74,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         max_kl: largest mean KL to the original, in nats, on the token ids that are run.
         recipe: the recipe that says everything but the bits: which roles are decided on, the method, the engines.
         choices: packings that are tried, as `4:32`, `8:channel` and `16`.
-        calibration: file of token ids; None takes one beside the output, which is made of the bundled texts.
+        calibration: file of token ids; None takes one beside the output, which is made of the bundled texts if it is
+            not there.
         rows: number of its rows that are run.
         tokens: tokens of each.
         sensitivities: file that keeps the measured losses; None takes one beside the output.
@@ -111,14 +112,14 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     if not isinstance(target, Loss):
         budget(target, problem)
     _check_memory(checkpoint, problem, dtype, device)
-    if not data.exists():
+    if calibration is None and not data.exists():
         say(f"calibration: of the bundled texts, kept in {data}")
         calibrate(checkpoint.path, data, answers=False, statistics=base.recipe.is_calibrated, progress=watch)
     given = Inputs.of(data, checkpoint, problem, rows, tokens)
-    with memory_faults(), _bench(checkpoint, problem, given, dtype, device, workers) as bench:
+    with memory_faults(), _kept(kept), _bench(checkpoint, problem, given, dtype, device, workers) as bench:
         basis = given.basis(checkpoint, bench.rounder, dtype)
         known = Sensitivities.at(kept, basis)
-        _measure(problem, bench, known, kept, watch)
+        measure(problem, bench, known, kept, watch)
         losses = smoothed(problem, known.losses)
         solved = problem.frontier(losses)
         tried = choose_for(target, solved, bench)
@@ -149,18 +150,27 @@ def _bench(  # noqa: PLR0913, PLR0917 -- a model, how it runs, and how it is rou
         yield Bench.of(loaded, given.ids, Rounder(choice, prefix, pool, plan.recipe.signed, given.statistics))
 
 
-def _measure(problem: Problem, bench: Bench, known: Sensitivities, path: Path, progress: Quiet) -> None:
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Say what a stop leaves.
+
+    Args:
+        path: file of measured losses, written after each one.
+    """
     try:
-        measure(problem, bench, known, path, progress)
+        yield
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; measured losses are kept", hint="the same command continues") from error
+        hint = f"the same command continues{f': measured losses are in {path}' if path.exists() else ''}"
+        raise Interrupted("stopped; no recipe was written", hint=hint) from error
 
 
 def _check_places(path: Path, others: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse files that cannot be written, before any work."""
+    if path.is_dir():
+        raise UsageError(f"{path}: a directory, and a recipe is a file", hint=f"-o {path / 'NAME.yaml'}")
     if path.suffix not in {".yaml", ".yml"}:
-        raise UsageError(f"{path}: a recipe ends in .yaml", hint=f"-o {path.name}.yaml")
-    if path.is_dir() or (path.exists() and not overwrite):
+        raise UsageError(f"{path}: a recipe ends in .yaml or .yml", hint=f"-o {path.with_suffix('.yaml')}")
+    if path.exists() and not overwrite:
         raise UsageError(f"{path}: is there already", hint="name another file, or pass --overwrite")
     for one in (path, *others):
         if not one.parent.is_dir() or one.is_dir():

@@ -8,13 +8,14 @@ from g4convert.cli.fit_options import (
     MaxKl,
     Plot,
     RecipeFile,
+    Replace,
     Rows,
     RowTokens,
     Sensitivities,
     TargetBits,
     TargetSize,
 )
-from g4convert.cli.options import FloatType, Json, Model, NoColor, Overwrite, Quiet, RunDevice, Verbose, Workers
+from g4convert.cli.options import FloatType, Json, Model, NoColor, Quiet, RunDevice, Verbose, Workers
 from g4convert.cli.printing import print_json
 from g4convert.cli.recipe_options import with_recipe
 from g4convert.cli.recipe_values import TensorParallel
@@ -43,7 +44,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     workers: Workers = 0,
     dtype: FloatType = None,
     device: RunDevice = None,
-    overwrite: Overwrite = False,
+    overwrite: Replace = False,
     plot: Plot = None,
     as_json: Json = False,
     quiet: Quiet = False,

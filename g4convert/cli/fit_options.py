@@ -7,9 +7,23 @@ import typer
 
 from g4convert.cli.panels import PRINT, RUN
 
-__all__ = ["Choices", "MaxKl", "Plot", "RecipeFile", "RowTokens", "Rows", "Sensitivities", "TargetBits", "TargetSize"]
+__all__ = [
+    "Choices",
+    "MaxKl",
+    "Plot",
+    "RecipeFile",
+    "Replace",
+    "RowTokens",
+    "Rows",
+    "Sensitivities",
+    "TargetBits",
+    "TargetSize",
+]
 
 RecipeFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, ending in .yaml.")]
+Replace = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace a recipe that is there.", rich_help_panel=RUN)
+]
 TargetSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all tensors, as 14GB or 500MB.")]
 TargetBits = Annotated[
     float | None, typer.Option(metavar="N", help="Mean bits of the weights decided on, scales included, as 4.75.")

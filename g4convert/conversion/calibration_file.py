@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.identity import Model
@@ -97,8 +97,10 @@ class CalibrationFile:
             "texts": "" if self.texts is None else json.dumps(dict(self.texts), sort_keys=True),
         }
         partial = path.with_name(f"{path.name}.writing")
-        save_file({_IDS: self.ids, **arrays}, partial, metadata={key: one for key, one in facts.items() if one})
-        with partial.open("rb") as file:
+        stored = save({_IDS: self.ids, **arrays}, metadata={key: one for key, one in facts.items() if one})
+        with partial.open("wb") as file:  # of the user's ordinary mode; save_file would give it to its owner alone
+            file.write(stored)
+            file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
 

@@ -18,19 +18,18 @@ DEFAULT_CHOICES: Final = ("4:128", "4:64", "4:32", "8:channel", "8:32", "16")
 KEPT: Final = "kept"
 """Label of a weight that is kept."""
 
-_CHOICE: Final = re.compile(r"(4|8):(\d{1,6}|channel)")
-_STEP: Final = 8
+_CHOICE: Final = re.compile(r"(4|8):(32|64|128|channel)")
 
 
 def parse_choices(texts: Iterable[str]) -> tuple[Form, ...]:
     """The packings that texts mean, each once.
 
     Raises:
-        UsageError: bits other than 4, 8 and 16, or a group size that no recipe takes; names all of them.
+        UsageError: bits other than 4, 8 and 16, or groups other than 32, 64, 128 and channel; names all of them.
     """
     found = {text: _parsed(text) for text in texts}
-    expected = "expected 4 or 8, a colon and a multiple of 8 or channel; or 16"
-    wrong = [f"{text}: {expected}" for text in found if _is_no(text)]
+    expected = "expected 4:N or 8:N, with N one of 32, 64, 128 and channel; or 16"
+    wrong = [f"{text}: {expected}" for text in found if text != str(KEPT_BITS) and not _CHOICE.fullmatch(text)]
     if wrong:
         raise UsageError(
             "--choice: packings that no engine has a kernel for",
@@ -45,16 +44,8 @@ def label_of(form: Form) -> str:
     return KEPT if form is None else form.label
 
 
-def _is_no(text: str) -> bool:
-    """True if a text is no packing that can be written."""
-    if text == str(KEPT_BITS):
-        return False
-    match = _CHOICE.fullmatch(text)
-    return match is None or (match[2] != "channel" and (int(match[2]) < _STEP or int(match[2]) % _STEP != 0))
-
-
 def _parsed(text: str) -> Form:
-    """The packing of a text; None also of one that is none."""
+    """The packing of a text; None of one that keeps the weight, or is no packing."""
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None

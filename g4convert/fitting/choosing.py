@@ -12,6 +12,7 @@ from g4convert.fitting.target import Loss, Target, budget
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe import Method, load, shipped
 from g4convert.planning.steps import make_plan
+from g4convert.quantities import size
 
 __all__ = ["Point", "choose_for", "presets"]
 
@@ -56,8 +57,9 @@ def choose_for(target: Target, solved: Solved, bench: Bench) -> tuple[Point, ...
     if isinstance(target, Loss):
         return _within_loss(target, solved, bench)
     nbytes = budget(target, solved.problem)
-    alike = (one for one in solved.problem.uniform() if solved.problem.nbytes(one) <= nbytes)
-    tried = [_tried(target.text, one, solved, bench) for one in (solved.within(nbytes), *alike)]
+    alike = ((name, one) for name, one in solved.problem.uniform() if solved.problem.nbytes(one) <= nbytes)
+    choices = (("best predicted", solved.within(nbytes)), *alike)
+    tried = [_tried(name, one, solved, bench) for name, one in choices]
     return tuple(sorted(tried, key=lambda one: -one.measured))
 
 
@@ -72,7 +74,7 @@ def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...
     while high - low > 1 and len(tried) < _TRIES:
         wanted = next((place for place, loss in enumerate(losses) if loss * off <= target.kl), len(losses) - 1)
         place = min(max(wanted, low + 1), high - 1) if len(tried) < _GUESSES else (low + high) // 2
-        one = tried[place] = _tried(target.text, solved.corner(place), solved, bench)
+        one = tried[place] = _tried(f"try {len(tried) + 1}", solved.corner(place), solved, bench)
         if one.measured > target.kl:
             low = place
         else:
@@ -80,13 +82,17 @@ def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...
             if one.measured >= _NEAR * target.kl:
                 break
         off = one.measured / one.predicted if one.predicted else off
-    if high == len(losses):
-        raise GateError(
-            f"{target.text}: no choice was found that loses so little; the least was "
-            f"{min(one.measured for one in tried.values()):.3g}",
-            hint="--choice 16 lets parts be kept",
-        )
+    if high == len(losses) or not _is_packed(solved.problem, tried[high]):
+        packed = [one for one in tried.values() if _is_packed(solved.problem, one)]
+        least = min(packed, key=lambda one: one.measured, default=None)
+        found = "" if least is None else f"; the least of those tried was {least.measured:.3g}, at {size(least.nbytes)}"
+        raise GateError(f"{target.text}: nothing can be packed and lose so little{found}", hint="allow a larger loss")
     return (*(one for place, one in tried.items() if place != high), tried[high])
+
+
+def _is_packed(problem: Problem, one: Point) -> bool:
+    """Return whether a choice packs anything that is decided on."""
+    return any(one.assignment[part.name] is not None for part in problem.free)
 
 
 def _tried(name: str, chosen: Assignment, solved: Solved, bench: Bench) -> Point:

@@ -166,6 +166,11 @@ class Problem:
         return 8 * (nbytes - self.fixed_bytes - self.shape_bytes) / self.params
 
     @property
+    def kept_bits(self) -> float:
+        """Bits per weight that is decided on, of weights that are all kept: without the shapes that packing stores."""
+        return 8 * (self.kept_bytes - self.fixed_bytes) / self.params
+
+    @property
     def smallest_bytes(self) -> int:
         """Bytes of all tensors of the smallest output."""
         smallest = (min(self._bytes_of(parts, one) for one in _options(parts)) for parts in self._together)
@@ -189,10 +194,13 @@ class Problem:
             )
         return replace(self, parts=parts)
 
-    def uniform(self) -> Iterator[Assignment]:
-        """Yield the assignments with one packing for all free parts; where it does not fit a part, the next smaller."""
+    def uniform(self) -> Iterator[tuple[str, Assignment]]:
+        """Yield name and assignment of one packing for all free parts, or the next smaller where it does not fit."""
         for form in dict.fromkeys(form for part in self.free for form in part.forms):
-            yield {part.name: _nearest(part, form) if part.is_free else part.base for part in self.parts}
+            yield (
+                f"all {label_of(form)}",
+                {part.name: _nearest(part, form) if part.is_free else part.base for part in self.parts},
+            )
 
     def frontier(self, losses: Losses) -> "Solved":
         """The best assignments by size."""

@@ -3,8 +3,8 @@
     basis     model, token ids, method, dtype: what the losses depend on
     losses    KL of each part, by packing: {"layers.3.mlp.down_proj": {"int4 g32": 0.0112, ...}, ...}
 
-The file is written again after each part, so a run that is stopped goes on where it was. One whose basis is another is
-refused, not replaced.
+The file is written again after each change, so a run that is stopped goes on where it was. One whose basis is another
+is refused, not replaced.
 """
 
 import json
@@ -116,8 +116,8 @@ def measure(problem: Problem, bench: Bench, found: Sensitivities, path: Path, pr
     for part in problem.free:
         for form in found.missing(part):
             found.losses.setdefault(part.name, {})[label_of(form)] = bench.kl([(part, form)])
+            found.save(path)
             progress.tick(1, part.name)
-        found.save(path)
 
 
 def _losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:

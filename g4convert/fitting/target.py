@@ -15,14 +15,15 @@ _OPTIONS = "--target-size, --target-bits or --max-kl"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes of all tensors of the output."""
+    """Bytes of all tensors of the output, and how they were asked for."""
 
     nbytes: int
+    given: str = ""
 
     @property
     def text(self) -> str:
         """The option that asks for it."""
-        return f"--target-size {self.nbytes}"
+        return f"--target-size {self.given or self.nbytes}"
 
     def bytes_of(self, _: Problem) -> int:
         """Bytes of all tensors."""
@@ -73,7 +74,7 @@ def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Ta
         nbytes = as_bytes(size_text)
         if not nbytes:
             raise UsageError(f"--target-size {size_text}: expected a size above 0, such as 14GB or a number of bytes")
-        return Size(nbytes)
+        return Size(nbytes, size_text)
     if bits is not None:
         return Bits(_positive("--target-bits", bits))
     return Loss(_positive("--max-kl", kl or 0.0))
@@ -88,20 +89,20 @@ def budget(target: Size | Bits, problem: Problem) -> int:
     nbytes, smallest, kept = target.bytes_of(problem), problem.smallest_bytes, problem.kept_bytes
     if nbytes < smallest:
         raise UsageError(
-            f"{target.text}: {size(nbytes)} of tensors, and the smallest output has {_exactly(problem, smallest)}",
+            f"{target.text}: below the smallest output, {_exactly(smallest, problem.bits(smallest))}",
             hint=f"{size(problem.fixed_bytes)} of it are not decided on: --bits ROLE=4 packs more, --choice smaller",
         )
     if nbytes >= kept:
         raise UsageError(
-            f"{target.text}: {size(nbytes)} of tensors, and {_exactly(problem, kept)} hold every weight as it is",
+            f"{target.text}: not below every weight as it is, {_exactly(kept, problem.kept_bits)}",
             hint=f"a target below that; nothing is decided on {size(problem.fixed_bytes)} of it",
         )
     return nbytes
 
 
-def _exactly(problem: Problem, nbytes: int) -> str:
-    """A size in all three ways in which it can be asked for."""
-    return f"{size(nbytes)} ({nbytes} bytes, {problem.bits(nbytes):.3f} bits a weight)"
+def _exactly(nbytes: int, bits: float) -> str:
+    """A size in all ways in which it can be asked for."""
+    return f"{size(nbytes)} of tensors ({nbytes} bytes, {bits:.3f} bits a weight)"
 
 
 def _positive(option: str, value: float) -> float:

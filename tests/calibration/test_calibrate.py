@@ -42,6 +42,8 @@ def test_a_row_has_one_bos_and_the_words_of_the_texts(family: str, checkpoints: 
     assert not (ids[:, 1:] == tokenizer.bos_token_id).any()
     assert "small blue boat" in tokenizer.decode(ids[1].tolist())
     assert done.texts["chat_frame"] is (tokenizer.chat_template is not None)
+    modes = {one.stat().st_mode for one in (tmp_path / "c.safetensors", tmp_path / "mine.jsonl")}
+    assert len(modes) == 1, "the file has the user's ordinary mode"
 
 
 def test_the_seed_decides_and_kinds_take_turns(checkpoints: Checkpoints, tmp_path: Path) -> None:

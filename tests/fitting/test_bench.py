@@ -14,6 +14,7 @@ from helpers.conversions import quantized
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import Choice
+from g4convert.engines.limits import Packing
 from g4convert.fitting import divergence
 from g4convert.fitting.bench import Bench
 from g4convert.fitting.choices import parse_choices
@@ -34,7 +35,7 @@ CASES: Mapping[str, dict[str, Any]] = {
     "unified": {"bits": {"lm_head": 8}, "layout": "text-only"},
     "text": {"bits": {"embedding": 8, "lm_head": 4}},
 }
-CHOICES = parse_choices(["4:16", "4:32", "8:channel", "16"])
+CHOICES = (Packing(4, 16), *parse_choices(["4:32", "8:channel", "16"]))
 
 
 @dataclass(frozen=True, slots=True)

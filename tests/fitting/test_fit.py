@@ -116,8 +116,11 @@ def test_a_stopped_fit_goes_on(
         return kl(self, forms)
 
     monkeypatch.setattr(Bench, "kl", stop)
-    with pytest.raises(Interrupted, match="measured losses are kept"):
+    with pytest.raises(Interrupted, match="no recipe was written") as stopped:
         fit(moe, tmp_path / "six.yaml", target_bits=6, calibration=ids, **SMALL)
+    assert "six.sensitivities.json" in str(stopped.value.hint)
+    kept = json.loads((tmp_path / "six.sensitivities.json").read_text())
+    assert sum(map(len, kept["losses"].values())) == 5, "the sixth change was stopped"
     assert not (tmp_path / "six.yaml").exists()
     found = fit(moe, tmp_path / "six.yaml", target_bits=6, calibration=ids, **SMALL)
     assert found.sensitivities == made.sensitivities
@@ -165,9 +168,9 @@ def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"target_bits": 4.2}, UsageError, r"the smallest output has .* 4.500 bits a weight"),
-        ({"target_bits": 16}, UsageError, "hold every weight as it is"),
-        ({"target_size": "1KB"}, UsageError, "the smallest output has"),
+        ({"target_bits": 4.2}, UsageError, r"below the smallest output, .* 4.500 bits a weight"),
+        ({"target_bits": 16}, UsageError, r"not below every weight as it is, .* 16.000 bits"),
+        ({"target_size": "1KB"}, UsageError, "--target-size 1KB: below the smallest output"),
         ({}, UsageError, "a fit has one target"),
         ({"target_bits": 5, "max_kl": 1.0}, UsageError, "a fit has one target"),
         ({"target_bits": 5, "choices": ["3:32"]}, UsageError, "no engine has a kernel"),
@@ -178,7 +181,9 @@ def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
         ({"target_bits": 6, "tokens": 17}, UsageError, "has 3 rows of 16 to run"),
         ({"target_bits": 6, "method": "imatrix"}, InputError, "token ids without statistics"),
         ({"target_bits": 6, "device": "cuda"}, EnvironmentFault, "0 CUDA devices"),
-        ({"max_kl": 1e-9, "choices": ["4:32", "8:channel"]}, GateError, "no choice was found that loses so little"),
+        ({"max_kl": 1e-9, "choices": ["4:32", "8:channel"]}, GateError, "nothing can be packed and lose so little"),
+        ({"max_kl": 1e-9}, GateError, "nothing can be packed and lose so little; the least of those tried was"),
+        ({"target_bits": 5, "calibration": "typo.safetensors"}, InputError, "typo.safetensors"),
     ],
 )
 def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a row of the table, and four fixtures
@@ -186,13 +191,16 @@ def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a r
 ) -> None:
     kept = shutil.copy(made.output.with_suffix(".sensitivities.json"), tmp_path / "kept.json")
     with pytest.raises(error, match=message) as caught:
-        fit(moe, tmp_path / "a.yaml", calibration=ids, sensitivities=kept, **{**SMALL, **options})
+        fit(moe, tmp_path / "a.yaml", sensitivities=kept, **{"calibration": ids, **SMALL, **options})
     assert caught.value.hint
     assert [one.name for one in tmp_path.iterdir()] == ["kept.json"]
 
 
 def test_places_that_cannot_be_written_are_refused_first(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "there.yaml").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="folder: a directory"):
+        fit(moe, tmp_path / "folder", target_bits=5)
     for name in ("a.json", "there.yaml", "no/a.yaml"):
         with pytest.raises(UsageError):
             fit(moe, tmp_path / name, target_bits=5)

@@ -112,7 +112,7 @@ def test_noise_of_single_losses_is_taken_out() -> None:
 
 def test_uniform_choices_take_what_fits() -> None:
     found = problem("26B-A4B")
-    forms = {part.name: {label_of(one[part.name]) for one in found.uniform()} for part in found.free}
+    forms = {part.name: {label_of(one[part.name]) for one in dict(found.uniform()).values()} for part in found.free}
     assert forms["layers.0.experts"] == {"int4 g64", "int4 g32", "int8 per row", "int8 g32", "kept"}
     assert forms["layers.0.self_attn.o_proj"] == {label_of(form) for form in CHOICES}
 
@@ -178,10 +178,10 @@ def test_bits_are_those_of_a_uniform_recipe() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Size(10), "--target-size 10: 10 B of tensors, and the smallest output has"),
-        (Bits(4.1), "--target-bits 4.1: .* the smallest output has .* 4.125 bits a weight"),
-        (Bits(17), "--target-bits 17: .* hold every weight as it is"),
-        (Size(10**15), "hold every weight as it is"),
+        (Size(10), "--target-size 10: below the smallest output, "),
+        (Bits(4.1), "--target-bits 4.1: below the smallest output, .* 4.125 bits a weight"),
+        (Bits(17), "--target-bits 17: not below every weight as it is, .* 16.000 bits a weight"),
+        (Size(10**15), "not below every weight as it is, "),
     ],
 )
 def test_budgets_that_cannot_be(target: Size | Bits, message: str) -> None:
@@ -192,7 +192,7 @@ def test_budgets_that_cannot_be(target: Size | Bits, message: str) -> None:
 
 
 def test_one_target_is_asked_for() -> None:
-    assert target_of("14GB", None, None) == Size(14 * 10**9)
+    assert target_of("14GB", None, None) == Size(14 * 10**9, "14GB")
     assert target_of(None, 4.75, None) == Bits(4.75)
     assert target_of(None, None, 0.02) == Loss(0.02)
     for asked in ((None, None, None), ("14GB", 4.5, None), ("14 bananas", None, None), ("0", None, None)):
