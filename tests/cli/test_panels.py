@@ -18,6 +18,7 @@ DIFFERS: Final = {
     "--device": "`quantize` may take every GPU, a model runs on one",
     "--engine": "`verify` runs one, the others judge by the rules of several",
     "--output": "`quantize` writes a directory, the others a file",
+    "--overwrite": "`fit` replaces a recipe, the others a checkpoint",
 }
 """Options that are not the same in all commands, and why."""
 ARGUMENTS: Final = {"MODEL", "OUT", "DIR", "RECIPE"}
