@@ -39,14 +39,14 @@ class _Product(torch.autograd.Function):
     """x [..., k] times the weight, transposed, to [..., n]; slopes of x and of the scales' logs."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, log: torch.Tensor, scaled: "Scaled") -> torch.Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: torch.Tensor, log: torch.Tensor, scaled: "Scaled") -> torch.Tensor:  # noqa: ANN401 -- torch's
         """[..., k] -> [..., n]."""
         ctx.save_for_backward(x, log)
         ctx.scaled = scaled
         return x @ scaled.dense(log).T
 
     @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:  # noqa: ANN401 -- torch's
         """[..., n] -> [..., k] and [n, g]."""
         x, log = ctx.saved_tensors
         scaled: Scaled = ctx.scaled

@@ -52,7 +52,7 @@ class _Given(torch.nn.Module):
         super().__init__()
         self._states, self._left = states, left
 
-    def forward(self, *_: object, shared_kv_states: Any = None, **__: object) -> torch.Tensor:  # noqa: ANN401
+    def forward(self, *_: object, shared_kv_states: Any = None, **__: object) -> torch.Tensor:  # noqa: ANN401 -- a dict
         """[s, t, h], whatever it is given."""
         if shared_kv_states is not None:
             shared_kv_states.update(self._left)
@@ -67,7 +67,7 @@ class _Noting(torch.nn.Module):
         self._layer = layer
         self.given: _Given | None = None
 
-    def forward(self, *args: Any, shared_kv_states: Any = None, **options: Any) -> torch.Tensor:  # noqa: ANN401
+    def forward(self, *args: Any, shared_kv_states: Any = None, **options: Any) -> torch.Tensor:  # noqa: ANN401 -- a dict
         """Give what the layer gives."""
         before = {} if shared_kv_states is None else dict(shared_kv_states)
         states: torch.Tensor = self._layer(*args, shared_kv_states=shared_kv_states, **options)
