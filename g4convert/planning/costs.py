@@ -47,7 +47,7 @@ _TILES: Final = 200_000_000
 _FLOAT32: Final = 4
 _BITS: Final = 4
 """Bits for which `KL` was measured."""
-_COPIES: Final = 4
+_COPIES: Final = 2
 """Matrices as large as H while it is factorised, itself included."""
 _CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ, Method.BEST)
 _SAMPLE: Final = 2_048

@@ -12,9 +12,10 @@ weights or config:
                                           o_proj * 2^17 / 1000
     rotary tables                         full layers: proportional, every channel, theta 1e6; sliding: theta 1e4
 
-`make_moe` makes a mixture of it: every other neuron of each MLP stays dense, the rest become 16 experts, of which a
-token gets four by a random router. It is a worse model, but its weights and inputs are real ones, it is its own
-reference, and its experts see unequal numbers of tokens. Its added norms are made linear as that of the values.
+`make_moe` makes a mixture of it: three of four neurons of each MLP stay dense, the rest become 16 experts, of which a
+token gets four by a random router with small logits, each about as it was. It is a worse model, but it is one: its
+weights and inputs are real, it is its own reference, and its experts see unequal numbers of tokens. Its added norms are
+made linear as that of the values.
 
 The command that makes it: `python tests/benchmarks/real_model.py DIRECTORY`.
 """
@@ -92,12 +93,14 @@ CONFIG: Final[Mapping[str, Any]] = {
 }
 EXPERTS: Final = 16
 TOP_K: Final = 4
+GIVEN: Final = 4
+"""One neuron of so many is an expert's."""
 MOE: Final[Mapping[str, Any]] = {
     "enable_moe_block": True,
     "num_experts": EXPERTS,
     "top_k_experts": TOP_K,
-    "intermediate_size": 1024,
-    "moe_intermediate_size": 1024 // EXPERTS,
+    "intermediate_size": 2048 - 2048 // GIVEN,
+    "moe_intermediate_size": 2048 // GIVEN // EXPERTS,
 }
 SMALL: Final = 2.0**-17
 """Makes an output so small that the norm behind it multiplies by 1000."""
@@ -151,13 +154,14 @@ def make_moe(model: Path, directory: Path) -> Path:
 
 
 def _mix(tensors: dict[str, torch.Tensor], layer: str, random: torch.Generator) -> None:
-    """Give odd neurons of a layer's MLP to experts in turn."""
+    """Give some neurons of a layer's MLP to experts in turn."""
     gate, up, down = (tensors[f"{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
     down = down * SMALL
+    dense = torch.arange(len(gate)) % GIVEN != 0
     for part, rows in (("gate", gate), ("up", up)):
-        tensors[f"{layer}.mlp.{part}_proj.weight"] = rows[::2].contiguous()
-    tensors[f"{layer}.mlp.down_proj.weight"] = down[:, ::2].contiguous()
-    given = [slice(2 * expert + 1, None, 2 * EXPERTS) for expert in range(EXPERTS)]
+        tensors[f"{layer}.mlp.{part}_proj.weight"] = rows[dense].contiguous()
+    tensors[f"{layer}.mlp.down_proj.weight"] = down[:, dense].contiguous()
+    given = [slice(GIVEN * expert, None, GIVEN * EXPERTS) for expert in range(EXPERTS)]
     pairs = [torch.cat([gate[rows], up[rows]]) for rows in given]
     tensors[f"{layer}.experts.gate_up_proj"] = torch.stack(pairs)
     tensors[f"{layer}.experts.down_proj"] = torch.stack([down[:, rows] for rows in given])
@@ -168,8 +172,8 @@ def _mix(tensors: dict[str, torch.Tensor], layer: str, random: torch.Generator) 
         tensors[f"{layer}.post_feedforward_layernorm_{number}.weight"] = back
     seen = tensors[f"{norm}.weight"].float()
     tensors[f"{layer}.router.scale"] = (seen / seen.square().mean().sqrt()).bfloat16()
-    tensors[f"{layer}.router.proj.weight"] = torch.randn(EXPERTS, len(seen), generator=random).bfloat16()
-    tensors[f"{layer}.router.per_expert_scale"] = torch.full((EXPERTS,), float(EXPERTS), dtype=torch.bfloat16)
+    tensors[f"{layer}.router.proj.weight"] = (torch.randn(EXPERTS, len(seen), generator=random) / 2).bfloat16()
+    tensors[f"{layer}.router.per_expert_scale"] = torch.full((EXPERTS,), float(TOP_K), dtype=torch.bfloat16)
 
 
 def _fetched(directory: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -155,6 +156,22 @@ def test_one_factor_is_the_inverse_of_the_other() -> None:
     damped = (h.astype(np.float64) / mean + 0.01 * np.eye(48))[factor.order][:, factor.order]
     u = factor.upper.astype(np.float64)
     assert np.allclose(u.T @ u @ damped, np.eye(48), atol=1e-3)
+
+
+def test_factorising_takes_one_more_matrix_like_h() -> None:
+    """The widest H of 31B has 1.8 GB."""
+    h = np.eye(2048, dtype=np.float32) + 1 / 2048
+    factorize(h[:256, :256], 0.01)  # what is loaded when first used
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = _memory("VmRSS")
+    assert factorize(h, 0.01) is not None
+    assert (_memory("VmHWM") - before) * 1024 < 1.6 * h.nbytes
+
+
+def _memory(which: str) -> int:
+    """Return a figure of this process, KiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1])
 
 
 @pytest.mark.parametrize("broken", ["nothing", "nan", "inf"])
