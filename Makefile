@@ -9,6 +9,9 @@ OLDEST_TRITON := build/triton/3.6.0
 TOGETHER := -n auto --dist loadfile
 COMPILED := ship or compiles or every_form or without_the_fence or at_every_edge or pads
 
+# each process of a test would compile the sources again
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-full test-engines test-vllm lint env golden bench bench-real quality budget false-alarms torture clean
 
 demo: env

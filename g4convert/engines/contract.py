@@ -118,7 +118,7 @@ class Contract:
 
     def read(self, architecture: Architecture, ignore: Iterable[str], targets: Iterable[str] = ("Linear",)) -> Reading:
         """A config's entries as this engine reads them: `read(...).packs(module)`."""
-        return Reading.of(self.matching(architecture), ignore, targets)
+        return _read(self, architecture, tuple(ignore), tuple(targets))
 
     def speller(self, architecture: Architecture) -> Callable[[str], str]:
         """Return a function that gives the name of a module or tensor as entries are tried on it.
@@ -130,12 +130,19 @@ class Contract:
         return lambda name: known.get(name) or renamed(name, renames)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
+def _read(
+    contract: Contract, architecture: Architecture, ignore: tuple[str, ...], targets: tuple[str, ...]
+) -> Reading:
+    return Reading.of(contract.matching(architecture), ignore, targets)
+
+
+@lru_cache(maxsize=64)
 def _modules(contract: Contract, architecture: Architecture) -> tuple[Module, ...]:
     return build(architecture, contract.rules(architecture), contract.names(architecture), contract.paths(architecture))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _lookups(contract: Contract, architecture: Architecture) -> Mapping[str, str]:
     """Return the name that entries are tried on, by checkpoint module; each expert has its own number."""
     reading = contract.read(architecture, ())

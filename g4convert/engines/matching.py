@@ -88,11 +88,21 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """`ignore` and `targets` of a config, as one engine reads them for one architecture."""
+    """`ignore` and `targets` of a config, as one engine reads them for one architecture.
+
+    Args:
+        matching: the engine's rules.
+        ignore: entries of `ignore`.
+        targets: targets of all config groups.
+        packed: answers of `packs` so far, by the module's name.
+        found: targets found so far, by the name that was looked up.
+    """
 
     matching: Matching
     ignore: Entries
     targets: Targets
+    packed: dict[str, bool | Disagreement] = field(default_factory=dict, compare=False, repr=False)
+    found: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, matching: Matching, ignore: Iterable[str], targets: Iterable[str]) -> "Reading":
@@ -113,6 +123,11 @@ class Reading:
 
     def packs(self, module: Module) -> bool | Disagreement:
         """Return whether the engine builds a module packed, or the disagreement that it stops on."""
+        if module.name not in self.packed:
+            self.packed[module.name] = self._packs(module)
+        return self.packed[module.name]
+
+    def _packs(self, module: Module) -> bool | Disagreement:
         if not module.configured:
             return False
         ignored = self.ignores(module)
@@ -182,6 +197,11 @@ class Reading:
 
     def _target(self, module: Module, name: str) -> str | None:
         """The first target that names a module under one of the names of `_separate`."""
+        if name not in self.found:
+            self.found[name] = self._look_up(module, name)
+        return self.found[name]
+
+    def _look_up(self, module: Module, name: str) -> str | None:
         if module.kind is Kind.HEAD and self.matching.head_by_name:
             return self.targets.named(name, suffix=True)
         for way in self.matching.order:
