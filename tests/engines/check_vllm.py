@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,9 +25,14 @@ from conftest import Checkpoints
 from helpers.conversions import quantized
 from helpers.damage import damaged, lose
 
+from g4convert.api.fit import fit
+from g4convert.calibration.tokens import Tokens
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo.trained import trained
 from g4convert.forward.load import load
 from g4convert.gemma4.family import Family
+from g4convert.planning.recipe import load as recipe_of
+from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
 from g4convert.verification.engine.level import check_engine, counted
 from g4convert.verification.engine.prompts import Refused
@@ -80,19 +86,22 @@ def show(name: str, found: Judged) -> None:
         )
 
 
+def agrees_to_1e_4(name: str, found: Judged) -> set[str]:
+    """Assert that nothing is missing and nothing differs; the buckets that were compared."""
+    show(name, found)
+    assert not [one.line for one in found.findings if one.severity in BAD]
+    loaded = [one.found for one in found.findings if one.code == "engine.load"]
+    engine = found.metrics["engine"]
+    assert loaded == [f"all {engine['parameters']} parameters are filled, and every tensor had its place"]
+    assert all(one["largest"] < 1e-4 and one["top1_agreement"] > 0.99 for one in engine["buckets"])
+    return {one["name"] for one in engine["buckets"]}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_agrees_to_1e_4(family: str, written: Written) -> None:
-    found = judged(written(family), "float32")
-    assert not [one.line for one in found.findings if one.severity in BAD]
-    show(f"{family} float32", found)
-    loaded = [one.found for one in found.findings if one.code == "engine.load"]
-    assert loaded == [
-        f"all {found.metrics['engine']['parameters']} parameters are filled, and every tensor had its place"
-    ]
-    buckets = {bucket["name"]: bucket for bucket in found.metrics["engine"]["buckets"]}
-    assert all(bucket["largest"] < 1e-4 and bucket["top1_agreement"] > 0.99 for bucket in buckets.values())
+    buckets = agrees_to_1e_4(f"{family} float32", judged(written(family), "float32"))
     if family not in {"text", "trained moe"}:
-        assert {"image", "video"} <= buckets.keys()
+        assert {"image", "video"} <= buckets
     if family in {"e2b", "unified"}:
         assert "audio" in buckets
 
@@ -118,14 +127,29 @@ MIXED: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("family", MIXED)
 def test_several_precisions_with_tables_and_heads(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     quantized(checkpoints(family), tmp_path / "out", **MIXED[family])
-    found = judged(tmp_path / "out", "float32")
-    assert not [one.line for one in found.findings if one.severity in BAD]
-    show(f"{family} mixed", found)
-    loaded = [one.found for one in found.findings if one.code == "engine.load"]
-    assert loaded == [
-        f"all {found.metrics['engine']['parameters']} parameters are filled, and every tensor had its place"
-    ]
-    assert all(one["largest"] < 1e-4 and one["top1_agreement"] > 0.99 for one in found.metrics["engine"]["buckets"])
+    agrees_to_1e_4(f"{family} mixed", judged(tmp_path / "out", "float32"))
+
+
+FITTED: dict[str, dict[str, object]] = {
+    "e2b": {"embedding": 4, "ple_embedding": 4, "lm_head": 8},
+    "moe": {"embedding": 4, "lm_head": 8},
+    "dense": {"embedding": 4, "lm_head": 8},
+    "text": {"embedding": 4, "lm_head": 8},
+}
+
+
+@pytest.mark.parametrize("family", FITTED)
+def test_what_a_fit_chooses_agrees_to_1e_4(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source, ids = checkpoints(family), tmp_path / "ids.safetensors"
+    vocabulary = Checkpoint.open(source).config["text_config"]["vocab_size"]
+    Tokens(np.random.default_rng(0).integers(3, vocabulary, (4, 16), np.int32)).save(ids)
+    options = {"calibration": ids, "rows": 2, "tokens": 16, "workers": 1, "engines": ["vllm"]}
+    fit(source, tmp_path / "fit.yaml", target_bits=6.5, bits=FITTED[family], **options)  # type: ignore[arg-type]
+    recipe = recipe_of(str(tmp_path / "fit.yaml")).recipe
+    packings = {step.packing for step in make_plan(Checkpoint.open(source), recipe).quantized}
+    assert len(packings) > 2, "bits by part"
+    quantized(source, tmp_path / "out", **recipe.model_dump(exclude={"description"}))
+    agrees_to_1e_4(f"{family} fitted", judged(tmp_path / "out", "float32"))
 
 
 @pytest.mark.parametrize("family", ["text", "dense", "unified", "e2b"])
