@@ -13,32 +13,29 @@ from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.method import choose
-from g4convert.devices import is_roomy, memory_faults, torch_device
-from g4convert.errors import EnvironmentFault, Interrupted, UsageError
-from g4convert.fitting.bench import Bench
+from g4convert.devices import memory_faults
+from g4convert.errors import Interrupted, UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
 from g4convert.fitting.choosing import choose_for, presets
 from g4convert.fitting.engines import loadable
 from g4convert.fitting.inputs import Inputs
+from g4convert.fitting.measures import Measures, unit_of
 from g4convert.fitting.plot import plot as drawn
 from g4convert.fitting.problem import Problem
 from g4convert.fitting.result import Fitted
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import Sensitivities, measure
-from g4convert.fitting.smoothing import smoothed
+from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
 from g4convert.fitting.target import Loss, budget, target_of
 from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
-from g4convert.forward.load import DTypeName, load
+from g4convert.forward.load import DTypeName
 from g4convert.planning.gate import Outlook
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import make_plan
 from g4convert.progress import Quiet
-from g4convert.quantities import size
+from g4convert.request import DEFAULTS, MemoryUse, chosen
 
 __all__ = ["fit"]
-
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def fit(  # noqa: PLR0913 -- the choices of a fit
@@ -56,6 +53,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     sensitivities: str | os.PathLike[str] | None = None,
     plot: str | os.PathLike[str] | None = None,
     tp: Sequence[int] = (),
+    memory: str | None = None,
     dtype: DTypeName = "float32",
     device: str = "cpu",
     workers: int = 0,
@@ -76,11 +74,13 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         choices: packings that are tried, as `4:32`, `8:channel` and `16`.
         calibration: file of token ids; None takes one beside the output, which is made of the bundled texts if it is
             not there.
-        rows: number of its rows that are run.
+        rows: number of its rows that single changes run, and of other rows that whole choices run.
         tokens: tokens of each.
         sensitivities: file that keeps the measured losses; None takes one beside the output.
         plot: SVG file of size against KL; None draws none.
         tp: numbers of GPUs (tensor parallel sizes) at which the recipe's engines must load the output; empty is 1.
+        memory: `resident` holds the decoder and measures KL; `stream` reads a weight at a time and measures output
+            errors; `auto` measures KL if the decoder fits.
         dtype: dtype of the forward.
         device: device of the forward: `cpu`, `cuda` or `cuda:N`.
         workers: threads that round; 0 is one for each core.
@@ -93,10 +93,11 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         The recipe, what was measured, and the points of the plot.
 
     Raises:
-        UsageError: not one target, one that no choice meets, an output that is there already, no such recipe or choice.
+        UsageError: not one target, one that no choice meets, a KL of a model that does not run, an output that is there
+            already, no such recipe or choice.
         InputError: no such model, or a file that is about another one.
         GateError: nothing that the recipe's engines load is left to choose, or no choice loses so little.
-        EnvironmentFault: the model does not fit the memory, or there is no such device.
+        EnvironmentFault: a model that is to be resident does not fit the memory, or there is no such device.
         Interrupted: stopped on request; measured losses are kept.
     """
     target, path, watch = target_of(target_size, target_bits, max_kl), Path(output), progress or Quiet()
@@ -111,43 +112,43 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
     if not isinstance(target, Loss):
         budget(target, problem)
-    _check_memory(checkpoint, problem, dtype, device)
+    unit = unit_of(chosen("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
+    if unit is Unit.OUTPUT_ERROR:
+        say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
     if calibration is None and not data.exists():
         say(f"calibration: of the bundled texts, kept in {data}")
-        calibrate(checkpoint.path, data, answers=False, statistics=base.recipe.is_calibrated, progress=watch)
-    given = Inputs.of(data, checkpoint, problem, rows, tokens)
-    with memory_faults(), _kept(kept), _bench(checkpoint, problem, given, dtype, device, workers) as bench:
-        basis = given.basis(checkpoint, bench.rounder, dtype)
-        known = Sensitivities.at(kept, basis)
-        measure(problem, bench, known, kept, watch)
-        losses = smoothed(problem, known.losses)
+        weighs = base.recipe.is_calibrated or unit is Unit.OUTPUT_ERROR
+        calibrate(checkpoint.path, data, answers=False, statistics=weighs, progress=watch)
+    given = Inputs.of(data, checkpoint, problem, unit, rows, tokens)
+    with memory_faults(), _kept(kept), _rounder(checkpoint, problem, given, workers) as rounder:
+        known = Sensitivities.at(kept, given.basis(checkpoint, rounder, unit, dtype))
+        by = Measures.of(checkpoint, rounder, given, known, dtype, device)
+        measure(problem, by.single, known, kept, watch)
+        losses = by.chosen_by(problem, known.losses)
         solved = problem.frontier(losses)
-        tried = choose_for(target, solved, bench)
-        chosen = tried[-1]
-        values = recipe_values(problem, chosen.assignment)
-        plan = plan_of(checkpoint, values, problem, chosen.assignment)
+        tried = choose_for(target, solved, by.whole)
+        taken = tried[-1].assignment
+        values = recipe_values(problem, taken)
+        plan = plan_of(checkpoint, values, problem, taken)
         Outlook.of(plan, tps).hold(plan.recipe, tps)
-        shown = tuple(presets(problem, checkpoint, bench))
+        shown = tuple(presets(problem, checkpoint, by.whole))
     corners = tuple(solved.drawn())
     found = Fitted(path, problem, known, losses, tried, shown, corners)
     path.write_text(recipe_text(values, found.comments(target)), encoding="utf-8")
     if plot is not None:
-        Path(plot).write_text(drawn(f"{Path(os.fspath(model)).name}: size and KL", corners, shown, tried))
+        Path(plot).write_text(drawn(f"{Path(os.fspath(model)).name}: size and {unit}", unit, corners, shown, tried))
     return found
 
 
 @contextmanager
-def _bench(  # noqa: PLR0913, PLR0917 -- a model, how it runs, and how it is rounded
-    checkpoint: Checkpoint, problem: Problem, given: Inputs, dtype: DTypeName, device: str, workers: int
-) -> Iterator[Bench]:
-    """A loaded model on the ids, and threads that round."""
+def _rounder(checkpoint: Checkpoint, problem: Problem, given: Inputs, workers: int) -> Iterator[Rounder]:
+    """The rounding method, and its threads."""
     plan = problem.plan
     with Reader(checkpoint.path, checkpoint.weight_files) as reader:
         choice = choose(plan, checkpoint, reader)
-    loaded = load(checkpoint, dtype=dtype, device=torch_device(device), decoder_only=True)
     with ThreadPoolExecutor(workers or default_workers(), "fit") as pool:
         prefix = plan.inventory.architecture.text_prefix
-        yield Bench.of(loaded, given.ids, Rounder(choice, prefix, pool, plan.recipe.signed, given.statistics))
+        yield Rounder(choice, prefix, pool, plan.recipe.signed, given.statistics)
 
 
 @contextmanager
@@ -175,20 +176,3 @@ def _check_places(path: Path, others: Sequence[Path], *, overwrite: bool) -> Non
     for one in (path, *others):
         if not one.parent.is_dir() or one.is_dir():
             raise UsageError(f"{one}: no file can be written there", hint="name a file in a directory that exists")
-
-
-def _check_memory(checkpoint: Checkpoint, problem: Problem, dtype: str, device: str) -> None:
-    """Refuse a decoder that the memory does not hold: each change runs it from where it differs.
-
-    Raises:
-        EnvironmentFault: it is too large.
-    """
-    plan = problem.plan
-    prefix = plan.inventory.architecture.text_prefix
-    weights = [one for one in plan.inventory.weights if one.name.startswith(prefix)]
-    need = _ITEMSIZE[dtype] * sum(one.info.numel for one in weights)
-    if not is_roomy(need, torch_device(device)):
-        raise EnvironmentFault(
-            f"{checkpoint.path}: its decoder takes {size(need)} in {dtype}, more than the free memory of {device}",
-            hint="--dtype bfloat16 takes half, --device cuda that of a GPU; measured losses serve on any machine",
-        )

@@ -126,7 +126,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
         state = "not in" if cached is None else "only in part in"
         raise EnvironmentFault(
             f"{_spelled(repo, revision)}: {state} the Hugging Face cache, and HF_HUB_OFFLINE is set",
-            hint="unset HF_HUB_OFFLINE to fetch it, or pass a directory",
+            hint=_here(repo) or "unset HF_HUB_OFFLINE to fetch it, or pass a directory",
         )
     return _fetch(repo, revision)
 
@@ -146,7 +146,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except errors.RepositoryNotFoundError as error:
         raise InputError(
             f"{subject}: no such directory, and no such repository on the Hugging Face Hub",
-            hint="check the spelling; a private repository needs `hf auth login`",
+            hint=_here(repo) or "check the spelling; a private repository needs `hf auth login`",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(
@@ -156,10 +156,21 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise EnvironmentFault(
             f"{subject}: not in the Hugging Face cache, and the Hub cannot be reached",
-            hint="check the network or pass a directory",
+            hint=_here(repo) or "check the network or pass a directory",
         ) from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined] # httpx or httpx2, as it depends
         raise _failed_download(subject, error) from error
+
+
+def _here(repo: str) -> str:
+    """A hint for a path that was meant: `org` is a directory here, and lacks `name`; empty if there is none."""
+    path = Path(repo)
+    if not path.parent.is_dir():
+        return ""
+    meant = get_close_matches(path.name, (one.name for one in path.parent.iterdir() if one.is_dir()), n=1)
+    return f"the directory {path.parent} has no {path.name}" + (
+        f": did you mean {path.with_name(*meant)}?" if meant else ""
+    )
 
 
 def _failed_download(subject: str, error: Exception) -> EnvironmentFault:

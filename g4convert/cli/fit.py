@@ -15,7 +15,7 @@ from g4convert.cli.fit_options import (
     TargetBits,
     TargetSize,
 )
-from g4convert.cli.options import FloatType, Json, Model, NoColor, Quiet, RunDevice, Verbose, Workers
+from g4convert.cli.options import FloatType, Json, Memory, Model, NoColor, Quiet, RunDevice, Verbose, Workers
 from g4convert.cli.printing import print_json
 from g4convert.cli.recipe_options import with_recipe
 from g4convert.cli.recipe_values import TensorParallel
@@ -42,6 +42,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     tokens: RowTokens = 64,
     sensitivities: Sensitivities = None,
     workers: Workers = 0,
+    memory: Memory = None,
     dtype: FloatType = None,
     device: RunDevice = None,
     overwrite: Replace = False,
@@ -75,6 +76,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
             sensitivities=sensitivities,
             plot=plot,
             tp=tp or (),
+            memory=memory,
             dtype=cast("Literal['float32', 'bfloat16']", dtype or DEFAULTS.dtype),
             device=device or DEFAULTS.device,
             workers=workers,

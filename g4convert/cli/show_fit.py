@@ -29,21 +29,30 @@ def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
         parts: every part with the bytes and losses of all its packings, instead of kinds of parts.
     """
     chosen, problem = found.chosen, found.problem
-    columns = ("part", "weights", "packed", "size", "KL", *(["measured"] if parts else []))
-    put(out, table(columns, _parts(found) if parts else _kinds(found), right={"weights", "size", "KL", "measured"}))
+    basis = found.sensitivities.basis
+    unit = basis.unit.value
+    columns = ("part", "weights", "packed", "size", unit, *(["measured"] if parts else []))
+    put(out, table(columns, _parts(found) if parts else _kinds(found), right={"weights", "size", unit, "measured"}))
     out.print()
     points = [*found.presets, *found.tried[:-1], chosen]
     rows = [_point(found, one, "chosen" if one is chosen else one.name) for one in points]
-    put(out, table(("recipe", "size", "bits", "KL", "predicted"), rows, right={"size", "bits", "KL", "predicted"}))
+    put(out, table(("recipe", "size", "bits", unit, "predicted"), rows, right={"size", "bits", unit, "predicted"}))
     out.print()
-    basis = found.sensitivities.basis
     told = {
         "written": str(found.output),
         "size": f"{size(chosen.nbytes)} of tensors, {size(problem.fixed_bytes)} of them not decided on",
-        "KL": f"mean of {basis.samples} x {basis.length} token ids, rounded by {basis.method}; presets on the same ids",
+        unit: _meaning(found),
         "next": f"g4convert quantize {quote(model)} -o OUT -r {quote(str(found.output))}",
     }
     put(out, facts(told))
+
+
+def _meaning(found: "Fitted") -> str:
+    """The losses of the second table, in words."""
+    basis, texts = found.sensitivities.basis, len(found.chosen.losses)
+    if basis.unit == "KL":
+        return f"mean of {texts} x {basis.length} token ids that single changes were not measured on, by {basis.method}"
+    return f"share of each part's outputs, added up, by {basis.method}: the model was not run, and has no KL"
 
 
 def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:
@@ -75,7 +84,7 @@ def _parts(found: "Fitted") -> Iterator[tuple[str, ...]]:
 
 
 def _point(found: "Fitted", one: "Point", name: str) -> tuple[str, ...]:
-    """Name, size, bits, KL and prediction; bits only of what packs the same parts as the fit may."""
+    """Name, size, bits, loss and prediction; bits only of what packs the same parts as the fit may."""
     fixed = (part for part in found.problem.parts if not part.is_free)
     alike = all(one.assignment.get(part.name, part.base) == part.base for part in fixed)
     bits = f"{found.problem.bits(one.nbytes):.3f}" if alike and len(one.assignment) == len(found.problem.parts) else ""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from g4convert.cli.show_engines import verdicts
 from g4convert.cli.tables import facts, fitted, put, table
+from g4convert.planning.costs import BUNDLED_TOKENS
 from g4convert.quantities import count, duration, plural, size
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["dialect", "plan"]
 
 _BASIS = (
-    "estimated for {tokens:,} tokens; disk is what lies beside the output meanwhile; KL is the mean that each left on "
-    "a real model of 270M parameters: yours has another"
+    "estimated for {tokens:,} tokens{whose}; disk is what lies beside the output meanwhile; KL is the mean that each "
+    "left on a real model of 270M parameters: yours has another"
 )
 _MOST_FILES = 6
 """Files of a pattern that are named."""
@@ -53,7 +54,9 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     if found.costs[1:]:
         out.print()
         put(out, _methods(found.costs))
-        basis = Text(_BASIS.format(tokens=max(one.tokens for one in found.costs)), style="dim")
+        tokens = max(one.tokens for one in found.costs)
+        whose = " (the bundled texts in the released vocabulary)" if tokens == BUNDLED_TOKENS else ""
+        basis = Text(_BASIS.format(tokens=tokens, whose=whose), style="dim")
         put(out, Padding(basis, (0, 0, 0, 2)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)

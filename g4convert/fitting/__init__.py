@@ -9,6 +9,8 @@ engines        packings that the engines of a recipe do not load
 divergence     KL of the next token on a part of the vocabulary
 frontier       least loss for every size, of independent choices
 inputs         token ids that are run, and statistics that weigh, of a calibration file
+measures       KL or errors of outputs, as the memory allows
+outputs        errors of outputs, of weights in files and statistics of their inputs
 plot           size against loss, as SVG
 problem        parts of a model, what each may be packed as, and what that costs in bytes
 result         what was chosen, beside what was measured

@@ -142,8 +142,8 @@ class Bench:
         return cls(model, rounder, given, layers, states, Divergence.of(head, states))
 
     @torch.no_grad()
-    def kl(self, forms: Iterable[tuple[Part, Form]]) -> float:
-        """Mean KL to the model as it is, in nats.
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
+        """KL to the model as it is in nats, the mean of each sequence, [s].
 
         Args:
             forms: parts and what they are packed as; all others are as they are.
@@ -158,7 +158,9 @@ class Bench:
                 stack.enter_context(self._changed(part, form))
             states = self._states(min((part.unit.layer or 0 for part, _ in body), default=len(self.layers)))
         head = [self._head_rows(part.weights[0], form) for part, form in changes if part.role is PackRole.LM_HEAD]
-        return float(self.original.kl(states, head[0] if head else None).mean())
+        kl = self.original.kl(states, head[0] if head else None)
+        found: NDArray[np.float64] = kl.view(len(self.ids), -1).mean(-1).numpy()
+        return found
 
     def _states(self, first: int) -> torch.Tensor:
         """The states that the head is given, if nothing before a layer has changed."""

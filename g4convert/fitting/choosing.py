@@ -1,13 +1,19 @@
-"""The choice for a target, tried: what single changes predict is held against the whole choice, measured at once."""
+"""The choice for a target, tried: what single changes predict is held against the whole choice, measured at once.
+
+Single changes are noisy, and a choice prefers what came out low by chance. So wholes are measured on other texts, and
+the best predicted choice is taken only if it is better than one packing for all parts by more than what chance makes of
+such a difference: one standard error over the texts.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import GateError, InputError, UsageError
-from g4convert.fitting.bench import Bench
 from g4convert.fitting.problem import Assignment, Problem, Solved, parts_of
+from g4convert.fitting.sensitivities import Measure
 from g4convert.fitting.target import Loss, Target, budget
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe import Method, load, shipped
@@ -30,40 +36,52 @@ class Point:
     Args:
         name: name of the preset, or of the choice.
         nbytes: bytes of all tensors.
-        measured: mean KL in nats, everything packed at once.
+        losses: loss on each text, everything packed at once.
         predicted: sum of the losses of single changes; None of a preset.
         assignment: packing of each part; of a preset, without those that it makes itself.
     """
 
     name: str
     nbytes: int
-    measured: float
+    losses: tuple[float, ...]
     predicted: float | None
     assignment: Assignment
 
+    @property
+    def measured(self) -> float:
+        """Mean loss."""
+        return fmean(self.losses)
 
-def choose_for(target: Target, solved: Solved, bench: Bench) -> tuple[Point, ...]:
+    def is_better(self, other: "Point") -> bool:
+        """Return whether this one loses less than another by more than a standard error of the difference."""
+        apart = [mine - theirs for mine, theirs in zip(self.losses, other.losses, strict=True)]
+        return fmean(apart) < -(stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0)
+
+
+def choose_for(target: Target, solved: Solved, whole: Measure) -> tuple[Point, ...]:
     """The choices that were tried for a target, the one to take last.
 
     Args:
-        target: the target; for a size the best by the frontier is tried beside one packing for all parts, and what is
-            measured decides; a loss is held by what is measured, so several choices may be tried for it.
+        target: the target; for a size the best by the frontier is tried beside one packing for all parts; a loss is
+            held by what is measured, so several choices may be tried for it.
         solved: the frontier of predicted losses.
-        bench: measures.
+        whole: measures them, on other texts than single changes.
 
     Raises:
         GateError: no choice loses so little.
     """
     if isinstance(target, Loss):
-        return _within_loss(target, solved, bench)
+        return _within_loss(target, solved, whole)
     nbytes = budget(target, solved.problem)
     alike = ((name, one) for name, one in solved.problem.uniform() if solved.problem.nbytes(one) <= nbytes)
-    choices = (("best predicted", solved.within(nbytes)), *alike)
-    tried = [_tried(name, one, solved, bench) for name, one in choices]
-    return tuple(sorted(tried, key=lambda one: -one.measured))
+    best = _tried("best predicted", solved.within(nbytes), solved, whole)
+    tried = sorted((_tried(name, one, solved, whole) for name, one in alike), key=lambda one: -one.measured)
+    if not tried or best.is_better(tried[-1]):
+        return (*tried, best)
+    return (best, *tried)
 
 
-def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...]:
+def _within_loss(target: Loss, solved: Solved, whole: Measure) -> tuple[Point, ...]:
     """Search the frontier for its smallest choice whose measured loss is within the target.
 
     Each try tells how far the sum of single changes is off, and where to look next; after a few the middle is taken.
@@ -74,7 +92,7 @@ def _within_loss(target: Loss, solved: Solved, bench: Bench) -> tuple[Point, ...
     while high - low > 1 and len(tried) < _TRIES:
         wanted = next((place for place, loss in enumerate(losses) if loss * off <= target.kl), len(losses) - 1)
         place = min(max(wanted, low + 1), high - 1) if len(tried) < _GUESSES else (low + high) // 2
-        one = tried[place] = _tried(f"try {len(tried) + 1}", solved.corner(place), solved, bench)
+        one = tried[place] = _tried(f"try {len(tried) + 1}", solved.corner(place), solved, whole)
         if one.measured > target.kl:
             low = place
         else:
@@ -95,19 +113,19 @@ def _is_packed(problem: Problem, one: Point) -> bool:
     return any(one.assignment[part.name] is not None for part in problem.free)
 
 
-def _tried(name: str, chosen: Assignment, solved: Solved, bench: Bench) -> Point:
+def _tried(name: str, chosen: Assignment, solved: Solved, whole: Measure) -> Point:
     problem = solved.problem
-    measured = bench.kl((part, chosen[part.name]) for part in problem.parts)
-    return Point(name, problem.nbytes(chosen), measured, solved.loss_of(chosen), chosen)
+    losses = whole.losses((part, chosen[part.name]) for part in problem.parts)
+    return Point(name, problem.nbytes(chosen), tuple(losses.tolist()), solved.loss_of(chosen), chosen)
 
 
-def presets(problem: Problem, checkpoint: Checkpoint, bench: Bench) -> Iterator[Point]:
+def presets(problem: Problem, checkpoint: Checkpoint, whole: Measure) -> Iterator[Point]:
     """Yield the shipped recipes that fit the model, each packing once, rounded by the method of the fit.
 
     Args:
         problem: its recipe says the layout, and what is kept of unused tensors.
         checkpoint: the source.
-        bench: measures.
+        whole: measures.
     """
     own, seen = problem.plan.recipe, []
     fixed = {"layout": own.layout, "kv_shared": own.kv_shared}
@@ -122,5 +140,5 @@ def presets(problem: Problem, checkpoint: Checkpoint, bench: Bench) -> Iterator[
         assignment = {part.name: part.base for part in parts}
         if assignment not in seen:
             seen.append(assignment)
-            measured = bench.kl((part, part.base) for part in parts)
-            yield Point(name, lay_out(plan).tensor_bytes, measured, None, assignment)
+            losses = whole.losses((part, part.base) for part in parts)
+            yield Point(name, lay_out(plan).tensor_bytes, tuple(losses.tolist()), None, assignment)

@@ -1,5 +1,6 @@
 """Token ids that a fit runs, and the statistics that its method weighs by, of a calibration file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from g4convert.conversion.weighting import check_statistics, read_statistics
 from g4convert.errors import UsageError
 from g4convert.fitting.problem import Problem
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import Basis
+from g4convert.fitting.sensitivities import Basis, Unit
 
 __all__ = ["Inputs"]
 
@@ -25,23 +26,28 @@ class Inputs:
     """Input of a fit.
 
     Args:
-        ids: token ids, int32 [s, t].
+        ids: token ids for single changes, int32 [s, t].
+        held_out: ids of other rows for whole choices, int32 [s or fewer, t].
         tokens: hash of the file's ids.
-        statistics: of the model's inputs; None for a method that has none.
+        statistics: of the model's inputs; None where nothing asks for them.
     """
 
     ids: NDArray[np.int32]
+    held_out: NDArray[np.int32]
     tokens: str
     statistics: Statistics | None
 
     @classmethod
-    def of(cls, path: Path, checkpoint: Checkpoint, problem: Problem, samples: int, length: int) -> "Inputs":
+    def of(  # noqa: PLR0913, PLR0917 -- a file, what it is for, and how much of it
+        cls, path: Path, checkpoint: Checkpoint, problem: Problem, unit: Unit, samples: int, length: int
+    ) -> "Inputs":
         """Read a calibration file.
 
         Args:
             path: the file.
             checkpoint: the model.
             problem: with the recipe that names the method.
+            unit: what is measured; output errors need statistics, whatever the method.
             samples: rows to run, evenly of those that do not judge.
             length: tokens of each, from the first on.
 
@@ -56,22 +62,38 @@ class Inputs:
                 f"--rows {samples} --tokens {length}: {path} has {len(rows)} rows of {tokens.length} to run",
                 hint="take fewer or shorter ones",
             )
-        statistics = _statistics(path, problem, checkpoint)
-        chosen = [rows[number * len(rows) // samples] for number in range(samples)]
-        return cls(tokens.ids[chosen, :length], tokens.hash, statistics)
+        statistics = _statistics(path, problem, unit, checkpoint)
+        chosen = _evenly(rows, samples)
+        others = _evenly([row for row in range(tokens.samples) if row not in chosen], samples)
+        return cls(tokens.ids[chosen, :length], tokens.ids[others, :length], tokens.hash, statistics)
 
-    def basis(self, checkpoint: Checkpoint, rounder: Rounder, dtype: str) -> Basis:
+    def basis(self, checkpoint: Checkpoint, rounder: Rounder, unit: Unit, dtype: str) -> Basis:
         """Everything that losses will depend on."""
-        statistics = "" if self.statistics is None else self.statistics.hash
         samples, length = self.ids.shape
-        method = rounder.method.value
-        return Basis(Model.of(checkpoint), self.tokens, samples, length, method, rounder.signed, statistics, dtype)
+        return Basis(
+            unit=unit,
+            model=Model.of(checkpoint),
+            tokens=self.tokens,
+            samples=samples,
+            length=length,
+            method=rounder.method.value,
+            signed=rounder.signed,
+            statistics="" if self.statistics is None else self.statistics.hash,
+            dtype=dtype if unit is Unit.KL else "",
+        )
 
 
-def _statistics(path: Path, problem: Problem, checkpoint: Checkpoint) -> Statistics | None:
-    """The statistics of a file, for the methods that look at inputs; `gptq` is measured without them, too."""
+def _evenly(rows: Sequence[int], count: int) -> list[int]:
+    """So many of some rows, or all of them, spread evenly."""
+    count = min(count, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
+def _statistics(path: Path, problem: Problem, unit: Unit, checkpoint: Checkpoint) -> Statistics | None:
+    """The statistics of a file, where inputs weigh; `gptq` is measured without them, too."""
     recipe = problem.plan.recipe
-    if not recipe.is_calibrated or (recipe.is_layered and CalibrationFile.load(path).statistics is None):
+    without = not recipe.is_calibrated or (recipe.is_layered and CalibrationFile.load(path).statistics is None)
+    if without and unit is Unit.KL:
         return None
     found = read_statistics(path)
     check_statistics(path, found, problem.plan, checkpoint)

@@ -1,4 +1,4 @@
-"""Size against KL as an SVG file: the frontier that single changes predict, and points that were measured."""
+"""Size against loss as an SVG file: the frontier that single changes predict, and points that were measured."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,14 @@ _STYLE: Final = (
 )
 
 
-def plot(title: str, corners: Sequence[tuple[int, float]], presets: Sequence[Point], tried: Sequence[Point]) -> str:
+def plot(
+    title: str, unit: str, corners: Sequence[tuple[int, float]], presets: Sequence[Point], tried: Sequence[Point]
+) -> str:
     """Draw the points.
 
     Args:
         title: heading.
+        unit: what losses are.
         corners: size and predicted loss along the frontier, from the smallest size on.
         presets: shipped recipes.
         tried: choices that were measured, the one that was taken last.
@@ -36,6 +39,7 @@ def plot(title: str, corners: Sequence[tuple[int, float]], presets: Sequence[Poi
     line = " ".join(f"{axes.x(nbytes):.1f},{axes.y(loss):.1f}" for nbytes, loss in corners)
     body = [
         f'<text x="{_LEFT}" y="20">{escape(title)}</text>',
+        f'<text class="faint" x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">size; {unit}</text>',
         *axes.grid(),
         f'<polyline class="frontier" points="{line}"><title>predicted from single changes</title></polyline>',
         *(axes.point(one, "preset") for one in presets),
@@ -86,12 +90,11 @@ class _Axes:
             nbytes = least + (most - least) * part / 4
             place = f'x="{self.x(nbytes):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle"'
             yield f'<text class="faint" {place}>{size(nbytes)}</text>'
-        yield f'<text class="faint" x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">size; KL in nats</text>'
 
     def point(self, one: Point, kind: str) -> str:
         """Draw one, with its name beside it."""
         x, y = self.x(one.nbytes), self.y(one.measured)
-        words = escape(f"{one.name}: {size(one.nbytes)}, KL {one.measured:.4g}")
+        words = escape(f"{one.name}: {size(one.nbytes)}, {one.measured:.4g}")
         end = "end" if x > _WIDTH / 2 else "start"
         label = f'<text x="{x + (-8 if end == "end" else 8):.1f}" y="{y - 6:.1f}" text-anchor="{end}">'
         dot = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>'

@@ -7,7 +7,7 @@ from typing import Any
 from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.choosing import Point
 from g4convert.fitting.problem import Losses, Part, Problem
-from g4convert.fitting.sensitivities import Sensitivities
+from g4convert.fitting.sensitivities import Sensitivities, Unit
 from g4convert.fitting.target import Target
 from g4convert.quantities import size
 
@@ -61,8 +61,8 @@ class Fitted:
                     {
                         "packing": label_of(form),
                         "bytes": part.nbytes(form),
-                        "kl": self.measured(part, form),
-                        "kl_used": self.used(part, form),
+                        "measured": self.measured(part, form),
+                        "used": self.used(part, form),
                     }
                     for form in part.forms
                 ],
@@ -74,26 +74,35 @@ class Fitted:
             "output": str(self.output),
             "bytes": self.chosen.nbytes,
             "bits_per_weight": self.problem.bits(self.chosen.nbytes),
-            "kl_predicted": self.chosen.predicted,
-            "kl_measured": self.chosen.measured,
+            "predicted": self.chosen.predicted,
+            "measured": self.chosen.measured,
             "basis": self.sensitivities.basis.to_dict(),
             "parts": parts,
             "tried": [_point(one) for one in self.tried],
             "presets": [_point(one) for one in self.presets],
-            "frontier": [{"bytes": nbytes, "kl": kl} for nbytes, kl in self.corners],
+            "frontier": [{"bytes": nbytes, "predicted": loss} for nbytes, loss in self.corners],
         }
 
     def comments(self, target: Target) -> list[str]:
         """The first lines of the recipe: the command that runs it, and what was measured."""
         one, basis = self.chosen, self.sensitivities.basis
-        bits, ids = f"{self.problem.bits(one.nbytes):.3f}", f"{basis.samples} x {basis.length}"
+        bits, ids = f"{self.problem.bits(one.nbytes):.3f}", f"{len(one.losses)} x {basis.length}"
         return [
             f"g4convert quantize MODEL -o OUT -r {self.output.name}",
             f"Chosen by `g4convert fit {target.text}`: {size(one.nbytes)} of tensors; {bits} bits for each weight",
-            f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and rounded by",
-            f"{basis.method}; single changes add up to {one.predicted:.4g}.",
+            *(
+                [
+                    f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and",
+                    f"rounded by {basis.method}; single changes add up to {one.predicted:.4g} on others.",
+                ]
+                if basis.unit is Unit.KL
+                else [
+                    f"that was decided on. Output errors, rounded by {basis.method}, add up to {one.measured:.4g}: the",
+                    "model did not fit the memory, and what that is in KL was not measured.",
+                ]
+            ),
         ]
 
 
 def _point(one: Point) -> dict[str, Any]:
-    return {"name": one.name, "bytes": one.nbytes, "kl": one.measured, "kl_predicted": one.predicted}
+    return {"name": one.name, "bytes": one.nbytes, "measured": one.measured, "predicted": one.predicted}

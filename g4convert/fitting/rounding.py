@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from g4convert.conversion.result import Choice
 from g4convert.conversion.statistics import Statistics, source_of
@@ -64,7 +65,7 @@ class Rounder:
             InputError: a value is NaN or infinite.
         """
         scheme = replace(self.choice, method=self.method).scheme(packing, signed=self.signed)
-        squares = self._squares(weight) if scheme.method is Method.IMATRIX else None
+        squares = self.squares(weight) if scheme.method is Method.IMATRIX else None
         if scheme.method is Method.IMATRIX and squares is None:
             scheme = replace(scheme, method=Method.MSE)
         w = values.detach().cpu().float().contiguous().numpy()
@@ -84,7 +85,7 @@ class Rounder:
         dense = PackedWeight(torch.from_numpy(words), scales, None, k, scheme.num_bits).dense(torch.float32)
         return dense.to(values.device, values.dtype)
 
-    def _squares(self, weight: Weight) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    def squares(self, weight: Weight) -> NDArray[np.float32] | None:
         """E[x^2] of a weight's inputs; None where nothing is known of them, as outside of the decoder's layers."""
         path = weight.module.removeprefix(self.prefix)
         known = self.statistics is not None and weight.linear and source_of(path) in self.statistics.inputs

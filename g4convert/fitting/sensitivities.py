@@ -1,7 +1,7 @@
 """Measured losses of single changes, in a JSON file that serves every later target.
 
     basis     model, token ids, method, dtype: what the losses depend on
-    losses    KL of each part, by packing: {"layers.3.mlp.down_proj": {"int4 g32": 0.0112, ...}, ...}
+    losses    loss of each part, by packing: {"layers.3.mlp.down_proj": {"int4 g32": 0.0112, ...}, ...}
 
 The file is written again after each change, so a run that is stopped goes on where it was. One whose basis is another
 is refused, not replaced.
@@ -9,24 +9,48 @@ is refused, not replaced.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from g4convert.bounded import read_text
 from g4convert.conversion.identity import Model
 from g4convert.errors import InputError
-from g4convert.fitting.bench import Bench
-from g4convert.fitting.choices import label_of
+from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.problem import Part, Problem
 from g4convert.progress import Quiet
 
-__all__ = ["Basis", "Sensitivities", "measure"]
+__all__ = ["Basis", "Measure", "Sensitivities", "Unit", "measure"]
 
 _VERSION: Final = 1
 _MOST: Final = 64 << 20
 _HINT: Final = "name another file with --sensitivities, or move this one away"
+
+
+class Unit(StrEnum):
+    """The unit of losses."""
+
+    KL = "KL"
+    OUTPUT_ERROR = "output error"
+
+
+class Measure(Protocol):
+    """Measures what packings lose."""
+
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
+        """Loss of some parts' packings, on each of several texts; the loss is their mean.
+
+        Args:
+            forms: parts and what they are packed as; all others are as they are.
+
+        Raises:
+            InputError: a weight is NaN or infinite.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +58,7 @@ class Basis:
     """Everything that measured losses depend on.
 
     Args:
+        unit: what they are.
         model: identity of the model.
         tokens: sha256 of the token ids that are run.
         samples: sequences of them.
@@ -41,9 +66,10 @@ class Basis:
         method: method that rounds.
         signed: whether it may choose negative scales.
         statistics: hash of the statistics that weigh; empty without.
-        dtype: dtype of the forward.
+        dtype: dtype of the forward; empty where the model does not run.
     """
 
+    unit: Unit
     model: Model
     tokens: str
     samples: int
@@ -64,7 +90,7 @@ class Sensitivities:
 
     Args:
         basis: the basis.
-        losses: mean KL in nats, by part and label of the packing; grows while it is measured.
+        losses: by part and label of the packing; grows while it is measured.
     """
 
     basis: Basis
@@ -102,12 +128,12 @@ class Sensitivities:
         return [form for form in part.forms if form is not None and label_of(form) not in known]
 
 
-def measure(problem: Problem, bench: Bench, found: Sensitivities, path: Path, progress: Quiet) -> None:
+def measure(problem: Problem, single: Measure, found: Sensitivities, path: Path, progress: Quiet) -> None:
     """Measure what is not known yet, one change at a time, and keep it.
 
     Args:
         problem: parts and packings.
-        bench: the model.
+        single: measures one.
         found: known losses; grows.
         path: file that keeps them.
         progress: told of each change.
@@ -115,7 +141,7 @@ def measure(problem: Problem, bench: Bench, found: Sensitivities, path: Path, pr
     progress.step("measuring", sum(len(found.missing(part)) for part in problem.free), "changes")
     for part in problem.free:
         for form in found.missing(part):
-            found.losses.setdefault(part.name, {})[label_of(form)] = bench.kl([(part, form)])
+            found.losses.setdefault(part.name, {})[label_of(form)] = float(single.losses([(part, form)]).mean())
             found.save(path)
             progress.tick(1, part.name)
 

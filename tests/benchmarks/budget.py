@@ -18,10 +18,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+import numpy as np
 import real_model
 import real_text
 import torch
 import transformers
+from numpy.typing import NDArray
 from quality_report import LAST
 from real_judge import Judge, error
 
@@ -32,9 +34,10 @@ from g4convert.fitting.bench import Bench
 from g4convert.fitting.choices import Form, label_of, parse_choices
 from g4convert.fitting.choosing import choose_for
 from g4convert.fitting.inputs import Inputs
+from g4convert.fitting.outputs import Outputs
 from g4convert.fitting.problem import Part, Problem, parts_of
 from g4convert.fitting.rounding import Rounder
-from g4convert.fitting.sensitivities import Sensitivities, measure
+from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
 from g4convert.fitting.smoothing import smoothed
 from g4convert.fitting.target import Bits, Size
 from g4convert.fitting.writing import recipe_text, recipe_values
@@ -92,8 +95,8 @@ def main() -> None:
     report(_rows(args.directory, results), REPOSITORY / "docs" / "quality.md")
 
 
-KNOWN: Final[dict[tuple[tuple[str, str], ...], float]] = {}
-"""Losses that a bench has measured: several targets try the same packing for all."""
+KNOWN: Final[dict[tuple[tuple[str, str], ...], NDArray[np.float64]]] = {}
+"""Losses of whole choices: several targets try the same packing for all."""
 
 
 class Once(Bench):
@@ -101,12 +104,12 @@ class Once(Bench):
 
     __slots__ = ()
 
-    def kl(self, forms: Iterable[tuple[Part, Form]]) -> float:
-        """Mean KL, measured or known."""
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
+        """KL of each sequence, measured or known."""
         given = [*forms]
         key = tuple((part.name, label_of(form)) for part, form in given)
         if key not in KNOWN:
-            KNOWN[key] = Bench.kl(self, given)
+            KNOWN[key] = Bench.losses(self, given)
         return KNOWN[key]
 
 
@@ -127,7 +130,7 @@ class Fits:
         """Open the model; make the calibration file of the texts that ship."""
         (directory / "recipes").mkdir(exist_ok=True)
         if not (directory / "fit.safetensors").exists():
-            calibrate(model, directory / "fit.safetensors", answers=False, statistics=False)
+            calibrate(model, directory / "fit.safetensors", answers=False)
         return cls(directory, Checkpoint.open(model))
 
     def write(self) -> None:
@@ -135,22 +138,34 @@ class Fits:
         if all((self.directory / "recipes" / f"{name}.json").exists() for name in (*UNIFORM, *_fits())):
             return
         linears, tables = self._problem({}), self._problem(TABLES)
-        given = Inputs.of(self.directory / "fit.safetensors", self.checkpoint, linears, ROWS, TOKENS)
+        file = self.directory / "fit.safetensors"
+        run, weighed = (Inputs.of(file, self.checkpoint, linears, unit, ROWS, TOKENS) for unit in Unit)
         with ThreadPoolExecutor(1) as pool:
-            rounder = Rounder(Choice(Method.MSE, ""), linears.plan.inventory.architecture.text_prefix, pool)
-            bench = Once.of(load(self.checkpoint), given.ids, rounder)
-            path = self.directory / "sensitivities.json"
-            known = Sensitivities.at(path, given.basis(self.checkpoint, rounder, "float32"))
-            measure(tables, bench, known, path, Quiet())
-            sizes = dict(self._uniform(linears, bench))
+            prefix = linears.plan.inventory.architecture.text_prefix
+            rounder = Rounder(Choice(Method.MSE, ""), prefix, pool, statistics=weighed.statistics)
+            by_error = Outputs(self.checkpoint, rounder, run.ids, {})
+            path, model = self.directory / "sensitivities.json", load(self.checkpoint)
+            known = Sensitivities.at(path, run.basis(self.checkpoint, rounder, Unit.KL, "float32"))
+            measure(tables, Once.of(model, run.ids, rounder), known, path, Quiet())
+            whole = Once.of(model, run.held_out, rounder)
+            sizes = dict(self._uniform(linears, whole))
+            errors = Sensitivities(known.basis, by_error.known)
+            measure(tables, by_error, errors, self.directory / "errors.json", Quiet())
             for name, target, problem in (
                 *((f"fit-{bits:g}", Bits(bits), linears) for bits in TARGETS),
                 ("fit-mix", Size(sizes["mix"]), linears),
                 *((f"fit-{name}", Size(sizes[name]), tables) for name in WITH_TABLES),
+                ("error-5", Bits(5.0), linears),
+                ("error-g32", Size(sizes["g32"]), tables),
             ):
-                point = choose_for(target, problem.frontier(smoothed(problem, known.losses)), bench)[-1]
+                is_error = name.startswith("error")
+                losses = errors.losses if is_error else smoothed(problem, known.losses)
+                solved = problem.frontier(losses)
+                point = choose_for(target, solved, by_error if is_error else whole)[-1]
                 values = recipe_values(problem, point.assignment)
-                facts = {"bytes": point.nbytes, "whole": point.measured, "predicted": point.predicted}
+                kl = whole.losses((part, point.assignment[part.name]) for part in problem.parts)
+                predicted = {} if is_error else {"predicted": point.predicted}
+                facts = {"bytes": point.nbytes, "whole": fmean(kl), "chosen": point.name, **predicted}
                 self._keep(name, recipe_text(values, []), facts | {"bits": linears.bits(point.nbytes)})
 
     def _uniform(self, problem: Problem, bench: Bench) -> Iterator[tuple[str, int]]:
@@ -161,8 +176,8 @@ class Fits:
             plan = make_plan(self.checkpoint, recipe(str(file)).recipe)
             nbytes = lay_out(plan).tensor_bytes
             if not (self.directory / "recipes" / f"{name}.json").exists():
-                whole = bench.kl((part, part.base) for part in parts_of(plan))
-                self._keep(name, text, {"bytes": nbytes, "whole": whole, "bits": problem.bits(nbytes)})
+                whole = bench.losses((part, part.base) for part in parts_of(plan))
+                self._keep(name, text, {"bytes": nbytes, "whole": fmean(whole), "bits": problem.bits(nbytes)})
             yield name, nbytes
 
     def _keep(self, name: str, text: str, facts: Mapping[str, Any]) -> None:
@@ -176,7 +191,8 @@ class Fits:
 
 
 def _fits() -> list[str]:
-    return [*(f"fit-{bits:g}" for bits in TARGETS), "fit-mix", *(f"fit-{name}" for name in WITH_TABLES)]
+    fits = [*(f"fit-{bits:g}" for bits in TARGETS), "fit-mix", *(f"fit-{name}" for name in WITH_TABLES)]
+    return [*fits, "error-5", "error-g32"]
 
 
 def judge(directory: Path, model: Path, results: Path) -> None:
@@ -215,7 +231,7 @@ def _rows(directory: Path, results: Path) -> dict[str, dict[str, Any]]:
 
 def _order() -> list[str]:
     """Rows, those that say most first."""
-    first = ["g32", "fit-g32", "mix", "fit-mix", "head8", "fit-head8", "fit-4.5", "fit-5", "fit-5.5", "fit-6", "g128"]
+    first = ["g32", "fit-g32", "mix", "fit-mix", "head8", "fit-head8", "fit-4.5", "fit-5", "error-5", "error-g32"]
     return [*first, *(name for name in (*UNIFORM, *_fits()) if name not in first)]
 
 
@@ -231,16 +247,17 @@ def _section(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         "int4 in groups of 128, 64 or 32, int8 with a scale a row, and bf16. Single changes were measured on "
         f"{ROWS} rows of {TOKENS} ids\nof the texts that ship, none of which judges. Bits are those of the Linears; "
         "embedding and head are kept, but for the\nrows that pack them. `predicted` is the sum of single changes, "
-        "`whole` the same ids with all of them at once, KL that\nof the windows that judge. `make budget` makes this "
-        "section."
+        f"`whole` all of them at once on {ROWS} other rows, by which\na fit is held against one packing for all, KL "
+        "that of the windows that judge. *By output error* is what a fit chooses for a\nmodel that the memory does not "
+        "hold. `make budget` makes this section."
     )
     yield ""
     yield "| recipe | size, MB | bits | predicted | whole | KL | same top token |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for name in sorted(found, key=lambda name: found[name]["bytes"]):
         row = found[name]
-        title = UNIFORM[name][0] if name in UNIFORM else f"**fit**, {_asked(name)}"
-        bits = "" if name.removeprefix("fit-") in WITH_TABLES and name != "g32" else f"{row['bits']:.3f}"
+        title = UNIFORM[name][0] if name in UNIFORM else f"**fit**{_kind(name)}, {_asked(name)}"
+        bits = "" if name.partition("-")[2] in WITH_TABLES or name == "head8" else f"{row['bits']:.3f}"
         predicted = f"{row['predicted']:.3f}" if row.get("predicted") is not None else ""
         kl = f"{fmean(row['kl']):.3f} +- {error(row['kl']):.3f}" if "kl" in row else "not judged"
         same = f"{100 * fmean(row['same']):.1f} %" if "kl" in row else ""
@@ -254,9 +271,13 @@ def _section(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         ("fit-4.5", "g32"),
         ("fit-mix", "mix"),
         *((f"fit-{name}", name) for name in WITH_TABLES),
+        ("error-g32", "g32"),
+        ("error-g32", "fit-g32"),
+        ("error-5", "fit-5"),
     ):
-        tables = ", tables too" if mine.removeprefix("fit-") in WITH_TABLES else ""
-        yield f"| fit{tables} / {UNIFORM[other][0]} | {_compared(found[mine], found[other])} |"
+        tables = ", tables too" if mine.partition("-")[2] in WITH_TABLES else ""
+        than = UNIFORM[other][0] if other in UNIFORM else "by KL"
+        yield f"| fit{_kind(mine)}{tables} / {than} | {_compared(found[mine], found[other])} |"
 
 
 def _compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -268,9 +289,14 @@ def _compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return f"{whole} | {fmean(one['kl']) / fmean(other['kl']):.2f} | {fmean(apart):+.3f} +- {error(apart):.3f}"
 
 
+def _kind(name: str) -> str:
+    """The losses by which a fit was chosen, where they are not KL."""
+    return " by output error" if name.startswith("error") else ""
+
+
 def _asked(name: str) -> str:
     """The target of a fit."""
-    target = name.removeprefix("fit-")
+    target = name.partition("-")[2]
     if target in UNIFORM:
         return f"the size of {UNIFORM[target][0]}{', tables too' if target in WITH_TABLES else ''}"
     return f"{target} bits"

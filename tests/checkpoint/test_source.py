@@ -180,6 +180,23 @@ def test_no_revision(revision: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("case", ["not found", "no network"])
+def test_a_mistyped_directory_is_told_from_a_repository(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise REFUSALS[case][0]
+
+    online(monkeypatch, fail)
+    (tmp_path / "models" / "gemma").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for wrong, hint in {"gema": "has no gema: did you mean models/gemma?", "other": "models has no other"}.items():
+        with pytest.raises(G4Error) as caught:
+            resolve(f"models/{wrong}")
+        assert caught.value.hint.endswith(hint)
+
+
 def test_offline_by_environment(tmp_path: Path) -> None:
     """HF_HUB_OFFLINE is read when huggingface_hub is imported, so this needs a process of its own."""
     code = (

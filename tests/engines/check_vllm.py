@@ -30,6 +30,7 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo.trained import trained
 from g4convert.forward.load import load
+from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import load as recipe_of
 from g4convert.planning.steps import make_plan
@@ -141,23 +142,39 @@ FITTED: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("family", FITTED)
 def test_what_a_fit_chooses_agrees_to_1e_4(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source, ids = checkpoints(family), tmp_path / "ids.safetensors"
-    vocabulary = Checkpoint.open(source).config["text_config"]["vocab_size"]
+    checkpoint = Checkpoint.open(source)
+    vocabulary = Architecture.from_config(checkpoint.config).text.vocab_size
     Tokens(np.random.default_rng(0).integers(3, vocabulary, (4, 16), np.int32)).save(ids)
     options = {"calibration": ids, "rows": 2, "tokens": 16, "workers": 1, "engines": ["vllm"]}
     fit(source, tmp_path / "fit.yaml", target_bits=6.5, bits=FITTED[family], **options)  # type: ignore[arg-type]
     recipe = recipe_of(str(tmp_path / "fit.yaml")).recipe
-    packings = {step.packing for step in make_plan(Checkpoint.open(source), recipe).quantized}
+    packings = {step.packing for step in make_plan(checkpoint, recipe).quantized}
     assert len(packings) > 2, "bits by part"
     quantized(source, tmp_path / "out", **recipe.model_dump(exclude={"description"}))
     agrees_to_1e_4(f"{family} fitted", judged(tmp_path / "out", "float32"))
 
 
+WIDE = torch.cpu._is_avx512_supported()  # noqa: SLF001 -- as vLLM asks
+"""True if the CPU has the instructions of the 4-bit kernels."""
+
+
+@pytest.mark.skipif(not WIDE, reason="this CPU has no AVX-512")
 @pytest.mark.parametrize("family", ["text", "dense", "unified", "e2b"])
 def test_the_kernels_of_the_cpu_build_in_bfloat16(family: str, written: Written) -> None:
     found = judged(written(family), "bfloat16")
     assert not [one.line for one in found.findings if one.severity in BAD]
     show(f"{family} bfloat16", found)
     assert not found.metrics["engine"]["decodes"]
+
+
+@pytest.mark.skipif(WIDE, reason="this CPU has AVX-512")
+def test_kernels_need_avx512_in_bfloat16(written: Written) -> None:
+    """A prompt that no kernel takes is the machine's, and keeps no other waiting."""
+    found = judged(written("text"), "bfloat16")
+    refused = [one for one in found.findings if one.code == "engine.probes"]
+    assert len(refused) > 1
+    assert {one.severity for one in refused} == {Severity.INCONCLUSIVE}
+    assert not [one.line for one in found.findings if one.severity is Severity.FAIL]
 
 
 @pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="this CPU has AMX")  # noqa: SLF001 -- as vLLM asks

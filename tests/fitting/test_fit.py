@@ -64,10 +64,10 @@ def test_every_cost_and_gain_is_listed(made: Fitted) -> None:
     assert {part["name"] for part in document["parts"]} == {part.name for part in made.problem.free}
     for part in document["parts"]:
         assert part["chosen"] in {choice["packing"] for choice in part["choices"]}
-        assert [choice["kl"] for choice in part["choices"] if choice["packing"] == "kept"] == [0]
-        assert all(choice["kl"] > 0 for choice in part["choices"] if choice["packing"] != "kept")
-    gained = sum(c["kl_used"] for part in document["parts"] for c in part["choices"] if c["packing"] == part["chosen"])
-    assert document["kl_predicted"] == pytest.approx(gained)
+        assert [choice["measured"] for choice in part["choices"] if choice["packing"] == "kept"] == [0]
+        assert all(choice["measured"] > 0 for choice in part["choices"] if choice["packing"] != "kept")
+    gained = sum(c["used"] for part in document["parts"] for c in part["choices"] if c["packing"] == part["chosen"])
+    assert document["predicted"] == pytest.approx(gained)
     assert {one.name for one in made.presets} >= {"w4a16-g32", "w8a16-g32", "w4a16-experts-only", "w4a16-g32-head8"}
     sizes, losses = zip(*made.corners, strict=True)
     assert list(sizes) == sorted(sizes)
@@ -87,8 +87,8 @@ def test_another_target_measures_no_single_change_again(
 ) -> None:
     kept = made.output.with_suffix(".sensitivities.json")
     before, runs = kept.read_bytes(), []
-    kl = Bench.kl
-    monkeypatch.setattr(Bench, "kl", lambda self, forms: runs.append(1) or kl(self, forms))  # type: ignore[func-returns-value]
+    losses = Bench.losses
+    monkeypatch.setattr(Bench, "losses", lambda self, forms: runs.append(1) or losses(self, forms))  # type: ignore[func-returns-value]
     found = fit(
         moe,
         made.output.parent / "loss.yaml",
@@ -107,15 +107,15 @@ def test_another_target_measures_no_single_change_again(
 def test_a_stopped_fit_goes_on(
     made: Fitted, moe: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kl, runs = Bench.kl, []
+    losses, runs = Bench.losses, []
 
-    def stop(self: Bench, forms: Any) -> float:  # noqa: ANN401
+    def stop(self: Bench, forms: Any) -> Any:  # noqa: ANN401
         runs.append(1)
         if len(runs) == 6:
             raise KeyboardInterrupt
-        return kl(self, forms)
+        return losses(self, forms)
 
-    monkeypatch.setattr(Bench, "kl", stop)
+    monkeypatch.setattr(Bench, "losses", stop)
     with pytest.raises(Interrupted, match="no recipe was written") as stopped:
         fit(moe, tmp_path / "six.yaml", target_bits=6, calibration=ids, **SMALL)
     assert "six.sensitivities.json" in str(stopped.value.hint)

@@ -27,9 +27,10 @@ _COUNTED: Final = {"top1_agreement": "tokens", "top1_confident": "confident_toke
 _FLOORS: Final = ("mean", "largest", "kl_mean")
 _OF_THE_MACHINE: Final = (
     *("No WNA16 MoE backend", "Failed to find a kernel", "failed to be inspected"),
-    *("out of memory", "No available memory"),
+    *("out of memory", "No available memory", "_OpNamespace"),
 )
 """Words of refusals that another machine would not give."""
+_WITHOUT: Final = "on a CPU `--dtype float32` needs no such kernel"
 _PLACES: Final = {
     "start": "before it built the model",
     "build": "when it built the model",
@@ -67,12 +68,17 @@ class Measured:
         return dict(floor({name: one.metrics for name, one in self.noise.items()}).values)
 
 
+def _of_the_machine(refused: Refused) -> bool:
+    """Return whether another machine would not refuse."""
+    return any(words in refused.message for words in _OF_THE_MACHINE)
+
+
 def not_started(refused: Refused) -> Iterator[Finding]:
     """An engine that will not serve the checkpoint."""
-    elsewhere = any(words in refused.message for words in _OF_THE_MACHINE)
+    elsewhere = _of_the_machine(refused)
     place = _PLACES.get(refused.place, "")
     expected = "the engine loads the checkpoint"
-    remedy = "on a CPU `--dtype float32` needs no such kernel" if elsewhere else "see the findings of level static"
+    remedy = _WITHOUT if elsewhere else "see the findings of level static"
     severity = Severity.INCONCLUSIVE if elsewhere else Severity.FAIL
     yield Finding("engine.load", severity, "the engine", f"refused {place}: {refused.message}", expected, remedy)
     yield _stopped("it does not load")
@@ -109,10 +115,11 @@ def _stopped(why: str) -> Finding:
 
 
 def of_refusals(refusals: Mapping[str, Refused], started: Started) -> Iterator[Finding]:
-    """Prompts that the engine refused: a fault of what it serves, or of how a server was started."""
-    severity = Severity.FAIL if started.parameters else Severity.INCONCLUSIVE
-    remedy = "" if started.parameters else "the server's own limits may be the reason"
+    """Prompts that the engine refused: a fault of what it serves, of the machine, or of how a server was started."""
     for name, refused in refusals.items():
+        severity = Severity.FAIL if started.parameters and not _of_the_machine(refused) else Severity.INCONCLUSIVE
+        remedy = "" if started.parameters else "the server's own limits may be the reason"
+        remedy = _WITHOUT if _of_the_machine(refused) else remedy
         yield Finding("engine.probes", severity, name, refused.message, "an answer", remedy)
 
 

@@ -308,14 +308,14 @@ class Engine:
         self._count += 1
         name = str(self._count)
         parameters = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=self._top, detokenize=False)
-        key = engine.add_request(name, self._input(asked["ids"], asked["media"], name), parameters)
+        engine.add_request(name, self._input(asked["ids"], asked["media"], name), parameters)
         found: Any = None
         try:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     found = output.prompt_logprobs or found
         except Exception:
-            engine.abort_request([key])
+            engine.abort_request([name])  # by the name that it was given: another id means none to it
             raise
         return [found[row + 1] for row in asked["rows"]]
 

@@ -112,6 +112,16 @@ def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[
     assert any("no attribute 'weight'" in one.found for one in findings)
 
 
+def test_a_kernel_that_the_machine_lacks_is_no_fault_of_the_checkpoint(judged: Callable[[str], list[Finding]]) -> None:
+    """Each prompt is refused, the next is not kept waiting by it, and nothing is said to be wrong."""
+    findings = judged("no kernel")
+    assert not codes(findings, Severity.FAIL)
+    refused = [one for one in findings if one.code == "engine.probes"]
+    assert len(refused) > 1
+    assert {one.severity for one in refused} == {Severity.INCONCLUSIVE}
+    assert all("cpu_gemm_wna16" in one.found and "float32" in one.remedy for one in refused)
+
+
 def test_a_lost_tensor_is_named(out: Path, tmp_path: Path) -> None:
     bad = damaged(out, tmp_path / "bad", lose(SCALE))
     with served(bad, out) as engine:
