@@ -131,9 +131,7 @@ class Contract:
 
 
 @lru_cache(maxsize=64)
-def _read(
-    contract: Contract, architecture: Architecture, ignore: tuple[str, ...], targets: tuple[str, ...]
-) -> Reading:
+def _read(contract: Contract, architecture: Architecture, ignore: tuple[str, ...], targets: tuple[str, ...]) -> Reading:
     return Reading.of(contract.matching(architecture), ignore, targets)
 
 

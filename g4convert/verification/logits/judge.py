@@ -83,7 +83,7 @@ class _Passes:
             name: name of the model.
             candidate: the model.
             against: name of the one that it is compared with.
-            probes: the same probes with arguments of another dtype.
+            probes: some of them, or the same with arguments of another dtype; all by default.
         """
         comparison = Comparison(experts=self.experts, projection=self.projection)
         reference = self.kept.get(against or "", {})
@@ -95,23 +95,37 @@ class _Passes:
             self.progress.tick(probe.response.numel())
             return Kept.of(probe, outputs, projection=self.projection, inside=inside)
 
-        self.progress.step(f"running: {name}", sum(probe.response.numel() for probe in self.probes), "tokens")
-        found = run_all(candidate, probes or self.probes, keep)
-        self.kept[name] = {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
+        run = self.probes if probes is None else probes
+        self.progress.step(f"running: {name}", sum(probe.response.numel() for probe in run), "tokens")
+        self.kept[name] = {probe.name: one for probe, one in zip(run, run_all(candidate, run, keep), strict=True)}
         if against is not None:
             self.comparisons[against, name] = comparison
 
     def measured(self) -> dict[str, Metrics]:
         """Return each candidate's distance from its reference."""
-        probes = [probe for probe in self.probes if len(probe.scored)]
-        named = {name: [kept[probe.name].logits for probe in probes] for name, kept in self.kept.items()}
-        targets = [probe.targets for probe in probes]
-        self.progress.step("comparing", sum(map(len, targets)), "predictions")
-        for pair, scores in score_pairs(named, [*self.comparisons], targets, tell=self.progress.tick).items():
+        together: dict[tuple[str, ...], list[Pair]] = {}
+        for pair in self.comparisons:
+            together.setdefault(self._scored(pair[1]), []).append(pair)
+        probes = {probe.name: probe for probe in self.probes}
+        rows = sum(len(probes[name].targets) for names in together for name in names)
+        self.progress.step("comparing", rows, "predictions")
+        for names, pairs in together.items():
+            self._score(pairs, [probes[name] for name in names])
+        return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
+
+    def _scored(self, name: str) -> tuple[str, ...]:
+        """Return the names of probes that a model has run and that have predictions to score."""
+        return tuple(probe.name for probe in self.probes if len(probe.scored) and probe.name in self.kept[name])
+
+    def _score(self, pairs: Sequence[Pair], probes: Sequence[Probe]) -> None:
+        """Compare pairs on the same probes."""
+        models = dict.fromkeys(name for pair in pairs for name in pair)
+        named = {name: [self.kept[name][probe.name].logits for probe in probes] for name in models}
+        scored = score_pairs(named, pairs, [probe.targets for probe in probes], tell=self.progress.tick)
+        for pair, scores in scored.items():
             bounded = isinstance(named[pair[0]][0], TopLogits)
             for probe, one in zip(probes, scores, strict=True):
                 self.comparisons[pair].add_scores(probe, one, lower_bound=bounded)
-        return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
 
 
 def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
@@ -167,6 +181,17 @@ def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> 
     return projection, getattr(config, "num_experts", None) or 0
 
 
+def _for_noise(models: Models, passes: _Passes) -> Sequence[Probe]:
+    """Return the probes that the floor is measured on.
+
+    The floor of a dense model in float32 is millions of times below every limit, so one probe of each bucket shows it.
+    In bf16, and where noise may send a token to another expert, all probes are run.
+    """
+    if models.rounded is not None or passes.experts or dtype_name(models.dequantized.model) != "float32":
+        return passes.probes
+    return list({probe.bucket: probe for probe in reversed(passes.probes)}.values())[::-1]
+
+
 def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tuple[dict[str, Metrics], Floor]:
     """Every pass over the probes: loss and parity by name, and the floor."""
     original = None
@@ -183,7 +208,7 @@ def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tup
     say("running them with rounding noise")
     model = models.dequantized.model
     with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=_SEED):
-        passes.run("noise", models.dequantized, against=_DEQUANTIZED)
+        passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))
     if models.rounded is not None:
         wide = models.rounded.model
         wider = [replace(probe, arguments=like(probe.arguments, model, wide)) for probe in passes.probes]

@@ -87,6 +87,16 @@ def test_the_right_path_passes(right: Judged) -> None:
     assert {f"logits.{name}" for name in names} <= checked
 
 
+def test_one_probe_of_each_bucket_shows_the_floor_of_a_dense_model_in_float32() -> None:
+    one, other = (ModelCandidate(load(trained("e2b"))) for _ in range(2))
+    probes = make_probes(one.model, trained("e2b"), kinds=["prose"])[:2]
+    found = judged(Models(None, one, other), probes).metrics
+    assert len(probes) > 1
+    assert found["floor"]["sources"]["noise"]["tokens"] == len(probes[0].targets)
+    assert found["parity"]["tokens"] == sum(len(probe.targets) for probe in probes)
+    assert 0 < found["floor"]["values"]["kl_mean"] < 1e-8
+
+
 def test_the_original_is_its_own_twin(
     original: ModelCandidate, probes: tuple[Probe, ...], pair: tuple[Path, Path]
 ) -> None:
