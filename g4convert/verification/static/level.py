@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.record import part, record
 from g4convert.checkpoint.shards import INDEX
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
@@ -152,7 +152,7 @@ def _read(
     text_only: bool,
 ) -> Iterator[Finding]:
     """The tensors of an output, by the source's inventory or its own config."""
-    yield from _tensors(stored.contents, inventory, engines, text_only=text_only)
+    yield from _tensors(stored, inventory, engines, text_only=text_only)
     yield from _packed(stored, engines)
     yield from model_class(stored.checkpoint.config, stored.contents.architecture, engines)
     if stored.declared is not None and stored.declared.groups:
@@ -162,8 +162,9 @@ def _read(
 
 
 def _tensors(
-    contents: Contents, inventory: Inventory | None, engines: Collection[str], *, text_only: bool
+    stored: StoredCheckpoint, inventory: Inventory | None, engines: Collection[str], *, text_only: bool
 ) -> Iterator[Finding]:
+    contents = stored.contents
     count = len(contents.stored)
     whole = f"{len(contents.packed)} packed, {count - len(contents.packed)} kept, none lost"
     against = "as in the source" if inventory else "as the config implies"
@@ -183,7 +184,7 @@ def _tensors(
     problems = (
         *accounted(contents, inventory, text_only=text_only),
         *kept_as_they_were(contents, inventory, text_only=text_only),
-        *built_plain(contents),
+        *built_plain(contents, part(record(stored.checkpoint.path), "recipe")),
         *projections_agree(contents, engines),
         *(left_out(contents, inventory, text_only=text_only) if inventory else ()),
     )

@@ -6,10 +6,11 @@ for a known reason. Without: against the closed set that the config implies.
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.declared import DeclaredGroup
+from g4convert.checkpoint.record import part
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Accepts
@@ -138,8 +139,14 @@ def kept_as_they_were(contents: Contents, source: Inventory | None, *, text_only
             yield Finding("static.dtype", Severity.FAIL, subject, form.dtype.value, "BF16, F16 or F32", _AGAIN)
 
 
-def built_plain(contents: Contents) -> Iterator[Finding]:
-    """Packed modules that engines build unpacked, or that quality does not allow."""
+def built_plain(contents: Contents, said: Mapping[str, Any]) -> Iterator[Finding]:
+    """Packed modules that engines build unpacked, or that quality does not allow.
+
+    Args:
+        contents: tensors of the output.
+        said: the recipe in its record: a table that it packs is no surprise.
+    """
+    chosen = _packed_by(said)
     readable = _readers(contents.architecture)
     for name, module in contents.packed.items():
         role = contents.expected[name].role
@@ -149,13 +156,21 @@ def built_plain(contents: Contents) -> Iterator[Finding]:
         elif role in _ELSEWHERE and (readers := readable.get(Name(name).module)):
             if len(readers) < len(CONTRACTS):
                 found = f"packed: {' and '.join(readers)} reads it, the others do not"
-                yield Finding("static.kept", Severity.WARN, module.module, found, f"the {role} kept")
+                severity = Severity.INFO if role.value in chosen else Severity.WARN
+                yield Finding("static.kept", severity, module.module, found, f"the {role} kept")
         elif role not in _PACKABLE:
             remedy = f"quantize again with the {role} in `ignore`"
             yield Finding("static.kept", Severity.FAIL, module.module, "packed", f"the {role} kept", remedy)
     for name, form in contents.spare.items():
         if isinstance(form, PackedModule):
             yield Finding("static.kept", Severity.FAIL, form.module, "packed", f"{name} is not read", "delete it")
+
+
+def _packed_by(recipe: Mapping[str, Any]) -> set[str]:
+    """Roles that a recipe names to be packed, beside those of `pack`."""
+    rules = recipe.get("rules")
+    named = [rule.get("role") for rule in rules if isinstance(rule, dict)] if isinstance(rules, list) else []
+    return {*part(recipe, "bits"), *(role for role in named if isinstance(role, str))}
 
 
 def _readers(architecture: Architecture) -> dict[str, list[str]]:
@@ -244,9 +259,9 @@ def stray_scales(contents: Contents, groups: Mapping[str, DeclaredGroup]) -> Ite
     for name, module in contents.packed.items():
         group = groups.get(Name(name).module)
         strays = _OF_OTHERS if group is not None and group.has_activations else _OF_OTHERS | _OF_ACTIVATIONS
-        for part, info in module.parts.items():
-            if part in strays:
-                found, remedy = f"{part}: a scale that the config has no use for", "delete it"
+        for kind, info in module.parts.items():
+            if kind in strays:
+                found, remedy = f"{kind}: a scale that the config has no use for", "delete it"
                 yield Finding("static.unknown", Severity.FAIL, info.name, found, "no such tensor", remedy)
 
 

@@ -206,6 +206,20 @@ def test_what_was_just_written_has_nothing_to_warn_of(written: Converted, family
         assert len(passed) == len(set(passed)) == (28 if original else 25)
 
 
+@pytest.mark.parametrize(("family", "recipe"), [("text", "w4a16-g32-head8"), ("e2b", "w4a16-g32-tables8")])
+def test_a_packed_table_is_a_warning_only_where_no_recipe_asked_for_it(
+    written: Converted, family: str, recipe: str, tmp_path: Path
+) -> None:
+    source, out = written(family, recipe)
+    assert bad(checked(out, source)) == set()
+    assert any(one.code == "static.kept" and "vLLM 0.33 reads it" in one.found for one in checked(out, source))
+    other = shutil.copytree(out, tmp_path / "other")
+    made = json.loads((other / "g4convert.json").read_text())
+    made["recipe"] |= {"bits": {}, "rules": [{"role": ["lm_head"]}, 7]}
+    (other / "g4convert.json").write_text(json.dumps(made))
+    assert {(code, severity) for code, severity, _ in bad(checked(other, source))} == {("kept", WARN)}
+
+
 def test_an_assistant_that_is_kept_has_nothing_to_warn_of(written: Converted) -> None:
     source, out = written("assistant")
     assert bad(checked(out, source)) == set()
