@@ -62,8 +62,8 @@ def choose_for(target: Target, solved: Solved, whole: Measure) -> tuple[Point, .
     """The choices that were tried for a target, the one to take last.
 
     Args:
-        target: the target; for a size the best by the frontier is tried beside one packing for all parts; a loss is
-            held by what is measured, so several choices may be tried for it.
+        target: the target; for a loss, which is held by what is measured, several choices may be tried. Beside the best
+            by the frontier one packing for all parts is tried.
         solved: the frontier of predicted losses.
         whole: measures them, on other texts than single changes.
 
@@ -71,14 +71,23 @@ def choose_for(target: Target, solved: Solved, whole: Measure) -> tuple[Point, .
         GateError: no choice loses so little.
     """
     if isinstance(target, Loss):
-        return _within_loss(target, solved, whole)
+        *found, last = _within_loss(target, solved, whole)
+        found += sorted(_uniform(last.nbytes, solved, whole), key=lambda one: -one.nbytes)
+        taken = next((one for one in reversed(found) if one.nbytes < last.nbytes and one.measured <= target.kl), last)
+        return (*(one for one in (*found, last) if one is not taken), taken)
     nbytes = budget(target, solved.problem)
-    alike = ((name, one) for name, one in solved.problem.uniform() if solved.problem.nbytes(one) <= nbytes)
     best = _tried("best predicted", solved.within(nbytes), solved, whole)
-    tried = sorted((_tried(name, one, solved, whole) for name, one in alike), key=lambda one: -one.measured)
+    tried = sorted(_uniform(nbytes, solved, whole), key=lambda one: -one.measured)
     if not tried or best.is_better(tried[-1]):
         return (*tried, best)
     return (best, *tried)
+
+
+def _uniform(nbytes: int, solved: Solved, whole: Measure) -> Iterator[Point]:
+    """Try one packing for all parts, as far as so many bytes allow."""
+    for name, one in solved.problem.uniform():
+        if solved.problem.nbytes(one) <= nbytes:
+            yield _tried(name, one, solved, whole)
 
 
 def _within_loss(target: Loss, solved: Solved, whole: Measure) -> tuple[Point, ...]:

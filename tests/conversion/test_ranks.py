@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.ranked import Ranked, ranked
@@ -56,21 +57,25 @@ def test_two_ranks_write_the_bytes_of_one(
 
 
 def test_calibrated_methods_give_the_bytes_of_one(moe: Path, tmp_path: Path) -> None:
-    """Threads take the place of processes in `tests/calibration/test_ranks.py`."""
+    """Bits differ by part, and tables and head are packed, too; `tests/calibration/test_ranks.py` has uniform ones."""
     recipes, data = ("w4a16-g32-imatrix", "w4a16-g32-gptq"), tmp_path / "c.safetensors"
     calibrate(moe, data, samples=4, length=32, answers=False, workers=1)
+    mixed: dict[str, Any] = {
+        "bits": {"attention": 8, "embedding": 4, "lm_head": 8},
+        "rules": [{"role": "experts", "layers": 1, "bits": 8, "group_size": "channel"}],
+    }
     code = (
         "from g4convert import quantize; from g4convert.conversion.ranks import Ranks\n"
         "ranks = Ranks.join()\n"
         f"for recipe in {recipes!r}:\n"
         f"    quantize({str(moe)!r}, {str(tmp_path / 'two')!r} + '/' + recipe, recipe=recipe, verify=None, workers=1,\n"
-        f"             calibration={str(data)!r}, ranks=ranks)\n"
+        f"             calibration={str(data)!r}, ranks=ranks, **{mixed!r})\n"
         "ranks.leave()\n"
     )
     done = ranked(code, tmp_path)
     assert not any(done.statuses), done.err
     for recipe in recipes:
-        quantize(moe, tmp_path / "one" / recipe, recipe=recipe, verify=None, workers=1, calibration=data)
+        quantize(moe, tmp_path / "one" / recipe, recipe=recipe, verify=None, workers=1, calibration=data, **mixed)
         assert hashes(tmp_path / "one" / recipe) == hashes(tmp_path / "two" / recipe)
 
 

@@ -12,7 +12,13 @@ from g4convert.engines.limits import Packing
 from g4convert.fitting.choices import DEFAULT_CHOICES, Form, label_of, parse_choices
 from g4convert.fitting.choosing import choose_for
 from g4convert.fitting.problem import Part, Problem
-from g4convert.fitting.target import Bits
+from g4convert.fitting.target import Bits, Loss
+
+PROBLEM = Problem.of(planned(FAMILIES["31B"]), parse_choices(DEFAULT_CHOICES))
+LOSSES = {
+    part.name: {label_of(form): (1 + number % 7) * 1e6 / part.nbytes(form) for form in part.forms if form}
+    for number, part in enumerate(PROBLEM.free)
+}
 
 
 class Texts:
@@ -38,14 +44,26 @@ class Texts:
     ],
 )
 def test_a_choice_has_to_be_better_where_it_was_not_made(other: list[float], chosen: str) -> None:
-    problem = Problem.of(planned(FAMILIES["31B"]), parse_choices(DEFAULT_CHOICES))
-    losses = {
-        part.name: {label_of(form): (1 + number % 7) * 1e6 / part.nbytes(form) for form in part.forms if form}
-        for number, part in enumerate(problem.free)
-    }
-    tried = choose_for(Bits(4.5), problem.frontier(losses), Texts([1.0, 2.0, 3.0], other))
+    tried = choose_for(Bits(4.5), PROBLEM.frontier(LOSSES), Texts([1.0, 2.0, 3.0], other))
     assert {one.name for one in tried} == {"best predicted", "all int4 g128", "all int4 g64", "all int4 g32"}
     assert tried[-1].name == chosen
     assert len(set(tried[-1].assignment.values()) - {None}) > 1 or chosen != "best predicted"
     if chosen != "best predicted":
-        assert {tried[-1].assignment[part.name] for part in problem.free} == {Packing(4, 32)}
+        assert {tried[-1].assignment[part.name] for part in PROBLEM.free} == {Packing(4, 32)}
+
+
+class Sizes:
+    """A loss that falls with bits, a tenth lower for one packing for all parts."""
+
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
+        """The loss of one text."""
+        assignment = {part.name: form for part, form in forms}
+        alike = len({assignment[part.name] for part in PROBLEM.free}) == 1
+        return np.array([16 - PROBLEM.bits(PROBLEM.nbytes(assignment))]) * (0.9 if alike else 1.0)
+
+
+def test_one_packing_for_all_that_loses_as_little_and_is_smaller_is_taken() -> None:
+    tried = choose_for(Loss(10.4), PROBLEM.frontier(LOSSES), Sizes())
+    assert {one.name for one in tried} > {"all int4 g128", "all int4 g64", "all int4 g32"}
+    assert (tried[-1].name, round(PROBLEM.bits(tried[-1].nbytes), 3)) == ("all int4 g32", 4.5)
+    assert choose_for(Loss(7.0), PROBLEM.frontier(LOSSES), Sizes())[-1].name.startswith("all int8")
