@@ -21,7 +21,7 @@ from g4convert.fitting.engines import loadable
 from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.measures import Measures, unit_of
 from g4convert.fitting.plot import plot as drawn
-from g4convert.fitting.problem import Problem
+from g4convert.fitting.problem import Assignment, Problem
 from g4convert.fitting.result import Fitted
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
@@ -29,10 +29,12 @@ from g4convert.fitting.target import Loss, budget, target_of
 from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
 from g4convert.forward.load import DTypeName
 from g4convert.planning.gate import Outlook
+from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import make_plan
 from g4convert.progress import Quiet
+from g4convert.quantization import Method
 from g4convert.request import DEFAULTS, MemoryUse, chosen
 
 __all__ = ["fit"]
@@ -128,7 +130,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         solved = problem.frontier(losses)
         tried = choose_for(target, solved, by.whole)
         taken = tried[-1].assignment
-        values = recipe_values(problem, taken)
+        values = recipe_values(problem, taken) | _said(rounder.method, taken)
         plan = plan_of(checkpoint, values, problem, taken)
         Outlook.of(plan, tps).hold(plan.recipe, tps)
         shown = tuple(presets(problem, checkpoint, by.whole))
@@ -149,6 +151,12 @@ def _rounder(checkpoint: Checkpoint, problem: Problem, given: Inputs, workers: i
     with ThreadPoolExecutor(workers or default_workers(), "fit") as pool:
         prefix = plan.inventory.architecture.text_prefix
         yield Rounder(choice, prefix, pool, plan.recipe.signed, given.statistics)
+
+
+def _said(method: Method, taken: Assignment) -> dict[str, str]:
+    """The method, where `auto` would see less of a training's grid once parts differ in their groups."""
+    four = any(form is not None and form.num_bits == LATTICE_BITS for form in taken.values())
+    return {"method": method.value} if method is Method.LATTICE and four else {}
 
 
 @contextmanager

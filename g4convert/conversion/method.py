@@ -1,6 +1,7 @@
 """`method: auto`: measure a sample of the groups, take `lattice` where they lie on one, `mse` otherwise.
 
-The sample is the same for the same source: rows from the middle of Linears spread evenly over the plan.
+The sample is the same for the same source: rows from the middle of Linears spread evenly over the plan. Tables and head
+follow them: training seldom puts these on a grid, and `lattice` rounds groups that lie on none as `mse` does.
 """
 
 import numpy as np
@@ -9,6 +10,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.result import Choice
 from g4convert.errors import UsageError
+from g4convert.gemma4 import TABLES, Role
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.steps import Plan, Quantize
 from g4convert.quantization import Method, NonFiniteError
@@ -63,8 +65,9 @@ def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> tuple[float,
 
 
 def _on_lattices(plan: Plan) -> tuple[Quantize, ...]:
-    """Weights that may keep the grid of a training."""
-    return tuple(step for step in plan.quantized if step.packing.num_bits == LATTICE_BITS)
+    """Weights that may keep the grid of a training; tables and head only if nothing else may."""
+    four = tuple(step for step in plan.quantized if step.packing.num_bits == LATTICE_BITS)
+    return tuple(step for step in four if step.weight.role not in {*TABLES, Role.LM_HEAD}) or four
 
 
 def _share(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> float:

@@ -13,6 +13,7 @@ from g4convert.checkpoint.reader import Reader
 from g4convert.conversion import method as choosing
 from g4convert.conversion.method import choose
 from g4convert.conversion.result import Choice
+from g4convert.errors import UsageError
 from g4convert.planning.recipe import load
 from g4convert.planning.steps import make_plan
 from g4convert.quantization import Method
@@ -39,6 +40,15 @@ def test_a_lattice_is_seen_where_there_is_one(family: str, dtype: str, checkpoin
     assert found.why.startswith("100.0% of the groups of ")
     assert ordinary.method is Method.MSE
     assert ordinary.why.startswith("0.0% of the groups of ")
+
+
+def test_tables_and_head_do_not_hide_the_lattice_of_the_linears(checkpoints: Checkpoints) -> None:
+    bits = {"embedding": 4, "ple_embedding": 4, "lm_head": 4}
+    assert chosen(checkpoints("e2b", qat=True), bits=bits).method is Method.LATTICE
+    with pytest.raises(UsageError, match="calibration would take it off"):
+        chosen(checkpoints("e2b", qat=True), bits=bits, method="imatrix")
+    alone = chosen(checkpoints("e2b", qat=True), pack=["embedding"])
+    assert (alone.method, alone.why.partition(" ")[0]) == (Method.MSE, "0.0%")
 
 
 def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Checkpoints
 from helpers.damage import rewrite
 from helpers.program import Program, g4convert
 from helpers.runs import run
@@ -163,6 +164,16 @@ def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
         "experts *.experts.*",
         "embedding *embed_tokens",
     }
+
+
+def test_a_source_on_a_lattice_stays_on_it(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """`auto` would sample groups of 64, too, which lie on none."""
+    source, ids = checkpoints("text", qat=True), tmp_path / "ids.safetensors"
+    Tokens(np.random.default_rng(0).integers(3, 250, (4, 16), np.int32)).save(ids)
+    options: dict[str, Any] = {**SMALL, "choices": ["4:32", "4:64", "8:channel"], "method": "auto"}
+    found = fit(source, tmp_path / "a.yaml", target_bits=4.4, calibration=ids, **options)
+    assert found.sensitivities.basis.method == load(str(found.output)).recipe.method == "lattice"
+    assert len({form for part, form in found.chosen.assignment.items()}) > 1
 
 
 @pytest.mark.parametrize(
