@@ -1,6 +1,7 @@
 # make demo   a small trained Gemma 4 MoE: planned, quantized, loaded, compared
 # make test   formatting, lints, types, and the tests
 # make test-full   the same with every case of every test, as before a release
+# make test-remedies   what is said of shards of training, followed with the tools themselves
 # make test-engines   what engines do with names, against their own code
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ COMPILED := ship or compiles or every_form or without_the_fence or at_every_edge
 # each process of a test would compile the sources again
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-full test-engines test-vllm lint env golden bench bench-real quality budget false-alarms torture clean
+.PHONY: demo test test-full test-engines test-remedies test-vllm lint env golden bench bench-real quality budget false-alarms torture clean
 
 demo: env
 	$(BIN)/g4convert demo --family moe demo
@@ -50,6 +51,19 @@ test-engines: build/engines/.made
 build/engines/.made:
 	$(PYTHON) -m venv build/engines/env
 	build/engines/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pydantic pyyaml regex
+	touch $@
+
+# what g4convert says of shards that training left, followed with DeepSpeed, verl, Accelerate and torch (verl, whose pins
+# are older, without what it needs to train)
+test-remedies: build/remedies/.made
+	build/remedies/env/bin/python tests/remedies/follow.py
+
+build/remedies/.made:
+	$(PYTHON) -m venv build/remedies/env
+	build/remedies/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	build/remedies/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . accelerate deepspeed \
+		ninja ray tensordict codetiming hydra-core pandas pyarrow dill
+	build/remedies/env/bin/pip install --quiet --disable-pip-version-check --no-deps verl
 	touch $@
 
 # what g4convert writes, loaded by a real vLLM (its CPU build and torchvision, at VLLM_PYTHON); 13 minutes

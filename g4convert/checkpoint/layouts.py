@@ -9,8 +9,8 @@
     iter_*/, latest_checkpointed_iteration     Megatron       exported
     checkpoint-500/, a model in a folder       that folder is meant
 
-What is said to gather shards has been followed: torch DCP in a test, Accelerate 1.x by hand (values exact, bf16 kept).
-Of DeepSpeed, verl and Megatron the commands were read in public code and not run.
+What is said to gather shards is followed by `make test-remedies`: DeepSpeed 0.19, verl 0.9, Accelerate 1.15 and torch
+gather those of two ranks to the same values. Of Megatron, which needs a GPU, the call was read in public code.
 
 Recognised by file names; of the files only `adapter_config.json` is opened, for the name of the base model.
 """
@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, is_training_state
@@ -31,23 +32,24 @@ _MOST_FILES: Final = 10_000  # names looked at; a directory with more is no chec
 
 _THEN: Final = ", then convert OUT"
 _COPY: Final = "; copy config.json and the tokenizer to OUT and convert that"
-_LOAD: Final = "; load the model with them, save it with `save_pretrained` and convert that"
+_SAVE: Final = (
+    "; copy config.json and the tokenizer to OUT, load the model, save it with `save_pretrained` and convert that"
+)
 _TOOLS: Final[Sequence[tuple[str, str, str]]] = (
     (
         r"global_step\d+/.*|.*(_optim_states|_model_states)\.pt",
         "DeepSpeed ZeRO shards",
-        "DeepSpeed has `python zero_to_fp32.py {directory} OUT --safe_serialization` for that" + _COPY,
+        "`python {home}/zero_to_fp32.py {home} OUT` gathers them" + _SAVE,  # safetensors it refuses: heads are tied
     ),
     (
         r"(.*/)?model_world_size_\d+_rank_\d+\.pt",
         "verl FSDP shards",
-        "verl has `python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT` for that"
-        + _THEN,
+        "`python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT` gathers them" + _THEN,
     ),
     (
         r"iter_\d+/.*|latest_checkpointed_iteration\.txt",
         "a Megatron checkpoint",
-        "Megatron-Bridge has `AutoBridge.export_ckpt` for that" + _THEN,
+        "Megatron-Bridge gathers it with `AutoBridge.from_hf_pretrained(BASE).export_ckpt({folder}, OUT)`" + _THEN,
     ),
     (
         r"pytorch_model_fsdp_\d+/.*\.distcp",
@@ -57,7 +59,8 @@ _TOOLS: Final[Sequence[tuple[str, str, str]]] = (
     (
         r"(.*/)?[^/]*\.distcp",
         "torch.distributed.checkpoint shards",
-        "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt` gathers them" + _LOAD,
+        "make a folder OUT; `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} "
+        "OUT/pytorch_model.bin` gathers them" + _SAVE,
     ),
 )
 """File names that give a layout away, what it is, and the tool that gathers it."""
@@ -77,8 +80,8 @@ def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
     for pattern, what, remedy in _TOOLS:
         found = [name for name in below if re.fullmatch(pattern, name)]
         if found:
-            folder = directory / Path(found[0]).parent
-            hint = remedy.format(directory=directory, folder=folder)
+            folder = directory / max((Path(name).parent for name in found), key=_numbers)
+            hint = remedy.format(home=quote(str(folder.parent)), folder=quote(str(folder)))
             return UnsupportedError(f"{directory}: {what}, not gathered into one model", hint=hint)
     inner = _inner(directory, below)
     if inner is not None:
@@ -138,7 +141,12 @@ def _inner(directory: Path, names: Sequence[str]) -> Path | None:
     whole = [folder for folder in models if (directory / folder / "config.json").is_file()]
     if not whole:
         return None
-    return directory / max(whole, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)])
+    return directory / max(whole, key=_numbers)
+
+
+def _numbers(folder: Path) -> list[int]:
+    """The numbers in a folder's path: the largest are those of the last checkpoint."""
+    return [int(number) for number in re.findall(r"\d+", str(folder))]
 
 
 def copies(directory: Path, files: Mapping[str, Iterable[str]]) -> InputError | None:

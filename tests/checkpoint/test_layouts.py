@@ -58,6 +58,29 @@ def test_shards_of_training_are_recognised_with_their_tool(
     assert tool in error.hint
 
 
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (("global_step5/mp_rank_00_model_states.pt",), "python {}/zero_to_fp32.py {} OUT"),
+        (
+            ("checkpoint-90/global_step9/a_optim_states.pt",),
+            "python {}/checkpoint-90/zero_to_fp32.py {}/checkpoint-90 ",
+        ),
+        (
+            ("iter_0000500/x.distcp", "iter_0001000/x.distcp", "iter_0000900/x.distcp"),
+            "export_ckpt({}/iter_0001000, OUT)",
+        ),
+        (
+            ("global_step_9/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"),
+            "--local_dir {}/global_step_10/actor ",
+        ),
+    ],
+)
+def test_the_last_of_several_is_gathered(files: Sequence[str], named: str, tmp_path: Path) -> None:
+    directory = laid_out(tmp_path / "m", files)
+    assert named.format(directory, directory) in refusal(directory).hint
+
+
 def test_the_state_of_an_optimizer_is_no_weights(tmp_path: Path) -> None:
     error = refusal(laid_out(tmp_path / "m", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"]))
     assert "without the model's weights" in error.message
