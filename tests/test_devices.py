@@ -25,7 +25,7 @@ from g4convert.forward.triton.packed import check_device
 from g4convert.forward.tuning import products, tune
 from g4convert.gemma4.family import Family
 from g4convert.request import Level, Request
-from g4convert.verification.logits.modules import check_embedders, check_poolers
+from g4convert.verification.logits.embedders import check_embedders, check_poolers
 from g4convert.verification.run import verify
 
 if TYPE_CHECKING:

@@ -51,8 +51,9 @@ from g4convert.verification.logits.judge import Judged
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.level import conversations
 from g4convert.verification.logits.noise import EPSILON, noisy
+from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.logits.scores import TopLogits
-from g4convert.verification.logits.teacher import decoder_layers, like
+from g4convert.verification.logits.teacher import like
 from g4convert.verification.probes.suite import digest, make_probes
 
 __all__ = ["check_engine", "counted", "joined", "look_for_engine", "run_engine"]

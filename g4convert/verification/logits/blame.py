@@ -12,7 +12,7 @@ need not sum to 100 %: faults can hide each other, and a layer has its parts' sh
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,11 +20,12 @@ import torch
 
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.logits import Given, Page, joined, whole
-from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.pairs import compare
-from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits, decoder_layers, label, roots
+from g4convert.verification.logits.parts import decoder_layers, label, roots
+from g4convert.verification.logits.swaps import swapped
+from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits
 
 __all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Examined", "blame", "examine"]
 
@@ -236,7 +237,7 @@ class _Measure:
         place = self._loaded(name)
         if place != name:
             note = f"{note}; swapped with all of {label(place)}".lstrip("; ")
-        left = self.kl(_swapped(self._candidate.model, self._reference.model, place))
+        left = self.kl(swapped(self._candidate.model, self._reference.model, place))
         return Blamed(error.label, _share(kl, left), left, error.sqnr, note)
 
     def of_role(self, role: str, leaf: str, kl: float) -> Iterator[Blamed]:
@@ -247,7 +248,7 @@ class _Measure:
             return
         with ExitStack() as stack:
             for name in names:
-                stack.enter_context(_swapped(self._candidate.model, self._reference.model, name))
+                stack.enter_context(swapped(self._candidate.model, self._reference.model, name))
             left = self.kl(nullcontext())
         yield Blamed(role, _share(kl, left), left, float("nan"), f"{leaf} of {len(names)} layers", "role")
 
@@ -272,39 +273,6 @@ class _Measure:
         models = self._candidate.model, self._reference.model
         loaded = (tensor for model in models for tensor in model.get_submodule(root).state_dict().values())
         return root if any(tensor.is_meta for tensor in loaded) else name
-
-
-class _OneExpertOf(torch.nn.Module):
-    """An experts module in which one expert is another module's."""
-
-    def __init__(self, experts: Model, other: Model, expert: int) -> None:
-        super().__init__()
-        self.experts, self.other, self.expert = experts, other, expert
-
-    def forward(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Run the expert as `Gemma4TextExperts.forward` runs all."""
-        here = chosen == self.expert
-        instead = torch.where(here, (self.expert + 1) % self.experts.num_experts, chosen)
-        both: torch.Tensor = self.experts(states, instead, weights * ~here) + self.other(states, chosen, weights * here)
-        return both
-
-
-@contextmanager
-def _swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
-    """The candidate with one module, or expert, of the reference while inside."""
-    path, _, child = name.rpartition(".")
-    if child.isdecimal() and path.endswith(".experts"):
-        replacement = _OneExpertOf(candidate.get_submodule(path), reference.get_submodule(path), int(child))
-        path, _, child = path.rpartition(".")
-    else:
-        replacement = reference.get_submodule(name)
-    parent = candidate.get_submodule(path)
-    mine = parent._modules[child]  # noqa: SLF001 -- setattr would refuse the children of a ModuleList
-    parent._modules[child] = replacement  # noqa: SLF001
-    try:
-        yield
-    finally:
-        parent._modules[child] = mine  # noqa: SLF001
 
 
 def _share(kl: float, left: float) -> float:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 from g4convert.forward.models import Model
-from g4convert.verification.logits.teacher import decoder_layers
+from g4convert.verification.logits.parts import decoder_layers
 
 __all__ = ["EMBEDDINGS", "Inputs", "differences", "forced", "recorded", "resting_layers"]
 

@@ -11,7 +11,7 @@ change. What fails is traced by swapping modules.
 
     logits.loss.*, logits.parity.*    metrics against a profile (`gates`)
     logits.modules, logits.inputs     module by module; masks, positions and placement of soft tokens
-    logits.activation, .embedder, .pooler    inputs made for one fault each (`module_probes`)
+    logits.activation, .embedder, .pooler    inputs made for one fault each (`activations`, `embedders`)
     logits.blame                      who causes what failed
     logits.coverage                   experts that no probe reached
 """
@@ -32,8 +32,9 @@ from g4convert.verification.logits.kept import Kept, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, METRICS_VERSION, Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, Floor, floor, noisy
 from g4convert.verification.logits.pairs import Pair, score_pairs
+from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.logits.scores import TopLogits
-from g4convert.verification.logits.teacher import decoder_layers, like
+from g4convert.verification.logits.teacher import like
 from g4convert.verification.logits.trace import Models, dtype_name, trace
 from g4convert.verification.probes.suite import digest
 

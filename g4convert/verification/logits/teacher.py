@@ -27,9 +27,10 @@ import torch
 
 from g4convert.devices import device_of
 from g4convert.forward.models import Model
+from g4convert.verification.logits.parts import label, roots, towers
 from g4convert.verification.logits.states import StateMetrics, StateSums
 
-__all__ = ["ModuleError", "Teacher", "culprits", "decoder_layers", "label", "like", "roots", "towers"]
+__all__ = ["ModuleError", "Teacher", "culprits", "like"]
 
 _SMALL = 1 << 16
 
@@ -55,50 +56,6 @@ class ModuleError:
         """The path without the prefixes that every text module has, and the one tensor that differs."""
         name = label(self.name)
         return f"{name}.{self.tensors[0]}" if len(self.tensors) == 1 and self.tensors[0] != "weight" else name
-
-
-def label(name: str) -> str:
-    """A module's path without the prefixes that every text module has."""
-    return name.removeprefix("model.").removeprefix("language_model.")
-
-
-def decoder_layers(model: Model) -> dict[str, Model]:
-    """The decoder layers by path, in order."""
-    decoder = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    return {f"{prefix}.layers.{number}".lstrip("."): layer for number, layer in enumerate(decoder.layers)}
-
-
-def roots(model: Model) -> dict[str, Model]:
-    """The modules that run one after the other: layers, embedders, embeddings, norm and head."""
-    found: dict[str, Model] = {}
-    for container, module in _containers(model).items():
-        for name, child in module.named_children():
-            path = f"{container}.{name}".lstrip(".")
-            if isinstance(child, torch.nn.ModuleList):
-                found |= {f"{path}.{number}": layer for number, layer in enumerate(child)}
-            elif path not in _containers(model):
-                found[path] = child
-    return found
-
-
-def towers(model: Model) -> dict[str, Model]:
-    """The modules around layers that are not the decoder's: vision and audio towers."""
-    decoder = model.get_decoder()
-    return {
-        name: module
-        for name, module in _containers(model).items()
-        if not any(inner is decoder for inner in module.modules())
-    }
-
-
-def _containers(model: Model) -> dict[str, Model]:
-    """Modules around a list of layers."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if any(isinstance(inner, torch.nn.ModuleList) and path for path, inner in module.named_modules())
-    }
 
 
 class Teacher:

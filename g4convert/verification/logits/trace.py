@@ -17,12 +17,14 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.report import Finding, Severity
+from g4convert.verification.logits.activations import check_activations
 from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Blamed, Examined, blame, examine
 from g4convert.verification.logits.capture import Captured
+from g4convert.verification.logits.embedders import check_embedders, check_poolers
 from g4convert.verification.logits.inputs import EMBEDDINGS
 from g4convert.verification.logits.metrics import Metrics
-from g4convert.verification.logits.modules import check_activations, check_embedders, check_poolers
-from g4convert.verification.logits.teacher import culprits, label
+from g4convert.verification.logits.parts import label
+from g4convert.verification.logits.teacher import culprits
 from g4convert.verification.probes.answers import decode_equals_prefill
 
 __all__ = ["Models", "dtype_name", "trace"]

@@ -14,7 +14,8 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Examined, blame, examine
-from g4convert.verification.logits.teacher import culprits, decoder_layers, label, roots
+from g4convert.verification.logits.parts import decoder_layers, label, roots
+from g4convert.verification.logits.teacher import culprits
 from g4convert.verification.probes.suite import make_probes
 
 LIMIT = LIMITS["float32"]

@@ -12,8 +12,9 @@ from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.models import Model
 from g4convert.report import Finding, Severity
+from g4convert.verification.logits.activations import activation_answers, check_activations
 from g4convert.verification.logits.blame import LIMITS
-from g4convert.verification.logits.modules import activation_answers, check_activations, check_embedders, check_poolers
+from g4convert.verification.logits.embedders import check_embedders, check_poolers
 from g4convert.verification.probes.suite import make_probes
 
 DTYPES = ("float32", "bfloat16")

@@ -13,7 +13,7 @@ from g4convert.verification import gates
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, floor, noisy, worse
-from g4convert.verification.logits.teacher import decoder_layers
+from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.probes.suite import make_probes
 
 

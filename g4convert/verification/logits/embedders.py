@@ -1,0 +1,146 @@
+"""Embedders and poolers of the towers on inputs made for one fault each, which whole forwards do not tell from noise.
+
+embedder     the norm comes before the projection; rows of very different size tell, which a norm after it makes equal
+pooler       pictures wider than high, higher than wide, and padded, against means taken cell by cell
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Final
+
+import torch
+from torch.nn import functional
+
+from g4convert.devices import device_of
+from g4convert.forward.models import Model
+from g4convert.report import Finding, Severity
+from g4convert.verification.logits.parts import label
+from g4convert.verification.logits.states import StateSums
+
+__all__ = ["check_embedders", "check_poolers"]
+
+_ALIKE: Final = 20.0
+"""dB at which an answer is taken to be that of a known fault."""
+
+
+def check_embedders(reference: Model, candidate: Model, *, limit: float) -> Iterator[Finding]:
+    """Probe the multimodal embedders, of images and of audio.
+
+    Args:
+        reference: the model that is right.
+        candidate: the other one, of the same dtype.
+        limit: SQNR in dB below which an answer is wrong.
+    """
+    others = dict(candidate.named_modules())
+    for name, module in reference.named_modules():
+        if hasattr(module, "embedding_pre_projection_norm") and name in others:
+            x = _uneven(module.embedding_projection.in_features).to(device_of(reference), reference.dtype)
+            answers: dict[str, torch.Tensor] = {}
+            handle = module.register_forward_hook(partial(_note_answers, answers, x), prepend=True)
+            try:
+                with torch.no_grad():
+                    module(x)
+                    found = others[name](x)
+            finally:
+                handle.remove()
+            yield _embedder_finding(label(name), answers, found, limit)
+
+
+def check_poolers(candidate: Model, *, limit: float) -> Iterator[Finding]:
+    """Probe the pooler of a vision tower against means taken cell by cell.
+
+    Args:
+        candidate: any model; nothing is yielded for one without a pooler.
+        limit: SQNR in dB below which an answer is wrong.
+    """
+    pooler = getattr(getattr(candidate.model, "vision_tower", None), "pooler", None)
+    if pooler is None:
+        return
+    k, device = candidate.config.vision_config.pooling_kernel_size, device_of(candidate)
+    wrong = []
+    for columns, rows, empty in ((4, 2, 0), (2, 5, 0), (3, 2, 3)):
+        states, positions = _picture(columns, rows, empty, k, pooler.hidden_size)
+        padding = (positions == -1).all(-1)
+        length = columns * rows + empty
+        words = f"{columns} x {rows} cells{f' and {empty} of padding' if empty else ''}"
+        try:
+            with torch.no_grad():
+                pooled = pooler(
+                    hidden_states=states.to(device),
+                    pixel_position_ids=positions.to(device),
+                    padding_positions=padding.to(device),
+                    output_length=length,
+                )
+                found, kept = (part.cpu() for part in pooled)
+        except RuntimeError as error:  # bins beyond the last
+            wrong.append(f"{words}: {error}")
+            continue
+        expected = _pooled(states[0], positions[0], k, columns, rows)
+        if int(kept.sum()) != columns * rows:
+            wrong.append(f"{words}: {int(kept.sum())} soft tokens, expected {columns * rows}")
+        elif (sqnr := _sqnr(expected, found[kept])) < limit:
+            wrong.append(f"{words}: soft tokens at {sqnr:.0f} dB of the means of their patches")
+    severity = Severity.FAIL if wrong else Severity.PASS
+    found_words = "; ".join(wrong) or "the means of k x k patches, padding left out"
+    expected_words = "wide, tall and padded pictures pooled cell by cell"
+    remedy = "bin = x // k + (width // k) * (y // k); patches at (-1, -1) are no token" if wrong else ""
+    yield Finding("logits.pooler", severity, "vision_tower.pooler", found_words, expected_words, remedy)
+
+
+def _uneven(width: int) -> torch.Tensor:
+    """Rows [16, width] between 1/64 and 128 in size, with one large element each."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(16, width, generator=generator)
+    rows[torch.arange(16), torch.arange(16) % width] *= 8
+    return rows * 2 ** torch.linspace(-6, 7, 16)[:, None]
+
+
+def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
+    normed: torch.Tensor = x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps).to(x.dtype)
+    return normed
+
+
+def _note_answers(
+    answers: dict[str, torch.Tensor], x: torch.Tensor, module: Model, _: object, right: torch.Tensor
+) -> None:
+    """A forward hook, since a streamed module has weights only then."""
+    projected = module.embedding_projection(x)
+    after = _normed(projected, module.eps)
+    answers |= {"right": right, "a norm after the projection": after, "no norm": projected}
+
+
+def _embedder_finding(name: str, answers: Mapping[str, torch.Tensor], found: torch.Tensor, limit: float) -> Finding:
+    expected = "the norm before the projection, on rows of uneven size"
+    sqnr = _sqnr(answers["right"], found)
+    if sqnr >= limit:
+        return Finding("logits.embedder", Severity.PASS, name, f"the right answer ({sqnr:.0f} dB)", expected)
+    near = max(answers, key=lambda kind: _sqnr(answers[kind], found))
+    kind = "" if near == "right" or _sqnr(answers[near], found) < _ALIKE else f", as {near} gives"
+    remedy = "RMSNorm over the tower's features, without a weight, before embedding_projection"
+    words = f"another answer ({sqnr:.0f} dB){kind}"
+    return Finding("logits.embedder", Severity.FAIL, name, words, expected, remedy)
+
+
+def _sqnr(expected: torch.Tensor, found: torch.Tensor) -> float:
+    sums = StateSums()
+    sums.add(expected.flatten(0, -2), found.flatten(0, -2))
+    return sums.metrics("").sqnr
+
+
+def _picture(columns: int, rows: int, empty: int, k: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random states [1, p, width] of a picture's patches and their positions [1, p, 2], then padding."""
+    x, y = torch.meshgrid(torch.arange(columns * k), torch.arange(rows * k), indexing="xy")
+    positions = functional.pad(torch.stack([x, y], -1).reshape(-1, 2), (0, 0, 0, empty * k * k), value=-1)
+    states = torch.randn(len(positions), width, generator=torch.Generator().manual_seed(columns))
+    return states[None], positions[None]
+
+
+def _pooled(states: torch.Tensor, positions: torch.Tensor, k: int, columns: int, rows: int) -> torch.Tensor:
+    """Mean of the patches of each cell, scaled; row by row."""
+    cells = [
+        states[(positions // k == torch.tensor([column, row])).all(-1)].mean(0)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return torch.stack(cells) * math.sqrt(states.shape[-1])

@@ -1,0 +1,51 @@
+"""The parts of a Gemma 4 model that run one after the other, by path."""
+
+import torch
+
+from g4convert.forward.models import Model
+
+__all__ = ["decoder_layers", "label", "roots", "towers"]
+
+
+def label(name: str) -> str:
+    """A module's path without the prefixes that every text module has."""
+    return name.removeprefix("model.").removeprefix("language_model.")
+
+
+def decoder_layers(model: Model) -> dict[str, Model]:
+    """The decoder layers by path, in order."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    return {f"{prefix}.layers.{number}".lstrip("."): layer for number, layer in enumerate(decoder.layers)}
+
+
+def roots(model: Model) -> dict[str, Model]:
+    """The modules that run one after the other: layers, embedders, embeddings, norm and head."""
+    found: dict[str, Model] = {}
+    for container, module in _containers(model).items():
+        for name, child in module.named_children():
+            path = f"{container}.{name}".lstrip(".")
+            if isinstance(child, torch.nn.ModuleList):
+                found |= {f"{path}.{number}": layer for number, layer in enumerate(child)}
+            elif path not in _containers(model):
+                found[path] = child
+    return found
+
+
+def towers(model: Model) -> dict[str, Model]:
+    """The modules around layers that are not the decoder's: vision and audio towers."""
+    decoder = model.get_decoder()
+    return {
+        name: module
+        for name, module in _containers(model).items()
+        if not any(inner is decoder for inner in module.modules())
+    }
+
+
+def _containers(model: Model) -> dict[str, Model]:
+    """Modules around a list of layers."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(isinstance(inner, torch.nn.ModuleList) and path for path, inner in module.named_modules())
+    }

@@ -1,0 +1,43 @@
+"""One module, or expert, of a model in the place of its namesake in another."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from g4convert.forward.models import Model
+
+__all__ = ["swapped"]
+
+
+class _OneExpertOf(torch.nn.Module):
+    """An experts module in which one expert is another module's."""
+
+    def __init__(self, experts: Model, other: Model, expert: int) -> None:
+        super().__init__()
+        self.experts, self.other, self.expert = experts, other, expert
+
+    def forward(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Run the expert as `Gemma4TextExperts.forward` runs all."""
+        here = chosen == self.expert
+        instead = torch.where(here, (self.expert + 1) % self.experts.num_experts, chosen)
+        both: torch.Tensor = self.experts(states, instead, weights * ~here) + self.other(states, chosen, weights * here)
+        return both
+
+
+@contextmanager
+def swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
+    """The candidate with one module, or expert, of the reference while inside."""
+    path, _, child = name.rpartition(".")
+    if child.isdecimal() and path.endswith(".experts"):
+        replacement = _OneExpertOf(candidate.get_submodule(path), reference.get_submodule(path), int(child))
+        path, _, child = path.rpartition(".")
+    else:
+        replacement = reference.get_submodule(name)
+    parent = candidate.get_submodule(path)
+    mine = parent._modules[child]  # noqa: SLF001 -- setattr would refuse the children of a ModuleList
+    parent._modules[child] = replacement  # noqa: SLF001
+    try:
+        yield
+    finally:
+        parent._modules[child] = mine  # noqa: SLF001
