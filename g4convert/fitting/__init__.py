@@ -2,21 +2,21 @@
 
     plan --> parts and their packings --> measured losses --> frontier --> choice --> recipe
 
-bench          a resident model whose parts are rounded, run and put back
-choosing       the choice for a target, tried at once; the shipped recipes beside it
-choices        packings that may be chosen, from the command line
+bench          KL of a resident model with some parts rounded
+choosing       the choice for a target, measured as a whole; the shipped recipes for comparison
+choices        allowed packings, parsed from the command line
 engines        packings that the engines of a recipe do not load
 divergence     KL of the next token on a part of the vocabulary
 frontier       least loss for every size, of independent choices
-inputs         token ids that are run, and statistics that weigh, of a calibration file
-measures       KL or errors of outputs, as the memory allows
-outputs        errors of outputs, of weights in files and statistics of their inputs
+inputs         token ids to run and statistics of inputs, read from a calibration file
+measures       KL if the memory holds the decoder, else output errors
+outputs        output errors, from stored weights and statistics of their inputs
 plot           size against loss, as SVG
-problem        parts of a model, what each may be packed as, and what that costs in bytes
-result         what was chosen, beside what was measured
-rounding       weights as they read back after packing
+problem        parts of a model, the packings allowed for each, and their bytes
+result         the written choice and all measurements
+rounding       weights after packing and unpacking
 sensitivities  measured losses of single changes, in a file
-smoothing      measured losses without the noise that a choice would fall for
-target         the size, the bits per weight or the loss that is asked for
+smoothing      measured losses with their noise averaged out
+target         the target: a size, bits per weight or a loss
 writing        a choice as a plain recipe file
 """

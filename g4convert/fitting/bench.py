@@ -1,13 +1,13 @@
-"""A resident model on fixed token ids, whose parts are rounded, run, and put back.
+"""A resident model on fixed token ids: parts are rounded, the model runs, the weights are restored.
 
-    whole forward, once       what each layer gives, and the keys and values it leaves for later ones
-    a change in layer l       layers before l hand on what they gave; l and those behind it run
-    a change in a table       its rows of these ids are rounded, no others
-    a change in the head      no layer runs; its rows of the tokens that are compared are rounded
+    first forward             records each layer's output, and the keys and values it shares with later layers
+    a change in layer l       layers before l replay their recorded output; l and later layers run
+    a change in a table       only the rows of these ids are rounded; all layers run
+    a change in the head      no layer runs; only the rows of the compared tokens are rounded
 
 The model's own forward runs in every case, so masks, rotary tables and per-layer inputs are transformers'.
 
-Letters: s sequences, t tokens of each, h hidden size, p positions that are judged.
+Letters: s sequences, t tokens of each, h hidden size, p judged positions, m compared tokens of each.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,18 +34,18 @@ from g4convert.planning.rules import PackRole
 __all__ = ["Bench"]
 
 _Place: TypeAlias = tuple[Any, str, torch.nn.Module | torch.nn.Parameter]
-"""A module, the name of something in it, and what is put there."""
+"""A module, an attribute's name, and the value to set."""
 _TABLES: Final = frozenset({PackRole.EMBEDDING, PackRole.PLE_EMBEDDING})
 _SKIPPED: Final = 1
-"""Positions at the start of a sequence that are not judged: what follows BOS alone is no text's."""
+"""Positions at the start of a sequence that are not judged: a token after BOS alone has no context."""
 
 
 class _Given(torch.nn.Module):
-    """Stands where a layer does, and gives what the layer gave.
+    """Replacement of a layer that returns its recorded output.
 
     Args:
-        states: what it gave, [s, t, h].
-        left: keys and values that it left for later layers, by kind of attention.
+        states: output of the layer, [s, t, h].
+        left: keys and values that the layer shares with later layers, by kind of attention.
     """
 
     def __init__(self, states: torch.Tensor, left: Mapping[str, Any]) -> None:
@@ -53,14 +53,14 @@ class _Given(torch.nn.Module):
         self._states, self._left = states, left
 
     def forward(self, *_: object, shared_kv_states: Any = None, **__: object) -> torch.Tensor:  # noqa: ANN401 -- a dict
-        """[s, t, h], whatever it is given."""
+        """Return the recorded output [s, t, h] and share the keys and values; other arguments are ignored."""
         if shared_kv_states is not None:
             shared_kv_states.update(self._left)
         return self._states
 
 
 class _Noting(torch.nn.Module):
-    """Runs a layer, and notes what it gives and leaves."""
+    """Wrapper of a layer that runs it and records its output and shared keys and values."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Noting(torch.nn.Module):
         self.given: _Given | None = None
 
     def forward(self, *args: Any, shared_kv_states: Any = None, **options: Any) -> torch.Tensor:  # noqa: ANN401 -- a dict
-        """Give what the layer gives."""
+        """Run the layer, record its results in `given`, and return its output."""
         before = {} if shared_kv_states is None else dict(shared_kv_states)
         states: torch.Tensor = self._layer(*args, shared_kv_states=shared_kv_states, **options)
         after = {} if shared_kv_states is None else dict(shared_kv_states)
@@ -78,11 +78,11 @@ class _Noting(torch.nn.Module):
 
 
 class _Table(torch.nn.Module):
-    """Stands where an embedding does, with the rows of some ids alone.
+    """Replacement of an embedding that holds the rows of some ids only.
 
     Args:
-        ids: these ids, in order, int64 [u].
-        rows: their rows, scaled, [u, k].
+        ids: the ids, ascending, int64 [u].
+        rows: their rows, multiplied by the embedding's scale, [u, k].
     """
 
     def __init__(self, ids: torch.Tensor, rows: torch.Tensor) -> None:
@@ -90,21 +90,21 @@ class _Table(torch.nn.Module):
         self._ids, self._rows = ids, rows
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[...] -> [..., k]."""
+        """Look up ids [...] and return rows [..., k]."""
         return self._rows[torch.searchsorted(self._ids, input_ids.contiguous())]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """A model and what it gives on some ids.
+    """A model and its recorded results on fixed token ids.
 
     Args:
-        model: resident, with an output head.
-        rounder: rounds its parts.
-        ids: int64 [s, t], on the device of the model.
-        layers: what each layer gives.
-        states: what the head is given at the positions that are judged, [p, h].
-        original: the answer of the model as it is.
+        model: resident model with an output head.
+        rounder: rounds its weights.
+        ids: token ids, int64 [s, t], on the model's device.
+        layers: recorded output of each layer.
+        states: input of the head at the judged positions, [p, h].
+        original: next-token probabilities of the unchanged model.
     """
 
     model: Model
@@ -117,16 +117,16 @@ class Bench:
     @classmethod
     @torch.no_grad()
     def of(cls, model: Model, ids: NDArray[np.int32], rounder: Rounder) -> "Bench":
-        """Run the model once.
+        """Run the unchanged model once and record its results.
 
         Args:
-            model: resident.
-            ids: [s, t].
-            rounder: rounds its parts.
+            model: resident model.
+            ids: token ids, [s, t].
+            rounder: rounds its weights.
 
         Raises:
-            InputError: what it gives is not finite.
-            TypeError: it has no head.
+            InputError: the last states are NaN or infinite.
+            TypeError: the model has no head.
         """
         head = Head.of(model)
         if head is None:
@@ -143,10 +143,10 @@ class Bench:
 
     @torch.no_grad()
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
-        """KL to the model as it is in nats, the mean of each sequence, [s].
+        """Return the KL to the unchanged model in nats, the mean of each sequence, [s].
 
         Args:
-            forms: parts and what they are packed as; all others are as they are.
+            forms: parts and their packings; all other parts stay unchanged.
 
         Raises:
             InputError: a weight is NaN or infinite.
@@ -163,7 +163,7 @@ class Bench:
         return found
 
     def _states(self, first: int) -> torch.Tensor:
-        """The states that the head is given, if nothing before a layer has changed."""
+        """Return the head's input [p, h]; layers before `first` replay their recorded output."""
         if first == len(self.layers):
             return self.states
         own = self.model.get_decoder().layers
@@ -172,7 +172,7 @@ class Bench:
 
     @contextmanager
     def _changed(self, part: Part, form: Packing) -> Iterator[None]:
-        """Inside, a part reads as if it were packed."""
+        """Give the model the rounded weights of a part; restore the original weights on exit."""
         put = self._table if part.role in _TABLES else self._experts if part.role is PackRole.EXPERTS else self._linear
         with ExitStack() as stack:
             for owner, name, value in put(part, form):
@@ -181,7 +181,7 @@ class Bench:
             yield
 
     def _table(self, part: Part, form: Packing) -> Iterator[_Place]:
-        """Yield the table that stands in place of one."""
+        """Yield the small rounded table that replaces an embedding."""
         decoder, weight = self.model.get_decoder(), part.weights[0]
         name = weight.module.last
         own, ids = getattr(decoder, name), torch.unique(self.ids)
@@ -189,7 +189,7 @@ class Bench:
         yield decoder, name, _Table(ids, rows * own.embed_scale.to(rows.dtype))
 
     def _linear(self, part: Part, form: Packing) -> Iterator[_Place]:
-        """Yield the weights of Linears; keys and values that no layer reads are none of the model's."""
+        """Yield the rounded weights of Linears; key and value weights that no layer reads are not in the model."""
         for weight in part.weights:
             if weight.role is not Role.KV_SHARED:
                 path = weight.module.last if part.unit.layer is None else weight.module.in_layer
@@ -197,7 +197,7 @@ class Bench:
                 yield owner, "weight", _parameter(self.rounder.rounded(weight, owner.weight, form))
 
     def _experts(self, part: Part, form: Packing) -> Iterator[_Place]:
-        """Yield the two tensors in which a layer holds its experts: [e, 2i, h] with gate rows first, and [e, h, i]."""
+        """Yield a layer's two rounded expert tensors: [e, 2i, h] with gate rows first, and [e, h, i]."""
         owner = self._layer(part.weights[0]).experts
         found = {name: getattr(owner, name).detach().clone() for name in ("gate_up_proj", "down_proj")}
         for weight in part.weights:
@@ -210,12 +210,12 @@ class Bench:
             yield owner, name, _parameter(value)
 
     def _layer(self, weight: Weight) -> Model:
-        """The layer that a weight is in; outside of layers the decoder."""
+        """Return the layer that holds a weight, or the decoder for a weight outside the layers."""
         decoder, number = self.model.get_decoder(), weight.module.decoder_layer
         return decoder if number is None else decoder.layers[number]
 
     def _head_rows(self, weight: Weight, form: Packing) -> torch.Tensor:
-        """The rows of a rounded head that are compared, [p, m, h]."""
+        """Round the head's rows of the compared tokens, [p, m, h]."""
         head = Head.of(self.model)
         if head is None or head.weight is None:
             raise TypeError("the head of an original is a plain matrix")
@@ -230,7 +230,7 @@ def _parameter(value: torch.Tensor) -> torch.nn.Parameter:
 
 @contextmanager
 def _layers(model: Model, layers: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Inside, the decoder has other layers."""
+    """Replace the decoder's layers; restore them on exit."""
     decoder = model.get_decoder()
     own, decoder.layers = decoder.layers, torch.nn.ModuleList(layers)
     try:
@@ -240,7 +240,7 @@ def _layers(model: Model, layers: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def _run(model: Model, ids: torch.Tensor) -> torch.Tensor:
-    """Run the decoder: the states that the head is given at the positions that are judged, [p, h]."""
+    """Run the decoder and return the head's input at the judged positions, [p, h]."""
     states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     judged: torch.Tensor = states[:, _SKIPPED:].flatten(0, 1).contiguous()
     return judged

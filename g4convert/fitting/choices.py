@@ -1,4 +1,4 @@
-"""Packings that may be chosen: `4:32` is int4 in groups of 32, `8:channel` int8 with a scale a row, `16` is kept."""
+"""The packings to choose from: `4:32` is int4 in groups of 32, `8:channel` int8 with one scale a row, `16` keeps."""
 
 import re
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from g4convert.planning.rules import KEPT_BITS
 __all__ = ["DEFAULT_CHOICES", "KEPT", "Form", "label_of", "parse_choices"]
 
 Form: TypeAlias = Packing | None
-"""A packing; None is a weight that is kept as it is."""
+"""A packing; None keeps the weight's source dtype."""
 
 DEFAULT_CHOICES: Final = ("4:128", "4:64", "4:32", "8:channel", "8:32", "16")
-"""Packings that are tried unless others are asked for; engines have kernels for all of them."""
+"""Default packings; engines have kernels for all of them."""
 KEPT: Final = "kept"
-"""Label of a weight that is kept."""
+"""Label of a kept weight."""
 
 _CHOICE: Final = re.compile(r"(4|8):(32|64|128|channel)")
 
 
 def parse_choices(texts: Iterable[str]) -> tuple[Form, ...]:
-    """The packings that texts mean, each once.
+    """Parse the values of `--choice`, dropping duplicates.
 
     Raises:
-        UsageError: bits other than 4, 8 and 16, or groups other than 32, 64, 128 and channel; names all of them.
+        UsageError: bits other than 4, 8 and 16, or groups other than 32, 64, 128 and channel; names every wrong value.
     """
     found = {text: _parsed(text) for text in texts}
     expected = "expected 4:N or 8:N, with N one of 32, 64, 128 and channel; or 16"
@@ -40,12 +40,12 @@ def parse_choices(texts: Iterable[str]) -> tuple[Form, ...]:
 
 
 def label_of(form: Form) -> str:
-    """The packing in a few words: `int4 g32`, `kept`."""
+    """Return the label of a packing: `int4 g32`, `kept`."""
     return KEPT if form is None else form.label
 
 
 def _parsed(text: str) -> Form:
-    """The packing of a text; None of one that keeps the weight, or is no packing."""
+    """Parse one value; None if it keeps the weight or is no packing."""
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None

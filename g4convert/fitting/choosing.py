@@ -1,8 +1,8 @@
-"""The choice for a target, tried: what single changes predict is held against the whole choice, measured at once.
+"""The choice for a target: the best predicted choice is measured as a whole before it is taken.
 
-Single changes are noisy, and a choice prefers what came out low by chance. So wholes are measured on other texts, and
-the best predicted choice is taken only if it is better than one packing for all parts by more than what chance makes of
-such a difference: one standard error over the texts.
+Losses of single changes are noisy, and a choice prefers those that are low by chance. So whole choices are measured on
+other texts. The best predicted choice is taken only if it beats one packing for all parts by more than one standard
+error of the difference over the texts.
 """
 
 from collections.abc import Iterator
@@ -24,21 +24,21 @@ __all__ = ["Point", "choose_for", "presets"]
 
 _TRIES: Final = 12
 _GUESSES: Final = 4
-"""Tries that are guessed from the one before."""
+"""Tries whose place is guessed from the try before; later tries bisect."""
 _NEAR: Final = 0.95
-"""Share of an allowed loss from which on a choice is close enough to it."""
+"""Share of the allowed loss at which the search stops: the choice is close enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A way to pack the model, and what it was measured to lose.
+    """A way to pack the model, and its measured loss.
 
     Args:
-        name: name of the preset, or of the choice.
+        name: name of the preset or of the choice.
         nbytes: bytes of all tensors.
-        losses: loss on each text, everything packed at once.
-        predicted: sum of the losses of single changes; None of a preset.
-        assignment: packing of each part; of a preset, without those that it makes itself.
+        losses: loss on each text, with all parts packed at once.
+        predicted: sum of the losses of single changes; None for a preset.
+        assignment: packing of each part; for a preset, of the parts of its own plan.
     """
 
     name: str
@@ -49,26 +49,27 @@ class Point:
 
     @property
     def measured(self) -> float:
-        """Mean loss."""
+        """Mean loss over the texts."""
         return fmean(self.losses)
 
     def is_better(self, other: "Point") -> bool:
-        """Return whether this one loses less than another by more than a standard error of the difference."""
+        """Return whether this point loses less than `other` by more than one standard error of the difference."""
         apart = [mine - theirs for mine, theirs in zip(self.losses, other.losses, strict=True)]
         return fmean(apart) < -(stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0)
 
 
 def choose_for(target: Target, solved: Solved, whole: Measure) -> tuple[Point, ...]:
-    """The choices that were tried for a target, the one to take last.
+    """Measure choices for a target and return them, the choice to take last.
+
+    Tries the best choice of the frontier and each packing on all parts at once.
 
     Args:
-        target: the target; for a loss, which is held by what is measured, several choices may be tried. Beside the best
-            by the frontier one packing for all parts is tried.
+        target: the target; a loss must hold as measured, so several choices of the frontier may be tried.
         solved: the frontier of predicted losses.
-        whole: measures them, on other texts than single changes.
+        whole: measures a whole choice, on other texts than single changes.
 
     Raises:
-        GateError: no choice loses so little.
+        GateError: no choice that packs anything is within the allowed loss.
     """
     if isinstance(target, Loss):
         *found, last = _within_loss(target, solved, whole)
@@ -84,7 +85,7 @@ def choose_for(target: Target, solved: Solved, whole: Measure) -> tuple[Point, .
 
 
 def _uniform(nbytes: int, solved: Solved, whole: Measure) -> Iterator[Point]:
-    """Try one packing for all parts, as far as so many bytes allow."""
+    """Measure each packing on all parts at once if its output is within `nbytes`."""
     for name, one in solved.problem.uniform():
         if solved.problem.nbytes(one) <= nbytes:
             yield _tried(name, one, solved, whole)
@@ -93,7 +94,7 @@ def _uniform(nbytes: int, solved: Solved, whole: Measure) -> Iterator[Point]:
 def _within_loss(target: Loss, solved: Solved, whole: Measure) -> tuple[Point, ...]:
     """Search the frontier for its smallest choice whose measured loss is within the target.
 
-    Each try tells how far the sum of single changes is off, and where to look next; after a few the middle is taken.
+    The ratio of measured to predicted loss in one try places the next; after `_GUESSES` tries the search bisects.
     """
     losses = solved.losses
     tried: dict[int, Point] = {}
@@ -118,7 +119,7 @@ def _within_loss(target: Loss, solved: Solved, whole: Measure) -> tuple[Point, .
 
 
 def _is_packed(problem: Problem, one: Point) -> bool:
-    """Return whether a choice packs anything that is decided on."""
+    """Return whether a choice packs any free part."""
     return any(one.assignment[part.name] is not None for part in problem.free)
 
 
@@ -129,12 +130,12 @@ def _tried(name: str, chosen: Assignment, solved: Solved, whole: Measure) -> Poi
 
 
 def presets(problem: Problem, checkpoint: Checkpoint, whole: Measure) -> Iterator[Point]:
-    """Yield the shipped recipes that fit the model, each packing once, rounded by the method of the fit.
+    """Measure and yield the shipped recipes that fit the model, each assignment once, rounded by the fit's method.
 
     Args:
-        problem: its recipe says the layout, and what is kept of unused tensors.
+        problem: its recipe sets the layout and `kv_shared`.
         checkpoint: the source.
-        whole: measures.
+        whole: measures a whole choice.
     """
     own, seen = problem.plan.recipe, []
     fixed = {"layout": own.layout, "kv_shared": own.kv_shared}

@@ -1,12 +1,12 @@
-"""KL of the next token between a model and a changed one, on a part of the vocabulary that is drawn once.
+"""KL of the next token between a model and a changed model, estimated on tokens that are drawn once.
 
-    p    probabilities of the original: its likeliest tokens one by one, the rest as draws of equal weight
-    d    what a change adds to the logits of these tokens
+    p    probabilities of the original: its likeliest tokens exactly, the rest as draws of equal weight
+    d    difference of the logits of these tokens, changed minus original
     KL   log E_p[exp d] - E_p[d]
 
-A head of the released vocabulary is most of a forward, and a fit needs hundreds. The likeliest 128 tokens have most
-of p, and the expectation over the draws is right; every change is judged on the same draws, so that differences between
-changes are smaller than the noise of one. No estimate is below 0, and no change costs exactly 0.
+The head of a released vocabulary takes most of a forward, and a fit needs hundreds. The likeliest 128 tokens have most
+of p, and the draws estimate the rest without bias. Every change is judged on the same draws, so differences between
+changes have less noise than a single estimate. No estimate is below 0; an unchanged model has exactly 0.
 
 Letters: p positions, m tokens of each, h hidden size, V vocabulary.
 """
@@ -27,14 +27,14 @@ _SEED: Final = 0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Divergence:
-    """The original's answer at some positions.
+    """The original's drawn tokens and their logits at the judged positions.
 
     Args:
-        ids: tokens that are compared, int64 [p, m].
-        shares: weight of each in the expectation, float64 [p, m], 1 at each position.
-        rows: their rows of the head, [p, m, h].
-        logits: their logits, float32 [p, m].
-        cap: cap of the softcap behind the head; None has none.
+        ids: compared tokens, int64 [p, m].
+        shares: weight of each token in the expectation, float64 [p, m]; each position sums to 1.
+        rows: rows of the head for these tokens, [p, m, h].
+        logits: logits of these tokens, float32 [p, m].
+        cap: cap of the softcap behind the head; None without a softcap.
     """
 
     ids: torch.Tensor
@@ -48,8 +48,8 @@ class Divergence:
         """Draw the tokens.
 
         Args:
-            head: head of the original; its weight is there.
-            states: what it is given, [p, h].
+            head: head of the original, with its weight in memory.
+            states: input of the head, [p, h].
         """
         weight, made, page = _weight(head), Made(head, states), Page()
         generator = torch.Generator().manual_seed(_SEED)
@@ -59,15 +59,15 @@ class Divergence:
         return cls(ids, shares, rows, _logits(rows, states, head.cap), head.cap)
 
     def kl(self, states: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """KL of each position to the original, in nats, float64 [p].
+        """Return the KL to the original at each position, in nats, float64 [p].
 
         Args:
-            states: what the changed model gives its head, [p, h].
-            rows: rows of the changed head, [p, m, h]; None has the original's.
+            states: input of the head in the changed model, [p, h].
+            rows: rows of the changed head, [p, m, h]; None uses the original's.
         """
         change = (_logits(self.rows if rows is None else rows, states, self.cap) - self.logits).double()
         centred = change - (self.shares * change).sum(-1, keepdim=True)
-        small = (self.shares * torch.expm1(centred.clamp(-1, 1))).sum(-1).log1p()  # exact where KL is next to nothing
+        small = (self.shares * torch.expm1(centred.clamp(-1, 1))).sum(-1).log1p()  # exact for a KL near 0
         large = torch.logsumexp(self.shares.log() + centred, -1)
         return torch.where(centred.abs().amax(-1) < 1, small, large).clamp(min=0)
 
@@ -92,6 +92,6 @@ def _drawn(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tens
 
 
 def _logits(rows: torch.Tensor, states: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Logits after the softcap, float32 [p, m]."""
+    """Return the logits after the softcap, float32 [p, m]."""
     raw = torch.bmm(rows, states.to(rows.dtype)[:, :, None])[:, :, 0].float()
     return (raw if cap is None else torch.tanh(raw / cap) * cap).cpu()

@@ -1,7 +1,7 @@
-"""Packings that the engines of a recipe do not load, found before anything is measured.
+"""Packings that the recipe's engines do not load, removed before any measurement.
 
-One plan for each choice packs every part that can have it. Where an engine refuses that, one for each kind of part
-packs these alone and keeps the rest, and what is refused is no choice for the kind.
+For each packing, one plan packs every part that allows it. If an engine refuses that plan, one plan for each kind of
+part packs only this kind and keeps the rest; a refused plan removes the packing from the kind.
 """
 
 from collections.abc import Collection, Iterable
@@ -17,15 +17,15 @@ __all__ = ["loadable"]
 
 
 def loadable(problem: Problem, checkpoint: Checkpoint, tps: Collection[int]) -> Problem:
-    """The problem with those choices that the engines of its recipe load at all of some sizes.
+    """Return the problem with only the packings that its recipe's engines load at every tensor parallel size.
 
     Args:
-        problem: the problem; without engines in its recipe nothing is refused.
+        problem: the problem; it is returned unchanged if its recipe names no engines.
         checkpoint: the source.
         tps: tensor parallel sizes.
 
     Raises:
-        GateError: no choice is left for a part.
+        GateError: a part has no allowed packing left.
     """
     refused: dict[str, list[Form]] = {}
     choices = dict.fromkeys(form for part in problem.free for form in part.forms)
@@ -41,7 +41,7 @@ def loadable(problem: Problem, checkpoint: Checkpoint, tps: Collection[int]) -> 
 
 
 def _loads(problem: Problem, checkpoint: Checkpoint, parts: Iterable[Part], form: Form, tps: Collection[int]) -> bool:
-    """Return whether all engines load an output with some parts packed, and the other free ones kept."""
+    """Return whether all engines load an output with `parts` packed and all other free parts kept."""
     assignment = {part.name: None if part.is_free else part.base for part in problem.parts}
     assignment |= {part.name: form for part in parts}
     plan = plan_of(checkpoint, recipe_values(problem, assignment), problem, assignment)

@@ -1,10 +1,10 @@
-"""Least loss for every size: one option of each of several items, whose bytes and losses add up.
+"""The least loss for every size: each item takes one of its options; bytes and losses add up.
 
-    best[b] = the least loss of the items so far that cost at most b steps more than their smallest options
+    best[b] = the least loss of the items so far with at most b steps more than their smallest options
 
 This is the multiple-choice knapsack, solved for all budgets at once. A step is the largest number of bytes that divides
-every difference, so that the result is exact; where that would make more than 262,144 steps, it is larger, options are
-rounded up, and a choice may miss the best by one step for each item. Never is a choice larger than its budget.
+every size difference, so the result is exact. If that makes more than 262,144 steps, the step is larger: options are
+rounded up, and a choice may miss the best by one step for each item. A choice never exceeds its budget.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 __all__ = ["Frontier", "Item", "Option"]
 
 _MOST: Final = 1 << 18
-"""Steps between the smallest and the largest size."""
+"""Most steps between the smallest and the largest size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Option:
     """One way to store an item.
 
     Args:
-        nbytes: its size.
-        loss: its loss, not negative.
+        nbytes: size in bytes.
+        loss: loss, not negative.
     """
 
     nbytes: int
@@ -36,7 +36,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something of which exactly one option is taken.
+    """An independent decision: a choice takes exactly one of its options.
 
     Args:
         name: name of the item.
@@ -48,12 +48,12 @@ class Item:
 
     @property
     def least(self) -> int:
-        """Bytes of its smallest option."""
+        """Bytes of the smallest option."""
         return min(option.nbytes for option in self.options)
 
     @property
     def most(self) -> int:
-        """Bytes of its largest option."""
+        """Bytes of the largest option."""
         return max(option.nbytes for option in self.options)
 
 
@@ -64,9 +64,9 @@ class Frontier:
     Args:
         items: the items.
         step: bytes of a step; see the module.
-        best: least loss within the smallest size and so many steps, float64 [steps + 1], not rising.
+        best: least loss with 0, 1, 2, ... steps above the smallest size, float64 [steps + 1], not rising.
         picks: option of each item in that choice, int8 [items, steps + 1].
-        corners: the steps at which less is lost: choices that no other beats in both size and loss.
+        corners: steps at which `best` falls: choices that no other beats in both size and loss.
     """
 
     items: tuple[Item, ...]
@@ -77,7 +77,7 @@ class Frontier:
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> "Frontier":
-        """Solve for all sizes."""
+        """Solve the knapsack for all sizes."""
         step = _step(items)
         extra = [[-(-(option.nbytes - item.least) // step) for option in item.options] for item in items]
         steps = sum(max(one) for one in extra)
@@ -102,10 +102,10 @@ class Frontier:
         return sum(item.most for item in self.items)
 
     def within(self, nbytes: int) -> tuple[int, ...]:
-        """The option of each item with which all of them lose least in so many bytes; of equals the smallest.
+        """Return the option of each item in the choice of least loss within `nbytes`; the smallest of equals.
 
         Raises:
-            ValueError: fewer bytes than the smallest choice has.
+            ValueError: `nbytes` is below the smallest choice.
         """
         if nbytes < self.smallest:
             raise ValueError(f"{nbytes} bytes are less than the {self.smallest} of the smallest choice")
@@ -113,23 +113,23 @@ class Frontier:
         return self._traced(self._first(self.best[steps]))
 
     def corner(self, place: int) -> tuple[int, ...]:
-        """One of the choices that no other beats, from the smallest on."""
+        """Return choice number `place` of those that no other beats, counted from the smallest."""
         return self._traced(int(self.corners[place]))
 
     def nbytes(self, choice: Sequence[int]) -> int:
-        """Bytes of a choice."""
+        """Return the bytes of a choice."""
         return sum(item.options[place].nbytes for item, place in zip(self.items, choice, strict=True))
 
     def loss(self, choice: Sequence[int]) -> float:
-        """Sum of the losses of a choice."""
+        """Return the summed loss of a choice."""
         return sum(item.options[place].loss for item, place in zip(self.items, choice, strict=True))
 
     def _first(self, loss: float) -> int:
-        """The fewest steps with which no more than this is lost."""
+        """Return the fewest steps whose best loss is at most `loss`."""
         return int(np.searchsorted(-self.best, -loss))
 
     def _traced(self, steps: int) -> tuple[int, ...]:
-        """The choice behind a number of steps, from the last item to the first."""
+        """Return the choice behind `best[steps]`: walk `picks` from the last item to the first."""
         found = []
         for number in range(len(self.items) - 1, -1, -1):
             item, place = self.items[number], int(self.picks[number, steps])
@@ -139,7 +139,7 @@ class Frontier:
 
 
 def _step(items: Sequence[Item]) -> int:
-    """Bytes of a step: the exact one, or one that leaves few enough of them."""
+    """Return the bytes of a step: the exact step, or a larger one if that makes more than `_MOST` steps."""
     exact = gcd(*(option.nbytes - item.least for item in items for option in item.options)) or 1
     whole = sum(item.most - item.least for item in items)
     return max(exact, -(-whole // _MOST))

@@ -1,4 +1,4 @@
-"""Token ids that a fit runs, and the statistics that its method weighs by, of a calibration file."""
+"""Token ids and statistics of inputs that a fit reads from a calibration file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ __all__ = ["Inputs"]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Input of a fit.
+    """Token ids and statistics of a fit.
 
     Args:
         ids: token ids for single changes, int32 [s, t].
-        held_out: ids of other rows for whole choices, int32 [s or fewer, t].
-        tokens: hash of the file's ids.
-        statistics: of the model's inputs; None where nothing asks for them.
+        held_out: token ids of other rows for whole choices, int32 [s or fewer, t].
+        tokens: hash of all token ids in the file.
+        statistics: statistics of the Linears' inputs; None if neither the method nor the unit needs them.
     """
 
     ids: NDArray[np.int32]
@@ -46,14 +46,14 @@ class Inputs:
         Args:
             path: the file.
             checkpoint: the model.
-            problem: with the recipe that names the method.
-            unit: what is measured; output errors need statistics, whatever the method.
-            samples: rows to run, evenly of those that do not judge.
-            length: tokens of each, from the first on.
+            problem: has the recipe, which names the method.
+            unit: unit of the losses; output errors need statistics with any method.
+            samples: rows to run, spread evenly over the rows that do not judge.
+            length: leading tokens to run of each row.
 
         Raises:
-            UsageError: more samples or longer ones than the file has.
-            InputError: it is about another model, or lacks the statistics that `imatrix` needs.
+            UsageError: the file has fewer rows than `samples`, or its rows are shorter than `length`.
+            InputError: the file is of another model, or lacks needed statistics.
         """
         tokens = Tokens.load(path, problem.plan.architecture.text.vocab_size, checkpoint)
         rows = [row for row in range(tokens.samples) if row not in tokens.judges]
@@ -68,7 +68,7 @@ class Inputs:
         return cls(tokens.ids[chosen, :length], tokens.ids[others, :length], tokens.hash, statistics)
 
     def basis(self, checkpoint: Checkpoint, rounder: Rounder, unit: Unit, dtype: str) -> Basis:
-        """Everything that losses will depend on."""
+        """Return everything that the losses will depend on."""
         samples, length = self.ids.shape
         return Basis(
             unit=unit,
@@ -84,13 +84,13 @@ class Inputs:
 
 
 def _evenly(rows: Sequence[int], count: int) -> list[int]:
-    """So many of some rows, or all of them, spread evenly."""
+    """Return `count` of the rows, spread evenly, or all rows if there are fewer."""
     count = min(count, len(rows))
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
 def _statistics(path: Path, problem: Problem, unit: Unit, checkpoint: Checkpoint) -> Statistics | None:
-    """The statistics of a file, where inputs weigh; `gptq` is measured without them, too."""
+    """Read the statistics if the method or the unit needs them; for KL, `gptq` does without if the file has none."""
     recipe = problem.plan.recipe
     without = not recipe.is_calibrated or (recipe.is_layered and CalibrationFile.load(path).statistics is None)
     if without and unit is Unit.KL:

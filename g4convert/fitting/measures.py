@@ -1,4 +1,4 @@
-"""Measures of losses, as the memory allows: KL where it holds the decoder, errors of outputs where it does not."""
+"""The measures of a fit: KL if the memory holds the decoder, output errors if not."""
 
 from dataclasses import dataclass
 
@@ -27,9 +27,9 @@ class Measures:
     """The two measures of a fit.
 
     Args:
-        single: single changes.
-        whole: choices as a whole, on other texts if texts are run.
-        unit: what losses are.
+        single: measures a change of one part.
+        whole: measures a change of all parts; KL is measured on held-out texts.
+        unit: unit of the losses.
     """
 
     single: Measure
@@ -46,7 +46,7 @@ class Measures:
         dtype: DTypeName,
         device: str,
     ) -> "Measures":
-        """Load the model, if that is what known losses are of."""
+        """Make the measures; load the model only for KL."""
         if known.basis.unit is Unit.OUTPUT_ERROR:
             both = Outputs(checkpoint, rounder, given.ids, known.losses)
             return cls(both, both, Unit.OUTPUT_ERROR)
@@ -54,16 +54,16 @@ class Measures:
         return cls(Bench.of(model, given.ids, rounder), Bench.of(model, given.held_out, rounder), Unit.KL)
 
     def chosen_by(self, problem: Problem, losses: Losses) -> Losses:
-        """Measured losses without noise; errors of outputs have none."""
+        """Return the losses to choose by: KL smoothed, output errors unchanged since they have no noise."""
         return smoothed(problem, losses) if self.unit is Unit.KL else losses
 
 
 def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeName, device: str) -> Unit:
-    """The unit of losses: for KL each change runs the decoder from where it differs, so the memory has to hold it.
+    """Return the unit of losses. KL runs the decoder for each change, so it needs the decoder in memory.
 
     Raises:
-        EnvironmentFault: the model is to be resident, and too large.
-        UsageError: a KL is asked for of a model that does not run.
+        EnvironmentFault: `memory` is resident and the decoder does not fit the free memory.
+        UsageError: the target is a KL, but the decoder is not held in memory.
     """
     prefix = problem.plan.inventory.architecture.text_prefix
     weights = [one for one in problem.plan.inventory.weights if one.name.startswith(prefix)]

@@ -1,12 +1,12 @@
-"""Output errors: how far off the outputs of a part are where it is packed, for a model that the memory does not hold.
+"""Output errors: the relative error of a part's outputs if it is packed, for a model larger than the memory.
 
     loss of a part  =  sum E[x^2] (w - w_q)^2  /  sum E[x^2] w^2
 
-This is the mean square of the error over that of the outputs, for inputs that do not depend on each other. No layer
-runs: E[x^2] of each input is in the calibration file, and weights are read some rows at a time. Nothing is known of the
-inputs of tables and head, so all of them count alike, in the rows of the ids that are run.
+This is the error's mean square divided by the outputs' mean square, for independent inputs. No layer runs: the
+calibration file has E[x^2] of each input, and weights are read some rows at a time. It has no statistics for tables and
+head, so there all columns count alike, and only the rows of the given ids are compared.
 
-What parts lose adds up. There is no whole to measure, and no text that a loss varies with.
+Losses of parts add up: the loss of a whole choice is their sum, and it does not vary by text.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,18 +28,18 @@ from g4convert.gemma4 import TABLES, Role, Weight
 __all__ = ["Outputs"]
 
 _ROWS: Final = 4096
-"""Rows that are read at once."""
+"""Rows read at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
-    """Weights in files, and what their inputs are.
+    """Measure of output errors, from stored weights and statistics of their inputs.
 
     Args:
         checkpoint: the model.
-        rounder: rounds its weights; has the statistics.
-        ids: ids whose rows of tables and head are looked at, int32 [s, t].
-        known: losses by part and label of the packing; grows.
+        rounder: rounds the weights; has the statistics.
+        ids: token ids whose rows of tables and head are compared, int32 [s, t].
+        known: losses by part name and packing label; is added to.
     """
 
     checkpoint: Checkpoint
@@ -48,10 +48,10 @@ class Outputs:
     known: dict[str, dict[str, float]]
 
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
-        """Sum of the output errors of parts, [1].
+        """Return the summed output errors of parts, [1].
 
         Args:
-            forms: parts and what they are packed as; all others are as they are.
+            forms: parts and their packings; all other parts stay unchanged.
 
         Raises:
             InputError: a weight is NaN or infinite.
@@ -66,7 +66,7 @@ class Outputs:
         return known[label_of(form)]
 
     def _energies(self, weight: Weight, form: Packing) -> tuple[float, float]:
-        """Mean squares of the error and of the outputs of a weight, summed over its outputs."""
+        """Return the mean squares of a weight's error and of its outputs, each summed over the outputs."""
         given = self.rounder.squares(weight)
         each = torch.ones(weight.shape[1]) if given is None else torch.from_numpy(given)
         errors = squares = 0.0
@@ -78,7 +78,7 @@ class Outputs:
         return errors, squares
 
     def _rows(self, weight: Weight) -> Iterator[torch.Tensor]:
-        """Yield the rows of a weight that are looked at, mapped or some at a time."""
+        """Yield the compared rows of a weight, `_ROWS` at a time."""
         segment = weight.segment
         stored = TensorFiles(self.checkpoint)[segment.source].flatten()
         size = weight.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Size against loss as an SVG file: the frontier that single changes predict, and points that were measured."""
+"""Size against loss as an SVG file: the predicted frontier as a line, measured choices as points."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,17 +21,17 @@ _STYLE: Final = (
 def plot(
     title: str, unit: str, corners: Sequence[tuple[int, float]], presets: Sequence[Point], tried: Sequence[Point]
 ) -> str:
-    """Draw the points.
+    """Draw the plot.
 
     Args:
         title: heading.
-        unit: what losses are.
+        unit: unit of the losses.
         corners: size and predicted loss along the frontier, from the smallest size on.
         presets: shipped recipes.
-        tried: choices that were measured, the one that was taken last.
+        tried: measured choices, the written choice last.
 
     Returns:
-        The SVG. Losses are on a logarithmic axis; those of 0 sit on its lower edge.
+        The SVG. Losses are on a logarithmic axis; losses of 0 are drawn on its lower edge.
     """
     sizes = [nbytes for nbytes, _ in corners] + [one.nbytes for one in (*presets, *tried)]
     losses = [loss for _, loss in corners] + [one.measured for one in (*presets, *tried)]
@@ -51,10 +51,10 @@ def plot(
 
 
 class _Axes:
-    """Places of sizes and losses.
+    """Axes of the plot: map sizes and losses to coordinates.
 
     Args:
-        sizes: least and largest.
+        sizes: smallest and largest size, in bytes.
         powers: powers of ten between which the losses lie.
     """
 
@@ -68,18 +68,18 @@ class _Axes:
         return cls((min(sizes), max(*sizes, min(sizes) + 1)), (low, max(high, low + 1)))
 
     def x(self, nbytes: float) -> float:
-        """Place of a size."""
+        """Return the x coordinate of a size."""
         least, most = self._sizes
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (nbytes - least) / (most - least)
 
     def y(self, loss: float) -> float:
-        """Place of a loss."""
+        """Return the y coordinate of a loss."""
         low, high = self._powers
         share = (math.log10(loss) - low) / (high - low) if loss > 0 else 0.0
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share
 
     def grid(self) -> Iterator[str]:
-        """Yield lines and their numbers."""
+        """Yield grid lines and axis labels."""
         low, high = self._powers
         for power in range(low, high + 1):
             y = self.y(10.0**power)
@@ -92,7 +92,7 @@ class _Axes:
             yield f'<text class="faint" {place}>{size(nbytes)}</text>'
 
     def point(self, one: Point, kind: str) -> str:
-        """Draw one, with its name beside it."""
+        """Draw a point with its name beside it."""
         x, y = self.x(one.nbytes), self.y(one.measured)
         words = escape(f"{one.name}: {size(one.nbytes)}, {one.measured:.4g}")
         end = "end" if x > _WIDTH / 2 else "start"

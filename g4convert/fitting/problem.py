@@ -1,11 +1,11 @@
-"""Parts of a model that are packed alike, what each may be packed as, and the bytes that this takes.
+"""Parts of a model that are packed alike, the packings allowed for each, and the bytes they take.
 
-    base recipe --> plan --> parts        one for what engines hold as one matrix: q, k, v; gate, up; a layer's experts
-                             free         roles that the recipe packs: any of the choices that fits
-                             fixed        a rule of the recipe says bits, or it keeps the role: as the recipe has it
+    base recipe --> plan --> parts        modules that engines hold as one matrix: q, k, v; gate, up; a layer's experts
+                             free         the recipe packs the role: any choice that fits its columns is allowed
+                             fixed        a rule sets bits, or the recipe keeps the role: only the recipe's packing
 
-A head that is tied with the embedding is one tensor as long as neither is packed, and two as soon as one is. So these
-two parts are one item of the frontier, whose options are pairs.
+A tied head and its embedding are one tensor while both are kept, and two tensors as soon as either is packed. So these
+two parts form one item of the frontier, and its options are pairs of packings.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,25 +27,25 @@ from g4convert.planning.steps import Plan, packable_of, packed_tensors
 __all__ = ["Assignment", "Losses", "Part", "Problem", "Solved", "parts_of"]
 
 Assignment = Mapping[str, Form]
-"""Packing of each part, by its name."""
+"""Packing of each part, by part name."""
 Losses = Mapping[str, Mapping[str, float]]
-"""Loss of each part by the label of its packing; one that is kept loses nothing."""
+"""Loss by part name and packing label; a kept part has no entry, its loss is 0."""
 
-_DRAWN = 300  # points of a frontier
+_DRAWN = 300  # most points of the frontier in the plot
 _WORD = 8  # codes of 4 bits in an int32
 _SHAPE = 16  # bytes of a weight_shape
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part.
+    """Modules of one unit, which always get the same packing.
 
     Args:
-        unit: the unit of its modules.
-        role: role that decides.
+        unit: unit that engines hold as one matrix.
+        role: role in the recipe.
         weights: weights of its modules, in the canonical order.
-        forms: packings that it may have; a fixed one has the one of the base recipe.
-        base: packing under the base recipe.
+        forms: allowed packings; a fixed part has only that of the base recipe.
+        base: packing in the base recipe.
     """
 
     unit: Unit
@@ -56,33 +56,33 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Its name for people: `layers.3.self_attn.qkv_proj`."""
+        """Readable name: `layers.3.self_attn.qkv_proj`."""
         return self.unit.label
 
     @property
     def kind(self) -> str:
-        """The role and the names of such parts in all layers: `attention *.self_attn.o_proj`."""
+        """Role and module pattern, the same in every layer: `attention *.self_attn.o_proj`."""
         return f"{self.role} {self.unit.pattern}"
 
     @property
     def is_free(self) -> bool:
-        """True if there is a choice."""
+        """True if more than one packing is allowed."""
         return len(self.forms) > 1
 
     @property
     def params(self) -> int:
-        """Number of its weights."""
+        """Number of weight values."""
         return sum(prod(weight.shape) for weight in self.weights)
 
     def without(self, refused: Collection[Form]) -> "Part":
-        """The same with fewer packings, fixed where one is left; a fixed part as it is."""
+        """Return the part without the `refused` packings; a single one left fixes it. Fixed parts stay unchanged."""
         if not self.is_free:
             return self
         forms = tuple(form for form in self.forms if form not in refused)
         return replace(self, forms=forms, base=forms[0] if len(forms) == 1 else self.base)
 
     def nbytes(self, form: Form) -> int:
-        """Bytes of its tensors."""
+        """Return the bytes of the stored tensors if the part is packed as `form`."""
         if form is None:
             return sum(prod(weight.shape) * weight.dtype.itemsize for weight in self.weights)
         return sum(info.nbytes for weight in self.weights for info in packed_tensors("", weight.shape, form))
@@ -90,12 +90,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A model, and what may be decided about it.
+    """Parts of a model and their allowed packings.
 
     Args:
-        plan: under the base recipe.
+        plan: plan of the base recipe.
         parts: every part of the decoder that a recipe may pack, in the canonical order.
-        rest: bytes of all other tensors.
+        rest: bytes of all tensors outside the parts.
     """
 
     plan: Plan
@@ -107,12 +107,12 @@ class Problem:
         """Find the parts of a plan.
 
         Args:
-            plan: under the base recipe.
-            choices: packings that free parts may have; those that do not fit a part are none of its.
+            plan: plan of the base recipe.
+            choices: packings allowed for free parts; each part leaves out those whose groups do not divide its rows.
 
         Raises:
-            UnsupportedError: a drafter, whose loss is that of the model it drafts for.
-            UsageError: the recipe's rules decide on the vision tower, or leave nothing free.
+            UnsupportedError: the model is a drafter; its loss shows only in the model it drafts for.
+            UsageError: a rule of the recipe sets the vision tower's packing, or no part is free.
         """
         if plan.architecture.is_assistant:
             raise UnsupportedError(f"{plan.architecture.model_type}: a drafter has no loss of its own to measure")
@@ -126,12 +126,12 @@ class Problem:
 
     @property
     def free(self) -> tuple[Part, ...]:
-        """The parts that are decided on."""
+        """Parts with more than one allowed packing."""
         return tuple(part for part in self.parts if part.is_free)
 
     @property
     def params(self) -> int:
-        """Weights of the source that are decided on; those of a tied head are the embedding's."""
+        """Number of source weight values in free parts; a tied head and its embedding count once."""
         pair = {part.name for part in self._pair if part.is_free}
         return sum(part.params for part in self.free if part.name not in pair) + max(
             (part.params for part in self._pair if part.name in pair), default=0
@@ -139,18 +139,18 @@ class Problem:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of everything that is not decided on."""
+        """Bytes of all tensors whose packing is fixed."""
         fixed = [part for part in self.parts if part.name not in self._decided]
         tied = bool(self._pair) and all(part in fixed and part.base is None for part in self._pair)
         return self.rest + sum(part.nbytes(part.base) for part in fixed) - (self._pair[0].nbytes(None) if tied else 0)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of all tensors where every part that is decided on is kept."""
+        """Bytes of all tensors if every free part is kept."""
         return self.nbytes({part.name: None if part.is_free else part.base for part in self.parts})
 
     def nbytes(self, assignment: Assignment) -> int:
-        """Bytes of all tensors under an assignment."""
+        """Return the bytes of all tensors under `assignment`."""
         pair = self._pair
         whole = self.rest + sum(part.nbytes(assignment[part.name]) for part in self.parts)
         tied = bool(pair) and all(assignment[part.name] is None for part in pair)
@@ -158,32 +158,32 @@ class Problem:
 
     @property
     def shape_bytes(self) -> int:
-        """Bytes in which the shapes of packed weights are stored: 16 each, which no one counts as bits of a weight."""
+        """Bytes of the free parts' `weight_shape` tensors, 16 each; they do not count as bits per weight."""
         return sum(_SHAPE * len(part.weights) for part in self.free)
 
     def bits(self, nbytes: int) -> float:
-        """Bits per weight that is decided on, of an output of so many bytes."""
+        """Return bits per weight of the free parts in an output of `nbytes`."""
         return 8 * (nbytes - self.fixed_bytes - self.shape_bytes) / self.params
 
     @property
     def kept_bits(self) -> float:
-        """Bits per weight that is decided on, of weights that are all kept: without the shapes that packing stores."""
+        """Bits per weight of the free parts if all are kept; there are no `weight_shape` tensors then."""
         return 8 * (self.kept_bytes - self.fixed_bytes) / self.params
 
     @property
     def smallest_bytes(self) -> int:
-        """Bytes of all tensors of the smallest output."""
+        """Bytes of all tensors in the smallest possible output."""
         smallest = (min(self._bytes_of(parts, one) for one in _options(parts)) for parts in self._together)
         return self.fixed_bytes + sum(smallest)
 
     def without(self, refused: Mapping[str, Collection[Form]]) -> "Problem":
-        """The same with fewer choices.
+        """Return the problem without some packings.
 
         Args:
-            refused: packings that parts may not have, by the pattern of their names and their role.
+            refused: packings to remove, by `Part.kind`.
 
         Raises:
-            GateError: nothing is left for a part.
+            GateError: a part has no allowed packing left.
         """
         parts = tuple(part.without(refused.get(part.kind, ())) for part in self.parts)
         if bare := dict.fromkeys(part.kind for part in parts if not part.forms):
@@ -195,7 +195,7 @@ class Problem:
         return replace(self, parts=parts)
 
     def uniform(self) -> Iterator[tuple[str, Assignment]]:
-        """Yield name and assignment of one packing for all free parts, or the next smaller where it does not fit."""
+        """Yield name and assignment of each packing on all free parts; a part that lacks it takes its next smaller."""
         for form in dict.fromkeys(form for part in self.free for form in part.forms):
             yield (
                 f"all {label_of(form)}",
@@ -203,7 +203,7 @@ class Problem:
             )
 
     def frontier(self, losses: Losses) -> "Solved":
-        """The best assignments by size."""
+        """Return the best assignment for every size."""
         items, forms = [], []
         for parts in self._together:
             options = tuple(_options(parts))
@@ -214,19 +214,19 @@ class Problem:
 
     @property
     def _decided(self) -> frozenset[str]:
-        """Names of the parts in items that have a choice."""
+        """Names of the parts in the frontier's items."""
         return frozenset(part.name for parts in self._together for part in parts)
 
     @property
     def _together(self) -> tuple[tuple[Part, ...], ...]:
-        """Free parts one by one, and a tied head with its embedding if either is free."""
+        """Items of the frontier: each free part alone, but a tied head with its embedding if either is free."""
         pair = self._pair if any(part.is_free for part in self._pair) else ()
         single = tuple((part,) for part in self.free if part not in pair)
         return (*single, pair) if pair else single
 
     @property
     def _pair(self) -> tuple[Part, ...]:
-        """Embedding and head, where the source has one tensor for both and a recipe makes two of it."""
+        """Embedding and tied head, which share one tensor of the source; empty if the head is not tied."""
         tables = tuple(part for part in self.parts if part.role in {PackRole.EMBEDDING, PackRole.LM_HEAD})
         return tables if len({part.weights[0].segment.source for part in tables}) < len(tables) else ()
 
@@ -238,12 +238,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solved:
-    """The frontier of a problem.
+    """The solved frontier of a problem.
 
     Args:
         problem: the problem.
-        frontier: of its items.
-        forms: packings by part of each option of each item.
+        frontier: frontier of its items.
+        forms: for each item, the assignment that each option stands for.
     """
 
     problem: Problem
@@ -251,26 +251,26 @@ class Solved:
     forms: tuple[tuple[Assignment, ...], ...]
 
     def within(self, nbytes: int) -> Assignment:
-        """The assignment that loses least in an output of so many bytes, not less than the smallest."""
+        """Return the assignment with the least loss in `nbytes` of tensors, which must hold the smallest output."""
         return self._assignment(self.frontier.within(nbytes - self.problem.fixed_bytes))
 
     def corner(self, place: int) -> Assignment:
-        """One of the assignments that no other beats, from the smallest on."""
+        """Return assignment number `place` of those that no other beats, counted from the smallest."""
         return self._assignment(self.frontier.corner(place))
 
     def loss_of(self, assignment: Assignment) -> float:
-        """Sum of the losses of single changes."""
+        """Return the predicted loss: the sum of the losses of single changes."""
         choice = (options.index(self._own(options[0], assignment)) for options in self.forms)
         return self.frontier.loss(tuple(choice))
 
     @property
     def losses(self) -> Sequence[float]:
-        """Losses of the assignments that no other beats, from the smallest on."""
+        """Predicted losses of the assignments that no other beats, from the smallest size on."""
         found: list[float] = self.frontier.best[self.frontier.corners].tolist()
         return found
 
     def drawn(self) -> Iterator[tuple[int, float]]:
-        """Yield size and loss of assignments that no other beats, a few hundred of all of them."""
+        """Yield size and loss of at most `_DRAWN` assignments that no other beats, spread evenly."""
         count = len(self.frontier.corners)
         for number in range(min(_DRAWN, count)):
             choice = self.frontier.corner(number * (count - 1) // max(1, min(_DRAWN, count) - 1))
@@ -278,7 +278,7 @@ class Solved:
 
     @staticmethod
     def _own(like: Assignment, assignment: Assignment) -> Assignment:
-        """The packings of the parts of one item."""
+        """Cut `assignment` down to the parts of one item."""
         return {name: assignment[name] for name in like}
 
     def _assignment(self, choice: Sequence[int]) -> Assignment:
@@ -289,11 +289,11 @@ class Solved:
 
 
 def parts_of(plan: Plan, choices: Sequence[Form] = ()) -> tuple[Part, ...]:
-    """The parts of a plan, those of the vision tower aside: they are kept, or packed as a whole.
+    """Return the parts of a plan, without the vision tower, which is kept or packed as a whole.
 
     Args:
         plan: the plan.
-        choices: packings that free parts may have; without any, no part is free.
+        choices: packings allowed for free parts; if empty, no part is free.
     """
     return tuple(_parts(plan, choices))
 
@@ -316,14 +316,14 @@ def _parts(plan: Plan, choices: Sequence[Form]) -> Iterator[Part]:
 
 
 def _is_free(recipe: Recipe, members: Iterable[Packable]) -> bool:
-    """Return whether a recipe packs a role, and no rule says the bits of these."""
+    """Return whether the recipe packs the members' role and no rule sets their bits."""
     ruled = any(rule.bits is not None and applies(recipe, rule, one) for one in members for rule in recipe.rules)
     role = next(iter(members)).role
     return not ruled and recipe.bits.get(role, 0 if role in recipe.pack else KEPT_BITS) != KEPT_BITS
 
 
 def _fitting(weights: Sequence[Weight], choices: Iterable[Form]) -> Iterator[Form]:
-    """Yield the packings whose groups divide the rows of all weights, each that makes other tensors."""
+    """Yield the packings whose groups divide the rows of all weights, without those that make equal tensors."""
     seen = set()
     for form in choices:
         if form is not None and any(weight.shape[1] % (form.group_size or _WORD) for weight in weights):
@@ -335,7 +335,7 @@ def _fitting(weights: Sequence[Weight], choices: Iterable[Form]) -> Iterator[For
 
 
 def _refuse_rules_of_towers(recipe: Recipe, one: Packable) -> None:
-    """Refuse rules on a tower: a text says nothing of it, and a recipe that is written has none for it."""
+    """Raise if a rule applies to the vision tower: text shows no loss there, and a fit writes no rules for it."""
     ruled = [rule.text for rule in recipe.rules if applies(recipe, rule, one)]
     if ruled:
         raise UsageError(
@@ -346,7 +346,7 @@ def _refuse_rules_of_towers(recipe: Recipe, one: Packable) -> None:
 
 
 def _nearest(part: Part, form: Form) -> Form:
-    """A packing, or the largest of a part's that is smaller; the smallest where none is."""
+    """Return `form` if the part allows it, else its largest smaller packing, else its smallest packing."""
     most = part.nbytes(form)
     smaller = [one for one in part.forms if part.nbytes(one) <= most]
     if form in part.forms or not smaller:
@@ -355,12 +355,12 @@ def _nearest(part: Part, form: Form) -> Form:
 
 
 def _options(parts: Sequence[Part]) -> Iterator[Assignment]:
-    """Yield every combination of packings."""
+    """Yield every combination of the parts' packings."""
     names = [part.name for part in parts]
     for forms in product(*(part.forms for part in parts)):
         yield dict(zip(names, forms, strict=True))
 
 
 def _loss(losses: Losses, forms: Assignment) -> float:
-    """The sum of the losses of some parts; a part that is kept loses nothing."""
+    """Return the summed losses of parts; a kept part loses nothing."""
     return sum(losses[name][label_of(form)] for name, form in forms.items() if form is not None)

@@ -1,4 +1,4 @@
-"""The result of a fit: what was chosen, beside what was measured; as JSON, and as comments of the recipe."""
+"""The result of a fit: the choice and all measurements, as JSON and as comments of the recipe."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,15 @@ __all__ = ["Fitted"]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A recipe that was written.
+    """A fitted recipe and the measurements behind it.
 
     Args:
         output: the recipe file.
-        problem: parts of the model and what they may be packed as.
+        problem: parts of the model and their allowed packings.
         sensitivities: measured losses of single changes.
-        losses: the same without their noise: what was chosen by.
-        tried: choices that were measured as a whole, the written one last.
-        presets: shipped recipes on the same token ids.
+        losses: smoothed losses, which decided the choice.
+        tried: choices that were measured as a whole, the written choice last.
+        presets: shipped recipes, measured on the same token ids.
         corners: size and predicted loss along the frontier.
     """
 
@@ -42,15 +42,15 @@ class Fitted:
         return self.tried[-1]
 
     def measured(self, part: Part, form: Form) -> float:
-        """Measured loss of a part in a packing."""
+        """Return the measured loss of a part in a packing."""
         return 0.0 if form is None else self.sensitivities.losses[part.name][label_of(form)]
 
     def used(self, part: Part, form: Form) -> float:
-        """Loss that a part counts with in a packing."""
+        """Return the smoothed loss of a part in a packing, which the choice used."""
         return 0.0 if form is None else self.losses[part.name][label_of(form)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON, as `g4convert fit --json` prints it."""
+        """Return the result as `g4convert fit --json` prints it."""
         parts = [
             {
                 "name": part.name,
@@ -84,7 +84,7 @@ class Fitted:
         }
 
     def comments(self, target: Target) -> list[str]:
-        """The first lines of the recipe: the command that runs it, and what was measured."""
+        """Return the first lines of the recipe: the command that runs it, and its measured loss."""
         one, basis = self.chosen, self.sensitivities.basis
         bits, ids = f"{self.problem.bits(one.nbytes):.3f}", f"{len(one.losses)} x {basis.length}"
         return [

@@ -1,4 +1,4 @@
-"""Weights as they read back after packing, rounded in memory by the method of a recipe."""
+"""Weights after packing and unpacking, rounded in memory by the method of a recipe."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -26,15 +26,15 @@ _ROWS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Rounder:
-    """Rounds weights.
+    """Rounding of single weights by the method of a recipe.
 
     Args:
-        choice: the method; `gptq` and `best`, which look at whole layers, are stood for by `imatrix` where there are
-            statistics, and by `mse` where there are none.
-        prefix: start of the decoder's names.
-        pool: threads that take rows.
+        choice: the method; `imatrix` replaces `gptq` and `best`, which need whole layers, or `mse` does if there are no
+            statistics.
+        prefix: start of the decoder's tensor names.
+        pool: threads that each take some rows.
         signed: whether `mse` may choose negative scales.
-        statistics: of the model's inputs, for `imatrix`; None has none.
+        statistics: statistics of the Linears' inputs, for `imatrix`; None if there are none.
     """
 
     choice: Choice
@@ -45,7 +45,7 @@ class Rounder:
 
     @property
     def method(self) -> Method:
-        """The method that rounds."""
+        """Method that rounds: `choice.method`, or its replacement for `gptq` and `best`."""
         if self.choice.method in {Method.GPTQ, Method.BEST}:
             return Method.MSE if self.statistics is None else Method.IMATRIX
         return self.choice.method
@@ -55,11 +55,11 @@ class Rounder:
 
         Args:
             weight: the weight.
-            values: rows [n, k] of it, in any dtype.
+            values: some or all of its rows, [n, k], any dtype.
             packing: bits and group size.
 
         Returns:
-            The rows as an engine reads them, in the dtype and on the device of `values`.
+            The rows after packing and unpacking, with the dtype and device of `values`.
 
         Raises:
             InputError: a value is NaN or infinite.
@@ -86,7 +86,7 @@ class Rounder:
         return dense.to(values.device, values.dtype)
 
     def squares(self, weight: Weight) -> NDArray[np.float32] | None:
-        """E[x^2] of a weight's inputs; None where nothing is known of them, as outside of the decoder's layers."""
+        """Return E[x^2] of a weight's inputs, float32 [k]; None without statistics, as outside the decoder's layers."""
         path = weight.module.removeprefix(self.prefix)
         known = self.statistics is not None and weight.linear and source_of(path) in self.statistics.inputs
         return self.statistics.of(path) if known and self.statistics is not None else None

@@ -1,10 +1,10 @@
-"""Measured losses of single changes, in a JSON file that serves every later target.
+"""Measured losses of single changes, in a JSON file that later fits reuse for any target.
 
-    basis     model, token ids, method, dtype: what the losses depend on
+    basis     model, token ids, method, dtype: everything that the losses depend on
     losses    loss of each part, by packing: {"layers.3.mlp.down_proj": {"int4 g32": 0.0112, ...}, ...}
 
-The file is written again after each change, so a run that is stopped goes on where it was. One whose basis is another
-is refused, not replaced.
+The file is rewritten after each change, so a stopped run resumes there. A file with a different basis is refused, not
+replaced.
 """
 
 import json
@@ -33,20 +33,20 @@ _HINT: Final = "name another file with --sensitivities, or move this one away"
 
 
 class Unit(StrEnum):
-    """The unit of losses."""
+    """Units of losses."""
 
     KL = "KL"
     OUTPUT_ERROR = "output error"
 
 
 class Measure(Protocol):
-    """Measures what packings lose."""
+    """A way to measure the losses of packings."""
 
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
-        """Loss of some parts' packings, on each of several texts; the loss is their mean.
+        """Return the loss on each of several texts if the parts are packed; the loss is their mean.
 
         Args:
-            forms: parts and what they are packed as; all others are as they are.
+            forms: parts and their packings; all other parts stay unchanged.
 
         Raises:
             InputError: a weight is NaN or infinite.
@@ -58,15 +58,15 @@ class Basis:
     """Everything that measured losses depend on.
 
     Args:
-        unit: what they are.
+        unit: unit of the losses.
         model: identity of the model.
-        tokens: sha256 of the token ids that are run.
-        samples: sequences of them.
-        length: tokens of each.
-        method: method that rounds.
-        signed: whether it may choose negative scales.
-        statistics: hash of the statistics that weigh; empty without.
-        dtype: dtype of the forward; empty where the model does not run.
+        tokens: sha256 of the token ids of the calibration file.
+        samples: number of sequences.
+        length: tokens of each sequence.
+        method: rounding method.
+        signed: whether the method may choose negative scales.
+        statistics: hash of the statistics of inputs; empty without statistics.
+        dtype: dtype of the forward; empty if the model does not run.
     """
 
     unit: Unit
@@ -86,11 +86,11 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivities:
-    """Losses on a basis.
+    """Losses measured on one basis.
 
     Args:
-        basis: the basis.
-        losses: by part and label of the packing; grows while it is measured.
+        basis: everything that the losses depend on.
+        losses: losses by part name and packing label; `measure` adds to it.
     """
 
     basis: Basis
@@ -98,10 +98,10 @@ class Sensitivities:
 
     @classmethod
     def at(cls, path: Path, basis: Basis) -> "Sensitivities":
-        """Losses that a file has; none where it is not there.
+        """Read the losses in a file; a missing file has none.
 
         Raises:
-            InputError: not such a file, or of another basis; names every difference.
+            InputError: the file is malformed or has a different basis; names every difference.
         """
         if not path.exists():
             return cls(basis)
@@ -116,26 +116,26 @@ class Sensitivities:
         return cls(basis, known)
 
     def save(self, path: Path) -> None:
-        """Write the file, in the place of one that is there."""
+        """Write the file; replace an existing one atomically."""
         document = {"version": _VERSION, "basis": self.basis.to_dict(), "losses": self.losses}
         partial = path.with_name(f"{path.name}.writing")
         partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
 
     def missing(self, part: Part) -> list[Any]:
-        """Packings of a part whose loss is not known."""
+        """Return the packings of a part whose loss is not measured yet."""
         known = self.losses.get(part.name, {})
         return [form for form in part.forms if form is not None and label_of(form) not in known]
 
 
 def measure(problem: Problem, single: Measure, found: Sensitivities, path: Path, progress: Quiet) -> None:
-    """Measure what is not known yet, one change at a time, and keep it.
+    """Measure every missing loss, one change at a time, and save the file after each.
 
     Args:
         problem: parts and packings.
-        single: measures one.
-        found: known losses; grows.
-        path: file that keeps them.
+        single: measures one change.
+        found: known losses; is added to.
+        path: file of the losses.
         progress: told of each change.
     """
     progress.step("measuring", sum(len(found.missing(part)) for part in problem.free), "changes")
@@ -150,7 +150,7 @@ def _losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield the losses of each part.
 
     Raises:
-        ValueError: one is no finite number that is not negative.
+        ValueError: a loss is negative or not finite.
     """
     for name, forms in given.items():
         values = {str(label): float(loss) for label, loss in forms.items()}
@@ -160,7 +160,7 @@ def _losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a file was measured on, and what is wanted."""
+    """Yield a line for each difference between the file's basis and the expected basis."""
     for key, wanted in ours.items():
         if (found := theirs.get(key)) != wanted:
             if isinstance(wanted, dict) and isinstance(found, dict):

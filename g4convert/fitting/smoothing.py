@@ -1,10 +1,10 @@
-"""Measured losses without the noise that a choice would fall for.
+"""Measured losses with their noise averaged out, so that a choice does not follow chance.
 
     log loss of a part in a packing  =  level of the part  +  level of the packing
 
-A few hundred tokens leave a tenth of noise in each loss, and a choice among hundreds prefers what came out low by
-chance. Groups of 128 instead of 32 make the error of every layer larger by about the same factor, so parts of one kind
-share the factors between packings of one number of bits. What is chosen by is that fit; what was measured stays beside.
+A few hundred tokens leave about 10% noise in each loss, and a choice among hundreds prefers losses that are low by
+chance. Groups of 128 instead of 32 raise the error of every layer by about the same factor, so parts of one kind
+share the factors between packings of one bit width. The choice uses the fitted losses; measured losses are kept too.
 """
 
 from collections import defaultdict
@@ -19,15 +19,15 @@ from g4convert.fitting.problem import Losses, Part, Problem
 __all__ = ["smoothed"]
 
 _LEAST: Final = 1e-12
-"""Loss that one of 0 counts as, in logarithms."""
+"""Smallest loss, so that a loss of 0 has a logarithm."""
 
 
 def smoothed(problem: Problem, losses: Losses) -> Losses:
-    """The losses to choose by.
+    """Return the fitted losses, by part name and packing label.
 
     Args:
         problem: parts and packings.
-        losses: as measured.
+        losses: measured losses.
     """
     alike: defaultdict[tuple[str, tuple[str, ...]], list[Part]] = defaultdict(list)
     for part in problem.free:
@@ -44,7 +44,7 @@ def smoothed(problem: Problem, losses: Losses) -> Losses:
 
 
 def _fitted(losses: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Losses [parts, packings] as products of one factor of each: least squares of the logarithms."""
+    """Fit losses [parts, packings] as part factor x packing factor, by least squares of the logarithms."""
     logs = np.log(np.maximum(np.array(losses), _LEAST))
     found: list[list[float]] = np.exp(logs.mean(1, keepdims=True) + logs.mean(0) - logs.mean()).tolist()
     return found

@@ -15,46 +15,46 @@ _OPTIONS = "--target-size, --target-bits or --max-kl"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes of all tensors of the output, and how they were asked for."""
+    """A target in bytes of all output tensors; `given` is the user's spelling."""
 
     nbytes: int
     given: str = ""
 
     @property
     def text(self) -> str:
-        """The option that asks for it."""
+        """The command-line option of this target."""
         return f"--target-size {self.given or self.nbytes}"
 
     def bytes_of(self, _: Problem) -> int:
-        """Bytes of all tensors."""
+        """Return the target's bytes of all tensors."""
         return self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """Mean bits, scales included, of the weights that are decided on."""
+    """A target in mean bits per weight of the free parts, scales included."""
 
     bits: float
 
     @property
     def text(self) -> str:
-        """The option that asks for it."""
+        """The command-line option of this target."""
         return f"--target-bits {self.bits:g}"
 
     def bytes_of(self, problem: Problem) -> int:
-        """Bytes of all tensors; what is stored once for each weight, its shape, is not counted as bits."""
+        """Return the target's bytes of all tensors; `weight_shape` tensors do not count as bits."""
         return problem.fixed_bytes + problem.shape_bytes + int(self.bits * problem.params / 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Largest mean KL to the original, in nats."""
+    """A target of at most this mean KL to the original, in nats."""
 
     kl: float
 
     @property
     def text(self) -> str:
-        """The option that asks for it."""
+        """The command-line option of this target."""
         return f"--max-kl {self.kl:g}"
 
 
@@ -62,10 +62,10 @@ Target: TypeAlias = Size | Bits | Loss
 
 
 def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Target:
-    """The target that options ask for.
+    """Parse the target options; exactly one must be given.
 
     Raises:
-        UsageError: none or several of them, or one that is no size or no positive number.
+        UsageError: no or several options are given, or the value is no size or no positive number.
     """
     given = [one for one in (size_text, bits, kl) if one is not None]
     if len(given) != 1:
@@ -81,10 +81,10 @@ def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Ta
 
 
 def budget(target: Size | Bits, problem: Problem) -> int:
-    """The bytes of all tensors that a target allows.
+    """Return the bytes of all tensors that a target allows.
 
     Raises:
-        UsageError: it is below the smallest output that there can be, or not below the one that keeps everything.
+        UsageError: the target is below the smallest output, or not below an output that keeps every free part.
     """
     nbytes, smallest, kept = target.bytes_of(problem), problem.smallest_bytes, problem.kept_bytes
     if nbytes < smallest:
@@ -101,7 +101,7 @@ def budget(target: Size | Bits, problem: Problem) -> int:
 
 
 def _exactly(nbytes: int, bits: float) -> str:
-    """A size in all ways in which it can be asked for."""
+    """Format a size in every unit that a target accepts."""
     return f"{size(nbytes)} of tensors ({nbytes} bytes, {bits:.3f} bits a weight)"
 
 

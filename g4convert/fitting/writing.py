@@ -1,11 +1,11 @@
-"""A choice as a plain recipe: bits by role, then as few rules as say what differs.
+"""A choice as a plain recipe: bits by role, then as few rules as possible for the exceptions.
 
     bits: {attention: 8}                          the packing of most kinds of parts of a role
-    rules: [{role, names, layers, bits, ...}]     any other packing of a kind of part, with its layers
-    rules: [{role, layers, bits, ...}]            the same, where all kinds of a role have it in the same layers
+    rules: [{role, names, layers, bits, ...}]     a different packing for one kind of part in some layers
+    rules: [{role, layers, bits, ...}]            a different packing for all kinds of a role in the same layers
 
-A written recipe extends no other, so the same choice is made again from the one file. Whether it says exactly what was
-chosen is not argued: its plan is made, and compared.
+A written recipe extends no other recipe, so the one file reproduces the choice. `plan_of` makes the recipe's plan and
+compares its packings with the choice.
 """
 
 from collections import Counter, defaultdict
@@ -25,14 +25,14 @@ from g4convert.planning.steps import Plan, make_plan
 __all__ = ["plan_of", "recipe_text", "recipe_values"]
 
 _WIDE: Final = 10_000
-"""Columns of a line of YAML: a rule is never broken."""
+"""Width of a YAML line; wide enough that no rule is wrapped."""
 
 
 def recipe_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
-    """The values of the recipe that says an assignment, those that are not defaults.
+    """Return the recipe values for an assignment, without values that equal the defaults.
 
     Args:
-        problem: with the base recipe, whose other values stay.
+        problem: has the base recipe, whose other values are kept.
         assignment: packing of each part.
     """
     base, whole = problem.plan.recipe, _Roles.of(problem, assignment)
@@ -55,10 +55,10 @@ def recipe_values(problem: Problem, assignment: Assignment) -> dict[str, Any]:
 
 
 def plan_of(checkpoint: Checkpoint, values: Mapping[str, Any], problem: Problem, assignment: Assignment) -> Plan:
-    """The plan of a recipe that was written for an assignment.
+    """Make the plan of the recipe written for an assignment, and check it.
 
     Raises:
-        InternalFault: it packs something else.
+        InternalFault: the plan's packings differ from the assignment.
     """
     plan = make_plan(checkpoint, Recipe.model_validate(values))
     packed = {step.weight.name: step.packing for step in plan.quantized}
@@ -74,7 +74,7 @@ def plan_of(checkpoint: Checkpoint, values: Mapping[str, Any], problem: Problem,
 
 
 def recipe_text(values: Mapping[str, Any], comments: Sequence[str]) -> str:
-    """The recipe as YAML: comments first, each rule on a line of its own."""
+    """Write the recipe as YAML: comments first, one line for each rule."""
     lines = [f"# {line}".rstrip() for line in comments]
     for key, value in values.items():
         if key == "rules":
@@ -85,24 +85,24 @@ def recipe_text(values: Mapping[str, Any], comments: Sequence[str]) -> str:
 
 
 def _flow(value: object) -> str:
-    """A value of YAML in one line."""
+    """Dump a value as one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=_WIDE, sort_keys=False).strip()
 
 
 def _bits_of_pack(base: Recipe, role: PackRole) -> int:
-    """Bits that a role has where `bits` says nothing of it."""
+    """Return the bits of a role that `bits` does not list."""
     return base.num_bits if role in base.pack else KEPT_BITS
 
 
 class _Roles:
-    """An assignment by role.
+    """An assignment, grouped by role.
 
     Args:
-        parts: parts of each role that is not kept as a whole.
+        parts: parts of each role; roles that are kept as a whole are left out.
         assignment: packing of each part.
 
     Attributes:
-        common: packing of each role that the fewest exceptions follow from.
+        common: packing of each role that needs the fewest exceptions.
     """
 
     def __init__(self, parts: Mapping[PackRole, Sequence[Part]], assignment: Assignment) -> None:
@@ -111,7 +111,7 @@ class _Roles:
 
     @classmethod
     def of(cls, problem: Problem, assignment: Assignment) -> "_Roles":
-        """Group the parts; a role that the recipe does not pack, and of which nothing is packed, is not said."""
+        """Group the parts by role; leave out roles that neither the recipe nor the assignment packs."""
         recipe, found = problem.plan.recipe, defaultdict[PackRole, list[Part]](list)
         for part in problem.parts:
             found[part.role].append(part)
@@ -123,7 +123,7 @@ class _Roles:
         return cls(said, assignment)
 
     def exceptions(self) -> Iterator[dict[str, Any]]:
-        """Yield the rules for what is not packed as its role is."""
+        """Yield rules for the parts whose packing differs from the common packing of their role."""
         for role, members in self._parts.items():
             layers: dict[Form, dict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
             for part in members:
@@ -135,7 +135,7 @@ class _Roles:
     def _rules(
         self, role: PackRole, members: Sequence[Part], form: Form, by_part: Mapping[str, list[int | None]]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rules for one packing: one for the whole role, if all its parts have it in the same layers."""
+        """Yield rules for one packing: a single rule if all kinds of the role have it in the same layers."""
         patterns = dict.fromkeys(part.unit.pattern for part in members)
         alike = len({tuple(numbers) for numbers in by_part.values()}) == 1 and by_part.keys() == patterns.keys()
         for pattern, numbers in [*by_part.items()][: 1 if alike else None]:
@@ -149,7 +149,7 @@ class _Roles:
 
 
 def _commonest(parts: Sequence[Part], assignment: Assignment) -> Form:
-    """The packing that occurs in the most kinds of parts, of these in the most parts; of equals the first."""
+    """Return the packing of most kinds of parts; ties go to the one with more parts, then to the first."""
     kinds: dict[Form, set[str]] = defaultdict(set)
     counts = Counter(assignment[part.name] for part in parts)
     for part in parts:
@@ -158,12 +158,12 @@ def _commonest(parts: Sequence[Part], assignment: Assignment) -> Form:
 
 
 def _said(form: Form) -> dict[str, Any]:
-    """Bits and group size of a rule."""
+    """Return the `bits` and `group_size` entries of a rule."""
     return {"bits": KEPT_BITS} if form is None else {"bits": form.num_bits, "group_size": form.group_size or "channel"}
 
 
 def _ranges(numbers: Iterable[int | None]) -> str:
-    """Layers as a recipe has them: `0-3,5`."""
+    """Format layer numbers as a recipe does: `0-3,5`."""
     runs: list[list[int]] = []
     for number in sorted(number for number in numbers if number is not None):
         if runs and number == runs[-1][-1] + 1:
