@@ -56,7 +56,7 @@ def candidates_for(shape: Shape, candidates: Sequence[Tile], shared: float = mat
     - are wider than the weight, or have steps of more than twice its rows;
     - give a warp other than 16, 32 or 64 rows of the weight, gate and up counted: fewer, and codes are unpacked twice;
     - have more than 16 rows and more than twice what an expert has, or fewer than 32 and a quarter of what it has;
-    - have sums and words for more than 150 registers, or on two warps more than 32 rows: both spill (`aot`);
+    - have sums and words for more than 150 registers, or on two warps more than 32 rows: both spill (`kernel_aot`);
     - have up to 32 rows, so that memory is the limit, and steps of 64 (32 bytes of a row), no copies on their way
       during a step (two stages), or few programs (8 warps, or 64 rows for a warp);
     - want more memory for the steps on their way than a program may have;

@@ -1,7 +1,7 @@
 """Tiles of a product: a table for each architecture and size, and a user's own before it.
 
 `tiles.json` ships with the package: for each architecture and kernel, tiles by the mean number of rows of an expert,
-smallest first. It was made without a GPU, from what the compiler says (`aot`), so it is safe, not the fastest.
+smallest first. It was made without a GPU, from the compiler's counts (`tools/kernel_aot.py`): safe, not the fastest.
 `autotune.autotune` measures on a GPU and writes a table of exact shapes; it is used where the environment variable
 G4CONVERT_TILES names it. Nothing is measured while a model runs.
 """

@@ -1,25 +1,25 @@
-"""Runs inside the interpreter that has vLLM: loads a checkpoint, notes what no tensor reached, scores prompts.
+"""Program that runs inside vLLM's interpreter: loads a checkpoint, reports unfilled parameters, scores prompts.
 
-One file and a program of its own, started by `engine_vllm` and told what to do in JSON lines; it knows nothing of
-g4convert, whose packages the engine's interpreter need not have. vLLM prints what it likes on stdout and stderr;
-questions and replies have two pipes of their own, whose numbers are the arguments.
+`verification.engine.vllm` starts this file as a program and sends it commands as JSON lines. The file imports nothing
+of g4convert, since the engine's interpreter need not have g4convert's packages. vLLM prints freely on stdout and
+stderr, so questions and replies use two pipes of their own, whose file descriptors are the program's arguments.
 
     {"do": "start", "model", "dtype", "length", "top"}  ->  {"event": "started", ...} or {"event": "failed", ...}
     {"do": "score", "ids", "rows", "media"}             ->  {"event": "scored", "ids", "logprobs"} or "refused"
     end of the pipe                                     ->  the program ends
 
 Missing tensors: vLLM does not look for them in quantized checkpoints. So each parameter and persistent buffer is
-filled with one bit pattern before loading, a NaN or a number that no checkpoint has; where it is left afterwards, no
-tensor came. Scales of attention's cache are left out: checkpoints need not have them.
+filled with a bit pattern before loading: a NaN or a number that no checkpoint has. Where the pattern is left after
+loading, no tensor was loaded. Scales of the attention cache are left out: checkpoints need not have them.
 
-float32 on a CPU: vLLM's 4-bit kernels take half precision only, and its experts one more CPU feature (AMX). There the
-kernels are replaced: words that vLLM's own loader has placed are decoded once, and vLLM's plain products multiply.
+float32 on a CPU: vLLM's 4-bit kernels take half precision only, and its experts also need the CPU feature AMX. So the
+kernels are replaced: the words that vLLM's own loader placed are decoded once, and vLLM's unquantized products run.
 """
 
 import sys
 
 if __name__ == "__main__":
-    sys.path = [path for path in sys.path if path != __file__.rpartition("/")[0]]  # has another `html`
+    sys.path = [path for path in sys.path if path != __file__.rpartition("/")[0]]  # this directory has another `html`
 
 import base64
 import copy
@@ -44,7 +44,7 @@ __all__ = [
 
 _FORMAT = "g4convert"
 _FEW = 8
-"""So many words may look like the pattern by chance."""
+"""Number of int32 words below which matches with the pattern are taken for chance."""
 _PATTERNS = {
     torch.bfloat16: (torch.int16, 0x7FA5),
     torch.float16: (torch.int16, 0x7DA5),
@@ -53,7 +53,7 @@ _PATTERNS = {
     torch.int64: (torch.int64, 0x5A5A5A5B5A5A5A5B),
 }
 _SUPPLIED = {"gemma4": {"default_output_length": 280}, "gemma4_unified": {"num_soft_tokens": 280}}
-"""Keys of a vision config that vLLM's budget of media asks for, and what released configs say."""
+"""Keys of a vision config that vLLM's media budget needs, with the values of released configs."""
 
 state: dict[str, Any] = {
     "phase": "start",
@@ -67,7 +67,7 @@ state: dict[str, Any] = {
 
 
 def watched(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers that a checkpoint must fill, by vLLM's names."""
+    """Return the parameters and persistent buffers that a checkpoint must fill, by vLLM's names."""
     found = {}
     for prefix, module in model.named_modules():
         if hasattr(module, "kv_cache"):
@@ -84,7 +84,7 @@ def watched(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def poison(tensors: dict[str, torch.Tensor]) -> None:
-    """Fill with what no checkpoint has."""
+    """Fill tensors with the bit pattern of their dtype, which no checkpoint has; count dtypes without a pattern."""
     for tensor in tensors.values():
         if tensor.dtype in _PATTERNS:
             bits, pattern = _PATTERNS[tensor.dtype]
@@ -94,7 +94,7 @@ def poison(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def unfilled(tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """Tensors in which the pattern is left, with the share of it."""
+    """Return the tensors in which the pattern is left, with the share of their elements that have it."""
     found = []
     for name, tensor in tensors.items():
         if tensor.dtype in _PATTERNS:
@@ -107,7 +107,7 @@ def unfilled(tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
 
 
 def _watch_loading() -> None:
-    """Register a loader that is vLLM's own, with a look before and after."""
+    """Register a loader that extends vLLM's own: it fills in the pattern before loading and looks for it after."""
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
@@ -127,7 +127,7 @@ def _watch_loading() -> None:
             tensors = watched(model)
             poison(tensors)
             super().load_weights(model, model_config)
-            # some loaders put another tensor in place of the one that was there
+            # collected again: some loaders replace a parameter's tensor
             state["unfilled"] = unfilled(watched(model))
             state["parameters"] = len(tensors) - state["unwatched"]
             if state["unfilled"]:
@@ -138,9 +138,9 @@ def _watch_loading() -> None:
 
 
 def decoded(words: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 words [..., n, k / p] and scales [..., n, k / g] -> weights [..., n, k], of the scales' dtype.
+    """Decode int32 words [..., n, k / p] and scales [..., n, k / g] to weights [..., n, k] of the scales' dtype.
 
-    A word has p codes of so many bits, the first in its lowest ones, each with the offset of symmetric codes.
+    A word has p codes of `bits` bits, the first code in the lowest bits; a code is stored as code + 2^(bits - 1).
     """
     codes = (words[..., None] >> torch.arange(0, 32, bits, dtype=torch.int32)) & (2**bits - 1)
     values: torch.Tensor = (codes - 2 ** (bits - 1)).to(scale.dtype).reshape(*scale.shape, -1)
@@ -148,33 +148,33 @@ def decoded(words: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor
 
 
 def _decoded_rows(ids: torch.Tensor, words: torch.Tensor, scale: torch.Tensor, _: int, bits: int) -> torch.Tensor:
-    """Rows of a packed table, [t] -> [t, k], in place of vLLM's Triton kernel."""
+    """Decode the rows `ids` [t] of a packed table to [t, k], in place of vLLM's Triton kernel."""
     return decoded(words[ids.long()], scale[ids.long()], bits)
 
 
 class _DecodedLinear:
-    """A Linear in place of a 4-bit kernel: decodes the words once and multiplies plainly.
+    """Replacement of a 4-bit Linear kernel: decodes the words once and multiplies by the decoded weight.
 
     Args:
-        config: vLLM's, of the kernel.
+        config: vLLM's configuration of the kernel.
     """
 
     def __init__(self, config: Any, **_: Any) -> None:
         self._bits = config.weight_type.size_bits
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Decode."""
+        """Decode the layer's words, and replace them by the decoded weight."""
         weight = decoded(layer.weight_packed.data, layer.weight_scale.data, self._bits)
         del layer.weight_packed, layer.weight_scale
         layer.register_buffer("decoded", weight, persistent=False)
 
     def apply_weights(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """The product."""
+        """Multiply `x` by the decoded weight."""
         return torch.nn.functional.linear(x, layer.decoded, bias)
 
 
 def _decode_in_place_of_kernels() -> None:
-    """Have vLLM use decoded weights: Linears in torch, experts in its own kernel for plain ones, rows of tables."""
+    """Make vLLM use decoded weights: in torch for Linears and rows of tables, in its unquantized kernel for experts."""
     from vllm.model_executor.layers.fused_moe import UnquantizedFusedMoEMethod
     from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
     from vllm.model_executor.layers.quantization.compressed_tensors import compressed_tensors_embedding as tables
@@ -213,12 +213,12 @@ def _decode_in_place_of_kernels() -> None:
 
 
 def _mend_torchvision() -> None:
-    """Declare operators of torchvision that a wheel for another build of torch cannot bring.
+    """Declare torchvision's operators if its wheel was built for another torch and so cannot register them.
 
-    Its import ends without them, and with it vLLM's whole class of model; the image processors use none of them.
+    Without them torchvision and vLLM's model class cannot be imported; the image processors use none of them.
     """
     try:
-        import torchvision  # noqa: F401 -- only whether it imports
+        import torchvision  # noqa: F401 -- tests only that it imports
     except ImportError:
         return
     except RuntimeError:
@@ -234,10 +234,10 @@ def _mend_torchvision() -> None:
 
 
 def _mend_cpu() -> None:
-    """Remove what stands in the way of pictures and sounds on a CPU.
+    """Patch two functions that fail for pictures and sounds on a CPU.
 
-    The budget for pictures asks torch for the memory of an accelerator; products of oneDNN take rows only that lie
-    without gaps, and the towers' do not.
+    vLLM's media budget asks torch for the memory of an accelerator. oneDNN's products take contiguous rows only, and
+    the rows of the towers are not contiguous.
     """
     from vllm import _custom_ops as operators
 
@@ -249,7 +249,7 @@ def _mend_cpu() -> None:
 
 
 def _supply(config: Any) -> Any:
-    """Look at the config, and add the keys that vLLM cannot do without and the checkpoint has not."""
+    """Add the keys that vLLM needs and the config lacks, and note whether pictures attend to themselves."""
     vision, text = (getattr(config, f"{part}_config", None) for part in ("vision", "text"))
     state["sees_itself"] = getattr(text, "use_bidirectional_attention", None) == "vision"
     for key, value in _SUPPLIED.get(config.model_type, {}).items():
@@ -260,10 +260,10 @@ def _supply(config: Any) -> Any:
 
 
 class Engine:
-    """A vLLM in this process.
+    """vLLM with a loaded checkpoint, in this process.
 
     Args:
-        asked: the message that starts it.
+        asked: the `start` message.
     """
 
     def __init__(self, asked: dict[str, Any]) -> None:
@@ -315,12 +315,12 @@ class Engine:
                 for output in engine.step():
                     found = output.prompt_logprobs or found
         except Exception:
-            engine.abort_request([name])  # by the name that it was given: another id means none to it
+            engine.abort_request([name])  # abort goes by the name given to add_request
             raise
         return [found[row + 1] for row in asked["rows"]]
 
     def _input(self, ids: list[int], media: list[dict[str, Any]], name: str) -> Any:
-        """A prompt as vLLM has it after its processors."""
+        """Return a prompt in the form in which vLLM's processors hand it on."""
         from vllm.inputs.engine import mm_input, tokens_input
 
         if not media:
@@ -340,7 +340,7 @@ class Engine:
 
 
 def _processed(one: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """A picture, sound or video under the names that vLLM's own processor gives: kind, tensors, how they batch."""
+    """Return the kind of a picture, sound or video, its tensors under vLLM's names, and how each is batched."""
     from vllm.multimodal.inputs import MultiModalFieldConfig
 
     given = {key: tensor(value) for key, value in one["tensors"].items()}
@@ -364,18 +364,18 @@ def _processed(one: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]
 
 
 def tensor(sent: dict[str, Any]) -> torch.Tensor:
-    """A tensor from its message: dtype, shape, and bytes in base64."""
+    """Return the tensor that a message describes: dtype, shape, and bytes in base64."""
     content = bytearray(base64.b64decode(sent["bytes"]))
     return torch.frombuffer(content, dtype=getattr(torch, sent["dtype"])).reshape(sent["shape"])
 
 
 def failed(error: BaseException) -> dict[str, Any]:
-    """Return the message for a fault of vLLM's."""
+    """Return the message that reports an exception of vLLM."""
     return {"kind": type(error).__name__, "message": str(error), **state}
 
 
 def serve(questions: Any, replies: Any) -> None:
-    """Answer one question after the other."""
+    """Answer questions until the pipe ends or the start fails."""
 
     def reply(event: str, **content: Any) -> None:
         replies.write(json.dumps({"event": event, **content}) + "\n")
@@ -400,11 +400,11 @@ def serve(questions: Any, replies: Any) -> None:
                 rows = engine.score(asked)
                 true = [row[asked["ids"][place + 1]].logprob for row, place in zip(rows, asked["rows"], strict=True)]
                 ranked = [sorted(row.items(), key=lambda one: -one[1].logprob) for row in rows]
-                width = min(map(len, ranked))  # the next token comes on top where it is none of the likeliest
+                width = min(map(len, ranked))  # a row is one longer where the next token is not among the likeliest
                 ids = [[id_ for id_, _ in row[:width]] for row in ranked]
                 logprobs = [[one.logprob for _, one in row[:width]] for row in ranked]
                 reply("scored", ids=ids, logprobs=logprobs, true=true)
-        except Exception as error:  # noqa: BLE001 -- whatever vLLM raises is told to who asked
+        except Exception as error:  # noqa: BLE001 -- whatever vLLM raises is reported to the parent
             traceback.print_exc()
             reply("failed" if engine is None else "refused", **failed(error))
             if engine is None:

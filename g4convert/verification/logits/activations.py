@@ -1,14 +1,15 @@
-"""Activations of gated modules, on inputs that tell a wrong one, which whole forwards cannot see.
+"""Check of the activation functions of gated modules, on inputs that expose a wrong activation.
 
-Exact GELU for its tanh form differs by 3e-4 of an expert's output on usual inputs, below bf16 rounding; but by 5 to
-45 % where the gate is between -2.7 and -4, and both are nearly zero. So inputs are solved for that put every gate of
-an MLP or expert there (as many as its shape allows), and the answer is compared with what the right activation and
-each wrong one would give, in float32:
+A whole forward hardly shows a wrong activation: exact GELU in place of its tanh form changes an expert's output by
+3e-4 on usual inputs, less than bf16 rounding. Where the gate lies between -4 and -2.7, both forms are nearly zero and
+the output changes by 5 to 45 %. So this module solves for inputs that put every gate of an MLP or expert there (as
+many gates as its shape allows), and compares the output with the outputs of the right activation and of each wrong
+activation, computed in float32:
 
-    c = <answer - right, wrong - right> / |wrong - right|^2     0: right, 1: wrong
+    c = <output - right, wrong - right> / |wrong - right|^2     0: right, 1: wrong
 
-Rounding is spread over all elements and has nearly no part along that one direction. The weights of a layer are
-looked at while it runs inside a forward of both models, which may be streamed.
+Rounding errors spread over all elements, so they have hardly any component along this direction. A layer is probed
+while it runs inside a forward of both models, since the weights of a streamed model exist only then.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,20 +42,20 @@ _WRONG: Final[Mapping[str, Activation]] = {
 }
 _BAND: Final = (-4.0, -2.7)
 _ELEMENTS: Final = 1 << 15
-"""Fewest elements of an answer: the error of a share falls with their root."""
+"""Fewest elements of an output: the standard error of a share falls with the square root of their number."""
 _EXPERTS: Final = 2
 _CERTAIN: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Statistics of a module's output.
+    """Statistics of a gated module's output.
 
     Args:
-        activation: the wrong one that it is most like.
-        share: share of this activation: 0 is the right one, 1 this one.
-        error: standard error of that, from what is left over.
-        sqnr: SQNR of the answer, against the right one, dB.
+        activation: wrong activation that the output is most like.
+        share: share of `activation` in the output: 0 if the right activation was computed, 1 if `activation` was.
+        error: standard error of `share`, from the residual.
+        sqnr: SQNR of the output against that of the right activation, dB.
     """
 
     activation: str
@@ -77,16 +78,16 @@ class _Gated:
 
 
 def activation_answers(reference: Model, candidate: Model, *, dtype: torch.dtype, seed: int = 0) -> dict[str, Answer]:
-    """Probe the gated modules of one decoder layer; both must be in memory.
+    """Probe the gated modules of one decoder layer; the weights of both layers must be in memory.
 
     Args:
-        reference: the layer that is right, with dense weights.
-        candidate: the other one.
-        dtype: in which the candidate runs.
+        reference: decoder layer of the reference, with dense weights.
+        candidate: the same layer of the candidate.
+        dtype: dtype in which the candidate runs.
         seed: seed of the inputs; also chooses the experts that are probed.
 
     Returns:
-        By part of the layer: `mlp`, `experts.7`.
+        The answer of each probed part of the layer, by name: `mlp`, `experts.7`.
     """
     generator = torch.Generator().manual_seed(seed)
     mlp = reference.mlp
@@ -108,13 +109,13 @@ def check_activations(
     """Probe the gated modules of all decoder layers.
 
     Args:
-        reference: the model that is right, to be run; its weights are dense.
-        candidate: the other one, of the same dtype.
-        probe: a short one, only so that layers are loaded.
-        limit: SQNR in dB below which an answer is wrong.
+        reference: the reference model, with dense weights; it is run once on `probe`.
+        candidate: the model to check, of the same dtype.
+        probe: a short probe; its forward serves only to load the layers.
+        limit: SQNR in dB below which an output is wrong.
     """
     found: dict[str, Answer] = {}
-    dtype = candidate.model.config.dtype  # a streamed model's tables keep their stored one
+    dtype = candidate.model.config.dtype  # the embedding tables of a streamed model keep their stored dtype
 
     def visit(number: int, name: str, layer: Model, other: Model) -> None:
         for part, answer in activation_answers(layer, other, dtype=dtype, seed=number).items():
@@ -127,7 +128,7 @@ def check_activations(
 
 @contextmanager
 def _visiting(reference: Model, candidate: Model, visit: Callable[[int, str, Model, Model], None]) -> Iterator[None]:
-    """Show each pair of decoder layers, when the reference's runs inside; streamed weights are there then."""
+    """Call `visit` on each pair of decoder layers while the reference runs; streamed weights are loaded then."""
     others = decoder_layers(candidate)
     with ExitStack() as stack:
         for number, (name, layer) in enumerate(decoder_layers(reference).items()):
@@ -152,14 +153,14 @@ def _visiting(reference: Model, candidate: Model, visit: Callable[[int, str, Mod
 
 
 def _run_expert(experts: Model, expert: int, x: torch.Tensor) -> torch.Tensor:
-    """One expert on all rows [t, h]."""
+    """Run one expert on all rows of `x` [t, h]."""
     chosen = torch.full((len(x), 1), expert, device=x.device)
     answer: torch.Tensor = experts(x, chosen, torch.ones(len(x), 1, device=x.device))
     return answer
 
 
 def _negative(gate: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Rows [t, h] for which gate [i, h] gives what lies in the band; as nearly as it can where i > h."""
+    """Solve for inputs [t, h] whose gate outputs lie in `_BAND`, gate being [i, h]; least squares where i > h."""
     low, high = _BAND
     rows = max(32, _ELEMENTS // gate.shape[1])
     wanted = low + (high - low) * torch.rand(rows, len(gate), generator=generator).to(gate.device)
@@ -179,7 +180,7 @@ def _answer(
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> Answer:
-    """Ask a module, and say which activation it answers like."""
+    """Run a gated module on the solved inputs, and return which wrong activation its output is most like."""
     x = _negative(gated.gate, generator).to(dtype)
     with torch.no_grad():
         right = gated(x.float(), act)
@@ -189,7 +190,7 @@ def _answer(
             way = gated(x.float(), wrong) - right
             size = float(way.square().sum())
             if size < 1e-10 * float(right.square().sum()):
-                continue  # the right one, by another name
+                continue  # the right activation under another name
             share = float((rest * way).sum()) / size
             error = float((rest - share * way).square().mean().sqrt()) / size**0.5
             if abs(share - 1) < abs(best.share - 1) or not best.activation:
@@ -198,7 +199,7 @@ def _answer(
 
 
 def _grouped_answers(answers: Mapping[str, Answer], limit: float) -> Iterator[Finding]:
-    """A finding for each wrong activation with its modules, and one for all that are right."""
+    """Yield one finding for each wrong activation, listing its modules, and one for all right modules."""
     groups: dict[tuple[Severity, str], list[str]] = {}
     for module, answer in answers.items():
         groups.setdefault(_judged(answer, limit), []).append(module)

@@ -1,14 +1,14 @@
 """The module to blame: the ranked table behind "layers.17.experts: 92 % of the KL".
 
-    1. every module on the reference's inputs (`teacher`): which compute something else, and by how much
-    2. masks, positions and embeddings (`inputs`): what no module computes
-    3. one swap at a time: the candidate with that one module, or input, of the reference; how much of the KL to
-       the reference goes away. Nothing swapped, run again, is the control: it must give the same KL as before.
+    1. `teacher` runs every module on the reference's inputs and measures how far its outputs differ.
+    2. `inputs` compares masks, positions and embeddings, which no module computes.
+    3. One module (or input) of the candidate at a time is replaced by the reference's; the KL to the reference that
+       goes away is its share. The unchanged candidate, run again, is the control: its KL must be as before.
 
-Step 1 isolates, step 3 says what it matters; an error of 20 dB in a module that the answer does not depend on is
-no explanation. Where no module stands out, as when four bits cost a little everywhere, the worst layers and the
-parts of the worst are swapped; of a loss, also everything of one role, since that is what a recipe can keep. Shares
-need not sum to 100 %: faults can hide each other, and a layer has its parts' shares, too.
+Step 1 finds wrong modules, step 3 measures their effect: an error of 20 dB in a module on which the logits do not
+depend explains nothing. Where no module stands out, as when four bits cost a little everywhere, the worst layers and
+the parts of the most important layer are swapped. For a loss, all modules of a role are swapped too, since a recipe
+can keep a role. Shares need not sum to 100 %: faults can hide each other, and a layer's share includes its parts'.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +30,11 @@ from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits
 __all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Examined", "blame", "examine"]
 
 LIMITS: Final[Mapping[str, float]] = {"float32": 90.0, "bfloat16": 30.0, "float16": 45.0}
-"""SQNR in dB that a right module has on equal inputs, by the dtype of the forward. Healthy modules have 120 and more
-in float32, 40 to 50 in bf16; exact GELU for the tanh form gives 74."""
+"""Least SQNR in dB of a correct module on equal inputs, by the dtype of the forward. Correct modules have 120 dB and
+more in float32, 40 to 50 in bf16; exact GELU in place of the tanh form gives 74."""
 
 LOSS_LIMIT: Final = 10.0
-"""Least SQNR of weights rounded to four bits, dB; they give 17 and more."""
+"""Least SQNR in dB of a module whose weights are rounded to four bits; sound modules have 17 dB and more."""
 
 _EXPLAINED: Final = 0.5
 
@@ -44,8 +44,8 @@ class Examined:
     """Errors of a candidate on the reference's inputs.
 
     Args:
-        errors: errors of all modules that both have.
-        differences: in masks, positions and embeddings, in words, by place.
+        errors: errors of all modules that both models have.
+        differences: descriptions of the differences in masks, positions and embeddings, by place.
     """
 
     errors: tuple[ModuleError, ...]
@@ -62,12 +62,12 @@ class Blamed:
     """One row of the table.
 
     Args:
-        module: its path, without the prefix of all text modules; `inputs: ...` for what no module computes.
-        share: the part of the KL that goes away when it is the reference's.
-        kl: KL that is left, nats a token.
-        sqnr: SQNR of its outputs on the reference's inputs, dB; nan where not measured.
-        note: difference, in words.
-        kind: `module` that is wrong itself, `inputs`, or where none is: `layer`, `part` of the worst one, `role`.
+        module: path of the module without the prefix of all text modules; `inputs: ...` for an input.
+        share: part of the KL that goes away when the module is replaced by the reference's.
+        kl: KL that is left, nats per token.
+        sqnr: SQNR of the module's outputs on the reference's inputs, dB; nan if not measured.
+        note: description of the difference.
+        kind: `module` (wrong itself), `inputs`, `role`, or, where these explain little, `layer` and `part` of a layer.
     """
 
     module: str
@@ -85,15 +85,15 @@ class Blamed:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """Who is to blame, worst first.
+    """Table of the modules that cause the KL, largest share first.
 
     Args:
-        kl: mean KL on the probes looked at, nothing swapped.
-        control: KL of the unchanged candidate, measured again in the end.
-        rows: the table.
-        compared: number of modules that were given the reference's inputs.
-        probes: names of the probes looked at.
-        predictions: number of predictions that count in them.
+        kl: mean KL of the unchanged candidate on the probes.
+        control: the same KL, measured again after all swaps.
+        rows: rows of the table.
+        compared: number of modules that were run on the reference's inputs.
+        probes: names of the probes.
+        predictions: number of scored predictions in the probes.
     """
 
     kl: float
@@ -105,7 +105,7 @@ class Blame:
 
     @property
     def clear(self) -> bool:
-        """True if one module explains most of it, and measuring it changes nothing."""
+        """True if one row explains at least half of the KL, and the control gave the same KL."""
         return self.control == self.kl and bool(self.rows) and self.rows[0].share >= _EXPLAINED
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,12 +126,12 @@ class Blame:
 
 
 def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe], *, limit: float) -> Examined:
-    """Give every module of a candidate the inputs of its namesake in the reference.
+    """Run every module of a candidate on the inputs of its namesake in the reference.
 
     Args:
-        reference: the model that is right, of the candidate's dtype.
-        candidate: the other one; modules are matched by name.
-        probes: probes that both are run on, one by one.
+        reference: the reference model, of the candidate's dtype.
+        candidate: the model to examine; modules are matched by name.
+        probes: probes that both models are run on, one by one.
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
     """
     words: dict[str, str] = {}
@@ -159,13 +159,13 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
     """Rank the modules of a candidate by how much of its KL they cause.
 
     Args:
-        reference: the model that is right, of the candidate's dtype.
-        candidate: the other one; modules are matched by name.
-        probes: some that show the fault; their logits are kept.
+        reference: the reference model, of the candidate's dtype.
+        candidate: the model to examine; modules are matched by name.
+        probes: a few probes that show the fault; their logits are held in memory.
         examined: result of `examine`.
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
-        swaps: the most modules to swap in each of the two rounds.
-        roles: by name of a role the last part of the path of its modules, to swap in all layers at once.
+        swaps: most modules to swap in each round (culprits, worst layers, parts of a layer).
+        roles: roles to swap in all layers at once: the path of the role's module inside a layer, by name of the role.
 
     Returns:
         The table.
@@ -188,7 +188,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
 def _widely(
     measure: "_Measure", errors: Sequence[ModuleError], kl: float, known: set[str], swaps: int
 ) -> Iterator[Blamed]:
-    """Swap the worst roots, then the parts of the one that matters most."""
+    """Swap the roots with the lowest SQNR, then the parts of the root with the largest share."""
     by_name = {error.name: error for error in errors if error.sqnr != float("inf")}
     worst = sorted((by_name[name] for name in measure.roots if name in by_name), key=lambda error: error.sqnr)
     best: tuple[float, str] = (0.0, "")
@@ -204,7 +204,7 @@ def _widely(
 
 
 class _Measure:
-    """KL to the reference on the chosen probes, with something of the candidate changed."""
+    """Measurement of the candidate's KL to the reference on the chosen probes, with one part of it swapped."""
 
     def __init__(self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe]) -> None:
         self._reference = reference
@@ -217,12 +217,12 @@ class _Measure:
         self.roots = frozenset(roots(candidate.model))
 
     def kl(self, change: AbstractContextManager[None]) -> float:
-        """Mean KL over the response tokens, inside of a change."""
+        """Return the mean KL over the scored tokens while `change` is active."""
         with change:
             return self._kl([self._candidate.run(probe) for probe in self._probes])
 
     def _kl(self, outputs: Sequence[Outputs]) -> float:
-        """Return the mean KL of what the candidate gave; one product makes all logits where one head can."""
+        """Return the mean KL of the candidate's outputs; probes that share a head share one matrix product."""
         parts = joined([one.rows for one in outputs])
         expected, targets = self._logits, [probe.targets for probe in self._probes]
         if len(parts) < len(expected):
@@ -232,7 +232,7 @@ class _Measure:
         return total / len(self._together)
 
     def swapped(self, error: ModuleError, kl: float) -> Blamed:
-        """Put the reference's module in the candidate's place."""
+        """Replace one module of the candidate by the reference's, and return its row of the table."""
         name, note = error.name, ", ".join(error.tensors) and f"differs: {', '.join(error.tensors)}"
         place = self._loaded(name)
         if place != name:
@@ -241,7 +241,7 @@ class _Measure:
         return Blamed(error.label, _share(kl, left), left, error.sqnr, note)
 
     def of_role(self, role: str, leaf: str, kl: float) -> Iterator[Blamed]:
-        """Put the reference's modules of one role in the candidate's place, in every layer."""
+        """Replace the modules of one role in every layer by the reference's, and yield the role's row if possible."""
         layers = decoder_layers(self._candidate.model)
         names = [f"{name}.{leaf}" for name, layer in layers.items() if hasattr(layer, leaf)]
         if not names or any(self._loaded(name) != name for name in names):
@@ -253,7 +253,7 @@ class _Measure:
         yield Blamed(role, _share(kl, left), left, float("nan"), f"{leaf} of {len(names)} layers", "role")
 
     def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
-        """Give the candidate's layers the reference's masks, positions or embeddings: what differs of these."""
+        """Give the candidate's layers those masks, positions or embeddings of the reference that differ, in turn."""
         theirs: list[inputs.Inputs] = []
         for probe in self._probes if differences else ():
             with inputs.recorded(self._reference.model) as expected:
@@ -268,7 +268,7 @@ class _Measure:
             yield Blamed(f"inputs: {place}", _share(kl, left), left, float("nan"), note, "inputs")
 
     def _loaded(self, name: str) -> str:
-        """The module to swap: its root, where weights are loaded only while the root runs."""
+        """Return the module to swap for `name`: its root, if weights are loaded only while the root runs."""
         root = next((root for root in self.roots if name == root or name.startswith(f"{root}.")), name)
         models = self._candidate.model, self._reference.model
         loaded = (tensor for model in models for tensor in model.get_submodule(root).state_dict().values())
@@ -276,7 +276,7 @@ class _Measure:
 
 
 def _share(kl: float, left: float) -> float:
-    """The part of a KL that is gone; an endless one that ends is gone."""
+    """Return the part of `kl` that is gone when `left` is left; 1 if `kl` is infinite and `left` is not."""
     if kl in {0.0, left}:
         return 0.0
     return 1.0 if kl == float("inf") else 1 - left / kl

@@ -1,19 +1,19 @@
-"""Search for the module that computes something else when it is given exactly the reference's inputs.
+"""Search for modules whose outputs differ from the reference's although they are given exactly the same inputs.
 
     reference root (a decoder layer, a tower, an embedder, the head)
         its descendants run:  inputs and outputs are recorded
         the root has run:     the candidate's root is called with the same inputs
             its descendants run:  each is called once more, with the recorded inputs of its namesake
 
-So errors do not travel: a module that differs is wrong itself, or one inside it is. Both models may load their
-layers as they go, since a layer of one runs inside the same layer of the other, and one layer is recorded at a time.
+So errors do not propagate: if a module's outputs differ, the module itself or a module inside it is wrong. Both models
+may be streamed, since a layer of one runs inside the same layer of the other, and one layer is recorded at a time.
 
-As long as roots give equal bits, as the packed path on the CPU does, nothing inside can be wrong: all inside count as
-equal and none is run again. From the first root that differs on, all are looked into.
+As long as the outputs of the roots are bit-equal, as on the packed path on the CPU, their descendants count as equal
+and are not run again. From the first root that differs on, the descendants of every root are compared.
 
-A module is a culprit if its error is above a limit and no module inside it is; an experts module with errors is run
-expert by expert as well. What is computed between the roots (masks, positions, placement of soft tokens) is
-compared by `g4convert.verification.logits.inputs`.
+A module is a culprit if its error is above a limit and that of no module inside it is. An experts module with errors
+is also run expert by expert. `g4convert.verification.logits.inputs` compares what is computed between the roots
+(masks, positions, placement of soft tokens).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -40,10 +40,10 @@ class ModuleError:
     """Error of a candidate's module on the reference's inputs.
 
     Args:
-        name: its dotted path; one expert is `...experts.7`.
-        sqnr: SQNR of its outputs, dB.
-        cosine: cosine of its outputs and the right ones.
-        tensors: its own small tensors (scalars, norms, scales) whose values differ.
+        name: dotted path of the module; a single expert is `...experts.7`.
+        sqnr: SQNR of the module's outputs, dB.
+        cosine: cosine of the module's and the reference's outputs.
+        tensors: names of the module's own small tensors (scalars, norms, scales) whose values differ.
     """
 
     name: str
@@ -53,20 +53,18 @@ class ModuleError:
 
     @property
     def label(self) -> str:
-        """The path without the prefixes that every text module has, and the one tensor that differs."""
+        """The path without the prefix of all text modules, and the name of the differing tensor if there is only one."""
         name = label(self.name)
         return f"{name}.{self.tensors[0]}" if len(self.tensors) == 1 and self.tensors[0] != "weight" else name
 
 
 class Teacher:
-    """Compares modules while the reference runs.
+    """Context manager that compares modules while the reference runs inside it, any number of times.
 
     Args:
-        reference: the model that is right.
-        candidate: the other one, with modules of the same names; those it lacks are not compared.
-        limit: SQNR in dB below which an experts module is looked into.
-
-    Use as a context manager: run the reference inside, as often as wanted.
+        reference: the reference model.
+        candidate: the model to compare; modules are matched by name, and modules that it lacks are not compared.
+        limit: SQNR in dB below which an experts module is run expert by expert.
     """
 
     def __init__(self, reference: Model, candidate: Model, *, limit: float) -> None:
@@ -87,7 +85,7 @@ class Teacher:
         for tower, module in towers(self._reference).items():
             if tower in candidates and not tower.startswith(tuple(closed)):
                 self._hook_root(tower, module, candidates[tower], inside=True)
-                if _is_away(candidates[tower]):  # is loaded as a whole: its layers cannot run alone
+                if _is_away(candidates[tower]):  # the tower is loaded as a whole: its layers cannot run alone
                     closed.append(f"{tower}.")
         for root, module in roots(self._reference).items():
             if root not in candidates or root.startswith(tuple(closed)):
@@ -103,7 +101,7 @@ class Teacher:
         self._stack.close()
 
     def errors(self) -> tuple[ModuleError, ...]:
-        """Every compared module, in the order it first ran."""
+        """Return the errors of all compared modules, in the order in which they first ran."""
         found = []
         for name, sums in self._sums.items():
             metrics: StateMetrics = sums.metrics(name)
@@ -111,7 +109,7 @@ class Teacher:
         return tuple(found)
 
     def _hook(self, module: Model, hook: Callable[..., None]) -> None:
-        # first of all hooks: one that frees a layer comes after
+        # before all other hooks: the hook that frees a streamed layer must run after this one
         self._stack.callback(module.register_forward_hook(hook, prepend=True, with_kwargs=True).remove)
 
     def _hook_root(self, name: str, module: Model, candidate: Model, *, inside: bool) -> None:
@@ -124,12 +122,12 @@ class Teacher:
             self._recorded.setdefault(name, []).append((args, kwargs, [tensor.clone() for tensor in _floats(output)]))
 
     def _give(self, root: str, _module: Model, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-        """The reference's root will run: note what with, before a hook that streams weights changes it."""
+        """Store the inputs of the reference's root before it runs, before a hook that streams weights changes them."""
         if not self._inside:
             self._given[root] = args, kwargs
 
     def _run_root(self, root: str, candidate: Model, module: Model, *rest: Any, inside: bool) -> None:  # noqa: ANN401
-        """The reference's root has run: run the candidate's, `inside` without looking at its descendants."""
+        """Run the candidate's root after the reference's; with `inside`, without comparing its descendants."""
         output = rest[-1]
         if self._inside:
             return
@@ -140,7 +138,7 @@ class Teacher:
             self._inside = inside or self._all_equal
             found = candidate(*given[0], **given[1])
             self._all_equal = self._all_equal and _are_equal(expected, found)
-            if self._inside and not (inside or self._all_equal):  # the first root that differs: look into it
+            if self._inside and not (inside or self._all_equal):  # the first root that differs: compare inside
                 self._inside = False
                 found = candidate(*self._like(args), **self._like(kwargs))
             self._compare(root, expected, found)
@@ -152,7 +150,7 @@ class Teacher:
         self._tensors.setdefault(root, tuple(_differing(module, candidate)))
 
     def _replay(self, name: str, reference: Model, module: Model, *_: object) -> None:
-        """The candidate's module has run inside its root: run it again, as its namesake was run."""
+        """Run the candidate's module again, after it ran inside its root, on the recorded inputs of its namesake."""
         if self._inside or (calls := self._recorded.pop(name, None)) is None:
             return
         self._inside = True
@@ -167,7 +165,7 @@ class Teacher:
             self._inside = False
 
     def _count_as_equal(self) -> None:
-        """Take the outputs recorded inside a root, whose own are equal, for the candidate's."""
+        """Count the modules recorded inside a root as equal, since the outputs of the root are."""
         for name, calls in self._recorded.items():
             for _, _, output in calls:
                 self._compare(name, output, output)
@@ -189,9 +187,9 @@ class Teacher:
 
 
 def like(value: Any, given: Model, model: Model) -> Any:  # noqa: ANN401 -- arguments of any module
-    """Arguments that one model was given, for another: what has the dtype of the one gets that of the other.
+    """Return arguments of one model for another: on its device, tensors of dtype `given.dtype` cast to `model.dtype`.
 
-    Containers are copied, since layers write into some.
+    Containers are copied, since layers write into some of them.
     """
 
     def change(x: torch.Tensor) -> torch.Tensor:
@@ -201,17 +199,17 @@ def like(value: Any, given: Model, model: Model) -> Any:  # noqa: ANN401 -- argu
 
 
 def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, ...]:
-    """The modules that are wrong themselves, worst first.
+    """Return the modules that are wrong and contain no wrong module, worst first.
 
     Args:
-        errors: errors of all modules.
+        errors: errors of all compared modules.
         limit: SQNR in dB below which a module is wrong.
     """
     bad = {error.name: error for error in errors if not error.sqnr >= limit}
     for name in [name for name in bad if name.endswith(".experts")]:
         inner = [other for other in bad if other.rpartition(".")[0] == name and other.rpartition(".")[2].isdecimal()]
         tried = sum(error.name.rpartition(".")[0] == name for error in errors)
-        if len(inner) > 1 and 2 * len(inner) > tried:  # what most experts have is not the fault of one
+        if len(inner) > 1 and 2 * len(inner) > tried:  # most experts are wrong: blame the experts module
             for other in inner:
                 del bad[other]
     leaves = [error for name, error in bad.items() if not any(other.startswith(f"{name}.") for other in bad)]
@@ -219,7 +217,7 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
 
 
 def _is_away(module: Model) -> bool:
-    """Return whether its weights come only when it runs."""
+    """Return whether the module's weights are loaded only while it runs."""
     return any(tensor.is_meta for tensor in module.state_dict().values())
 
 
@@ -230,7 +228,7 @@ def _descendants(root: str, module: Model) -> Iterator[tuple[str, Model]]:
 
 
 def _differing(reference: Model, candidate: Model) -> Iterator[str]:
-    """Names of small tensors that both modules own, with other values."""
+    """Yield the names of small tensors that both modules own and whose values differ."""
     mine, others = (
         dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         for module in (reference, candidate)
@@ -244,7 +242,7 @@ def _differing(reference: Model, candidate: Model) -> Iterator[str]:
 
 
 def _floats(value: object) -> Iterator[torch.Tensor]:
-    """The floating-point tensors in a module's output."""
+    """Yield the floating-point tensors in a module's output, scalars left out."""
     match value:
         case torch.Tensor():
             if value.is_floating_point() and value.ndim:
@@ -258,7 +256,7 @@ def _floats(value: object) -> Iterator[torch.Tensor]:
 
 
 def _are_equal(expected: Sequence[torch.Tensor], found: object) -> bool:
-    """Return whether outputs have the same bits, on whatever devices."""
+    """Return whether two outputs are bit-equal; they may be on different devices."""
     others = list(_floats(found))
     return len(others) == len(expected) and all(
         a.dtype is b.dtype and torch.equal(a, b.to(a.device)) for a, b in zip(expected, others, strict=True)
@@ -270,14 +268,14 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:  # noqa: ANN401
-    """Nested tuples, lists and mappings with every tensor changed; anything else as it is."""
+    """Return a copy of nested tuples, lists and mappings with `change` applied to every tensor."""
     match value:
         case torch.Tensor():
             return change(value)
         case tuple() | list():
             return type(value)(_mapped(item, change) for item in value)
         case MutableMapping():
-            copied = copy(value)  # its class has a meaning to some layers
+            copied = copy(value)  # keeps the class of the mapping, which some layers test
             for key, item in value.items():
                 copied[key] = _mapped(item, change)
             return copied

@@ -3,7 +3,7 @@
     prose code tools non_latin   conversations in the checkpoint's own tokens and chat frame
     long                         the answer stands farther back than the sliding window
     batch                        three lengths in one call, padded on the left
-    image audio video            see probes_media
+    image audio video            see media
     draft                        MTP assistants: states, keys and values that a target hands over
 
 A position counts (`response`) when the token after it is part of the answer: the given one, or the reference's own

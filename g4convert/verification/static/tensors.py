@@ -1,7 +1,7 @@
-"""The tensors of an output: all there, once, in the form that they may have.
+"""Checks of an output's tensors: each is stored exactly once, in an allowed form.
 
-Against the source where there is one: each of its tensors is packed, kept with its dtype and shape, or left out
-for a known reason. Without: against the closed set that the config implies.
+With a source, each of its tensors must be packed, kept with its dtype and shape, or left out for a known reason.
+Without a source, the output must have exactly the tensors that its config implies.
 """
 
 from collections import Counter, defaultdict
@@ -33,17 +33,17 @@ __all__ = [
 _PACKABLE: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.KV_SHARED}
 _ELSEWHERE: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD}
 """Roles that g4convert keeps and that some engines read packed."""
-_SOME: Final = 4  # names in one finding
+_SOME: Final = 4  # most names in one finding
 _AGAIN: Final = "quantize the source again: the file was changed, or its writer lost it"
 _FUSED_ATTENTION: Final = ("q_proj", "k_proj", "v_proj")
 
 
 def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) -> Iterator[Finding]:
-    """Tensors that are lost, stored twice, or of no use.
+    """Yield findings on tensors that are lost, stored twice, misnamed or unknown.
 
     Args:
         contents: tensors of the output.
-        source: tensors of the source; None to expect what the config implies.
+        source: tensors of the source; None to expect the tensors that the config implies.
         text_only: the output is the decoder of a multimodal source.
     """
     expected = _wanted(contents, source, text_only=text_only)
@@ -68,7 +68,7 @@ def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) 
 
 
 def _wanted(contents: Contents, source: Inventory | None, *, text_only: bool) -> dict[str, str]:
-    """Every name that must be there, and why."""
+    """Return the name of every required tensor, with the reason why it is required."""
     if source is None:
         needed = {name: "the config implies it" for name, what in contents.expected.items() if not what.optional}
     else:
@@ -77,7 +77,7 @@ def _wanted(contents: Contents, source: Inventory | None, *, text_only: bool) ->
     layers_with_any = {_layer(name) for name in shared if name in contents.stored}
     for name in shared:
         if _layer(name) not in layers_with_any:
-            needed.pop(name, None)  # all of a layer's may go, and a part of them may not
+            needed.pop(name, None)  # a layer may lack all of these, but not some
         elif source is None:
             needed[name] = "the layer's other keys and values are there"
     return needed
@@ -104,7 +104,7 @@ def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
 
 
 def left_out(contents: Contents, source: Inventory, *, text_only: bool) -> Iterator[Finding]:
-    """The source's tensors that are not in the output for a good reason, by reason."""
+    """Yield one finding for each valid reason why tensors of the source are not in the output."""
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for weight in source.weights:
         name = source.architecture.text_name(weight.name) if text_only else weight.name
@@ -120,7 +120,7 @@ def left_out(contents: Contents, source: Inventory, *, text_only: bool) -> Itera
 
 
 def kept_as_they_were(contents: Contents, source: Inventory | None, *, text_only: bool) -> Iterator[Finding]:
-    """Tensors that are not packed have the dtype and shape they had."""
+    """Yield findings on unpacked tensors whose shape is not the model's or whose dtype is not the source's."""
     weights = dict(_weights(source, text_only=text_only)) if source else {}
     fused_of = {one: name for name, fused in contents.fused.items() for one in fused.names}
     for name, expected in contents.expected.items():
@@ -140,11 +140,11 @@ def kept_as_they_were(contents: Contents, source: Inventory | None, *, text_only
 
 
 def built_plain(contents: Contents, said: Mapping[str, Any]) -> Iterator[Finding]:
-    """Packed modules that engines build unpacked, or that quality does not allow.
+    """Yield findings on packed modules that engines build unpacked, or whose packing costs quality.
 
     Args:
         contents: tensors of the output.
-        said: the recipe in its record: a table that it packs is no surprise.
+        said: the recipe in the output's record; a table that the recipe packs is noted, not warned of.
     """
     chosen = _packed_by(said)
     readable = _readers(contents.architecture)
@@ -167,14 +167,14 @@ def built_plain(contents: Contents, said: Mapping[str, Any]) -> Iterator[Finding
 
 
 def _packed_by(recipe: Mapping[str, Any]) -> set[str]:
-    """Roles that a recipe names to be packed, beside those of `pack`."""
+    """Return the roles that a recipe packs by `bits` or by its rules."""
     rules = recipe.get("rules")
     named = [rule.get("role") for rule in rules if isinstance(rule, dict)] if isinstance(rules, list) else []
     return {*part(recipe, "bits"), *(role for role in named if isinstance(role, str))}
 
 
 def _readers(architecture: Architecture) -> dict[str, list[str]]:
-    """By checkpoint module, the engines that take it packed."""
+    """Return the labels of the engines that accept a module packed or plain, by name of the module."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for contract in CONTRACTS.values():
         for module in contract.modules(architecture):
@@ -185,9 +185,9 @@ def _readers(architecture: Architecture) -> dict[str, list[str]]:
 
 
 def projections_agree(contents: Contents, required: Collection[str]) -> Iterator[Finding]:
-    """Projections that engines fuse into one matrix are stored in the same way.
+    """Yield findings on projections that engines fuse into one matrix but that are stored in different forms.
 
-    Of KV-shared layers SGLang alone builds keys and values; the others leave them.
+    In KV-shared layers only SGLang builds keys and values; the other engines skip these projections.
     """
     remedy = "engines hold them as one matrix: pack all of them or none"
     for owner, names in _fused_groups(contents).items():
@@ -205,7 +205,7 @@ def projections_agree(contents: Contents, required: Collection[str]) -> Iterator
 
 
 def _fused_groups(contents: Contents) -> dict[str, list[str]]:
-    """Weights that engines put into one matrix, by what owns them."""
+    """Return the weights that engines fuse into one matrix, by the module that owns them."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name, expected in contents.expected.items():
         if not expected.linear:
@@ -222,13 +222,13 @@ def _fused_groups(contents: Contents) -> dict[str, list[str]]:
 
 
 def _last(name: str) -> str:
-    """`q_proj`, and of an expert `3.gate_proj`."""
+    """Return the last part of the module's name: `q_proj`; for an expert `3.gate_proj`."""
     module = Name(name).module
     return module.last if module.expert is None else f"{module.expert}.{module.last}"
 
 
 def _form_of(form: Form, k: int) -> str:
-    """Return the form of a stored weight of k columns in a word; empty where a packed one does not tell."""
+    """Describe the form of a stored weight of k columns; empty if a packed weight's shapes do not show its form."""
     if isinstance(form, TensorInfo):
         return "plain"
     words, scale = (form.parts.get(part) for part in ("weight_packed", "weight_scale"))
@@ -250,11 +250,11 @@ def is_cache_scale(name: str) -> bool:
 
 
 def stray_scales(contents: Contents, groups: Mapping[str, DeclaredGroup]) -> Iterator[Finding]:
-    """Scales that the config has no use for: vLLM has no parameter for them.
+    """Yield findings on scales that the config does not provide for: vLLM has no parameter for them.
 
     Args:
-        contents: of the output.
-        groups: the config group of each packed module.
+        contents: tensors of the output.
+        groups: config group of each packed module.
     """
     for name, module in contents.packed.items():
         group = groups.get(Name(name).module)
@@ -270,7 +270,7 @@ _OF_ACTIVATIONS: Final = frozenset({"input_scale", "input_zero_point", "output_s
 
 
 def stray_values(contents: Contents) -> Iterator[Finding]:
-    """Parts of packed modules whose words are gone."""
+    """Yield findings on packed modules that have other parts but no `weight_packed`."""
     for module, parts in contents.torn.items():
         found = f"no weight_packed, only {', '.join(Name(part).last for part in parts)}"
         expected = "weight_packed, weight_scale and weight_shape"

@@ -1,19 +1,19 @@
-"""The inner loop of the weights level, compiled: rows of a source, rows of words and their scales -> sums.
+"""Compiled inner loop of the weights level: adds up sums over rows of a packed weight and of its source.
 
-For each group of g weights w with codes q (zero point taken off) and scale s, three sums say all that is needed:
+For each group of g weights w with codes q (zero point subtracted) and scale s, three sums give all results:
 
     ww = sum w*w    wq = sum w*q    qq = sum q*q
     squared error        sum (w - s*q)^2 = ww - 2*s*wq + s*s*qq
-    its removable part   (wq - s*qq)^2 / qq: what the best scale for the same codes would save; nearly nothing,
+    its removable part   (wq - s*qq)^2 / qq: the error that the best scale for the same codes would save; nearly 0
                          unless the scale belongs to other codes
 
-What the error may be depends on the weights: so the plainest method, rounding to the nearest code with the largest
-weight at the end of the range, is tried on every group, too. No method that only looks at weights does worse.
+The error to expect depends on the weights. So every group is also quantized by plain rounding: to the nearest code,
+with the scale that puts the largest weight at the end of the range. No method that only looks at weights does worse.
 
-Sums of a group are float32, all others float64. A row at a time is in scratch memory, so nothing leaves the cache
-and nothing is allocated: the sums of all its groups first, then what follows from them, so that both loops are over
-whole vectors. Decoding is this module's own: compressed-tensors' needs whole tensors in between, at ten
-times the time; `weights_oracle` holds the two against each other.
+Sums over a group are float32, all others float64. One row at a time is in scratch memory, so the data stay in the
+cache and nothing is allocated. The first loop computes the sums of all groups of the row, the second loop the errors,
+so both are vectorized. The decoder is this module's own: compressed-tensors' decoder builds whole tensors, which
+takes ten times as long; `oracle` compares the two.
 """
 
 from functools import partial
@@ -38,9 +38,9 @@ class Rows(NamedTuple):
 
     Args:
         source: uint16 [r, k], bits of bf16; or uint32 [r, k], bits of fp32.
-        words: uint8 [r, bytes of a row], as stored: the low nibble first.
+        words: uint8 [r, bytes of a row], the packed words as stored: low nibble first.
         scale: float32 [r, groups].
-        zeros: float32 [r, groups]; [0, 0] where there are none.
+        zeros: float32 [r, groups], zero points; [0, 0] for symmetric weights.
     """
 
     source: NDArray[np.uint16] | NDArray[np.uint32]
@@ -50,17 +50,17 @@ class Rows(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A row, and what is known of its groups.
+    """Scratch memory for one row and the sums of its groups.
 
     Args:
-        bits: uint32 [k], the weights' bits.
-        w: float32 [k], the same memory.
-        q: float32 [k], their codes; then those of plain rounding.
-        ww: float32 [groups], as the next three; see the module.
+        bits: uint32 [k], bits of the weights.
+        w: float32 [k], the weights; shares the memory of `bits`.
+        q: float32 [k], the stored codes; later the codes of plain rounding.
+        ww: float32 [groups], <w, w> of each group, see the module's docstring; all fields below have this form.
         wq: <w, q> of each group.
         qq: <q, q> of each group.
         peak: largest magnitude of each group.
-        scale: scale of plain rounding of each group; 0 where there is none.
+        scale: scale of plain rounding of each group; 0 if it is not finite.
         error: squared error of plain rounding of each group.
     """
 
@@ -76,7 +76,7 @@ class Scratch(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Relative squared errors of a group: up to `exact` it has none, above `lost` rounding cannot explain it."""
+    """Limits of a group's relative squared error: exact up to `exact`; too large for any rounding above `lost`."""
 
     exact: np.float32
     lost: np.float32
@@ -86,9 +86,10 @@ class Sums(NamedTuple):
     """Sums over tiles.
 
     Args:
-        totals: float64 [5]: squared weights, squared errors, their removable part, the last two of plain rounding.
-        counts: int64 [8]: exact groups, lost groups, zero codes, saturated codes, scales that are not finite, scales
-            of 0 whose weights are not, zero codes and saturated codes of plain rounding.
+        totals: float64 [5]: squared weights, squared errors, their removable part; squared errors of plain rounding,
+            their removable part.
+        counts: int64 [8]: exact groups, lost groups, zero codes, saturated codes, scales that are not finite, zero
+            scales of groups with nonzero weights; zero codes, saturated codes of plain rounding.
     """
 
     totals: NDArray[np.float64]
@@ -97,7 +98,7 @@ class Sums(NamedTuple):
 
 @jit
 def measure_rows(rows: Rows, num_bits: int, limits: Limits, scratch: Scratch, sums: Sums) -> None:
-    """Add the sums of every group of some rows to `sums`."""
+    """Add the sums over all groups of `rows` to `sums`."""
     half = np.float32((1 << (num_bits - 1)) - _HALF)
     for row in range(rows.source.shape[0]):
         _load(rows.source[row], scratch.bits)
@@ -119,12 +120,12 @@ def _load(source: NDArray[np.uint16] | NDArray[np.uint32], bits: NDArray[np.uint
 
 @jit
 def decode(words: NDArray[np.uint8], num_bits: int, codes: F32) -> None:
-    """The codes of a row, signed.
+    """Decode the signed codes of a row into `codes`.
 
     Args:
-        words: uint8, the bytes of the row's words, which may have room for more codes than there are.
+        words: uint8, the bytes of the row's words; the last word may be partly unused.
         num_bits: 4 or 8.
-        codes: float32 [k]; is filled.
+        codes: float32 [k], the output.
     """
     k = codes.size
     if num_bits == 4:
@@ -140,8 +141,8 @@ def decode(words: NDArray[np.uint8], num_bits: int, codes: F32) -> None:
 
 @partial(jit, reorder=True)
 def _count_codes(codes: F32, half: np.float32, counts: NDArray[np.int64]) -> None:
-    """Count codes that stand for 0, and codes at either end: those, and no others, are half a code from `half`."""
-    zero, ends = _ZERO, _ZERO  # a row has fewer than 2^24
+    """Count zero codes and saturated codes; |code + 1/2| equals `half` for codes at either end and for no others."""
+    zero, ends = _ZERO, _ZERO  # exact in float32: a row has fewer than 2^24 codes
     for i in range(codes.size):
         zero += _ONE if codes[i] == _ZERO else _ZERO
         ends += _ONE if abs(codes[i] + _HALF) == half else _ZERO
@@ -151,7 +152,7 @@ def _count_codes(codes: F32, half: np.float32, counts: NDArray[np.int64]) -> Non
 
 @jit
 def _add_dots(zeros: F32, row: int, scratch: Scratch) -> None:
-    """Fill in ww, wq, qq and the peak of each group."""
+    """Compute ww, wq, qq and the peak of each group."""
     g = scratch.w.size // scratch.ww.size
     for group in range(scratch.ww.size):
         begin, end = group * g, (group + 1) * g
@@ -163,7 +164,7 @@ def _add_dots(zeros: F32, row: int, scratch: Scratch) -> None:
 
 @partial(jit, reorder=True)
 def _dots(w: F32, q: F32, zero: np.float32) -> tuple[np.float32, np.float32, np.float32]:
-    """Ww, wq and qq of a group whose codes count from `zero`."""
+    """Return ww, wq and qq of a group with zero point `zero`."""
     ww, wq, qq = _ZERO, _ZERO, _ZERO
     for i in range(w.size):
         code = q[i] - zero
@@ -175,7 +176,7 @@ def _dots(w: F32, q: F32, zero: np.float32) -> tuple[np.float32, np.float32, np.
 
 @jit
 def _peak(bits: NDArray[np.uint32]) -> np.float32:
-    """The largest magnitude: those of fp32 are in the order of their bits, infinity and NaN above all."""
+    """Return the largest magnitude; the bits of fp32 magnitudes sort as their values do, with infinity and NaN last."""
     peak = np.uint32(0)
     for i in range(bits.size):
         peak = max(peak, np.uint32(bits[i] & _MAGNITUDE))
@@ -184,7 +185,7 @@ def _peak(bits: NDArray[np.uint32]) -> np.float32:
 
 @partial(jit, reorder=True)
 def _add_groups(scales: F32, limits: Limits, scratch: Scratch, sums: Sums) -> None:
-    """Judge every group by its sums and its scale."""
+    """Compute the error of every group from its sums and its scale, and add it to `sums`."""
     signal, total, removable = 0.0, 0.0, 0.0
     exact, lost, infinite, zero = 0, 0, 0, 0
     for group in range(scales.size):
@@ -193,11 +194,11 @@ def _add_groups(scales: F32, limits: Limits, scratch: Scratch, sums: Sums) -> No
         s = _ZERO if is_bad else scales[group]
         gradient = wq - s * qq
         error = ww - s * (wq + gradient)  # ww - 2 s wq + s s qq
-        if error < _ZERO:  # noqa: PLR1730 -- false of what is no number, which must stay one
+        if error < _ZERO:  # noqa: PLR1730 -- the comparison is false for NaN, which must stay NaN
             error = _ZERO
         signal += np.float64(ww)
         total += np.float64(error)
-        removable += np.float64(gradient * gradient / max(qq, _QUARTER))  # qq of codes is 0, or at least 1
+        removable += np.float64(gradient * gradient / max(qq, _QUARTER))  # qq is 0 or at least 1
         exact += error <= limits.exact * ww
         lost += error > limits.lost * ww
         infinite += is_bad
@@ -213,7 +214,7 @@ def _add_groups(scales: F32, limits: Limits, scratch: Scratch, sums: Sums) -> No
 
 @jit
 def _round(half: np.float32, scratch: Scratch) -> None:
-    """Round each group to the nearest codes of the scale that puts its largest weight at the end; overwrites codes."""
+    """Apply plain rounding to each group: its largest weight at the end of the range. Overwrites `scratch.q`."""
     g = scratch.w.size // scratch.ww.size
     for group in range(scratch.ww.size):
         scale = _bf16(scratch.peak[group] / half)
@@ -230,7 +231,7 @@ def _round(half: np.float32, scratch: Scratch) -> None:
 def _rounded(
     w: F32, q: F32, scale: np.float32, inverse: np.float32, half: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
-    """Round a group into `q`; wq, qq and the sum of (w - s q)^2, which 8 bits leave too small for a difference."""
+    """Round a group into `q`; return wq, qq and sum (w - s*q)^2, which is too small at 8 bits to get from ww and wq."""
     wq, qq, error = _ZERO, _ZERO, _ZERO
     for i in range(w.size):
         code = min(max(np.rint(w[i] * inverse), -half - _HALF), half - _HALF)
@@ -244,7 +245,7 @@ def _rounded(
 
 @partial(jit, reorder=True)
 def _add_plain(scratch: Scratch, sums: Sums) -> None:
-    """Add up plain rounding; a group without a scale has none."""
+    """Add the errors of plain rounding to `sums`; the error of a group whose scale is 0 counts as 0."""
     total, removable = 0.0, 0.0
     for group in range(scratch.ww.size):
         s, qq = scratch.scale[group], scratch.qq[group]
@@ -257,7 +258,7 @@ def _add_plain(scratch: Scratch, sums: Sums) -> None:
 
 @jit
 def _bf16(x: np.float32) -> np.float32:
-    """Rounded to the nearest bf16, to even where two are."""
+    """Round to the nearest bf16, ties to even."""
     bits = np.uint32(np.float32(x).view(np.uint32))
     bits += np.uint32(0x7FFF) + ((bits >> _SIXTEEN) & np.uint32(1))
     rounded: np.float32 = np.uint32(bits & np.uint32(0xFFFF0000)).view(np.float32)

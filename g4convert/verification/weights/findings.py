@@ -1,4 +1,4 @@
-"""Findings about weights: a few one by one, many of one kind and cause as one."""
+"""Findings about weights: a few are reported one by one; many are merged by kind of weight and cause."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +10,11 @@ from g4convert.verification.weights.rows import Row
 __all__ = ["QUANTIZE_AGAIN", "error_text", "listed", "percent", "span"]
 
 _SINGLE: Final = 12
-"""So many findings of a check stand alone; of more, those of a kind are one."""
+"""Most findings of a check that are reported one by one; more than these are merged by kind and cause."""
 QUANTIZE_AGAIN: Final = "quantize the source again: this weight was damaged, packed wrongly, or is of another source"
 
 
-def listed(  # noqa: PLR0913, PLR0917 -- a finding has as many parts
+def listed(  # noqa: PLR0913, PLR0917 -- a finding has this many parts
     code: str,
     severity: Severity,
     rows: Sequence[Row],
@@ -23,7 +23,7 @@ def listed(  # noqa: PLR0913, PLR0917 -- a finding has as many parts
     cause: Callable[[Row], str] | None = None,
     remedy: str = QUANTIZE_AGAIN,
 ) -> Iterator[Finding]:
-    """A few findings one by one; many of one kind and cause with one text, so that they become one."""
+    """Yield a finding for each of a few rows; for many rows, one merged finding for each kind and cause."""
     kinds: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         kinds[row.kind, cause(row) if cause else ""].append(row)
@@ -36,16 +36,16 @@ def listed(  # noqa: PLR0913, PLR0917 -- a finding has as many parts
 
 
 def error_text(rows: Sequence[Row]) -> str:
-    """The relative errors of some weights, from the smallest to the largest."""
+    """Return the range of the relative errors of some weights as text."""
     return f"relative error {span(sorted(row.error for row in rows))}"
 
 
 def span(values: Sequence[float]) -> str:
-    """`1.2 %`, or `1.2 % to 3.4 %`."""
+    """Return the range of sorted shares as text: `1.2 %`, or `1.2 % to 3.4 %`."""
     low, high = percent(values[0]), percent(values[-1])
     return low if low == high else f"{low} to {high}"
 
 
 def percent(share: float) -> str:
-    """A share in percent, with three digits."""
+    """Return a share in percent, with three significant digits."""
     return f"{100 * share:.3g} %"

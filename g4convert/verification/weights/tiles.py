@@ -1,7 +1,7 @@
-"""Measures packed weights against their source, tile by tile: what is read once, everything is counted from.
+"""Measurement of packed weights against their source, tile by tile; every byte is read once.
 
-A tile is some rows, read as numpy arrays of the stored bytes; `weights_compiled` adds up its sums. Nothing larger
-than a tile is ever held.
+A tile is a few rows, read as numpy arrays of the stored bytes; `compiled` adds up its sums. No more than a tile is
+held in memory.
 
 Letters: n out_features, k in_features, g group_size, b num_bits, r rows of a tile.
 """
@@ -21,10 +21,10 @@ from g4convert.verification.weights.compiled import Limits, Rows, Scratch, Sums,
 __all__ = ["Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
 
 _TILE: Final = 1 << 19
-"""Weights of a tile: 1 MiB of bf16."""
+"""Number of weights in a tile: 1 MiB of bf16."""
 
 _EXACT: Final = 2.0**-15
-"""Relative squared error of a group that is exact: a product and a scale rounded to bf16 lose at most 2^-16."""
+"""Largest relative squared error of an exact group: rounding a product and a scale to bf16 costs at most 2^-16."""
 
 _STORED: Final = {DType.BF16: np.uint16, DType.F16: np.float16, DType.F32: np.float32, DType.I32: np.int32}
 
@@ -37,11 +37,11 @@ class Place:
     """Place of a 2-D tensor: rows of `shape[1]` elements from byte `begin` of a file.
 
     Args:
-        files: the checkpoint's.
-        file: the file.
-        begin: offset of the first row.
+        files: reader of the checkpoint's files.
+        file: name of the file.
+        begin: offset of the first row, bytes.
         shape: [rows, columns].
-        dtype: as stored.
+        dtype: stored dtype.
     """
 
     files: Reader
@@ -51,7 +51,7 @@ class Place:
     dtype: DType
 
     def rows(self, begin: int, end: int) -> NDArray[Any]:
-        """Rows [begin, end), [r, columns]: int32, float32, float16, or uint16 for the bits of bf16."""
+        """Read rows [begin, end) as [r, columns]: int32, float32, float16, or uint16 with the bits of bf16."""
         width = self.shape[1] * self.dtype.itemsize
         raw = self.files.read(self.file, self.begin + begin * width, (end - begin) * width)
         return np.frombuffer(raw, dtype=_STORED[self.dtype]).reshape(end - begin, self.shape[1])
@@ -62,13 +62,13 @@ class PackedPair:
     """A packed weight and its source.
 
     Args:
-        name: name of the module, as written.
-        weight: the source's weight.
+        name: name of the module in the output.
+        weight: the weight in the source.
         num_bits: 4 or 8.
         source: place of the source, [n, k].
         words: place of the packed words, [n, k * b / 32].
         scale: place of the scales, [n, groups].
-        zero_point: place of packed zero points, [n * b / 32, groups]; None without.
+        zero_point: place of the packed zero points, [n * b / 32, groups]; None for symmetric weights.
     """
 
     name: str
@@ -81,7 +81,7 @@ class PackedPair:
 
     @property
     def group(self) -> int:
-        """Weights that share a scale."""
+        """Number of weights that share a scale."""
         return self.source.shape[1] // self.scale.shape[1]
 
 
@@ -92,8 +92,8 @@ class Tile:
     Args:
         words: int32 [r, words], as stored.
         scale: float32 [r, groups].
-        zeros: float32 [r, groups], zero points; [0, 0] without.
-        source: the bits of the weights, [r, k]: uint16 of bf16, uint32 of fp32.
+        zeros: float32 [r, groups], zero points; [0, 0] for symmetric weights.
+        source: bits of the source's weights, [r, k]: uint16 for bf16, uint32 for fp32.
         num_bits: 4 or 8.
     """
 
@@ -106,26 +106,26 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Sums over a weight; two halves of a weight add up to the whole.
+    """Sums over rows of a weight; the sums of its parts add up to the sums of the whole.
 
     Args:
         weights: number of weights.
         groups: number of groups.
         signal: sum of squared weights.
         error: sum of squared errors.
-        removable: the part of it that other scales would save.
-        exact_groups: groups that are exact but for rounding to bf16.
-        lost_groups: groups whose error is larger than rounding can make it.
-        zero_codes: codes that stand for 0.
-        saturated_codes: codes at either end.
-        bad_scales: scales that are not finite.
-        zero_scales: scales of 0 whose weights are not 0.
-        plain_error: sum of squared errors of rounding the same groups to the nearest code.
-        plain_removable: the part of it that other scales would save.
-        plain_zero: codes that stand for 0 then.
-        plain_saturated: codes at either end then.
-        one_word: the one word that all words are, or None.
-        one_value: the bits of the one value that all source weights are, or None.
+        removable: part of `error` that the best scales for the same codes would save.
+        exact_groups: number of groups that are exact up to rounding to bf16.
+        lost_groups: number of groups whose error is too large for any rounding.
+        zero_codes: number of codes that stand for 0.
+        saturated_codes: number of codes at either end of the range.
+        bad_scales: number of scales that are not finite.
+        zero_scales: number of zero scales of groups with nonzero weights.
+        plain_error: sum of squared errors of plain rounding of the same groups.
+        plain_removable: part of `plain_error` that the best scales for the same codes would save.
+        plain_zero: number of codes of plain rounding that stand for 0.
+        plain_saturated: number of codes of plain rounding at either end of the range.
+        one_word: the packed word, if all words are equal; else None.
+        one_value: the bits of the source's value, if all its weights are equal; else None.
     """
 
     weights: int = 0
@@ -163,7 +163,7 @@ class Measured:
 
     @property
     def plain_relative_error(self) -> float:
-        """Relative error, had every group been rounded to the nearest code."""
+        """Relative error of plain rounding: every group rounded to the nearest code."""
         return self.plain_error / self.signal if self.signal else 0.0
 
 
@@ -177,7 +177,7 @@ def measure(pair: PackedPair, begin: int, end: int) -> Measured:
 
 
 def read_tile(pair: PackedPair, begin: int, end: int) -> Tile:
-    """Rows [begin, end) as they are stored."""
+    """Read rows [begin, end) of a packed weight and of its source."""
     return Tile(
         words=pair.words.rows(begin, end),
         scale=_float(pair.scale.rows(begin, end)),
@@ -188,12 +188,12 @@ def read_tile(pair: PackedPair, begin: int, end: int) -> Tile:
 
 
 def _float(stored: NDArray[Any]) -> F32:
-    """Scales as float32, which holds every bf16 and fp16."""
+    """Convert stored scales to float32, which is exact for bf16 and fp16."""
     return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
 
 
 def _bits(stored: NDArray[Any]) -> Bits:
-    """The source as the compiled loop reads it."""
+    """Return the bits of the source's weights: uint16 for bf16, uint32 of the values as fp32 for other dtypes."""
     if stored.dtype == np.uint16:
         return stored
     bits: NDArray[np.uint32] = stored.astype(np.float32, copy=False).view(np.uint32)
@@ -201,7 +201,7 @@ def _bits(stored: NDArray[Any]) -> Bits:
 
 
 def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
-    """Zero points of rows [begin, end); they are packed along the rows."""
+    """Read the zero points of rows [begin, end); they are packed along the rows."""
     if pair.zero_point is None:
         return np.empty((0, 0), np.float32)
     b = pair.num_bits
@@ -215,7 +215,7 @@ def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
 
 
 def measure_tile(tile: Tile) -> Measured:
-    """Measure a tile."""
+    """Return the sums over a tile."""
     k, groups = tile.source.shape[1], tile.scale.shape[1]
     bits = np.empty(k, np.uint32)
     scratch = Scratch(bits, bits.view(np.float32), np.empty(k, np.float32), *np.empty((6, groups), np.float32))
@@ -247,18 +247,18 @@ def measure_tile(tile: Tile) -> Measured:
 
 
 def _largest_error(num_bits: int, group: int) -> float:
-    """Relative error that no rounded group exceeds.
+    """Return the relative squared error that no rounded group exceeds.
 
-    With a scale of max|w| / half, half being 7.5 of int4, no weight is off by more than half a scale, so the error is
-    at most g / (2 * half)^2 of the largest weight alone; a searched scale does not do worse. Methods that round some
-    weights up to make good for others may: they get a quarter more, and never less than 0.3 of int4.
+    With scale max|w| / half, where half is 7.5 for int4, no weight is off by more than half a scale. So the squared
+    error is at most g / (2 * half)^2 times the largest squared weight; a searched scale does no worse. Methods that
+    round some weights away to compensate others may exceed it: the limit adds a quarter, and is at least 0.3 for int4.
     """
     steps = (1 << num_bits) - 1
     return max(1.25 * group / steps**2, 0.3 * (15 / steps) ** 2)
 
 
 def _only(values: NDArray[Any]) -> int | None:
-    """The number that all are, or None."""
+    """Return the value that all elements have, or None if they differ."""
     first = values[0, 0]
     return None if values[0, -1] != first or not (values == first).all() else int(first)
 
@@ -267,10 +267,10 @@ def place(files: Reader, stored: StoredTensor, rows: int, number: int = 0) -> Pl
     """Return the place of a matrix: a stored 2-D tensor, or one of the matrices stacked in a 3-D one.
 
     Args:
-        files: the checkpoint's.
-        stored: the tensor.
-        rows: rows of the matrix.
-        number: number of matrices that lie before it.
+        files: reader of the checkpoint's files.
+        stored: the stored tensor.
+        rows: number of rows of the matrix.
+        number: number of matrices stacked before this matrix.
     """
     info = stored.info
     begin = stored.begin + number * rows * info.shape[-1] * info.dtype.itemsize
