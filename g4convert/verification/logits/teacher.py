@@ -53,7 +53,7 @@ class ModuleError:
 
     @property
     def label(self) -> str:
-        """The path without the prefix of all text modules, and the name of the differing tensor if there is only one."""
+        """Path without the prefix of all text modules, and the name of the differing tensor if there is only one."""
         name = label(self.name)
         return f"{name}.{self.tensors[0]}" if len(self.tensors) == 1 and self.tensors[0] != "weight" else name
 
