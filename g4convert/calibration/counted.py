@@ -1,6 +1,6 @@
-"""Calls one unquantized layer with all sequences, and adds up the squares of what its Linears are given.
+"""Runs one unquantized layer on all sequences, and adds up the squares of its Linears' inputs.
 
-A layer with experts is called twice, first up to its experts and then with what they gave; see `counted_experts`.
+A layer with experts runs twice: first to record the experts' inputs, then with their output; see `counted_experts`.
 
 Letters: s sequences, t tokens, h hidden size.
 """
@@ -25,12 +25,12 @@ F32 = NDArray[np.float32]
 
 
 class Counted:
-    """One layer and all sequences.
+    """Statistics of one layer over all sequences.
 
     Args:
         replay: gives the layer and its arguments.
         number: number of the layer.
-        pool: threads that take a sequence each; torch has to run on one thread in them.
+        pool: threads that each take a sequence; torch must run single-threaded in them.
     """
 
     def __init__(self, replay: Replay, number: int, pool: Executor) -> None:
@@ -41,10 +41,10 @@ class Counted:
 
         Args:
             states: inputs of the layer, [s, t, h]; not changed.
-            out: filled with what it gives, [s, t, h].
+            out: filled with the layer's output, [s, t, h].
 
         Returns:
-            The sums of what its Linears are given.
+            Sums of squares of the Linears' inputs.
         """
         with torch.no_grad(), self._replay.layer(self._number) as layer:
             if not hasattr(layer, "experts"):
@@ -67,7 +67,7 @@ class Counted:
         routed: Routed | None = None,
         added: F32 | None = None,
     ) -> Sums:
-        """Call the layer with each sequence."""
+        """Run the layer on each sequence, fill `out`, and return the sums."""
         total: Sums = {}
         for s, (given, sums) in self._called(layer, states, routed, added):
             out[s] = given[0].numpy()
@@ -75,7 +75,7 @@ class Counted:
         return total
 
     def _to_experts(self, layer: Any, states: F32, routed: Routed) -> tuple[Sums, Given]:  # noqa: ANN401
-        """Call the layer for what it gives its experts."""
+        """Run the layer on each sequence; return the sums and the recorded inputs of the experts."""
         total: Sums = {}
         given = Given.make(self._replay.states, states.shape, self._replay.config.top_k_experts)
         for _, (_, sums) in self._called(layer, states, routed, None, note=given.note):
@@ -91,7 +91,7 @@ class Counted:
         *,
         note: Callable[[int, Any], None] | None = None,
     ) -> Iterator[tuple[int, tuple[torch.Tensor, Sums]]]:
-        """Outputs of the layer for each sequence, and the sums of its inputs, in order."""
+        """Yield the layer's output and the sums for each sequence, in order."""
         hooks = Hooks({f"layers.{self._number}.{path}": module for path, module in _first_to_take(layer)})
         arguments, shared = self._replay.arguments[self._number], Shared(self._replay, layer)
         per_layer, length = self._replay.per_layer(self._number), states.shape[1]
@@ -115,7 +115,7 @@ class Counted:
 
 
 def _first_to_take(layer: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Linears of a layer that are the first to take their inputs, by path; the router is never packed."""
+    """Yield path and Linear once for each distinct input; skip the router, which is never packed."""
     for path, module in layer.named_modules():
         if isinstance(module, torch.nn.Linear) and not path.startswith("router") and source_of(path) == path:
             yield path, module

@@ -1,8 +1,8 @@
-"""Runs the experts of an unquantized layer one by one, and adds up the squares of what each is given.
+"""Runs the experts of an unquantized layer one by one, and adds up the squares of each expert's inputs.
 
     router --notes normed states, experts, weights--> files --rows of one expert--> gate, up, down --> added, in order
 
-The inputs of all experts are the same normed states, so they are kept once; an expert is read when it is its turn.
+All experts read the same normed states, so these are kept once; the weights of an expert are read at its turn.
 
 Letters: s sequences, t tokens, h hidden size, k experts of a token, e experts.
 """
@@ -31,23 +31,23 @@ I64 = NDArray[np.int64]
 
 
 class Routed(torch.nn.Module):
-    """Stands where the experts of a layer do: takes note of what they are given, or gives what they gave."""
+    """Replacement of a layer's experts: records their inputs, or returns their recorded output."""
 
     def __init__(self) -> None:
         super().__init__()
         self._thread = local()
 
     def begin(self, gives: torch.Tensor | None) -> None:
-        """Begin in this thread."""
+        """Set the output [t, h] to return in this thread; None returns zeros."""
         self._thread.gives = gives
 
     def noted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Normed states [t, h], experts [t, k] and weights [t, k] of this thread."""
+        """Return this thread's recorded states [t, h], experts [t, k] and router weights [t, k]."""
         noted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._thread.noted
         return noted
 
     def forward(self, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """[t, h] -> [t, h]."""
+        """Record the inputs and return the output that `begin` set, [t, h]."""
         self._thread.noted = states, index, weights
         gives: torch.Tensor | None = self._thread.gives
         return torch.zeros_like(states) if gives is None else gives
@@ -55,12 +55,12 @@ class Routed(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Inputs of the experts of a layer, of all sequences.
+    """Inputs of a layer's experts for all sequences.
 
     Args:
-        states: normed, [s, t, h].
-        index: experts of each token, [s, t, k].
-        weights: of these, [s, t, k].
+        states: normed states, [s, t, h].
+        index: expert numbers of each token, [s, t, k].
+        weights: router weights of these experts, [s, t, k].
     """
 
     states: F32
@@ -69,7 +69,7 @@ class Given:
 
     @classmethod
     def make(cls, states: States, shape: tuple[int, ...], top_k: int) -> "Given":
-        """Room for it in files."""
+        """Make the arrays, in files."""
         of = (*shape[:2], top_k)
         return cls(
             states.make(f"{SCRATCH}experts-states", shape),
@@ -78,7 +78,7 @@ class Given:
         )
 
     def note(self, s: int, given: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-        """Keep that of one sequence."""
+        """Store the inputs of sequence `s`: states, index, weights."""
         self.states[s], self.index[s], self.weights[s] = (one.numpy() for one in given)
 
 
@@ -92,14 +92,14 @@ def run_counted(
     """Run the experts of a layer.
 
     Args:
-        replay: reads their weights.
+        replay: reads the experts' weights.
         number: number of the layer.
-        experts: for its activation; it holds no weights.
-        given: their inputs.
-        pool: threads that take an expert each.
+        experts: the layer's module, used for its activation only.
+        given: inputs of the experts.
+        pool: threads that each take an expert.
 
     Returns:
-        What they add [s, t, h], and the sums of what they are given.
+        Output of the experts [s, t, h], and the sums of squares of their inputs.
     """
     path = f"layers.{number}.experts."
     added = replay.states.make(f"{SCRATCH}experts-added", given.states.shape)
@@ -130,7 +130,7 @@ def run_counted(
 
 
 def _reader(replay: Replay, number: int) -> Callable[[str, int], torch.Tensor]:
-    """Reads a weight of one expert, float32."""
+    """Return a function that reads one expert's weight, float32, by name and expert number."""
     filling = replay.stream.filling
     prefix = next(
         name.removesuffix("gate_up_proj")

@@ -1,16 +1,16 @@
 """Quantizes the experts of a layer, each on the tokens that were routed to it.
 
-The inputs of all experts are the same normed states, so they are kept once; the H of an expert is formed when it is
-its turn, from the rows of its tokens. Holding all of them at once would take gigabytes a layer.
+All experts read the same normed states, so these are kept once. The H of an expert is formed at its turn, from the rows
+of its tokens; the H of all experts at once would take gigabytes a layer.
 
-    routing     by the router, which keeps its weights, on the states behind the quantized attention
-    gate, up    one H: that of the expert's rows, plus a prior of as many tokens as there are columns
-    down        on what the quantized gate and up give for the same rows, plus a prior from tokens spread over the
-                sequences, run through the expert
-    output      added to the layer's, times the router's weight, expert after expert
+    routing     by the unquantized router, on the states behind the quantized attention
+    gate, up    one H for both: from the expert's rows, plus a prior that weighs as many tokens as there are columns
+    down        on the output of the quantized gate and up for the same rows, plus a prior from tokens spread over the
+                sequences and run through this expert
+    output      expert after expert, times the router's weight, added up
 
-The prior is what an expert with few or no tokens has; damping is by its own tokens. An expert of whose rows fewer than
-32 judge is judged on other tokens' rows.
+An expert with few or no tokens is quantized on the prior; damping counts its own tokens. An expert with fewer than 32
+judging rows is judged on the rows of other tokens.
 
 Letters: t tokens, h hidden size, e an expert, k experts of a token.
 """
@@ -40,12 +40,12 @@ def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN
     """Quantize the experts of a layer, if the recipe packs them, and run them.
 
     Args:
-        work: the layer's.
-        layer: with its router and norms, without its experts.
-        states: behind the attention, [samples, length, h].
+        work: quantization of the layer.
+        layer: the layer with its router and norms, without the experts' weights.
+        states: states behind the attention, [samples, length, h].
 
     Returns:
-        What the experts add, [samples, length, h].
+        Output of the experts, [samples, length, h].
     """
     out = work.replay.states.make(_OUT, states.shape)
     experts = _Experts(work, layer, states.reshape(-1, states.shape[-1]))
@@ -61,7 +61,7 @@ def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN
 
 
 class _Experts:
-    """The experts of one layer, and who is routed to them."""
+    """The experts of one layer, and the tokens routed to each."""
 
     def __init__(self, work: "LayerPass", layer: Any, states: F32) -> None:  # noqa: ANN401
         self._work, self._layer, self._states = work, layer, states
@@ -73,12 +73,12 @@ class _Experts:
         self._judging: NDArray[np.bool_] = np.repeat(judges, length)
 
     def inputs(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Normed states of some tokens, [t, h]."""
+        """Return the normed states of the tokens `rows`, [t, h]."""
         normed: torch.Tensor = self._layer.pre_feedforward_layernorm_2(torch.from_numpy(self._states[rows]))
         return normed
 
     def quantize(self, out: F32) -> None:
-        """Quantize each expert and add what it gives to `out` [t, h]."""
+        """Quantize each expert and add its output to `out` [t, h]."""
         training, judging = np.flatnonzero(~self._judging), np.flatnonzero(self._judging)
         whole = self._moments(training)
         sample, judges = _spread(training, len(whole.h)), _spread(judging, 512)
@@ -93,7 +93,7 @@ class _Experts:
             out[token] += added.numpy() * self.weights[token, place, None]
 
     def _gate_up(self, expert: int, seen: "_Rows", whole: Moments) -> "_Rows":
-        """Quantize gate and up; the inputs of down."""
+        """Quantize gate and up; return the inputs of down."""
         moments = seen.moments(self._work)
         k = len(moments.h)
         moments.blend(whole.h, k / max(whole.tokens, 1))
@@ -120,7 +120,7 @@ class _Experts:
         return found
 
     def _moments(self, rows: NDArray[np.int64]) -> Moments:
-        """Sum over all tokens, as if they were routed to one expert."""
+        """Return the moments of the tokens `rows`, as if all were routed to one expert."""
         moments = Moments(self._states.shape[1], self._work.pool)
         for some in np.array_split(rows, max(1, len(rows) // 4096)):
             moments.add(self.inputs(some).numpy())
@@ -129,24 +129,24 @@ class _Experts:
 
 
 class _Rows:
-    """Hidden rows on their way through one expert.
+    """Inputs of a Linear of one expert.
 
     Args:
-        rows: rows of the expert's tokens, [t, k], in their order.
-        held: mask of the rows that judge.
-        sample: rows of tokens spread over all sequences: the prior.
-        others: rows of tokens that judge, whoever they are routed to.
+        rows: rows of the tokens routed to the expert, [t, k], in token order.
+        held: mask of the judging rows among them, bool [t].
+        sample: rows of tokens spread over all sequences, for the prior.
+        others: judging rows spread over all sequences, routed to any expert.
     """
 
     def __init__(self, rows: torch.Tensor, held: NDArray[np.bool_], sample: torch.Tensor, others: torch.Tensor) -> None:
         self.rows, self.held, self.sample, self.others = rows, held, sample, others
 
     def mapped(self, call: Any) -> "_Rows":  # noqa: ANN401
-        """Return the same tokens with a function applied to their rows."""
+        """Apply `call` to all rows."""
         return _Rows(call(self.rows), self.held, call(self.sample), call(self.others))
 
     def moments(self, work: "LayerPass") -> Moments:
-        """Sum over the rows that do not judge."""
+        """Return the moments of the expert's rows that do not judge."""
         moments = Moments(self.rows.shape[1], work.pool)
         moments.add(self.rows.numpy()[~self.held])
         moments.finish()
@@ -154,7 +154,7 @@ class _Rows:
 
     @property
     def judging(self) -> F32:
-        """The rows that judge."""
+        """Judging rows of the expert, or `others` if there are fewer than 32."""
         own: F32 = self.rows.numpy()[self.held]
         others: F32 = self.others.numpy()
         return own if len(own) >= _JUDGES else others
@@ -165,7 +165,7 @@ def _split(states: F32, length: int) -> list[F32]:
 
 
 def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """So many of them, spread evenly."""
+    """Return `count` of the rows, spread evenly, or all rows if there are fewer."""
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]

@@ -79,7 +79,7 @@ def _weight(head: Head) -> torch.Tensor:
 
 
 def _drawn(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and their shares of some rows of logits, float32 [r, V]; all of a small vocabulary."""
+    """Return tokens and shares, [r, m], drawn by logits, float32 [r, V]; a small vocabulary is taken whole."""
     chances = logits.softmax(-1)
     if chances.shape[-1] <= _LIKELIEST + _DRAWN:
         return torch.arange(chances.shape[-1]).expand_as(chances), chances.double()

@@ -1,11 +1,12 @@
-"""Sources of each tensor of a transformers model: the stored tensors, and what is done to them.
+"""Sources of each tensor of a transformers model: stored tensors, and how to combine them.
 
-    Rows      stored tensors, one below the other: a plain weight, an expert's share of a 3-D parameter, packed words
-    Dense     packed weights, dequantized, one below the other
+    Rows      stored tensors, concatenated by rows: a plain weight, an expert's share of a 3-D parameter, packed words
+    Dense     packed weights, dequantized and concatenated by rows
+    Constant  a scalar that no file holds
 
-Names on the left are those of the model's `state_dict()`; on the right, whatever the checkpoint calls them. Experts
-are one by one or fused, in both forms, and become the two 3-D tensors (or buffers) that the model has.
-Dequantizing is compressed-tensors' unpacking here; the packed path (`modules`) has its own, so each checks the other.
+Keys are names of the model's `state_dict()`; pieces hold the checkpoint's names. Stored experts are single or fused,
+plain or packed, and become the model's two 3-D tensors (or buffers).
+`Dense` unpacks with compressed-tensors; the packed path (`modules`) has its own code, so each checks the other.
 """
 
 import struct
@@ -43,10 +44,10 @@ _WORDS, _SCALE, _SHAPE, _ZERO = "weight_packed", "weight_scale", "weight_shape",
 
 
 class TensorFiles:
-    """Reads tensors of a checkpoint through the safetensors library; files are mapped, not copied.
+    """Reader of a checkpoint's tensors through the safetensors library; files are mapped, not copied.
 
-    A tensor keeps its file mapped as long as it lives, also after the reader is gone. So a reader of its own for
-    each part that comes and goes lets the pages go with the part.
+    A tensor keeps its file mapped as long as it lives, even after its reader is gone. So each part that is loaded and
+    freed uses its own reader: its pages are unmapped with it.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -54,7 +55,7 @@ class TensorFiles:
         self._files: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """A stored tensor."""
+        """Read a stored tensor."""
         file = self._checkpoint.tensors[name].file
         if file not in self._files:
             self._files[file] = safe_open(self._checkpoint.path / file, framework="pt")
@@ -64,14 +65,14 @@ class TensorFiles:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Stored tensors one below the other, cast to the dtype of their place.
+    """Stored tensors, concatenated by rows and cast on reading.
 
     Args:
-        names: as stored.
-        shape: shape of the whole tensor.
-        dtype: as stored.
-        stored: the shape of what is stored, where its axes are in another order: see `axes`.
-        axes: the order in which they are wanted.
+        names: names of the stored tensors, in order.
+        shape: shape of the model's tensor.
+        dtype: stored dtype.
+        stored: shape before the permutation `axes`; empty if the order of axes is the model's.
+        axes: permutation of the stored axes; empty if none.
     """
 
     names: tuple[str, ...]
@@ -81,7 +82,7 @@ class Rows:
     axes: tuple[int, ...] = ()
 
     def read(self, files: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor; a single one that needs no cast is the mapped file itself."""
+        """Read the tensor; a single stored tensor that needs no cast stays mapped."""
         parts = [files[name] for name in self.names]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.axes:
@@ -89,7 +90,7 @@ class Rows:
         return whole.view(self.shape).to(dtype)
 
     def part(self, files: TensorFiles, number: int, dtype: torch.dtype) -> torch.Tensor:
-        """One of the first axis, such as an expert's weight; the others are not read."""
+        """Read entry `number` of the first axis, such as one expert's weight; others only if they must be joined."""
         each, more = divmod(len(self.names), self.shape[0])
         if each and not more:
             mine = self.names[number * each : (number + 1) * each]
@@ -103,12 +104,12 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """Packed weights of one scheme that make one tensor.
+    """Packed weights of one scheme that form one tensor of the model.
 
     Args:
-        modules: the stored ones, in order: one Linear, the experts one by one, or all experts in one.
-        scheme: scheme of each member.
-        shape: shape of the dense whole: [n, k], or [e, n, k].
+        modules: stored modules, in order: one Linear, single experts, or all experts fused.
+        scheme: scheme of every module.
+        shape: shape of the dense tensor: [n, k], or [e, n, k].
     """
 
     modules: tuple[PackedModule, ...]
@@ -122,12 +123,12 @@ class PackedGroup:
 
     @property
     def groups(self) -> int:
-        """Scales of a row."""
+        """Number of scales per row."""
         return self.modules[0].parts[_SCALE].shape[-1]
 
     @property
     def parts(self) -> Iterator[tuple[str, Rows]]:
-        """`packed`, `scale` and perhaps `zero_point`, as they are stored, stacked to [e, ...] for experts."""
+        """Yield `packed`, `scale` and, if stored, `zero_point`, each with its rows; experts are stacked to [e, ...]."""
         for part in (_WORDS, _SCALE, _ZERO):
             infos = [module.parts[part] for module in self.modules if part in module.parts]
             if infos:
@@ -139,7 +140,7 @@ class PackedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """Packed weights, dequantized."""
+    """Packed weights that are dequantized on reading."""
 
     group: PackedGroup
 
@@ -149,7 +150,7 @@ class Dense:
         return self.group.shape
 
     def read(self, files: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
-        """`scale * (code - zero_point)`, multiplied in `dtype`."""
+        """Read `scale * (code - zero_point)`, multiplied in `dtype`."""
         whole = torch.empty(self.shape, dtype=dtype)
         rows = whole.view(-1, self.shape[-1])
         begin = 0
@@ -163,7 +164,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A single value that no file has."""
+    """A scalar that no file holds."""
 
     value: float
     dtype: DType
@@ -174,16 +175,16 @@ class Constant:
         return ()
 
     def read(self, _: TensorFiles, dtype: torch.dtype) -> torch.Tensor:
-        """The value."""
+        """Return the value as a tensor."""
         return torch.tensor(self.value, dtype=dtype)
 
 
 Piece = Rows | Dense | Constant
-"""Source of a tensor of the model."""
+"""Source of one tensor of the model."""
 
 
 def _each(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Mapping[str, torch.Tensor]]]:
-    """Rows and tensors of each weight; those of a fused expert tensor one by one."""
+    """Yield row count and tensors of each weight; a fused expert tensor is split into single experts."""
     words = tensors[_WORDS]
     if words.ndim == 2:
         yield words.shape[0], tensors
@@ -193,7 +194,7 @@ def _each(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Mapping[st
 
 
 def _dequantize(tensors: Mapping[str, torch.Tensor], num_bits: int, out: torch.Tensor) -> None:
-    """Fill `out` [n, k]."""
+    """Dequantize one packed weight into `out` [n, k]."""
     from compressed_tensors.compressors.pack_quantized.helpers import (  # noqa: PLC0415 -- 3 s; packed models need none
         unpack_from_int32,
     )
@@ -209,12 +210,12 @@ def _dequantize(tensors: Mapping[str, torch.Tensor], num_bits: int, out: torch.T
 
 
 def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[Misfit]) -> dict[str, Rows | PackedGroup]:
-    """The source of each tensor of the model; a packed Linear's is under the name of its weight.
+    """Return the source of each tensor of the model; a packed Linear is keyed by the name of its weight.
 
     Args:
         checkpoint: the opened directory.
         contents: tensors of the checkpoint.
-        problems: is added to: what is missing, of another shape, or packed in a way that is not read.
+        problems: is added to: tensors that are missing, have another shape, or are packed in an unreadable way.
     """
     found: dict[str, Rows | PackedGroup] = {}
     fused = {one for experts in contents.fused.values() for one in experts.names}
@@ -238,7 +239,7 @@ def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[Misfit]
 
 
 def _moved(form: Form, expected: Expected) -> Rows | None:
-    """A convolution with channels last."""
+    """Return the source of a convolution that is stored with channels last; None for any other tensor."""
     if not expected.convolution or isinstance(form, PackedModule) or form.shape != expected.channels_last:
         return None
     last = len(form.shape) - 1
@@ -246,7 +247,7 @@ def _moved(form: Form, expected: Expected) -> Rows | None:
 
 
 def _stacked(forms: tuple[Form, ...], experts: FusedExperts) -> Rows | None:
-    """Gate and up of all experts in a tensor [e, i, k] each, for one [e, 2i, k]."""
+    """Join gate and up, stored as one tensor [e, i, k] each, to [e, 2i, k]; None for any other form."""
     e, rows, k = experts.shape
     each = (e, rows // len(experts.projections), k)
     names = dict.fromkeys(form.name for form in forms if isinstance(form, TensorInfo) and form.shape == each)
@@ -261,7 +262,7 @@ def _in_model(contents: Contents, name: str) -> str:
 
 
 def _experts(contents: Contents, experts: FusedExperts) -> tuple[Form, ...]:
-    """The stored tensors of a fused projection; nothing when one is missing, which is a problem already noted."""
+    """Return the stored tensors of a fused projection; empty if one is missing, which is reported already."""
     forms = [contents.stored.get(name) for name in experts.names]
     one = forms[0]
     if one is not None and all(form == one for form in forms):
@@ -288,7 +289,7 @@ def _piece(
 
 
 def _share(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """The shape of one of `count` tensors that are stacked to `shape`: all of it, or [n, k] of [e, rows, k]."""
+    """Return the shape of each of `count` tensors stacked to `shape`: `shape` itself, or [n, k] of [e, rows, k]."""
     return shape if count == 1 else (prod(shape[:-1]) // count, shape[-1])
 
 
@@ -309,7 +310,7 @@ def _packed(
 
 
 def _stated_shape(checkpoint: Checkpoint, module: PackedModule, shape: tuple[int, ...]) -> str:
-    """Return the fault of the stored `weight_shape`; empty where there is none."""
+    """Return the fault of the stored `weight_shape`; empty if it is right or not stored."""
     info = module.parts.get(_SHAPE)
     if info is None or module.fused:
         return ""

@@ -1,17 +1,17 @@
-"""Runs a model a part at a time: a decoder layer, a tower or the head has memory only while it runs.
+"""Runs a model part by part: the weights of a decoder layer, a tower or the head are in memory only while it runs.
 
-The model's own forward stays as it is; masks, rotary tables, shared keys and values, per-layer inputs and softcap are
-transformers'. Hooks do the rest:
+The model's own forward is unchanged; masks, rotary tables, shared keys and values, per-layer inputs and softcap are
+transformers'. Hooks load and free the weights:
 
     decoder layer, tower, head    before its forward: read from the files; after it: back to meta
-    embedding tables              before: the rows that are asked for, as a small table; after: the mapped file
+    embedding tables              before: only the looked-up rows, as a small table; after: the mapped file
 
-What is not copied (tables and head of a bf16 model on bf16 files, on the CPU) stays mapped and is left alone. A
-streamed model gives the same bits as a resident one, since the same modules multiply the same numbers.
+Tensors that need no copy (tables and head of a bf16 model on bf16 files, on the CPU) stay mapped. A streamed model
+gives the same bits as a resident one, since the same modules multiply the same numbers.
 
-`run_together` runs many forwards with one pass over the weights. Each runs in a thread of its own, one thread at a
-time: before a part, a thread waits until all others are at a part, too; then the earliest part is loaded, once, and
-all that wait for it go on. It works for any calls that use the model, such as prefill and decode with a cache.
+`run_together` runs many forwards with one pass over the weights. Each forward has its own thread, and one thread runs
+at a time: it stops before each part until all other threads have stopped, too. Then the earliest part is loaded once,
+and all threads waiting for it run on. This works for any calls of the model, such as prefill and decode with a cache.
 """
 
 import contextvars
@@ -40,12 +40,12 @@ _TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A module that comes and goes.
+    """A module whose weights are loaded before it runs and freed after it.
 
     Args:
         name: dotted path.
-        order: when a forward reaches it.
-        tensors: name of each tensor it needs, and of the one to read for it: its own, or the embedding's.
+        order: position in a forward.
+        tensors: names of its tensors, each with the name of the tensor to read: its own, or the embedding's if tied.
     """
 
     name: str
@@ -54,15 +54,15 @@ class _Part:
 
 
 class Stream:
-    """Loads the parts of one model as they are needed; at most one is there at any time.
+    """Loader of one model's parts; at most one part is in memory at any time.
 
     Args:
-        model: on meta.
+        model: model on the meta device.
         filling: source of its tensors.
 
     Attributes:
         filling: source of its tensors.
-        loads: count of reads of each part.
+        loads: number of loads by part name.
     """
 
     def __init__(self, model: Model, filling: Filling) -> None:
@@ -74,12 +74,12 @@ class Stream:
 
     @classmethod
     def attach(cls, model: Model, filling: Filling, *, tied: bool) -> None:
-        """Fill what stays, put hooks on what comes and goes.
+        """Fill the resident tensors, and hook the tables and parts that are loaded on demand.
 
         Args:
-            model: on meta.
+            model: model on the meta device.
             filling: source of its tensors.
-            tied: whether the head is the embedding.
+            tied: whether head and embedding share one weight.
         """
         stream = cls(model, filling)
         tables = _tables(model, filling)
@@ -97,15 +97,15 @@ class Stream:
 
     @property
     def live(self) -> str | None:
-        """The part that is in memory."""
+        """Name of the part in memory; None if there is none."""
         return self._live.name if self._live else None
 
     def head_weight(self) -> torch.Tensor | None:
-        """The weight of the head as the file has it, mapped; None where the head does not come and go."""
+        """Return the head's stored weight, mapped; None if the head is not loaded on demand."""
         return None if self._head is None else self._filling.stored(self._head)
 
     def free(self) -> None:
-        """Let the part that is in memory go."""
+        """Free the part in memory: its tensors go back to meta."""
         if self._live:
             for name in self._live.tensors:
                 put(self._model, name, self._empty(name))
@@ -142,7 +142,7 @@ class Stream:
         return torch.empty_like(self._model.get_parameter(name), device="meta") if place is None else place
 
     def _gather(self, name: str) -> None:
-        """Let an embedding look its rows up in the mapped file, and cast and move only those."""
+        """Hook an embedding: it looks its rows up in the mapped file, and only these rows are cast and moved."""
         table = self._filling.stored(name)
         dtype = self._filling.places[name].dtype
         put(self._model, name, table)
@@ -162,7 +162,7 @@ class Stream:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps what each thread has freed, here a thread for each probe."""
+    """Return freed memory to the system: glibc keeps the memory that each thread, one per probe, has freed."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -175,22 +175,22 @@ def stream_of(model: Model) -> Stream | None:
 
 
 def _is_assistant(model: Model) -> bool:
-    """Drafters read the head's weight without running the head; they are small."""
+    """Return whether the model is a drafter: it is small, and reads the head's weight without running the head."""
     return bool(model.config.model_type.endswith("assistant"))
 
 
 def _tables(model: Model, filling: Filling) -> list[str]:
-    """Embedding tables that would have to be copied as a whole.
+    """Return the names of the embedding tables whose rows are looked up in the file, since a copy would be large.
 
-    On a GPU only the per-layer one, which is larger than all else: a row of the other is read by transformers' own
-    forward (that of padding, in place of soft tokens), so it has to be there.
+    On a GPU this is only the per-layer table, the largest tensor: transformers' forward reads the other table's padding
+    row directly, in place of soft tokens, so that table stays resident.
     """
     tables = () if _is_assistant(model) else _TABLES if filling.device.type == "cpu" else _TABLES[1:]
     return [name for name in filling.pieces if name.endswith(tables) and filling.is_copied(name)]
 
 
 def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool) -> list[_Part]:
-    """Everything that comes and goes, in the order of a forward."""
+    """Return the parts that are loaded on demand, in the order of a forward."""
     layers = model.get_decoder().layers
     prefix = next(name for name, module in model.named_modules() if module is layers)
     names = [name for name in _TOWERS if any(piece.startswith(f"{name}.") for piece in filling.pieces)]
@@ -207,11 +207,11 @@ def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool)
 
 
 class _AbandonedError(BaseException):
-    """Raised in a thread whose companions have failed."""
+    """Raised in a thread to end it after another thread has failed."""
 
 
 class _Worker(threading.Thread, Generic[T]):
-    """One call, run in turns: `step` runs it up to the next part, or to its end."""
+    """Thread of one call, run in turns: `step` runs the call up to the next part or to its end."""
 
     def __init__(self, call: Callable[[], T]) -> None:
         super().__init__(daemon=True, name="forward")
@@ -226,7 +226,7 @@ class _Worker(threading.Thread, Generic[T]):
         self.start()
 
     def run(self) -> None:
-        """Run the whole call in the thread, in turns."""
+        """Run the call, in the thread; starts with the first `step`."""
         self._go.acquire()
         try:
             if not self._abandoned:
@@ -238,7 +238,7 @@ class _Worker(threading.Thread, Generic[T]):
         self._back.release()
 
     def wait_for(self, part: _Part) -> None:
-        """Give the turn back, in the thread, until the part's time has come."""
+        """Give the turn back, in the thread, until `part` is next."""
         self.at = part
         self._back.release()
         self._go.acquire()
@@ -246,10 +246,10 @@ class _Worker(threading.Thread, Generic[T]):
             raise _AbandonedError
 
     def step(self) -> None:
-        """Let it run up to the next part.
+        """Run the call up to the next part or to its end.
 
         Raises:
-            BaseException: the error of the call.
+            BaseException: any error of the call.
         """
         self._go.release()
         self._back.acquire()
@@ -257,7 +257,7 @@ class _Worker(threading.Thread, Generic[T]):
             raise self.error
 
     def abandon(self) -> None:
-        """Make it end, and wait for that."""
+        """End the thread and wait for its end."""
         self._abandoned = True
         while self.is_alive():
             self._go.release()
@@ -265,12 +265,11 @@ class _Worker(threading.Thread, Generic[T]):
 
 
 def run_together(model: Model, calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Run calls that each run the model; if it is streamed, with one pass over its weights.
+    """Run calls of a model; a streamed model is read once for all of them.
 
     Args:
         model: model that the calls run.
-        calls: functions without arguments, run in threads by turns: what one changes while it runs, such as
-            `sys.stderr`, the others see.
+        calls: functions without arguments, run by turns in threads; they share global state such as `sys.stderr`.
 
     Returns:
         The results, in the order of the calls.
