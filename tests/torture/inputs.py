@@ -12,7 +12,7 @@ from runs import Ended, Run, fault_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Inputs"]
+__all__ = ["Inputs", "fit", "gptq"]
 
 _RECIPE = """\
 extends: w4a16-g32
@@ -31,12 +31,15 @@ class Inputs:
 
     Args:
         source: a checkpoint.
+        tokens: a calibration file.
+        losses: what `fit` has measured with it.
         place: a directory to make.
         chance: decides everything.
     """
 
-    def __init__(self, source: Path, place: Path, chance: random.Random) -> None:
-        self._source, self._place, self._chance = source, place, chance
+    def __init__(self, source: Path, tokens: Path, losses: Path, place: Path, chance: random.Random) -> None:
+        self._source, self._tokens, self._losses = source, tokens, losses
+        self._place, self._chance = place, chance
         self._ended: dict[str, Counter[int]] = {}
         self._rounds = 0
         self.faults: list[str] = []
@@ -48,6 +51,8 @@ class Inputs:
             "source, quantize": self._quantized,
             "recipe": self._recipe,
             "output": self._verified,
+            "tokens, quantize": self._calibrated,
+            "losses, fit": self._fitted,
         }
 
     def round(self) -> None:
@@ -97,6 +102,40 @@ class Inputs:
         path.write_text(damage_text(_RECIPE, self._chance), encoding="utf-8")
         return self._run(["plan", str(self._source), "-r", str(path), "--json"])
 
+    def _calibrated(self) -> Ended:
+        """A calibration file that is damaged."""
+        path = self._damaged_file(self._tokens, "tokens.safetensors")
+        shutil.rmtree(self._place / "made", ignore_errors=True)
+        shutil.rmtree(self._place / "made.partial", ignore_errors=True)
+        return self._run(
+            ["quantize", str(self._source), "-o", str(self._place / "made"), *gptq(path), "-q", "--verify", "none"]
+        )
+
+    def _fitted(self) -> Ended:
+        """A damaged file of losses, or damaged tokens, and a recipe that is there whole or not at all."""
+        tokens, losses = self._tokens, self._losses
+        if self._chance.random() < 0.5:
+            tokens = self._damaged_file(tokens, "tokens.safetensors")
+        else:
+            losses = self._damaged_file(losses, "losses.json")
+        recipe = self._place / "fitted.yaml"
+        recipe.unlink(missing_ok=True)
+        ended = self._run(fit(self._source, recipe, tokens, losses))
+        if recipe.exists() != (ended.status == 0):
+            self.faults.append(f"round {self._rounds}: exit {ended.status} and a recipe: {recipe.exists()}")
+        return ended
+
+    def _damaged_file(self, of: Path, name: str) -> Path:
+        """A copy of a file with one damage; JSON is as often text that is cut about."""
+        path = self._place / name
+        path.unlink(missing_ok=True)
+        shutil.copy(of, path)
+        if path.suffix == ".json" and self._chance.random() < 0.5:
+            path.write_text(damage_text(path.read_text(encoding="utf-8"), self._chance), encoding="utf-8")
+        else:
+            damage(path, self._chance)
+        return path
+
     def _verified(self) -> Ended:
         copy, path = self._damaged(self._out, "damaged")
         before = (self._out / path.relative_to(copy)).read_bytes()
@@ -105,3 +144,26 @@ class Inputs:
         if path.suffix == ".safetensors" and not ended.status and not same:
             self.faults.append(f"round {self._rounds}: a damaged {path.name} verifies")
         return ended
+
+
+def gptq(tokens: Path) -> list[str]:
+    """Options of `quantize` for a method that looks at what layers are given.
+
+    Args:
+        tokens: the calibration file.
+    """
+    return ["-r", "w4a16-g32-gptq", "--calibration", str(tokens)]
+
+
+def fit(source: Path, recipe: Path, tokens: Path, losses: Path) -> list[str]:
+    """The command that chooses bits, from measured losses as far as they are there.
+
+    Args:
+        source: a checkpoint.
+        recipe: the recipe to write.
+        tokens: the calibration file.
+        losses: the file of measured losses.
+    """
+    measured = ["--calibration", str(tokens), "--sensitivities", str(losses), "--rows", "2", "--tokens", "8"]
+    choices = ["--choice", "4:32", "--choice", "8:channel", "--method", "minmax", "--workers", "1"]
+    return ["fit", str(source), "-o", str(recipe), "--target-bits", "5", *measured, *choices, "-q", "--overwrite"]

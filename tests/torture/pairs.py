@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from damage import damage
@@ -23,10 +24,11 @@ class Pairs:
         source: the checkpoint that is converted.
         place: a directory to make.
         chance: decides everything but when the operating system lets a process run.
+        options: of `quantize`.
     """
 
-    def __init__(self, source: Path, place: Path, chance: random.Random) -> None:
-        self._source, self._place, self._chance = source, place, chance
+    def __init__(self, source: Path, place: Path, chance: random.Random, options: Sequence[str] = ()) -> None:
+        self._source, self._place, self._chance, self._options = source, place, chance, options
         self._damages: Counter[str] = Counter()
         self._ended: Counter[int] = Counter()
         self._rounds, self._killed, self._continued = 0, 0, 0
@@ -73,7 +75,7 @@ class Pairs:
         more = ["--overwrite"] if overwrite else []
         log = self._place / f"log-{len(list(self._place.glob('log-*')))}"
         log.touch()
-        rest = ["-q", "--verify", "none", "--workers", "2", *more]
+        rest = ["-q", "--verify", "none", "--workers", "2", *self._options, *more]
         return Run.start(["quantize", str(self._source), "-o", str(self._out), *rest], log)
 
     def _finish(self) -> None:

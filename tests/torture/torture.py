@@ -4,9 +4,10 @@
     make torture ROUNDS=500             as for docs/concepts/hostile.md
 
 A round of pairs takes a new output, starts one or two runs on it (with and without `--overwrite`), kills or interrupts
-some at a random time, damages what lies there, and in the end runs the command until it is done. Rounds of inputs
-damage one file that a command reads; rounds of reading, ten times as many, prompts, stored references and replies. It
-counts as wrong
+some at a random time, damages what lies there, and in the end runs the command until it is done; so do pairs of `gptq`,
+which leaves states between layers, too. Rounds of inputs damage one file that a command reads: sources, recipes,
+outputs, calibration files and the losses of `fit`; rounds of reading, ten times as many, prompts, stored references and
+replies. It counts as wrong
 
 - an exit with 0 and an output that is not, byte for byte, that of an undisturbed run;
 - an output that cannot be finished, though the command is told to overwrite;
@@ -22,14 +23,17 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forked processes get no threads of their parent's
 
-from inputs import Inputs
+import numpy as np
+from inputs import Inputs, fit, gptq
 from pairs import Pairs
 from reads import Reads
 from runs import compiled, many_small_units
 
+from g4convert.calibration.tokens import Tokens
 from g4convert.demo import Family, make
 
 
@@ -37,7 +41,7 @@ def main() -> None:
     """Do the rounds and print what happened; exit with 1 if anything ended wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60, help="of pairs")
-    parser.add_argument("--inputs", type=int, default=None, help="rounds of inputs; as many by default")
+    parser.add_argument("--inputs", type=int, default=None, help="rounds of gptq and of inputs; as many by default")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     many_small_units()
@@ -45,27 +49,55 @@ def main() -> None:
         source = make(Family.DENSE, Path(place, "source"))
         compiled(["quantize", str(source), "-o", str(Path(place, "once")), "-q", "--verify", "weights"])
         compiled(["verify", str(Path(place, "once")), "--reference", str(source), "-q"])
-        pairs = Pairs(source, Path(place, "pairs"), random.Random(given.seed))  # noqa: S311 - nothing secret
-        began = time.monotonic()
-        for number in range(given.rounds):
-            pairs.round()
-            _tell(f"pairs {number + 1}", len(pairs.faults))
-        _print(pairs.lines(), time.monotonic() - began)
-        inputs = Inputs(source, Path(place, "inputs"), random.Random(given.seed))  # noqa: S311 - nothing secret
-        began = time.monotonic()
-        for number in range(given.rounds if given.inputs is None else given.inputs):
-            inputs.round()
-            _tell(f"inputs {number + 1}", len(inputs.faults))
-        _print(inputs.lines(), time.monotonic() - began)
+        faults = []
+        pairs = Pairs(source, Path(place, "pairs"), _chance(given.seed))
+        faults += _rounds("pairs", pairs, given.rounds)
+        tokens, losses = _calibration(source, Path(place))
+        layers = Pairs(source, Path(place, "layers"), _chance(given.seed), gptq(tokens))
+        faults += _rounds("pairs of gptq", layers, given.inputs or given.rounds)
+        inputs = Inputs(source, tokens, losses, Path(place, "inputs"), _chance(given.seed))
+        faults += _rounds("inputs", inputs, given.inputs or given.rounds)
         stored = Path(place, "reference.safetensors")
         compiled(["reference", str(source), "-o", str(stored), "-q"])
-        reads = Reads(source, stored, Path(place, "reads"), random.Random(given.seed))  # noqa: S311 - nothing secret
-        began = time.monotonic()
-        for number in range(10 * given.rounds):
-            reads.round()
-            _tell(f"reads {number + 1}", len(reads.faults))
-        _print(reads.lines(), time.monotonic() - began)
-    sys.exit(1 if pairs.faults or inputs.faults or reads.faults else 0)
+        reads = Reads(source, stored, Path(place, "reads"), _chance(given.seed))
+        faults += _rounds("reads", reads, 10 * given.rounds)
+    sys.exit(1 if faults else 0)
+
+
+class Rounds(Protocol):
+    """Ill-treats something, round after round."""
+
+    faults: list[str]
+
+    def round(self) -> None:
+        """Do it once."""
+
+    def lines(self) -> list[str]:
+        """Describe the outcome, for people."""
+
+
+def _rounds(name: str, what: Rounds, count: int) -> list[str]:
+    """Do some rounds, print what happened, and return the faults."""
+    began = time.monotonic()
+    for number in range(count):
+        what.round()
+        _tell(f"{name} {number + 1}", len(what.faults))
+    _print([f"{name}:", *what.lines()], time.monotonic() - began)
+    return what.faults
+
+
+def _chance(seed: int) -> random.Random:
+    return random.Random(seed)  # noqa: S311 -- nothing secret
+
+
+def _calibration(source: Path, place: Path) -> tuple[Path, Path]:
+    """A calibration file and what `fit` has measured with it; both commands have run in this process then."""
+    tokens, recipe = place / "tokens.safetensors", place / "fitted.yaml"
+    ids = np.random.default_rng(0).integers(5, 250, (8, 16), dtype=np.int32)
+    Tokens(ids).save(tokens)
+    compiled(["quantize", str(source), "-o", str(place / "layered"), *gptq(tokens), "-q", "--verify", "none"])
+    compiled(fit(source, recipe, tokens, place / "losses.json"))
+    return tokens, place / "losses.json"
 
 
 def _tell(what: str, wrong: int) -> None:
