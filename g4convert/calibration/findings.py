@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from math import isfinite
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,13 +13,39 @@ from g4convert.calibration.trained import SCALES
 from g4convert.conversion.statistics import Coverage
 from g4convert.planning.steps import Quantize
 
-__all__ = ["findings", "how"]
+__all__ = ["findings", "how", "is_how"]
+
+
+_WAYS: Final = {way.value for way in Way}
 
 
 def how(rounded: Rounded) -> dict[str, Any]:
     """Describe the way a weight was rounded."""
     errors = {way.value: float(f"{error:.6g}") for way, error in rounded.errors.items()}
     return {"way": rounded.way.value, "tokens": rounded.tokens, "damp": rounded.damp, "errors": errors}
+
+
+def is_how(said: object) -> bool:
+    """Return whether an object of a journal describes a rounding as `how` does."""
+    match said:
+        case {"way": str(way), "tokens": int(tokens), "damp": damp, "errors": {**errors}, **rest}:
+            named = way in _WAYS and errors.keys() <= _WAYS and tokens >= 0 and _is_gain(rest.get(SCALES))
+            return named and all(map(_is_number, errors.values())) and (damp is None or _is_number(damp))
+    return False
+
+
+def _is_gain(said: object) -> bool:
+    """Return whether a value describes what the training of scales gained; None where there was none."""
+    match said:
+        case None:
+            return True
+        case {"kl": {**kl}, "share": share, "held_out": int()}:
+            return all(map(_is_number, kl.values())) and _is_number(share)
+    return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
 
 
 def findings(layers: Mapping[int, Sequence[Sequence[Any]]], quantized: Sequence[Quantize]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g4convert.calibration.findings import findings, how
+from g4convert.calibration.findings import findings, how, is_how
 from g4convert.calibration.layer import LayerPass, Weights
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, packed_words
@@ -140,6 +140,10 @@ class LayerByLayer:
             streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})
             results[unit] = rows
         return results
+
+    def is_of(self, rows: list[Any]) -> bool:
+        """Return whether statistics of a layer have the form that `report` reads."""
+        return all(is_how(row[-1]) for row in rows)
 
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
         """Return what was used and found, as JSON."""

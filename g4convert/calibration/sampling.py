@@ -16,7 +16,8 @@ from g4convert.calibration.documents import Document
 from g4convert.calibration.rows import Written, pack
 from g4convert.calibration.tokens import Tokens
 from g4convert.errors import InputError
-from g4convert.forward.conversations import Frame, rendered
+from g4convert.forward.chat_templates import rendered
+from g4convert.forward.conversations import Frame
 
 __all__ = ["MOST_SAMPLES", "Answer", "Sampled", "sample"]
 

@@ -126,6 +126,9 @@ class Layers(Protocol):
     ) -> dict[int, list[Any]]:
         """Do them in order, each with a record in the journal; statistics of those that were done or changed."""
 
+    def is_of(self, rows: list[Any]) -> bool:
+        """Return whether statistics of a layer have the form that `report` reads."""
+
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
         """Return what was used and found, as JSON, from the statistics of all units."""
 
@@ -283,6 +286,8 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
         write_heads(staging.partial, layout)
         _write_known(conversion, staging.partial)
     done = sound(claimed, units, reader, staging.partial, layout) if claimed else {}
+    if layers is not None:  # a journal that was forged has rows of another form
+        done = {number: one for number, one in done.items() if number < conversion.tiled or layers.is_of(one.stats)}
     pending = tuple(number for number in range(len(units)) if number not in done)
     return _Started(choice, facts, {number: one.stats for number, one in done.items()}, pending, lock.run)
 

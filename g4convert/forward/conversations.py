@@ -13,14 +13,14 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import InputError, UsageError
+from g4convert.forward.chat_templates import rendered
 from g4convert.forward.models import Config, quiet_transformers
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "frame_of",
     "placeholders",
     "read_prompts",
-    "rendered",
 ]
 
 
@@ -187,30 +186,6 @@ def _named(config: Config, keys: Iterable[str]) -> frozenset[int]:
     return frozenset(
         id_ for entry in named for id_ in (entry if isinstance(entry, list) else [entry]) if id_ is not None
     )
-
-
-_FAILS: Final = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""Errors of a template: any expression in it may raise what Python raises."""
-
-
-def rendered(tokenizer: Any, messages: Iterable[Mapping[str, Any]], *, asks: bool) -> str:  # noqa: ANN401 -- transformers'
-    """Put messages into the chat template of a model, which comes from anywhere: transformers runs it in a sandbox.
-
-    Args:
-        tokenizer: with the template.
-        messages: a conversation.
-        asks: end where the model answers.
-
-    Raises:
-        InputError: the template fails, refuses the messages, or tries what the sandbox forbids.
-    """
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
-    except _FAILS as error:
-        raise InputError(
-            f"the model's chat template fails: {type(error).__name__}: {str(error)[:200]}",
-            hint="restore chat_template.jinja from the model's repository; or it refuses these roles in this order",
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

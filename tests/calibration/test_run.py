@@ -19,6 +19,7 @@ from helpers.conversions import stored
 from helpers.grids import every
 from helpers.program import Program, g4convert
 from helpers.runs import hashes
+from xxhash import xxh3_64_hexdigest
 
 from g4convert.calibration.run import LayerByLayer, threads
 from g4convert.calibration.tokens import Tokens
@@ -191,6 +192,35 @@ def test_states_that_were_damaged_meanwhile_start_the_layers_again(moe: Path, id
     calibrated(moe, tmp_path / "stopped" / "out", ids, watch)
     assert any("layers.0.self_attn" in name for name in watch.names)
     assert hashes(tmp_path / "stopped" / "out") == hashes(tmp_path / "whole" / "out")
+
+
+@pytest.mark.parametrize(
+    "said",
+    every(
+        2,
+        [
+            {"way": "gptq", "tokens": 1, "damp": None, "errors": {}, "scales": {"kl": []}},
+            None,
+            {},
+            {"way": 3, "tokens": 1, "damp": None, "errors": {}},
+            {"way": "gptq", "tokens": "1", "damp": None, "errors": {"gptq": "0"}},
+        ],
+    ),
+)
+def test_a_row_of_another_form_with_the_right_hash_is_a_layer_not_done(
+    said: object, moe: Path, ids: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        calibrated(moe, tmp_path / "out", ids, Stopping(60))
+    path = tmp_path / "out.partial" / "journal.jsonl"
+    lines = [json.loads(line.partition(" ")[2]) for line in path.read_text().splitlines() if line]
+    forged = next(one for one in lines if one.get("stats") and isinstance(one["stats"][0][-1], dict))
+    forged["stats"] = [row[:-1] if said is None else [*row[:-1], said] for row in forged["stats"]]
+    texts = [json.dumps(one) for one in lines]
+    path.write_text("".join(f"{xxh3_64_hexdigest(text.encode())} {text}\n" for text in texts))
+    watch = Stopping(10**6)
+    calibrated(moe, tmp_path / "out", ids, watch)
+    assert any("layers.0." in name for name in watch.names)
 
 
 def test_a_file_of_another_model_and_a_full_disk_are_refused_before_anything_is_made(

@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from g4convert.errors import InputError
-from g4convert.forward.conversations import rendered
+from g4convert.forward import chat_templates
+from g4convert.forward.chat_templates import rendered
 
 ASKED = ({"role": "user", "content": "Hello"},)
 HOSTILE = {
@@ -31,6 +32,21 @@ def test_a_template_that_fails_is_one_refusal(case: str, moe: Path) -> None:
     with pytest.raises(InputError, match=f"the model's chat template fails: {named}") as caught:
         rendered(tokenizer, ASKED, asks=True)
     assert "chat_template.jinja" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_a_template_of_loops_in_loops_has_its_time(template: str, moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_templates, "_SECONDS", 0.2)
+    tokenizer = AutoTokenizer.from_pretrained(moe, local_files_only=True)
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match="chat template takes over 0 s for one conversation"):
+        rendered(tokenizer, ASKED, asks=True)
 
 
 def test_a_sound_template_renders(moe: Path) -> None:
