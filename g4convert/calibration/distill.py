@@ -47,7 +47,7 @@ class Schedule:
 
     epochs: int = EPOCHS
     batch: int = BATCH
-    rate: float = 4e-3
+    rate: float = 1.2e-3
 
     @property
     def kept(self) -> int:
