@@ -217,7 +217,7 @@ def judge(directory: Path, model: Path, results: Path) -> None:
         dense = dict(load(out, packed=False).named_parameters())
         one = judging.judge(lambda key, _, dense=dense: dense.get(key), dense.get("lm_head.weight"))  # type: ignore[misc]
         facts = json.loads((directory / "recipes" / f"{name}.json").read_text())
-        found[name] = {**facts, "kl": one.kl, "same": one.same, "digest": real_text.digest(windows)}
+        found[name] = {"kl": one.kl, "same": one.same, "digest": real_text.digest(windows)}
         results.write_text(json.dumps(found))
         say(f"{name}: {fmean(one.kl):.4f} {facts}")
 
