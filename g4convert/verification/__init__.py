@@ -1,11 +1,11 @@
-"""Judges a quantized checkpoint: is it what its source says, does it run as written, what does it cost?
+"""Verifies a quantized checkpoint: whether it matches its source, runs as written, and what it costs.
 
 run      Runs the levels that are asked for and collects their findings
-changed  Notices that what is verified was written meanwhile
+changed  Detects files that changed during the verification
 gates    Compares measured numbers with the thresholds of a profile
 static   Level `static`: names, shapes, config and files, without reading a weight
 weights  Level `weights`: every stored value against its source
-probes   Inputs that between them reach every part of a model
+probes   Inputs that together reach every part of a model
 logits   Level `logits`: full forward passes, compared
 engine   Level `engine`: the same tokens through a real vLLM or SGLang
 page     The HTML page of a report

@@ -1,4 +1,4 @@
-"""Notices what changed while a verification read it: then no finding can be relied on."""
+"""Detection of files that changed while a verification read them: then no finding can be relied on."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,11 +9,11 @@ from g4convert.report import Finding, Severity
 __all__ = ["Stamps", "changed", "stamps"]
 
 Stamps = Mapping[str, tuple[int, int, int]]
-"""Inode, size and time of each file, by path."""
+"""Inode, size and modification time (ns) of each file, by path."""
 
 
 def stamps(*places: Path | None) -> Stamps:
-    """Look at the files of directories, and at files; what is not there has none.
+    """Return the stamps of files and of the files in directories; missing files get none.
 
     Args:
         places: directories, files, or None.
@@ -23,11 +23,11 @@ def stamps(*places: Path | None) -> Stamps:
 
 
 def changed(before: Stamps, after: Stamps) -> Iterator[Finding]:
-    """Name what is not as it was.
+    """Yield a finding for each file that appeared, vanished or was written.
 
     Args:
-        before: when the verification began.
-        after: now.
+        before: stamps from before the verification.
+        after: stamps from after it.
     """
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):

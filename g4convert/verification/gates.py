@@ -1,14 +1,14 @@
-"""Measured numbers against the thresholds of a profile, with the noise floor of the same tokens in mind.
+"""Judgement of measured metrics by the thresholds of a profile and the noise floor of the same tokens.
 
     value    up to `pass`   between       beyond `fail`
              PASS           WARN          FAIL
 
-A floor widens the limits of a threshold that says so: `times_floor` f makes a limit at least f times the floor,
-`below_floor` d lets an agreement be d below the floor's. Where the floor itself is high (its mean KL above
-`max_floor`), nothing can PASS: INCONCLUSIVE, but for what fails even with the floor taken off it.
+The floor can widen the limits of a threshold: with `times_floor` f a limit is at least f times the floor, with
+`below_floor` d an agreement may be d below the floor's. If the floor itself is high (its mean KL above `max_floor`),
+no metric can PASS: it is INCONCLUSIVE, or FAIL if it fails even with the floor subtracted.
 
-The mean KL is judged by the upper end of its interval, where that is measured. A nan is a number there was
-nothing to measure on; NaNs among the candidate's logits are counted apart and fail.
+The mean KL is judged by the upper end of its interval, if that was measured. A metric is nan if there was nothing to
+measure it on; NaNs among the candidate's logits are counted apart and fail.
 
 Pure: numbers by name in, findings out.
 """
@@ -78,7 +78,7 @@ class Threshold(BaseModel):
 
     @property
     def needs_floor(self) -> bool:
-        """True if its limits follow the floor."""
+        """True if the limits depend on the floor."""
         return self.times_floor is not None or self.below_floor is not None
 
 
@@ -97,7 +97,7 @@ class Profile(BaseModel):
 
 
 def shipped() -> dict[str, Profile]:
-    """The profiles that come with the package, by name."""
+    """Load the profiles that come with the package, by name."""
     return {name: load(name) for name in _SHIPPED}
 
 
@@ -105,7 +105,7 @@ def load(name: str) -> Profile:
     """Read a profile.
 
     Args:
-        name: a shipped one, or a path (anything with a slash or ending in .yaml/.yml).
+        name: name of a shipped profile, or a path (anything with a slash or ending in .yaml/.yml).
 
     Raises:
         UsageError: no such profile, not YAML, an unknown key, a value out of range.
@@ -138,14 +138,14 @@ def judge(
     level: str = "logits",
     subject: str = "all response tokens",
 ) -> Iterator[Finding]:
-    """Judge every metric that a profile has a threshold for.
+    """Yield findings on every metric that a profile has a threshold for.
 
     Args:
-        metrics: measured numbers, by the names of `g4convert.verification.logits.metrics.Metrics.values`.
+        metrics: measured metrics, by the names of `g4convert.verification.logits.metrics.Metrics.values`.
         profile: the thresholds.
-        floor: noise floor of the same numbers, on the same tokens; None where none was measured.
-        level: the first part of the codes, which go on with `loss` or `parity` and the metric.
-        subject: tokens that were scored.
+        floor: noise floor of the same metrics, on the same tokens; None if it was not measured.
+        level: first part of the findings' codes; `loss` or `parity` and the metric follow.
+        subject: description of the tokens that were scored.
     """
     code = f"{level}.{profile.compares}"
     yield _finite(metrics, code, subject)
@@ -166,20 +166,20 @@ def judge(
 
 
 def _value(metrics: Mapping[str, float], name: str) -> float:
-    """A metric; of the mean KL, the upper end of its interval where it is known; nan where it was not measured."""
+    """Return a metric, nan if not measured; for the mean KL, the upper end of its interval if that is known."""
     names = (_UPPER_END, _KL) if name == _KL else (name,)
     values = (metrics.get(one, math.nan) for one in names)
     return next((value for value in values if not math.isnan(value)), math.nan)
 
 
 def _measured(metrics: Mapping[str, float], name: str, judged: float) -> str:
-    """A metric in words; where the upper end of an interval is judged, both."""
+    """Describe a metric; with the judged value too, if that is the upper end of an interval."""
     value = metrics[name]
     return _number(value) if value == judged else f"{_number(value)}, judged by the 95 % limit {_number(judged)}"
 
 
 def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
-    """Return the finding on whether the logits are numbers at all."""
+    """Return the finding on NaNs and infinities among the logits."""
     expected = "no NaN and no infinity among the logits"
     if metrics.get("nonfinite", 0):
         found = f"{metrics['nonfinite']:g} tokens of the candidate with one"
@@ -192,7 +192,7 @@ def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
 
 
 def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subject: str) -> Finding:
-    """Return the finding on whether the noise floor leaves room for a verdict."""
+    """Return the finding on whether the noise floor is low enough for a verdict."""
     expected = f"mean KL at most {_number(profile.max_floor)}"
     level = math.nan if floor is None else floor.get(_KL, math.nan)
     if math.isnan(level):
@@ -206,14 +206,14 @@ def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subje
 
 
 def _badness(value: float, threshold: Threshold) -> float:
-    """A metric so that more is worse."""
+    """Return a metric transformed so that a larger value is worse."""
     if threshold.direction == "one":
         return abs(value - 1)
     return -value if threshold.direction == "higher" else value
 
 
 def _bounds(threshold: Threshold, noise: float) -> tuple[float, float]:
-    """Return the badness at which a metric stops to pass and begins to fail, widened by the floor."""
+    """Return the badness up to which a metric passes and above which it fails, widened by the floor."""
     sign = -1 if threshold.direction == "higher" else 1
     bounds = sign * threshold.passes, sign * threshold.fail
     if math.isnan(noise) or not threshold.needs_floor:
@@ -231,14 +231,14 @@ def _severity(value: float, threshold: Threshold, noise: float) -> Severity:
 
 
 def _fails_anyway(value: float, threshold: Threshold, noise: float) -> bool:
-    """Return whether a metric fails even with all of the floor taken off it."""
+    """Return whether a metric fails even with the whole floor subtracted from its badness."""
     perfect = -1.0 if threshold.direction == "higher" else 0.0
     excess = _badness(value, threshold) - (_badness(noise, threshold) - perfect)
     return excess > _bounds(threshold, noise)[1]  # false for a nan: without a floor nothing is certain
 
 
 def _expected(threshold: Threshold, noise: float) -> str:
-    """The limits in words: `at most 0.05, fails above 0.1`."""
+    """Describe the limits: `at most 0.05, fails above 0.1`."""
     words = {"lower": ("at most", "above"), "higher": ("at least", "below"), "one": ("off 1 by at most", "above")}
     least, beyond = words[threshold.direction]
     passes, fails = (abs(bound) for bound in _bounds(threshold, noise))

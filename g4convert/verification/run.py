@@ -1,13 +1,13 @@
-"""The pipeline of `g4convert verify`: one level after the other, as far as asked and as far as it makes sense.
+"""Pipeline of `g4convert verify`: runs one level after the other, up to the level that was asked for.
 
     static --> weights --> logits
        |  |       |           |
-       |  |       |           the strict loader refuses: a finding, and the end
-       |  |       no checkpoint to compare with: nothing to do, and said
-       |  +--> engine         of all levels the only one that needs neither weights nor logits
-       files that cannot be opened: a finding for each level that could not run, and the end
+       |  |       |           the strict loader refuses the output: a finding, and the run ends
+       |  |       no checkpoint to compare with: a finding that says so
+       |  +--> engine         runs after `static` alone, without `weights` and `logits`
+       the files cannot be opened: a finding for each level that could not run, and the run ends
 
-A level that could not run is INCONCLUSIVE, never passed over: a report says what was not looked at.
+A level that could not run is never skipped silently: an INCONCLUSIVE or INFO finding says what was not checked.
 """
 
 import hashlib
@@ -46,18 +46,18 @@ def verify(
 
     Args:
         asked: checkpoint, reference and last level.
-        progress: told of every piece that the level `weights` has read, and how far each step of `logits` is.
-        say: told what is done next.
-        candidate: gives the path that runs, for the level `logits`; by default the packed weights in this process.
-        written: the output was written, read back and hashed by this process a moment ago: hashes are not made again,
-            and the decoder is held against recorded answers.
+        progress: told of every piece that level `weights` has read, and of the progress of each step of `logits`.
+        say: called with a message before each step.
+        candidate: maker of the candidate that level `logits` runs; by default the packed weights in this process.
+        written: the output was written, read back and hashed by this process just now: hashes are not made again, and
+            the decoder is compared with recorded results.
 
     Returns:
         Every finding and measured number.
 
     Raises:
-        UsageError: the level needs a reference, a profile is not valid, prompts do not suit the model.
-        InputError: no output, or a reference that is none.
+        UsageError: the level needs a reference, a profile is not valid, or prompts do not suit the model.
+        InputError: the output does not exist, or the reference is not a Gemma 4 checkpoint or stored reference.
         EnvironmentFault: out of memory.
     """
     depth = asked.depth
@@ -112,18 +112,18 @@ def verify(
 
 
 _FILES: Final = (Level.WEIGHTS, Level.LOGITS)
-"""Levels that look at the checkpoint itself; an engine is asked alone, since that takes long enough."""
+"""Levels that read the checkpoint's weights; level `engine` runs without them, since it takes long enough."""
 _SEE_STATIC: Final = "see the findings of level static"
 
 
 @dataclass(frozen=True, slots=True)
 class _Directories:
-    """Checkpoints to compare, each directory opened once.
+    """Checkpoints to compare; each directory is opened once.
 
     Args:
-        out: the output; None where its files cannot be opened.
-        broken: reasons why one is not open.
-        source: the checkpoint that it is compared with; None without one.
+        out: the output; None if its files cannot be opened.
+        broken: findings that say why the output cannot be opened.
+        source: the checkpoint that the output is compared with; None if there is none.
     """
 
     out: Checkpoint | None
@@ -132,11 +132,11 @@ class _Directories:
 
     @classmethod
     def open(cls, asked: Request) -> "_Directories":
-        """Open what was asked for.
+        """Open the output and the source of a request.
 
         Raises:
-            InputError: no output directory, or a source that is none.
-            UnsupportedError: weights of another format.
+            InputError: the output directory does not exist, or the source cannot be opened.
+            UnsupportedError: weights in another file format.
         """
         source = None if asked.source is None else Checkpoint.open(asked.source)
         match open_output(asked.output):
@@ -147,7 +147,7 @@ class _Directories:
 
 
 def _check_request(asked: Request) -> None:
-    """Refuse what needs no look at a directory."""
+    """Raise if the request cannot be run, as far as the request alone shows."""
     alone = asked.depth in {Level.STATIC, Level.ENGINE}
     if asked.depth is Level.LOGITS:
         from g4convert.verification.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
@@ -164,7 +164,7 @@ def _check_request(asked: Request) -> None:
 
 
 def _check_directories(asked: Request, directories: _Directories) -> None:
-    """Refuse what does not suit the directories, before any work."""
+    """Raise, before any work, if the request does not suit the directories."""
     _check_order(asked, directories)
     if asked.engine is not None and directories.out is not None:
         from g4convert.verification.engine.level import look_for_engine  # noqa: PLC0415 -- brings torch and transformers
@@ -177,7 +177,7 @@ def _check_directories(asked: Request, directories: _Directories) -> None:
 
 
 def _check_order(asked: Request, directories: _Directories) -> None:
-    """Refuse a quantized reference of an output that is not quantized: the two are swapped."""
+    """Raise if the reference is quantized and the output is not: the two are swapped."""
     out, reference = directories.out, directories.source
     if out is None or reference is None or "quantization_config" not in reference.config:
         return
@@ -193,7 +193,7 @@ def _stopped(level: Level, why: str, remedy: str, *, severity: Severity = Severi
 
 
 def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
-    """Yield a finding that there is nothing to verify; a drafter may be kept as it is."""
+    """Yield a finding if the output is not quantized; a drafter may be kept unquantized."""
     plain = quantized_format(out.tensors) is None and all(t.info.dtype.is_weight for t in out.tensors.values())
     if plain and not str(out.config.get("model_type")).endswith("assistant"):
         found, remedy = "none is quantized: this is a plain checkpoint", "`g4convert quantize` makes a quantized one"
@@ -201,7 +201,7 @@ def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
 
 
 def _recorded(output: Path) -> Mapping[str, Any] | None:
-    """Return what a conversion recorded of its source; None where nothing can be read."""
+    """Return the source that the output's record names; None if there is no readable record."""
     return part(record(output), "source") or None
 
 
@@ -212,7 +212,7 @@ def _reference_hint(output: Path) -> str:
 
 
 def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Finding]:
-    """Check that the output says of itself that it was made of this reference."""
+    """Check that the output's record says that it was made of this reference."""
     source = _recorded(asked.output)
     if asked.reference is None:
         return
@@ -229,10 +229,10 @@ def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Findin
 
 
 def _digest(asked: Request, reference: Checkpoint | None) -> str:
-    """The digest of the checkpoint that the reference is, or was stored from."""
+    """Return the digest of the reference checkpoint, or of the checkpoint that a stored reference was made of."""
     if reference is not None:
         return reference.digest()
     from g4convert.verification.logits.capture import Captured  # noqa: PLC0415 -- brings torch
 
-    assert asked.reference is not None  # noqa: S101 -- asked only with one
+    assert asked.reference is not None  # noqa: S101 -- called only with a reference
     return str(Captured.open(asked.reference).facts.get("source", ""))

@@ -1,9 +1,9 @@
-"""The reference's own answers, and decoding step by step against one prefill.
+"""Greedy answers of the reference, and comparison of step-by-step decoding with one prefill.
 
-What a model says itself is what its quantized twin has to follow, so answers are generated greedily and their tokens
-scored. The loop is our own, a few lines on the model's forward with a KV cache, so it runs on any model with that
-forward (streamed or resident), and does what transformers' `generate` does for these models: pictures and sounds go
-into the first call only.
+A quantized model has to reproduce the original's own answers, so these are generated greedily and their tokens are
+scored. The loop is a few lines on the model's forward with a KV cache, so it runs on any model with that forward
+(streamed or resident). It does what transformers' `generate` does for these models: pictures and sounds go into the
+first call only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,22 +25,22 @@ __all__ = ["decode_equals_prefill", "with_answers"]
 _SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
 _LAST = {"logits_to_keep": 1}
-"""Arguments of a forward over a question: only its last logits are needed, 1 MiB instead of 1 MiB for each token."""
+"""Argument that limits a forward over a question to its last logits: 1 MiB in all instead of 1 MiB for each token."""
 
 
 def with_answers(
     model: Model, probes: Sequence[Probe], *, max_new_tokens: int, batch_size: int = 16
 ) -> tuple[Probe, ...]:
-    """Put the model's greedy answers in place of the given ones.
+    """Replace the answers of probes by the model's greedy answers.
 
     Args:
         model: the reference, unquantized.
-        probes: from `make_probes`; those without a question (drafts, plain text) come back as they are.
-        max_new_tokens: most tokens of an answer; the end-of-turn token, which is scored too, ends it before that.
-        batch_size: text probes that are answered at a time.
+        probes: probes of `make_probes`; probes without a question (drafts, plain text) are returned unchanged.
+        max_new_tokens: most tokens of an answer; an end-of-turn token, which is scored too, ends it earlier.
+        batch_size: number of text probes that are answered at a time.
 
     Returns:
-        The probes in their order; `response` and `targets` are those of the new answers.
+        The probes in their order, with `response` and `targets` of the new answers.
 
     Raises:
         GateError: a logit is not finite.
@@ -63,12 +63,12 @@ def with_answers(
 
 
 def _is_asked(probe: Probe) -> bool:
-    """Return whether there is a question before the answer."""
+    """Return whether a probe has a question before its answer."""
     return "input_ids" in probe.arguments and not bool(probe.response[:, 0].any())
 
 
 def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
-    """A probe with media, or a batch, by itself."""
+    """Replace the answers of one probe with media, or of one left-padded batch."""
     questions = _questions(probe)
     if len(questions) == 1:
         prompt = _shortened(probe, len(questions[0]))
@@ -78,9 +78,9 @@ def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
 
 
 def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy tokens int64 [b, new], and bool [b, new]: up to a row's end-of-turn token and with it.
+    """Generate greedy tokens int64 [b, new], and a mask bool [b, new]: true up to and with a row's end-of-turn token.
 
-    Placeholders of pictures, sounds and videos are never taken: with one in its answer, a probe could not be run again.
+    Placeholders of pictures, sounds and videos are never chosen: a probe with one in its answer could not be run again.
     """
     barred = torch.tensor(placeholders(model.config), dtype=torch.int64)
     last = torch.tensor(ends(model))
@@ -100,7 +100,7 @@ def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.T
 
 
 def _questions(probe: Probe) -> list[list[int]]:
-    """Ids of each row before its answer, without padding."""
+    """Return the token ids of each row before its answer, without padding."""
     ids: torch.Tensor = probe.arguments["input_ids"]
     mask = probe.attended.view(ids.shape)
     rows = []
@@ -112,14 +112,14 @@ def _questions(probe: Probe) -> list[list[int]]:
 
 
 def _shortened(probe: Probe, length: int) -> Probe:
-    """The first tokens of a probe; nothing counts."""
+    """Return a probe of the first `length` tokens in which no position is scored."""
     arguments = {key: value[:, :length] if key in _SIZED else value for key, value in probe.arguments.items()}
     rows = len(probe.response)
     return Probe.of(probe.name, probe.bucket, arguments, torch.zeros(rows, length, dtype=torch.bool))
 
 
 def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Probe:
-    """A prompt and the tokens that followed, [b, new]; those after a row's end are there but do not count."""
+    """Append generated tokens [b, new] to a prompt; tokens after a row's end are kept but not scored."""
     arguments = dict(prompt.arguments)
     arguments["input_ids"] = torch.cat([arguments["input_ids"], new], dim=1)
     zeros = torch.zeros_like(new)
@@ -133,7 +133,7 @@ def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Prob
 
 
 class _Decoder:
-    """A prefill, then tokens one by one, with the KV cache; `logits` are those of the last token, [b, vocabulary]."""
+    """Step-by-step decoder: a prefill, then one token at a time; `logits` [b, vocabulary] are of the last token."""
 
     def __init__(self, model: Model, arguments: Mapping[str, Any]) -> None:
         self._model = model
@@ -145,7 +145,7 @@ class _Decoder:
         self.logits: torch.Tensor = output.logits[:, -1].float().cpu()
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
-        """Feed one token a row, [b, 1]; returns the logits after it."""
+        """Feed one token per row, [b, 1], and return the logits after it."""
         arguments: dict[str, Any] = {"input_ids": ids, self._name: self._cache}
         if self._mask is not None and self._place is not None:
             self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
@@ -156,16 +156,16 @@ class _Decoder:
 
 
 def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> float:
-    """Feed the answer token by token through the KV cache, and compare with one forward over all.
+    """Feed the answer token by token through the KV cache, and compare the logits with those of one forward.
 
     Args:
-        model: any with a Gemma 4 forward and a cache.
-        probe: one row or a left-padded batch; its first tokens up to the answer are the prefill.
-        steps: at most so many tokens are decoded.
+        model: any model with a Gemma 4 forward and a cache.
+        probe: one row or a left-padded batch; its tokens before the answer are the prefill.
+        steps: most tokens to decode.
 
     Returns:
-        The largest difference of logits, relative to the largest logit. About 1e-6 in float32: more is a fault of
-        cache, positions or sliding window in the path that runs.
+        The largest difference of logits, relative to the largest logit. About 1e-6 in float32; a larger value shows a
+        fault of cache, positions or sliding window.
     """
     ids: torch.Tensor = probe.arguments["input_ids"]
     start = int(probe.response.any(dim=0).nonzero()[0]) + 1

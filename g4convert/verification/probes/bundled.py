@@ -1,4 +1,4 @@
-"""Conversations that ship with g4convert, in buckets: what models are asked when users bring no prompts."""
+"""Conversations that ship with g4convert, in buckets, for users who bring no prompts of their own."""
 
 import json
 from importlib.resources import files
@@ -12,7 +12,7 @@ BUCKETS = ("prose", "code", "tools", "non_latin")
 
 
 def bundled() -> tuple[Conversation, ...]:
-    """The shipped conversations, in buckets."""
+    """Return the bundled conversations."""
     text = (files("g4convert.verification.probes") / "data" / "conversations.jsonl").read_text("utf-8")
     return tuple(
         Conversation(entry["name"], entry["bucket"], tuple(entry["messages"][:-1]), entry["messages"][-1]["content"])
@@ -21,19 +21,19 @@ def bundled() -> tuple[Conversation, ...]:
 
 
 def long_conversations(frame: Frame, window: int, *, count: int = 2) -> tuple[Conversation, ...]:
-    """Conversations whose question ends beyond the sliding window of the note that it asks for.
+    """Return conversations that ask for a note which lies farther back than the sliding window.
 
     Args:
         frame: the checkpoint's frame; counts tokens.
         window: the model's sliding window, in tokens.
-        count: number of conversations; each starts with another note.
+        count: number of conversations; each starts with a different note.
     """
     notes = [entry.answer for entry in bundled() if entry.bucket == "prose"]
     found = []
     for number in range(count):
         lines: list[str] = []
         length = 0
-        while length <= window + 16:  # what follows the first note already fills the window
+        while length <= window + 16:  # the text after the first note already fills the window
             line = f"Note {len(lines) + 1}: {notes[(number + len(lines)) % len(notes)]}"
             length += len(frame.encode(line)) if lines else 0
             lines.append(line)

@@ -11,11 +11,11 @@ __all__ = ["draft_probe"]
 
 
 def draft_probe(model: Model, *, seed: int = 0) -> Probe:
-    """A probe of eight drafts; which token each should be is not known, so targets are arbitrary.
+    """Return a probe of eight drafts; their right tokens are not known, so the probe's targets are random.
 
     Args:
-        model: an assistant.
-        seed: seed of what the target hands over.
+        model: an MTP assistant.
+        seed: seed of the random states, keys and values, and of the probe's targets.
     """
     arguments = _arguments(model, torch.Generator().manual_seed(seed))
     rows, length = arguments["inputs_embeds"].shape[:2]
@@ -25,9 +25,9 @@ def draft_probe(model: Model, *, seed: int = 0) -> Probe:
 
 
 def _arguments(model: Model, generator: torch.Generator) -> dict[str, Any]:
-    """Eight drafts of one token each: the target's embedding and state, and its keys and values.
+    """Return the arguments of eight drafts of one token each: the target's embedding and state, keys and values.
 
-    The target's part is random, of the shapes a target with the drafter's head sizes hands over.
+    They are random, with the shapes that a target with the drafter's head sizes hands over.
     """
     config = model.config.get_text_config()
     context = 24

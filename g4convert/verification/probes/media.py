@@ -1,13 +1,13 @@
-"""Probes with pictures, sounds and videos: which shapes, and where they stand among the words.
+"""Probes with pictures, sounds and videos of several shapes, at several places in the text.
 
     image_square  text before and after           image_tall    taller than wide
     image_wide    wider than tall                 image_padded  patches at position -1
-    images        two of different shape in one prompt, the smaller one padded
-    audio         unpadded                        audio_padded  two of different length, both padded
+    images        two pictures of different shape in one prompt, the smaller one padded
+    audio         unpadded                        audio_padded  two sounds of different length, both padded
     video         two frames, each after its time
 
-Square pictures cannot see a bin index that takes rows for columns; pictures without padding cannot see padding
-counted as a token; text before the first picture must not change at all when a tower is wrong.
+Square pictures do not show a bin index that takes rows for columns, and pictures without padding do not show padding
+counted as a token. The logits of text before the first picture must not change when a tower is wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ _VIDEO = "Which colours do you see in each frame?"
 
 @dataclass(frozen=True, slots=True)
 class MediaPrompt:
-    """Words round some media, and the answer."""
+    """Messages with placeholders of media, the media, and the answer."""
 
     name: str
     media: Media
@@ -41,7 +41,7 @@ class MediaPrompt:
 
 
 def media_prompts(config: Config, seed: int) -> tuple[MediaPrompt, ...]:
-    """All that a model with this config takes."""
+    """Return the prompts with every kind of media that a model with this config takes."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     if takes(config, "image"):
@@ -75,10 +75,10 @@ def placed(media: Media, ids: Sequence[int], frame: Frame, config: Config) -> li
     """Replace each placeholder by the soft tokens of its item, between opening and closing token.
 
     Args:
-        media: the items, in order.
+        media: pictures, sounds or a video, in order.
         ids: tokens of the question, with one placeholder for each image or sound, and one for a whole video.
-        frame: encodes the times that stand before the frames of a video.
-        config: has the ids of placeholders, opening and closing tokens.
+        frame: encoder of the times that precede the frames of a video.
+        config: the model's config, with the ids of placeholders, opening and closing tokens.
 
     Raises:
         InputError: the chat template left a placeholder out.

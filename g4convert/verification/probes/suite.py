@@ -1,13 +1,13 @@
-"""Probes: forward calls that between them reach every part of a Gemma 4 model, and say which predictions count.
+"""Probes: forward calls that together reach every part of a Gemma 4 model, with the predictions to score.
 
     prose code tools non_latin   conversations in the checkpoint's own tokens and chat frame
-    long                         the answer stands farther back than the sliding window
+    long                         the answer lies farther back in the prompt than the sliding window
     batch                        three lengths in one call, padded on the left
     image audio video            see media
     draft                        MTP assistants: states, keys and values that a target hands over
 
-A position counts (`response`) when the token after it is part of the answer: the given one, or the reference's own
-after `answers.with_answers`. In plain text for a base model every token counts.
+A position is scored (`response`) if the next token is part of the answer: the given answer, or the reference's own
+after `answers.with_answers`. In plain text for a base model every prediction is scored.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompt
 __all__ = ["KINDS", "digest", "left_padded", "make_probes"]
 
 KINDS = (*BUCKETS, "long", "batch", *MEDIA, "draft")
-"""Buckets of probes; a model gets those that it has a way in for."""
+"""Buckets of probes; a model gets the buckets whose inputs it takes."""
 
 _BATCH = ("harbour", "train", "greek_count")
 
@@ -43,19 +43,19 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
     tokens: int | None = None,
     seed: int = 0,
 ) -> tuple[Probe, ...]:
-    """Probes for every input the model takes; the same arguments give the same probes.
+    """Make probes for every input that the model takes; the same arguments give the same probes.
 
     Args:
-        model: a Gemma 4 model, or its config where the model is no MTP assistant.
-        directory: has the tokenizer and chat template: the checkpoint, or the one it was made of.
-        kinds: some of `KINDS`; all by default.
-        conversations: the user's, from `read_prompts`, in place of the bundled text.
-        tokens: about how many tokens of bundled text to run in all; each bucket keeps at least one conversation.
+        model: a Gemma 4 model, or its config if the model is no MTP assistant.
+        directory: directory of the tokenizer and chat template: the checkpoint, or its source.
+        kinds: buckets to make, of `KINDS`; all by default.
+        conversations: the user's conversations, from `read_prompts`, in place of the bundled text.
+        tokens: approximate number of tokens of bundled text in all; each bucket keeps at least one conversation.
         seed: seed of pictures and sounds.
 
     Raises:
-        UsageError: an unknown kind, or none that the model takes.
-        InputError: the tokenizer is not of the model's vocabulary.
+        UsageError: an unknown kind, or only kinds that the model does not take.
+        InputError: the tokenizer does not fit the model's vocabulary.
     """
     wanted = tuple(KINDS if kinds is None else kinds)
     if unknown := sorted(set(wanted) - set(KINDS)):
@@ -82,7 +82,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
 
 
 def digest(probes: Iterable[Probe]) -> str:
-    """sha256 over names, arguments and positions that count: two runs with the same digest asked the same."""
+    """Return the sha256 over names, arguments and scored positions: runs with the same digest had the same probes."""
     state = hashlib.sha256()
     for probe in probes:
         state.update(f"{probe.name}\0{probe.bucket}\0".encode())
@@ -94,7 +94,7 @@ def digest(probes: Iterable[Probe]) -> str:
 
 
 def left_padded(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config) -> Probe:
-    """Questions and answers of different lengths in one batch, padded on the left as for generation."""
+    """Return one probe of questions and answers of different lengths, padded on the left as for generation."""
     width = max(len(question) + len(answer) for question, answer in rows)
     pad = config.get_text_config().pad_token_id or 0
     padding = torch.tensor([width - len(question) - len(answer) for question, answer in rows])[:, None]
@@ -110,7 +110,7 @@ def left_padded(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequ
 
 
 def _ids(entry: Conversation, frame: Frame) -> tuple[list[int], list[int]]:
-    """Question and answer; of plain text all but the first token is answer."""
+    """Return the ids of question and answer; in plain text, all tokens but the first are the answer."""
     question = frame.question(entry.messages)
     answer = [*frame.encode(entry.answer), *frame.closing()] if entry.answer else []
     if frame.chat:
@@ -134,7 +134,7 @@ def _media_probe(prompt: MediaPrompt, frame: Frame, config: Config) -> Probe:
 
 
 def _within(conversations: Sequence[Conversation], frame: Frame, tokens: int | None) -> list[Conversation]:
-    """Take as many as fit the number of tokens, from the buckets in turn; the first of each bucket always."""
+    """Choose conversations that fit into `tokens`, from the buckets in turn; always the first of each bucket."""
     if tokens is None:
         return list(conversations)
     buckets = [[entry for entry in conversations if entry.bucket == bucket] for bucket in BUCKETS]

@@ -1,7 +1,7 @@
-"""The config of an output: what must be as in the source, and whether its quantization section can be read.
+"""Checks of an output's config: the source's keys are unchanged, and loaders can read its quantization section.
 
-A key of the source may not be lost or changed, as a model computes by it; but two spellings of one fact
-(`global_head_dim` and `per_layer_config`, `torch_dtype` and `dtype`) are one.
+No key of the source may be lost or changed, since the model computes by it. Two spellings of one fact
+(`global_head_dim` and `per_layer_config`, `torch_dtype` and `dtype`) count as equal.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -17,9 +17,9 @@ __all__ = ["HINDERS", "cache_scheme", "config_keys", "model_class", "read_archit
 
 _REPLACED: Final = {"quantization_config", "compression_config", "quantization"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
-"""Ways to say how wide full-attention layers are; whether they agree shows in the architecture."""
+"""Alternative keys for the width of full-attention layers; `read_architecture` compares the resulting widths."""
 _WRITERS: Final = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
-"""Keys that say who wrote the file and how; in a text-only config, also which class reads it."""
+"""Keys that the writer of a config sets, and that are not reported if the source lacks them."""
 _QUIET: Final = {"transformers_version", "_name_or_path"}
 _CLASSES: Final = {"architectures", "model_type"}
 _REMEDY: Final = "take the source's config.json and put the quantization_config of this one into it"
@@ -40,22 +40,22 @@ _PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
         "the section is there: no engine reads it; transformers leaves packed weights random, vLLM stops",
     ),
 }
-"""Places of a section besides the top of a config, the engines that this hinders, and how."""
+"""Wrong places of the quantization section, each with the engines that cannot read it there and the consequence."""
 
 HINDERS: Final[Mapping[str, Collection[str]]] = {
     "quantization_status": ("transformers",),
     **{place: engines for place, (engines, _) in _PLACES.items()},
 }
-"""Subjects of findings about the quantization section that not every engine minds, and those that do."""
+"""Engines that fail, by the subject of the finding, for faults of the section that only some engines mind."""
 
 
 def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only: bool) -> Iterator[Finding]:
-    """Keys of the source that the output lost or changed.
+    """Yield findings on keys of the source that the output lost or changed.
 
     Args:
         out: the output's config.
-        source: the source's.
-        text_only: the output is the decoder of a multimodal source, with that one's `text_config` as config.
+        source: the source's config.
+        text_only: the output is the decoder of a multimodal source; its config is the source's `text_config`.
     """
     untied = out.get("tie_word_embeddings") is False and source.get("tie_word_embeddings") is not False
     if text_only:
@@ -66,7 +66,7 @@ def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only:
 
 
 def _untied(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's config with a head of its own, at every level that says something of it."""
+    """Return the source's config with `tie_word_embeddings` false at every level that has the key."""
     text = source.get("text_config")
     below = {"text_config": _untied(text)} if isinstance(text, Mapping) else {}
     own = {"tie_word_embeddings": False} if "tie_word_embeddings" in source else {}
@@ -101,14 +101,14 @@ def _said_otherwise(key: str, value: object, out: Mapping[str, Any]) -> bool:
 
 
 def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tuple[Architecture, tuple[Finding, ...]]:
-    """The architecture that names and shapes are checked against, and how the output's own differs.
+    """Return the architecture to check names and shapes against, and findings on how the output's own differs.
 
     Args:
         out: the output's config.
-        source: the source's architecture, which has the last word.
+        source: the source's architecture, which is returned where the two differ; None takes the output's.
 
     Raises:
-        InputError: without a source, a config that describes no Gemma 4.
+        InputError: there is no source, and the config does not describe a Gemma 4 model.
     """
     try:
         own = Architecture.from_config(out)
@@ -122,7 +122,7 @@ def read_architecture(out: Mapping[str, Any], source: Architecture | None) -> tu
     if source is None:
         return own, ()
     wanted = source.text_only() if source.is_composite and not own.is_composite else source
-    wanted = wanted if own.tied_embeddings else wanted.untied()  # the head must be there then, and be the source's
+    wanted = wanted if own.tied_embeddings else wanted.untied()  # then the output must have the source's head
     return wanted, tuple(_parts_that_differ(own, wanted))
 
 
@@ -132,7 +132,7 @@ def _split(line: str) -> tuple[str, str]:
 
 
 def _parts_that_differ(found: object, expected: object, path: str = "") -> Iterator[Finding]:
-    """Every value in which two architectures differ, by its path; what dtype a config names is left aside."""
+    """Yield a finding for each value in which two architectures differ; the config's dtype is not compared."""
     if found == expected or path == "dtype":
         return
     if is_dataclass(found) and type(found) is type(expected):
@@ -147,7 +147,7 @@ def _parts_that_differ(found: object, expected: object, path: str = "") -> Itera
 
 
 def _shown(part: object) -> str:
-    """A part of an architecture: of layers their number, of others what they are."""
+    """Describe a part of an architecture: the number of layers, or the value of any other part."""
     if isinstance(part, tuple):
         return f"{len(part)} of them"
     return _short(asdict(part) if is_dataclass(part) and not isinstance(part, type) else part)
@@ -169,13 +169,13 @@ def model_class(out: Mapping[str, Any], architecture: Architecture, engines: Col
 def section_faults(
     out: Mapping[str, Any], declared: Declared | None, *, packs: bool, engines: Collection[str]
 ) -> Iterator[Finding]:
-    """Yield faults of what the config says of the packed modules.
+    """Yield findings on faults of the quantization section.
 
     Args:
         out: the output's config.
-        declared: its quantization section; None without one.
+        declared: the config's quantization section; None if it has none.
         packs: whether any tensor is packed.
-        engines: engines that must load it: what only one of the others does not read warns.
+        engines: engines that must load the output; a fault that only other engines mind warns.
     """
     code = "static.quantization_config"
     if declared is None or declared.is_empty:
@@ -202,7 +202,7 @@ def section_faults(
 
 
 def _refused_by_loaders(out: Mapping[str, Any], static: Collection[str]) -> Iterator[Finding]:
-    """Values that compressed-tensors knows, but W4A16 loaders do not take."""
+    """Yield findings on values that compressed-tensors knows but W4A16 loaders refuse."""
     _, section = section_of(out)
     groups = section.get("config_groups") if isinstance(section, Mapping) else None
     for name, group in (groups if isinstance(groups, Mapping) else {}).items():
@@ -236,7 +236,7 @@ def _refused_by_loaders(out: Mapping[str, Any], static: Collection[str]) -> Iter
 
 
 def cache_scheme(out: Mapping[str, Any], architecture: Architecture) -> Iterator[Finding]:
-    """A quantized key and value cache, which not every release of transformers can set up where layers differ."""
+    """Warn of a quantized key and value cache that transformers before 5.24 cannot set up: layers differ in heads."""
     _, section = section_of(out)
     said = section.get("kv_cache_scheme") if isinstance(section, Mapping) else None
     if said is not None and len({(one.head_dim, one.kv_heads) for one in architecture.text.layers}) > 1:
@@ -245,7 +245,7 @@ def cache_scheme(out: Mapping[str, Any], architecture: Architecture) -> Iterator
 
 
 def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Finding]:
-    """Yield faults of keys that one engine reads and another does without; a wrong one loses packed weights."""
+    """Yield findings on keys and places that only some engines read; a wrong one makes them lose packed weights."""
     place, section = section_of(out)
     status = section.get("quantization_status") if isinstance(section, Mapping) else None
     found: list[tuple[str, str, str]] = []
@@ -260,7 +260,7 @@ def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Findin
 
 
 def _short(value: object) -> str:
-    """A value in at most 80 characters; booleans and null as JSON has them."""
+    """Return a value as text of at most 80 characters, with booleans and null as in JSON."""
     constants = {True: "true", False: "false", None: "null"}
     text = constants[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

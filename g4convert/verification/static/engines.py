@@ -1,8 +1,8 @@
 """Comparison of what each engine would build from `targets` and `ignore` with what is stored.
 
-`engines` knows the modules and the rules of transformers, vLLM and SGLang. A module that an engine never builds
-packed (routers, unified embedders) is no disagreement there. Projections that vLLM and SGLang fuse must agree in
-name, too: of a layer without `v_proj` the name of one is looked up all the same.
+`g4convert.engines` has the modules and rules of transformers, vLLM and SGLang. A module that an engine never builds
+packed (routers, unified embedders) is not compared for that engine. Projections that vLLM and SGLang fuse must agree
+by name, too: these engines look up the name `v_proj` even in a layer that has no `v_proj`.
 """
 
 from collections import defaultdict
@@ -44,7 +44,7 @@ _ELSEWHERE: Final = (
     "pre_projection",
     LM_HEAD,
 )
-"""A module of each part that only some Gemma 4 have: lists are written for all of them at once."""
+"""One module of each part that only some Gemma 4 models have; shared `ignore` lists name the parts of all models."""
 
 
 def _readings(weights: Weights) -> dict[str, Reading]:
@@ -55,13 +55,13 @@ def _readings(weights: Weights) -> dict[str, Reading]:
 
 
 def wrong_forms(weights: Weights, required: Collection[str]) -> Iterator[Finding]:
-    """Modules an engine would build in another form than they are stored in.
+    """Yield findings on modules that an engine would build in another form than they are stored in.
 
-    Experts packed in one tensor, which no engine reads, are left to another check.
+    Experts packed in one tensor are left to `fused_experts`.
 
     Args:
-        weights: the output.
-        required: engines that must load it: a disagreement with one of them fails, with another one warns.
+        weights: weights of the output.
+        required: engines that must load the output; a fault in one of them fails, in other engines warns.
     """
     readings = _readings(weights)
     for entry in dict.fromkeys(entry for reading in readings.values() for entry in reading.broken):
@@ -98,7 +98,7 @@ def _wrong(module: str, fault: Fault, engines: list[str], required: Collection[s
 def _names_that_disagree(
     reading: Reading, module: Module, stored: Mapping[str, Stored], engine: str, required: Collection[str]
 ) -> Iterator[Finding]:
-    """Parts that an engine would build in two forms, for the sake of a name without a tensor."""
+    """Yield a finding if an engine would build a fused module in two forms because of a name without a tensor."""
     built = reading.packs(module)
     present = [shard for shard in module.shards if shard in stored]
     if not isinstance(built, Disagreement) or not present:
@@ -116,7 +116,7 @@ def _names_that_disagree(
 
 
 def dead_entries(stored: StoredCheckpoint) -> Iterator[Finding]:
-    """Entries that name no module in any engine."""
+    """Yield findings on entries of `ignore` and `targets` that name no module in any engine."""
     if stored.declared is None:
         return
     modules = {engine: one.modules(stored.weights.architecture) for engine, one in CONTRACTS.items()}
@@ -147,7 +147,7 @@ def dead_entries(stored: StoredCheckpoint) -> Iterator[Finding]:
 
 
 def _experts(module: Module) -> Iterator[str]:
-    """The names that single experts have; only those of the first are looked up."""
+    """Yield the names of the single experts of a fused module, of which engines look up only the first expert's."""
     if module.kind is Kind.EXPERTS:
         yield from (f"{module.name}.{'.'.join(shard.split('.')[-2:])}" for shard in module.shards)
 

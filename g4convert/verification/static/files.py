@@ -1,4 +1,4 @@
-"""The files of an output: headers, index, sizes, and what was carried over from the source."""
+"""Checks of an output's files: headers, index, sizes, and the side files copied from the source."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _README: Final = "README.md"
 _CARRIED_README: Final = "README.source.md"
 _OWN: Final = {RECORD, _README}
 _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
-"""Files no program reads when it loads a model; other writers may replace them."""
+"""Files that no program reads when it loads a model; other writers may replace them."""
 _JOURNAL: Final = "journal*.jsonl"
 _BLOCK: Final = 1 << 20
 _COPY: Final = "copy it from the source again"
@@ -39,7 +39,7 @@ def broken_files(error: InputError) -> Iterator[Finding]:
 
 
 def loose_files(out: Checkpoint) -> Iterator[Finding]:
-    """Traces of an unfinished conversion, and weights that the index does not name."""
+    """Yield findings on journals of an unfinished conversion, and on weight files that the index does not name."""
     for name in out.side_files:
         if fnmatch(name, _JOURNAL):
             found = "the journal of a conversion that did not finish: shards hold zeros where nothing was written"
@@ -51,7 +51,7 @@ def loose_files(out: Checkpoint) -> Iterator[Finding]:
 
 
 def total_size(out: Checkpoint) -> Iterator[Finding]:
-    """The sum that the index states."""
+    """Yield a finding if the total size that the index states is not the sum of the tensors' bytes."""
     path = out.path / INDEX
     if not path.is_file():
         return
@@ -64,7 +64,7 @@ def total_size(out: Checkpoint) -> Iterator[Finding]:
 
 
 def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
-    """Tokenizer, processor, chat template and whatever else lies beside the weights."""
+    """Compare the tokenizer, processor, chat template and all other side files with the source's."""
     wanted = _chosen(out, source)
     present = {*out.side_files, *(name for name in wanted if (out.path / name).is_file())}
     for name in sorted({*source.side_files} - wanted):
@@ -86,17 +86,17 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
 
 
 def _chosen(out: Checkpoint, source: Checkpoint) -> set[str]:
-    """The source's files that an output should have, after what its record says that its recipe carries and leaves."""
+    """Return the source's side files that an output should have, by `carry` and `leave` of its recorded recipe."""
     recipe = part(record(out.path), "recipe")
     carry, leave = (_patterns(recipe.get(key)) for key in ("carry", "leave"))
     try:
         return {*source.choosing(carry=carry, leave=leave).side_files}
-    except InputError:  # they mean nothing here: the record tells of another source
+    except InputError:  # the patterns do not fit this source: the record is of another source
         return {*source.side_files}
 
 
 def _patterns(said: object) -> list[str]:
-    """Return the values of a record that can be patterns."""
+    """Return the valid patterns in a value of the record, at most `MOST_PATTERNS`."""
     listed = said if isinstance(said, list) else []
     return [one for one in listed[:MOST_PATTERNS] if isinstance(one, str) and not fault_of(one)]
 
@@ -114,7 +114,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _same_json(one: Path, other: Path) -> bool:
-    """Return whether both hold the same JSON object, but for who wrote it."""
+    """Return whether both files hold the same JSON value, `transformers_version` aside."""
     if one.suffix != ".json":
         return False
     try:

@@ -1,14 +1,14 @@
-"""Level `static`: an output against its source and its own config, from names, shapes and files alone.
+"""Level `static`: compares an output with its source and its own config, from names, shapes and files alone.
 
     files      headers, index, sizes            Checkpoint.open refuses what cannot be read
     config     the source's keys, architecture, quantization section
-    tensors    each accounted for once, kept ones as they were
+    tensors    each stored once; kept tensors with their dtype and shape
     packing    words, scales and shapes by the scheme
     engines    `targets` and `ignore` under each engine's names and rules
     side files byte for byte
 
-No weight is read, no torch imported. A check that finds nothing wrong yields a PASS that says what was looked at;
-findings about modules that differ in their numbers only are one.
+No weight is read, no torch imported. A check that finds nothing wrong yields a PASS that says what was checked.
+Findings about modules that differ in their numbers only are merged.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -52,11 +52,11 @@ _BAD: Final = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
 
 
 def open_output(output: Path) -> Checkpoint | tuple[Finding, ...]:
-    """A quantized checkpoint, or why its files cannot be opened.
+    """Open a quantized checkpoint, or return findings that say why its files cannot be opened.
 
     Raises:
         InputError: no such directory.
-        UnsupportedError: weights of another format.
+        UnsupportedError: weights in another file format.
     """
     if not output.is_dir():
         raise InputError(f"{output}: no such directory", hint="pass the directory that `g4convert quantize` made")
@@ -80,13 +80,12 @@ def check_static(
     Args:
         out: the output.
         original: the source; None checks it against its own config.
-        tp: numbers of GPUs that the packed matrices are to be split over.
-        engines: engines that must load it, of `ENGINES`: what one of these would build wrongly fails, what another one
-            would warns.
+        tp: numbers of GPUs (tensor parallel) to split the packed matrices over.
+        engines: engines of `ENGINES` that must load the output; a fault in one of them fails, in other engines warns.
 
     Raises:
-        InputError: a source that is none; or without one, an output that is no Gemma 4.
-        UnsupportedError: a source that is quantized.
+        InputError: the source is not a Gemma 4 checkpoint; or, without a source, the output is not.
+        UnsupportedError: the source is quantized.
     """
     known = Architecture.from_config(original.config) if original else None
     architecture, differences = read_architecture(out.config, known)
@@ -112,7 +111,7 @@ def check_stored(stored: StoredCheckpoint, *, tp: Iterable[int], engines: Collec
 
 
 def _judged(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
-    """The problems, grouped, and a PASS for each code of `proofs` (subject, what was looked at) without one."""
+    """Yield the problems, grouped, and a PASS for each code of `proofs` (subject, text) without a problem."""
     found = tuple(grouped(problems))
     yield from found
     bad = {one.code for one in found if one.severity in _BAD}
@@ -136,7 +135,7 @@ def _files(out: Checkpoint) -> Iterator[Finding]:
 def _against(
     out: Checkpoint, original: Checkpoint, known: Architecture, differences: Iterable[Finding], *, text_only: bool
 ) -> Iterator[Finding]:
-    """The config of an output against its source's."""
+    """Compare the config of an output with its source's."""
     text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
     keys = config_keys(out.config, original.config, text_only=text_only)
     yield from _judged({"static.architecture": ("config.json", f"{known.family}, as the source")}, differences)
@@ -151,7 +150,7 @@ def _read(
     *,
     text_only: bool,
 ) -> Iterator[Finding]:
-    """The tensors of an output, by the source's inventory or its own config."""
+    """Check the tensors of an output by the source's inventory or, if that is None, by the output's config."""
     yield from _tensors(stored, inventory, engines, text_only=text_only)
     yield from _packed(stored, engines)
     yield from model_class(stored.checkpoint.config, stored.contents.architecture, engines)

@@ -2,8 +2,8 @@
 
     weight_packed  I32 [n, k*bits/32]      weight_scale  float [n, k/g], [n, 1]      weight_shape  I64 [2] = [n, k]
 
-Letters: n out_features, k in_features, g group_size. What is looked at is dtypes and shapes, and the two values
-of each `weight_shape`; codes and scales are the next level's.
+Letters: n out_features, k in_features, g group_size. Only dtypes and shapes are checked, and the two values of each
+`weight_shape`; level `weights` checks codes and scales.
 """
 
 import struct
@@ -32,7 +32,7 @@ _AGAIN: Final = "quantize the source again: the file was changed, or its writer 
 
 
 def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
-    """Every packed module against the model's shape, with the scheme that an engine builds it by."""
+    """Check every packed module against the model's shape and the scheme that an engine builds it by."""
     contents, groups = stored.contents, groups_of(stored)
     shapes = [info for module in contents.packed.values() if (info := module.parts.get("weight_shape"))]
     values = stored.checkpoint.read_many(info.name for info in shapes if _is_shape(info))
@@ -46,7 +46,7 @@ def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
 
 
 def groups_of(stored: StoredCheckpoint) -> dict[str, DeclaredGroup]:
-    """By checkpoint module, the config group that the first engine of `CONTRACTS` builds it by, or else the first."""
+    """Return the config group of each module: that of the first engine of `CONTRACTS` that has one, else the first."""
     first = next(iter(stored.declared.groups), None) if stored.declared else None
     found = dict.fromkeys(stored.weights.schemes, first)
     for contract in reversed([*CONTRACTS.values()]):
@@ -91,7 +91,7 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
 
 
 def _activation_scales(module: PackedModule) -> Iterator[Finding]:
-    """The two scales of static activations: a float each, F32 [1]."""
+    """Check the two scales of static activations: one float each, F32 [1]."""
     for part in ("input_scale", "output_scale"):
         info = module.parts.get(part)
         if info is None:
@@ -131,7 +131,7 @@ def _weight_shape(module: PackedModule, shape: tuple[int, ...], read: Mapping[st
 
 
 def fused_experts(contents: Contents) -> Iterator[Finding]:
-    """Packed experts of a layer in one tensor: readable here and by vLLM (layers/fused_moe/routed_experts.py:1004)."""
+    """Warn of fused packed experts: only g4convert and vLLM (layers/fused_moe/routed_experts.py:1004) read them."""
     remedy = "for other programs quantize the source again: `g4convert quantize` writes experts one by one"
     for module in contents.fused_packed.values():
         found = "all experts packed in one tensor: vLLM 0.33 reads it, SGLang and transformers leave experts random"
@@ -139,7 +139,7 @@ def fused_experts(contents: Contents) -> Iterator[Finding]:
 
 
 def fits_ranks(contents: Contents, ranks: Iterable[int]) -> Iterator[Finding]:
-    """Yield findings on whether packed matrices can be split over this many GPUs without tearing a group.
+    """Yield a finding for each number of GPUs in `ranks`: whether packed matrices split without tearing a group.
 
     Engines split `o_proj` and `down_proj` along k and the others along n, by whole attention heads.
     """

@@ -1,7 +1,7 @@
-"""Packed modules against the config group that each engine builds them by.
+"""Comparison of packed modules with the config group that each engine builds them by.
 
-Where every engine that takes a module finds the same fault, the config says what is not stored; where some do, the
-targets hold in the others only.
+If every engine that builds a module finds the same fault, the config group does not describe the stored tensors. If
+only some engines find it, `targets` select the right group in the other engines only.
 """
 
 from collections import defaultdict
@@ -22,11 +22,11 @@ _ALL: Final = "correct it: loaders go by the config"
 
 
 def other_schemes(weights: Weights, required: Collection[str]) -> Iterator[Finding]:
-    """Modules that are stored in another scheme than the config group says that engines build them by.
+    """Yield findings on modules whose stored scheme differs from the config group that engines build them by.
 
     Args:
-        weights: the output.
-        required: engines that must load it: what only others would build wrongly warns.
+        weights: weights of the output.
+        required: engines that must load the output; a fault in other engines only warns.
     """
     members: defaultdict[str, set[str]] = defaultdict(set)
     for contract in CONTRACTS.values():

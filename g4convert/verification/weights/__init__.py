@@ -2,13 +2,13 @@
 
 hashes    Compares every shard with the hash that its conversion recorded
 level     Runs the comparison with bounded memory
-pairs     Pairs each source weight with what the output has of it
+pairs     Pairs each source weight with the output's tensors of the same name
 tiles     Measures packed weights tile by tile
-compiled  Has the compiled inner loop
-rows      Holds a weight's numbers beside plain rounding of it, and the band of each method
-judge     Says what is wrong with these numbers, what is unusual, and what is worth a note
-findings  Makes one finding of many that are alike
+compiled  Compiled inner loop: decodes rows and adds up their sums
+rows      Compares a weight's error with that of plain rounding, and has the limits of each method
+judge     Judges these numbers: failures, warnings and notes
+findings  Merges many findings that are alike
 causes    Tries known accidents on a few rows of a wrong weight
 oracle    Compares the decoder with compressed-tensors on some rows
-recorded  Compares the decoder with recorded answers of compressed-tensors
+recorded  Compares the decoder with recorded results of compressed-tensors
 """

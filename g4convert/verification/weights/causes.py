@@ -1,7 +1,7 @@
-"""Causes of a packed weight that is not its source: the usual accidents, tried on a few rows.
+"""Search for the cause of a wrong packed weight: common accidents, tried on a few rows.
 
-Each accident is undone, or the source that it would have come from is taken instead; the one that brings the error
-back into its band is the cause. None may: then the weight is of no source here, or damaged in another way.
+Each accident is undone, or the source of another weight is compared instead. The first try that brings the error back
+below the limit names the cause. If none does, the weight comes from no source here or is damaged in another way.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,12 +21,12 @@ _PARTNER: Final = {"gate_proj": "up_proj", "up_proj": "gate_proj", "k_proj": "v_
 
 
 def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> str:
-    """Say in a few words what a weight looks like; empty where nothing explains it.
+    """Return the likely cause of a weight's error in a few words; empty if no accident explains it.
 
     Args:
         pair: a weight whose error is too large.
-        pairs: all packed weights by name, to look for the source it may have been made from.
-        limit: the part of the error of plain rounding that is still sound.
+        pairs: all packed weights by name; their sources are tried as the source of `pair`.
+        limit: largest sound error, as a multiple of the error of plain rounding.
     """
     tile = read_tile(pair, 0, min(_ROWS, pair.source.shape[0]))
     for cause, other in (*_undone(tile), *_transposed(pair, tile), *_elsewhere(pair, pairs, tile)):
@@ -37,7 +37,7 @@ def guess(pair: PackedPair, pairs: Mapping[str, PackedPair], limit: float) -> st
 
 
 def _undone(tile: Tile) -> Iterator[tuple[str, Tile]]:
-    """The tile with an accident undone."""
+    """Yield the tile with each accident of scales or codes undone."""
     if not tile.zeros.size:
         yield "its scales have the wrong sign", replace(tile, scale=-tile.scale)
     for shift in (1, -1):
@@ -55,7 +55,7 @@ def _undone(tile: Tile) -> Iterator[tuple[str, Tile]]:
 
 
 def _swapped(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bytes with their halves swapped."""
+    """Swap the nibbles of each byte."""
     swapped: NDArray[np.uint8] = (stored >> np.uint8(4)) | (stored << np.uint8(4))
     return swapped
 
@@ -68,11 +68,11 @@ def _transposed(pair: PackedPair, tile: Tile) -> Iterator[tuple[str, Tile]]:
 
 
 def _elsewhere(pair: PackedPair, pairs: Mapping[str, PackedPair], tile: Tile) -> Iterator[tuple[str, Tile]]:
-    """The tile against the sources of other modules: gate for up, another expert, another layer."""
+    """Yield the tile with the sources of other modules: gate for up, another expert, another layer."""
     name = Name(pair.name)
     partner = pairs.get(f"{name.owner}.{_PARTNER.get(name.last, '')}")
     alike = [other for other in pairs.values() if other is not pair and Name(other.name).kind == name.kind]
-    # the nearest first: an expert of the same layer before one of another
+    # the nearest first: experts of the same layer before experts of other layers
     alike.sort(key=lambda other: -len(_common(pair.name, other.name)))
     for other in (*([partner] if partner else []), *alike):
         if other.source.shape == pair.source.shape:

@@ -1,7 +1,7 @@
 """Check `weights.hash`: every shard has the bytes that its conversion wrote.
 
-The other checks judge values, with room for what rounding may do; a flipped bit in a packed word or a scale is no
-larger than that. The hash has no such room. It says nothing of whether the conversion was right.
+The other checks allow for rounding errors, and a flipped bit in a packed word or a scale may be no larger than these.
+The hash finds any changed bit. It does not show that the conversion was right.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ __all__ = ["check_hashes", "hashed"]
 
 
 def check_hashes(out: Checkpoint) -> Iterator[Finding]:
-    """Compare every shard with the hash that g4convert.json has of it.
+    """Compare every shard with its hash in g4convert.json.
 
     Args:
         out: the quantized checkpoint.
@@ -39,16 +39,16 @@ def check_hashes(out: Checkpoint) -> Iterator[Finding]:
 
 
 def hashed(out: Checkpoint) -> Iterator[Finding]:
-    """Say that the hashes were made a moment ago.
+    """Yield a PASS without reading the shards again, since they were hashed when they were written.
 
     Args:
-        out: the quantized checkpoint, which this process wrote.
+        out: the quantized checkpoint, which this process has just written.
     """
     text = f"read back and hashed when they were written; {RECORD} has the XXH3 of each"
     yield Finding("weights.hash", Severity.PASS, f"{len(_recorded(out))} shards", text, "")
 
 
 def _recorded(out: Checkpoint) -> Mapping[str, str]:
-    """The hash of each shard, where there is a record of such."""
+    """Return the recorded hash of each shard; empty without a record."""
     files = part(record(out.path), "files")
     return {name: str(part(files, name)["xxh3_128"]) for name in files if "xxh3_128" in part(files, name)}

@@ -1,6 +1,6 @@
-"""Judges the numbers of packed and kept weights: what is wrong, what is unusual, and what is worth a note.
+"""Judgement of the numbers of packed and kept weights: failures, warnings and notes.
 
-A weight's numbers and the band of its method are in `rows`, the form of a finding in `findings`.
+`rows` has a weight's numbers and the band of its method, `findings` the form of a finding.
 """
 
 import statistics
@@ -20,35 +20,35 @@ __all__ = ["judged_kept", "judged_packed"]
 
 _ZERO: Final = 0.6
 _SATURATED: Final = 0.3
-"""Shares of codes above which a warning may be due."""
+"""Shares of codes up to which no weight is odd."""
 _MORE: Final = 0.1
-"""And so much more than plain rounding has."""
+"""Excess over the share that plain rounding has, above which a weight with a larger share is odd."""
 _ON_GRID: Final = 0.9
-"""Exact groups of a weight whose source was trained on a grid, and whose writer found it."""
+"""Least share of exact groups in a weight whose source was trained on a grid that the quantizer found."""
 _SIGMAS: Final = 3.0
-"""Robust standard deviations that make an outlier."""
+"""Distance of an outlier from the median, in robust standard deviations."""
 _LEAST_SIGMA: Final = 0.1
-"""One of them at least, as a part of the median."""
+"""Least value of the robust standard deviation, as a part of the median."""
 _PEERS: Final = 5
-"""Fewer weights of a kind have no outliers."""
+"""Least number of weights of a kind among which outliers are searched."""
 _GUESSED: Final = 3
-"""Number of weights of a kind whose cause is looked for."""
+"""Most weights of a kind whose cause is searched."""
 _LOST_SHARE: Final = 0.02
-"""Share of a weight's groups that a method that weighs channels may give up."""
+"""Share of a weight's groups that may be lost with a method that weighs channels."""
 _BETTER_THAN_PLAIN: Final = 0.9
-"""Part of the error of plain rounding up to which nobody is an outlier."""
+"""Ratio to the error of plain rounding up to which no weight is an outlier."""
 _COMPARE: Final = "quantize the source again and compare: the same bytes are no fault of the file"
 
 
 def judged_packed(
     pairs: Mapping[str, PackedPair], measured: Mapping[str, Measured], *, method: str | None = None
 ) -> Iterator[Finding]:
-    """Findings about packed weights.
+    """Yield findings about packed weights.
 
     Args:
-        pairs: the weights.
-        measured: their sums, by the same names.
-        method: method that the output says it was quantized with; None where it says nothing.
+        pairs: the packed weights, by name.
+        measured: sums of each weight, by the same names.
+        method: quantization method that the output states; None if it states none.
     """
     band = band_of(method)
     rows = [Row(pair, measured[name], band) for name, pair in pairs.items()]
@@ -67,7 +67,7 @@ def judged_packed(
 
 
 class _Causes:
-    """Causes of faulty weights; searched once for each, and for a few of a kind only."""
+    """Cache of the causes of faulty weights; `guess` runs once for each of a few weights of a kind."""
 
     def __init__(self, pairs: Mapping[str, PackedPair]) -> None:
         self._pairs = pairs
@@ -75,7 +75,7 @@ class _Causes:
         self._tried: defaultdict[str, list[str]] = defaultdict(list)
 
     def of(self, row: Row) -> str:
-        """Return the cause in a few words, or empty."""
+        """Return the cause of a weight's error in a few words; empty if it is unknown."""
         if row.name not in self._known:
             tried = self._tried[row.kind]
             if len(tried) < _GUESSED:
@@ -87,8 +87,8 @@ class _Causes:
 
 
 def _errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
-    """Failures with what may have caused them, warnings, and what is usual for each role."""
-    failed = [row for row in rows if not row.ratio <= row.band.limit]  # also one that is no number
+    """Yield failures with their likely causes, warnings, and the range of usual errors for each role and scheme."""
+    failed = [row for row in rows if not row.ratio <= row.band.limit]  # NaN fails, too
     warned = [row for row in rows if row.band.usual < row.ratio <= row.band.limit]
 
     def expected(of_kind: Sequence[Row]) -> str:
@@ -129,7 +129,7 @@ def _scales(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _fit(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
-    """Check that the best scales for the codes would save nearly nothing, or no more than rounding costs at best."""
+    """Check that the best scales for the stored codes would save at most `Row.may_save`."""
     bad = [row for row in rows if row.removable > row.may_save]
 
     def found(of_kind: Sequence[Row]) -> str:
@@ -159,9 +159,9 @@ def _constant(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _groups(rows: Sequence[Row], method: str | None) -> Iterator[Finding]:
-    """Single groups that went wrong in weights that are right as a whole.
+    """Yield findings on wrong groups in weights that are right as a whole.
 
-    A method that weighs channels may give up the large weight of a channel that is never large.
+    A method that weighs channels may sacrifice a large weight of a channel whose activations are always small.
     """
     allowed = _LOST_SHARE if method is not None and method not in DATA_FREE else 0.0
     bad = [row for row in rows if row.sums.lost_groups > allowed * row.sums.groups and not row.sums.bad_scales]
@@ -178,7 +178,7 @@ def _groups(rows: Sequence[Row], method: str | None) -> Iterator[Finding]:
 
 
 def _codes(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Codes at 0 and at the ends; a warning only where plain rounding has far fewer."""
+    """Yield findings on the shares of zero and saturated codes; they warn only if plain rounding has far fewer."""
 
     def shares(row: Row) -> tuple[float, float]:
         return row.sums.zero_codes / row.codes, row.sums.saturated_codes / row.codes
@@ -201,9 +201,9 @@ def _codes(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _outliers(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Weights that are rounded much worse than the others of their role and projection: a note, as nothing is wrong.
+    """Note weights whose ratio to plain rounding is much larger than that of other weights of their projection.
 
-    Beside what plain rounding makes of each: some weights are hard to round.
+    The ratio is compared, not the error, since some weights are hard to round. It is no fault.
     """
     peers: defaultdict[tuple[str, str, int, int], list[Row]] = defaultdict(list)
     for row in rows:
@@ -230,7 +230,7 @@ def _outliers(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _exact(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Yield findings on sound int4 weights: whether the source lay on a grid, and whether all of it was found."""
+    """Yield findings on whether the source of int4 weights lay on a grid, and whether every weight's grid was found."""
     if not rows:
         return
     share = sum(row.sums.exact_groups for row in rows) / sum(row.sums.groups for row in rows)
@@ -249,11 +249,11 @@ def _exact(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def judged_kept(kept: Sequence[KeptPair], different: Mapping[str, int]) -> Iterator[Finding]:
-    """Findings about tensors that must be as they were.
+    """Yield findings about kept tensors, whose bytes must be the source's.
 
     Args:
-        kept: the tensors.
-        different: by name, how many elements differ.
+        kept: the kept tensors.
+        different: number of elements that differ, by name.
     """
     bad = [pair for pair in kept if different.get(pair.name)]
     for pair in bad:

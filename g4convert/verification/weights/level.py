@@ -1,21 +1,21 @@
-"""Level `weights`: every packed weight, decoded, against its source; every kept tensor, bit for bit.
+"""Level `weights`: compares every packed weight, decoded, with its source, and every kept tensor bit for bit.
 
     weights.form       a weight that cannot be decoded
-    weights.decoder    some rows of each kind, dequantized by compressed-tensors: the same error; after a conversion,
-                       its recorded answers
-    weights.error      squared error relative to the weight, beside that of plain rounding of the same weight
-    weights.groups     no group is off by more than rounding can be, also where the weight as a whole is right
-    weights.scales     finite, and zero only for weights that are all zero
-    weights.fit        scales belong to their codes: the best ones for these codes would save little
-    weights.constant   no weight whose words are all the same, unless the source's values are
+    weights.decoder    compressed-tensors dequantizes some rows of each kind of weight with the same error; after a
+                       conversion, recorded results of compressed-tensors are compared instead
+    weights.error      squared error relative to the weight, beside the error of plain rounding of the same weight
+    weights.groups     no group has a larger error than rounding can cause, even if the weight as a whole is right
+    weights.scales     scales are finite, and zero only for groups of zeros
+    weights.fit        scales belong to their codes: the best scales for these codes would save little
+    weights.constant   no weight has equal words throughout, unless the source's values are equal
     weights.codes      share of zero and of saturated codes
-    weights.exact      share of groups that are exact, as for sources that were trained on a grid
-    weights.outlier    no weight much worse than those of its kind
-    weights.kept       the bytes of everything that is not packed
+    weights.exact      share of exact groups, high for sources that were trained on a grid
+    weights.outlier    no weight has a much larger error than others of its kind
+    weights.kept       bytes of every tensor that is not packed
 
-What is missing or has no business there is the static level's. Tensors are read in pieces by a few threads, each
-byte once, so memory does not grow with the model; results do not depend on the number of threads. The one check
-that needs torch and compressed-tensors imports them in a thread of its own, while the others read.
+Level `static` finds missing and unknown tensors. A few threads read the tensors in pieces, each byte once, so memory
+does not grow with the model; results do not depend on the number of threads. Only one check needs torch and
+compressed-tensors; it imports them in a thread of its own while the others read.
 """
 
 import os
@@ -59,15 +59,15 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     """Compare every value of a quantized checkpoint with its source.
 
     Args:
-        out: the quantized one.
+        out: the quantized checkpoint.
         source: the source, not quantized.
-        progress: told of every piece.
-        workers: threads; as many as the process may use cores by default.
-        table: gets a row of numbers for each packed weight, as JSON.
-        recorded: compare the decoder with recorded answers of compressed-tensors, not with its code.
+        progress: told of every piece that has been read.
+        workers: number of threads; by default the number of cores that the process may use.
+        table: a row of JSON numbers is appended to it for each packed weight.
+        recorded: compare the decoder with recorded results of compressed-tensors instead of its code.
 
     Raises:
-        InputError: the source is not a Gemma 4 checkpoint, or a file was cut meanwhile.
+        InputError: the source is not a Gemma 4 checkpoint, or a file was truncated during the check.
         UnsupportedError: the source is quantized.
     """
     known = Architecture.from_config(source.config)
@@ -92,7 +92,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
 
 
 def _method(out: Checkpoint) -> str | None:
-    """Return the method that an output says it was quantized with."""
+    """Return the quantization method that the output's record states; None if it states none."""
     found = part(record(out.path), "result").get("method")
     return None if found is None else str(found)
 
@@ -120,7 +120,7 @@ def _row(name: str, sums: Measured) -> dict[str, Any]:
 Result = Measured | int
 """Sums of a piece of a packed weight, or the number of elements of a kept tensor that differ."""
 _Piece = tuple[str, int, Callable[[], Result]]
-"""Name, bytes, and what to do."""
+"""Name of the tensor, bytes to read, and the call that does the work."""
 
 
 def _packed_pieces(packed: Mapping[str, PackedPair]) -> Iterator[_Piece]:
@@ -158,7 +158,7 @@ def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: 
 
 
 def _run(pieces: list[_Piece], progress: Progress, workers: int) -> Iterator[tuple[str, Result]]:
-    """Do all pieces; results in the order of the pieces."""
+    """Run all pieces on `workers` threads, and yield their results in the order of the pieces."""
     progress.start(sum(nbytes for _, nbytes, _ in pieces), 0)
     with ThreadPoolExecutor(workers) as pool:
         for (name, nbytes, _), result in zip(pieces, pool.map(_call, pieces), strict=True):
@@ -171,7 +171,7 @@ def _call(piece: _Piece) -> Result:
 
 
 def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, int]]:
-    """The pieces of each weight added up."""
+    """Add up the results of the pieces of each packed weight and of each kept tensor."""
     measured: defaultdict[str, Measured] = defaultdict(Measured)
     different: defaultdict[str, int] = defaultdict(int)
     for name, result in results:

@@ -1,7 +1,7 @@
-"""Holds this level's decoding against compressed-tensors': its code dequantizes some rows of each kind of weight.
+"""Comparison of this level's decoder with compressed-tensors, on some rows of each kind of weight.
 
-The compiled loop sums squared errors without ever having a dequantized weight. Here compressed-tensors unpacks the
-codes, takes zero points off and multiplies by the scales; the error that is left must be the one that was summed.
+The compiled loop sums squared errors without building a dequantized weight. Here compressed-tensors unpacks the
+codes, subtracts zero points and multiplies by the scales; its squared error must equal that of the compiled loop.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ __all__ = ["check_decoder", "error_of"]
 
 _ROWS: Final = 32
 _AGREE: Final = 2.0**-12
-"""Largest relative difference of a sum of squared weights in float32 from one in float64."""
+"""Largest relative difference between a sum of squared weights in float32 and the same sum in float64."""
 
 
 def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
-    """The first rows of one weight of each kind, decoded twice.
+    """Decode the first rows of one weight of each kind with both decoders, and compare the squared errors.
 
     Args:
         packed: every packed weight, by name.
@@ -46,7 +46,7 @@ def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
 
 
 def error_of(tile: Tile) -> tuple[float, float]:
-    """Squared error of a tile as compressed-tensors dequantizes it, and squared weights; summed in float64."""
+    """Return the squared error of a tile dequantized by compressed-tensors, and its squared weights, in float64."""
     shape = torch.Size(tile.source.shape)
     groups = tile.scale.shape[1]
     strategy = {"strategy": "group", "group_size": shape[1] // groups} if groups > 1 else {"strategy": "channel"}

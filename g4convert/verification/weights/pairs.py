@@ -1,10 +1,10 @@
-"""Pairs to compare: each weight of the source with what the output has of it.
+"""Pairing of each weight of the source with the output's tensors of the same name.
 
     packed in the output     decoded and measured                  PackedPair
     plain in the output      the same bytes, at the same dtype     KeptPair
 
-A weight that the output lacks is a finding of the static level; one that cannot be decoded, or has another dtype,
-is one of this.
+Level `static` reports a weight that the output lacks; this level reports a weight that cannot be decoded or has
+another dtype.
 """
 
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ class KeptPair:
     """A tensor, or an expert's part of one, that must have the bytes of its source.
 
     Args:
-        name: as written.
-        source: file and offset in the source.
-        out: file and offset in the output.
-        nbytes: bytes of each.
-        itemsize: bytes of one element.
-        moved: the shape in the source of a convolution whose channels are last there; empty for the others.
+        name: name in the output.
+        source: file and byte offset in the source.
+        out: file and byte offset in the output.
+        nbytes: size of the tensor, bytes.
+        itemsize: size of one element, bytes.
+        moved: shape in the source of a convolution that is stored channels-last there; empty for other tensors.
     """
 
     name: str
@@ -49,7 +49,7 @@ class KeptPair:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Both checkpoints and their files."""
+    """The source and the output, with the readers of their files (`plain`, `written`)."""
 
     source: Checkpoint
     out: Checkpoint
@@ -57,11 +57,13 @@ class Pairing:
     written: Reader
 
     def pairs(self, inventory: Inventory, contents: Contents) -> Iterator[PackedPair | KeptPair | Finding]:
-        """Every weight of the source that the output has, in the order of the model.
+        """Yield a pair for every weight of the source that the output has, in the order of the model.
+
+        Yields a finding in place of the pair if the weight cannot be compared.
 
         Args:
-            inventory: kinds of the source's tensors.
-            contents: kinds of the output's tensors.
+            inventory: resolved tensors of the source.
+            contents: resolved tensors of the output.
         """
         source = inventory.architecture
         text_only = source.is_composite and not contents.architecture.is_composite
@@ -125,7 +127,7 @@ class Pairing:
         )
 
     def _extras(self, inventory: Inventory) -> Iterator[KeptPair]:
-        """Yield pairs of tensors that neither side needs, where both have them in the same form."""
+        """Yield pairs of the source's extra tensors that the output has, too, with the same dtype and shape."""
         for extra in inventory.extras:
             one, other = self.source.tensors[extra.source], self.out.tensors.get(extra.source)
             if other is not None and other.info == one.info:

@@ -1,8 +1,8 @@
-"""Holds this level's decoding against recorded answers of compressed-tensors, which takes seconds to import.
+"""Comparison of this level's decoder with recorded results of compressed-tensors, which takes seconds to import.
 
-The check at the end of a conversion is to cost less than the conversion. So there the decoder is tried on a few small
-weights, one for each form, whose dequantized error was recorded from compressed-tensors' own code; a test compares the
-record with that code. `verify` runs the code itself, on rows of the checkpoint: see `oracle`.
+The check at the end of a conversion should cost less than the conversion. So it runs the decoder on one small weight
+of each form, whose squared error was recorded from compressed-tensors' own code; a test compares the record with that
+code. `verify` runs compressed-tensors itself, on rows of the checkpoint: see `oracle`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ __all__ = ["RECORDED", "Form", "check_recorded", "tile_of"]
 
 _ROWS: Final = 4
 _AGREE: Final = 2.0**-12
-"""Largest relative difference of sums in float32 from sums in float64."""
+"""Largest relative difference between sums in float32 and sums in float64."""
 
 
 class Form(NamedTuple):
-    """A form of packed weights: bits of a code, weights in a row and in a group, and whether there are zero points."""
+    """A form of packed weights: bits of a code, weights in a row and in a group, and whether it has zero points."""
 
     num_bits: int
     k: int
@@ -43,11 +43,11 @@ RECORDED: Final[Mapping[Form, tuple[float, float]]] = {
     Form(8, 128, 128, zeros=False): (22564.785217285156, 106.484375),
     Form(8, 128, 128, zeros=True): (22686.39483642578, 106.484375),
 }
-"""Squared error and squared weights of `tile_of` a form, as compressed-tensors 0.20 dequantizes it."""
+"""Squared error and squared weights of `tile_of(form)`, dequantized by compressed-tensors 0.20, by form."""
 
 
 def check_recorded() -> Iterator[Finding]:
-    """Decode a small weight of every form."""
+    """Decode a small weight of every form, and compare its squared error with the recorded one."""
     wrong = 0
     for form, (error, signal) in RECORDED.items():
         found = measure_tile(tile_of(form)).error
@@ -63,7 +63,7 @@ def check_recorded() -> Iterator[Finding]:
 
 
 def tile_of(form: Form) -> Tile:
-    """A weight without chance: every code occurs, scales of both signs, a source that is near nothing."""
+    """Return a deterministic tile: every code occurs, scales have both signs, and the source is unrelated to both."""
     groups = form.k // form.group
     number = np.arange(_ROWS * form.k * form.num_bits // 32, dtype=np.uint64)
     words = ((number * 2654435761 + 40503) % 2**32).astype(np.uint32).view(np.int32)

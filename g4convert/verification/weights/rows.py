@@ -1,16 +1,16 @@
-"""One packed weight beside plain rounding of that very weight: its error, its band, and what scales could save.
+"""Error of one packed weight, relative to the error of plain rounding of the same weight.
 
-Real weights have heavy tails, and no fixed band holds them all: of a 270M model, k_proj weights have from 0.7 to 1.7 %
-at equal method. The ratio to plain rounding (`compiled`) is narrow instead:
+Real weights have heavy tails, so no fixed limit on the error fits: in a 270M model, the errors of k_proj weights range
+from 0.7 to 1.7 % with one method. The ratio to plain rounding (see `compiled`) has a narrow range instead:
 
     method                  error / error of plain rounding, on real weights
     minmax                  1.000
     mse                     0.60 to 0.88
-    lattice                 0, or that of mse
-    imatrix, gptq           above 1 by design: they trade weight error for that of the outputs
-    not known               may be any of these
+    lattice                 0, or as mse
+    imatrix, gptq           above 1 by design: they accept weight error for less error of the outputs
+    unknown                 any of these
 
-Above `usual` is a warning, above `limit` no sound weight comes. Scales that belong to other codes are seen apart.
+A ratio above `usual` warns; no sound weight exceeds `limit`. Scales that belong to other codes are checked apart.
 """
 
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ from g4convert.verification.weights.tiles import Measured, PackedPair
 __all__ = ["DATA_FREE", "Band", "Row", "band_of"]
 
 DATA_FREE: Final = frozenset({"minmax", "mse", "lattice"})
-"""Methods that look at weights only."""
+"""Methods that use no calibration data, only the weights."""
 _EXACT: Final = 2.0**-15
-"""Relative error that rounding scales to bf16 may cost weights that plain rounding would leave as they are."""
+"""Relative error that rounding the scales to bf16 may cause in weights that plain rounding leaves unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Parts of the error that plain rounding has on the same weights.
+    """Limits of a weight's error, as multiples of the error of plain rounding of the same weight.
 
     Args:
-        fit: share that other scales for the same codes may save, besides what they would save of plain rounding.
-        usual: most that the method gives.
-        limit: above, something is wrong.
+        fit: error that other scales for the same codes may save, besides what they would save of plain rounding.
+        usual: largest error that the method gives.
+        limit: error above which something is wrong.
     """
 
     fit: float
@@ -43,13 +43,13 @@ class Band:
 
 
 def band_of(method: str | None) -> Band:
-    """The band of a method; None, as of outputs by others, may be any."""
+    """Return the band of a method; None, for outputs of other programs, gets the widest band."""
     return Band(0.5, 1.05, 3.0) if method in DATA_FREE else Band(1.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One packed weight with its numbers, and the band of its method."""
+    """A packed weight with its sums and the band of its method."""
 
     pair: PackedPair
     sums: Measured
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The name of the weight."""
+        """Name of the weight."""
         return self.pair.name
 
     @property
@@ -67,41 +67,41 @@ class Row:
 
     @property
     def plain(self) -> float:
-        """The error of plain rounding."""
+        """Relative error of plain rounding; at least `_EXACT`."""
         return max(self.sums.plain_relative_error, _EXACT)
 
     @property
     def ratio(self) -> float:
-        """The error as a part of that of plain rounding."""
+        """Error divided by the error of plain rounding."""
         return self.error / self.plain
 
     @property
     def codes(self) -> int:
-        """The number of codes; at least 1."""
+        """Number of codes; at least 1."""
         return max(1, self.sums.weights)
 
     @property
     def removable(self) -> float:
-        """The error that the best scales for the same codes would save, over squared weights."""
+        """Squared error that the best scales for the same codes would save, over squared weights."""
         return self.sums.removable / self.sums.signal if self.sums.signal else 0.0
 
     @property
     def may_save(self) -> float:
-        """Up to where other scales for the same codes may lower the error."""
+        """Largest relative error that other scales for the same codes may save."""
         plain = self.sums.plain_removable / self.sums.signal if self.sums.signal else 0.0
         return self.band.fit * self.plain + self.band.usual * plain
 
     @property
     def is_sound(self) -> bool:
-        """True if its error is one that rounding makes, so that no more need be said of it."""
+        """True if the error is within `band.limit` and all scales are finite."""
         return self.ratio <= self.band.limit and not self.sums.bad_scales
 
     @property
     def exact(self) -> float:
-        """The share of groups that are exact."""
+        """Share of groups that are exact."""
         return self.sums.exact_groups / self.sums.groups
 
     @property
     def kind(self) -> str:
-        """Its name without numbers: weights of one kind are alike."""
+        """Name of the weight without layer and expert numbers."""
         return Name(self.name).kind
