@@ -1,4 +1,4 @@
-"""The calibration file of a conversion: the one that is named, or one beside the output, made where it is not there."""
+"""The calibration file of a conversion: the file that the user named, or a file beside the output, made if missing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,15 +20,15 @@ Say = Callable[[str], None]
 
 
 def own_calibration(output: Path) -> Path:
-    """Return the calibration file that belongs to an output, where no other is named: it lies beside it."""
+    """Return the path of an output's own calibration file, beside the output; used if the user names no other."""
     return output.with_name(f"{output.name}.calibration.safetensors")
 
 
 def with_calibration(job: Job, ranks: Ranks, progress: Quiet, say: Say) -> Job:
-    """Return a job whose calibration file is there and has what the method needs; rank 0 makes it, others wait.
+    """Return the job with a calibration file that exists and is complete; rank 0 makes it, the other ranks wait.
 
     Raises:
-        G4Error: whatever can be refused without a calibration file, and whatever is wrong with the one that is named.
+        G4Error: the conversion is refused for a reason that needs no calibration file, or the named file is invalid.
         Interrupted: Ctrl-C; finished layers are kept.
     """
     beside = ranks.from_lead(_made_or_error(job, progress, say) if ranks.leads else None)
@@ -43,7 +43,7 @@ def _made_or_error(job: Job, progress: Quiet, say: Say) -> bool | G4Error:
 
 
 def _made(job: Job, progress: Quiet, say: Say) -> bool:
-    """Make or complete the file; True if it lies beside the output, not where it was named."""
+    """Make or complete the calibration file; return True if the conversion must use the file beside the output."""
     path = job.calibration
     if path is None or _is_complete(path, layered=job.recipe.recipe.is_layered):
         return False
@@ -59,12 +59,12 @@ def _made(job: Job, progress: Quiet, say: Say) -> bool:
 
 
 def _is_complete(path: Path, *, layered: bool) -> bool:
-    """True if a file has what a method needs; what is wrong with it the conversion will say."""
+    """Return whether a file has the ids or statistics that the method needs; the conversion checks them later."""
     return path.exists() and (layered or is_gguf(path) or CalibrationFile.load(path).statistics is not None)
 
 
 def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, say: Say) -> None:
-    """Make a conversion's own file of the bundled texts."""
+    """Make the conversion's own calibration file from the bundled texts."""
     from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
 
     job, layered = conversion.job, conversion.plan.recipe.is_layered
@@ -78,7 +78,7 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, say: Say)
 
 
 def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: Say) -> None:
-    """Complete a file of token ids with statistics, beside the output."""
+    """Add statistics to a file of token ids, and save the result beside the output."""
     from g4convert.calibration.record import record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
     from g4convert.calibration.tokens import Tokens  # noqa: PLC0415
@@ -98,5 +98,5 @@ def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: 
 
 
 def _is_of(there: CalibrationFile, file: CalibrationFile, model: Model) -> bool:
-    """True if a file has the statistics that are wanted already."""
+    """Return whether `there` already has the statistics of this model over the ids of `file`."""
     return there.statistics is not None and (there.hash, there.model) == (file.hash, model)

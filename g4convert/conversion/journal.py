@@ -1,11 +1,11 @@
-"""Record of the units that are already on disk, so that a killed run continues.
+"""The journal: the record of units that are on disk, from which a killed run continues.
 
     7c0e1f... {"g4convert": "0.1.0", "source": ...}            the fingerprint of the run: source, recipe, version
     51a9b0... {"unit": 12, "stats": [...], "checksum": ...}    a finished unit
 
-Each line of `OUT.partial/journal.jsonl` begins with a hash of the rest, so that a line that a kill tore or a disk
-damaged is a unit not done. A unit is appended only after its bytes are synced, so the journal never claims more than
-the disk holds, also after a power cut. Further ranks write `journal-<rank>.jsonl` beside it.
+Each line of `OUT.partial/journal.jsonl` begins with a hash of the rest of the line. A line torn by a kill or damaged
+by the disk fails its hash, and its unit is done again. A unit is appended only after its bytes are synced, so the
+journal never claims more than the disk holds, even after a power cut. Other ranks write `journal-<rank>.jsonl`.
 """
 
 import json
@@ -29,7 +29,7 @@ __all__ = ["Done", "Journal", "read_done"]
 Fingerprint = Mapping[str, Any]
 
 _MOST: Final = 1 << 28
-"""Bytes of a journal: a unit takes some hundred, and is of 16 MiB."""
+"""Largest size of a journal in bytes; a record takes a few hundred, for a unit of 16 MiB."""
 _NUMBERS: Final = len(fields(TileStats))
 
 
@@ -39,7 +39,7 @@ class Done:
 
     Args:
         stats: [step, *TileStats] of its quantize tasks, as JSON.
-        checksum: XXH3 (64 bits) of what was quantized or moved; what was copied can be compared with the source.
+        checksum: XXH3 (64 bits) of the quantized and moved bytes; copied bytes are compared with the source instead.
     """
 
     stats: list[Any]
@@ -50,10 +50,10 @@ Records = Mapping[int, Done]
 
 
 class Journal:
-    """An open journal of one rank.
+    """A rank's journal, open for appending.
 
     Args:
-        path: the file; begun with the fingerprint if it does not exist, or a kill tore its first line.
+        path: the file; begun with the fingerprint if it does not exist or a kill tore its first line.
         fingerprint: facts that the output depends on, as JSON.
     """
 
@@ -90,11 +90,11 @@ class Journal:
 
 
 def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, Done]:
-    """The finished units of an earlier run of the same conversion, over all ranks.
+    """Return the finished units, over all ranks, of an earlier run of the same conversion.
 
     Raises:
-        InputError: the earlier run had another source, recipe or version; names every difference. Or a journal is no
-            regular file, or larger than any.
+        InputError: the earlier run had another source, recipe or version (names every difference), or a journal is
+            no regular file or larger than `_MOST`.
     """
     done: dict[int, Done] = {}
     for path in sorted(directory.glob("journal*.jsonl")):
@@ -114,7 +114,7 @@ def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, Done]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a journal, at least one."""
+    """Return the lines of a journal, at least one."""
     with os.fdopen(open_regular(path, path.name), "rb") as file:
         data = file.read(_MOST + 1)
     if len(data) > _MOST:
@@ -123,7 +123,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _parse(line: bytes) -> Mapping[str, Any] | None:
-    """A line as a JSON object, or None for one that is not as it was written."""
+    """Return the JSON object of a line; None if its hash is wrong or it holds something else."""
     digest, _, text = line.partition(b" ")
     if xxh3_64_hexdigest(text).encode() != digest:
         return None
@@ -135,7 +135,7 @@ def _parse(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _finished(record: Mapping[str, Any] | None) -> tuple[int, Done] | None:
-    """A record as a unit's number and what was done, or None for one of another form: whoever can hash can forge."""
+    """Return a record's unit number and `Done`; None if its form is wrong, since a right hash can be forged."""
     match record:
         case {"unit": int(unit), "stats": [*stats], "checksum": str(checksum)} if unit >= 0 and all(
             map(_is_row, stats)
@@ -145,7 +145,7 @@ def _finished(record: Mapping[str, Any] | None) -> tuple[int, Done] | None:
 
 
 def _is_row(row: object) -> bool:
-    """Return whether a value is [step, *TileStats], with an object behind where the method calibrates."""
+    """Return whether `row` is [step, *TileStats], followed by an object if the method calibrates."""
     match row:
         case [int(step), *rest]:
             numbers, more = rest[:_NUMBERS], rest[_NUMBERS:]

@@ -1,8 +1,7 @@
-"""Reads again every unit that a journal calls finished, and compares it.
+"""Checks, before a run continues, that the units in the journal are still intact on disk.
 
-What was quantized or moved is compared by its checksum, what was copied with the source itself. A unit that fails is
-done again, as one that a kill tore. The bytes were written a moment or a week ago; nothing says that nobody touched
-them since.
+Quantized and moved bytes are compared with the unit's checksum, copied bytes with the source. A unit that fails is
+done again. The check is needed because anything may have changed OUT.partial since the bytes were written.
 """
 
 import os
@@ -26,10 +25,10 @@ _BLOCK: Final = 4 << 20
 
 
 def check_sizes(directory: Path, layout: Layout) -> None:
-    """Every shard has its size.
+    """Check that every shard exists and has its planned size.
 
     Raises:
-        InputError: one is missing, longer or shorter; names all of them.
+        InputError: shards are missing, longer or shorter; names all of them.
     """
     wrong = []
     for shard in layout.shards:
@@ -46,14 +45,14 @@ def check_sizes(directory: Path, layout: Layout) -> None:
 def sound(
     done: Mapping[int, Done], units: tuple[Unit, ...], source: Reader, directory: Path, layout: Layout
 ) -> dict[int, Done]:
-    """The finished units whose bytes are there.
+    """Return the finished units whose bytes are intact.
 
     Args:
-        done: units that the journals call done.
-        units: the whole work.
-        source: the weight files of the source.
+        done: finished units according to the journals, by number.
+        units: all units of the conversion.
+        source: reader of the source's weight files.
         directory: OUT.partial.
-        layout: its shards.
+        layout: the shards in OUT.partial.
     """
     known = {number: one for number, one in done.items() if number < len(units) and _is_of(one, units[number])}
     with (
@@ -66,7 +65,7 @@ def sound(
 
 
 def _is_of(done: Done, unit: Unit) -> bool:
-    """Return whether statistics are of the weights that a unit quantizes."""
+    """Return whether `done` has statistics of exactly the weights that `unit` quantizes."""
     return {row[0] for row in done.stats} == {task.step for task in unit if isinstance(task, QuantizeTask)}
 
 
@@ -76,11 +75,11 @@ def _is_sound(unit: Unit, done: Done, *, source: Reader, written: Reader) -> boo
 
 
 def checksum(unit: Unit, written: Reader) -> str:
-    """Return the checksum of what a unit has quantized or moved.
+    """Return the checksum of a unit's quantized and moved bytes, read from the output.
 
     Args:
-        unit: the work.
-        written: the shards of the output.
+        unit: a finished unit.
+        written: reader of the output's shards.
     """
     digest = xxh3_64()
     for task in unit:

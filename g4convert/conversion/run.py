@@ -58,7 +58,7 @@ class Job:
         output: directory to write.
         workers: threads, or 0 for one for each core (or GPU).
         device: `cpu`, `cuda` or `cuda:N`.
-        overwrite: replace a non-empty output, start an unfinished one again if it is of something else.
+        overwrite: replace a non-empty output; delete an OUT.partial of another conversion and start again.
         tps: tensor parallel sizes at which the recipe's engines must load the output.
         calibration: the file of token ids for a method that needs them.
     """
@@ -75,7 +75,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A job with everything decided: the plan, what engines make of it, the place of every byte, the units of work."""
+    """A job with every decision taken: plan, verdicts of engines, byte layout of the shards, units of work."""
 
     job: Job
     staging: Staging
@@ -89,15 +89,15 @@ class Conversion:
 
     @property
     def tiled(self) -> int:
-        """Number of units that are done tile by tile; the others, behind them, are whole layers."""
+        """Number of units quantized tile by tile; the units after them are whole layers."""
         return len(self.units) - len(layer_steps(self.plan))
 
 
 def prepare(job: Job) -> Conversion:
-    """Decide everything, without writing a byte or reading more of weights than a sample.
+    """Take every decision of a conversion; writes nothing and reads at most a sample of the weights.
 
     Raises:
-        G4Error: whatever is wrong with the source, the recipe or the output directory.
+        G4Error: the source, the recipe or the output directory cannot be used.
     """
     recipe = job.recipe.recipe
     checkpoint = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
@@ -115,25 +115,25 @@ def prepare(job: Job) -> Conversion:
 
 
 class Layers(Protocol):
-    """Does the units that are whole layers; see `calibration.run`."""
+    """Quantizer of the units that are whole layers; implemented in `calibration.run`."""
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return everything that the bytes depend on, as JSON."""
+        """Return all facts that the written bytes depend on, as JSON."""
 
     def run(
         self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
     ) -> dict[int, list[Any]]:
-        """Do them in order, each with a record in the journal; statistics of those that were done or changed."""
+        """Quantize the layers in order and journal each; return the statistics of all units done or changed."""
 
     def is_of(self, rows: list[Any]) -> bool:
         """Return whether statistics of a layer have the form that `report` reads."""
 
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
-        """Return what was used and found, as JSON, from the statistics of all units."""
+        """Return the calibration's inputs and results as JSON, from the statistics of all units."""
 
     def close(self) -> None:
-        """Remove what a finished output does not need."""
+        """Remove working files that a finished output does not need."""
 
 
 def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: Layers | None = None) -> Summary | None:
@@ -141,12 +141,12 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
 
     Args:
         conversion: decisions of `prepare`.
-        progress: told of finished work.
-        ranks: this process among those of the run.
-        layers: does the layers of a method that goes layer by layer, in rank 0.
+        progress: receives finished work.
+        ranks: the processes of the run, and the rank of this process.
+        layers: quantizes whole layers in rank 0, for a method that goes layer by layer.
 
     Returns:
-        What was done, in rank 0; None in the others.
+        Summary of the run in rank 0; None in other ranks.
 
     Raises:
         Interrupted: stopped on request; the same command continues.
@@ -186,7 +186,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
                 if layers is not None and ranks.leads:
                     results |= layers.run(layered, started.done, streams, progress)
             except InputError:
-                staging.drop()  # of a source that no run can finish
+                staging.drop()  # no run can finish with this source
                 raise
             for other in ranks.gather(results):
                 results |= other
@@ -208,11 +208,11 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
 
 
 class _Hashing:
-    """The hashes of the shards, made while the disk takes the last of them.
+    """Hashing of the shards in a thread, while the last shards are still being synced to disk.
 
     Args:
-        conversion: whose output is hashed.
-        aside: the thread that does it.
+        conversion: the conversion whose shards are hashed.
+        aside: executor of the hashing thread.
     """
 
     def __init__(self, conversion: Conversion, aside: Executor) -> None:
@@ -222,23 +222,23 @@ class _Hashing:
         self._begun: Future[Mapping[str, str]] | None = None
 
     def start(self) -> None:
-        """Begin: everything is written."""
+        """Begin to hash in the thread; call when all bytes are written."""
         self._begun = self._aside.submit(self._hash)
 
     def result(self) -> Mapping[str, str]:
-        """Return the hash of each shard, by name."""
+        """Return the hash of each shard, by file name; hashes now if `start` was not called."""
         return self._hash() if self._begun is None else self._begun.result()
 
 
 def _facts(conversion: Conversion) -> dict[str, Any]:
-    """Return what every rank must decide alike."""
+    """Return the facts that must be equal in all ranks."""
     job = conversion.job
     facts = plan_facts(conversion.checkpoint, job.recipe, conversion.layout, conversion.units, job.device)
     return facts if conversion.statistics is None else {**facts, "statistics": conversion.statistics.hash}
 
 
 def _check_source(conversion: Conversion, reader: Reader) -> None:
-    """A source that was written meanwhile made an output of two halves, which nothing can continue."""
+    """Raise if the source changed during the run: the output would mix two versions. Deletes OUT.partial."""
     try:
         check_unchanged(conversion.checkpoint, reader)
     except InputError:
@@ -248,18 +248,21 @@ def _check_source(conversion: Conversion, reader: Reader) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """The message of rank 0 to the others: what is chosen, done and left."""
+    """Message from rank 0 to the other ranks: the chosen method, the finished units and the pending units."""
 
     choice: Choice
     fingerprint: Mapping[str, Any]
     done: Mapping[int, list[Any]]
     pending: tuple[int, ...]
     run: str
-    """Names the run whose lock rank 0 holds."""
+    """Identifier of the run whose lock rank 0 holds."""
 
 
 def _start(conversion: Conversion, reader: Reader, lock: Lock, layers: Layers | None) -> "_Started | G4Error":
-    """Take the lock, check what needs reading, make or reopen OUT.partial; an error is returned, for every rank."""
+    """Take the lock, run the checks that read weights, make or reopen OUT.partial.
+
+    Returns an error instead of raising it, so that rank 0 can send it to every rank.
+    """
     try:
         lock.take()
         conversion.staging.check(conversion.job.source.path, overwrite=conversion.job.overwrite)
@@ -282,7 +285,7 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
     if claimed is None:
         staging.make(layout, facts, partial(_write_known, conversion))
         claimed = {}
-    else:  # known before a weight is read, so it is not looked at but written again
+    else:  # these bytes need no weight, so they are rewritten without comparing them
         write_heads(staging.partial, layout)
         _write_known(conversion, staging.partial)
     done = sound(claimed, units, reader, staging.partial, layout) if claimed else {}
@@ -293,23 +296,23 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
 
 
 def _names(conversion: Conversion) -> frozenset[str]:
-    """Every file of the output."""
+    """Return the names of all files of the output."""
     shards = (shard.file for shard in conversion.layout.shards)
     carried = map(carried_as, conversion.checkpoint.side_files)
     return frozenset({*shards, *carried, *_WRITTEN})
 
 
 def carried_as(name: str) -> str:
-    """Return the name of a side file in the output: README.md is the model card."""
+    """Return a side file's name in the output; README.md gets another name, since the model card takes it."""
     return output.CARRIED_README if name == "README.md" else name
 
 
 _WRITTEN = ("config.json", "model.safetensors.index.json", "g4convert.json", "README.md")
-"""Files that every output gets beside its shards."""
+"""Names of the files that every output has beside its shards and side files."""
 
 
 def _write_known(conversion: Conversion, directory: Path) -> None:
-    """Side files, byte for byte, then the config and the index."""
+    """Copy the side files unchanged, then write config.json and the index."""
     checkpoint = conversion.checkpoint
     for name in checkpoint.side_files:
         target = directory / carried_as(name)
@@ -320,12 +323,12 @@ def _write_known(conversion: Conversion, directory: Path) -> None:
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:
-    """The content of an output's config.json."""
+    """Return the content of an output's config.json."""
     return _json(config)
 
 
 def _check_calibration(job: Job, plan: Plan) -> None:
-    """A method that needs data has it and can use it, and no other is given any."""
+    """Raise if a calibrated method lacks its file or cannot run on this model or device, or another method has one."""
     method, layered = job.recipe.recipe.method.value, bool(layer_steps(plan))
     calibrated = plan.recipe.is_calibrated and bool(plan.quantized)
     if calibrated and plan.architecture.is_assistant:
@@ -339,7 +342,7 @@ def _check_calibration(job: Job, plan: Plan) -> None:
 
 
 def _statistics(job: Job, plan: Plan, checkpoint: Checkpoint) -> Statistics | None:
-    """Read what `imatrix` weighs errors by; None for the other methods, and while there is no file.
+    """Return the statistics by which `imatrix` weighs errors; None for other methods or if the file does not exist.
 
     Raises:
         InputError: see `read_statistics` and `check_statistics`.
@@ -352,7 +355,7 @@ def _statistics(job: Job, plan: Plan, checkpoint: Checkpoint) -> Statistics | No
 
 
 def _check_side_files(checkpoint: Checkpoint) -> None:
-    """No file that is carried over may have the name of one that a growing output needs."""
+    """Raise if a side file has the name of a journal, or both README.md and its new name are side files."""
     taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, JOURNALS)]
     if {"README.md", output.CARRIED_README} <= {*checkpoint.side_files}:
         taken.append(output.CARRIED_README)
@@ -361,7 +364,7 @@ def _check_side_files(checkpoint: Checkpoint) -> None:
 
 
 def _finish(conversion: Conversion, summary: Summary, hashes: Mapping[str, str]) -> None:
-    """Write what tells of the result, and give the directory its name."""
+    """Write g4convert.json and the model card, then rename OUT.partial to OUT."""
     job, checkpoint = conversion.job, conversion.checkpoint
     provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
     name, refused = conversion.staging.target.name, conversion.outlook.refusing((1,))

@@ -1,8 +1,8 @@
-"""The directory of an output while it grows: OUT.partial, until it is complete and takes the name of OUT.
+"""The working directory of an output: OUT.partial, renamed to OUT when it is complete.
 
-A stop of any kind leaves OUT.partial with its journal, and the same command continues it. Without a journal it
-was stopped before its first unit, and is made again. An output that is overwritten waits as OUT.replaced until
-the new one has its name.
+A stop of any kind leaves OUT.partial with its journal, and the same command continues it. OUT.partial without a
+journal was stopped before its first unit, and is made again. An output to be overwritten is renamed to OUT.replaced
+and deleted once the new output is in place.
 """
 
 import errno
@@ -25,20 +25,20 @@ from g4convert.printable import printable
 __all__ = ["JOURNALS", "STATES", "Staging"]
 
 STATES = "states"
-"""Directory in OUT.partial of what flows between layers that are calibrated."""
+"""Directory in OUT.partial that holds the hidden states between calibrated layers."""
 JOURNALS = "journal*.jsonl"
-"""Names that OUT.partial needs for itself."""
+"""Pattern of the journals' names in OUT.partial; no side file may match it."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Directory of an output while it is written.
+    """Paths of an output: final directory, OUT.partial, OUT.replaced and lock.
 
     Args:
-        output: its directory, as it was given.
-        target: the output as an absolute path without links, so that it has a name and neighbours.
+        output: the output directory as the user gave it.
+        target: the output directory as an absolute path without links.
     """
 
     output: Path
@@ -46,12 +46,12 @@ class Staging:
 
     @classmethod
     def of(cls, output: Path) -> "Staging":
-        """Resolve the output once: a link that is moved meanwhile moves nothing."""
+        """Return the staging of `output`, resolved once: a link changed later in the run has no effect."""
         return cls(output, output.resolve())
 
     @property
     def lock(self) -> Path:
-        """File that the one process which may write here has locked."""
+        """Lock file, held by the only run that may write OUT.partial."""
         return self.target.with_name(f"{self.target.name}.lock")
 
     @property
@@ -65,18 +65,18 @@ class Staging:
         return self.target.with_name(f"{self.target.name}.replaced")
 
     def journal(self, rank: int = 0) -> Path:
-        """The journal of a process among those of a run."""
+        """Return the path of a rank's journal."""
         return self.partial / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
 
     def check(self, source: Path, *, overwrite: bool) -> None:
-        """The output must be new, empty, or a checkpoint the user agreed to lose.
+        """Check that the output is new, empty, or a checkpoint that may be replaced.
 
         Args:
             source: the source's directory.
-            overwrite: a checkpoint may be lost.
+            overwrite: True if an existing checkpoint may be replaced.
 
         Raises:
-            UsageError: it is none of these.
+            UsageError: the output is none of these, lies in the source or holds it, or is the current directory.
         """
         target, source, another = self.target, source.resolve(), "give -o another directory"
         if target == source or source in target.parents or target in source.parents:
@@ -107,16 +107,16 @@ class Staging:
     def done(
         self, fingerprint: Mapping[str, Any], names: Collection[str], layout: Layout, *, overwrite: bool
     ) -> dict[int, Done] | None:
-        """The units that a stopped run says it has finished; None where there is none, and OUT.partial is gone.
+        """Return the finished units in the journals of OUT.partial; None, with OUT.partial removed, if there are none.
 
         Args:
-            fingerprint: everything the output's bytes depend on.
-            names: every file that a run of it writes, but for the journals.
+            fingerprint: all facts that the output's bytes depend on.
+            names: every file that this run writes, except the journals.
             layout: the shards.
-            overwrite: True if files of another fingerprint may be lost.
+            overwrite: True if an OUT.partial with another fingerprint may be removed.
 
         Raises:
-            InputError: it is of another fingerprint, damaged, or not of a run at all.
+            InputError: OUT.partial has another fingerprint, is damaged, or was not made by a run.
         """
         if not os.path.lexists(self.partial):
             return None
@@ -135,7 +135,7 @@ class Staging:
         return done or None
 
     def _check_only(self, names: Collection[str]) -> None:
-        """Nothing may lie in OUT.partial that a run does not write: it would become part of the output."""
+        """Raise if OUT.partial holds a file that no run writes: it would become part of the output."""
         if self.partial.is_symlink() or not self.partial.is_dir():
             raise InputError(f"{self.partial}: is no directory that a run made", hint="move it away")
         strays = sorted(_strays(self.partial, names))
@@ -147,14 +147,14 @@ class Staging:
             )
 
     def make(self, layout: Layout, fingerprint: Mapping[str, Any], write_known: Callable[[Path], None]) -> None:
-        """All that is known before a weight is read, then the journal: a directory without one is not continued.
+        """Make OUT.partial: preallocated shards, side files, config, index and, last, the journal.
 
-        Shards are preallocated and the rest is written here, so a disk that is too small is found now.
+        A disk that is too small is found here. OUT.partial without a journal is not continued.
 
         Args:
             layout: the shards.
-            fingerprint: everything the output's bytes depend on.
-            write_known: writes the other files into a directory.
+            fingerprint: all facts that the output's bytes depend on.
+            write_known: writes the files that need no weight into a directory.
 
         Raises:
             InputError: the directory cannot be made, or the disk is too small.
@@ -187,18 +187,18 @@ class Staging:
                 self.drop()
 
     def drop(self) -> None:
-        """Remove OUT.partial, which no run can finish."""
+        """Remove OUT.partial; called when no run can finish it."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def finish(self, files: Mapping[str, bytes], *, overwrite: bool) -> None:
-        """Write the last files, drop the journals, and rename into place; an old output goes only after that.
+        """Write the last files, delete the journals and rename OUT.partial to OUT; then delete the old output.
 
         Args:
             files: contents by name.
-            overwrite: an output that is there may go.
+            overwrite: True if an existing output may be replaced.
 
         Raises:
-            UsageError: something lies at the output's place that the user did not agree to lose.
+            UsageError: OUT is not empty and may not be replaced.
         """
         self._check_place(overwrite=overwrite)
         for name, data in files.items():
@@ -216,7 +216,7 @@ class Staging:
 
 
 def _strays(directory: Path, names: Collection[str]) -> Iterator[str]:
-    """Files that have none of the names, and what is no regular file."""
+    """Yield each path that is neither in `names`, a journal nor a state file, or that is no regular file."""
     for root, folders, files in os.walk(directory):
         relative = Path(root).relative_to(directory)
         for file in (*files, *(folder for folder in folders if Path(root, folder).is_symlink())):

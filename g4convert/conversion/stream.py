@@ -1,8 +1,8 @@
-"""Units through workers: read, quantize or copy, write at the final place, then journal what is synced.
+"""Runs units in worker threads: read, quantize or copy, write at the final offset, sync, then journal.
 
-Workers are threads: reading, the compiled kernels, writing and copying all release the interpreter lock. They
-take units from one queue; the calling thread collects what is finished, syncs the files it touched and appends
-to the journal about once a second, so writing back overlaps with computing.
+Workers are threads, since reading, the compiled kernels, writing and copying all release the interpreter lock. They
+take units from one queue. About once a second the calling thread collects finished units, syncs the files they
+touched and appends them to the journal, so that writing back overlaps with computing.
 """
 
 import time
@@ -28,7 +28,7 @@ from g4convert.tensors import DType
 __all__ = ["Progress", "Streams", "run_units"]
 
 Schemes = Callable[[int], tuple[Scheme, NDArray[np.float32] | None]]
-"""Gives the scheme of a weight, by its step, and E[x^2] of its inputs where the method asks for it."""
+"""Function from a weight's step to its scheme, and to E[x^2] of its inputs f32 [k] if the method needs it."""
 
 _SYNC_SECONDS = 1.0
 _POLL_SECONDS = 0.1
@@ -36,24 +36,24 @@ _MAX_PENDING = 64
 
 
 class Progress(Protocol):
-    """Who watches a run."""
+    """Receiver of a run's progress."""
 
     def start(self, total: int, done: int) -> None:
-        """Work begins: `done` of `total` source bytes were finished by an earlier run."""
+        """Begin: an earlier run finished `done` of `total` source bytes."""
 
     def advance(self, nbytes: int, name: str) -> None:
-        """`nbytes` more source bytes are finished; `name` is the tensor worked on."""
+        """Count `nbytes` more source bytes as finished; `name` is the tensor worked on."""
 
     def step(self, name: str, total: int, unit: str) -> None:
-        """A step of so many units begins, which are not bytes; the work before it has ended."""
+        """Begin a new step of `total` units, counted in `unit` instead of bytes; the step before it has ended."""
 
     def tick(self, count: int, name: str = "") -> None:
-        """So many more units of the step are done."""
+        """Count `count` more units of the step as done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Source and destination of the bytes."""
+    """Source files, output files and journal of a run."""
 
     reader: Reader
     writer: ShardWriter
@@ -79,16 +79,16 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
     Args:
         units: units to run, by number.
         streams: source files, output files and journal.
-        schemes: of each weight; bits, group size and method.
-        workers: makes the tile arithmetic of each worker, in its own thread.
-        progress: told of every finished unit.
-        written: called when all are written, before the disk has the last of them.
+        schemes: gives each weight's scheme: bits, group size and method.
+        workers: one function per worker, called in its thread, that makes the tile arithmetic.
+        progress: receives every finished unit.
+        written: called when all units are written, before the last of them are synced.
 
     Returns:
-        Statistics of each unit: a list of [step, *TileStats] for its quantize tasks.
+        Statistics of each unit, by number: a list of [step, *TileStats] for its quantize tasks.
 
     Raises:
-        Interrupted: Ctrl-C; what is finished is in the journal.
+        Interrupted: Ctrl-C; finished units are in the journal.
         InputError: a weight is NaN or infinite, or the source shrank.
     """
     waiting: SimpleQueue[tuple[int, Unit]] = SimpleQueue()
@@ -126,7 +126,7 @@ def _failed(threads: Iterable[Future[None]]) -> bool:
 def _commit(
     finished: "SimpleQueue[_Finished]", units: Mapping[int, Unit], streams: Streams, progress: Progress
 ) -> dict[int, list[Any]]:
-    """Sync what is finished, then say so in the journal, then to whoever watches."""
+    """Sync the finished units, append them to the journal, then report progress; return their statistics."""
     batch: dict[int, Done] = {}
     while True:
         try:
@@ -150,7 +150,7 @@ def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
     schemes: Schemes,
     make_tiles: Callable[[], Tiles],
 ) -> None:
-    """One worker: units until there are none left, or someone says stop."""
+    """Run a worker: do units until the queue is empty or `stop` is set."""
     worker = _Worker(streams, schemes, make_tiles())
     while not stop.is_set():
         try:
@@ -161,7 +161,7 @@ def _work(  # noqa: PLR0913, PLR0917 - a thread is given everything it touches
 
 
 class _Worker:
-    """The buffers of one thread, as large as its largest tile so far."""
+    """A worker thread's buffers, as large as the largest tile so far."""
 
     def __init__(self, streams: Streams, schemes: Schemes, tiles: Tiles) -> None:
         self._streams = streams
@@ -172,7 +172,7 @@ class _Worker:
         self._scale = np.empty(0, np.uint16)
 
     def do(self, unit: Unit) -> Done:
-        """Do every task of a unit; statistics and checksum of its quantize tasks."""
+        """Do every task of a unit; return the statistics of its quantize tasks and the checksum of its output."""
         stats = []
         digest = xxh3_64()
         for task in unit:
@@ -189,7 +189,7 @@ class _Worker:
         return Done(stats, digest.hexdigest())
 
     def _move(self, task: MoveTask, digest: xxh3_64) -> None:
-        """Put the last axis second; values are words of some size, whatever they mean."""
+        """Write a tensor with its last axis moved to second place; values are moved as plain words."""
         raw = self._streams.reader.read(task.file, task.begin, task.nbytes)
         words = np.frombuffer(raw, f"u{task.dtype.itemsize}").reshape(task.shape)
         moved = np.ascontiguousarray(np.moveaxis(words, -1, 1))
@@ -217,7 +217,7 @@ class _Worker:
         return stats
 
     def _named(self, error: NonFiniteError, task: QuantizeTask) -> InputError:
-        """The error with the tensor's name and the first such index: another worker may be at an earlier tile."""
+        """Return the error with the tensor's name and first bad index, which may lie in another worker's tile."""
         row, column = task.first_row + error.row, error.column
         stride = task.k * task.dtype.itemsize
         for first in range(0, task.first_row, task.rows):

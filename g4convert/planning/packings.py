@@ -1,10 +1,10 @@
-"""Packing of each weight under a recipe: `pack` and `bits` by role, then the rules, then what must hold.
+"""Packing of each weight under a recipe: `pack` and `bits` by role, then the rules, then three checks.
 
-    every rule means something        layers that there are, roles that the model has, names that fit
-    groups divide rows                of every packed weight
-    what engines fuse agrees          q, k and v, gate and up, all experts of a layer: they are one matrix there
+    every rule applies                its layers and role exist, and its name pattern matches a packable weight
+    groups divide rows                in every packed weight
+    fused weights agree               q, k and v; gate and up; all experts of a layer: each is one matrix in engines
 
-Each is one error with every offender, before anything is written.
+Each check raises one error with every offender, before anything is written.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ __all__ = ["LATTICE_BITS", "Packable", "applies", "packable", "packings"]
 
 _ROLES = {role.value for role in PackRole}
 LATTICE_BITS: Final = 4
-"""Bits of the grids that method lattice finds."""
+"""Bits of the QAT grids that method lattice finds."""
 _GROUPS = (32, 64, 128)
 _WORD = 8  # codes of 4 bits in an int32
 
@@ -33,17 +33,17 @@ _WORD = 8  # codes of 4 bits in an int32
 def packings(
     recipe: Recipe, architecture: Architecture, inventory: Inventory, names: Mapping[str, str]
 ) -> dict[str, Packing]:
-    """The packing of each weight that is packed, by its canonical name.
+    """Return the packing of each packed weight, by canonical name.
 
     Args:
         recipe: recipe of the output.
-        architecture: of the output.
-        inventory: of the source.
-        names: names in the output of the weights that are in it, by canonical name.
+        architecture: architecture of the output.
+        inventory: inventory of the source.
+        names: output names of the weights that the output has, by canonical name.
 
     Raises:
-        UsageError: the recipe asks for what the model has not, groups that do not divide rows, or several packings in
-            what engines hold as one matrix.
+        UsageError: the recipe names weights that the model does not have, a group size does not divide a weight's
+            rows, or weights that engines fuse into one matrix get different packings.
     """
     found = tuple(packable(recipe, inventory, names))
     _refuse_absent(recipe, inventory, found)
@@ -64,7 +64,7 @@ def packings(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packable:
-    """A weight that a recipe may pack, its module in the output, the role that decides, and the decoder's layer."""
+    """A weight that a recipe may pack, with its module in the output, its role in recipes and its decoder layer."""
 
     weight: Weight
     module: Name
@@ -73,7 +73,10 @@ class Packable:
 
 
 def packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) -> Iterator[Packable]:
-    """Every weight of a role that can be packed: of the vision tower the encoder's Linears, of a drafter no table."""
+    """Yield every weight that a recipe may pack.
+
+    In the vision tower only the Linears of encoder layers; in a drafter no table and no head.
+    """
     for weight in inventory.weights:
         role = Role.ATTENTION if weight.role is Role.KV_SHARED else weight.role
         is_matrix = weight.linear or role in TABLES
@@ -89,7 +92,7 @@ def packable(recipe: Recipe, inventory: Inventory, names: Mapping[str, str]) -> 
 
 
 def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[Packable]) -> None:
-    """Refuse roles that the model has not, of `pack` only if it has none of them, and rules that are for nothing."""
+    """Raise if the model has no role of `pack` and `bits`, lacks a role of `bits`, or a rule matches no weight."""
     model = inventory.architecture
     present = {one.role for one in found}
     if present.isdisjoint({*recipe.pack, *recipe.bits}):
@@ -110,20 +113,20 @@ def _refuse_absent(recipe: Recipe, inventory: Inventory, found: Iterable[Packabl
 
 
 def _useless(recipe: Recipe, rule: Rule, found: Iterable[Packable], layers: int) -> str:
-    """Return the reason why a rule is for no weight; empty where it is for one."""
+    """Return the reason why a rule matches no weight; empty if it matches."""
     if beyond := [one for one in rule.ranges if one.stop > layers]:
         return f"layer {beyond[-1].stop - 1}: the decoder has {layers}, 0 to {layers - 1}"
     return "" if any(applies(recipe, rule, one) for one in found) else "it is for no weight of this model"
 
 
 def applies(recipe: Recipe, rule: Rule, one: Packable) -> bool:
-    """Return whether a rule decides on a weight; without a role, it is for those of `pack` and `bits`."""
+    """Return whether a rule matches a weight; a rule without a role matches only roles of `pack` and `bits`."""
     in_scope = rule.role is not None or one.role in recipe.pack or one.role in recipe.bits
     return in_scope and rule.matches(one.role, one.layer, one.module)
 
 
 def _decided(recipe: Recipe, found: Iterable[Packable]) -> Iterator[tuple[Packable, Packing | None]]:
-    """Yield each weight and its packing; None for one that is kept."""
+    """Yield each weight and its packing; None if the weight is kept."""
     by_name = any(rule.names is not None for rule in recipe.rules)
     known: dict[tuple[PackRole, int | None, str], Packing | None] = {}
     for one in found:
@@ -144,7 +147,7 @@ def _decision(recipe: Recipe, one: Packable) -> Packing | None:
 
 
 def _refuse_misfit(packed: Mapping[Packable, Packing]) -> None:
-    """One error with every Linear that its group size does not divide, and the sizes that would fit."""
+    """Raise one error with every weight whose rows its group size does not divide, and the sizes that would."""
     sizes = {one: packing.group_size or _WORD for one, packing in packed.items()}
     misfits = {one: size for one, size in sizes.items() if one.weight.shape[1] % size}
     if not misfits:
@@ -176,7 +179,7 @@ def _refuse_misfit(packed: Mapping[Packable, Packing]) -> None:
 
 
 def _refuse_torn(architecture: Architecture, decided: Mapping[str, Packing | None]) -> None:
-    """One error with every module of an engine whose parts would be packed in several ways."""
+    """Raise one error with every engine module whose parts would get different packings."""
     torn: dict[str, str] = {}
     for contract in VERSIONS:
         for module in contract.modules(architecture):
@@ -194,7 +197,7 @@ def _refuse_torn(architecture: Architecture, decided: Mapping[str, Packing | Non
 
 
 def _forms(parts: Mapping[str, Packing | None]) -> str:
-    """Name the parts of a module by how they are packed; of experts, their number."""
+    """Return a module's parts grouped by packing; more than three parts, as in experts, as a number."""
     named: dict[str, list[str]] = defaultdict(list)
     for shard, packing in parts.items():
         named[packing.label if packing else "kept"].append(Name(shard).projection)

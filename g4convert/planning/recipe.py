@@ -1,8 +1,8 @@
 """A recipe: the few decisions a conversion needs, from YAML, from options, or by default.
 
-`Recipe` is the strict form; every default stands here and nowhere else. `load` reads a shipped recipe by
-name or a file by path, follows `extends`, lays the command line's options on top, and remembers where each
-value came from, so that `--show-config` can say.
+`Recipe` is the strict form and the only home of the defaults. `load` reads a shipped recipe by name or a file by
+path, follows `extends`, lays the command line's options on top, and records the origin of each value for
+`--show-config`.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ _SHIPPED = {
 }
 
 _OPTIONS = {"engines": "--engine"}
-"""Keys whose option has another name."""
+"""Option names of the recipe keys whose option is not `--key`."""
 
 
 class Method(StrEnum):
@@ -72,13 +72,13 @@ class Engine(StrEnum):
 
 
 def _bytes(value: object) -> object:
-    """`5GB`, `500 MB`, `2GiB` or a number of bytes, as an int; anything else unchanged, for pydantic to refuse."""
+    """Return `5GB`, `500 MB`, `2GiB` or a number of bytes as an int; other values unchanged, for pydantic to refuse."""
     found = as_bytes(value) if isinstance(value, str) else None
     return value if found is None else found
 
 
 def _pattern(value: str) -> str:
-    """A pattern of file names, as it is; ValueError, for pydantic, of one that is none."""
+    """Return a pattern of file names unchanged; raise ValueError, for pydantic, if it is not a valid pattern."""
     if fault := fault_of(value):
         raise ValueError(fault)
     return value
@@ -152,30 +152,30 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A recipe with the name it was asked for by, and where each of its values came from."""
+    """A recipe, the name or path it was loaded by, and the origin of each value, by key."""
 
     name: str
     recipe: Recipe
     origins: Mapping[str, str]
 
     def settings(self) -> dict[str, Any]:
-        """The values as JSON, without the description."""
+        """Return the recipe's values as JSON, without the description."""
         return self.recipe.model_dump(mode="json", exclude={"description"})
 
 
 def shipped() -> dict[str, Recipe]:
-    """The recipes that come with the package, by name."""
+    """Return the recipes shipped with the package, by name."""
     return {name: load(name).recipe for name in _SHIPPED}
 
 
 def source_text(name: str) -> tuple[str, str]:
-    """The YAML of a recipe and where it stands.
+    """Return a recipe's YAML text and its origin: the path, or `recipe NAME` for a shipped recipe.
 
     Args:
         name: a shipped name, or a path (anything with a slash or ending in .yaml/.yml).
 
     Raises:
-        UsageError: no such recipe.
+        UsageError: no such recipe, or its file cannot be read.
     """
     if "/" in name or name.endswith((".yaml", ".yml")):
         path = Path(name)
@@ -192,14 +192,14 @@ def source_text(name: str) -> tuple[str, str]:
 
 
 def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Resolved:
-    """Read a recipe, what it extends, and the options laid over it.
+    """Read a recipe and those it extends, lay options over it, and validate the result.
 
     Args:
         name: a shipped name or a path.
-        options: values from the command line, by recipe key; None values are not set.
+        options: values from the command line, by recipe key; None means not given.
 
     Raises:
-        UsageError: no such recipe, not YAML, an unknown key, a value out of range, a circle of `extends`.
+        UsageError: no such recipe, not YAML, an unknown key, a value out of range, or a recipe that extends itself.
     """
     values: dict[str, object] = {}
     origins: dict[str, str] = dict.fromkeys(Recipe.model_fields, "default")
@@ -214,13 +214,13 @@ def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Re
 
 
 def _over(key: str, below: object, value: object) -> object:
-    """A value laid over another: `bits` role by role, all else as a whole."""
+    """Return `value` laid over `below`: `bits` are merged role by role, any other key is replaced."""
     given = by_role(value) if key == "bits" else value
     return {**below, **given} if key == "bits" and isinstance(below, dict) and isinstance(given, dict) else given
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file."""
+    """Return the JSON schema of a recipe file."""
     document = Recipe.model_json_schema(mode="validation")
     document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     document["properties"]["extends"] = {
@@ -231,7 +231,7 @@ def schema() -> dict[str, Any]:
 
 
 def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
-    """The YAML mappings from `name` down to the recipe it rests on, each with its origin."""
+    """Return the YAML mappings of `name` and of each recipe down its `extends` chain, with their origins."""
     layers: list[tuple[str, dict[str, object]]] = []
     seen: list[str] = []
     following: object = name
@@ -281,7 +281,7 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = {_place(one): one for one in reversed(error.errors())}  # the first at each place
+        problems = {_place(one): one for one in reversed(error.errors())}  # the first error at each place
         keys = [str(one["loc"][0]) for one in problems.values()]
         if all(origins[key].startswith("--") for key in keys):
             raise _of_option(origins[keys[0]], keys[0], values[keys[0]], next(iter(problems.values()))) from error
@@ -293,9 +293,9 @@ def _validate(name: str, values: Mapping[str, object], origins: Mapping[str, str
 
 
 _SHOWN = 200
-"""Characters of a value that are shown."""
+"""Largest number of a value's characters in a message."""
 _DEEP = {"bits", "rules"}
-"""Keys whose values have parts, each of which is named where it is wrong."""
+"""Keys with nested values: an error names the wrong part, such as `rules.1.layers`."""
 _EXPECTED = {
     "description": "text",
     "group_size": "a multiple of 8, such as 32, or channel",
@@ -310,24 +310,24 @@ _EXPECTED = {
     "carry": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
     "leave": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
 }
-"""Values that a key takes, in words, where they are not a few names."""
+"""Allowed values of each key in words, except for keys that take a few fixed names."""
 
 
 def _place(problem: "ErrorDetails") -> str:
-    """The key that is wrong, or the part of its value: `rules.1.layers`."""
+    """Return the wrong key, or the wrong part of a nested value: `rules.1.layers`."""
     key, *parts = map(str, problem["loc"])
     return ".".join((key, *(part for part in parts if part != "[key]"))) if key in _DEEP else key
 
 
 def _line(place: str, problem: "ErrorDetails", values: Mapping[str, object], origins: Mapping[str, str]) -> str:
-    """A wrong value: where, what, who says it, and what could be."""
+    """Return the line for a wrong value: its place, the value, its origin and the allowed values."""
     key = place.partition(".")[0]
     given = problem["input"] if key in _DEEP else values[key]
     return f"{place}: {repr(given)[:_SHOWN]} ({origins[key]}): {_fault(place, problem)}"
 
 
 def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
-    """A value of an option that cannot be."""
+    """Return the error for an invalid value of an option."""
     if names := _choices(problem):
         return no_such(option, problem["input"], names)
     hint = "`g4convert recipe schema` says what can be"
@@ -346,6 +346,6 @@ def _fault(place: str, problem: "ErrorDetails") -> str:
 
 
 def _choices(problem: "ErrorDetails") -> list[str]:
-    """Return the values that can be given, where they are a few names."""
+    """Return the allowed values if they are a few fixed names; otherwise an empty list."""
     listed = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
     return [one.strip("'") for one in listed.replace(" or ", ", ").split(", ") if one]

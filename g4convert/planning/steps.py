@@ -1,13 +1,13 @@
-"""The plan: what happens to every source tensor and where every output tensor comes from.
+"""The plan: the step taken for every source tensor, and the source of every output tensor.
 
-A pure function of the config, the tensor headers and the recipe; nothing here reads a weight, nothing later
-decides anything. A plan is total: each source tensor is the source of exactly one step or part of one.
+The plan is a pure function of the config, the tensor headers and the recipe: it reads no weight, and no later stage
+decides anything. It is total: each source tensor belongs to exactly one step, whole or split between several.
 
-    Copy      bytes of one or more source ranges, unchanged, under the canonical name; a convolution with channels
-              last gets them in the other order
+    Copy      bytes of one or more source ranges, unchanged, under the canonical name; for a convolution stored with
+              channels last, the axes are reordered
     Quantize  a Linear [n, k] becomes weight_packed int32 [n, k*bits/32], weight_scale bf16 [n, groups] and
               weight_shape int64 [2]
-    Drop      a source tensor that is not written, with the reason, and what must hold for that to be right
+    Drop      a source tensor that is not written, with the reason, and the condition that makes dropping it right
 """
 
 from collections import defaultdict
@@ -68,23 +68,23 @@ KEPT_BECAUSE: Mapping[Role, str] = {
     Role.KV_SHARED: "kept by option, for engines that still read it",
     Role.DRAFTER: "engines build it unquantized",
 }
-"""Reasons why a role stays as it is, in the words that `plan` prints."""
+"""Reasons why tensors of a role are not packed, as `plan` prints them."""
 
 _TIED_ROLES = {Role.EMBEDDING, Role.LM_HEAD}
-"""Roles that are one tensor as long as none of them is packed."""
+"""Roles that share one tensor in a tied model, until either is packed."""
 _TIED = "tied with the output head; `--bits embedding=8 --bits lm_head=8` packs each as a tensor of its own"
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """`target` is the concatenation of byte ranges of source tensors.
+    """A step that writes a tensor as the concatenation of byte ranges of source tensors.
 
     Args:
         target: tensor that is written.
         role: role of the tensor.
-        segments: the ranges, in order.
-        reason: reason why it is not packed, for people.
-        channels_last: the source has the axes in the order [out, *kernel, in], and values are moved.
+        segments: source byte ranges, in order.
+        reason: reason why the tensor is not packed, for people.
+        channels_last: the source has the axes in the order [out, *kernel, in], so values are reordered.
     """
 
     target: TensorInfo
@@ -96,7 +96,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Quantize:
-    """A Linear [n, k], one byte range of a source tensor, becomes codes and scales."""
+    """A step that packs a Linear [n, k], one byte range of a source tensor, into codes and scales."""
 
     weight: Weight
     packing: Packing
@@ -106,40 +106,40 @@ class Quantize:
 
     @property
     def outputs(self) -> tuple[TensorInfo, TensorInfo, TensorInfo]:
-        """The three stored tensors."""
+        """The three stored tensors: codes, scales and shape."""
         return self.packed, self.scale, self.shape
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A source tensor that is not written."""
+    """A step that leaves a source tensor out of the output."""
 
     source: TensorInfo
     reason: str
     must_equal: str | None = None
-    """The source tensor this must be a copy of, or `ones`; checked before the first byte is written."""
+    """Name of the source tensor that this tensor must equal, or `ones`; checked before the first byte is written."""
 
 
 Step = Copy | Quantize | Drop
 
 
 def outputs_of(step: Copy | Quantize) -> tuple[TensorInfo, ...]:
-    """The tensors that a step writes."""
+    """Return the tensors that a step writes."""
     return (step.target,) if isinstance(step, Copy) else step.outputs
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every step, in the canonical order of the model.
+    """All steps of a conversion, and the facts they follow from.
 
     Args:
-        recipe: what decided.
-        architecture: of the output.
-        inventory: what the source's tensors are, and how it spelled their names; with the head as a weight of its own
-            where the output has one.
-        steps: in the canonical order.
-        warnings: things worth knowing.
-        beside: the files beside the weights.
+        recipe: recipe of the output.
+        architecture: architecture of the output.
+        inventory: weights of the source and its spelling of their names; a tied head is a weight of its own if the
+            output stores it.
+        steps: steps in the canonical order of the model.
+        warnings: remarks for the user.
+        beside: files of the source beside its weights.
     """
 
     recipe: Recipe
@@ -151,7 +151,7 @@ class Plan:
 
     @property
     def is_decoder_of(self) -> bool:
-        """True if the output is the decoder alone of a multimodal source."""
+        """True if the output is only the decoder of a multimodal source."""
         return self.inventory.architecture.is_composite and not self.architecture.is_composite
 
     @property
@@ -171,17 +171,16 @@ class Plan:
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """Decide everything about the output.
+    """Make the plan: decide the step of every source tensor.
 
     Args:
         checkpoint: an opened source directory.
         recipe: recipe of the output.
 
     Raises:
-        UnsupportedError: a model type or an already quantized source.
-        InputError: names, shapes or dtypes that do not make a Gemma 4 checkpoint; a group size that does not
-            divide a layer. All offenders at once.
-        UsageError: the recipe asks for something this model has not.
+        UnsupportedError: the model type is unknown, or the source is already quantized.
+        InputError: names, shapes or dtypes do not make a Gemma 4 checkpoint; names all offenders.
+        UsageError: the recipe does not fit the model; see `packings`.
     """
     source = Architecture.from_config(checkpoint.config)
     decoder_only = recipe.layout == "text-only" and (source.is_composite or source.is_assistant)
@@ -215,7 +214,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
 
 
 def packable_of(plan: Plan) -> tuple[Packable, ...]:
-    """Every weight of a plan that a recipe may pack, packed or not, in the canonical order; a tied head is none."""
+    """Return every weight of a plan that a recipe may pack, packed or not, in canonical order; never a tied head."""
     source = plan.inventory.architecture
     named = {
         weight.name: name
@@ -226,12 +225,12 @@ def packable_of(plan: Plan) -> tuple[Packable, ...]:
 
 
 def _output_name(weight: Weight, source: Architecture, architecture: Architecture) -> str | None:
-    """The name of a weight in the output; None where it is not part of it."""
+    """Return a weight's name in the output; None if the output does not have it."""
     return weight.name if architecture.is_composite is source.is_composite else source.text_name(weight.name)
 
 
 def _untying(steps: Iterable[Step], source: Architecture, architecture: Architecture) -> Iterator[str]:
-    """The remark that a tied head becomes a tensor of its own, and what that saves or costs."""
+    """Yield a remark if embedding and tied head become two tensors, with the bytes that this saves or adds."""
     if source.tied_embeddings is architecture.tied_embeddings:
         return
     nbytes: dict[Role, int] = {}
@@ -257,7 +256,7 @@ def _quantize(weight: Weight, name: str, packing: Packing) -> Quantize:
 
 
 def packed_tensors(module: str, shape: tuple[int, ...], packing: Packing) -> tuple[TensorInfo, TensorInfo, TensorInfo]:
-    """The tensors that a packed weight [n, k] is stored in: words, scales, shape."""
+    """Return the three tensors that store a packed weight [n, k]: code words, scales, shape."""
     n, k = shape
     groups = k // packing.group_size if packing.group_size else 1
     return (
@@ -278,13 +277,13 @@ def _copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
 
 
 def _fused_name(name: str) -> str:
-    """`...experts.3.up_proj.weight` belongs to `...experts.gate_up_proj`, `down_proj` to itself."""
+    """Return the fused tensor's name: `...experts.gate_up_proj` for gate and up, `...experts.down_proj` for down."""
     one = Name(name)
     return f"{one.experts}.{'down_proj' if one.projection == 'down_proj' else 'gate_up_proj'}"
 
 
 def _refuse_mixed_experts(fused: Mapping[str, list[Weight]]) -> None:
-    """Kept experts become one tensor, which has one dtype; packed ones need not."""
+    """Raise if a layer's kept experts have several dtypes: they are fused into one tensor."""
     mixed = [name for name, weights in fused.items() if len({weight.dtype for weight in weights}) > 1]
     if mixed:
         raise InputError(
@@ -295,7 +294,7 @@ def _refuse_mixed_experts(fused: Mapping[str, list[Weight]]) -> None:
 
 
 def _fuse(name: str, weights: list[Weight]) -> Copy:
-    """Kept experts go back into the 3-D form: [experts, 2 * intermediate, hidden] with gate rows first, or down."""
+    """Return the step that fuses kept experts: [experts, 2 * intermediate, hidden], gate rows first, or down_proj."""
     places = [(Name(weight.name).expert or 0, Name(weight.name).projection == "up_proj") for weight in weights]
     order = [weight for _, weight in sorted(zip(places, weights, strict=True), key=itemgetter(0))]
     n, k = order[0].shape
@@ -306,7 +305,7 @@ def _fuse(name: str, weights: list[Weight]) -> Copy:
 
 
 def _join(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Neighbouring ranges of one source tensor as one."""
+    """Yield the ranges, with adjacent ranges of one source tensor joined."""
     held: Segment | None = None
     for segment in segments:
         if held and held.source == segment.source and held.end == segment.begin:
