@@ -3,9 +3,6 @@
     weight = code * start * exp(log)                    while it is trained, float32; `log` is 0 before
     weight = code * bf16(start * exp(share * log))      a share of the way, as it is stored
 
-Steps are smaller than the half of a percent between two bf16 numbers, so to the nearest most of them were lost: a scale
-goes up or down by a draw, and on the mean is where it was trained to.
-
 Nothing but `log` is a parameter. Products keep their inputs for the way back, but no weight: words are dequantized once
 more there. Decoder, masks, norms, routers, shared keys and values, per-layer inputs are transformers' own.
 
@@ -102,14 +99,7 @@ class Scaled(torch.nn.Module):
     def _scale(self, log: torch.Tensor) -> torch.Tensor:
         if self.share is None:
             return self._start * log.exp()
-        return _drawn(self._start * (self.share * log).exp())
-
-
-def _drawn(scale: torch.Tensor) -> torch.Tensor:
-    """Round float32 to bf16 numbers: away from 0 as often as it is near to the next one, by the same draws always."""
-    draw = torch.Generator().manual_seed(0)
-    bits = scale.view(torch.int32) + torch.randint(1 << 16, scale.shape, generator=draw, dtype=torch.int32)
-    return (bits & -(1 << 16)).view(torch.float32)
+        return (self._start * (self.share * log).exp()).bfloat16().float()
 
 
 @dataclass(frozen=True, slots=True)
