@@ -1,6 +1,6 @@
-"""Ids of a calibration file that is not finished yet, so that a stopped run does not make them again.
+"""Ids of an unfinished calibration file, so that a stopped run does not make them again.
 
-FILE.partial/request.json        what was asked for: model, texts, samples, length, seed, whether the model answers
+FILE.partial/request.json        the request: model, texts, samples, length, seed, whether the model answers
 FILE.partial/ids.safetensors     the ids
 FILE.partial/states              see `kept`
 """
@@ -23,7 +23,7 @@ _IDS: Final = "ids.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The directory of a calibration file that is not finished.
+    """Directory of an unfinished calibration file.
 
     Args:
         file: the calibration file.
@@ -35,16 +35,16 @@ class Begun:
 
     @property
     def directory(self) -> Path:
-        """The directory, beside the file."""
+        """Path of the directory, beside the file."""
         return self.file.with_name(f"{self.file.name}.partial")
 
     @property
     def states(self) -> Path:
-        """Directory of what flows between layers."""
+        """Directory of the values that flow between layers."""
         return self.directory / "states"
 
     def found(self) -> CalibrationFile | None:
-        """Ids that an earlier run of the same request made; None without."""
+        """Read the ids of an earlier run of the same request; None if there are none."""
         path = self.directory / _REQUEST
         if not path.is_file() or path.read_bytes() != self._request:
             return None
@@ -54,14 +54,14 @@ class Begun:
             return None
 
     def keep(self, ids: CalibrationFile) -> None:
-        """Keep ids."""
+        """Write ids and request, in place of an earlier run's."""
         self.drop()
         self.directory.mkdir(parents=True)
         ids.save(self.directory / _IDS)
         (self.directory / _REQUEST).write_bytes(self._request)
 
     def drop(self) -> None:
-        """Remove everything."""
+        """Remove the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property

@@ -1,8 +1,8 @@
-"""Texts that calibrate: the user's own, a dataset's, or the bundled ones; nothing of them is turned into ids here.
+"""Texts for calibration: the user's own, a dataset's, or the bundled ones. `sampling` turns them into ids.
 
 A line of a .jsonl file is one document: {"messages": [{"role": ..., "content": ...}, ...]}, {"text": ...} or
-{"prompt": ...}, with an optional {"kind": ...}. A .txt file is one document for each paragraph group: blank lines
-separate paragraphs, and paragraphs are joined until a document has some length.
+{"prompt": ...}, with an optional {"kind": ...}. In a .txt file blank lines separate paragraphs, and paragraphs are
+joined until a document has at least `_SHORT` characters.
 """
 
 import json
@@ -21,14 +21,14 @@ from g4convert.errors import EnvironmentFault, InputError
 __all__ = ["KINDS", "Document", "bundled", "hash_of_documents", "read_documents"]
 
 KINDS: Final = ("chat", "reasoning", "code", "tools", "scripts", "long", "prose")
-"""Kinds of the bundled texts. Pictures and sound are not among them."""
+"""Kinds of the bundled texts; there are no pictures or sounds."""
 _MOST_DOCUMENTS: Final = 20_000
-"""Documents that are taken from a dataset."""
+"""Most documents taken from a dataset."""
 _ROLES: Final = frozenset({"system", "user", "assistant", "model"})
 _KEYS: Final = ("messages", "text", "prompt")
 _FORMS: Final = 'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}, ...]} or {"text": "..."}'
 _SHORT: Final = 2000
-"""Characters that a document of a .txt file has at least, where there are as many."""
+"""Least characters of a document in a .txt file; only the last document may be shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Document:
     """One text or conversation.
 
     Args:
-        kind: kind of text, for the report; rows are drawn from all kinds alike.
+        kind: kind of text, for the report; kinds take turns in the rows.
         messages: `role` and `content` of each message; a plain text is one message of a user.
     """
 
@@ -45,7 +45,7 @@ class Document:
 
     @property
     def text(self) -> str:
-        """All contents, one below the other."""
+        """Contents of all messages, joined by newlines."""
         return "\n".join(message["content"] for message in self.messages)
 
 
@@ -66,8 +66,8 @@ def read_documents(data: str) -> tuple[Document, ...]:
         data: a .jsonl or .txt file, or a dataset as `org/name[:split]`.
 
     Raises:
-        InputError: no such file, no such lines (all are named), or nothing in it.
-        EnvironmentFault: a dataset, without the library that reads them, or one that cannot be loaded.
+        InputError: the file cannot be read, has malformed lines (all are named), or holds no text.
+        EnvironmentFault: the library `datasets` is missing, or the dataset cannot be loaded.
     """
     path = Path(data)
     if path.suffix in {".jsonl", ".txt"}:
@@ -88,7 +88,7 @@ def read_documents(data: str) -> tuple[Document, ...]:
 
 
 def hash_of_documents(documents: Iterable[Document]) -> str:
-    """The sha256 of texts, kinds and roles."""
+    """Return the sha256 of the documents' texts, kinds and roles."""
     digest = sha256()
     for one in documents:
         digest.update(json.dumps([one.kind, *map(dict, one.messages)], sort_keys=True).encode())
@@ -99,7 +99,7 @@ def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str) -> 
     """Parse lines of JSON, or rows that are parsed already.
 
     Raises:
-        InputError: some cannot be read so; all are named.
+        InputError: some lines are malformed; all are named.
     """
     found, bad = [], []
     for number, line in enumerate(lines, start=1):
@@ -116,7 +116,7 @@ def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str) -> 
 
 
 def _document(entry: object, kind: str) -> Document:
-    """Parse one line; ValueError and TypeError say what is wrong with it."""
+    """Parse one line; raise ValueError or TypeError with the reason if it is malformed."""
     if not isinstance(entry, Mapping):
         raise TypeError("not a JSON object")
     given = [key for key in _KEYS if entry.get(key) is not None]
@@ -149,7 +149,7 @@ def _text(content: object) -> str:
 
 
 def _paragraphs(text: str) -> Iterator[Document]:
-    """Cut a text at blank lines into documents of some length."""
+    """Cut a text at blank lines and yield documents of at least `_SHORT` characters; the last may be shorter."""
     parts: list[str] = []
     for paragraph in text.split("\n\n"):
         if paragraph.strip():

@@ -1,4 +1,4 @@
-"""Describes as JSON how the weights of layers were rounded, for `g4convert.json`, the card and the closing lines."""
+"""Describes as JSON how the layers' weights were rounded, for `g4convert.json`, the card and the closing lines."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _WAYS: Final = {way.value for way in Way}
 
 
 def how(rounded: Rounded) -> dict[str, Any]:
-    """Describe the way a weight was rounded."""
+    """Return how a weight was rounded, as JSON."""
     errors = {way.value: float(f"{error:.6g}") for way, error in rounded.errors.items()}
     return {"way": rounded.way.value, "tokens": rounded.tokens, "damp": rounded.damp, "errors": errors}
 
@@ -49,11 +49,11 @@ def _is_number(value: object) -> bool:
 
 
 def findings(layers: Mapping[int, Sequence[Sequence[Any]]], quantized: Sequence[Quantize]) -> dict[str, Any]:
-    """Describe all of them.
+    """Return how all weights of the layers were rounded, as JSON.
 
     Args:
-        layers: rows of each unit that is a layer: [step, ..., how].
-        quantized: the steps.
+        layers: rows of each unit that is a layer, one for each weight: [step, ..., how].
+        quantized: all quantizing steps of the plan.
     """
     rows = {quantized[row[0]].weight.module: dict(row[-1]) for unit in sorted(layers) for row in layers[unit]}
     gained = [found.pop(SCALES) for found in rows.values() if SCALES in found]
@@ -71,12 +71,12 @@ def findings(layers: Mapping[int, Sequence[Sequence[Any]]], quantized: Sequence[
 
 
 def _coverage(rows: Mapping[str, Any]) -> dict[str, int] | None:
-    """Tokens that experts met; None of a model without."""
+    """Summarize the number of tokens of each expert; None for a model without experts."""
     met = [found["tokens"] for name, found in rows.items() if ".experts." in name and name.endswith("gate_proj")]
     return asdict(Coverage.of(np.array(met))) if met else None
 
 
 def _mean(rows: Mapping[str, Any], way: Way) -> float | None:
-    """The mean relative output error of a way, over the weights that were rounded so for the choice."""
+    """Return the mean relative output error of a way over the weights for which it was tried."""
     errors = [found["errors"][way.value] for found in rows.values() if way.value in found["errors"]]
     return float(np.mean(errors)) if errors else None

@@ -1,16 +1,16 @@
-"""Quantizes one decoder layer on what the quantized layers before it give, in the order in which its Linears run.
+"""Quantizes one decoder layer on the outputs of the quantized layers before it, in the order in which its Linears run.
 
     q, k, v      on the normed states; one H for all three
-    o            on what attention makes of the quantized q, k, v
-    gate, up     on the normed states behind the quantized attention; one H
-    down         on what the quantized gate and up give
+    o            on the attention's output with the quantized q, k, v
+    gate, up     on the normed states behind the quantized attention; one H for both
+    down         on the outputs of the quantized gate and up
     experts      see `experts`
 
-After each step the weights in the layer are the quantized ones, so the next step, and the next layer, get what an
-engine will give them. A layer with per-layer inputs takes those of its own sequence; one that reads the keys and
-values of an earlier layer takes those that the quantized earlier layer made.
+After each step the layer holds the quantized weights, so the next step, and the next layer, get the inputs that an
+engine will compute. A layer with per-layer inputs takes those of the sequence. A layer that shares an earlier layer's
+keys and values takes those of the quantized earlier layer.
 
-Letters: s sequences, t tokens of one, h hidden size.
+Letters: s sequences, t tokens of each, h hidden size.
 """
 
 from collections import UserDict, deque
@@ -43,9 +43,9 @@ class Weights:
     """Weights that a recipe packs in one layer, by path inside it (`self_attn.q_proj`, `experts.3.down_proj`).
 
     Args:
-        names: full name of each.
-        read: gives the source's weight, float32 [n, k], by path.
-        write: takes the rounded weight.
+        names: full module name of each.
+        read: reads the source's weight, float32 [n, k], by path.
+        write: writes the rounded weight.
     """
 
     names: Mapping[str, str]
@@ -55,14 +55,14 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class LayerPass:
-    """One layer and all sequences.
+    """Quantization of one layer on all sequences.
 
     Args:
         replay: gives the layer and its arguments.
         number: number of the layer.
         weights: weights to pack.
         rounding: method that rounds them.
-        pool: threads that take a sequence each; torch has to run on one thread in them.
+        pool: threads that each take a sequence; torch must run single-threaded in them.
     """
 
     replay: Replay
@@ -76,14 +76,14 @@ class LayerPass:
 
         Args:
             states: inputs of the layer, [s, t, h]; not changed.
-            out: filled with what it gives, [s, t, h].
+            out: filled with the layer's output, [s, t, h].
         """
         with torch.no_grad(), self.replay.layer(self.number) as layer:
             self._attention(layer, states, out)
             self._feed_forward(layer, out)
 
     def _attention(self, layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401 -- a module of transformers
-        """Fill `out` with the states behind the attention."""
+        """Quantize the attention and fill `out` with the states behind it."""
         attention = layer.self_attn
         paths = [path for path in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if self._has(path)]
         self._quantize(layer, paths, lambda s: layer.input_layernorm(sequence(states, s)))
@@ -112,7 +112,7 @@ class LayerPass:
             out[s] = one[0].numpy()
 
     def _feed_forward(self, layer: Any, out: F32) -> None:  # noqa: ANN401
-        """Turn the states behind the attention into those behind the layer, in place."""
+        """Quantize the MLP and the experts; replace `out`, the states behind the attention, by the layer's output."""
         mlp = layer.mlp
         self._quantize(
             layer,
@@ -147,7 +147,7 @@ class LayerPass:
             out[s] = one[0].numpy()
 
     def _quantize(self, layer: Any, paths: list[str], inputs: Callable[[int], torch.Tensor]) -> None:  # noqa: ANN401
-        """Quantize Linears that share their inputs, and put the rounded weights into the layer."""
+        """Quantize Linears that share their inputs, and put their rounded weights into the layer."""
         if not paths:
             return
         moments = Moments(layer.get_submodule(paths[0]).in_features, self.pool)
@@ -170,7 +170,7 @@ class LayerPass:
         return [path for path in paths if self._has(path)]
 
     def _ordered(self, call: Callable[[int], torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Call with each sequence, a few at a time; results in order."""
+        """Call with each sequence, a few at a time, and yield the results in order."""
 
         def quiet(s: int) -> torch.Tensor:
             with torch.no_grad():  # a setting of each thread
@@ -180,7 +180,7 @@ class LayerPass:
 
 
 def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
-    """Results of calls in threads, in the order of the numbers, no more than a few ahead."""
+    """Run calls in threads and yield their results in the order of `numbers`, with few calls ahead."""
     waiting: deque[tuple[int, Future[T]]] = deque()
     for number in numbers:
         waiting.append((number, pool.submit(call, number)))
@@ -192,12 +192,12 @@ def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -
 
 
 def sequence(array: F32, s: int) -> torch.Tensor:
-    """A sequence of an array as a tensor of its own, [1, t, k]: a mapped page is read once."""
+    """Copy one sequence of an array to a tensor [1, t, k]: a mapped page is read once."""
     return torch.from_numpy(np.array(array[s]))[None]
 
 
 class Shared:
-    """Keys and values that later layers read, of each sequence."""
+    """Keys and values of each sequence that a layer shares with later layers."""
 
     def __init__(self, replay: Replay, layer: Any) -> None:  # noqa: ANN401
         attention = layer.self_attn
@@ -212,14 +212,14 @@ class Shared:
         self._arrays = [get(f"{part}-{self._kind}", shape) for part in ("keys", "values")] if used else []
 
     def given(self, s: int) -> Any:  # noqa: ANN401
-        """Return the arguments of attention for sequence `s`."""
+        """Return `shared_kv_states` for sequence `s`: filled if the layer reads shared keys and values, else empty."""
         given: UserDict[str, Any] = UserDict()
         if self._reads:
             given[self._kind] = tuple(sequence(array, s) for array in self._arrays)
         return given
 
     def keep(self, s: int, given: Mapping[str, Any]) -> None:
-        """Keep what it left there."""
+        """Store the keys and values that the layer left in `given`, if later layers read them."""
         if self._writes:
             for array, part in zip(self._arrays, given[self._kind], strict=True):
                 array[s] = part[0].numpy()

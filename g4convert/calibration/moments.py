@@ -1,8 +1,8 @@
-"""Moments of a Linear's inputs: H = X^T X, summed in the order of the tokens, and rows that take no part in it.
+"""Moments of a Linear's inputs: H = X^T X, summed in token order, and judging rows, which are not in H.
 
-H is summed in float32 from pieces of 512 rows. The upper triangle is cut into strips of 512 columns: one strip is a
-product of fixed shape for each piece, done on one thread, so neither the number of threads nor that of machines shows
-in a bit. Half of the products are saved, too.
+H is summed in float32 from pieces of 512 rows. The upper triangle is cut into strips of 512 columns. One thread
+computes a strip, as one product of fixed shape for each piece, so the bits do not depend on the number of threads or
+machines. The lower triangle is copied, which saves half of the products.
 
 Letters: t tokens, k columns.
 """
@@ -20,19 +20,19 @@ F32 = NDArray[np.float32]
 _PIECE = 512
 _STRIP = 512
 _JUDGES = 4096
-"""Rows that judge: more tell no more."""
+"""Most judging rows; more rows would not change the judgement."""
 
 
 class Moments:
-    """The inputs of one Linear, or of several that share them.
+    """Moments of the inputs of one Linear, or of several Linears that share their inputs.
 
     Args:
-        k: columns.
-        pool: threads that take a strip each; torch has to run on one thread in them.
+        k: number of columns.
+        pool: threads that each take a strip; torch must run single-threaded in them.
 
     Attributes:
-        h: the sum, float32 [k, k]; its lower triangle is filled by `finish`.
-        tokens: rows in the sum.
+        h: the sum X^T X, float32 [k, k]; `finish` fills its lower triangle.
+        tokens: number of rows in the sum.
     """
 
     def __init__(self, k: int, pool: Executor) -> None:
@@ -57,7 +57,7 @@ class Moments:
         self.tokens += len(rows)
 
     def hold(self, rows: F32) -> None:
-        """Keep rows [t, k] that judge."""
+        """Keep judging rows [t, k]."""
         self._held.append(np.array(rows))
 
     def finish(self) -> None:
@@ -69,12 +69,12 @@ class Moments:
             block[:] = np.triu(block) + np.triu(block, 1).T
 
     def blend(self, prior: F32, share: float) -> None:
-        """Add a share of another sum."""
+        """Add `share` times another sum to H."""
         self.h += np.float32(share) * prior
 
     @property
     def held(self) -> F32:
-        """The rows that judge, spread evenly where there are many: [t, k]."""
+        """Judging rows, [t, k]; at most `_JUDGES`, spread evenly."""
         rows = np.concatenate([*self._held, np.zeros((0, len(self.h)), np.float32)])
         return rows if len(rows) <= _JUDGES else rows[np.linspace(0, len(rows) - 1, _JUDGES).astype(np.int64)]
 

@@ -1,9 +1,9 @@
-"""Runs a model once, layer by layer and unquantized, and adds up the squares of what its Linears are given.
+"""Runs an unquantized model once, layer by layer, and adds up the squares of its Linears' inputs.
 
     ids --embedding--> states --layer 0--> states --layer 1--> ...        states and sums in files: see `kept`
 
-Sums are float64, over the tokens of a sequence and then over the sequences, in their order: the number of threads does
-not show. Sequences that judge are left out. A killed run repeats one layer.
+Sums are float64, over the tokens of a sequence and then over the sequences, in order, so they do not depend on the
+number of threads. Judging sequences are left out. A killed run repeats one layer.
 """
 
 from concurrent.futures import Executor
@@ -31,24 +31,24 @@ __all__ = ["record"]
 F32 = NDArray[np.float32]
 
 _OUTSIDE: Final = "per_layer_model_projection"
-"""The Linear of the decoder that recipes can pack outside of its layers."""
+"""The decoder's Linear outside the layers that recipes can pack."""
 
 
 def record(
     source: Path, tokens: Tokens, scratch: Path, *, workers: int = 0, progress: Quiet | None = None
 ) -> Statistics:
-    """Count what the Linears of a model are given.
+    """Measure the mean squares of the inputs of a model's Linears.
 
     Args:
         source: the checkpoint, not quantized.
-        tokens: what it runs on.
-        scratch: directory for what flows between layers, removed at the end. An unfinished run of the same model and
-            tokens in it continues; one of others starts again.
-        workers: threads; 0 is one for each core.
+        tokens: sequences to run.
+        scratch: directory of the values that flow between layers, removed at the end. An unfinished run in it continues
+            if it is of the same model and tokens, and starts again if not.
+        workers: number of threads; 0 takes one for each core.
         progress: told of each layer.
 
     Returns:
-        Statistics over all sequences but those that judge.
+        Statistics over all sequences that do not judge.
 
     Raises:
         G4Error: see `forward.load.load`.
@@ -69,7 +69,7 @@ def record(
 
 
 def _run(source: Path, tokens: Tokens, kept: Kept, pool: Executor, progress: Quiet) -> Sums:
-    """Every layer that is left, in order."""
+    """Run the remaining layers in order and return the sums of all stages."""
     stages = kept.resumed()
     replay = Replay.open(source, tokens, kept.states)
     hidden = kept.states.turns(replay.shape, fresh=not stages)
@@ -87,7 +87,7 @@ def _run(source: Path, tokens: Tokens, kept: Kept, pool: Executor, progress: Qui
 
 
 def _embed(replay: Replay, out: F32) -> Sums:
-    """Fill `out` with what the first layer is given; what is packed before the layers is hooked."""
+    """Fill `out` with the first layer's inputs; return the sums of the Linear before the layers."""
     found = dict(replay.model.get_decoder().named_modules()).get(_OUTSIDE)
     hooks = Hooks({} if found is None else {_OUTSIDE: found})
     with hooks.placed():

@@ -1,8 +1,8 @@
-"""Gives what each decoder layer is called with, without running the layers before it.
+"""Makes the arguments of each decoder layer, without running the layers before it.
 
-The model's own forward runs once for each sequence, with layers that hand their input on: it makes embeddings,
-per-layer inputs (each sequence's own), masks and rotary tables as transformers does. Weights of the layers are then
-read one layer at a time, those of experts not at all: `experts` reads them one by one.
+The model's own forward runs once for each sequence, with layers that return their input unchanged. So transformers
+makes embeddings, per-layer inputs (for each sequence), masks and rotary tables. Then the weights are read one layer at
+a time, except those of experts: `experts` reads them one by one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ _PER_LAYER = "per-layer"
 
 
 class _Recorder(torch.nn.Module):
-    """Stands where a decoder layer does, and hands its input on."""
+    """Replacement of a decoder layer that records its arguments and returns its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,21 +43,21 @@ class _Recorder(torch.nn.Module):
         per_layer_input: torch.Tensor | None = None,
         **arguments: Any,  # noqa: ANN401 -- whatever transformers gives a layer
     ) -> torch.Tensor:
-        """[1, t, h] -> the same."""
+        """Record the arguments and return `hidden_states` [1, t, h] unchanged."""
         self.per_layer, self.arguments = per_layer_input, arguments
         return hidden_states
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A model whose layers are called one at a time.
+    """A model whose layers run one at a time.
 
     Args:
-        model: streamed, in float32.
-        stream: reads its parts.
+        model: streamed model in float32.
+        stream: loads its parts.
         tokens: token ids of all sequences.
-        states: files that keep what is computed.
-        arguments: arguments of each layer that no sequence changes: `position_embeddings`, `attention_mask`, ...
+        states: files of the computed values.
+        arguments: arguments of each layer that all sequences share: `position_embeddings`, `attention_mask`, ...
     """
 
     model: Model
@@ -68,7 +68,7 @@ class Replay:
 
     @classmethod
     def open(cls, source: Path, tokens: Tokens, states: States) -> "Replay":
-        """Load a checkpoint; embed the sequences unless an earlier run did.
+        """Load a checkpoint, and record the layers' arguments on the first sequence.
 
         Raises:
             G4Error: see `forward.load.load`.
@@ -84,7 +84,7 @@ class Replay:
         return cls(model, stream, tokens, states, arguments)
 
     def embed(self, out: F32) -> None:
-        """Fill `out` [samples, length, hidden] with what the first layer is given, and keep per-layer inputs."""
+        """Fill `out` [samples, length, hidden] with the first layer's inputs, and store the per-layer inputs."""
         with _recorders(self.model) as recorders:
             kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
             for number, ids in enumerate(self.tokens.ids):
@@ -94,7 +94,7 @@ class Replay:
                         kept[layer, number] = recorder.per_layer[0].numpy()
 
     def per_layer(self, layer: int) -> F32 | None:
-        """The per-layer inputs of a layer, [samples, length, width]; None for a model without."""
+        """Return the per-layer inputs of a layer, [samples, length, width]; None if the model has none."""
         if not self._width:
             return None
         whole = self.states.open(_PER_LAYER, self._per_layer_shape)
@@ -103,7 +103,7 @@ class Replay:
 
     @contextmanager
     def layer(self, number: int) -> Iterator[torch.nn.Module]:
-        """A decoder layer with its weights, but for those of experts."""
+        """Yield a decoder layer with its weights in memory, except those of experts; free them on exit."""
         prefix = f"{self._layers}.{number}."
         names = [name for name in self.stream.filling.pieces if name.startswith(prefix) and _EXPERTS not in name]
         self.stream.filling.fill(self.model, names)
@@ -140,7 +140,7 @@ class Replay:
 
     @property
     def _width(self) -> int:
-        """Width of per-layer inputs; 0 for a model without."""
+        """Width of per-layer inputs; 0 if the model has none."""
         return getattr(self.config, "hidden_size_per_layer_input", 0)
 
 
@@ -155,7 +155,7 @@ def _streamed(model: Model) -> Stream:
 
 
 def _embed(model: Model, ids: NDArray[np.int32]) -> torch.Tensor:
-    """Return the inputs of the first layer, [1, t, h]; the recorders have the rest."""
+    """Run the recorders on one sequence and return the first layer's input, [1, t, h]."""
     kept: list[torch.Tensor] = []
     decoder = model.get_decoder()
     handle = decoder.layers[0].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
@@ -167,7 +167,7 @@ def _embed(model: Model, ids: NDArray[np.int32]) -> torch.Tensor:
 
 @contextmanager
 def _recorders(model: Model) -> Iterator[list[_Recorder]]:
-    """Recorders in the places of the layers."""
+    """Replace the decoder's layers by recorders; restore them on exit."""
     decoder = model.get_decoder()
     layers = decoder.layers
     recorders = [_Recorder() for _ in layers]

@@ -1,9 +1,9 @@
-"""Packs texts into rows, and keeps what judges apart from what calibrates.
+"""Packs texts into rows, and keeps judging text apart from calibrating text.
 
     texts --longer than a row: cut--> pieces --whole--> judging | calibrating --> rows, each with one BOS
 
-A text that fits into a row lies wholly on one side, and so do all answers to one question: what judges is not known
-from the other side. Texts come in the order in which they are taken; the first judge.
+A text that fits into a row lies wholly on one side, and so do all answers to one question, so the calibrating side has
+not seen what judges. Texts are taken in the given order; the first ones judge.
 """
 
 from collections import Counter
@@ -23,9 +23,9 @@ class Written:
     """A text as ids, without BOS.
 
     Args:
-        kind: of text.
-        ids: all of it.
-        whole: never cut, as the answers to one question are not.
+        kind: kind of text.
+        ids: all ids of the text.
+        whole: whether it is never cut, as the answers to one question.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Packed:
 
     Args:
         ids: int32 [rows, length].
-        kinds: ids by kind.
+        kinds: number of ids by kind of text.
     """
 
     ids: NDArray[np.int32]
@@ -47,16 +47,16 @@ class Packed:
 
 
 def pack(texts: Iterable[Written], rows: int, body: int, bos: int | None) -> Packed:
-    """Fill rows.
+    """Fill rows with texts.
 
     Args:
-        texts: in order.
-        rows: how many at most.
-        body: ids of a row that are text.
-        bos: begins each row; None for a vocabulary without one.
+        texts: texts, in order.
+        rows: most rows to fill.
+        body: text ids of a row, BOS excluded.
+        bos: first id of each row; None for a vocabulary without BOS.
 
     Returns:
-        As many rows as the texts fill, none if they fill fewer than two.
+        As many rows as the texts fill; none if they fill fewer than two.
     """
     pieces = [*_cut(texts, body)]
     rows = min(rows, sum(len(one.ids) for one in pieces) // body)
@@ -71,7 +71,7 @@ def pack(texts: Iterable[Written], rows: int, body: int, bos: int | None) -> Pac
 
 
 def _cut(texts: Iterable[Written], body: int) -> Iterator[Written]:
-    """Cut texts that are longer than a row, unless they have to stay whole."""
+    """Cut texts that are longer than a row, except whole ones, and yield the pieces."""
     for one in texts:
         step = len(one.ids) if one.whole else body
         for begin in range(0, len(one.ids), max(1, step)):
@@ -79,7 +79,7 @@ def _cut(texts: Iterable[Written], body: int) -> Iterator[Written]:
 
 
 def _filled(pieces: Sequence[Written], rows: int, body: int) -> list[list[tuple[int, str]]]:
-    """Fill at most so many rows, those that judge at their places; fewer where a side is too short."""
+    """Fill at most `rows` rows, the judging rows at their places; fewer if a side has too few ids."""
     marked = judges(rows)
     judging: list[tuple[int, str]] = []
     calibrating: list[tuple[int, str]] = []

@@ -1,9 +1,9 @@
-"""Rows of token ids out of texts: framed as the model reads them, one after the other, cut into one length.
+"""Rows of token ids from texts: framed as the model reads them, concatenated, and cut to one length.
 
     documents --kinds in turns--> chat template, or plain [--> the model's own answers] --> ids --pack--> rows
 
-A row begins with BOS as what is served does, and holds no other: its activations are unlike any other token's. An
-instruction-tuned model gets conversations in its chat frame; a base model gets their words.
+A row begins with BOS, as served prompts do, and holds no other BOS: its activations are unlike any other token's. An
+instruction-tuned model gets conversations in its chat frame; a base model gets their plain text.
 """
 
 import random
@@ -22,19 +22,19 @@ from g4convert.forward.conversations import Frame
 __all__ = ["MOST_SAMPLES", "Answer", "Sampled", "sample"]
 
 Answer: TypeAlias = Callable[[Sequence[Document], int], list[Written]]
-"""Lets a model answer documents until there are so many ids; see `answers.answered`."""
+"""A function that lets a model answer documents until it has the given number of ids; see `answers.answered`."""
 
 MOST_SAMPLES: Final = 128
-"""Rows that are made where no number is asked for and the texts are long enough."""
+"""Default number of rows, if the texts are long enough."""
 _MOST_ANSWERED: Final = 65_536
-"""Ids of own answers where no number of rows is asked for."""
+"""Most ids of the model's own answers by default."""
 _SPARE: Final = 2
-"""Rows of text beyond those asked for: what the two sides may leave over."""
+"""Spare rows of text: judging and calibrating side may each leave an unfilled row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Rows, and what they are made of.
+    """Rows of token ids and the texts behind them.
 
     Args:
         tokens: the rows.
@@ -57,19 +57,19 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
     tokenizer: str,
     answer: Answer | None = None,
 ) -> Sampled:
-    """Make rows.
+    """Make rows of token ids from documents.
 
     Args:
-        documents: what to read; kinds take turns, in an order that the seed decides.
+        documents: documents to read; kinds take turns, and the seed orders the documents of a kind.
         frame: tokenizer and chat template of the checkpoint.
-        samples: rows; None makes as many as the texts fill, `MOST_SAMPLES` at most.
-        length: tokens of a row, the first of them BOS.
-        seed: decides the order of documents.
+        samples: number of rows; None makes as many as the texts fill, at most `MOST_SAMPLES`.
+        length: tokens of a row, BOS included.
+        seed: seed of the order of documents.
         tokenizer: hash of the tokenizer, kept with the ids.
-        answer: the model's own; None takes the answers that the documents have.
+        answer: makes the model's own answers; None takes the answers in the documents.
 
     Raises:
-        InputError: too little text for that many rows, or for two.
+        InputError: too little text for `samples` rows, or for two.
     """
     bos = frame.tokenizer.bos_token_id
     body = length - (bos is not None)
@@ -93,7 +93,7 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
 
 
 def _until(texts: Iterable[tuple[str, list[int]]], enough: int) -> Iterator[Written]:
-    """Yield texts until there are so many ids."""
+    """Yield texts until they have `enough` ids."""
     left = enough
     for kind, ids in texts:
         if left <= 0:
@@ -103,7 +103,7 @@ def _until(texts: Iterable[tuple[str, list[int]]], enough: int) -> Iterator[Writ
 
 
 def _in_turns(documents: Sequence[Document], order: random.Random) -> Iterator[Document]:
-    """Yield documents of each kind in turns, as long as a kind has some."""
+    """Yield documents, shuffled within each kind; the kinds take turns until all are used up."""
     by_kind: dict[str, list[Document]] = {}
     for document in documents:
         by_kind.setdefault(document.kind, []).append(document)
@@ -133,6 +133,6 @@ def _ids(document: Document, frame: Frame, bos: int | None) -> list[int]:
 
 
 def _ending(frame: Frame) -> list[int]:
-    """Return the id that ends a text; a blank line where the tokenizer has none."""
+    """Return the id that ends a text, or the ids of a blank line if the tokenizer has no such id."""
     end = frame.tokenizer.eos_token_id
     return frame.encode("\n\n") if end is None else [end]

@@ -1,4 +1,4 @@
-"""Reads a weight of the source whole, for methods that look at all of it."""
+"""Reads a whole weight of the source, for methods that need all of it at once."""
 
 from typing import Final
 
@@ -20,12 +20,12 @@ def source_weight(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> NDA
     """Read the weight of a step.
 
     Args:
-        step: one of the plan of this checkpoint.
+        step: step of this checkpoint's plan.
         checkpoint: the source.
-        reader: its files.
+        reader: reader of the source's files.
 
     Returns:
-        float32 [n, k].
+        The weight, float32 [n, k].
     """
     weight, segment = step.weight, step.weight.segment
     stored = checkpoint.tensors[segment.source]

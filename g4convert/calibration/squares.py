@@ -1,6 +1,6 @@
-"""Adds up the squares of what Linears are given, while their model is called in several threads.
+"""Adds up the squares of Linears' inputs, while several threads run their model.
 
-Sums are float64, over the rows of a sequence in their order: the number of threads does not show.
+Sums are float64, over the rows of a sequence in order, so they do not depend on the number of threads.
 
 Letters: k inputs, e experts.
 """
@@ -25,10 +25,10 @@ _ROWS: Final = 256
 
 
 class Hooks:
-    """Hooks on Linears.
+    """Hooks on Linears that add up the squares of their inputs, for each thread apart.
 
     Args:
-        modules: by the name that they have in the sums.
+        modules: Linears by their name in the sums.
     """
 
     def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
@@ -37,7 +37,7 @@ class Hooks:
 
     @contextmanager
     def placed(self) -> Iterator[None]:
-        """Hooks in their places."""
+        """Register the hooks; remove them on exit."""
         handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in self._modules.items()]
         try:
             yield
@@ -46,11 +46,11 @@ class Hooks:
                 handle.remove()
 
     def begin(self) -> None:
-        """Begin in this thread."""
+        """Start new sums in this thread."""
         self._thread.sums = {}
 
     def end(self, tokens: int) -> Sums:
-        """Sums of this thread, over so many tokens."""
+        """Return the sums of this thread, with `tokens` as their count."""
         found: dict[str, F64] = self._thread.sums
         return {name: (one, np.array([tokens])) for name, one in found.items()}
 
@@ -64,7 +64,7 @@ class Hooks:
 
 
 def squares(x: torch.Tensor) -> F64:
-    """Sum of the squares of rows [..., k], float64 [k]."""
+    """Return the sums of squares over rows [..., k], float64 [k]."""
     total = np.zeros(x.shape[-1])
     flat = x.reshape(-1, x.shape[-1])
     for first in range(0, len(flat), _ROWS):
@@ -73,7 +73,7 @@ def squares(x: torch.Tensor) -> F64:
 
 
 def add(total: Sums, sums: Sums) -> None:
-    """Add sums to others, in place."""
+    """Add `sums` to `total`, in place."""
     for name, (found, tokens) in sums.items():
         before = total.get(name)
         total[name] = (found, tokens) if before is None else (before[0] + found, before[1] + tokens)

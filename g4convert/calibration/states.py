@@ -1,11 +1,11 @@
 """Values that flow between layers, in files: hidden states, keys and values, inputs of a Linear.
 
-    hidden-0.f32, hidden-1.f32     what a layer is given and what it gives, in turns: layer n reads number n % 2
+    hidden-0.f32, hidden-1.f32     inputs and outputs of a layer, in turns: layer n reads number n % 2
     per-layer.f32, keys-*.f32 ...  written once, read by later layers
-    sealed-3.json                  checksums of all that layer 3 and those behind it read
+    sealed-3.json                  checksums of all arrays that layer 3 or a later layer reads
     scratch-*.f32                  read by no later layer
 
-Arrays are mapped, so memory holds the pages in use and the system may drop the others. Everything is float32: fp16
+Arrays are mapped: memory holds the pages in use, and the system may drop the others. Everything is float32: fp16
 overflows on this family's activations, and bf16 would round the states at each layer.
 """
 
@@ -34,7 +34,7 @@ SCRATCH: Final = "scratch-"
 _HIDDEN: Final = "hidden-"
 _BLOCK: Final = 4 << 20
 _MOST: Final = 1 << 20
-"""Bytes of a list of checksums; it names some ten files."""
+"""Most bytes of a list of checksums, which names about ten files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class States:
     """A directory of float32 arrays.
 
     Args:
-        directory: directory of the files; made with the first.
+        directory: directory of the files, created with the first array.
     """
 
     directory: Path
 
     def make(self, name: str, shape: tuple[int, ...]) -> F32:
-        """A new array of zeros, in the place of one of this name.
+        """Make an array of zeros; replace an array of the same name.
 
         Raises:
             InputError: the disk is full.
@@ -66,10 +66,10 @@ class States:
         return self.open(name, shape)
 
     def open(self, name: str, shape: tuple[int, ...]) -> F32:
-        """An array that was made before.
+        """Open an existing array.
 
         Raises:
-            InputError: it is not there, or of another size.
+            InputError: the file is missing or has another size.
         """
         path = self._path(name)
         if not path.is_file() or path.stat().st_size != 4 * int(np.prod(shape)):
@@ -77,7 +77,7 @@ class States:
         return np.memmap(path, np.float32, "r+", shape=shape)
 
     def has(self, name: str) -> bool:
-        """Return whether an array of this name was made."""
+        """Return whether an array of this name exists."""
         return self._path(name).is_file()
 
     def sync(self, *names: str) -> None:
@@ -87,19 +87,19 @@ class States:
                 os.fsync(file.fileno())
 
     def turns(self, shape: tuple[int, ...], *, fresh: bool) -> list[F32]:
-        """The two arrays of hidden states, which layers read and write in turns.
+        """Return the two arrays of hidden states, which layers read and write in turns.
 
         Args:
-            shape: of each.
-            fresh: make them; those of an earlier run are opened otherwise.
+            shape: shape of each array.
+            fresh: whether to make them anew; otherwise opens those of an earlier run.
         """
         get = self.make if fresh else self.open
         return [get(f"{_HIDDEN}{turn}", shape) for turn in range(2)]
 
     def seal(self, layer: int) -> None:
-        """Wait until all that a layer and those behind it read is on disk, and keep the checksums.
+        """Wait until all arrays that `layer` or a later layer reads are on disk, and write their checksums.
 
-        What is written once has the checksum that it had for the layer before.
+        Arrays that are written once keep the checksum sealed for the layer before.
         """
         before = self._sealed(layer - 1) or {}
         found = {}
@@ -114,7 +114,7 @@ class States:
         unfinished.replace(self._seal(layer))
 
     def is_sound(self, layer: int) -> bool:
-        """True if all that a layer and those behind it read is as it was sealed."""
+        """Return whether all arrays that `layer` or a later layer reads match their sealed checksums."""
         sealed = self._sealed(layer)
         if not sealed:
             return False
@@ -126,14 +126,14 @@ class States:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _read_by(self, layer: int) -> Iterator[Path]:
-        """Files that a layer or one behind it reads: all but scratch, and the states that it writes."""
+        """Yield the files that `layer` or a later layer reads: no scratch, no hidden states that `layer` writes."""
         written = f"{_HIDDEN}{(layer + 1) % 2}"
         for path in sorted(self.directory.glob("*.f32")):
             if not path.name.startswith(SCRATCH) and path.stem != written:
                 yield path
 
     def _sealed(self, layer: int) -> Mapping[str, str] | None:
-        """Checksums by name; None where there are none, or not in the form in which they were written."""
+        """Read the sealed checksums by array name; None if the file is missing or malformed."""
         try:
             with self._seal(layer).open("rb") as file:
                 found = json.loads(file.read(_MOST))
@@ -149,14 +149,14 @@ class States:
 
 
 def check_room(directory: Path, need: int) -> None:
-    """Refuse a disk that is too small, before any work.
+    """Raise if the disk is too small, before any work.
 
     Args:
-        directory: what is to grow; what lies there already is part of it.
-        need: bytes that it will have.
+        directory: directory to write to; its present files count towards `need`.
+        need: bytes that the directory will hold.
 
     Raises:
-        InputError: the disk has less room.
+        InputError: the disk has too little free space.
     """
     there = sum(512 * path.lstat().st_blocks for path in directory.rglob("*")) if directory.is_dir() else 0
     disk = next(one for one in (directory.absolute(), *directory.absolute().parents) if one.is_dir())
@@ -169,7 +169,7 @@ def check_room(directory: Path, need: int) -> None:
 
 
 def _checksum(path: Path, *, sync: bool = False) -> str:
-    """XXH3 (64 bits) of a file, once it is on disk."""
+    """Return the XXH3 (64 bits) of a file; with `sync`, wait until the file is on disk."""
     digest = xxh3_64()
     with path.open("rb") as file:
         if sync:

@@ -1,14 +1,14 @@
-"""Keeps what the original model says of each next token, in a form that is cheap to compare with.
+"""Keeps the original's next-token probabilities in a form that is cheap to compare with.
 
 With p the original's probabilities and d the differences of a student's logits from the original's,
 
     KL = log sum p e^d - sum p d        both sums over the vocabulary
 
-The likeliest ids are summed as they are. Of the others some are drawn by p, one of each equal part of what they weigh,
-and stand for that part: both sums keep their expectation. So a token costs 320 rows of the head, not 262,144, and its
-target takes 2.5 KiB, not 1 MiB. A vocabulary of up to 320 ids is summed whole.
+The likeliest ids are summed exactly. The others are sampled by p: their total probability is cut into equal parts, one
+id is drawn from each part and stands for it, so both sums keep their expectation. A token costs 320 rows of the head,
+not 262,144, and its target takes 2.5 KiB, not 1 MiB. A vocabulary of up to 320 ids is summed whole.
 
-Letters: s sequences, t tokens of one, h hidden size, V vocabulary, c ids kept of a token.
+Letters: s sequences, t tokens of each, h hidden size, V vocabulary, c kept ids of a token.
 """
 
 from dataclasses import dataclass
@@ -30,17 +30,17 @@ I32 = NDArray[np.int32]
 _DRAWN: Final = 64
 _LIKELIEST: Final = TARGET_IDS - _DRAWN
 _ROWS: Final = 64
-"""Tokens that are compared, or whose logits are made, at a time."""
+"""Tokens to compare, or to make logits for, at a time."""
 _STATES, _IDS, _WEIGHTS, _DONE = (f"{SCRATCH}target-{name}" for name in ("states", "ids", "weights", "done"))
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A sequence of a student, compared.
+    """Comparison of a student with the original on one sequence.
 
     Args:
-        kl: of each token in nats, float32 [t].
-        slope: derivative of their sum by the student's states, float32 [t, h].
+        kl: KL of each token in nats, float32 [t].
+        slope: gradient of the KL's sum by the student's states, float32 [t, h].
     """
 
     kl: torch.Tensor
@@ -49,15 +49,15 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Final states of the original, and the ids that count.
+    """Final states of the original, and the kept ids of each token with their weights.
 
     Args:
-        files: directory where they are kept.
+        files: directory of the arrays.
         head: head of the original, a plain matrix.
-        states: float32 [s, t, h].
-        ids: int32 [s, t, c].
-        weights: float32 [s, t, c]; those of a token sum up to 1.
-        done: float32 [s], 1 for a sequence that is made.
+        states: final states, float32 [s, t, h].
+        ids: kept ids, int32 [s, t, c].
+        weights: weights of the kept ids, float32 [s, t, c]; those of a token sum to 1.
+        done: float32 [s], 1 for a finished sequence.
     """
 
     files: States
@@ -69,17 +69,17 @@ class Targets:
 
     @staticmethod
     def left(files: States, samples: int) -> list[int]:
-        """Return the sequences, of so many, that no earlier run has made."""
+        """Return the numbers of the sequences, below `samples`, that no earlier run has finished."""
         if not files.has(_DONE):
             return [*range(samples)]
         return [int(s) for s in np.flatnonzero(files.open(_DONE, (samples,)) == 0)]
 
     @classmethod
     def open(cls, files: States, head: Head, samples: int, length: int) -> "Targets":
-        """Open what an earlier run has made, or make room for it.
+        """Open the arrays of an earlier run, or make new ones.
 
         Raises:
-            InputError: the disk is full, or what is there is of another size.
+            InputError: the disk is full, or an existing array has another size.
         """
         vocabulary, hidden = _table(head).shape
         kept = min(TARGET_IDS, vocabulary)
@@ -89,10 +89,10 @@ class Targets:
         return cls(files, head, states, ids.view(np.int32), weights, get(_DONE, (samples,)))
 
     def make(self, s: int, states: torch.Tensor) -> None:
-        """Make those of a sequence, and wait until they are on disk.
+        """Make the targets of a sequence, and wait until they are on disk.
 
         Args:
-            s: its number.
+            s: number of the sequence.
             states: final states of the original, float32 [t, h].
         """
         draw, page, cap = torch.Generator().manual_seed(s), Page(), self.head.cap
@@ -131,19 +131,19 @@ class Targets:
 
 
 def _table(head: Head) -> torch.Tensor:
-    """Weight of a head, [V, h]."""
+    """Return the weight of a head, [V, h]."""
     if head.weight is None:
         raise TypeError("a packed head")
     return head.weight
 
 
 def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Logits behind the softcap, in place."""
+    """Apply the softcap to logits, in place."""
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 def _chosen(logits: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids that count [r, c] and their weights; `logits` [r, V] are overwritten."""
+    """Choose the kept ids [r, c] and their weights [r, c] from `logits` [r, V], which are overwritten."""
     r, vocabulary = logits.shape
     p = logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_()
     if vocabulary <= TARGET_IDS:

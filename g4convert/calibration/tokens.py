@@ -1,4 +1,4 @@
-"""The token ids that calibrate: sequences of one length, and which of them judge. See `conversion.calibration_file`."""
+"""Token ids for calibration: sequences of one length, some of which judge. See `conversion.calibration_file`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"
 _JUDGING: Final = 0.05
 """Share of the samples that judge."""
 _HELD_OUT: Final = 0.2
-"""Share of the samples that the training of scales does not see."""
+"""Share of the samples held out of the training of scales."""
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
@@ -30,8 +30,8 @@ class Tokens:
 
     Args:
         ids: int32 [samples, length].
-        tokenizer: hash of the tokenizer that made them, `tokenizer_hash`; empty where it is not known.
-        kinds: ids by kind of text; empty where they are not known.
+        tokenizer: hash of the tokenizer that made the ids, see `tokenizer_hash`; empty if unknown.
+        kinds: number of ids by kind of text; empty if unknown.
     """
 
     ids: NDArray[np.int32]
@@ -40,16 +40,16 @@ class Tokens:
 
     @classmethod
     def load(cls, path: Path, vocabulary: int, checkpoint: Checkpoint | None = None) -> "Tokens":
-        """Read them.
+        """Read the ids of a calibration file.
 
         Args:
             path: the file.
-            vocabulary: ids lie below this.
-            checkpoint: the model that they are for; None holds them against none.
+            vocabulary: size of the vocabulary; every id must be below it.
+            checkpoint: model whose hash and tokenizer the file must match; None skips this check.
 
         Raises:
-            InputError: not such a file, damaged, of fewer than two samples, without ids, of another model or tokenizer,
-                or with ids outside the vocabulary.
+            InputError: the file is no calibration file, is damaged, has fewer than two samples or no ids, is of another
+                model or tokenizer, or has ids outside the vocabulary.
         """
         if is_gguf(path):
             text = f"{path}: an importance matrix, which has no token ids to calibrate on"
@@ -66,7 +66,7 @@ class Tokens:
         return cls(file.ids, file.tokenizer, file.kinds)
 
     def save(self, path: Path) -> None:
-        """Write them, and nothing else that is known of them."""
+        """Write a calibration file with only the ids and the tokenizer's hash."""
         CalibrationFile(self.ids, self.tokenizer).save(path)
 
     @property
@@ -81,38 +81,38 @@ class Tokens:
 
     @property
     def hash(self) -> str:
-        """Return the SHA-256 of the ids."""
+        """SHA-256 of the ids."""
         return hash_of_ids(self.ids)
 
     @property
     def judges(self) -> frozenset[int]:
-        """The sequences that no sum sees."""
+        """Numbers of the sequences that judge and are in no sum."""
         return judges(self.samples)
 
 
 def _check_tokenizer(path: Path, found: str, expected: str) -> None:
-    """Refuse ids of another tokenizer, where both are known."""
+    """Raise if the ids are of another tokenizer and both tokenizers are known."""
     if found and expected and found != expected:
         text = f"{path}: ids of another tokenizer: {found[:12]}, expected {expected[:12]} (sha256 of tokenizer.json)"
         raise InputError(text, hint=_HINT)
 
 
 def judges(samples: int) -> frozenset[int]:
-    """Return which of so many sequences judge: 5 % of them, at least one, spread evenly."""
+    """Return the numbers of the judging sequences: 5 % of `samples`, at least one, spread evenly."""
     count = max(1, round(_JUDGING * samples))
     step = samples / count
     return frozenset(int((number + 1) * step) - 1 for number in range(count))
 
 
 def held_out(samples: int) -> frozenset[int]:
-    """Return which of so many sequences the training of scales does not see: those that judge, and more, a fifth."""
+    """Return the sequences held out of the training of scales: a fifth of `samples`, the judging ones among them."""
     found = judges(samples)
     rest = (s for s in range(samples) if s not in found)
-    mixed = sorted(rest, key=lambda s: (s + 1) * _GOLDEN % 1)  # neither neighbours nor every so-manieth
+    mixed = sorted(rest, key=lambda s: (s + 1) * _GOLDEN % 1)  # neither neighbours nor equally spaced
     return found | frozenset(mixed[: max(0, round(_HELD_OUT * samples) - len(found))])
 
 
 def tokenizer_hash(directory: Path) -> str:
-    """Return the sha256 of a checkpoint's tokenizer.json; empty where it has none."""
+    """Return the sha256 of a checkpoint's tokenizer.json; empty if the file is missing."""
     path = directory / "tokenizer.json"
     return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
