@@ -305,3 +305,11 @@ def test_files_named_exist(name: str) -> None:
     )
     assert named
     assert [path for path in named if not (ROOT / path).exists() and not (ROOT / "docs" / path).exists()] == []
+
+
+def test_every_code_of_a_finding_is_explained() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "g4convert").rglob("*.py"))
+    codes = set(re.findall(r'"((?:static|weights|logits|engine|assistant)\.[a-z_]+)"', sources))
+    explained = (ROOT / "docs/reference/checks.md").read_text(encoding="utf-8")
+    assert len(codes) > 50
+    assert sorted(code for code in codes if f"`{code}`" not in explained) == []

@@ -19,10 +19,10 @@ from g4convert.planning.recipe import DEFAULT, Resolved
 from g4convert.planning.sizes import default_workers
 from g4convert.progress import Quiet, peak_memory
 from g4convert.report import Report
-from g4convert.request import DEFAULTS, VERIFY_AFTER, Request, verified_after
+from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, verified_after
 from g4convert.verification.run import verify as run_verification
 
-__all__ = ["Quantized", "job_of", "quantize"]
+__all__ = ["Quantized", "job_of", "quantize", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +116,31 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     )
     joined = Ranks.join() if ranks is None else ranks
     try:
-        conversion = prepare(with_calibration(job, joined, progress or Quiet(), say))
-        summary = joined.from_lead(convert(conversion, progress or Quiet(), joined, _layers(conversion)))
+        return run(job, level, joined, progress=progress or Quiet(), say=say)
     finally:
         if ranks is None:
             joined.leave()
+
+
+def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet, say: Callable[[str], None]) -> Quantized:
+    """Do a job, and verify the output; see `quantize`.
+
+    Args:
+        job: model, recipe and output.
+        level: level of the verification; None for none.
+        ranks: this process among those of the run.
+        progress: told of finished bytes.
+        say: told what the verification does next.
+    """
+    conversion = prepare(with_calibration(job, ranks, progress, say))
+    summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion)))
     peak = peak_memory()  # before a verification has its own
     report = None
-    if level is not None and joined.leads:
+    if level is not None and ranks.leads:
         asked = Request(job.output, job.source.path, level)
         report = run_verification(asked, progress=progress, say=say, written=True)
     refused = conversion.outlook.refusing(job.tps)
-    expected = costs(conversion.plan, summary.sizes, workers or default_workers())
+    expected = costs(conversion.plan, summary.sizes, job.workers or default_workers())
     return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
 
 

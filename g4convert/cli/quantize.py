@@ -46,8 +46,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert.api.quantize import job_of
-    from g4convert.api.quantize import quantize as write
+    from g4convert.api.quantize import job_of, run
     from g4convert.cli import verification
     from g4convert.conversion.ranks import Ranks
 
@@ -73,20 +72,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     ranks = Ranks.join()
     try:
         with replace(how, quiet=quiet or not ranks.leads).watched() as watched:
-            done = write(
-                model,
-                output,
-                recipe=resolved,
-                tp=tp or (),
-                workers=workers,
-                device=device,
-                overwrite=overwrite,
-                calibration=calibration,
-                verify=level,
-                progress=watched.bar,
-                say=watched.say,
-                ranks=ranks,
-            )
+            done = run(job, level, ranks, progress=watched.bar, say=watched.say)
     finally:
         ranks.leave()
     if ranks.leads:

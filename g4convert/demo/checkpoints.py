@@ -28,13 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig, GenerationConfig
 
 from g4convert.demo.tokenizer import TOKEN_IDS, VOCAB_SIZE, write_processor, write_tokenizer
 from g4convert.demo.weights import fill
-from g4convert.errors import EnvironmentFault, UsageError
-from g4convert.forward.models import Config, Model, model_class, quiet_transformers
+from g4convert.errors import UsageError
+from g4convert.forward.models import Config, Model, constructing, model_class, quiet_transformers
 from g4convert.gemma4.family import Family
 from g4convert.suggestions import no_such
 
@@ -248,14 +247,8 @@ def make(  # noqa: PLR0913 -- a family, a place, and what may vary
 
 def _build(config: Config) -> Model:
     """The model on the meta device: no memory, no initialisation; every stored tensor is assigned later."""
-    try:
-        with torch.device("meta"):
-            return model_class(config.model_type)(config)
-    except ValueError as error:  # 5.23.0 and assistants, all of whose layers share keys and values
-        raise EnvironmentFault(
-            f"transformers {transformers.__version__} does not construct {config.model_type}: {error}",
-            hint="take another release: 5.22.2 and 5.24.0 do",
-        ) from error
+    with constructing(config.model_type), torch.device("meta"):
+        return model_class(config.model_type)(config)
 
 
 def _rewrite_config(path: Path, spec: Mapping[str, Any], *, qat: bool) -> None:

@@ -26,11 +26,10 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.devices import CPU, device_of, is_roomy, place
 from g4convert.engines import CONTRACTS
-from g4convert.errors import EnvironmentFault
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.misfits import Kind, Misfit, Unfit
-from g4convert.forward.models import Model, model_class, quiet_transformers
+from g4convert.forward.models import Model, constructing, model_class, quiet_transformers
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.pieces import TORCH_DTYPES, Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
 from g4convert.forward.streaming import Stream
@@ -195,14 +194,8 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
         for section in (config, config.get_text_config()):
             if hasattr(section, "quantization_config"):
                 del section.quantization_config  # transformers would build its own packed modules
-        try:
-            with torch.device("meta"):
-                model = model_class(config.model_type)._from_config(config, dtype=dtype)  # noqa: SLF001 -- as AutoModel does
-        except ValueError as error:  # 5.23.0 and assistants
-            raise EnvironmentFault(
-                f"transformers {transformers.__version__} does not construct {config.model_type}: {error}",
-                hint="take another release: 5.22.2 and 5.24.0 do",
-            ) from error
+        with constructing(config.model_type), torch.device("meta"):
+            model = model_class(config.model_type)._from_config(config, dtype=dtype)  # noqa: SLF001 -- as AutoModel does
         for name, buffer in list(model.named_non_persistent_buffers()):
             put(model, name, torch.empty_like(buffer, device="cpu"))
         for parameter in model.parameters():

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import transformers
 
-from g4convert.errors import UnsupportedError
+from g4convert.errors import EnvironmentFault, UnsupportedError
 
-__all__ = ["Config", "Model", "ModelClass", "cache_name", "model_class", "quiet_transformers"]
+__all__ = ["Config", "Model", "ModelClass", "cache_name", "constructing", "model_class", "quiet_transformers"]
 
 _CLASSES = {
     "gemma4": "Gemma4ForConditionalGeneration",
@@ -36,6 +36,22 @@ def model_class(model_type: str) -> ModelClass:
     if model_type not in _CLASSES:
         raise UnsupportedError(f"model_type {model_type!r} is not one of {', '.join(_CLASSES)}")
     return getattr(transformers, _CLASSES[model_type])
+
+
+@contextmanager
+def constructing(model_type: str) -> Iterator[None]:
+    """Report a model that this release of transformers cannot construct: 5.23.0 and assistants.
+
+    Raises:
+        EnvironmentFault: the constructor called inside refuses the config.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise EnvironmentFault(
+            f"transformers {transformers.__version__} does not construct {model_type}: {error}",
+            hint="take another release: 5.22.2 and 5.24.0 do",
+        ) from error
 
 
 def cache_name(model: Model) -> str:

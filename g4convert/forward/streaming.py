@@ -68,7 +68,7 @@ class Stream:
     def __init__(self, model: Model, filling: Filling) -> None:
         self.loads: Counter[str] = Counter()
         self.filling = filling
-        self._model, self._filling = model, filling
+        self._model = model
         self._live: _Part | None = None
         self._head: str | None = None
 
@@ -102,7 +102,7 @@ class Stream:
 
     def head_weight(self) -> torch.Tensor | None:
         """Return the head's stored weight, mapped; None if the head is not loaded on demand."""
-        return None if self._head is None else self._filling.stored(self._head)
+        return None if self._head is None else self.filling.stored(self._head)
 
     def free(self) -> None:
         """Free the part in memory: its tensors go back to meta."""
@@ -133,24 +133,24 @@ class Stream:
         self._live = part
         self.loads[part.name] += 1
         if _HEAD_WEIGHT in part.tensors and part.tensors[_HEAD_WEIGHT] != _HEAD_WEIGHT:
-            put(self._model, _HEAD_WEIGHT, self._filling.read(part.tensors[_HEAD_WEIGHT]))
+            put(self._model, _HEAD_WEIGHT, self.filling.read(part.tensors[_HEAD_WEIGHT]))
         else:
-            self._filling.fill(self._model, part.tensors)
+            self.filling.fill(self._model, part.tensors)
 
     def _empty(self, name: str) -> torch.Tensor:
-        place = self._filling.places.get(name)
+        place = self.filling.places.get(name)
         return torch.empty_like(self._model.get_parameter(name), device="meta") if place is None else place
 
     def _gather(self, name: str) -> None:
         """Hook an embedding: it looks its rows up in the mapped file, and only these rows are cast and moved."""
-        table = self._filling.stored(name)
-        dtype = self._filling.places[name].dtype
+        table = self.filling.stored(name)
+        dtype = self.filling.places[name].dtype
         put(self._model, name, table)
 
         def before(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             ids, *rest = args
             rows, inverse = torch.unique(ids, return_inverse=True)
-            put(self._model, name, table[rows.cpu()].to(self._filling.device, dtype))
+            put(self._model, name, table[rows.cpu()].to(self.filling.device, dtype))
             return (inverse, *rest)
 
         def after(*_: object) -> None:

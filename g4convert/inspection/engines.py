@@ -234,8 +234,6 @@ def _judged(found: Collection[Verdict], asked: Asked) -> Iterator[Finding]:
             severity = Severity.INFO
             if one.loads is Loads.NO and gated:
                 severity = Severity.FAIL if asked.engines or hopeless else Severity.WARN
-            elif one.loads is Loads.NO and asked.engines:
-                severity = Severity.INFO
             yield Finding(code, severity, subject, remark.line, "", remark.remedy)
         if one.loads is not Loads.NO:
             yield Finding(code, Severity.PASS, subject, "; ".join((f"loads: {one.loads}", *one.kernels)), "")

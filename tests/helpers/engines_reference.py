@@ -52,7 +52,9 @@ _ADDING = """## Adding an engine or a version
 2. Its place in `CONTRACTS` (what checks and plans speak of) or in `VERSIONS` (what `ignore` must hold for, too).
 3. Its label and wheel in `GOLDEN` of `tests/helpers/engine_cases.py`, and, for an engine, an adapter in
    `tests/engines` that builds the real classes. `python tests/engines/compare.py --record` then records the answers.
-4. `make golden` for this page.
+4. Limits of its kernels in `g4convert/engines/limits.py` and `split.py`, if they differ.
+5. `make golden` for this page. Versions are also named in `docs/guides/serve.md`, `docs/reference/checks.md`, the
+   README and messages: `grep -rn "OLD.VERSION" g4convert docs README.md tests`.
 """
 
 

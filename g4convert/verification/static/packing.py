@@ -22,13 +22,14 @@ from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["fits_ranks", "fused_experts", "groups_of", "packing"]
+__all__ = ["AGAIN", "fits_ranks", "fused_experts", "groups_of", "packing"]
 
 _SHAPE_FORMATS: Final = {DType.I64: "<2q", DType.I32: "<2i"}
 _SPLIT_ALONG_K: Final = ("o_proj", "down_proj")
 _SPLIT_ALONG_N: Final = ("q_proj", "gate_proj", "up_proj")
 _SPLIT_ROLES: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
-_AGAIN: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
+AGAIN: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
+"""Remedy for packed words that no converter means to write."""
 
 
 def packing(stored: StoredCheckpoint) -> Iterator[Finding]:
@@ -58,21 +59,21 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
     words, scale = module.parts.get("weight_packed"), module.parts.get("weight_scale")
     name = module.module
     if words is None:
-        yield Finding("static.packed", Severity.FAIL, name, "another format's tensors", "weight_packed", _AGAIN)
+        yield Finding("static.packed", Severity.FAIL, name, "another format's tensors", "weight_packed", AGAIN)
         return
     scheme = stored_scheme(module, shape, group.num_bits if group else None)
     bits = (group.num_bits if group else None) or scheme.num_bits or 4
     wanted = (*shape[:-1], -(-shape[-1] * bits // 32))
     if words.dtype is not DType.I32 or words.shape[:-1] != shape[:-1] or scheme.num_bits is None:
         found, right = f"weight_packed {words.dtype} {[*words.shape]}", f"I32 {[*wanted]} for a weight {[*shape]}"
-        yield Finding("static.packed", Severity.FAIL, name, found, right, _AGAIN)
+        yield Finding("static.packed", Severity.FAIL, name, found, right, AGAIN)
     elif scale is None:
-        remedy = f"{_AGAIN}; vLLM loads it without a word and computes with whatever is in memory"
+        remedy = f"{AGAIN}; vLLM loads it without a word and computes with whatever is in memory"
         found, expected = "no weight_scale", _scale_text(shape, group)
         yield Finding("static.scale", Severity.FAIL, name, found, expected, remedy, detail=Detail.LOST)
     elif scheme.fault or not scale.dtype.is_weight:
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
-        yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), _AGAIN)
+        yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), AGAIN)
     if group is not None and group.static_int8:
         yield from _activation_scales(module)
     if "weight_g_idx" in module.parts:
@@ -95,11 +96,11 @@ def _activation_scales(module: PackedModule) -> Iterator[Finding]:
     for part in ("input_scale", "output_scale"):
         info = module.parts.get(part)
         if info is None:
-            found, remedy = f"no {part}", f"{_AGAIN}; vLLM loads it without a word and computes with what is in memory"
+            found, remedy = f"no {part}", f"{AGAIN}; vLLM loads it without a word and computes with what is in memory"
             yield Finding("static.scale", Severity.FAIL, module.module, found, "F32 [1]", remedy, detail=Detail.LOST)
         elif info.numel != 1 or not info.dtype.is_weight:
             found = f"{part} {info.dtype} {[*info.shape]}"
-            yield Finding("static.scale", Severity.FAIL, module.module, found, "F32 [1]", _AGAIN)
+            yield Finding("static.scale", Severity.FAIL, module.module, found, "F32 [1]", AGAIN)
         elif not info.shape:
             found = f"{part} without a dimension: transformers from 5.23 on raises"
             yield Finding("static.scale", Severity.WARN, module.module, found, "F32 [1]", detail=Detail.SCALAR)
@@ -120,14 +121,14 @@ def _weight_shape(module: PackedModule, shape: tuple[int, ...], read: Mapping[st
     info = module.parts.get("weight_shape")
     code, right = "static.weight_shape", f"I64 [2], {[*shape]}"
     if info is None:
-        remedy = f"{_AGAIN}; compressed-tensors needs it to unpack"
+        remedy = f"{AGAIN}; compressed-tensors needs it to unpack"
         yield Finding(code, Severity.FAIL, module.module, "no weight_shape", right, remedy)
     elif not _is_shape(info):
-        yield Finding(code, Severity.FAIL, module.module, f"{info.dtype} {[*info.shape]}", right, _AGAIN)
+        yield Finding(code, Severity.FAIL, module.module, f"{info.dtype} {[*info.shape]}", right, AGAIN)
     else:
         values = struct.unpack(_SHAPE_FORMATS[info.dtype], read[info.name])
         if values != shape:
-            yield Finding(code, Severity.FAIL, module.module, f"{[*values]}", right, _AGAIN)
+            yield Finding(code, Severity.FAIL, module.module, f"{[*values]}", right, AGAIN)
 
 
 def fused_experts(contents: Contents) -> Iterator[Finding]:

@@ -14,10 +14,10 @@ from g4convert.engines.forms import ONE_TARGET
 from g4convert.engines.groups import SomeMisfit, misfits_of_all, taken
 from g4convert.engines.weights import Weights
 from g4convert.report import Detail, Finding, Severity
+from g4convert.verification.static.packing import AGAIN
 
 __all__ = ["other_schemes"]
 
-_ONE: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
 _ALL: Final = "correct it: loaders go by the config"
 
 
@@ -43,7 +43,7 @@ def other_schemes(weights: Weights, required: Collection[str]) -> Iterator[Findi
             f"config_groups.{fault.group}" if many else modules[0],
             fault.text,
             "the same in both",
-            ONE_TARGET if fault.engines else _ALL if many else _ONE,
+            ONE_TARGET if fault.engines else _ALL if many else AGAIN,
             Detail.GROUP,
             count=len(modules),
             total=len(members[fault.group]),

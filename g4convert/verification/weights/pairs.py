@@ -9,7 +9,6 @@ another dtype.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
@@ -19,11 +18,10 @@ from g4convert.gemma4 import TABLES, Inventory, Weight
 from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
+from g4convert.verification.static.packing import AGAIN
 from g4convert.verification.weights.tiles import PackedPair, Place, place
 
 __all__ = ["KeptPair", "Pairing"]
-
-_AGAIN: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class Pairing:
         is_matrix = weight.linear or weight.role in TABLES
         fault = unreadable(form, scheme) or ("" if is_matrix else f"a {weight.role} that is no Linear and no table")
         if fault or bits is None:
-            return Finding("weights.form", Severity.FAIL, module, fault, "packed words that can be decoded", _AGAIN)
+            return Finding("weights.form", Severity.FAIL, module, fault, "packed words that can be decoded", AGAIN)
         n, k = weight.shape
         origin = self.source.tensors[weight.segment.source]
         parts = {part: self.out.tensors[info.name] for part, info in form.parts.items()}
@@ -113,9 +111,7 @@ class Pairing:
         nbytes, begin = weight.info.nbytes, number * weight.info.nbytes
         if form.dtype is not weight.dtype or begin + nbytes > form.nbytes:
             found = f"{form.dtype.value} {[*form.shape]}"
-            return Finding(
-                "weights.kept", Severity.FAIL, name, found, f"{weight.dtype.value} {[*weight.shape]}", _AGAIN
-            )
+            return Finding("weights.kept", Severity.FAIL, name, found, f"{weight.dtype.value} {[*weight.shape]}", AGAIN)
         origin, stored = self.source.tensors[weight.segment.source], self.out.tensors[form.name]
         return KeptPair(
             name=name,
