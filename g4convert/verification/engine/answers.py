@@ -1,9 +1,9 @@
-"""Reads what an engine answers and believes none of it: sizes, depth, shapes, and values.
+"""Reader of an engine's answers, as untrusted input: checks size, depth, shapes and values.
 
-    bytes --document--> a JSON object --top_logits--> TopLogits of the rows that were asked for
+    bytes --document--> a JSON object --top_logits--> TopLogits of the requested rows
 
-An engine is somebody else's program, and a server may be anybody's. What is not a number stays what it is (nan) and is
-judged; what is no answer at all raises `AnswerError`, with the reason.
+An engine is a foreign program, and a server may be anybody's. A log-probability of nan is kept and judged later; a
+malformed answer raises `AnswerError` with the reason.
 """
 
 import json
@@ -18,25 +18,25 @@ from g4convert.verification.logits.scores import TopLogits
 __all__ = ["MOST_ANSWER", "AnswerError", "OversizeError", "Told", "VocabularyError", "document", "top_logits"]
 
 MOST_ANSWER: Final = 64 << 20
-"""Bytes of an answer: 64 MiB; 64 log-probabilities of 20,000 tokens have less."""
+"""Most bytes of an answer, 64 MiB; an answer with 64 log-probabilities for each of 20,000 tokens is smaller."""
 
 
 class AnswerError(ValueError):
-    """Raised when an engine's answer is none; the message says why."""
+    """Raised when an engine's answer is malformed; the message says why."""
 
 
 class OversizeError(AnswerError):
-    """Raised when an answer is larger than any that is read."""
+    """Raised when an answer is larger than `MOST_ANSWER`."""
 
     def __init__(self) -> None:
         super().__init__(f"an answer over {MOST_ANSWER >> 20} MiB, the most that is read")
 
 
 class VocabularyError(AnswerError):
-    """Raised when an answer names a token that the model has not.
+    """Raised when an answer names a token that is not in the model's vocabulary.
 
     Args:
-        token: its number.
+        token: id of the token.
         vocab: size of the model's vocabulary.
     """
 
@@ -46,14 +46,14 @@ class VocabularyError(AnswerError):
 
 
 class _Unfilled(BaseModel):
-    """A parameter that no tensor reached, as the child of vLLM tells of it."""
+    """A parameter that was not filled, as `vllm_child` reports it."""
 
     name: str
     share: float = Field(ge=0, le=1)
 
 
 class Told(BaseModel):
-    """The first answer of the child of vLLM; see `prompts.Started`."""
+    """First answer of `vllm_child`; see `prompts.Started`."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -77,10 +77,10 @@ def document(content: bytes) -> dict[str, Any]:
     """Parse an answer.
 
     Args:
-        content: as it came.
+        content: the answer's bytes.
 
     Raises:
-        AnswerError: it is no JSON object, or nested too deep.
+        AnswerError: the answer is no JSON object, or is nested too deep.
     """
     try:
         found = json.loads(content)
@@ -94,17 +94,18 @@ def document(content: bytes) -> dict[str, Any]:
 
 
 def top_logits(ids: Sequence[Any], logprobs: Sequence[Any], true: Sequence[Any], *, rows: int, vocab: int) -> TopLogits:
-    """Tensors of an answer.
+    """Return an answer as tensors.
 
     Args:
-        ids: of each row the likeliest tokens.
-        logprobs: of each row theirs.
-        true: of each row that of the next token.
-        rows: how many were asked for.
+        ids: ids of the likeliest tokens of each row.
+        logprobs: log-probabilities of these tokens.
+        true: log-probability of the next token of each row.
+        rows: number of requested rows.
         vocab: size of the vocabulary.
 
     Raises:
-        AnswerError: other rows than were asked for, of several lengths, or values that are no such numbers.
+        AnswerError: the number of rows is wrong, rows differ in length, or values are not numbers of the right type.
+        VocabularyError: an id is not in the vocabulary.
     """
     try:
         found = torch.tensor(ids), torch.tensor(logprobs, dtype=torch.float32)

@@ -1,8 +1,8 @@
-"""One question to a server over HTTP, and its answer: bounded in total time and size, whatever the server sends.
+"""Requests to a server over HTTP, bounded in total time and size, whatever the server sends.
 
-A timeout of a socket begins anew with every byte, so a server that sends one byte at a time would be waited for without
-end. Here a clock closes the connection. Redirects are not followed, and the proxy of the environment is not asked: the
-server is a neighbour.
+A socket's timeout starts anew with every byte, so a server that sends one byte at a time could keep the client waiting
+without end. Here a timer closes the connection. Redirects are not followed, and the environment's proxy is not used,
+since the server is near.
 """
 
 import http.client
@@ -24,12 +24,12 @@ _CONNECTIONS: Final = {"http": http.client.HTTPConnection, "https": http.client.
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer.
+    """Reply of a server.
 
     Args:
-        status: of HTTP.
-        reason: the server's word for it.
-        body: at most `MOST_ANSWER` bytes.
+        status: status code of HTTP.
+        reason: the server's phrase for the status.
+        body: content, at most `MOST_ANSWER` bytes.
     """
 
     status: int
@@ -38,14 +38,14 @@ class Reply:
 
 
 class Server:
-    """An address that is asked, each time over a new connection.
+    """A server; each request uses a new connection.
 
     Args:
         url: `http://HOST:PORT`, without a path.
-        timeout: seconds that an answer may take as a whole.
+        timeout: seconds that a request and its whole answer may take.
 
     Raises:
-        UsageError: no such address.
+        UsageError: the URL is not of this form.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -64,17 +64,17 @@ class Server:
         self._timeout = timeout
 
     def ask(self, path: str, question: bytes | None = None) -> Reply:
-        """Send a question, and read the answer.
+        """Send a request, and read the reply.
 
         Args:
-            path: on the server.
-            question: JSON to post; None gets.
+            path: path on the server.
+            question: JSON to send by POST; None sends a GET.
 
         Raises:
-            TimeoutError: the whole answer did not come in time.
-            OversizeError: it is larger than any.
-            OSError: there is no server, or it broke off.
-            HTTPException: it does not speak HTTP.
+            TimeoutError: the whole reply did not arrive in time.
+            OversizeError: the reply is larger than `MOST_ANSWER`.
+            OSError: no server listens, or it closed the connection early.
+            HTTPException: the server does not speak HTTP.
         """
         connection = self._connection(self._host, self._port, timeout=self._timeout)
         with closing(connection), _Clock(connection, self._timeout) as clock:
@@ -91,11 +91,11 @@ class Server:
 
 
 class _Clock:
-    """Closes a connection when its time is over; as a context, that is then what has happened.
+    """Context manager that closes a connection after a time, and then raises TimeoutError.
 
     Args:
-        connection: not yet open.
-        seconds: the time.
+        connection: the connection, not yet open.
+        seconds: time after which the connection is closed.
     """
 
     def __init__(self, connection: http.client.HTTPConnection, seconds: float) -> None:
@@ -106,11 +106,11 @@ class _Clock:
         self._timer.daemon = True
 
     def connect(self) -> None:
-        """Connect, and hold on to the socket: the connection forgets it before the answer is read.
+        """Connect, and keep the socket, which the connection drops before the reply is read.
 
         Raises:
-            TimeoutError: the time was over before there was anything to close.
-            OSError: nobody is there.
+            TimeoutError: the time was over before the connection was open.
+            OSError: no server listens.
         """
         self._connection.connect()
         self._socket = self._connection.sock
@@ -125,7 +125,7 @@ class _Clock:
         """Stop the clock.
 
         Raises:
-            TimeoutError: the time was over, whatever reading from the closed connection has raised or found.
+            TimeoutError: the time was over, whatever reading from the closed connection raised or returned.
         """
         self._timer.cancel()
         if self._late.is_set() and (error is None or isinstance(error, (OSError, http.client.HTTPException))):
@@ -133,7 +133,7 @@ class _Clock:
 
     def _close(self) -> None:
         self._late.set()
-        opened = self._socket or self._connection.sock  # the latter while TLS is agreed on
+        opened = self._socket or self._connection.sock  # the latter during the TLS handshake
         if opened is not None:
-            with suppress(OSError):  # it has ended
+            with suppress(OSError):  # closed already
                 opened.shutdown(SHUT_RDWR)

@@ -1,11 +1,11 @@
 """Findings from an engine's start, its refusals and its numbers; see `engine` for the codes.
 
     mean |difference| of log-probabilities     at most 3 times the floor's, in each kind of probe
-    largest |difference|                       at most 10 times: one token of thousands is a matter of chance
+    largest |difference|                       at most 10 times the floor's: a single token depends on chance
 
-The floor is the same number for the reference with one rounding of noise after each layer, on the same tokens. Both
-find other top tokens where two are nearly as likely, so agreement may be below the floor's by what chance makes of so
-many tokens, besides what profile `parity` allows.
+The floor is the same number for the reference with one rounding of noise after each layer, on the same tokens. The top
+token changes by chance where two tokens are nearly as likely. So an agreement may be below the floor's by the expected
+deviation for the number of tokens, besides what profile `parity` allows.
 """
 
 import math
@@ -29,7 +29,7 @@ _OF_THE_MACHINE: Final = (
     *("No WNA16 MoE backend", "Failed to find a kernel", "failed to be inspected"),
     *("out of memory", "No available memory", "_OpNamespace"),
 )
-"""Words of refusals that another machine would not give."""
+"""Parts of messages by which an engine refuses because of the machine, not because of the checkpoint."""
 _WITHOUT: Final = "on a CPU `--dtype float32` needs no such kernel"
 _PLACES: Final = {
     "start": "before it built the model",
@@ -41,18 +41,18 @@ _PLACES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """An engine's parity, and that of the reference with noise in it.
+    """Parity of an engine and of the reference with noise.
 
     Args:
-        parity: the engine's.
-        noise: by source of noise.
+        parity: parity of the engine.
+        noise: parity of the reference with noise, by source of noise.
     """
 
     parity: Parity
     noise: Mapping[str, Parity]
 
     def floor_of(self, bucket: str, number: str) -> float:
-        """The largest that noise alone makes of a number of a bucket."""
+        """Return the floor of a number of a bucket: the largest value among the sources of noise."""
         return max(float(getattr(one.buckets[bucket], number)) for one in self.noise.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,17 +64,17 @@ class Measured:
         return {"buckets": buckets, "parity": self.parity.metrics.to_dict(), "floor": self.floor()}
 
     def floor(self) -> dict[str, float]:
-        """The floor of every metric."""
+        """Return the floor of every metric."""
         return dict(floor({name: one.metrics for name, one in self.noise.items()}).values)
 
 
 def _of_the_machine(refused: Refused) -> bool:
-    """Return whether another machine would not refuse."""
+    """Return whether an engine refused because of the machine."""
     return any(words in refused.message for words in _OF_THE_MACHINE)
 
 
 def not_started(refused: Refused) -> Iterator[Finding]:
-    """An engine that will not serve the checkpoint."""
+    """Yield findings about an engine that refuses to load the checkpoint."""
     elsewhere = _of_the_machine(refused)
     place = _PLACES.get(refused.place, "")
     expected = "the engine loads the checkpoint"
@@ -115,7 +115,7 @@ def _stopped(why: str) -> Finding:
 
 
 def of_refusals(refusals: Mapping[str, Refused], started: Started) -> Iterator[Finding]:
-    """Prompts that the engine refused: a fault of what it serves, of the machine, or of how a server was started."""
+    """Yield a finding for each refused prompt; checkpoint, machine or the server's options may be the cause."""
     for name, refused in refusals.items():
         severity = Severity.FAIL if started.parameters and not _of_the_machine(refused) else Severity.INCONCLUSIVE
         remedy = "" if started.parameters else "the server's own limits may be the reason"
@@ -124,7 +124,7 @@ def of_refusals(refusals: Mapping[str, Refused], started: Started) -> Iterator[F
 
 
 def not_covered(probes: Sequence[Probe], asked: Sequence[Probe], started: Started) -> Iterator[Finding]:
-    """Yield findings about what this level has not looked at."""
+    """Yield findings about inputs and properties that this level has not checked."""
     found = ["decoding token by token", "more than one GPU"]
     if left := sorted({probe.bucket for probe in probes} - {probe.bucket for probe in asked}):
         found.append(f"{', '.join(left)}: this engine is not given any")
@@ -141,7 +141,7 @@ def not_covered(probes: Sequence[Probe], asked: Sequence[Probe], started: Starte
 
 
 def judged_parity(measured: Measured, profile: Profile) -> Iterator[Finding]:
-    """Differences by kind of probe, and all metrics against a profile."""
+    """Yield findings on the differences by kind of probe, and on all metrics by a profile."""
     for bucket in measured.parity.buckets.values():
         numbers = {number: (getattr(bucket, number), measured.floor_of(bucket.name, number)) for number in _LIMITS}
         times = {number: value / noise if noise else float(value > 0) for number, (value, noise) in numbers.items()}
@@ -158,7 +158,7 @@ def judged_parity(measured: Measured, profile: Profile) -> Iterator[Finding]:
 
 
 def _with_chance(profile: Profile, metrics: Mapping[str, float], noise: Mapping[str, float]) -> Profile:
-    """A profile whose agreements may be lower by three deviations of the difference of two counts."""
+    """Return the profile with its limits of agreement lowered by three standard deviations of the difference."""
     thresholds = dict(profile.thresholds)
     for name, threshold in profile.thresholds.items():
         count = metrics.get(_COUNTED.get(name, ""), 0)

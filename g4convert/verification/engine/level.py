@@ -1,21 +1,20 @@
-"""Level `engine`: the same tokens through a real engine, against what the packed words stand for.
+"""Level `engine`: compares a real engine's log-probabilities with those of the dequantized weights, on equal tokens.
 
     probes --+-> dequantized, in this process --> logits --------------------+
              |                                                               +--> parity, by kind of probe
              +-> engine, in its own process or on a server --> log-probs ----+
     dequantized with rounding noise --> log-probs: the floor
 
-The first question is whether the engine loads the checkpoint at all, and whether every one of its parameters got a
-tensor; only then are numbers worth comparing. The reference runs in float32 always. The floor is that of the engine's
-own dtype.
+First the engine must load the checkpoint, and every parameter must be filled by a tensor; only then are numbers worth
+comparing. The reference always runs in float32. The noise floor is measured for the engine's own dtype.
 
-    engine.load         what the engine would not take, and what it did not get
-    engine.config       keys that it needs and the checkpoint has not
-    engine.kernels      which products ran
+    engine.load         the engine refuses the checkpoint, or parameters are not filled
+    engine.config       keys that the engine needs and the checkpoint lacks
+    engine.kernels      matrix products that ran
     engine.logprobs     differences by kind of probe, in multiples of the floor
-    engine.parity.*     the metrics of level logits against profile `parity`
+    engine.parity.*     metrics of level `logits` against profile `parity`
     engine.probes       prompts that the engine refused
-    engine.coverage     what was not asked
+    engine.coverage     inputs and properties that were not checked
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,17 +59,17 @@ __all__ = ["check_engine", "counted", "joined", "look_for_engine", "run_engine"]
 
 _SEED: Final = 1
 _TOP: Final = 64
-"""Tokens of each distribution that are asked for."""
+"""Number of likeliest tokens that are requested of each distribution."""
 
 Say = Callable[[str], None]
 
 
 def look_for_engine(asked: Request) -> None:
-    """See whether the engine is there at all, before the levels that take long.
+    """Raise if the engine is not available, before any long work.
 
     Raises:
         UsageError: the server serves another model.
-        EnvironmentFault: no interpreter with vLLM, no server that answers.
+        EnvironmentFault: the interpreter has no vLLM, or no server answers.
     """
     if asked.engine is EngineName.SGLANG:
         with _engine(asked) as server:
@@ -80,19 +79,19 @@ def look_for_engine(asked: Request) -> None:
 
 
 def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
-    """Start the engine that is asked for, and judge it.
+    """Start the requested engine, and judge it.
 
     Args:
-        asked: reference and engine.
-        out: the checkpoint that it serves, as it is open.
-        say: told what is done next.
+        asked: the request: engine, prompts and settings.
+        out: the opened checkpoint that the engine serves.
+        say: called with a message before each step.
 
     Returns:
-        Findings and metrics; no metrics where nothing could be compared.
+        Findings and metrics; no metrics if nothing could be compared.
 
     Raises:
         UsageError: the server serves another model.
-        EnvironmentFault: no such engine, no answer in time, a breakdown, out of memory.
+        EnvironmentFault: the engine is missing, does not answer in time or breaks down; or out of memory.
     """
     with memory_faults(), _engine(asked) as engine:
         say("engine: loading the dequantized weights")
@@ -118,11 +117,11 @@ def check_engine(
     """Judge an engine.
 
     Args:
-        engine: serves the checkpoint.
-        model: its dequantized weights, in float32.
-        probes: with rows that count.
-        half: gives the same model in bfloat16, for the floor of an engine that runs so.
-        say: told what is done next.
+        engine: the engine that serves the checkpoint.
+        model: the checkpoint's dequantized weights, in float32.
+        probes: probes with scored rows.
+        half: loader of the same model in bfloat16, for the floor of an engine that runs in bfloat16.
+        say: called with a message before each step.
 
     Raises:
         EnvironmentFault: the engine does not answer in time, or breaks down.
@@ -155,7 +154,7 @@ def check_engine(
 
 
 def counted(probe: Probe) -> Probe:
-    """A probe as it is, or with every token counting where none does."""
+    """Return the probe; if it scores no token, a copy that scores all tokens but the first of each row."""
     if bool(probe.response.any()):
         return probe
     answers = probe.attended.view(probe.response.shape).clone()
@@ -185,7 +184,7 @@ def _load(out: Checkpoint, asked: Request, dtype: DTypeName) -> Model:
 def _ask(
     engine: Engine, probes: Sequence[Probe], prompts: Mapping[str, Sequence[Prompt]]
 ) -> tuple[dict[str, TopLogits], dict[str, Refused]]:
-    """Answers by probe, and refusals."""
+    """Ask the engine about every probe; return the answers and the refusals, by name of the probe."""
     answers: dict[str, TopLogits] = {}
     refusals: dict[str, Refused] = {}
     for probe in probes:
@@ -199,7 +198,7 @@ def _ask(
 
 
 def joined(parts: Sequence[TopLogits]) -> TopLogits:
-    """The answers of several prompts as one; as many tokens of each row as all have."""
+    """Concatenate the answers of several prompts, cut to the smallest number of tokens per row."""
     width = min(part.ids.shape[1] for part in parts)
     return TopLogits(
         torch.cat([part.ids[:, :width] for part in parts]),
@@ -211,13 +210,13 @@ def joined(parts: Sequence[TopLogits]) -> TopLogits:
 
 @dataclass(frozen=True, slots=True)
 class _Comparing:
-    """Questions and answers.
+    """Comparison of an engine's answers with the reference.
 
     Args:
-        probes: those that were answered.
-        answers: by probe.
-        started: tells the engine's dtype and attention.
-        top: tokens of each row that were asked for.
+        probes: the answered probes.
+        answers: the engine's answers, by name of the probe.
+        started: facts of the engine, with its dtype and attention.
+        top: number of tokens of each row that were requested.
     """
 
     probes: Sequence[Probe]
@@ -226,7 +225,7 @@ class _Comparing:
     top: int
 
     def measured(self, model: Model, half: Callable[[], Model] | None) -> Measured:
-        """The reference once, its noise, and the engine's answers against it."""
+        """Run the reference once, and compare the reference with noise and the engine's answers with it."""
         dtype = self.started.dtype or "bfloat16"
         noise = {}
         with self._like_the_engine(model):
@@ -262,7 +261,7 @@ class _Comparing:
 
     @contextmanager
     def _like_the_engine(self, model: Model) -> Iterator[None]:
-        """Make pictures causal, where the engine has no others."""
+        """Make the model's attention causal for pictures, too, if the engine's is."""
         text = model.config.get_text_config()
         before = text.use_bidirectional_attention
         if self.started.causal:

@@ -1,11 +1,11 @@
-"""A program in another interpreter, asked and answered in JSON lines, that never outlives its question.
+"""Child process in another interpreter that answers questions in JSON lines and is always ended.
 
     this process --questions--> program --replies--> this process        two pipes of their own
                                    |
-                                   +--stdout, stderr--> a file, whose end is shown when it fails
+                                   +--stdout, stderr--> a file, whose end is shown when the program fails
 
-The program leads a process group, and all of it is killed when an answer takes too long, when the program dies, and
-when this process stops for any reason, Ctrl-C too.
+The program leads a process group. The whole group is killed when an answer takes too long, when the program dies, and
+when this process stops for any reason, Ctrl-C included.
 """
 
 import json
@@ -31,12 +31,12 @@ _READ: Final = 1 << 16
 
 
 class Program:
-    """A program that runs; leaving the context ends it and all that it started.
+    """A running program; leaving the context ends it and all processes that it started.
 
     Args:
-        command: the program; the numbers of its pipes are added as arguments.
+        command: command line of the program; the file descriptors of its pipes are added as arguments.
         timeout: seconds that an answer may take.
-        environment: variables in place of this process's.
+        environment: environment variables of the program; by default this process's.
     """
 
     def __init__(self, command: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None) -> None:
@@ -75,10 +75,10 @@ class Program:
         self.close()
 
     def ask(self, **question: Any) -> dict[str, Any]:  # noqa: ANN401 -- JSON
-        """The answer to one question.
+        """Send a question, and return the answer.
 
         Raises:
-            EnvironmentFault: none came in time, or one that is no JSON object or too large, or the program ended.
+            EnvironmentFault: no answer in time, an answer that is too large or no JSON object, or the program ended.
         """
         deadline = time.monotonic() + self._timeout
         try:
@@ -94,14 +94,14 @@ class Program:
             raise self.fault(f"its answer is {error}") from error
 
     def log(self) -> str:
-        """The last lines that it printed."""
+        """Return the last lines that the program printed."""
         end = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, end - _READ))
         lines = self._log.read(_READ).decode(errors="replace").splitlines()
         return "\n".join(lines[-_TAIL:])
 
     def close(self) -> None:
-        """End it: first by itself, then by force."""
+        """End the program: close its pipes, wait for its exit, then kill the process group."""
         if self._log.closed:
             return
         os.close(self._write)
@@ -149,11 +149,11 @@ class Program:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def fault(self, what: str, hint: str = "") -> EnvironmentFault:
-        """An error about the program, with the end of what it printed."""
+        """Return an error about the program, with the last lines that it printed."""
         return EnvironmentFault(f"the engine's process: {what}", offenders=self.log().splitlines(), hint=hint)
 
     def _kill(self) -> None:
-        """The whole group: an engine starts processes of its own."""
+        """Kill the whole process group, since an engine starts processes of its own."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -1,10 +1,10 @@
-"""Questions for an engine and its answers: tokens and media in, log-probabilities of prompt tokens out.
+"""Prompts and the interface of an engine: tokens and media in, log-probabilities of prompt tokens out.
 
     Probe --prompts_of--> Prompt, one for each row, without padding --> Engine.score --> TopLogits
 
-An engine pads nothing, shows no logits and nothing of its inside: only the likeliest tokens at each place and the
-true one's log-probability. That is the form in which a stored reference keeps logits, so it is `TopLogits` here, too;
-the log-sum-exp is not known and 0.
+An engine does not pad, and shows neither logits nor hidden states: only the likeliest tokens at each place and the
+true token's log-probability. A stored reference keeps logits in the same form, so the type is `TopLogits` here, too,
+with a log-sum-exp of 0, since it is not known.
 """
 
 import base64
@@ -41,18 +41,18 @@ _TENSORS: Final = {
     "audio": ("input_features", "input_features_mask"),
     "video": ("pixel_values_videos", "video_position_ids"),
 }
-"""Arguments of a forward that carry each kind; the first dimension counts items, of a video its frames."""
+"""Arguments of a forward that carry each kind of media; the first dimension counts items, or the frames of a video."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """A picture, a sound or a whole video, and the tokens it stands for.
+    """A picture, a sound or a whole video, with the place of its tokens in the prompt.
 
     Args:
         kind: `image`, `audio` or `video`.
-        offset: position of its first soft token.
-        soft: tokens from there on that are soft; words stand between the frames of a video.
-        tensors: by argument of a forward.
+        offset: position of the first soft token.
+        soft: for each token from `offset` on, whether it is soft; text tokens lie between the frames of a video.
+        tensors: tensors by name of the forward's argument.
     """
 
     kind: str
@@ -69,12 +69,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """One sequence.
+    """One sequence for an engine.
 
     Args:
-        ids: its tokens.
-        rows: places whose next token counts.
-        media: images, videos and sounds in it, in order.
+        ids: token ids.
+        rows: positions whose next token is scored.
+        media: images, videos and sounds in the sequence, in order.
     """
 
     ids: tuple[int, ...]
@@ -84,7 +84,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Unfilled:
-    """A parameter of the engine's that no tensor of the checkpoint reached, or not all of it."""
+    """A parameter of the engine that the checkpoint's tensors did not fill, and the share of it that is not filled."""
 
     name: str
     share: float
@@ -92,18 +92,18 @@ class Unfilled:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """An engine that is ready, or has loaded and found tensors missing.
+    """Facts of an engine that is ready, or that has loaded the checkpoint and found tensors missing.
 
     Args:
         name: name of the engine, with its version.
-        device: on which it runs, as far as it says.
-        dtype: dtype of its forward; empty where it does not say.
-        decodes: whether its 4-bit kernels were replaced by plain products of decoded weights.
-        parameters: parameters searched for missing tensors; 0 where the engine cannot be looked into.
-        unwatched: number of those that could not be searched, for their dtype.
-        unfilled: those that a tensor is missing of.
-        supplied: keys of the config that the engine needs and the checkpoint has not.
-        causal: whether its attention cannot let pictures see themselves.
+        device: device on which the engine runs; empty if it does not say.
+        dtype: dtype of the forward; empty if the engine does not say.
+        decodes: whether the 4-bit kernels were replaced by unquantized products of decoded weights.
+        parameters: number of parameters that were searched for missing tensors; 0 if the engine cannot be searched.
+        unwatched: number of parameters that could not be searched because of their dtype.
+        unfilled: parameters that were not filled.
+        supplied: keys of the config that the engine needs and the checkpoint lacks.
+        causal: whether attention is causal for pictures, too, although the model's is bidirectional for these.
         mended: repairs that the engine needed to run here.
     """
 
@@ -128,9 +128,9 @@ class Refused(Exception):
     """Raised when the engine will not load a checkpoint, or not run a prompt.
 
     Args:
-        message: the engine's own.
-        place: `build`, `load`, `start` or `prompt`.
-        log: the end of what it printed.
+        message: message of the engine.
+        place: step that failed: `build`, `load`, `start` or `prompt`.
+        log: last lines that the engine printed.
     """
 
     def __init__(self, message: str, place: str, log: str = "") -> None:
@@ -141,57 +141,57 @@ class Refused(Exception):
 
 
 class Engine(Protocol):
-    """Something that serves a checkpoint."""
+    """Interface of an engine that serves a checkpoint."""
 
     @property
     def takes(self) -> frozenset[str]:
-        """Kinds of media it is given."""
+        """Kinds of media that the engine is given."""
         ...
 
     def start(self, longest: int, top: int) -> Started:
         """Load the checkpoint.
 
         Args:
-            longest: tokens of the longest prompt.
-            top: number of the likeliest tokens that are asked for.
+            longest: number of tokens of the longest prompt.
+            top: number of likeliest tokens to return for each row.
 
         Raises:
-            Refused: it will not.
-            EnvironmentFault: it is not there, does not answer in time, or breaks down.
+            Refused: the engine refuses the checkpoint.
+            EnvironmentFault: the engine is missing, does not answer in time, or breaks down.
         """
         ...
 
     def score(self, prompt: Prompt) -> TopLogits:
-        """Log-probabilities after each of the rows that count, [n, k].
+        """Return the log-probabilities after each scored row, [n, k].
 
         Raises:
-            Refused: it takes no such prompt.
-            EnvironmentFault: it does not answer in time, or breaks down.
+            Refused: the engine refuses the prompt.
+            EnvironmentFault: the engine does not answer in time, or breaks down.
         """
         ...
 
 
 def config_of(checkpoint: Path) -> dict[str, Any]:
-    """The config of a checkpoint that is served.
+    """Read the config of a checkpoint.
 
     Raises:
-        InputError: there is none, or no JSON object.
+        InputError: the config is missing or no JSON object.
     """
     hint = "restore it from where the model came from"
     return parse_object(read_bytes(checkpoint / CONFIG, MOST_CONFIG), CONFIG, hint)
 
 
 def vocabulary(config: Mapping[str, Any]) -> int:
-    """The number of tokens that a model knows."""
+    """Return the size of a model's vocabulary."""
     return int(config.get("text_config", config)["vocab_size"])
 
 
 def prompts_of(probe: Probe, config: Config) -> tuple[Prompt, ...]:
-    """The rows of a probe, in order; those in which nothing counts are left out.
+    """Return the rows of a probe as prompts, in order, without rows in which no token is scored.
 
     Args:
-        probe: any but a drafter's.
-        config: config of the model; tells soft tokens.
+        probe: any probe but a drafter's.
+        config: config of the model, with the ids of soft tokens.
     """
     ids = probe.arguments["input_ids"]
     attended = probe.attended.view(ids.shape)
@@ -206,7 +206,7 @@ def prompts_of(probe: Probe, config: Config) -> tuple[Prompt, ...]:
 
 
 def _media(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> Iterator[Item]:
-    """The items in one sequence; media probes have one row."""
+    """Yield the media items of one sequence; media probes have one row."""
     for kind, (values, places) in _TENSORS.items():
         if values not in arguments:
             continue
@@ -223,7 +223,7 @@ def _media(ids: Sequence[int], arguments: Mapping[str, Any], config: Config) -> 
 
 
 def _runs(ids: Sequence[int], wanted: int) -> Iterator[tuple[int, list[int]]]:
-    """Runs of one token, with their places."""
+    """Yield the runs of the token `wanted`, each with its position."""
     place = 0
     for id_, group in groupby(ids):
         run = list(group)
@@ -233,7 +233,7 @@ def _runs(ids: Sequence[int], wanted: int) -> Iterator[tuple[int, list[int]]]:
 
 
 def sent(tensor: torch.Tensor) -> dict[str, Any]:
-    """A tensor as JSON: dtype, shape, and its bytes in base64."""
+    """Return a tensor as JSON: dtype, shape, and its bytes in base64."""
     content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     dtype = str(tensor.dtype).removeprefix("torch.")
     return {"dtype": dtype, "shape": list(tensor.shape), "bytes": base64.b64encode(content).decode()}

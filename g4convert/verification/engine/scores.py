@@ -1,11 +1,11 @@
-"""An engine's log-probabilities against the dequantized model's, on the tokens that the engine names.
+"""Comparison of an engine's log-probabilities with the dequantized model's, on the tokens that the engine names.
 
-    kl            over the named tokens, and all others as one: a lower bound, and exact where all are named
-    difference    the largest |difference| of log-probabilities of a row, the next token's among them
-    spread        the mean of these over a row
+    kl            over the named tokens, and all others as one: a lower bound, exact if all tokens are named
+    difference    the largest |difference| of log-probabilities of a row, the next token's included
+    spread        the mean |difference| of a row
 
-The reference is p: what the packed words stand for. How far rounding alone moves the same numbers is measured by
-scoring the reference with noise in it as if it were an engine.
+The reference p is the dequantized model. To measure how far rounding alone moves these numbers, the reference with
+noise is scored as if it were an engine.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,11 +45,11 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """All that was measured of one engine, or of the reference with noise in it.
+    """Measurements of one engine, or of the reference with noise.
 
     Args:
-        metrics: over all tokens.
-        buckets: differences by kind of probe, and of all together first.
+        metrics: metrics over all tokens.
+        buckets: differences by kind of probe; the first bucket has all probes.
     """
 
     metrics: Metrics
@@ -57,12 +57,12 @@ class Parity:
 
     @property
     def all(self) -> Bucket:
-        """Over all probes."""
+        """Differences over all probes."""
         return self.buckets[_ALL]
 
 
 class Sums:
-    """Takes in answers probe by probe."""
+    """Accumulator of an engine's answers, probe by probe."""
 
     def __init__(self) -> None:
         self._comparison = Comparison()
@@ -70,12 +70,12 @@ class Sums:
         self._rows: dict[str, list[tuple[TokenScores, torch.Tensor]]] = {_ALL: []}
 
     def add(self, probe: Probe, reference: Kept, answer: TopLogits) -> None:
-        """Take in one probe.
+        """Add one probe.
 
         Args:
-            probe: says which rows count.
-            reference: its kept logits, all of them.
-            answer: the engine's, of the same rows.
+            probe: the probe, with the rows that are scored.
+            reference: kept outputs of the reference, with full logits.
+            answer: the engine's answer, of the same rows.
         """
         logits = reference.logits
         assert not isinstance(logits, TopLogits)  # noqa: S101 -- kept by the caller
@@ -91,7 +91,7 @@ class Sums:
             self._rows.setdefault(name, []).append((scores, spread))
 
     def add_outputs(self, probe: Probe, reference: Kept, outputs: Outputs, top: int) -> None:
-        """Take in a model's logits as if an engine had answered so; `top` as an engine was asked for, -1 for all."""
+        """Add a model's logits as if an engine had answered with the `top` likeliest tokens, or with all for -1."""
         rows = outputs.rows
         self.add(probe, reference, likeliest(rows, probe.targets, top if top > 0 else rows.width))
 
@@ -118,12 +118,12 @@ def score_answer(reference: torch.Tensor, answer: TopLogits, targets: torch.Tens
 
     Args:
         reference: logits [n, V] after softcap.
-        answer: the engine's k tokens of each row; the log-sum-exp is not read.
+        answer: the engine's k likeliest tokens of each row; the log-sum-exp is not read.
         targets: int64 [n], the next tokens.
 
     Returns:
-        The scores, and the mean |difference| of each row, float64 [n]. Cosines are nan: nothing is known before the
-        log-softmax.
+        The scores, and the mean |difference| of each row, float64 [n]. Cosines are nan: the engine's logits before
+        the log-softmax are not known.
     """
     log_sum, best, whole = summed(reference).unbind(-1)
     known = whole.bool()

@@ -1,4 +1,4 @@
-"""SGLang through its HTTP server, as of 0.5.23.
+"""Client of SGLang's HTTP server, as of 0.5.23.
 
     GET  /model_info                                                   which model it serves
     POST /generate  {"input_ids", "return_logprob": true,
@@ -7,9 +7,9 @@
       -> {"meta_info": {"input_token_logprobs": [[null, id, null], [logprob, id, null], ...],
                         "input_top_logprobs":   [null, [[logprob, id, null], ...], ...]}}
 
-The entry at a place is about the token that stands there, given those before it; the first has none. A server shows
-neither which parameters were filled nor its dtype, and takes pictures in its own processor's form only, so text is
-what it is asked.
+The entry at a position is the log-probability of the token there, given the tokens before it; the first has none. A
+server shows neither which parameters were filled nor its dtype. It takes pictures only in the form of its own
+processor, so it is asked about text only.
 """
 
 import json
@@ -30,15 +30,15 @@ __all__ = ["Sglang", "sglang"]
 
 _HINT: Final = "python -m sglang.launch_server --model-path OUT, then --engine-url http://HOST:30000"
 _SHOWN: Final = 2000
-"""Bytes of an answer that are told."""
+"""Most bytes of an answer that a message quotes."""
 
 
 class Sglang:
-    """A server and the checkpoint it should serve.
+    """An SGLang server and the checkpoint that it should serve.
 
     Args:
         url: address of the server, without a path.
-        checkpoint: the directory.
+        checkpoint: directory of the checkpoint.
         timeout: seconds that an answer may take.
     """
 
@@ -52,11 +52,11 @@ class Sglang:
         self._vocab = 0
 
     def start(self, longest: int, top: int) -> Started:
-        """Make sure that it serves this checkpoint.
+        """Check that the server serves this checkpoint.
 
         Raises:
-            UsageError: it serves another one.
-            EnvironmentFault: it does not answer, not in time, or not as SGLang does.
+            UsageError: the server serves another checkpoint.
+            EnvironmentFault: the server does not answer, not in time, or not as SGLang does.
         """
         del longest
         self._top = top
@@ -67,11 +67,12 @@ class Sglang:
         return Started(f"SGLang at {self._server.url}")
 
     def score(self, prompt: Prompt) -> TopLogits:
-        """Log-probabilities after each row that counts.
+        """Return the log-probabilities after each scored row.
 
         Raises:
-            Refused: it takes no such prompt.
-            EnvironmentFault: it does not answer, not in time, or not as SGLang does.
+            Refused: the server refuses the prompt.
+            UsageError: the answer names a token that is not in the checkpoint's vocabulary.
+            EnvironmentFault: the server does not answer, not in time, or not as SGLang does.
         """
         question = {
             "input_ids": list(prompt.ids),
@@ -101,7 +102,7 @@ class Sglang:
             raise self._fault("/generate", f"no log-probabilities of the prompt ({error!r})") from error
 
     def _must_be_ours(self, served: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Compare the name, since a server may see the directory under another path, and the architecture."""
+        """Raise if name or architecture differ; only names are compared, since paths may differ on the server."""
         ours = {self._checkpoint.name, self._checkpoint.resolve().name}
         names = [str(served.get(key, "")) for key in ("model_path", "served_model_name")]
         wrong = []
@@ -117,7 +118,7 @@ class Sglang:
             raise UsageError(f"{self._server.url} serves another model", offenders=wrong, hint=hint)
 
     def _json(self, path: str, question: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Ask, and read the answer as a JSON object."""
+        """Send a request, and return the reply as a JSON object."""
         try:
             reply = self._server.ask(path, None if question is None else json.dumps(question).encode())
             text = reply.body[:_SHOWN].decode(errors="replace").strip()
@@ -145,14 +146,14 @@ class Sglang:
 
 @contextmanager
 def sglang(checkpoint: Path, *, url: str, timeout: float) -> Iterator[Sglang]:
-    """A server that runs already; nothing of it is started or ended here.
+    """Yield the client of a server that runs already; the server is neither started nor ended here.
 
     Args:
-        checkpoint: the directory that it should serve.
+        checkpoint: directory of the checkpoint that the server should serve.
         url: address of the server.
         timeout: seconds that each answer may take.
 
     Raises:
-        UsageError: no such kind of address.
+        UsageError: the URL is not of the form `http://HOST:PORT`.
     """
     yield Sglang(url, checkpoint, timeout)

@@ -1,4 +1,4 @@
-"""vLLM in a process and an interpreter of its own; see `vllm_child` for what happens there."""
+"""vLLM in a process and an interpreter of its own, which runs `vllm_child`."""
 
 import subprocess
 import sys
@@ -22,12 +22,12 @@ _ROOM: Final = 16
 
 
 class Vllm:
-    """One vLLM with one checkpoint.
+    """vLLM with one checkpoint.
 
     Args:
-        program: runs `vllm_child`.
-        checkpoint: its directory.
-        dtype: dtype of the forward; None leaves it to the engine's device.
+        program: the running `vllm_child`.
+        checkpoint: directory of the checkpoint.
+        dtype: dtype of the forward; None chooses it by the engine's device.
     """
 
     takes = frozenset(("image", "audio", "video"))
@@ -39,11 +39,11 @@ class Vllm:
         self._vocab = 0
 
     def start(self, longest: int, top: int) -> Started:
-        """Load the checkpoint, with a look at what no tensor reached.
+        """Load the checkpoint, and note the parameters that were not filled.
 
         Raises:
-            Refused: it will not.
-            EnvironmentFault: it does not answer in time, or breaks down.
+            Refused: vLLM refuses the checkpoint.
+            EnvironmentFault: vLLM cannot be imported, does not answer in time, or breaks down.
         """
         answer = self._program.ask(
             do="start", model=str(self._checkpoint.resolve()), dtype=self._dtype, length=longest + _ROOM, top=top
@@ -75,11 +75,11 @@ class Vllm:
         )
 
     def score(self, prompt: Prompt) -> TopLogits:
-        """Log-probabilities after each row that counts.
+        """Return the log-probabilities after each scored row.
 
         Raises:
-            Refused: it takes no such prompt.
-            EnvironmentFault: it does not answer in time, or breaks down.
+            Refused: vLLM refuses the prompt.
+            EnvironmentFault: vLLM does not answer in time, or breaks down.
         """
         media = [item.to_dict() for item in prompt.media]
         answer = self._program.ask(do="score", ids=prompt.ids, rows=prompt.rows, media=media)
@@ -103,17 +103,17 @@ def vllm(
     timeout: float,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Vllm]:
-    """Start the process, and end it with all it started.
+    """Start the process of vLLM; leaving the context ends it and all processes that it started.
 
     Args:
-        checkpoint: the directory that is served.
-        python: the interpreter that has vLLM; by default this one.
+        checkpoint: directory of the checkpoint to serve.
+        python: interpreter that has vLLM; by default the current one.
         dtype: dtype of the forward; by default float32 on a CPU and bfloat16 elsewhere.
         timeout: seconds that loading, and each answer, may take.
-        environment: environment of the process; by default this one's.
+        environment: environment of the process; by default the current one.
 
     Raises:
-        EnvironmentFault: no such interpreter, or one without vLLM.
+        EnvironmentFault: the interpreter does not run, or has no vLLM.
     """
     interpreter = str(python or sys.executable)
     look_for_vllm(python, environment)
@@ -122,14 +122,14 @@ def vllm(
 
 
 def look_for_vllm(python: Path | None, environment: Mapping[str, str] | None = None) -> None:
-    """See whether an interpreter has vLLM, without importing it.
+    """Raise if an interpreter has no vLLM; vLLM is not imported.
 
     Args:
-        python: the interpreter; by default this one.
-        environment: environment of its process.
+        python: the interpreter; by default the current one.
+        environment: environment of its process; by default the current one.
 
     Raises:
-        EnvironmentFault: no such interpreter, or one without vLLM.
+        EnvironmentFault: the interpreter does not run, or has no vLLM.
     """
     interpreter = str(python or sys.executable)
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
@@ -145,12 +145,12 @@ def look_for_vllm(python: Path | None, environment: Mapping[str, str] | None = N
 
 
 def _short(message: Any) -> str:  # noqa: ANN401 -- JSON
-    """The first lines of a fault of vLLM's."""
+    """Return the first lines of a message of vLLM, in one line."""
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     return " ".join(lines[:3])[:600] or "no message"
 
 
 def _first(error: ValidationError) -> str:
-    """The first of what is wrong with an answer."""
+    """Return the first problem of an invalid answer."""
     problem = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

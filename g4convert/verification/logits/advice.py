@@ -1,7 +1,7 @@
-"""Advice for when four bits cost a model too much: the next step of a failure that is nobody's fault.
+"""Advice for when four bits cost a model too much, although the file is right.
 
-A loss that fails beside a parity that passes says that the file is right. Then a person wants to know what costs less,
-how much less, and what to write into a recipe.
+If the loss fails and the parity passes, the file is right. Then users need to know which recipe costs less, how much
+less, and how to write it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ _KEEPS: Final = {"attention": "mlp, experts", "mlp": "attention, experts", "expe
 
 
 def with_advice(findings: Iterable[Finding], blamed: Mapping[str, Blame]) -> Iterator[Finding]:
-    """The findings, failures of the loss with a remedy where the file itself is right.
+    """Yield the findings, with a remedy added to failures and warnings of the loss if the file is right.
 
     Args:
         findings: findings of the level.
-        blamed: by comparison, who is to blame.
+        blamed: table of blame, by comparison.
     """
     found = list(findings)
     parity = [one for one in found if one.code.startswith("logits.parity.") and one.severity is not Severity.INFO]
@@ -38,7 +38,7 @@ def with_advice(findings: Iterable[Finding], blamed: Mapping[str, Blame]) -> Ite
 
 
 def _lines(table: Blame | None) -> Sequence[str]:
-    """Return the lines on what is right, what costs less, and what to write."""
+    """Return the lines of the remedy: that the file is right, which recipes cost less, and how to write them."""
     lines = [
         "the file is right, its weights compute what they stand for: four bits cost this model so much",
         f"eight bits cost hardly anything: `--recipe w8a16-g32` ({_MEASURED})",

@@ -1,19 +1,19 @@
-"""A reference in one file: what is needed to judge candidates without the original model.
+"""Stored reference: one file with all that is needed to judge candidates without the original model.
 
     g4convert reference MODEL -o ref.safetensors        52 GB become about 200 MB for 8192 tokens
 
 The file is safetensors. For each probe N, in order:
 
-    N.arguments...                  tensors of the forward call, to run candidates with
+    N.arguments...                  tensors of the forward call, for running candidates
     N.response bool [b, t], N.targets int64 [n]
-    N.logits, N.raw_logits          float32 [n, V], where the vocabulary is at most 4096; or
+    N.logits, N.raw_logits          float32 [n, V], if the vocabulary is at most 4096; else
     N.top.ids int32 [n, 64], N.top.logprobs [n, 64], N.top.log_sum_exp [n], N.top.target_logprob [n]
     N.layers.*, N.embedders.*       float32 [t, 64], random projections; N.routers.* int32 [t, k]
-    projection.H                    float32 [H, 64], with which states of width H were projected
+    projection.H                    float32 [H, 64], the projection of states of width H
 
-and in the metadata, under one key, the version of the metrics, the probes' names, buckets and nested arguments, the
-digest of the source checkpoint and the versions that computed it. With full logits all metrics are exact but the
-SQNR, which is estimated; with the 64 likeliest tokens KL is a lower bound (see `scores.score_top`), and differences
+The metadata has, under one key, the version of the metrics, the probes' names, buckets and nested arguments, the
+digest of the source checkpoint and the versions of the programs. With full logits all metrics but the SQNR are exact;
+the SQNR is estimated. With the 64 likeliest tokens the KL is a lower bound (see `scores.score_top`), and differences
 of logits are those of the known tokens.
 """
 
@@ -45,20 +45,20 @@ __all__ = ["FULL_VOCABULARY", "TOP", "Captured", "capture"]
 
 TOP: Final = 64
 FULL_VOCABULARY: Final = 4096
-"""Up to this size all logits are kept."""
+"""Largest vocabulary whose logits are all kept."""
 
 _FACTS: Final = "g4convert_reference"
-"""The only key of the metadata, JSON: with several, their order and so the file's bytes would be random."""
+"""Only key of the metadata, with JSON as value: with several keys their order, and so the bytes, would be random."""
 _AGAIN: Final = "make one with `g4convert reference MODEL -o FILE`"
 _STATES: Final = ("layers", "embedders", "routers")
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A reference that was stored.
+    """A reference that was read from a file, or has just been written to it.
 
     Args:
-        probes: probes that it was run on.
+        probes: probes that the reference was run on.
         kept: outputs of each probe, by name.
         projection: projection of the hidden states.
         facts: metadata: `source` (digest), `dtype`, versions.
@@ -74,10 +74,11 @@ class Captured:
         """Read a file that `capture` wrote; logits stay in the file until they are used.
 
         Raises:
-            InputError: no such file, not such a file, or of another version of the metrics.
+            InputError: the file does not exist, is no stored reference, or has another version of the metrics.
+            FormatError: the file is damaged, or its tensors do not fit its probes.
         """
         try:
-            read_header(path.parent, path.name)  # strictly; the library is laxer
+            read_header(path.parent, path.name)  # stricter than the library
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not iterable
@@ -126,14 +127,14 @@ class Captured:
         return cls(tuple(probes), kept, Projection(matrices=matrices), others)
 
     def check_fits(self, path: Path, config: Config) -> None:
-        """Refuse one that cannot be of the model that is judged.
+        """Raise if the reference cannot be of the model that is judged.
 
         Args:
-            path: what messages call it.
-            config: of the model.
+            path: path of the file, for messages.
+            config: config of the model that is judged.
 
         Raises:
-            InputError: its tokens or layers are not the model's.
+            InputError: tokens or layers of the reference do not fit the model.
         """
         if wrong := [*misfits(self.probes, self.kept, config)]:
             hint = "pass the reference of the checkpoint that the output was made of"
@@ -143,17 +144,17 @@ class Captured:
 def capture(
     candidate: Candidate, probes: Sequence[Probe], path: Path, *, source: str, facts: Mapping[str, str] | None = None
 ) -> Captured:
-    """Run a reference and store what it gave.
+    """Run a reference on probes, and store its outputs.
 
     Args:
         candidate: the reference.
-        probes: with the answers that count.
-        path: path of the file; replaced when all is written.
+        probes: probes with the answers to score.
+        path: path of the file; an existing file is replaced when all is written.
         source: digest of the checkpoint, `Checkpoint.digest()`.
-        facts: more for the metadata.
+        facts: further entries of the metadata.
 
     Returns:
-        What was stored.
+        The stored reference.
     """
     projection = Projection()
 
@@ -181,7 +182,7 @@ def capture(
     stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     said = json.loads(json.dumps(others | {"probes": described}))
     metadata = {_FACTS: json.dumps(said | {DIGEST: digest(said, stored)})}
-    partial.write_bytes(save(stored, metadata=metadata))  # save_file would give it to its owner alone
+    partial.write_bytes(save(stored, metadata=metadata))  # save_file would make it readable by its owner only
     partial.replace(path)
     return Captured(
         tuple(probes), {probe.name: one for probe, one in zip(probes, kept, strict=True)}, projection, others
@@ -189,7 +190,7 @@ def capture(
 
 
 def _stored(probe: Probe, kept: Kept) -> dict[str, torch.Tensor]:
-    """The tensors of one probe, arguments apart."""
+    """Return the tensors of one probe and its outputs by name, without the arguments."""
     tensors = {"response": probe.response, "targets": probe.targets}
     match kept.logits:
         case Given(after, before):
@@ -205,7 +206,7 @@ def _stored(probe: Probe, kept: Kept) -> dict[str, torch.Tensor]:
 
 
 def _kept(tensors: Mapping[str, torch.Tensor]) -> Kept:
-    """Return what `_stored` stored."""
+    """Return the outputs of a probe from the tensors that `_stored` returned."""
     layers, embedders, routers = (_under(tensors, kind) for kind in _STATES)
     states = States(layers, embedders, {name: chosen.long() for name, chosen in routers.items()})
     if "logits" in tensors:
@@ -215,7 +216,7 @@ def _kept(tensors: Mapping[str, torch.Tensor]) -> Kept:
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, without that; layer 10 after layer 9, unlike in the file."""
+    """Return the tensors under a prefix, by the rest of the name; layer 10 comes after layer 9, unlike in the file."""
     start = f"{prefix}."
     found = [name.removeprefix(start) for name in tensors if name.startswith(start)]
     return {name: tensors[start + name] for name in sorted(found, key=_by_number)}
@@ -226,7 +227,7 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 -- arguments of a forward
-    """Nested arguments as JSON; tensors go where their name says."""
+    """Return nested arguments as JSON; tensors are added to `tensors` under their names."""
     match value:
         case torch.Tensor():
             tensors[name] = value
@@ -241,7 +242,7 @@ def _encoded(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:  #
 
 
 def _decoded(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:  # noqa: ANN401
-    """The arguments that `_encoded` was given."""
+    """Return the arguments that `_encoded` encoded."""
     ((kind, content),) = value.items()
     match kind:
         case "tensor":

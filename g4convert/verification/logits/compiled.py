@@ -1,14 +1,14 @@
-"""The inner loops of a comparison of logits, compiled: two rows of a whole vocabulary -> a few sums, in float64.
+"""Compiled inner loops of the comparison of logits: reduce two rows over the vocabulary to a few float64 sums.
 
-Of rows a and b with maxima A and B, in one pass over both:
+For rows a and b with maxima A and B, in one pass over both:
 
     sum e^(a - A)    sum e^(b - B)    sum e^(a - A) (a - b)         the KL and both log-sum-exps
     sum x x    sum y y    sum x y    max |x - y|                    of the logits x, y before the softcap
 
-torch needs some twenty passes over memory for these; here a row stays in the cache: 5 ns a logit and pair of rows
-against 100. float64 because scores are differences: the KL of a good parity is 1e-10. The exponential is a polynomial
-of degree 13 on [-ln 2 / 2, ln 2 / 2], good to the last bit or two, since calls of the library's would not become
-vector code.
+torch needs some twenty passes over memory for these; here a row stays in the cache, which takes 5 ns per logit of a
+pair of rows instead of 100. Sums are float64 because scores are differences: the KL of a good parity is 1e-10. The
+exponential is a polynomial of degree 13 on [-ln 2 / 2, ln 2 / 2], right but for the last bit or two, since calls of
+the library's exponential would not be vectorized.
 """
 
 from functools import partial
@@ -31,13 +31,13 @@ _LOG2E: Final = 1.4426950408889634
 _LN2_HIGH: Final = 6.93147180369123816490e-01
 _LN2_LOW: Final = 1.90821492927058770002e-10
 _LEAST: Final = np.float64(-700)
-"""e^-700 is 0 beside 1."""
+"""Least argument of `_exp`: e^-700 vanishes beside 1."""
 _ZERO: Final = np.float64(0)
 
 
 @jit
 def _exp(x: np.float64) -> np.float64:
-    """e^x for x in [-700, 0]."""
+    """Return e^x for x in [-700, 0]."""
     n = np.floor(x * _LOG2E + 0.5)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     high = 1 / 40320 + r * (1 / 362880 + r * (1 / 3628800 + r * (1 / 39916800 + r * (1 / 479001600 + r / 6227020800))))
@@ -50,7 +50,7 @@ def _exp(x: np.float64) -> np.float64:
 
 @jit
 def _peak(row: NDArray[np.float32]) -> tuple[np.float64, int]:
-    """The largest value and the first place it is at; a row with a nan gives anything."""
+    """Return the largest value and its first place; undefined for a row with a nan."""
     best, where = row[0], 0
     for i in range(row.size):
         if row[i] > best:
@@ -107,12 +107,12 @@ def score_rows(
     """Compare rows of logits.
 
     Args:
-        a: the reference's after the softcap, float [r, V].
-        b: the candidate's.
-        x: the reference's before it.
-        y: the candidate's.
-        out: float64 [r, COLUMNS]; is filled. Of rows with a logit that is not finite only what is of the
-            reference alone holds, if that is finite, and the last two columns.
+        a: the reference's logits after the softcap, float32 [r, V].
+        b: the candidate's logits after the softcap.
+        x: the reference's logits before the softcap.
+        y: the candidate's logits before the softcap.
+        out: float64 [r, COLUMNS], the output. For rows with a logit that is not finite, only the last two columns are
+            set, and the log-sum-exp and argmax of a if a is finite.
     """
     for row in range(a.shape[0]):
         known, finite = _finite(a[row]), _finite(b[row])
@@ -135,7 +135,7 @@ def score_rows(
 
 @jit
 def log_sums(rows: NDArray[np.float32], out: F64) -> None:
-    """The log-sum-exp, the place of the largest and whether all are finite, of rows [r, V]: fills `out` [r, 3]."""
+    """Fill `out` [r, 3] for rows [r, V]: log-sum-exp, place of the largest logit, and whether all are finite."""
     for row in range(rows.shape[0]):
         out[row, 2] = _finite(rows[row])
         if out[row, 2]:

@@ -1,10 +1,10 @@
-"""Cost of level `logits`, said before it starts: time, memory, bytes.
+"""Estimate of the time and memory of level `logits`, told before it starts.
 
-    products   2 x weights that run x tokens, for each pass over the probes
-    heads      2 x vocabulary x hidden size x predictions that count, for each model
-    a look     at modules, and at who costs most: about as much as a pass and a head
+    layers       2 x active weights x tokens, for each pass over the probes
+    heads        2 x vocabulary x hidden size x scored predictions, for each model
+    examination  module by module, and the search for the culprit: about as much as one more pass and head
 
-divided by the products per second that this machine gives just now, on a product of the same kind.
+The operations are divided by this machine's current operations per second, measured on a product of the same kind.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ _TRIAL: Final = (64, 1024, 4096)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """An estimate.
+    """Estimated cost of a comparison.
 
     Args:
-        operations: multiplications and additions.
-        memory: bytes, at most, of all that this process holds.
+        operations: number of multiplications and additions.
+        memory: peak memory of this process, bytes.
         probes: number of probes.
-        tokens: tokens of all probes.
-        predictions: number of predictions that count.
+        tokens: number of tokens of all probes.
+        predictions: number of scored predictions.
     """
 
     operations: float
@@ -48,7 +48,7 @@ class Cost:
         """Estimate the cost of a comparison.
 
         Args:
-            model: one of the models, all of one shape and in memory already.
+            model: one of the models; all have the same shapes and are loaded already.
             probes: probes to run.
             models: number of models that run the probes.
         """
@@ -61,7 +61,7 @@ class Cost:
         return cls((models + 1) * (body + head), peak_memory() + states + pages, len(probes), tokens, predictions)
 
     def line(self) -> str:
-        """The cost in one line."""
+        """Return the cost as one line for the user; measures the machine's speed."""
         seconds = self.operations / _speed()
         return (
             f"{self.probes} probes of {self.tokens:,} tokens, {self.predictions:,} predictions count: "
@@ -70,7 +70,7 @@ class Cost:
 
 
 def _active(model: Model, config: Config) -> float:
-    """Weights of the decoder that a token meets."""
+    """Return the number of weights of the decoder's layers that are active for one token."""
     share = (getattr(config, "top_k_experts", None) or 1) / (getattr(config, "num_experts", None) or 1)
     found: float = sum(
         parameter.numel() * (share if ".experts." in name else 1.0)
@@ -80,7 +80,7 @@ def _active(model: Model, config: Config) -> float:
 
 
 def _speed() -> float:
-    """Operations per second, of the second of two products."""
+    """Measure operations per second on a matrix product; the first of two products is a warm-up."""
     rows, inner, columns = _TRIAL
     a, b = torch.ones(rows, inner), torch.ones(columns, inner)
     began = 0.0

@@ -1,7 +1,8 @@
-"""Embedders and poolers of the towers on inputs made for one fault each, which whole forwards do not tell from noise.
+"""Checks of the towers' embedders and poolers on inputs that expose single faults, which whole forwards hide in noise.
 
-embedder     the norm comes before the projection; rows of very different size tell, which a norm after it makes equal
-pooler       pictures wider than high, higher than wide, and padded, against means taken cell by cell
+embedder     the norm comes before the projection; the inputs are rows of very different size, since a norm after the
+             projection would make these equal
+pooler       wide, tall and padded pictures, compared with means computed cell by cell
 """
 
 import math
@@ -21,16 +22,16 @@ from g4convert.verification.logits.states import StateSums
 __all__ = ["check_embedders", "check_poolers"]
 
 _ALIKE: Final = 20.0
-"""dB at which an answer is taken to be that of a known fault."""
+"""SQNR in dB from which an output counts as that of a known fault."""
 
 
 def check_embedders(reference: Model, candidate: Model, *, limit: float) -> Iterator[Finding]:
     """Probe the multimodal embedders, of images and of audio.
 
     Args:
-        reference: the model that is right.
-        candidate: the other one, of the same dtype.
-        limit: SQNR in dB below which an answer is wrong.
+        reference: the reference model.
+        candidate: the model to check, of the same dtype.
+        limit: SQNR in dB below which an output is wrong.
     """
     others = dict(candidate.named_modules())
     for name, module in reference.named_modules():
@@ -48,11 +49,11 @@ def check_embedders(reference: Model, candidate: Model, *, limit: float) -> Iter
 
 
 def check_poolers(candidate: Model, *, limit: float) -> Iterator[Finding]:
-    """Probe the pooler of a vision tower against means taken cell by cell.
+    """Compare the output of a vision tower's pooler with means computed cell by cell.
 
     Args:
-        candidate: any model; nothing is yielded for one without a pooler.
-        limit: SQNR in dB below which an answer is wrong.
+        candidate: the model to check; nothing is yielded for a model without a pooler.
+        limit: SQNR in dB below which an output is wrong.
     """
     pooler = getattr(getattr(candidate.model, "vision_tower", None), "pooler", None)
     if pooler is None:
@@ -89,7 +90,7 @@ def check_poolers(candidate: Model, *, limit: float) -> Iterator[Finding]:
 
 
 def _uneven(width: int) -> torch.Tensor:
-    """Rows [16, width] between 1/64 and 128 in size, with one large element each."""
+    """Return random rows [16, width] of sizes from 1/64 to 128, with one large element in each."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(16, width, generator=generator)
     rows[torch.arange(16), torch.arange(16) % width] *= 8
@@ -104,7 +105,7 @@ def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
 def _note_answers(
     answers: dict[str, torch.Tensor], x: torch.Tensor, module: Model, _: object, right: torch.Tensor
 ) -> None:
-    """A forward hook, since a streamed module has weights only then."""
+    """Store the outputs of the embedder and of two known faults; a hook, since streamed weights exist only then."""
     projected = module.embedding_projection(x)
     after = _normed(projected, module.eps)
     answers |= {"right": right, "a norm after the projection": after, "no norm": projected}
@@ -129,7 +130,7 @@ def _sqnr(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def _picture(columns: int, rows: int, empty: int, k: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random states [1, p, width] of a picture's patches and their positions [1, p, 2], then padding."""
+    """Return random states [1, p, width] of a picture's patches and their positions [1, p, 2], padding last."""
     x, y = torch.meshgrid(torch.arange(columns * k), torch.arange(rows * k), indexing="xy")
     positions = functional.pad(torch.stack([x, y], -1).reshape(-1, 2), (0, 0, 0, empty * k * k), value=-1)
     states = torch.randn(len(positions), width, generator=torch.Generator().manual_seed(columns))
@@ -137,7 +138,7 @@ def _picture(columns: int, rows: int, empty: int, k: int, width: int) -> tuple[t
 
 
 def _pooled(states: torch.Tensor, positions: torch.Tensor, k: int, columns: int, rows: int) -> torch.Tensor:
-    """Mean of the patches of each cell, scaled; row by row."""
+    """Return the mean of the patches of each cell, times sqrt(width), row by row."""
     cells = [
         states[(positions // k == torch.tensor([column, row])).all(-1)].mean(0)
         for row in range(rows)

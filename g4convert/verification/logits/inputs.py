@@ -1,12 +1,12 @@
 """Values that a model computes between its modules: masks, position embeddings, and where soft tokens are placed.
 
-A wrong sliding window or a token that is not recognized is in no module: every one of them is right, given its
-inputs. So the inputs of the decoder layers are compared, and can be forced on a candidate to see what they cause.
+A wrong sliding window or an unrecognized soft token is the fault of no module: every module is right, given its
+inputs. So the inputs of the decoder layers are compared, and can be forced on a candidate to measure their effect.
 
-    attention mask of sliding_attention       bool or float [b, 1, s, s]; None lets the kernel make a causal one
+    attention mask of sliding_attention       bool or float [b, 1, s, s]; None lets the kernel make a causal mask
     position embeddings of sliding_attention  cos and sin [b, s, head_dim]
-    embeddings                                [b, s, hidden], what the first layer is given, and with per-layer
-                                              embeddings what each layer is given of these
+    embeddings                                [b, s, hidden], input of the first layer; in models with per-layer
+                                              embeddings also the per-layer embeddings of each layer
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from g4convert.verification.logits.parts import decoder_layers
 __all__ = ["EMBEDDINGS", "Inputs", "differences", "forced", "recorded", "resting_layers"]
 
 Inputs = dict[str, tuple[torch.Tensor, ...]]
-"""Inputs by place; an empty tuple is a mask that is left to the kernel."""
+"""Inputs by place; an empty tuple stands for a mask of None, which leaves the mask to the kernel."""
 
 EMBEDDINGS: Final = "embeddings"
 _ARGUMENTS: Final = {"attention_mask": "attention mask", "position_embeddings": "position embeddings"}
@@ -29,7 +29,7 @@ _ARGUMENTS: Final = {"attention_mask": "attention mask", "position_embeddings": 
 
 @contextmanager
 def recorded(model: Model) -> Iterator[Inputs]:
-    """Note the inputs of a model's decoder layers during one forward inside.
+    """Record the inputs of a model's decoder layers during one forward inside.
 
     Args:
         model: a transformers model.
@@ -59,7 +59,7 @@ def recorded(model: Model) -> Iterator[Inputs]:
 
 @contextmanager
 def resting_layers(model: Model) -> Iterator[None]:
-    """Let decoder layers return their states unchanged during forwards inside, where only their inputs are wanted.
+    """Make decoder layers return their states unchanged during forwards inside, where only their inputs are needed.
 
     Args:
         model: a transformers model.
@@ -79,12 +79,12 @@ def _unchanged(states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
 
 
 def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dict[str, str]:
-    """Return where two forwards of one probe differ before any layer, and by how much, in words.
+    """Return a description of the difference, by place, for each layer input in which two forwards differ.
 
     Args:
-        reference: inputs of the model that is right.
-        candidate: inputs of the other one.
-        relative: differences up to this part of the largest value are rounding.
+        reference: recorded inputs of the reference.
+        candidate: recorded inputs of the candidate.
+        relative: differences up to this part of the largest value count as rounding.
     """
     found = {}
     for place, expected in reference.items():
@@ -104,7 +104,7 @@ def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dic
 
 @contextmanager
 def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
-    """Give a model's decoder layers one of the inputs of another model while inside."""
+    """Replace the inputs at `place` of a model's decoder layers by those in `inputs` during forwards inside."""
     kinds = model.config.get_text_config().layer_types
     with ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(model).values()):
@@ -125,14 +125,14 @@ def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
 
 
 def _with_embeddings(args: tuple[Any, ...], given: tuple[torch.Tensor, ...], number: int) -> tuple[Any, ...]:
-    """Positional arguments of a layer, with the embeddings of another model."""
+    """Return the positional arguments of layer `number`, with embeddings replaced by `given`."""
     states, *each = given
     first = states if number == 0 else args[0]
     return (first, each[number], *args[2:]) if each else (first, *args[1:])
 
 
 def _wrong(expected: torch.Tensor, found: torch.Tensor, relative: float) -> torch.Tensor:
-    """bool, of the tensor's shape."""
+    """Return a mask, bool of the tensors' shape, of the elements that differ by more than rounding."""
     if torch.bool in {expected.dtype, found.dtype}:
         return expected.bool() != found.bool()
     a, b = expected.float(), found.float()

@@ -1,7 +1,7 @@
-"""Says whether a stored reference can be believed: whole, of the shapes it must have, and of this model.
+"""Checks of a stored reference: it is undamaged, its tensors have the expected shapes, and it is of this model.
 
-The digest finds damage, wherever it is. The shapes are looked at all the same, because who makes a file can make its
-digest.
+The digest finds any damage. The shapes are checked all the same, because the maker of a malformed file can also give
+it a valid digest.
 """
 
 import json
@@ -22,18 +22,18 @@ __all__ = ["DIGEST", "MOST_PROBES", "digest", "faults_of", "misfits"]
 DIGEST: Final = "xxh3_128"
 """Key of the digest among the facts."""
 MOST_PROBES: Final = 10_000
-"""Probes of a file; the bundled ones are some dozen."""
+"""Most probes of a file; the bundled probes are some dozen."""
 
 _Expected: TypeAlias = tuple[torch.Tensor, torch.dtype, tuple[int, ...]]
 """A tensor, and the dtype and shape that it must have."""
 
 
 def digest(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hash all that a stored reference says.
+    """Hash the metadata and tensors of a stored reference.
 
     Args:
-        facts: its metadata, without the digest itself.
-        tensors: by name.
+        facts: the metadata, without the digest itself.
+        tensors: the tensors, by name.
 
     Returns:
         32 hexadecimal digits.
@@ -46,17 +46,17 @@ def digest(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str
 
 
 def faults_of(probe: Probe, kept: Kept) -> Iterator[str]:
-    """Yield what of a probe or its outputs is not as it is stored.
+    """Yield a message for each tensor of a probe or of its outputs that has another dtype or shape than expected.
 
     Args:
-        probe: as it was read.
-        kept: its outputs.
+        probe: the probe, as read from the file.
+        kept: outputs of the probe, as read from the file.
     """
     response = probe.response
     if response.dtype is not torch.bool or response.ndim != 2 or not response.numel():
         yield "response: expected bool [b, t]"
         return
-    ids = probe.arguments.get("input_ids", response)  # a drafter gets states in their place
+    ids = probe.arguments.get("input_ids", response)  # a drafter gets states instead
     if not isinstance(ids, torch.Tensor) or ids.dtype not in {torch.int64, torch.bool} or ids.shape != response.shape:
         yield f"input_ids: expected int64 {[*response.shape]}"
         return
@@ -79,7 +79,7 @@ def faults_of(probe: Probe, kept: Kept) -> Iterator[str]:
 
 
 def _of_states(probe: Probe, kept: Kept) -> Iterator[str]:
-    """Yield which hidden states are no tables of the tokens that are not padding."""
+    """Yield a message for each hidden state that has not one row for each token but padding."""
     tokens = int(probe.attended.sum())
     states = {**kept.states.layers, **kept.states.routers}
     for name, tensor in states.items():
@@ -95,12 +95,12 @@ def _unlike(expected: Mapping[str, _Expected]) -> Iterator[str]:
 
 
 def misfits(probes: Iterable[Probe], kept: Mapping[str, Kept], config: Config) -> Iterator[str]:
-    """Yield why a reference cannot be of a model.
+    """Yield reasons why a stored reference cannot be of a model.
 
     Args:
-        probes: of the reference.
-        kept: their outputs, by name.
-        config: of the model that is judged.
+        probes: probes of the reference.
+        kept: outputs of the probes, by name of the probe.
+        config: config of the model that is judged.
     """
     text = config.get_text_config()
     for probe in probes:

@@ -1,18 +1,18 @@
-"""Level `logits`: what four bits cost, whether the path that runs is the one meant, and which module is to blame.
+"""Judgement of level `logits`: what four bits cost, whether the packed path is right, and which module is to blame.
 
-    original --loss--> dequantized --parity--> the path that runs
+    original --loss--> dequantized --parity--> candidate (the packed path)
                             |
                             +--> itself with rounding noise: the floor
 
-Each model runs all probes once, so streamed weights are read once a model, and leaves the states before its head. Of
-these all models' logits are made together, a few rows at a time, and compared (`pairs`). After that a few probes, one
-of each kind, are run again to compare module by module on equal inputs, which finds faults too small for the answer to
-change. What fails is traced by swapping modules.
+Each model runs all probes once, so streamed weights are read once per model, and the states before its head are kept.
+From these states the logits of all models are computed a few rows at a time, and compared (`pairs`). Then a few
+probes, one of each kind, are run again to compare modules on equal inputs, which finds faults too small to change the
+answer. A failure is traced to modules by swapping them.
 
     logits.loss.*, logits.parity.*    metrics against a profile (`gates`)
     logits.modules, logits.inputs     module by module; masks, positions and placement of soft tokens
-    logits.activation, .embedder, .pooler    inputs made for one fault each (`activations`, `embedders`)
-    logits.blame                      who causes what failed
+    logits.activation, .embedder, .pooler    inputs that expose one fault each (`activations`, `embedders`)
+    logits.blame                      modules that cause a failure
     logits.coverage                   experts that no probe reached
 """
 
@@ -49,7 +49,7 @@ _LARGE_STATES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Findings, and the numbers behind them as JSON."""
+    """Findings, and the metrics behind them as JSON."""
 
     findings: tuple[Finding, ...]
     metrics: Mapping[str, Any]
@@ -57,15 +57,15 @@ class Judged:
 
 @dataclass(slots=True)
 class _Passes:
-    """Runs one model after the other over the same probes, then compares them two by two.
+    """Passes of several models over the same probes, and their comparison pair by pair.
 
     Args:
         probes: probes to run.
         projection: projection of hidden states; None keeps them whole.
         experts: number of experts in a layer.
-        progress: told how far each step is.
-        kept: by model and probe, what is kept of those that have run.
-        comparisons: by reference and candidate.
+        progress: told of the progress of each step.
+        kept: kept outputs of the models that have run, by model and probe.
+        comparisons: comparisons, by names of reference and candidate.
     """
 
     probes: Sequence[Probe]
@@ -78,13 +78,13 @@ class _Passes:
     def run(
         self, name: str, candidate: Candidate, *, against: str | None, probes: Sequence[Probe] | None = None
     ) -> None:
-        """Run a model; the last of a chain, with which none is compared, leaves no hidden states.
+        """Run a model on the probes; hidden states are kept only if other models are compared with it.
 
         Args:
             name: name of the model.
             candidate: the model.
-            against: name of the one that it is compared with.
-            probes: some of them, or the same with arguments of another dtype; all by default.
+            against: name of the reference that it is compared with; None for no comparison.
+            probes: a part of the probes, or the same probes with arguments of another dtype; all by default.
         """
         comparison = Comparison(experts=self.experts, projection=self.projection)
         reference = self.kept.get(against or "", {})
@@ -119,7 +119,7 @@ class _Passes:
         return tuple(probe.name for probe in self.probes if len(probe.scored) and probe.name in self.kept[name])
 
     def _score(self, pairs: Sequence[Pair], probes: Sequence[Probe]) -> None:
-        """Compare pairs on the same probes."""
+        """Score pairs on the same probes, and add the scores to their comparisons."""
         models = dict.fromkeys(name for pair in pairs for name in pair)
         named = {name: [self.kept[name][probe.name].logits for probe in probes] for name in models}
         scored = score_pairs(named, pairs, [probe.targets for probe in probes], tell=self.progress.tick)
@@ -138,15 +138,15 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
     say: Callable[[str], None] = lambda _: None,
     progress: Quiet | None = None,
 ) -> Judged:
-    """Judge loss and parity, and name who is to blame for what fails.
+    """Judge loss and parity, and name the modules that cause a failure.
 
     Args:
         models: models to compare.
-        probes: with the answers that count; none for all that a stored reference has.
-        loss: thresholds for what four bits cost.
-        parity: thresholds for the path that runs.
-        say: told what is done next.
-        progress: told how far each step is, in tokens.
+        probes: probes with the answers to score; empty to take the probes of the stored reference.
+        loss: thresholds for the cost of four bits.
+        parity: thresholds for the candidate.
+        say: called with a message before each step.
+        progress: told of the progress of each step, in tokens.
 
     Returns:
         Findings and metrics.
@@ -174,7 +174,7 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
 
 
 def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:
-    """Return the projection of kept hidden states, and the number of a layer's experts."""
+    """Return the projection of kept hidden states (None keeps them whole), and the number of experts in a layer."""
     config = model.config.get_text_config()
     tokens = sum(probe.response.numel() for probe in probes)
     large = 4 * tokens * config.hidden_size * config.num_hidden_layers > _LARGE_STATES
@@ -185,8 +185,8 @@ def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> 
 def _for_noise(models: Models, passes: _Passes) -> Sequence[Probe]:
     """Return the probes that the floor is measured on.
 
-    The floor of a dense model in float32 is millions of times below every limit, so one probe of each bucket shows it.
-    In bf16, and where noise may send a token to another expert, all probes are run.
+    The floor of a dense model in float32 is millions of times below every limit, so one probe of each bucket is enough.
+    In bf16, and in models where noise may route a token to another expert, all probes are run.
     """
     if models.rounded is not None or passes.experts or dtype_name(models.dequantized.model) != "float32":
         return passes.probes
@@ -194,7 +194,7 @@ def _for_noise(models: Models, passes: _Passes) -> Sequence[Probe]:
 
 
 def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tuple[dict[str, Metrics], Floor]:
-    """Every pass over the probes: loss and parity by name, and the floor."""
+    """Run every pass over the probes; return the metrics of `loss` and `parity` by name, and the floor."""
     original = None
     match models.reference:
         case None:

@@ -1,13 +1,13 @@
-"""The part of the reference's outputs that is kept until the candidate has run, or for good in a file.
+"""Kept part of a model's outputs, in memory until the candidate has run, or for good in a file.
 
-Full outputs of all probes are gigabytes: 1 MiB of logits a token, 11 KiB of residual a token and layer. So of logits
-the states that they are made of are kept (`forward.logits`), and hidden states may be kept as a random projection to
-64 numbers: it keeps lengths, so the SQNR of two projections estimates that of the states (8 % for one token, less for
-the mean of many), and equal states have equal projections.
+Full outputs of all probes are gigabytes: 1 MiB of logits per token, 11 KiB of residual per token and layer. So instead
+of the logits the states before the head are kept (`forward.logits`), and hidden states may be kept as a random
+projection to 64 numbers. The projection preserves lengths, so the SQNR of two projections estimates the SQNR of the
+states (to 8 % for one token, better for the mean of many), and equal states have equal projections.
 
     logits       of the n response tokens: the states before the head, [n, h];
-                 or only the k likeliest tokens of each, with their log-probabilities
-    layers       float32 [t, h], or [t, 64], of the t tokens that are not padding; embedders [rows, h] or [rows, 64]
+                 or only the k likeliest tokens of each distribution, with their log-probabilities
+    layers       float32 [t, h], or [t, 64], of the t tokens but padding; embedders [rows, h] or [rows, 64]
     routers      int64 [t, k]
 """
 
@@ -27,12 +27,12 @@ __all__ = ["NOTHING", "Kept", "Projection", "States"]
 
 
 class Projection:
-    """Random projections of states of any width; the same seed gives the same.
+    """Random projections of states of any width; the same seed gives the same projections.
 
     Args:
-        dims: numbers that a state becomes.
+        dims: width of a projected state.
         seed: seed of the matrices.
-        matrices: those that are known, by width.
+        matrices: matrices that exist already, by width of the states.
     """
 
     def __init__(self, dims: int = 64, *, seed: int = 0, matrices: Mapping[int, torch.Tensor] | None = None) -> None:
@@ -41,7 +41,7 @@ class Projection:
         self.matrices: Final = dict(matrices or {})
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """[t, h] -> [t, dims], float32; narrow states stay as they are."""
+        """Project states float32 [t, h] to [t, dims]; states with h <= dims are returned unchanged."""
         width = states.shape[-1]
         if width <= self.dims:
             return states
@@ -53,7 +53,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Hidden states and choices of the tokens that are not padding."""
+    """Hidden states and chosen experts of all tokens but padding, by place."""
 
     layers: Mapping[str, torch.Tensor]
     embedders: Mapping[str, torch.Tensor]
@@ -61,7 +61,7 @@ class States:
 
     @classmethod
     def of(cls, probe: Probe, outputs: Outputs, projection: Projection | None) -> Self:
-        """Those of one probe's outputs; None keeps states whole."""
+        """Return the states of one probe's outputs, projected; a `projection` of None keeps them whole."""
         attended = probe.attended
 
         def kept(states: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class States:
 
 
 NOTHING: Final = States({}, {}, {})
-"""States of a model that is compared no further."""
+"""Empty states, for a model with which no other is compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,14 @@ class Kept:
         top: int = 0,
         inside: bool = True,
     ) -> Self:
-        """Keep the part of one probe's outputs that is needed later.
+        """Return the part of one probe's outputs that is needed later.
 
         Args:
-            probe: says which rows count.
-            outputs: outputs of the model on it.
+            probe: the probe, with the rows that are scored.
+            outputs: outputs of the model on the probe.
             projection: projection of hidden states; None keeps them whole.
-            top: number of tokens of each distribution to keep; 0 keeps states that all are made of.
-            inside: whether to keep hidden states and choices.
+            top: number of tokens of each distribution to keep; 0 keeps the states before the head.
+            inside: whether to keep hidden states and chosen experts.
         """
         states = States.of(probe, outputs, projection) if inside else NOTHING
         if top:

@@ -1,8 +1,8 @@
-"""Level `logits` of a verification: load what is compared, ask it, and judge; and store a reference for later.
+"""Entry of level `logits`: loads the models, runs the probes and judges; also stores a reference for later.
 
-Every model comes through one strict loader, resident or streamed. Probes are the bundled conversations and media, or
-the user's own. Answers are the original's, greedy; of a streamed model the bundled ones count, since each token of
-its own would read all its weights again.
+One strict loader loads every model, resident or streamed. Probes are the bundled conversations and media, or the
+user's own. The scored answers are the original's, greedy. If the original is streamed, the bundled answers are scored
+instead, since each generated token would read all its weights again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,21 +50,21 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
     progress: Quiet | None = None,
     candidate: Callable[[Path], Candidate] | None = None,
 ) -> Judged:
-    """Judge what four bits cost and whether the packed path computes what it says.
+    """Judge what four bits cost (loss), and whether the packed path computes as the dequantized weights do (parity).
 
     Args:
-        asked: way of comparing.
-        out: the output, as it is open.
-        source: the checkpoint it was made of; None for a stored reference, and for parity alone.
-        say: told what is done next.
-        progress: told how far each step is.
-        candidate: gives the path that runs; by default the packed weights in this process.
+        asked: the request: reference, profile, prompts and settings.
+        out: the opened output.
+        source: the checkpoint that the output was made of; None for a stored reference, and for parity alone.
+        say: called with a message before each step.
+        progress: told of the progress of each step.
+        candidate: maker of the candidate that runs; by default the packed weights in this process.
 
     Returns:
-        Findings and metrics; no metrics where the strict loader refuses the output.
+        Findings and metrics; no metrics if the strict loader refuses the output.
 
     Raises:
-        UsageError: a profile that is not valid, prompts that do not suit the model.
+        UsageError: the profile is not valid, or prompts do not suit the model.
         InputError: the reference cannot be loaded.
         EnvironmentFault: out of memory.
     """
@@ -85,7 +85,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
         alone = not Architecture.from_config(out.config).is_composite
         stored, left = _taken(stored, alone=alone)
         original = None
-        if costs and source is not None:  # its text model alone, beside an output that is no more
+        if costs and source is not None:  # only its text model if the output is text-only
             original = ModelCandidate(_load(source, asked, dtype, beside=dequantized, alone=alone))
         rounded = None if dtype == "float32" else ModelCandidate(_load(out, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
@@ -101,20 +101,20 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
 
 
 def store_reference(source: Path, output: Path, asked: Request, *, say: Callable[[str], None]) -> Captured:
-    """Run a model on the probes and store what is needed to judge candidates without it.
+    """Run a model on the probes and store its outputs, to judge candidates without the model later.
 
     Args:
-        source: the checkpoint, not quantized.
-        output: the file.
-        asked: prompts, memory and dtype.
-        say: told what is done next.
+        source: directory of the checkpoint, not quantized.
+        output: path of the file to write.
+        asked: the request: prompts, memory and dtype.
+        say: called with a message before each step.
 
     Raises:
         G4Error: as for `run_logits`.
     """
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     if asked.prompts is not None:
-        conversations(asked.prompts, source)  # whatever is wrong with these is said before anything is loaded
+        conversations(asked.prompts, source)  # raises for wrong prompts before anything is loaded
     with memory_faults():
         say("loading the model")
         checkpoint = Checkpoint.open(source)
@@ -126,11 +126,11 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
 
 
 def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
-    """The user's own prompts, for a checkpoint.
+    """Read the user's own prompts for a checkpoint.
 
     Raises:
-        InputError: not such a file, or a tokenizer of another vocabulary.
-        UsageError: plain text for a model that chats, or the other way round.
+        InputError: the file is no file of prompts, or the tokenizer has another vocabulary than the model.
+        UsageError: plain text for a chat model, or conversations for a base model.
     """
     with quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
@@ -138,7 +138,7 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
 
 
 def _stored_bytes(checkpoint: Checkpoint) -> int:
-    """Sum the bytes of all tensors of a checkpoint."""
+    """Return the size of all tensors of a checkpoint, bytes."""
     return sum(stored.info.nbytes for stored in checkpoint.tensors.values())
 
 
@@ -157,7 +157,7 @@ def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
 
 
 def _taken(stored: Captured | None, *, alone: bool) -> tuple[Captured | None, list[Finding]]:
-    """Take those of a multimodal model's stored answers that the text model alone can give."""
+    """Drop the media probes of a stored reference if the output is the text model alone (`alone`)."""
     probes = stored.probes if stored and alone else ()
     text = tuple(probe for probe in probes if probe.bucket not in MEDIA)
     if stored is None or len(text) == len(probes):
@@ -167,7 +167,7 @@ def _taken(stored: Captured | None, *, alone: bool) -> tuple[Captured | None, li
 
 
 def _text_alone(source: Checkpoint | None, *, alone: bool) -> list[Finding]:
-    """Return findings where the original takes images or sound and the output does not."""
+    """Return a finding if the original takes images or sound and the output does not."""
     if not alone or source is None or not Architecture.from_config(source.config).is_composite:
         return []
     return [_media("none: the checkpoint is the text model alone")]
@@ -180,7 +180,7 @@ def _media(found: str) -> Finding:
 def _asked(
     asked: Request, model: Model, stored: Captured | None, say: Callable[[str], None], *, directory: Path | None = None
 ) -> tuple[Sequence[Probe], list[Finding]]:
-    """The probes with answers, and what is to be said of these."""
+    """Return the probes with their answers, and a finding that says whose answers are scored."""
     if stored is not None:
         return stored.probes, [_answers("those of the stored reference")]
     files = directory or asked.source or asked.output
@@ -204,7 +204,7 @@ def _loaded() -> Finding:
 
 
 def _refused(refused: Unfit) -> Iterator[Finding]:
-    """Yield a finding for each tensor that the strict loader refused."""
+    """Yield a finding for each tensor that the strict loader refused, and one that the level did not run."""
     expected = "exactly the tensors of the model"
     for one in refused.misfits:
         yield Finding("logits.load", Severity.FAIL, one.name, one.found, expected)

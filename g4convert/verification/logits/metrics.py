@@ -3,12 +3,12 @@
     probe +-> reference --> Outputs --+
           +-> candidate --> Outputs --+--> Comparison.add --> a few numbers for each token --> Metrics
 
-Logits count on response tokens only: the rows that predict a token of the answer. Hidden states, routers and
-embedders count on every token that is not padding, since a fault at an image or a prompt token is a fault, too.
+Logits are compared on response tokens only: the rows that predict a token of the answer. Hidden states, routers and
+embedders are compared on every token but padding, since a fault at an image or a prompt token is a fault, too.
 
-    interval  95 % of the mean KL by bootstrap over sequences, not tokens: tokens of a sequence are not independent
+    interval  95 % interval of the mean KL, by bootstrap over sequences: tokens of a sequence are not independent
 
-A reference against itself is exactly 0 (KL, differences) and exactly 1 (agreement, cosines, ratios).
+A reference compared with itself gives exactly 0 (KL, differences) and exactly 1 (agreement, cosines, ratios).
 """
 
 import math
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 METRICS_VERSION: Final = 1
-"""Goes up when a number here changes its meaning; captures of another version are refused."""
+"""Version of the metrics, raised when a metric changes its meaning; captures of another version are refused."""
 
 CONFIDENT: Final = 0.95
 HISTOGRAM_EDGES: Final = tuple(10 ** (power / 4) for power in range(-48, 9))
-"""Edges of the KL histogram: a quarter decade each, 1e-12 to 100 nats; less counts in the first bin."""
+"""Edges of the KL histogram, a quarter decade apart, 1e-12 to 100 nats; smaller KLs count in the first bin."""
 
 _CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.8, CONFIDENT, 0.99, 1.0)
 _RESAMPLES: Final = 2000
@@ -61,7 +61,7 @@ class BucketMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Share of tokens on whose likeliest successor both agree, where the reference's confidence is in [low, high]."""
+    """Share of tokens on which both models have the same top token, with the reference's confidence in [low, high]."""
 
     low: float
     high: float
@@ -71,14 +71,14 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Everything that is measured; numbers without tokens to measure them on are nan."""
+    """All metrics of a comparison; a metric without tokens to measure it on is nan."""
 
     tokens: int
     sequences: int
     nonfinite: int
-    """Tokens for which the candidate has a NaN or an infinity among its logits."""
+    """Number of tokens with a NaN or an infinity among the candidate's logits."""
     reference_nonfinite: int
-    """Tokens for which the reference has one: nothing can be concluded."""
+    """Number of tokens with a NaN or an infinity among the reference's logits; nothing can be concluded from these."""
     kl_mean: float
     kl_low: float
     kl_high: float
@@ -91,14 +91,14 @@ class Metrics:
     top1_confident: float
     rms_dp: float
     ppl: float
-    """The reference's."""
+    """Perplexity of the reference."""
     ppl_ratio: float
     logit_cosine: float
     logit_max_diff: float
     sqnr_min: float
     router_jaccard_min: float
     experts_unhit: int
-    """Experts of all layers that no token was routed to: faults in them are not seen."""
+    """Number of experts, of all layers, that no token was routed to: faults in them are not seen."""
     lower_bound: bool
     """True if KL is a lower bound, because only the reference's likeliest tokens are known."""
     layers: tuple[StateMetrics, ...]
@@ -111,7 +111,7 @@ class Metrics:
 
     @property
     def values(self) -> dict[str, float]:
-        """The single numbers by name, which thresholds and floors are about."""
+        """Single numbers by name, to which thresholds and floors apply."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.type in (int, float)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,11 +120,11 @@ class Metrics:
 
 
 class Comparison:
-    """Sums up probe after probe; logits and states are not kept.
+    """Accumulator of a comparison, probe by probe; logits and states are not kept.
 
     Args:
         experts: number of experts in each MoE layer, for the hit counts.
-        projection: with which the reference's hidden states were kept.
+        projection: projection with which the reference's hidden states were kept; None if they were kept whole.
         seed: seed of the bootstrap.
     """
 
@@ -142,12 +142,12 @@ class Comparison:
         self._lower_bound = False
 
     def add(self, probe: Probe, reference: Kept, outputs: Outputs) -> None:
-        """Take in one probe.
+        """Add one probe.
 
         Args:
-            probe: says which rows count.
-            reference: the reference's outputs, as kept.
-            outputs: the candidate's.
+            probe: the probe, with the rows that are scored.
+            reference: the kept outputs of the reference.
+            outputs: outputs of the candidate.
         """
         if len(probe.scored):
             scores = compare(reference.logits, outputs.rows, probe.targets)
@@ -155,7 +155,7 @@ class Comparison:
         self.add_states(probe, reference, outputs)
 
     def add_states(self, probe: Probe, reference: Kept, outputs: Outputs) -> None:
-        """Take in the hidden states and choices of one probe; its scores are added apart."""
+        """Add the hidden states and chosen experts of one probe; its scores are added by `add_scores`."""
         expected, found = reference.states, States.of(probe, outputs, self._projection)
         add_states(self._layers, expected.layers, found.layers)
         add_states(self._embedders, expected.embedders, found.embedders)
@@ -164,11 +164,11 @@ class Comparison:
                 self._routers.setdefault(name, RouterSums(self._experts)).add(chosen, found.routers[name])
 
     def add_scores(self, probe: Probe, scores: TokenScores, *, lower_bound: bool) -> None:
-        """Take in the scores of one probe's rows; of an engine there is nothing else.
+        """Add the scores of one probe's rows; an engine gives nothing but these.
 
         Args:
-            probe: says which sequences they belong to.
-            scores: scores of the rows that count.
+            probe: the probe, with the sequence of each row.
+            scores: scores of the scored rows.
             lower_bound: whether their KL is a lower bound.
         """
         self._lower_bound = self._lower_bound or lower_bound
@@ -221,7 +221,7 @@ class Comparison:
         )
 
     def _grouped(self, kind: int) -> Iterable[BucketMetrics]:
-        """The main numbers by bucket (0) or by probe (1)."""
+        """Yield the main metrics by bucket (`kind` 0) or by probe (1)."""
         groups: dict[str, list[TokenScores]] = {}
         for names, scores in zip(self._kinds, self._scores, strict=True):
             groups.setdefault(names[kind], []).append(scores)
@@ -238,7 +238,7 @@ class Comparison:
 
 
 def _interval(kl: torch.Tensor, sequences: torch.Tensor, seed: int) -> tuple[float, float]:
-    """95 % of the mean by drawing whole sequences; nan with one sequence, of which nothing is known."""
+    """Return the 95 % interval of the mean by bootstrap over whole sequences; nan with fewer than two sequences."""
     counts = torch.bincount(sequences)
     sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, sequences, kl)
     sums, counts = sums[counts > 0], counts[counts > 0].double()
@@ -252,7 +252,7 @@ def _interval(kl: torch.Tensor, sequences: torch.Tensor, seed: int) -> tuple[flo
 
 
 def _quantiles(values: torch.Tensor, shares: tuple[float, ...]) -> tuple[float, ...]:
-    """The smallest value that this share of all does not exceed; torch.quantile mixes two, and refuses 2^24."""
+    """Return the smallest value that each share does not exceed; torch.quantile interpolates, and refuses 2^24."""
     ordered = values.sort().values
     return tuple(float(ordered[max(0, math.ceil(share * len(ordered)) - 1)]) for share in shares)
 
@@ -278,14 +278,14 @@ def _by_confidence(scores: TokenScores) -> Iterable[Agreement]:
 
 
 def _histogram(kl: torch.Tensor) -> tuple[int, ...]:
-    """Tokens between two edges each; smaller ones, zeros too, in the first, larger ones in the last."""
+    """Count the KLs between each two edges; smaller KLs, zero too, go to the first bin, larger KLs to the last."""
     edges = torch.tensor(HISTOGRAM_EDGES[1:-1], dtype=torch.float64)
     bins = torch.bucketize(kl[~kl.isnan()], edges, right=True)
     return tuple(torch.bincount(bins, minlength=len(HISTOGRAM_EDGES) - 1).tolist())
 
 
 def _plain(value: object) -> object:
-    """Dataclasses as mappings."""
+    """Return a value with its dataclasses as mappings and its tuples as lists."""
     match value:
         case tuple():
             return [_plain(item) for item in value]

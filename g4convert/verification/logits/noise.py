@@ -1,12 +1,12 @@
-"""Distance of a model from itself when only rounding differs: the floor under every comparison.
+"""Noise floor of a comparison: the distance of a model from itself when only rounding differs.
 
-    rounding   the reference in bf16 against the reference in float32
-    noise      the reference against itself with relative Gaussian noise of one rounding after each decoder layer:
-               2^-9 for bf16, whose spacing is 2^-8; more than one draw, since routers flip at random
+    rounding   the reference in bf16 compared with the reference in float32
+    noise      the reference compared with itself, with relative Gaussian noise of one rounding after each decoder
+               layer: 2^-9 for bf16, whose spacing is 2^-8; more than one draw, since routers flip at random
 
-Both on the tokens that the candidate is judged on, because a floor is a property of weights and tokens: routers
-that are undecided make it high, a dense model's is low. The floor of a metric is the worst of the sources. A
-candidate near the floor is as good as rounding allows; where the floor itself is high, no verdict is possible.
+Both are measured on the tokens that the candidate is judged on, because the floor depends on weights and tokens: it is
+high if routers are undecided, and low in dense models. The floor of a metric is the worst of the sources. A candidate
+near the floor is as good as rounding allows; if the floor itself is high, no verdict is possible.
 """
 
 import math
@@ -23,8 +23,8 @@ from g4convert.verification.logits.metrics import Metrics
 __all__ = ["EPSILON", "Floor", "floor", "noisy", "worse"]
 
 EPSILON: Final[Mapping[str, float]] = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 2.0**-20}
-"""Relative noise after each layer. float32's is 16 roundings: a layer sums thousands of products in whatever order
-the kernel likes, and no rounding of its output hides that, as it does in bf16."""
+"""Relative noise after each layer, by dtype. In float32 it is 16 roundings: a layer sums thousands of products in an
+order that depends on the kernel, and the rounding of its output does not hide that, as it does in bf16."""
 
 _LOWER_IS_WORSE: Final = frozenset(
     {"top1_agreement", "top1_confident", "logit_cosine", "sqnr_min", "router_jaccard_min"}
@@ -38,8 +38,8 @@ class Floor:
     """The noise floor of every metric.
 
     Args:
-        values: by the name of the metric, as `Metrics.values` has it.
-        sources: measurements by source of noise.
+        values: floor of each metric, by the names of `Metrics.values`.
+        sources: measured metrics, by source of noise.
     """
 
     values: Mapping[str, float]
@@ -60,7 +60,7 @@ class Floor:
 
 
 def floor(sources: Mapping[str, Metrics]) -> Floor:
-    """The worst of some measured noises, metric by metric; a nan (nothing to measure it on) loses to a number."""
+    """Return the worst of the sources, metric by metric; a nan (nothing to measure on) counts only without a number."""
     values: dict[str, float] = {}
     for metrics in sources.values():
         for name, value in metrics.values.items():
@@ -79,7 +79,7 @@ def worse(name: str, value: float, other: float) -> bool:
 
 @contextmanager
 def noisy(layers: Sequence[Model], epsilon: float, *, seed: int) -> Iterator[None]:
-    """Multiply what each layer returns by 1 + epsilon N(0, 1) while inside.
+    """Multiply the output of each layer by 1 + epsilon N(0, 1) during forwards inside.
 
     Args:
         layers: the decoder layers.
@@ -98,7 +98,7 @@ def noisy(layers: Sequence[Model], epsilon: float, *, seed: int) -> Iterator[Non
 
 
 def _add_noise(epsilon: float, seed: int) -> Callable[[Model, object, torch.Tensor], torch.Tensor]:
-    """A forward hook; it runs before others of the layer, so that those see the noise."""
+    """Return a forward hook that adds noise; it runs before the layer's other hooks, so that these see the noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def hook(_module: Model, _arguments: object, output: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Several models' logits of the same rows, made piece by piece and compared two by two.
+"""Comparison of several models' logits of the same rows, pair by pair and a piece of the rows at a time.
 
     a piece of 128 rows: original --head--> logits --+-- loss
                          dequantized ------> logits --+-- noise, parity, ...
                          packed -----------> logits --+
 
-Every model's logits of a piece are made once, however many others they are compared with, into buffers that stay.
+Every model's logits of a piece are computed once, for all pairs that the model is in, into buffers that are reused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,12 +33,12 @@ def score_pairs(
 
     Args:
         named: logits of every probe, by name of the model.
-        pairs: names of compared models; only a reference may be known by its likeliest tokens.
+        pairs: pairs to score; only the logits of a reference may be `TopLogits`.
         targets: true tokens of each probe, int64 [n].
-        tell: given the number of rows that are done, piece by piece.
+        tell: called after each piece with its number of rows.
 
     Returns:
-        By pair the scores of each probe.
+        The scores of each probe, by pair.
     """
     counts = [len(one) for one in targets]
     together = {name: _together(parts) for name, parts in named.items()}
@@ -60,10 +60,10 @@ def compare(
     """Score one model against another on the rows of one probe.
 
     Args:
-        reference: its logits.
-        candidate: the other's.
+        reference: logits of the reference.
+        candidate: logits of the candidate.
         targets: int64 [n], the true tokens.
-        pages: buffers to use, of `reference` and `candidate`; new ones by default.
+        pages: buffers to use, by the keys `reference` and `candidate`; new buffers by default.
     """
     named = {"reference": reference, "candidate": candidate}
     pair = ("reference", "candidate")
@@ -71,7 +71,7 @@ def compare(
 
 
 def likeliest(logits: Logits, targets: torch.Tensor, k: int) -> TopLogits:
-    """The k likeliest tokens of each row, whose true tokens are int64 [n]."""
+    """Return the k likeliest tokens of each row; `targets` int64 [n] are the true tokens."""
     page = Page()
     parts = [
         top_logits(logits.rows(begin, end, page)[0], targets[begin:end], k)
@@ -102,8 +102,8 @@ def _scored(
 
 
 def _one(reference: TopLogits | Rows, candidate: TopLogits | Rows, targets: torch.Tensor) -> TokenScores:
-    """A piece of one model against another's."""
-    assert not isinstance(candidate, TopLogits)  # noqa: S101 -- only a stored reference is known so
+    """Score one piece of a pair."""
+    assert not isinstance(candidate, TopLogits)  # noqa: S101 -- only a stored reference has these
     if isinstance(reference, TopLogits):
         return score_top(reference, candidate[0], targets)
     before = reference[1], candidate[1]
@@ -112,7 +112,7 @@ def _one(reference: TopLogits | Rows, candidate: TopLogits | Rows, targets: torc
 
 
 def _together(parts: Sequence[_Known]) -> list[_Known]:
-    """Those of all probes as one, where they can be."""
+    """Concatenate the logits of all probes if they are of one kind and head."""
     top = [part for part in parts if isinstance(part, TopLogits)]
     if top:
         return [TopLogits.cat(top)]

@@ -1,4 +1,4 @@
-"""The parts of a Gemma 4 model that run one after the other, by path."""
+"""Parts of a Gemma 4 model that run one after the other, by path."""
 
 import torch
 
@@ -8,19 +8,19 @@ __all__ = ["decoder_layers", "label", "roots", "towers"]
 
 
 def label(name: str) -> str:
-    """A module's path without the prefixes that every text module has."""
+    """Return a module's path without the prefixes that every text module has."""
     return name.removeprefix("model.").removeprefix("language_model.")
 
 
 def decoder_layers(model: Model) -> dict[str, Model]:
-    """The decoder layers by path, in order."""
+    """Return the decoder layers by path, in order."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     return {f"{prefix}.layers.{number}".lstrip("."): layer for number, layer in enumerate(decoder.layers)}
 
 
 def roots(model: Model) -> dict[str, Model]:
-    """The modules that run one after the other: layers, embedders, embeddings, norm and head."""
+    """Return the modules that run one after the other, by path: layers, embedders, embeddings, norm and head."""
     found: dict[str, Model] = {}
     for container, module in _containers(model).items():
         for name, child in module.named_children():
@@ -33,7 +33,7 @@ def roots(model: Model) -> dict[str, Model]:
 
 
 def towers(model: Model) -> dict[str, Model]:
-    """The modules around layers that are not the decoder's: vision and audio towers."""
+    """Return the modules that contain layers but not the decoder, by path: the vision and audio towers."""
     decoder = model.get_decoder()
     return {
         name: module
@@ -43,7 +43,7 @@ def towers(model: Model) -> dict[str, Model]:
 
 
 def _containers(model: Model) -> dict[str, Model]:
-    """Modules around a list of layers."""
+    """Return the modules that contain a list of layers, by path."""
     return {
         name: module
         for name, module in model.named_modules()

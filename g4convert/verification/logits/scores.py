@@ -1,11 +1,11 @@
-"""Two models' logits of the same tokens, reduced to a few numbers for each token.
+"""Scores of two models' logits of the same tokens: a few numbers for each token.
 
-Logits are large (262144 x 4 bytes a token) and there are two sets of them, so they are made and read a few rows at a
-time, and only the scores are kept. Scores are made in float64 (`compiled`), because they are differences: the KL of a
-good parity is 1e-10, which float32 log-softmax drowns.
+Logits are large (262144 x 4 bytes per token), so both models' logits are computed and read a few rows at a time, and
+only the scores are kept. Scores are computed in float64 (`compiled`), because they are differences: the KL of a good
+parity is 1e-10, which is lost in the rounding of a float32 log-softmax.
 
     kl              sum p (log p - log q) over the whole vocabulary, in nats; p is the reference
-    cosine          of the logits before the softcap; exactly 1 for equal rows
+    cosine          cosine of the logits before the softcap; exactly 1 for equal rows
 
 A token with a logit that is not finite has infinite KL and agrees with nothing.
 """
@@ -36,38 +36,38 @@ class TokenScores:
     """Log-probability of the true token."""
     candidate_logprob: torch.Tensor
     agrees: torch.Tensor
-    """bool [t]: both find the same token likeliest."""
+    """bool [t]: both have the same likeliest token."""
     confidence: torch.Tensor
     """The reference's probability of its likeliest token."""
     cosine: torch.Tensor
-    """Cosine of the logits before softcap; nan where not all of the reference's are known."""
+    """Cosine of the logits before softcap; nan if only some of the reference's logits are known."""
     difference: torch.Tensor
     """The largest |difference| of the logits before softcap."""
     finite: torch.Tensor
-    """bool [t]: every logit of the candidate is."""
+    """bool [t]: every logit of the candidate is finite."""
     reference_finite: torch.Tensor
-    """bool [t]: every logit of the reference is; where not, nothing can be concluded and KL is nan."""
+    """bool [t]: every logit of the reference is finite; if not, nothing can be concluded and KL is nan."""
 
     @classmethod
     def cat(cls, parts: list[Self]) -> Self:
-        """The scores of all tokens, one after the other."""
+        """Concatenate the scores of several parts."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def split(self, counts: Sequence[int]) -> list[Self]:
-        """The scores of each of several probes, of so many tokens each; what `cat` undoes."""
+        """Split the scores into parts of `counts` tokens, the inverse of `cat`."""
         parts = [getattr(self, field.name).split(list(counts)) for field in fields(self)]
         return [type(self)(*each) for each in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class TopLogits:
-    """The part of a reference's logits that is kept when not all of them can be.
+    """The k likeliest tokens of each distribution, kept of a reference whose full logits are too large.
 
     Args:
-        ids: int64 [t, k], likeliest first.
-        logprobs: float32 [t, k] of those.
-        log_sum_exp: float32 [t]; a logit is its log-probability and this.
-        target_logprob: float32 [t], of the true token.
+        ids: int64 [t, k], token ids, likeliest first.
+        logprobs: float32 [t, k], log-probabilities of these tokens.
+        log_sum_exp: float32 [t]; a logit is its log-probability plus this.
+        target_logprob: float32 [t], log-probability of the true token.
     """
 
     ids: torch.Tensor
@@ -79,17 +79,17 @@ class TopLogits:
         return len(self.ids)
 
     def rows(self, begin: int, end: int) -> "TopLogits":
-        """Rows [begin, end)."""
+        """Return rows [begin, end)."""
         return TopLogits(*(getattr(self, field.name)[begin:end] for field in fields(self)))
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Those of several probes, one after the other."""
+        """Concatenate the rows of several parts."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def top_logits(logits: torch.Tensor, targets: torch.Tensor, k: int) -> TopLogits:
-    """The k likeliest tokens of logits [t, v], whose true tokens are int64 [t]."""
+    """Return the k likeliest tokens of logits [t, v]; `targets` int64 [t] are the true tokens."""
     ids, logprobs, sums, true = [], [], [], []
     for rows in _pieces(logits):
         total = summed(logits[rows])[:, 0]
@@ -112,9 +112,9 @@ def score(
 
     Args:
         reference: logits [t, v] after softcap.
-        candidate: the other's, [t, v].
+        candidate: the candidate's logits after softcap, [t, v].
         targets: int64 [t], the true tokens.
-        raw: both before softcap; without, cosine and difference are of the logits after it.
+        raw: both models' logits before softcap; by default cosine and difference are of the logits after softcap.
 
     Returns:
         The scores.
@@ -141,11 +141,11 @@ def score(
 
 
 def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tensor) -> TokenScores:
-    """Compare with a reference of which only the likeliest tokens are known.
+    """Compare a candidate with a reference whose likeliest tokens alone are known.
 
-    The vocabulary is cut into the known tokens, one by one, and all others together. The KL between the two
-    distributions over these parts is a lower bound of the real one (data processing inequality): what differs
-    inside the tail is not seen.
+    The vocabulary is divided into the known tokens, one part each, and all other tokens as one part. The KL between
+    the two distributions over these parts is a lower bound of the full KL (data processing inequality): differences
+    inside the last part are not seen.
 
     Args:
         reference: the known part of the reference, of t tokens.
@@ -176,14 +176,14 @@ def score_top(reference: TopLogits, candidate: torch.Tensor, targets: torch.Tens
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The cosine of rows [t, n], float64; exactly 1 for equal rows."""
+    """Return the cosine of rows [t, n], float64 [t]; exactly 1 for equal rows."""
     unit_a, unit_b = (torch.nn.functional.normalize(x, dim=-1, eps=1e-300) for x in (a, b))
     return 1 - (unit_a - unit_b).square().sum(-1) / 2
 
 
 def tail_kl(known_p: torch.Tensor, known_q: torch.Tensor) -> torch.Tensor:
-    """Return what the unknown tokens add, taken as one; both are log-probabilities [t, k]."""
-    floor = 1e-12  # stored log-probabilities are float32: what is left beside them is not known better
+    """Return the KL term of all unknown tokens, taken as one; both arguments are log-probabilities [t, k]."""
+    floor = 1e-12  # stored log-probabilities are float32: the probability of the tail is not known better
     tail_p, tail_q = ((1 - known.exp().sum(-1)).clamp(min=floor) for known in (known_p, known_q))
     return torch.where(tail_p > 1e-6, tail_p * (tail_p.log() - tail_q.log()), 0.0)
 
@@ -193,7 +193,7 @@ def _of(logprobs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def summed(logits: torch.Tensor) -> torch.Tensor:
-    """Log-sum-exp, place of the largest, whether all are finite: float64 [t, 3]."""
+    """Return the log-sum-exp, the place of the largest logit and whether all are finite, float64 [t, 3]."""
     rows, out = _array(logits), np.zeros((len(logits), 3))
     _shared(lambda some: log_sums(rows[some], out[some]), len(rows))
     return torch.from_numpy(out)
@@ -205,7 +205,7 @@ def _array(logits: torch.Tensor) -> NDArray[np.float32]:
 
 
 def _shared(work: Callable[[slice], None], rows: int) -> None:
-    """Rows shared among the threads that torch may use; each row is one thread's, so the sums have one order."""
+    """Run `work` on the rows, on torch's number of threads; each row is one thread's, so sums have a fixed order."""
     threads = min(torch.get_num_threads(), rows)
     if threads < 2:
         work(slice(0, rows))
@@ -220,7 +220,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _pieces(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows at a time, so that a piece is about 16 MiB."""
+    """Yield slices of the rows of logits, of about 16 MiB each."""
     step = max(1, _ELEMENTS // logits.shape[-1])
     for begin in range(0, len(logits), step):
         yield slice(begin, begin + step)

@@ -1,10 +1,10 @@
 """Agreement of hidden states and of routers, summed over tokens.
 
-sqnr      -10 log10 of the mean over tokens of |difference|^2 / |reference|^2, in dB; inf where equal.
-          A mean of ratios and not a ratio of sums: the first token of Gemma's residual stream has most of
-          its energy, and would hide the others.
-cosine    mean over tokens; exactly 1 where equal
-jaccard   experts both choose, of the experts either chooses, mean over tokens
+sqnr      -10 log10 of the mean over tokens of |difference|^2 / |reference|^2, in dB; inf if equal.
+          The mean of ratios, not the ratio of sums: the first token of Gemma's residual stream has most of the
+          stream's energy, and would hide the other tokens.
+cosine    mean over tokens; exactly 1 if equal
+jaccard   number of experts that both choose over the number that either chooses, mean over tokens
 """
 
 import math
@@ -19,7 +19,7 @@ from g4convert.verification.logits.scores import cosine
 __all__ = ["RouterMetrics", "RouterSums", "StateMetrics", "StateSums", "add_states", "decibels"]
 
 _ELEMENTS: Final = 1 << 21
-"""Number of elements that are float64 at a time."""
+"""Number of elements that are converted to float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class StateMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RouterMetrics:
-    """Agreement of a layer's routers, and how often the reference's chose each expert."""
+    """Agreement of a layer's routers, and the number of tokens that the reference's router sent to each expert."""
 
     name: str
     jaccard: float
@@ -49,7 +49,7 @@ class StateSums:
         self.cosine = 0.0
 
     def add(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
-        """Both [t, n]; other shapes have nothing in common."""
+        """Add states [t, n] of both models; unequal shapes count as infinite noise."""
         self.tokens += len(reference)
         if reference.shape != candidate.shape:
             self.noise = math.inf
@@ -80,7 +80,7 @@ class RouterSums:
         self.hits = torch.zeros(experts, dtype=torch.int64)
 
     def add(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
-        """Chosen experts, both int64 [t, k]."""
+        """Add the experts int64 [t, k] that both routers chose."""
         both = (reference[:, :, None] == candidate[:, None, :]).any(-1).sum(-1)
         either = reference.shape[1] + candidate.shape[1] - both
         self.jaccard += float((both.double() / either).sum())
@@ -97,12 +97,12 @@ class RouterSums:
 def add_states(
     sums: dict[str, StateSums], reference: Mapping[str, torch.Tensor], candidate: Mapping[str, torch.Tensor]
 ) -> None:
-    """Take in the states [t, n] of every place that both have.
+    """Add the states [t, n] of every place that both models have.
 
     Args:
-        sums: by place; grows.
-        reference: states by place.
-        candidate: the candidate's states.
+        sums: sums by place; new places are added.
+        reference: the reference's states, by place.
+        candidate: the candidate's states, by place.
     """
     for name, states in reference.items():
         if name in candidate:
@@ -110,7 +110,7 @@ def add_states(
 
 
 def decibels(noise: float) -> float:
-    """The SQNR of a relative noise energy; inf for none, -inf for endless, nan stays."""
+    """Return the SQNR of a relative noise energy, dB: inf for 0, -inf for inf, nan for nan."""
     if noise == 0:
         return math.inf
     return -10 * math.log10(noise) if math.isfinite(noise) else -noise

@@ -1,4 +1,4 @@
-"""One module, or expert, of a model in the place of its namesake in another."""
+"""Swap of one module, or one expert, of a model for its namesake in another model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ __all__ = ["swapped"]
 
 
 class _OneExpertOf(torch.nn.Module):
-    """An experts module in which one expert is another module's."""
+    """Experts module in which one expert is replaced by that of another experts module."""
 
     def __init__(self, experts: Model, other: Model, expert: int) -> None:
         super().__init__()
         self.experts, self.other, self.expert = experts, other, expert
 
     def forward(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Run the expert as `Gemma4TextExperts.forward` runs all."""
+        """Run all experts with the arguments of `Gemma4TextExperts.forward`, the replaced expert in `other`."""
         here = chosen == self.expert
         instead = torch.where(here, (self.expert + 1) % self.experts.num_experts, chosen)
         both: torch.Tensor = self.experts(states, instead, weights * ~here) + self.other(states, chosen, weights * here)
@@ -27,7 +27,7 @@ class _OneExpertOf(torch.nn.Module):
 
 @contextmanager
 def swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
-    """The candidate with one module, or expert, of the reference while inside."""
+    """Replace one module, or one expert, of the candidate by the reference's while inside."""
     path, _, child = name.rpartition(".")
     if child.isdecimal() and path.endswith(".experts"):
         replacement = _OneExpertOf(candidate.get_submodule(path), reference.get_submodule(path), int(child))

@@ -1,7 +1,7 @@
-"""Looks into a candidate: module by module on equal inputs, inputs made for one fault, and who is to blame.
+"""Examination of a candidate: modules on equal inputs, inputs that expose single faults, and a search for the culprit.
 
-Runs after loss and parity are measured, on one probe of each kind, whatever they came to: faults too small for the
-answers to change are found here, too.
+Runs after loss and parity are measured, on one probe of each kind, even if both passed: it also finds faults that are
+too small to change the answers.
 """
 
 import math
@@ -32,13 +32,13 @@ __all__ = ["Models", "dtype_name", "trace"]
 _ROWS: Final = 8
 _DECODE: Final = 1e-4
 _EQUAL: Final = 150.0
-"""dB that count as equal: float32's rounding."""
+"""SQNR in dB from which states count as equal: float32's rounding."""
 _SCORED: Final = 48
-"""Predictions of a probe that is looked into: each is a row of logits for every module that is swapped."""
+"""Most scored predictions of an examined probe: each is a row of logits for every swapped module."""
 _TOKENS: Final = 96
-"""Tokens of a probe that is run again for every module that may be to blame for the loss."""
+"""Most tokens of a probe that is run again for every swap in the search for the loss."""
 _LAYERS: Final = 8
-"""Layers, and parts of the worst, that are tried in turn for a loss."""
+"""Most swaps of layers, and of parts of the worst layer, in the search for the loss."""
 _ROLES: Final = {"attention": "self_attn", "mlp": "mlp", "experts": "experts"}
 """Module of a layer that a recipe can keep, by role."""
 _DECODED: Final = ("prose", "batch")
@@ -49,11 +49,11 @@ class Models:
     """Models to compare.
 
     Args:
-        reference: the original, or what was stored of it; None judges parity only.
-        dequantized: transformers' modules with the weights that the packed ones stand for.
-        candidate: the path that runs; None judges loss only.
-        rounded: `dequantized` in float32 where the models run in bf16; None, as for float32, leaves the floor to
-            the noise.
+        reference: the original, or its stored outputs; None judges parity only.
+        dequantized: transformers' model with the dequantized weights.
+        candidate: the model that runs on packed weights; None judges loss only.
+        rounded: `dequantized` in float32, if the models run in bf16; None, as for float32, measures the floor by
+            noise alone.
     """
 
     reference: Candidate | Captured | None
@@ -69,17 +69,17 @@ def trace(
     judged: Sequence[Finding],
     say: Callable[[str], None],
 ) -> tuple[list[Finding], dict[str, Blame]]:
-    """Look inside.
+    """Compare modules, and search for the modules that cause a failure.
 
     Args:
         models: models to compare.
-        probes: all of them; some are run again.
-        measured: loss and parity.
-        judged: judgements of the profiles on these.
-        say: told what is done next.
+        probes: all probes; some are run again.
+        measured: metrics by comparison: `loss` and `parity`.
+        judged: findings of the profiles on these metrics.
+        say: called with a message before each step.
 
     Returns:
-        Findings, and by `loss` and `parity` the tables of who is to blame, where something failed.
+        Findings, and the table of blame of each comparison (`loss`, `parity`) that failed.
     """
     findings: list[Finding] = []
     blamed: dict[str, Blame] = {}
@@ -112,7 +112,7 @@ def trace(
 
 
 def _is_model(candidate: object) -> TypeGuard[ModelCandidate]:
-    """Return whether there is a transformers model to look into."""
+    """Return whether the candidate runs a transformers model, whose modules can be compared."""
     return isinstance(candidate, ModelCandidate) and isinstance(candidate.model, torch.nn.Module)
 
 
@@ -121,14 +121,14 @@ def _fails(finding: Finding, start: str) -> bool:
 
 
 def _telling(probes: Sequence[Probe], metrics: Metrics) -> list[Probe]:
-    """The probe of each bucket on which the two differ most; the most different bucket first."""
+    """Return the probe of each bucket with the largest mean KL, ordered by KL, largest first."""
     kl = {probe.name: -math.inf if math.isnan(probe.kl_mean) else probe.kl_mean for probe in metrics.probes}
     ordered = sorted(probes, key=lambda probe: -kl.get(probe.name, -math.inf))
     return list({probe.bucket: probe for probe in reversed(ordered)}.values())[::-1]
 
 
 def _modules(examined: Examined, table: Blame | None, limit: float) -> Iterator[Finding]:
-    """A finding for each module that is wrong itself, and for masks and positions."""
+    """Yield a finding for each wrong module, and for each difference in masks, positions and embeddings."""
     shares = {row.module: row for row in table.rows} if table else {}
     wrong = culprits(examined.errors, limit)
     expected = f"at least {limit:.0f} dB, given the same inputs"
@@ -146,16 +146,16 @@ def _modules(examined: Examined, table: Blame | None, limit: float) -> Iterator[
         yield Finding("logits.modules", Severity.PASS, "all modules", found, expected)
     expected = "as in the dequantized model"
     for place, note in examined.differences.items():
-        if not (place == EMBEDDINGS and wrong):  # an embedder or tower is named already
+        if not (place == EMBEDDINGS and wrong):  # the wrong embedder or tower is reported already
             yield Finding("logits.inputs", Severity.FAIL, place, note, expected)
     if not examined.differences:
         yield Finding("logits.inputs", Severity.PASS, "masks, positions, embeddings", "the same", expected)
 
 
 def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> Iterator[Finding]:
-    """Yield findings on whether tokens fed one by one through the KV cache get the logits of one forward.
+    """Yield findings on whether tokens fed one by one through the KV cache give the logits of one forward.
 
-    Each way may round the largest logit to a neighbour of the other's, whatever the dequantized model does.
+    A difference of two roundings of the largest logit is always allowed, whatever the dequantized model's difference.
     """
     rounding = 2 * torch.finfo(candidate.config.dtype).eps
     for bucket in _DECODED:
@@ -171,7 +171,7 @@ def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> 
 
 
 def _steepest(metrics: Metrics) -> Iterator[Finding]:
-    """Yield the layer where the residual goes wrong, for a candidate that shows no modules."""
+    """Yield the layer after which the residual's SQNR falls most, for a candidate whose modules are not visible."""
     levels = [(layer.name, min(layer.sqnr, _EQUAL)) for layer in metrics.layers]
     drops = [(before - after, name, after) for (_, before), (name, after) in pairwise([("", _EQUAL), *levels])]
     if drops:
@@ -181,7 +181,7 @@ def _steepest(metrics: Metrics) -> Iterator[Finding]:
 
 
 def _table(kind: str, table: Blame) -> Iterator[Finding]:
-    """The first rows of a table."""
+    """Yield findings on the first rows of a table of blame."""
     if table.control != table.kl:
         words = f"mean KL {table.kl:g}, and {table.control:g} when run again"
         yield Finding("logits.blame", Severity.INCONCLUSIVE, f"{kind}: control", words, "the same numbers twice")
@@ -195,13 +195,13 @@ def _table(kind: str, table: Blame) -> Iterator[Finding]:
 
 
 def _first(rows: Sequence[Blamed]) -> Iterator[Blamed]:
-    """The first three of each kind: a layer's share has its parts' in it."""
+    """Yield the first three rows of each kind; kinds are kept apart since a layer's share includes its parts'."""
     for kind in dict.fromkeys(row.kind for row in rows):
         yield from [row for row in rows if row.kind == kind][:3]
 
 
 def _coverage(metrics: Metrics) -> Iterator[Finding]:
-    """Experts that no token was sent to."""
+    """Yield a finding on the number of experts that some token was routed to."""
     total = sum(len(router.hits) for router in metrics.routers)
     if total:
         severity = Severity.INFO if metrics.experts_unhit else Severity.PASS
@@ -215,5 +215,5 @@ def _coverage(metrics: Metrics) -> Iterator[Finding]:
 
 
 def dtype_name(model: Model) -> str:
-    """`float32`, `bfloat16` or `float16`."""
+    """Return the name of the dtype of a model's forward: `float32`, `bfloat16` or `float16`."""
     return str(model.config.dtype).removeprefix("torch.")  # a streamed model's tables keep their stored dtype
