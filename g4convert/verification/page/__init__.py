@@ -1,4 +1,4 @@
-"""Draws a report as files: a self-contained HTML page, and JUnit XML.
+"""Output of a report as files: a self-contained HTML page, and JUnit XML.
 
 html   Writes the page from `templates/`
 cards  Chooses the tables and plots that the page shows

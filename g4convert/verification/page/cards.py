@@ -1,6 +1,6 @@
-"""Chooses what the page shows of the numbers: one card for each table and plot, as values that the template draws.
+"""Cards of the page: one for each table and plot of the numbers, as values that the template draws.
 
-Cards whose numbers were not measured are left out. Of `metrics` it reads:
+Cards whose numbers were not measured are left out. The cards read these keys of `metrics`:
 
     loss, parity        as `Metrics.to_dict()`            floor       as `Floor.to_dict()`
     profiles            thresholds by comparison           blame       tables by comparison, `Blame.to_dict()`
@@ -60,11 +60,11 @@ class Cell:
     """A cell of a table.
 
     Args:
-        text: its words; nothing where `severity` is shown as a tag.
-        note: small words below.
-        is_path: a dotted path, set as code.
-        share: a share of one, drawn as a bar below.
-        severity: the severity whose tag stands here.
+        text: text of the cell; empty if `severity` is shown as a tag.
+        note: small text below.
+        is_path: whether the text is a dotted path, set as code.
+        share: share from 0 to 1, drawn as a bar below; None without a bar.
+        severity: severity whose tag is shown; empty for none.
     """
 
     text: str = ""
@@ -76,7 +76,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Names of columns, each with whether it holds numbers, and rows of cells."""
+    """A table: names of columns, each with whether the column has numbers, and rows of cells."""
 
     head: Sequence[tuple[str, bool]]
     rows: Sequence[Sequence[Cell]]
@@ -84,7 +84,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A colour of a plot and what it stands for."""
+    """Entry of a plot's legend: a colour and its meaning."""
 
     colour: str
     words: str
@@ -96,14 +96,14 @@ class Card:
     """One box of the page.
 
     Args:
-        title: its heading.
-        how: a sentence on how to read it.
-        table: a table.
-        plot: SVG; None without one.
-        legend: keys of the plot.
-        missing: words in place of a plot.
-        note: small words below the plot.
-        wide: whether it takes both columns.
+        title: heading of the card.
+        how: text on how to read the card.
+        table: the card's table; None if it has none.
+        plot: the card's plot as SVG; None if it has none.
+        legend: legend of the plot.
+        missing: text in place of a missing plot.
+        note: small text below the plot.
+        wide: whether the card spans both columns of the page.
         strip: whether the plot scrolls sideways on a narrow screen.
     """
 
@@ -119,12 +119,12 @@ class Card:
 
 
 def number_of(value: float | str | None) -> float:
-    """A number of a report: JSON has texts for what is not finite; None is not a number."""
+    """Return a number of a report's JSON as float: texts stand for infinity and nan, None for nan."""
     return math.nan if value is None else float(value)
 
 
 def cards(report: Json) -> Iterator[Card]:
-    """Every card whose numbers were measured.
+    """Yield every card whose numbers were measured.
 
     Args:
         report: `Report.to_dict()`.
@@ -146,7 +146,7 @@ def cards(report: Json) -> Iterator[Card]:
 
 
 def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
-    """Every metric with its floor, its limits and what they say of it."""
+    """Return the card of all metrics, each with its floor, limits and verdict."""
     judged = {one["code"].rpartition(".")[2]: one for one in findings if one["code"].startswith(f"logits.{kind}.")}
     floor = metrics.get("floor", {}).get("values", {})
     rows = []
@@ -181,7 +181,7 @@ def _cell(value: float | str | None) -> Cell:
 
 
 def _blame(kind: str, table: Json) -> Card:
-    """Who causes how much."""
+    """Return the card of the table of blame: modules with their shares of the KL."""
     rows = []
     for row in table["rows"]:
         share = number_of(row["share"])
@@ -250,7 +250,7 @@ def _experts(metrics: Json) -> Iterator[Card]:
 
 
 def _buckets(metrics: Json, kinds: Sequence[str]) -> Card:
-    """The main numbers by kind of probe."""
+    """Return the card of the main metrics by kind of probe."""
     names = [bucket["name"] for bucket in metrics[kinds[0]]["buckets"]]
     by_kind = {kind: {bucket["name"]: bucket for bucket in metrics[kind]["buckets"]} for kind in kinds}
     rows = []
@@ -267,7 +267,7 @@ def _buckets(metrics: Json, kinds: Sequence[str]) -> Card:
 
 
 def _served(buckets: Sequence[Json]) -> Card:
-    """Show what a real engine answered, by kind of probe."""
+    """Return the card of a real engine's differences by kind of probe."""
     rows = [
         [
             Cell(one["name"].replace("_", " ")),
@@ -283,7 +283,7 @@ def _served(buckets: Sequence[Json]) -> Card:
 
 
 def _tensors(tensors: Sequence[Json]) -> Card:
-    """The packed weights with the largest errors."""
+    """Return the card of the packed weights with the largest errors."""
     worst = sorted(tensors, key=lambda one: -number_of(one["relative_error"]))[:_TENSORS]
     used = [key for key in _ERRORS if any(key in one for one in worst)]
     rows = [

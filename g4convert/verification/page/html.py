@@ -1,8 +1,8 @@
-"""Writes the page of `--html`: one file, no script, no request, light and dark.
+"""Page of `--html`: one file without scripts or requests, in light and dark.
 
-It is made from a report as JSON (`Report.to_dict()`), so a stored one can be shown, too. Names in a report come from
-files and may be hostile: control and bidirectional characters are written as escapes, the template escapes markup, and
-a content security policy forbids scripts and requests.
+It is made from a report as JSON (`Report.to_dict()`), so a stored report can be shown, too. Names in a report come
+from files and may be hostile: control and bidirectional characters are written as escapes, the template escapes
+markup, and a content security policy forbids scripts and requests.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ _FOLDED: Final = {Severity.PASS: "passed", Severity.INFO: "to know"}
 
 
 def page(report: Json) -> str:
-    """Draw a report.
+    """Return a report as an HTML page.
 
     Args:
         report: `Report.to_dict()`.
@@ -59,7 +59,7 @@ def page(report: Json) -> str:
 
 
 def _printable(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
-    """A JSON value with the control characters of its texts and keys written as escapes."""
+    """Return a JSON value with the control characters of its texts and keys written as escapes."""
     match value:
         case str():
             return printable_lines(value)
@@ -72,7 +72,7 @@ def _printable(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
 
 
 def _path(words: str) -> Markup:
-    """A dotted path, which may break after its dots."""
+    """Return a dotted path as markup that allows a line break after each dot."""
     return escape(words).replace(".", Markup(".<wbr>"))
 
 
@@ -108,7 +108,7 @@ def _facts(report: Json) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Blamed:
-    """A line on who is to blame; the subject is set in bold."""
+    """A line that names the culprit of a failure; the subject is set in bold."""
 
     before: str
     subject: str
@@ -116,7 +116,7 @@ class _Blamed:
 
 
 def _blamed(metrics: Json, findings: Sequence[Json]) -> Iterator[_Blamed]:
-    """Who is to blame, in a line for each comparison that failed; without one the first failure."""
+    """Yield a line with the culprit of each failed comparison; without a culprit, a line with the first failure."""
     failed = [one for one in findings if one["severity"] == "fail"]
     named = False
     for kind in ("parity", "loss"):
@@ -135,14 +135,14 @@ def _is_about(finding: Json, kind: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Findings of one severity; `folded` are the words that unfold them, empty where all are shown."""
+    """Findings of one severity; `folded` is the label that unfolds them, empty if they are always shown."""
 
     folded: str
     members: Sequence[Json]
 
 
 def _groups(findings: Sequence[Json]) -> Iterator[_Group]:
-    """All findings, the worst first; those that passed folded away."""
+    """Yield the findings by severity, worst first; PASS and INFO are folded away."""
     for kind in _ORDER:
         if members := [one for one in findings if one["severity"] == kind]:
             yield _Group(_FOLDED.get(Severity(kind), ""), members)

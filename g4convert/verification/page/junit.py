@@ -1,4 +1,4 @@
-"""Writes a report as JUnit XML: one suite for each level, one testcase for each code and subject."""
+"""Output of a report as JUnit XML: one suite for each level, one testcase for each code and subject."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,11 +14,11 @@ _ILLEGAL: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010f
 
 
 def junit(report: Report, *, strict: bool = False) -> str:
-    """JUnit XML: FAIL is a failure, INCONCLUSIVE skipped, the rest passes with its text as output.
+    """Return JUnit XML: FAIL is a failure, INCONCLUSIVE is skipped, the rest passes with its text as output.
 
     Args:
         report: report to write.
-        strict: a warning is a failure, too.
+        strict: whether a warning is a failure, too.
     """
     root = ET.Element("testsuites", name="g4convert verify")
     for level in dict.fromkeys(finding.level for finding in report.findings):
@@ -34,7 +34,7 @@ def junit(report: Report, *, strict: bool = False) -> str:
 
 
 def _cases(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
-    """The findings of each testcase: same code, same subject."""
+    """Yield the findings of each testcase: findings with the same code and subject."""
     cases: dict[tuple[str, str], list[Finding]] = {}
     for one in findings:
         cases.setdefault((one.code, one.subject), []).append(one)
@@ -63,11 +63,11 @@ def _lines(findings: Iterable[Finding]) -> str:
 
 
 def _count(element: ET.Element) -> None:
-    """The counts that a suite, or all suites, must state."""
+    """Add the counts that JUnit requires of a suite and of all suites."""
     tests, failures, skipped = (len(list(element.iter(tag))) for tag in ("testcase", "failure", "skipped"))
     element.attrib |= {"tests": str(tests), "failures": str(failures), "errors": "0", "skipped": str(skipped)}
 
 
 def _text(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
+    """Replace the characters that XML 1.0 cannot hold."""
     return _ILLEGAL.sub("\ufffd", text)

@@ -1,7 +1,7 @@
 """Plots as inline SVG: numbers in, markup out; colours and type come from the page's style.
 
-Every plot has a title for readers of screens, and every bar, point and cell one that the pointer shows. Sizes are in
-units of a view box 420 wide, so that 12 units of type are 10 pixels on a phone and 15 on a desk.
+Every plot has a title for screen readers, and every bar, point and cell has a tooltip. Sizes are in units of a view
+box 420 wide, so that type of 12 units is 10 pixels high on a phone and 15 on a desktop.
 """
 
 import math
@@ -23,11 +23,11 @@ _SIGNS: Final = {"nan": "\u2013", "inf": "\u221e", "-": "\u2212"}
 
 
 def number(value: float | str | None, digits: int = 4) -> str:
-    """A number for people; `inf` and the like as signs.
+    """Format a number for people, with signs for nan, infinity and minus.
 
     Args:
-        value: as JSON has it.
-        digits: number of digits that count.
+        value: number as JSON has it; None is nan.
+        digits: number of significant digits.
     """
     value = math.nan if value is None else float(value)
     if math.isnan(value):
@@ -43,12 +43,12 @@ def number(value: float | str | None, digits: int = 4) -> str:
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int], *, label: str, colour: str) -> str:
-    """Shares of tokens by KL, on a logarithmic axis, over the outline of the noise floor.
+    """Draw the shares of tokens by KL on a logarithmic axis, with the outline of the noise floor.
 
     Args:
         edges: edges of the bins, one more than bins.
-        counts: tokens in each; those below the first edge are in the first.
-        floor: counts of the noise, in the same bins; may be empty.
+        counts: number of tokens in each bin; the first bin also has all smaller KLs.
+        floor: counts of the noise floor in the same bins; may be empty.
         label: description of the bars.
         colour: colour of the bars: a, b or c.
     """
@@ -70,7 +70,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
         sparse = edges[last + 1] / edges[first] > 1e7 and power % 2
         if not sparse:
             words = f"10{_superscript(power)}" if power else "1"
-            body.append(_tick_x(place(edge), words if edge else "0"))  # the first bin has what is below it
+            body.append(_tick_x(place(edge), words if edge else "0"))  # the first bin has all smaller KLs
     for bin_ in range(first, last + 1):
         if shares[bin_]:
             height = _DEPTH * shares[bin_] / top
@@ -85,10 +85,10 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
 
 
 def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, colours: Mapping[str, str], unit: str) -> str:
-    """A line for each series over the same places; endless values sit on the top edge.
+    """Draw a line for each series over the same places; infinite values lie on the top edge.
 
     Args:
-        series: values by label.
+        series: values of each series, by label.
         names: names of the places.
         colours: colour of each series: a, b, c or floor.
         unit: unit of the values.
@@ -134,12 +134,12 @@ def bars(
     colours: Mapping[str, str],
     axis: str,
 ) -> str:
-    """Bars from 0 to 100 % side by side, with the number of tokens under each group.
+    """Draw bars from 0 to 100 % side by side, with the number of tokens under each group.
 
     Args:
-        groups: names.
-        series: shares by label.
-        counts: counts of each group.
+        groups: names of the groups.
+        series: shares of each series, by label.
+        counts: number of tokens in each group.
         colours: colour of each series: a, b or c.
         axis: description of the groups.
     """
@@ -163,11 +163,11 @@ def bars(
 
 
 def heat(rows: Mapping[str, Sequence[int]], *, what: str) -> str:
-    """A row of cells for each layer, darker for more hits; cells without one are outlined.
+    """Draw a row of cells for each layer, darker for more hits; cells without hits are outlined.
 
     Args:
         rows: hits of each expert, by layer.
-        what: one cell is.
+        what: name of the thing that a cell stands for.
     """
     columns = max(len(hits) for hits in rows.values())
     most = max(max(hits) for hits in rows.values()) or 1
@@ -195,7 +195,7 @@ def heat(rows: Mapping[str, Sequence[int]], *, what: str) -> str:
 
 
 def share_bar(share: float) -> str:
-    """A thin bar for a share of one."""
+    """Draw a thin bar for a share from 0 to 1."""
     width = 100 * min(1.0, max(0.0, share))
     return f'<span class="share"><span style="width:{width:.1f}%"></span></span>'
 
@@ -212,7 +212,7 @@ def _range(edges: Sequence[float], bin_: int) -> str:
 
 
 def _nice(value: float) -> float:
-    """The next round share."""
+    """Return the smallest round share that is at least `value`."""
     return next((step for step in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if value <= step), 1.0)
 
 
@@ -233,7 +233,7 @@ def _grid(top: float, *, percent: bool) -> Iterator[str]:
 
 
 def _outline(steps: Sequence[tuple[float, float]], end: float) -> str:
-    """The top edges of bars, as one line."""
+    """Draw the top edges of bars as one line."""
     points = []
     for (x, share), (right, _) in pairwise([*steps, (end, 0.0)]):
         y = _TOP + _DEPTH * (1 - share)
@@ -272,7 +272,7 @@ def _rect(x: float, y: float, width: float, height: float, kind: str, words: str
 def _svg(
     title: str, body: Iterable[str], *, width: float = _WIDTH, height: float = _HEIGHT, fixed: bool = False
 ) -> str:
-    """The element; a fixed one is never shown larger than its view box, in pixels."""
+    """Return the SVG element; with `fixed` it is never shown larger than its view box in pixels."""
     style = f' style="max-width:{width:.0f}px"' if fixed else ""
     box = f'viewBox="0 0 {width:.0f} {height:.0f}"'
     return f'<svg {box}{style} role="img"><title>{escape(title)}</title>{"".join(body)}</svg>'
