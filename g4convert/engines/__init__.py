@@ -1,26 +1,26 @@
-"""Says what serving engines do with a checkpoint; imports no engine and no torch.
+"""Predicts what serving engines do with a checkpoint; imports no engine and no torch.
 
-contract      Defines what is known of one engine
-vllm          vLLM: names, modules, what it accepts
-sglang        SGLang: the same
-transformers  transformers: the same
-module        Makes an engine's modules from those of a checkpoint
-targets       Finds the target that is the first to name something
+contract      Defines the facts about an engine
+vllm          States vLLM's names, modules and accepted forms
+sglang        States those of SGLang
+transformers  States those of transformers
+module        Makes an engine's modules from the modules of a checkpoint
+targets       Finds the first target that names a module
 matching      Matches `ignore` and `targets` as each engine does
 split         Computes the part of a weight that each GPU gets
-limits        Knows which kernels take which sizes
-weights       Holds a checkpoint as engines meet it
-remarks       Holds what there is to say of it, and what to do
-reason        Holds why an engine does not take something, in parts
+limits        Finds the kernel that takes a weight's size
+weights       Holds the shapes, roles and packings of a checkpoint, and its lists
+remarks       Holds remarks on a checkpoint, and ways to mend it
+reason        Holds the reason why an engine refuses a module, in parts
 stored        Makes `Weights` of a stored checkpoint
-units         Names what engines hold as one matrix, by the spelling of every engine
+units         Groups modules that engines hold as one matrix, and names them for every engine
 ignore        Derives `ignore` and config groups from `Weights`, and proves them for every engine
-faults        Finds modules that would be built in another form than stored
-groups        Finds modules that would be built by another config group than they are stored
-forms         Says so in words
-verdicts      Judges: loads, with a caveat, or not
-remedies      Finds changes that would make an engine load it
-advice        Tries them: remedies of verdicts, and the gate of engines that must load it
+faults        Finds modules that an engine would build in another form than the stored one
+groups        Finds modules that an engine would build in another scheme than the stored one
+forms         Turns these faults into remarks
+verdicts      Judges whether an engine loads a checkpoint: yes, with a caveat, or no
+remedies      Finds changes that would make an engine load a checkpoint
+advice        Adds remedies to verdicts, and raises if a required engine refuses a checkpoint
 """
 
 from collections.abc import Callable, Mapping
@@ -35,13 +35,13 @@ __all__ = ["CONTRACTS", "VERSIONS", "speller"]
 CONTRACTS: Final[Mapping[str, Contract]] = {
     one.engine: one for one in (transformers.CONTRACT, vllm.CONTRACT, sglang.CONTRACT)
 }
-"""Newest version that was read of each engine, by engine."""
+"""Engine -> contract of the newest version that was read."""
 
 VERSIONS: Final[tuple[Contract, ...]] = (*CONTRACTS.values(), vllm.OLDEST)
-"""Every version whose names or rules differ: what is written must hold for all of them."""
+"""Contracts of all versions that differ in names or rules; written lists must be right for all of them."""
 
 
 def speller(architecture: Architecture) -> Callable[[str], dict[str, str]]:
-    """Return a function that gives a module's name in the files and, as entries are tried on it, in each engine."""
+    """Return a function from a module to its names: in the files, and in each engine, for matching with entries."""
     spell = {engine: contract.speller(architecture) for engine, contract in CONTRACTS.items()}
     return lambda module: {"files": module, **{engine: of(module) for engine, of in spell.items()}}

@@ -1,7 +1,7 @@
-"""Advice on engines that refuse a checkpoint: what would make them load it, and the gate that says so.
+"""Advice on engines that refuse a checkpoint: changes that would make them load it, and the gate that names these.
 
-Each change is tried on the engines' own rules before it is offered, which takes several times as long as the verdicts:
-`verdicts` has none, and who shows them asks for it.
+Each change is tried on the engines' rules before it is offered, which takes several times as long as the verdicts. So
+`verdicts` gives no advice, and callers that show advice call `advised`.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -20,27 +20,27 @@ __all__ = ["advised", "refuse"]
 
 
 def advised(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
-    """Return verdicts with what would make the engine load the checkpoint on so many GPUs.
+    """Return verdicts with the changes that would make the engine load the checkpoint on the verdict's number of GPUs.
 
     Args:
         weights: the checkpoint.
-        found: its verdicts.
+        found: verdicts on the checkpoint.
     """
     tried = _Tried(weights, weights.thinned())
     return tuple(_advised(tried, one) for one in found)
 
 
 def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
-    """Hold a checkpoint against the engines that must load it.
+    """Raise an error if a required engine cannot load a checkpoint.
 
     Args:
         weights: the checkpoint.
-        found: its verdicts, those of these engines and sizes among them.
-        engines: those that must load it, keys of `CONTRACTS`.
-        tps: the tensor parallel sizes at which they must.
+        found: verdicts on the checkpoint, which must cover these engines and sizes.
+        engines: engines that must load it, keys of `CONTRACTS`.
+        tps: tensor parallel sizes at which they must load it.
 
     Raises:
-        GateError: one of them cannot; every reason, and what all of them would load at all of these sizes.
+        GateError: an engine cannot load it; gives every reason, and changes with which all engines load at all sizes.
     """
     refused = [one for one in chosen(found, engines, tps) if one.loads is Loads.NO]
     if refused:
@@ -55,12 +55,12 @@ def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str],
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """Changed weights that engines were asked about: each change once, for all numbers of GPUs.
+    """Cache of trials: each change is judged once, for all numbers of GPUs.
 
     Args:
         weights: the checkpoint.
-        thin: the same with one expert in each layer.
-        found: sizes at which engines load a change, by these engines, sizes and change.
+        thin: the checkpoint with one expert per layer.
+        found: (engines, sizes, change) -> result of `loaded`.
     """
 
     weights: Weights
@@ -68,7 +68,7 @@ class _Tried:
     found: dict[tuple[object, ...], Mapping[int, bool]] = field(default_factory=dict)
 
     def loaded(self, engines: tuple[str, ...], tps: tuple[int, ...], change: Change) -> Mapping[int, bool]:
-        """The sizes at which all engines load the changed weights, and whether one needs a flag."""
+        """Return the sizes at which all engines load the changed weights, each with True if an engine needs a flag."""
         key = engines, tps, change
         if key not in self.found:
             self.found[key] = _loaded(replace(change.of(self.thin), groups={}), engines, tps)
@@ -84,7 +84,7 @@ def _advised(tried: _Tried, verdict: Verdict) -> Verdict:
 
 
 def _ways(tried: _Tried, engines: Collection[str], tps: Collection[int], problems: Iterable[Remark]) -> tuple[Way, ...]:
-    """Return the ways with which all engines would load at all sizes."""
+    """Return the ways that make all engines load the checkpoint at all sizes."""
     scope = tuple(sorted({*TENSOR_PARALLEL, *tps}))
     splits = not SPLITTING.isdisjoint(engines)
     lifted = [one for one in problems if one.may_be_lifted]
@@ -92,7 +92,7 @@ def _ways(tried: _Tried, engines: Collection[str], tps: Collection[int], problem
 
 
 def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dict[int, bool]:
-    """The sizes at which all engines load weights once their config fits them, and whether one needs a flag."""
+    """Return the sizes at which all engines load weights, if the config fits, each with True if one needs a flag."""
     fits = dict.fromkeys(tps, False)
     for engine in engines:
         refused = tuple(one for one in wrong_forms(weights, CONTRACTS[engine]) if one.topic is Topic.REFUSED)

@@ -1,14 +1,14 @@
-"""An engine's treatment of a checkpoint, as values.
+"""The contract of an engine: how it reads a checkpoint, as values.
 
-An engine builds its modules, packed or plain as `targets` and `ignore` say under its own names, and only then looks
-at the tensors. So a checkpoint loads when both sides agree for every module. A `Contract` says what is needed to
-know that beforehand:
+An engine first builds its modules, packed or plain as `targets` and `ignore` say for its own names, and only then reads
+the tensors. So a checkpoint loads if both agree for every module. A `Contract` holds the facts to decide that
+beforehand:
 
-    modules     which checkpoint modules fill which module of the engine, what that is called and may be
+    modules     the engine's modules, the checkpoint modules that fill each, and the forms that each accepts
     matching    how entries of `ignore` and `targets` name modules
-    on_unknown, on_missing, drops, blind     what becomes of tensors that fit nothing, and of modules without
+    on_unknown, on_missing, drops, blind     the fate of tensors that fit no module, and of modules without tensors
 
-The facts stand in `vllm`, `sglang` and `transformers`, each with the engine's file and line.
+The facts are in `vllm`, `sglang` and `transformers`, each with the engine's file and line.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -46,7 +46,7 @@ __all__ = [
 
 
 class OnUnknown(StrEnum):
-    """Treatment of a tensor that fits nothing."""
+    """Treatment of a tensor that fits no module."""
 
     RAISES = "refused with an error"
     DROPS = "dropped without a word"
@@ -63,22 +63,22 @@ class OnMissing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """One engine, in the versions that behave alike.
+    """Facts about one engine, in the versions that behave alike.
 
     Args:
         engine: `vllm`, `sglang` or `transformers`.
         title: the engine's usual spelling.
-        versions: those that were read, such as `0.33` or `5.17 to 5.24`.
-        rules: rules that turn the checkpoint modules of an architecture into the engine's.
-        names: renames of checkpoint modules, before the rules.
-        paths: from the names of its modules to where tensors are loaded.
-        matching: matching of entries against the modules of an architecture.
-        drops: tensors that are left aside without a word, for people.
-        on_unknown: fate of other tensors that fit nothing.
-        lenient_drafter: a drafter's tensors that fit nothing are dropped all the same.
-        on_missing: fate of modules without tensors.
-        blind: faults that the engine never notices, for people.
-        stacks_experts: plain experts are 3-D parameters, which no entry reaches.
+        versions: versions whose sources were read, such as `0.33` or `5.17 to 5.24`.
+        rules: returns the rules from an architecture's checkpoint modules to the engine's modules.
+        names: returns the renames of checkpoint modules, which are applied before the rules.
+        paths: returns the renames from the engine's module names to the paths of tensors.
+        matching: returns the rules by which entries name modules of an architecture.
+        drops: descriptions of tensors that the engine drops without a message.
+        on_unknown: treatment of other tensors that fit no module.
+        lenient_drafter: True if the engine drops a drafter's tensors that fit no module, whatever `on_unknown` says.
+        on_missing: treatment of modules without tensors.
+        blind: descriptions of faults that the engine never notices.
+        stacks_experts: True if plain experts are 3-D parameters, which no entry reaches.
     """
 
     engine: str
@@ -101,30 +101,30 @@ class Contract:
         return f"{self.title} {self.versions}"
 
     def modules(self, architecture: Architecture) -> tuple[Module, ...]:
-        """Every Linear, embedding and head that the engine builds, in the order of the checkpoint.
+        """Return every Linear, embedding and head that the engine builds, in the order of the checkpoint.
 
-        A checkpoint module that is a shard of none of them is left aside: in vLLM, the keys and values of layers
-        that read those of an earlier one (`left_out`).
+        The engine leaves a checkpoint module aside that is no shard of these (`left_out`): in vLLM, the k_proj and
+        v_proj of layers that use the keys and values of an earlier layer.
         """
         return _modules(self, architecture)
 
     def left_out(self, architecture: Architecture) -> Mapping[str, bool]:
-        """Checkpoint modules that the engine has no module for, and whether their tensors are an error."""
+        """Return checkpoint modules that the engine has no module for, each with True if it stops at their tensors."""
         return left_out(architecture, self.rules(architecture), self.names(architecture))
 
     def unknown_in(self, architecture: Architecture) -> OnUnknown:
-        """Return the treatment of a tensor that fits nothing."""
+        """Return the treatment of a tensor that fits no module."""
         return OnUnknown.DROPS if self.lenient_drafter and architecture.is_assistant else self.on_unknown
 
     def read(self, architecture: Architecture, ignore: Iterable[str], targets: Iterable[str] = ("Linear",)) -> Reading:
-        """A config's entries as this engine reads them: `read(...).packs(module)`."""
+        """Return a config's entries as this engine reads them: `read(...).packs(module)`."""
         return _read(self, architecture, tuple(ignore), tuple(targets))
 
     def speller(self, architecture: Architecture) -> Callable[[str], str]:
-        """Return a function that gives the name of a module or tensor as entries are tried on it.
+        """Return a function from a checkpoint module or tensor to the name that the engine matches entries with.
 
-        A shard of a fused module has a name of its own. What is no Linear and no embedding, and what the engine
-        does not build, has the name it would have.
+        Each shard of a fused module has its own name. A module that the engine does not build, or that is neither a
+        Linear nor an embedding, is only renamed.
         """
         known, renames = _lookups(self, architecture), self.names(architecture)
         return lambda name: known.get(name) or renamed(name, renames)
@@ -142,7 +142,7 @@ def _modules(contract: Contract, architecture: Architecture) -> tuple[Module, ..
 
 @lru_cache(maxsize=64)
 def _lookups(contract: Contract, architecture: Architecture) -> Mapping[str, str]:
-    """Return the name that entries are tried on, by checkpoint module; each expert has its own number."""
+    """Return checkpoint module -> the name that entries are matched with; each expert keeps its own number."""
     reading = contract.read(architecture, ())
     found: dict[str, str] = {}
     for module in _modules(contract, architecture):

@@ -1,13 +1,13 @@
 """Faults of each module when an engine loads a checkpoint.
 
-    built by the entries    stored            then
+    built by the entries    stored            result
     packed                  plain             the loader finds no parameter of that name, or leaves it uninitialised
     plain                   packed            the same, the other way round
-    parts in two forms      anything          the engine stops
-    anything                not accepted      it loads and fails later, or is left aside
+    parts in two forms      any form          the engine stops
+    any form                not accepted      the module loads and fails later, or is left aside
 
-Entries are compared with every shard that is stored; what is not there at all is a problem of its own, for most
-engines never notice.
+Entries are compared with every stored shard. A shard that is not stored is a separate fault, as most engines never
+notice it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ class Stored(StrEnum):
 
 
 class Fault(StrEnum):
-    """Kinds of faults."""
+    """Kind of fault."""
 
     IGNORED = "packed, although ignored"
     UNTARGETED = "packed, although no target names it"
@@ -48,13 +48,13 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One checkpoint module that an engine would not load as it is meant.
+    """A checkpoint module that an engine would not load correctly.
 
     Args:
-        fault: description of what does not fit.
+        fault: kind of the fault.
         module: the engine's module.
-        shard: the checkpoint module; for `PARTS` and `UNNAMED` the first one.
-        detail: the names that differ, or why the engine does not take it; empty where the fault says all.
+        shard: the checkpoint module; for `PARTS` and `UNNAMED`, the first shard of the engine's module.
+        detail: the names that differ, or the reason why the engine does not take the form; empty otherwise.
     """
 
     fault: Fault
@@ -66,13 +66,13 @@ class Problem:
 def judge(
     contract: Contract, architecture: Architecture, reading: Reading, stored: Mapping[str, Stored]
 ) -> Iterator[Problem]:
-    """Compare what an engine would build with what is stored.
+    """Yield the problems of an engine's modules with the stored ones.
 
     Args:
-        contract: the engine.
+        contract: contract of the engine.
         architecture: architecture of the checkpoint.
         reading: `ignore` and `targets`, from `contract.read`.
-        stored: canonical module -> its form; modules that are not stored are left out.
+        stored: canonical module -> stored form, without modules that are not stored.
     """
     spare = set(_unread(architecture))
     for module in contract.modules(architecture):
@@ -93,14 +93,14 @@ def judge(
 
 
 def _unread(architecture: Architecture) -> Iterator[str]:
-    """Keys and values of layers that read those of an earlier one: no engine computes with them."""
+    """Yield the k_proj and v_proj of layers that use an earlier layer's keys and values: engines never use them."""
     for n, layer in enumerate(architecture.text.layers):
         if layer.kv_shared:
             yield from (f"{architecture.text_prefix}layers.{n}.self_attn.{part}_proj" for part in "kv")
 
 
 def _stop(built: Disagreement) -> Problem:
-    """The error an engine stops with."""
+    """Return a disagreement as the problem that the engine stops with."""
     shard = (built.module.shards or (LM_HEAD,))[0]
     if len(set(built.names.values())) == 1:
         return Problem(Fault.UNNAMED, built.module, shard)
@@ -110,7 +110,7 @@ def _stop(built: Disagreement) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """Answers of `ignore` and targets for a module, looked up once for all of its shards."""
+    """Whether `ignore` and `targets` name a module, looked up once for all of its shards."""
 
     ignored: bool | Disagreement
     targeted: bool

@@ -1,4 +1,4 @@
-"""Faults of loading in an engine, in words, whatever the number of GPUs."""
+"""Faults of loading that do not depend on the number of GPUs, as remarks."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -23,11 +23,11 @@ ONE_TARGET: Final = "targets that hold in every engine: patterns for whole layer
 
 
 def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
-    """Every kind of module that an engine would not load as it is meant.
+    """Return a remark for each kind of module that an engine would not load correctly.
 
     Args:
         weights: the checkpoint.
-        contract: the engine.
+        contract: contract of the engine.
     """
     kinds = {_kind(weights, one): one for one in _problems(weights, contract)}
     forms = (_remark(weights, contract, one) for one in kinds.values())
@@ -36,7 +36,7 @@ def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
 
 
 def _tables(weights: Weights, contract: Contract) -> Iterator[Remark]:
-    """Packed tables with zero points, for which no engine has a parameter."""
+    """Yield a remark for each packed table with zero points, for which no engine has a parameter."""
     for one in taken(contract, weights):
         symmetric = weights.schemes[one.shard].symmetric
         if one.module.kind is Kind.EMBEDDING and one.shard in weights.packed and symmetric is False:
@@ -47,19 +47,19 @@ def _problems(weights: Weights, contract: Contract) -> Iterator[Problem]:
     reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
     for one in judge(contract, weights.architecture, reading, weights.forms):
         if weights.targets is None and one.fault is not Fault.MISSING:
-            continue  # without a config section everything is built plain, and is
+            continue  # without a config section, modules are built plain and are stored plain
         if one.fault is not Fault.MISSING or not _unread(weights, one):
             yield one
 
 
 def _kind(weights: Weights, problem: Problem) -> tuple[object, ...]:
-    """Return a key that is equal for problems of many modules that one remark can tell."""
+    """Return a key that is equal for problems that one remark can report together."""
     detail = None if problem.fault is Fault.PARTS else problem.detail
     return problem.fault, label(problem.module), detail, weights.roles.get(problem.shard)
 
 
 def _unread(weights: Weights, problem: Problem) -> bool:
-    """Keys and values that are built, and that nothing reads."""
+    """Return whether a problem is about the keys or values of a layer that uses an earlier layer's."""
     shard = Name(problem.shard)
     layer = shard.decoder_layer
     return (
@@ -81,7 +81,7 @@ def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
 
 
 def _other_group(weights: Weights, misfit: Misfit) -> Remark:
-    """A module that is built by a config group that is not how it is stored."""
+    """Return the remark on a module that the engine builds by a config group that differs from the stored scheme."""
     part = Name(misfit.shard).projection
     subject = label(misfit.module) if misfit.module.name.endswith(part) else f"{label(misfit.module)} ({part})"
     reason = Reason(f"built by config_groups.{misfit.group}: {misfit.difference}")

@@ -1,11 +1,11 @@
-"""The config group that an engine builds each module by, against the scheme that is stored.
+"""Comparison of the config group by which an engine builds each module with the stored scheme.
 
-A config may have several groups. Which of them an engine takes for a module follows from its names and its order
-(`Reading.target`), so that one config may fit in one engine and not in another:
+A config may have several groups. The group that an engine takes for a module depends on the engine's names and order
+of matching (`Reading.target`), so that a config may fit in one engine and not in another:
 
     [`Linear`: int4], [`re:.*self_attn.[qkvo]_proj`: int8]     vLLM builds qkv_proj in int8, SGLang in int4
-    [`Linear`: int4], [q_proj, k_proj, o_proj by name: int8]   a layer whose values are its keys has no v_proj to
-                                                               name, so that qkv_proj is int4 in vLLM
+    [`Linear`: int4], [q_proj, k_proj, o_proj by name: int8]   vLLM builds qkv_proj in int4 in a layer whose values are
+                                                               its keys, as there is no v_proj to name
 
 The experts of a layer are one module, whose three projections must be in one scheme.
 """
@@ -36,13 +36,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """A packed checkpoint module that is stored in another scheme than an engine builds it in.
+    """A packed checkpoint module that an engine builds in another scheme than the stored one.
 
     Args:
-        module: of the engine.
+        module: module of the engine.
         shard: the checkpoint module.
-        group: the name of the config group that the engine takes.
-        difference: between what it says and what is stored.
+        group: name of the config group that the engine takes.
+        difference: difference between the group's scheme and the stored scheme.
     """
 
     module: Module
@@ -53,13 +53,13 @@ class Misfit:
 
 @dataclass(frozen=True, slots=True)
 class SomeMisfit:
-    """A misfit of one checkpoint module in some engines.
+    """A misfit of one checkpoint module, with the engines that have it.
 
     Args:
         shard: the checkpoint module.
-        group: the name of the config group that they take.
-        difference: between what it says and what is stored.
-        engines: those that find it; empty where all do that take the module packed.
+        group: name of the config group that the engines take.
+        difference: difference between the group's scheme and the stored scheme.
+        engines: engines with the misfit; empty if it is every engine that takes the module packed.
     """
 
     shard: str
@@ -69,12 +69,12 @@ class SomeMisfit:
 
     @property
     def text(self) -> str:
-        """The difference, and where engines differ those that find it."""
+        """The difference, with the engines that have it where not all do."""
         return f"{self.difference}, by the names of {' and '.join(self.engines)}" if self.engines else self.difference
 
 
 def misfits_of_all(weights: Weights) -> Iterator[SomeMisfit]:
-    """Yield the misfits of all engines, each once.
+    """Yield each misfit once, with the engines that have it.
 
     Args:
         weights: the checkpoint.
@@ -91,7 +91,7 @@ def misfits_of_all(weights: Weights) -> Iterator[SomeMisfit]:
 
 
 def misfits(contract: Contract, weights: Weights) -> Iterator[Misfit]:
-    """Yield what an engine would build in another scheme than it is stored in; nothing that is damaged or built plain.
+    """Yield modules that an engine builds in another scheme than stored; skips damaged modules and modules built plain.
 
     Args:
         contract: the engine.
@@ -105,7 +105,7 @@ def misfits(contract: Contract, weights: Weights) -> Iterator[Misfit]:
 
 
 def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
-    """Yield the group of each packed module that an engine builds packed, and takes packed.
+    """Yield the config group of each packed checkpoint module that an engine builds packed and accepts packed.
 
     Args:
         contract: the engine.
@@ -127,7 +127,7 @@ def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
 
 
 def _torn_experts(contract: Contract, weights: Weights) -> Iterator[Misfit]:
-    """Yield experts whose projections lie in groups that say different things; engines stop there."""
+    """Yield experts that engines stop at: their groups quantize activations, or give projections different schemes."""
     if not weights.groups:
         return
     reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
@@ -146,5 +146,5 @@ def _groups(reading: Reading, module: Module, weights: Weights) -> list[Declared
 
 
 def _scheme(group: DeclaredGroup) -> DeclaredGroup:
-    """Return the settings of a group, without its name and its targets."""
+    """Return a group without name and targets, to compare schemes."""
     return replace(group, name="", targets=())

@@ -1,13 +1,13 @@
-"""The lists of a config: `ignore` and config groups with which every engine packs what is packed, as it is packed.
+"""The lists of a config: `ignore` and the config groups, which make every engine build each module as it is stored.
 
-    Weights: what is packed, and how  -->  names and patterns  -->  each engine's modules, form by form
+    Weights: packed modules and their packings  -->  names and patterns  -->  check against each engine's modules
 
-Stock vLLM and transformers refuse checkpoints whose `ignore` does not say exactly which modules are built packed.
+Stock vLLM and transformers refuse a checkpoint whose `ignore` does not say exactly which modules are built packed.
 Names differ: `model.language_model.layers.0...` on disk is `language_model.model.layers.0...` in vLLM, and SGLang's
-towers have fused modules without the `.linear` of the file. So what is kept is named by regexes without an anchor,
-one per part of the model, plus the exact names of the few Linears that stand alone. Weights that are packed in several
-ways are in as many config groups, the fewest there can be. The result is proved before it is returned: every module
-that an engine builds is found on the side it was written for, in each version that was read.
+towers have fused modules without the `.linear` of the file. So `ignore` names plain weights by unanchored regexes,
+one per part of the model, and by the exact names of the few Linears that stand alone. Each packing has one config
+group. `prove` checks the lists before they are returned: in each version of each engine that was read, every module
+is built packed if it is stored packed, and plain otherwise.
 """
 
 import re
@@ -33,7 +33,7 @@ from g4convert.names import Name
 __all__ = ["LINEARS", "listed", "prove"]
 
 LINEARS: Final = "Linear"
-"""The target of the config group that most Linears are in; those of other groups are named."""
+"""Target of the config group that holds most Linears; the other groups name their modules."""
 
 _PATTERNS: Final[Mapping[Role, tuple[str, ...]]] = {
     Role.ATTENTION: (r"re:.*\.self_attn\..*",),
@@ -50,24 +50,24 @@ _PATTERNS: Final[Mapping[Role, tuple[str, ...]]] = {
 }
 _PATCH_EMBEDDER: Final = r"re:.*patch_embedder.*"
 _BY_NAME: Final = {*TABLES, Role.LM_HEAD}
-"""Roles whose modules an entry must name: no engine takes a table or a head for a Linear."""
+"""Roles whose modules must be named by an entry: no engine counts a table or a head as a Linear."""
 _TOGETHER: Final[Mapping[Role, set[Role]]] = {
     Role.ATTENTION: {Role.ATTENTION, Role.KV_SHARED},
     Role.KV_SHARED: {Role.ATTENTION, Role.KV_SHARED},
 }
 _ALSO_IN_TOWERS: Final = {Role.ATTENTION, Role.KV_SHARED, Role.MLP}
-"""Roles whose module names the vision tower uses, too."""
+"""Roles whose module names also occur in the vision tower."""
 
 
 def listed(weights: Weights) -> Weights:
-    """A checkpoint with `ignore` and config groups that say what is packed and how; without lists where nothing is.
+    """Return a checkpoint with the `ignore` and config groups that describe its packing; empty if nothing is packed.
 
     Args:
-        weights: the checkpoint; lists it has are replaced.
+        weights: the checkpoint; its own lists are replaced.
 
     Raises:
-        GateError: an entry would ignore a packed Linear, a kept one would be built packed, or one by a scheme that it
-            is not stored in.
+        GateError: an engine would ignore a packed module, build a plain one packed, or build one by a scheme that
+            differs from the stored one.
     """
     if not weights.packed:
         return replace(weights, ignore=(), targets=None, groups={})
@@ -89,8 +89,8 @@ class _Units:
     """Units of a checkpoint, in its order.
 
     Args:
-        packed: packing of each; None of one that is kept.
-        roles: role of each.
+        packed: packing of each unit; None for a unit that stays plain.
+        roles: role of each unit.
     """
 
     packed: Mapping[Unit, Packing | None]
@@ -106,7 +106,7 @@ class _Units:
 
     @property
     def most(self) -> Packing | None:
-        """The packing of most units whose class every engine knows as a Linear; None where none is packed."""
+        """The packing that most packed units have, tables and head aside; None where no other unit is packed."""
         counts = Counter(
             packing for unit, packing in self.packed.items() if packing and self.roles[unit] not in _BY_NAME
         )
@@ -114,7 +114,7 @@ class _Units:
 
 
 def _groups(units: _Units) -> tuple[DeclaredGroup, ...]:
-    """One group for each packing: `Linear` for that of most Linears, entries by name for the others."""
+    """Return one group for each packing: target `Linear` for the most frequent, named entries for the others."""
     named: dict[Packing, list[Unit]] = {}
     most = units.most
     for unit, packing in units.packed.items():
@@ -140,7 +140,7 @@ def _group(name: str, packing: Packing, targets: tuple[str, ...]) -> DeclaredGro
 
 
 def _schemes(weights: Weights) -> dict[str, StoredScheme]:
-    """The schemes in which weights will be stored."""
+    """Return the scheme in which each packed module will be stored."""
     of_packing = {packing: _stored(packing) for packing in {*weights.packed.values()}}
     return {
         module: replace(of_packing[packing], shape=weights.shapes[module]) for module, packing in weights.packed.items()
@@ -153,7 +153,7 @@ def _stored(packing: Packing) -> StoredScheme:
 
 
 def _ignore(weights: Weights, units: _Units) -> tuple[str, ...]:
-    """Full names of what stands alone, then a regex for each part of the model that stays."""
+    """Return full names of plain modules that stand alone, then a regex for each part of the model that stays plain."""
     called = _spellings(weights)
     packed = weights.packed_roles
     tower_is_packed = Role.VISION_TOWER in packed
@@ -176,7 +176,10 @@ def _ignore(weights: Weights, units: _Units) -> tuple[str, ...]:
 
 
 def _kept_parts(units: _Units, role: Role) -> tuple[str, ...]:
-    """Entries of the units of a role that are kept beside others that are packed; those outside of layers have own."""
+    """Return entries for the plain units of a role that is partly packed.
+
+    Units outside of layers have entries of their own, except those of the PLE projection.
+    """
     kept = [
         unit
         for unit, packing in units.packed.items()
@@ -186,7 +189,7 @@ def _kept_parts(units: _Units, role: Role) -> tuple[str, ...]:
 
 
 def _spellings(weights: Weights) -> Mapping[Role, list[dict[str, str]]]:
-    """Return the names of every Linear that is not packed, in every engine, by role; for experts the names of one."""
+    """Return the names of every plain Linear in every engine, by role; for experts, the names of one expert."""
     spell = speller(weights.architecture)
     called: defaultdict[Role, list[dict[str, str]]] = defaultdict(list)
     for module, role in weights.roles.items():
@@ -202,13 +205,13 @@ def _fits(entry: str, spelled: Mapping[str, str]) -> bool:
 
 
 def prove(weights: Weights) -> None:
-    """Show that every version of every engine builds packed what is packed, and nothing else.
+    """Check that every version of every engine builds each module in the form in which it is stored.
 
     Args:
         weights: a checkpoint with its lists.
 
     Raises:
-        GateError: an entry ignores a packed Linear, or a kept one would be built packed; names every kind of module.
+        GateError: a packed module would be built plain, a plain one packed, or one by a wrong scheme; names each kind.
     """
     wrong: dict[str, None] = {}
     for contract in VERSIONS:
@@ -224,7 +227,7 @@ def prove(weights: Weights) -> None:
 
 
 def _wrong(contract: Contract, weights: Weights) -> Iterator[tuple[str, str]]:
-    """Yield kinds of modules that an engine would build in another form, or by another group, than they are stored."""
+    """Yield each kind of module that an engine would build in another form or scheme than stored, and the fault."""
     reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
     for module in contract.modules(weights.architecture):
         built = reading.packs(module)

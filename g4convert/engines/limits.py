@@ -1,8 +1,8 @@
-"""The kernel that takes a packed weight: arithmetic on the sizes that one GPU holds.
+"""The kernel that takes a packed weight, computed from the sizes that one GPU holds.
 
-An engine looks for a kernel when it builds a module, so a size that none takes ends the start of the server. What
-follows was read in the engines' sources: files below `vllm/model_executor/` of vLLM 0.33.0 and below `sglang/` of
-SGLang 0.5.23.
+An engine selects a kernel when it builds a module, so the server does not start if no kernel takes the size. The rules
+below come from the engines' sources: files under `vllm/model_executor/` of vLLM 0.33.0 and under `sglang/` of SGLang
+0.5.23.
 
     vLLM, dense     kernels/linear/__init__.py:539: Machete, Marlin, Conch, Exllama, Triton, Humming, whichever fits
       any           layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:170: whole groups
@@ -11,18 +11,18 @@ SGLang 0.5.23.
                     pass (layers/quantization/utils/marlin_utils.py:222)
       Triton        4 bits, n % 8, groups of 256 (or all k) beside Marlin's (kernels/linear/mixed_precision/
                     triton_w4a16.py:318)
-    vLLM, experts   layers/fused_moe/oracle/int_wna16.py:126: Marlin, then Triton; FlashInfer's know SiLU only
+    vLLM, experts   layers/fused_moe/oracle/int_wna16.py:126: Marlin, then Triton; FlashInfer's kernels know SiLU only
       any           compressed_tensors_moe/compressed_tensors_moe_wna16.py:238, :244: whole groups
       Marlin        h % 128; i is padded to 64 (marlin_utils.py:335, :356)
       Triton        scales by group only (compressed_tensors_moe_wna16.py:127)
-    vLLM on a CPU   kernels/linear/mixed_precision/cpu.py:27: 4 bits, k % 32, n % 32; experts want AMX, and no groups
+    vLLM on a CPU   kernels/linear/mixed_precision/cpu.py:27: 4 bits, k % 32, n % 32; experts need AMX, and no groups
                     of 32 (layers/fused_moe/experts/cpu_moe.py:883, :909)
     SGLang, dense   Marlin, Ampere and newer, and no padding: its tiles are 128 x 64 or 64 x 128
                     (kernels/jit/csrc/gemm/marlin/gptq_marlin.cuh:117, :231); whole groups
                     (srt/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:128)
 
-Letters: n out_features, k in_features, h hidden_size, i width of an expert, g group_size. Exllama takes no bf16; Conch
-and Humming are packages that a user installs, and are not counted on.
+`x % m` above means that m divides x. Letters: n out_features, k in_features, h hidden_size, i width of an expert, g
+group_size. Exllama takes no bf16. Conch and Humming are optional packages, which verdicts do not count on.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Packing:
 
     Args:
         num_bits: 4 or 8.
-        group_size: weights along k that share a scale; None is a whole row.
+        group_size: number of weights along k that share a scale; None for a whole row.
     """
 
     num_bits: int
@@ -77,8 +77,8 @@ class Part:
     """The part of a matrix that one GPU holds.
 
     Args:
-        n: out_features, those of all shards of a fused module together.
-        k: in_features.
+        n: out_features on this GPU, summed over all shards of a fused module.
+        k: in_features on this GPU.
         full_k: in_features of the whole matrix.
     """
 
@@ -89,12 +89,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A kernel takes the part.
+    """The kernel that takes a part.
 
     Args:
-        kernel: its name.
-        padded: sizes it pads, from and to; empty where nothing is padded.
-        slow: reason why it is not the kernel that one wants; empty where it is.
+        kernel: name of the kernel.
+        padded: the sizes that it pads, and to which sizes, as text; empty without padding.
+        slow: reason why the engine's best kernel does not take the part, or what this kernel needs; empty otherwise.
     """
 
     kernel: str
@@ -104,7 +104,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No kernel takes the part: the reason."""
+    """The reason why no kernel takes a part."""
 
     reason: Reason
 
@@ -177,7 +177,7 @@ def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
 
 
 def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
-    """Return the refusal of a split that gives a GPU a part of a group, or None."""
+    """Return a refusal if a GPU would hold a fraction of a group, otherwise None."""
     if g is None or k % g == 0:
         return None
     share = f" / {full_k // k} = {k}" if k != full_k else ""
@@ -185,7 +185,7 @@ def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
 
 
 def _marlin_padding(n: int, k: int, g: int | None) -> str:
-    """The cheaper of the two tiles' sizes [n, k] where neither fits, as text; groups stay whole."""
+    """Return the padding to the cheaper of Marlin's two tiles, as text; empty if a tile fits. Groups stay whole."""
     group = g or 1
     sizes = (_round_up(n, 64), _round_up(k, lcm(128, group))), (_round_up(n, 128), _round_up(k, lcm(64, group)))
     wide = min(sizes, key=lambda size: (size[0] * size[1], sum(size)))

@@ -1,8 +1,8 @@
 """Matching of `ignore` and `targets` entries with an engine's modules.
 
-All engines match names and patterns as `checkpoint.entries` does. They differ in what else an entry may be and in
-which one they take where several fit, which is what `Matching` says, and in whether a module made of several must
-agree about them.
+All engines match names and patterns as `checkpoint.entries` does. They differ in three points, which `Matching` holds:
+other kinds of entry that they know, the entry that they take where several fit, and whether all shards of a fused
+module must agree.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ _LINEAR: Final = "Linear"
 
 
 class By(StrEnum):
-    """Ways in which a target may name a module."""
+    """Way in which a target names a module."""
 
     NAME = "the module's own name"
     SHARDS = "the names of all shards of a fused module"
@@ -31,21 +31,21 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Rules of entries in one engine, for one architecture.
+    """Rules by which one engine matches entries, for one architecture.
 
     Args:
-        fused: last part of a fused module's name -> those of its shards, which are looked up instead.
-        renames: applied to plain entries that have a dot, never to patterns.
-        suffix: a plain entry of `ignore` also names modules that it is the dotted end of.
-        fused_name: an entry of `ignore` that is or fits the fused module's own name settles it.
-        class_in_ignore: class names count in `ignore`, too.
-        class_contains: a target names a module whose class name it is a part of, whatever the case, or a pattern
-            of; otherwise it must be the whole class name.
-        must_target: a Linear that is neither ignored nor targeted is an error, not a plain one.
-        head_by_name: the output head is packed only when a target names it by the rule of `suffix`.
-        order: ways in which a target may name a module, the one that is tried first first.
-        by_alphabet: of several targets that fit in one way, whole names come before patterns and both by the
-            alphabet; otherwise the config's first is taken.
+        fused: last part of a fused module's name -> last parts of its shards' names, which are looked up instead.
+        renames: renames of plain entries that have a dot; patterns are never renamed.
+        suffix: a plain entry of `ignore` also names every module whose name ends with it after a dot.
+        fused_name: an entry of `ignore` that matches the fused module's own name ignores it, whatever the shards say.
+        class_in_ignore: entries of `ignore` may also be class names.
+        class_contains: a target matches a class whose name contains it, in any case, or fits it as a pattern;
+            otherwise it must equal the class name.
+        must_target: the engine stops at a Linear that is neither ignored nor targeted, and does not build it plain.
+        head_by_name: the output head is packed only if a target names it, by the rule of `suffix`.
+        order: ways in which a target names a module, in the order in which the engine tries them.
+        by_alphabet: of several targets that match in one way, the engine takes whole names before patterns, each in
+            alphabetical order; otherwise it takes the first in the config.
     """
 
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -60,26 +60,26 @@ class Matching:
     by_alphabet: bool = False
 
     def entries(self, method: str | None, entries: Iterable[str]) -> Entries:
-        """A list of a config with whole names as the engine renames them.
+        """Return a config's entries with whole names renamed as the engine renames them.
 
         Args:
             method: `quant_method` of the config.
-            entries: as in the config.
+            entries: entries as written in the config.
         """
         return Entries.of(method, entries, self.spelled)
 
     def spelled(self, name: str) -> str:
-        """A whole name of an entry as the engine renames it."""
+        """Return the engine's spelling of an entry that is a whole name."""
         return rename(name, self.renames)
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """Entries on which an engine stops with an error: parts of a module differ, or nothing names it.
+    """Error of an engine at a module whose parts the entries treat differently, or that no entry names.
 
     Args:
-        module: module that it was about to build.
-        names: those looked up, and whether each is to be packed; all False where no target names one.
+        module: module that the engine was about to build.
+        names: each looked-up name, and whether the entries pack it; all False where no target names any.
     """
 
     module: Module
@@ -94,8 +94,8 @@ class Reading:
         matching: the engine's rules.
         ignore: entries of `ignore`.
         targets: targets of all config groups.
-        packed: answers of `packs` so far, by the module's name.
-        found: targets found so far, by the name that was looked up.
+        packed: cache of `packs`, by module name.
+        found: cache of targets, by looked-up name.
     """
 
     matching: Matching
@@ -106,23 +106,23 @@ class Reading:
 
     @classmethod
     def of(cls, matching: Matching, ignore: Iterable[str], targets: Iterable[str]) -> "Reading":
-        """Sort the entries.
+        """Read the entries of a config.
 
         Args:
             matching: the engine's rules.
-            ignore: as in the config.
-            targets: targets of all config groups, in their order.
+            ignore: entries of `ignore`, as written in the config.
+            targets: targets of all config groups, in the order of the config.
         """
         ignored = matching.entries(COMPRESSED_TENSORS, ignore)
         return cls(matching, ignored, Targets.of(targets, matching.spelled, by_alphabet=matching.by_alphabet))
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """Entries that are no regular expression."""
+        """Patterns that are not valid regular expressions."""
         return self.ignore.broken + self.targets.broken
 
     def packs(self, module: Module) -> bool | Disagreement:
-        """Return whether the engine builds a module packed, or the disagreement that it stops on."""
+        """Return whether the engine builds a module packed, or the `Disagreement` at which it stops."""
         if module.name not in self.packed:
             self.packed[module.name] = self._packs(module)
         return self.packed[module.name]
@@ -143,7 +143,7 @@ class Reading:
         return False
 
     def ignores(self, module: Module) -> bool | Disagreement:
-        """Return whether `ignore` names a module: by its own name where that counts, or by all `lookups`."""
+        """Return whether `ignore` names a module, by its own name where the engine tries that, or by all `lookups`."""
         names = self.lookups(module)
         if len(names) > 1 and self._fused_name_ignored(module):
             return True
@@ -153,7 +153,7 @@ class Reading:
         return Disagreement(module, {name: not one for name, one in ignored.items()})
 
     def lookups(self, module: Module) -> tuple[str, ...]:
-        """The names that entries are tried on: those of a fused module's shards, of the first expert, or its own."""
+        """Return the names to match entries with: of a fused module's shards, of expert 0's projections, or its own."""
         if module.kind is Kind.EXPERTS:
             return tuple(f"{module.name}.0.{part}" for part in _EXPERT)
         name = Name(module.name)
@@ -161,42 +161,42 @@ class Reading:
         return tuple(f"{name.owner}.{part}" for part in parts) if parts else (module.name,)
 
     def lookup_of(self, module: Module, shard: str) -> str:
-        """The one of a module's `lookups` that stands for a checkpoint module in it."""
+        """Return the name in a module's `lookups` that stands for a checkpoint module; the first where none does."""
         names = self.lookups(module)
         return next((name for name in names if Name(name).last == Name(shard).projection), names[0])
 
     def ignores_name(self, module: Module, name: str) -> bool:
-        """Return whether `ignore` names a module under one of its `lookups`."""
+        """Return whether `ignore` names a module by `name`, which is one of its `lookups`."""
         if self.ignore.name(name, suffix=self.matching.suffix):
             return True
         return self.matching.class_in_ignore and not self.ignore.plain.isdisjoint(module.classes)
 
     def targets_module(self, module: Module) -> bool:
-        """Return whether targets name a module: itself, all of its shards, or its class."""
+        """Return whether targets name a module: by its name, by all of its shards, or by its class."""
         return all(self._names_target(module, name) for name in self._separate(module))
 
     def taken(self, module: Module) -> tuple[str | None, ...]:
-        """Return the target of each part of a module that is looked up by itself; None where none names it."""
+        """Return the target of each part of a module that is looked up separately; None where no target names it."""
         return tuple(self._target(module, name) for name in self._separate(module))
 
     def target(self, module: Module, shard: str) -> str | None:
-        """Return the target by which the engine builds what a checkpoint module is loaded into; None without one.
+        """Return the target by which the engine builds a checkpoint module's place; None where no target names it.
 
         Args:
-            module: that it is loaded into.
+            module: module of the engine that the checkpoint module is loaded into.
             shard: the checkpoint module.
         """
         return self._target(module, self.lookup_of(module, shard) if module.kind is Kind.EXPERTS else module.name)
 
     def _separate(self, module: Module) -> tuple[str, ...]:
-        """The names that are looked up in `targets` one by one: a fused module's shards stand together."""
+        """Return the names to look up in `targets` separately: expert projections, otherwise the module itself."""
         return self.lookups(module) if module.kind is Kind.EXPERTS else (module.name,)
 
     def _names_target(self, module: Module, name: str) -> bool:
         return self._target(module, name) is not None
 
     def _target(self, module: Module, name: str) -> str | None:
-        """The first target that names a module under one of the names of `_separate`."""
+        """Return the target that names a module by `name`, which is one of `_separate`; None without one."""
         if name not in self.found:
             self.found[name] = self._look_up(module, name)
         return self.found[name]

@@ -1,9 +1,9 @@
-"""The modules of an engine, and the rules that make them from the checkpoint's.
+"""The modules of an engine, and the rules that make them from the checkpoint's modules.
 
-    canonical module  --renames-->  engine's spelling  --first rule that fits-->  module, with others as its shards
+    canonical module  --renames-->  engine's spelling  --first rule that fits-->  engine module, with its shards
 
-Canonical modules are those of `gemma4.expected_weights`: every Linear, the embeddings, and `lm_head` also where it
-is tied and has no tensor.
+The canonical modules are every Linear and embedding in `gemma4.expected_weights`, and `lm_head`, even if it is tied and
+has no tensor.
 """
 
 import re
@@ -21,7 +21,7 @@ from g4convert.names import Name
 __all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "left_out", "rename", "renamed"]
 
 Renames = tuple[tuple[str, str], ...]
-"""Starts of tensor names and what replaces them, one after the other, as vLLM's WeightsMapper does."""
+"""Prefixes of tensor names and their replacements, applied one after the other, as in vLLM's WeightsMapper."""
 
 _WEIGHT: Final = ".weight"
 _NO_NOTE: Final = Reason()
@@ -40,7 +40,7 @@ class Kind(StrEnum):
 
 
 class Accepts(StrEnum):
-    """Form in which a module's weights may be stored so that the engine works."""
+    """Forms of stored weights with which an engine's module works."""
 
     EITHER = "packed or plain"
     PLAIN = "plain"
@@ -56,19 +56,19 @@ class Cut(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module that an engine builds and that weights are loaded into.
+    """A module that an engine builds and loads weights into.
 
     Args:
-        name: name that `ignore` and `targets` are tried on; for experts, the part before `.0.gate_proj`.
-        path: path that the tensors are loaded to, without the parameter's name.
+        name: name that `ignore` and `targets` are matched with; for experts, the part before `.0.gate_proj`.
+        path: path to which tensors are loaded, without the parameter's name.
         kind: kind of the module.
-        classes: names of its class that an entry may give.
-        shards: canonical checkpoint modules that fill it, as far as the architecture has them, in the order of
-            the checkpoint; empty for a tied head.
-        cut: cut that tensor parallelism makes.
-        configured: whether the quantization config reaches it; otherwise it is plain, whatever entries say.
-        accepts: the forms that work.
-        note: reason why only that form works, or a remark.
+        classes: class names by which an entry may name the module.
+        shards: canonical checkpoint modules that fill it and that the architecture has, in the order of the
+            checkpoint; empty for a tied head.
+        cut: dimension along which tensor parallelism splits it.
+        configured: True if the quantization config reaches it; otherwise it is built plain, whatever entries say.
+        accepts: the stored forms that work.
+        note: reason why no other form works, or a remark.
     """
 
     name: str
@@ -87,16 +87,16 @@ class Rule:
     """A rule from checkpoint modules to an engine's module.
 
     Args:
-        pattern: pattern of the whole name, after the renames.
+        pattern: pattern that fits the whole module name, after the renames.
         classes: class names of the engine's module.
-        name: name of the engine's module, with the pattern's groups; None where there is no such module.
-        path: path that its tensors go to, in the same way; None for the name itself.
-        cut: cut that tensor parallelism makes.
-        configured: whether the quantization config is passed to it.
-        accepts: the forms that work; a head that is not tied takes either.
-        note: reason for the form, or a remark.
-        kv_shared: holds in decoder layers that share keys and values only (True), in the others only (False).
-        refused: True if tensors of a module that the engine lacks are an error; otherwise they are left aside.
+        name: template of the engine module's name, with the pattern's groups; None where the engine has no such module.
+        path: template of the path to which its tensors are loaded; None for the name itself.
+        cut: dimension along which tensor parallelism splits it.
+        configured: True if the engine passes the quantization config to it.
+        accepts: the stored forms that work; an untied, configured head takes either.
+        note: reason why no other form works, or a remark.
+        kv_shared: restricts the rule to decoder layers that share keys and values (True) or do not (False).
+        refused: True if the engine stops at tensors of a module that it lacks; otherwise it leaves them aside.
     """
 
     pattern: str
@@ -112,7 +112,7 @@ class Rule:
 
 
 def rename(name: str, renames: Renames) -> str:
-    """A name with its start replaced."""
+    """Return a name with its prefix replaced by each rename that fits, in order."""
     for old, new in renames:
         if name.startswith(old):
             name = new + name.removeprefix(old)
@@ -120,23 +120,23 @@ def rename(name: str, renames: Renames) -> str:
 
 
 def renamed(module: str, renames: Renames) -> str:
-    """A module's name after the renames of tensors; `lm_head.` renames `lm_head`, for its tensors start with that."""
+    """Return a module's name after renames of its tensors: `lm_head.` renames `lm_head`, as it has `lm_head.weight`."""
     return Name(rename(f"{module}{_WEIGHT}", renames)).module
 
 
 def build(
     architecture: Architecture, rules: Iterable[Rule], names: Renames = (), paths: Renames = ()
 ) -> tuple[Module, ...]:
-    """The modules of an engine, in the order of the checkpoint.
+    """Return the modules of an engine, in the order of the checkpoint.
 
     Args:
-        architecture: the model.
-        rules: tried in their order; each checkpoint module must fit one.
-        names: from canonical names to the engine's, before a rule is looked for.
-        paths: from the engine's names to where tensors go, after it.
+        architecture: architecture of the model.
+        rules: rules, of which the first that fits a checkpoint module applies; each module must fit a rule.
+        names: renames from canonical names to the engine's, applied before the rules.
+        paths: renames from the engine's names to the paths of its tensors, applied after the rules.
 
     Raises:
-        LookupError: a checkpoint module that no rule knows; the tables are not complete.
+        LookupError: no rule fits a checkpoint module, so the engine's table is incomplete.
     """
     found: dict[str, Module] = {}
     for kind, shards, match, rule in _ruled(architecture, rules, names):
@@ -154,14 +154,18 @@ def build(
 
 
 def left_out(architecture: Architecture, rules: Iterable[Rule], names: Renames = ()) -> dict[str, bool]:
-    """Canonical modules that the engine has no module for, and whether their tensors are an error."""
+    """Return the canonical modules that the engine has no module for, each with True if it stops at their tensors."""
     return {shards[0]: rule.refused for _, shards, _, rule in _ruled(architecture, rules, names) if rule.name is None}
 
 
 def _ruled(
     architecture: Architecture, rules: Iterable[Rule], names: Renames
 ) -> Iterator[tuple[Kind, tuple[str, ...], re.Match[str], Rule]]:
-    """Checkpoint modules with the first rule that fits each."""
+    """Yield each checkpoint module (kind, canonical names) with the first rule that fits it, and the match.
+
+    Raises:
+        LookupError: no rule fits a module.
+    """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     for kind, shards, shared in _checkpoint_modules(architecture):
         spelled = renamed(shards[0] or LM_HEAD, names)
@@ -175,7 +179,10 @@ def _ruled(
 
 @lru_cache(maxsize=8)
 def _checkpoint_modules(architecture: Architecture) -> tuple[tuple[Kind, tuple[str, ...], bool], ...]:
-    """Kind, canonical names and whether keys and values of its layer are shared; the experts of a layer are one."""
+    """Return each module's kind and canonical names, and True if its layer shares keys and values.
+
+    All experts of a layer are one module. A tied head comes last, without a name.
+    """
     layers = enumerate(architecture.text.layers)
     shared = tuple(f"{architecture.text_prefix}layers.{n}." for n, layer in layers if layer.kv_shared)
     experts: defaultdict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""A reason in parts, so that who prints it may leave out where it stands or join what differs by number of GPUs."""
+"""A reason in parts, so that a report can leave out its source or join reasons that differ in the number of GPUs."""
 
 from dataclasses import dataclass
 

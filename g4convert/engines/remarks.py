@@ -1,4 +1,4 @@
-"""Remarks on a checkpoint in an engine, and ways to mend it: fields here, sentences at the edge."""
+"""Remarks on a checkpoint in an engine, and ways to mend it, as fields that the command line joins to sentences."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ class Topic(StrEnum):
     """Subject of a remark."""
 
     KERNEL = "kernel"
-    """The kernel that takes the weights, and no more than that."""
+    """Name of the kernel that takes the weights; not a fault."""
     PADDING = "padding"
     SLOW = "slow kernel"
     FLAG = "flag"
     NAMES = "names"
-    """Loads, but under names that some programs do not know."""
+    """Loads, but has names that some programs do not know."""
     UNEVEN = "uneven split"
     GROUP = "no kernel"
     FORM = "form"
-    """Built in another form than stored."""
+    """Built in another form than the stored one."""
     REFUSED = "refused"
-    """Loads packed, and does not work."""
+    """Packed, and does not work in that form."""
     MISSING = "missing"
     UNKNOWN = "unknown"
-    """Stored, and fits nothing."""
+    """Stored, but fits no module."""
     STORED = "stored"
-    """Not stored as the config says."""
+    """Stored otherwise than the config says."""
 
 
 _LIFTED: Final = {Topic.UNEVEN, Topic.GROUP, Topic.REFUSED}
@@ -41,13 +41,13 @@ _LIFTED: Final = {Topic.UNEVEN, Topic.GROUP, Topic.REFUSED}
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Something to do about a refusal.
+    """A way to make an engine load a checkpoint.
 
     Args:
-        text: the way, as a command, or in words.
+        text: the command, options or instruction.
         is_option: True if it begins with options of `quantize`.
-        again: True if the checkpoint is already written, so that options mean to write it anew.
-        is_none: True if it says that there is no way.
+        again: True if the checkpoint exists already, so that the user must quantize again with the options.
+        is_none: True if it says that no way exists.
     """
 
     text: str
@@ -56,12 +56,12 @@ class Way:
     is_none: bool = False
 
     def __str__(self) -> str:
-        """Return the way in words."""
+        """Return the instruction in words."""
         return f"{_AGAIN}{self.text}" if self.is_option and self.again else self.text
 
 
 def joined(ways: Iterable[Way]) -> str:
-    """Alternatives in one sentence, which says only once that options mean to write it anew."""
+    """Return alternative ways as one sentence, which says only once to quantize again."""
     texts: list[str] = []
     told = False
     for way in ways:
@@ -72,14 +72,14 @@ def joined(ways: Iterable[Way]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something to know about one kind of module.
+    """A fact about one kind of module in an engine.
 
     Args:
-        topic: subject of the remark.
-        subject: the kind of module; empty where it is the whole checkpoint.
-        reason: fact to know.
-        ways: ways to mend it, as alternatives.
-        role: role of the weights.
+        topic: topic of the remark.
+        subject: the kind of module; empty for the whole checkpoint.
+        reason: the fact.
+        ways: alternative ways to mend it.
+        role: role of the weights; None for the whole checkpoint, or if it is unknown.
     """
 
     topic: Topic
@@ -90,17 +90,17 @@ class Remark:
 
     @property
     def may_be_lifted(self) -> bool:
-        """True if another recipe, or another number of GPUs, may make it untrue."""
+        """True if another recipe, or another number of GPUs, may remove the problem."""
         return self.topic in _LIFTED
 
     @property
     def text(self) -> str:
-        """The fact to know, in a sentence."""
+        """The fact as a sentence."""
         return str(self.reason)
 
     @property
     def remedy(self) -> str:
-        """The ways to mend it, in a sentence."""
+        """The ways to mend it as a sentence."""
         return joined(self.ways)
 
     @property
@@ -109,7 +109,7 @@ class Remark:
         return self.told(self.reason)
 
     def told(self, reason: Reason) -> str:
-        """Return the remark in one line, without the remedy, with the reason in another form."""
+        """Return the remark in one line, without the remedy, with another form of its reason."""
         return f"{self.subject}: {reason}" if self.subject else str(reason)
 
     def to_dict(self) -> dict[str, str]:

@@ -1,11 +1,11 @@
 """Remedies for engines that refuse a checkpoint; each is tried before it is offered.
 
     fewer GPUs            the same weights, split less
-    another group size    where groups would be torn
-    roles left in bf16    of those with problems, so many that all engines asked for load the rest
+    another group size    where a split would tear groups
+    roles left in bf16    roles with problems, until all required engines load the rest
 
-Of several choices of roles the one that leaves the smallest output is offered. A way is tried on every engine and
-number of GPUs that must load the checkpoint at once.
+Of several choices of roles, the choice with the smallest output is offered. A remedy must work for all required engines
+and numbers of GPUs at once.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,24 +22,24 @@ __all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Change", "Trial", "remedies"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Weights as another recipe would have them.
+    """A change of recipe.
 
     Args:
-        group_size: weights of a scale; None leaves the groups.
-        kept: roles left in bf16.
+        group_size: new number of weights that share a scale; None keeps the groups.
+        kept: roles to leave in bf16.
     """
 
     group_size: int | None = None
     kept: tuple[Role, ...] = ()
 
     def of(self, weights: Weights) -> Weights:
-        """Return the weights, changed."""
+        """Return the weights that the changed recipe gives."""
         changed = weights if self.group_size is None else weights.regrouped(self.group_size)
         return changed.without(self.kept) if self.kept else changed
 
 
 Trial = Callable[[Change], Mapping[int, bool]]
-"""Change -> each number of GPUs that all engines asked for load the result on, and whether that takes a flag."""
+"""Change -> the numbers of GPUs on which all required engines load the result, each with True if it needs a flag."""
 
 EXPERT_PARALLEL: Final = "`--enable-expert-parallel`"
 NO_CHOICE: Final = Way("no choice of `--pack` loads: another engine, or another number of GPUs", is_none=True)
@@ -48,13 +48,13 @@ _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial) -> tuple[Way, ...]:
-    """Return the changes that would make engines load a checkpoint, as alternatives.
+    """Return alternative changes that would make engines load a checkpoint.
 
     Args:
         weights: the checkpoint.
-        tps: tensor parallel sizes that it must load at; empty for engines that do not split.
-        problems: all that they refuse.
-        trial: function that asks the engines about changed weights.
+        tps: tensor parallel sizes at which it must load; empty for engines that do not split.
+        problems: the engines' reasons to refuse it.
+        trial: function that judges changed weights by the engines' rules.
     """
     must = tps or (1,)
     ways: list[Way] = []
@@ -75,7 +75,7 @@ def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark
 
 
 def _choices(weights: Weights, refused: Iterable[Role | None]) -> list[tuple[Role, ...]]:
-    """Packed roles to leave in bf16, with something left to pack, the smallest output first."""
+    """Return sets of refused roles to leave in bf16 that leave another role packed, the smallest output first."""
     packed = weights.packed_roles
     odd = sorted(packed.intersection(refused))
     choices = chain.from_iterable(combinations(odd, number) for number in range(1, len(odd) + 1))
@@ -83,7 +83,7 @@ def _choices(weights: Weights, refused: Iterable[Role | None]) -> list[tuple[Rol
 
 
 def _gpus(fits: Mapping[int, bool]) -> str:
-    """Numbers of GPUs, and those that take a flag."""
+    """Return the numbers of GPUs as text, numbers that need a flag last."""
     bare, flagged = ([tp for tp, flag in fits.items() if flag is taken] for taken in (False, True))
     with_flag = f"{_either(flagged)} with {EXPERT_PARALLEL}" if flagged else ""
     return ", ".join(filter(None, (_either(bare) if bare else "", with_flag)))

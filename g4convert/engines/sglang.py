@@ -1,21 +1,22 @@
-r"""SGLang 0.5.23.
+r"""Contract of SGLang 0.5.23.
 
-Names below are files of SGLang under `sglang/srt/`, lines those of 0.5.23.
+Files below are under `sglang/srt/`, with line numbers of 0.5.23.
 
-    names       as in the files, for a module's prefix keeps `model.` (models/gemma4_mm.py:197); experts lie below `moe`
-                (models/gemma4_causal.py:649), the audio tower has other names inside (models/gemma4_audio.py, the map
-                of tensors in models/gemma4_mm.py:766). No entry is renamed: there is no `hf_to_sglang_mapper`
+    names       as in the checkpoint, as a module's prefix keeps `model.` (models/gemma4_mm.py:197); experts lie below
+                `moe` (models/gemma4_causal.py:649), modules of the audio tower have other names
+                (models/gemma4_audio.py; tensors are mapped in models/gemma4_mm.py:766). No entry is renamed: there is
+                no `hf_to_sglang_mapper`
     fused       q, k, v and gate, up (models/gemma4_mm.py:160), in every layer, also where keys and values are shared;
-                in the towers, too (layers/clippable_linear.py), and there the name has no `.linear`
+                also in the towers (layers/clippable_linear.py), where the name has no `.linear`
     ignore      layers/quantization/compressed_tensors/utils.py:24: plain entries by equality or as the dotted end of
                 a name, patterns by `re.match`; all shards or none, unless `ignore` has the fused name itself
     targets     utils.py:103: own name, part of the class name, all shards, in this order, so that `Linear` wins over
-                the shards of a fused module; of several that fit, the config's first. A Linear that none names is an
-                error
-    head        compressed_tensors.py:1095: only a target that names it packs it; a tied head is the embedding unless
+                the shards of a fused module; the config's first target where several fit. A Linear that no target
+                names is an error
+    head        compressed_tensors.py:1095: packed only by a target that names it; a tied head is the embedding unless
                 pipeline parallelism separates them (models/gemma4_mm.py:255)
-    experts     compressed_tensors.py:883: the three projections of expert 0 stand for all
-    loading     models/gemma4_mm.py:877: unknown names are skipped, missing ones logged (:1083)
+    experts     compressed_tensors.py:883: the three projections of expert 0 stand for all experts
+    loading     models/gemma4_mm.py:877: unknown tensors are skipped, missing tensors logged (:1083)
 """
 
 from typing import Final

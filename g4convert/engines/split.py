@@ -1,11 +1,11 @@
 """The part of a module that one GPU holds, split as vLLM and SGLang split it.
 
-    attention        whole heads; keys and values are repeated where there are more GPUs than heads of them (vLLM 0.33
+    attention        whole heads; key and value heads are repeated if there are more GPUs than such heads (vLLM 0.33
                      `models/gemma4.py:386`, SGLang 0.5.23 `models/gemma4_causal.py:342`)
     o_proj, down     along in_features
-    the rest         along out_features, each shard of a fused module for itself
+    the rest         along out_features, each shard of a fused module separately
 
-`vllm/model_executor/models/` and `sglang/srt/models/` hold the files. Where values are keys, both are built.
+The files are under `vllm/model_executor/` and `sglang/srt/`. Where values are keys, engines build both projections.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ __all__ = ["Uneven", "part_of", "uneven"]
 
 @dataclass(frozen=True, slots=True)
 class Uneven:
-    """A module cannot be split over so many GPUs: the reason."""
+    """The reason why a module cannot be split over a number of GPUs."""
 
     reason: Reason
 
@@ -37,12 +37,12 @@ class _Heads:
 def part_of(
     module: Module, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], tp: int
 ) -> Part | Uneven:
-    """The part of a Linear on each of `tp` GPUs.
+    """Return the part of a Linear on each of `tp` GPUs, or the reason why it cannot be split.
 
     Args:
         module: module of an engine; at least one of its shards is stored.
         architecture: architecture of the checkpoint.
-        shapes: canonical module -> [out_features, in_features], of those that are stored.
+        shapes: canonical module -> [out_features, in_features], for stored modules.
         tp: tensor parallel size.
     """
     sizes = [shapes[shard] for shard in module.shards if shard in shapes]
@@ -59,10 +59,10 @@ def part_of(
 
 
 def uneven(what: str, tp: int) -> Uneven:
-    """The refusal of what cannot be split over `tp` GPUs.
+    """Return the reason that something cannot be split over `tp` GPUs.
 
     Args:
-        what: such as `704 inputs`.
+        what: name of the thing, such as `704 inputs`.
         tp: tensor parallel size.
     """
     return Uneven(Reason(f"{what} cannot be split ", share=f"over {tp} GPUs"))
@@ -77,7 +77,7 @@ def _attention(heads: _Heads, k: int, tp: int) -> Part | Uneven:
 
 
 def _heads(module: Module, architecture: Architecture) -> _Heads:
-    """The heads of the attention that a fused projection is for."""
+    """Return the heads of the attention that a fused projection belongs to."""
     vision, audio = architecture.vision, architecture.audio
     if "vision_tower" in module.name and isinstance(vision, VisionTower):
         return _Heads(vision.heads, vision.kv_heads, vision.head_dim)

@@ -1,4 +1,4 @@
-"""A stored checkpoint as engines meet it: its tensors and what its config declares, as `Weights`."""
+"""A stored checkpoint as `Weights`: its tensors, and what its config declares."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ _INT4: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
-    """A checkpoint as it was read: once, for everything that judges it.
+    """A checkpoint that is read once, and then judged by all checks.
 
     Args:
-        checkpoint: its files.
-        contents: kind of each tensor.
-        section: the config's quantization section; None without one.
-        weights: the checkpoint as engines meet it.
+        checkpoint: files of the checkpoint.
+        contents: meaning of each tensor.
+        section: the config's quantization section; None without a section.
+        weights: the weights as the engines' rules need them.
     """
 
     checkpoint: Checkpoint
@@ -41,8 +41,8 @@ class StoredCheckpoint:
         """Read a checkpoint.
 
         Args:
-            checkpoint: its files.
-            architecture: architecture whose names and shapes are looked for.
+            checkpoint: files of the checkpoint.
+            architecture: architecture that gives the expected names and shapes.
         """
         return cls._declaring(checkpoint, Contents.of(checkpoint.infos, architecture), checkpoint.config)
 
@@ -52,12 +52,12 @@ class StoredCheckpoint:
         return cls(checkpoint, contents, section, _stored_weights(contents, _said(section)))
 
     def declaring(self, config: Mapping[str, Any]) -> "StoredCheckpoint":
-        """Return the same tensors with a config that says something else of quantization, and nothing else."""
+        """Return the same tensors with another config, which may differ in its quantization section only."""
         return self._declaring(replace(self.checkpoint, config=config), self.contents, config)
 
     @property
     def declared(self) -> Declared | None:
-        """The parsed section; None also where it says nothing."""
+        """The parsed section; None also for an empty section."""
         return _said(self.section)
 
 
@@ -66,11 +66,11 @@ def _said(section: Declared | None) -> Declared | None:
 
 
 def _stored_weights(contents: Contents, declared: Declared | None) -> Weights:
-    """A checkpoint as engines meet it.
+    """Return a checkpoint's `Weights`.
 
     Args:
-        contents: its tensors.
-        declared: the config's quantization section; None where it says nothing.
+        contents: tensors of the checkpoint.
+        declared: the config's quantization section; None for a missing or empty section.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     roles: dict[str, Role] = {}

@@ -1,4 +1,4 @@
-"""Targets of all config groups, in the order in which one engine tries them."""
+"""Targets of all config groups, in the order in which an engine tries them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ _PATTERN: Final = "re:"
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Targets, ready to be tried on thousands of names.
+    """Targets, prepared to be matched with thousands of names.
 
     Args:
-        written: as in the config, the one that is tried first first.
-        places: whole names and class names, as the engine spells them, and their places in `written`.
-        undotted: those without a dot, in lower case: class names and parts of them.
-        patterns: places of patterns, and what they do.
-        broken: entries that are no regular expression; they name nothing.
+        written: targets as written in the config, in the order in which the engine tries them.
+        places: whole name or class name, as the engine spells it -> its place in `written`.
+        undotted: the same for names without a dot, in lower case: class names and parts of class names.
+        patterns: place in `written` and matcher of each pattern.
+        broken: patterns that are not valid regular expressions; they match no name.
     """
 
     written: tuple[str, ...]
@@ -33,12 +33,12 @@ class Targets:
 
     @classmethod
     def of(cls, targets: Iterable[str], spelled: Callable[[str], str], *, by_alphabet: bool) -> "Targets":
-        """Sort targets.
+        """Prepare targets.
 
         Args:
-            targets: of all config groups.
-            spelled: what the engine does to whole names.
-            by_alphabet: whole names before patterns, both by the alphabet; otherwise as they come.
+            targets: targets of all config groups, in the order of the config.
+            spelled: returns the engine's spelling of a whole name.
+            by_alphabet: try whole names before patterns, each in alphabetical order; otherwise in the given order.
         """
         written = tuple(dict.fromkeys(targets))
         if by_alphabet:
@@ -53,11 +53,11 @@ class Targets:
         return cls(written, places, undotted, patterns, tuple(entry for one in read for entry in one.broken))
 
     def named(self, name: str, *, suffix: bool = False) -> str | None:
-        """Return the first that is a name, or whose pattern fits it.
+        """Return the first target that equals a name, or whose pattern fits it; None without one.
 
         Args:
-            name: of a module, or of a class.
-            suffix: a whole name also names modules that it is the dotted end of.
+            name: name of a module, or of a class.
+            suffix: a whole name as target also matches if `name` ends with it after a dot.
         """
         names = Name(name).ends() if suffix else (name,)
         found = [self.places[one] for one in names if one in self.places]
@@ -65,12 +65,12 @@ class Targets:
         return self.written[min(found)] if found else None
 
     def of_class(self, classes: Iterable[str]) -> str | None:
-        """Return the first that is the name of one of a module's classes."""
+        """Return the first target that equals one of a module's class names; None without one."""
         found = [self.places[name] for name in classes if name in self.places]
         return self.written[min(found)] if found else None
 
     def within_class(self, classes: Iterable[str]) -> str | None:
-        """Return the first that is a part of a class's name, whatever the case, or whose pattern fits it."""
+        """Return the first target that a class name contains, in any case, or fits as a pattern; None without one."""
         names = tuple(classes)
         lowered = [name.lower() for name in names]
         found = [place for part, place in self.undotted.items() if any(part in name for name in lowered)]

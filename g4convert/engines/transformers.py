@@ -1,18 +1,18 @@
-r"""transformers 5.17 to 5.24, which hands the matching to compressed-tensors (0.17 to 0.20).
+r"""Contract of transformers 5.17 to 5.24, which matches entries with compressed-tensors (0.17 to 0.20).
 
-names       as in the files; of a unified model the embedder's parts lie below `embed_vision`
+names       as in the checkpoint; in a unified model the embedder's parts lie below `embed_vision`
             (transformers `conversion_mapping.py`, entry `gemma4_unified`). Entries are not renamed
-fused       nothing
+fused       no modules
 matching    compressed_tensors `utils/match.py`, `match_named_modules`: equality, `re.match`, or the name of a
-            class or a base class, in `targets` and in `ignore`; then `quantization/lifecycle/apply.py` takes
+            class or a base class, in `targets` and in `ignore`; then `quantization/lifecycle/apply.py` selects
             Linears and embeddings
 group       `utils/match.py`, `match_targets`: names before classes, whole names before patterns, then the alphabet
-experts     3-D parameters, no modules: stored one by one they are matched as Linears would be and then left
-            aside, and the experts stay random, for `conversion_mapping.py` has no entry that merges them
-releases    from 5.23 on zero points are refused (`weight_zero_point` has another shape) unless dequantized while
-            loaded, and so are scales of activations without a dimension; before 5.24 a `kv_cache_scheme`
-            raises where layers differ in their heads; 5.23 builds no assistants
-kv shared   layers that share keys and values have neither projection
+experts     3-D parameters, not modules. Experts that are stored one by one match entries as Linears do, but are not
+            loaded, as no entry of `conversion_mapping.py` merges them: the model's experts stay random
+releases    from 5.23 on refuses zero points (`weight_zero_point` has another shape) unless it dequantizes while it
+            loads, and 0-dimensional scales of activations; before 5.24 a `kv_cache_scheme` raises where layers
+            differ in their heads; 5.23 builds no assistants
+kv shared   layers that share keys and values have no k_proj and no v_proj
 """
 
 from dataclasses import replace

@@ -1,13 +1,13 @@
-r"""Units of a checkpoint that a config names, and entries that name them in every engine.
+r"""Units of a checkpoint, and the entries of a config that name them in every engine.
 
-    unit       what engines hold as one matrix: q, k and v; gate and up; all experts of a layer; else one module
-    entry      a regex without an anchor, by the spelling of every engine: `layers.3.mlp.gate_proj` on disk is
-               `layers.3.mlp.gate_up_proj` in vLLM, and experts lie below `moe` in some
+    unit       modules that engines hold as one matrix: q, k and v; gate and up; all experts of a layer; or one module
+    entry      an unanchored regex that fits the unit's name in every engine: `layers.3.mlp.gate_proj` on disk is
+               `layers.3.mlp.gate_up_proj` in vLLM, and experts lie below `moe` in some engines
 
     re:.*language_model.*layers\.(0|1|5)\.(self_attn\.(q|k|v|qkv)_proj|mlp\.down_proj)
 
-Entries of units do not overlap, so no engine's order of entries counts. The towers use the same names as the decoder;
-what precedes the layers tells them apart.
+Entries of different units do not overlap, so an engine's order of matching does not matter. Towers and decoder use the
+same names inside their layers; the part before `layers` tells them apart.
 """
 
 import re
@@ -33,7 +33,7 @@ _WHOLE: Final[Mapping[str, frozenset[str]]] = {
     r"self_attn\.": frozenset({r"self_attn\.(q|k|v|qkv)_proj", r"self_attn\.o_proj"}),
     r"mlp\.": frozenset({r"mlp\.(gate|up|gate_up)_proj", r"mlp\.down_proj"}),
 }
-"""Names that are shorter where all of a layer's attention or MLP is meant."""
+"""Shorter name of a layer's whole attention or MLP -> the parts that it replaces."""
 _VISION: Final = ".*vision_tower"
 
 
@@ -42,17 +42,17 @@ _NAMED: Final[Mapping[str, tuple[str, str]]] = {
     r"mlp\.(gate|up|gate_up)_proj": ("mlp.gate_up_proj", "*.mlp.[gu]*_proj"),
     _EXPERTS: ("experts", "*.experts.*"),
 }
-"""Name for people, and pattern of a recipe, of parts that are several modules."""
+"""Part of several modules -> its name in messages, and its pattern in a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One unit.
+    """Checkpoint modules that engines hold as one matrix.
 
     Args:
-        place: start of the entries that name it.
+        place: regex of the part before `layers`, with which its entries begin.
         layer: number of its layer; None outside of layers.
-        part: regex of its name, in the layer or as a whole.
+        part: regex of its name within the layer, or of its last name part outside of layers.
     """
 
     place: str
@@ -61,34 +61,34 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """The part for people: `self_attn.qkv_proj`, `lm_head`."""
+        """Name without the layer, for messages: `self_attn.qkv_proj`, `lm_head`."""
         return _NAMED[self.part][0] if self.part in _NAMED else self._path
 
     @property
     def label(self) -> str:
-        """The unit for people: `layers.3.self_attn.qkv_proj`, `lm_head`."""
+        """Name with the layer, for messages: `layers.3.self_attn.qkv_proj`, `lm_head`."""
         return self.name if self.layer is None else f"layers.{self.layer}.{self.name}"
 
     @property
     def pattern(self) -> str:
-        """The `names` of a recipe's rule that is for such units in every layer: `*.self_attn.[qkv]_proj`."""
+        """The `names` pattern of a recipe's rule for this part in every layer: `*.self_attn.[qkv]_proj`."""
         if self.part in _NAMED:
             return _NAMED[self.part][1]
         return f"*{self._path}" if self.layer is None else f"*.{self._path}"
 
     @property
     def _path(self) -> str:
-        """The name of a part that is one module."""
+        """The name of a part that is a single module, without regex escapes."""
         return re.sub(r"\\(.)", r"\1", self.part).removesuffix("$")
 
 
 def unit_of(module: Name, role: Role, architecture: Architecture) -> Unit:
-    """The unit that a checkpoint module is part of.
+    """Return the unit that a checkpoint module belongs to.
 
     Args:
-        module: canonical name.
-        role: its role.
-        architecture: of the checkpoint.
+        module: canonical name of the module.
+        role: role of the module.
+        architecture: architecture of the checkpoint.
     """
     if role is Role.VISION_TOWER and module.layer is not None:
         path = module.partition(f".layers.{module.layer}.")[2].removesuffix(".linear")
@@ -102,12 +102,11 @@ def unit_of(module: Name, role: Role, architecture: Architecture) -> Unit:
 
 
 def entries(units: Iterable[Unit], everything: Iterable[Unit]) -> tuple[str, ...]:
-    """The shortest entries for some units, in the order of the checkpoint.
+    """Return the shortest entries for units, in the order of the checkpoint.
 
     Args:
         units: units to name.
-        everything: all units of the checkpoint, those among them; a layer is named only where others have the part,
-            too, and are not meant.
+        everything: all units of the checkpoint; entries give layer numbers only if other layers have the part, too.
     """
     layers, present = _layers(units), _layers(everything)
     parts: defaultdict[tuple[str, tuple[int, ...] | None], list[str]] = defaultdict(list)
@@ -120,7 +119,7 @@ def entries(units: Iterable[Unit], everything: Iterable[Unit]) -> tuple[str, ...
 
 
 def _layers(units: Iterable[Unit]) -> dict[tuple[str, str], set[int]]:
-    """Layers that have a part; empty outside of layers."""
+    """Return (place, part) -> the layers that have it; empty outside of layers."""
     found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for unit in units:
         found[unit.place, unit.part].update(() if unit.layer is None else (unit.layer,))
@@ -128,7 +127,7 @@ def _layers(units: Iterable[Unit]) -> dict[tuple[str, str], set[int]]:
 
 
 def _shortened(parts: list[str]) -> list[str]:
-    """Parts with all of an attention or MLP as one."""
+    """Return the parts, with a whole attention or a whole MLP replaced by its short name."""
     for short, whole in _WHOLE.items():
         if whole <= {*parts}:
             parts = [short, *(part for part in parts if part not in whole)]
@@ -136,7 +135,7 @@ def _shortened(parts: list[str]) -> list[str]:
 
 
 def _entries(place: str, numbers: tuple[int, ...] | None, parts: list[str]) -> Iterable[str]:
-    """One entry for parts of layers, one each for what lies outside."""
+    """Yield one entry for all parts in layers, and one for each part outside of layers."""
     inside = [part for part in parts if not part.endswith("$")]
     if inside:
         of_layers = rf"layers\.({'|'.join(map(str, numbers))})\." if numbers else r"\."

@@ -1,11 +1,11 @@
-"""Does an engine load it, on how many GPUs, and with which kernel: the verdicts.
+"""Verdicts: whether an engine loads a checkpoint, on how many GPUs, and with which kernels.
 
-    forms of all weights, `ignore`, `targets`  -- judge ---->  what no number of GPUs changes
-    sizes of each GPU's part                   -- kernels -->  what takes it, or why nothing does
-    other roles, groups, numbers of GPUs       -- advice --->  what would be taken, tried
+    forms of all weights, `ignore`, `targets`  -- judge ---->  problems at any number of GPUs
+    sizes of each GPU's part                   -- kernels -->  the kernel, or the reason why there is none
+    other roles, groups, numbers of GPUs       -- advice --->  changes that were tried and would load
 
-A verdict is `yes`, `caveat` (a flag to pass, zeros to pad with, a slower kernel) or `no`, with the reason and
-what to do about it. A model in transformers is spread over GPUs, not split: one verdict.
+A verdict is `yes`, `caveat` (the user passes a flag, a kernel pads with zeros, or a slower kernel runs) or `no`, with
+the reason and the remedies. transformers spreads a model over GPUs and splits no weight, so it gets one verdict.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +38,7 @@ from g4convert.gemma4 import Role
 __all__ = ["BASIS", "SPLITTING", "TENSOR_PARALLEL", "Loads", "Verdict", "chosen", "judged", "verdicts"]
 
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
-"""The numbers of GPUs that verdicts are given for unless others are asked for."""
+"""Default numbers of GPUs to give verdicts for."""
 
 BASIS: Final = "read in the engines' sources; no GPU has run them"
 """Source of the rules behind every verdict."""
@@ -51,7 +51,7 @@ _TORN: Final = {Topic.UNEVEN, Topic.GROUP}
 
 
 class Loads(StrEnum):
-    """Verdict on whether an engine loads a checkpoint and computes what it means."""
+    """Verdict on whether an engine loads a checkpoint and computes with the weights that it stores."""
 
     YES = "yes"
     CAVEAT = "caveat"
@@ -60,17 +60,17 @@ class Loads(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One engine on one number of GPUs.
+    """Verdict on a checkpoint in one engine at one tensor parallel size.
 
     Args:
         engine: key of `CONTRACTS`.
-        label: name and versions.
+        label: name and versions of the engine.
         tp: tensor parallel size.
         kernels: names of the kernels that run the packed weights; for transformers, the way it runs them.
-        caveats: it loads, but.
-        problems: problems with which it does not load, or computes with other weights than are stored.
+        caveats: remarks on a checkpoint that loads.
+        problems: reasons why the engine does not load the checkpoint, or computes with other weights than it stores.
         notes: other remarks.
-        remedies: changes that would make it load, as alternatives; `advised` finds them.
+        remedies: alternative changes that would make the checkpoint load; `advised` finds them.
     """
 
     engine: str
@@ -84,18 +84,18 @@ class Verdict:
 
     @property
     def loads(self) -> Loads:
-        """The verdict in a word."""
+        """`no` with problems, `caveat` with caveats only, otherwise `yes`."""
         return Loads.NO if self.problems else Loads.CAVEAT if self.caveats else Loads.YES
 
     @property
     def told(self) -> tuple[Remark, ...]:
-        """Reasons of a refusal, or else remarks; sizes only where nothing is wrong at any number of GPUs."""
+        """The problems, or the caveats where there are none; size problems only where there is no other problem."""
         whole = tuple(one for one in self.problems if one.topic not in _TORN)
         return whole or self.problems or self.caveats
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """Ways to make it load, as alternatives; one that lifts a refusal writes all anew and mends the rest."""
+        """Alternative ways to make it load; `remedies` alone where a new recipe helps, as that mends the rest, too."""
         if any(one.may_be_lifted for one in self.told):
             return self.remedies
         return tuple(dict.fromkeys(way for one in self.told for way in one.ways))
@@ -126,7 +126,7 @@ def verdicts(
         tps: tensor parallel sizes.
 
     Returns:
-        One for each engine and size; of transformers, one.
+        One verdict for each engine and size; a single verdict for transformers.
     """
     sizes, thin = tuple(dict.fromkeys(tps)), weights.thinned()
     return tuple(
@@ -137,10 +137,10 @@ def verdicts(
 
 
 def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int]) -> tuple[Verdict, ...]:
-    """Those of some engines and sizes; the one of an engine that does not split stands for any size.
+    """Return the verdicts on the given engines and sizes; an engine that does not split has one verdict for all sizes.
 
     Args:
-        found: verdicts.
+        found: verdicts to choose from.
         engines: keys of `CONTRACTS`, in the order wanted.
         tps: tensor parallel sizes, in the order wanted.
     """
@@ -151,13 +151,13 @@ def chosen(found: Iterable[Verdict], engines: Iterable[str], tps: Iterable[int])
 
 
 def judged(weights: Weights, contract: Contract, tps: Iterable[int], problems: tuple[Remark, ...]) -> Iterator[Verdict]:
-    """Yield the verdicts of one engine.
+    """Yield one engine's verdicts.
 
     Args:
-        weights: the checkpoint, or one that differs from it in what sizes do not depend on.
-        contract: the engine's.
+        weights: the checkpoint, or its `thinned` form.
+        contract: contract of the engine.
         tps: tensor parallel sizes.
-        problems: those of any number of GPUs.
+        problems: problems that exist at every number of GPUs.
     """
     whole = Verdict(contract.engine, contract.label, 1, problems=problems)
     if contract.engine not in _DENSE:
@@ -171,7 +171,7 @@ def judged(weights: Weights, contract: Contract, tps: Iterable[int], problems: t
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """One checkpoint in one engine that splits; of modules that differ in their layer only, one."""
+    """A checkpoint in an engine that splits; one module stands for all modules that differ only in their layer."""
 
     weights: Weights
     contract: Contract
@@ -183,10 +183,10 @@ class _Split:
         return cls(weights, contract, tuple({weights.likeness(module): module for module in stored}.values()))
 
     def verdict(self, whole: Verdict) -> Verdict:
-        """The verdict for a number of GPUs.
+        """Return the verdict for one number of GPUs.
 
         Args:
-            whole: verdict that holds for any number; its `tp` is the number.
+            whole: verdict with the problems that exist at every number of GPUs; its `tp` is the number to judge.
         """
         remarks = tuple(dict.fromkeys(self._remarks(whole.tp)))
         torn = tuple(one for one in remarks if one.topic in _TORN)
@@ -198,7 +198,7 @@ class _Split:
         return replace(whole, kernels=kernels, caveats=caveats, problems=(*whole.problems, *torn))
 
     def on_a_cpu(self) -> Iterator[str]:
-        """Yield what vLLM's build for CPUs has no kernel for."""
+        """Yield a note for each module that vLLM's CPU build has no kernel for."""
         for module in self.modules:
             packing = self.weights.packing(module)
             if packing is None:
@@ -212,7 +212,7 @@ class _Split:
                 yield f"on a CPU: {label(module)}: {found.reason}"
 
     def _remarks(self, tp: int) -> Iterator[Remark]:
-        """Yield remarks about every module on so many GPUs."""
+        """Yield remarks about every module on `tp` GPUs."""
         for module in self.modules:
             subject, role = label(module), self.weights.role(module)
             packing = self.weights.packing(module)
@@ -229,7 +229,7 @@ class _Split:
                         yield Remark(Topic.SLOW, subject, Reason(f"{kernel}, slower: {slow}"), role=role)
 
     def _taken(self, module: Module, packing: Packing | None, tp: int) -> Taken | Refused | Uneven | None:
-        """The kernel, or why there is none; None of plain modules."""
+        """Return the kernel of a module, or the reason why there is none; None for a plain module."""
         if module.kind is Kind.LINEAR or (module.kind is Kind.HEAD and packing is not None):
             part = self._part(module, tp)
             if isinstance(part, Uneven) or packing is None:
@@ -237,7 +237,7 @@ class _Split:
             return _DENSE[self.contract.engine](part, packing)
         experts = self.weights.architecture.text.experts
         if module.kind is not Kind.EXPERTS or experts is None:
-            return None  # tables, and heads that are not packed, are padded
+            return None  # engines pad tables, and heads that are not packed
         h, i = self.weights.architecture.text.hidden_size, experts.intermediate_size
         if i % tp:
             return uneven(f"{i} inputs", tp)
@@ -247,13 +247,13 @@ class _Split:
         return part_of(module, self.weights.architecture, self.weights.shapes, tp)
 
     def _saved_by_expert_parallel(self, torn: Iterable[Remark]) -> bool:
-        """Return whether only experts do not fit, and would unsplit (vLLM 0.33, `fused_moe/config.py:1198`)."""
+        """Return whether experts alone do not fit, and fit unsplit (vLLM 0.33, `fused_moe/config.py:1198`)."""
         if self.contract.engine != "vllm" or any(one.role is not Role.EXPERTS for one in torn):
             return False
         return not any(one.role is Role.EXPERTS and one.topic in _TORN for one in self._remarks(1))
 
 
 def _expert_parallel(torn: Remark) -> Remark:
-    """Return the remark that experts do not fit when split, with the flag to pass."""
+    """Return a remark that names the flag to pass because experts do not fit when split."""
     reason = replace(torn.reason, text=f"needs {EXPERT_PARALLEL}, which leaves experts whole: {torn.reason.text}")
     return Remark(Topic.FLAG, torn.subject, reason, role=torn.role)

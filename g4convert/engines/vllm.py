@@ -1,33 +1,32 @@
-r"""vLLM: 0.33.0, and 0.23.0, the first release that has Gemma 4 Unified (0.22.1 falls back to transformers).
+r"""Contracts of vLLM 0.33.0, and 0.23.0, the first release with Gemma 4 Unified (0.22.1 falls back to transformers).
 
-Names below are files of vLLM under `vllm/model_executor/`, lines those of 0.33.0.
+Files below are under `vllm/model_executor/`, with line numbers of 0.33.0.
 
     names       models/gemma4_mm.py:1066 and models/gemma4_unified.py:242 rename tensors, and with them plain entries
                 (layers/quantization/compressed_tensors/compressed_tensors.py:129): `model.language_model.` becomes
                 `language_model.model.`, `model.vision_tower` loses its `model.`. Patterns are not renamed. The
                 text-only class keeps `model.` (models/gemma4.py:1405)
-    fused       models/gemma4.py:86 and :1425: q, k, v and gate, up. Layers that share keys and values have a q_proj
-                alone (:412), their k_proj, v_proj and k_norm are dropped (:118). Where values are keys, k_proj fills
+    fused       models/gemma4.py:86 and :1425: q, k, v and gate, up. Layers that share keys and values have only a
+                q_proj (:412); their k_proj, v_proj and k_norm are dropped (:118). Where values are keys, k_proj fills
                 both shards and a stored v_proj is an error
     ignore      layers/quantization/utils/config_utils.py:384: a fused module's own name first, then all shards or
                 none; equality or `re.match` (:432). No class names
     targets     layers/quantization/compressed_tensors/utils.py:73: own name, all shards, or a part of the class name,
-                in this order; of several that fit, the config's first. The group is that of this target
+                in this order; the config's first target where several fit. That target's group builds the module
     experts     layers/quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py:36: the three
-                projections of expert 0 stand for all
-    drafter     models/gemma4_mtp.py: modules below `draft_model`, tensors below `model`. Its config is read anew
-                (models/utils.py:985), so neither renames nor fused names are known to it: `gate_up_proj` is looked
-                up as it is
-    head        compressed_tensors.py, `get_quant_method`: as a Linear; whether it is tied is read at the top of the
-                config (config/vllm.py:1012)
-    tables      the same: int weights without zero points, by groups or rows, in lookups only, so that a table that is
-                the head, too, must be plain
+                projections of expert 0 stand for all experts
+    drafter     models/gemma4_mtp.py: modules below `draft_model`, tensors below `model`. The drafter's config is read
+                anew (models/utils.py:985), without renames and fused names: vLLM looks up `gate_up_proj` itself
+    head        compressed_tensors.py, `get_quant_method`: as a Linear; `tie_word_embeddings` is read at the top level
+                of the config (config/vllm.py:1012)
+    tables      compressed_tensors.py, `get_quant_method`: int weights without zero points, by groups or rows, for
+                lookups only: a table that is also the head must be plain
     missing     model_loader/default_loader.py:512: not tracked for quantized models
 
-0.23.0 differs where `_OLD` says: experts below `moe`, a whole qkv_proj in every layer, the fused module's own name
-settles nothing as a pattern, the class is tried before the shards, no quantization in drafters. Between the commits
-of pull requests 44429 and 44571, which no release holds, the unified `patch_dense` had no prefix at all, and no entry
-could name it.
+0.23.0 differs as `_OLD` says: experts lie below `moe`; every layer has a whole qkv_proj; a pattern that fits the fused
+module's own name has no effect; the class is tried before the shards; drafters have no quantization. Between the
+commits of pull requests 44429 and 44571, which are in no release, the unified `patch_dense` had no prefix, so that no
+entry could name it.
 """
 
 from collections.abc import Iterable
@@ -255,4 +254,4 @@ OLDEST: Final = Contract(
     blind=CONTRACT.blind,
     lenient_drafter=True,
 )
-"""vLLM 0.23, the oldest that knows Gemma 4 Unified."""
+"""vLLM 0.23, the oldest release that has Gemma 4 Unified."""

@@ -1,4 +1,4 @@
-"""A checkpoint as engines meet it."""
+"""The weights of a checkpoint as the engines' rules need them: shapes, roles, packings and the config's lists."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -19,25 +19,25 @@ __all__ = ["Weights", "label"]
 
 _PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
 _BY_BITS: Final = (Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD)
-"""Roles that `bits` packs, and keeps."""
+"""Roles that option `--bits` packs or keeps plain, and `--pack` does not name."""
 _STARTS: Final = re.compile(r"^(model|draft_model|language_model)(\.model)?\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A checkpoint as engines meet it: made of a plan or of what is stored; lists and verdicts follow from it.
+    """The weights of a planned or stored checkpoint, from which lists of entries and verdicts are derived.
 
     Args:
         architecture: architecture of the checkpoint.
-        shapes: canonical module -> [out_features, in_features], of every Linear and embedding that is stored.
-        roles: roles of the same modules.
-        packed: form of each packed module.
-        stacked: those that are plain experts, all of a layer in one tensor.
-        joined: experts that are packed in one tensor, which few engines read.
-        ignore: the config's `ignore`.
-        targets: the config's `targets`; None where it says nothing of quantization.
-        groups: the config group of each target: the last one that names it.
-        schemes: stored scheme of each packed module.
+        shapes: canonical module -> [out_features, in_features], for every stored Linear and embedding.
+        roles: canonical module -> role, for the same modules.
+        packed: canonical module -> packing, for every packed module.
+        stacked: canonical names of plain experts whose layer has all experts in one tensor.
+        joined: canonical names of experts that are packed in one tensor, which few engines read.
+        ignore: entries of the config's `ignore`.
+        targets: targets of all config groups; None where the config has no quantization section.
+        groups: target -> config group, the last group that has the target.
+        schemes: canonical module -> stored scheme, for every packed module.
     """
 
     architecture: Architecture
@@ -53,18 +53,21 @@ class Weights:
 
     @property
     def forms(self) -> dict[str, Stored]:
-        """Form in which each module is stored."""
+        """Canonical module -> the form in which it is stored."""
         found = dict.fromkeys(self.shapes, Stored.PLAIN)
         found |= dict.fromkeys(self.stacked, Stored.STACKED)
         return found | dict.fromkeys(self.packed, Stored.PACKED)
 
     @property
     def forms_read(self) -> dict[str, Stored]:
-        """Forms of all modules that some engine reads: without experts packed in one tensor."""
+        """Canonical module -> form, without the experts of `joined`."""
         return {module: form for module, form in self.forms.items() if module not in self.joined}
 
     def thinned(self) -> "Weights":
-        """Return the same with one expert in each layer, where all of it are stored alike: engines look at no other."""
+        """Return the weights with one expert per layer, if all experts of each layer are stored alike.
+
+        Engines look at expert 0 only, so verdicts on the result are the same.
+        """
         text, forms = self.architecture.text, self.forms
         experts = {module for module, role in self.roles.items() if role is Role.EXPERTS}
         if text.experts is None or len(experts) != 3 * text.experts.count * len(text.layers):
@@ -88,16 +91,16 @@ class Weights:
 
     @property
     def packed_roles(self) -> frozenset[Role]:
-        """The roles of what is packed."""
+        """Roles of the packed modules."""
         return frozenset(self.roles[module] for module in self.packed)
 
     @property
     def nbytes(self) -> float:
-        """Size of all Linears and embeddings in bytes, with scales; what is not packed counts as bf16."""
+        """Size of all Linears and embeddings in bytes, with scales; plain modules count as bf16."""
         return self.nbytes_without(())
 
     def nbytes_without(self, roles: Collection[Role]) -> float:
-        """Return the size of the same with roles left in bf16."""
+        """Return `nbytes` if these roles stay in bf16."""
         left, bits = _left(roles), 0.0
         for module, shape in self.shapes.items():
             packing = None if self.roles.get(module) in left else self.packed.get(module)
@@ -106,27 +109,27 @@ class Weights:
         return bits / 8
 
     def without(self, roles: Collection[Role]) -> "Weights":
-        """Return the same with roles left in bf16, and no config groups; shared keys and values go with attention."""
+        """Return the weights with roles left in bf16, without config groups; attention includes shared k and v."""
         left = _left(roles)
         kept = {module: packing for module, packing in self.packed.items() if self.roles[module] not in left}
         plain = {module for module in self.packed.keys() - kept.keys() if self.roles[module] is Role.EXPERTS}
         return replace(self, packed=kept, stacked=frozenset(self.stacked) | plain, groups={})
 
     def regrouped(self, group_size: int) -> "Weights":
-        """Return the same in groups of another size, without the config groups that say the old one."""
+        """Return the weights packed in another group size, without config groups, which give the old size."""
         packed = {module: replace(packing, group_size=group_size) for module, packing in self.packed.items()}
         return replace(self, packed=packed, groups={})
 
     def holds(self, module: Module) -> bool:
-        """Return whether anything of an engine's module is stored."""
+        """Return whether any shard of an engine's module is stored."""
         return any(shard in self.shapes for shard in module.shards)
 
     def role(self, module: Module) -> Role | None:
-        """Return the role of an engine's module; for a fused one, that of its first shard."""
+        """Return the role of an engine's module, taken from its first stored shard; None without a stored shard."""
         return next((self.roles[shard] for shard in module.shards if shard in self.roles), None)
 
     def packing(self, module: Module) -> Packing | None:
-        """Return the packing of an engine's module; for a fused one, that of its first packed shard."""
+        """Return the packing of an engine's module, taken from its first packed shard; None for a plain module."""
         return next((self.packed[shard] for shard in module.shards if shard in self.packed), None)
 
     def likeness(self, module: Module) -> tuple[object, ...]:
@@ -140,7 +143,7 @@ class Weights:
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 
     def keeping(self, roles: Collection[Role]) -> str:
-        """Return the options that leave packed roles in bf16: `--pack` names the others, `--bits` these."""
+        """Return the options that leave roles in bf16, as text: `--bits ROLE=16`, or `--pack` with the other roles."""
         kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
         packed = self.packed_roles
         by_bits = len({*self.packed.values()}) > 1 or not packed.isdisjoint(_BY_BITS)
@@ -151,12 +154,12 @@ class Weights:
 
 
 def _left(roles: Collection[Role]) -> set[Role]:
-    """Return what stays in bf16 with these roles: shared keys and values go with the attention."""
+    """Return the roles, and `KV_SHARED` if they include `ATTENTION`, as shared k and v follow the attention."""
     return {*roles, *([Role.KV_SHARED] if Role.ATTENTION in roles else [])}
 
 
 def label(module: Module) -> str:
-    """The kind of an engine's module, for people: without the parts that all of its kind share."""
+    """Return a short name for an engine's kind of module, without model prefix and layer number."""
     if module.kind is Kind.EXPERTS:
         return "experts"
     return _without_start(module.name)

@@ -1,13 +1,12 @@
-"""Describes any checkpoint, quantized or not, by whoever: what `g4convert inspect` prints.
+"""Description of any checkpoint, quantized or not, from any writer: `g4convert inspect`.
 
-Two sources are held against each other: what the tensors are (names, dtypes, shapes) and what config.json
-says about them. Names are resolved by the same rules as for a conversion; a quantized module is looked up
-as the weight it was made from. Where a conversion refuses, a description goes on: unknown names are listed
-as unknown, a foreign model type is shown as it is, and what does not fit becomes a remark.
+The tensors (names, dtypes, shapes) are compared with config.json. Names are resolved by the same rules as for a
+conversion; a quantized module is looked up as the weight that it was made from. Where a conversion raises an error, a
+description goes on: it lists unknown names, shows a foreign model type unchanged, and turns mismatches into remarks.
 
-    modules_of    every weight, by its canonical name                    `modules`
-    Declaration   the config's lists, tried under every engine's names   `lists`
-    describe      sizes by role, and a remark for what does not fit; an entry that names no module is dead
+    modules_of    every weight, by its canonical name                      `modules`
+    Declaration   the config's lists, matched by every engine's names      `lists`
+    describe      sizes by role, and remarks on mismatches and on dead entries, which name no module
 """
 
 from collections import Counter, defaultdict
@@ -38,7 +37,7 @@ __all__ = ["Description", "describe"]
 
 
 def describe(checkpoint: Checkpoint) -> Description:
-    """Describes an opened checkpoint.
+    """Return the description of an opened checkpoint.
 
     Args:
         checkpoint: checkpoint of any model, in any format that safetensors files hold.
@@ -82,7 +81,7 @@ def _architecture(config: Mapping[str, Any]) -> tuple[Architecture | None, list[
 def _schemes(
     checkpoint: Checkpoint, modules: Iterable[Module], matching: Declaration | None
 ) -> dict[str, StoredScheme]:
-    """Return the scheme of each quantized module, by stored name."""
+    """Return stored name -> scheme, for each quantized module."""
     found = {}
     for module in modules:
         if module.packed is not None:
@@ -95,7 +94,7 @@ def _schemes(
 def _role_sizes(
     checkpoint: Checkpoint, modules: Iterable[Module], schemes: Mapping[str, StoredScheme]
 ) -> tuple[RoleSize, ...]:
-    """Sizes in the order of `Role`, what has none at the end."""
+    """Return the sizes of all roles, in the order of `Role`; `droppable` and `unknown` come last."""
     sizes: dict[str, RoleSize] = {}
     for module in modules:
         if module.packed is None:
@@ -119,7 +118,7 @@ def _sum(a: RoleSize, b: RoleSize) -> RoleSize:
 def _scheme_remarks(
     modules: Sequence[Module], schemes: Mapping[str, StoredScheme], matching: Declaration | None
 ) -> list[Remark]:
-    """Schemes that do not hold together, or are not what the config declares."""
+    """Return remarks on schemes that are inconsistent or differ from the config."""
     notes = _Notes()
     plain = {module.stored for module in modules if module.packed is None}
     for module in modules:
@@ -142,7 +141,7 @@ def _scheme_remarks(
 
 
 def _declared_remarks(modules: Iterable[Module], matching: Declaration) -> list[Remark]:
-    """Linears that an engine would build in another form than they are stored in."""
+    """Return remarks on Linears that an engine would build in another form than stored, and on faults of the config."""
     notes = _Notes()
     for module in modules:
         wrong: defaultdict[str, list[str]] = defaultdict(list)
@@ -158,7 +157,7 @@ def _declared_remarks(modules: Iterable[Module], matching: Declaration) -> list[
 
 
 class _Notes:
-    """Gathers equal remarks about many modules into one with a count."""
+    """Collector that joins equal remarks about many modules into one with a count."""
 
     def __init__(self) -> None:
         self._examples: dict[tuple[str, str], list[str]] = {}

@@ -1,4 +1,4 @@
-"""The description of a checkpoint, as values: to be printed as tables or written as JSON."""
+"""The description of a checkpoint as values, which can be printed as tables or written as JSON."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ SCHEMA_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class RoleSize:
-    """The size of one role.
+    """The size of all weights of one role.
 
     Args:
         role: a `Role`, or `unknown`, or `droppable`.
-        tensors: stored tensors, scales included.
-        params: weights, as many as before they were quantized.
+        tensors: number of stored tensors, scales included.
+        params: number of weights before quantization.
         nbytes: stored bytes, scales included.
-        schemes: forms in which they are stored, with the number of modules or plain tensors in each.
+        schemes: stored scheme or dtype -> number of modules or plain tensors stored so.
     """
 
     role: str
@@ -33,7 +33,7 @@ class RoleSize:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits per weight, scales included; 0 where nothing is a weight."""
+        """Stored bits per weight, scales included; 0 without weights."""
         return 8 * self.nbytes / self.params if self.params else 0.0
 
 
@@ -43,8 +43,8 @@ class EntryUse:
 
     Args:
         place: `ignore` or `targets of <group>`.
-        entry: as in the config.
-        matches: modules it names, by engine; None for the name of a class that tensors do not tell.
+        entry: the entry as written in the config.
+        matches: engine -> number of modules that the entry names; None for a class name that tensors cannot show.
     """
 
     place: str
@@ -59,7 +59,14 @@ class EntryUse:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something that does not fit: what it is about, what is wrong, how often, and an example."""
+    """A mismatch in a checkpoint.
+
+    Args:
+        subject: the role, list or file that it concerns.
+        text: description of the mismatch.
+        count: number of modules that have it.
+        example: name of a module that has it; empty without one.
+    """
 
     subject: str
     text: str
@@ -69,7 +76,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text for whoever prints them."""
+    """A table of texts, ready to print."""
 
     title: str
     columns: tuple[str, ...]
@@ -78,7 +85,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """All there is to say about a checkpoint without reading its weights."""
+    """Description of a checkpoint, made without reading its weights."""
 
     path: str
     family: str
@@ -138,7 +145,7 @@ class Description:
         }
 
     def tables(self) -> tuple[Table, ...]:
-        """Tables to print, in order; tables without rows are left out."""
+        """Return the tables to print, in order; tables without rows are left out."""
         sizes = (*self.roles, self.total)
         tables = (
             Table(
@@ -173,7 +180,7 @@ class Description:
 
 
 _WRITTEN = {"g4convert.json": "how it was made, by g4convert", "README.md": "about this checkpoint"}
-"""Files that a conversion writes itself; a README is never carried over under its own name."""
+"""File that a conversion writes itself -> its kind. The source's README is never copied under its own name."""
 
 
 def _fields(value: object, *names: str) -> dict[str, Any]:

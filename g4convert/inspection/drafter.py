@@ -1,11 +1,11 @@
-"""An MTP drafter and the model it drafts for: do they fit together?
+"""Comparison of an MTP drafter with the model that it drafts for, the target.
 
 A drafter reads the target's last hidden state and token embedding through `pre_projection` [h, 2 * backbone], writes
-the next one through `post_projection` [backbone, h], and attends to keys and values of the target: each layer to those
-of the target's last layer of its kind that has its own (transformers 5.22 `Gemma4TextAttention`, vLLM 0.33
-`v1/spec_decode/gemma4.py:302`). So widths of heads and their number must be the target's, layer kind by layer kind.
-Its tokens are the target's tokens. A wrong drafter cannot spoil answers, as the target checks every token; it stops
-the server, or drafts what is thrown away.
+the next hidden state through `post_projection` [backbone, h], and attends to keys and values of the target: each layer
+to the target's last layer of the same kind that has keys and values of its own (transformers 5.22
+`Gemma4TextAttention`, vLLM 0.33 `v1/spec_decode/gemma4.py:302`). So both need the same number and width of heads in
+each kind of layer, and the same tokens. A wrong drafter cannot spoil answers, as the target checks every token; it
+stops the server, or its drafts are rejected.
 
 Letters: h hidden_size of the drafter.
 """
@@ -28,14 +28,14 @@ _REMEDY: Final = "take the drafter that was made for this model"
 
 
 def paired(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
-    """Hold a drafter against the model it is to draft for.
+    """Yield the differences that keep a drafter from drafting for a model, or one finding that it fits.
 
     Args:
         drafter: an MTP assistant.
         target: the model, quantized or not.
 
     Raises:
-        UsageError: the drafter is none, or the target is one.
+        UsageError: the drafter is no MTP assistant, or the target is one.
         InputError: a config that describes no Gemma 4.
     """
     small, large = Architecture.from_config(drafter.config), Architecture.from_config(target.config)
@@ -74,7 +74,7 @@ def _sizes(drafter: Architecture, target: Architecture) -> Iterator[Finding]:
 
 
 def _attention(drafter: Architecture, target: Architecture) -> Iterator[Finding]:
-    """Every kind of layer finds keys and values of its own shape."""
+    """Yield the kinds of layer for which the target has no keys and values of the drafter's shape."""
     own = {layer.full: layer for layer in target.text.layers if not layer.kv_shared}
     for full in dict.fromkeys(layer.full for layer in drafter.text.layers):
         kind = "full_attention" if full else "sliding_attention"
@@ -92,7 +92,7 @@ def _heads(layer: Layer) -> str:
 
 
 def _config(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
-    """Yield differences in the meaning of keys: their rotation, and how far back they reach."""
+    """Yield differences in rotary parameters and sliding window, which change the meaning of keys."""
     small, large = (_text_config(one.config) for one in (drafter, target))
     for key in _SAME_CONFIG:
         if key in small and key in large and small[key] != large[key]:
@@ -106,7 +106,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _vocabulary(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
-    """Compare the token of every number, where both have a tokenizer."""
+    """Yield a finding if both have a tokenizer and their vocabularies differ."""
     files = [one.path / _TOKENIZER for one in (drafter, target)]
     if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return
@@ -115,7 +115,7 @@ def _vocabulary(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
 
 
 def _tokens(file: Path) -> object:
-    """The vocabulary; a file that has none is its own."""
+    """Return the vocabulary of a tokenizer file; the path itself if the file has none."""
     try:
         return json.loads(file.read_bytes())["model"]["vocab"]
     except (ValueError, KeyError, TypeError):

@@ -1,13 +1,13 @@
-"""`g4convert check`: what each engine would make of a checkpoint, from its headers, whoever wrote it.
+"""`g4convert check`: predicts from the headers of any checkpoint which engines load it.
 
-    check_stored   names, shapes, dtypes, config: what is wrong with the checkpoint itself
-    verdicts       each engine and number of GPUs: loads, with a caveat, or not
+    check_stored   names, shapes, dtypes, config: faults of the checkpoint itself
+    verdicts       each engine and number of GPUs: loads, loads with a caveat, or does not load
 
-Findings of the first that no engine survives become reasons of the second: a scheme that is not the stored one, a
-tensor that is not there and that the engine does not miss.
+A finding of `check_stored` that breaks an engine becomes a reason of its verdict: a config group that differs from the
+stored scheme, a missing tensor that the engine does not notice.
 
-    engines.NAME   FAIL   an engine that was asked for cannot load it (at TP 1, or the sizes asked for)
-                   WARN   one that was not asked for cannot; FAIL if none can
+    engines.NAME   FAIL   an engine of `--engine` cannot load it (at TP 1, or the requested sizes)
+                   WARN   another engine cannot load it; FAIL if no engine can
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -39,7 +39,7 @@ __all__ = ["Asked", "Checked", "check"]
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.quantization_config",
 }  # fmt: skip
-"""Codes of what no engine survives."""
+"""Codes of findings that break every engine."""
 _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     "static.cache_scales": (Topic.NAMES, "transformers"),
     Detail.ASYMMETRIC: (Topic.NAMES, "transformers"),
@@ -48,7 +48,7 @@ _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     "static.class": (Topic.STORED, "vllm"),
     "static.fused": (Topic.STORED, "vllm", "sglang"),
 }
-"""Codes and details of what some engines mind, and those."""
+"""Code or detail of a finding that breaks some engines -> topic of the remark, and these engines."""
 
 
 _FIX: Final = Way("`g4convert check DIR --fix` corrects it")
@@ -56,13 +56,13 @@ _FIX: Final = Way("`g4convert check DIR --fix` corrects it")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Requirements that a checkpoint is held against.
+    """Requirements on a checkpoint.
 
     Args:
         directory: the checkpoint.
-        engines: those that must load it; empty judges all, and one must.
-        tps: tensor parallel sizes; empty judges the usual ones, and it must load at 1.
-        target: the model that an MTP assistant is to draft for.
+        engines: engines that must load it; empty judges all engines, of which one must load it.
+        tps: tensor parallel sizes at which it must load; empty judges the default sizes, and it must load at 1.
+        target: model that the checkpoint, an MTP assistant, drafts for; None without one.
     """
 
     directory: Path
@@ -74,10 +74,10 @@ class Asked:
     def of(
         cls, directory: Path, engines: Collection[str] = (), tps: Collection[int] = (), target: Path | None = None
     ) -> "Asked":
-        """Make the question from arguments of the command line.
+        """Make the requirements from arguments of the command line.
 
         Raises:
-            UsageError: an engine that is not known.
+            UsageError: an unknown engine.
         """
         if odd := [name for name in engines if name not in CONTRACTS]:
             raise no_such("--engine", odd[0], CONTRACTS)
@@ -85,13 +85,13 @@ class Asked:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Engines whose view of `targets` and `ignore` decides between a failure and a warning."""
+        """Engines that fail the check if they misread `targets` or `ignore`; other engines only cause warnings."""
         return self.engines or REQUIRED_ENGINES
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The findings, the verdicts behind some of them, and how many modules are packed."""
+    """Result of `check`: the findings, the engines' verdicts, and the number of packed modules."""
 
     report: Report
     verdicts: tuple[Verdict, ...]
@@ -107,9 +107,9 @@ def check(asked: Asked) -> Checked:
     """Judge a checkpoint.
 
     Raises:
-        InputError: no checkpoint, one with files that cannot be read, or no Gemma 4.
-        UnsupportedError: weights of another format than compressed-tensors' packed one.
-        UsageError: a drafter and a target that are none.
+        InputError: not a checkpoint, unreadable files, or not a Gemma 4.
+        UnsupportedError: weights in another format than pack-quantized of compressed-tensors.
+        UsageError: a target is given, and the checkpoint is no MTP assistant or the target is an assistant.
     """
     out = Checkpoint.open(asked.directory)
     _refuse_other_formats(out)
@@ -130,7 +130,11 @@ def check(asked: Asked) -> Checked:
 
 
 def _refuse_other_formats(out: Checkpoint) -> None:
-    """The contracts say how engines read compressed-tensors; other formats have other rules."""
+    """Raise for formats other than pack-quantized: the contracts hold no rules for them.
+
+    Raises:
+        UnsupportedError: another format, or quantized activations with stored scales.
+    """
     judged, hint = "engines are judged for pack-quantized", "`g4convert inspect` describes it"
     for one in packed_modules(out.infos).values():
         form = stored_scheme(one, None, None).format
@@ -148,14 +152,14 @@ def _refuse_other_formats(out: Checkpoint) -> None:
 
 
 def _offered(finding: Finding) -> Finding:
-    """A finding whose remedy says that `--fix` corrects it, if that is what it is about."""
+    """Return a finding, with `--fix` added to its remedy if `--fix` corrects it."""
     if finding.code not in CURABLE or finding.severity not in {Severity.FAIL, Severity.WARN}:
         return finding
     return replace(finding, remedy="; ".join(filter(None, (finding.remedy, str(_FIX)))))
 
 
 def _mendable(remark: Remark) -> Remark:
-    """A reason of a refusal with `--fix` as its remedy, if it lies in what the config says."""
+    """Return a problem, with `--fix` as its remedy if the config causes it."""
     return replace(remark, ways=(_FIX,)) if remark.topic in {Topic.FORM, Topic.STORED} else remark
 
 
@@ -166,7 +170,7 @@ def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding])
 
 
 def _of_another_command(verdict: Verdict) -> Verdict:
-    """A verdict whose remedies say that options of `quantize` are meant."""
+    """Return a verdict whose remedies say to quantize again, as their options belong to `quantize`."""
     problems = (replace(one, ways=_again(one.ways)) for one in verdict.problems)
     return replace(verdict, problems=tuple(problems), remedies=_again(verdict.remedies))
 
@@ -176,7 +180,7 @@ def _again(ways: Iterable[Way]) -> tuple[Way, ...]:
 
 
 def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
-    """A verdict with what is wrong with the checkpoint itself."""
+    """Return a verdict with the faults of the checkpoint itself added."""
     contract = CONTRACTS[verdict.engine]
     remarks = _merged(remark for one in wrong if (remark := _remark(one, contract)))
     kept = [one for one in verdict.problems if one.topic is not Topic.MISSING]
@@ -186,11 +190,11 @@ def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
 
 
 def _remark(finding: Finding, contract: Contract) -> Remark | None:
-    """Return what a finding about the checkpoint means to an engine; None where it means nothing."""
+    """Return a finding about the checkpoint as a remark on one engine; None if the finding does not affect it."""
     code, text = finding.code, finding.found
     topic: Topic | None = None
     if finding.detail is Detail.GROUP:
-        return None  # the verdict has it already
+        return None  # the verdict already has this problem
     if code == "static.names":
         topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
     elif found := _OF_SOME.get(finding.detail or code):
@@ -204,15 +208,15 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
     elif code in {"static.unknown", "static.k_eq_v"} and contract.on_unknown is OnUnknown.RAISES:
         topic, text = Topic.UNKNOWN, f"{text}: {contract.on_unknown}"
     elif finding.detail is Detail.NO_PATTERN:
-        topic = Topic.FORM  # each compiles the entry when it builds its modules
+        topic = Topic.FORM  # every engine compiles the entry when it builds its modules
     elif code in _ANY_ENGINE or (code == "static.weight_shape" and contract.engine == "transformers"):
-        topic = Topic.STORED  # the others load `weight_shape` and do not look at it
+        topic = Topic.STORED  # the other engines load `weight_shape` and do not read it
     ways = (Way(finding.remedy),) if finding.remedy else ()
     return Remark(topic, finding.subject, Reason(text), ways) if topic else None
 
 
 def _merged(remarks: Iterable[Remark]) -> list[Remark]:
-    """Join remarks that say one thing of many modules."""
+    """Join remarks with the same topic and reason into one that names the first module and counts the others."""
     same: dict[tuple[Topic, Reason], list[Remark]] = {}
     for one in remarks:
         same.setdefault((one.topic, one.reason), []).append(one)
@@ -223,7 +227,7 @@ def _merged(remarks: Iterable[Remark]) -> list[Remark]:
 
 
 def _judged(found: Collection[Verdict], asked: Asked) -> Iterator[Finding]:
-    """The verdicts as findings: what was asked for fails, the rest warns or tells."""
+    """Yield the verdicts as findings: refusals by requested engines and sizes fail, others warn or inform."""
     gate = asked.tps or (1,)
     at_gate = [one for one in found if one.tp in gate or one.engine == "transformers"]
     hopeless = all(one.loads is Loads.NO for one in at_gate)

@@ -1,11 +1,11 @@
-"""`g4convert check --fix`: the `quantization_config` that the tensors of a checkpoint ask for.
+"""`g4convert check --fix`: rewrites `quantization_config` to match the tensors of a checkpoint.
 
-    tensors -> Weights: what is packed, and how -> ignore, quantization_config -> static checks -> config.json
+    tensors -> Weights: packed modules, packings -> ignore, quantization_config -> static checks -> config.json
 
-The config that is written is the one `quantize` would have written for the same packed set, proved in the same way;
-then the checkpoint is checked as if it had that config. Only if
-nothing fails any more is a file touched. The old config.json stays beside the new one as `config.json.orig`; a second
-run finds nothing to do. What the old config says of activations no tensor can confirm: such a config is left alone.
+The new config is the config that `quantize` would write for the same packed modules, proved in the same way; then the
+static checks run with it. Files change only if no check fails any more. The old config.json is kept as
+`config.json.orig`, and a second run finds nothing to do. A config that declares quantized activations is refused, as no
+tensor can confirm them.
 """
 
 import json
@@ -37,23 +37,23 @@ CURABLE: Final = {
 }  # fmt: skip
 _BAD: Final = {Severity.FAIL, Severity.WARN}
 _KEPT: Final = ("kv_cache_scheme", "sparsity_config", "transform_config", "version")
-"""Keys of a quantization section that say something else than what is packed, and how."""
+"""Keys of a quantization section that do not describe the packing; the new section keeps them."""
 _AGAIN: Final = "nothing was written; quantize again with `actorder: weight`"
 _LOST: Final = "nothing was written; quantize the source again, or copy what was lost"
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
 _NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
 _BITS: Final = {4, 8}
-_STEP: Final = 8  # sizes of groups that recipes know are multiples of it
-_LONGEST: Final = 60  # characters of a value that is told
+_STEP: Final = 8  # recipes allow group sizes that are multiples of it
+_LONGEST: Final = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """A correction that was made.
+    """A correction that was written.
 
     Args:
-        kept: path of the old config.json.
-        changes: changes, one line each: `key.key: old -> new`; of lists, each entry that went or came.
+        kept: new path of the old config.json.
+        changes: changes, one line each: `key.key: old -> new`; in lists, one line per removed or added entry.
     """
 
     kept: Path
@@ -61,18 +61,19 @@ class Fixed:
 
 
 def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed | None:
-    """Correct the `quantization_config` of a checkpoint, if that is what is wrong.
+    """Correct the `quantization_config` of a checkpoint, if it is wrong.
 
     Args:
         directory: the checkpoint.
         engines: engines that must load it.
 
     Returns:
-        What was changed, and where the old config.json is now; None where nothing needed a correction.
+        The changes, and the path of the old config.json; None where nothing needed a correction.
 
     Raises:
-        GateError: no config can mend it, or the old one says what tensors cannot: the reasons. Nothing was written.
-        InputError: no checkpoint, or no Gemma 4.
+        GateError: no config can mend the checkpoint, or the old config declares what tensors cannot confirm; gives the
+            reasons. Nothing was written.
+        InputError: not a checkpoint, or not a Gemma 4.
     """
     out = Checkpoint.open(directory)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
@@ -85,8 +86,8 @@ def is_fixable(stored: StoredCheckpoint, findings: Iterable[Finding], engines: C
 
     Args:
         stored: the checkpoint.
-        findings: what the static checks found.
-        engines: what must load it.
+        findings: findings of the static checks.
+        engines: engines that must load it.
     """
     bad = [one for one in findings if one.severity in _BAD]
     try:
@@ -98,7 +99,7 @@ def is_fixable(stored: StoredCheckpoint, findings: Iterable[Finding], engines: C
 def _mended(
     directory: Path, stored: StoredCheckpoint, before: Collection[Finding], engines: Collection[str]
 ) -> dict[str, Any] | None:
-    """The config with which nothing fails any more; None where nothing needs a correction.
+    """Return the config with which no check fails any more; None where nothing needs a correction.
 
     Raises:
         GateError: see `fix`.
@@ -126,7 +127,7 @@ def _mended(
 
 
 def _unlike_codes(stored: StoredCheckpoint) -> Iterator[str]:
-    """Yield what a config says of the meaning of codes and the stored tensors do not bear out."""
+    """Yield the config's statements on how to read codes that the stored tensors do not confirm."""
     schemes = stored.weights.schemes
     for group in stored.section.groups if stored.section else ():
         if group.symmetric is False and (lost := [name for name, one in schemes.items() if one.symmetric]):
@@ -136,7 +137,7 @@ def _unlike_codes(stored: StoredCheckpoint) -> Iterator[str]:
 
 
 def _activations(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the places where a config says that activations are quantized, too."""
+    """Yield the places where a config declares quantized activations."""
     groups = _section(config).get("config_groups")
     for name, group in (groups if isinstance(groups, Mapping) else {}).items():
         for key in ("input_activations", "output_activations"):
@@ -161,7 +162,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[str]:
     for key in dict.fromkeys((*old, *new)):
         was, now, subject = old.get(key), new.get(key), f"{path}.{key}"
-        if was == now:  # null and what is left out are alike
+        if was == now:  # null equals a missing key
             continue
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             yield from _differences(was, now, subject)
@@ -183,10 +184,10 @@ def _short(value: object) -> str:
 
 
 def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
-    """The config of a checkpoint with the `quantization_config` that its tensors ask for.
+    """Return the config of a checkpoint with the `quantization_config` that its tensors need.
 
     Raises:
-        GateError: packed in a way that recipes do not know, or no short list of entries says what is packed.
+        GateError: no recipe packs in this way, or no short list of entries describes the packed modules.
     """
     old, weights = stored.checkpoint.config, stored.weights
     config = {key: value for key, value in old.items() if key != "compression_config"}
@@ -203,16 +204,16 @@ def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The quantization section, wherever it stands."""
+    """Return the quantization section, wherever the config has it; empty without a section."""
     _, found = section_of(config)
     return found if isinstance(found, Mapping) else {}
 
 
 def _packings(stored: StoredCheckpoint) -> dict[str, Packing]:
-    """Packing of each module.
+    """Return packed module -> packing.
 
     Raises:
-        GateError: one in a way that recipes do not know.
+        GateError: a module is packed in a way that no recipe has.
     """
     contents, section = stored.contents, stored.section
     said = next((group.num_bits for group in (section.groups if section else ()) if group.num_bits), None)
@@ -247,7 +248,7 @@ def _refuse(directory: Path, findings: Iterable[Finding], why: str) -> None:
 
 
 def _write(directory: Path, config: Mapping[str, Any]) -> Path:
-    """Keep the old file, then put the new one in its place at once."""
+    """Copy the old config.json to a free name, then replace it atomically; return the copy's path."""
     path, new = directory / CONFIG, directory / f"{CONFIG}.new"
     old = _free_name(directory)
     write_file(old, path.read_bytes())
@@ -258,7 +259,7 @@ def _write(directory: Path, config: Mapping[str, Any]) -> Path:
 
 
 def _free_name(directory: Path) -> Path:
-    """`config.json.orig`, or with the first number that is free."""
+    """Return `config.json.orig`, or `config.json.orig.N` with the first N that is free."""
     name, number = directory / f"{CONFIG}.orig", 1
     while os.path.lexists(name):
         number += 1

@@ -1,4 +1,4 @@
-"""`ignore` and `targets` of a config, tried on the modules under the names of every engine, as these differ."""
+"""`ignore` and `targets` of a config, matched with the modules by the names of every engine, as these differ."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ _WORDS: Final[Mapping[Fault, str]] = {
     Fault.IGNORED: "quantized, although ignored",
     Fault.UNTARGETED: "quantized, although no target names it",
 }
-"""Ways in which a module may be built in another form than it is stored in."""
+"""Fault of a module that an engine builds in another form than the stored one -> its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLists:
-    """`ignore` and the targets of a config as one engine, or the format's own library, reads them."""
+    """`ignore` and targets of a config, as one engine or the format's own library reads them."""
 
     ignore: Entries
     groups: tuple[tuple[DeclaredGroup, Entries], ...]
@@ -39,7 +39,7 @@ class EngineLists:
 
     @classmethod
     def of(cls, declared: Declared, rules: Matching) -> "EngineLists":
-        """Read the lists of a section by the rules of an engine."""
+        """Read the lists of a quantization section by the rules of an engine."""
 
         def read(entries: Iterable[str]) -> Entries:
             return rules.entries(declared.method, entries)
@@ -49,14 +49,14 @@ class EngineLists:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """Entries of a config, ready to be tried on modules under the names of several engines.
+    """Entries of a config, prepared to be matched with modules by the names of several engines.
 
     Args:
-        declared: the section.
-        lists: as read with the names of the files, and by each engine.
-        misbuilt: by engine, canonical modules that it would build in another form than stored; engines that are not
-            asked, as the format is not theirs, are left out.
-        misfits: by canonical module, how the config group that engines build it by differs from what is stored.
+        declared: the quantization section.
+        lists: `FILES` or engine -> the lists as it reads them.
+        misbuilt: engine -> canonical modules that it would build in another form than stored, with the fault; empty for
+            formats other than compressed-tensors and unknown models.
+        misfits: canonical module -> difference between its config group and the stored scheme.
     """
 
     declared: Declared
@@ -66,7 +66,7 @@ class Declaration:
 
     @classmethod
     def of(cls, declared: Declared, checkpoint: Checkpoint, architecture: Architecture | None) -> "Declaration":
-        """Read a section by the rules of every engine, and judge by them what is stored where the model is known."""
+        """Read a section by the rules of every engine, and compare it with the stored modules if the model is known."""
         rules = {FILES: Matching()}
         misbuilt: dict[str, dict[str, Fault]] = {}
         others: dict[str, str] = {}
@@ -80,11 +80,11 @@ class Declaration:
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """Whose names are tried."""
+        """Engines whose names are matched, and `FILES`."""
         return tuple(self.lists)
 
     def fault(self, module: Module, engine: str) -> str:
-        """Return the other form in which an engine would build a Linear; empty where it is built as stored."""
+        """Return the fault as text if an engine would build a Linear in another form than stored, otherwise empty."""
         if engine in self.misbuilt:
             found = self.misbuilt[engine].get(Name(module.canonical or "").owner)
             return _WORDS[found] if found else ""
@@ -98,7 +98,7 @@ class Declaration:
         return "" if targeted else _WORDS[Fault.UNTARGETED]
 
     def group_for(self, module: Module) -> DeclaredGroup | None:
-        """The group whose target names it, in any engine; a target of its name before one of its class."""
+        """Return the group whose target names a module in any engine, by name before by class; None without one."""
         for classes in (frozenset[str](), module.classes):
             for number, group in enumerate(self.declared.groups):
                 spelled = ((lists.groups[number][1], module.spelled(engine)) for engine, lists in self.lists.items())
@@ -108,7 +108,7 @@ class Declaration:
 
 
 def _misbuilt(weights: Weights) -> dict[str, dict[str, Fault]]:
-    """Return the modules that an engine would build in another form than stored, with the fault, by engine."""
+    """Return engine -> modules that it would build in another form than stored, with the fault."""
     found: dict[str, dict[str, Fault]] = {}
     for engine, contract in CONTRACTS.items():
         reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())
@@ -118,7 +118,7 @@ def _misbuilt(weights: Weights) -> dict[str, dict[str, Fault]]:
 
 
 def entry_uses(modules: Sequence[Module], matching: Declaration) -> Iterator[EntryUse]:
-    """Every entry of `targets` and `ignore`, and how many modules it names in each engine."""
+    """Yield every entry of `targets` and `ignore` with the number of modules that it names in each engine."""
     declared = matching.declared
     count = _Counter.of(modules, matching)
     for group in declared.groups:
@@ -128,13 +128,13 @@ def entry_uses(modules: Sequence[Module], matching: Declaration) -> Iterator[Ent
 
 @dataclass(frozen=True, slots=True)
 class _Counter:
-    """Counts the modules that an entry names; a module with several tensors counts once.
+    """Counter of the modules that an entry names; a module with several tensors counts once.
 
     Args:
         matching: the lists.
-        names: by engine, the names of all modules.
-        ends: by engine, dotted ends of these names and how many have them; only where `ignore` is tried on them.
-        classes: number of modules of each class.
+        names: engine -> names of all modules.
+        ends: engine -> dotted ends of these names, with the number of names; only engines whose `ignore` matches ends.
+        classes: class name -> number of modules.
     """
 
     matching: Declaration
@@ -151,11 +151,11 @@ class _Counter:
         return cls(matching, names, ends, Counter(name for module in once for name in module.classes))
 
     def targets(self, entry: str) -> Mapping[str, int] | None:
-        """Count the modules that an entry of `targets` names, by engine; None for the name of an unknown class."""
+        """Return engine -> number of modules that an entry of `targets` names; None for an unknown class name."""
         return self._count(entry, {})
 
     def ignore(self, entry: str) -> Mapping[str, int] | None:
-        """Count the modules that an entry of `ignore` names, by engine; in some it also names what it is the end of."""
+        """Return engine -> number of modules that an entry of `ignore` names, by dotted ends where the engine does so."""
         return self._count(entry, self.ends)
 
     def _count(self, entry: str, ends: Mapping[str, Mapping[str, int]]) -> Mapping[str, int] | None:

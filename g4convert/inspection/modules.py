@@ -1,4 +1,4 @@
-"""Weights of a checkpoint with what is known of each: its canonical name, its role, and its module in each engine."""
+"""Weights of a checkpoint, each with its canonical name, its role and its module's name in each engine."""
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,28 +29,28 @@ __all__ = [
 UNKNOWN: Final = "unknown"
 DROPPABLE: Final = "droppable"
 FILES: Final = "files"
-"""Stands beside the engines: the names as they are stored."""
+"""Key beside the engines' names, for names as they are stored."""
 _LINEAR: Final = frozenset(("Linear", "Module"))
 _EMBEDDING: Final = frozenset(("Embedding", "Module"))
 _OTHER: Final = frozenset(("Module",))
 KNOWN_CLASSES: Final = _LINEAR | _EMBEDDING
-"""Names of classes that entries of a config may have."""
+"""Class names that entries of a config may give."""
 _MOST_DIMENSIONS: Final = 3
 _SHAPE_FORMATS: Final = {DType.I64: "q", DType.I32: "i"}
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A weight, plain or quantized, and what is known of it.
+    """A plain or quantized weight and its module.
 
     Args:
-        stored: its name; of a quantized one, what the weight was called before.
-        spellings: name of its module in each engine, by engine.
-        packed: its tensors, when it is quantized.
-        canonical: its canonical name, where the model is known.
+        stored: stored name; for a quantized weight, its name before quantization.
+        spellings: `FILES` or engine -> name of the module.
+        packed: tensors of a quantized weight; None for a plain weight.
+        canonical: canonical name; None if the model or the name is unknown.
         role: a `Role`, or `unknown`, or `droppable`.
-        shape: shape of the weight, as the config has it.
-        linear: whether its module is a Linear.
+        shape: shape that the config implies; None if unknown.
+        linear: True if the module is a Linear.
     """
 
     stored: str
@@ -63,18 +63,18 @@ class Module:
 
     @property
     def classes(self) -> frozenset[str]:
-        """The class names that fit its module."""
+        """The class names of its module."""
         if self.linear or self.packed is not None:  # fused experts too: their scheme is declared for Linears
             return _LINEAR
         return _EMBEDDING if self.role in {Role.EMBEDDING, Role.PLE_EMBEDDING} else _OTHER
 
     def spelled(self, engine: str) -> str:
-        """Its module's name in an engine."""
+        """Return the module's name in an engine, or in the files."""
         return self.spellings[engine]
 
 
 def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple[list[Module], Match | None]:
-    """Every weight, quantized ones first, under its canonical name where the model is known."""
+    """Return every weight, quantized weights first, and the match of names; the match is None for an unknown model."""
     infos = checkpoint.infos
     packed = packed_modules(infos).values()
     owned = {info.name for module in packed for info in module.parts.values()}
@@ -100,7 +100,7 @@ def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tup
 
 
 def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool]:
-    """Role, shape, and whether it is a Linear, of a canonical name."""
+    """Return role and shape of a canonical name, and True if it is the weight of a Linear."""
     if expected := match.schema.expected.get(name):
         return expected.role, expected.shape, expected.linear
     if fused := match.schema.fused.get(name) or match.schema.stacked.get(name):
@@ -109,14 +109,14 @@ def _meaning(name: str, match: Match) -> tuple[str, tuple[int, ...] | None, bool
 
 
 def implied(architecture: Architecture | None, modules: Sequence[Module]) -> Iterator[Module]:
-    """The tied output head: a module without tensors of its own, and `ignore` must name it."""
+    """Yield the tied output head: a module without tensors, which `ignore` must name."""
     if architecture and not any(module.canonical == "lm_head.weight" for module in modules):
         names = speller(architecture)("lm_head")
         yield Module("lm_head.weight", names, None, "lm_head.weight", Role.LM_HEAD, linear=True)
 
 
 def stored_shape(checkpoint: Checkpoint, packed: PackedModule) -> tuple[int, ...] | None:
-    """Return the values of `weight_shape`, for a weight whose shape the config does not tell."""
+    """Return the shape in `weight_shape`, for a weight whose shape the config does not imply; None if unusable."""
     info = packed.parts.get("weight_shape")
     if info is None or info.dtype not in _SHAPE_FORMATS or not 0 < info.numel <= _MOST_DIMENSIONS:
         return None
@@ -127,11 +127,11 @@ def stored_shape(checkpoint: Checkpoint, packed: PackedModule) -> tuple[int, ...
     return (
         *stored[: max(0, len(stored) - len(shape))],
         *shape,
-    )  # of fused experts, one expert's shape may be given
+    )  # fused experts may store the shape of one expert
 
 
 def missing_from(match: Match) -> tuple[str, ...]:
-    """Return the names that the architecture needs and no tensor has; fused experts stand for all of theirs."""
+    """Return the required names without a stored tensor; fused experts count as stored under all names they hold."""
     fused = [of for name, of in match.schema.experts.items() if name in match.sources]
     covered = {(part.prefix, projection) for part in fused for projection in part.projections}
     return tuple(
@@ -142,6 +142,6 @@ def missing_from(match: Match) -> tuple[str, ...]:
 
 
 def _expert_part(name: str) -> tuple[str, str]:
-    """`...experts.7.gate_proj.weight` -> `...experts.`, `gate_proj`: the key of a fused tensor's share."""
+    """Return an expert's prefix and projection: `...experts.7.gate_proj.weight` -> `...experts.`, `gate_proj`."""
     module = Name(name).owner
     return f"{module.owner.owner}.", module.last
