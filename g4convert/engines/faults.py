@@ -110,7 +110,7 @@ def _stop(built: Disagreement) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """Whether `ignore` and `targets` name a module, looked up once for all of its shards."""
+    """Answers of `ignore` and `targets` about a module, looked up once for all of its shards."""
 
     ignored: bool | Disagreement
     targeted: bool

@@ -155,7 +155,7 @@ class _Counter:
         return self._count(entry, {})
 
     def ignore(self, entry: str) -> Mapping[str, int] | None:
-        """Return engine -> number of modules that an entry of `ignore` names, by dotted ends where the engine does so."""
+        """Return engine -> number of modules that an entry of `ignore` names, by dotted ends where the engine does."""
         return self._count(entry, self.ends)
 
     def _count(self, entry: str, ends: Mapping[str, Mapping[str, int]]) -> Mapping[str, int] | None:
