@@ -1,8 +1,8 @@
-"""g4convert: Gemma 4 checkpoints to W4A16 compressed-tensors that load, and are shown to.
+"""g4convert converts Gemma 4 checkpoints to W4A16 compressed-tensors, and verifies that the results load.
 
     from g4convert import calibrate, check, fit, load, plan, quantize, verify
 
-Importing the package imports nothing else of it: each function is found when it is first asked for.
+Importing the package imports none of its modules: each function is imported on first access.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`python -m g4convert`."""
+"""Entry point of `python -m g4convert`."""
 
 from g4convert.cli.start import main
 

@@ -1,7 +1,7 @@
-"""Reads files of which nothing is known without letting them fill the memory.
+"""Reader of untrusted files with a size limit, so that a file cannot fill the memory.
 
-A recipe, a profile, prompts, a config and an index come from anywhere. Each has a size above which it is not one of
-these; more than that is not read, whatever the file says of its size.
+Recipes, profiles, prompts, configs and indexes come from anywhere. Each kind has a limit that no real file reaches; no
+more bytes are read, whatever size the file system reports.
 """
 
 import errno
@@ -11,11 +11,11 @@ from typing import Final
 __all__ = ["MOST_CONFIG", "MOST_PROMPTS", "MOST_YAML", "read_bytes", "read_text"]
 
 MOST_YAML: Final = 1 << 20
-"""Bytes of a recipe or a profile: 1 MiB; the longest that ships has a thousandth."""
+"""Limit of a recipe or a profile in bytes: 1 MiB; the longest shipped file has a thousandth of it."""
 MOST_PROMPTS: Final = 64 << 20
-"""Bytes of a file of prompts: 64 MiB."""
+"""Limit of a file of prompts in bytes: 64 MiB."""
 MOST_CONFIG: Final = 256 << 20
-"""Bytes of a config or an index: 256 MiB; 10,000 shards with a million tensors have a third."""
+"""Limit of a config or an index in bytes: 256 MiB; 10,000 shards with a million tensors need a third of it."""
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -23,10 +23,10 @@ def read_bytes(path: Path, most: int) -> bytes:
 
     Args:
         path: the file; a pipe is read to its end.
-        most: bytes that are read.
+        most: limit in bytes.
 
     Raises:
-        OSError: it cannot be read, or has more (EFBIG).
+        OSError: the file cannot be read, or is longer (EFBIG).
     """
     with path.open("rb") as file:
         data = file.read(most + 1)
@@ -40,10 +40,10 @@ def read_text(path: Path, most: int) -> str:
 
     Args:
         path: the file.
-        most: bytes that are read.
+        most: limit in bytes.
 
     Raises:
         OSError: see `read_bytes`.
-        UnicodeDecodeError: it is not UTF-8.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     return read_bytes(path, most).decode()

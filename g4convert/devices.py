@@ -1,7 +1,7 @@
 """Devices that a model runs on: the CPU, or one GPU.
 
-A model is loaded to its device, tensor by tensor; what is given to it is moved there, and what it gives comes back
-to the CPU where it is judged. On the CPU nothing is moved or copied.
+A model is loaded to its device tensor by tensor. Its inputs are moved to the device, and its outputs back to the CPU,
+where they are judged. On the CPU nothing is moved or copied.
 """
 
 import os
@@ -38,14 +38,14 @@ _SMALL: Final = 100_000_000
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name.
+    """Return the device with a name.
 
     Args:
         name: `cpu`, `cuda` (the first GPU) or `cuda:N`.
 
     Raises:
-        UsageError: not such a name.
-        EnvironmentFault: no such GPU.
+        UsageError: another name.
+        EnvironmentFault: the machine has no such GPU.
     """
     if checked_device(name) == "cpu":
         return CPU
@@ -60,12 +60,12 @@ def torch_device(name: str) -> torch.device:
 
 
 def place(model: torch.nn.Module, device: torch.device) -> None:
-    """Say where a model's inputs go; of a streamed model no tensor tells."""
+    """Record the device of a model's inputs on the model, as a streamed model has no tensor that shows it."""
     setattr(model, _ATTRIBUTE, device)
 
 
 def device_of(model: Any) -> torch.device:  # noqa: ANN401 -- a model, or any callable
-    """Return the device of a model's inputs: where `load` put it, else that of its first parameter, else the CPU."""
+    """Return the device of a model's inputs: as recorded by `place`, else of its first parameter, else the CPU."""
     placed: torch.device | None = getattr(model, _ATTRIBUTE, None)
     if placed is not None:
         return placed
@@ -74,7 +74,7 @@ def device_of(model: Any) -> torch.device:  # noqa: ANN401 -- a model, or any ca
 
 
 def moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401 -- arguments of any forward
-    """Nested mappings, tuples and lists with every tensor on a device; anything else as it is."""
+    """Return nested mappings, tuples and lists with every tensor moved to a device; other values are unchanged."""
     match value:
         case torch.Tensor():
             return value.to(device)
@@ -87,19 +87,19 @@ def moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401 -- arguments
 
 
 def is_roomy(nbytes: int, device: torch.device = CPU) -> bool:
-    """Return whether so many bytes fit well into the memory of a device that is free."""
+    """Return whether `nbytes` take at most the share `_ROOM` of a device's free memory."""
     free = _free_memory() if device.type == "cpu" else iter(torch.cuda.mem_get_info(device)[:1])
     return nbytes <= _ROOM[device.type] * min(free)
 
 
 def free_memory() -> int:
-    """Bytes that are free: of the machine, or of what the container's limit leaves of it."""
+    """Return the free memory in bytes: of the machine, or within the container's limit if that is less."""
     return min(_free_memory())
 
 
 @contextmanager
 def memory_faults() -> Iterator[None]:
-    """Torch tells of a lack of memory with a RuntimeError.
+    """Turn torch's RuntimeErrors about lack of memory into an EnvironmentFault.
 
     Raises:
         EnvironmentFault: out of memory.
@@ -116,7 +116,7 @@ def memory_faults() -> Iterator[None]:
 
 @contextmanager
 def threads_for(model: torch.nn.Module) -> Iterator[None]:
-    """One thread for a small model: waking a second one costs more than its share of such products is worth."""
+    """Run a small model on one thread: for small products, waking a second thread costs more than it saves."""
     before = torch.get_num_threads()
     if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
         torch.set_num_threads(1)
@@ -127,9 +127,9 @@ def threads_for(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _free_memory() -> Iterator[int]:
-    """Yield the free memory of the machine, and what the container's limit leaves of it."""
+    """Yield the free bytes of the machine, then the free bytes within the container's limit, if there is one."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, StopIteration, ValueError):  # counts what the kernel holds of files as free, which it is
+    with suppress(OSError, StopIteration, ValueError):  # MemAvailable counts the kernel's file cache as free, rightly
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         available = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     yield available

@@ -1,17 +1,17 @@
 """The exceptions of g4convert, one tree.
 
-    G4Error                    anything the user can act on          (exit 3)
+    G4Error                    an error that the user can act on     (exit 3)
     ├── UsageError             options that contradict each other, a bad recipe (exit 2)
     ├── InputError             the source checkpoint is not usable   (exit 3)
     │   ├── FormatError        a file breaks its own format: truncated, overlapping, not JSON
     │   └── UnsupportedError   well-formed, but not something g4convert converts
-    ├── GateError              a check the user asked for said no    (exit 1)
+    ├── GateError              a check that the user requested failed (exit 1)
     ├── EnvironmentFault       disk, memory, device or a peer process failed (exit 5)
     ├── InternalFault          a fault of g4convert itself (exit 70)
     └── Interrupted            stopped on request, the same command resumes (exit 75)
 
-An exception carries what went wrong in one line (subject, found, expected), the offenders when there
-are several, and a hint: the remedy. The command line prints `error:`, the offenders, then `hint:`.
+An exception has a message of one line (subject, value found, value expected), the offenders if there are several, and a
+hint: the remedy. The command line prints `error:` with the message, the offenders, then `hint:`.
 """
 
 from collections.abc import Iterable
@@ -30,12 +30,12 @@ __all__ = [
 
 
 class G4Error(Exception):
-    """Anything the user can act on.
+    """Base class of errors that the user can act on.
 
     Args:
-        message: one line: the subject, what was found, what was expected.
-        offenders: every item the message is about, one line each; all of them, never the first only.
-        hint: the remedy, one line, or empty when the message says it.
+        message: the subject, the value found and the value expected, in one line.
+        offenders: all items that the message is about, one line each.
+        hint: the remedy in one line; empty if the message contains it.
     """
 
     exit_code = 3
@@ -72,7 +72,7 @@ class UnsupportedError(InputError):
 
 
 class GateError(G4Error):
-    """Raised when a check that the user asked for said no."""
+    """Raised when a check that the user requested failed."""
 
     exit_code = 1
 
@@ -84,7 +84,7 @@ class EnvironmentFault(G4Error):
 
 
 class InternalFault(G4Error):
-    """Raised when g4convert itself failed in a way that nobody foresaw: no verdict, no fault of the input."""
+    """Raised when g4convert itself failed unexpectedly; neither a verdict nor a fault of the input."""
 
     exit_code = 70
 

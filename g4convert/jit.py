@@ -1,8 +1,8 @@
-"""`jit`: a function compiled by numba on its first call, free of the interpreter lock, its machine code kept on disk.
+"""`jit`: compiles a function with numba on its first call, without the interpreter lock, and caches the code on disk.
 
-numba ships no types; this keeps those a function is written with. And numba keeps machine code as long as the
-function's own file is unchanged; it also holds what the function calls in the files beside, so the stamp is of the
-whole package the function is in.
+numba has no type annotations; `jit` keeps the types of the function. numba reuses cached code while the function's own
+file is unchanged, but that code includes functions from other files of the package. So the cache is stamped with a hash
+of the whole package.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ _R = TypeVar("_R")
 
 
 def jit(function: Callable[_P, _R], *, reorder: bool = False) -> Callable[_P, _R]:
-    """Compile on the first call.
+    """Return a function that numba compiles on its first call.
 
     Args:
-        function: in the part of Python that numba compiles.
-        reorder: let the compiler change the order of sums and fuse a product with its sum: fast, but the last bits
-            are those of one machine.
+        function: function in the subset of Python that numba compiles.
+        reorder: let the compiler reorder sums and fuse products with sums: fast, but the last bits of results depend on
+            the machine.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     if reorder:
-        options["fastmath"] = {"reassoc", "contract", "nsz"}  # numbers that are none stay what they are
+        options["fastmath"] = {"reassoc", "contract", "nsz"}  # NaN and infinity keep their meaning
     try:
         compiled = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # a read-only installation and no home directory: nowhere to keep it
+    except RuntimeError:  # a read-only installation and no home directory: no place for the cache
         return cast("Callable[_P, _R]", numba.njit(**options)(function))
     kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if kept is not None:
@@ -42,5 +42,5 @@ def jit(function: Callable[_P, _R], *, reorder: bool = False) -> Callable[_P, _R
 
 @cache
 def stamp(package: Path) -> str:
-    """The hash of every source file of a package."""
+    """Return the hash of all source files in a package's directory."""
     return sha256(b"".join(path.read_bytes() for path in sorted(package.glob("*.py")))).hexdigest()

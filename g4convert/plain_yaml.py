@@ -1,6 +1,6 @@
-"""Reads YAML of which nothing is known as plain values: no aliases, no key twice, no number beyond 64 bits.
+"""Reader of untrusted YAML as plain values: no aliases, no repeated keys, no numbers beyond 64 bits.
 
-Ten lines of aliases can mean 10^9 values, and a key given twice means its last value to some programs. A recipe or a
+Ten lines of aliases can expand to 10^9 values, and some programs take the last value of a repeated key. A recipe or a
 profile needs neither.
 """
 
@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Refuse what no setting can be; Python itself cannot print thousands of digits."""
+        """Refuse numbers beyond 64 bits: no setting is so large, and Python does not print thousands of digits."""
         value = int(super().construct_yaml_int(node))
         if abs(value) >= _MOST:
             raise _fault("a number beyond 64 bits", node.start_mark)
@@ -46,19 +46,19 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(text: str) -> object:
-    """Parse a document.
+    """Return the content of a YAML document.
 
     Args:
-        text: YAML.
+        text: the document.
 
     Raises:
-        YAMLError: it is none, or has what is not read.
+        YAMLError: not valid YAML, or it has an alias, a repeated key or a number beyond 64 bits.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a safe loader
     except RecursionError as error:
         raise yaml.YAMLError("nested too deep to be read") from error
-    except (ValueError, OverflowError) as error:  # a date or a number that is none
+    except (ValueError, OverflowError) as error:  # an invalid date or number
         raise yaml.YAMLError(str(error)) from error
 
 

@@ -1,7 +1,7 @@
-"""Text that came from a file, a name or a server, made safe to print.
+"""Escapes for text from a file, a name or a server, which make it safe to print.
 
-A name may hold what a terminal obeys (escape sequences), what turns text around (bidirectional controls), or a newline
-that forges another line of output. Everything that is printed passes through here; what is meant stays readable.
+A name may hold escape sequences that a terminal obeys, bidirectional controls that reorder text, or a newline that
+forges another line of output. All printed text passes through here; ordinary characters stay unchanged.
 """
 
 import re

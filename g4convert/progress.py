@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
+"""Progress of a run on stderr: a bar on a terminal, plain lines every few seconds elsewhere, or nothing."""
 
 import resource
 import time
@@ -23,38 +23,38 @@ __all__ = ["Bar", "Lines", "Quiet", "peak_memory", "watch"]
 
 _LINE_SECONDS = 5.0
 _TELLING = 0.02
-"""Share of the work that has to be done before its speed tells anything: what comes first compiles."""
+"""Share of the work after which speed and time left are shown; earlier the speed misleads, as kernels compile."""
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Quiet:
-    """Says nothing."""
+    """Progress that prints nothing; base class of the displays."""
 
     def start(self, total: int, done: int) -> None:
-        """Work begins."""
+        """Begin work of `total` bytes, of which an earlier run finished `done`."""
 
     def advance(self, nbytes: int, name: str) -> None:
-        """Some of it is finished."""
+        """Add `nbytes` finished bytes; `name` is the current tensor."""
 
     def step(self, name: str, total: int, unit: str) -> None:
-        """A step of so many units begins, which are not bytes; one that was begun before has ended."""
+        """Begin a step of `total` units that are not bytes, and end the step before it."""
 
     def tick(self, count: int, name: str = "") -> None:
-        """So many more units of the step are done; `name` is what is worked on, where it changes within the step."""
+        """Add `count` finished units of the step; `name` is the current item, if it changes within the step."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to put back."""
+        """End the display; there is none here."""
 
 
 class _TwoLines(Progress):
-    """The bar, and below it what is worked on: 80 columns do not hold both in one line."""
+    """A bar with the current tensor on a line below, as 80 columns do not hold both."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
@@ -62,7 +62,7 @@ class _TwoLines(Progress):
 
 
 class Bar(Quiet):
-    """One bar: share, bytes, MB/s, time left and peak memory; below it the current tensor."""
+    """Progress as a bar with share, bytes, MB/s, time left and peak memory; the current tensor stands below."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -88,7 +88,7 @@ class Bar(Quiet):
         self._progress.update(self._task, advance=nbytes, description=name, memory=f"{size(peak_memory())} peak")
 
     def step(self, name: str, total: int, unit: str) -> None:
-        """Show a bar of the step in place of the last one."""
+        """Show a bar for the step in place of the last bar."""
         self._progress.stop()
         self._progress = Progress(
             BarColumn(bar_width=16),
@@ -104,7 +104,7 @@ class Bar(Quiet):
         self._progress.start()
 
     def tick(self, count: int, name: str = "") -> None:
-        """Move it."""
+        """Move the bar of the step."""
         memory = f"{size(peak_memory())} peak"
         self._progress.update(self._task, advance=count, description=name or None, memory=memory)
 
@@ -117,7 +117,7 @@ class Bar(Quiet):
 
 
 class Lines(Quiet):
-    """A plain line every few seconds, for logs and pipes."""
+    """Progress as a plain line every few seconds, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -126,13 +126,13 @@ class Lines(Quiet):
         self._began = self._said = time.monotonic()
 
     def start(self, total: int, done: int) -> None:
-        """Remember where the work stands."""
+        """Reset the counts."""
         _say_continued(self._console, total, done)
         self._total, self._done, self._fresh = total, done, 0
         self._began = self._said = time.monotonic()
 
     def advance(self, nbytes: int, name: str) -> None:
-        """Say so, if the last line is some seconds old or all is done."""
+        """Add finished bytes; print a line if the last line is some seconds old or all is done."""
         self._done += nbytes
         self._fresh += nbytes
         now = time.monotonic()
@@ -148,12 +148,12 @@ class Lines(Quiet):
         _say(self._console, ", ".join([*parts, f"{size(peak_memory())} peak", name]))
 
     def step(self, name: str, total: int, unit: str) -> None:
-        """Remember what is to be done."""
+        """Reset the counts for the step."""
         self._name, self._unit, self._total, self._done = name, unit, total, 0
         self._began = self._said = time.monotonic()
 
     def tick(self, count: int, name: str = "") -> None:
-        """Say how far it is, if the last line is some seconds old."""
+        """Add finished units; print a line if the last line is some seconds old."""
         self._done += count
         now = time.monotonic()
         if now - self._said < _LINE_SECONDS or self._done >= self._total:
@@ -166,7 +166,7 @@ class Lines(Quiet):
 
 
 def watch(console: Console, *, quiet: bool) -> Quiet:
-    """The progress that suits where stderr goes."""
+    """Return the display that suits stderr: a bar for a terminal, lines otherwise, nothing if `quiet`."""
     if quiet:
         return Quiet()
     return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)

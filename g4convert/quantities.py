@@ -1,4 +1,4 @@
-"""Numbers as people read and write them: bytes, counts, durations."""
+"""Parsing and formatting of bytes, counts and durations for users."""
 
 import re
 from typing import Final
@@ -10,18 +10,18 @@ _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*")
 
 
 def as_bytes(text: str) -> int | None:
-    """The bytes that `5GB`, `500 MB`, `2GiB` or a number mean; None of another text."""
+    """Return the number of bytes in `5GB`, `500 MB`, `2GiB` or a plain number; None for other text."""
     match = _SIZE.fullmatch(text.upper())
     return int(float(match[1]) * _UNITS[match[2]]) if match else None
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
+    """Return a number with its noun: `1 file`, `2 files`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def size(nbytes: float) -> str:
-    """Bytes in the unit that suits."""
+    """Return bytes as text in B, kB, MB or GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= scale:
             return f"{nbytes / scale:.2f} {unit}"
@@ -29,7 +29,7 @@ def size(nbytes: float) -> str:
 
 
 def count(number: int) -> str:
-    """A number of weights in the unit that suits."""
+    """Return a number of weights as text, in thousands (k), millions (M) or billions (B) from 1000 on."""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.2f} {unit}"
@@ -37,7 +37,7 @@ def count(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, minutes and seconds, or seconds."""
+    """Return a duration as hours and minutes, minutes and seconds, or seconds; at least 1 s."""
     minutes, rest = divmod(max(1, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,14 +1,14 @@
-"""Results of a verification: one `Finding` for each thing that was looked at, gathered in a `Report`.
+"""Results of a verification: a `Finding` for each check of each subject, collected in a `Report`.
 
-A check that fails is a finding, not an exception; a check that passes is one, too, so that a report says what
-it proves. The verdict is the worst of them:
+A failed check is a finding, not an exception. A passed check is a finding, too, so that a report says what it proves.
+The verdict is the worst severity:
 
     FAIL > INCONCLUSIVE > WARN > PASS        INFO does not count
     exit 1   exit 4         exit 0, or 1 where warnings are strict
 
-A report in which nothing passed and nothing failed has looked at nothing: INCONCLUSIVE.
+A report with only INFO findings, or none, has checked nothing: INCONCLUSIVE.
 
-Values only; whoever prints tables, pages or JUnit XML reads these.
+Values only; the code that prints tables, pages or JUnit XML reads these.
 """
 
 import json
@@ -34,13 +34,13 @@ class Severity(StrEnum):
     """Severity of a finding."""
 
     PASS = "pass"  # noqa: S105 -- not a password
-    """Looked at, and as it must be."""
+    """Checked and right."""
     INFO = "info"
     """Worth knowing; neither right nor wrong."""
     WARN = "warn"
-    """Works, but not as well as it could, or not everywhere."""
+    """Works, but not as well as possible, or not everywhere."""
     INCONCLUSIVE = "inconclusive"
-    """Could not be told: too much noise, or something to measure is missing."""
+    """Undecided: too much noise, or nothing to measure."""
     FAIL = "fail"
     """Wrong."""
 
@@ -49,7 +49,7 @@ _RANK: Final = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN, Severity.PA
 
 
 class Detail(StrEnum):
-    """Subject of a finding among several of one check, where other code must tell them apart."""
+    """Cause of a finding, for checks with several causes that other code must distinguish."""
 
     LOST = "a part of a packed module is not there"
     NO_PATTERN = "an entry is no regular expression"
@@ -62,19 +62,19 @@ class Detail(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check of one subject, or of several subjects that `grouped` joined.
 
     Args:
         code: name of the check, `level.check`; stable, and described in docs/reference/checks.md.
-        severity: weight of the finding.
-        subject: the tensor, module, file, entry or metric it is about.
-        found: value that is there.
-        expected: value that should be there.
-        remedy: step to take, where one is known.
-        detail: subject among several of the check, where other code must know.
+        severity: severity of the finding.
+        subject: the tensor, module, file, entry or metric that was checked.
+        found: the value found.
+        expected: the value expected.
+        remedy: step that mends it; empty if unknown.
+        detail: cause of the finding, if other code must distinguish it.
         count: number of subjects.
-        total: number of modules that it is of, where that is counted.
-        first: the first of several subjects.
+        total: number of modules that were checked, of which `count` are subjects; None if not counted.
+        first: first of several subjects.
     """
 
     code: str
@@ -90,7 +90,7 @@ class Finding:
 
     @property
     def told(self) -> str:
-        """The value found, and the number of subjects."""
+        """The value found, with the number of subjects if there are several."""
         if self.count == 1:
             return self.found
         share = "all" if self.count == self.total else f"{self.count} of"
@@ -98,7 +98,7 @@ class Finding:
 
     @property
     def level(self) -> str:
-        """The first part of the code."""
+        """Level of the check, the first part of `code`."""
         return self.code.partition(".")[0]
 
     @property
@@ -121,14 +121,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a verification has to say.
+    """Result of a verification.
 
     Args:
-        findings: in the order they were made.
+        findings: findings, in the order of the checks.
         levels: levels that ran.
         metrics: measurements, as nested mappings of JSON values.
-        output: the verified checkpoint, as it was named.
-        reference: the original it was compared with; None without.
+        output: the verified checkpoint, as the user named it.
+        reference: the original that it was compared with; None without a comparison.
     """
 
     findings: tuple[Finding, ...]
@@ -139,23 +139,23 @@ class Report:
 
     @property
     def verdict(self) -> Severity:
-        """The worst that was found; INCONCLUSIVE where nothing was proved."""
+        """The worst severity, INFO aside; INCONCLUSIVE if there is no other."""
         found = {finding.severity for finding in self.findings}
         return next((severity for severity in _RANK if severity in found), Severity.INCONCLUSIVE)
 
     def exit_code(self, *, strict: bool) -> int:
-        """0 pass, 1 fail, 4 inconclusive; where warnings are strict, one is a failure."""
+        """Return 0 for pass, 1 for fail or 4 for inconclusive; with `strict`, a warning is a failure."""
         warned = any(finding.severity is Severity.WARN for finding in self.findings)
         if self.verdict is Severity.FAIL or (strict and warned):
             return 1
         return 4 if self.verdict is Severity.INCONCLUSIVE else 0
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """The findings that count so."""
+        """Return the findings of a severity."""
         return tuple(finding for finding in self.findings if finding.severity is severity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON; numbers that JSON has not are the texts `inf`, `-inf` and `nan`."""
+        """Return the report as JSON values; numbers that JSON lacks become the texts `inf`, `-inf` and `nan`."""
         counts = Counter(finding.severity for finding in self.findings)
         return {
             "schema_version": SCHEMA_VERSION,
@@ -170,15 +170,15 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """The text of a `--json` file."""
+        """Return the report as JSON text, as `--json` prints it."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Findings that say the same of modules that differ in their numbers only, as one each.
+    """Yield findings, with equal findings on subjects that differ only in their numbers joined into one.
 
-    `layers.0.mlp.up_proj`, `layers.1.mlp.up_proj` become `layers.*.mlp.up_proj`, with their count and the first;
-    a number that all share stays. In the order of each group's first.
+    `layers.0.mlp.up_proj` and `layers.1.mlp.up_proj` become `layers.*.mlp.up_proj`, with their count and the first;
+    a number that all subjects share stays. The order is that of each group's first finding.
     """
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for one in findings:
@@ -195,14 +195,14 @@ def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _common(subjects: list[str]) -> str:
-    """The subjects as one, `*` for the numbers in which they differ."""
+    """Return the common form of subjects, with `*` for numbers in which they differ."""
     columns = zip(*(_NUMBERS.findall(subject) for subject in subjects), strict=True)
     numbers = iter([column[0] if len(set(column)) == 1 else "*" for column in columns])
     return _NUMBERS.sub(lambda _: next(numbers), subjects[0])
 
 
 def _finite(value: object) -> object:
-    """Nested values with texts for the floats that JSON has not."""
+    """Return nested values with texts in place of floats that JSON lacks."""
     match value:
         case Mapping():
             return {str(key): _finite(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""Levels and options of a verification. Values only: the command line imports them."""
+"""Levels and options of a verification, as values without heavy imports: the command line imports this module."""
 
 import re
 from dataclasses import dataclass, fields, replace
@@ -28,7 +28,7 @@ T = TypeVar("T", bound=StrEnum)
 
 
 class Level(StrEnum):
-    """Levels of verification; each includes the ones before."""
+    """Level of verification; each level includes the levels before it."""
 
     STATIC = "static"
     WEIGHTS = "weights"
@@ -36,20 +36,20 @@ class Level(StrEnum):
     ENGINE = "engine"
 
     def includes(self, other: "Level") -> bool:
-        """Return whether a verification of this level does the other level, too."""
+        """Return whether a verification at this level includes another level."""
         order = list(Level)
         return order.index(self) >= order.index(other)
 
 
 class EngineName(StrEnum):
-    """Engines that level `engine` knows."""
+    """Engine that level `engine` can test."""
 
     VLLM = "vllm"
     SGLANG = "sglang"
 
 
 class MemoryUse(StrEnum):
-    """Ways to hold models in memory while they run."""
+    """Way to hold a model in memory while it runs."""
 
     RESIDENT = "resident"
     STREAM = "stream"
@@ -57,11 +57,11 @@ class MemoryUse(StrEnum):
 
 
 FLOAT_TYPES = ("float32", "bfloat16")
-"""Dtypes that a forward can run in."""
+"""Dtypes in which a forward pass can run."""
 
 
 def checked_device(name: str) -> str:
-    """A device's name, as it is.
+    """Return the name of a device unchanged, if it is valid.
 
     Raises:
         UsageError: not `cpu`, `cuda` or `cuda:N`.
@@ -72,10 +72,10 @@ def checked_device(name: str) -> str:
 
 
 def chosen(option: str, name: str | None, known: type[T]) -> T | None:
-    """The member of an enumeration that a name means; None of None.
+    """Return the member of an enumeration with this name; None for None.
 
     Raises:
-        UsageError: none of them.
+        UsageError: no member has this name.
     """
     if name is not None and name not in list(known):
         raise no_such(option, name, known)
@@ -83,7 +83,7 @@ def chosen(option: str, name: str | None, known: type[T]) -> T | None:
 
 
 def verified_after(name: str) -> Level:
-    """The level at which a conversion is verified at its end.
+    """Return the level of the verification at the end of a conversion.
 
     Raises:
         UsageError: not a level, or `engine`.
@@ -97,12 +97,12 @@ def verified_after(name: str) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Values of a run that an option may leave out, with their defaults; help prints them from here.
+    """Values of a run with defaults; `--help` prints the defaults from here.
 
     Args:
         profile: thresholds of level `logits`.
-        memory: way to hold models.
-        dtype: dtype of the forward that is judged.
+        memory: way to hold models in memory.
+        dtype: dtype of the forward pass that is judged.
         device: device of the models.
         engine_timeout: seconds to wait for an engine to start, and for each answer.
     """
@@ -117,29 +117,29 @@ class Settings:
 DEFAULTS: Final = Settings()
 
 SPEECH_DTYPE: Final = "bfloat16"
-"""Default dtype of a forward that answers and is not judged: `generate` and `load`."""
+"""Default dtype of a forward pass that is not judged: `generate` and `load`."""
 VERIFY_AFTER: Final = Level.WEIGHTS
 """Default level of the verification at the end of a conversion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A verification to run. `settings` has the values of those fields that are None here.
+    """A verification to run; `settings` fills in the defaults of fields that are None.
 
     Args:
         output: the quantized checkpoint.
-        reference: the checkpoint it was made from, or a file that `g4convert reference` wrote; None has neither.
-        level: last level; None takes `logits` where something is asked of that level (or the reference is a
-            file), `weights` with a reference, and `static` without.
+        reference: the original checkpoint, or a file that `g4convert reference` wrote; None without a reference.
+        level: last level to run. None means `engine` if an option of that level is given, else `logits` if an option
+            of that level is given or the reference is a file, else `weights` with and `static` without a reference.
         profile: thresholds of level `logits`.
-        prompts: the user's own, in place of the bundled ones.
-        memory: way to hold models.
-        dtype: dtype of the forward; an engine that is given None takes its own.
+        prompts: file of the user's prompts; None uses the bundled prompts.
+        memory: way to hold models in memory.
+        dtype: dtype of the forward pass; with None, an engine uses its own default.
         device: device of the models.
         engine: engine that serves the checkpoint in level `engine`.
-        engine_python: the interpreter that has vLLM; None takes this one.
+        engine_python: Python interpreter that has vLLM; None uses the running interpreter.
         engine_url: address of the SGLang server.
-        engine_timeout: seconds that an engine's start, and each answer, may take.
+        engine_timeout: seconds to wait for the engine to start, and for each answer.
     """
 
     output: Path
@@ -167,23 +167,23 @@ class Request:
 
     @property
     def settings(self) -> Settings:
-        """The values given, and the defaults of the others."""
+        """The given values, with defaults for fields that are None."""
         given = {one.name: getattr(self, one.name) for one in fields(Settings)}
         return replace(DEFAULTS, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def is_captured(self) -> bool:
-        """True if the reference is a file."""
+        """True if the reference is a file that `g4convert reference` wrote."""
         return self.reference is not None and self.reference.suffix == ".safetensors"
 
     @property
     def source(self) -> Path | None:
-        """The reference, where it is a checkpoint."""
+        """The reference if it is a checkpoint, otherwise None."""
         return None if self.is_captured else self.reference
 
     @property
     def depth(self) -> Level:
-        """Level to verify."""
+        """Last level to run."""
         if self.level is not None:
             return self.level
         if any(value is not None for value in self._of_engine.values()):

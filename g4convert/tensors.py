@@ -1,6 +1,6 @@
-"""Facts about a tensor that are known before its bytes are read: name, dtype, shape.
+"""Name, dtype and shape of a tensor, which are known before its bytes are read.
 
-No torch here: dtypes are the names the safetensors header uses.
+No torch here: dtypes have the names of the safetensors header.
 """
 
 from dataclasses import dataclass

@@ -1,21 +1,21 @@
-"""Knows what every stored name of a Gemma 4 checkpoint means; opens no file, imports no torch.
+"""Resolves every stored name of a Gemma 4 checkpoint; opens no file, imports no torch.
 
 family          Names the families
-architecture    Reads a config into dimensions of every part
-config_reader   Reads config keys with their checks
+architecture    Reads a config into the dimensions of every part
+config_reader   Reads and checks config keys
 decoder_config  Reads the keys of the decoder
 media_config    Reads the keys of towers and embedders
-parts           Has the dimensions of each part
-roles           Names what weights are for
-schema          Lists every weight a config implies
-towers          Lists the weights of towers
-dialects        Has the other names that trainers, merges and engines leave
+parts           Defines the dimensions of each part
+roles           Defines the roles of weights
+schema          Lists every weight that a config implies
+towers          Lists the weights of towers and embedders
+dialects        Resolves the spellings that trainers, merges and engines leave
 matching        Matches stored names with the schema
-inventory       Resolves every tensor of a source, or lists all that do not fit
-faults          Describes what does not fit
-causes          Says why, where the faults prove it
-fitting         Finds the keys of the config that do not fit, and the values that would
-diagnosis       Recognises sources that are something else
+inventory       Resolves every tensor of a source, or raises an error that lists all faults
+faults          Finds and describes tensors that do not fit
+causes          Finds the cause of faults, where they prove it
+fitting         Finds config keys that do not fit the tensors, and values that do
+diagnosis       Recognises quantized sources and adapters, and finds the nearest known name
 
 config.json -> Architecture -> schema: the closed set of names, shapes and roles. Headers + Architecture -> Inventory.
 """

@@ -1,8 +1,8 @@
-"""The Gemma 4 architecture that a config describes, with the numbers that decide its tensors.
+"""The Gemma 4 architecture that a config describes: the sizes that decide its tensors.
 
-Two dialects of config are read: the published one (`global_head_dim`, `num_global_key_value_heads`) and the
-one that transformers 5 saves (`per_layer_config`, a map from layer number to what differs there). Defaults
-are those of transformers' classes; the decoder's own sizes have none, as every writer stores them.
+Two dialects of config are read: the published dialect (`global_head_dim`, `num_global_key_value_heads`) and the dialect
+that transformers 5 saves (`per_layer_config`, a map from layer number to the values that differ in that layer).
+Defaults are those of transformers' classes; the decoder's sizes have no defaults, as every writer stores them.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Parts that a model_type has."""
+    """Class and parts that a model_type has."""
 
     class_name: str
     text_types: tuple[str, ...]
@@ -64,16 +64,16 @@ _RELEASED: Mapping[tuple[int, int, int], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A Gemma 4 model as far as its tensors go.
+    """The sizes of a Gemma 4 model that decide its tensors.
 
     Args:
-        model_type: as in the config.
+        model_type: `model_type` of the config.
         text: the decoder.
-        vision: the vision tower, or None.
-        audio: the audio tower, or None.
-        drafter: the part that makes it an MTP assistant, or None.
-        tied_embeddings: the output head is the embedding, and not stored.
-        dtype: dtype that the config gives, or None; the tensors themselves have the last word.
+        vision: the vision tower or embedder, or None.
+        audio: the audio tower or embedder, or None.
+        drafter: the parts of an MTP assistant beside its decoder, or None.
+        tied_embeddings: True if the output head shares the embedding's weight and is not stored.
+        dtype: dtype that the config gives, or None; stored tensors may have another.
     """
 
     model_type: str
@@ -90,7 +90,7 @@ class Architecture:
 
         Raises:
             UnsupportedError: a model type that g4convert does not convert.
-            InputError: no model type, or missing and ill-typed values, all of them.
+            InputError: no model type, or missing and ill-typed values; names all of them.
         """
         kind = _kind_of(config)
         top = ConfigReader(config)
@@ -110,7 +110,7 @@ class Architecture:
 
     @property
     def class_name(self) -> str:
-        """The class that `architectures` of a config names."""
+        """Name of the transformers class, as in `architectures` of a config."""
         return _KINDS[self.model_type].class_name
 
     @property
@@ -145,7 +145,7 @@ class Architecture:
 
     @property
     def family(self) -> str:
-        """Usual name, such as `Gemma 4 MoE (26B-A4B)`; the size only where it is a released one."""
+        """Usual name, such as `Gemma 4 MoE (26B-A4B)`; with a size only for released sizes."""
         line = "Gemma 4 unified" if self.is_unified else "Gemma 4"
         text = self.text
         size = _RELEASED.get((text.hidden_size, len(text.layers), text.experts.count if text.experts else 0), "")
@@ -156,10 +156,10 @@ class Architecture:
         return label + ("" if self.is_composite else ", text-only") + (f" ({size})" if size else "")
 
     def text_only(self) -> "Architecture":
-        """The decoder alone, as `Gemma4ForCausalLM` stores it.
+        """Return the architecture of the decoder alone, as `Gemma4ForCausalLM` stores it.
 
         Raises:
-            UsageError: an assistant, which has no such form.
+            UsageError: an assistant, which has no text-only form.
         """
         if self.is_assistant:
             raise UsageError(f"layout text-only: {self.model_type} is a drafter, it has no text-only form")
@@ -167,11 +167,11 @@ class Architecture:
         return replace(self, model_type=model_type, vision=None, audio=None)
 
     def untied(self) -> "Architecture":
-        """The same with an output head of its own."""
+        """Return the architecture with an output head of its own."""
         return replace(self, tied_embeddings=False)
 
     def text_name(self, name: str) -> str | None:
-        """The name of a canonical tensor or module in the text-only form; None where it is not part of it."""
+        """Return a canonical name as the text-only form spells it; None for tensors and modules outside that form."""
         if not self.is_composite:
             return name
         if name.startswith(self.text_prefix):
@@ -193,7 +193,12 @@ def _kind_of(config: Mapping[str, Any]) -> _Kind:
 
 
 def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
-    """Return the section with the decoder's values: the top level, or `text_config` with a model type that fits."""
+    """Return the section with the decoder's values: the top level, or `text_config`.
+
+    Raises:
+        UnsupportedError: `text_config` is of a model type that does not fit.
+        InputError: `text_config` is missing.
+    """
     if not (kind.composite or kind.assistant):
         return top
     text = top.section("text_config")

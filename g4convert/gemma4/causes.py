@@ -1,11 +1,11 @@
-"""Causes why tensors do not make the model of their config, where the faults themselves prove it; and remedies.
+"""Causes of faults, where the faults together prove the cause, with remedies.
 
-    two spellings of most weights            two copies of one model
-    all of a tower missing, nothing else     its weights were taken out, or never saved
-    a tower that the config does not have    the config is that of another save
-    buffers missing, nothing else            a writer of parameters only
+    two spellings of several weights         the directory has two copies of one model
+    only a whole tower is missing            its weights were removed, or never saved
+    a tower that the config does not have    the config was saved with another model
+    only buffers are missing                 the writer stored parameters only
 
-Where none of these holds, `fitting` may find the key of the config that does not fit.
+If no cause is proved, `fitting` may find the config key that does not fit.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,12 +25,12 @@ _HEADS = {
     "score.": "score is the head of a classifier (...ForSequenceClassification), which does not generate text",
     "classifier.": "classifier is the head of a classifier, which does not generate text",
 }
-_SEVERAL = 3  # of as many tensors, two names each are no accident
+_SEVERAL = 3  # this many tensors with two names each are no accident
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong; `name` is the tensor, `line` the sentence about it."""
+    """A fault of one tensor; `name` is the tensor, `line` the sentence about it."""
 
     kind: str
     name: str
@@ -38,11 +38,11 @@ class Fault:
 
 
 def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture) -> str:
-    """The remedy for what the faults have in common; empty where they prove nothing.
+    """Return the remedy for the common cause of faults; empty if they prove no cause.
 
     Args:
-        faults: all of them.
-        schema: the names that the architecture knows.
+        faults: all faults of the checkpoint.
+        schema: canonical names of the architecture.
         architecture: architecture that the config gives.
     """
     kinds = {fault.kind for fault in faults}
@@ -60,7 +60,7 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
 
 
 def _unknown(names: Collection[str], architecture: Architecture) -> str:
-    """The remedy for tensors that the config does not know, where they are all of one kind."""
+    """Return the remedy for unknown tensors that are all of one kind, otherwise empty."""
     if all(_is(name, _VISION + _AUDIO) for name in names):
         return _unknown_media(names, architecture)
     if all(_is_value_of_k_eq_v(name, architecture) for name in names):
@@ -72,7 +72,7 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
 
 
 def _foreign_heads(names: Collection[str]) -> str:
-    """The remedy for heads that are no language model's; empty where other names are unknown, too."""
+    """Return the remedy for the head of a trainer or classifier; empty if other names are unknown, too."""
     found = [remedy for start, remedy in _HEADS.items() if all(name.startswith(start) for name in names)]
     return found[0] if found else ""
 
@@ -88,7 +88,7 @@ def _is(name: str, parts: Sequence[str]) -> bool:
 
 
 def _unknown_media(names: Collection[str], architecture: Architecture) -> str:
-    """Weights of towers that the config does not have."""
+    """Return the remedy for weights of towers that the config does not have; empty if none applies."""
     if not architecture.is_composite:
         return "config.json describes the text model alone: use the multimodal one (and --layout text-only)"
     for key, parts, present in (
@@ -101,7 +101,7 @@ def _unknown_media(names: Collection[str], architecture: Architecture) -> str:
 
 
 def _missing_media(missing: set[str], schema: Schema) -> str:
-    """Towers that are gone as a whole."""
+    """Return the remedy if exactly the weights of whole towers are missing, otherwise empty."""
     needed = [name for name, expected in schema.expected.items() if not expected.optional]
     whole = {
         key: of

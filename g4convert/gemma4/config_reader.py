@@ -1,7 +1,7 @@
-"""Reading typed values out of a config.json that may hold anything.
+"""Reader of typed values from a config.json that may hold anything.
 
-A `ConfigReader` never raises: it notes what is wrong and returns a harmless value, so that one error can
-name every bad key. `raise_problems` is called before any value is used.
+Methods that read do not raise: they note the problem and return a harmless value, so that one error can name every bad
+key. Callers call `raise_problems` before they use a value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from g4convert.errors import InputError
 
 __all__ = ["ConfigReader"]
 
-_MOST = 1 << 31  # no dimension of a real model comes near it; larger ones are typing errors or attacks
+_MOST = 1 << 31  # no dimension of a real model comes near; a larger value is a typing error or an attack
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class ConfigReader:
     problems: list[str] = field(default_factory=list)
 
     def note(self, key: str, problem: str) -> None:
-        """Remember that a key is wrong."""
+        """Note a problem with a key."""
         self.problems.append(f"{self.path}{key}: {problem}")
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST) -> int:
-        """An integer in [least, most]; without a default the key is required."""
+        """Return an integer in [least, most]; without a default the key is required."""
         value = self.values.get(key, default)
         if value is None:
             self.note(key, "missing" if key not in self.values else "null, expected an integer")
@@ -47,11 +47,11 @@ class ConfigReader:
         return least
 
     def optional_integer(self, key: str) -> int | None:
-        """An integer of at least 1, or None where the key is missing or null."""
+        """Return an integer of at least 1, or None if the key is missing or null."""
         return None if self.values.get(key) is None else self.integer(key)
 
     def flag(self, key: str, *, default: bool) -> bool:
-        """A boolean; null counts as missing."""
+        """Return a boolean; null counts as missing."""
         value = self.values.get(key)
         if value is None:
             return default
@@ -61,7 +61,7 @@ class ConfigReader:
         return value
 
     def text(self, key: str) -> str | None:
-        """A string, or None where the key is missing or null."""
+        """Return a string, or None if the key is missing or null."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, str):
             self.note(key, f"{value!r}, expected a string")
@@ -69,7 +69,7 @@ class ConfigReader:
         return value
 
     def strings(self, key: str, count: int, allowed: Sequence[str]) -> list[str] | None:
-        """A list of strings out of `allowed`, one for each of `count` layers; None where it is missing or null."""
+        """Return a list of `count` strings out of `allowed`, one per layer; None if the key is missing or null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -84,7 +84,7 @@ class ConfigReader:
         return None
 
     def pair(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
-        """Two positive integers."""
+        """Return two positive integers."""
         value = self.values.get(key, default)
         match value:
             case [int(first), int(second)] if 0 < first <= _MOST and 0 < second <= _MOST:
@@ -93,7 +93,7 @@ class ConfigReader:
         return default
 
     def section(self, key: str) -> "ConfigReader | None":
-        """A nested section, or None where the key is missing or null."""
+        """Return the reader of a nested section, or None if the key is missing or null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -103,7 +103,7 @@ class ConfigReader:
         return ConfigReader(value, f"{self.path}{key}.", self.problems)
 
     def raise_problems(self) -> None:
-        """Raise one error with everything noted.
+        """Raise one error with all noted problems, if there are any.
 
         Raises:
             InputError: at least one key is missing or wrong.

@@ -1,4 +1,4 @@
-"""The decoder's part of a config, from either dialect, resolved layer by layer."""
+"""Reader of the decoder's part of a config, in either dialect, resolved layer by layer."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 _DEFAULT_PATTERN = 6  # transformers: without layer_types every sixth layer is full
 _LAYERS_MOST = 1024
 _EXPERTS_MOST = 4096
-# Keys that transformers lets a layer override and that would change a tensor that we could not foresee.
+# Keys that transformers lets a layer override. The second tuple is refused: no Gemma 4 overrides these sizes.
 _READ_OVERRIDES = ("head_dim", "num_key_value_heads")
 _REFUSED_OVERRIDES = (
     "skip",
@@ -23,12 +23,12 @@ _REFUSED_OVERRIDES = (
 
 
 def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextModel:
-    """The decoder a section describes; problems are noted in the reader.
+    """Return the decoder that a section describes, and note problems in the reader.
 
     Args:
-        read: the text section.
-        unified: `gemma4_unified_text`, which has neither per-layer embeddings nor experts.
-        assistant: a drafter, all of whose layers read the target's keys and values.
+        read: reader of the text section.
+        unified: True for `gemma4_unified_text`, which has neither per-layer embeddings nor experts.
+        assistant: True for a drafter, all of whose layers use the target's keys and values.
     """
     count = read.integer("num_hidden_layers", most=_LAYERS_MOST)
     text = TextModel(
@@ -48,7 +48,7 @@ def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextM
 
 
 def _kv_shared(read: ConfigReader, count: int, *, assistant: bool) -> int:
-    """Return the number of last layers without keys and values of their own."""
+    """Return how many layers, counted from the last, have no keys and values of their own."""
     shared = read.integer("num_kv_shared_layers", 0, least=0, most=count)
     if assistant and shared not in {0, count}:
         read.note("num_kv_shared_layers", f"{shared}, an assistant shares all {count}")
@@ -88,7 +88,7 @@ def _layers(read: ConfigReader, count: int, shared: int) -> tuple[Layer, ...]:
             kv_heads=overrides.get(i, {}).get("num_key_value_heads", kv_heads),
             kv_shared=i >= first_shared,
             k_eq_v=k_eq_v and full[i],
-            # transformers asks 0 < first_shared here, and only here
+            # transformers tests 0 < first_shared here, and nowhere else
             intermediate_size=width * (2 if wide and i >= first_shared > 0 else 1),
         )
         for i in range(count)
@@ -96,7 +96,7 @@ def _layers(read: ConfigReader, count: int, shared: int) -> tuple[Layer, ...]:
 
 
 def _overrides(read: ConfigReader, full: list[bool], *, k_eq_v: bool) -> Mapping[int, Mapping[str, int]]:
-    """Return the values that differ from layer to layer, from whichever of the two dialects the config has."""
+    """Return layer number -> values that differ in that layer, from either dialect."""
     if "per_layer_config" in read.values:
         return _saved_overrides(read, len(full))
     changed = {"head_dim": read.integer("global_head_dim", 512)}
@@ -107,7 +107,7 @@ def _overrides(read: ConfigReader, full: list[bool], *, k_eq_v: bool) -> Mapping
 
 
 def _saved_overrides(read: ConfigReader, count: int) -> Mapping[int, Mapping[str, int]]:
-    """`{"05": {"head_dim": 512}}`: keys are layer numbers, zero-padded to sort."""
+    """Return layer number -> overrides, from `{"05": {"head_dim": 512}}`: keys are zero-padded layer numbers."""
     section = read.section("per_layer_config")
     found: dict[int, Mapping[str, int]] = {}
     if section is None:

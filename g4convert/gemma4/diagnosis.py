@@ -10,7 +10,7 @@ from g4convert.tensors import TensorInfo
 
 __all__ = ["Neighbours", "quantized_format", "refuse_adapters", "refuse_quantized"]
 
-# The first that fits names the format: the telling suffixes come before the shared ones.
+# The first pattern that fits decides the format: suffixes of one format come before suffixes that formats share.
 _FORMATS = (
     ("bitsandbytes", r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+)$"),
     ("ModelOpt NVFP4", r"[._]weight_scale_2$"),
@@ -26,14 +26,14 @@ _BITSANDBYTES = _FORMATS[0][0]
 _LEFTOVER = re.compile(r"(\.weight)?\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+)$")
 _PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _FORMATS)
 _ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|modules_to_save|original_module)(\.|$)")
-_NEAREST_MOST = 32  # kinds of unknown names worth a search; a checkpoint with more is something else altogether
+_NEAREST_MOST = 32  # kinds of unknown names to search for; a checkpoint with more is no Gemma 4
 
 
 def quantized_format(names: Iterable[str]) -> tuple[str, tuple[str, ...]] | None:
-    """The quantization format that stored names betray, and those names; None for none.
+    """Return the quantization format that stored names show, and the names that show it; None without a format.
 
     Args:
-        names: stored names, all of them or the unknown ones.
+        names: all stored names, or the unknown names only.
     """
     listed = tuple(names)
     telling = {name: tuple(n for n in listed if pattern.search(n)) for name, pattern in _PATTERNS}
@@ -42,14 +42,14 @@ def quantized_format(names: Iterable[str]) -> tuple[str, tuple[str, ...]] | None
 
 
 def refuse_quantized(unknown: Iterable[str], tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise where names belong to a checkpoint that is already quantized.
+    """Raise an error if unknown names belong to a quantized checkpoint.
 
     Args:
-        unknown: names that fit nothing.
-        tensors: every stored tensor.
+        unknown: stored names that match no canonical name.
+        tensors: every stored tensor, by name.
 
     Raises:
-        UnsupportedError: names the format, how many tensors and one of them.
+        UnsupportedError: the checkpoint is quantized; names the format, the number of tensors and an example.
         InputError: scales are left over beside weights that are not quantized.
     """
     if found := quantized_format(unknown):
@@ -67,10 +67,10 @@ def refuse_quantized(unknown: Iterable[str], tensors: Mapping[str, TensorInfo]) 
 
 
 def refuse_adapters(unknown: Iterable[str]) -> None:
-    """Raise where an adapter was not merged.
+    """Raise an error if unknown names belong to an adapter that was not merged.
 
     Raises:
-        InputError: names every tensor of the adapter.
+        InputError: there is such an adapter; names all of its tensors.
     """
     if left := [name for name in unknown if _ADAPTER.search(name)]:
         raise InputError(
@@ -81,13 +81,13 @@ def refuse_adapters(unknown: Iterable[str]) -> None:
 
 
 class Neighbours:
-    """Finds the known name nearest to an unknown one.
+    """Search for the canonical name that is nearest to an unknown name.
 
-    Only kinds of names are compared, numbers taken out: a model has about a hundred of them, and thousands of
-    unknown names are a few kinds as well, each searched for once.
+    Names are compared without their numbers: a model has about a hundred such kinds of names, and thousands of unknown
+    names are of few kinds, each of which is searched for once.
 
     Args:
-        bodies: canonical names, by what is left of them without their prefix.
+        bodies: body of a canonical name (the name without prefix) -> the canonical name.
     """
 
     def __init__(self, bodies: Mapping[str, str]) -> None:
@@ -98,7 +98,7 @@ class Neighbours:
         self._found: dict[str, str | None] = {}
 
     def nearest(self, body: str) -> str | None:
-        """The nearest canonical name, with the same numbers where there is one; None where none is near."""
+        """Return the nearest canonical name, with the same numbers if such a name exists; None if no name is near."""
         kind, numbers = Name(body).unnumbered()
         if kind not in self._found:
             if len(self._found) >= _NEAREST_MOST:

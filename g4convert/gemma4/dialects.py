@@ -1,13 +1,12 @@
-"""The ways people and programs spell Gemma 4's tensor names, and the way back to the canonical one.
+"""Spellings of Gemma 4's tensor names by other programs, and the rules from each to the canonical name.
 
-A name is taken apart as   wrappers . prefix . body   and only the body says which tensor it is: no two
-canonical names share one. So a source name is resolved by stripping what wrappers and prefixes add
-(`WRAPPERS`, `_PREFIXES`), and, where the body is not known as it is, by putting each rule of `BODIES` to it
-once, in order. The result does not depend on the other names in the checkpoint. Each rule leads from the
-foreign spelling to the canonical one, and none moves a number: names that differ in numbers only are alike.
+A name is split into   wrappers . prefix . body   and only the body identifies the tensor: no two canonical names have
+the same body. To resolve a source name, wrappers and prefix are removed (`WRAPPERS`, `_PREFIXES`). If the body is not
+canonical, each rule of `BODIES` is applied to it once, in order. The result does not depend on other names in the
+checkpoint. No rule moves a number, so names that differ only in their numbers resolve alike.
 
-Not here on purpose: names that several tensors were merged into (`qkv_proj`, `w13_weight`, shared clip
-limits). An engine may have reordered their rows, and nothing in a header would show it.
+Names of merged tensors (`qkv_proj`, `w13_weight`, shared clip limits) are left out on purpose: an engine may have
+reordered their rows, and no header would show it.
 """
 
 import re
@@ -28,11 +27,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One habit of spelling.
+    """A rule from a foreign spelling to the canonical spelling.
 
     Args:
-        name: name in reports; several rules may be one habit.
-        description: one line for people.
+        name: name of the habit in reports; several rules may belong to one habit.
+        description: description of the habit, in one line.
         pattern: pattern of the foreign spelling.
         replacement: the canonical spelling.
     """
@@ -44,7 +43,7 @@ class Rule:
 
 
 def _habit(name: str, description: str, *pairs: tuple[str, str]) -> tuple[Rule, ...]:
-    """The rules, pattern and replacement, of one habit."""
+    """Return the rules of one habit, from pairs of pattern and replacement."""
     return tuple(Rule(name, description, re.compile(pattern), new) for pattern, new in pairs)
 
 
@@ -55,7 +54,7 @@ WRAPPERS = (
     *_habit("fsdp", "saved from FSDP", (r"(^|\.)_fsdp_wrapped_module\.", r"\1")),
     *_habit("checkpointed", "saved while checkpointing", (r"(^|\.)_checkpoint_wrapped_module\.", r"\1")),
 )
-"""Taken off until none is left."""
+"""Rules that remove wrappers, applied until no wrapper is left."""
 
 _PREFIXES: Mapping[str, str] = {
     "": "saved from the inner model",
@@ -66,7 +65,7 @@ _PREFIXES: Mapping[str, str] = {
     "model.language_model.model.": "a causal language model inside a multimodal one",
     "model.model.": "the model inside another one",
 }
-"""Known prefixes. Any run of `model.` and `language_model.` is one; one that is not canonical is reported."""
+"""Known prefix -> description. Any run of `model.` and `language_model.` is a prefix; foreign prefixes are reported."""
 
 _PREFIX = re.compile(r"(?:(?:language_)?model\.)*")
 
@@ -135,17 +134,17 @@ BODIES = (
         (r"^(centroids\.weight|token_ordering)$", r"masked_embedding.\1"),
     ),
 )
-"""Put to a body that is not known as it is, once each, in order."""
+"""Rules that are applied to a body that is not canonical, once each, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """A source name taken apart.
+    """The parts of a source name.
 
     Args:
-        body: part that says which tensor it is, canonical where any rule leads there.
-        prefix: part that stood before it; empty, or ends with a dot.
-        rules: the wrappers and rules that took part.
+        body: part that identifies the tensor; canonical if a rule leads to a canonical body.
+        prefix: part before the body; empty, or ends with a dot.
+        rules: the rules that were applied, of wrappers and of bodies.
     """
 
     body: str
@@ -154,16 +153,16 @@ class Spelling:
 
 
 def body_of(name: str) -> str:
-    """A canonical name without its prefix."""
+    """Return a canonical name without its prefix."""
     return name.removeprefix(prefix_of(name))
 
 
 def spell(name: str, known: Container[str]) -> Spelling:
-    """Take a source name apart.
+    """Split a source name into its parts.
 
     Args:
-        name: as stored, or the kind of such a name.
-        known: the bodies, or kinds of bodies, of the canonical names.
+        name: stored name, or its kind (with numbers set to 0).
+        known: bodies of the canonical names, or their kinds.
     """
     used: list[Rule] = []
     unwrapped = _unwrap(name, used)
@@ -201,6 +200,6 @@ def prefix_of(name: str) -> str:
 
 
 def prefix_habit(prefix: str) -> tuple[str, str]:
-    """Name and description of a prefix that is not the canonical one."""
+    """Return name and description of the habit of using a prefix that is not canonical."""
     description = _PREFIXES.get(prefix, "a model inside other models")
     return (f"prefix {prefix}" if prefix else "no prefix"), description

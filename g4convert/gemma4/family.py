@@ -1,4 +1,4 @@
-"""The Gemma 4 families by name: what `g4convert demo --family` takes and `fixtures.make` makes."""
+"""The names of the Gemma 4 families, for `g4convert demo --family` and `fixtures.make`."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""Faults of a checkpoint's tensors, gathered into one error."""
+"""Faults of a checkpoint's tensors, joined into one error."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,14 @@ _INDEX_DTYPES = {DType.I32, DType.I64}
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint's tensors, matched with what its config says.
+    """A checkpoint's tensors, matched with the names that its config implies.
 
     Args:
-        match: match of tensors and canonical names.
+        match: match of stored names and canonical names.
         tensors: every stored tensor, by name.
         architecture: architecture that the config gives.
-        config: the config itself, where it is known.
-        decoder_only: towers and embedders may be missing.
+        config: the config itself; None if unknown.
+        decoder_only: allow towers and embedders to be missing.
     """
 
     match: Match
@@ -40,11 +40,11 @@ class Found:
 
 
 def raise_faults(found: Found) -> None:
-    """Raise one error with everything that is wrong, or return.
+    """Raise one error with all faults, if there are any.
 
     Raises:
-        UnsupportedError: already quantized.
-        InputError: an adapter that is not merged, or tensors that do not make this architecture.
+        UnsupportedError: the checkpoint is already quantized.
+        InputError: an adapter is not merged, or the tensors do not make this architecture.
     """
     refuse_adapters(found.match.unknown)
     refuse_quantized(found.match.unknown, found.tensors)
@@ -65,7 +65,7 @@ _LOOK = "`g4convert inspect` lists what the directory holds beside what its conf
 
 
 def _misfit(found: Found) -> str:
-    """The keys of the config that do not fit, if others would; empty where no values make the tensors fit."""
+    """Return a remedy with the config keys to change; empty where no values make the config fit the tensors."""
     if found.config is None:
         return ""
 
@@ -87,7 +87,11 @@ def _faults(found: Found) -> tuple[Fault, ...]:
 
 
 def _refuse_quantized_dtypes(match: Match, tensors: Mapping[str, TensorInfo]) -> None:
-    """Known names that hold 8-bit numbers."""
+    """Raise if tensors with known names hold 8-bit numbers.
+
+    Raises:
+        UnsupportedError: such a tensor exists.
+    """
     found = [source for sources in match.sources.values() for source in sources]
     packed = [source for source in found if tensors[source].dtype in _QUANTIZED_DTYPES]
     if packed:
@@ -108,7 +112,7 @@ def _unknown(match: Match) -> Iterator[Fault]:
 
 
 def _ambiguous(match: Match) -> Iterator[Fault]:
-    """Several sources for one name, or an expert in more than one form."""
+    """Yield names with several sources, and experts that are stored in several forms."""
     for name, sources in match.sources.items():
         if len(sources) > 1:
             yield Fault("ambiguous", name, f"{' and '.join(sources)} both name {name}")
@@ -124,7 +128,7 @@ def _ambiguous(match: Match) -> Iterator[Fault]:
 
 
 def _missing(found: Found) -> Iterator[Fault]:
-    """Required names without a source; experts that are missing as a whole in one line."""
+    """Yield required names without a source; one fault covers a layer's experts that are missing as a whole."""
     match, architecture = found.match, found.architecture
     held = {name for fused, of in match.schema.experts.items() if fused in match.sources for name in of.names}
     held |= match.sources.keys()
@@ -149,7 +153,7 @@ def _misshapen(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[Faul
 
 
 def _shapes(schema: Schema, name: str) -> tuple[tuple[int, ...], ...]:
-    """The shapes that a tensor may have, the one that is written first."""
+    """Return the shapes that a tensor may have, the written shape first."""
     if expected := schema.expected.get(name):
         return (expected.shape, expected.channels_last) if expected.convolution else (expected.shape,)
     if fused := schema.fused.get(name) or schema.stacked.get(name):
@@ -158,7 +162,7 @@ def _shapes(schema: Schema, name: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _wrong_dtypes(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[Fault]:
-    """Weights that are not floats of a size we read, indices that are not integers."""
+    """Yield weights that are not BF16, F16 or F32, and indices that are not I64 or I32."""
     for name, sources in match.sources.items():
         expected = match.schema.expected.get(name)
         integer = expected is not None and expected.integer

@@ -1,7 +1,7 @@
-"""Search for keys of a config that do not fit its tensors: those for which the tensors say another value that fits.
+"""Search for config keys that do not fit the tensors, with values that do.
 
-A value is read off the shape of one tensor. It is named only if the config with it, and with the others that differ,
-describes all tensors without a fault: what is said is proved.
+Each value is read from the shape of one tensor. A key is reported only if the config with all new values describes all
+tensors without a fault, so every report is proved.
 """
 
 import json
@@ -19,18 +19,18 @@ __all__ = ["fitting"]
 
 Fits = Callable[[Architecture], bool]
 
-_MOST = 3  # keys that an edit leaves behind; more are another model's config
+_MOST = 3  # a hand edit leaves at most this many wrong keys; with more, the config is another model's
 _LAYER = re.compile(r"^layers\.(\d+)\.")
 
 
 def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], fits: Fits) -> str:
-    """The remedy for a config that does not fit; empty where no values of its keys would.
+    """Return the remedy for a config that does not fit its tensors; empty if no values of its keys make it fit.
 
     Args:
-        match: the tensors under the names that the config implies.
+        match: match of the stored names with the names that the config implies.
         tensors: every stored tensor, by name.
-        config: config.json.
-        fits: whether an architecture has all tensors, in their shapes.
+        config: content of config.json.
+        fits: returns True if an architecture has exactly these tensors and shapes.
     """
     section = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     path = "" if section is config else "text_config."
@@ -49,7 +49,7 @@ def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str
 
 
 def _edit(key: str, old: object, new: object) -> str:
-    """One key, its new value and its old one."""
+    """Return the text of one edit: the key, its new value and its old value."""
     if isinstance(old, list) and isinstance(new, list) and old[: len(new)] == new:
         return f"{key} to its first {len(new)} entries"
     return f"{key} to {json.dumps(new)}" + (
@@ -58,7 +58,7 @@ def _edit(key: str, old: object, new: object) -> str:
 
 
 def _fit(config: Mapping[str, Any], path: str, values: Mapping[str, Any], fits: Fits) -> bool:
-    """Return whether a config with other values describes the tensors."""
+    """Return whether a config with these values describes the tensors."""
     changed = {**config, "text_config": {**config["text_config"], **values}} if path else {**config, **values}
     try:
         return fits(Architecture.from_config(changed))
@@ -69,7 +69,7 @@ def _fit(config: Mapping[str, Any], path: str, values: Mapping[str, Any], fits: 
 def _read(
     match: Match, tensors: Mapping[str, TensorInfo], section: Mapping[str, Any]
 ) -> Iterator[tuple[str, int | list[str]]]:
-    """Keys of the decoder and what the tensors say of them, where the tensor is there."""
+    """Yield keys of the decoder with the values that the stored tensors show."""
     shapes = {body: tensors[source].shape for source, body in match.unknown.items()}
     shapes |= {body_of(name): tensors[sources[0]].shape for name, sources in match.sources.items()}
     sliding = _sliding(shapes, section)
@@ -103,11 +103,11 @@ _SIZES = (
     ("moe_intermediate_size", "layers.{}.experts.down_proj", 2),
     ("moe_intermediate_size", "layers.{}.experts.0.down_proj.weight", 1),
 )
-"""Key, the tensor whose shape says it (of a layer, of a sliding one), and the axis."""
+"""Key, the tensor whose shape shows its value (`{}` is the number of a sliding layer), and the axis."""
 
 
 def _sliding(shapes: Mapping[str, tuple[int, ...]], section: Mapping[str, Any]) -> int:
-    """The first layer whose heads have not the width of full attention; 0 where all have."""
+    """Return the first layer whose head width is not that of full attention; 0 if every layer has that width."""
     wide = (section.get("global_head_dim"),)
     numbers = (int(found[1]) for body in shapes if (found := _LAYER.match(body)))
     narrow = (n for n in sorted(set(numbers)) if shapes.get(f"layers.{n}.self_attn.q_norm.weight", wide) != wide)
@@ -117,7 +117,7 @@ def _sliding(shapes: Mapping[str, tuple[int, ...]], section: Mapping[str, Any]) 
 def _kinds(
     shapes: Mapping[str, tuple[int, ...]], count: int, section: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield the layers that attend to everything, where their heads have another width; the last one always does."""
+    """Yield `layer_types`, read from the widths of heads, if full and sliding layers differ in width."""
     widths = [shapes.get(f"layers.{n}.self_attn.q_norm.weight") for n in range(count)]
     wide = section.get("global_head_dim")
     if wide is not None and wide != section.get("head_dim") and all(widths):

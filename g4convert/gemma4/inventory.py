@@ -1,8 +1,8 @@
-"""A source checkpoint's tensors under their canonical names: what each is, and where its bytes lie.
+"""The inventory of a source checkpoint: the role and the bytes of each tensor, by canonical name.
 
-`resolve` is total: every source tensor becomes a weight, many weights (fused experts) or an extra with a
-reason, and every weight the architecture needs has exactly one source. Anything else is an error that names
-all offenders.
+`resolve` is total: every source tensor becomes a weight, several weights (fused experts) or an extra with a reason,
+and every weight that the architecture needs has exactly one source. Otherwise `resolve` raises an error that names all
+offenders.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,16 +32,16 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor of the model; experts one by one.
+    """A tensor of the model; each projection of each expert is a weight of its own.
 
     Args:
         name: canonical stored name.
         role: role of the weight.
-        dtype: as in the source.
-        shape: shape; for a Linear, [out_features, in_features].
-        linear: whether it is the weight of a Linear or of an expert's projection.
-        segment: place of its bytes.
-        channels_last: a convolution's weight whose bytes are in the order [out, *kernel, in].
+        dtype: dtype in the source.
+        shape: canonical shape; for a Linear, [out_features, in_features].
+        linear: True for the weight of a Linear or of an expert's projection.
+        segment: its bytes in the source.
+        channels_last: True for a convolution's weight whose bytes are in the order [out, *kernel, in].
     """
 
     name: str
@@ -54,7 +54,7 @@ class Weight:
 
     @property
     def module(self) -> Name:
-        """The dotted path of the module that owns it."""
+        """Dotted path of the module that owns the weight."""
         return Name(self.name).owner
 
     @property
@@ -65,13 +65,13 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A source tensor that is not written.
+    """A source tensor that a conversion drops.
 
     Args:
-        source: its name in the source.
-        kind: fact that must be shown before it is dropped.
-        reason: reason why it may be dropped, for people.
-        twin: the source tensor it must equal, for `tied`.
+        source: name in the source.
+        kind: fact that must hold before the tensor is dropped.
+        reason: the same fact, in words.
+        twin: source tensor that it must equal, if `kind` is `tied`; otherwise None.
     """
 
     source: str
@@ -82,7 +82,7 @@ class Extra:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Everything in a source checkpoint, by what it is; weights in the order a forward pass meets them."""
+    """All tensors of a source checkpoint, as weights (in the order of a forward pass) and extras."""
 
     architecture: Architecture
     weights: tuple[Weight, ...]
@@ -90,7 +90,7 @@ class Inventory:
     dialects: tuple[DialectUse, ...]
 
     def untied(self) -> "Inventory":
-        """The same with the output head as a weight of its own; where it is tied, its bytes are the embedding's."""
+        """Return the inventory with the output head as a weight of its own; a tied head gets the embedding's bytes."""
         if not self.architecture.tied_embeddings:
             return self
         table = next(weight for weight in self.weights if weight.role is Role.EMBEDDING)
@@ -102,7 +102,7 @@ class Inventory:
 
     @property
     def missing_limits(self) -> int:
-        """Count the limits that `use_clipped_linears` asks for and that are missing."""
+        """Number of clip limits that `use_clipped_linears` requires and the source lacks."""
         limits = {name for name, of in expected_weights(self.architecture).items() if of.role is Role.CLIP}
         return len(limits - {weight.name for weight in self.weights})
 
@@ -114,20 +114,20 @@ def resolve(
     config: Mapping[str, Any] | None = None,
     decoder_only: bool = False,
 ) -> Inventory:
-    """Find out what every tensor of a checkpoint is.
+    """Return the inventory of a checkpoint.
 
-    Keys and values of KV-shared layers are weights of the role `kv_shared`; the caller keeps or drops them.
+    k_proj and v_proj of KV-shared layers are weights of the role `kv_shared`; the caller keeps or drops them.
 
     Args:
         tensors: every stored tensor, by name; the order does not matter.
         architecture: architecture that the config gives.
-        config: the config itself; with it, an error names the key that does not fit the tensors.
-        decoder_only: towers and embedders may be missing.
+        config: the config itself; with it, an error can name the config key that does not fit the tensors.
+        decoder_only: allow towers and embedders to be missing.
 
     Raises:
         UnsupportedError: the checkpoint is already quantized; names the format.
-        InputError: an adapter that is not merged; or names that are unknown, ambiguous or missing, shapes and
-            dtypes that do not fit: all offenders in one error, unknown names with the nearest known one.
+        InputError: an adapter is not merged; or names are unknown, ambiguous or missing, or shapes or dtypes do not
+            fit. Names all offenders, and the nearest known name for each unknown name.
     """
     match = match_names(tensors, architecture)
     raise_faults(Found(match, tensors, architecture, config, decoder_only=decoder_only))
@@ -143,14 +143,14 @@ def resolve(
 
 
 def _weight(name: str, expected: Expected, info: TensorInfo, place: Segment) -> Weight:
-    """A weight and its bytes; a convolution whose kernel or inputs are single has them in one order anyway."""
+    """Return a weight; both orders of a convolution's bytes are equal if its kernel or its inputs have size 1."""
     last = expected.convolution and info.shape != expected.shape
     moved = last and expected.shape[1] > 1 and prod(expected.shape[2:]) > 1
     return Weight(name, expected.role, info.dtype, expected.shape, expected.linear, place, channels_last=moved)
 
 
 def _channels_last(weights: Iterable[Weight]) -> Iterator[DialectUse]:
-    """Convolutions whose values have to be moved."""
+    """Yield the habit of storing convolutions with channels last, if any weight has it."""
     found = [weight for weight in weights if weight.channels_last]
     if found:
         described = "convolutions with channels last, as MLX holds them"
@@ -160,7 +160,7 @@ def _channels_last(weights: Iterable[Weight]) -> Iterator[DialectUse]:
 def _places(
     match: Match, sources: Mapping[str, str], tensors: Mapping[str, TensorInfo]
 ) -> Iterator[tuple[str, Segment]]:
-    """Canonical name and bytes of every weight found."""
+    """Yield canonical name and bytes of every weight with a source."""
     experts = match.schema.experts
     for name, source in sources.items():
         if fused := experts.get(name):
@@ -170,7 +170,7 @@ def _places(
 
 
 def _split(fused: FusedExperts, source: str, dtype: DType) -> Iterator[tuple[str, Segment]]:
-    """The single experts of a fused tensor [e, rows, k]: parts of equal size, one after the other."""
+    """Yield name and bytes of each single expert in a fused tensor [e, rows, k]: parts of equal size, in order."""
     _, rows, k = fused.shape
     size = rows // len(fused.projections) * k * dtype.itemsize
     for i, name in enumerate(fused.names):

@@ -1,4 +1,4 @@
-"""Source names against the names an architecture has: which is which, before any shape is looked at."""
+"""Match of a checkpoint's stored names with the canonical names of an architecture; shapes do not matter."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ __all__ = ["DialectUse", "Match", "Schema", "match_names"]
 
 @dataclass(frozen=True, slots=True)
 class DialectUse:
-    """A habit of spelling that a checkpoint has.
+    """A habit of spelling in a checkpoint.
 
     Args:
         name: short name of the habit.
-        description: one line for people.
-        count: source tensors spelled so.
-        example: a source name and the canonical one.
+        description: description in one line.
+        count: number of source tensors that are spelled so.
+        example: a source name and its canonical name.
     """
 
     name: str
@@ -45,13 +45,13 @@ class DialectUse:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """All names an architecture knows.
+    """All canonical names of an architecture.
 
     Args:
-        expected: every weight, experts one by one.
-        fused: tensors that hold the experts of a layer, in the form that is written.
-        stacked: the other form of gate and up.
-        droppable: tensors that may be there and are not written.
+        expected: every weight; experts one by one.
+        fused: tensors that hold all experts of a layer, in the form of transformers.
+        stacked: tensors that hold gate or up of all experts of a layer, in the form of MLX.
+        droppable: tensors that a checkpoint may have and a conversion drops.
     """
 
     expected: Mapping[str, Expected]
@@ -61,13 +61,13 @@ class Schema:
 
     @classmethod
     def of(cls, architecture: Architecture) -> "Schema":
-        """The names of an architecture."""
+        """Return the schema of an architecture."""
         fused, stacked = fused_experts(architecture), stacked_experts(architecture)
         return cls(expected_weights(architecture), fused, stacked, droppable(architecture))
 
     @property
     def experts(self) -> Mapping[str, FusedExperts]:
-        """Every tensor that holds the experts of a layer, in either form."""
+        """Every tensor that holds the experts of a layer, in both forms."""
         return {**self.fused, **self.stacked}
 
     @property
@@ -85,10 +85,10 @@ class Match:
 
     Args:
         schema: tensors that were looked for.
-        sources: canonical name to the source names that claim it; more than one is a fault.
-        derived: source names of buffers that are not written.
-        unknown: source names that fit nothing, with what is left of each without wrappers and prefix.
-        dialects: spellings of the names.
+        sources: canonical name -> source names that resolve to it; more than one source name is a fault.
+        derived: source names of derived buffers, which a conversion drops.
+        unknown: unknown source name -> its body, without wrappers and prefix.
+        dialects: habits of spelling that were found.
     """
 
     schema: Schema
@@ -102,7 +102,7 @@ def match_names(names: Iterable[str], architecture: Architecture) -> Match:
     """Find the canonical name of each source name.
 
     Args:
-        names: as stored, in any order.
+        names: stored names, in any order.
         architecture: architecture that the config gives.
     """
     schema = Schema.of(architecture)
@@ -142,7 +142,7 @@ def _count(uses: dict[str, DialectUse], habits: Mapping[str, str], example: tupl
 
 
 def _count_single_experts(uses: dict[str, DialectUse], schema: Schema, sources: Mapping[str, tuple[str, ...]]) -> None:
-    """Experts one by one are a spelling of their own: transformers 5 stores them fused."""
+    """Add the habit of storing experts one by one, if any are: transformers 5 stores them fused."""
     found = [(fused, n) for fused, experts in schema.fused.items() for n in experts.names if n in sources]
     if found:
         (fused, name), described = found[0], "experts one by one, which transformers 5 fuses"

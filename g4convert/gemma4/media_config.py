@@ -1,4 +1,4 @@
-"""The parts of a config that see and hear, with the defaults of transformers' configuration classes."""
+"""Reader of the vision and audio parts of a config, with the defaults of transformers' configuration classes."""
 
 from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.gemma4.parts import (
@@ -16,7 +16,7 @@ _LAYERS_MOST = 1024
 
 
 def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
-    """Return the part that takes images, None where the model takes none; problems are noted in the reader."""
+    """Return the vision part, or None for a model without vision, and note problems in the reader."""
     read = top.section("vision_config")
     if read is None:
         return None
@@ -45,11 +45,11 @@ def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
 
 
 def read_audio(top: ConfigReader, *, unified: bool) -> AudioPart | None:
-    """Return the part that takes sound, None where the model takes none; problems are noted in the reader."""
+    """Return the audio part, or None for a model without audio, and note problems in the reader."""
     read = top.section("audio_config")
     if read is None:
         return None
-    if unified:  # four names of one number in transformers' class
+    if unified:  # transformers' class has four names for this number
         names = ("audio_embed_dim", "hidden_size", "output_proj_dims", "audio_samples_per_token")
         return AudioEmbedder(read.integer(next((name for name in names if name in read.values), names[0]), 640))
     return AudioTower(

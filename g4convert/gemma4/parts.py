@@ -1,7 +1,7 @@
-"""The parts of a Gemma 4 model, as plain values: what a config says that decides which tensors exist.
+"""The parts of a Gemma 4 model as plain values: the sizes in a config that decide which tensors exist.
 
-Only numbers that change a tensor's name or shape are here; activations, windows and rope stay in the config.
-Two ways to see an image are two types (`VisionTower`, `VisionEmbedder`), as are two ways to hear.
+Only values that change a tensor's name or shape are here; activations, windows and rope stay in the config. A model
+has a `VisionTower` or a `VisionEmbedder`, and an `AudioTower` or an `AudioEmbedder`.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ class Layer:
     """One decoder layer.
 
     Args:
-        full: full attention, otherwise sliding.
-        head_dim: width of one head; full layers have their own.
-        kv_heads: key/value heads; full layers may have their own.
-        kv_shared: reads the keys and values of an earlier layer and has none itself.
-        k_eq_v: the value is the key projection's output, there is no `v_proj`.
+        full: True for full attention, False for sliding attention.
+        head_dim: width of a head; full layers differ from sliding layers.
+        kv_heads: number of key/value heads; full layers may differ from sliding layers.
+        kv_shared: True if the layer uses the keys and values of an earlier layer, and computes none.
+        k_eq_v: True if the values are the output of the key projection; there is no `v_proj`.
         intermediate_size: width of the dense MLP.
     """
 

@@ -37,7 +37,7 @@ class Role(StrEnum):
     EMBEDDER = "embedder"
     """Projection from images and sound to the decoder, norms included."""
     KV_SHARED = "kv_shared"
-    """Keys and values of layers that read an earlier layer's; nothing computes with them."""
+    """k_proj and v_proj of layers that use an earlier layer's keys and values; no computation uses them."""
     DRAFTER = "drafter"
     """Weights of an MTP assistant around its decoder."""
     CLIP = "clip"
@@ -45,7 +45,7 @@ class Role(StrEnum):
 
 
 TABLES: Final = frozenset({Role.EMBEDDING, Role.PLE_EMBEDDING})
-"""Roles of weights that are gathered row by row, not multiplied."""
+"""Roles of weights that are looked up by row, not multiplied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Expected:
     """Expected shape and kind of a stored tensor.
 
     Args:
-        shape: `()` is a scalar.
+        shape: shape; `()` is a scalar.
         role: role of the tensor.
-        linear: the [out_features, in_features] weight of a Linear; every expert's projection counts.
-        optional: a checkpoint may leave it out.
-        integer: holds int32 or int64 indices, not weights.
-        convolution: the [out, in, *kernel] weight of a convolution, which MLX stores as [out, *kernel, in].
+        linear: True for the weight [out_features, in_features] of a Linear or of an expert's projection.
+        optional: True if a checkpoint may leave it out.
+        integer: True if it holds int32 or int64 indices, not weights.
+        convolution: True for the weight [out, in, *kernel] of a convolution; MLX stores [out, *kernel, in].
     """
 
     shape: tuple[int, ...]

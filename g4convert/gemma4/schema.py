@@ -1,13 +1,13 @@
-"""Every tensor a Gemma 4 checkpoint stores, from its architecture alone: names, shapes, roles.
+"""Names, shapes and roles of all tensors of a Gemma 4 checkpoint, derived from its architecture alone.
 
-The set is closed: a name that is not in `expected_weights`, `fused_experts` or `droppable`, nor that of a
-derived buffer, does not belong in the checkpoint. Names are those transformers 5 writes, with one difference:
-the experts, two 3-D tensors per layer there, are given one by one, as compressed-tensors names them.
+The set is closed: a checkpoint may only have names in `expected_weights`, `fused_experts`, `stacked_experts` and
+`droppable`, and names of derived buffers. Names are the names that transformers 5 writes, except for experts:
+transformers stores two 3-D tensors per layer, and the schema lists experts one by one, as compressed-tensors does.
 
-    stored   layers.N.experts.gate_up_proj [e, 2i, h]: of each expert the gate's rows [0:i], then the up's
+    stored   layers.N.experts.gate_up_proj [e, 2i, h]: for each expert, rows [0:i] of the gate, then [i:2i] of the up
              layers.N.experts.down_proj    [e, h, i]
-    or       layers.N.experts.gate_proj, up_proj [e, i, h] in place of the first, as MLX holds them
-    given    layers.N.experts.E.gate_proj.weight [i, h], up_proj.weight [i, h], down_proj.weight [h, i]
+    or       layers.N.experts.gate_proj, up_proj [e, i, h] in place of gate_up_proj, as MLX stores them
+    listed   layers.N.experts.E.gate_proj.weight [i, h], up_proj.weight [i, h], down_proj.weight [h, i]
 
 Letters: h hidden_size, i an MLP's width, e experts, p width of a per-layer embedding.
 """
@@ -36,7 +36,7 @@ __all__ = [
 
 Named = Iterator[tuple[str, Expected]]
 
-# Buffers that loaders compute from the config; none is persistent today, older and other writers store them.
+# Buffers that loaders compute from the config; transformers no longer stores them, but older and other writers do.
 _DERIVED = re.compile(
     r"(^|\.)rotary_emb\.(\w+_)?inv_freq$"
     r"|^embed_tokens(_per_layer)?\.embed_scale$"
@@ -45,24 +45,24 @@ _DERIVED = re.compile(
 
 
 class ExtraKind(StrEnum):
-    """Reason to leave out a source tensor, which is also what must be shown before it is dropped."""
+    """Reason to drop a source tensor; the conversion checks it before it drops the tensor."""
 
     TIED = "tied"
     """A stored copy of a tied tensor: it must equal its twin."""
     ONES = "ones"
-    """The weight of a norm that has none: it must be all ones."""
+    """The weight of a norm that has no weight in Gemma 4: it must be all ones."""
     DERIVED = "derived"
     """A buffer that every loader computes from the config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Droppable:
-    """A tensor some writers store and no loader wants.
+    """A tensor that some writers store and no loader needs.
 
     Args:
-        shape: shape that it must have.
-        kind: fact that must hold for dropping it to be right.
-        reason: the same fact, for people.
+        shape: required shape.
+        kind: fact that must hold before the tensor is dropped.
+        reason: the same fact, in words.
     """
 
     shape: tuple[int, ...]
@@ -76,8 +76,8 @@ class FusedExperts:
 
     Args:
         shape: shape of the fused tensor, experts first.
-        prefix: `...layers.N.experts.`, what the names of the single experts start with.
-        projections: projections in an expert's part, one after the other, in equal shares.
+        prefix: `...layers.N.experts.`, the start of the single experts' names.
+        projections: projections in each expert's part, in order, with equal numbers of rows.
     """
 
     shape: tuple[int, int, int]
@@ -86,17 +86,17 @@ class FusedExperts:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The single weights, in the order they lie in the fused tensor."""
+        """Names of the single weights, in their order in the fused tensor."""
         return tuple(f"{self.prefix}{e}.{p}.weight" for e in range(self.shape[0]) for p in self.projections)
 
 
 def expected_weights(architecture: Architecture) -> Mapping[str, Expected]:
-    """Canonical name to what it must look like, in the order a forward pass meets them."""
+    """Return canonical name -> expected shape and kind, in the order of a forward pass."""
     return dict(_all_tensors(architecture))
 
 
 def fused_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
-    """The fused form of the experts, by stored name; empty without experts."""
+    """Return stored name -> fused experts, in the form of transformers; empty without experts."""
     experts, h = architecture.text.experts, architecture.text.hidden_size
     if experts is None:
         return {}
@@ -110,7 +110,7 @@ def fused_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
 
 
 def stacked_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
-    """The other fused form of gate and up, a tensor each, by canonical name; empty without experts."""
+    """Return canonical name -> fused experts, with gate and up in separate tensors; empty without experts."""
     return {
         f"{fused.prefix}{projection}": FusedExperts((e, rows // 2, k), fused.prefix, (projection,))
         for fused in fused_experts(architecture).values()
@@ -121,12 +121,12 @@ def stacked_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
 
 
 def droppable(architecture: Architecture) -> Mapping[str, Droppable]:
-    """Canonical name of every tensor that may be there and is not written."""
+    """Return canonical name -> tensor that a checkpoint may have and a conversion drops."""
     return dict(_droppables(architecture))
 
 
 def is_derived(body: str) -> bool:
-    """Return whether a name without its prefix names a buffer that is computed from the config."""
+    """Return whether a name without its prefix is that of a buffer that loaders compute from the config."""
     return _DERIVED.search(body) is not None
 
 

@@ -1,8 +1,8 @@
-"""The tensors of the parts that see and hear: towers, embedders and their projections into the decoder.
+"""The tensors of the vision and audio parts: towers, embedders and their projections into the decoder.
 
-Names are relative to `model.`. The Linears of a tower's layers sit inside a wrapper that may clip, so their
-weights are `...q_proj.linear.weight`, beside four scalar limits where the tower was trained with them. Limits
-may be missing: transformers then leaves them at infinity, which clips nothing.
+Names are relative to `model.`. The Linears of a tower's layers are inside a wrapper that may clip, so their weights are
+`...q_proj.linear.weight`, with four scalar limits beside if the tower was trained with clipping. Limits may be missing:
+transformers then leaves them at infinity, which clips nothing.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _CLIP = Expected((), Role.CLIP, optional=True)
 
 
 def vision_tensors(vision: VisionPart, text_width: int) -> Named:
-    """Names and shapes below `model.` for the way images come in."""
+    """Yield name below `model.` and expected tensor of the vision tower or embedder, with its projection."""
     match vision:
         case VisionTower():
             for name, expected in _vision_tower(vision):
@@ -42,7 +42,7 @@ def vision_tensors(vision: VisionPart, text_width: int) -> Named:
 
 
 def audio_tensors(audio: AudioPart, text_width: int) -> Named:
-    """Names and shapes below `model.` for the way sound comes in."""
+    """Yield name below `model.` and expected tensor of the audio tower or embedder, with its projection."""
     match audio:
         case AudioTower():
             for name, expected in _audio_tower(audio):
@@ -59,7 +59,7 @@ def _embedder(n: int, k: int) -> Expected:
 
 
 def _clippable(name: str, n: int, k: int, role: Role, *, clipped: bool) -> Named:
-    """A Linear [n, k] in its wrapper."""
+    """Yield the tensors of a Linear [n, k] in its wrapper."""
     yield f"{name}.linear.weight", Expected((n, k), role, linear=True)
     if clipped:
         for limit in _CLIP_LIMITS:

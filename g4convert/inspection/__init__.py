@@ -1,8 +1,8 @@
 """Describes and repairs checkpoints of any origin.
 
 describe     Compares what a checkpoint stores with what its config declares
-modules      Says what is known of each stored weight
-lists        Tries `ignore` and `targets` under the names of every engine
+modules      Finds name, role and shape of each stored weight
+lists        Matches `ignore` and `targets` with modules by the names of every engine
 description  Holds the result of `describe`
 engines      Judges which engines load a checkpoint: `g4convert check`
 drafter      Compares an MTP drafter with its target
