@@ -1,15 +1,15 @@
 """Parses the command line, calls one function, prints, and sets the exit status.
 
-start              Starts it, and answers a stop while it is imported
+start              Starts the program, and handles Ctrl-C during imports
 app                Assembles the program and maps errors to exit codes
 flags              Spells switches in help without a type
 panels             Names the panels of a command's help
 options            Declares the options that several commands share
 recipe_values      Declares the options that are values of a recipe
-calibrate_options  Declares the options on what calibrates
-verify_options     Declares the options of what is verified
-fit_options        Declares the options on what a fit chooses and measures
-generate_options   Declares the options of what is asked
+calibrate_options  Declares the options of a calibration
+verify_options     Declares the options of a verification
+fit_options        Declares the options of a fit
+generate_options   Declares the options of `generate`
 recipe_options     Gives commands the options of a recipe
 plan               `g4convert plan`
 quantize           `g4convert quantize`

@@ -1,7 +1,7 @@
-"""The command line: parse, call one function, print, set the exit status.
+"""The command line: parses arguments, calls one function, prints, and sets the exit status.
 
-stdout carries the result only, stderr progress and messages. Nothing heavy is imported before a command needs
-it, so `--help` answers at once.
+stdout has the result only; progress and messages go to stderr. Heavy modules are imported only when a command needs
+them, so that `--help` answers at once.
 """
 
 import gc
@@ -87,29 +87,29 @@ def _program(*, version: Version = False) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program; the exit status is that of the error, if there is one.
+    """Run the program and exit with the status of the command or of the error.
 
     Args:
-        arguments: the command line without the program's name; by default that of this process.
+        arguments: the command line without the program's name; None uses the arguments of this process.
 
     Raises:
         SystemExit: always, with the exit status.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     manner = Manner()
-    gc.set_threshold(200_000)  # a plan is a hundred thousand small values without cycles
+    gc.set_threshold(200_000)  # a plan has a hundred thousand small objects without cycles
     try:
         status = _status(given, manner)
-    except KeyboardInterrupt:  # where Typer does not look for it: before the command, or while an error was told
+    except KeyboardInterrupt:  # outside of Typer: before the command, or while an error is printed
         _fail(Interrupted("stopped"), manner, given)
     raise SystemExit(status)
 
 
 def _status(given: list[str], manner: Manner) -> int:
-    """Run a command line; the exit status, of one that has done what was asked.
+    """Run a command line and return its exit status, if no error was raised.
 
     Raises:
-        SystemExit: an error was told; with its exit status.
+        SystemExit: an error was printed; has the error's exit status.
     """
     try:
         _listen()
@@ -122,7 +122,7 @@ def _status(given: list[str], manner: Manner) -> int:
     except G4Error as error:
         _fail(error, manner, given)
     except typer.TyperException as error:
-        if error.format_message():  # without one the help was asked for and is printed
+        if error.format_message():  # an error without a message means that the help was printed
             _fail(_usage(error), manner, given)
         status = error.exit_code
     except MemoryError:
@@ -132,17 +132,17 @@ def _status(given: list[str], manner: Manner) -> int:
         _fail(EnvironmentFault(f"{where}{error.strerror or error}"), manner, given)
     except ImportError as error:
         _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
-    except Exception as error:  # noqa: BLE001 -- the one place where a crash is told from a verdict
+    except Exception as error:  # noqa: BLE001 -- the only place that catches crashes, which are not verdicts
         _fail(_crash(error), manner, given)
     return int(status or 0)
 
 
 _STOPPED = 130
-"""Exit status that Typer gives for Ctrl-C."""
+"""Exit status of Typer after Ctrl-C."""
 
 
 def _listen() -> None:
-    """Let both ways to stop a program raise the same; what the caller ignores, as nohup does, stays ignored."""
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt; signals that the caller ignores, as nohup does, stay ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -153,15 +153,15 @@ def _stop(*_: object) -> None:
 
 
 _CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')")
-"""Typer's message about a value that an option does not take."""
+"""Typer's message about an invalid value of an option."""
 
 
 _MEANT = re.compile(r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Possible options: (?P<option>[^,)]+).*)")
-"""Typer's message about an unknown command or option, with a name that is near."""
+"""Typer's message about an unknown command or option, with a similar name."""
 
 
 def _usage(error: typer.TyperException) -> UsageError:
-    """A command line that Typer refuses, in our words."""
+    """Return Typer's error about a command line as a UsageError in our words."""
     message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
     if chosen := _CHOICE.match(message):
         return no_such(chosen["option"], chosen["name"], re.findall(r"'([^']+)'", chosen["known"]))
@@ -177,7 +177,7 @@ def _help(command: str) -> str:
 
 
 def _crash(error: Exception) -> InternalFault:
-    """Write the traceback into a file of its own; the message says where it is."""
+    """Write the traceback to a temporary file, and return an InternalFault that names the file."""
     text = "".join(traceback.format_exception(error))
     message = f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"
     try:
@@ -195,6 +195,6 @@ def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> NoReturn:
         error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
     if isinstance(error, UsageError) and not error.hint:
         error = UsageError(error.message, offenders=error.offenders, hint=_help(f"g4convert {given[0]}"))
-    with suppress(OSError):  # a full or closed stderr: the exit status says it alone
+    with suppress(OSError):  # a full or closed stderr: only the exit status reports the error
         show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
     raise SystemExit(error.exit_code)

@@ -59,7 +59,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
 
 
 def _told(done: "Calibrated", model: str) -> dict[str, str]:
-    """Content of the file, and the command that uses it."""
+    """Return the content of the calibration file, and the command that uses it."""
     from g4convert.conversion.statistics import FEW
 
     tokens, texts, statistics = done.tokens, done.texts, done.statistics

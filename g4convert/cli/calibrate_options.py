@@ -1,4 +1,4 @@
-"""Options on what calibrates."""
+"""Options of a calibration: texts, samples and the file."""
 
 from pathlib import Path
 from typing import Annotated

@@ -33,7 +33,7 @@ def check(  # noqa: PLR0913 - one parameter for each option
     from g4convert.inspection.engines import Asked
     from g4convert.inspection.fix import fix as mend
 
-    asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they cost no look-up
+    asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
     found_at = source.resolve(output)
     if fix and found_at.revision:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Options on the target of a fit, what may be chosen, and what is measured."""
+"""Options of a fit: the target, the choices, and the measurements."""
 
 from pathlib import Path
 from typing import Annotated

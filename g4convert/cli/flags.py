@@ -1,4 +1,4 @@
-"""Commands whose flags are shown without a type: `--help` takes nothing, so its help says nothing of a `<bool>`."""
+"""Commands whose help shows flags without a type: `--help` takes no value, so that `<bool>` would mislead."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ __all__ = ["Command", "Group"]
 
 
 class Command(TyperCommand):
-    """A command."""
+    """Command whose help shows flags without a type."""
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 -- Typer has no public names for these
-        """Its parameters, `--help` among them."""
+        """Return the command's parameters, with `--help`."""
         return _untyped(super().get_params(ctx))
 
 
 class Group(TyperGroup):
-    """A command that has others below it."""
+    """Command with subcommands whose help shows flags without a type."""
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 -- Typer has no public names for these
-        """Its parameters, `--help` and those of completion among them."""
+        """Return the command's parameters, with `--help` and the options of completion."""
         return _untyped(super().get_params(ctx))
 
 

@@ -54,7 +54,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
 
 
 def _prompts(given: Sequence[str] | None) -> list[str]:
-    """Return the prompts; `-` is read from stdin."""
+    """Return the prompts; `-` means standard input."""
     if list(given or ()).count("-") > 1:
         raise UsageError("-p - is given twice; standard input is one prompt")
     found = [sys.stdin.read().rstrip("\n") if one == "-" else one for one in given or ()]

@@ -1,4 +1,4 @@
-"""Options of what a checkpoint is asked."""
+"""Options of `generate`: prompts, length and dtype of answers, and measurement of kernels."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Options that several commands share: arguments, how a command runs, and what it prints.
+"""Arguments and options that several commands share, about the run and about its output.
 
 Typer reads types, names and help from these annotations; `docs/reference/cli.md` is generated from the result.
 """

@@ -1,8 +1,8 @@
-"""Panels of a command's help, and what the options in them need.
+"""Panels of a command's help, and callbacks and texts of the options in them.
 
 PANELS    Order of the panels in every command's help
-Manner    Manner in which errors are printed
-manner    Callback of an option that sets it
+Manner    Options of printing errors
+manner    Callback of an option that sets a field of `Manner`
 marked    Marks the default among the names that an option takes
 """
 
@@ -21,24 +21,24 @@ VERIFY = "What is verified"
 RUN = "Run"
 PRINT = "What is printed"
 PANELS = (RECIPE, SERVED, BESIDE, VERIFY, RUN, PRINT)
-"""Order of the panels in every command's help; options in none of them, such as `--output`, stand before."""
+"""Order of the panels in every command's help; options without a panel, such as `--output`, come first."""
 
 
 @dataclass(slots=True)
 class Manner:
-    """Manner in which errors are printed; the options of the command that raises them set it."""
+    """Options for printing an error, set by the options of the command that raises it."""
 
     verbose: bool = False
     no_color: bool = False
 
 
 def manner(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:  # noqa: FBT001 - as Typer calls it
-    """Keep a value in the command's `Manner`."""
+    """Store an option's value in the command's `Manner`, and return it."""
     setattr(ctx.ensure_object(Manner), str(param.name), value)
     return value
 
 
 def marked(setting: str, *names: str) -> str:
-    """Return the names that an option takes, the one that `Settings` has marked as the default."""
+    """Return the names that an option takes, with the default of `Settings` marked."""
     default = getattr(DEFAULTS, setting)
     return ", ".join(f"{name} (default)" if name == default else name for name in names)

@@ -1,4 +1,4 @@
-"""Printing of results: as they are, as JSON, or as a table of settings."""
+"""Printing of results as plain text, as JSON, or as tables."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ __all__ = ["print_json", "print_plan", "print_settings", "print_text"]
 
 
 def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> None:
-    """The values of a recipe, each with its origin."""
+    """Print the values of a recipe, each with its origin, as a table or JSON."""
     from g4convert.cli import show
 
     if as_json:
@@ -23,19 +23,19 @@ def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> No
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """A JSON document, on stdout."""
+    """Print a JSON document on stdout."""
     print_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def print_text(text: str) -> None:
-    """Text as it is, on stdout."""
+    """Print text on stdout unchanged."""
     from g4convert.cli import show
 
     show.console(no_color=True).out(text, end="", highlight=False)
 
 
 def print_plan(found: "PlanReport", *, as_json: bool, no_color: bool, verbose: bool) -> None:
-    """A plan, as text or JSON."""
+    """Print a plan as text or JSON."""
     from g4convert.cli import show, show_plan
 
     if as_json:

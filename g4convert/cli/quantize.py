@@ -87,7 +87,7 @@ def _no_output(model: str, resolved: "Resolved") -> UsageError:
 
 
 def _is_done(job: "Job", how: "Printed", *, as_json: bool) -> bool:
-    """Return True, and say so, if the output is there already, of the same source by the same recipe and version."""
+    """Return True, and print so, if the output exists, made from the same source by the same recipe and version."""
     from g4convert.conversion.finished import is_finished
 
     if job.overwrite or not is_finished(job):
@@ -105,7 +105,7 @@ def _is_done(job: "Job", how: "Printed", *, as_json: bool) -> bool:
 
 
 def _planned(job: "Job") -> "PlanReport":
-    """The plan of a conversion that could begin."""
+    """Return the plan of a conversion, after all checks that precede the conversion."""
     from g4convert.conversion.run import prepare
     from g4convert.conversion.workers import workers_for
     from g4convert.planning.report import PlanReport
@@ -124,7 +124,7 @@ def _planned(job: "Job") -> "PlanReport":
 
 
 def _tokens(job: "Job") -> int:
-    """Token ids that a conversion would calibrate on: those of its file, or of the bundled texts."""
+    """Return the number of token ids that a conversion would calibrate on: of its file, or of the bundled texts."""
     from g4convert.checkpoint.gguf import is_gguf
     from g4convert.conversion.calibration_file import CalibrationFile
     from g4convert.conversion.llama_imatrix import read_imatrix
@@ -139,10 +139,10 @@ def _tokens(job: "Job") -> int:
 
 
 def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
-    """The verdict where it passed, the closing card, and what a verification found wrong.
+    """Print the verdict if it passed, the closing card, and then the faults that the verification found.
 
     Raises:
-        GateError: it does not verify.
+        GateError: the verification failed.
     """
     from g4convert.cli import show, show_summary, verification
 

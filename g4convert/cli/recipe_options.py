@@ -1,4 +1,4 @@
-"""The options that make a recipe, once for every command that takes them."""
+"""The options that override values of a recipe, defined once for all commands that take a recipe."""
 
 import inspect
 from collections.abc import Callable
@@ -29,11 +29,10 @@ __all__ = ["with_recipe"]
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the recipe's options.
+    """Return a command with the recipe's options in its signature, which Typer reads.
 
     Args:
-        command: is called with `resolved`, what the options say; in its place in the signature, which is what Typer
-            reads, stand the options.
+        command: command with a parameter `resolved`, which gets the recipe; the options replace it in the signature.
     """
     own, options = (inspect.signature(function).parameters for function in (command, _resolved))
 

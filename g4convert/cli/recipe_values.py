@@ -1,6 +1,6 @@
-"""Options that are values of a recipe, or say what the result has to do.
+"""Options that override values of a recipe, or set requirements on the result.
 
-Values are checked by `Recipe`, not here, so that a file and an option are refused in the same words.
+`Recipe` checks the values, not this module, so that errors about a file and about an option have the same words.
 """
 
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Output for people: results on stdout, messages on stderr. Understandable without colour."""
+"""Output for users: results on stdout, messages on stderr. It is understandable without colour."""
 
 import os
 import sys
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["console", "demo", "description", "error", "messages", "pairs", "settings"]
 
 _MOST_LINES = 20
-"""Offenders or names of one kind that are printed without -v."""
+"""Largest number of offenders, or of names in a list, that is printed without -v."""
 _WIDTH_OF_A_PIPE = 240
-"""Width of output that is not a terminal: no table is wrapped, so that grep finds whole names."""
+"""Columns of output to a pipe or file, so wide that tables do not wrap and grep finds whole names."""
 _WIDTH_OF_PROSE = 100
 
 
 class _Console(Console):
-    """A console whose reader may leave: the rest goes nowhere and the work goes on.
+    """Console that discards its output after a broken pipe, while the work goes on.
 
-    Control characters of text are shown as escapes. Where messages cannot be written, on a full disk, the work that
-    they tell of goes on without them.
+    Control characters in text are printed as escapes. If messages cannot be written, for example on a full disk, the
+    work goes on without messages.
     """
 
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 -- as rich declares it
@@ -70,7 +70,7 @@ def _console(*, stderr: bool, no_color: bool) -> Console:
 
 
 def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:
-    """`error:` in one line, the offenders, then `hint:`."""
+    """Print `error:` with the message in one line, the offenders, then `hint:`."""
     out.print(f"[bold red]error:[/] {escape(printable(problem.message))}", soft_wrap=True)
     for line in _first(problem.offenders, verbose=verbose):
         out.print(f"  {escape(printable(line))}", soft_wrap=True)
@@ -79,12 +79,12 @@ def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:
 
 
 def pairs(out: Console, rows: Mapping[str, str]) -> None:
-    """Names and what they are."""
+    """Print names with their texts."""
     put(out, facts(rows, dim=True))
 
 
 def settings(out: Console, resolved: "Resolved") -> None:
-    """Every value of a recipe and where it comes from."""
+    """Print every value of a recipe with its origin."""
     rows = []
     for key, value in resolved.settings().items():
         text = _value(value)
@@ -93,7 +93,7 @@ def settings(out: Console, resolved: "Resolved") -> None:
 
 
 def _value(value: object) -> str:
-    """A value of a recipe as YAML has it in a line, lists without brackets."""
+    """Return a recipe's value as YAML writes it in a line, but lists without brackets."""
     match value:
         case bool():
             return str(value).lower()
@@ -105,7 +105,7 @@ def _value(value: object) -> str:
 
 
 def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
-    """The plan and the closing card unless `quiet`, and the two differences of logits for each kind of prompt."""
+    """Print the plan and the closing card unless `quiet`, and both differences of logits for each kind of prompt."""
     if not quiet:
         show_plan.plan(out, done.plan, tensors=False)
         out.print()
@@ -141,7 +141,7 @@ def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
 
 
 def description(out: Console, found: "Description", *, verbose: bool) -> None:
-    """Print a description of a checkpoint: sizes by role, spelling of names, what its config says, misfits."""
+    """Print the description of a checkpoint: sizes by role, spelling of names, entries of its config, remarks."""
     out.print(f"[bold]{escape(found.path)}[/]: {escape(found.family)}", soft_wrap=True)
     top = {"model type": found.model_type}
     if found.dialects:
@@ -173,7 +173,7 @@ def description(out: Console, found: "Description", *, verbose: bool) -> None:
 
 
 def _first(lines: Sequence[str], *, verbose: bool) -> Iterator[str]:
-    """The first lines and how many more there are; with `verbose` all of them."""
+    """Yield the first lines and the number of the others; with `verbose`, all lines."""
     yield from lines if verbose else islice(lines, _MOST_LINES)
     if not verbose and len(lines) > _MOST_LINES:
         yield f"and {len(lines) - _MOST_LINES:,} more (-v lists all)"

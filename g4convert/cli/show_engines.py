@@ -1,4 +1,4 @@
-"""Verdicts of engines as a table: numbers of GPUs that are alike are one row."""
+"""Printing of engines' verdicts as a table, where numbers of GPUs with the same verdict share a row."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["checked", "verdicts"]
 
 _MOST: Final = 3
-"""Reasons in a row that are printed without -v."""
+"""Largest number of reasons in a row that is printed without -v."""
 
 
 def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False) -> None:
-    """Print the verdicts, where their rules come from, and what to do about those that say no.
+    """Print the verdicts, the basis of their rules, and the remedies for refusals.
 
     Args:
         out: console that prints.
-        found: in the order of engines and sizes.
-        verbose: True to print other remarks, too.
+        found: verdicts, in the order of engines and sizes.
+        verbose: print notes, sources and all reasons, too.
     """
     given = list(found)
     rows = []
@@ -54,13 +54,13 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False)
 
 
 def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) -> None:
-    """Print the verdicts of a check and, below, what is wrong.
+    """Print the verdicts of a check and, below, its findings.
 
     Args:
         out: console that prints.
-        found: the check.
-        strict: warnings count as failures.
-        verbose: every finding.
+        found: result of the check.
+        strict: count warnings as failures.
+        verbose: print every finding.
     """
     if not found.packed:
         out.print("nothing is quantized here; `g4convert quantize` packs it", soft_wrap=True)
@@ -72,7 +72,7 @@ def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) ->
 
 
 def _reasons(same: list[Verdict], *, verbose: bool) -> list[str]:
-    """Kernels and what to know, or why not: of one kind of module one remark, and not too many."""
+    """Return kernels and remarks of verdicts that share a row; without `verbose`, at most `_MOST` remarks."""
     lines = [_joined(each, verbose=verbose) for each in zip(*map(_remarks, same), strict=True)]
     more = [f"and {len(lines) - _MOST} more (-v)"] if len(lines) > _MOST and not verbose else []
     kernels = () if same[0].loads is Loads.NO else same[0].kernels
@@ -80,13 +80,13 @@ def _reasons(same: list[Verdict], *, verbose: bool) -> list[str]:
 
 
 def _remarks(verdict: Verdict) -> list[Remark]:
-    """Return the first of the remarks of one topic about one kind of module."""
+    """Return a verdict's remarks, but only the first remark of each topic on each kind of module."""
     first = {(one.topic, one.subject): one.line for one in reversed(verdict.told)}
     return [one for one in verdict.told if first[one.topic, one.subject] == one.line]
 
 
 def _joined(remarks: tuple[Remark, ...], *, verbose: bool) -> str:
-    """One line for several numbers of GPUs, with what differs of each; where it stands in an engine on request."""
+    """Return one line for remarks that differ only in the share of a GPU; with `verbose`, with the engine's source."""
     reason = remarks[0].reason
     shares = dict.fromkeys(one.reason.share.strip() for one in remarks)
     whole = " " * reason.share.startswith(" ") + " and ".join(shares)
@@ -94,7 +94,7 @@ def _joined(remarks: tuple[Remark, ...], *, verbose: bool) -> str:
 
 
 def _alike(found: Iterable[Verdict]) -> Iterable[list[Verdict]]:
-    """Verdicts of one engine with the same reasons but for the share of a GPU, in the order of each group's first."""
+    """Return groups of an engine's verdicts whose reasons differ only in the share of a GPU, in order of appearance."""
     groups: dict[tuple[object, ...], list[Verdict]] = {}
     for one in found:
         said = tuple(remark.told(replace(remark.reason, share="")) for remark in _remarks(one))

@@ -1,4 +1,4 @@
-"""Prints a fit: what was chosen by kind of part or by part, with bytes and losses, and points of size and KL."""
+"""Printing of a fit: chosen packings by kind of part or by part, with bytes and losses, and points of size and KL."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ __all__ = ["fitted"]
 
 
 def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
-    """Print what was chosen.
+    """Print the result of a fit.
 
     Args:
-        out: console.
+        out: console that prints.
         found: the fit.
-        model: as it was asked for.
-        parts: every part with the bytes and losses of all its packings, instead of kinds of parts.
+        model: name of the model, as the user gave it.
+        parts: print every part with bytes and losses of all its packings, instead of kinds of parts.
     """
     chosen, problem = found.chosen, found.problem
     basis = found.sensitivities.basis
@@ -48,7 +48,7 @@ def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
 
 
 def _meaning(found: "Fitted") -> str:
-    """The losses of the second table, in words."""
+    """Return the meaning of the second table's losses as text."""
     basis, texts = found.sensitivities.basis, len(found.chosen.losses)
     if basis.unit == "KL":
         return f"mean of {texts} x {basis.length} token ids that single changes were not measured on, by {basis.method}"
@@ -56,7 +56,7 @@ def _meaning(found: "Fitted") -> str:
 
 
 def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:
-    """Yield a row for each kind of part: how many have each packing, and what all lose together."""
+    """Yield a row for each kind of part, with the number of parts in each packing, and the sum of their losses."""
     kinds: defaultdict[str, list[Part]] = defaultdict(list)
     for part in found.problem.free:
         kinds[part.unit.name].append(part)
@@ -84,7 +84,7 @@ def _parts(found: "Fitted") -> Iterator[tuple[str, ...]]:
 
 
 def _point(found: "Fitted", one: "Point", name: str) -> tuple[str, ...]:
-    """Name, size, bits, loss and prediction; bits only of what packs the same parts as the fit may."""
+    """Return a point's name, size, bits, loss and prediction; bits only if fixed parts keep the recipe's packing."""
     fixed = (part for part in found.problem.parts if not part.is_free)
     alike = all(one.assignment.get(part.name, part.base) == part.base for part in fixed)
     bits = f"{found.problem.bits(one.nbytes):.3f}" if alike and len(one.assignment) == len(found.problem.parts) else ""

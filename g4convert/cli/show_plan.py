@@ -1,4 +1,4 @@
-"""Prints a plan: sizes by role, what stays and why, what config.json will say, output, warnings."""
+"""Printing of a plan: sizes by role, kept tensors with reasons, entries of config.json, output, warnings."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,11 @@ _BASIS = (
     "left on a real model of 270M parameters: yours has another"
 )
 _MOST_FILES = 6
-"""Files of a pattern that are named."""
+"""Largest number of files of a pattern that are named."""
 
 
 def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
-    """The plan: sizes by role, what stays and why, what config.json will say, output, warnings."""
+    """Print a plan: sizes by role, kept tensors with reasons, entries of config.json, output, warnings."""
     recipe, architecture = found.recipe.recipe, found.plan.architecture
     out.print(f"[bold]{escape(found.source.name)}[/]: {escape(architecture.family)}", soft_wrap=True)
     spelled = [dialect(use.description, use.count, use.example) for use in found.plan.inventory.dialects]
@@ -63,13 +63,13 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
 
 
 def dialect(text: str, number: int, example: tuple[str, str]) -> str:
-    """Describe a spelling of names, with an example."""
+    """Return the text of a spelling of names, with an example."""
     before, after = example
     return f"{text}: {plural(number, 'tensor')}" + ("" if before == after else f", e.g. {before} -> {after}")
 
 
 def _methods(found: Sequence["Cost"]) -> Table:
-    """Time, memory and disk of each method, and its loss on a real model."""
+    """Return a table with time, memory and disk of each method, and its loss on a real model."""
     columns = ("method", "time", "memory", "disk", "KL")
     rows = [
         (
@@ -133,12 +133,12 @@ def _extent(group_size: int | None) -> str:
 
 
 def _named(files: Sequence[str]) -> str:
-    """The first of some files, and how many more there are."""
+    """Return the names of the first files, and the number of the others."""
     return ", ".join(files[:_MOST_FILES]) + (f" and {len(files) - _MOST_FILES} more" if files[_MOST_FILES:] else "")
 
 
 def _step(step: Mapping[str, Any]) -> str:
-    """One line of `plan -v`."""
+    """Return the line of `plan -v` for one step."""
     source = ", ".join(step["from"])
     match step["action"]:
         case "pack":

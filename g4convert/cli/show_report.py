@@ -1,4 +1,4 @@
-"""A verification as text: the verdict, what is wrong, what was measured, who is to blame, what passed."""
+"""Printing of a verification: the verdict, the faults, the measurements, the costliest modules, the passed checks."""
 
 import math
 from collections import Counter
@@ -27,14 +27,14 @@ _COLOURS = {
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
 _MOST = 12
-"""Findings of one severity that are printed without -v."""
+"""Largest number of findings of one severity that is printed without -v."""
 _TITLES = {"loss": "what four bits cost", "parity": "the path that runs"}
 _BLAMED = {"loss": "which modules cost most (no fault of the file)", "parity": "who is to blame: the path that runs"}
 _KINDS = {"role": "all layers", "layer": "single layers", "part": "parts of the costliest layer"}
 
 
 def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> None:
-    """Print everything that a reader needs; with `verbose` what passed, too.
+    """Print a report; passed checks and notes only with `verbose`.
 
     Args:
         out: console that prints.
@@ -68,7 +68,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
 
 
 def verdict(out: "Console", found: Report, *, strict: bool) -> None:
-    """The verdict in one line: what, against what, how far."""
+    """Print the verdict in one line: the output, its reference and the levels that ran."""
     against = f" against {escape(found.reference)}" if found.reference else ""
     colour = _COLOURS[found.verdict]
     word = found.verdict.value.upper()
@@ -83,7 +83,7 @@ def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *
     shown = lines if verbose else lines[:_MOST]
     if lines:
         out.print()
-    for remedy, alike in groupby(shown, key=lambda one: one.remedy):  # said once, below the last of them
+    for remedy, alike in groupby(shown, key=lambda one: one.remedy):  # printed once, below the last finding
         for one in alike:
             out.print(f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}", soft_wrap=True)
         if remedy:
@@ -93,7 +93,7 @@ def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *
 
 
 def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
-    """A row for each metric that the profile judges."""
+    """Yield a row for each metric that the profile judges."""
     code = f"logits.{kind}."
     floor = found.metrics["floor"]["values"]
     values = found.metrics[kind]
@@ -107,7 +107,7 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
 
 
 def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each kind of probe that an engine answered; the floor is that of the mean difference."""
+    """Yield a row for each kind of probe that an engine answered, with the noise floor of the mean difference."""
     for one in buckets:
         numbers = (one["mean"], one["largest"], one["floor_mean"])
         agreed = f"{100 * one['top1_agreement']:.1f} %"
@@ -115,7 +115,7 @@ def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 
 def _blame(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of one kind together: a layer's share has its parts' in it."""
+    """Return a table of shares of the loss, rows grouped by kind, as a layer's share includes its parts' shares."""
     cells = []
     for kind in sorted(
         {row.get("kind", "module") for row in rows}, key=lambda kind: [*_KINDS].index(kind) if kind in _KINDS else -1

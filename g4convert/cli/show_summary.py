@@ -1,4 +1,4 @@
-"""The closing card of a conversion: sizes, errors, who refuses it, the next command."""
+"""The closing card of a conversion: sizes, errors, engines that refuse it, the next command."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,17 +34,17 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     answers: str = "",
     calibrated: str = "",
 ) -> None:
-    """The closing card: sizes, errors, the worst tensors, who refuses it, the command that serves it where one does.
+    """Print the closing card: sizes, errors, worst tensors, engines that refuse the output, the command to serve it.
 
     Args:
         out: console that prints.
-        done: the conversion.
-        output: its directory.
-        tensors: errors of all tensors, not of the worst ones only.
-        peak: peak of memory, in bytes.
-        refused: the verdicts of engines that cannot load it.
-        sound: whether no verification that was made found a fault: what has one is not to be served.
-        answers: sentence on its answers, from `answers`.
+        done: summary of the conversion.
+        output: directory of the output.
+        tensors: print errors of all tensors, not only of the worst.
+        peak: peak of memory in bytes; None if unknown.
+        refused: verdicts of engines that cannot load the output.
+        sound: False if a verification found a fault; then the card does not say how to serve the output.
+        answers: sentence on the quality of answers, from `answers`.
         calibrated: sentence on methods that calibrate, from `calibrated`.
     """
     from g4convert.conversion.result import serve_command
@@ -93,11 +93,11 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
 
 
 def answers(metrics: Mapping[str, Any] | None, output: Path, source: Path) -> str:
-    """Return what is known of a conversion's answers: how far from the original's, or how to find out.
+    """Return a sentence on the distance of a conversion's answers from the original's, or on how to measure it.
 
     Args:
-        metrics: metrics of the verification at its end; None without.
-        output: its directory.
+        metrics: metrics of the verification at the end of the conversion; None without a verification.
+        output: directory of the output.
         source: directory of the original.
     """
     loss = (metrics or {}).get("loss")
@@ -111,11 +111,11 @@ def answers(metrics: Mapping[str, Any] | None, output: Path, source: Path) -> st
 
 
 def calibrated(done: "Summary", costs: Sequence["Cost"]) -> str:
-    """Return what methods that calibrate would take here, after a run that looked at weights alone; empty after others.
+    """Return a sentence on the cost of methods that calibrate, after a run without calibration; otherwise empty.
 
     Args:
-        done: the conversion; one whose source keeps its codes is not calibrated.
-        costs: of its method, then of the others.
+        done: summary of the conversion; after method `lattice`, which keeps the source's codes, the result is empty.
+        costs: costs of the method that ran, then of the others.
     """
     others = [one for one in costs[1:] if one.tokens]
     if done.calibration is not None or done.choice.method == "lattice" or not others:
@@ -134,7 +134,7 @@ def calibrated(done: "Summary", costs: Sequence["Cost"]) -> str:
 
 
 def _scales(gained: Mapping[str, Any]) -> str:
-    """Describe what the training of scales gained."""
+    """Return a sentence on the gain of training the scales."""
     before, after = gained["kl"]["0"], gained["kl"][f"{gained['share']:g}"]
     if not gained["share"]:
         return f"those of gptq: training gained nothing on {gained['held_out']} samples held out (KL {before:.4f})"
@@ -143,7 +143,7 @@ def _scales(gained: Mapping[str, Any]) -> str:
 
 
 def _errors(title: str, rows: Iterable["ErrorRow"], *, mean: float | None = None) -> Table:
-    """Errors by name, and what lies on a lattice where anything does."""
+    """Return a table of errors by name, with shares of groups on a lattice if there are such groups."""
     found = list(rows)
     columns = [title, "relative error", "SQNR dB", "groups"]
     lattice = any(row.stats.lattice_groups for row in found)

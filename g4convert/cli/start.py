@@ -1,7 +1,7 @@
-"""Starts the program, so that a stop ends it with one line and exit code 75 from its first import to its last print.
+"""Start of the program: Ctrl-C or SIGTERM ends it with one line and exit code 75, even during the imports.
 
-Importing takes longer than many commands, and Python answers Ctrl-C there with a traceback. This module imports next to
-nothing.
+Imports take longer than many commands, and Python answers Ctrl-C during an import with a traceback. So this module
+imports almost nothing.
 """
 
 import os
@@ -12,15 +12,15 @@ __all__ = ["main"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
-"""Threads of torch sleep while they wait for each other, and do not spin: on a machine that others use, too, spinning
-took four times the processor and wall time. Read once, when torch is loaded; a value of the user's stays."""
+"""Setting that lets torch's threads sleep, not spin, while they wait: on a shared machine, spinning took four times the
+processor and wall time. torch reads it once, when it is loaded; a value that the user set stays."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; see `app.main`.
 
     Args:
-        arguments: the command line without the program's name; by default that of this process.
+        arguments: the command line without the program's name; None uses the arguments of this process.
 
     Raises:
         SystemExit: always, with the exit status.
@@ -33,13 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from g4convert.cli.app import main as run
 
         run(arguments)
-    except KeyboardInterrupt:  # another one, while the first was told
+    except KeyboardInterrupt:  # a second stop, while the first is printed
         os._exit(75)
     except ImportError as error:
         _end(f"a package cannot be loaded: {error}", 5)
     finally:
         for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # the status is known; nothing is left to stop
+            signal.signal(number, signal.SIG_IGN)  # the exit status is known; there is nothing left to stop
 
 
 def _stop(*_: object) -> None:
@@ -47,7 +47,7 @@ def _stop(*_: object) -> None:
 
 
 def _end(message: str, status: int) -> None:
-    """End the process at once: nothing is open or written yet."""
+    """Print an error and end the process at once, as nothing is open or written yet."""
     with open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace") as stderr:
         stderr.write(f"error: {' '.join(message.split())}\n")
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full, and arguments that no text can hold."""
+"""Checks of standard streams, which may be closed, and of arguments, which may not be UTF-8."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ __all__ = ["check_arguments", "check_streams"]
 
 
 def check_streams() -> None:
-    """Open what is closed on the null device, so that no file of ours gets its number.
+    """Open closed standard streams on the null device, so that no file of ours gets their numbers.
 
     Raises:
-        EnvironmentFault: standard output is closed, so no result could be told.
+        EnvironmentFault: standard output is closed, so that no result can be printed.
     """
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
@@ -27,10 +27,10 @@ def check_streams() -> None:
 
 
 def check_arguments(given: Sequence[str]) -> None:
-    """Refuse names whose bytes are not UTF-8: neither JSON nor YAML can hold them.
+    """Raise an error if arguments are not UTF-8, as neither JSON nor YAML can hold their bytes.
 
     Raises:
-        UsageError: an argument has such bytes; names all of them.
+        UsageError: an argument has such bytes; names all such arguments.
     """
     wrong = [printable(one) for one in given if any(0xDC80 <= ord(character) <= 0xDCFF for character in one)]
     if wrong:

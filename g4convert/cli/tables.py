@@ -12,15 +12,15 @@ from g4convert.printable import printable, printable_lines
 __all__ = ["facts", "fitted", "put", "table"]
 
 _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
-"""Columns of numbers, set to the right."""
+"""Headers of columns of numbers, which are aligned to the right."""
 _GAP = 2
-"""Blanks between two columns."""
+"""Number of blanks between two columns."""
 _LEAST = 24
-"""Width that a column of folded text needs to be read."""
+"""Least width at which a column of folded text is readable."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = _NUMBERS) -> Table:
-    """Rows of text under headers; long cells fold, nothing is cut."""
+    """Return a table of texts under headers; long cells fold, and no text is cut."""
     numbers = frozenset(right)
     made = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
@@ -34,13 +34,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Itera
 def fitted(
     columns: Sequence[str], rows: Iterable[Sequence[str]], width: int, *, spare: Iterable[str]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows without what a narrow terminal has no room for; the last column may fold.
+    """Return columns and rows that fit the terminal, without as many spare columns as needed; the last may fold.
 
     Args:
         columns: headers.
-        rows: a cell for each of them.
+        rows: rows with a cell for each header.
         width: width of the terminal.
-        spare: headers of columns that may go, in this order.
+        spare: headers of columns that may be left out, in this order.
     """
     lines = [tuple(columns), *map(tuple, rows)]
     for name in spare:
@@ -62,7 +62,7 @@ def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Tab
 
 
 def put(out: Console, what: RenderableType, *, width: int = 10_000) -> None:
-    """Print, at most `width` columns wide, without the blanks that fill a last column: they soil logs and diffs."""
+    """Print at most `width` columns wide, without the trailing blanks that rich adds, which soil logs and diffs."""
     lines: list[Segment] = []
     options = out.options.update(width=min(width, out.width))
     for line in out.render_lines(what, options, pad=False):

@@ -17,13 +17,13 @@ __all__ = ["Talk"]
 
 
 class Talk:
-    """Answers as they come: their text on stdout, all else on stderr.
+    """Printer of answers while they are generated: text on stdout, messages on stderr.
 
     Args:
-        no_color: plain text.
-        quiet: answers only.
-        mute: not even these.
-        several: whether to repeat each prompt before its answer, and to part answers by an empty line.
+        no_color: print plain text.
+        quiet: print answers only.
+        mute: print nothing.
+        several: repeat each prompt before its answer.
     """
 
     def __init__(self, *, no_color: bool, quiet: bool, mute: bool, several: bool) -> None:
@@ -32,14 +32,14 @@ class Talk:
         self._said = 0
 
     def tuned(self, path: Path, products: int) -> None:
-        """A table of tiles was written."""
+        """Print that a table of tiles was written."""
         if not self._quiet:
             words = f"{path}: tiles of {plural(products, 'product')}; G4CONVERT_TILES={path} uses them again"
             self._messages.print(f"[dim]{escape(words)}[/]", soft_wrap=True)
 
     @contextmanager
     def about(self, prompt: str) -> Iterator[None]:
-        """One prompt is answered inside; its line is ended whatever happens."""
+        """Print a prompt, if there are several, and end the line of its answer on exit, also after an error."""
         if self._said:
             self.show("\n")
         self._said += 1
@@ -51,12 +51,12 @@ class Talk:
             self.show("\n")
 
     def show(self, text: str) -> None:
-        """A piece of the answer."""
+        """Print a piece of the answer."""
         if not self._mute:
             self._out.out(text, end="", highlight=False)
 
     def measured(self, said: "Answer") -> None:
-        """Print how long it took."""
+        """Print the number of tokens, the time to the first, and the speed."""
         if not self._quiet:
             speed = "" if said.tokens_per_second is None else f", then {said.tokens_per_second:.1f} tokens/s"
             end = "" if said.ended else "; --max-new-tokens ended it"

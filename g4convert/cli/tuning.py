@@ -1,4 +1,4 @@
-"""`--autotune`: what is refused before a model is loaded, and progress while kernels are measured."""
+"""`--autotune`: checks before a model is loaded, and progress while kernels are measured."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["Tell", "check", "watch"]
 
 Tell: TypeAlias = Callable[[int, int, str], None]
-"""Told how many tiles are done, of how many, and what is worked on."""
+"""Function that takes the number of finished tiles, the total, and the name of the current item."""
 
 
 def check(device: str | None, path: Path) -> None:
-    """Refuse a device that has no kernels to measure, and a file that cannot be written.
+    """Check that a device has kernels to measure and that the file can be written.
 
     Raises:
-        UsageError: the CPU, or such a file.
-        EnvironmentFault: no such GPU, one on which the kernels do not run, or no Triton.
+        UsageError: the device is the CPU, or the file cannot be written.
+        EnvironmentFault: no such GPU, a GPU on which the kernels do not run, or no Triton.
     """
     from g4convert.devices import torch_device
     from g4convert.forward import tuning
@@ -32,7 +32,7 @@ def check(device: str | None, path: Path) -> None:
 
 @contextmanager
 def watch(console: "Console", *, quiet: bool) -> Iterator[Tell]:
-    """Show a run's progress, told in numbers of tiles."""
+    """Yield a function that shows progress in numbers of tiles."""
     from g4convert import progress
 
     with progress.watch(console, quiet=quiet) as shown:
@@ -40,7 +40,7 @@ def watch(console: "Console", *, quiet: bool) -> Iterator[Tell]:
 
 
 class _Told:
-    """Counts as `forward.tuning` tells them, on a display that wants the number of new ones."""
+    """Adapter from the running totals of `forward.tuning` to a display that takes increments."""
 
     def __init__(self, shown: "Quiet") -> None:
         self._shown, self._done = shown, -1

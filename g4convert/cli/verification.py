@@ -1,4 +1,4 @@
-"""`g4convert verify` and the end of `g4convert quantize`: run, write the report files, print."""
+"""Running, writing and printing of reports for `g4convert verify` and the end of `g4convert quantize`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ class Printed:
     """Options for printing and writing a report.
 
     Args:
-        quiet: no progress; a report that passes is not printed.
-        verbose: every finding.
-        no_color: plain text.
-        strict: a warning fails.
-        junit: JUnit XML goes there.
-        html: a page goes there.
+        quiet: print no progress, and no report that passes.
+        verbose: print every finding.
+        no_color: print plain text.
+        strict: count a warning as a failure.
+        junit: file to write as JUnit XML; None writes none.
+        html: file to write as an HTML page; None writes none.
     """
 
     quiet: bool = False
@@ -39,7 +39,7 @@ class Printed:
     html: Path | None = None
 
     def check_places(self, output: Path) -> None:
-        """Look where the report files go, before anything is read.
+        """Check that the report files can be written, before anything is read.
 
         Args:
             output: the verified checkpoint.
@@ -56,7 +56,7 @@ class Printed:
 
     @contextmanager
     def watched(self) -> Iterator["_Watched"]:
-        """Progress and messages on stderr; nothing if quiet."""
+        """Yield a display of progress and a function for messages, both on stderr; they print nothing if quiet."""
         messages = show.messages(no_color=self.no_color)
 
         def say(text: str) -> None:
@@ -69,11 +69,11 @@ class Printed:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """Progress and messages of a run.
+    """Display of a run's progress and messages.
 
     Args:
-        bar: is told of finished bytes.
-        say: prints a message.
+        bar: display of progress.
+        say: function that prints a message.
     """
 
     bar: Quiet
@@ -81,7 +81,7 @@ class _Watched:
 
 
 def print_report(found: Report, how: Printed) -> None:
-    """The report as text on stdout; one that passes says nothing where it must be quiet."""
+    """Print the report as text on stdout; if quiet, only a report that does not pass."""
     if not how.quiet or found.exit_code(strict=how.strict):
         out = show.console(no_color=how.no_color)
         show_report.report(out, found, strict=how.strict, verbose=how.verbose)
@@ -91,9 +91,9 @@ def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
     """Print the result of the verification at the end of a conversion.
 
     Raises:
-        GateError: it failed; the output stays.
+        GateError: the verification failed; the output is kept.
     """
-    if found.verdict is not Severity.PASS and not as_json:  # a warning, too: with its reason, and where it is made
+    if found.verdict is not Severity.PASS and not as_json:  # a warning is printed, too, with its reason
         show_report.report(show.console(no_color=how.no_color), found, strict=False, verbose=how.verbose)
     elif not as_json and not how.quiet:
         show_report.verdict(show.console(no_color=how.no_color), found, strict=False)
@@ -106,14 +106,14 @@ def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
 
 
 def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
-    """Run a model and store what it answers.
+    """Run a model and store its answers as a reference file.
 
     Returns:
-        What was stored, as JSON.
+        Facts about the stored reference, as JSON values.
 
     Raises:
-        UsageError: the file cannot be written there.
-        G4Error: see `verify.run_logits.store_reference`.
+        UsageError: the file exists or cannot be written.
+        G4Error: see `verification.logits.level.store_reference`.
     """
     from g4convert.verification.logits.level import store_reference
 
@@ -131,7 +131,7 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
 
 
 def write_files(found: Report, how: Printed) -> None:
-    """The report as JUnit XML and as a page."""
+    """Write the report as JUnit XML and as an HTML page, where such files are requested."""
     if how.junit is not None:
         from g4convert.verification.page.junit import junit
 

@@ -1,4 +1,4 @@
-"""Options of what is verified, against what, and by which engine."""
+"""Options of a verification: the checkpoint, its reference, the level, and the engine."""
 
 from pathlib import Path
 from typing import Annotated
