@@ -1,4 +1,4 @@
-"""Prints the answers of `generate`: their text on stdout, all else on stderr."""
+"""Printing of the answers of `generate`: text on stdout, messages on stderr."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,9 +1,9 @@
 """Predicts what serving engines do with a checkpoint; imports no engine and no torch.
 
 contract      Defines the facts about an engine
-vllm          States vLLM's names, modules and accepted forms
-sglang        States those of SGLang
-transformers  States those of transformers
+vllm          Defines names, modules and accepted forms of vLLM
+sglang        Defines names, modules and accepted forms of SGLang
+transformers  Defines names, modules and accepted forms of transformers
 module        Makes an engine's modules from the modules of a checkpoint
 targets       Finds the first target that names a module
 matching      Matches `ignore` and `targets` as each engine does

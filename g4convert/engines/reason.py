@@ -22,7 +22,7 @@ class Reason:
     rest: str = ""
 
     def __str__(self) -> str:
-        """The whole sentence."""
+        """Return the whole sentence."""
         return f"{self.text}{self.share}{f' ({self.source})' if self.source else ''}{self.rest}"
 
     def __bool__(self) -> bool:

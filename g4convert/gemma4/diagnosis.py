@@ -84,7 +84,7 @@ class Neighbours:
     """Search for the canonical name that is nearest to an unknown name.
 
     Names are compared without their numbers: a model has about a hundred such kinds of names, and thousands of unknown
-    names are of few kinds, each of which is searched for once.
+    names are of few kinds. Each kind is searched for once.
 
     Args:
         bodies: body of a canonical name (the name without prefix) -> the canonical name.

@@ -107,7 +107,7 @@ _SIZES = (
 
 
 def _sliding(shapes: Mapping[str, tuple[int, ...]], section: Mapping[str, Any]) -> int:
-    """Return the first layer whose head width is not that of full attention; 0 if every layer has that width."""
+    """Return the first layer whose head width differs from full attention's; 0 if all layers have full attention's."""
     wide = (section.get("global_head_dim"),)
     numbers = (int(found[1]) for body in shapes if (found := _LAYER.match(body)))
     narrow = (n for n in sorted(set(numbers)) if shapes.get(f"layers.{n}.self_attn.q_norm.weight", wide) != wide)
