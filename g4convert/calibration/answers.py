@@ -1,9 +1,9 @@
-"""The model's own answers to the questions of texts: what it will be served with, and so what calibrates best.
+"""The model's own answers to the questions in texts: the tokens that it will meet when served calibrate best.
 
-    questions --batches, temperature 1, a seed--> answers --again, others--> enough ids
+    questions --batches, temperature 1, a seed--> answers --repeated with new draws--> enough ids
 
-A base model continues the beginnings of texts. Each answer costs a forward for each of its ids, so a model answers
-where it is at hand: on a GPU, or small, and in memory.
+A base model continues the beginnings of texts. Each id of an answer costs a forward, so by default a model answers only
+if it fits the memory and runs on a GPU or is small.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,26 +25,26 @@ from g4convert.progress import Quiet
 __all__ = ["Own", "answered", "decided"]
 
 _BATCH: Final = 16
-"""Questions that are answered at a time, at most."""
+"""Most questions of a batch."""
 _PADDED: Final = 8192
-"""Ids of a batch of several questions, padding included, at most."""
+"""Most ids of a batch of several questions, padding included."""
 _BEGINNING: Final = 32
-"""Ids of a text that a base model continues."""
+"""Leading ids of a text that a base model continues."""
 _LONGEST: Final = 256
-"""Ids of an answer."""
+"""Most ids of an answer."""
 _SMALL: Final = 1 << 30
-"""Bytes of weights up to which a model answers on a CPU without being asked to."""
+"""Most bytes of weights for which a model answers on a CPU by default."""
 _TURNS: Final = 16
-"""Times that each question is answered at most."""
+"""Most answers to each question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Decision on whether a model answers itself.
+    """Decision on whether a model answers the questions itself.
 
     Args:
-        answers: whether it does.
-        why: in words, for the report.
+        answers: whether the model answers.
+        why: reason in words, for the report.
     """
 
     answers: bool
@@ -52,16 +52,16 @@ class Own:
 
 
 def decided(checkpoint: Checkpoint, device: torch.device, *, chat: bool, asked: bool | None) -> Own:
-    """Decide whether a model answers.
+    """Decide whether a model answers the questions itself.
 
     Args:
         checkpoint: the model.
-        device: what it would answer on.
-        chat: whether it has a chat template.
-        asked: what the user wants; None leaves it to the model's size and kind.
+        device: device that would run the model.
+        chat: whether the model has a chat template.
+        asked: the user's choice; None decides by the model's size and kind.
 
     Raises:
-        UsageError: answers are asked of a model that does not fit the memory.
+        UsageError: the user asks for answers, but the model does not fit the memory.
     """
     nbytes = sum(info.nbytes for info in checkpoint.infos.values())
     fits = is_roomy(nbytes, device)
@@ -88,15 +88,15 @@ def answered(  # noqa: PLR0913 -- a model, its words, and how much
     """Let a model answer the questions of documents, several times if need be.
 
     Args:
-        model: resident.
-        frame: its words.
-        documents: in the order in which they are packed.
-        enough: ids after which no further question is asked.
-        seed: of the draws.
+        model: resident model.
+        frame: tokenizer and chat template of the model.
+        documents: documents, in the order in which they are packed.
+        enough: number of ids after which no further question is asked.
+        seed: seed of the draws.
         progress: told of ids.
 
     Returns:
-        One text for each document that was asked, with all answers to it.
+        One text for each asked document: its question with every answer.
 
     Raises:
         GateError: a logit is not finite.
@@ -120,7 +120,7 @@ def answered(  # noqa: PLR0913 -- a model, its words, and how much
 
 
 def _taken(questions: Iterable[list[int]], enough: int) -> Iterator[list[int]]:
-    """Yield as many questions, in order, as are enough with an answer of half the longest each; at least a batch."""
+    """Yield questions, in order, until they and answers of `_LONGEST` / 2 ids have `enough` ids; at least a batch."""
     left = enough
     for number, question in enumerate(questions):
         if left > 0 or number < _BATCH:
@@ -129,7 +129,7 @@ def _taken(questions: Iterable[list[int]], enough: int) -> Iterator[list[int]]:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield numbers of questions of about the same length, some at a time."""
+    """Yield batches of question numbers; the questions of a batch have similar lengths."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda one: lengths[one]):
         if len(batch) == _BATCH or (batch and lengths[number] * (len(batch) + 1) > _PADDED):
@@ -141,7 +141,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _question(document: Document, frame: Frame) -> list[int]:
-    """Ids up to where the model speaks; of a base model's text its beginning."""
+    """Return the ids before the model's answer; for a base model the beginning of the text."""
     if frame.chat:
         messages = [*document.messages]
         if len(messages) > 1 and messages[-1]["role"] in {"assistant", "model"}:

@@ -1,11 +1,11 @@
 """Trains the scales of a quantized decoder until it answers like the original: Adam on the KL of next tokens.
 
-    epoch   every sequence that is not held out, once, in an order of its own; a step is one batch
-    step    slopes of each sequence of the batch, summed in order; all logs move against them
-    state   the logs and Adam's moments, written every 16 sequences: a killed run repeats no more than these
+    epoch   every sequence that is not held out, once, in an order drawn for the epoch; a step is one batch
+    step    gradients of the batch's sequences, summed in order; Adam moves all logs against them
+    state   the logs and Adam's moments, saved every 16 sequences: a killed run repeats at most 16
 
-Sequences of a batch run in threads, one each, and torch on one thread in them; so what comes out does not depend on the
-number of threads. Nothing is drawn but the order, which the number of the epoch fixes.
+Sequences of a batch run in threads, one each, in which torch is single-threaded, so the result does not depend on the
+number of threads. Only the order is random, and the number of the epoch is its seed.
 """
 
 import math
@@ -30,9 +30,9 @@ __all__ = ["Distillation", "Schedule", "replace_file"]
 _DECAY: Final = 0.9, 0.99
 _TINY: Final = 1e-12
 _WARM: Final = 4
-"""Steps over which the rate rises."""
+"""Steps of warm-up, over which the rate rises."""
 _KEPT: Final = 16
-"""Sequences after which the state is kept."""
+"""Sequences after which the state is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Schedule:
     """Course of a training.
 
     Args:
-        epochs: times that each sequence is seen.
+        epochs: passes over the sequences.
         batch: sequences of a step.
-        rate: largest step of a scale's logarithm.
+        rate: peak learning rate of the scales' logarithms.
     """
 
     epochs: int = EPOCHS
@@ -51,36 +51,36 @@ class Schedule:
 
     @property
     def kept(self) -> int:
-        """Steps after which the state is kept."""
+        """Steps after which the state is saved."""
         return max(1, _KEPT // self.batch)
 
     def batches(self, samples: int) -> list[list[int]]:
-        """The sequences of each step: in an epoch every one of so many that is not held out, in an order of its own."""
+        """Return the sequences of each step; an epoch has all of `samples` that are not held out, in its own order."""
         training = [s for s in range(samples) if s not in held_out(samples)]
         orders = [self.order(epoch, training) for epoch in range(self.epochs)]
         return [order[at : at + self.batch] for order in orders for at in range(0, len(order), self.batch)]
 
     def rate_at(self, step: int, steps: int) -> float:
-        """The rate of a step: up over the first ones, then down to 0 on half a cosine."""
+        """Return the rate of a step: linear warm-up, times half a cosine down to 0."""
         return self.rate * min(1.0, (step + 1) / _WARM) * (1 + math.cos(math.pi * step / steps)) / 2
 
     @staticmethod
     def order(epoch: int, sequences: Sequence[int]) -> list[int]:
-        """The sequences in the order of an epoch."""
+        """Return the sequences in the order of an epoch."""
         drawn = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(epoch))
         return [sequences[place] for place in drawn.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """A student on its way.
+    """The training of a student.
 
     Args:
-        student: with the scales to train.
-        targets: what the original says.
+        student: model with the scales to train.
+        targets: next-token probabilities of the original.
         tokens: sequences, some of which are held out.
-        pool: threads that take a sequence each.
-        file: where the state is kept.
+        pool: threads that each take a sequence.
+        file: file of the training state.
         schedule: course of the training.
     """
 
@@ -92,10 +92,10 @@ class Distillation:
     schedule: Schedule
 
     def run(self, tick: Callable[[int], None]) -> None:
-        """Train to the end, from where an earlier run was.
+        """Train to the end; resume from the saved state.
 
         Args:
-            tick: told of each sequence that is done.
+            tick: told of the number of finished sequences.
         """
         adam, course = _Adam.of(self.student.logs), self._course
         begun = adam.load(self.file) if self.file.exists() else 0
@@ -107,7 +107,7 @@ class Distillation:
                 adam.save(self.file)
 
     def judged(self, share: float) -> float:
-        """Return the mean KL of the sequences that are held out, in nats, with the scales at a share of the way."""
+        """Return the mean KL of the held-out sequences, in nats, with a share of the trained change."""
 
         def kl(s: int) -> float:
             with torch.no_grad():
@@ -120,16 +120,16 @@ class Distillation:
 
     @property
     def sequences(self) -> int:
-        """Number of sequences that are run, each as often as it is."""
+        """Number of sequences to run, over all epochs."""
         return sum(map(len, self._course))
 
     @property
     def _course(self) -> list[list[int]]:
-        """The batches, in order."""
+        """Batches of all epochs, in order."""
         return self.schedule.batches(self.tokens.samples)
 
     def _slopes(self, batch: Sequence[int]) -> list[torch.Tensor]:
-        """Slopes of the batch's mean KL by each log."""
+        """Return the gradients of the batch's mean KL by each log."""
         logs = self.student.logs
 
         def slopes(s: int) -> tuple[torch.Tensor | None, ...]:
@@ -148,7 +148,7 @@ class Distillation:
 
 @dataclass(frozen=True, slots=True)
 class _Adam:
-    """Logs, and the moments of their slopes; `count` holds one number, the steps done."""
+    """Logs, and Adam's moments of their gradients; `count` holds one number, the finished steps."""
 
     logs: list[torch.Tensor]
     means: list[torch.Tensor]
@@ -157,11 +157,11 @@ class _Adam:
 
     @classmethod
     def of(cls, logs: list[torch.Tensor]) -> "_Adam":
-        """Begin."""
+        """Start with moments of 0."""
         return cls(logs, [torch.zeros_like(log) for log in logs], [torch.zeros_like(log) for log in logs], [0])
 
     def step(self, slopes: Sequence[torch.Tensor], rate: float) -> None:
-        """Move the logs against their slopes."""
+        """Move the logs by one step of Adam."""
         self.count[0] += 1
         kept, squared = (1 - decay ** self.count[0] for decay in _DECAY)
         with torch.no_grad():
@@ -171,11 +171,11 @@ class _Adam:
                 log.addcdiv_(mean, (square / squared).sqrt_().add_(_TINY), value=-rate / kept)
 
     def save(self, path: Path) -> None:
-        """Keep everything."""
+        """Save logs, moments and the number of steps."""
         replace_file(path, {**dict(self._named()), "steps": torch.tensor(self.count)}, {})
 
     def load(self, path: Path) -> int:
-        """Go on from there; the steps that are done."""
+        """Load a saved state and return the number of finished steps."""
         stored = load_file(path)
         self.count[0] = int(stored.pop("steps").item())
         with torch.no_grad():
@@ -189,7 +189,7 @@ class _Adam:
 
 
 def replace_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whole: a kill leaves the old one or the new one."""
+    """Write a safetensors file atomically: a kill leaves the old file or the new file."""
     fresh = path.with_suffix(".new")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, dict(metadata))
     with fresh.open("rb") as file:

@@ -1,12 +1,12 @@
-"""The directory of an unfinished recording: what its stages found, and what flows to the next.
+"""The directory of an unfinished recording: the sums of its stages, and the values that flow between them.
 
     FILE.partial/run.json             the model and the ids
     FILE.partial/stage-0.safetensors  sums before the layers
     FILE.partial/stage-4.safetensors  sums of layer 3
     FILE.partial/hidden-0.f32 ...     see `states`
 
-A stage is kept when all that the next one reads is on disk. What a stopped run left is taken up where its sums and
-states have their checksums; a directory in which anything else lies starts again.
+A stage is kept when everything that the next stage reads is on disk. A stopped run resumes if its sums and states match
+their checksums; otherwise the directory is emptied and the recording starts again.
 """
 
 import json
@@ -32,11 +32,11 @@ _TOKENS: Final = ".tokens"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The directory.
+    """Directory of an unfinished recording.
 
     Args:
-        directory: where it is; made with the first array.
-        facts: what the run is of, as JSON.
+        directory: path, created with the first array.
+        facts: model and token ids of the run, as JSON.
     """
 
     directory: Path
@@ -44,11 +44,11 @@ class Kept:
 
     @property
     def states(self) -> States:
-        """Arrays in it."""
+        """Arrays in the directory."""
         return States(self.directory)
 
     def resumed(self) -> list[Sums]:
-        """Sums of the stages that are done; none, in an empty directory, if anything is not as it was left."""
+        """Read the sums of the finished stages; empty the directory and return none if a checksum or fact differs."""
         found: list[Sums] = []
         if self._is_ours():
             while (sums := self._sums(len(found))) is not None:
@@ -59,7 +59,7 @@ class Kept:
         return []
 
     def keep(self, stage: int, sums: Sums) -> None:
-        """Keep what a stage found: stage 0 comes before the layers, stage n + 1 is layer n."""
+        """Save the sums of a stage: stage 0 comes before the layers, stage n + 1 is layer n."""
         self.states.seal(stage)
         if not stage:
             (self.directory / _RUN).write_bytes(self._facts)
@@ -77,7 +77,7 @@ class Kept:
         return path.is_file() and path.stat().st_size == len(self._facts) and path.read_bytes() == self._facts
 
     def _sums(self, stage: int) -> Sums | None:
-        """Sums of a stage; None where there are none, or not as they were written."""
+        """Read the sums of a stage; None if they are missing or damaged."""
         try:
             with safe_open(self._path(stage), "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping

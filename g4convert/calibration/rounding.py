@@ -1,11 +1,11 @@
-"""Rounds one weight in several ways, and takes the one with the least error in its output.
+"""Rounds one weight in several ways, and takes the way with the least output error.
 
-    data_free  the search for the least squared error of the weight, as without calibration
-    imatrix    the scale with the least squared error weighted by E[x^2], codes to the nearest
-    gptq       that scale, codes by GPTQ
+    data_free  scales of the least squared error of the weight, as without calibration
+    imatrix    scales of the least squared error weighted by E[x^2], codes to the nearest
+    gptq       the scales of imatrix, codes by GPTQ
 
-What judges are rows of inputs that neither saw: the error is |X (Q - W)^T|^2 over |X W^T|^2. Of equals the simpler is
-taken. Where H has no factor (it is 0, or not finite), GPTQ does not run, and the result says so.
+The error is |X (Q - W)^T|^2 / |X W^T|^2 on judging rows X, which no way has seen. Of equal ways the simpler is taken.
+If H has no factor (it is 0 or not finite), GPTQ does not run, and `Rounded.damp` is None.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,16 +44,16 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """A rounded weight, and why it was rounded so.
+    """A rounded weight, and the errors of each way.
 
     Args:
         codes: int8 [n, k].
-        scale: float32 [n, groups], bf16 numbers.
-        way: the one with the least error.
-        errors: relative output error of each way on rows that judge.
-        tokens: rows that H is a sum over.
-        damp: value added to H's diagonal, over its mean; None where it had no factor.
-        stats: statistics of rounding the weight itself.
+        scale: float32 [n, groups], exact in bf16.
+        way: the way with the least error, which was taken.
+        errors: relative output error of each way on the judging rows.
+        tokens: number of rows in H.
+        damp: value added to H's diagonal, divided by the diagonal's mean; None if H had no factor.
+        stats: statistics of the rounding error of the weight itself.
     """
 
     codes: I8
@@ -67,29 +67,29 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """Rounds weights.
+    """Rounding of weights on calibration data.
 
     Args:
-        schemes: bits and groups of each weight, by module; their method is the one without data.
-        pool: threads that take rows; torch has to run on one thread in them.
+        schemes: bits and groups of each weight, by module; their method is used for the way `data_free`.
+        pool: threads that each take some rows; torch must run single-threaded in them.
     """
 
     schemes: Mapping[str, Scheme]
     pool: Executor
 
     def factor(self, moments: Moments) -> Factor | None:
-        """Return the factor of H for GPTQ; None where the inputs give none."""
+        """Return the factor of H for GPTQ; None if H cannot be factorized."""
         return factorize(moments.h, damping(moments.tokens, len(moments.h)))
 
     def round(self, name: str, w: F32, moments: Moments, factor: Factor | None, judges: F32) -> Rounded:
-        """Round a weight.
+        """Round a weight in every way and return the best result.
 
         Args:
-            name: name of the module, for errors.
-            w: [n, k].
+            name: name of the module, for its scheme and for errors.
+            w: float32 [n, k].
             moments: moments of the module's inputs.
-            factor: their factor; weights that share inputs share it.
-            judges: rows [t, k] that are not in the sum.
+            factor: factor of their H; weights with the same inputs share it.
+            judges: judging rows [t, k], which are not in H.
 
         Raises:
             InputError: a weight is not finite.
@@ -148,14 +148,14 @@ class Rounding:
 
 
 def dequantized(codes: I8, scale: F32) -> F32:
-    """float32 [n, k]."""
+    """Return `code * scale`, float32 [n, k]."""
     n, groups = scale.shape
     values: F32 = codes.reshape(n, groups, -1) * scale[:, :, None]
     return values.reshape(codes.shape)
 
 
 def _energy(x: torch.Tensor, w: F32) -> float:
-    """Sum of the squares of x w^T."""
+    """Return the sum of the squares of x w^T."""
     return float((x @ torch.from_numpy(w).T).square_().sum(dtype=torch.float64))
 
 
@@ -173,7 +173,7 @@ def codes_of(packed: NDArray[np.int32], num_bits: int) -> I8:
 
 
 def packed_words(codes: I8, num_bits: int) -> NDArray[np.int32]:
-    """Pack codes as compressed-tensors does: the first lowest, plus half the range.
+    """Pack codes as compressed-tensors does: the first code in the lowest bits, each plus half the range.
 
     Args:
         codes: int8 [n, k], k a multiple of 32 / num_bits.
@@ -191,7 +191,7 @@ def packed_words(codes: I8, num_bits: int) -> NDArray[np.int32]:
 
 
 def stats_of(scheme: Scheme, w: F32, codes: I8, scale: F32) -> TileStats:
-    """Statistics of rounding a weight [n, k] to codes on scales [n, groups]."""
+    """Return statistics of rounding a weight [n, k] to codes [n, k] on scales [n, groups]."""
     d = dequantized(codes, scale).astype(np.float64) - w
     return TileStats(
         weights=w.size,

@@ -1,12 +1,12 @@
-"""Runs the layers of a conversion one after the other, and continues where one was killed.
+"""Runs the layers of a conversion one after the other, and resumes a killed run.
 
-    hidden-0.f32, hidden-1.f32   what a layer is given and what it gives, in turns
-    OUT.partial/states           where they are, with what else flows between layers
+    hidden-0.f32, hidden-1.f32   inputs and outputs of a layer, in turns
+    OUT.partial/states           their directory, with the other values that flow between layers
     OUT.partial/journal.jsonl    a record of each layer whose bytes and states are on disk
 
-A layer reads one file and writes the other, so a killed run finds what the unfinished layer was given, and repeats
-that layer alone; states that are not as they were written repeat all of them. All sums have one order, so it ends with
-the same bytes, whatever the number of threads.
+A layer reads one file and writes the other, so a resumed run finds the inputs of the unfinished layer and repeats only
+that layer. If the states do not match their checksums, all layers are repeated. All sums have a fixed order, so a
+resumed run ends with the same bytes, with any number of threads.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,10 +52,10 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class LayerByLayer:
-    """The layers of a conversion, and what they are calibrated on.
+    """Calibrated conversion of the decoder layers, one after the other.
 
     Args:
-        conversion: with a method that goes layer by layer.
+        conversion: conversion whose method works layer by layer.
         tokens: sequences of one length.
     """
 
@@ -67,7 +67,7 @@ class LayerByLayer:
         """Read the tokens.
 
         Raises:
-            InputError: see `Tokens.load`; or the disk is too small for what flows between layers and the output.
+            InputError: see `Tokens.load`; or the disk is too small for the output and the states between layers.
             UsageError, EnvironmentFault: see `ScaleTraining.check`.
         """
         text = conversion.plan.architecture.text
@@ -82,7 +82,7 @@ class LayerByLayer:
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return everything that the bytes depend on, as JSON."""
+        """Everything that the output's bytes depend on, as JSON."""
         of_tokens = {"tokens": self.tokens.hash, "samples": self.tokens.samples, "length": self.tokens.length}
         training = self._training
         return of_tokens if training is None else {**of_tokens, "training": training.fingerprint}
@@ -90,11 +90,11 @@ class LayerByLayer:
     def run(
         self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
     ) -> dict[int, list[Any]]:
-        """Do the layers that are left, in order; train the scales where the method does.
+        """Quantize the remaining layers in order; train the scales if the method does.
 
         Args:
-            pending: units that are whole layers, by number.
-            done: statistics of the units that an earlier run has finished.
+            pending: unfinished units that are whole layers, by number.
+            done: statistics of the units that an earlier run finished.
             streams: source files, output files and journal.
             progress: told of every weight that is rounded.
 
@@ -146,7 +146,7 @@ class LayerByLayer:
         return all(is_how(row[-1]) for row in rows)
 
     def report(self, results: Mapping[int, list[Any]]) -> Mapping[str, Any]:
-        """Return what was used and found, as JSON."""
+        """Return the tokens used and the statistics found, as JSON."""
         layers = {unit: rows for unit, rows in results.items() if unit >= self.conversion.tiled}
         used = {**self.fingerprint, "kinds": dict(self.tokens.kinds), "judged_on": len(self.tokens.judges)}
         return {**used, **findings(layers, self.conversion.plan.quantized)}
@@ -156,7 +156,7 @@ class LayerByLayer:
         self._states.drop()
 
     def _checksum(self, unit: Unit) -> str:
-        """Return the checksum of a unit as it lies on disk."""
+        """Return the checksum of a unit's bytes on disk."""
         files = (shard.file for shard in self.conversion.layout.shards)
         with Reader(self.conversion.staging.partial, files) as written:
             return checksum(unit, written)
@@ -172,7 +172,7 @@ class LayerByLayer:
 
     @property
     def _training(self) -> ScaleTraining | None:
-        """The training of scales, for a method that has one."""
+        """The training of scales; None if the method has no training or no layer is quantized."""
         recipe = self.conversion.plan.recipe
         if recipe.method.value != Method.BEST.value or not self._layers:
             return None
@@ -187,7 +187,7 @@ class LayerByLayer:
         return layer_steps(self.conversion.plan)
 
     def _continues(self, pending: Mapping[int, Unit], layers: Mapping[int, int]) -> bool:
-        """True if the layers that are left are the last ones, and the states before them are as they were written."""
+        """Return whether the pending layers are the last ones and the states before them match their checksums."""
         first = min(pending)
         if first + len(pending) < len(self.conversion.units):
             return False
@@ -232,7 +232,7 @@ class LayerByLayer:
 
 
 def _layers_of(rows: Mapping[int, list[Any]], tiled: int) -> dict[int, list[Any]]:
-    """Statistics of the units that are whole layers."""
+    """Return the statistics of the units that are whole layers."""
     return {unit: layer for unit, layer in rows.items() if unit >= tiled}
 
 
@@ -242,7 +242,7 @@ def _source_bytes(step: Quantize) -> int:
 
 @contextmanager
 def threads(workers: int) -> Iterator[Executor]:
-    """Threads in each of which torch runs on one: what a product gives does not depend on their number."""
+    """Yield a pool in whose threads torch is single-threaded: products do not depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,11 +1,11 @@
 """Method `best`: trains the scales of a conversion whose layers are all done.
 
-    original  -->  targets                  what it says of each next token, a sequence at a time
-    OUT.partial  -->  student  -->  scales  codes stay; the state is kept every 16 sequences
-    sequences that are held out             the share of the way, from 1 to 0, with the least KL is taken
-    `trained`                               keeps all that is to be written, then writes it
+    original  -->  targets                  next-token probabilities, a sequence at a time
+    OUT.partial  -->  student  -->  scales  codes stay; the state is saved every 16 sequences
+    held-out sequences                      choose the share, from 1 to 0, of the trained change with the least KL
+    `trained`                               saves everything to write, then writes it
 
-Until it is written OUT.partial is what `gptq` has made, so a killed run finds it whole.
+Until `trained` writes, OUT.partial holds the output of `gptq`, so a killed run finds it whole.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ from g4convert.quantities import size
 __all__ = ["SHARES", "ScaleTraining", "taken"]
 
 SHARES: Final = 1.0, 0.5, 0.25, 0.0
-"""Parts of the way that are tried; at 0 the scales are those of `gptq`."""
+"""Shares of the trained change that are tried; 0 keeps the scales of `gptq`."""
 _STATE: Final = "training.safetensors"
 
 
@@ -47,9 +47,9 @@ class ScaleTraining:
     """The training of a conversion's scales.
 
     Args:
-        conversion: with all layers in its OUT.partial.
-        tokens: what the layers were calibrated on.
-        states: directory of what is kept meanwhile.
+        conversion: conversion with all layers in OUT.partial.
+        tokens: sequences on which the layers were calibrated.
+        states: directory of targets and training state.
         schedule: course of the training.
     """
 
@@ -60,11 +60,11 @@ class ScaleTraining:
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return everything that the scales depend on beside codes and tokens, as JSON."""
+        """Everything that the scales depend on besides codes and tokens, as JSON."""
         return {**asdict(self.schedule), "shares": [*SHARES]}
 
     def check(self, workers: int) -> None:
-        """Refuse what cannot be trained, before the hours of the layers begin.
+        """Raise if the scales cannot be trained, before the hours of quantizing the layers.
 
         Raises:
             UsageError: the head is packed.
@@ -86,7 +86,7 @@ class ScaleTraining:
             )
 
     def is_ready(self) -> bool:
-        """Return True if nothing is left but to write; what was trained for other codes than are there is removed."""
+        """Return whether trained scales only wait to be written; remove those trained for codes not in OUT.partial."""
         if not self._trained.exists():
             return False
         if self._trained.is_of_codes_there():
@@ -98,16 +98,16 @@ class ScaleTraining:
     def run(
         self, rows: Mapping[int, list[Any]], streams: Streams, progress: Progress, pool: Executor
     ) -> dict[int, list[Any]]:
-        """Train and write, or go on from where an earlier run was.
+        """Train the scales and write them; resume an earlier run.
 
         Args:
-            rows: statistics of all units that are whole layers; not looked at once the scales are trained.
+            rows: statistics of all units that are whole layers; unused if the scales are trained already.
             streams: source and output files, and journal.
             progress: told of every sequence.
-            pool: threads in which torch runs on one.
+            pool: threads in which torch is single-threaded.
 
         Returns:
-            Statistics of the layers, each weight's with what the training gained.
+            Statistics of the layers, with the gain of the training for each weight.
 
         Raises:
             InputError: the disk is full.
@@ -165,12 +165,12 @@ class ScaleTraining:
 
 
 def taken(kl: Mapping[float, float]) -> float:
-    """Return the share of the way with the least KL, the smallest of equals; what is not finite is never taken."""
+    """Return the share with the least KL, the smallest of equals; a share whose KL is not finite is never taken."""
     return min(sorted(kl), key=lambda share: kl[share] if np.isfinite(kl[share]) or not share else np.inf)
 
 
 def _states(model: Model, tokens: Tokens, left: list[int], pool: Executor) -> Iterator[torch.Tensor]:
-    """Final states of some sequences, float32 [t, h]; a streamed model gives all of them at once."""
+    """Return an iterator of the sequences' final states, float32 [t, h]; a streamed model runs all in one pass."""
     decoder = model.get_decoder()
 
     def states(s: int) -> torch.Tensor:

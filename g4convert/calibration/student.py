@@ -1,10 +1,10 @@
-"""Runs a packed checkpoint whose scales can be trained: codes stay, each scale has a factor that a gradient reaches.
+"""Runs a packed checkpoint whose scales can be trained: codes stay, each scale has a trainable factor.
 
-    weight = code * start * exp(log)                    while it is trained, float32; `log` is 0 before
-    weight = code * bf16(start * exp(share * log))      a share of the way, as it is stored
+    weight = code * start * exp(log)                    while it is trained, float32; `log` starts at 0
+    weight = code * bf16(start * exp(share * log))      with a share of the trained change, as it is stored
 
-Nothing but `log` is a parameter. Products keep their inputs for the way back, but no weight: words are dequantized once
-more there. Decoder, masks, norms, routers, shared keys and values, per-layer inputs are transformers' own.
+Only `log` is a parameter. Products keep their inputs for the backward pass, but no dense weight: it dequantizes the
+words again. Decoder, masks, norms, routers, shared keys and values, per-layer inputs are transformers' own.
 
 Letters: t tokens, n out_features, k in_features, g groups of a row, h hidden size.
 """
@@ -31,23 +31,23 @@ __all__ = ["Scaled", "Student"]
 F32 = NDArray[np.float32]
 
 _EXPERTS: Final = "g4_scaled"
-"""Name under which experts with trained scales are registered."""
+"""Name of the experts implementation with trained scales."""
 _PROJECTIONS: Final = ("gate_up", "down")
 
 
 class _Product(torch.autograd.Function):
-    """x [..., k] times the weight, transposed, to [..., n]; slopes of x and of the scales' logs."""
+    """Product of x [..., k] and the transposed weight, with gradients of x and of the scales' logs."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, log: torch.Tensor, scaled: "Scaled") -> torch.Tensor:  # noqa: ANN401 -- torch's
-        """[..., k] -> [..., n]."""
+        """Return the product of [..., k] and the transposed weight, [..., n]."""
         ctx.save_for_backward(x, log)
         ctx.scaled = scaled
         return x @ scaled.dense(log).T
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:  # noqa: ANN401 -- torch's
-        """[..., n] -> [..., k] and [n, g]."""
+        """Return the gradients of x [..., k] and of `log` [n, g] for that of the product [..., n]."""
         x, log = ctx.saved_tensors
         scaled: Scaled = ctx.scaled
         back = slope @ scaled.dense(log) if ctx.needs_input_grad[0] else None
@@ -56,16 +56,15 @@ class _Product(torch.autograd.Function):
 
 
 class Scaled(torch.nn.Module):
-    """A weight on packed words, with scales to train.
+    """A Linear on packed words with scales to train.
 
     Args:
-        weight: [n, k].
-        names: stored scales, one below the other: one, or an expert's gate and up.
+        weight: packed weight, [n, k].
+        names: names of the stored scales, concatenated by rows: a single one, or an expert's gate and up.
 
     Attributes:
-        log: what is trained, float32 [n, g].
-        share: part of the way from the start to what was trained at which the scales are rounded to what is stored of
-            them, bf16; None while they are trained.
+        log: trained logarithm of each scale's factor, float32 [n, g].
+        share: share of the trained change to apply, with scales rounded to bf16 as stored; None while they are trained.
     """
 
     def __init__(self, weight: PackedWeight, names: tuple[str, ...]) -> None:
@@ -76,23 +75,23 @@ class Scaled(torch.nn.Module):
         self.share: float | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., k] -> [..., n]."""
+        """Return the product of [..., k] and the transposed weight, [..., n]."""
         product: torch.Tensor = _Product.apply(x, self.log, self)  # type: ignore[no-untyped-call]
         return product
 
     def dense(self, log: torch.Tensor) -> torch.Tensor:
-        """The weight, float32 [n, k]."""
+        """Return the dequantized weight, float32 [n, k]."""
         of = self._weight
         return PackedWeight(of.words, self._scale(log), None, of.k, of.num_bits).dense(torch.float32)
 
     def gathered(self, slope: torch.Tensor, log: torch.Tensor) -> torch.Tensor:
-        """The slope of `log` [n, g], of that of the weight [n, k], which is overwritten."""
+        """Return the gradient of `log` [n, g] for the weight's gradient `slope` [n, k], which is overwritten."""
         codes = unpack(self._weight.words, self._weight.k, self._weight.num_bits)
         each = slope.mul_(codes).view(*log.shape, -1).sum(-1)
         return each.mul_(self._scale(log))
 
     def stored(self) -> dict[str, torch.Tensor]:
-        """The scales by name, bf16 [rows, g]."""
+        """Return the scales by stored name, bf16 [rows, g]."""
         parts = self._scale(self.log.detach()).bfloat16().chunk(len(self.names))
         return {name: part.clone() for name, part in zip(self.names, parts, strict=True)}
 
@@ -107,8 +106,8 @@ class Student:
     """A quantized decoder with scales to train.
 
     Args:
-        model: its parameters are those of `scaled`.
-        scaled: its weights, in one order.
+        model: the decoder, with `scaled` as modules.
+        scaled: modules with scales to train, in the model's order.
     """
 
     model: Model
@@ -119,8 +118,8 @@ class Student:
         """Load a packed checkpoint.
 
         Args:
-            directory: the checkpoint, complete but for its name.
-            names: stored scales to train; the others stay.
+            directory: the checkpoint; may be an OUT.partial with all layers.
+            names: names of the stored scales to train; all others stay.
 
         Raises:
             G4Error: see `forward.load.load`.
@@ -130,28 +129,28 @@ class Student:
         return cls(model, scaled)
 
     def states(self, ids: NDArray[np.int32]) -> torch.Tensor:
-        """Final states of a sequence [t], float32 [t, h]."""
+        """Return the final states of a sequence [t], float32 [t, h]."""
         given = torch.from_numpy(ids.astype(np.int64))[None]
         found: torch.Tensor = self.model.get_decoder()(input_ids=given, use_cache=False).last_hidden_state
         return found[0]
 
     def go(self, share: float | None) -> None:
-        """Put all scales to a share of the way to what was trained, rounded as they are stored; None trains on."""
+        """Apply a share of the trained change to all scales, rounded as stored; None returns to training."""
         for one in self.scaled:
             one.share = share
 
     def stored(self) -> dict[str, torch.Tensor]:
-        """All scales by name, bf16 [rows, g]."""
+        """Return all scales by stored name, bf16 [rows, g]."""
         return {name: part for one in self.scaled for name, part in one.stored().items()}
 
     @property
     def logs(self) -> list[torch.Tensor]:
-        """The logarithms that are trained, in one order."""
+        """Trained logarithms, in the model's order."""
         return [one.log for one in self.scaled]
 
 
 def _replaced(model: Model) -> Iterator[Scaled]:
-    """Put weights with trained scales in the places of packed ones, in the model's order."""
+    """Replace the packed modules by `Scaled` ones and yield these, in the model's order."""
     has_experts = False
     for path, module in [*model.named_modules()]:
         if isinstance(module, W4A16Linear):
@@ -169,7 +168,7 @@ def _replaced(model: Model) -> Iterator[Scaled]:
 
 
 def _stored_names(model: Model, name: str) -> tuple[str, ...]:
-    """Names of the stored tensors that make one of the model's."""
+    """Return the names of the stored tensors that form one tensor of the model."""
     filling = filling_of(model)
     piece = None if filling is None else filling.pieces[name]
     if not isinstance(piece, Rows):
@@ -178,7 +177,7 @@ def _stored_names(model: Model, name: str) -> tuple[str, ...]:
 
 
 def _experts(weights: PackedWeight | torch.Tensor, names: tuple[str, ...]) -> Iterator[Scaled]:
-    """Weights of experts, one by one."""
+    """Yield a `Scaled` for each expert."""
     if not isinstance(weights, PackedWeight):
         raise TypeError(f"{names[0]}: not packed")
     each = len(names) // len(weights.words)
@@ -192,7 +191,7 @@ def _run_experts(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Run each expert that was chosen on its tokens, [t, h] -> [t, h]; as `by_expert`."""
+    """Run each chosen expert on its tokens and return the weighted sum, [t, h], as `by_expert` does."""
     total = torch.zeros_like(hidden_states)
     for expert in torch.unique(top_k_index).tolist():
         token, place = torch.where(top_k_index == expert)

@@ -1,9 +1,9 @@
-"""Trained scales on their way into the shards of an output that is complete but for them.
+"""Trained scales, saved in one file and then written into the shards of a complete output.
 
     states/scales.safetensors   scales, the journal's lines of the layers, and digests of the codes they belong to
     shards, journal             layer by layer
 
-A kill between two layers leaves a layer that is neither old nor new; the file has all of it, so the same command writes
+A kill during writing leaves a half-written layer. The file has the scales of all layers, so the same command writes
 every layer again.
 """
 
@@ -34,27 +34,27 @@ from g4convert.quantization import Method, TileStats
 __all__ = ["SCALES", "Trained", "is_trained"]
 
 SCALES: Final = "scales"
-"""Key of what the training gained, beside how a weight was rounded."""
+"""Key of the training's gain in the description of a weight's rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The scales that a training gave.
+    """The trained scales of a conversion.
 
     Args:
-        conversion: with all layers in its OUT.partial.
-        file: where they are kept until they are written.
+        conversion: conversion with all layers in OUT.partial.
+        file: file that keeps the scales until they are written into the shards.
     """
 
     conversion: Conversion
     file: Path
 
     def exists(self) -> bool:
-        """Return whether a training has ended."""
+        """Return whether the training has ended and its scales are saved."""
         return self.file.exists()
 
     def is_of_codes_there(self) -> bool:
-        """Return whether the codes in OUT.partial are those that the scales were trained for."""
+        """Return whether the scales were trained for the codes in OUT.partial."""
         with safe_open(self.file, "pt") as file, self._written() as written:
             words = json.loads(file.metadata()["words"])
             return all(_words(self.conversion.units[int(unit)], written) == digest for unit, digest in words.items())
@@ -70,12 +70,12 @@ class Trained:
         gained: Mapping[str, Any],
         streams: Streams,
     ) -> None:
-        """Write down all that `write` needs.
+        """Save everything that `write` needs.
 
         Args:
-            rows: statistics of the layers' units as they were rounded.
-            scales: by name, bf16 [n, groups].
-            gained: what the training gained, as JSON.
+            rows: statistics of the layers' units before the training.
+            scales: trained scales by name, bf16 [n, groups].
+            gained: gain of the training, as JSON.
             streams: source files.
         """
         with self._written() as written:
@@ -87,7 +87,7 @@ class Trained:
         replace_file(self.file, scales, {"rows": json.dumps(units), "words": json.dumps(words)})
 
     def write(self, streams: Streams) -> dict[int, list[Any]]:
-        """Put the scales into the shards and the lines into the journal, a layer at a time; returns the lines."""
+        """Write the scales to the shards and the rows to the journal, a layer at a time; return the rows."""
         placed = self.conversion.layout.placed
         with safe_open(self.file, "pt") as file, self._written() as written:
             rows = {int(unit): layer for unit, layer in json.loads(file.metadata()["rows"]).items()}
@@ -102,7 +102,7 @@ class Trained:
     def _row(
         self, row: Sequence[Any], scales: Mapping[str, torch.Tensor], written: Reader, streams: Streams
     ) -> list[Any]:
-        """The step of a weight, and its statistics on new scales."""
+        """Return [step, *TileStats] of a weight on the new scales."""
         step = self.conversion.plan.quantized[row[0]]
         packed, (n, k) = self.conversion.layout.placed[step.packed.name], step.weight.shape
         words = np.frombuffer(written.read(packed.file, packed.begin, step.packed.nbytes), np.int32).reshape(n, -1)
@@ -120,7 +120,7 @@ class Trained:
 
 
 def is_trained(rows: Mapping[int, Sequence[Sequence[Any]]]) -> bool:
-    """Return whether any of these statistics is of scales that were trained."""
+    """Return whether any of the statistics belongs to trained scales."""
     return any(SCALES in row[-1] for layer in rows.values() for row in layer)
 
 
