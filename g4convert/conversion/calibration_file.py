@@ -1,11 +1,11 @@
-"""The calibration file: token ids, and what the Linears of the model are given on them. docs/concepts/format.md has it.
+"""The calibration file: token ids, and statistics of the Linears' inputs on them; see docs/concepts/format.md.
 
     ids                   int32 [samples, length]
-    MODULE.mean_square    float32 [k], of the experts of a layer [e, k]; see `statistics`
+    MODULE.mean_square    float32 [k], for the experts of a layer [e, k]; see `statistics`
     MODULE.tokens         int64 [1], or [e]
 
-It is safetensors. Ids alone are a calibration file, too: those of another program, with `sha256` in the metadata, or
-those of a model too large for the pass that counts. Everything in it has a hash, and it names the model that it is of.
+The format is safetensors. Statistics may be missing: in a file of another program, with `sha256` in the metadata, or if
+the model is too large for the pass that records them. Ids and statistics have hashes, and the file names its model.
 """
 
 import json
@@ -39,10 +39,10 @@ class CalibrationFile:
 
     Args:
         ids: int32 [samples, length].
-        tokenizer: hash of the tokenizer.json that made them; empty where it is not known.
-        model: the model that it was made for; None where it is not known.
-        statistics: None where the file has token ids alone.
-        texts: what the ids are made of, as JSON; empty where it is not known.
+        tokenizer: hash of the tokenizer.json that made the ids; empty if unknown.
+        model: the model that the file was made for; None if unknown.
+        statistics: input statistics; None if the file has token ids alone.
+        texts: description of the texts behind the ids, as JSON; None if unknown.
     """
 
     ids: NDArray[np.int32]
@@ -56,7 +56,7 @@ class CalibrationFile:
         """Read a file.
 
         Raises:
-            InputError: not such a file, damaged, of a later version, or of fewer than two samples.
+            InputError: not a calibration file, damaged, of a later version, or with fewer than two samples.
         """
         try:
             with safe_open(path, "np") as file:
@@ -86,7 +86,7 @@ class CalibrationFile:
         return replace(found, statistics=counted)
 
     def save(self, path: Path) -> None:
-        """Write a file, in the place of one that is there: a kill leaves the old one or the new one."""
+        """Write a file atomically: a kill leaves either the old file or the new one."""
         arrays = {} if self.statistics is None else self.statistics.arrays()
         facts = {
             "version": _VERSION,
@@ -98,7 +98,7 @@ class CalibrationFile:
         }
         partial = path.with_name(f"{path.name}.writing")
         stored = save({_IDS: self.ids, **arrays}, metadata={key: one for key, one in facts.items() if one})
-        with partial.open("wb") as file:  # of the user's ordinary mode; save_file would give it to its owner alone
+        with partial.open("wb") as file:  # the user's ordinary file mode; save_file would let only the owner read it
             file.write(stored)
             file.flush()
             os.fsync(file.fileno())
@@ -106,7 +106,7 @@ class CalibrationFile:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """Ids by kind of text; empty where they are not known."""
+        """Number of ids by kind of text; empty if unknown."""
         found = (self.texts or {}).get("kinds")
         return {str(kind): int(count) for kind, count in found.items()} if isinstance(found, dict) else {}
 
@@ -117,10 +117,10 @@ class CalibrationFile:
 
 
 def check_model(path: Path, model: Model | None, checkpoint: Checkpoint) -> None:
-    """Hold the model that a calibration file names against the one that it is used for.
+    """Check that a calibration file was made for the model of `checkpoint`.
 
     Raises:
-        InputError: it is another one; says what was found and what was expected.
+        InputError: it was made for another model; names every difference.
     """
     wrong = [] if model is None else [*model.differences(Model.of(checkpoint))]
     if wrong:
@@ -128,12 +128,12 @@ def check_model(path: Path, model: Model | None, checkpoint: Checkpoint) -> None
 
 
 def hash_of_ids(ids: NDArray[np.int32]) -> str:
-    """The sha256 of token ids: little-endian, row after row."""
+    """Return the sha256 of token ids as little-endian int32, row after row."""
     return sha256(ids.astype("<i4").tobytes()).hexdigest()
 
 
 def _checked(path: Path, ids: NDArray[Any] | None) -> NDArray[np.int32]:
-    """Token ids in the form that they must have."""
+    """Return token ids, checked for dtype and shape."""
     if ids is None:
         raise InputError(f"{path}: not a calibration file: it has no token ids", hint=_HINT)
     if ids.dtype != np.int32 or ids.ndim != 2 or len(ids) < 2 or ids.shape[1] < 1:

@@ -1,4 +1,4 @@
-"""The model card of an output: what it is, how it was made, what it cost, how to serve it."""
+"""The model card of an output: its source and format, recipe, rounding errors and the command that serves it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,15 +19,15 @@ __all__ = ["model_card"]
 def model_card(  # noqa: PLR0913 - a conversion from its source to what became of it
     plan: Plan, source: Source, recipe: Resolved, output_name: str, summary: Summary, *, refused: Iterable[Verdict]
 ) -> str:
-    """README.md of an output.
+    """Return the README.md of an output.
 
     Args:
         plan: plan of the output.
-        source: the checkpoint it comes from.
+        source: the checkpoint that was converted.
         recipe: recipe of the output.
         output_name: the directory's name, for the command that serves it.
         summary: sizes and errors.
-        refused: the verdicts of engines that cannot load it on one GPU.
+        refused: verdicts of the engines that cannot load the output on one GPU.
     """
     bits = sorted({step.packing.num_bits for step in plan.quantized})
     tags = ["gemma4", *(["compressed-tensors"] if bits else []), *(f"w{one}a16" for one in bits), "g4convert"]
@@ -61,7 +61,7 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
     ]
     if plan.dropped:
         lines += ["", "## What was left out", "", "| tensors | why |", "|---:|---|", *_dropped_rows(plan)]
-    return "".join(f"{printable(line)}\n" for line in lines)  # what is named cannot forge a line
+    return "".join(f"{printable(line)}\n" for line in lines)  # names from outside cannot forge a line
 
 
 def _what(plan: Plan, source: Source) -> Iterable[str]:
@@ -77,14 +77,14 @@ def _what(plan: Plan, source: Source) -> Iterable[str]:
 
 
 def _served(plan: Plan, output_name: str, refused: Iterable[Verdict]) -> Iterable[str]:
-    """The command that serves it, or that vLLM does not."""
+    """Return the command that serves the output, or a line that vLLM does not load it."""
     if labels := [one.label for one in refused if one.engine == "vllm"]:
         return (f"{labels[0]} does not load it; `g4convert check {output_name}` says why.",)
     return ("    " + serve_command(output_name, drafter=plan.architecture.is_assistant),)
 
 
 def _cost(summary: Summary) -> Iterable[str]:
-    """Sizes and errors."""
+    """Return the section on sizes and rounding errors."""
     return (
         "## What it cost",
         "",
@@ -101,7 +101,7 @@ def _cost(summary: Summary) -> Iterable[str]:
 
 
 def _calibrated(summary: Summary) -> Iterable[str]:
-    """Yield the lines on what a calibrated method used and found."""
+    """Yield the section on a calibrated method's data and results."""
     if summary.calibration is None:
         return
     used = summary.calibration
@@ -118,7 +118,7 @@ def _calibrated(summary: Summary) -> Iterable[str]:
 
 
 def _layered(used: Mapping[str, Any]) -> Iterable[str]:
-    """The data of method gptq, and how weights were rounded."""
+    """Yield lines on the data of methods gptq and best, and on the ways of rounding that were taken."""
     yield f"On {used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`),"
     yield "layer by layer, each on what the quantized layers before it give. A weight was rounded in three ways, and"
     yield f"the one with the least error in its output on held-out rows ({used['judged_on']} samples) was taken."
@@ -139,7 +139,7 @@ def _layered(used: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _trained(used: Mapping[str, Any]) -> Iterable[str]:
-    """The gain of training the scales, for a method that does."""
+    """Yield lines on the gain from training the scales; none if the method does not train."""
     gained = used.get("scales")
     if gained is None:
         return
@@ -156,7 +156,7 @@ def _trained(used: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _weighted(used: Mapping[str, Any]) -> Iterable[str]:
-    """The data of method imatrix."""
+    """Yield lines on the data of method imatrix."""
     given = f"{used['samples']:,} samples of {used['length']:,} tokens (sha256 `{used['tokens']}`)"
     source = "On" if used["origin"] == "g4convert" else f"By an imatrix of {used['origin']}, over"
     yield f"{source} {given}: the error of"

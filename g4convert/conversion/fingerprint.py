@@ -70,7 +70,7 @@ def plan_facts(
 
 
 def differences(one: object, other: object, path: str = "") -> Iterable[tuple[str, object, object]]:
-    """Return where two JSON values differ: the path, one value and the other, for each leaf."""
+    """Yield the path and both values of every leaf in which two JSON values differ."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in sorted({*one, *other}):
             yield from differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
@@ -79,10 +79,10 @@ def differences(one: object, other: object, path: str = "") -> Iterable[tuple[st
 
 
 def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:
-    """Look at the end whether the source is still the one that was opened.
+    """Check, at the end of a run, that the source's weight files did not change since they were opened.
 
     Raises:
-        InputError: a weight file was written meanwhile; names all of them.
+        InputError: weight files changed in size or time; names all of them.
     """
     wrong = [file.name for file in checkpoint.files if not _is_unchanged(file, reader)]
     if wrong:
@@ -98,13 +98,13 @@ def _is_unchanged(file: WeightFile, reader: Reader) -> bool:
 
 
 def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
-    """Size and time of every file that is carried over."""
+    """Return the size and modification time of every side file."""
     found = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}
     return {name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in found.items()}
 
 
 def sampled(checkpoint: Checkpoint, reader: Reader) -> str:
-    """A hash over the middle of every tensor."""
+    """Return a hash over the middle bytes of every tensor."""
     digest = xxh3_64()
     for _, stored in sorted(checkpoint.tensors.items()):
         nbytes = min(_SAMPLE, stored.info.nbytes)

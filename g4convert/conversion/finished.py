@@ -1,8 +1,8 @@
-"""Looks whether an output is there already: of the same source, by the same recipe and version, and whole.
+"""Checks whether an output already exists: same source, recipe and version, and no file damaged.
 
-A job that is run again after it has ended (a CI retry) has nothing to do. What is there of anything else is not
-touched. Shards are compared with the hashes in the output's own record, files that were carried over with the source's,
-and the config with what it would be. The card and the record itself are taken as they are.
+A job that is run again after it has finished (a CI retry) then has nothing to do. Other outputs are not touched.
+Shards are compared with the hashes in g4convert.json, side files with the source, and config.json with the config that
+the job would write. The model card and g4convert.json itself are not checked.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,25 +29,25 @@ __all__ = ["is_finished"]
 
 
 def is_finished(job: Job) -> bool:
-    """Return whether the output of a job is what the job would write.
+    """Return whether a job's output already exists.
 
     Args:
-        job: what is asked for.
+        job: the conversion to run.
 
     Raises:
-        InputError: it would be, but its files were damaged since; names all of them.
+        InputError: the output exists, but files were changed since; names all of them.
     """
     target, recipe = Staging.of(job.output).target, job.recipe.recipe
     said = record(target)
     if not said:
-        return False  # before a directory is looked through that may be anything
+        return False  # without a record the directory may hold anything, so it is not read further
     try:
         out = Checkpoint.open(target)
         source = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
         plan = make_plan(source, recipe)
         config = output_config(source.config, plan, planned_weights(plan))
     except G4Error:
-        return False  # which the conversion will say
+        return False  # the conversion will raise this error itself
     expected = {"g4convert": __version__, **made_of(job.recipe, job.source, source)}
     if not out.tensors or any(said.get(key) != value for key, value in expected.items()):
         return False
@@ -63,7 +63,7 @@ def is_finished(job: Job) -> bool:
 
 
 def _ids_of(calibration: Path) -> str | None:
-    """Return the hash of the ids in a calibration file, or of an importance matrix; None of a file that is neither."""
+    """Return the hash of a calibration file's ids, or of a whole importance matrix; None for any other file."""
     if is_gguf(calibration):
         return sha256(calibration.read_bytes()).hexdigest()
     try:
@@ -74,12 +74,12 @@ def _ids_of(calibration: Path) -> str | None:
 
 
 def _calibrated_on(said: Mapping[str, Any]) -> object:
-    """Return the hash of the ids that an output was calibrated on, by its own record."""
+    """Return the hash of the ids that an output was calibrated on, from its g4convert.json."""
     return part(part(said, "result"), "calibration").get("tokens")
 
 
 def _damaged(out: Checkpoint, source: Checkpoint, hashes: Mapping[str, Any]) -> Iterator[str]:
-    """Files that are no longer as they were written."""
+    """Yield the shards and side files of `out` that changed since they were written."""
     found = file_hashes(out.path, out.weight_files)
     yield from {*hashes, *found} - {name for name, one in found.items() if part(hashes, name).get("xxh3_128") == one}
     carried = {name: carried_as(name) for name in source.side_files}

@@ -1,7 +1,7 @@
-"""Identity of a model, for files that are about one model and are taken to another machine.
+"""Identity of a model, stored in calibration files so that they are used only with the model they were made for.
 
-Two models with the same config, tokenizer and weights compute the same. Weights are compared by a sample, since the
-file is held against the model before every conversion; see `fingerprint.sampled`.
+Models with the same config, tokenizer and weights are the same. Weights are compared by a sample, since the check runs
+before every conversion; see `fingerprint.sampled`.
 """
 
 import json
@@ -27,8 +27,8 @@ class Model:
     """Identity of a model.
 
     Args:
-        dims: sizes of the decoder by name, as its config has them.
-        config: sha256 of config.json, without what a library notes in it.
+        dims: sizes of the decoder, by their names in config.json.
+        config: sha256 of config.json, without the keys that libraries add when they save it.
         tokenizer: sha256 of tokenizer.json; empty without one.
         weights: a hash over the middle of every tensor.
     """
@@ -40,7 +40,7 @@ class Model:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Model":
-        """The identity of an opened checkpoint."""
+        """Return the identity of an opened checkpoint."""
         config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_A_MODEL}
         tokenizer = checkpoint.path / "tokenizer.json"
         with Reader(checkpoint.path, checkpoint.weight_files) as reader:
@@ -54,10 +54,10 @@ class Model:
 
     @classmethod
     def from_json(cls, text: str) -> "Model":
-        """Read what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: anything else.
+            ValueError: `text` has another form.
         """
         found = json.loads(text)
         texts = ("config", "tokenizer", "weights")
@@ -70,15 +70,15 @@ class Model:
         return cls(**found)
 
     def to_json(self) -> str:
-        """The identity as JSON."""
+        """Return the identity as JSON."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """The identity as a JSON object."""
+        """Return the identity as a JSON object."""
         return {**asdict(self), "dims": dict(self.dims)}
 
     def differences(self, other: "Model") -> Iterator[str]:
-        """Differences to another model, this one's value first; hashes only where sizes are equal."""
+        """Yield the differences from `other`, own value first; config and weights only if all sizes are equal."""
         sizes = [
             f"{key}: {self.dims.get(key)}, expected {other.dims.get(key)}"
             for key in {**self.dims, **other.dims}

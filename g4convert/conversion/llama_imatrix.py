@@ -1,15 +1,15 @@
-"""Reads an importance matrix of llama.cpp, as `llama-imatrix` writes it in GGUF, as statistics of inputs.
+"""Reads an importance matrix that llama.cpp's `llama-imatrix` wrote as GGUF, and returns statistics of inputs.
 
-For each weight that was multiplied, by its name in GGUF, two float32 tensors:
+The file has two float32 tensors for each weight that was multiplied, by its name in GGUF:
 
     blk.3.attn_q.weight.in_sum2           [1, k]   sums of the squares of its inputs
     blk.3.attn_q.weight.counts            [1, 1]   rows that were summed
-    blk.3.ffn_down_exps.weight.in_sum2    [e, k]   of each expert
+    blk.3.ffn_down_exps.weight.in_sum2    [e, k]   the same for each expert
     blk.3.ffn_down_exps.weight.counts     [e, 1]
 
-`imatrix.chunk_count` and `imatrix.chunk_size` say how much text that was. The file does not name its model: sizes are
-what can be held against one. Norms of Gemma 4 stand in GGUF as they do here, and no channel is permuted, so an input is
-the same input.
+`imatrix.chunk_count` and `imatrix.chunk_size` give the amount of text. The file does not name its model, so only shapes
+can be checked. GGUF stores the norms of Gemma 4 unchanged and permutes no channel, so input channels correspond one to
+one.
 
 Letters: k inputs, e experts.
 """
@@ -42,7 +42,7 @@ _MODULES: Final = {
     "inp_gate": "per_layer_input_gate",
     "proj": "per_layer_projection",
 }
-"""Modules that are the first to take their inputs, by the name in a block; k, v and up take the same."""
+"""Modules under which statistics are stored, by their name in a GGUF block; k, v and up share those of q and gate."""
 _NAME: Final = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight\.in_sum2")
 _HINT: Final = (
     "`llama-imatrix -m MODEL.gguf -f TEXT.txt -o FILE.gguf` makes one; older .dat files it rewrites with --in-file"
@@ -50,10 +50,10 @@ _HINT: Final = (
 
 
 def read_imatrix(path: Path) -> Statistics:
-    """Read a file.
+    """Read an importance matrix.
 
     Raises:
-        InputError: not such a file, or a number in it that no sum of squares is; names every tensor.
+        InputError: not an importance matrix, or tensors with wrong shapes or values; names all of them.
         FormatError: see `read_gguf`.
         UnsupportedError: see `read_gguf`.
     """
@@ -72,7 +72,7 @@ def read_imatrix(path: Path) -> Statistics:
 
 
 def _faults(file: Gguf) -> Iterator[str]:
-    """Whatever is wrong with a tensor that is used."""
+    """Yield every fault in a tensor that is used."""
     for name, sums in file.tensors.items():
         if not _NAME.fullmatch(name):
             continue
@@ -91,7 +91,7 @@ def _faults(file: Gguf) -> Iterator[str]:
 
 
 def _inputs(file: Gguf) -> Iterator[tuple[str, Inputs]]:
-    """Inputs by module; of what no row was seen for, none."""
+    """Yield the input statistics by module; skips modules without rows."""
     for name, sums in file.tensors.items():
         match = _NAME.fullmatch(name)
         if not match or match[2] not in _MODULES:
@@ -106,6 +106,6 @@ def _inputs(file: Gguf) -> Iterator[tuple[str, Inputs]]:
 
 
 def _number(file: Gguf, key: str) -> int:
-    """A number of the file; 0 where it has none."""
+    """Return an integer from the file's metadata; 0 if missing."""
     found = file.values.get(key, 0)
     return found if isinstance(found, int) else 0

@@ -30,28 +30,28 @@ __all__ = ["Lock"]
 
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _MOST: Final = 4096
-"""Bytes of an owner's line that are read."""
+"""Largest number of bytes read from a lock file."""
 
 
 class Lock:
-    """The right to write one output; a context that lets go of it.
+    """Lock on one output; a context manager that releases it on exit.
 
     Args:
-        path: the file that is locked.
+        path: the lock file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run = ""
-        """Tells this run from every other; empty until the lock is taken."""
+        """Unique identifier of this run; empty until the lock is taken."""
         self._fd = -1
 
     def take(self) -> None:
-        """Take the lock, or say at once who has it.
+        """Take the lock without waiting, and write this run's owner line into the file.
 
         Raises:
-            EnvironmentFault: another process has it.
-            InputError: the file cannot be made.
+            EnvironmentFault: another process holds the lock; names it.
+            InputError: the lock file cannot be made.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,20 +70,20 @@ class Lock:
         os.fsync(self._fd)
 
     def check(self) -> None:
-        """Look whether the lock is still this run's: asked before anything takes a name for good.
+        """Check that this run still holds the lock; called before OUT.partial is renamed.
 
         Raises:
-            EnvironmentFault: its file is gone or another's.
+            EnvironmentFault: the lock file is gone or belongs to another run.
         """
         if not _is_same(self._fd, self.path) or _read(self.path).get("run") != self.run:
             raise self._refused(_owner(self.path), "nothing was renamed; look at OUT.partial before you go on")
 
     def is_of(self, run: str) -> bool:
-        """Return whether the file with this name belongs to a certain run: asked by ranks that do not hold the lock."""
+        """Return whether the lock file belongs to `run`; for ranks that do not hold the lock."""
         return bool(run) and _read(self.path).get("run") == run
 
     def release(self) -> None:
-        """Remove the file, then let go; does nothing where the lock was not taken."""
+        """Remove the lock file, then unlock; does nothing if the lock was not taken."""
         if self._fd < 0:
             return
         if _is_same(self._fd, self.path):
@@ -98,7 +98,7 @@ class Lock:
         self.release()
 
     def _locked(self) -> bool:
-        """Open and lock the file; False where the name belongs to another file by now."""
+        """Open and lock the file; return False if the path has meanwhile become another file."""
         fd, made = _open(self.path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ class Lock:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """A descriptor, and whether the file was made here; a link is not followed."""
+    """Return a descriptor of the lock file and whether this call made the file; links are not followed."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
@@ -145,7 +145,7 @@ def _is_same(fd: int, path: Path) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Return what an owner wrote; empty where it has not yet, or wrote something else."""
+    """Return the owner's record in the lock file; empty if there is none or it is not a JSON object."""
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(_MOST))

@@ -1,7 +1,8 @@
-"""`method: auto`: measure a sample of the groups, take `lattice` where they lie on one, `mse` otherwise.
+"""Chooses the method for `method: auto`: `lattice` if a sample of the groups lies on a 4-bit grid, otherwise `mse`.
 
-The sample is the same for the same source: rows from the middle of Linears spread evenly over the plan. Tables and head
-follow them: training seldom puts these on a grid, and `lattice` rounds groups that lie on none as `mse` does.
+The sample depends only on the source: rows from the middle of Linears spread evenly over the plan. Tables and head are
+sampled only if no other weight has 4 bits, but always get the chosen method: training seldom puts them on a grid, and
+`lattice` rounds groups off the grid as `mse` does.
 """
 
 import numpy as np
@@ -20,17 +21,17 @@ from g4convert.tensors import DType
 __all__ = ["LATTICE_SHARE", "choose"]
 
 LATTICE_SHARE = 0.99
-"""Share of sampled groups on a lattice from which `auto` takes `lattice`."""
+"""Smallest share of sampled groups on a lattice for which `auto` takes `lattice`."""
 
 _LINEARS = 32
 _ROWS = 8
 
 
 def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
-    """The recipe's method, or for `auto` the one that a sample of the source asks for.
+    """Return the recipe's method; for `auto`, the method chosen by a sample of the source.
 
     Raises:
-        UsageError: a method that moves codes, and a source that lies on the grid it was trained on.
+        UsageError: the method is calibrated, which changes codes, and the source lies on its training's grid.
     """
     if plan.recipe.is_calibrated:
         _refuse_lattice(plan, checkpoint, reader)
@@ -58,14 +59,14 @@ def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
 
 
 def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> tuple[float, int]:
-    """The share of groups on a lattice, and of how many Linears."""
+    """Return the share of sampled groups on a lattice, and the number of sampled Linears."""
     may_be = _on_lattices(plan)
     shares = [_share(step, checkpoint, reader) for step in may_be[:: max(1, len(may_be) // _LINEARS)]]
     return float(np.mean(shares)), len(shares)
 
 
 def _on_lattices(plan: Plan) -> tuple[Quantize, ...]:
-    """Weights that may keep the grid of a training; tables and head only if nothing else may."""
+    """Return the 4-bit weights that may lie on a training's grid; tables and head only if there are no others."""
     four = tuple(step for step in plan.quantized if step.packing.num_bits == LATTICE_BITS)
     return tuple(step for step in four if step.weight.role not in {*TABLES, Role.LM_HEAD}) or four
 
@@ -81,4 +82,4 @@ def _share(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> float:
     try:
         return CpuTiles().lattice_share(words, step.weight.dtype, step.packing.group_size)
     except NonFiniteError:
-        return 0.0  # the run comes to it, and names the first such weight of the whole tensor
+        return 0.0  # the run will raise this error with the first such index of the tensor

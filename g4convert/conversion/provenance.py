@@ -1,7 +1,7 @@
-"""Writes what an output says of itself in g4convert.json: its provenance and errors.
+"""Makes the content of g4convert.json: an output's source, recipe, rounding errors and hashes.
 
-Everything here is a function of the plan and the statistics: no clock, no host name, no path of the machine, so
-the same conversion gives the same bytes wherever and however it runs.
+The content depends only on the source, the plan and the statistics, not on clock, host name or local paths, so the same
+conversion gives the same bytes on every machine.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ CARRIED_README = "README.source.md"
 
 
 def recipe_name(recipe: Resolved) -> str:
-    """The recipe's name, or its file's: where that lies on this machine is nobody's business."""
+    """Return the recipe's name, or its file's name without the directory, which is private to this machine."""
     return recipe.name.rpartition("/")[2]
 
 
 def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what an output comes from, as g4convert.json says it: `source` and `recipe`."""
+    """Return the `source` and `recipe` entries of g4convert.json."""
     files = {
         name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
         for name, stamp in checkpoint.fingerprint().items()
@@ -45,7 +45,7 @@ def provenance(  # noqa: PLR0913, PLR0917 - it tells of all of them
     summary: Summary,
     hashes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of g4convert.json: where the output comes from, what it cost, and hashes of its shards."""
+    """Return the content of g4convert.json: source, recipe, sizes, rounding errors, and hashes of the shards."""
     return {
         "schema_version": 1,
         "g4convert": __version__,

@@ -1,8 +1,8 @@
-"""Several processes, also on several hosts, working on one output on a shared file system.
+"""Several processes, possibly on several hosts, that write one output on a shared file system.
 
-Under `torchrun` each process is a rank. The plan is the same in all of them, so nothing needs to be told but
-what is already done: rank 0 prepares the output and sends the units that are left, each rank takes every
-world-th of them, rank 0 finishes. Without `torchrun` there is one rank and no torch.
+Under `torchrun` each process is a rank. All ranks compute the same plan, so rank 0 only has to prepare the output and
+send the numbers of the pending units. Each rank takes every world-th unit, and rank 0 finishes. Without `torchrun`
+there is one rank, and torch is not imported.
 """
 
 import os
@@ -19,15 +19,15 @@ __all__ = ["Ranks"]
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)
-"""A rank may wait for a slower one as long as the work takes; a dead one closes its connection at once."""
+"""Longest wait for a slower rank; a rank that dies closes its connection at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of one run.
+    """The rank of this process, and the number of ranks of the run.
 
     Args:
-        rank: 0 prepares and finishes.
+        rank: rank of this process; rank 0 prepares and finishes.
         world: number of ranks.
     """
 
@@ -36,10 +36,10 @@ class Ranks:
 
     @classmethod
     def join(cls) -> "Ranks":
-        """The ranks `torchrun` started, connected over gloo; this process alone otherwise.
+        """Connect to the ranks that `torchrun` started, over gloo; without `torchrun` return a single rank.
 
         Raises:
-            EnvironmentFault: the others cannot be reached.
+            EnvironmentFault: the other ranks cannot be reached.
         """
         if os.environ.get("WORLD_SIZE", "1") in {"", "0", "1"}:
             return cls()
@@ -60,7 +60,7 @@ class Ranks:
         return self.rank == 0
 
     def from_lead(self, value: T | G4Error | None) -> T:
-        """Rank 0's value, in every rank; an error it sends is raised in every rank.
+        """Return rank 0's value in every rank; if it is an error, raise it in every rank.
 
         Raises:
             G4Error: the error that rank 0 sent.
@@ -79,10 +79,10 @@ class Ranks:
         return received[0]  # type: ignore[return-value] # None is sent by the other ranks only
 
     def agree(self, facts: Mapping[str, Any]) -> None:
-        """Compare what every rank has decided.
+        """Check that every rank has the same facts.
 
         Args:
-            facts: JSON.
+            facts: facts of this rank, as JSON.
 
         Raises:
             UsageError: a rank differs from rank 0; the same error in every rank, with every difference.
@@ -99,7 +99,7 @@ class Ranks:
             raise UsageError("the ranks do not do the same", offenders=found, hint=hint)
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in every rank.
+        """Return the values of all ranks, in every rank.
 
         Raises:
             EnvironmentFault: a rank is gone.

@@ -22,15 +22,15 @@ _NUMBERS = len(fields(TileStats))
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The method taken, and why."""
+    """The method of a conversion, and the reason for it."""
 
     method: Method
     why: str
 
     def scheme(self, packing: Packing, *, signed: bool) -> Scheme:
-        """The scheme of the tiles of a weight.
+        """Return the scheme for the tiles of a weight.
 
-        `gptq` and `best` are no methods of tiles, and lattices have 4 bits: where these do not apply, it is `mse`.
+        Tiles use `mse` instead of `gptq` and `best`, which do not work by tile, and instead of `lattice` at 8 bits.
 
         Args:
             packing: bits and group size of the weight.

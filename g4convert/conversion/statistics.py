@@ -1,8 +1,8 @@
-"""Statistics of what the Linears of a model are given: the mean square of each input, and on how many tokens.
+"""Statistics of the inputs of a model's Linears: the mean square of each input channel, and the number of tokens.
 
-There is one entry for every module that is the first to take some inputs (`layers.3.self_attn.q_proj`; k and v take the
-same), and one for the experts of a layer. An expert that few tokens were routed to borrows from all experts of its
-layer: their mean counts as much as 32 tokens. One without tokens has that mean alone.
+Linears that share inputs share an entry, under the first of them (`layers.3.self_attn.q_proj` also for k and v); the
+experts of a layer share one entry. An expert's statistics are blended with the mean over all experts of its layer,
+which counts as much as 32 tokens. An expert without tokens gets that mean alone.
 
 Letters: k inputs, e experts.
 """
@@ -24,22 +24,22 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 FEW: Final = 32
-"""Tokens that the mean of all experts of a layer counts for: assumed, as no model at hand leaves experts that short."""
+"""Weight, in tokens, of a layer's mean over all experts; assumed: no model at hand has experts with so few tokens."""
 MEAN_SQUARE: Final = ".mean_square"
 TOKENS: Final = ".tokens"
 
 _SHARED: Final = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-"""Projections that take the inputs of another."""
+"""Projections that take the same inputs as another projection, by that projection."""
 
 
 def source_of(path: str) -> str:
-    """The module whose inputs a Linear takes.
+    """Return the module under which a Linear's input statistics are stored.
 
     Args:
-        path: of the Linear in the decoder, such as `layers.3.mlp.up_proj` or `layers.3.experts.7.down_proj`.
+        path: path of the Linear in the decoder, such as `layers.3.mlp.up_proj` or `layers.3.experts.7.down_proj`.
 
     Returns:
-        `layers.3.mlp.gate_proj`, `layers.3.experts.down_proj`.
+        For these examples `layers.3.mlp.gate_proj` and `layers.3.experts.down_proj`.
     """
     owner, _, projection = path.rpartition(".")
     one = Name(path)
@@ -51,18 +51,18 @@ def source_of(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Inputs of one module, or of the experts of a layer.
+    """Input statistics of one module, or of the experts of a layer.
 
     Args:
-        mean_square: E[x^2], float32 [k] or [e, k]; zeros where no token was seen.
-        tokens: int64 [1] or [e].
+        mean_square: E[x^2], float32 [k] or [e, k]; zeros for an expert without tokens.
+        tokens: number of tokens seen, int64 [1] or [e].
     """
 
     mean_square: F32
     tokens: I64
 
     def of_expert(self, expert: int) -> F32:
-        """E[x^2] of one expert, [k]: its own and, counting as 32 tokens, that of all experts."""
+        """Return E[x^2] of one expert, float32 [k], blended with the mean over all experts, weighted as 32 tokens."""
         own, share = self.mean_square[expert].astype(np.float64), float(self.tokens[expert])
         whole = max(int(self.tokens.sum()), 1)
         prior = (self.tokens[:, None] * self.mean_square.astype(np.float64)).sum(axis=0) / whole
@@ -72,14 +72,14 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Tokens that the experts of a model met.
+    """Distribution of tokens over the experts of a model.
 
     Args:
-        experts: how many there are.
-        without: how many met none.
-        few: how many met some, but fewer than `FEW`.
-        least: fewest tokens of one.
-        median: of all.
+        experts: number of experts.
+        without: number of experts without tokens.
+        few: number of experts with at least one token, but fewer than `FEW`.
+        least: fewest tokens of an expert.
+        median: median number of tokens of an expert.
     """
 
     experts: int
@@ -90,23 +90,23 @@ class Coverage:
 
     @classmethod
     def of(cls, met: I64) -> "Coverage":
-        """Count, from the tokens that each expert met, [experts]."""
+        """Return the coverage of token counts by expert, int64 [experts]."""
         without, few = int((met == 0).sum()), int(((met > 0) & (met < FEW)).sum())
         return cls(len(met), without, few, int(met.min()), int(np.median(met)))
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Inputs of a model's Linears.
+    """Input statistics of all Linears of a model.
 
     Args:
-        inputs: by the first module that takes them.
-        model: the model that was run; None where a file does not say.
-        origin: what counted: `g4convert` or `llama.cpp`.
-        tokens: sha256 of the token ids; of a file without ids, of the file.
-        samples: sequences of token ids; of a file without ids, its chunks.
-        length: tokens of each.
-        kinds: ids by kind of text; empty where they are not known.
+        inputs: statistics by module; see `source_of`.
+        model: the model that was run; None if the file does not name it.
+        origin: program that recorded them: `g4convert` or `llama.cpp`.
+        tokens: sha256 of the token ids; for a file without ids, sha256 of the file.
+        samples: number of sequences of token ids; for a file without ids, number of its chunks.
+        length: tokens of a sequence or chunk.
+        kinds: number of token ids by kind of text; empty if unknown.
     """
 
     inputs: Mapping[str, Inputs]
@@ -118,30 +118,30 @@ class Statistics:
     kinds: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, path: str) -> F32:
-        """E[x^2] of a Linear's inputs, float32 [k].
+        """Return E[x^2] of a Linear's inputs, float32 [k].
 
         Args:
-            path: of the Linear in the decoder, such as `layers.3.mlp.up_proj`.
+            path: path of the Linear in the decoder, such as `layers.3.mlp.up_proj`.
 
         Raises:
-            KeyError: nothing is known of it.
+            KeyError: there are no statistics of this Linear.
         """
         found, expert = self.inputs[source_of(path)], Name(path).expert
         return found.mean_square if expert is None else found.of_expert(expert)
 
     @property
     def hash(self) -> str:
-        """The hash over everything that shows in a conversion."""
+        """Hash over all statistics that affect a conversion."""
         return hash_of(self.arrays())
 
     @property
     def coverage(self) -> Coverage | None:
-        """Tokens that experts met; None of a model without experts."""
+        """Distribution of tokens over all experts; None for a model without experts."""
         each = [inputs.tokens for name, inputs in self.inputs.items() if name.endswith(_EXPERTS)]
         return Coverage.of(np.concatenate(each)) if each else None
 
     def experts_with(self, most: int) -> list[str]:
-        """Experts that so many tokens or fewer were routed to, as `layers.0.experts.3`."""
+        """Return the experts with at most `most` tokens, as `layers.0.experts.3`."""
         return [
             f"{name.removesuffix('.gate_proj')}.{expert}"
             for name, inputs in self.inputs.items()
@@ -150,7 +150,7 @@ class Statistics:
         ]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Tensors of a calibration file: `MODULE.mean_square` and `MODULE.tokens`."""
+        """Return the tensors of a calibration file: `MODULE.mean_square` and `MODULE.tokens`."""
         found: dict[str, NDArray[Any]] = {}
         for name in sorted(self.inputs):
             found[name + MEAN_SQUARE], found[name + TOKENS] = self.inputs[name].mean_square, self.inputs[name].tokens
@@ -161,7 +161,7 @@ _EXPERTS: Final = "experts.gate_proj"
 
 
 def hash_of(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """The sha256 of arrays: names, shapes, dtypes and bytes."""
+    """Return the sha256 over the names, shapes, dtypes and bytes of arrays."""
     digest = sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].shape} {arrays[name].dtype}".encode())

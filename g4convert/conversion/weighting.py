@@ -1,4 +1,4 @@
-"""Statistics of inputs laid over a plan: the weights that they weigh, and a check that they are of the model."""
+"""Assigns input statistics to the packed weights of a plan, and checks that they belong to the model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -29,9 +29,9 @@ class Weighting:
     """Scheme and statistics of each packed weight.
 
     Args:
-        schemes: of each, in the order of `plan.quantized`.
-        paths: of the Linears in the decoder, by index into `plan.quantized`.
-        statistics: what their inputs are; None for a method that looks at weights alone.
+        schemes: scheme of each weight, in the order of `plan.quantized`.
+        paths: paths of the decoder's Linears, by index into `plan.quantized`; empty without statistics.
+        statistics: statistics of the Linears' inputs; None for a method that reads weights alone.
     """
 
     schemes: tuple[Scheme, ...]
@@ -40,13 +40,13 @@ class Weighting:
 
     @classmethod
     def of(cls, plan: Plan, choice: Choice, statistics: Statistics | None) -> "Weighting":
-        """Lay a method and statistics over a plan."""
+        """Return the weighting of a plan under the chosen method and statistics."""
         signed = plan.recipe.signed
         schemes = tuple(choice.scheme(step.packing, signed=signed) for step in plan.quantized)
         return cls(schemes, {} if statistics is None else _paths(plan), statistics)
 
     def __call__(self, step: int) -> tuple[Scheme, NDArray[np.float32] | None]:
-        """The scheme of a weight and E[x^2] of its inputs; outside of the decoder `imatrix` gives way to `mse`."""
+        """Return a weight's scheme and E[x^2] of its inputs, [k]; outside the decoder `mse` replaces `imatrix`."""
         path, scheme = self.paths.get(step), self.schemes[step]
         if self.statistics is None or path is None:
             mse = scheme.method is Method.IMATRIX
@@ -54,7 +54,7 @@ class Weighting:
         return scheme, self.statistics.of(path)
 
     def report(self, plan: Plan) -> Mapping[str, Any] | None:
-        """The statistics used, as JSON; None for a method that looks at weights alone."""
+        """Return a report of the statistics as JSON; None for a method that reads weights alone."""
         if self.statistics is None:
             return None
         used, few = self.statistics, self.statistics.experts_with(FEW - 1)
@@ -78,7 +78,7 @@ def read_statistics(path: Path) -> Statistics:
     """Read the statistics of a calibration file, or of llama.cpp's importance matrix.
 
     Raises:
-        InputError: neither, damaged, or a calibration file with token ids alone.
+        InputError: the file is neither of these, is damaged, or is a calibration file without statistics.
     """
     if is_gguf(path):
         return read_imatrix(path)
@@ -89,10 +89,10 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def check_statistics(path: Path, statistics: Statistics, plan: Plan, checkpoint: Checkpoint) -> None:
-    """Hold statistics against the model that they are to weigh.
+    """Check that statistics fit the model.
 
     Raises:
-        InputError: they are of another model or tokenizer, of other sizes, or lack inputs of a packed Linear.
+        InputError: they belong to another model or tokenizer, have other shapes, or lack a packed Linear.
     """
     check_model(path, statistics.model, checkpoint)
     experts = plan.architecture.text.experts
@@ -110,7 +110,7 @@ def check_statistics(path: Path, statistics: Statistics, plan: Plan, checkpoint:
 
 
 def _paths(plan: Plan) -> Mapping[int, str]:
-    """Packed Linears of the decoder, by index into `plan.quantized`: `layers.3.mlp.up_proj`."""
+    """Return the paths of the decoder's packed Linears (`layers.3.mlp.up_proj`), by index into `plan.quantized`."""
     prefix = plan.inventory.architecture.text_prefix
     return {
         number: step.weight.module.removeprefix(prefix)

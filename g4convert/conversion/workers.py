@@ -1,4 +1,4 @@
-"""Devices that quantize: the cores of this machine, or its GPUs, one for each worker in turn."""
+"""Assigns workers to devices: the cores of this machine, or its GPUs in turn."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ __all__ = ["workers_for"]
 
 
 def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
-    """Makes the tile arithmetic of each worker, to be called in its thread.
+    """Return a function for each worker that makes its tile arithmetic; call it in the worker's thread.
 
     Args:
         device: `cpu`; `cuda` for every GPU; `cuda:N` for one.
@@ -19,7 +19,7 @@ def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
 
     Raises:
         UsageError: no such device.
-        EnvironmentFault: a GPU is asked for and there is none.
+        EnvironmentFault: this machine does not have the GPU.
     """
     if device == "cpu":
         from g4convert.quantization.tiles import CpuTiles

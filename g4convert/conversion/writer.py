@@ -1,7 +1,7 @@
-"""Bytes to their final place: positioned writes and copies inside the kernel.
+"""Writes bytes at their final offsets: positioned writes, and copies inside the kernel.
 
-Every output byte has its offset before it exists, so writes need no order and no lock. Shards are preallocated,
-which also finds a full disk before any work is done.
+Every offset is fixed before the first write, so writes need no order and no lock. Shards are preallocated, which also
+finds a full disk before any work is done.
 """
 
 import errno
@@ -26,11 +26,11 @@ class ShardWriter(OpenFiles):
 
     Args:
         directory: directory of the shards.
-        layout: their names and sizes.
-        create: whether to make and preallocate them and write their heads; False for a rank that joins.
+        layout: names, sizes and heads of the shards.
+        create: True to make and preallocate the shards and write their heads; False to open existing shards.
 
     Raises:
-        OSError: the disk has not the room, or a shard to join is not there.
+        OSError: the disk is too small, or a shard to open does not exist.
     """
 
     def __init__(self, directory: Path, layout: Layout, *, create: bool) -> None:
@@ -52,12 +52,12 @@ class ShardWriter(OpenFiles):
                 view, begin = view[count:], begin + count
 
     def copy(self, source: int, source_begin: int, nbytes: int, file: str, begin: int) -> None:
-        """Copy `nbytes` from a descriptor without passing through Python, where the kernel can.
+        """Copy `nbytes` from a descriptor, inside the kernel where possible.
 
-        Some file systems refuse, some copy nothing and say so: both are then read and written.
+        Some file systems refuse to copy, others report 0 bytes copied; the bytes are then read and written.
 
         Raises:
-            InputError: the source ends first.
+            InputError: the source ends before `nbytes`.
         """
         in_kernel = True
         with self.opened(file) as target:
@@ -74,10 +74,10 @@ class ShardWriter(OpenFiles):
                 source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
 
     def check_in_place(self, directory: Path) -> None:
-        """Look whether the files written to are those that `directory` has under their names.
+        """Check that the open files are still the files in `directory` under their names.
 
         Raises:
-            EnvironmentFault: one was moved, replaced or cut; names all of them.
+            EnvironmentFault: files were moved, deleted or replaced; names all of them.
         """
         wrong = [file for file in self._names if not self._is_at(file, directory / file)]
         if wrong:
@@ -88,7 +88,7 @@ class ShardWriter(OpenFiles):
             )
 
     def sync(self, files: Iterable[str]) -> None:
-        """Wait until what was written to these files is on disk."""
+        """Wait until all bytes written to these files are on disk."""
         for file in files:
             with self.opened(file) as fd:
                 os.fdatasync(fd)
@@ -102,7 +102,7 @@ class ShardWriter(OpenFiles):
 
 
 def _copied(source: int, target: int, nbytes: int, source_begin: int, begin: int) -> int:
-    """Copy within the kernel; the number of bytes copied, 0 where it refuses."""
+    """Copy inside the kernel; return the number of bytes copied, 0 if the file system refuses."""
     try:
         return os.copy_file_range(source, target, nbytes, source_begin, begin)
     except OSError as error:
@@ -112,7 +112,7 @@ def _copied(source: int, target: int, nbytes: int, source_begin: int, begin: int
 
 
 def _make(path: Path, size: int) -> None:
-    """Make a file and its room on the disk."""
+    """Make a file and preallocate `size` bytes for it."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT, 0o644)
     try:
         if size:
@@ -137,7 +137,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file that is carried over, and sync it."""
+    """Copy a side file and sync it."""
     with naming(target.name):
         shutil.copyfile(source, target)
         with target.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The output's config.json: the keys of the source's, the class, and the `quantization_config` of what is packed."""
+"""The output's config.json: the source's keys, the model class, and a `quantization_config` for packed weights."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -21,18 +21,18 @@ _FROM_WHOLE_CONFIG: Final = (
     "transformers_version",
 )
 _STALE: Final = {"quantization_config", "compression_config", "quantization"}
-"""Sections about how weights were quantized before; the last one is MLX's."""
+"""Sections that describe an earlier quantization of the source; `quantization` is MLX's."""
 
 
 def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> dict[str, Any]:
-    """The content of the output's config.json: the source's keys, the class of its model type, what is packed.
+    """Return the content of the output's config.json: the source's keys, the class, and `quantization_config`.
 
-    A text-only output of a composite source takes its `text_config`, under the class that reads it.
+    A text-only output of a composite source gets the source's `text_config` and the text-only class.
 
     Args:
         source: the source's config.json.
         plan: plan of the output.
-        weights: the output as engines meet it, with its lists.
+        weights: the output's weights as engines load them, with their `targets` and `ignore` lists.
     """
     kept = {key: value for key, value in source.items() if key not in _STALE}
     if plan.is_decoder_of:
@@ -50,14 +50,14 @@ def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> di
 
 
 def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that say, at every level that engines read, that the head is a tensor of its own; vLLM reads the top."""
+    """Return `tie_word_embeddings: False` for the top level, which vLLM reads, and for an existing `text_config`."""
     text = config.get("text_config")
     below = {"text_config": {**text, "tie_word_embeddings": False}} if isinstance(text, dict) else {}
     return {"tie_word_embeddings": False, **below}
 
 
 def quantization_config(weights: Weights) -> dict[str, Any]:
-    """The `quantization_config` of a checkpoint, in the form compressed-tensors 0.20 reads.
+    """Return the `quantization_config` of a checkpoint, in the form that compressed-tensors 0.20 reads.
 
     Args:
         weights: a checkpoint with the lists of `engines.ignore.listed`.

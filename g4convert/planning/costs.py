@@ -1,7 +1,7 @@
 """Time, memory and disk that each method takes on this machine, and its loss on a real model.
 
-Rates are of one core, measured where docs/decisions.md says; they move with the machine. `KL` is what 4 bits cost a
-language model of 270M parameters, from docs/quality.md: other models lose other amounts, in this order.
+Rates are per core, on the machine named in docs/decisions.md; other machines differ. `KL` is the loss of a 270M
+parameter language model at 4 bits, from docs/quality.md: other models lose other amounts, in the same order.
 
 Letters: n rows (out_features), k columns (in_features), t tokens.
 """
@@ -32,41 +32,41 @@ KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
     },
     128: {Method.MINMAX: 0.71, Method.MSE: 0.63, Method.AUTO: 0.63, Method.IMATRIX: 0.30, Method.GPTQ: 0.14},
 }
-"""Mean KL to the original in nats, by group size and method, where it was measured."""
+"""Measured mean KL to the original in nats, by group size and method."""
 
 _PASS_FLOP: Final = 35e9
-"""Products and sums of one core in a second while statistics are recorded."""
+"""Floating-point operations per core and second while statistics are recorded."""
 _LAYERS_FLOP: Final = 30e9
-"""The same while layers are quantized by `gptq`."""
+"""Floating-point operations per core and second while `gptq` quantizes layers."""
 _ROUNDED: Final = 4e6
-"""Weights of one core in a second that `gptq` rounds in three ways and compares, besides the products above."""
+"""Weights per core and second that `gptq` rounds in three ways and compares, in addition to `_LAYERS_FLOP`."""
 _BASE: Final = 750_000_000
-"""Bytes of the interpreter with torch and transformers."""
+"""Resident bytes of the interpreter with torch and transformers."""
 _TILES: Final = 200_000_000
-"""Bytes of a process that rounds tiles, without torch."""
+"""Resident bytes of a process that rounds tiles, without torch."""
 _FLOAT32: Final = 4
 _BITS: Final = 4
-"""Bits for which `KL` was measured."""
+"""Bits at which `KL` was measured."""
 _COPIES: Final = 2
-"""Matrices as large as H while it is factorised, itself included."""
+"""Number of matrices of the size of H while H is factorised, including H."""
 _CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ, Method.BEST)
 _SAMPLE: Final = 2_048
 """Tokens of a sample of the bundled texts."""
 _SHARED_INPUTS: Final = frozenset({"k_proj", "v_proj", "up_proj"})
-"""Projections whose inputs another has already been given."""
+"""Projections that share the inputs of a projection before them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Price of a method.
+    """Cost of a method, and its loss.
 
     Args:
         method: the method.
-        seconds: from the command to a checked output, calibration included.
+        seconds: time from the command to a checked output, calibration included.
         memory: largest resident size of the process, in bytes.
-        disk: bytes beside the output while it grows.
-        tokens: token ids that calibrate; 0 for a method that looks at weights alone.
-        kl: mean KL to the original that the method left on a real model; None where that was not measured.
+        disk: temporary bytes beside the output.
+        tokens: number of calibration token ids; 0 for a method that reads weights alone.
+        kl: mean KL in nats to the original on a real model; None if not measured.
     """
 
     method: Method
@@ -78,13 +78,13 @@ class Cost:
 
 
 def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[Cost, ...]:
-    """Price of the recipe's method, then of the default and of those that calibrate, where there is a choice.
+    """Return the cost of the recipe's method, then of the alternatives: the default and the calibrated methods.
 
     Args:
-        plan: of any method.
+        plan: plan under any method.
         sizes: bytes by role.
-        workers: threads.
-        tokens: token ids that calibrate; those of the bundled texts without a file.
+        workers: number of threads.
+        tokens: number of calibration token ids; by default those of the bundled texts.
     """
     rows, own = tuple(sizes), plan.recipe.method
     others: tuple[Method, ...] = (Method.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
@@ -125,8 +125,8 @@ class _Linear:
     Args:
         n: out_features.
         k: in_features.
-        share: part of the tokens that it sees: experts see those that are routed to them.
-        first: no other Linear has been given its inputs.
+        share: share of the tokens that reach the Linear; below 1 for experts.
+        first: True if no earlier Linear has the same inputs.
     """
 
     n: int
@@ -136,7 +136,7 @@ class _Linear:
 
 
 def _linears(plan: Plan) -> Iterable[_Linear]:
-    """Packed Linears of the decoder."""
+    """Yield the packed Linears of the decoder."""
     experts, prefix = plan.architecture.text.experts, plan.architecture.text_prefix
     for step in plan.quantized:
         module = step.weight.module
@@ -147,18 +147,18 @@ def _linears(plan: Plan) -> Iterable[_Linear]:
 
 
 def _pass_flop(plan: Plan, tokens: int) -> float:
-    """Products and sums of one forward of the layers."""
+    """Return the floating-point operations of one forward pass through the layers."""
     return sum(2 * tokens * one.share * one.n * one.k for one in _linears(plan))
 
 
 def _training_flop(plan: Plan, tokens: int) -> float:
-    """Products and sums of the training of scales: forward and twice as much back, and what the original says."""
+    """Return the operations of training scales: forward, backward (twice the forward), and the original's logits."""
     text = plan.architecture.text
     return (1 + 3 * EPOCHS) * _pass_flop(plan, tokens) + 2 * tokens * text.hidden_size * text.vocab_size
 
 
 def _layers_flop(plan: Plan, tokens: int) -> float:
-    """Products and sums of layers that are quantized: forward, H once for Linears that share inputs, factor, loop."""
+    """Return the operations of `gptq`: forward, H (once per shared input), its factor, and the rounding loop."""
     total = _pass_flop(plan, tokens)
     for one in _linears(plan):
         total += one.n * one.k**2

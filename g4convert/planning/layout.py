@@ -1,4 +1,4 @@
-"""The place of every output byte, decided before any is written.
+"""The file and offset of every output byte, decided before the first is written.
 
 A shard is a safetensors file: an 8-byte little-endian header length, the JSON header padded with spaces to a
 multiple of 8, then the tensors without gaps. Steps fill shards in the plan's order, a step's tensors always
@@ -20,7 +20,7 @@ __all__ = ["Layout", "Placed", "Shard", "lay_out"]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An output tensor and the absolute byte offset it starts at in its file."""
+    """An output tensor, its file, and the absolute byte offset at which it begins there."""
 
     info: TensorInfo
     file: str
@@ -29,7 +29,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One output file: its name, its size in bytes, and the bytes it starts with (header and constants)."""
+    """An output file: its name, its size in bytes, and its first bytes (header and constants)."""
 
     file: str
     size: int
@@ -49,7 +49,7 @@ class Layout:
         return sum(placed.info.nbytes for placed in self.placed.values())
 
     def index(self) -> dict[str, object]:
-        """The content of `model.safetensors.index.json`."""
+        """Return the content of `model.safetensors.index.json`."""
         return {
             "metadata": {"total_size": self.tensor_bytes},
             "weight_map": {name: self.placed[name].file for name in sorted(self.placed)},

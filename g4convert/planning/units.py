@@ -1,8 +1,8 @@
-"""The plan as work: units that can be done in any order, by anyone.
+"""The plan as units of work that can run in any order and in any process.
 
-A task reads one byte range of a source file and writes fixed byte ranges of output files. Tasks are ordered by
-where they read, so a run streams through the source, and gathered into units of about 16 MiB: what a worker
-takes, what the journal records, what a kill loses at most per worker.
+A task reads one byte range of a source file and writes fixed byte ranges of output files. Tasks are sorted by source
+offset, so that a run streams through the source, and gathered into units of about 16 MiB. A worker takes a unit at a
+time, the journal records units, and a kill loses at most one unit per worker.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ _LANES = 64
 
 @dataclass(frozen=True, slots=True)
 class CopyTask:
-    """Copy `nbytes` of a source file to a place in an output file."""
+    """A task that copies `nbytes` of a source file to an offset in an output file."""
 
     name: str
     file: str
@@ -38,7 +38,7 @@ class CopyTask:
 
 @dataclass(frozen=True, slots=True)
 class MoveTask:
-    """Write a convolution [out, *kernel, in] with its inputs before its kernel, to a place in an output file."""
+    """A task that writes a convolution stored as [out, *kernel, in] in the order [out, in, *kernel]."""
 
     name: str
     file: str
@@ -57,7 +57,7 @@ class MoveTask:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeTask:
-    """Quantize `rows` rows [rows, k] of a Linear, from `first_row` on, to their places in an output file."""
+    """A task that quantizes rows [rows, k] of a Linear, from `first_row` on, and writes them to an output file."""
 
     step: int
     """Index into `plan.quantized`."""
@@ -92,7 +92,7 @@ Unit = tuple[Task, ...]
 
 
 def make_units(plan: Plan, layout: Layout, checkpoint: Checkpoint) -> tuple[Unit, ...]:
-    """All the work of a plan, in the order of the source bytes; layers that are calibrated one by one come last."""
+    """Return all units of a plan in the order of source bytes, then one unit per layer that is calibrated alone."""
     layers = layer_steps(plan)
     layered = {number for steps in layers.values() for number in steps.values()}
     tasks: list[Task] = []
@@ -106,7 +106,7 @@ def make_units(plan: Plan, layout: Layout, checkpoint: Checkpoint) -> tuple[Unit
 
 
 def _layer(plan: Plan, steps: Mapping[str, int], layout: Layout, checkpoint: Checkpoint) -> Unit:
-    """A whole layer as one unit."""
+    """Return a whole layer as one unit."""
     quantized = plan.quantized
     return tuple(
         task for number in steps.values() for task in _quantize_tasks(number, quantized[number], layout, checkpoint)
