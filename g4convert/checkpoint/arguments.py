@@ -7,7 +7,7 @@
     strategy      tensor without group_size, channel with -1, group with a positive one
 
 (`quantization/quant_args.py`, the same in compressed-tensors 0.17 and 0.20.) transformers, vLLM 0.33 and SGLang 0.5.23
-all read a config with that class, so with what it refuses none of them starts.
+all read a config with that class, so none of them starts with a config that it refuses.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from g4convert.suggestions import not_one_of
 __all__ = ["DEFAULTS", "implied_strategy", "refused"]
 
 DEFAULTS: Final[Mapping[str, Any]] = {"num_bits": 8, "symmetric": True}
-"""Values of keys that are left out; `type` is int."""
+"""Default values of keys; the default of `type` is int."""
 
 _KEYS: Final = {
     *DEFAULTS, "type", "group_size", "strategy", "block_structure", "dynamic", "actorder", "scale_dtype", "zp_dtype",
@@ -34,7 +34,7 @@ _GROUPED: Final = {"group", "tensor_group"}
 
 
 def implied_strategy(group_size: int | None) -> str | None:
-    """The strategy where none is named; None for a size that means none."""
+    """Return the strategy that a group size implies if none is named; None for an invalid size."""
     if group_size is None:
         return "tensor"
     return "group" if group_size > 0 else "channel" if group_size == -1 else None
@@ -62,7 +62,7 @@ def refused(weights: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _misfits(named: str, size: int | None, *, has_block: bool) -> Iterator[str]:
-    """A strategy and a group size that do not go together."""
+    """Yield the reasons why a strategy and a group size do not fit together."""
     strategy = named or implied_strategy(size)
     if strategy is None or (size is not None and size < -1):
         yield f"group_size {size}, expected a positive number, or -1 for one scale per row"

@@ -6,9 +6,9 @@
     weights no index names, what training and
     adapters leave                              stray: left, as a loader may act on them
 
-`carry` and `leave` decide otherwise; where both mean a file, it is left. Wildcards of `carry` do not mean what may be
-private: a hidden file is carried where its dot is written, anything else where its whole name is. Weights, pickles and
-files that loaders act on are not carried at all.
+`carry` and `leave` override this; a file that matches both is left. Wildcards of `carry` do not match files that may be
+private: the pattern must spell a hidden file's dot, and the whole name of any other such file. Weights, pickles and
+files that loaders act on are never carried.
 """
 
 import os
@@ -39,7 +39,7 @@ _HIDDEN_FOLDER: Final = re.compile(r"((?:[^/]+/)*?\.[^/]+)/")
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """Files that a pattern means.
+    """Files that match a pattern of `carry` or `leave`.
 
     Args:
         option: `carry` or `leave`.
@@ -54,14 +54,14 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """All files of a directory but its weights, config and index, by what becomes of them.
+    """All files of a directory except its weights, config and index, by treatment; relative posix paths, sorted.
 
     Args:
-        side: carried over; relative posix paths, sorted, as all here.
-        stray: weights that are not read, and what training and adapters leave.
-        left: name and reason of what may be private.
-        broken: links to nothing, which would be carried over.
-        decided: for each pattern, the files that it means.
+        side: files that are carried over.
+        stray: weights that no index names, and files that training and adapters leave.
+        left: name and reason of each file that stays behind because it may be private.
+        broken: side files that are links to nothing.
+        decided: for each pattern, the files that match it.
     """
 
     side: tuple[str, ...]
@@ -74,11 +74,11 @@ class Beside:
     def of(
         cls, directory: Path, own: Collection[str], *, carry: Sequence[str] = (), leave: Sequence[str] = ()
     ) -> "Beside":
-        """Look at every file of a directory.
+        """Sort the files of a directory by their treatment.
 
         Args:
-            directory: of a checkpoint.
-            own: its weights, config and index.
+            directory: the checkpoint's directory.
+            own: the checkpoint's weights, config and index.
             carry: patterns of files to carry over that would stay behind.
             leave: patterns of files to leave that would be carried over.
 
@@ -110,13 +110,13 @@ class Beside:
         )
 
     def check(self, directory: Path) -> None:
-        """Check that every file that is carried over is there.
+        """Check that every side file exists.
 
         Args:
-            directory: of the checkpoint.
+            directory: the checkpoint's directory.
 
         Raises:
-            InputError: some are links to nothing; names all of them.
+            InputError: side files are links to nothing; names all of them.
         """
         if not self.broken:
             return
@@ -128,7 +128,7 @@ class Beside:
 
 
 def _files(directory: Path, own: frozenset[str], *, hidden: bool) -> Iterator[tuple[str, str]]:
-    """Each file with the reason why it stays behind, empty where it does not; linked directories are one such file.
+    """Yield each file and the reason why it stays behind, empty if it is carried; a linked directory counts as a file.
 
     Args:
         directory: where to look.
@@ -149,7 +149,7 @@ def _files(directory: Path, own: frozenset[str], *, hidden: bool) -> Iterator[tu
 
 
 def _why_left(path: Path, name: str, directory: Path) -> str:
-    """Return why a file is not carried over; empty where it is."""
+    """Return the reason why a file is not carried over; empty if it is."""
     if any(part.startswith(".") for part in name.split("/")):
         return _HIDDEN
     if _is_weights(path.name) or is_leftover(name):
@@ -166,7 +166,7 @@ def _why_left(path: Path, name: str, directory: Path) -> str:
 
 
 def _meant(pattern: str, found: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """The files that a pattern of `carry` means."""
+    """Yield the files that match a pattern of `carry`."""
     plain = is_plain(pattern)
     for name, why in found:
         match why:
@@ -181,10 +181,10 @@ def _meant(pattern: str, found: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def _check_meaning(decided: Sequence[Decided]) -> None:
-    """Every pattern means a file.
+    """Check that every pattern matches a file.
 
     Raises:
-        InputError: names all that do not.
+        InputError: patterns match no file; names all of them.
     """
     if empty := [f"--{one.option} {one.pattern}" for one in decided if not one.files]:
         raise InputError(
@@ -195,10 +195,10 @@ def _check_meaning(decided: Sequence[Decided]) -> None:
 
 
 def _check_allowed(wanted: Collection[str]) -> None:
-    """No file is to be carried that a loader would act on.
+    """Check that no loader would act on a carried file.
 
     Raises:
-        InputError: names all such files.
+        InputError: loaders would act on carried files; names all of them.
     """
     files = sorted(name for name in wanted if _is_weights(name) or is_read_by_loaders(name.rpartition("/")[2]))
     if files:
@@ -210,10 +210,10 @@ def _check_allowed(wanted: Collection[str]) -> None:
 
 
 def _check_carried(path: Path, name: str) -> None:
-    """A file that is carried is a file, and has a name that can be written down.
+    """Check that a carried file is a regular file with a printable name.
 
     Raises:
-        InputError: it has not.
+        InputError: it is not.
     """
     if path.exists() and not path.is_file():
         raise InputError(
@@ -224,7 +224,7 @@ def _check_carried(path: Path, name: str) -> None:
 
 
 def _place(name: str, why: str) -> tuple[str, str]:
-    """Return the name to tell of a file that stays behind: its hidden directory, where it lies in one."""
+    """Return the name to show for a file that stays behind: the file, or the hidden directory that holds it."""
     folder = _HIDDEN_FOLDER.match(name)
     return (folder[1], f"{_HIDDEN}, a directory") if folder else (name, why)
 

@@ -1,8 +1,7 @@
-"""Contents of a quantized checkpoint, tensor by tensor, under the names its architecture knows.
+"""Contents of a quantized checkpoint, tensor by tensor, under the canonical names of its architecture.
 
-The same tables that resolve a source resolve an output: a packed module is looked up as the weight it was made
-from, fused experts stand for each of theirs. Nothing is refused here; what does not fit is listed, for the
-checks to judge.
+An output is resolved with the same tables as a source: a packed module under the name of its weight, a fused expert
+tensor under the name of each expert. This module refuses nothing; it lists tensors that do not fit, for the checks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,14 +28,14 @@ class Contents:
 
     Args:
         architecture: architecture whose names and shapes are looked for.
-        expected: every tensor that the architecture may have, experts one by one.
+        expected: every tensor that the architecture may have, each expert by itself.
         fused: the fused form of experts, by stored name.
         stored: form of each expected tensor; all experts of a fused tensor have that tensor's form.
-        twice: canonical names held by more than one stored tensor, and those.
-        torn: modules of which parts are there, but no `weight_packed`; and the parts.
-        unknown: names that fit nothing; of packed modules, what the weight was called.
+        twice: canonical names that several stored tensors have, with the stored names.
+        torn: modules with packed parts but no `weight_packed`, with these parts.
+        unknown: names that match no expected tensor; for packed modules, the name of the weight.
         spare: stored tensors that no loader needs: a tied head, the weight of a norm that has none.
-        renamed: stored names that are not canonical, and what they mean.
+        renamed: stored names that are not canonical, with their canonical names.
     """
 
     architecture: Architecture
@@ -51,7 +50,7 @@ class Contents:
 
     @classmethod
     def of(cls, tensors: Mapping[str, TensorInfo], architecture: Architecture) -> "Contents":
-        """Find out what every tensor of an output is.
+        """Return the contents of an output: every stored tensor under its canonical name.
 
         Args:
             tensors: every stored tensor, by name.
@@ -75,28 +74,28 @@ class Contents:
 
     @property
     def packed(self) -> Mapping[str, PackedModule]:
-        """The packed weights in the form engines read, by canonical name; experts one by one."""
+        """Packed weights in the form that engines read, by canonical name, each expert by itself."""
         return {name: form for name, form in self.stored.items() if isinstance(form, PackedModule) and not form.fused}
 
     @property
     def fused_packed(self) -> Mapping[str, PackedModule]:
-        """Experts that are packed in one tensor for a layer, by canonical name of that tensor."""
+        """Experts packed as one tensor per layer, by that tensor's canonical name."""
         found = ((name, self.stored.get(fused.names[0])) for name, fused in self.fused.items())
         return {name: form for name, form in found if isinstance(form, PackedModule) and form.fused}
 
     @property
     def is_packed(self) -> bool:
-        """True if anything is packed, in whatever form, or was."""
+        """True if any module is packed, in any form, or has parts of a packed module."""
         return bool(self.packed or self.fused_packed or self.torn)
 
     def plain(self, name: str) -> TensorInfo | None:
-        """The tensor of a weight that is not packed, for an expert perhaps that of all; None for the others."""
+        """Return the tensor of a plain weight, for an expert possibly the fused tensor; None if it is not plain."""
         form = self.stored.get(name)
         return form if isinstance(form, TensorInfo) else None
 
 
 def _forms(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Form]]:
-    """Every weight by the name it had or has, packed ones first."""
+    """Yield every weight by its name before packing, packed weights first."""
     packed = packed_modules(tensors).values()
     owned = {info.name for module in packed for info in module.parts.values()}
     yield from ((module.weight_name, module) for module in packed)
@@ -104,7 +103,7 @@ def _forms(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Form]]:
 
 
 def _expected_sources(match: Match) -> Iterator[tuple[str, str]]:
-    """Canonical name and stored name of every weight found, in the order of the architecture."""
+    """Yield the canonical and the stored name of every weight found, in the order of the architecture."""
     fused = {
         one: match.sources[name][0]
         for name, of in match.schema.experts.items()
@@ -132,7 +131,7 @@ def _twice(match: Match, forms: Mapping[str, Form]) -> Iterator[tuple[str, tuple
 
 
 def _torn(match: Match) -> dict[str, tuple[str, ...]]:
-    """Parts of modules whose words are gone."""
+    """Return the parts of each module that has no packed words."""
     torn: dict[str, tuple[str, ...]] = {}
     for name in match.unknown:
         module, part = Name(name).owner, Name(name).last

@@ -18,8 +18,8 @@ The section is looked for where engines look, in their order:
 `model_loader/weight_utils.py:239`; SGLang 0.5.23 `configs/model_config.py:1727` and
 `model_loader/checkpoint_quantization.py:53`.)
 
-What its entries name, `entries` says. Ill-typed values are kept as faults: describing a checkpoint must not fail on a
-strange config.
+`entries` matches its entries against names. Ill-typed values are kept as faults: describing a checkpoint must not fail
+on a strange config.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,11 +46,10 @@ _COMPARED: Final = ("actorder", "dynamic", "observer", "observer_kwargs", "scale
 
 @dataclass(frozen=True, slots=True)
 class DeclaredGroup:
-    """One scheme and what it is for; None is what the config leaves open.
+    """A scheme and its targets; None stands for a value that the config leaves open.
 
-    `static_int8` says that inputs and outputs are int8 both, with one stored scale each; `implied` names what it does
-    not say and compressed-tensors fills in; `rest` has settings that change nothing that is stored, and that engines
-    compare all the same.
+    `static_int8` is true if inputs and outputs are both int8, with one stored scale each. `implied` names the values
+    that compressed-tensors fills in. `rest` holds settings that do not affect stored tensors, but that engines compare.
     """
 
     name: str
@@ -68,11 +67,11 @@ class DeclaredGroup:
 
     @property
     def has_activations(self) -> bool:
-        """True if inputs or outputs are quantized, too."""
+        """True if inputs or outputs are quantized."""
         return self.activations is not None or self.static_int8
 
     def differs_from(self, stored: StoredScheme) -> str:
-        """Return how a stored scheme differs from this one, or empty; what either side leaves open is no difference."""
+        """Return the difference to a stored scheme, or empty; a value that either side leaves open never differs."""
         k = stored.shape[-1] if stored.shape else None
         one_group = stored.strategy == "channel" and self.group_size == k  # both are a scale [n, 1]
         pairs = {
@@ -98,7 +97,7 @@ class Declared:
     """A config's quantization section.
 
     Args:
-        method: `quant_method`, or None where the section has none.
+        method: `quant_method`; None if the section has none.
         groups: schemes, in the config's order.
         ignore: entries of modules that are not quantized.
         faults: values that could not be read.
@@ -111,7 +110,7 @@ class Declared:
 
     @property
     def is_empty(self) -> bool:
-        """True if it says nothing of quantization, as the marker in Google's QAT sources."""
+        """True if the section declares no quantization, like the marker in Google's QAT sources."""
         return self.method is None and not self.groups
 
 
@@ -138,7 +137,7 @@ class _Reader:
 
 
 def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
-    """The quantization section and where it stands, such as `text_config.quantization_config`; empty and None if not.
+    """Return the path (`text_config.quantization_config`) and value of the section; empty and None if there is none.
 
     Args:
         config: a config.json.
@@ -147,7 +146,7 @@ def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def sections_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every quantization section and where it stands, in the order in which engines look.
+    """Yield the path and value of every quantization section, in the order in which engines look.
 
     Args:
         config: a config.json.
@@ -161,7 +160,7 @@ def sections_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def declared_in(config: Mapping[str, Any]) -> Declared | None:
-    """Reads the quantization section; None where there is none.
+    """Read the quantization section; return None if there is none.
 
     A section without a method, such as the marker in Google's QAT sources, declares nothing.
 
@@ -227,7 +226,7 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
 
 
 def _is_static_int8(activations: Mapping[str, Any] | None) -> bool:
-    """Return True if activations are int8 with one stored scale, which is what keys that are left out mean."""
+    """Return whether activations are int8 with one stored scale, which is also the default of missing keys."""
     if activations is None:
         return False
     wanted = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
@@ -235,7 +234,7 @@ def _is_static_int8(activations: Mapping[str, Any] | None) -> bool:
 
 
 def _filled_in(group: DeclaredGroup, weights: Mapping[str, Any]) -> DeclaredGroup:
-    """A group with what compressed-tensors fills in."""
+    """Return a group with the defaults that compressed-tensors fills in."""
     implied = {key: value for key, value in DEFAULTS.items() if key not in weights}
     if weights.get("strategy") is None and weights.get("group_size") is None:
         implied["strategy"] = implied_strategy(None)
@@ -243,7 +242,7 @@ def _filled_in(group: DeclaredGroup, weights: Mapping[str, Any]) -> DeclaredGrou
 
 
 def _single_group(read: _Reader, section: Mapping[str, Any], method: str) -> DeclaredGroup:
-    """One scheme for every Linear."""
+    """Return a group with one scheme for every Linear."""
     size = read.get(section, int, "group_size", "q_group_size")
     symmetric = read.get(section, bool, "sym")
     zero_point = read.get(section, bool, "zero_point")
@@ -261,7 +260,7 @@ def _single_group(read: _Reader, section: Mapping[str, Any], method: str) -> Dec
 
 
 def _blocks(read: _Reader, section: Mapping[str, Any]) -> tuple[str, ...]:
-    """Beginnings of the names that auto-round quantizes; empty for all (vLLM 0.33 `inc/config_parser.py:172`)."""
+    """Return prefixes of names that auto-round quantizes; empty means all (vLLM 0.33 `inc/config_parser.py:172`)."""
     for key in ("block_name_to_quantize", "to_quant_block_names"):
         given = section.get(key)
         names = given.split(",") if isinstance(given, str) else read.strings(section, key)

@@ -1,6 +1,6 @@
-"""Opens a checkpoint directory: which files are weights, what they hold, what else lies there.
+"""Opens a checkpoint directory: its config, the tensors in its weight files, and all other files.
 
-    config.json                        read here, ours to rewrite
+    config.json                        read here, rewritten in the output
     index and *.safetensors            weights, or stray; see `shards`
     everything else, recursively       carried over or left behind; see `beside`
 
@@ -51,7 +51,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Checkpoint":
-        """Opens a directory.
+        """Open a checkpoint directory.
 
         Raises:
             InputError: no directory, nothing usable in it, or index and shards disagree.
@@ -83,11 +83,11 @@ class Checkpoint:
         )
 
     def choosing(self, *, carry: Sequence[str], leave: Sequence[str]) -> "Checkpoint":
-        """The same checkpoint, with the files beside the weights that are carried over, all of which are there.
+        """Return this checkpoint with side files chosen by patterns; checks that all of them exist.
 
         Args:
             carry: see `Beside.of`.
-            leave: the same.
+            leave: see `Beside.of`.
 
         Raises:
             InputError: see `Beside.of` and `Beside.check`.
@@ -100,12 +100,12 @@ class Checkpoint:
 
     @property
     def side_files(self) -> tuple[str, ...]:
-        """Files that are carried over: relative posix paths, sorted."""
+        """Files beside the weights that are carried over: relative posix paths, sorted."""
         return self.beside.side
 
     @property
     def stray_files(self) -> tuple[str, ...]:
-        """Weights that are not read, what training and adapters leave: not carried over."""
+        """Weights that are not read, and files that training and adapters leave; not carried over."""
         return self.beside.stray
 
     @property
@@ -115,11 +115,11 @@ class Checkpoint:
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
-        """Name, dtype and shape of every stored tensor, by name."""
+        """Return name, dtype and shape of every stored tensor, by name."""
         return {name: stored.info for name, stored in self.tensors.items()}
 
     def read(self, name: str) -> bytes:
-        """The bytes of one tensor, at once: for small tensors.
+        """Read one small tensor whole.
 
         Raises:
             KeyError: no tensor has this name.
@@ -128,7 +128,7 @@ class Checkpoint:
         return self.read_many([name])[name]
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of small tensors, by name; each file is opened once.
+        """Read small tensors whole, by name; each file is opened once.
 
         Raises:
             KeyError: no tensor has one of the names.
@@ -154,7 +154,7 @@ class Checkpoint:
         return found
 
     def fingerprint(self) -> dict[str, dict[str, int | str]]:
-        """Return what must not change between a run and its continuation, by file name.
+        """Return the facts, by file name, that must not change between a run and its continuation.
 
         Size, modification time and header hash for each weight file, size and hash for config.json: plain
         JSON values, so that two fingerprints can be stored, compared and their difference shown.
@@ -171,7 +171,7 @@ class Checkpoint:
         return facts
 
     def digest(self) -> str:
-        """A sha256 over the fingerprint without times: equal for copies of the same checkpoint."""
+        """Return a sha256 over the fingerprint without times: equal for copies of the same checkpoint."""
         timeless = {
             name: {key: value for key, value in values.items() if key != "mtime_ns"}
             for name, values in self.fingerprint().items()
@@ -217,7 +217,7 @@ def _read_headers(directory: Path, names: Iterable[str], errors: list[InputError
 
 
 def _joined(directory: Path, errors: Sequence[InputError]) -> InputError:
-    """One error for several: every message and offender, every distinct hint."""
+    """Return one error with the messages, offenders and distinct hints of all."""
     if len(errors) == 1:
         return errors[0]
     kinds = {type(error) for error in errors}

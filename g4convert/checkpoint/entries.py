@@ -1,11 +1,12 @@
-"""Entries of `ignore` and `targets`, and which names they are: the one matcher of every command.
+"""Matching of `ignore` and `targets` entries against module names, shared by every command.
 
     compressed-tensors    whole names, class names, `re:` with `re.match`: from the start of a name, to no certain end
     awq, gptq             parts of names, `re:` likewise
     modelopt              globs
     auto-round            whole names; with `*` behind, beginnings of names, as its `block_name_to_quantize` has them
 
-An engine that renames modules renames whole names of entries, modelopt's globs and such beginnings, and never patterns.
+An engine that renames modules also renames whole names, modelopt's globs and auto-round's prefixes in these entries,
+but never patterns.
 """
 
 import re
@@ -22,7 +23,7 @@ _AUTO_ROUND: Final = "auto-round"
 _PATTERN: Final = "re:"
 
 Matcher = Callable[[str], object]
-"""Says of a name whether it is meant, by a value that is true or false."""
+"""Function from a name to a true value if it matches."""
 
 
 def _as_written(name: str) -> str:
@@ -34,11 +35,11 @@ class Entries:
     """`ignore` or `targets`, ready to be matched against thousands of names.
 
     Args:
-        written: as in the config.
+        written: entries as in the config.
         plain: whole names, as the reader renames them, and class names.
-        classes: those that can only be class names.
-        patterns: by entry, what its pattern does.
-        broken: entries that are no pattern; they name nothing.
+        classes: entries that can only be class names.
+        patterns: matcher of each pattern, by entry.
+        broken: entries with an invalid pattern; they match nothing.
     """
 
     written: tuple[str, ...]
@@ -53,8 +54,8 @@ class Entries:
 
         Args:
             method: `quant_method`.
-            entries: as in the config.
-            rename: renames that the reader applies to whole names; they have a dot.
+            entries: entries as in the config.
+            rename: the reader's renaming, applied to whole names, which contain a dot.
         """
         written, plain, broken = tuple(entries), set(), []
         patterns: dict[str, Matcher] = {}
@@ -69,28 +70,28 @@ class Entries:
         return cls(written, frozenset(plain), frozenset(filter(_is_class, plain)), patterns, tuple(broken))
 
     def name(self, module: str, *, suffix: bool = False) -> bool:
-        """Return True if one of the entries names a module.
+        """Return whether an entry matches a module.
 
         Args:
-            module: its name, as the reader spells it.
-            suffix: a whole name also names modules that it is the dotted end of.
+            module: the module's name, as the reader spells it.
+            suffix: True if a whole name also matches modules whose name ends in it after a dot.
         """
         if module in self.plain or any(matches(module) for matches in self.patterns.values()):
             return True
         return suffix and any(module.endswith(f".{entry}") for entry in self.plain)
 
     def hold(self, module: str, class_names: Container[str], *, suffix: bool = False) -> bool:
-        """Return True if one of the entries names a module or its class; see `name`."""
+        """Return whether an entry matches a module or its class; see `name`."""
         return self.name(module, suffix=suffix) or any(name in class_names for name in self.classes)
 
 
 def _is_class(entry: str) -> bool:
-    """Return True if an entry can only be a class name: no dot, no pattern, a capital first."""
+    """Return whether an entry can only be a class name: no dot, no pattern, a capital first."""
     return not entry.startswith(_PATTERN) and "." not in entry and entry[:1].isupper()
 
 
 def _matcher(method: str | None, entry: str) -> Matcher | None:
-    """Return the matcher of a pattern; None for a whole name and for a pattern that is none."""
+    """Return the matcher of a pattern; None for a whole name and for an invalid pattern."""
     if entry.startswith(_PATTERN):
         return _compiled(entry.removeprefix(_PATTERN))
     if method in {"awq", "gptq"}:

@@ -1,4 +1,4 @@
-"""Opens regular files and parses JSON objects, and believes none of them."""
+"""Opens regular files and parses JSON objects, and trusts none of them."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ SAVE_AGAIN: Final = "download the model again, or save it again with `save_pretr
 
 
 def open_regular(path: Path, file: str) -> int:
-    """Opens a regular file (links followed) for reading.
+    """Open a regular file (links followed) for reading.
 
     Args:
         path: the file.
@@ -61,12 +61,12 @@ def read_whole(directory: Path, file: str) -> bytes:
 
 
 def parse_object(raw: bytes, subject: str, hint: str) -> dict[str, Any]:
-    """Parses a JSON object strictly: UTF-8 and no key twice.
+    """Parse a JSON object strictly: UTF-8 and no key twice.
 
     Args:
         raw: the file's or header's bytes.
         subject: first words of messages.
-        hint: the remedy given when it fails.
+        hint: the remedy to show on failure.
 
     Raises:
         FormatError: not UTF-8, not JSON, a key twice, or not an object.
@@ -87,7 +87,7 @@ def parse_object(raw: bytes, subject: str, hint: str) -> dict[str, Any]:
 
 
 def shown(text: str) -> str:
-    """The text as it may stand in a one-line message: escaped when it holds unprintable characters."""
+    """Return the text for a one-line message, escaped if it has unprintable characters."""
     return text if text.isprintable() else ascii(text)
 
 

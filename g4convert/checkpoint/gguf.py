@@ -1,4 +1,4 @@
-"""Reads a GGUF file of float32 tensors, such as an importance matrix of llama.cpp, and believes none of it.
+"""Reads a GGUF file of float32 tensors, such as an importance matrix of llama.cpp, and trusts nothing in it.
 
     "GGUF" | version: u32 | tensors: u64 | values: u64 | values ... | tensors ... | padding | data
 
@@ -30,28 +30,28 @@ F32 = NDArray[np.float32]
 
 _MAGIC: Final = b"GGUF"
 _MOST: Final = 1 << 30
-"""Bytes of a file; the importance matrix of a model of 128 experts in 30 layers has a tenth."""
+"""Largest size of a file in bytes; the importance matrix of 128 experts in 30 layers takes a tenth of it."""
 _NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Kinds of a value, as `struct` has them."""
+"""`struct` format of each kind of value."""
 _STRING: Final = 8
 _ARRAY: Final = 9
 _LEAST: Final = {**{kind: struct.calcsize(form) for kind, form in _NUMBERS.items()}, _STRING: 8}
-"""Bytes of an array's element, at least."""
+"""Least bytes of an array's element, by kind."""
 _FLOAT32: Final = 0
 _DIMENSIONS: Final = 4
 _VALUE: Final = 8 + 4 + 1
 _TENSOR: Final = 8 + 4 + 8 + 4 + 8
-"""Bytes of an entry, at least."""
+"""Least bytes of a tensor's entry."""
 _HINT: Final = "copy the file again, or make it again with `llama-imatrix --output-format gguf`"
 
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """Content of a file.
+    """Content of a GGUF file.
 
     Args:
-        values: by key.
-        tensors: by name, the innermost dimension last.
+        values: metadata by key.
+        tensors: tensors by name, with the innermost dimension last.
     """
 
     values: Mapping[str, Value]
@@ -59,7 +59,7 @@ class Gguf:
 
 
 def is_gguf(path: Path) -> bool:
-    """True if a file begins as GGUF does; False of one that cannot be read."""
+    """Return whether a file begins with GGUF's magic bytes; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -68,11 +68,11 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """Read a file.
+    """Read a GGUF file.
 
     Raises:
         InputError: it cannot be read, or is larger than 1 GiB.
-        FormatError: it is cut short, or a number in it cannot be.
+        FormatError: it is cut short, or holds an impossible number.
         UnsupportedError: big-endian, another version, or tensors of another type.
     """
     try:
@@ -92,43 +92,43 @@ class _BrokenError(ValueError):
 
 
 class _OtherError(ValueError):
-    """Raised when a file is sound and not one that is read; says what it is."""
+    """Raised when a file is valid GGUF of an unsupported kind; says which."""
 
 
 class _Cursor:
-    """A place in the bytes of a file."""
+    """A reading position in the bytes of a file."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
     def number(self, form: str) -> int:
-        """The next number; `form` is its `struct` format."""
+        """Return the next number; `form` is its `struct` format."""
         found: int = struct.unpack("<" + form, self.take(struct.calcsize(form)))[0]
         return found
 
     def take(self, count: int) -> bytes:
-        """So many bytes."""
+        """Return the next `count` bytes."""
         if count > len(self.data) - self.at:
             raise _BrokenError(f"{count:,} bytes at {self.at:,} run past its end at {len(self.data):,}")
         self.at += count
         return self.data[self.at - count : self.at]
 
     def string(self) -> str:
-        """The next string."""
+        """Return the next string."""
         try:
             return self.take(self.number("Q")).decode()
         except UnicodeDecodeError as error:
             raise _BrokenError(f"a name before {self.at:,} is not UTF-8") from error
 
     def count(self, least: int) -> int:
-        """A number of entries of at least so many bytes each."""
+        """Return the next number of entries, checked against the bytes left at `least` bytes per entry."""
         found = self.number("Q")
         if found * least > len(self.data) - self.at:
             raise _BrokenError(f"{found:,} entries at {self.at:,} do not fit in what is left")
         return found
 
     def value(self, kind: int) -> Value:
-        """A value of a kind."""
+        """Return the next value, of the given kind."""
         if kind == _STRING:
             return self.string()
         if kind in _NUMBERS:
@@ -166,7 +166,7 @@ def _parsed(cursor: _Cursor) -> Gguf:
 
 
 def _place(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int]]:
-    """The next tensor: its name, its shape and its offset."""
+    """Return the next tensor's name, shape and offset."""
     name, dimensions = cursor.string(), cursor.number("I")
     if not 0 < dimensions <= _DIMENSIONS:
         raise _BrokenError(f"{name} has {dimensions} dimensions")

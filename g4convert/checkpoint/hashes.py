@@ -17,7 +17,7 @@ from g4convert.checkpoint.naming import naming
 __all__ = ["file_hashes"]
 
 _BLOCK: Final = 1 << 17
-"""Bytes of one read: what stays in a core's own cache until it is hashed."""
+"""Bytes of one read: few enough to stay in a core's cache until they are hashed."""
 
 
 def file_hashes(directory: Path, files: Iterable[str]) -> Mapping[str, str]:
@@ -36,7 +36,7 @@ def file_hashes(directory: Path, files: Iterable[str]) -> Mapping[str, str]:
 
 
 def _file_hash(path: Path) -> str:
-    """Hash one file; it is read and not mapped, so one that is cut meanwhile has another hash and ends no process.
+    """Hash one file. It is read, not mapped: a file cut meanwhile gets another hash, and does not crash the process.
 
     Raises:
         OSError: it cannot be read.

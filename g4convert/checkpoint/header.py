@@ -1,4 +1,4 @@
-"""Reads the header of one safetensors file and believes none of it.
+"""Reads the header of one safetensors file and trusts nothing in it.
 
 A safetensors file is
 
@@ -7,7 +7,7 @@ A safetensors file is
     {"__metadata__": {str: str}, NAME: {"dtype": str, "shape": [int], "data_offsets": [begin, end]}}
 
 with offsets counted from the first data byte. Ways to fail, each checked here: the file is missing, no
-regular file, unreadable, or in truth something else (a Git LFS pointer, GGUF, a pickle); the length runs
+regular file, unreadable, or of another format (a Git LFS pointer, GGUF, a pickle); the length runs
 past the file or over 100 MB; the JSON is not UTF-8, not JSON, has a key twice, or is no object; an entry
 has an unknown dtype, a size that is no natural number, offsets out of order or not dtype x shape bytes
 long; two tensors overlap; bytes belong to no tensor; the file is cut short or has bytes to spare.
@@ -36,7 +36,7 @@ from g4convert.tensors import DType, TensorInfo
 __all__ = ["Header", "StoredTensor", "WeightFile", "read_header"]
 
 MAX_HEADER: Final = 100_000_000
-"""Bytes; the limit of the safetensors library."""
+"""Largest header in bytes; the limit of the safetensors library."""
 
 _INT_LIMIT: Final = 1 << 63
 _LENGTH_SIZE: Final = 8  # of the header's length
@@ -49,7 +49,7 @@ _DOWNLOAD_AGAIN: Final = "download or save this file again; it is damaged"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor and where its bytes lie: `file` is relative to the directory, `begin` absolute in the file."""
+    """A stored tensor and its place: `file` is relative to the directory, `begin` an absolute offset in the file."""
 
     info: TensorInfo
     file: str
@@ -85,7 +85,7 @@ class Header:
 
 
 def read_header(directory: Path, file: str) -> Header:
-    """Reads and checks the header of `directory / file`.
+    """Read and check the header of `directory / file`.
 
     Args:
         directory: the checkpoint's directory.
@@ -111,7 +111,7 @@ def read_header(directory: Path, file: str) -> Header:
 
 
 def _header_bytes(fd: int, file: str, size: int) -> bytes:
-    """The header's bytes, once its length is plausible."""
+    """Return the header's bytes, after checking its length."""
     start = os.pread(fd, 32, 0)
     _refuse_other_formats(start, file)
     if len(start) < _LENGTH_SIZE:
@@ -142,7 +142,7 @@ def _refuse_other_formats(start: bytes, file: str) -> None:
 
 
 def _tensors(table: Mapping[str, Any], file: str, data_begin: int, data_size: int) -> tuple[StoredTensor, ...]:
-    """Every entry as a `StoredTensor`, in file order; raises with every fault of the header."""
+    """Return every entry as a `StoredTensor`, in file order; raise one error with every fault of the header."""
     faults: list[str] = []
     extents: list[tuple[int, int, str]] = []
     for name, entry in table.items():
@@ -189,7 +189,7 @@ def _entry_fault(name: str, entry: object) -> str | None:
 
 
 def _field_fault(entry: Mapping[str, Any]) -> str | None:
-    """A missing or ill-typed field, or None."""
+    """Return the fault of a missing or ill-typed field, or None."""
     if absent := [key for key in _KEYS if key not in entry]:
         return f"no {' and no '.join(absent)}"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -203,7 +203,7 @@ def _field_fault(entry: Mapping[str, Any]) -> str | None:
 
 
 def _size_fault(entry: Mapping[str, Any]) -> str | None:
-    """Offsets that do not fit dtype and shape, or None."""
+    """Return the fault of offsets that do not fit dtype and shape, or None."""
     begin, end = entry["data_offsets"]
     if begin > end:
         return f"begins at {begin}, after its end {end}"
@@ -216,9 +216,9 @@ def _size_fault(entry: Mapping[str, Any]) -> str | None:
 
 
 def _extent_faults(extents: list[tuple[int, int, str]], data_size: int) -> list[str]:
-    """Faults between tensors: the sorted extents must tile `[0, data_size)`.
+    """Return the faults between tensors: the sorted extents must tile `[0, data_size)`.
 
-    Sorted by begin and end, so tensors without elements come before the tensor that starts where they lie.
+    Sorting by begin and end puts empty tensors before the tensor that begins at the same offset.
     """
     faults: list[str] = []
     filled, before = 0, ""
@@ -252,6 +252,6 @@ def _is_unicode(text: str) -> bool:
 
 
 def _short(value: object) -> str:
-    """A JSON value for a message, cut when long."""
+    """Return a JSON value for a message, cut if long."""
     text = shown(json.dumps(value))
     return text if len(text) <= _SHORT else f"{text[:_SHORT]}..."
