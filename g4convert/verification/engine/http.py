@@ -2,7 +2,7 @@
 
 A socket's timeout starts anew with every byte, so a server that sends one byte at a time could keep the client waiting
 without end. Here a timer closes the connection. Redirects are not followed, and the environment's proxy is not used,
-since the server is near.
+since the server runs on this machine or near it.
 """
 
 import http.client

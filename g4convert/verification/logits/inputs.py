@@ -104,7 +104,7 @@ def differences(reference: Inputs, candidate: Inputs, *, relative: float) -> dic
 
 @contextmanager
 def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
-    """Replace the inputs at `place` of a model's decoder layers by those in `inputs` during forwards inside."""
+    """Replace one input (`place`) of a model's decoder layers by its value in `inputs` during forwards inside."""
     kinds = model.config.get_text_config().layer_types
     with ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(model).values()):

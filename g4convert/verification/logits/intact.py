@@ -79,7 +79,7 @@ def faults_of(probe: Probe, kept: Kept) -> Iterator[str]:
 
 
 def _of_states(probe: Probe, kept: Kept) -> Iterator[str]:
-    """Yield a message for each hidden state that has not one row for each token but padding."""
+    """Yield a message for each table of states or chosen experts that has not one row per token, padding aside."""
     tokens = int(probe.attended.sum())
     states = {**kept.states.layers, **kept.states.routers}
     for name, tensor in states.items():

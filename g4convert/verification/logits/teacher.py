@@ -11,7 +11,7 @@ may be streamed, since a layer of one runs inside the same layer of the other, a
 As long as the outputs of the roots are bit-equal, as on the packed path on the CPU, their descendants count as equal
 and are not run again. From the first root that differs on, the descendants of every root are compared.
 
-A module is a culprit if its error is above a limit and that of no module inside it is. An experts module with errors
+A module is a culprit if its SQNR is below a limit and no module inside it is a culprit. An experts module with errors
 is also run expert by expert. `g4convert.verification.logits.inputs` compares what is computed between the roots
 (masks, positions, placement of soft tokens).
 """
