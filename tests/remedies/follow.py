@@ -33,6 +33,7 @@ from g4convert.errors import UnsupportedError
 
 Tensors = dict[str, torch.Tensor]
 DTYPE = torch.bfloat16
+HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
 
 def main(tools: list[str]) -> bool:
@@ -79,6 +80,8 @@ def outcome(tool: str, source: Path, place: Path) -> str:
         AutoModelForImageTextToText.from_pretrained(out).save_pretrained(place / "saved")
         out = place / "saved"
     expected, found = tensors(source), tensors(out)
+    if same(found.get(HEAD), expected[EMBEDDING]):  # Accelerate writes a tied head again, which a conversion drops
+        del found[HEAD]
     Checkpoint.open(out)
     wrong = {name for name in expected.keys() | found.keys() if not same(expected.get(name), found.get(name))}
     return f"differs: {sorted(wrong)[:3]}" if wrong else f"equal, {len(found)} tensors, by `{' '.join(command(hint))}`"
