@@ -7,7 +7,7 @@
     model_world_size_N_rank_K.pt               verl           merged
     global_step*/, *_optim_states.pt           DeepSpeed      consolidated
     iter_*/, latest_checkpointed_iteration     Megatron       exported
-    checkpoint-500/, a model in a folder       that folder is meant
+    checkpoint-500/, a model in a folder       the folder to pass instead
 
 What is said to gather shards is followed by `make test-remedies`: DeepSpeed 0.19, verl 0.9, Accelerate 1.15 and torch
 gather those of two ranks to the same values. Of Megatron, which needs a GPU, the call was read in public code.
@@ -63,15 +63,15 @@ _TOOLS: Final[Sequence[tuple[str, str, str]]] = (
         "OUT/pytorch_model.bin` gathers them" + _SAVE,
     ),
 )
-"""File names that give a layout away, what it is, and the tool that gathers it."""
+"""File names by which a layout is recognised, its description, and the tool that gathers it."""
 
 
 def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
-    """Return an error that says what a directory without weights is; None where nothing is known.
+    """Return an error that diagnoses a directory without weights; None if its layout is unknown.
 
     Args:
-        directory: it.
-        files: names of the files in it that are no weights to read, and of its folders.
+        directory: the directory without weights.
+        files: names of its folders, and of its files that are not readable weights.
     """
     top = sorted(files)
     if ADAPTER_CONFIG in top or any(map(is_adapter, top)):
@@ -99,7 +99,7 @@ def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
 
 
 def _adapter(directory: Path) -> InputError:
-    """An adapter alone, the model it belongs to, and how the two become one."""
+    """Return the error for an adapter without its base model; says how to merge the two."""
     base, mlx = _base(directory)
     of = f" of {base}" if base else ""
     name = base or "BASE"
@@ -113,7 +113,7 @@ def _adapter(directory: Path) -> InputError:
 
 
 def _base(directory: Path) -> tuple[str, bool]:
-    """The base model that an adapter names, and whether it is MLX's."""
+    """Return the base model that an adapter names, and whether it is an MLX adapter."""
     mlx = any(directory.glob("*adapters.safetensors")) or any(directory.glob("*adapters.npz"))
     try:
         said = json.loads((directory / ADAPTER_CONFIG).read_bytes())
@@ -124,7 +124,7 @@ def _base(directory: Path) -> tuple[str, bool]:
 
 
 def _listed(directory: Path) -> list[str]:
-    """Names of files two folders deep, sorted."""
+    """Return the names of files up to two folders deep, sorted."""
     found: list[str] = []
     for pattern in ("*", "*/*", "*/*/*"):
         for path in directory.glob(pattern):
@@ -136,7 +136,7 @@ def _listed(directory: Path) -> list[str]:
 
 
 def _inner(directory: Path, names: Sequence[str]) -> Path | None:
-    """The folder that holds a model; of several checkpoints the last."""
+    """Return the folder that holds a model, the last of several checkpoints; None if there is none."""
     models = {Path(name).parent for name in names if "/" in name and name.endswith(".safetensors")}
     whole = [folder for folder in models if (directory / folder / "config.json").is_file()]
     if not whole:
@@ -145,16 +145,16 @@ def _inner(directory: Path, names: Sequence[str]) -> Path | None:
 
 
 def _numbers(folder: Path) -> list[int]:
-    """The numbers in a folder's path: the largest are those of the last checkpoint."""
+    """Return the numbers in a folder's path; the last checkpoint has the largest."""
     return [int(number) for number in re.findall(r"\d+", str(folder))]
 
 
 def copies(directory: Path, files: Mapping[str, Iterable[str]]) -> InputError | None:
-    """Two copies of one model among weight files that no index tells apart; None where there are none.
+    """Return an error if weight files without an index hold two copies of one model; otherwise None.
 
     Args:
         directory: the checkpoint.
-        files: by weight file, the names of its tensors.
+        files: tensor names by weight file.
     """
     series: dict[str, set[str]] = {}
     for file, names in files.items():

@@ -1,4 +1,4 @@
-"""Files that lie beside a model and are no part of it: what training, adapters and other quantizers leave.
+"""Recognises files beside a model that are no part of it: leftovers of training, adapters and other quantizers.
 
 A loader may act on some of them (transformers injects the adapter of an `adapter_config.json` that it finds, vLLM reads
 `hf_quant_config.json`), so none is carried into an output.
@@ -57,7 +57,7 @@ def is_training_state(file: str) -> bool:
 
 
 def summed(names: Iterable[str]) -> Iterator[str]:
-    """Names for one line: those in a folder as one, and no more than a few."""
+    """Yield names for one line: each folder as one name, and at most a few names."""
     top: dict[str, int] = {}
     for name in names:
         folder, slash, _ = name.partition("/")

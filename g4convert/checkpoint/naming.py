@@ -1,4 +1,4 @@
-"""Failures of a device while a file is read or written: told with the file's name, which the system leaves out."""
+"""Adds the file's name, which the system leaves out, to failures of a device while a file is read or written."""
 
 import errno
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ _FAILED: Final = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIM
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Say of which file a failure of the device is.
+    """Turn a failure of the device within the context into an error that names the file.
 
     Args:
-        file: its name.
+        file: name of the file.
 
     Raises:
         EnvironmentFault: the device failed (EIO), or the connection to it.

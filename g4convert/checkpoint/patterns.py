@@ -3,7 +3,7 @@
     *.png           files at the top of the directory
     assets          a file of that name, or all in a directory of that name
     **/*.txt        at any depth
-    .gitattributes  hidden files and directories: only where the dot is written
+    .gitattributes  hidden files and directories: only if the pattern spells the dot
 
 A pattern is relative to the checkpoint's directory, and its parts are those of `fnmatch`.
 """
@@ -19,7 +19,7 @@ _ANY: Final = "**"
 
 
 def fault_of(pattern: str) -> str:
-    """Return the reason why a text is no pattern; empty where it is one."""
+    """Return the reason why a text is not a valid pattern; empty if it is."""
     parts = pattern.split("/")
     if not pattern.isprintable() or len(pattern) > _LONGEST:
         return f"expected at most {_LONGEST} printable characters"
@@ -29,16 +29,16 @@ def fault_of(pattern: str) -> str:
 
 
 def is_plain(pattern: str) -> bool:
-    """Return whether a pattern means one name, as it has no wildcard."""
+    """Return whether a pattern has no wildcard, so that it matches one name only."""
     return not any(character in pattern for character in "*?[")
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Return whether a pattern means a file, or a directory that the file is in.
+    """Return whether a pattern matches a file, or a directory that holds the file.
 
     Args:
-        pattern: see the module; one without fault.
-        name: of the file, relative to the checkpoint, with slashes.
+        pattern: a valid pattern; see the module.
+        name: name of the file, relative to the checkpoint, with slashes.
     """
     parts = pattern.strip("/").split("/")
     at = _with_skipped({0}, parts)

@@ -1,8 +1,8 @@
-"""Weight files read at offsets, from any thread: for what quantizes and for what verifies.
+"""Reads weight files at offsets, from any thread; used to quantize and to verify.
 
-Files of a checkpoint stay open, up to some hundred: a process may have no more than 1024 by default, and a checkpoint
-in 10,000 shards has several at once. The rest are opened for each use, which costs some microseconds for 16 MiB. Names
-are looked up in the directory as it was opened, so one that is moved meanwhile is still the same.
+The first `_MOST` files stay open: by default a process may have only 1024 open files, and a checkpoint can have 10,000
+shards. Other files are opened for each use, which costs some microseconds for 16 MiB. Names are resolved in the
+directory as it was opened, so that a directory moved meanwhile stays the same.
 """
 
 import os
@@ -17,16 +17,16 @@ from g4convert.errors import InputError
 __all__ = ["OpenFiles", "Reader"]
 
 _MOST: Final = 256
-"""Files that stay open."""
+"""Largest number of files that stay open."""
 
 
 class OpenFiles:
-    """Files of one directory.
+    """Open files of one directory.
 
     Args:
-        directory: where they are.
-        files: their names.
-        flags: of `open`.
+        directory: directory of the files.
+        files: names of the files.
+        flags: flags of `os.open`.
     """
 
     def __init__(self, directory: Path, files: Iterable[str], flags: int) -> None:
@@ -46,7 +46,7 @@ class OpenFiles:
 
     @contextmanager
     def opened(self, file: str) -> Iterator[int]:
-        """Give the descriptor of a file, for a while.
+        """Yield the descriptor of a file, valid within the context.
 
         Raises:
             OSError: it cannot be opened.
@@ -87,11 +87,11 @@ class Reader(OpenFiles):
         super().__init__(directory, files, os.O_RDONLY)
 
     def read(self, file: str, begin: int, nbytes: int) -> bytearray:
-        """Bytes [begin, begin + nbytes) of a file.
+        """Return bytes [begin, begin + nbytes) of a file.
 
         Raises:
             InputError: see `read_into`.
-            EnvironmentFault: the same.
+            EnvironmentFault: see `read_into`.
         """
         buffer = bytearray(nbytes)
         self.read_into(file, begin, memoryview(buffer))
@@ -101,7 +101,7 @@ class Reader(OpenFiles):
         """Fill `buffer` from byte `begin` of `file`.
 
         Raises:
-            InputError: the file ends first: it was changed since its header was read.
+            InputError: the file ends before the range, since it was changed after its header was read.
             EnvironmentFault: the device cannot read it.
         """
         filled = 0

@@ -1,4 +1,4 @@
-"""Reads g4convert.json, in which an output says how it was made: a claim of the directory's owner, not a proof."""
+"""Reads g4convert.json, an output's record of its making; a claim of the directory's owner, not a proof."""
 
 import json
 import os
@@ -14,14 +14,14 @@ __all__ = ["RECORD", "part", "record"]
 RECORD: Final = "g4convert.json"
 """Name of the file."""
 _MOST: Final = 256 << 20
-"""Bytes of it: a million tensors have a third."""
+"""Largest size of the record in bytes; a million tensors take a third of it."""
 
 
 def record(directory: Path) -> Mapping[str, Any]:
-    """Return what an output says of itself; empty where it says nothing, or nothing that can be read.
+    """Return an output's record; empty if there is none or it cannot be read.
 
     Args:
-        directory: the output.
+        directory: directory of the output.
     """
     try:
         with os.fdopen(open_regular(directory / RECORD, RECORD), "rb") as file:
@@ -32,6 +32,6 @@ def record(directory: Path) -> Mapping[str, Any]:
 
 
 def part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return an object within a record; empty where there is none."""
+    """Return the object `name` within a record; empty if there is none."""
     found = said.get(name)
     return found if isinstance(found, dict) else {}

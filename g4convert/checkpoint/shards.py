@@ -1,4 +1,4 @@
-"""Finds the weight files of a directory, and holds index and shards against each other.
+"""Finds the weight files of a directory, and compares index and shards.
 
     model.safetensors.index.json       names the shards; else model.safetensors; else every *.safetensors
 
@@ -30,14 +30,14 @@ _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def read_index(directory: Path) -> dict[str, str] | None:
-    """Tensor name -> shard, or None where there is no index.
+    """Return the shard of each tensor, by tensor name; None if there is no index.
 
     Args:
         directory: the checkpoint.
 
     Raises:
         FormatError: the index breaks its format, or names files outside of the directory.
-        InputError: another checkpoint lies beside it.
+        InputError: another checkpoint lies beside the index.
     """
     if not os.path.lexists(directory / INDEX):
         return None
@@ -76,14 +76,14 @@ def _index_faults(weight_map: Mapping[str, Any], metadata: object) -> list[str]:
 
 
 def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple[str, ...]:
-    """The weight files, sorted: those of the index, else model.safetensors, else every *.safetensors.
+    """Return the weight files, sorted: the index's shards, else model.safetensors, else every *.safetensors.
 
     Args:
         directory: the checkpoint.
         weight_map: the index; None without one.
 
     Raises:
-        InputError: there are no weights, or some of their files are missing.
+        InputError: there are no weight files, or some are missing.
         UnsupportedError: the weights are of another format.
     """
     if weight_map is not None:
@@ -110,7 +110,7 @@ def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple
 
 
 def _absent_parts(weights: Sequence[str]) -> list[str]:
-    """Without an index, `name-00002-of-00003` still tells how many there should be."""
+    """Return the missing shards of a directory without index: `name-00002-of-00003` gives the expected number."""
     present = set(weights)
     series = {(match[1], match[3]) for name in weights if (match := _SHARD.fullmatch(name))}
     return [
@@ -122,7 +122,7 @@ def _absent_parts(weights: Sequence[str]) -> list[str]:
 
 
 def _partial_sets(weights: Iterable[str], absent: Iterable[str]) -> list[str]:
-    """Return the sets of shards of which some are missing, where another one is whole; an earlier save leaves such."""
+    """Return incomplete sets of shards, left by an earlier save, if another set is complete."""
     lacking, present = ({_SHARD.sub(r"\1-*-of-\3.safetensors", name) for name in of} for of in (absent, weights))
     return sorted(lacking) if present - lacking else []
 
@@ -146,7 +146,7 @@ def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mappin
 
     Args:
         directory: the checkpoint.
-        headers: of the weight files.
+        headers: headers of the weight files.
         weight_map: the index; None without one.
     """
     files: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Finds the directory that MODEL means.
+"""Finds the directory of a MODEL argument.
 
-    ./path, /path, a directory that exists     that directory
-    org/name, org/name@revision                the Hugging Face cache; what is not there is fetched
+    ./path, /path, a directory that exists     the directory itself
+    org/name, org/name@revision                its snapshot in the Hugging Face cache; missing files are fetched
 
 A directory that exists always wins. The cache is asked first, so a model that was fetched once needs no
 network; a snapshot without all its weights (left by a program that wanted only the tokenizer, or by an
@@ -26,7 +26,7 @@ from g4convert.errors import EnvironmentFault, InputError
 __all__ = ["Source", "file_or_model", "resolve"]
 
 IGNORED: Final = [*(f"*{suffix}" for suffix in FOREIGN_SUFFIXES), "original/*", "consolidated*"]
-"""Patterns of what is not fetched: other weight formats, and the second copy some repositories hold."""
+"""Patterns of files that are not fetched: other weight formats, and the second copy in some repositories."""
 
 _NAME: Final = r"[A-Za-z0-9][\w.-]*"
 _REPO: Final = re.compile(f"{_NAME}/{_NAME}")
@@ -41,7 +41,7 @@ class Source:
     Args:
         path: the directory.
         name: `org/name`, or the directory's name.
-        revision: the commit, where the directory is a snapshot of the Hugging Face cache.
+        revision: the commit, if the directory is a snapshot of the Hugging Face cache.
     """
 
     path: Path
@@ -50,14 +50,14 @@ class Source:
 
     @classmethod
     def at(cls, path: Path) -> "Source":
-        """The source in a directory; a snapshot's repository and commit are read off its path."""
+        """Return the source in a directory; a snapshot's repository and commit are read from its path."""
         if match := _SNAPSHOT.search(path.absolute().as_posix()):
             return cls(path, f"{match['org']}/{match['name']}", match["revision"])
         return cls(path, path.resolve().name)
 
 
 def resolve(model: str) -> Source:
-    """Finds the directory of a model, fetching it when it has to.
+    """Find the directory of a model; fetch it if the cache lacks it.
 
     Args:
         model: a directory, or `org/name[@revision]`.
@@ -81,7 +81,7 @@ def resolve(model: str) -> Source:
 
 
 def file_or_model(name: str) -> Path:
-    """The path of a reference: a file that `g4convert reference` wrote, or the directory of a model.
+    """Return the path of a reference: a file that `g4convert reference` wrote, or a model's directory.
 
     Raises:
         InputError: no such file; see `resolve`.
@@ -110,7 +110,7 @@ def _name_hint(model: str) -> str:
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
-    """The repository's snapshot: as cached when complete, else fetched."""
+    """Return the repository's snapshot: from the cache if complete, else fetched."""
     from huggingface_hub import constants, snapshot_download  # noqa: PLC0415 -- slow to import
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415 -- as above
 
@@ -132,7 +132,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
-    """Downloads a snapshot, or says why it cannot be."""
+    """Download a snapshot; raise an error with the reason if that fails."""
     from huggingface_hub import errors, snapshot_download  # noqa: PLC0415 -- slow to import
 
     subject = _spelled(repo, revision)
@@ -174,7 +174,7 @@ def _here(repo: str) -> str:
 
 
 def _failed_download(subject: str, error: Exception) -> EnvironmentFault:
-    """Network and disk failures in the middle of a download."""
+    """Return the error for a network or disk failure during a download."""
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
     hint = (

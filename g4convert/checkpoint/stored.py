@@ -53,8 +53,8 @@ class PackedModule:
 
     Args:
         module: the stored dotted path; for fused experts `...experts.down_proj`.
-        parts: by part, named as compressed-tensors names them also for fused experts: `weight_packed`, ...
-        fused: whether it holds all experts of a layer.
+        parts: tensors by part, named as in compressed-tensors (`weight_packed`, ...), also for fused experts.
+        fused: True if the module holds all experts of a layer.
     """
 
     module: str
@@ -68,23 +68,23 @@ class PackedModule:
 
     @property
     def has_plain_weight(self) -> bool:
-        """True if the weight is there a second time, not quantized."""
+        """True if the weight is also stored unquantized."""
         return "weight" in self.parts and not self.parts.keys().isdisjoint(("weight_packed", "qweight"))
 
 
 @dataclass(frozen=True, slots=True)
 class StoredScheme:
-    """Scheme of a stored weight; None stands for what the tensors do not tell.
+    """Scheme of a stored weight; None stands for a value that the tensors do not reveal.
 
     Args:
-        format: as compressed-tensors names it, or `gptq`, `awq`, `modelopt-nvfp4`.
+        format: name in compressed-tensors, or `gptq`, `awq`, `modelopt-nvfp4`.
         kind: `int` or `float`.
-        num_bits: per weight.
+        num_bits: bits per weight.
         strategy: `tensor`, `channel`, `group` or `block`.
         group_size: weights along k that share a scale, with strategy `group`.
-        symmetric: whether there is no zero point.
+        symmetric: True if there is no zero point.
         shape: the weight's own shape [(e,) n, k].
-        fault: sentence on what does not fit together, or empty.
+        fault: sentence on tensors that do not fit together, or empty.
     """
 
     format: str
@@ -106,7 +106,7 @@ class StoredScheme:
 
 
 def packed_modules(tensors: Mapping[str, TensorInfo]) -> dict[str, PackedModule]:
-    """The quantized modules of a checkpoint, by stored path; tensors in none of them are plain."""
+    """Return the quantized modules of a checkpoint, by stored path; all other tensors are plain."""
     candidates: defaultdict[tuple[str, bool], dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in tensors.items():
         module, part = Name(name).cut()
@@ -126,12 +126,12 @@ def packed_modules(tensors: Mapping[str, TensorInfo]) -> dict[str, PackedModule]
 
 
 def stored_scheme(module: PackedModule, shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
-    """Reads the scheme of one module off its tensors.
+    """Return the scheme of a module, read from its tensors' names, dtypes and shapes.
 
     Args:
-        module: the tensors.
-        shape: [(e,) n, k] of the weight where it is known, from the config or a stored `weight_shape`.
-        num_bits: as declared; only used where shapes leave a choice.
+        module: the stored module.
+        shape: [(e,) n, k] of the weight if known, from the config or a stored `weight_shape`.
+        num_bits: declared bits; used only if the shapes leave a choice.
     """
     parts = module.parts
     if num_bits is not None and not 0 < num_bits <= _MOST_BITS:
@@ -152,7 +152,7 @@ def _is_quantized(parts: Mapping[str, TensorInfo]) -> bool:
 
 
 def _words(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
-    """pack-quantized: int32 words along k."""
+    """Return the scheme of pack-quantized: int32 words along k."""
     *rows, width = parts["weight_packed"].shape or (0,)
     found = StoredScheme("pack-quantized", "int", symmetric="weight_zero_point" not in parts)
     if shape is None and num_bits:
@@ -166,7 +166,7 @@ def _words(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_b
 
 
 def _bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
-    """nvfp4, mxfp4, mxfp6: uint8 along k; where k is not known, as many bits as declared, else 4."""
+    """Return the scheme of nvfp4, mxfp4, mxfp6: uint8 along k; if k is unknown, the declared bits, else 4."""
     *rows, width = parts["weight_packed"].shape or (0,)
     shape = shape or (*rows, width * _BYTE // (num_bits or 4))
     bits = width * _BYTE // shape[-1] if shape[-1] else None
@@ -180,7 +180,7 @@ def _bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_b
 
 
 def _eight_bit(parts: Mapping[str, TensorInfo]) -> StoredScheme:
-    """One weight per byte, or modelopt's two."""
+    """Return the scheme of formats with one weight per byte, or of modelopt's nvfp4 with two."""
     weight, scale = parts["weight"], parts.get("weight_scale")
     if weight.dtype is DType.U8:
         shape = (*weight.shape[:-1], weight.shape[-1] * 2) if weight.shape else ()
@@ -193,7 +193,7 @@ def _eight_bit(parts: Mapping[str, TensorInfo]) -> StoredScheme:
 
 
 def _with_scale(found: StoredScheme, parts: Mapping[str, TensorInfo]) -> StoredScheme:
-    """Adds strategy and group size, from the scale's shape."""
+    """Return the scheme with strategy and group size, from the scale's shape."""
     scale = parts.get("weight_scale") or parts.get("weight_scale_inv")
     if scale is None:
         return replace(found, fault=found.fault or "no weight_scale")
@@ -208,7 +208,7 @@ def _with_scale(found: StoredScheme, parts: Mapping[str, TensorInfo]) -> StoredS
 
 
 def _extent(scale: tuple[int, ...], weight: tuple[int, ...], kind: str) -> tuple[str | None, int | None]:
-    """Strategy and group size that a scale's shape means for a weight's; only floats come in blocks."""
+    """Return strategy and group size implied by a scale's and a weight's shape; only floats come in blocks."""
     *rows, k = weight
     if prod(scale) == 1:
         return "tensor", None
@@ -223,7 +223,7 @@ def _extent(scale: tuple[int, ...], weight: tuple[int, ...], kind: str) -> tuple
 
 
 def _transposed(parts: Mapping[str, TensorInfo], num_bits: int | None) -> StoredScheme:
-    """GPTQ and AWQ hold the transposed weight; they differ in the dimension that is packed."""
+    """Return the scheme of GPTQ and AWQ: both store the transposed weight, packed along different dimensions."""
     scales, qweight, qzeros = parts.get("scales"), parts["qweight"], parts.get("qzeros")
     if scales is None or not len(scales.shape) == len(qweight.shape) == 2:
         return StoredScheme("gptq", "int", num_bits, fault="no scales that fit qweight")
@@ -248,11 +248,11 @@ def _misfit(parts: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str:
 
 
 def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
-    """Return the reason why a packed module cannot be run from its words; empty where it can.
+    """Return the reason why a packed module cannot be run from its words; empty if it can.
 
     Args:
-        module: the stored tensors.
-        scheme: scheme that the tensors were taken for.
+        module: the stored module.
+        scheme: scheme read from its tensors.
     """
     if scheme.fault:
         return scheme.fault

@@ -1,4 +1,4 @@
-"""Bytes on disk of what flows between layers while a model is run layer by layer.
+"""Bytes on disk of the hidden states between layers while a model is run layer by layer.
 
 Letters: t tokens, h hidden size.
 """
@@ -9,16 +9,16 @@ __all__ = ["TARGET_IDS", "state_bytes", "target_bytes"]
 
 _FLOAT32 = 4
 TARGET_IDS = 320
-"""Ids of a token that are kept of what the original says."""
+"""Most ids whose next-token probabilities of the original are kept, per token."""
 
 
 def state_bytes(text: TextModel, tokens: int, *, layered: bool) -> int:
-    """Largest size of the files of states; a test holds it against the files.
+    """Return the largest size of the state files in bytes; a test compares it with the files.
 
     Args:
         text: the decoder.
-        tokens: token ids that are run.
-        layered: the layers are quantized one after the other, not run once for statistics.
+        tokens: number of token ids that are run.
+        layered: True if layers are quantized one by one, False if they run once for statistics.
     """
     widths = [2 * text.hidden_size]  # what a layer is given, and what it gives
     if text.ple:
@@ -34,5 +34,5 @@ def state_bytes(text: TextModel, tokens: int, *, layered: bool) -> int:
 
 
 def target_bytes(text: TextModel, tokens: int) -> int:
-    """Size of the files of what the original says of each token, for the training of scales."""
+    """Return the size in bytes of the files with the original's output for each token, used to train scales."""
     return _FLOAT32 * tokens * (text.hidden_size + 2 * min(TARGET_IDS, text.vocab_size))

@@ -16,11 +16,11 @@ __all__ = ["Outlook"]
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """The output of a plan, as engines will meet it, and what each will make of it: derived once for a command.
+    """The output of a plan as engines will load it, and their verdicts; derived once per command.
 
     Args:
-        weights: the output, with the lists of its config.
-        verdicts: verdicts of every engine, on every number of GPUs that the command asks about.
+        weights: weights of the output, with the lists of its config.
+        verdicts: verdict of every engine at every tensor parallel size that the command asks about.
     """
 
     weights: Weights
@@ -41,26 +41,26 @@ class Outlook:
         return cls(weights, verdicts(weights, tps=tps))
 
     def advised(self) -> "Outlook":
-        """Return the outlook with what would make engines that refuse the output load it."""
+        """Return the outlook with advice in each refusal on making the engine load the output."""
         return replace(self, verdicts=advised(self.weights, self.verdicts))
 
     def at(self, tps: Iterable[int]) -> tuple[Verdict, ...]:
-        """The verdicts of every engine at some of the sizes."""
+        """Return the verdicts of every engine at the given tensor parallel sizes."""
         return chosen(self.verdicts, CONTRACTS, tps)
 
     def refusing(self, tps: Iterable[int]) -> tuple[Verdict, ...]:
-        """The verdicts of engines that cannot load the output, whatever engines a recipe names."""
+        """Return the verdicts of all engines that cannot load the output, named by the recipe or not."""
         return tuple(one for one in self.at(tps) if one.loads is Loads.NO)
 
     def hold(self, recipe: Recipe, tps: Collection[int]) -> None:
-        """Hold the output against the engines that a recipe names.
+        """Check that every engine that the recipe names can load the output.
 
         Args:
-            recipe: with the engines.
-            tps: the tensor parallel sizes that it must load at; among those that were judged.
+            recipe: recipe that names the engines.
+            tps: tensor parallel sizes at which they must load it; all must have been judged.
 
         Raises:
-            GateError: one of the engines cannot load it.
+            GateError: an engine of the recipe cannot load the output.
         """
         engines = tuple(engine.value for engine in recipe.engines)
         refuse(self.weights, self.verdicts, engines, tps)

@@ -11,10 +11,10 @@ _IN_LAYERS = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
 
 
 def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
-    """The Linears that are calibrated layer by layer.
+    """Return the Linears that are calibrated layer by layer.
 
     Args:
-        plan: with any method.
+        plan: plan under any method.
 
     Returns:
         By layer, in order: index into `plan.quantized` by the path inside the layer, such as `self_attn.q_proj` and

@@ -12,12 +12,12 @@ from g4convert.planning.recipe import Recipe
 __all__ = ["DRAFTER_KEPT", "remarks"]
 
 _NAMED: Final = 12
-"""Files that a remark names."""
+"""Largest number of files that a remark names."""
 DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"
 
 
 def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Iterator[str]:
-    """One line for each thing worth knowing.
+    """Yield each warning of a plan as one line.
 
     Args:
         checkpoint: the source.
@@ -46,7 +46,7 @@ def _more(names: Sequence[object]) -> str:
 
 
 def _stale_sections(config: Mapping[str, Any]) -> Iterator[str]:
-    """Quantization sections beside weights that are not quantized."""
+    """Yield a remark on each quantization section of a config whose weights are not quantized."""
     for place, section in sections_of(config):
         method = section.get("quant_method") if isinstance(section, Mapping) else section
         if method is None:

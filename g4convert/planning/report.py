@@ -21,7 +21,7 @@ __all__ = ["PlanReport", "report"]
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A plan and what follows from it.
+    """A plan, its layout, costs and verdicts.
 
     `costs` begins with the recipe's method; `outlook` has the verdicts of `tps`, perhaps of other sizes, too.
     """
@@ -97,7 +97,7 @@ class PlanReport:
         return _counts(drop.reason for drop in self.plan.dropped)
 
     def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
-        """The report as JSON; with `tensors`, every step as well."""
+        """Return the report as JSON; with `tensors`, every step as well."""
         weights = self.outlook.weights
         document: dict[str, Any] = {
             "schema_version": 1,

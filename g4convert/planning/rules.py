@@ -5,8 +5,8 @@
       - {layers: "0-1", bits: 8}                                  then in order, and what is said last wins
       - {names: "*.o_proj", layers: "3,5-7", group_size: 64}
 
-A rule says bits, a group size or both; what it leaves out stays as it was. Rules are values: what they come to for a
-model, and whether that can be, is `packings`.
+A rule sets bits, a group size or both; a value that it leaves out stays unchanged. Rules are values only: `packings`
+applies them to a model and checks the result.
 """
 
 import re
@@ -55,14 +55,14 @@ class PackRole(StrEnum):
 
 
 def _group_size(value: object) -> object:
-    """`channel` is None inside; a number in text is a number."""
+    """Return `channel` as None and a number in text as an int; any other value unchanged."""
     if value == "channel":
         return None
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def by_role(value: object) -> object:
-    """`["attention=8"]`, as options give it, as a mapping; anything else unchanged, for pydantic to refuse."""
+    """Return `["attention=8"]`, the form of options, as a mapping; other values unchanged, for pydantic to refuse."""
     if (
         not isinstance(value, list | tuple)
         or not value
@@ -74,7 +74,7 @@ def by_role(value: object) -> object:
 
 
 def _layers(value: str) -> str:
-    """Ranges of layers, as they are; ValueError, for pydantic, of text that is none."""
+    """Return ranges of layers unchanged; raise ValueError, for pydantic, if the text is not a list of ranges."""
     for part in value.split(","):
         found = _RANGE.fullmatch(part.strip())
         if not found or (found[2] is not None and int(found[2]) < int(found[1])):
@@ -122,27 +122,27 @@ class Rule(BaseModel):
 
     @model_serializer(mode="wrap")
     def _given(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return what the rule says, and nothing that it leaves out."""
+        """Return only the values that the rule sets."""
         return {key: value for key, value in whole(self).items() if key in self.model_fields_set}
 
     @property
     def says_group_size(self) -> bool:
-        """True if it has a group size; None alone stands for `channel`."""
+        """True if the rule sets a group size; `group_size` alone cannot tell, since None stands for `channel`."""
         return "group_size" in self.model_fields_set
 
     @property
     def ranges(self) -> tuple[range, ...]:
-        """The layers, as ranges; empty without any."""
+        """Layers of the rule as ranges; empty if it names none."""
         found = _RANGE.finditer(self.layers or "")
         return tuple(range(int(one[1]), int(one[2] or one[1]) + 1) for one in found)
 
     def matches(self, role: PackRole, layer: int | None, module: str) -> bool:
-        """Return whether the rule is for a weight.
+        """Return whether the rule matches a weight.
 
         Args:
-            role: its role; keys and values that are shared have that of the attention.
-            layer: its layer of the decoder; None outside.
-            module: its module, as the output names it.
+            role: role of the weight; K/V weights of KV-shared layers have the role of attention.
+            layer: decoder layer of the weight; None outside the decoder.
+            module: module of the weight, as the output names it.
         """
         if self.role is not None and self.role is not role:
             return False
@@ -152,6 +152,6 @@ class Rule(BaseModel):
 
     @property
     def text(self) -> str:
-        """Description of the weights that the rule is for."""
+        """Description of the weights that the rule matches."""
         said = (("role", self.role), ("layers", self.layers), ("names", self.names))
         return ", ".join(f"{key} {value}" for key, value in said if value is not None) or "every weight"

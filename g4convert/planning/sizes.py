@@ -1,4 +1,4 @@
-"""Sizes of a plan: bytes by role before and after, and how long writing them should take."""
+"""Sizes of a plan: bytes by role before and after, and the estimated time to write them."""
 
 import os
 from collections import Counter, defaultdict
@@ -20,13 +20,13 @@ _BYTES_PER_SECOND: Final = {
     Method.AUTO: 0.5e9,
     Method.IMATRIX: 0.45e9,
 }
-"""bf16 input that one core quantizes in a second, measured; docs/decisions.md has how."""
+"""Bytes of bf16 input that one core quantizes per second, measured as docs/decisions.md describes."""
 _DISK_BYTES_PER_SECOND: Final = 1.0e9
-"""Assumed of a disk, as it is not measured before."""
+"""Assumed speed of the disk, which is not measured."""
 _CHECKED_PER_SECOND: Final = 0.4e9
-"""bf16 input that one core checks in a second at the end of a conversion, `--verify weights`."""
+"""Bytes of bf16 input that one core checks per second at the end of a conversion, `--verify weights`."""
 START: Final = 5.0
-"""Seconds until anything runs: libraries are loaded, and compiled code is."""
+"""Seconds to load libraries and compiled code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def packed_as(plan: Plan) -> str:
 
 
 def role_sizes(plan: Plan) -> tuple[RoleSize, ...]:
-    """Sizes by role and action, in the order of the model, tensors of the source counted once they are written."""
+    """Return sizes by role and action, in the order of the model; kept tensors count as they are written."""
     rows: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for step in plan.quantized:
         segment, after = step.weight.segment, sum(info.nbytes for info in step.outputs)
@@ -79,12 +79,12 @@ def _count(row: list[int], params: int, before: int, after: int) -> None:
 
 
 def default_workers() -> int:
-    """One worker for each processor this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def written_seconds(sizes: Iterable[RoleSize], method: Method, workers: int) -> float:
-    """Seconds to write an output and to check it, each by the slower of the disk and the arithmetic."""
+    """Return the seconds to write and check an output, each bound by the slower of disk and arithmetic."""
     written = [size for size in sizes if size.after]
     moved = sum(size.before + size.after for size in written)
     packed = sum(size.before for size in written if size.action != "keep")

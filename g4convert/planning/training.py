@@ -1,8 +1,8 @@
-"""Says how much memory and arithmetic the training of scales takes.
+"""Estimates the memory and arithmetic of training scales.
 
-decoder    packed words, which stay mapped, and all else in float32: tables, norms, routers
-scales     of each its start, its logarithm, two moments, and slopes
-samples    what the layers keep of each sample that runs at a time for the way back
+decoder    packed words, which stay mapped, and other tensors in float32: tables, norms, routers
+scales     for each scale its initial value, its logarithm, two moments, and gradients
+samples    activations that the layers keep for the backward pass, for each sample that runs at a time
 """
 
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ _OF_HIDDEN, _OF_HEADS, _OF_MLP = 14, 6, 5
 
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
-    """Bytes that the training of scales takes.
+    """Memory that training scales takes, in bytes.
 
     Args:
-        decoder: of the quantized decoder.
-        scales: of what is trained.
-        samples: of the samples that run at a time.
-        running: their number.
+        decoder: bytes of the quantized decoder.
+        scales: bytes of the trained scales.
+        samples: bytes of the samples that run at a time.
+        running: number of samples that run at a time.
     """
 
     decoder: int
@@ -46,7 +46,7 @@ class TrainingMemory:
 
     @classmethod
     def of(cls, plan: Plan, length: int, running: int) -> "TrainingMemory":
-        """The need of a plan, with so many samples of a length at a time."""
+        """Return the memory of a plan, with `running` samples of `length` tokens at a time."""
         text, inside = plan.architecture.text, plan.architecture.text_prefix
         packed = [step for step in plan.quantized if step.weight.module.startswith(inside)]
         plain = (copy.target for copy in plan.copied if copy.target.name.startswith((inside, "lm_head")))
@@ -61,17 +61,17 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts, in bytes."""
         return self.decoder + self.scales + self.samples
 
     @property
     def parts(self) -> Mapping[str, int]:
-        """Bytes by what they are for."""
+        """Bytes by purpose."""
         return {"decoder": self.decoder, "scales": self.scales, plural(self.running, "sample"): self.samples}
 
 
 def _kept(text: TextModel, layer: Layer) -> int:
-    """Floats that a layer keeps of a token."""
+    """Return the number of floats that a layer keeps per token."""
     heads = layer.head_dim * (text.heads + 2 * (0 if layer.kv_shared else layer.kv_heads))
     mlp = layer.intermediate_size
     hidden = text.hidden_size

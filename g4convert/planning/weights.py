@@ -1,4 +1,4 @@
-"""Weights that a plan will have written, as engines meet them, with the lists of their config."""
+"""Weights of a plan's output as engines will load them, with the lists of its config."""
 
 from g4convert.engines.ignore import listed
 from g4convert.engines.weights import Weights
@@ -10,10 +10,10 @@ __all__ = ["planned_weights"]
 
 
 def planned_weights(plan: Plan) -> Weights:
-    """The output of a plan, with the `ignore` and `targets` of its config.
+    """Return the weights of a plan's output, with the `ignore` and `targets` of its config.
 
     Raises:
-        GateError: no short list of entries describes what is packed.
+        GateError: no short list of entries describes the packed modules.
     """
     source = plan.inventory.architecture
     dropped = {drop.source.name for drop in plan.dropped}
