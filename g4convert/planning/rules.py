@@ -34,11 +34,11 @@ __all__ = ["KEPT_BITS", "MOST_RULES", "Bits", "GroupSize", "PackRole", "RoleBits
 KEPT_BITS: Final = 16
 """Bits of a weight that is kept as it is."""
 MOST_RULES: Final = 512
-"""Rules that a recipe may have: a few for each unit of the largest model."""
+"""Largest number of rules in a recipe: a few for each unit of the largest model."""
 
 _RANGE: Final = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 _LONGEST: Final = 400
-"""Characters of layers and names."""
+"""Largest number of characters of `layers` and `names`."""
 
 
 class PackRole(StrEnum):

@@ -17,15 +17,15 @@ from g4convert.quantities import plural
 __all__ = ["BATCH", "EPOCHS", "TrainingMemory"]
 
 EPOCHS: Final = 3
-"""Times that the training of scales sees each sample."""
+"""Times that training sees each sample."""
 BATCH: Final = 4
-"""Samples of a step; as many run at a time where there are cores."""
+"""Samples of a training step; they run in parallel if there are enough cores."""
 
 _FLOAT: Final = 4
 _OF_A_SCALE: Final = 5
-"""Floats of a scale, besides the slopes of each sample that runs."""
+"""Floats per scale, besides the gradients of each sample that runs."""
 _OF_HIDDEN, _OF_HEADS, _OF_MLP = 14, 6, 5
-"""Floats that a layer keeps for each token: by its hidden size, the width of its heads, and that of its MLP."""
+"""Floats that a layer keeps per token, as multiples of hidden size, width of all heads, and MLP width."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Checks of a tile's arrays; a mistake of the caller is found before a kernel writes past an end."""
+"""Checks of a tile's arrays, made before a kernel could write out of bounds."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def check_outputs(scheme: Scheme, shape: tuple[int, int], packed: NDArray[np.int
 
 
 def check_squares(squares: NDArray[np.float32] | None, k: int) -> NDArray[np.float32]:
-    """Mean squares of the inputs of rows of `k`; raise ValueError unless they are float32 [k], as `imatrix` needs."""
+    """Return mean squares of inputs, which `imatrix` needs; raise ValueError unless they are float32 [k]."""
     if squares is None or squares.dtype != np.float32 or squares.shape != (k,):
         raise ValueError(f"imatrix needs float32 {(k,)} of mean squares")
     return squares

@@ -1,7 +1,7 @@
-"""Parts of every kernel: the values it takes, and arithmetic on a few numbers.
+"""Parts shared by all kernels: their arguments, and arithmetic on a few numbers.
 
-Kernels are functions in the part of Python that numba compiles. LLVM inlines the small ones. A lane's elements
-are handled 4 at a time (`Four`); the sums of two `Four` make the tree of 8 that `kernels` speaks of.
+Kernels are functions in the subset of Python that numba compiles. LLVM inlines the small ones. A lane's elements
+are handled 4 at a time (`Four`); the sums of two `Four` make the tree of 8 that `steps` describes.
 """
 
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ _SMALLEST, _LARGEST = np.float32(2.0**-100), np.float32(2.0**100)
 
 
 class Words(NamedTuple):
-    """The words of a tile: uint16 or uint32 [groups * g], and of its dtype the fields of `SourceFormat`."""
+    """The words of a tile, uint16 or uint32 [groups * g], and the fields of its dtype's `SourceFormat`."""
 
     flat: NDArray[Any]
     g: int
@@ -115,13 +115,13 @@ class Block(NamedTuple):
 
 @jit
 def as_bits(value: np.float32) -> np.uint32:
-    """The bits of an fp32."""
+    """Return the bits of an fp32."""
     return np.float32(value).view(np.uint32)
 
 
 @jit
 def as_float(bits: np.uint32) -> np.float32:
-    """The fp32 of these bits."""
+    """Return the fp32 with these bits."""
     return np.uint32(bits).view(np.float32)
 
 
@@ -134,7 +134,7 @@ def round_bf16(value: np.float32) -> np.float32:
 
 @jit
 def unit(peak: np.float32) -> np.float32:
-    """1 / peak, or 0 where the weights are all 0, or so small or large that a search could overflow."""
+    """Return 1 / peak; 0 if all weights are 0, or so small or large that a search could overflow."""
     return _ONE / peak if _SMALLEST <= peak <= _LARGEST else _ZERO
 
 
@@ -148,7 +148,7 @@ def nearest(u: np.float32, codes: Codes) -> np.float32:
 
 @jit
 def four(v: F32, at: int) -> Four:
-    """4 elements of a lane, one below the other."""
+    """Return 4 consecutive elements of a lane."""
     return v[at], v[at + LANES], v[at + 2 * LANES], v[at + 3 * LANES]
 
 
@@ -178,7 +178,7 @@ def times(a: Four, b: Four) -> Four:
 
 @jit
 def absolute(a: Four) -> Four:
-    """Magnitudes of 4 numbers."""
+    """Return the magnitudes of 4 numbers."""
     return abs(a[0]), abs(a[1]), abs(a[2]), abs(a[3])
 
 

@@ -1,4 +1,4 @@
-"""GPTQ (https://arxiv.org/abs/2210.17323): rounds a weight column by column, and lets later columns make up for it.
+"""GPTQ (https://arxiv.org/abs/2210.17323): rounds a weight by columns, and corrects later columns for the error.
 
     H = X^T X + lambda I,  H^-1 = U^T U,  U upper triangular
     for column i:  q_i = clip(rint(w_i / s_i)),  e = (w_i - s_i q_i) / U_ii,  w_j -= e U_ij  for j > i
@@ -11,8 +11,9 @@ U comes from one Cholesky factorisation. With J the reversal of the order, J H J
 triangular with H = R R^T, and U = R^-1. Factorising, inverting and factorising again, as is usual, costs twice as
 much and loses more digits. All of it is done in one copy of H, which has 1.8 GB for the widest Linear of 31B.
 
-Rows do not meet: they are done in tiles of a fixed number, each on one thread, so the number of threads does not
-show in the result. Within a tile, columns go in blocks: inside a block a compiled loop, behind it one product.
+Rows are independent. They are done in tiles of a fixed size, each on one thread, so the result does not depend on
+the number of threads. Within a tile, columns go in blocks: a compiled loop updates the block, one matrix product the
+columns after it.
 
 Letters: n rows (out_features), k columns (in_features), b columns of a block.
 """
@@ -32,14 +33,14 @@ from g4convert.quantization.compiled import F32, I8
 __all__ = ["Factor", "damping", "factorize", "gptq", "nearest_codes"]
 
 _ENOUGH = 8
-"""Tokens for each column from which H needs only the least damping."""
+"""Tokens per column from which the least damping is enough."""
 
 _LEAST, _MOST = 0.01, 0.3
 _HARDER = 10.0
 _BLOCK = 128
 _ROWS = 256
 _PIECE = 1 << 20
-"""Numbers that change places at a time."""
+"""Elements that are permuted at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Factor:
     Args:
         upper: U, float32 [k, k], of H in the order of work.
         order: int64 [k]: the column that comes first, second, and so on.
-        damp: lambda over the mean of the diagonal; more than was asked for where H was singular.
+        damp: lambda over the mean of the diagonal; larger than requested if H was singular.
     """
 
     upper: F32
@@ -82,7 +83,7 @@ def factorize(h: F32, damp: float) -> Factor | None:
             on until more than the whole mean would be added.
 
     Returns:
-        The factor; None where there is none: H is 0, not finite, or singular whatever is added.
+        The factor; None if H is 0, not finite, or singular at any damping.
     """
     diagonal = np.diagonal(h)
     mean = float(diagonal.mean(dtype=np.float64))
@@ -99,7 +100,7 @@ def factorize(h: F32, damp: float) -> Factor | None:
 
 
 def _permuted(h: F32, order: NDArray[np.int64]) -> torch.Tensor:
-    """A copy with rows and columns in this order, and no second copy on the way."""
+    """Return a copy of H with rows and columns in this order; needs no second copy."""
     index = torch.from_numpy(order)
     found = torch.from_numpy(h)[index]
     for rows in found.split_with_sizes(_sizes(len(h))):
@@ -113,14 +114,14 @@ def _sizes(k: int) -> list[int]:
 
 
 def _factorized(a: torch.Tensor) -> bool:
-    """Put L of a = L L^T in the place of `a`; False where there is none."""
+    """Replace `a` by L, where a = L L^T; return False if `a` has no such factor."""
     failed, columns = torch.zeros((), dtype=torch.int32), a.mT  # as LAPACK has them, so that nothing is copied
     torch.linalg.cholesky_ex(columns, upper=True, out=(columns, failed))
     return not failed
 
 
 def _inverted(lower: torch.Tensor) -> F32:
-    """Put the inverse of a lower triangular matrix in its place, some columns at a time, the last first."""
+    """Invert a lower triangular matrix in place, some columns at a time, from the last to the first."""
     k = len(lower)
     for begin, end in reversed([*_blocks(k)]):
         corner = lower[begin:end, begin:end]
@@ -132,7 +133,7 @@ def _inverted(lower: torch.Tensor) -> F32:
 
 
 def _reversed(a: F32) -> F32:
-    """J a J in the place of `a`. H was divided by its mean, so U is larger by the root of that, which cancels."""
+    """Replace `a` by J a J. H was divided by its mean, so U is larger by the root of that, which cancels."""
     flat = a.reshape(-1)
     for first in range(0, half := flat.size // 2, _PIECE):
         front, back = flat[first : min(first + _PIECE, half)], flat[::-1][first : min(first + _PIECE, half)]
@@ -188,7 +189,7 @@ def gptq(w: F32, scale: F32, factor: Factor, pool: Executor, code_max: int = 7) 
 
 
 def _tile(w: F32, scale: F32, upper: F32, code_max: int, codes: I8) -> None:
-    """The loop over a tile of rows; `w` is used up."""
+    """Round a tile of rows into `codes`; overwrites `w`."""
     rest, u = torch.from_numpy(w), torch.from_numpy(upper)
     for begin, end in _blocks(w.shape[1]):
         block = np.ascontiguousarray(w[:, begin:end])
@@ -209,7 +210,7 @@ def _blocks(k: int) -> Iterator[tuple[int, int]]:
 def _columns(  # noqa: PLR0913, PLR0917 -- what goes in and out of a compiled loop
     w: F32, scale: F32, upper: F32, high: np.float32, codes: I8, errors: F32
 ) -> None:
-    """A block of columns, row by row: [n, b] each, and U [b, b]."""
+    """Round a block of columns, row by row; arrays are [n, b], U is [b, b]."""
     low = -high - np.float32(1)
     for r in range(w.shape[0]):
         row = w[r]

@@ -45,7 +45,7 @@ _BOTH = 2 * LANES  # <w, q> and <q, q> of a candidate
 
 
 class Given(NamedTuple):
-    """The inputs of a Linear.
+    """Input weights of a Linear, and scratch.
 
     Args:
         table: float32 [r * (groups + 64)]: element i of each group, the first 64 groups once more behind the last.
@@ -61,7 +61,7 @@ class Given(NamedTuple):
 
 
 def relative(h: F32, group: int) -> F32:
-    """Weights of squared errors, float32 [groups, g]: the mean of each group is 1, so no sum vanishes or overflows."""
+    """Return weights of squared errors, float32 [groups, g], with mean 1 per group, so no sum vanishes or overflows."""
     of = h.reshape(-1, group)
     mean = of.mean(axis=1, dtype=np.float64, keepdims=True)
     found: F32 = np.where(mean > 0, of / np.where(mean > 0, mean, 1), 1).astype(np.float32)

@@ -151,7 +151,7 @@ def _pick_level(worst: F32, units: F32) -> None:
 
 @jit
 def _bounds(w: np.float32, half: np.uint32, words: Words) -> tuple[np.float32, np.float32]:
-    """The least and the largest |value| * down that rounds to `w`."""
+    """Return the least and the largest |value| * down that round to `w`."""
     bits = as_bits(abs(w) * words.down)
     most = np.uint32(half - ((bits >> words.shift) & words.odd))
     return as_float(bits - most), as_float(bits + most)

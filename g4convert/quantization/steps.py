@@ -72,7 +72,7 @@ def quantize_minmax(
 
 @jit
 def load(words: Words, first: int, block: Block) -> int:
-    """Load 64 groups from `first` on, their peaks and signs; returns -1, or where the first NaN or Inf is."""
+    """Load 64 groups from `first` on, their peaks and signs; returns -1, or the index of the first NaN or Inf."""
     start, size = first * words.g, block.loaded.size
     if start + size <= words.flat.size:
         _rotate(words.flat[start : start + size], block.turned)
@@ -239,7 +239,7 @@ def _pack(q: I8, bits: int, packed: U32) -> None:
 
 @jit
 def _blank(packed: U32, bits: int) -> None:
-    """Clear what lies beyond the `bits` of a group in its last word."""
+    """Clear the bits after the `bits` of a group in its last word."""
     if bits % 32:
         last = packed[bits // 32 * LANES : (bits // 32 + 1) * LANES]
         for lane in range(LANES):

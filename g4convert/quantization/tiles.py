@@ -74,7 +74,7 @@ class CpuTiles:
         )
 
     def lattice_share(self, rows: NDArray[Any], dtype: DType, group_size: int | None) -> float:
-        """Share of the groups of `rows` [n, k] that lie on a 4-bit grid."""
+        """Return the share of the groups of `rows` [n, k] that lie on a 4-bit grid."""
         scheme = Scheme(4, group_size, Method.LATTICE)
         words = _words(rows, dtype, scheme)
         if words.flat.size == 0:

@@ -1,7 +1,7 @@
 """`TorchTiles`: the arithmetic of `CpuTiles` in torch, for a GPU; the same bits.
 
 Each operation is one elementwise torch kernel, correctly rounded, so there is no fused multiply-add; sums take
-the order that `kernels` documents; what no order can change (largest, smallest, counts) is left to torch.
+the order that `steps` documents; results that no order can change (largest, smallest, counts) are left to torch.
 
 Layout: all groups of a tile at once, as `w` [r, m]: element i of m groups, r = g rounded up to a multiple of 8.
 Memory: 5 times the tile in fp32, 8 with `lattice`. A GPU wants tiles of 16 M weights or more, not cache-sized ones.
@@ -42,7 +42,7 @@ _RUN = 16  # sums of 8
 
 
 class _Groups(NamedTuple):
-    """Weights `w` fp32 [r, m], `g` elements a group; of each group `peak` and `sign` [m] as in `Block`."""
+    """Weights `w` fp32 [r, m] in groups of `g` elements; `peak` and `sign` [m] of each group, as in `Block`."""
 
     w: Tensor
     g: int
@@ -52,7 +52,7 @@ class _Groups(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    """Scales fp32 [m], and which groups are on a grid, which of those exact: bool [m]."""
+    """Scales fp32 [m], and masks bool [m] of the groups on a grid and of the exact groups among them."""
 
     scale: Tensor
     lattice: Tensor
@@ -107,7 +107,7 @@ class TorchTiles:
         )
 
     def lattice_share(self, rows: NDArray[Any], dtype: DType, group_size: int | None) -> float:
-        """Share of the groups of `rows` [n, k] that lie on a 4-bit grid."""
+        """Return the share of the groups of `rows` [n, k] that lie on a 4-bit grid."""
         check_rows(rows, dtype)
         scheme = Scheme(4, group_size, Method.LATTICE)
         if rows.shape[0] * scheme.groups(rows.shape[1]) == 0:
@@ -116,7 +116,7 @@ class TorchTiles:
         return int(_find_steps(groups, scheme).lattice.sum()) / groups.peak.numel()
 
     def _weights(self, squares: NDArray[np.float32], groups: _Groups) -> Tensor:
-        """Weights of squared errors, fp32 [r, m]."""
+        """Return weights of squared errors, fp32 [r, m]."""
         of = torch.from_numpy(relative(squares, groups.g)).to(self._device)
         padded = torch.nn.functional.pad(of, (0, -groups.g % 8)).t()
         return padded.repeat(1, groups.peak.numel() // of.shape[0])
@@ -151,7 +151,7 @@ def _minmax(groups: _Groups, scheme: Scheme) -> _Chosen:
 
 
 def _mse(groups: _Groups, scheme: Scheme) -> _Chosen:
-    """`search.search`, all groups at once."""
+    """Do `search.search` for all groups at once."""
     base = _minmax(groups, scheme)
     units = _units(groups, scheme)
     best, relative = torch.zeros_like(units), torch.zeros_like(units)
@@ -174,7 +174,7 @@ def _mse(groups: _Groups, scheme: Scheme) -> _Chosen:
 
 
 def _imatrix(groups: _Groups, scheme: Scheme, h: Tensor) -> _Chosen:
-    """`imatrix.quantize_imatrix`, all groups at once; `h` [r, m]."""
+    """Do `imatrix.quantize_imatrix` for all groups at once; `h` [r, m]."""
     base = _minmax(groups, scheme)
     units = _units(groups, replace(scheme, signed=False))
     best, ratio = torch.zeros_like(units), base.scale
@@ -196,7 +196,7 @@ def _imatrix(groups: _Groups, scheme: Scheme, h: Tensor) -> _Chosen:
 
 
 def _lattice(groups: _Groups, scheme: Scheme) -> _Chosen:
-    """`lattice.quantize_lattice`, all groups at once."""
+    """Do `lattice.quantize_lattice` for all groups at once."""
     found = _find_steps(groups, scheme)
     if bool(found.lattice.all()):
         return found
@@ -211,7 +211,7 @@ _METHODS: dict[Method, Callable[[_Groups, Scheme], _Chosen]] = {
 
 
 def _find_steps(groups: _Groups, scheme: Scheme) -> _Chosen:
-    """`lattice._find_steps`, all groups at once."""
+    """Do `lattice._find_steps` for all groups at once."""
     units = _pick_level(groups, scheme)
     q = torch.round(groups.w * units)
     low, high = _interval(groups, q)
@@ -232,7 +232,7 @@ def _find_steps(groups: _Groups, scheme: Scheme) -> _Chosen:
 
 
 def _pick_level(groups: _Groups, scheme: Scheme) -> Tensor:
-    """The least level on the grid over the peak, or 0; fp32 [m], positive unless the level is 8."""
+    """Return the least level on the grid over the peak, or 0; fp32 [m], positive unless the level is 8."""
     units = _units(groups, scheme)
     least = torch.zeros_like(units)
     for level in range(LARGEST_LEVEL, 0, -1):
@@ -243,14 +243,14 @@ def _pick_level(groups: _Groups, scheme: Scheme) -> Tensor:
 
 
 def _bounds(groups: _Groups, half: int) -> tuple[Tensor, Tensor]:
-    """The least and the largest |value| * down that rounds to each weight."""
+    """Return the least and the largest |value| * down that round to each weight."""
     bits = (groups.w.abs() * groups.source.down).view(torch.int32)
     most = half - ((bits >> groups.source.shift) & groups.source.odd)
     return (bits - most).view(torch.float32), (bits + most).view(torch.float32)
 
 
 def _interval(groups: _Groups, q: Tensor) -> tuple[Tensor, Tensor]:
-    """The steps that give every weight of a group, from the first to the second; fp32 [m]."""
+    """Return the smallest and the largest step that give every weight of a group; fp32 [m]."""
     q = q.abs()
     below, above = _bounds(groups, max(groups.source.half, 1))
     ratio = torch.full_like(q, 1 / groups.source.down) / torch.where(q > 0, q, 1.0)
@@ -267,7 +267,7 @@ def _fits(groups: _Groups, q: Tensor, step: Tensor) -> Tensor:
 
 
 def _units(groups: _Groups, scheme: Scheme) -> Tensor:
-    """1 / peak with the sign of the scale, or 0 where a search could overflow; fp32 [m]."""
+    """Return 1 / peak with the sign of the scale, or 0 where a search could overflow; fp32 [m]."""
     searched = (groups.peak >= _SMALLEST) & (groups.peak <= _LARGEST)
     unit = torch.where(searched, torch.ones_like(groups.peak) / groups.peak, 0.0)
     return unit * groups.sign if scheme.signed else unit
@@ -296,7 +296,7 @@ def _square_sum(x: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Sum [r, m] over r in the order of `kernels`: trees of 8, runs of 16 of those, then the runs."""
+    """Sum [r, m] over r in the order of `steps`: trees of 8, runs of 16 trees, then the runs."""
     v = x.view(-1, 8, x.shape[1])
     eights = ((v[:, 0] + v[:, 1]) + (v[:, 2] + v[:, 3])) + ((v[:, 4] + v[:, 5]) + (v[:, 6] + v[:, 7]))
     if eights.shape[0] > _RUN:

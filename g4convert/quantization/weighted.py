@@ -1,4 +1,4 @@
-"""Scales weighted by what the inputs do: the least sum of h_i (w_i - s q_i)^2 over a group.
+"""Scales by input statistics: per group, the scale with the least sum of h_i (w_i - s q_i)^2.
 
     1  for both signs and each level L:  q = clip(rint(w * L / peak * sign)),  s = <w, q>_h / <q, q>_h
     2  keep the s with the largest <w, q>_h^2 / <q, q>_h: the least error after the refit
@@ -20,7 +20,7 @@ from g4convert.quantization.compiled import F32, round_bf16
 __all__ = ["LEVELS", "weighted_scales"]
 
 LEVELS = tuple(round(64 * 5.5 * (20 / 5.5) ** (i / 29)) / 64 for i in range(30))
-"""Levels that are tried at 4 bits: peak / |s|."""
+"""Levels peak / |s| that the search tries at 4 bits."""
 
 _LANES = 64
 _EPS = np.float32(2.0**-23)  # what compressed-tensors puts for a scale of 0
@@ -54,14 +54,14 @@ def weighted_scales(w: F32, h: F32, group: int, code_max: int = 7) -> F32:
 
 
 def _relative(h: F32) -> F32:
-    """Weights of a group with mean 1, so that no sum vanishes or overflows."""
+    """Return a group's error weights with mean 1, so that no sum vanishes or overflows."""
     mean = h.mean(dtype=np.float64)
     return np.ones_like(h) if mean <= 0 else (h / mean).astype(np.float32)
 
 
 @jit
 def _search(w: F32, h: F32, levels: F32, high: np.float32, scale: F32) -> None:
-    """Scales of one group of every row: w [g, n], n a multiple of 64."""
+    """Find the scales of one group of every row: w [g, n], n a multiple of 64."""
     low = -high - _ONE
     peak, units = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
     best, chosen = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
@@ -99,7 +99,7 @@ def _peaks(w: F32, first: int, peak: F32, units: F32) -> None:
 def _project(  # noqa: PLR0913, PLR0917 -- scratch of the caller
     w: F32, h: F32, first: int, inverse: F32, low: np.float32, high: np.float32, sums: F32
 ) -> None:
-    """<w, q>_h and <q, q>_h for the codes that 1/s gives."""
+    """Sum <w, q>_h and <q, q>_h for the codes that 1/s gives."""
     wq, qq = sums[0], sums[1]
     wq[:] = _ZERO
     qq[:] = _ZERO
@@ -124,7 +124,7 @@ def _keep(  # noqa: PLR0913, PLR0917 -- scratch of the caller
     sums: F32,
     scale: F32,
 ) -> None:
-    """The chosen scale, or that of minmax where its error is not more."""
+    """Set the chosen scale, or the scale of minmax if its error is not larger."""
     new, old = sums[0], sums[1]
     out = scale[first : first + _LANES]
     for lane in range(_LANES):
