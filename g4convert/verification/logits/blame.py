@@ -253,7 +253,7 @@ class _Measure:
         yield Blamed(role, _share(kl, left), left, float("nan"), f"{leaf} of {len(names)} layers", "role")
 
     def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
-        """Run the candidate with each differing mask, position or embedding replaced by the reference's; yield its row."""
+        """Run the candidate with each differing mask, position or embedding of the reference in turn; yield its row."""
         theirs: list[inputs.Inputs] = []
         for probe in self._probes if differences else ():
             with inputs.recorded(self._reference.model) as expected:
