@@ -1,16 +1,16 @@
-"""Candidates to judge: anything that turns a probe into logits, and shows as much of its inside as it can.
+"""Candidates to judge: anything that turns a probe into logits, and shows its inner tensors if it can.
 
     ModelCandidate      a transformers model or any callable: packed, dequantized, streamed, with a fault planted in it
     engines             elsewhere, with the same `run`
 
-A candidate shows its residual stream after each decoder layer, which experts its routers chose, and what towers and
-embedders hand to the decoder, under the same names whatever it is; an engine that cannot leaves those empty.
+A candidate shows its residual stream after each decoder layer, the experts that its routers chose, and the outputs of
+towers and embedders, under the same names for every kind; an engine that cannot show them leaves them empty.
 Everything is float32 and on the CPU, tokens of a batch one after the other, padding included.
 
-A probe says which rows of the logits count. A model's forward stops before the head and leaves these rows' states,
-of which logits are made when somebody compares them (`forward.logits`).
+A probe marks the scored rows of the logits. A model's forward stops before the head and keeps the states of these rows;
+`forward.logits` makes logits from them for a comparison.
 
-Letters: t tokens of all sequences, n of them that count, V vocabulary, h hidden size, k experts of a token, e experts.
+Letters: t tokens of all sequences, n scored tokens, V vocabulary, h hidden size, k experts of a token, e experts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,12 +41,12 @@ class Outputs:
     """Outputs of a model for one probe.
 
     Args:
-        rows: the logits of the rows that the probe counts.
-        layers: by `layers.N`, the residual after that layer, [t, h].
-        embedders: by `vision_tower`, `embed_vision`, `audio_tower`, `embed_audio`: what it gave, [rows, width]; of
-            several calls (an image and a video) one below the other.
-        routers: by `layers.N`, int64 [t, k]: the experts of each token, the most important first.
-        expert_hits: by `layers.N`, int64 [e]: how many tokens each expert got.
+        rows: logits of the probe's scored rows.
+        layers: residual after each layer, [t, h], by `layers.N`.
+        embedders: output of `vision_tower`, `embed_vision`, `audio_tower`, `embed_audio`, [rows, width]; outputs of
+            several calls (an image and a video) are concatenated by rows.
+        routers: experts of each token, the most important first, int64 [t, k], by `layers.N`.
+        expert_hits: number of tokens of each expert, int64 [e], by `layers.N`.
     """
 
     rows: Logits
@@ -57,12 +57,12 @@ class Outputs:
 
     @property
     def logits(self) -> torch.Tensor:
-        """All of them at once, [n, V], float32, after the softcap."""
+        """All logits, [n, V], float32, after the softcap."""
         return self.rows.rows(0, len(self.rows))[0]
 
     @property
     def raw_logits(self) -> torch.Tensor | None:
-        """All of them before it; None where they were not seen."""
+        """All logits before the softcap; None if unknown."""
         if isinstance(self.rows, Given):
             return self.rows.before
         return self.rows.rows(0, len(self.rows))[1]
@@ -82,8 +82,8 @@ class ModelCandidate:
 
     Args:
         model: a transformers model, or a function from the arguments of a forward to logits [..., V].
-        inside: whether to keep what happens inside; logits only where not.
-        whole: whether the head runs within the forward, for who watches modules.
+        inside: whether to keep inner tensors; False keeps logits only.
+        whole: whether the head runs within the forward, for callers that watch its module.
     """
 
     model: Model
@@ -91,7 +91,7 @@ class ModelCandidate:
     whole: bool = False
 
     def run(self, probe: Probe) -> Outputs:
-        """Run one probe; of several, `run_all` reads a streamed model's weights once."""
+        """Run one probe; for several probes `run_all` reads a streamed model's weights only once."""
         seen = _Seen()
         with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside, whole=self.whole):
             arguments = moved(probe.arguments, device_of(self.model))
@@ -108,7 +108,7 @@ class ModelCandidate:
         )
 
     def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor) -> Logits:
-        """Make logits of the states before the head, or take those of the forward where no states were seen there."""
+        """Make logits from the states before the head, or take the forward's if no states were recorded."""
         if seen.states is None:
             return Given(_counted(logits, scored))
         head = Head.of(self.model)
@@ -119,16 +119,16 @@ class ModelCandidate:
 def run_all(
     candidate: Candidate, probes: Sequence[Probe], keep: Callable[[Probe, Outputs], T] | None = None
 ) -> list[T]:
-    """Run probes; of a streamed model with one pass over its weights.
+    """Run probes, on a streamed model with one pass over its weights.
 
     Args:
         candidate: model to run.
-        probes: in any number and of any kind.
-        keep: function applied to each output as soon as it is there, since full logits of many probes are large; the
-            outputs themselves by default.
+        probes: probes of any number and kind.
+        keep: function applied to each output at once, since full logits of many probes are large; None keeps the
+            outputs themselves.
 
     Returns:
-        What `keep` made, in the order of the probes.
+        Results of `keep`, in the order of the probes.
     """
 
     def run(probe: Probe) -> Any:  # noqa: ANN401 -- T, or Outputs
@@ -164,17 +164,17 @@ class _Seen:
 
 
 _current: ContextVar[_Seen | None] = ContextVar("g4_seen", default=None)
-"""Whose forward this is: of a streamed model several run in turns, and hooks see them all."""
+"""Record of the running forward: forwards of a streamed model take turns, and each hook sees all of them."""
 
 
 def _counted(rows: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """The rows that count, of all of them or where the head was given no others."""
+    """Return the scored rows; `rows` may hold only these already."""
     return rows if len(rows) == len(scored) else rows[scored]
 
 
 @contextmanager
 def _watching(model: Model, seen: _Seen, scored: torch.Tensor, *, inside: bool, whole: bool) -> Iterator[None]:
-    """Hooks on the parts of a model, as long as one forward runs."""
+    """Hook the parts of a model during one forward."""
     with ExitStack() as stack:
         token = _current.set(seen)
         stack.callback(_current.reset, token)
@@ -191,7 +191,7 @@ def _watching(model: Model, seen: _Seen, scored: torch.Tensor, *, inside: bool, 
 def _select(
     seen: _Seen, scored: torch.Tensor, _: torch.nn.Module, states: tuple[torch.Tensor], *, whole: bool
 ) -> torch.Tensor | None:
-    """Keep the states that count, [n, h], and let the head see none, or those: [b, t, h] -> [1, 0 or n, h]."""
+    """Keep the scored states [n, h] and pass none or only these to the head: [b, t, h] -> [1, 0 or n, h]."""
     if _current.get() is not seen:
         return None
     (every,) = states
@@ -224,11 +224,11 @@ def _head(model: Model) -> torch.nn.Module | None:
 
 
 def _tensor(output: Any) -> torch.Tensor:  # noqa: ANN401
-    """The main one of what a module returns."""
+    """Return a module's output tensor, or the first of several."""
     tensor: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
     return tensor
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """[..., width] -> [rows, width], a float32 copy on the CPU where it is not one already."""
+    """Flatten [..., width] to [rows, width], in float32 on the CPU."""
     return tensor.detach().flatten(0, -2).float().cpu()

@@ -23,10 +23,10 @@ def draw(
     """Draw an answer to each question.
 
     Args:
-        model: any with a Gemma 4 forward and a cache, on any device.
-        questions: ids, at least one each.
-        max_new_tokens: the longest answer; before that it ends with an id that ends one, which is returned, too.
-        generator: of the CPU.
+        model: a model with a Gemma 4 forward and a cache, on any device.
+        questions: ids of each question, at least one.
+        max_new_tokens: most tokens of an answer; an id that ends it stops earlier, and is returned, too.
+        generator: random generator on the CPU.
 
     Returns:
         The ids of the answers. Placeholders of pictures and sounds are never drawn.

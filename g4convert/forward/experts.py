@@ -3,12 +3,12 @@
 transformers calls the implementation that the config names, in place of the forward of `Gemma4TextExperts`. The
 module keeps its class; its two 3-D parameters make way for buffers, the stored words of all experts stacked:
 
-    gate_up_packed int32 [e, 2i, h/8]   gate_up_scale [e, 2i, groups]   of each expert the gate's rows, then the up's
-    down_packed    int32 [e, h, i/8]    down_scale    [e, h, groups]    (and *_zero_point, where asymmetric)
+    gate_up_packed int32 [e, 2i, h/8]   gate_up_scale [e, 2i, groups]   for each expert gate's rows, then up's
+    down_packed    int32 [e, h, i/8]    down_scale    [e, h, groups]    (and *_zero_point, if asymmetric)
 
-`by_expert` is the reference for any device: it dequantizes one expert that tokens were sent to at a time and sums
-in float32. The fused kernel takes its place by an entry in `EXPERTS`. A projection that is not packed stays a
-parameter; both kinds may meet in one module.
+`by_expert` is the reference for any device: it dequantizes one chosen expert at a time and sums in float32. `EXPERTS`
+has the fused kernel for GPUs. A projection that is not packed stays a parameter; one module may have a packed and a
+plain projection.
 
 Letters: e experts, i intermediate size of one, h hidden size, t tokens, k experts of a token.
 """
@@ -27,12 +27,12 @@ from g4convert.forward.triton.packed import Packed, ready, takes
 __all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "fused_experts", "make_packed", "projection"]
 
 IMPLEMENTATION = "g4_w4a16"
-"""The name under which it is registered; `model.set_experts_implementation` takes it."""
+"""Registered name of the implementation, for `model.set_experts_implementation`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedProjection:
-    """Packing of one of the two projections of all experts: sizes and types of its buffers."""
+    """Shapes and dtypes of the buffers of one packed projection, `gate_up` or `down`, of all experts."""
 
     words: tuple[int, ...]
     scale: tuple[int, ...]
@@ -42,11 +42,11 @@ class PackedProjection:
 
 
 def make_packed(experts: torch.nn.Module, projections: Mapping[str, PackedProjection]) -> None:
-    """Put empty buffers for packed words in the place of a module's parameters.
+    """Replace parameters of an experts module by empty buffers for packed words.
 
     Args:
         experts: a `Gemma4TextExperts`, on any device.
-        projections: by name, `gate_up` and `down`; one that is missing keeps its parameter.
+        projections: packed projections by name, `gate_up` and `down`; a missing one keeps its parameter.
     """
     for name, of in projections.items():
         weight: torch.Tensor = getattr(experts, f"{name}_proj")
@@ -61,7 +61,7 @@ def make_packed(experts: torch.nn.Module, projections: Mapping[str, PackedProjec
 
 
 def projection(experts: torch.nn.Module, name: str) -> PackedWeight | torch.Tensor:
-    """`gate_up` or `down` of all experts: packed [e, n, k], or dense."""
+    """Return `gate_up` or `down` of all experts, packed or dense, [e, n, k]."""
     if not hasattr(experts, f"{name}_packed"):
         dense: torch.Tensor = getattr(experts, f"{name}_proj")
         return dense
@@ -72,13 +72,13 @@ def projection(experts: torch.nn.Module, name: str) -> PackedWeight | torch.Tens
 def by_expert(
     experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Run each expert that was chosen on its tokens.
+    """Run each chosen expert on its tokens.
 
     Args:
         experts: a `Gemma4TextExperts`, packed or not.
         hidden_states: [t, h].
-        top_k_index: int64 [t, k], which experts.
-        top_k_weights: [t, k], float32, how much of each; `per_expert_scale` is in them.
+        top_k_index: chosen experts of each token, int64 [t, k].
+        top_k_weights: router weights of these experts, float32 [t, k]; they include `per_expert_scale`.
 
     Returns:
         [t, h], in the dtype of `hidden_states`.
@@ -101,7 +101,7 @@ def _times(x: torch.Tensor, weight: PackedWeight | torch.Tensor) -> torch.Tensor
 def fused_experts(
     experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Compute `by_expert` with the kernels for GPUs; what they do not read or compute goes to `by_expert`.
+    """Compute `by_expert` with the kernels for GPUs; fall back to `by_expert` for weights that they do not read.
 
     Raises:
         UnsupportedError: a dtype of `hidden_states` that the kernels do not take.
@@ -125,7 +125,7 @@ EXPERTS: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.
     "cpu": by_expert,
     "cuda": fused_experts,
 }
-"""Functions that run the experts, by device type; `by_expert` where a device has no kernel of its own."""
+"""Functions that run the experts, by device type; `by_expert` runs on any other device."""
 
 
 def _experts_forward(

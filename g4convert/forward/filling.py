@@ -1,7 +1,7 @@
-"""Puts tensors into a model that was built on meta, and takes them out again.
+"""Fills a model on the meta device with tensors, and empties it again.
 
-Models that are compared have most of their bytes in common: the embedding is half of a small model. So a model may be
-filled beside another one, whose tensors it takes wherever both files hold the same bytes.
+Compared models have most of their bytes in common: the embedding is half of a small model. So a model may be filled
+beside another model, and shares its tensors if both files hold the same bytes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,8 +27,8 @@ class Filling:
 
     Args:
         checkpoint: the opened directory.
-        pieces: by name in the model's `state_dict()`, all of them, a tied head apart.
-        places: tensors on meta, by name: shape, and the dtype to cast to.
+        pieces: source of every tensor of the model's `state_dict()`, by name; a tied head has none.
+        places: tensors on meta by name: shape, and dtype to cast to.
         device: device of the result.
     """
 
@@ -41,9 +41,9 @@ class Filling:
         """Read some tensors and put them in their places.
 
         Args:
-            model: on meta.
+            model: model on the meta device.
             names: names of the tensors.
-            beside: a model that is filled; what it has of the same bytes is not read again.
+            beside: a filled model; tensors with the same bytes are shared with it, not read again.
         """
         files = TensorFiles(self.checkpoint)
         theirs = None if beside is None else filling_of(beside)
@@ -57,7 +57,7 @@ class Filling:
         setattr(model, _ATTRIBUTE, self)
 
     def _is_same(self, name: str, other: "Filling") -> bool:
-        """Return True if a tensor of another model is the same, in the same dtype and place."""
+        """Return whether another model's tensor has the same bytes, dtype, shape and device."""
         mine, theirs = self.pieces[name], other.pieces.get(name)
         if not isinstance(mine, Rows) or not isinstance(theirs, Rows) or replace(mine, names=theirs.names) != theirs:
             return False
@@ -70,26 +70,26 @@ class Filling:
         return all(map(_same_bytes, one, two))
 
     def stored_rows(self, name: str) -> list[torch.Tensor]:
-        """The stored tensors that a plain one is made of, mapped."""
+        """Return the stored tensors of a plain tensor, mapped; empty for a packed one."""
         piece, files = self.pieces[name], TensorFiles(self.checkpoint)
         return [files[part] for part in piece.names] if isinstance(piece, Rows) else []
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in the dtype of its place and on the device."""
+        """Read one tensor, cast to the model's dtype, on the device."""
         return self.pieces[name].read(TensorFiles(self.checkpoint), self.places[name].dtype).to(self.device)
 
     def stored(self, name: str) -> torch.Tensor:
-        """One tensor that is mapped or stored as one, as the file has it."""
+        """Read one tensor in its stored dtype; it stays mapped if it is stored as one."""
         piece = self.pieces[name]
         return piece.read(TensorFiles(self.checkpoint), self._stored_dtype(name) or self.places[name].dtype)
 
     def empty(self, model: Model, names: Iterable[str]) -> None:
-        """Take tensors out again."""
+        """Replace tensors by their places on meta."""
         for name in names:
             put(model, name, self.places[name])
 
     def is_copied(self, name: str) -> bool:
-        """Return whether a tensor is stored as one and is cast or moved; otherwise it is the mapped file itself."""
+        """Return whether a tensor stored as one is permuted, cast or moved on reading; otherwise it stays mapped."""
         stored = self._stored_dtype(name)
         if isinstance(piece := self.pieces[name], Rows) and piece.axes:
             return True
@@ -101,18 +101,18 @@ class Filling:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the whole model, mapped tensors included: pages that are used over and over must stay."""
+        """Bytes of the whole model, mapped tensors included: pages in constant use must stay in memory."""
         return sum(place.nbytes for place in self.places.values())
 
 
 def filling_of(model: Model) -> Filling | None:
-    """Return the source of a model's tensors; None for one that was filled otherwise."""
+    """Return the source of a model's tensors; None if no `Filling` filled it."""
     found: Filling | None = getattr(model, _ATTRIBUTE, None)
     return found
 
 
 def _got(model: Model, name: str) -> torch.Tensor | None:
-    """A parameter or buffer of a model."""
+    """Return a parameter or buffer of a model; None if it is missing."""
     module, leaf = Name(name).cut()
     found: torch.Tensor | None = getattr(model.get_submodule(module), leaf, None)
     return None if found is None else found.detach()

@@ -1,10 +1,10 @@
-"""`g4convert generate`: what a checkpoint says, for a person to read.
+"""`g4convert generate`: answers of a checkpoint, for a person to read.
 
     prompt -> the checkpoint's own chat frame -> ids -> strict loader, packed weights -> ids -> text, as it comes
 
-A smoke test, not a server: one prompt after the other, greedy, so the same command says the same again. What the
-strict loader refuses is not run, and weights that are packed stay packed, as in `verify --level logits`. Models
-without a chat template are base models and get the prompt as it is, after the token that begins a text.
+A smoke test, not a server: it runs one prompt after the other with greedy decoding, so the same command gives the same
+answers. A checkpoint must pass the strict loader, and packed weights stay packed, as in `verify --level logits`. Models
+without a chat template are base models and get BOS and the bare prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from g4convert.suggestions import no_such
 __all__ = ["Answer", "Speaker"]
 
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
-"""The text that bytes of an incomplete character decode to."""
+"""Decoded text of an incomplete character's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Answer:
     """The answer to one prompt.
 
     Args:
-        prompt: as the user wrote it.
-        prompt_ids: with its frame.
-        token_ids: tokens of the answer, with the one that ended it.
+        prompt: the user's prompt.
+        prompt_ids: ids of the prompt in its chat frame.
+        token_ids: ids of the answer, the ending one included.
         text: text of the answer, without special tokens.
-        ended: whether the model ended it; False where `max_new_tokens` did.
-        prefill_seconds: up to the first token.
-        decode_seconds: from there on.
+        ended: whether the model ended the answer; False if `max_new_tokens` cut it.
+        prefill_seconds: seconds up to the first token.
+        decode_seconds: seconds after the first token.
     """
 
     prompt: str
@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """After the first token; None of an answer that has no more."""
+        """Tokens per second after the first token; None if there is only one."""
         return (len(self.token_ids) - 1) / self.decode_seconds if len(self.token_ids) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,11 +76,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A loaded model and its words.
+    """A loaded model and its tokenizer.
 
     Args:
-        model: as `load` gives it.
-        frame: the checkpoint's frame; has a tokenizer.
+        model: model from `forward.load.load`.
+        frame: tokenizer and chat template of the checkpoint.
         load_seconds: seconds that loading took.
     """
 
@@ -102,13 +102,13 @@ class Speaker:
         Args:
             directory: the checkpoint.
             device: `cpu`, `cuda` or `cuda:N`.
-            memory: `resident`, `stream` or `auto`; streamed, each token reads all weights again.
+            memory: `resident`, `stream` or `auto`; a streamed model reads all weights for each token.
             dtype: dtype of the forward, `float32` or `bfloat16`.
 
         Raises:
-            UsageError: not such a device or dtype.
+            UsageError: the device or dtype is unknown.
             InputError: not a Gemma 4 checkpoint, no tokenizer, or a drafter.
-            GateError: its tensors are not those of the model.
+            GateError: a tensor does not fit the model.
             EnvironmentFault: no such GPU, or not enough memory.
         """
         if dtype not in FLOAT_TYPES:
@@ -126,12 +126,12 @@ class Speaker:
             return tune(self.model, path, tell=tell)
 
     def answer(self, prompt: str, *, max_new_tokens: int, show: Callable[[str], None] = lambda _: None) -> Answer:
-        """Let it answer.
+        """Answer a prompt.
 
         Args:
-            prompt: a question, or of a base model the beginning of a text.
-            max_new_tokens: the longest answer.
-            show: given the text, piece by piece, as it comes.
+            prompt: a question; for a base model the beginning of a text.
+            max_new_tokens: most tokens of the answer.
+            show: called with each new piece of the text.
 
         Raises:
             GateError: a logit is not finite.
@@ -169,7 +169,7 @@ class Speaker:
 
 
 def _check(directory: Path) -> None:
-    """Refuse what can be refused before any work."""
+    """Raise before any work if the checkpoint is a drafter or has no tokenizer."""
     kind = str(Checkpoint.open(directory).config.get("model_type"))
     if kind.endswith("assistant"):
         raise UnsupportedError(
@@ -181,7 +181,7 @@ def _check(directory: Path) -> None:
 
 
 class _Growing:
-    """A text that grows by tokens; a character is shown when all its bytes are there."""
+    """A text that grows by tokens; a character is shown once all its bytes are decoded."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:  # noqa: ANN401 -- transformers has no types
         self.ids: list[int] = []
@@ -193,7 +193,7 @@ class _Growing:
         self._show_up_to(self._text().rstrip(_INCOMPLETE))
 
     def close(self) -> str:
-        """Show what is left; the whole text."""
+        """Show the rest and return the whole text."""
         text = self._text()
         self._show_up_to(text)
         return text
@@ -209,5 +209,5 @@ class _Growing:
 
 
 def _peak(device: torch.device) -> int:
-    """Return bytes: on a GPU those that torch has allocated there, on the CPU those that the process has held."""
+    """Return peak memory in bytes: torch's allocations on a GPU, the process's memory on the CPU."""
     return peak_memory() if device.type == "cpu" else torch.cuda.max_memory_allocated(device)

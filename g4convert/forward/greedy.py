@@ -1,7 +1,7 @@
 """Greedy decoding: one token after the other, always the likeliest, with the model's own KV cache.
 
 Only the last token's logits are computed: at 262,144 ids, those of a prompt of 4,096 tokens would take 2 GiB in bf16
-and as much again for the softcap. transformers' `generate` gives the same tokens; this loop gives them as they come.
+and as much again for the softcap. transformers' `generate` gives the same tokens; this loop yields each token at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ __all__ = ["ends", "greedy"]
 
 
 def ends(model: Model) -> list[int]:
-    """Ids that end an answer."""
+    """Return the ids that end an answer."""
     for owner in (getattr(model, "generation_config", None), model.config, model.config.get_text_config()):
         found = getattr(owner, "eos_token_id", None)
         if found is not None:
@@ -25,15 +25,15 @@ def ends(model: Model) -> list[int]:
 
 
 def greedy(model: Model, ids: Sequence[int], *, max_new_tokens: int) -> Iterator[int]:
-    """Continue a text; each token is given as soon as it is known.
+    """Continue a text, and yield each token as soon as it is known.
 
     Args:
-        model: any with a Gemma 4 forward and a cache, on any device.
+        model: a model with a Gemma 4 forward and a cache, on any device.
         ids: tokens of the text so far, at least one.
-        max_new_tokens: after so many it ends; before that with an id that ends an answer, which is given, too.
+        max_new_tokens: most tokens; an id that ends an answer stops earlier, and is yielded, too.
 
     Yields:
-        Ids.
+        Ids of the continuation.
 
     Raises:
         GateError: a logit is not finite.

@@ -1,13 +1,13 @@
-"""Logits of the rows that count, made when they are asked for, some rows at a time.
+"""Logits of the scored rows, made on demand, some rows at a time.
 
     decoder --> states [n, h], kept --> head, block by block of the vocabulary --> raw [r, V] --> softcap --> [r, V]
 
 At 1 MiB a row of the released vocabulary, logits are most of the memory and much of the time of a comparison; the
-states before the head are a four-hundredth of that. So a forward stops before the head, and whoever compares makes
-a few rows of logits at a time in buffers that stay: memory that is touched for the first time costs more than the
-product. Blocks of the vocabulary are cast from the stored weight, so a streamed model's head is never held.
+states before the head take a four-hundredth of that. So a forward stops before the head, and a comparison makes a few
+rows of logits at a time in reused buffers: touching new memory costs more than the product. Blocks of the vocabulary
+are cast from the stored weight, so a streamed model's head is never in memory as a whole.
 
-Letters: n rows that count, r rows of a piece, h hidden size, V vocabulary.
+Letters: n scored rows, r rows of a piece, h hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,24 +23,24 @@ from g4convert.forward.streaming import stream_of
 __all__ = ["PIECE", "Given", "Head", "Logits", "Made", "Page", "Rows", "joined", "made_together", "pieces", "whole"]
 
 Rows: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
-"""Some rows of logits, float32 [r, V], after the softcap and before it."""
+"""Some rows of logits, float32 [r, V], after the softcap and before it; None if unknown."""
 
 _BLOCK: Final = 1 << 24
 """Weights of the head that are cast at a time."""
 _CACHED: Final = 1 << 20
-"""Weights that are cast at a time on the CPU: with their products they stay in its cache, which halves the time."""
+"""Weights of the head cast at a time on the CPU: a block and its products fit the cache, which halves the time."""
 PIECE: Final = 1 << 25
 """Logits of a piece: 128 rows of the released vocabulary. Each piece casts the whole head."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """Head of a model: turns the last states into logits.
+    """Head of a model, which turns the last states into logits.
 
     Args:
-        module: the head of the model, run where its weight is not a plain matrix.
-        weight: [V, h], in any dtype and on any device; None of a packed head.
-        cap: cap of the softcap after it; None has none.
+        module: module of the head, run if its weight is not a plain matrix.
+        weight: [V, h], any dtype and device; None for a packed head.
+        cap: cap of the softcap after the head; None without a softcap.
         device: device of the model.
     """
 
@@ -51,7 +51,7 @@ class Head:
 
     @classmethod
     def of(cls, model: Model) -> "Head | None":
-        """The head of a transformers model; None of one without."""
+        """Return the head of a transformers model; None if it has none."""
         module = model.get_output_embeddings()
         if module is None:
             return None
@@ -71,7 +71,7 @@ class Head:
 
 
 def _multiply(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Fill each `out`, float32 [r, V], with states [r, h] times the head; a block of it is cast once for all."""
+    """Fill each `out`, float32 [r, V], with states [r, h] times the head; each block of the head is cast once."""
     cached = [one for one in given if _is_plain(one[0])]
     if cached:
         _multiply_cached(weight, cached)
@@ -87,7 +87,7 @@ def _multiply(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, torch.Te
 
 
 def _is_plain(factor: torch.Tensor) -> bool:
-    """Return whether products of it are made on the CPU in float32."""
+    """Return whether `factor` is multiplied in float32 on the CPU."""
     return factor.dtype is torch.float32 and factor.device.type == "cpu"
 
 
@@ -108,12 +108,12 @@ def _multiply_cached(weight: torch.Tensor, given: Sequence[tuple[torch.Tensor, t
 
 @dataclass(slots=True)
 class Page:
-    """Two buffers, [r, V], that grow to the largest piece and are used again for the next one."""
+    """Two buffers, [r, V], that grow to the largest piece and are reused for the next piece."""
 
     _buffers: list[torch.Tensor] = field(default_factory=lambda: [torch.empty(0, 0), torch.empty(0, 0)])
 
     def buffer(self, number: int, rows: int, width: int) -> torch.Tensor:
-        """A part of one of them."""
+        """Return `rows` rows of buffer `number`."""
         held = self._buffers[number]
         if held.shape[0] < rows or held.shape[1] != width:
             held = self._buffers[number] = torch.empty(rows, width)
@@ -122,7 +122,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """Logits that are made of states.
+    """Logits that are made from states on demand.
 
     Args:
         head: head of the model.
@@ -136,13 +136,13 @@ class Made:
         return len(self.states)
 
     def rows(self, begin: int, end: int, page: Page | None = None) -> Rows:
-        """Rows [begin, end) after and before the softcap, float32 [r, V]; they hold until the page is used again."""
+        """Make rows [begin, end) after and before the softcap, float32 [r, V]; valid until the page is reused."""
         page = page or Page()
         self.head.raw(self.states[begin:end], page.buffer(0, end - begin, self.width))
         return self.finished(begin, end, page)
 
     def finished(self, begin: int, end: int, page: Page) -> Rows:
-        """Rows whose products lie in the page already, after and before the softcap."""
+        """Apply the softcap to rows whose products are in the page already; return them after and before it."""
         states = self.states[begin:end]
         raw = page.buffer(0, len(states), self.width)
         if self.head.cap is None:
@@ -156,18 +156,18 @@ class Made:
 
     @property
     def width(self) -> int:
-        """Entries of the vocabulary."""
+        """Size of the vocabulary."""
         weight = self.head.weight
         return int(str(self.head.module.out_features)) if weight is None else len(weight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """Logits that are there, float32 [n, V].
+    """Logits in memory, float32 [n, V].
 
     Args:
-        after: after the softcap.
-        before: before it, where that was seen.
+        after: logits after the softcap.
+        before: logits before the softcap; None if unknown.
     """
 
     after: torch.Tensor
@@ -178,30 +178,30 @@ class Given:
 
     @property
     def width(self) -> int:
-        """Entries of the vocabulary."""
+        """Size of the vocabulary."""
         return self.after.shape[1]
 
     def rows(self, begin: int, end: int, _: Page | None = None) -> Rows:
-        """Rows [begin, end) after and, where that was seen, before the softcap."""
+        """Return rows [begin, end) after the softcap and, if known, before it."""
         return self.after[begin:end], None if self.before is None else self.before[begin:end]
 
 
 Logits: TypeAlias = Made | Given
-"""Logits of the rows that count."""
+"""Logits of the scored rows."""
 
 
 @torch.no_grad()
 def made_together(models: Mapping[str, Made], begin: int, end: int, pages: Mapping[str, Page]) -> dict[str, Rows]:
     """Make rows [begin, end) of several models.
 
-    A head's weight that several share is cast once, and what follows from equal states is made once: a packed model
-    that computes what the dequantized one does costs no product.
+    A head's weight that several models share is cast once, and logits of equal states are made once: a packed model
+    with the states of its dequantized twin costs no product.
 
     Args:
-        models: by name.
-        begin: the first row.
-        end: behind the last row.
-        pages: buffers by name; the rows hold until these are used again.
+        models: logits to make, by name of the model.
+        begin: first row.
+        end: row after the last.
+        pages: buffers by name; the rows are valid until these are reused.
     """
     first = _first_alike(models, begin, end)
     sharing: dict[int, list[str]] = {}
@@ -222,7 +222,7 @@ def made_together(models: Mapping[str, Made], begin: int, end: int, pages: Mappi
 
 
 def _first_alike(models: Mapping[str, Made], begin: int, end: int) -> dict[str, str]:
-    """Find for each model the first one that has its head and its states."""
+    """Map each model to the first model with the same head and the same states."""
     first: dict[str, str] = {}
     for name, one in models.items():
         alike = (other for other in dict.fromkeys(first.values()) if _are_alike(one, models[other], begin, end))
@@ -239,7 +239,7 @@ def _are_alike(one: Made, other: Made, begin: int, end: int) -> bool:
 
 
 def joined(parts: Sequence[Logits]) -> list[Logits]:
-    """Logits of several probes, one after the other: as one where they are made by one head, as they are else."""
+    """Join the logits of several probes into one if one head makes them all; otherwise return the parts."""
     made = [part for part in parts if isinstance(part, Made)]
     if len(made) < len(parts) or len({id(part.head.module) for part in made}) > 1 or not made:
         return list(parts)
@@ -247,13 +247,13 @@ def joined(parts: Sequence[Logits]) -> list[Logits]:
 
 
 def whole(parts: Sequence[Logits]) -> torch.Tensor:
-    """Logits of several probes after the softcap, [n, V], with the bits they have when compared piece by piece."""
+    """Return the logits of several probes after the softcap, [n, V], with the bits of piecewise comparison."""
     return torch.cat(
         [part.rows(begin, end)[0].clone() for part in joined(parts) for begin, end in pieces(len(part), part.width)]
     )
 
 
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of the pieces of some rows."""
+    """Yield begin and end of each piece of `rows` rows."""
     step = max(1, PIECE // max(1, width))
     yield from ((begin, min(begin + step, rows)) for begin in range(0, rows, step))

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that do not fit the model they are for."""
+"""Tensors of a checkpoint that do not fit its model."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class Kind(StrEnum):
     UNEXPECTED = "unexpected"
     TWICE = "twice"
     TORN = "torn"
-    """Parts of a packed module, and not all."""
+    """Some parts of a packed module are missing."""
     MISMATCHED = "mismatched"
-    """It has another shape."""
+    """The shape differs from the model's."""
     MIXED = "mixed"
-    """Experts of one layer in several forms."""
+    """Experts of one layer are stored in several forms."""
     PACKED = "packed"
-    """It is packed in a way that is not read."""
+    """The packing cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Misfit:
     """A tensor or module that does not fit.
 
     Args:
-        kind: in which way.
-        name: as stored, or of the model.
-        text: more about it; of `MISMATCHED` it goes on after the name.
+        kind: kind of misfit.
+        name: stored name, or name in the model.
+        text: details; for `MISMATCHED` they continue the sentence after the name.
     """
 
     kind: Kind

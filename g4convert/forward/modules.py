@@ -7,8 +7,8 @@
 
 A weight is `scale * (code - zero_point)`, multiplied in the dtype of the activations: one rounding in bf16, none
 in float32 as long as scales are bf16 or fp16. `packed_linear` is the reference for any device: it unpacks rows in
-chunks of 4 MiB and lets torch multiply, so that no more than a chunk of the weight is ever dense. A fused kernel
-takes its place by an entry in `LINEARS`.
+chunks of 4 MiB and lets torch multiply, so at most one chunk of the weight is dense. `LINEARS` has the fused kernel
+for GPUs.
 
 Letters: n out_features, k in_features, b num_bits.
 """
@@ -31,20 +31,20 @@ from g4convert.forward.triton.packed import Packed, ready, takes
 __all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "fused_linear", "packed_linear", "unpack"]
 
 _CHUNK = 4 << 20
-"""Bytes of dense weight at a time."""
+"""Bytes of dense weight made at a time."""
 
 _FEW = 4
-"""Tokens up to which a weight is multiplied row by row, and never made."""
+"""Most tokens for which a weight is multiplied row by row, without making it dense."""
 
 _NO_ZEROS = np.zeros((0, 0), np.int8)
 
 _TILE = 1 << 18
-"""Weights dequantized at a time: what is in between stays in a core's cache."""
+"""Weights dequantized at a time: intermediate values stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """One weight [n, k], or as many stacked as the tensors have in front: [e, n, k].
+    """A packed weight [n, k], or a stack of them, [e, n, k].
 
     Args:
         words: int32 [..., n, k * b / 32].
@@ -61,15 +61,15 @@ class PackedWeight:
     num_bits: int
 
     def __getitem__(self, index: int | torch.Tensor) -> "PackedWeight":
-        """One of the stacked weights."""
+        """Return one of the stacked weights, or several by index."""
         zero_point = None if self.zero_point is None else self.zero_point[index]
         return PackedWeight(self.words[index], self.scale[index], zero_point, self.k, self.num_bits)
 
     def dense(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> torch.Tensor:
-        """Rows [begin, end) of a weight [n, k], dequantized in a dtype, a tile at a time.
+        """Dequantize rows [begin, end) of a weight [n, k] in a dtype, a tile at a time.
 
-        Products are made in float32, where they are exact, and rounded once: what multiplying in `dtype` gives,
-        but faster on CPUs without bf16 arithmetic.
+        Products are made in float32, where they are exact, and rounded once: the same bits as multiplying in
+        `dtype`, but faster on CPUs without bf16 arithmetic.
         """
         n = self.scale.shape[0]
         end = n if end is None else min(end, n)
@@ -89,7 +89,7 @@ class PackedWeight:
 
     @property
     def is_compiled(self) -> bool:
-        """True if the compiled loop can read it: 4 bits on the CPU, whole bytes in each group."""
+        """True if the compiled loop can read the weight: 4 bits on the CPU, whole bytes in each group."""
         whole = self.words.shape[-1] * 8 == self.k and self.k % (2 * self.scale.shape[-1]) == 0
         return self.words.device.type == "cpu" and self.num_bits == 4 and whole
 
@@ -123,7 +123,7 @@ def _compiled(
 
 
 def unpack(words: torch.Tensor, k: int, num_bits: int) -> torch.Tensor:
-    """Codes of packed words.
+    """Unpack the codes of packed words.
 
     Args:
         words: int32 [n, ceil(k * b / 32)].
@@ -189,7 +189,7 @@ class W4A16Linear(torch.nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[..., k] -> [..., n], in the dtype of the input."""
+        """Multiply [..., k] by the weight and return [..., n], in the dtype of the input."""
         linear = LINEARS.get(hidden_states.device.type, packed_linear)
         return linear(hidden_states, self.packed, self.bias)
 
@@ -221,7 +221,7 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
 
 
 def _few(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """[t, k] -> [t, n] of a few tokens, rows of the weight shared among the threads that torch may use."""
+    """Multiply a few tokens [t, k] to [t, n]; torch's number of threads share the weight's rows."""
     n = weight.words.shape[0]
     stored = weight.words.contiguous().numpy().view(np.uint8)
     scale = weight.scale.to(x.dtype).float().contiguous().numpy()
@@ -248,7 +248,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Compute `packed_linear` with the kernel for GPUs; a weight that it does not read goes to `packed_linear`.
+    """Compute `packed_linear` with the kernel for GPUs; fall back to `packed_linear` for weights that it does not read.
 
     Raises:
         UnsupportedError: a dtype of `x` that the kernel does not take.
@@ -266,4 +266,4 @@ LINEARS: dict[str, Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], t
     "cpu": packed_linear,
     "cuda": fused_linear,
 }
-"""Functions that multiply, by device type; `packed_linear` where a device has no kernel of its own."""
+"""Functions that multiply, by device type; `packed_linear` runs on any other device."""

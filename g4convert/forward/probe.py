@@ -1,4 +1,4 @@
-"""A probe: one forward call of a model, and the predictions in it that count.
+"""A probe: one forward call of a model, and the predictions in it that are scored.
 
 `verification.probes` makes them, `forward.candidate` runs them, and a comparison of two models looks at the rows that
 they count. Engines take no tensors: `verification.engine.prompts` turns a probe into sequences for them.
@@ -15,9 +15,9 @@ __all__ = ["Probe"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """One forward call and the predictions that count; tensors are not to be changed.
+    """One forward call and its scored predictions; its tensors must not be changed.
 
-    Shapes: b rows, t tokens, n predictions that count.
+    Shapes: b rows, t tokens, n scored predictions.
     """
 
     name: str
@@ -27,23 +27,23 @@ class Probe:
     response: torch.Tensor
     """bool [b, t]: logits at this position predict a token of the answer."""
     targets: torch.Tensor
-    """int64 [n]: those tokens, row by row."""
+    """int64 [n]: the predicted tokens, row by row."""
 
     @classmethod
     def of(cls, name: str, bucket: str, arguments: Mapping[str, Any], answers: torch.Tensor) -> "Probe":
-        """A probe of token ids.
+        """Make a probe that scores the tokens of answers.
 
         Args:
-            name: unlike any other's.
-            bucket: one of `KINDS`, or the user's.
-            arguments: with `input_ids` [b, t].
+            name: unique name.
+            bucket: one of `KINDS`, or the user's own.
+            arguments: arguments of the forward, with `input_ids` [b, t].
             answers: bool [b, t], tokens that are part of an answer; none may be the first of its row.
         """
         response = answers.roll(-1, dims=1)
         return cls(name, bucket, arguments, response, arguments["input_ids"].roll(-1, dims=1)[response])
 
     def thinned(self, most: int) -> "Probe":
-        """Return the probe with at most so many predictions that count, evenly taken from all."""
+        """Return the probe with at most `most` scored predictions, spread evenly."""
         count = len(self.targets)
         if count <= most:
             return self
@@ -53,7 +53,7 @@ class Probe:
         return replace(self, response=response.view(self.response.shape), targets=self.targets[chosen])
 
     def begun(self, tokens: int) -> "Probe":
-        """Its first tokens; of a batch, or one with media or no answer among these, all of it."""
+        """Return the probe's first tokens; a batch, or a probe with media or no answer among them, stays whole."""
         if (
             self.arguments.keys() != {"input_ids"}
             or len(self.response) > 1
@@ -66,12 +66,12 @@ class Probe:
 
     @property
     def scored(self) -> torch.Tensor:
-        """int64 [n]: the rows that count, in logits flattened to [b * t, vocabulary]."""
+        """int64 [n]: scored rows of logits flattened to [b * t, vocabulary]."""
         return self.response.flatten().nonzero().flatten()
 
     @property
     def sequences(self) -> torch.Tensor:
-        """int64 [n]: which row of the batch each of them belongs to."""
+        """int64 [n]: row of the batch of each scored prediction."""
         return self.scored // self.response.shape[1]
 
     @property

@@ -1,4 +1,4 @@
-"""Tables that stay packed: a lookup decodes the rows that are asked for, and no others.
+"""Embedding tables that stay packed: a lookup decodes only the looked-up rows.
 
     weight_packed    int32 [v, k * b / 32]
     weight_scale     [v, groups], in the dtype it is stored in
@@ -40,7 +40,7 @@ class PackedTable(torch.nn.Module):
 
     @property
     def weight(self) -> "_Rows":
-        """Rows by their numbers, decoded: transformers takes that of the padding token."""
+        """Decoded rows by index: transformers reads the padding token's row."""
         return _Rows(self)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class PackedTable(torch.nn.Module):
         return weight.dense(self.dtype).view(*ids.shape, self.embedding_dim)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[...] -> [..., k], in the dtype of the model."""
+        """Look up ids [...] and return rows [..., k], in the dtype of the model."""
         return self.rows(input_ids) * self.embed_scale.to(self.dtype)
 
     def extra_repr(self) -> str:
@@ -62,7 +62,7 @@ class PackedTable(torch.nn.Module):
 
 
 class _Rows:
-    """The weight of a packed table as far as it is read by row: `weight[7, :]`."""
+    """View of a packed table's weight that is indexed by row: `weight[7, :]`."""
 
     def __init__(self, table: PackedTable) -> None:
         self._table = table
