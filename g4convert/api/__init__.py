@@ -2,7 +2,7 @@
 
 recipes          Resolves a recipe's name and the keywords that override it
 plan             Plans an output from headers
-own_calibration  Makes the calibration file of an output, where none is named
+own_calibration  Makes the calibration file of an output if the user names none
 quantize         Writes an output and verifies it
 verify           Verifies an output against its reference
 calibrate        Makes a calibration file from texts

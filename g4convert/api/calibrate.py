@@ -33,9 +33,9 @@ from g4convert.progress import Quiet
 __all__ = ["Calibrated", "calibrate"]
 
 _FEWEST = 16
-"""Least tokens of a row."""
+"""Smallest number of tokens in a row."""
 _LONG = 2048
-"""Most tokens of a row where no number is asked for."""
+"""Largest number of tokens in a row if `length` is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A model and the rows that are asked for.
+    """A model and the requested rows of token ids.
 
     Args:
         checkpoint: the model.
@@ -180,12 +180,12 @@ class _Asked:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything that ids depend on besides the texts, as JSON."""
+        """All facts that the ids depend on besides the texts, as JSON."""
         model = Model.of(self.checkpoint).to_dict()
         return {"model": model, "samples": self.samples, "length": self.length, "seed": self.seed}
 
     def sampled(self, documents: Sequence[Document], own: Own, device: str, progress: Quiet) -> CalibrationFile:
-        """Make the ids."""
+        """Return a calibration file with the ids of the documents."""
 
         def answer(order: Sequence[Document], enough: int) -> list[Written]:
             with memory_faults():
@@ -214,7 +214,7 @@ class _Asked:
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, before any work."""
+    """Raise if the file cannot be written, before any work."""
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a calibration file ends in .safetensors", hint=f"-o {path.name}.safetensors")
     if path.is_dir() or (path.exists() and not overwrite):

@@ -144,7 +144,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
 
 @contextmanager
 def _rounder(checkpoint: Checkpoint, problem: Problem, given: Inputs, workers: int) -> Iterator[Rounder]:
-    """The rounding method, and its threads."""
+    """Yield the rounder of the method, with its threads open."""
     plan = problem.plan
     with Reader(checkpoint.path, checkpoint.weight_files) as reader:
         choice = choose(plan, checkpoint, reader)
@@ -161,7 +161,7 @@ def _said(method: Method, taken: Assignment) -> dict[str, str]:
 
 @contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Say what a stop leaves.
+    """Turn Ctrl-C into an error that says where the measured losses are.
 
     Args:
         path: file of measured losses, written after each one.
@@ -174,7 +174,7 @@ def _kept(path: Path) -> Iterator[None]:
 
 
 def _check_places(path: Path, others: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse files that cannot be written, before any work."""
+    """Raise if a file cannot be written, before any work."""
     if path.is_dir():
         raise UsageError(f"{path}: a directory, and a recipe is a file", hint=f"-o {path / 'NAME.yaml'}")
     if path.suffix not in {".yaml", ".yml"}:

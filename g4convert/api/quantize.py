@@ -174,7 +174,7 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
 
 
 def _layers(conversion: Conversion) -> Layers | None:
-    """Return what calibrates layer by layer, for a method that does."""
+    """Return the quantizer of whole layers; None for a method that does not go layer by layer."""
     path = conversion.job.calibration
     if path is None or not conversion.plan.recipe.is_layered:
         return None

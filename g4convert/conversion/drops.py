@@ -1,7 +1,7 @@
-"""Conditions for leaving out a tensor: checked on the bytes, before anything is written.
+"""Checks that a tensor may be dropped: on its bytes, before anything is written.
 
-A tied `lm_head.weight` may go only if it equals the embedding, also as fp32 numbers of a bf16 one; the weight of a
-norm that has none in Gemma 4 only if it is all ones.
+A tied `lm_head.weight` must equal the embedding, where fp32 may equal bf16 in value. The weight of a norm that has no
+weight in Gemma 4 must be all ones.
 """
 
 from collections.abc import Iterable
@@ -23,10 +23,10 @@ _ONE = {DType.BF16: b"\x80\x3f", DType.F16: b"\x00\x3c", DType.F32: b"\x00\x00\x
 
 
 def check_drops(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
-    """Read the dropped tensors that must have a certain value.
+    """Check the values of dropped tensors that must equal another tensor or be all ones.
 
     Raises:
-        InputError: one has another; names all of them.
+        InputError: dropped tensors have other values; names all of them.
     """
     wrong = {line: drop for drop in plan.dropped if drop.must_equal for line in _check(drop, checkpoint, reader)}
     if wrong:
@@ -49,7 +49,7 @@ def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
 
 
 def _same(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
-    """Return True if two tensors hold the same numbers; of two dtypes, bf16 is compared as the fp32 that it is."""
+    """Return whether two tensors hold the same numbers; bf16 is compared with fp32 by value."""
     if one.info.shape != other.info.shape:
         return False
     narrow, wide = sorted((one, other), key=lambda stored: stored.info.nbytes)
@@ -64,7 +64,7 @@ def _same(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
 
 
 def _widened(numbers: bytearray, times: int) -> bytearray:
-    """Numbers of bf16 as fp32: their bytes are the upper half, little-endian."""
+    """Return bf16 numbers as fp32: their bytes become the upper half, little-endian."""
     if times == 1:
         return numbers
     found = bytearray(2 * len(numbers))

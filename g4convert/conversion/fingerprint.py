@@ -1,7 +1,7 @@
-"""Everything that the bytes of an output depend on, as JSON that two runs can compare.
+"""All facts that the bytes of an output depend on, as JSON that two runs can compare.
 
-Size, time and header say when a source was saved again. A source that was changed with both kept is found by sampling:
-4 KiB from the middle of every tensor, which finds other weights, not a single changed value elsewhere.
+Size, time and header reveal a source that was saved again. A source changed with these kept is found by sampling 4 KiB
+from the middle of every tensor, which detects other weights, but not a single changed value elsewhere.
 """
 
 import os
@@ -22,13 +22,13 @@ from g4convert.planning.units import Unit
 __all__ = ["check_unchanged", "differences", "fingerprint", "plan_facts", "sampled"]
 
 _SAMPLE: Final = 4096
-"""Bytes that are read of each tensor."""
+"""Bytes that are read from each tensor."""
 
 
 def fingerprint(
     checkpoint: Checkpoint, reader: Reader, recipe: Resolved, method: str, units: tuple[Unit, ...]
 ) -> dict[str, Any]:
-    """Return what a run must share with the one that it continues.
+    """Return the facts that a run must share with the stopped run that it continues.
 
     Args:
         checkpoint: the source.
@@ -50,7 +50,7 @@ def fingerprint(
 def plan_facts(
     checkpoint: Checkpoint, recipe: Resolved, layout: Layout, units: tuple[Unit, ...], device: str
 ) -> dict[str, Any]:
-    """Return what every rank must share with the others; times are left out, as hosts may have copies of their own.
+    """Return the facts that all ranks must share; without file times, since hosts may have their own copies.
 
     Args:
         checkpoint: the source.

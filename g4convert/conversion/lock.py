@@ -1,10 +1,10 @@
-"""One writer for each output: a lock that the operating system holds, and lets go of when its owner ends.
+"""One writer per output: a lock of the operating system, which releases it when its owner ends.
 
     OUT.lock    {"pid": 4711, "host": "node7", "since": "2026-11-28T03:30:00Z", "run": "9f2c..."}
 
-`flock` on a file beside OUT.partial, as OUT.partial itself is renamed. A killed owner leaves the file and not the lock,
-so the next run takes it. Whoever lets go removes the file while it still holds the lock, and whoever takes it looks
-whether the file that it has locked is still the one with that name.
+`flock` locks a file beside OUT.partial, since OUT.partial itself is renamed. A killed owner leaves the file, but not
+the lock, so the next run takes it. A run removes the file before it releases the lock, so a run that takes the lock
+checks that the locked file still has that name.
 
 NFS: Linux sends `flock` to the server as a lock on the whole file, so hosts exclude one another, except on mounts
 with `local_lock=flock` or `nolock`. A file system that has no locks at all (Lustre without `-o flock`) still makes a

@@ -56,7 +56,7 @@ class ErrorRow:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal over quantization noise in dB; infinite where nothing is lost."""
+        """Signal over quantization noise in dB; infinite if the error is 0."""
         return -10 * math.log10(self.relative_error) if self.relative_error else math.inf
 
 
@@ -68,10 +68,10 @@ class Summary:
         choice: the method taken.
         sizes: bytes by role.
         files: number of shards.
-        total: cost of rounding, of all weights.
-        roles: cost of rounding by role.
-        modules: cost of rounding by module.
-        calibration: facts that a calibrated method used and found, as JSON; None for the others.
+        total: rounding error of all weights.
+        roles: rounding error by role.
+        modules: rounding error by module.
+        calibration: inputs and results of a calibrated method, as JSON; None for other methods.
     """
 
     choice: Choice
@@ -89,7 +89,7 @@ class Summary:
 
     @property
     def mean_error(self) -> float:
-        """The mean of the modules' relative errors: in that of all together, large weights count most."""
+        """Mean of the modules' relative errors, each counted alike; in `total` large weights count most."""
         return sum(row.relative_error for row in self.modules) / len(self.modules) if self.modules else 0.0
 
     @property
@@ -108,7 +108,7 @@ class Summary:
         return 8 * self.after / sum(size.params for size in self.sizes if size.after)
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON."""
+        """Return the summary as JSON."""
         return {
             "method": self.choice.method.value,
             "why": self.choice.why,
@@ -131,15 +131,15 @@ def summarize(
     results: Mapping[int, Iterable[list[Any]]],
     calibration: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Add up the statistics of all units, in the order of the work whoever did it.
+    """Return the summary of a conversion; adds up statistics in unit order, whichever worker did a unit.
 
     Args:
         plan: plan of the output.
         choice: the method taken.
         files: number of shards.
-        results: for each unit, [index into `plan.quantized`, *TileStats] for each of its tiles; a calibrated one's
-            has more behind.
-        calibration: facts that a calibrated method used and found, as JSON.
+        results: for each unit, a row [index into `plan.quantized`, *TileStats] for each of its tiles; rows of a
+            calibrated method have an object behind.
+        calibration: inputs and results of a calibrated method, as JSON.
     """
     steps: dict[int, TileStats] = defaultdict(TileStats)
     for unit in sorted(results):
@@ -165,7 +165,7 @@ def summarize(
 
 
 def serve_command(output: str, *, drafter: bool) -> str:
-    """The command that serves an output; a drafter runs beside the model it drafts for (vLLM 0.33)."""
+    """Return the command that serves an output; a drafter runs beside the model it drafts for (vLLM 0.33)."""
     if not drafter:
         return f"vllm serve {quote(output)}"
     options = json.dumps({"method": "mtp", "model": output, "num_speculative_tokens": 4})
