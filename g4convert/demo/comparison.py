@@ -25,7 +25,7 @@ class LogitsDifference:
 
     @property
     def relative(self) -> float:
-        """The largest difference as a part of the largest logit."""
+        """Largest difference, divided by the largest logit."""
         return self.max_abs / self.reference
 
 

@@ -19,7 +19,7 @@ from g4convert.gemma4.family import Family
 __all__ = ["TRAINED", "trained"]
 
 TRAINED = (Family.MOE, Family.E2B)
-"""The families that have one."""
+"""Families with a trained checkpoint."""
 
 _SHIPPED = Path(__file__).parent / "trained"
 

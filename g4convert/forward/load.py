@@ -134,7 +134,7 @@ def _of_decoder(infos: Mapping[str, TensorInfo], architecture: Architecture) -> 
 
 
 def _no_limits(model: Model, contents: Contents) -> dict[str, Piece]:
-    """Limits of towers that the checkpoint lacks: those with which transformers starts, which clip nothing."""
+    """Return infinite limits for clip buffers of towers that the checkpoint lacks, as transformers starts with."""
     spelled = CONTRACTS["transformers"].speller(contents.architecture) if contents.architecture.is_unified else str
     places = model.state_dict()
     return {
@@ -155,7 +155,7 @@ def _strangers(contents: Contents) -> Iterable[Misfit]:
 
 
 def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[Misfit]:
-    """Tensors that no model has a place for, and whose values say that it should have one."""
+    """Yield tensors that no model has a place for, but whose values matter."""
     files = TensorFiles(checkpoint)
     known = droppable(contents.architecture)
     for name, form in contents.spare.items():
@@ -210,7 +210,7 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
 
 
 def _place(model: Model, sources: Mapping[str, Rows | PackedGroup], *, packed: bool) -> dict[str, Piece]:
-    """The pieces by name in the model, whose modules are replaced where they stay packed."""
+    """Return the pieces by name in the model; replace the modules whose weights stay packed."""
     pieces: dict[str, Piece] = {}
     experts: dict[str, dict[str, PackedGroup]] = {}
     for name, source in sources.items():
