@@ -168,7 +168,7 @@ def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> floa
         fault of cache, positions or sliding window.
     """
     ids: torch.Tensor = probe.arguments["input_ids"]
-    start = int(probe.response.any(dim=0).nonzero()[0]) + 1
+    start = int(probe.response.int().argmax(dim=1).max()) + 1  # every row has begun: none is padding from here on
     stop = min(start + steps, ids.shape[1])
     places = torch.arange(start - 1, stop, device=device_of(model))
     expected = call(model, {**probe.arguments, "logits_to_keep": places}, use_cache=False).logits.float().cpu()

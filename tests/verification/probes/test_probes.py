@@ -278,6 +278,18 @@ def test_decoding_with_a_cache_equals_one_prefill(family: str, models) -> None: 
     assert max(found.values()) < 1e-5, found
 
 
+def test_decoding_a_padded_batch_of_texts_begins_where_every_row_has(models) -> None:  # noqa: ANN001
+    """Rows of a base model's batch count from their first token on, and shorter ones begin later."""
+    model, probes = models("dense")
+    batch = by_name(probes)["batch"]
+    attended = batch.arguments["attention_mask"].bool()
+    answers = attended & attended.roll(1, dims=1)
+    answers[:, 0] = False
+    texts = Probe.of("texts", "batch", batch.arguments, answers)
+    assert not attended[:, 0].all()
+    assert decode_equals_prefill(model, texts) < 1e-5
+
+
 def test_decoding_sees_a_cache_that_forgets(models, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
     model, probes = models("dense")
     from transformers.cache_utils import DynamicSlidingWindowLayer  # noqa: PLC0415
