@@ -10,8 +10,11 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -66,22 +69,16 @@ class Bar(Quiet):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress: Progress = _TwoLines(
-            BarColumn(bar_width=16),
-            TaskProgressColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[memory]}"),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("opening", total=None, memory="")
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("opening", total=None)
 
     def start(self, total: int, done: int) -> None:
         """Show the bar from what an earlier run has finished."""
         _say_continued(self._console, total, done)
-        self._progress.reset(self._task, total=total, completed=done, description="")
+        share = BarColumn(bar_width=16), TaskProgressColumn(), DownloadColumn(), TransferSpeedColumn()
+        bar = _TwoLines(*share, *self._ends(), console=self._console, transient=True)
+        self._replace(bar, "", total, done)
 
     def advance(self, nbytes: int, name: str) -> None:
         """Move the bar."""
@@ -89,19 +86,20 @@ class Bar(Quiet):
 
     def step(self, name: str, total: int, unit: str) -> None:
         """Show a bar for the step in place of the last bar."""
+        count = BarColumn(bar_width=16), TaskProgressColumn(), TextColumn("{task.completed} of {task.total} " + unit)
+        text = TextColumn("{task.description}", style="dim")
+        self._replace(Progress(*count, *self._ends(), text, console=self._console, transient=True), name, total)
+
+    def _replace(self, progress: Progress, name: str, total: int, done: int = 0) -> None:
+        """Show another display in place of the last."""
         self._progress.stop()
-        self._progress = Progress(
-            BarColumn(bar_width=16),
-            TaskProgressColumn(),
-            TextColumn("{task.completed} of {task.total} " + unit),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[memory]}"),
-            TextColumn("{task.description}", style="dim"),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task(name, total=total, memory="")
-        self._progress.start()
+        self._progress = progress
+        self._task = progress.add_task(name, total=total, completed=done, memory="")
+        progress.start()
+
+    def _ends(self) -> tuple[ProgressColumn, ...]:
+        """Return the columns at the end of every bar."""
+        return TimeRemainingColumn(), TextColumn("{task.fields[memory]}")
 
     def tick(self, count: int, name: str = "") -> None:
         """Move the bar of the step."""

@@ -31,4 +31,4 @@ def reference(  # noqa: PLR0913 - one parameter for each option
     elif not quiet:
         from g4convert.cli import show
 
-        show.pairs(show.console(no_color=no_color), {key: str(value) for key, value in found.items()})
+        show.reference(show.console(no_color=no_color), found)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from g4convert.inspection.description import Description
     from g4convert.planning.recipe import Resolved
 
-__all__ = ["console", "demo", "description", "error", "messages", "pairs", "settings"]
+__all__ = ["console", "demo", "description", "error", "messages", "pairs", "reference", "settings"]
 
 _MOST_LINES = 20
 """Largest number of offenders, or of names in a list, that is printed without -v."""
@@ -81,6 +81,18 @@ def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:
 def pairs(out: Console, rows: Mapping[str, str]) -> None:
     """Print names with their texts."""
     put(out, facts(rows, dim=True))
+
+
+def reference(out: Console, stored: Mapping[str, Any]) -> None:
+    """Print what a stored reference holds, and the command that uses it.
+
+    Args:
+        out: console.
+        stored: JSON of `g4convert reference`.
+    """
+    asked = f"{stored['tokens']:,} predictions of {stored['probes']} probes, in {stored['dtype']}"
+    pairs(out, {"model": str(stored["model"]), "stored": f"{asked}, {size(stored['bytes'])}"})
+    out.print(f"next: g4convert verify OUT --reference {quote(stored['output'])}", markup=False, soft_wrap=True)
 
 
 def settings(out: Console, resolved: "Resolved") -> None:

@@ -115,18 +115,18 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
         UsageError: the file exists or cannot be written.
         G4Error: see `verification.logits.level.store_reference`.
     """
-    from g4convert.verification.logits.level import store_reference
-
     path = asked.output
     _check_place(path)
     if path.exists():
         raise UsageError(f"{path}: is there already", hint="name another file, or move it away")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
+    from g4convert.verification.logits.level import store_reference
+
     with how.watched() as watched:
-        stored = store_reference(source.path, path, asked, say=watched.say)
-    tokens = sum(len(probe.targets) for probe in stored.probes)
-    counts = {"probes": len(stored.probes), "tokens": tokens, "bytes": path.stat().st_size}
+        stored = store_reference(source.path, path, asked, say=watched.say, progress=watched.bar)
+    predictions = sum(len(probe.targets) for probe in stored.probes)
+    counts = {"probes": len(stored.probes), "tokens": predictions, "bytes": path.stat().st_size}
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts}
 
 

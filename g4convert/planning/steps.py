@@ -72,7 +72,7 @@ KEPT_BECAUSE: Mapping[Role, str] = {
 
 _TIED_ROLES = {Role.EMBEDDING, Role.LM_HEAD}
 """Roles that share one tensor in a tied model, until either is packed."""
-_TIED = "tied with the output head; `--bits embedding=8 --bits lm_head=8` packs each as a tensor of its own"
+_TIED = "tied with the output head; `-r w4a16-g32-head8` packs both, as two tensors that are smaller together (vLLM)"
 
 
 @dataclass(frozen=True, slots=True)

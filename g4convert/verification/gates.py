@@ -161,7 +161,7 @@ def judge(
             if state.severity is Severity.INCONCLUSIVE and not _fails_anyway(value, threshold, noise):
                 severity = Severity.INCONCLUSIVE
             words = _measured(metrics, name, value)
-            found = words if math.isnan(noise) else f"{words}, noise floor {_number(noise)}"
+            found = words if math.isnan(noise) else f"{words}, noise floor {_number((floor or {})[name])}"
         yield Finding(f"{code}.{name}", severity, subject, found, _expected(threshold, noise))
 
 

@@ -36,6 +36,7 @@ from g4convert.forward.candidate import Candidate, Outputs, run_all
 from g4convert.forward.logits import Given
 from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
+from g4convert.progress import Quiet
 from g4convert.verification.logits.intact import DIGEST, MOST_PROBES, digest, faults_of, misfits
 from g4convert.verification.logits.kept import Kept, Projection, States
 from g4convert.verification.logits.metrics import METRICS_VERSION
@@ -141,8 +142,14 @@ class Captured:
             raise InputError(f"{path}: a stored reference of another model", offenders=wrong, hint=hint)
 
 
-def capture(
-    candidate: Candidate, probes: Sequence[Probe], path: Path, *, source: str, facts: Mapping[str, str] | None = None
+def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who is told
+    candidate: Candidate,
+    probes: Sequence[Probe],
+    path: Path,
+    *,
+    source: str,
+    facts: Mapping[str, str] | None = None,
+    progress: Quiet | None = None,
 ) -> Captured:
     """Run a reference on probes, and store its outputs.
 
@@ -152,13 +159,17 @@ def capture(
         path: path of the file; an existing file is replaced when all is written.
         source: digest of the checkpoint, `Checkpoint.digest()`.
         facts: further entries of the metadata.
+        progress: told of finished tokens.
 
     Returns:
         The stored reference.
     """
     projection = Projection()
+    told = progress or Quiet()
+    told.step("running the model", sum(probe.response.numel() for probe in probes), "tokens")
 
     def keep(probe: Probe, outputs: Outputs) -> Kept:
+        told.tick(probe.response.numel())
         top = 0 if outputs.rows.width <= FULL_VOCABULARY else TOP
         kept = Kept.of(probe, outputs, projection=projection, top=top)
         return kept if top else replace(kept, logits=Given(outputs.logits.clone(), outputs.raw_logits))

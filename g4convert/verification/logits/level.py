@@ -14,6 +14,7 @@ import transformers
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import memory_faults, threads_for, torch_device
+from g4convert.errors import UsageError
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
@@ -21,7 +22,7 @@ from g4convert.forward.misfits import Unfit
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
-from g4convert.gemma4 import Architecture
+from g4convert.gemma4 import Architecture, quantized_format
 from g4convert.progress import Quiet
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
@@ -100,7 +101,9 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
     return Judged((_loaded(), *told, *judged.findings), metrics)
 
 
-def store_reference(source: Path, output: Path, asked: Request, *, say: Callable[[str], None]) -> Captured:
+def store_reference(
+    source: Path, output: Path, asked: Request, *, say: Callable[[str], None], progress: Quiet | None = None
+) -> Captured:
     """Run a model on the probes and store its outputs, to judge candidates without the model later.
 
     Args:
@@ -108,8 +111,10 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
         output: path of the file to write.
         asked: the request: prompts, memory and dtype.
         say: called with a message before each step.
+        progress: told of finished tokens.
 
     Raises:
+        UsageError: the checkpoint is quantized.
         G4Error: as for `run_logits`.
     """
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
@@ -118,11 +123,14 @@ def store_reference(source: Path, output: Path, asked: Request, *, say: Callable
     with memory_faults():
         say("loading the model")
         checkpoint = Checkpoint.open(source)
+        if found := quantized_format(checkpoint.tensors):
+            hint = "a reference holds what the original answers: name the original"
+            raise UsageError(f"{source}: already quantized ({found[0]})", hint=hint)
         model = _load(checkpoint, asked, dtype)
         probes, _ = _asked(asked, model, None, say, directory=source)
-        say("running the model")
-        facts = {"dtype": dtype}
-        return capture(ModelCandidate(model), probes, output, source=checkpoint.digest(), facts=facts)
+        say(f"running the model: {Cost.of(model, probes, 0).line()}")
+        digest, facts = checkpoint.digest(), {"dtype": dtype}
+        return capture(ModelCandidate(model), probes, output, source=digest, facts=facts, progress=progress)
 
 
 def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
