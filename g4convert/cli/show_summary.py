@@ -62,7 +62,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         if (gained := done.calibration.get("scales")) is not None:
             rows["scales"] = _scales(gained)
     if peak is not None:
-        rows["peak memory"] = size(peak)
+        rows["peak memory"] = f"{size(peak)} to convert"
     if done.total.stats.groups:
         put(out, facts(rows))
         out.print()

@@ -1,6 +1,6 @@
 """Small Gemma 4 checkpoints that have learned something, shipped with the package.
 
-Random checkpoints (`fixtures.make`) have every structure, but they are poor judges of damage: their answers are noise
+Random checkpoints (`demo.make`) have every structure, but they are poor judges of damage: their answers are noise
 before and after it. These two were trained by `tools/train_fixtures.py`, on the King James Bible of Debian's
 bible-kjv-text (public domain) and on short lessons made by that script: to count in nine languages, to
 write a line of code or a tool call, to name the colours of a picture or the notes of a sound.

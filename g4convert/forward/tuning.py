@@ -1,7 +1,7 @@
 """Tiles for one model: its packed products measured on the GPU it is on, and the table kept.
 
-Nothing else measures while a model runs. `kernels.autotune` does the work; what is here knows which products a model
-has. It was never run on a GPU.
+Nothing else measures while a model runs. `forward.triton.autotune` does the work; this module knows which products a
+model has. It was never run on a GPU.
 """
 
 import os

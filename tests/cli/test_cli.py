@@ -633,6 +633,15 @@ def test_progress_within_a_step(make: Callable[[Console], Quiet], monkeypatch: p
     assert "left" in text or make is Bar
 
 
+def test_before_it_knows_how_much_there_is_a_bar_shows_the_time_and_no_bytes() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
+    with Bar(console):
+        pass
+    text = console.export_text()
+    assert "opening 0:00:00" in text
+    assert "bytes" not in text
+
+
 def test_progress_suits_where_it_goes() -> None:
     nowhere = io.StringIO()
     assert type(watch(Console(file=nowhere), quiet=True)) is Quiet

@@ -312,6 +312,13 @@ def test_a_reference_is_not_written_over_and_is_everybodys(
     assert (ran.status, ran.err.splitlines()[0]) == (2, f"error: {stored}: is there already")
 
 
+def test_a_reference_is_of_an_original(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("reference", text_out[1], "-o", tmp_path / "ref.safetensors")
+    assert ran.status == 2
+    assert f"error: {text_out[1]}: already quantized (compressed-tensors)" in ran.err
+    assert not (tmp_path / "ref.safetensors").exists()
+
+
 def test_a_level_that_was_asked_for_and_cannot_run_is_inconclusive(
     text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path
 ) -> None:

@@ -66,6 +66,11 @@ def test_a_good_checkpoint_passes_everywhere_and_says_where_the_limits_are() -> 
     assert found["top1_agreement"].expected == "at least 0.93, fails below 0.9"
 
 
+def test_the_floor_of_the_mean_is_told_as_it_was_measured_and_judges_by_its_upper_end() -> None:
+    found = judged(GOOD, "w4a16", {**LOW_FLOOR, "kl_mean": 1e-9, "kl_high": 2e-9})
+    assert found["kl_mean"].found.endswith("noise floor 1e-09")
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -36,9 +36,10 @@ def with_advice(findings: Iterable[Finding], blamed: Mapping[str, Blame]) -> Ite
         yield from found
         return
     remedy = "; ".join(_lines(blamed.get("loss")))
+    lost = [one for one in found if one.code.startswith("logits.loss.")]
+    worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
     for one in found:
-        is_loss = one.code.startswith("logits.loss.") and one.severity in {Severity.FAIL, Severity.WARN}
-        yield replace(one, remedy=remedy) if is_loss and not one.remedy else one
+        yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one
 
 
 def _lines(table: Blame | None) -> Sequence[str]:

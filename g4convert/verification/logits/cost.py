@@ -23,6 +23,8 @@ from g4convert.quantities import duration, size
 __all__ = ["Cost"]
 
 _TRIAL: Final = (64, 1024, 4096)
+_MINUTES: Final = 300
+"""Seconds from which an estimate is rounded to minutes, not to ten seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,12 @@ class Cost:
         body, head = 2.0 * _active(model, config) * tokens, 2.0 * config.vocab_size * config.hidden_size * predictions
         states = 2 * 4 * tokens * config.hidden_size * config.num_hidden_layers
         pages = models * PIECE * 4 * (1 + (config.final_logit_softcapping is not None))
-        return cls((models + 1) * (body + head), peak_memory() + states + pages, len(probes), tokens, predictions)
+        return cls(max(1, models) * (body + head), peak_memory() + states + pages, len(probes), tokens, predictions)
 
     def line(self) -> str:
         """Return the cost as one line for the user; measures the machine's speed."""
         seconds = self.operations / _speed()
+        seconds = round(seconds, -1) if seconds < _MINUTES else 60 * round(seconds / 60)
         return (
             f"{self.probes} probes of {self.tokens:,} tokens, {self.predictions:,} predictions count: "
             f"about {duration(seconds)} and {size(self.memory)} of memory"

@@ -44,6 +44,14 @@ _SEED: Final = 1
 _ORIGINAL: Final = "original"
 _DEQUANTIZED: Final = "dequantized"
 _NOISES: Final = ("noise", "rounding")
+_TITLES: Final = {
+    _ORIGINAL: "the original",
+    _DEQUANTIZED: "the dequantized weights",
+    "noise": "the same with rounding noise",
+    "rounding": "the same in float32",
+    "parity": "the packed weights",
+}
+"""Names of the passes, for progress."""
 _LARGE_STATES: Final = 1 << 30
 
 
@@ -97,7 +105,7 @@ class _Passes:
             return Kept.of(probe, outputs, projection=self.projection, inside=inside)
 
         run = self.probes if probes is None else probes
-        self.progress.step(f"running: {name}", sum(probe.response.numel() for probe in run), "tokens")
+        self.progress.step(f"running: {_TITLES[name]}", sum(probe.response.numel() for probe in run), "tokens")
         self.kept[name] = {probe.name: one for probe, one in zip(run, run_all(candidate, run, keep), strict=True)}
         if against is not None:
             self.comparisons[against, name] = comparison
@@ -108,10 +116,11 @@ class _Passes:
         for pair in self.comparisons:
             together.setdefault(self._scored(pair[1]), []).append(pair)
         probes = {probe.name: probe for probe in self.probes}
-        rows = sum(len(probes[name].targets) for names in together for name in names)
-        self.progress.step("comparing", rows, "predictions")
         for names, pairs in together.items():
-            self._score(pairs, [probes[name] for name in names])
+            some = [probes[name] for name in names]
+            title = " and ".join(_TITLES[name] for _, name in pairs)
+            self.progress.step(f"comparing: {title}", sum(len(probe.targets) for probe in some), "predictions")
+            self._score(pairs, some)
         return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
 
     def _scored(self, name: str) -> tuple[str, ...]:

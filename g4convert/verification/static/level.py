@@ -55,9 +55,12 @@ def open_output(output: Path) -> Checkpoint | tuple[Finding, ...]:
     """Open a quantized checkpoint, or return findings that say why its files cannot be opened.
 
     Raises:
-        InputError: no such directory.
+        InputError: no such directory, or a file.
         UnsupportedError: weights in another file format.
     """
+    if output.is_file():
+        hint = "the first argument is the directory of the output; a stored reference follows --reference"
+        raise InputError(f"{output}: is a file", hint=hint)
     if not output.is_dir():
         raise InputError(f"{output}: no such directory", hint="pass the directory that `g4convert quantize` made")
     try:

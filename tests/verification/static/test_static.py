@@ -414,6 +414,10 @@ def test_a_section_that_no_loader_reads_fails(
 def test_no_checkpoint_at_all_is_an_error(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such directory"):
         checked(tmp_path / "none", dense)
+    (tmp_path / "ref.safetensors").touch()
+    with pytest.raises(InputError, match="is a file") as swapped:
+        checked(tmp_path / "ref.safetensors", dense)
+    assert "a stored reference follows --reference" in swapped.value.hint
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "model.gguf").write_bytes(b"GGUF")
     shutil.copy(dense / "config.json", tmp_path / "gguf")
