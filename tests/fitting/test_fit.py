@@ -110,7 +110,7 @@ def test_a_stopped_fit_goes_on(
 ) -> None:
     losses, runs = Bench.losses, []
 
-    def stop(self: Bench, forms: Any) -> Any:  # noqa: ANN401
+    def stop(self: Bench, forms: Any) -> Any:  # noqa: ANN401 -- of a patched method
         runs.append(1)
         if len(runs) == 6:
             raise KeyboardInterrupt

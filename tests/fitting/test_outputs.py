@@ -82,7 +82,7 @@ def test_the_error_is_that_of_the_written_weights(
     rows: list[int] = []
     rounded = Rounder.rounded
 
-    def counted(self: Rounder, weight: Any, values: torch.Tensor, form: Any) -> torch.Tensor:  # noqa: ANN401
+    def counted(self: Rounder, weight: Any, values: torch.Tensor, form: Any) -> torch.Tensor:  # noqa: ANN401 -- the same
         rows.append(len(values))
         return rounded(self, weight, values, form)
 

@@ -136,7 +136,7 @@ def _visiting(reference: Model, candidate: Model, visit: Callable[[int, str, Mod
             def hook(
                 module: Model,
                 args: Any,  # noqa: ANN401 -- of any layer
-                kwargs: Any,  # noqa: ANN401
+                kwargs: Any,  # noqa: ANN401 -- the same
                 _: object,
                 number: int = number,
                 name: str = name,

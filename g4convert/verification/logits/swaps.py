@@ -36,8 +36,8 @@ def swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
         replacement = reference.get_submodule(name)
     parent = candidate.get_submodule(path)
     mine = parent._modules[child]  # noqa: SLF001 -- setattr would refuse the children of a ModuleList
-    parent._modules[child] = replacement  # noqa: SLF001
+    parent._modules[child] = replacement  # noqa: SLF001 -- the same
     try:
         yield
     finally:
-        parent._modules[child] = mine  # noqa: SLF001
+        parent._modules[child] = mine  # noqa: SLF001 -- the same
