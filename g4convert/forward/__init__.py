@@ -2,6 +2,7 @@
 
 models          Says which class of transformers reads which checkpoint
 pieces          Says what each tensor of a model is made of, plain or packed
+mapped          Ends the process with one line when a mapped file cannot be read
 filling         Puts tensors into a model and takes them out
 misfits         Says which tensors do not fit a model, and how
 load            Loads strictly: every tensor has its place, or nothing runs

@@ -22,6 +22,7 @@ from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, StoredScheme, stored_scheme, unreadable
 from g4convert.engines import CONTRACTS
+from g4convert.forward.mapped import tell_faults
 from g4convert.forward.misfits import Kind, Misfit
 from g4convert.gemma4 import Expected, FusedExperts, Role
 from g4convert.tensors import DType, TensorInfo
@@ -51,6 +52,7 @@ class TensorFiles:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        tell_faults(checkpoint.path)
         self._checkpoint = checkpoint
         self._files: dict[str, Any] = {}
 

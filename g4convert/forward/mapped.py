@@ -1,0 +1,63 @@
+"""Ends the process with one line when a mapped file cannot be read.
+
+Reading a mapped page that the device fails to give, or that lies behind the end of a file which was cut meanwhile, is
+no error that Python sees: the kernel sends SIGBUS, which ends the process without a word. A handler in machine code
+prints the line and exits; no Python runs in it, as the signal may interrupt any thread in any library.
+"""
+
+import ctypes
+import signal
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numba
+
+from g4convert.errors import EnvironmentFault
+from g4convert.printable import printable
+
+__all__ = ["tell_faults"]
+
+_STDERR: Final = 2
+_MOST: Final = 4096
+_LINES: Final = ctypes.create_string_buffer(_MOST)
+_opened: Final[dict[Path, None]] = {}
+
+
+def tell_faults(directory: Path) -> None:
+    """Print two lines and exit 5 if a mapped file cannot be read from here on; a handler of SIGBUS that is set is kept.
+
+    Args:
+        directory: the checkpoint; the lines name all that were opened.
+    """
+    if directory in _opened:
+        return
+    _opened[directory] = None
+    names = " or ".join(printable(str(one)) for one in _opened)
+    shown = "\x1b[?25h" if sys.stderr is not None and sys.stderr.isatty() else ""  # a bar hides the cursor
+    text = f"{shown}error: {names}: a file cannot be read: Input/output error, or it was cut meanwhile\n"
+    hint = "hint: the disk or the connection to it failed: see the system's log; then the same command may go on\n"
+    _LINES.value = f"{text}{hint}".encode(errors="replace")[: _MOST - 1]
+    if signal.getsignal(signal.SIGBUS) is signal.SIG_DFL:
+        _install()
+
+
+@cache
+def _install() -> object:
+    """Set the handler; returns it, so that it is never freed."""
+    libc = ctypes.CDLL(None)
+    write, length, leave = libc.write, libc.strlen, libc._exit  # noqa: SLF001 -- its name in C
+    write.argtypes, write.restype = (ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t), ctypes.c_long
+    length.argtypes, length.restype = (ctypes.c_size_t,), ctypes.c_size_t
+    leave.argtypes, leave.restype = (ctypes.c_int,), None
+    address, status = ctypes.addressof(_LINES), EnvironmentFault.exit_code
+
+    def fault(_: int) -> None:
+        write(_STDERR, address, length(address))
+        leave(status)
+
+    handler = numba.cfunc("void(int32)")(fault)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal(signal.SIGBUS, handler.address)
+    return handler
