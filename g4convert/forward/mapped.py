@@ -22,11 +22,14 @@ __all__ = ["tell_faults"]
 _STDERR: Final = 2
 _MOST: Final = 4096
 _LINES: Final = ctypes.create_string_buffer(_MOST)
+_MUTEX: Final = ctypes.create_string_buffer(128)  # larger than pthread_mutex_t of Linux (40 bytes) and of macOS (64)
 _opened: Final[dict[Path, None]] = {}
 
 
 def tell_faults(directory: Path) -> None:
     """Print two lines and exit 5 if a mapped file cannot be read from here on; a handler of SIGBUS that is set is kept.
+
+    Several threads may meet the fault at the same time: the first prints, the others wait until the process ends.
 
     Args:
         directory: the checkpoint; the lines name all that were opened.
@@ -47,13 +50,16 @@ def tell_faults(directory: Path) -> None:
 def _install() -> object:
     """Set the handler; returns it, so that it is never freed."""
     libc = ctypes.CDLL(None)
-    write, length, leave = libc.write, libc.strlen, libc._exit  # noqa: SLF001 -- its name in C
+    write, length, lock, leave = libc.write, libc.strlen, libc.pthread_mutex_lock, libc._exit  # noqa: SLF001 -- C's name
     write.argtypes, write.restype = (ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t), ctypes.c_long
     length.argtypes, length.restype = (ctypes.c_size_t,), ctypes.c_size_t
+    lock.argtypes, lock.restype = (ctypes.c_size_t,), ctypes.c_int
     leave.argtypes, leave.restype = (ctypes.c_int,), None
-    address, status = ctypes.addressof(_LINES), EnvironmentFault.exit_code
+    libc.pthread_mutex_init(_MUTEX, None)
+    address, mutex, status = ctypes.addressof(_LINES), ctypes.addressof(_MUTEX), EnvironmentFault.exit_code
 
     def fault(_: int) -> None:
+        lock(mutex)
         write(_STDERR, address, length(address))
         leave(status)
 
