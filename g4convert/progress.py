@@ -12,11 +12,11 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -64,6 +64,17 @@ class _TwoLines(Progress):
         yield Text(self.tasks[0].description if self.tasks else "", style="dim", no_wrap=True, overflow="ellipsis")
 
 
+class _Speed(ProgressColumn):
+    """Mean speed of this run; blank at first."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text for a task with the number of bytes of earlier runs in its field `earlier`."""
+        fresh = task.completed - task.fields["earlier"]
+        if not task.elapsed or task.total is None or fresh < max(1, _TELLING * task.total):
+            return Text("")
+        return Text(f"{size(fresh / task.elapsed)}/s")
+
+
 class Bar(Quiet):
     """Progress as a bar with share, bytes, MB/s, time left and peak memory; the current tensor stands below."""
 
@@ -76,7 +87,7 @@ class Bar(Quiet):
     def start(self, total: int, done: int) -> None:
         """Show the bar from what an earlier run has finished."""
         _say_continued(self._console, total, done)
-        share = BarColumn(bar_width=16), TaskProgressColumn(), DownloadColumn(), TransferSpeedColumn()
+        share = BarColumn(bar_width=16), TaskProgressColumn(), DownloadColumn(), _Speed()
         bar = _TwoLines(*share, *self._ends(), console=self._console, transient=True)
         self._replace(bar, "", total, done)
 
@@ -94,7 +105,7 @@ class Bar(Quiet):
         """Show another display in place of the last."""
         self._progress.stop()
         self._progress = progress
-        self._task = progress.add_task(name, total=total, completed=done, memory="")
+        self._task = progress.add_task(name, total=total, completed=done, earlier=done, memory="")
         progress.start()
 
     def _ends(self) -> tuple[ProgressColumn, ...]:

@@ -102,6 +102,11 @@ class Finding:
         return self.code.partition(".")[0]
 
     @property
+    def is_stopped(self) -> bool:
+        """True if the finding says that a level, or its comparison, did not run."""
+        return self.code == f"{self.level}.stopped"
+
+    @property
     def line(self) -> str:
         """The finding in one line, without code and remedy."""
         expected = f", expected {self.expected}" if self.expected else ""

@@ -29,15 +29,17 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     """Let a checkpoint answer, greedily: a smoke test for a person to read."""
     asked = _prompts(prompt)
     from g4convert.checkpoint import source
+    from g4convert.checkpoint.uses import speaking
     from g4convert.cli import show
     from g4convert.cli.talk import Talk
-    from g4convert.forward.generation import Speaker
 
     if autotune is not None:
         tuning.check(device, autotune)
-    path = source.resolve(model).path
+    checkpoint = speaking(source.resolve(model).path)
+    from g4convert.forward.generation import Speaker  # brings torch and transformers
+
     speaker = Speaker.load(
-        path, device=device or DEFAULTS.device, memory=(memory or DEFAULTS.memory).value, dtype=dtype
+        checkpoint, device=device or DEFAULTS.device, memory=(memory or DEFAULTS.memory).value, dtype=dtype
     )
     talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     if autotune is not None:

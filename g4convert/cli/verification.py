@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g4convert.checkpoint.source import Source
+from g4convert.checkpoint.uses import original
 from g4convert.cli import show, show_report
 from g4convert.errors import GateError, UsageError
 from g4convert.progress import Quiet, watch
@@ -121,10 +122,11 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
         raise UsageError(f"{path}: is there already", hint="name another file, or move it away")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
-    from g4convert.verification.logits.level import store_reference
+    checkpoint = original(source.path)
+    from g4convert.verification.logits.level import store_reference  # brings torch and transformers
 
     with how.watched() as watched:
-        stored = store_reference(source.path, path, asked, say=watched.say, progress=watched.bar)
+        stored = store_reference(checkpoint, path, asked, say=watched.say, progress=watched.bar)
     predictions = sum(len(probe.targets) for probe in stored.probes)
     counts = {"probes": len(stored.probes), "tokens": predictions, "bytes": path.stat().st_size}
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts}

@@ -17,7 +17,6 @@ import torch
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import device_of, memory_faults, threads_for, torch_device
-from g4convert.errors import InputError, UnsupportedError
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.greedy import ends, greedy
 from g4convert.forward.load import DTypeName, Memory, load
@@ -91,34 +90,32 @@ class Speaker:
     @classmethod
     def load(
         cls,
-        directory: Path,
+        checkpoint: Checkpoint,
         *,
         device: str = DEFAULTS.device,
         memory: Memory = DEFAULTS.memory.value,
         dtype: str = SPEECH_DTYPE,
     ) -> Self:
-        """Load a checkpoint, plain or packed.
+        """Load a checkpoint.
 
         Args:
-            directory: the checkpoint.
+            checkpoint: the checkpoint, plain or packed; see `checkpoint.uses.speaking`.
             device: `cpu`, `cuda` or `cuda:N`.
             memory: `resident`, `stream` or `auto`; a streamed model reads all weights for each token.
             dtype: dtype of the forward, `float32` or `bfloat16`.
 
         Raises:
             UsageError: the device or dtype is unknown.
-            InputError: not a Gemma 4 checkpoint, no tokenizer, or a drafter.
             GateError: a tensor does not fit the model.
             EnvironmentFault: no such GPU, or not enough memory.
         """
         if dtype not in FLOAT_TYPES:
             raise no_such("--dtype", dtype, FLOAT_TYPES)
         where = torch_device(device)
-        _check(directory)
         begin = perf_counter()
         with memory_faults():
-            model = load(directory, dtype=cast("DTypeName", dtype), memory=memory, device=where)
-        return cls(model, frame_of(directory, model.config), perf_counter() - begin)
+            model = load(checkpoint, dtype=cast("DTypeName", dtype), memory=memory, device=where)
+        return cls(model, frame_of(checkpoint.path, model.config), perf_counter() - begin)
 
     def tune(self, path: Path, tell: Callable[[int, int, str], None] = lambda *_: None) -> int:
         """Measure the GPU's kernels on this model, and write the table; see `forward.tuning.tune`."""
@@ -166,18 +163,6 @@ class Speaker:
             "peak_memory": _peak(device),
             "answers": [answer.to_dict() for answer in answers],
         }
-
-
-def _check(directory: Path) -> None:
-    """Raise before any work if the checkpoint is a drafter or has no tokenizer."""
-    kind = str(Checkpoint.open(directory).config.get("model_type"))
-    if kind.endswith("assistant"):
-        raise UnsupportedError(
-            f"{directory}: a drafter ({kind}) says nothing itself: it guesses tokens from another model's states",
-            hint="generate with the model that it drafts for; `g4convert verify` judges drafters",
-        )
-    if not (directory / "tokenizer.json").is_file():
-        raise InputError(f"{directory}: no tokenizer.json, so it has no words", hint="copy the model's own")
 
 
 class _Growing:

@@ -83,7 +83,7 @@ def verify(
             why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
             severity = Severity.INCONCLUSIVE if depth is Level.WEIGHTS else Severity.INFO
             remedy = "pass the checkpoint itself: --reference MODEL"
-            findings.append(_stopped(Level.WEIGHTS, why, remedy, severity=severity))
+            findings.append(_stopped(Level.WEIGHTS, why, remedy, severity=severity, what="values not compared"))
         else:
             from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
@@ -188,8 +188,10 @@ def _check_order(asked: Request, directories: _Directories) -> None:
         )
 
 
-def _stopped(level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE) -> Finding:
-    return Finding(f"{level}.stopped", severity, f"level {level}", f"not run: {why}", "", remedy)
+def _stopped(
+    level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE, what: str = "not run"
+) -> Finding:
+    return Finding(f"{level}.stopped", severity, f"level {level}", f"{what}: {why}", "", remedy)
 
 
 def _not_quantized(out: Checkpoint) -> Iterable[Finding]:

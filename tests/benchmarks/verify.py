@@ -1,8 +1,9 @@
 """Cost of each command on a real model: seconds, CPU seconds and peak memory, in a table for docs/benchmarks.md.
 
-    python tests/benchmarks/verify.py DIRECTORY
+    python tests/benchmarks/verify.py DIRECTORY [--engine-python PYTHON]
 
-Fetches the model of `real_model.py` (240 MB, once), converts it and runs every command on it, one after the other.
+Fetches the model of `real_model.py` (240 MB, once), converts it and runs every command on it, one after the other; then
+those that need no tokenizer on two layers of 26B-A4B (`shapes.py`, 3.6 GB), and what transformers takes to generate.
 Cores that others use make figures of wall time worthless: the CPU seconds of the rest of the machine stand beside.
 """
 
@@ -11,41 +12,64 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+import shapes
 from real_model import make
 
+PROMPT, TOKENS = "The capital of France is", 48
+TRANSFORMERS = f"""
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-def main(directory: Path) -> None:
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+said = model.generate(**tokenizer({PROMPT!r}, return_tensors="pt"), max_new_tokens={TOKENS}, do_sample=False)
+print(tokenizer.decode(said[0]))
+"""
+"""The same with transformers alone, on the model that is not quantized."""
+
+
+def main(directory: Path, engine: Path | None) -> None:
     """Run everything and print the table."""
     model, out, stored = make(directory), directory / "out", directory / "ref.safetensors"
+    part, packed = directory / "26b-2l", directory / "26b-2l-out"
+    shapes.make(shapes.MODELS["26b-2l"], part)
     stored.unlink(missing_ok=True)
-    rows = (
+    said = ("-p", PROMPT, "--max-new-tokens", TOKENS)
+    say("| command | status | s | CPU s | peak MB | others' CPU s |\n|---|---:|---:|---:|---:|---:|")
+    for row in (
         ("plan", model),
         ("quantize", model, "-o", out, "--overwrite"),
         ("verify", out, "--reference", model),
         ("verify", out, "--reference", model, "--level", "logits"),
         ("reference", model, "-o", stored),
         ("verify", out, "--reference", stored),
+        *([("verify", out, "--engine", "vllm", "--engine-python", engine)] if engine else []),
         ("check", out),
-        ("generate", out, "-p", "The capital of France is", "--max-new-tokens", "48"),
-        ("generate", model, "-p", "The capital of France is", "--max-new-tokens", "48"),
-    )
-    say("| command | status | s | CPU s | peak MB | others' CPU s |\n|---|---:|---:|---:|---:|---:|")
-    for row in rows:
-        say(measured([str(part) for part in row]))
+        ("generate", out, *said),
+        ("generate", model, *said),
+        ("plan", part),
+        ("quantize", part, "-o", packed, "--overwrite"),
+        ("verify", packed, "--reference", part, "--level", "weights"),
+        ("check", packed),
+    ):
+        say(measured("g4convert", *map(str, row)))
+    say(measured("transformers", str(model)))
 
 
-def measured(arguments: Sequence[str]) -> str:
-    """One row of the table."""
+def measured(program: str, *arguments: str) -> str:
+    """Run `g4convert`, or transformers alone, and return a row of the table."""
     others, began = busy(), time.monotonic()
-    program = [sys.executable, "-m", "g4convert", *arguments]
-    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    code = ["-m", program] if program == "g4convert" else ["-c", TRANSFORMERS]
+    with subprocess.Popen(
+        [sys.executable, *code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as running:
         _, status, used = os.wait4(running.pid, 0)
         running.returncode = os.waitstatus_to_exitcode(status)
     wall, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
-    words = " ".join(Path(part).name if "/" in part else part for part in arguments)
+    named = "" if program == "g4convert" else f"{program}: generate "
+    words = named + " ".join(Path(part).name if "/" in part else part for part in arguments)
     rest = max(0.0, busy() - others - cpu)
     return f"| `{words}` | {running.returncode} | {wall:.0f} | {cpu:.0f} | {used.ru_maxrss / 1000:.0f} | {rest:.0f} |"
 
@@ -65,4 +89,6 @@ def say(text: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path)
-    main(parser.parse_args().directory)
+    parser.add_argument("--engine-python", type=Path, help="interpreter that has vllm")
+    asked = parser.parse_args()
+    main(asked.directory, asked.engine_python)

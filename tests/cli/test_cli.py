@@ -642,6 +642,17 @@ def test_before_it_knows_how_much_there_is_a_bar_shows_the_time_and_no_bytes() -
     assert "bytes" not in text
 
 
+def test_a_speed_is_shown_when_it_means_something() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
+    with Bar(console) as progress:
+        progress.start(10**12, 0)
+        progress.advance(10**9, "first")  # in no time: terabytes a second
+        begun = console.export_text()
+        progress.advance(10**11, "next")
+    assert "B/s" not in begun
+    assert "GB/s" in console.export_text()
+
+
 def test_progress_suits_where_it_goes() -> None:
     nowhere = io.StringIO()
     assert type(watch(Console(file=nowhere), quiet=True)) is Quiet

@@ -14,7 +14,6 @@ import transformers
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import memory_faults, threads_for, torch_device
-from g4convert.errors import UsageError
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
@@ -22,7 +21,7 @@ from g4convert.forward.misfits import Unfit
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
-from g4convert.gemma4 import Architecture, quantized_format
+from g4convert.gemma4 import Architecture
 from g4convert.progress import Quiet
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
@@ -102,32 +101,27 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
 
 
 def store_reference(
-    source: Path, output: Path, asked: Request, *, say: Callable[[str], None], progress: Quiet | None = None
+    checkpoint: Checkpoint, output: Path, asked: Request, *, say: Callable[[str], None], progress: Quiet | None = None
 ) -> Captured:
     """Run a model on the probes and store its outputs, to judge candidates without the model later.
 
     Args:
-        source: directory of the checkpoint, not quantized.
+        checkpoint: the original; see `checkpoint.uses.original`.
         output: path of the file to write.
         asked: the request: prompts, memory and dtype.
         say: called with a message before each step.
         progress: told of finished tokens.
 
     Raises:
-        UsageError: the checkpoint is quantized.
         G4Error: as for `run_logits`.
     """
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     if asked.prompts is not None:
-        conversations(asked.prompts, source)  # raises for wrong prompts before anything is loaded
+        conversations(asked.prompts, checkpoint.path)  # raises for wrong prompts before anything is loaded
     with memory_faults():
         say("loading the model")
-        checkpoint = Checkpoint.open(source)
-        if found := quantized_format(checkpoint.tensors):
-            hint = "a reference holds what the original answers: name the original"
-            raise UsageError(f"{source}: already quantized ({found[0]})", hint=hint)
         model = _load(checkpoint, asked, dtype)
-        probes, _ = _asked(asked, model, None, say, directory=source)
+        probes, _ = _asked(asked, model, None, say, directory=checkpoint.path)
         say(f"running the model: {Cost.of(model, probes, 0).line()}")
         digest, facts = checkpoint.digest(), {"dtype": dtype}
         return capture(ModelCandidate(model), probes, output, source=digest, facts=facts, progress=progress)

@@ -14,7 +14,7 @@ _ILLEGAL: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010f
 
 
 def junit(report: Report, *, strict: bool = False) -> str:
-    """Return JUnit XML: FAIL is a failure, INCONCLUSIVE is skipped, the rest passes with its text as output.
+    """Return JUnit XML: FAIL is a failure, INCONCLUSIVE and levels that did not run are skipped, the rest passes.
 
     Args:
         report: report to write.
@@ -46,7 +46,7 @@ def _add_case(suite: ET.Element, findings: list[Finding], *, strict: bool) -> No
     case = ET.SubElement(suite, "testcase", classname=_text(first.code), name=_text(first.subject), time="0")
     bad = {Severity.FAIL, Severity.WARN} if strict else {Severity.FAIL}
     failures = [one for one in findings if one.severity in bad]
-    unclear = [one for one in findings if one.severity is Severity.INCONCLUSIVE]
+    unclear = [one for one in findings if one.severity is Severity.INCONCLUSIVE or one.is_stopped]
     if failures:
         element = ET.SubElement(case, "failure", type=_text(first.code), message=_text(failures[0].line))
         element.text = _lines(failures)

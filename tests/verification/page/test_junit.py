@@ -41,6 +41,11 @@ def test_junit_has_a_suite_for_each_level_and_a_case_for_each_code_and_subject()
     assert strict.get("failures") == "2"
 
 
+def test_a_level_that_did_not_run_is_skipped() -> None:
+    root = ET.fromstring(junit(Report((finding(Severity.INFO, code="weights.stopped"),), ("static",))))  # noqa: S314 - ours
+    assert (root.get("tests"), root.get("skipped")) == ("1", "1")
+
+
 def test_junit_is_xml_whatever_a_tensor_is_called() -> None:
     nasty = 'a<b>&"\x00\x1b[31m\ud800\uffff]]>é'
     findings = (Finding("static.unknown", FAIL, nasty, nasty, nasty, nasty),)

@@ -1,0 +1,45 @@
+"""Opens a checkpoint for one use, and refuses it if config, header and files show that it has none.
+
+Modules that do the work bring torch and transformers, which take seconds to import; these refusals come before.
+"""
+
+from pathlib import Path
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import InputError, UnsupportedError, UsageError
+from g4convert.gemma4 import quantized_format
+
+__all__ = ["original", "speaking"]
+
+
+def speaking(directory: Path) -> Checkpoint:
+    """Open a checkpoint that text can be generated with.
+
+    Raises:
+        UnsupportedError: a drafter.
+        InputError: not a Gemma 4 checkpoint, or no tokenizer.
+    """
+    checkpoint = Checkpoint.open(directory)
+    kind = str(checkpoint.config.get("model_type"))
+    if kind.endswith("assistant"):
+        raise UnsupportedError(
+            f"{directory}: a drafter ({kind}) says nothing itself: it guesses tokens from another model's states",
+            hint="generate with the model that it drafts for; `g4convert verify` judges drafters",
+        )
+    if not (directory / "tokenizer.json").is_file():
+        raise InputError(f"{directory}: no tokenizer.json, so it has no words", hint="copy the model's own")
+    return checkpoint
+
+
+def original(directory: Path) -> Checkpoint:
+    """Open a checkpoint whose answers others are compared with.
+
+    Raises:
+        UsageError: it is quantized.
+        InputError: not a Gemma 4 checkpoint.
+    """
+    checkpoint = Checkpoint.open(directory)
+    if found := quantized_format(checkpoint.tensors):
+        hint = "a reference holds what the original answers: name the original"
+        raise UsageError(f"{directory}: already quantized ({found[0]})", hint=hint)
+    return checkpoint
