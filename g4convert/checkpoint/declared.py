@@ -30,7 +30,10 @@ from g4convert.checkpoint.arguments import DEFAULTS, implied_strategy, refused
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.stored import StoredScheme
 
-__all__ = ["Declared", "DeclaredGroup", "declared_in", "section_of", "sections_of"]
+__all__ = ["SECTIONS", "Declared", "DeclaredGroup", "declared_in", "section_of", "sections_of"]
+
+SECTIONS: Final = frozenset({"quantization_config", "compression_config", "quantization"})
+"""Keys of a config that describe a quantization, at any level; `quantization` is MLX's."""
 
 _PLACES: Final = (
     "quantization_config",

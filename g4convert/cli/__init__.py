@@ -5,12 +5,11 @@ app                Assembles the program and maps errors to exit codes
 flags              Spells switches in help without a type
 panels             Names the panels of a command's help
 options            Declares the options that several commands share
-recipe_values      Declares the options that are values of a recipe
+recipe_options     Declares the options that are values of a recipe, and gives them to commands
 calibrate_options  Declares the options of a calibration
 verify_options     Declares the options of a verification
 fit_options        Declares the options of a fit
 generate_options   Declares the options of `generate`
-recipe_options     Gives commands the options of a recipe
 plan               `g4convert plan`
 quantize           `g4convert quantize`
 calibrate          `g4convert calibrate`

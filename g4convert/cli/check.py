@@ -6,7 +6,7 @@ import typer
 
 from g4convert.cli.options import Json, NoColor, Quiet, Verbose
 from g4convert.cli.printing import print_json
-from g4convert.cli.recipe_values import Engines, TensorParallel
+from g4convert.cli.recipe_options import Engines, TensorParallel
 from g4convert.cli.verify_options import AssistantOf, Checked, Fix, Strict
 from g4convert.errors import UsageError
 

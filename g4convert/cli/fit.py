@@ -17,8 +17,7 @@ from g4convert.cli.fit_options import (
 )
 from g4convert.cli.options import FloatType, Json, Memory, Model, NoColor, Quiet, RunDevice, Verbose, Workers
 from g4convert.cli.printing import print_json
-from g4convert.cli.recipe_options import with_recipe
-from g4convert.cli.recipe_values import TensorParallel
+from g4convert.cli.recipe_options import TensorParallel, with_recipe
 
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved

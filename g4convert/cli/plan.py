@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from g4convert.cli.options import Json, Model, NoColor, Verbose, Workers
 from g4convert.cli.printing import print_plan, print_settings
-from g4convert.cli.recipe_options import with_recipe
-from g4convert.cli.recipe_values import ShowConfig, TensorParallel
+from g4convert.cli.recipe_options import ShowConfig, TensorParallel, with_recipe
 
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved

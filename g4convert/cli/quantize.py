@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from g4convert.cli.calibrate_options import Calibration
 from g4convert.cli.options import Device, DryRun, Json, Model, NoColor, Output, Overwrite, Quiet, Verbose, Workers
 from g4convert.cli.printing import print_json, print_plan, print_settings
-from g4convert.cli.recipe_options import with_recipe
-from g4convert.cli.recipe_values import ShowConfig, TensorParallel
+from g4convert.cli.recipe_options import ShowConfig, TensorParallel, with_recipe
 from g4convert.cli.verify_options import VerifyAfter
 from g4convert.errors import UsageError
 from g4convert.request import DEFAULTS, VERIFY_AFTER, verified_after

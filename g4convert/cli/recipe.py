@@ -2,7 +2,7 @@
 
 from g4convert.cli.options import Json, NoColor
 from g4convert.cli.printing import print_json, print_settings, print_text
-from g4convert.cli.recipe_values import RecipeArgument
+from g4convert.cli.recipe_options import RecipeArgument
 
 __all__ = ["check", "list_", "schema", "show"]
 

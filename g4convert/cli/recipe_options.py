@@ -1,31 +1,99 @@
-"""The options that override values of a recipe, defined once for all commands that take a recipe."""
+"""Options that override values of a recipe, in one table for all commands that take a recipe, and others about recipes.
+
+`Recipe` checks the values, not this module, so that errors about a file and about an option have the same words.
+"""
 
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from g4convert.cli.recipe_values import (
-    Assistant,
-    Bits,
-    Carry,
-    Engines,
-    GroupSize,
-    KvShared,
-    Layout,
-    Leave,
-    Method,
-    NumBits,
-    Pack,
-    RecipeName,
-    ShardSize,
-    Signed,
-)
+import typer
+
+from g4convert.cli.panels import BESIDE, RECIPE, SERVED
 
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
 
-__all__ = ["with_recipe"]
+__all__ = ["Engines", "RecipeArgument", "ShowConfig", "TensorParallel", "with_recipe"]
+
+_RECIPE: Final = "A shipped recipe or a YAML file."
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=_RECIPE)]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="transformers, vllm or sglang; repeat for several. If one cannot, exit 1.",
+        rich_help_panel=SERVED,
+    ),
+]
+TensorParallel = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--tp",
+        metavar="N",
+        min=1,
+        help="Judge at so many GPUs (tensor parallel); repeat for several.",
+        rich_help_panel=SERVED,
+    ),
+]
+ShowConfig = Annotated[
+    bool,
+    typer.Option(
+        "--show-config", metavar="", help="Print each value and its origin, then stop.", rich_help_panel=RECIPE
+    ),
+]
+
+
+def _option(kind: Any, metavar: str, text: str, *names: str, panel: str = RECIPE) -> Any:  # noqa: ANN401 -- types
+    """Return the annotation of an option of this type; by default its name is that of the recipe's key."""
+    return Annotated[kind | None, typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)]
+
+
+_OPTIONS: Final = {
+    "num_bits": _option(int, "N", "4 or 8 bits per packed weight."),
+    "group_size": _option(str, "N", "Weights that share a scale: 32, 64, 128, or channel."),
+    "method": _option(
+        str, "NAME", "Method to find codes and scales: auto, minmax, mse, lattice, imatrix, gptq or best."
+    ),
+    "signed": _option(bool, "", "Allow mse to take negative scales, or not.", "--signed/--positive"),
+    "pack": _option(
+        list[str],
+        "ROLE",
+        "Role to pack: attention, mlp, experts, ple_projection, vision_tower, embedding, ple_embedding, lm_head; "
+        "repeat for several.",
+    ),
+    "bits": _option(list[str], "ROLE=N", "Other bits for a role, as attention=8; 16 keeps it; repeat for several."),
+    "kv_shared": _option(str, "NAME", "drop or keep unused K/V of KV-shared layers."),
+    "assistant": _option(str, "NAME", "keep or pack the Linears of an MTP drafter."),
+    "layout": _option(str, "NAME", "full or text-only."),
+    "max_shard_size": _option(str, "SIZE", "Largest output file, as 5GB or 500MB."),
+    "engines": Engines,
+    "carry": _option(
+        list[str],
+        "PATTERN",
+        "Also carry over files that would stay behind, as .gitattributes; repeat for several.",
+        panel=BESIDE,
+    ),
+    "leave": _option(
+        list[str], "PATTERN", "Leave files beside the weights behind, as '*.png'; repeat for several.", panel=BESIDE
+    ),
+}
+"""Annotations of the options, by the recipe's key that each overrides."""
+
+_PARAMETERS: Final = (
+    inspect.Parameter(
+        "recipe",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="w4a16-g32",
+        annotation=_option(str, "RECIPE", _RECIPE, "--recipe", "-r"),
+    ),
+    *(
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for key, annotation in _OPTIONS.items()
+    ),
+)
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,51 +102,20 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     Args:
         command: command with a parameter `resolved`, which gets the recipe; the options replace it in the signature.
     """
-    own, options = (inspect.signature(function).parameters for function in (command, _resolved))
+    own = inspect.signature(command).parameters
 
     @wraps(command)
-    def run(**given: object) -> None:
-        chosen = {name: given.pop(name) for name in options}
-        command(resolved=_resolved(**chosen), **given)  # type: ignore[arg-type] # Typer has checked them
+    def run(recipe: str, **given: object) -> None:
+        values = {key: given.pop(key) for key in _OPTIONS}
+        command(resolved=_resolved(recipe, values), **given)
 
-    shown = [one for name in own for one in (options.values() if name == "resolved" else [own[name]])]
+    shown = [one for name in own for one in (_PARAMETERS if name == "resolved" else [own[name]])]
     run.__dict__ |= {"__signature__": inspect.Signature(shown)}
     run.__annotations__ = {}
     return run
 
 
-def _resolved(  # noqa: PLR0913 - one parameter for each option
-    *,
-    recipe: RecipeName = "w4a16-g32",
-    num_bits: NumBits = None,
-    group_size: GroupSize = None,
-    method: Method = None,
-    signed: Signed = None,
-    pack: Pack = None,
-    bits: Bits = None,
-    kv_shared: KvShared = None,
-    assistant: Assistant = None,
-    layout: Layout = None,
-    max_shard_size: ShardSize = None,
-    engine: Engines = None,
-    carry: Carry = None,
-    leave: Leave = None,
-) -> "Resolved":
+def _resolved(recipe: str, values: dict[str, object]) -> "Resolved":
     from g4convert.planning.recipe import load
 
-    values = {
-        "num_bits": num_bits,
-        "group_size": group_size,
-        "method": method,
-        "signed": signed,
-        "pack": pack,
-        "bits": bits,
-        "kv_shared": kv_shared,
-        "assistant": assistant,
-        "layout": layout,
-        "max_shard_size": max_shard_size,
-        "engines": engine,
-        "carry": carry,
-        "leave": leave,
-    }
     return load(recipe, values)

@@ -96,11 +96,6 @@ class Frontier:
         """Bytes of the smallest choice."""
         return sum(item.least for item in self.items)
 
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest choice."""
-        return sum(item.most for item in self.items)
-
     def within(self, nbytes: int) -> tuple[int, ...]:
         """Return the option of each item in the choice of least loss within `nbytes`; the smallest of equals.
 

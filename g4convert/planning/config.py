@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import DeclaredGroup
+from g4convert.checkpoint.declared import SECTIONS, DeclaredGroup
 from g4convert.engines.weights import Weights
 from g4convert.planning.steps import Plan
 
@@ -20,8 +20,6 @@ _FROM_WHOLE_CONFIG: Final = (
     "pad_token_id",
     "transformers_version",
 )
-_STALE: Final = {"quantization_config", "compression_config", "quantization"}
-"""Sections that describe an earlier quantization of the source; `quantization` is MLX's."""
 
 
 def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> dict[str, Any]:
@@ -34,13 +32,13 @@ def output_config(source: Mapping[str, Any], plan: Plan, weights: Weights) -> di
         plan: plan of the output.
         weights: the output's weights as engines load them, with their `targets` and `ignore` lists.
     """
-    kept = {key: value for key, value in source.items() if key not in _STALE}
+    kept = {key: value for key, value in source.items() if key not in SECTIONS}
     if plan.is_decoder_of:
         whole, kept = kept, dict(kept["text_config"])
         kept = {"architectures": [], **{k: whole[k] for k in _FROM_WHOLE_CONFIG if k in whole}, **kept}
         kept["tie_word_embeddings"] = plan.architecture.tied_embeddings
     if isinstance(kept.get("text_config"), dict):
-        kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in _STALE}
+        kept["text_config"] = {k: v for k, v in kept["text_config"].items() if k not in SECTIONS}
     if source.get("tie_word_embeddings") is not False and not plan.architecture.tied_embeddings:
         kept |= _untied(kept)
     kept["architectures"] = [plan.architecture.class_name]

@@ -28,7 +28,7 @@ def every(items: list[Item]) -> list[tuple[int, float]]:
 @given(ITEMS, st.floats(0, 1))
 def test_a_choice_is_the_best_of_all_that_fit(items: list[Item], share: float) -> None:
     found, choices = Frontier.of(items), every(items)
-    budget = found.smallest + int(share * (found.largest - found.smallest))
+    budget = int(found.smallest + share * (sum(item.most for item in items) - found.smallest))
     choice = found.within(budget)
     best = min(loss for nbytes, loss in choices if nbytes <= budget)
     assert found.loss(choice) == best
@@ -52,7 +52,7 @@ def test_a_larger_step_stays_within_the_budget_and_near_the_best(items: list[Ite
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frontier, "_MOST", 16)
         found = Frontier.of(items)
-    budget = found.smallest + int(share * (found.largest - found.smallest))
+    budget = int(found.smallest + share * (sum(item.most for item in items) - found.smallest))
     choice = found.within(budget)
     assert found.nbytes(choice) <= budget
     room = budget - found.step * len(items)

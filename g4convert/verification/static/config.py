@@ -8,14 +8,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import Declared, section_of
+from g4convert.checkpoint.declared import SECTIONS, Declared, section_of
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
 from g4convert.report import Detail, Finding, Severity
 
 __all__ = ["HINDERS", "cache_scheme", "config_keys", "model_class", "read_architecture", "section_faults"]
 
-_REPLACED: Final = {"quantization_config", "compression_config", "quantization"}
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
 """Alternative keys for the width of full-attention layers; `read_architecture` compares the resulting widths."""
 _WRITERS: Final = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
@@ -75,7 +74,7 @@ def _untied(source: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differences(out: Mapping[str, Any], source: Mapping[str, Any], path: str, ignored: set[str]) -> Iterator[Finding]:
     for key, value in source.items():
-        if key in _REPLACED or key in ignored or (key == "architectures" and not path):
+        if key in SECTIONS or key in ignored or (key == "architectures" and not path):
             continue
         found = out.get(key, _MISSING)
         subject = f"{path}{key}"
@@ -88,7 +87,7 @@ def _differences(out: Mapping[str, Any], source: Mapping[str, Any], path: str, i
             yield Finding("static.config", Severity.FAIL, subject, "lost", _short(value), _REMEDY)
         elif found != value:
             yield Finding("static.config", Severity.FAIL, subject, _short(found), _short(value), _REMEDY)
-    for key in out.keys() - source.keys() - _REPLACED - _WRITERS - set(_SPELLINGS):
+    for key in out.keys() - source.keys() - SECTIONS - _WRITERS - set(_SPELLINGS):
         if not ignored & _CLASSES:
             yield Finding("static.config", Severity.INFO, f"{path}{key}", _short(out[key]), "not in the source")
 

@@ -1,0 +1,100 @@
+"""Words for values of a recipe that cannot be: the place, the value, its origin, and what is allowed there."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from g4convert.checkpoint.patterns import MOST_PATTERNS
+from g4convert.errors import UsageError
+from g4convert.planning.rules import Rule
+from g4convert.suggestions import nearest, no_such, not_one_of
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+__all__ = ["refusal", "shown"]
+
+_SHOWN: Final = 200
+"""Largest number of a value's characters in a message."""
+_DEEP: Final = {"bits", "rules"}
+"""Keys with nested values: an error names the wrong part, such as `rules.1.layers`."""
+_EXPECTED: Final = {
+    "description": "text",
+    "group_size": "a multiple of 8, such as 32, or channel",
+    "signed": "true or false",
+    "pack": "a list of roles, at least one",
+    "bits": "roles and their bits, such as {attention: 8}",
+    "rules": "a list of rules, each with bits or a group_size",
+    "layers": "layers of the decoder, such as 3, 0-1 or 0,5-7",
+    "names": "a pattern of module names, such as *.self_attn.o_proj",
+    "max_shard_size": "a size above 0, such as 5GB, 500MB or a number of bytes",
+    "engines": "a list of engines",
+    "carry": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
+    "leave": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
+}
+"""Allowed values of each key in words, except for keys that take a few fixed names."""
+
+
+def refusal(
+    name: str, error: "ValidationError", values: Mapping[str, object], origins: Mapping[str, str]
+) -> UsageError:
+    """Return the error that names every wrong value of a recipe, or of an option if only options are wrong.
+
+    Args:
+        name: name or path of the recipe.
+        error: pydantic's error.
+        values: all values that were given, by key.
+        origins: origin of each value, by key.
+    """
+    problems = {_place(one): one for one in reversed(error.errors())}  # the first error at each place
+    keys = [str(one["loc"][0]) for one in problems.values()]
+    if all(origins[key].startswith("--") for key in keys):
+        return _of_option(origins[keys[0]], keys[0], values[keys[0]], next(iter(problems.values())))
+    return UsageError(
+        f"recipe {name}: values that cannot be",
+        offenders=[_line(place, one, values, origins) for place, one in reversed(problems.items())],
+        hint="`g4convert recipe schema` says what can",
+    )
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it."""
+    return repr(value)[:_SHOWN]
+
+
+def _place(problem: "ErrorDetails") -> str:
+    """Return the wrong key, or the wrong part of a nested value: `rules.1.layers`."""
+    key, *parts = map(str, problem["loc"])
+    return ".".join((key, *(part for part in parts if part != "[key]"))) if key in _DEEP else key
+
+
+def _line(place: str, problem: "ErrorDetails", values: Mapping[str, object], origins: Mapping[str, str]) -> str:
+    """Return the line for a wrong value: its place, the value, its origin and the allowed values."""
+    key = place.partition(".")[0]
+    given = problem["input"] if key in _DEEP else values[key]
+    return f"{place}: {shown(given)} ({origins[key]}): {_fault(place, problem)}"
+
+
+def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") -> UsageError:
+    """Return the error for an invalid value of an option."""
+    if names := _choices(problem):
+        return no_such(option, problem["input"], names)
+    hint = "`g4convert recipe schema` says what can be"
+    return UsageError(f"{option} {given}: expected {_EXPECTED[key]}", hint=hint)
+
+
+def _fault(place: str, problem: "ErrorDetails") -> str:
+    """Return the reason why a value of a recipe is refused."""
+    if problem["type"] == "extra_forbidden":
+        return f"no key of a rule: {', '.join(Rule.model_fields)}"
+    if names := _choices(problem):
+        near = nearest(str(problem["input"]), names)
+        return not_one_of(names) + (f"; {near}" if near else "")
+    leaf = next(part for part in reversed(place.split(".")) if part in _EXPECTED)
+    return f"expected {_EXPECTED[leaf]}"
+
+
+def _choices(problem: "ErrorDetails") -> list[str]:
+    """Return the allowed values if they are a few fixed names; otherwise an empty list."""
+    listed = problem.get("ctx", {}).get("expected", "") if problem["type"] in {"enum", "literal_error"} else ""
+    return [one.strip("'") for one in listed.replace(" or ", ", ").split(", ") if one]
