@@ -78,7 +78,7 @@ class LayerPass:
             states: inputs of the layer, [s, t, h]; not changed.
             out: filled with the layer's output, [s, t, h].
         """
-        with torch.no_grad(), self.replay.layer(self.number) as layer:
+        with torch.no_grad(), self.replay.layer(self.number, without=self.weights.names) as layer:
             self._attention(layer, states, out)
             self._feed_forward(layer, out)
 
@@ -110,6 +110,7 @@ class LayerPass:
 
         for s, one in self._ordered(behind):
             out[s] = one[0].numpy()
+        self.replay.forget(self.number, "self_attn.")
 
     def _feed_forward(self, layer: Any, out: F32) -> None:  # noqa: ANN401
         """Quantize the MLP and the experts; replace `out`, the states behind the attention, by the layer's output."""
@@ -128,6 +129,8 @@ class LayerPass:
 
         for s, one in self._ordered(multiply):
             inner[s] = one[0].numpy()
+        for part in ("mlp.gate_proj.", "mlp.up_proj."):  # before H of down, the largest, is made
+            self.replay.forget(self.number, part)
         self._quantize(layer, self._present("mlp.down_proj"), lambda s: sequence(inner, s))
         experts = run_experts(self, layer, out) if hasattr(layer, "experts") else None
         per_layer = self.replay.per_layer(self.number)

@@ -31,12 +31,14 @@ class Moments:
         pool: threads that each take a strip; torch must run single-threaded in them.
 
     Attributes:
-        h: the sum X^T X, float32 [k, k]; `finish` fills its lower triangle.
+        h: the sum X^T X, float32 [k, k]; `finish` fills its lower triangle, `take` leaves [0, 0].
+        squares: its diagonal, float32 [k], which stays.
         tokens: number of rows in the sum.
     """
 
     def __init__(self, k: int, pool: Executor) -> None:
         self.h = np.zeros((k, k), np.float32)
+        self.squares = np.zeros(k, np.float32)
         self.tokens = 0
         self._pool = pool
         self._held: list[F32] = []
@@ -67,19 +69,26 @@ class Moments:
             self.h[last:, first:last] = self.h[first:last, last:].T
             block = self.h[first:last, first:last]
             block[:] = np.triu(block) + np.triu(block, 1).T
+        self.squares = np.diagonal(self.h).copy()
 
     def blend(self, prior: F32, share: float) -> None:
         """Add `share` times another sum to H."""
         self.h += np.float32(share) * prior
+        self.squares = np.diagonal(self.h).copy()
+
+    def take(self) -> F32:
+        """Return H and let go of it; its memory is the largest that a layer takes."""
+        h, self.h = self.h, np.zeros((0, 0), np.float32)
+        return h
 
     @property
     def held(self) -> F32:
         """Judging rows, [t, k]; at most `_JUDGES`, spread evenly."""
-        rows = np.concatenate([*self._held, np.zeros((0, len(self.h)), np.float32)])
+        rows = np.concatenate([*self._held, np.zeros((0, len(self.squares)), np.float32)])
         return rows if len(rows) <= _JUDGES else rows[np.linspace(0, len(rows) - 1, _JUDGES).astype(np.int64)]
 
     @property
     def mean_squares(self) -> F32:
         """E[x^2] of each column, float32 [k]."""
-        squares: F32 = np.diagonal(self.h) / np.float32(max(self.tokens, 1))
+        squares: F32 = self.squares / np.float32(max(self.tokens, 1))
         return squares

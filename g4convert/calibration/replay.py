@@ -5,7 +5,7 @@ makes embeddings, per-layer inputs (for each sequence), masks and rotary tables.
 a time, except those of experts: `experts` reads them one by one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,19 +102,30 @@ class Replay:
         return one
 
     @contextmanager
-    def layer(self, number: int) -> Iterator[torch.nn.Module]:
-        """Yield a decoder layer with its weights in memory, except those of experts; free them on exit."""
-        prefix = f"{self._layers}.{number}."
+    def layer(self, number: int, without: Collection[str] = ()) -> Iterator[torch.nn.Module]:
+        """Yield a decoder layer with its weights in memory, except those of experts; free them on exit.
+
+        Args:
+            number: number of the layer.
+            without: paths in the layer of Linears whose weights are not read, as the caller puts others there.
+        """
+        prefix = self._prefix(number)
         names = [name for name in self.stream.filling.pieces if name.startswith(prefix) and _EXPERTS not in name]
-        self.stream.filling.fill(self.model, names)
+        put = {f"{prefix}{path}.weight" for path in without}
+        self.stream.filling.fill(self.model, [name for name in names if name not in put])
         try:
             yield self.model.get_submodule(prefix.rstrip("."))
         finally:
             self.stream.filling.empty(self.model, names)
 
+    def forget(self, number: int, part: str) -> None:
+        """Free the weights of a part of a layer, by the beginning of their paths."""
+        prefix = self._prefix(number) + part
+        self.stream.filling.empty(self.model, [one for one in self.stream.filling.pieces if one.startswith(prefix)])
+
     def fill_experts(self, number: int) -> None:
         """Read the weights of a layer's experts, for a recipe that keeps them."""
-        prefix = f"{self._layers}.{number}."
+        prefix = self._prefix(number)
         names = [name for name in self.stream.filling.pieces if name.startswith(prefix) and _EXPERTS in name]
         self.stream.filling.fill(self.model, names)
 
@@ -128,11 +139,11 @@ class Replay:
         """[samples, length, hidden]."""
         return self.tokens.samples, self.tokens.length, self.config.hidden_size
 
-    @property
-    def _layers(self) -> str:
+    def _prefix(self, number: int) -> str:
+        """Return the beginning of the names of a layer's tensors, dot included."""
         layers = self.model.get_decoder().layers
-        found: str = next(name for name, module in self.model.named_modules() if module is layers)
-        return found
+        name: str = next(name for name, module in self.model.named_modules() if module is layers)
+        return f"{name}.{number}."
 
     @property
     def _per_layer_shape(self) -> tuple[int, int, int, int]:

@@ -78,8 +78,8 @@ class Rounding:
     pool: Executor
 
     def factor(self, moments: Moments) -> Factor | None:
-        """Return the factor of H for GPTQ; None if H cannot be factorized."""
-        return factorize(moments.h, damping(moments.tokens, len(moments.h)))
+        """Take H, and return its factor for GPTQ; None if it has none."""
+        return factorize(moments.take(), damping(moments.tokens, len(moments.squares)))
 
     def round(self, name: str, w: F32, moments: Moments, factor: Factor | None, judges: F32) -> Rounded:
         """Round a weight in every way and return the best result.
@@ -87,7 +87,7 @@ class Rounding:
         Args:
             name: name of the module, for its scheme and for errors.
             w: float32 [n, k].
-            moments: moments of the module's inputs.
+            moments: moments of the module's inputs, whose H was taken.
             factor: factor of their H; weights with the same inputs share it.
             judges: judging rows [t, k], which are not in H.
 

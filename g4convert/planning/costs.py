@@ -47,8 +47,6 @@ _TILES: Final = 200_000_000
 _FLOAT32: Final = 4
 _BITS: Final = 4
 """Bits at which `KL` was measured."""
-_COPIES: Final = 2
-"""Number of matrices of the size of H while H is factorised, including H."""
 _CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ, Method.BEST)
 _SAMPLE: Final = 2_048
 """Tokens of a sample of the bundled texts."""
@@ -106,7 +104,7 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
             rounded = sum(one.n * one.k for one in _linears(plan)) / _ROUNDED
             seconds = START + (rounded + _layers_flop(plan, tokens) / _LAYERS_FLOP) / workers
             widest = max((one.k for one in _linears(plan)), default=0)
-            memory = _BASE + _layer_bytes(plan) + _COPIES * _FLOAT32 * widest**2
+            memory = _BASE + _layer_bytes(plan) + _FLOAT32 * widest**2  # H, which becomes its factor
             return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens, kl)
         case Method.BEST:
             layers = _cost(plan, sizes, workers, tokens, Method.GPTQ)

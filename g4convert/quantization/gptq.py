@@ -9,7 +9,8 @@ like a `g_idx` is stored.
 
 U comes from one Cholesky factorisation. With J the reversal of the order, J H J = L L^T, so R = J L J is upper
 triangular with H = R R^T, and U = R^-1. Factorising, inverting and factorising again, as is usual, costs twice as
-much and loses more digits. All of it is done in one copy of H, which has 1.8 GB for the widest Linear of 31B.
+much and loses more digits. All of it is done in the memory of H, which has 1.8 GB for the widest Linear of 31B: L
+overwrites the lower triangle, and the upper one, the same until then, gives H back if it has no factor.
 
 Rows are independent. They are done in tiles of a fixed size, each on one thread, so the result does not depend on
 the number of threads. Within a tile, columns go in blocks: a compiled loop updates the block, one matrix product the
@@ -39,8 +40,10 @@ _LEAST, _MOST = 0.01, 0.3
 _HARDER = 10.0
 _BLOCK = 128
 _ROWS = 256
+_PANEL = 512
+"""Columns of H that are factorised at a time."""
 _PIECE = 1 << 20
-"""Elements that are permuted at a time."""
+"""Elements that are reversed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,46 +81,61 @@ def factorize(h: F32, damp: float) -> Factor | None:
     """Order, damp and factorise H.
 
     Args:
-        h: float32 [k, k], symmetric; not changed.
+        h: float32 [k, k], symmetric; becomes the factor's memory.
         damp: share of the mean of the diagonal to add to it. Where H is still singular, ten times as much, and so
             on until more than the whole mean would be added.
 
     Returns:
         The factor; None if H is 0, not finite, or singular at any damping.
     """
-    diagonal = np.diagonal(h)
+    diagonal = np.diagonal(h).copy()
     mean = float(diagonal.mean(dtype=np.float64))
-    if not (np.isfinite(h).all() and mean > 0):
+    if not (all(np.isfinite(rows).all() for rows in np.array_split(h, -(-len(h) // _PANEL))) and mean > 0):
         return None
     order = np.argsort(-diagonal, kind="stable")
+    a = torch.from_numpy(h)
+    _permute(a, torch.from_numpy(order[::-1].copy()))
+    a.div_(mean)
+    corners = [a[begin:end, begin:end].clone() for begin, end in _blocks(len(a), _PANEL)]
     while damp <= 1:
-        turned = _permuted(h, order[::-1].copy()).div_(mean)
-        turned.diagonal().add_(damp)
-        if _factorized(turned):
-            return Factor(_reversed(_inverted(turned)), order, damp)
+        a.diagonal().add_(damp)
+        if _factorized(a):
+            return Factor(_reversed(_inverted(a.tril_())), order, damp)
+        _restore(a, corners)
         damp *= _HARDER
     return None
 
 
-def _permuted(h: F32, order: NDArray[np.int64]) -> torch.Tensor:
-    """Return a copy of H with rows and columns in this order; needs no second copy."""
-    index = torch.from_numpy(order)
-    found = torch.from_numpy(h)[index]
-    for rows in found.split_with_sizes(_sizes(len(h))):
-        rows.copy_(rows[:, index])
-    return found
-
-
-def _sizes(k: int) -> list[int]:
-    """Rows that are permuted at a time."""
-    return [min(_ROWS, k - first) for first in range(0, k, _ROWS)]
+def _permute(a: torch.Tensor, order: torch.Tensor) -> None:
+    """Put the rows and the columns of `a` into this order."""
+    for begin, end in _blocks(len(a)):
+        a[:, begin:end] = a[:, begin:end][order]
+    for begin, end in _blocks(len(a)):
+        a[begin:end] = a[begin:end][:, order]
 
 
 def _factorized(a: torch.Tensor) -> bool:
-    """Replace `a` by L, where a = L L^T; return False if `a` has no such factor."""
-    failed, columns = torch.zeros((), dtype=torch.int32), a.mT  # as LAPACK has them, so that nothing is copied
-    torch.linalg.cholesky_ex(columns, upper=True, out=(columns, failed))
-    return not failed
+    """Replace the lower triangle of `a` by L, where a = L L^T; return False if `a` has no such factor.
+
+    Of the upper triangle only the blocks on the diagonal change.
+    """
+    for begin, end in _blocks(len(a), _PANEL):
+        corner, failed = torch.linalg.cholesky_ex(a[begin:end, begin:end])
+        if failed:
+            return False
+        a[begin:end, begin:end] = corner
+        below = a[end:, begin:end]
+        below.copy_(torch.linalg.solve_triangular(corner.mT, below, upper=True, left=False))
+        for first, last in _blocks(len(below), _PANEL):
+            a[end + first :, end + first : end + last].addmm_(below[first:], below[first:last].mT, alpha=-1)
+    return True
+
+
+def _restore(a: torch.Tensor, corners: list[torch.Tensor]) -> None:
+    """Give `a` its lower triangle and the blocks on its diagonal back, `corners`."""
+    for (begin, end), corner in zip(_blocks(len(a), _PANEL), corners, strict=True):
+        a[begin:end, begin:end] = corner
+        a[end:, begin:end] = a[begin:end, end:].mT
 
 
 def _inverted(lower: torch.Tensor) -> F32:
@@ -202,8 +220,8 @@ def _tile(w: F32, scale: F32, upper: F32, code_max: int, codes: I8) -> None:
             rest[:, end:] -= torch.from_numpy(errors) @ u[begin:end, end:]
 
 
-def _blocks(k: int) -> Iterator[tuple[int, int]]:
-    return ((begin, min(begin + _BLOCK, k)) for begin in range(0, k, _BLOCK))
+def _blocks(k: int, size: int = _BLOCK) -> Iterator[tuple[int, int]]:
+    return ((begin, min(begin + size, k)) for begin in range(0, k, size))
 
 
 @jit

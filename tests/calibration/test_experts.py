@@ -30,9 +30,16 @@ class Recording(Rounding):
 
     seen: dict[str, tuple[np.ndarray, int, np.ndarray]] = {}  # noqa: RUF012 -- one test, one recorder
 
+    taken: list[np.ndarray] = []  # noqa: RUF012 -- the same
+
+    def factor(self, moments: Moments) -> Factor | None:
+        """See `Rounding.factor`."""
+        self.taken[:] = [moments.h.copy()]
+        return super().factor(moments)
+
     def round(self, name: str, w: np.ndarray, moments: Moments, factor: Factor | None, judges: np.ndarray) -> Rounded:
         """See `Rounding.round`."""
-        self.seen[name] = moments.h.copy(), moments.tokens, judges
+        self.seen[name] = self.taken[0], moments.tokens, judges
         return super().round(name, w, moments, factor, judges)
 
 

@@ -90,7 +90,7 @@ def test_codes_are_those_of_the_paper(n: int, k: int, group: int, pool: ThreadPo
     x, w = inputs(3 * k, k), weight(n, k)
     h = x.T @ x
     scale = weighted_scales(w, np.diagonal(h), group)
-    factor = factorize(h, 0.05)
+    factor = factorize(h.copy(), 0.05)
     assert factor is not None
     codes = gptq(w, scale, factor, pool)
     expected, ties = by_elimination(w, scale, h, 0.05)
@@ -106,7 +106,7 @@ def test_positive_scales_are_no_other_case(pool: ThreadPoolExecutor) -> None:
     x, w = inputs(512, 64), weight(64, 64)
     h = x.T @ x
     scale = np.abs(weighted_scales(w, np.diagonal(h), 32))
-    factor = factorize(h, 0.01)
+    factor = factorize(h.copy(), 0.01)
     assert factor is not None
     expected, ties = by_elimination(w, scale, h, 0.01)
     codes = gptq(w, scale, factor, pool)
@@ -119,7 +119,7 @@ def test_few_columns_come_close_to_the_best_codes_there_are(pool: ThreadPoolExec
     x, w = inputs(64, 4), weight(40, 4)
     h = x.T @ x
     scale = np.full((40, 1), 0.02, np.float32)
-    factor = factorize(h, 1e-4)
+    factor = factorize(h.copy(), 1e-4)
     assert factor is not None
     codes, rounded = gptq(w, scale, factor, pool), nearest_codes(w, scale)
     best = np.zeros(40)
@@ -137,7 +137,7 @@ def test_few_columns_come_close_to_the_best_codes_there_are(pool: ThreadPoolExec
 def test_threads_do_not_show() -> None:
     x, w = inputs(400, 256), weight(1000, 256)
     h = x.T @ x
-    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(h, 0.01)
+    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(h.copy(), 0.01)
     assert factor is not None
     found = []
     for count in (1, 3):
@@ -149,7 +149,7 @@ def test_threads_do_not_show() -> None:
 def test_one_factor_is_the_inverse_of_the_other() -> None:
     x = inputs(300, 48)
     h = x.T @ x
-    factor = factorize(h, 0.01)
+    factor = factorize(h.copy(), 0.01)
     assert factor is not None
     assert np.array_equal(np.triu(factor.upper), factor.upper)
     mean = np.diagonal(h).mean(dtype=np.float64)
@@ -158,14 +158,14 @@ def test_one_factor_is_the_inverse_of_the_other() -> None:
     assert np.allclose(u.T @ u @ damped, np.eye(48), atol=1e-3)
 
 
-def test_factorising_takes_one_more_matrix_like_h() -> None:
+def test_factorising_takes_the_memory_of_h() -> None:
     """The widest H of 31B has 1.8 GB."""
-    h = np.eye(2048, dtype=np.float32) + 1 / 2048
-    factorize(h[:256, :256], 0.01)  # what is loaded when first used
+    h = np.eye(4096, dtype=np.float32) + 1 / 4096
+    factorize(h[:1024, :1024].copy(), 0.01)  # what is loaded when first used
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _memory("VmRSS")
     assert factorize(h, 0.01) is not None
-    assert (_memory("VmHWM") - before) * 1024 < 1.6 * h.nbytes
+    assert (_memory("VmHWM") - before) * 1024 < 0.5 * h.nbytes
 
 
 def _memory(which: str) -> int:
@@ -190,18 +190,21 @@ def test_fewer_tokens_than_columns_have_a_factor() -> None:
 
 def test_a_singular_sum_is_damped_more_and_says_so() -> None:
     """Rounding in float32 leaves this one negative by more than the damping asked for makes up."""
-    h = np.ones((64, 64), np.float32)
-    h[np.triu_indices(64, 1)] = h[np.tril_indices(64, -1)] = 1.05
-    factor = factorize(h, 0.01)
+    h = np.ones((1100, 1100), np.float32)
+    h[np.triu_indices(1100, 1)] = h[np.tril_indices(1100, -1)] = 1.05
+    factor = factorize(h.copy(), 0.01)
     assert factor is not None
     assert factor.damp == pytest.approx(0.1)
+    harder = factorize(h.copy(), 0.1)
+    assert harder is not None
+    assert np.array_equal(factor.upper, harder.upper)  # the first try left no trace
 
 
 def test_a_channel_without_inputs_keeps_its_weights(pool: ThreadPoolExecutor) -> None:
     x, w = inputs(300, 64), weight(8, 64)
     x[:, 5] = 0
     h = x.T @ x
-    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(h, 0.01)
+    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(h.copy(), 0.01)
     assert factor is not None
     codes = gptq(w, scale, factor, pool)
     assert np.array_equal(codes[:, 5], nearest_codes(w, scale)[:, 5])
