@@ -1,7 +1,7 @@
 # make demo   a small trained Gemma 4 MoE: planned, quantized, loaded, compared
 # make test   formatting, lints, types, and the tests
 # make test-full   the same with every case of every test, as before a release
-# make test-remedies   what is said of shards of training, followed with the tools themselves
+# make test-remedies   what is said of shards and adapters, followed with the tools themselves
 # make test-engines   what engines do with names, against their own code
 PYTHON ?= python3
 BIN := .venv/bin
@@ -53,16 +53,17 @@ build/engines/.made:
 	build/engines/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pydantic pyyaml regex
 	touch $@
 
-# what g4convert says of shards that training left, followed with DeepSpeed, verl, Accelerate and torch (verl, whose pins
-# are older, without what it needs to train)
+# what g4convert says of shards and adapters that training left, followed with DeepSpeed, verl, Accelerate, torch, PEFT
+# and mlx-lm (verl, whose pins are older, without what it needs to train)
 test-remedies: build/remedies/.made
 	build/remedies/env/bin/python tests/remedies/follow.py
+	build/remedies/env/bin/python tests/remedies/merge.py
 
 build/remedies/.made:
 	$(PYTHON) -m venv build/remedies/env
 	build/remedies/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	build/remedies/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . accelerate deepspeed \
-		ninja ray tensordict codetiming hydra-core pandas pyarrow dill
+	build/remedies/env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . accelerate deepspeed peft \
+		'mlx[cpu]; sys_platform == "linux"' mlx-lm ninja ray tensordict codetiming hydra-core pandas pyarrow dill
 	build/remedies/env/bin/pip install --quiet --disable-pip-version-check --no-deps verl
 	touch $@
 

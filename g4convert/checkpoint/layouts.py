@@ -6,11 +6,13 @@
     *.distcp                                   torch DCP      gathered
     model_world_size_N_rank_K.pt               verl           merged
     global_step*/, *_optim_states.pt           DeepSpeed      consolidated
-    iter_*/, latest_checkpointed_iteration     Megatron       exported
+    iter_*/, latest_checkpointed_iteration     Megatron       exported by what trained it
     checkpoint-500/, a model in a folder       the folder to pass instead
 
-What is said to gather shards is followed by `make test-remedies`: DeepSpeed 0.19, verl 0.9, Accelerate 1.15 and torch
-gather those of two ranks to the same values. Of Megatron, which needs a GPU, the call was read in public code.
+Every command that is named here is followed by `make test-remedies`: DeepSpeed 0.19, verl 0.9, Accelerate 1.15 and
+torch gather the shards of two ranks to the same values, PEFT 0.21 and mlx-lm 0.32 merge an adapter into the sums. No
+command is named for Megatron, which needs a GPU. mlx-lm leaves towers out, and merges into 4-bit weights in 4 bits
+unless it is told to dequantize.
 
 Recognised by file names; of the files only `adapter_config.json` is opened, for the name of the base model.
 """
@@ -49,7 +51,7 @@ _TOOLS: Final[Sequence[tuple[str, str, str]]] = (
     (
         r"iter_\d+/.*|latest_checkpointed_iteration\.txt",
         "a Megatron checkpoint",
-        "Megatron-Bridge gathers it with `AutoBridge.from_hf_pretrained(BASE).export_ckpt({folder}, OUT)`" + _THEN,
+        "export {folder} in Hugging Face's format with the program that trained it, and convert that",
     ),
     (
         r"pytorch_model_fsdp_\d+/.*\.distcp",
@@ -103,12 +105,12 @@ def _adapter(directory: Path) -> InputError:
     base, mlx = _base(directory)
     of = f" of {base}" if base else ""
     name = base or "BASE"
-    remedy = (
-        f"`mlx_lm.fuse --model {name} --adapter-path {directory} --save-path OUT` merges it; convert OUT"
-        if mlx
-        else f"merge it: `PeftModel.from_pretrained(model, {str(directory)!r}).merge_and_unload()` with the model of "
-        f"{name}, then `save_pretrained` and convert that"
-    )
+    if mlx:
+        words = f"--model {quote(name)} --adapter-path {quote(str(directory))} --save-path OUT --dequantize"
+        remedy = f"`mlx_lm.fuse {words}` merges it, without towers; convert OUT with `--layout text-only`"
+    else:
+        merged = f"PeftModel.from_pretrained(model, {str(directory)!r}).merge_and_unload()"
+        remedy = f"merge it: `{merged}` with the model of {name}, then `save_pretrained` and convert that"
     return UnsupportedError(f"{directory}: an adapter{of}, not a model", hint=remedy)
 
 

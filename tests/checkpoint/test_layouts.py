@@ -1,6 +1,7 @@
 """Directories that hold no model yet, or two, or more than one: what each is, and the remedy followed."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -47,7 +48,7 @@ def laid_out(directory: Path, files: Sequence[str]) -> Path:
         (("actor/model_world_size_8_rank_3.pt",), "verl", "verl.model_merger"),
         (("global_step5/mp_rank_00_model_states.pt", "latest"), "DeepSpeed", "zero_to_fp32.py"),
         (("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",), "DeepSpeed", "zero_to_fp32.py"),
-        (("latest_checkpointed_iteration.txt", "iter_0000500/__0_0.distcp"), "Megatron", "Megatron-Bridge"),
+        (("latest_checkpointed_iteration.txt", "iter_0000500/__0_0.distcp"), "Megatron", "program that trained it"),
     ],
 )
 def test_shards_of_training_are_recognised_with_their_tool(
@@ -68,7 +69,7 @@ def test_shards_of_training_are_recognised_with_their_tool(
         ),
         (
             ("iter_0000500/x.distcp", "iter_0001000/x.distcp", "iter_0000900/x.distcp"),
-            "export_ckpt({}/iter_0001000, OUT)",
+            "export {}/iter_0001000 in",
         ),
         (
             ("global_step_9/actor/model_world_size_2_rank_0.pt", "global_step_10/actor/model_world_size_2_rank_1.pt"),
@@ -103,12 +104,16 @@ def test_an_adapter_names_its_base(weights: str, has_config: bool, tmp_path: Pat
     assert "merge_and_unload" in error.hint
 
 
-def test_an_adapter_of_mlx_is_fused(tmp_path: Path) -> None:
-    directory = laid_out(tmp_path / "m", ["adapters.safetensors", "0000100_adapters.safetensors"])
-    (directory / "adapter_config.json").write_text(json.dumps({"model": "mlx-community/x", "fine_tune_type": "lora"}))
+@pytest.mark.parametrize("base", ["mlx-community/x", "my models/x"])
+def test_an_adapter_of_mlx_is_fused(base: str, tmp_path: Path) -> None:
+    directory = laid_out(tmp_path / "an adapter", ["adapters.safetensors", "0000100_adapters.safetensors"])
+    (directory / "adapter_config.json").write_text(json.dumps({"model": base, "fine_tune_type": "lora"}))
     error = refusal(directory)
-    assert "an adapter of mlx-community/x" in error.message
-    assert "mlx_lm.fuse --model mlx-community/x" in error.hint
+    assert f"an adapter of {base}" in error.message
+    program, *words = shlex.split(error.hint.split("`")[1])
+    assert program == "mlx_lm.fuse"
+    assert words == ["--model", base, "--adapter-path", str(directory), "--save-path", "OUT", "--dequantize"]
+    assert "--layout text-only" in error.hint
 
 
 @pytest.mark.parametrize("config", ["", "[]", '{"base_model_name_or_path": 7}'])

@@ -4,8 +4,8 @@
 
 Two processes shard a model as DeepSpeed (ZeRO 2 and 3), verl, Accelerate and torch save it: DeepSpeed by its own
 engine, the others by FSDP of torch, in the files that they make. Then the command of the hint is run as it stands
-there, the rest of the hint is followed, and every tensor has to be the one that was sharded. Megatron is not among
-them: it needs a GPU. Exit status 1 where a remedy does not work.
+there, the rest of the hint is followed, and every tensor has to be the one that was sharded. Exit status 1 where a
+remedy does not work.
 """
 
 import json
@@ -64,16 +64,11 @@ def outcome(tool: str, source: Path, place: Path) -> str:
     ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__]
     ran([*ranks, tool, str(source), str(shards)], place)
     beside(source, shards)
-    try:
-        Checkpoint.open(shards)
-    except UnsupportedError as error:
-        hint = error.hint
-        if hint.startswith("make a folder OUT"):
-            out.mkdir()
-    else:
-        return "opened, though nothing is gathered"
-    program, *words = command(hint)
-    ran([str(Path(sys.executable).with_name(program)), *words], place)
+    hint = refusal(shards)
+    if hint.startswith("make a folder OUT"):
+        out.mkdir()
+    tool, *words = command(hint)
+    ran([program(tool), *words], place)
     if "copy config.json" in hint:
         beside(source, out)
     if "save it with `save_pretrained`" in hint:
@@ -85,6 +80,20 @@ def outcome(tool: str, source: Path, place: Path) -> str:
     Checkpoint.open(out)
     wrong = {name for name in expected.keys() | found.keys() if not same(expected.get(name), found.get(name))}
     return f"differs: {sorted(wrong)[:3]}" if wrong else f"equal, {len(found)} tensors, by `{' '.join(command(hint))}`"
+
+
+def refusal(directory: Path) -> str:
+    """Return the hint with which a directory is refused."""
+    try:
+        Checkpoint.open(directory)
+    except UnsupportedError as error:
+        return error.hint
+    raise SystemExit(f"{directory} was opened, though it holds no model")
+
+
+def program(name: str) -> str:
+    """Return the path of a program that was installed beside this interpreter."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def command(hint: str) -> list[str]:
