@@ -7,6 +7,7 @@ sampling         Turns texts into rows of token ids
 tokens           Holds the token ids that calibrate: sequences of one length, and which of them judge
 begun            Keeps the ids of an unfinished file, so that a stopped run does not make them again
 states           Keeps the values that flow between layers in files
+walk             Runs one decoder layer on all sequences, part by part
 replay           Makes the arguments of each layer, without running the layers before it
 moments          Sums H = X^T X of a Linear's inputs, and keeps judging rows
 rounding         Rounds one weight in several ways and takes the way with the least output error

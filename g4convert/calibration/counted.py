@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from g4convert.calibration.counted_experts import Given, Routed, run_counted
-from g4convert.calibration.layer import Shared, in_order, sequence
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Hooks, Sums, add
+from g4convert.calibration.walk import Shared, in_order, sequence
 from g4convert.conversion.statistics import source_of
 
 __all__ = ["Counted"]

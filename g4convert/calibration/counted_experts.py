@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g4convert.calibration.layer import in_order
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Sums, squares
 from g4convert.calibration.states import SCRATCH, States
+from g4convert.calibration.walk import in_order
 from g4convert.forward.pieces import Rows, TensorFiles
 
 __all__ = ["Given", "Routed", "run_counted"]

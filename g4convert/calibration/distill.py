@@ -19,10 +19,10 @@ from typing import Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from g4convert.calibration.layer import in_order
 from g4convert.calibration.student import Student
 from g4convert.calibration.targets import Targets
 from g4convert.calibration.tokens import Tokens, held_out
+from g4convert.calibration.walk import in_order
 from g4convert.planning.training import BATCH, EPOCHS
 
 __all__ = ["Distillation", "Schedule", "replace_file"]

@@ -1,41 +1,37 @@
 """Quantizes one decoder layer on the outputs of the quantized layers before it, in the order in which its Linears run.
 
-    q, k, v      on the normed states; one H for all three
-    o            on the attention's output with the quantized q, k, v
-    gate, up     on the normed states behind the quantized attention; one H for both
-    down         on the outputs of the quantized gate and up
-    experts      see `experts`
-
-After each step the layer holds the quantized weights, so the next step, and the next layer, get the inputs that an
-engine will compute. A layer with per-layer inputs takes those of the sequence. A layer that shares an earlier layer's
-keys and values takes those of the quantized earlier layer.
+Linears that share their inputs share one H. After each step the layer holds the quantized weights, so the next step,
+and the next layer, get the inputs that an engine will compute. Where the original's states are given, the unquantized
+layer runs on them first, and the inputs of its Linears are kept, for weights that aim at its outputs.
 
 Letters: s sequences, t tokens of each, h hidden size.
 """
 
-from collections import UserDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from g4convert.calibration.experts import run_experts
-from g4convert.calibration.moments import Moments
+from g4convert.calibration.moments import Moments, crossed, evenly
 from g4convert.calibration.replay import Replay
-from g4convert.calibration.rounding import Rounded, Rounding, dequantized
+from g4convert.calibration.rounding import Aim, Rounded, Rounding, dequantized
 from g4convert.calibration.states import SCRATCH
+from g4convert.calibration.walk import Inputs, Walk, each
+from g4convert.quantization.gptq import Factor, aim
 
-__all__ = ["LayerPass", "Shared", "Weights", "in_order", "sequence"]
+__all__ = ["ORIGINAL", "LayerPass", "Weights"]
 
 F32 = NDArray[np.float32]
-T = TypeVar("T")
 
-_AHEAD = 4
-_ATTENTION_OUT, _MLP_IN = f"{SCRATCH}attention", f"{SCRATCH}mlp"
+ORIGINAL = "original-"
+"""Part of the names of arrays that belong to the unquantized model."""
+_SHARE = 0.5
+"""Share of the way to the weight that gives the original's outputs; all of it would learn the rows of H."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,158 +67,80 @@ class LayerPass:
     rounding: Rounding
     pool: Executor
 
-    def run(self, states: F32, out: F32) -> None:
+    def run(self, states: F32, out: F32, original: tuple[F32, F32] | None = None) -> None:
         """Quantize the layer.
 
         Args:
             states: inputs of the layer, [s, t, h]; not changed.
             out: filled with the layer's output, [s, t, h].
+            original: inputs and outputs of the unquantized layer, for weights that aim at its outputs; None to aim
+                at those of the unquantized layer on `states`.
         """
+        kept: dict[str, F32] = {}
+        if original is not None:
+            with torch.no_grad(), self.replay.layer(self.number) as layer:
+                self._walk(partial(self._keep, kept), ORIGINAL).run(self, layer, *original)
         with torch.no_grad(), self.replay.layer(self.number, without=self.weights.names) as layer:
-            self._attention(layer, states, out)
-            self._feed_forward(layer, out)
+            self._walk(partial(self._quantize, kept)).run(self, layer, states, out)
 
-    def _attention(self, layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401 -- a module of transformers
-        """Quantize the attention and fill `out` with the states behind it."""
-        attention = layer.self_attn
-        paths = [path for path in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if self._has(path)]
-        self._quantize(layer, paths, lambda s: layer.input_layernorm(sequence(states, s)))
-        o_proj, attention.o_proj = attention.o_proj, torch.nn.Identity()
-        inner = self.replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
-        arguments, shared = self.replay.arguments[self.number], Shared(self.replay, layer)
+    def _walk(self, meet: Callable[[Any, list[str], Inputs], None], of: str = "") -> Walk:
+        return Walk(self.replay, self.number, self.pool, meet, of)
 
-        def attend(s: int) -> torch.Tensor:
-            normed = layer.input_layernorm(sequence(states, s))
-            given = shared.given(s)
-            given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
-            shared.keep(s, given)
-            inner_states: torch.Tensor = given_back
-            return inner_states
-
-        for s, one in self._ordered(attend):
-            inner[s] = one[0].numpy()
-        attention.o_proj = o_proj
-        self._quantize(layer, self._present("self_attn.o_proj"), lambda s: sequence(inner, s))
-
-        def behind(s: int) -> torch.Tensor:
-            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(sequence(inner, s)))
-            return sequence(states, s) + added
-
-        for s, one in self._ordered(behind):
-            out[s] = one[0].numpy()
-        self.replay.forget(self.number, "self_attn.")
-
-    def _feed_forward(self, layer: Any, out: F32) -> None:  # noqa: ANN401
-        """Quantize the MLP and the experts; replace `out`, the states behind the attention, by the layer's output."""
-        mlp = layer.mlp
-        self._quantize(
-            layer,
-            self._present("mlp.gate_proj", "mlp.up_proj"),
-            lambda s: layer.pre_feedforward_layernorm(sequence(out, s)),
-        )
-        inner = self.replay.states.make(_MLP_IN, (*out.shape[:2], mlp.down_proj.in_features))
-
-        def multiply(s: int) -> torch.Tensor:
-            x = layer.pre_feedforward_layernorm(sequence(out, s))
-            product: torch.Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
-            return product
-
-        for s, one in self._ordered(multiply):
-            inner[s] = one[0].numpy()
-        for part in ("mlp.gate_proj.", "mlp.up_proj."):  # before H of down, the largest, is made
-            self.replay.forget(self.number, part)
-        self._quantize(layer, self._present("mlp.down_proj"), lambda s: sequence(inner, s))
-        experts = run_experts(self, layer, out) if hasattr(layer, "experts") else None
-        per_layer = self.replay.per_layer(self.number)
-
-        def finish(s: int) -> torch.Tensor:
-            residual, x = sequence(out, s), mlp.down_proj(sequence(inner, s))
-            if experts is not None:
-                x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(sequence(experts, s))
-            x = residual + layer.post_feedforward_layernorm(x)
-            if per_layer is not None:
-                gated = layer.act_fn(layer.per_layer_input_gate(x)) * sequence(per_layer, s)
-                x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gated))
-            scaled: torch.Tensor = x * layer.layer_scalar
-            return scaled
-
-        for s, one in self._ordered(finish):
-            out[s] = one[0].numpy()
-
-    def _quantize(self, layer: Any, paths: list[str], inputs: Callable[[int], torch.Tensor]) -> None:  # noqa: ANN401
-        """Quantize Linears that share their inputs, and put their rounded weights into the layer."""
+    def _keep(self, kept: dict[str, F32], layer: Any, paths: list[str], inputs: Inputs) -> None:  # noqa: ANN401
+        """Keep the inputs of Linears that will be packed."""
+        paths = self._present(paths)
         if not paths:
             return
+        tokens, k = self.replay.tokens, layer.get_submodule(paths[0]).in_features
+        array = self.replay.states.make(f"{SCRATCH}{ORIGINAL}{paths[0]}", (tokens.samples, tokens.length, k))
+        for s, one in each(self.pool, inputs, range(tokens.samples)):
+            array[s] = one[0].numpy()
+        kept[paths[0]] = array
+
+    def _quantize(self, kept: Mapping[str, F32], layer: Any, paths: list[str], inputs: Inputs) -> None:  # noqa: ANN401
+        """Quantize Linears that share their inputs, and put their rounded weights into the layer."""
+        paths = self._present(paths)
+        if not paths:
+            return
+        judges, samples = self.replay.tokens.judges, self.replay.tokens.samples
         moments = Moments(layer.get_submodule(paths[0]).in_features, self.pool)
-        judges = self.replay.tokens.judges
-        for s, one in self._ordered(inputs):
+        for s, one in each(self.pool, inputs, range(samples)):
             (moments.hold if s in judges else moments.add)(one[0].numpy())
         moments.finish()
         factor, held = self.rounding.factor(moments), moments.held
+        aims = self._aims(kept[paths[0]], paths, inputs, factor) if kept else {}
         for path in paths:
             weight = self.weights.read(path)
-            rounded = self.rounding.round(self.weights.names[path], weight, moments, factor, held)
+            name = self.weights.names[path]
+            rounded = self.rounding.round(name, weight, moments, factor, held, aims.pop(path, None))
             self.weights.write(path, rounded)
             put = torch.from_numpy(dequantized(rounded.codes, rounded.scale))
             layer.get_submodule(path).weight = torch.nn.Parameter(put, requires_grad=False)
 
-    def _has(self, path: str) -> bool:
-        return path in self.weights.names
+    def _aims(self, original: F32, paths: list[str], inputs: Inputs, factor: Factor | None) -> dict[str, Aim]:
+        """Return what Linears that share their inputs aim at, by path; `original` are [s, t, k].
 
-    def _present(self, *paths: str) -> list[str]:
-        return [path for path in paths if self._has(path)]
+        The sum with the original's inputs is [k, k], for all of the Linears. A single one has fewer rows than columns
+        and gigabytes of these, so its sum is that of its outputs, [n, k].
+        """
+        judges = self.replay.tokens.judges
+        held = evenly([np.array(original[s]) for s in sorted(judges)])
+        if factor is None:
+            return {path: Aim(None, held) for path in paths}
+        weights = {path: self.weights.read(path) for path in paths}
+        single = torch.from_numpy(weights[paths[0]]) if len(paths) == 1 else None
 
-    def _ordered(self, call: Callable[[int], torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Call with each sequence, a few at a time, and yield the results in order."""
+        def pair(s: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x = inputs(s)[0]
+            off = torch.from_numpy(np.array(original[s])) - x
+            return off if single is None else off @ single.T, x
 
-        def quiet(s: int) -> torch.Tensor:
-            with torch.no_grad():  # a setting of each thread
-                return call(s)
+        k = original.shape[-1]
+        pairs = each(self.pool, pair, (s for s in range(len(original)) if s not in judges))
+        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, self.pool)
+        for weight in weights.values():
+            aim(weight, sums, factor, _SHARE, self.pool, of_inputs=single is None)
+        return {path: Aim(weight, held) for path, weight in weights.items()}
 
-        yield from in_order(self.pool, quiet, range(self.replay.tokens.samples))
-
-
-def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
-    """Run calls in threads and yield their results in the order of `numbers`, with few calls ahead."""
-    waiting: deque[tuple[int, Future[T]]] = deque()
-    for number in numbers:
-        waiting.append((number, pool.submit(call, number)))
-        if len(waiting) > _AHEAD:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
-
-
-def sequence(array: F32, s: int) -> torch.Tensor:
-    """Copy one sequence of an array to a tensor [1, t, k]: a mapped page is read once."""
-    return torch.from_numpy(np.array(array[s]))[None]
-
-
-class Shared:
-    """Keys and values of each sequence that a layer shares with later layers."""
-
-    def __init__(self, replay: Replay, layer: Any) -> None:  # noqa: ANN401
-        attention = layer.self_attn
-        self._states, self._samples = replay.states, replay.tokens.samples
-        self._kind = attention.layer_type
-        read = getattr(replay.config, "num_kv_shared_layers", 0) > 0  # transformers stores them in any case
-        self._reads, self._writes = attention.is_kv_shared_layer, attention.store_full_length_kv and read
-        self._heads = replay.config.per_layer_config[attention.layer_idx].num_key_value_heads
-        shape = (self._samples, self._heads, replay.tokens.length, attention.head_dim)
-        get = self._states.make if self._writes else self._states.open
-        used = self._reads or self._writes
-        self._arrays = [get(f"{part}-{self._kind}", shape) for part in ("keys", "values")] if used else []
-
-    def given(self, s: int) -> Any:  # noqa: ANN401
-        """Return `shared_kv_states` for sequence `s`: filled if the layer reads shared keys and values, else empty."""
-        given: UserDict[str, Any] = UserDict()
-        if self._reads:
-            given[self._kind] = tuple(sequence(array, s) for array in self._arrays)
-        return given
-
-    def keep(self, s: int, given: Mapping[str, Any]) -> None:
-        """Store the keys and values that the layer left in `given`, if later layers read them."""
-        if self._writes:
-            for array, part in zip(self._arrays, given[self._kind], strict=True):
-                array[s] = part[0].numpy()
+    def _present(self, paths: list[str]) -> list[str]:
+        return [path for path in paths if path in self.weights.names]

@@ -7,13 +7,14 @@ machines. The lower triangle is copied, which saves half of the products.
 Letters: t tokens, k columns.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "crossed", "evenly"]
 
 F32 = NDArray[np.float32]
 
@@ -46,16 +47,13 @@ class Moments:
     def add(self, rows: F32) -> None:
         """Add rows [t, k] to the sum."""
         x, h = torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(self.h)
-        k = h.shape[0]
 
-        def strip(first: int) -> None:
-            last = min(first + _STRIP, k)
+        def strip(columns: slice) -> None:
             for begin in range(0, len(x), _PIECE):
                 piece = x[begin : begin + _PIECE]
-                h[first:last, first:].addmm_(piece[:, first:last].T, piece[:, first:])
+                h[columns, columns.start :].addmm_(piece[:, columns].T, piece[:, columns.start :])
 
-        for _ in self._pool.map(strip, range(0, k, _STRIP)):
-            pass
+        _each_strip(len(h), strip, self._pool)
         self.tokens += len(rows)
 
     def hold(self, rows: F32) -> None:
@@ -83,12 +81,44 @@ class Moments:
 
     @property
     def held(self) -> F32:
-        """Judging rows, [t, k]; at most `_JUDGES`, spread evenly."""
-        rows = np.concatenate([*self._held, np.zeros((0, len(self.squares)), np.float32)])
-        return rows if len(rows) <= _JUDGES else rows[np.linspace(0, len(rows) - 1, _JUDGES).astype(np.int64)]
+        """Judging rows, [t, k]; see `evenly`."""
+        return evenly([*self._held, np.zeros((0, len(self.squares)), np.float32)])
 
     @property
     def mean_squares(self) -> F32:
         """E[x^2] of each column, float32 [k]."""
         squares: F32 = self.squares / np.float32(max(self.tokens, 1))
         return squares
+
+
+def evenly(rows: Sequence[F32]) -> F32:
+    """Return all rows, or `_JUDGES` of them, spread evenly."""
+    whole = np.concatenate(rows)
+    return whole if len(whole) <= _JUDGES else whole[np.linspace(0, len(whole) - 1, _JUDGES).astype(np.int64)]
+
+
+def crossed(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, pool: Executor) -> F32:
+    """Return the sum of the products left^T right, float32 [n, k], summed like H.
+
+    Args:
+        pairs: left [t, n] and right [t, k], in token order.
+        n: columns of the left.
+        k: columns of the right.
+        pool: threads that each take a strip; torch must run single-threaded in them.
+    """
+    total = torch.zeros(n, k)
+    for left, right in pairs:
+
+        def strip(columns: slice, left: torch.Tensor = left, right: torch.Tensor = right) -> None:
+            for begin in range(0, len(left), _PIECE):
+                rows = slice(begin, begin + _PIECE)
+                total[columns].addmm_(left[rows, columns].T, right[rows])
+
+        _each_strip(n, strip, pool)
+    cross: F32 = total.numpy()
+    return cross
+
+
+def _each_strip(k: int, call: Callable[[slice], None], pool: Executor) -> None:
+    for _ in pool.map(call, [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]):
+        pass

@@ -4,7 +4,11 @@
     imatrix    scales of the least squared error weighted by E[x^2], codes to the nearest
     gptq       the scales of imatrix, codes by GPTQ
 
-The error is |X (Q - W)^T|^2 / |X W^T|^2 on judging rows X, which no way has seen. Of equal ways the simpler is taken.
+Where the original's inputs are known, the last two round a weight that is moved half of the way to the one that gives
+the original's outputs on the quantized layers' inputs.
+
+The error is |X Q^T - X0 W^T|^2 / |X0 W^T|^2 on judging rows X, which no way has seen; X0 are the original's inputs for
+the same tokens, or X where they are not known. Of equal ways the simpler is taken.
 If H has no factor (it is 0 or not finite), GPTQ does not run, and `Rounded.damp` is None.
 """
 
@@ -25,7 +29,7 @@ from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.weighted import weighted_scales
 from g4convert.tensors import DType
 
-__all__ = ["Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "stats_of"]
+__all__ = ["Aim", "Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "stats_of"]
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
@@ -66,6 +70,19 @@ class Rounded:
 
 
 @dataclass(frozen=True, slots=True)
+class Aim:
+    """The original's outputs, which a weight aims at on inputs that are off.
+
+    Args:
+        weight: the weight moved towards the one that gives them, float32 [n, k]; None if H had no factor.
+        judges: the original's inputs for the judging rows, float32 [t, k].
+    """
+
+    weight: F32 | None
+    judges: F32
+
+
+@dataclass(frozen=True, slots=True)
 class Rounding:
     """Rounding of weights on calibration data.
 
@@ -81,7 +98,9 @@ class Rounding:
         """Take H, and return its factor for GPTQ; None if it has none."""
         return factorize(moments.take(), damping(moments.tokens, len(moments.squares)))
 
-    def round(self, name: str, w: F32, moments: Moments, factor: Factor | None, judges: F32) -> Rounded:
+    def round(  # noqa: PLR0913, PLR0917 -- a weight, and what it is rounded by
+        self, name: str, w: F32, moments: Moments, factor: Factor | None, judges: F32, aim: Aim | None = None
+    ) -> Rounded:
         """Round a weight in every way and return the best result.
 
         Args:
@@ -90,16 +109,18 @@ class Rounding:
             moments: moments of the module's inputs, whose H was taken.
             factor: factor of their H; weights with the same inputs share it.
             judges: judging rows [t, k], which are not in H.
+            aim: what the original gives; None where it is not known.
 
         Raises:
             InputError: a weight is not finite.
         """
         scheme = self.schemes[name]
-        ways = {Way.DATA_FREE: self._data_free(name, w), Way.IMATRIX: self._weighted(w, moments, scheme)}
+        moved = w if aim is None or aim.weight is None else aim.weight
+        ways = {Way.DATA_FREE: self._data_free(name, w), Way.IMATRIX: self._weighted(moved, moments, scheme)}
         if factor is not None:
             scale = ways[Way.IMATRIX][1]
-            ways[Way.GPTQ] = gptq(w, scale, factor, self.pool, scheme.code_max), scale
-        errors = self._errors(w, judges, ways)
+            ways[Way.GPTQ] = gptq(moved, scale, factor, self.pool, scheme.code_max), scale
+        errors = self._errors(w, judges, ways, judges if aim is None else aim.judges)
         best = min(ways, key=lambda way: errors[way])  # the first of equals
         codes, scale = ways[best]
         damp = None if factor is None else factor.damp
@@ -139,12 +160,15 @@ class Rounding:
         for _ in self.pool.map(do, _tiles(n)):
             pass
 
-    def _errors(self, w: F32, judges: F32, ways: dict[Way, tuple[I8, F32]]) -> dict[Way, float]:
-        x = torch.from_numpy(judges)
-        whole = _energy(x, w)
+    def _errors(self, w: F32, judges: F32, ways: dict[Way, tuple[I8, F32]], others: F32) -> dict[Way, float]:
+        x, wanted = torch.from_numpy(judges), torch.from_numpy(others) @ torch.from_numpy(w).T
+        whole = _energy(wanted)
         if not whole:
             return dict.fromkeys(ways, 0.0)
-        return {way: _energy(x, dequantized(*rounded) - w) / whole for way, rounded in ways.items()}
+        return {
+            way: _energy(x @ torch.from_numpy(dequantized(*rounded)).T - wanted) / whole
+            for way, rounded in ways.items()
+        }
 
 
 def dequantized(codes: I8, scale: F32) -> F32:
@@ -154,9 +178,9 @@ def dequantized(codes: I8, scale: F32) -> F32:
     return values.reshape(codes.shape)
 
 
-def _energy(x: torch.Tensor, w: F32) -> float:
-    """Return the sum of the squares of x w^T."""
-    return float((x @ torch.from_numpy(w).T).square_().sum(dtype=torch.float64))
+def _energy(y: torch.Tensor) -> float:
+    """Return the sum of squares."""
+    return float(y.square().sum(dtype=torch.float64))
 
 
 def _tiles(n: int) -> Iterator[slice]:

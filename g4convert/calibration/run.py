@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from g4convert.calibration.findings import findings, how, is_how
-from g4convert.calibration.layer import LayerPass, Weights
+from g4convert.calibration.layer import ORIGINAL, LayerPass, Weights
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, packed_words
 from g4convert.calibration.scales import ScaleTraining
@@ -130,11 +130,14 @@ class LayerByLayer:
         replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states)
         fresh = min(pending) == self.conversion.tiled
         hidden = self._states.turns(replay.shape, fresh=fresh)
+        original = self._states.turns(replay.shape, fresh=fresh, of=ORIGINAL) if self._is_aimed else None
         if fresh:
             replay.embed(hidden[0])
+            if original is not None:
+                original[0][:] = hidden[0]
         for unit in sorted(pending):
             number = layers[unit]
-            rows = self._layer(number, replay, hidden, streams, progress, pool)
+            rows = self._layer(number, replay, (hidden, original), streams, progress, pool)
             streams.writer.sync({task.target_file for task in pending[unit]})
             self._states.seal(number + 1)
             streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})
@@ -179,6 +182,11 @@ class LayerByLayer:
         return ScaleTraining(self.conversion, self.tokens, self._states)
 
     @property
+    def _is_aimed(self) -> bool:
+        """Return whether the unquantized layers run, too; not with experts, which the original gives other tokens."""
+        return self.conversion.plan.architecture.text.experts is None
+
+    @property
     def _states(self) -> States:
         return States(self.conversion.staging.partial / STATES)
 
@@ -197,7 +205,7 @@ class LayerByLayer:
         self,
         number: int,
         replay: Replay,
-        hidden: list[F32],
+        states: tuple[list[F32], list[F32] | None],
         streams: Streams,
         progress: Progress,
         pool: Executor,
@@ -220,7 +228,10 @@ class LayerByLayer:
         choice, signed = Choice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
         packed = (quantized[step] for step in steps.values())
         rounding = Rounding({one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}, pool)
-        LayerPass(replay, number, weights, rounding, pool).run(hidden[number % 2], hidden[(number + 1) % 2])
+        given, out = number % 2, (number + 1) % 2
+        hidden, plain = states
+        original = None if plain is None else (plain[given], plain[out])
+        LayerPass(replay, number, weights, rounding, pool).run(hidden[given], hidden[out], original)
         return rows
 
     def _write(self, step: Quantize, rounded: Rounded, streams: Streams) -> None:

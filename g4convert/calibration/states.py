@@ -1,6 +1,7 @@
 """Values that flow between layers, in files: hidden states, keys and values, inputs of a Linear.
 
     hidden-0.f32, hidden-1.f32     inputs and outputs of a layer, in turns: layer n reads number n % 2
+    hidden-original-0.f32, ...     those of the unquantized layers, where both are run
     per-layer.f32, keys-*.f32 ...  written once, read by later layers
     sealed-3.json                  checksums of all arrays that layer 3 or a later layer reads
     scratch-*.f32                  read by no later layer
@@ -86,15 +87,16 @@ class States:
             with self._path(name).open("rb") as file:
                 os.fsync(file.fileno())
 
-    def turns(self, shape: tuple[int, ...], *, fresh: bool) -> list[F32]:
+    def turns(self, shape: tuple[int, ...], *, fresh: bool, of: str = "") -> list[F32]:
         """Return the two arrays of hidden states, which layers read and write in turns.
 
         Args:
             shape: shape of each array.
             fresh: whether to make them anew; otherwise opens those of an earlier run.
+            of: a part of their names, for the states of another model.
         """
         get = self.make if fresh else self.open
-        return [get(f"{_HIDDEN}{turn}", shape) for turn in range(2)]
+        return [get(f"{_HIDDEN}{of}{turn}", shape) for turn in range(2)]
 
     def seal(self, layer: int) -> None:
         """Wait until all arrays that `layer` or a later layer reads are on disk, and write their checksums.
@@ -127,9 +129,10 @@ class States:
 
     def _read_by(self, layer: int) -> Iterator[Path]:
         """Yield the files that `layer` or a later layer reads: no scratch, no hidden states that `layer` writes."""
-        written = f"{_HIDDEN}{(layer + 1) % 2}"
+        written = str((layer + 1) % 2)
         for path in sorted(self.directory.glob("*.f32")):
-            if not path.name.startswith(SCRATCH) and path.stem != written:
+            is_written = path.name.startswith(_HIDDEN) and path.stem.endswith(written)
+            if not (path.name.startswith(SCRATCH) or is_written):
                 yield path
 
     def _sealed(self, layer: int) -> Mapping[str, str] | None:

@@ -26,8 +26,12 @@ def state_bytes(text: TextModel, tokens: int, *, layered: bool) -> int:
     sharing = {layer.full: layer for layer in text.layers if layer.kv_shared}
     widths += [2 * layer.kv_heads * layer.head_dim for layer in sharing.values()]
     if layered:
-        widths.append(max(text.heads * layer.head_dim for layer in text.layers))
-        widths.append(max(layer.intermediate_size for layer in text.layers))
+        inner = max(text.heads * layer.head_dim for layer in text.layers)
+        inner += max(layer.intermediate_size for layer in text.layers)
+        widths.append(inner)
+        if not text.experts:  # those of the unquantized layers besides, and what their Linears are given
+            shared = sum(2 * layer.kv_heads * layer.head_dim for layer in sharing.values())
+            widths += [2 * text.hidden_size + shared, 2 * text.hidden_size + inner]
     if text.experts:
         widths += [text.hidden_size] if layered else [2 * text.hidden_size, 2 * text.experts.top_k]
     return _FLOAT32 * tokens * sum(widths)

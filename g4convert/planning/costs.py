@@ -104,7 +104,8 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
             rounded = sum(one.n * one.k for one in _linears(plan)) / _ROUNDED
             seconds = START + (rounded + _layers_flop(plan, tokens) / _LAYERS_FLOP) / workers
             widest = max((one.k for one in _linears(plan)), default=0)
-            memory = _BASE + _layer_bytes(plan) + _FLOAT32 * widest**2  # H, which becomes its factor
+            aimed = 0 if text.experts else 2 * max((one.n * one.k for one in _linears(plan)), default=0)
+            memory = _BASE + _layer_bytes(plan) + _FLOAT32 * (widest**2 + aimed)  # H, which becomes its factor
             return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens, kl)
         case Method.BEST:
             layers = _cost(plan, sizes, workers, tokens, Method.GPTQ)
@@ -156,12 +157,18 @@ def _training_flop(plan: Plan, tokens: int) -> float:
 
 
 def _layers_flop(plan: Plan, tokens: int) -> float:
-    """Return the operations of `gptq`: forward, H (once per shared input), its factor, and the rounding loop."""
-    total = _pass_flop(plan, tokens)
+    """Return the operations of `gptq`.
+
+    Forward, H (once per shared input), its factor, and the rounding loop; without experts also the forward of the
+    unquantized layers, the sum with their inputs, and weights moved by it.
+    """
+    is_aimed = plan.architecture.text.experts is None
+    total = (1 + is_aimed) * _pass_flop(plan, tokens)
     for one in _linears(plan):
-        total += one.n * one.k**2
+        total += (1 + 6 * is_aimed) * one.n * one.k**2
         if one.first:
             total += tokens * one.share * one.k**2 + 2 / 3 * one.k**3
+            total += is_aimed * tokens * min(2 * one.k**2, 4 * one.n * one.k)
     return total
 
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from g4convert.jit import jit
 from g4convert.quantization.compiled import F32, I8
 
-__all__ = ["Factor", "damping", "factorize", "gptq", "nearest_codes"]
+__all__ = ["Factor", "aim", "damping", "factorize", "gptq", "nearest_codes"]
 
 _ENOUGH = 8
 """Tokens per column from which the least damping is enough."""
@@ -54,11 +54,13 @@ class Factor:
         upper: U, float32 [k, k], of H in the order of work.
         order: int64 [k]: the column that comes first, second, and so on.
         damp: lambda over the mean of the diagonal; larger than requested if H was singular.
+        mean: mean of H's diagonal, by which H was divided first.
     """
 
     upper: F32
     order: NDArray[np.int64]
     damp: float
+    mean: float
 
 
 def damping(tokens: int, k: int) -> float:
@@ -100,7 +102,7 @@ def factorize(h: F32, damp: float) -> Factor | None:
     while damp <= 1:
         a.diagonal().add_(damp)
         if _factorized(a):
-            return Factor(_reversed(_inverted(a.tril_())), order, damp)
+            return Factor(_reversed(_inverted(a.tril_())), order, damp, mean)
         _restore(a, corners)
         damp *= _HARDER
     return None
@@ -159,6 +161,35 @@ def _reversed(a: F32) -> F32:
     return a
 
 
+def aim(  # noqa: PLR0913 -- a weight, and where to
+    w: F32, off: F32, factor: Factor, share: float, pool: Executor, *, of_inputs: bool
+) -> None:
+    """Move a weight, in place, so that on the inputs of H it gives what it gave on the original's inputs.
+
+        W + share W D (H + lambda I)^-1,  D = (X0 - X)^T X
+
+    With `share` 1 this is the ridge regression of the original's outputs W X0 on X, drawn to W instead of 0.
+
+    Args:
+        w: W, [n, k].
+        off: D, [k, k], or W D, [n, k]: X0 the original's inputs, X those of H.
+        factor: the factor of H.
+        share: share of the way.
+        pool: threads that take a tile of rows each; torch has to run on one thread in them.
+        of_inputs: whether `off` is D.
+    """
+    d, upper, order = torch.from_numpy(off), torch.from_numpy(factor.upper), torch.from_numpy(factor.order)
+
+    def do(rows: slice) -> None:
+        tile = torch.from_numpy(w[rows])
+        drift = tile @ d if of_inputs else d[rows]
+        drift = drift[:, order].mul_(share / factor.mean)
+        tile[:, order] += drift @ upper.mT @ upper
+
+    for _ in pool.map(do, _tiles(w.shape[0])):
+        pass
+
+
 def nearest_codes(w: F32, scale: F32, code_max: int = 7) -> I8:
     """Round each weight to the nearest code.
 
@@ -191,7 +222,6 @@ def gptq(w: F32, scale: F32, factor: Factor, pool: Executor, code_max: int = 7) 
         int8 [n, k], in the order of the columns of `w`.
     """
     group = w.shape[1] // scale.shape[1]
-    tiles = [slice(first, first + _ROWS) for first in range(0, w.shape[0], _ROWS)]
     codes = np.empty(w.shape, np.int8)
 
     def do(rows: slice) -> None:
@@ -201,9 +231,13 @@ def gptq(w: F32, scale: F32, factor: Factor, pool: Executor, code_max: int = 7) 
         _tile(ordered, each, factor.upper, code_max, out)
         codes[rows][:, factor.order] = out
 
-    for _ in pool.map(do, tiles):
+    for _ in pool.map(do, _tiles(w.shape[0])):
         pass
     return codes
+
+
+def _tiles(n: int) -> Iterator[slice]:
+    return (slice(first, first + _ROWS) for first in range(0, n, _ROWS))
 
 
 def _tile(w: F32, scale: F32, upper: F32, code_max: int, codes: I8) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from g4convert.calibration.moments import Moments
+from g4convert.calibration.moments import Moments, crossed
 
 
 def rows(count: int, k: int) -> np.ndarray:
@@ -39,6 +39,18 @@ def test_threads_and_whole_pieces_do_not_show_in_a_bit() -> None:
     x = rows(2048, 1300)
     one = summed(x, ())
     assert np.array_equal(one.h, summed(x, (512, 1024), workers=3).h)
+
+
+@pytest.mark.parametrize("n", [48, 1300])
+def test_a_sum_of_two_sides_is_that_of_their_products(n: int) -> None:
+    left, right = rows(700, n), rows(1400, 64)[700:]
+    pairs = [(torch.from_numpy(left[part]), torch.from_numpy(right[part])) for part in (slice(512), slice(512, 700))]
+    found = []
+    for workers in (1, 3):
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            found.append(crossed(pairs, n, 64, pool))
+    assert np.array_equal(*found)
+    assert np.abs(found[0] - left.astype(np.float64).T @ right).max() < 1e-3
 
 
 def test_what_judges_is_in_no_sum() -> None:

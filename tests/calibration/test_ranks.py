@@ -19,6 +19,8 @@ from g4convert.errors import G4Error, InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import Checkpoints
+
 RECIPES = ("w4a16-g32-imatrix", "w4a16-g32-gptq")
 
 
@@ -81,13 +83,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "family"), [*zip(RECIPES, ("moe", "text"), strict=True)])
 def test_one_two_and_three_ranks_write_the_same_bytes(
-    recipe: str, moe: Path, tmp_path: Path, small: list[Path]
+    recipe: str, family: str, checkpoints: Checkpoints, tmp_path: Path, small: list[Path]
 ) -> None:
     found = []
     for world in (1, 2, 3):
-        side_by_side(world, moe, tmp_path / str(world) / "out", recipe)
+        side_by_side(world, checkpoints(family), tmp_path / str(world) / "out", recipe)
         found.append(hashes(tmp_path / str(world) / "out"))
     assert found[0] == found[1] == found[2]
     assert [path.parent.name for path in small] == ["1", "2", "3"], "rank 0 makes the file, and no other"

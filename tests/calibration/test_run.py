@@ -29,10 +29,13 @@ from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.staging import STATES
 from g4convert.demo.trained import trained
 from g4convert.errors import InputError, Interrupted, UsageError
 from g4convert.forward.load import load as load_model
+from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
+from g4convert.planning.between import state_bytes
 from g4convert.planning.recipe import load
 from g4convert.progress import Quiet
 
@@ -109,9 +112,10 @@ def test_experts_that_a_recipe_keeps_run_as_they_are(moe: Path, ids: Path, tmp_p
     assert not any("experts" in name for name in summary.calibration["modules"])
 
 
-def test_threads_do_not_show(moe: Path, ids: Path, tmp_path: Path) -> None:
-    calibrated(moe, tmp_path / "one" / "out", ids, workers=1)
-    calibrated(moe, tmp_path / "three" / "out", ids, workers=3)
+@pytest.mark.parametrize("family", ["moe", "text"])
+def test_threads_do_not_show(family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path) -> None:
+    calibrated(checkpoints(family), tmp_path / "one" / "out", ids, workers=1)
+    calibrated(checkpoints(family), tmp_path / "three" / "out", ids, workers=3)
     assert hashes(tmp_path / "one" / "out") == hashes(tmp_path / "three" / "out")
 
 
@@ -144,6 +148,23 @@ def _per_layer(names: list[str]) -> dict[str, int]:
         layer = name.partition("layers.")[2].partition(".")[0]
         found[layer] = found.get(layer, 0) + 1
     return found
+
+
+@pytest.mark.parametrize("family", ["moe", "e2b", "dense"])
+def test_the_size_of_the_states_is_known_before(
+    family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, tokens = checkpoints(family), Tokens.load(ids, 1 << 20)
+    text = Architecture.from_config(Checkpoint.open(source).config).text
+
+    def stop(_: LayerByLayer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LayerByLayer, "close", stop)
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        calibrated(source, tmp_path / "out", ids)
+    found = sum(path.stat().st_size for path in (tmp_path / "out.partial" / STATES).glob("*.f32"))
+    assert found == state_bytes(text, tokens.samples * tokens.length, layered=True)
 
 
 @pytest.mark.full

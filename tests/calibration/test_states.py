@@ -29,9 +29,9 @@ Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 -- as shutil has 
 
 @pytest.fixture
 def states(tmp_path: Path) -> States:
-    """States after layer 0: it read hidden-0 and wrote hidden-1, keys and scratch."""
+    """States after layer 0: it read hidden-0 and wrote hidden-1, keys and scratch; so for the unquantized one."""
     made = States(tmp_path / "states")
-    for name in ("hidden-0", "hidden-1", "per-layer", f"{SCRATCH}inner"):
+    for name in ("hidden-0", "hidden-1", "hidden-original-0", "hidden-original-1", "per-layer", f"{SCRATCH}inner"):
         made.make(name, SHAPE)[:] = 1
     made.seal(0)
     made.make("keys-full", SHAPE)[:] = 2
@@ -51,11 +51,12 @@ def test_a_layer_finds_what_was_sealed_for_it(states: States) -> None:
     assert states.is_sound(1)
     assert not states.is_sound(2)
     states.open("hidden-0", SHAPE)[:] = 9  # as layer 1 does before it is killed
+    states.open("hidden-original-0", SHAPE)[:] = 9
     states.open(f"{SCRATCH}inner", SHAPE)[:] = 9
     assert states.is_sound(1)
 
 
-@pytest.mark.parametrize("name", ["hidden-1.f32", "per-layer.f32", "keys-full.f32", "sealed-1.json"])
+@pytest.mark.parametrize("name", ["hidden-1.f32", "hidden-original-1.f32", "keys-full.f32", "sealed-1.json"])
 def test_a_changed_byte_is_seen(states: States, name: str) -> None:
     damage(states, name)
     assert not states.is_sound(1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from g4convert.quantization.gptq import damping, factorize, gptq, nearest_codes
+from g4convert.quantization.gptq import aim, damping, factorize, gptq, nearest_codes
 from g4convert.quantization.weighted import weighted_scales
 
 if TYPE_CHECKING:
@@ -172,6 +172,32 @@ def _memory(which: str) -> int:
     """Return a figure of this process, KiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
     return int(line.split()[1])
+
+
+@pytest.mark.parametrize(("share", "of_inputs"), [(0.5, True), (1.0, True), (1.0, False)])
+def test_a_weight_that_aims_is_the_ridge_regression_of_the_originals_outputs(
+    share: float, pool: ThreadPoolExecutor, *, of_inputs: bool
+) -> None:
+    x, w = inputs(400, 64), weight(300, 64)
+    x0 = x + 0.1 * inputs(400, 64, seed=5)
+    h, off = x.T @ x, (x0 - x).T @ x
+    factor = factorize(h.copy(), 0.01)
+    assert factor is not None
+    found = w.copy()
+    aim(found, off if of_inputs else w @ off, factor, share, pool, of_inputs=of_inputs)
+    wide, ridge = x.astype(np.float64), 0.01 * np.diagonal(h).mean(dtype=np.float64)
+    rows = np.concatenate([wide, ridge**0.5 * np.eye(64)])
+    wanted = np.concatenate([x0.astype(np.float64) @ w.T, ridge**0.5 * w.T])
+    whole = np.linalg.lstsq(rows, wanted, rcond=None)[0].T
+    assert np.abs(found - ((1 - share) * w + share * whole)).max() < 1e-5 * np.abs(w).max() * 64
+
+
+def test_a_weight_on_the_originals_own_inputs_stays(pool: ThreadPoolExecutor) -> None:
+    factor = factorize(np.eye(64, dtype=np.float32), 0.01)
+    assert factor is not None
+    found = weight(8, 64)
+    aim(found, np.zeros((64, 64), np.float32), factor, 0.5, pool, of_inputs=True)
+    assert np.array_equal(found, weight(8, 64))
 
 
 @pytest.mark.parametrize("broken", ["nothing", "nan", "inf"])

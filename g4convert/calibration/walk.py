@@ -1,0 +1,196 @@
+"""Runs one decoder layer on all sequences, part by part.
+
+    q, k, v      on the normed states
+    o            on the attention's output
+    gate, up     on the normed states behind the attention
+    down         on the products of gate and up
+    experts      see `experts`
+
+Before each part runs, its Linears are met: their inputs can be kept, or their weights replaced, and what follows runs
+with what they are then. A layer with per-layer inputs takes those of the sequence. A layer that shares an earlier
+layer's keys and values takes those of that layer in the same walk.
+
+Letters: s sequences, t tokens of each, h hidden size.
+"""
+
+from collections import UserDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g4convert.calibration.experts import run_experts
+from g4convert.calibration.replay import Replay
+from g4convert.calibration.states import SCRATCH
+
+if TYPE_CHECKING:
+    from g4convert.calibration.layer import LayerPass
+
+__all__ = ["Inputs", "Shared", "Walk", "each", "in_order", "sequence"]
+
+F32 = NDArray[np.float32]
+T = TypeVar("T")
+Inputs: TypeAlias = Callable[[int], torch.Tensor]
+"""Makes the inputs of a Linear for a sequence, [1, t, k]."""
+
+_AHEAD = 4
+_ATTENTION_OUT, _MLP_IN = f"{SCRATCH}attention", f"{SCRATCH}mlp"
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Run of one layer on all sequences, part by part.
+
+    Args:
+        replay: gives the arguments of the layer.
+        number: number of the layer.
+        pool: threads that each take a sequence; torch must run single-threaded in them.
+        meet: called before Linears that share their inputs run, with the layer, their paths, and a function that makes
+            the inputs of a sequence; may replace their weights.
+        of: a part of the names of keys and values that layers share, for those of another model.
+    """
+
+    replay: Replay
+    number: int
+    pool: Executor
+    meet: Callable[[Any, list[str], Inputs], None]
+    of: str = ""
+
+    def run(self, work: "LayerPass", layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401
+        """Run the layer.
+
+        Args:
+            work: quantization of the layer, for its experts.
+            layer: the layer, with its weights.
+            states: inputs of the layer, [s, t, h]; not changed.
+            out: filled with the layer's output, [s, t, h].
+        """
+        self._attention(layer, states, out)
+        self._feed_forward(work, layer, out)
+
+    def _attention(self, layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401 -- a module of transformers
+        """Run the attention and fill `out` with the states behind it."""
+        attention = layer.self_attn
+        paths = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+        self.meet(layer, paths, lambda s: layer.input_layernorm(sequence(states, s)))
+        o_proj, attention.o_proj = attention.o_proj, torch.nn.Identity()
+        inner = self.replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
+        arguments, shared = self.replay.arguments[self.number], Shared(self.replay, layer, self.of)
+
+        def attend(s: int) -> torch.Tensor:
+            normed = layer.input_layernorm(sequence(states, s))
+            given = shared.given(s)
+            given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
+            shared.keep(s, given)
+            inner_states: torch.Tensor = given_back
+            return inner_states
+
+        for s, one in self._each(attend):
+            inner[s] = one[0].numpy()
+        attention.o_proj = o_proj
+        self.meet(layer, ["self_attn.o_proj"], lambda s: sequence(inner, s))
+
+        def behind(s: int) -> torch.Tensor:
+            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(sequence(inner, s)))
+            return sequence(states, s) + added
+
+        for s, one in self._each(behind):
+            out[s] = one[0].numpy()
+        self.replay.forget(self.number, "self_attn.")
+
+    def _feed_forward(self, work: "LayerPass", layer: Any, out: F32) -> None:  # noqa: ANN401
+        """Run the MLP and the experts; replace `out`, the states behind the attention, by the layer's output."""
+        mlp = layer.mlp
+        paths = ["mlp.gate_proj", "mlp.up_proj"]
+        self.meet(layer, paths, lambda s: layer.pre_feedforward_layernorm(sequence(out, s)))
+        inner = self.replay.states.make(_MLP_IN, (*out.shape[:2], mlp.down_proj.in_features))
+
+        def multiply(s: int) -> torch.Tensor:
+            x = layer.pre_feedforward_layernorm(sequence(out, s))
+            product: torch.Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+            return product
+
+        for s, one in self._each(multiply):
+            inner[s] = one[0].numpy()
+        for part in ("mlp.gate_proj.", "mlp.up_proj."):  # before H of down, the largest, is made
+            self.replay.forget(self.number, part)
+        self.meet(layer, ["mlp.down_proj"], lambda s: sequence(inner, s))
+        experts = run_experts(work, layer, out) if hasattr(layer, "experts") else None
+        per_layer = self.replay.per_layer(self.number)
+
+        def finish(s: int) -> torch.Tensor:
+            residual, x = sequence(out, s), mlp.down_proj(sequence(inner, s))
+            if experts is not None:
+                x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(sequence(experts, s))
+            x = residual + layer.post_feedforward_layernorm(x)
+            if per_layer is not None:
+                gated = layer.act_fn(layer.per_layer_input_gate(x)) * sequence(per_layer, s)
+                x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gated))
+            scaled: torch.Tensor = x * layer.layer_scalar
+            return scaled
+
+        for s, one in self._each(finish):
+            out[s] = one[0].numpy()
+
+    def _each(self, call: Inputs) -> Iterator[tuple[int, torch.Tensor]]:
+        return each(self.pool, call, range(self.replay.tokens.samples))
+
+
+def each(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """Call with each of the sequences `numbers`, a few at a time, and yield the results in order."""
+
+    def quiet(s: int) -> T:
+        with torch.no_grad():  # a setting of each thread
+            return call(s)
+
+    yield from in_order(pool, quiet, numbers)
+
+
+def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """Run calls in threads and yield their results in the order of `numbers`, with few calls ahead."""
+    waiting: deque[tuple[int, Future[T]]] = deque()
+    for number in numbers:
+        waiting.append((number, pool.submit(call, number)))
+        if len(waiting) > _AHEAD:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
+
+
+def sequence(array: F32, s: int) -> torch.Tensor:
+    """Copy one sequence of an array to a tensor [1, t, k]: a mapped page is read once."""
+    return torch.from_numpy(np.array(array[s]))[None]
+
+
+class Shared:
+    """Keys and values of each sequence that a layer shares with later layers."""
+
+    def __init__(self, replay: Replay, layer: Any, of: str = "") -> None:  # noqa: ANN401
+        attention = layer.self_attn
+        self._states, self._samples = replay.states, replay.tokens.samples
+        self._kind = attention.layer_type
+        read = getattr(replay.config, "num_kv_shared_layers", 0) > 0  # transformers stores them in any case
+        self._reads, self._writes = attention.is_kv_shared_layer, attention.store_full_length_kv and read
+        self._heads = replay.config.per_layer_config[attention.layer_idx].num_key_value_heads
+        shape = (self._samples, self._heads, replay.tokens.length, attention.head_dim)
+        get = self._states.make if self._writes else self._states.open
+        used = self._reads or self._writes
+        self._arrays = [get(f"{of}{part}-{self._kind}", shape) for part in ("keys", "values")] if used else []
+
+    def given(self, s: int) -> Any:  # noqa: ANN401
+        """Return `shared_kv_states` for sequence `s`: filled if the layer reads shared keys and values, else empty."""
+        given: UserDict[str, Any] = UserDict()
+        if self._reads:
+            given[self._kind] = tuple(sequence(array, s) for array in self._arrays)
+        return given
+
+    def keep(self, s: int, given: Mapping[str, Any]) -> None:
+        """Store the keys and values that the layer left in `given`, if later layers read them."""
+        if self._writes:
+            for array, part in zip(self._arrays, given[self._kind], strict=True):
+                array[s] = part[0].numpy()
