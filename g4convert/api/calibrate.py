@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from g4convert.calibration.answers import Own, answered, decided
 from g4convert.calibration.begun import Begun
 from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
@@ -25,8 +23,9 @@ from g4convert.devices import memory_faults, torch_device
 from g4convert.errors import InputError, UsageError
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.load import load
-from g4convert.forward.models import quiet_transformers
+from g4convert.forward.models import read_config
 from g4convert.gemma4 import Architecture
+from g4convert.places import check_apart
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
 
@@ -36,6 +35,9 @@ _FEWEST = 16
 """Smallest number of tokens in a row."""
 _LONG = 2048
 """Largest number of tokens in a row if `length` is not given."""
+_MOST_SAMPLES = 1 << 16
+_LAST_SEED = (1 << 63) - 1
+"""Largest seed that torch takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     path, watch = Path(output), progress or Quiet()
     _check_place(path, overwrite=overwrite)
     asked = _Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
+    check_apart([path], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
     documents = bundled() if data is None else read_documents(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
@@ -166,14 +169,15 @@ class _Asked:
         directory = source.resolve(model).path
         checkpoint = Checkpoint.open(directory)
         architecture = Architecture.from_config(checkpoint.config)  # not a Gemma 4 checkpoint: said in its words
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = read_config(directory)
         text = config.get_text_config()
         most, length = text.max_position_embeddings, length or min(2 * text.sliding_window, _LONG)
         if not _FEWEST <= length <= most:
             raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
-        if samples is not None and samples < 2:
-            raise UsageError(f"--samples {samples}: expected 2 or more: one of them judges")
+        if samples is not None and not 2 <= samples <= _MOST_SAMPLES:
+            raise UsageError(f"--samples {samples}: expected 2 to {_MOST_SAMPLES:,}: one of them judges")
+        if not 0 <= seed <= _LAST_SEED:
+            raise UsageError(f"--seed {seed}: expected 0 to {_LAST_SEED:,}")
         if not tokenizer_hash(directory):
             raise InputError(f"{directory}: no tokenizer.json, so texts have no ids", hint="copy the model's own")
         return cls(checkpoint, architecture, frame_of(directory, config), samples, length, seed)

@@ -28,6 +28,7 @@ from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
 from g4convert.fitting.target import Loss, budget, target_of
 from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
 from g4convert.forward.load import DTypeName
+from g4convert.places import check_apart
 from g4convert.planning.gate import Outlook
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
@@ -109,7 +110,9 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     base, forms = resolved(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
-    checkpoint = Checkpoint.open(source.resolve(os.fspath(model)).path)
+    directory = source.resolve(os.fspath(model)).path
+    check_apart([path, kept, *([] if plot is None else [Path(plot)])], [directory, data, Path(base.name)])
+    checkpoint = Checkpoint.open(directory)
     tps = tuple(tp) or (1,)
     problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
     if not isinstance(target, Loss):

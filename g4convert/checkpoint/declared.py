@@ -44,6 +44,9 @@ _PLACES: Final = (
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
 _NO_FORMAT: Final = {"mixed-precision", "dense", "naive-quantized"}  # do not say how a weight is stored
 _UNQUANTIZED_BITS: Final = 16
+_MOST_ENTRIES: Final = 20_000
+_MOST_PATTERNS: Final = 2_000
+"""Limits of a list: the largest model has 12,000 Linears, which somebody may name one by one."""
 _COMPARED: Final = ("actorder", "dynamic", "observer", "observer_kwargs", "scale_dtype", "zp_dtype")
 
 
@@ -135,6 +138,11 @@ class _Reader:
 
     def strings(self, table: Mapping[str, Any], *keys: str) -> tuple[str, ...]:
         values = self.get(table, list, *keys) or []
+        patterns = sum(isinstance(value, str) and value.startswith("re:") for value in values)
+        if len(values) > _MOST_ENTRIES or patterns > _MOST_PATTERNS:
+            most = f"at most {_MOST_ENTRIES:,} with {_MOST_PATTERNS:,} patterns are read"
+            self.faults.append(f"{keys[0]} has {len(values):,} entries with {patterns:,} patterns, {most}")
+            return ()
         self.faults.extend(f"{keys[0]} holds {v!r:.40}, expected text" for v in values if not isinstance(v, str))
         return tuple(value for value in values if isinstance(value, str))
 

@@ -10,6 +10,7 @@ from g4convert.checkpoint.source import Source
 from g4convert.checkpoint.uses import original
 from g4convert.cli import show, show_report
 from g4convert.errors import GateError, UsageError
+from g4convert.places import check_apart
 from g4convert.progress import Quiet, watch
 from g4convert.report import Report, Severity
 
@@ -39,21 +40,20 @@ class Printed:
     junit: Path | None = None
     html: Path | None = None
 
-    def check_places(self, output: Path) -> None:
+    def check_places(self, output: Path, *read: Path) -> None:
         """Check that the report files can be written, before anything is read.
 
         Args:
             output: the verified checkpoint.
+            read: other files and directories that the verification reads.
 
         Raises:
-            UsageError: a file cannot be written there, or would lie in the checkpoint.
+            UsageError: a file cannot be written there, would lie in a checkpoint or replace what is read.
         """
-        for path in filter(None, (self.junit, self.html)):
+        files = [path for path in (self.junit, self.html) if path is not None]
+        for path in files:
             _check_place(path)
-            if output.resolve() in path.resolve().parents:
-                raise UsageError(
-                    f"{path}: lies in the checkpoint, which has only files of its source", hint="name a file elsewhere"
-                )
+        check_apart(files, (output, *read))
 
     @contextmanager
     def watched(self) -> Iterator["_Watched"]:
@@ -122,6 +122,7 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
         raise UsageError(f"{path}: is there already", hint="name another file, or move it away")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
+    check_apart([path], [source.path, *([] if asked.prompts is None else [asked.prompts])])
     checkpoint = original(source.path)
     from g4convert.verification.logits.level import store_reference  # brings torch and transformers
 

@@ -1,5 +1,7 @@
 """`g4convert verify`."""
 
+from pathlib import Path
+
 import typer
 
 from g4convert.cli.options import FloatType, Json, Memory, NoColor, Quiet, RunDevice, Verbose
@@ -51,7 +53,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
 
     out = source.resolve(output).path
     how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
-    how.check_places(out)
+    how.check_places(out, *(Path(one) for one in (reference, profile, prompts) if one is not None))
     with how.watched() as watched:
         found = judge(
             out,

@@ -47,7 +47,7 @@ class Staging:
     @classmethod
     def of(cls, output: Path) -> "Staging":
         """Return the staging of `output`, resolved once: a link changed later in the run has no effect."""
-        return cls(output, output.resolve())
+        return cls(output, Path(os.path.realpath(output)))  # `resolve` raises where links go round
 
     @property
     def lock(self) -> Path:
@@ -92,7 +92,7 @@ class Staging:
 
     def _check_place(self, *, overwrite: bool) -> None:
         target, another = self.target, "give -o another directory"
-        if target.exists() and not target.is_dir():
+        if os.path.lexists(target) and not target.is_dir():  # also a link to itself
             raise UsageError(f"{self.output}: is a file, expected a directory to make", hint=another)
         if not target.is_dir() or not any(target.iterdir()):
             return

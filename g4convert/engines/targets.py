@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Entries, Matcher
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Clock, Entries, Matcher
 from g4convert.names import Name
 
 __all__ = ["Targets"]
@@ -43,7 +43,8 @@ class Targets:
         written = tuple(dict.fromkeys(targets))
         if by_alphabet:
             written = tuple(sorted(written, key=lambda entry: (_PATTERN in entry, entry)))
-        read = [Entries.of(COMPRESSED_TENSORS, [entry], spelled) for entry in written]
+        clock = Clock()
+        read = [Entries.of(COMPRESSED_TENSORS, [entry], spelled, clock) for entry in written]
         places: dict[str, int] = {}
         for place, one in enumerate(read):
             for name in one.plain:

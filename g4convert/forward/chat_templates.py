@@ -39,11 +39,12 @@ def rendered(tokenizer: Any, messages: Iterable[Mapping[str, Any]], *, asks: boo
         asks: end where the model answers.
 
     Raises:
-        InputError: the template fails, refuses the messages, tries what the sandbox forbids, or takes too long.
+        InputError: the template fails, refuses the messages, tries what the sandbox forbids, takes too long, or gives
+            no text.
     """
     try:
         with _clock(_SECONDS):
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
+            text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
     except _FAILS as error:
         why = f"fails: {type(error).__name__}: {str(error)[:200]}"
         hint = "restore chat_template.jinja from the model's repository; or it refuses these roles in this order"
@@ -53,6 +54,11 @@ def rendered(tokenizer: Any, messages: Iterable[Mapping[str, Any]], *, asks: boo
         raise InputError(
             f"the model's chat template {why}", hint="restore chat_template.jinja from the model's repository"
         ) from error
+    if not text:
+        raise InputError(
+            "the model's chat template gives no text", hint="restore chat_template.jinja from the model's repository"
+        )
+    return text
 
 
 @contextmanager

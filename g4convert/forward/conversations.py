@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import InputError, UsageError
 from g4convert.forward.chat_templates import rendered
-from g4convert.forward.models import Config, quiet_transformers
+from g4convert.forward.models import Config, reading
 
 __all__ = [
     "Conversation",
@@ -154,11 +154,12 @@ def frame_of(directory: Path, config: Config) -> Frame:
 
     Raises:
         InputError: the tokenizer is not of the model's vocabulary.
+        FormatError: its files cannot be read.
     """
     vocab_size = config.get_text_config().vocab_size
     if not (directory / "tokenizer.json").is_file():
         return _Hashed(config)
-    with quiet_transformers():
+    with reading(f"{directory}: the tokenizer", "restore tokenizer*.json from the model's repository"):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     if len(tokenizer) > vocab_size:
         raise InputError(

@@ -23,13 +23,14 @@ import transformers
 
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.files import SAVE_AGAIN, parse_object, read_whole
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.devices import CPU, device_of, is_roomy, place
 from g4convert.engines import CONTRACTS
 from g4convert.forward.experts import IMPLEMENTATION, PackedProjection, make_packed
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.misfits import Kind, Misfit, Unfit
-from g4convert.forward.models import Model, constructing, model_class, quiet_transformers
+from g4convert.forward.models import Model, constructing, model_class, quiet_transformers, read_config, reading
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.pieces import TORCH_DTYPES, Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
 from g4convert.forward.streaming import Stream
@@ -47,6 +48,7 @@ Memory: TypeAlias = Literal["resident", "stream", "auto"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEAD = "lm_head.weight"
+_GENERATION = "generation_config.json"
 _ROWS = 1 << 13  # of a table, compared at once
 
 
@@ -186,8 +188,8 @@ def _is_embedding(contents: Contents, files: TensorFiles, head: torch.Tensor) ->
 
 def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> Model:
     """The model on meta; only buffers that no checkpoint stores have memory and values, those of the CPU."""
+    config = read_config(path)
     with quiet_transformers():
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         if architecture.model_type != config.model_type:
             config = config.get_text_config()
             config.tie_word_embeddings = architecture.tied_embeddings
@@ -203,8 +205,10 @@ def _empty_model(path: Path, architecture: Architecture, dtype: torch.dtype, dev
         model.initialize_weights()
         for name, buffer in list(model.named_non_persistent_buffers()):
             put(model, name, buffer.to(device))
-        if (path / "generation_config.json").exists() and hasattr(model, "generation_config"):
-            model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+    if (path / _GENERATION).exists() and hasattr(model, "generation_config"):
+        found = parse_object(read_whole(path, _GENERATION), _GENERATION, SAVE_AGAIN)
+        with reading(f"{path}: {_GENERATION}", SAVE_AGAIN):
+            model.generation_config = transformers.GenerationConfig.from_dict(found)
     place(model, device)
     return model
 

@@ -42,8 +42,15 @@ def tell_faults(directory: Path) -> None:
     text = f"{shown}error: {names}: a file cannot be read: Input/output error, or it was cut meanwhile\n"
     hint = "hint: the disk or the connection to it failed: see the system's log; then the same command may go on\n"
     _LINES.value = f"{text}{hint}".encode(errors="replace")[: _MOST - 1]
-    if signal.getsignal(signal.SIGBUS) is signal.SIG_DFL:
+    if not _is_handled():
         _install()
+
+
+def _is_handled() -> bool:
+    """Return whether SIGBUS has a handler; Python knows of its own only, and not of `faulthandler`'s."""
+    action = ctypes.create_string_buffer(_MOST)  # struct sigaction, which begins with the handler
+    ctypes.CDLL(None).sigaction(signal.SIGBUS, None, action)
+    return any(action.raw[: ctypes.sizeof(ctypes.c_void_p)])
 
 
 @cache

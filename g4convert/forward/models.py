@@ -4,13 +4,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from inspect import signature
 from io import StringIO
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import transformers
 
-from g4convert.errors import EnvironmentFault, UnsupportedError
+from g4convert.errors import EnvironmentFault, FormatError, UnsupportedError
 
-__all__ = ["Config", "Model", "ModelClass", "cache_name", "constructing", "model_class", "quiet_transformers"]
+__all__ = [
+    "Config",
+    "Model",
+    "ModelClass",
+    "cache_name",
+    "constructing",
+    "model_class",
+    "quiet_transformers",
+    "read_config",
+    "reading",
+]
 
 _CLASSES = {
     "gemma4": "Gemma4ForConditionalGeneration",
@@ -52,6 +63,40 @@ def constructing(model_type: str) -> Iterator[None]:
             f"transformers {transformers.__version__} does not construct {model_type}: {error}",
             hint="take another release: 5.22.2 and 5.24.0 do",
         ) from error
+
+
+def read_config(directory: Path) -> Config:
+    """Read config.json as transformers does.
+
+    Raises:
+        FormatError: transformers refuses a value in it.
+    """
+    with reading(f"{directory}: config.json", "compare with the config.json of the model's repository"):
+        return transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+
+
+@contextmanager
+def reading(subject: str, hint: str) -> Iterator[None]:
+    """Report whatever transformers and tokenizers raise inside for files that are damaged; they print nothing.
+
+    Args:
+        subject: the files, as first words of the message.
+        hint: the remedy.
+
+    Raises:
+        FormatError: they cannot be read.
+        OSError: the device cannot read them.
+    """
+    try:
+        with quiet_transformers():
+            yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise FormatError(f"{subject} cannot be read: {why}", hint=hint) from error
 
 
 def cache_name(model: Model) -> str:

@@ -37,6 +37,7 @@ MOST_RULES: Final = 512
 """Largest number of rules in a recipe: a few for each unit of the largest model."""
 
 _RANGE: Final = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _LONGEST: Final = 400
 """Largest number of characters of `layers` and `names`."""
 
@@ -58,7 +59,7 @@ def _group_size(value: object) -> object:
     """Return `channel` as None and a number in text as an int; any other value unchanged."""
     if value == "channel":
         return None
-    return int(value) if isinstance(value, str) and value.isdigit() else value
+    return int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def by_role(value: object) -> object:
@@ -70,7 +71,7 @@ def by_role(value: object) -> object:
     ):
         return value
     pairs = (one.partition("=") for one in value)
-    return {role.strip(): int(bits) if bits.strip().isdigit() else bits for role, _, bits in pairs}
+    return {role.strip(): int(bits) if _NUMBER.fullmatch(bits.strip()) else bits for role, _, bits in pairs}
 
 
 def _layers(value: str) -> str:

@@ -93,6 +93,22 @@ def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
     assert ran.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("kilobytes", "command"),
+    [(60_000, "plan MODEL"), (200_000, "quantize MODEL -o out"), (500_000, "quantize MODEL -o out --verify none")],
+)
+def test_memory_that_is_limited_is_one_line(kilobytes: int, command: str, dense: Path, tmp_path: Path) -> None:
+    """While modules are imported, while a library maps its code, and while the model is converted."""
+    (tmp_path / "MODEL").symlink_to(dense)
+    program = f"ulimit -v {kilobytes}; {shlex.quote(sys.executable)} -m g4convert {command}"
+    ran = subprocess.run(["/bin/bash", "-c", program], cwd=tmp_path, check=False, capture_output=True, timeout=240)
+    error, *hint = ran.stderr.decode().splitlines()
+    assert (ran.returncode, ran.stdout) == (5, b"")
+    assert error.startswith("error: ")
+    assert all(line.startswith("hint: ") for line in hint)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_crash_is_no_verdict(g4convert: Program, moe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a fault\nerror: forged")

@@ -401,6 +401,14 @@ def test_the_undamaged_source_passes(moe: Path, tmp_path: Path, g4convert: Progr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize("below", ["", "out"])
+def test_links_that_go_round_cannot_be_the_output(below: str, moe: Path, tmp_path: Path, g4convert: Program) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    ran = g4convert("quantize", moe, "-o", tmp_path / "loop" / below)
+    check_refused(ran, "loop: is a file, expected a directory" if not below else "cannot be made", 3 if below else 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 def test_the_current_directory_cannot_be_the_output(
     moe: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,13 @@ def test_a_template_of_loops_in_loops_has_its_time(template: str, moe: Path, mon
         rendered(tokenizer, ASKED, asks=True)
 
 
+def test_a_template_that_gives_nothing_is_refused(moe: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(moe, local_files_only=True)
+    tokenizer.chat_template = "{# nothing #}"
+    with pytest.raises(InputError, match="chat template gives no text"):
+        rendered(tokenizer, ASKED, asks=True)
+
+
 def test_a_sound_template_renders(moe: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(moe, local_files_only=True)
     assert rendered(tokenizer, ASKED, asks=True).endswith("<|turn>model\n")

@@ -10,15 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
-import transformers
-
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.misfits import Unfit
-from g4convert.forward.models import Model, quiet_transformers
+from g4convert.forward.models import Model, read_config
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture
@@ -134,9 +132,7 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
         InputError: the file is no file of prompts, or the tokenizer has another vocabulary than the model.
         UsageError: plain text for a chat model, or conversations for a base model.
     """
-    with quiet_transformers():
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-    return read_prompts(prompts, chat=frame_of(directory, config).chat)
+    return read_prompts(prompts, chat=frame_of(directory, read_config(directory)).chat)
 
 
 def _stored_bytes(checkpoint: Checkpoint) -> int:
