@@ -13,7 +13,7 @@ from g4convert.quantities import count, size
 
 if TYPE_CHECKING:
     from g4convert.fitting.choosing import Point
-    from g4convert.fitting.problem import Part
+    from g4convert.fitting.parts import Part
     from g4convert.fitting.result import Fitted
 
 __all__ = ["fitted"]

@@ -11,8 +11,9 @@ frontier       least loss for every size, of independent choices
 inputs         token ids to run and statistics of inputs, read from a calibration file
 measures       KL if the memory holds the decoder, else output errors
 outputs        output errors, from stored weights and statistics of their inputs
+parts          parts of a model and the packings allowed for each
 plot           size against loss, as SVG
-problem        parts of a model, the packings allowed for each, and their bytes
+problem        choices of packings, their bytes, and the best for every size
 result         the written choice and all measurements
 rounding       weights after packing and unpacking
 sensitivities  measured losses of single changes, in a file

@@ -24,7 +24,7 @@ from g4convert.engines.limits import Packing
 from g4convert.errors import InputError
 from g4convert.fitting.choices import Form
 from g4convert.fitting.divergence import Divergence
-from g4convert.fitting.problem import Part
+from g4convert.fitting.parts import Part
 from g4convert.fitting.rounding import Rounder
 from g4convert.forward.logits import Head
 from g4convert.forward.models import Model

@@ -12,7 +12,8 @@ from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import GateError, InputError, UsageError
-from g4convert.fitting.problem import Assignment, Problem, Solved, parts_of
+from g4convert.fitting.parts import parts_of
+from g4convert.fitting.problem import Assignment, Problem, Solved
 from g4convert.fitting.sensitivities import Measure
 from g4convert.fitting.target import Loss, Target, budget
 from g4convert.planning.layout import lay_out

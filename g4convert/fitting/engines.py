@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import GateError
 from g4convert.fitting.choices import Form
-from g4convert.fitting.problem import Part, Problem
+from g4convert.fitting.parts import Part
+from g4convert.fitting.problem import Problem
 from g4convert.fitting.writing import plan_of, recipe_values
 from g4convert.planning.gate import Outlook
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines.limits import Packing
 from g4convert.fitting.choices import Form, label_of
-from g4convert.fitting.problem import Part
+from g4convert.fitting.parts import Part
 from g4convert.fitting.rounding import Rounder
 from g4convert.forward.pieces import TensorFiles
 from g4convert.gemma4 import TABLES, Role, Weight

@@ -6,7 +6,8 @@ from typing import Any
 
 from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.choosing import Point
-from g4convert.fitting.problem import Losses, Part, Problem
+from g4convert.fitting.parts import Part
+from g4convert.fitting.problem import Losses, Problem
 from g4convert.fitting.sensitivities import Sensitivities, Unit
 from g4convert.fitting.target import Target
 from g4convert.quantities import size

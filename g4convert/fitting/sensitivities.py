@@ -22,7 +22,8 @@ from g4convert.bounded import read_text
 from g4convert.conversion.identity import Model
 from g4convert.errors import InputError
 from g4convert.fitting.choices import Form, label_of
-from g4convert.fitting.problem import Part, Problem
+from g4convert.fitting.parts import Part
+from g4convert.fitting.problem import Problem
 from g4convert.progress import Quiet
 
 __all__ = ["Basis", "Measure", "Sensitivities", "Unit", "measure"]

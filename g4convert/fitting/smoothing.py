@@ -9,12 +9,15 @@ share the factors between packings of one bit width. The choice uses the fitted 
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from g4convert.fitting.choices import label_of
-from g4convert.fitting.problem import Losses, Part, Problem
+from g4convert.fitting.problem import Losses, Problem
+
+if TYPE_CHECKING:
+    from g4convert.fitting.parts import Part
 
 __all__ = ["smoothed"]
 

@@ -17,7 +17,8 @@ import yaml
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InternalFault
 from g4convert.fitting.choices import Form
-from g4convert.fitting.problem import Assignment, Part, Problem
+from g4convert.fitting.parts import Part
+from g4convert.fitting.problem import Assignment, Problem
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
 from g4convert.planning.steps import Plan, make_plan

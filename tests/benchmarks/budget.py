@@ -35,7 +35,8 @@ from g4convert.fitting.choices import Form, label_of, parse_choices
 from g4convert.fitting.choosing import choose_for
 from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.outputs import Outputs
-from g4convert.fitting.problem import Part, Problem, parts_of
+from g4convert.fitting.parts import Part, parts_of
+from g4convert.fitting.problem import Problem
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
 from g4convert.fitting.smoothing import smoothed

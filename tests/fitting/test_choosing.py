@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from g4convert.engines.limits import Packing
 from g4convert.fitting.choices import DEFAULT_CHOICES, Form, label_of, parse_choices
 from g4convert.fitting.choosing import choose_for
-from g4convert.fitting.problem import Part, Problem
+from g4convert.fitting.parts import Part
+from g4convert.fitting.problem import Problem
 from g4convert.fitting.target import Bits, Loss
 
 PROBLEM = Problem.of(planned(FAMILIES["31B"]), parse_choices(DEFAULT_CHOICES))
