@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; as the program does
+# before torch is loaded; tiny models run slower on more threads than one, also in processes that tests start
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
 # no deadline: the first example compiles, and machines are busy
-settings.register_profile("usual", deadline=None, max_examples=30, derandomize=True)
+settings.register_profile("usual", deadline=None, max_examples=12, derandomize=True)
 settings.register_profile("full", deadline=None)
 
 
@@ -91,11 +92,8 @@ def _locked(path: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoints]:
     """Tiny checkpoints by family, dtype and kind; a test that wants to change one copies it first."""
-    import torch  # noqa: PLC0415 -- here and below: heavy imports only for the tests that use them
+    from g4convert.demo import Family, make  # noqa: PLC0415 -- here and below: brings torch
 
-    from g4convert.demo import Family, make  # noqa: PLC0415
-
-    torch.set_num_threads(1)  # tiny models run slower on more, the more so beside other test processes
     root = _shared(tmp_path_factory) / "checkpoints"
     root.mkdir(exist_ok=True)
     made: dict[Path, dict[str, tuple[int, int]]] = {}

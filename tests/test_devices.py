@@ -109,13 +109,13 @@ def tensors(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401 - Outputs
 
 CASES: list[tuple[str, DTypeName, Memory]] = [
     *((family, "float32", "resident") for family in Family),
+    ("assistant", "bfloat16", "stream"),
     ("moe", "bfloat16", "resident"),
     ("moe", "float32", "stream"),
     ("moe", "bfloat16", "stream"),
-    ("text", "float32", "stream"),
     ("text", "bfloat16", "stream"),
+    ("text", "float32", "stream"),
     ("e2b", "bfloat16", "stream"),
-    ("assistant", "bfloat16", "stream"),
 ]
 
 
@@ -157,7 +157,7 @@ def test_modules_are_probed_where_they_are(family: str, packed: Packed, monkeypa
 
 def test_the_same_tokens_wherever_it_runs(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(device: torch.device) -> list[int]:
-        return list(greedy(load(packed("moe"), device=device), [2, 5, 90, 91, 92], max_new_tokens=4))
+        return list(greedy(load(packed("moe"), device=device), [2, 5, 90], max_new_tokens=2))
 
     with elsewhere(monkeypatch):
         there = said(CUDA)

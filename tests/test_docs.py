@@ -45,6 +45,9 @@ __all__ = ["brief", "g4convert"]  # fixtures
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LONG: Final = {"fit.md", "calibrate.md", "layer-by-layer.md"}
+"""Documents whose commands the full run runs: tests of `fit` and `calibrate` have them, on less."""
+RUN = [pytest.param(path, marks=[pytest.mark.full] * (path.name in LONG)) for path in DOCUMENTS]
 NOT_RUN: Final = {
     "g4convert quantize MODEL -o OUT-gpu --device cuda": "needs a GPU",
     "g4convert verify OUT --engine vllm --engine-python /opt/vllm/bin/python": "needs vLLM",
@@ -109,10 +112,13 @@ def hub(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_run(document: Path, request: pytest.FixtureRequest) -> None:
+def test_commands_are_known(document: Path) -> None:
     for words, _, _ in commands(document):
-        if not is_run(words):
-            check_unrun(words)
+        check_known(words)
+
+
+@pytest.mark.parametrize("document", RUN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_run(document: Path, request: pytest.FixtureRequest) -> None:
     if any(is_run(words) for words, _, _ in commands(document)):
         request.getfixturevalue("run_all_of")(document)
 
@@ -143,8 +149,9 @@ def furnish(place: Path, moe: Path, document: Path) -> None:
     """Put what a document's commands read where they run."""
     shutil.copytree(moe, place / "MODEL")
     (place / "mine.jsonl").write_text(json.dumps({"text": "the boats lie in the old harbour " * 60}))
-    if "-o OUT-own " in document.read_text():  # else minutes, on all the texts that ship
-        calibrate(moe, place / "OUT-own.calibration.safetensors", samples=2, length=32, answers=False, statistics=False)
+    for output in {*re.findall(r"-o (OUT-own|six|streamed)\b", document.read_text())}:  # else on all texts that ship
+        own = place / f"{output}.calibration.safetensors"
+        calibrate(moe, own, samples=4, length=32, answers=False, statistics=output == "streamed")
     shutil.copytree(trained(Family.MOE), place / "demo" / "moe")
     for text in re.findall(r"^```yaml\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
         if named := re.search(r"-r (\S+\.yaml)", text):
@@ -163,8 +170,8 @@ def matches(shown: str, printed: str) -> bool:
     return bool(re.fullmatch(".*".join(re.escape(part) for part in " ".join(shown.split()).split("…")), printed))
 
 
-def check_unrun(words: list[str]) -> None:
-    """Check a command that is not run as far as that goes."""
+def check_known(words: list[str]) -> None:
+    """Check a command as far as that goes without running it."""
     words = [word for word in words if not re.fullmatch(r"[A-Z_0-9]+=\S*", word)]
     assert words[0] == "g4convert" or words[0] in PROGRAMS, f"{words[0]}: not a program that documents may name"
     match words[0]:

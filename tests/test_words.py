@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 BEGINNINGS = re.compile(r"(Of|That|What|Where|How|Whether|Which|Why)\b")
 """First words that make a fragment of a docstring: it says what a thing is of, not what it is."""
+QUOTED = re.compile(f"[\"']{BEGINNINGS.pattern}")
+"""Texts that may begin so: files without one are not parsed."""
 PLACES = ("g4convert", "tests", "tools")
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of every docstring, those of values included, and of every help text of a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    code = path.read_text()
+    for node in ast.walk(ast.parse(code)) if QUOTED.search(code) else ():
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value
         if isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):

@@ -84,15 +84,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.parametrize(("recipe", "family"), [*zip(RECIPES, ("moe", "text"), strict=True)])
-def test_one_two_and_three_ranks_write_the_same_bytes(
+def test_three_ranks_write_the_bytes_of_one(
     recipe: str, family: str, checkpoints: Checkpoints, tmp_path: Path, small: list[Path]
 ) -> None:
+    """Two do in `conversion/test_ranks.py`, in processes."""
     found = []
-    for world in (1, 2, 3):
+    for world in (1, 3):
         side_by_side(world, checkpoints(family), tmp_path / str(world) / "out", recipe)
         found.append(hashes(tmp_path / str(world) / "out"))
-    assert found[0] == found[1] == found[2]
-    assert [path.parent.name for path in small] == ["1", "2", "3"], "rank 0 makes the file, and no other"
+    assert found[0] == found[1]
+    assert [path.parent.name for path in small] == ["1", "3"], "rank 0 makes the file, and no other"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

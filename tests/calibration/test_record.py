@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,21 +67,22 @@ def hooked(source: Path, given: Tokens) -> dict[str, np.ndarray]:
 def test_every_linear_is_given_what_hooks_see(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source, given = checkpoints(family), tokens()
     found = record(source, given, tmp_path / "scratch", workers=2)
-    expected = hooked(source, given)
+    expected, top_k = hooked(source, given), top_k_of(source)
     assert {source_of(name) for name in expected} == {*found.inputs}
     for name, mean in expected.items():
         inputs = found.inputs[source_of(name)]
         own, wanted = inputs.mean_square, mean
         if ".experts." in name:
             expert = int(name.split(".")[3])
-            assert inputs.tokens.sum() == 3 * 24 * load_top_k(source)
+            assert inputs.tokens.sum() == 3 * 24 * top_k
             own, wanted = own[expert], np.nan_to_num(mean)
         assert np.allclose(own, wanted, rtol=2e-4, atol=1e-5 * wanted.max())
     assert not (tmp_path / "scratch").exists()
 
 
-def load_top_k(source: Path) -> int:
-    return int(load(source).get_decoder().config.top_k_experts)
+def top_k_of(source: Path) -> int:
+    text = json.loads((source / "config.json").read_text()).get("text_config", {})
+    return int(text.get("top_k_experts") or 0)
 
 
 def test_a_sample_is_not_touched_by_its_neighbours(e2b: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def case(text: Path, few: Path, whole: Path, tmp_path: Path) -> Case:
     return Case(text, few, tmp_path / "out", hashes(whole))
 
 
-@pytest.mark.parametrize("family", every(2, ["moe", "dense", "e2b", "unified", "text"]))
+@pytest.mark.parametrize("family", every(5, ["moe", "dense", "text", "e2b", "unified"]))
 def test_in_every_family_only_scales_of_layers_change_and_the_held_out_loss_does_not_rise(
     family: str, checkpoints: Checkpoints, few: Path, tmp_path: Path
 ) -> None:
@@ -138,7 +139,9 @@ class _Stop:
         return found
 
 
-@pytest.mark.parametrize(("at", "after"), [(1, False), (1, True), (3, True), (STEPS, False), (STEPS + 1, True)])
+@pytest.mark.parametrize(
+    ("at", "after"), every(3, [(3, True), (1, False), (1, True), (STEPS, False), (STEPS + 1, True)])
+)
 def test_stopped_at_a_file_that_is_kept_it_repeats_a_step_at_most(
     at: int, case: Case, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
@@ -164,6 +167,7 @@ def test_stopped_between_targets_it_makes_those_that_are_left(case: Case, monkey
     assert made == [3, 4, 5]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("at", [1, 2])
 def test_stopped_while_scales_are_written_it_writes_them_again(at: int, case: Case) -> None:
     case.stop(_Stop(trained.checksum, at, after=False), (trained, "checksum"))
@@ -171,6 +175,7 @@ def test_stopped_while_scales_are_written_it_writes_them_again(at: int, case: Ca
     assert case.is_whole
 
 
+@pytest.mark.full
 def test_stopped_behind_the_training_it_does_not_train_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.stop(_close_and_stop, (LayerByLayer, "close"))
     monkeypatch.setattr(scales.ScaleTraining, "_train", None)
@@ -183,8 +188,7 @@ def _close_and_stop(layers: LayerByLayer) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("place", ["replace_file", "checksum"])
+@pytest.mark.parametrize(("place", "layer"), every(4, product(["checksum", "replace_file"], [1, 0])))
 def test_codes_that_were_changed_meanwhile_are_made_again(place: str, layer: int, case: Case, whole: Path) -> None:
     """Before scales are written, and when those of the first layer are."""
     case.stop(_Stop(getattr(trained, place), 1, after=True), (trained, place))

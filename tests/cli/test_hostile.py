@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,15 @@ main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "module", every(2, ["typer", "g4convert.cli.verify", "yaml", "g4convert.checkpoint.source", "rich.markup"])
+    ("module", "number"),
+    every(
+        3,
+        product(
+            ("typer", "g4convert.cli.verify", "yaml", "g4convert.checkpoint.source", "rich.markup"),
+            (signal.SIGINT, signal.SIGTERM),
+        ),
+    ),
 )
 def test_a_stop_while_modules_are_imported_is_one_line(module: str, number: signal.Signals, tmp_path: Path) -> None:
     """Before the command, in it, and while an error is told."""

@@ -202,6 +202,7 @@ def test_requests() -> None:
 
 
 @pytest.mark.usefixtures("brief")
+@pytest.mark.usefixtures("brief")
 def test_memory_and_dtype_change_how_not_what(text_out: tuple[Path, Path], prompts: Path, g4convert: Program) -> None:
     runs = [("--memory", "resident"), ("--memory", "stream"), ("--memory", "auto"), ("--dtype", "bfloat16")]
     found = [json.loads(logits(g4convert, text_out, "--prompts", prompts, "--json", "-q", *more).out) for more in runs]

@@ -8,6 +8,7 @@ import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized, same_bits, stored
 from helpers.dialect_sources import mlx as mlx_of
+from helpers.grids import every
 from helpers.prompts import logits, prompts
 from helpers.rewriting import Tensors, rewritten
 
@@ -45,7 +46,7 @@ def assert_verified(output: Path, source: Path) -> None:
 # ---- MLX: names, experts and convolutions
 
 
-@pytest.mark.parametrize("family", ["moe", "e2b", "dense", "unified", "text"])
+@pytest.mark.parametrize("family", every(2, ["moe", "e2b", "dense", "unified", "text"]))
 def test_a_directory_of_mlx_is_read_bit_for_bit(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     mlx = rewritten(source, tmp_path / "mlx", mlx_of, metadata="mlx")
@@ -64,7 +65,7 @@ def test_kept_experts_of_mlx_are_fused_again(moe: Path, tmp_path: Path) -> None:
     assert_verified(tmp_path / "out", mlx)
 
 
-@pytest.mark.parametrize("family", ["moe", "e2b"])
+@pytest.mark.parametrize("family", every(2, ["e2b", "moe"]))
 def test_a_directory_of_mlx_computes_the_same(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     original = load(checkpoints(family))
     loaded = load(rewritten(checkpoints(family), tmp_path / "mlx", mlx_of))
@@ -75,7 +76,7 @@ def test_a_directory_of_mlx_computes_the_same(family: str, checkpoints: Checkpoi
 # ---- dtypes
 
 
-@pytest.mark.parametrize("family", ["moe", "dense"])
+@pytest.mark.parametrize("family", every(2, ["dense", "moe"]))
 def test_trained_layers_may_be_fp32(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
 
@@ -139,7 +140,7 @@ def decoder_of(tensors: Tensors) -> Tensors:
     return {n.replace("language_model.", ""): t for n, t in tensors.items() if "language_model." in n}
 
 
-@pytest.mark.parametrize("family", ["dense", "moe", "e2b", "unified"])
+@pytest.mark.parametrize("family", every(2, ["moe", "dense", "unified", "e2b"]))
 def test_decoder_weights_under_a_multimodal_config(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     decoder = rewritten(source, tmp_path / "decoder", decoder_of)
@@ -150,7 +151,7 @@ def test_decoder_weights_under_a_multimodal_config(family: str, checkpoints: Che
     assert_verified(tmp_path / "out", decoder)
 
 
-@pytest.mark.parametrize("family", ["dense", "moe", "e2b", "unified"])
+@pytest.mark.parametrize("family", every(2, ["dense", "moe", "e2b", "unified"]))
 def test_the_decoder_alone_computes_what_it_does_in_the_whole(
     family: str, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

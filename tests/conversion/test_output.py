@@ -148,7 +148,8 @@ def test_the_card_has_no_command_that_fails(moe: Path, tmp_path: Path) -> None:
 def test_the_rows_of_the_card_cover_every_kept_byte(made: Path, moe: Path) -> None:
     rows = (made / "README.md").read_text().partition("## What stayed")[2].splitlines()[4:]
     kept = sum(int(row.split("|")[3].replace(",", "")) for row in rows if row)
-    unpacked = {name: tensor for name, tensor in stored(made).items() if name in stored(moe)}
+    before, after = stored(moe), stored(made)
+    unpacked = {name: tensor for name, tensor in after.items() if name in before}
     assert kept == sum(tensor.nbytes for tensor in unpacked.values())
     assert sum(int(row.split("|")[2]) for row in rows if row) == len(unpacked)
 

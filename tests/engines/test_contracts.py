@@ -86,24 +86,25 @@ FLAGS = [field.name for field in fields(Matching) if field.name not in {"fused",
 
 
 @cache
-def said(label: str, families: tuple[str, ...]) -> str:
-    return report(Contracted(contracts()[label]), families)
+def said(label: str, family: str) -> str:
+    return report(Contracted(contracts()[label]), (family,))
 
 
 @pytest.mark.parametrize("label", every(3, GOLDEN))
 @pytest.mark.parametrize("flag", ["fused", "renames", *FLAGS])
 def test_a_wrong_rule_would_be_seen(label: str, flag: str) -> None:
     """The lists are such that no property of the matching could be another one."""
-    contract, families = contracts()[label], ("31B", "text")
+    contract = contracts()[label]
 
     def other(architecture: Architecture) -> Matching:
         right = contract.matching(architecture)
         swapped = (right.order[0], right.order[2], right.order[1])
         renames = () if right.renames else vllm.CONTRACT.matching(architecture).renames
-        wrong = {"fused": {}, "renames": renames, "order": swapped}
-        return replace(right, **{flag: wrong[flag] if flag in wrong else not getattr(right, flag)})  # type: ignore[arg-type]
+        values = {"fused": {}, "renames": renames, "order": swapped}
+        return replace(right, **{flag: values[flag] if flag in values else not getattr(right, flag)})  # type: ignore[arg-type]
 
-    assert report(Contracted(replace(contract, matching=other)), families) != said(label, families)
+    wrong = Contracted(replace(contract, matching=other))
+    assert any(report(wrong, (family,)) != said(label, family) for family in ("text", "31B"))
 
 
 @pytest.mark.parametrize("name", GROUPS)

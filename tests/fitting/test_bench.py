@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized
+from helpers.grids import every
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import Choice
@@ -31,8 +32,8 @@ from g4convert.quantization import Method
 
 CASES: Mapping[str, dict[str, Any]] = {
     "e2b": {"bits": {"ple_projection": 4, "ple_embedding": 8, "embedding": 4, "lm_head": 8}},
-    "moe": {"kv_shared": "keep"},
     "unified": {"bits": {"lm_head": 8}, "layout": "text-only"},
+    "moe": {"kv_shared": "keep"},
     "text": {"bits": {"embedding": 8, "lm_head": 4}},
 }
 CHOICES = (Packing(4, 16), *parse_choices(["4:32", "8:channel", "16"]))
@@ -47,7 +48,7 @@ class Made:
     bench: Bench
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=every(2, CASES))
 def made(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Iterator[Made]:
     source = checkpoints(request.param)
     checkpoint = Checkpoint.open(source)

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from conftest import Checkpoints
 from helpers import golden
 from helpers.conversions import quantized, same_bits, shards, stored
 from helpers.dialect_sources import cases, with_shared_kv, write
-from helpers.grids import covering, every
+from helpers.grids import covering, diagonal, every
 from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
@@ -166,8 +167,7 @@ def weight_of(source: dict[str, torch.Tensor], module: str) -> torch.Tensor:
     return fused if projection == "down_proj" else fused.chunk(2)[projection == "up_proj"]
 
 
-@pytest.mark.parametrize("family", every(3, Family))
-@pytest.mark.parametrize("num_bits", [4, 8])
+@pytest.mark.parametrize(("family", "num_bits"), every(5, product(Family, [4, 8])))
 def test_minmax_is_compressed_tensors_bit_for_bit(
     family: Family, num_bits: int, converted: Converted, checkpoints: Checkpoints
 ) -> None:
@@ -187,8 +187,7 @@ def check_oracle(
             assert same_bits(output[f"{module}.{kind}"], expected), f"{module}.{kind}"
 
 
-@pytest.mark.parametrize("group_size", every(2, [64, 128, "channel"]))
-@pytest.mark.parametrize("num_bits", [4, 8])
+@pytest.mark.parametrize(("group_size", "num_bits"), diagonal([64, 128, "channel"], [4, 8]))
 def test_other_group_sizes(
     group_size: int | str, num_bits: int, converted: Converted, checkpoints: Checkpoints
 ) -> None:
@@ -218,7 +217,7 @@ def test_a_dialect_gives_the_bytes_of_the_canonical_source(
     assert shards(tmp_path / "out") == shards(converted(Family(family))[0])
 
 
-@pytest.mark.parametrize("recipe", ["w4a16-mlp-only", "text-only"])
+@pytest.mark.parametrize("recipe", every(2, ["w4a16-mlp-only", "text-only"]))
 def test_experts_one_by_one_give_the_same_bytes_under_other_recipes(
     recipe: str, converted: Converted, moe: Path, tmp_path: Path
 ) -> None:
@@ -249,7 +248,7 @@ def test_dead_keys_and_values_kept_are_packed_like_the_queries(e2b: Path, tmp_pa
     check_logits(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", [Family.MOE, Family.DENSE, Family.E2B, Family.UNIFIED])
+@pytest.mark.parametrize("family", every(2, [Family.MOE, Family.DENSE, Family.UNIFIED, Family.E2B]))
 def test_text_only_computes_the_text_logits_of_the_whole_model(
     family: Family, converted: Converted, checkpoints: Checkpoints
 ) -> None:
@@ -261,7 +260,7 @@ def test_text_only_computes_the_text_logits_of_the_whole_model(
     assert config["architectures"] == [type(part).__name__.removeprefix("PerExpert")]
 
 
-@pytest.mark.parametrize("family", [Family.MOE, Family.E2B, Family.UNIFIED, Family.TEXT])
+@pytest.mark.parametrize("family", every(2, [Family.MOE, Family.E2B, Family.UNIFIED, Family.TEXT]))
 def test_a_qat_source_is_recognised_and_kept_exactly(
     family: Family, converted: Converted, checkpoints: Checkpoints
 ) -> None:
@@ -410,7 +409,7 @@ def test_a_norm_that_gemma4_has_not_must_be_ones(dense: Path, tmp_path: Path) ->
     assert "model.embed_vision.pre_proj_norm.weight: has values other than 1" in str(caught.value)
 
 
-@pytest.mark.parametrize("family", [Family.DENSE, Family.E2B])
+@pytest.mark.parametrize("family", every(2, [Family.DENSE, Family.E2B]))
 def test_a_packed_vision_tower_is_told_apart_from_the_decoder(
     family: Family, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

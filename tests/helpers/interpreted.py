@@ -69,7 +69,6 @@ def _begin() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "Conversion of an array with ndim > 0", DeprecationWarning)  # Triton 3.6 does
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)  # new memory is then filled with NaN
     assert torch.zeros(1).new_empty(1).isnan().all()
 

@@ -15,7 +15,7 @@ from g4convert.forward.probe import Probe
 from g4convert.verification.probes.drafts import draft_probe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from g4convert.forward.models import Config, Model
 
@@ -42,6 +42,14 @@ def prompts(model: Model, *, seed: int = 0) -> tuple[Probe, ...]:
     if takes(config, "audio"):
         found.append(with_media(config, sounds(config, [20], generator, padding=2), text))
     return tuple(found)
+
+
+def first_of_each(probes: Sequence[Probe]) -> tuple[Probe, ...]:
+    """The first probe of each kind, in order: for tests of what is around them."""
+    found: dict[str, Probe] = {}
+    for probe in probes:
+        found.setdefault(probe.bucket, probe)
+    return tuple(found.values())
 
 
 def whole(kind: str, arguments: Mapping[str, Any]) -> Probe:

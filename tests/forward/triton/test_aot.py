@@ -65,7 +65,7 @@ CHOSEN = {(80, "down", 16), (89, "gate_up", 64), (90, "gate_up", 8), (90, "gate_
 @pytest.mark.parametrize(
     ("architecture", "variant"),
     every(
-        5,
+        9,
         [
             (architecture, variant)
             for architecture, variant in PAIRS
@@ -101,7 +101,8 @@ def test_other_weights_keep_to_it_too(variant: Variant) -> None:
     check(aot.compile_variant(variant, 80), variant, 80)
 
 
-@pytest.mark.parametrize("kind", every(2, ["gate_up", "down"]))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["gate_up", "down"])
 def test_float32_compiles_without_spills(kind: Kind) -> None:
     assert shipped_tiles("fp32")[0][1] == WIDE
     machine = aot.compile_variant(Variant(kind, WIDE, "fp32"), 80)

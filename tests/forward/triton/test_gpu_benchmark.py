@@ -40,7 +40,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Modules:
 
 
 def run(*words: str, interpret: str = "1") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": interpret}
     return subprocess.run(
         [sys.executable, *words], check=False, capture_output=True, text=True, env=environment, cwd=BENCHMARKS
     )
@@ -265,6 +265,7 @@ def test_rows_of_the_table_that_ships_follow_from_what_was_measured(module: Modu
     assert tune.shipped_rows("down", found) == []
 
 
+@pytest.mark.full
 def test_it_needs_torch_and_triton_only() -> None:
     """Nothing can be installed on the machine it runs on; small models are asked for by an option."""
     heavy = "pydantic compressed_tensors numba transformers rich typer yaml safetensors"

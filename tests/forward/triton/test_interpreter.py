@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,21 +58,16 @@ def test_experts_are_those_of_float64(interpreter: Interpreter, case: Case) -> N
     assert interpreter(interpreted.moe_error, case, 7) < BOUNDS[case.dtype]
 
 
-@pytest.mark.parametrize(
-    "case",
-    every(
-        2,
-        [
-            Case(t=1, h=64, i=64, dtype="bfloat16", block=(8, 64, 256)),
-            Case(t=5, h=256, i=48, dtype="float16", block=(16, 32, 128)),  # the last block overlaps the one before
-            Case(t=64, h=704, i=32, block=(32, 32, 512)),
-            Case(t=20, h=128, i=192, group=128, dtype="bfloat16", block=(32, 128, 64)),
-            Case(t=3, h=96, i=20, group=0, block=(16, 16, 64)),
-        ],
-    ),
-    ids=str,
-)
-@pytest.mark.parametrize("bias", [False, True])
+LINEARS = [
+    Case(t=1, h=64, i=64, dtype="bfloat16", block=(8, 64, 256)),
+    Case(t=5, h=256, i=48, dtype="float16", block=(16, 32, 128)),  # the last block overlaps the one before
+    Case(t=64, h=704, i=32, block=(32, 32, 512)),
+    Case(t=20, h=128, i=192, group=128, dtype="bfloat16", block=(32, 128, 64)),
+    Case(t=3, h=96, i=20, group=0, block=(16, 16, 64)),
+]
+
+
+@pytest.mark.parametrize(("case", "bias"), every(5, product(LINEARS, [False, True])), ids=str)
 def test_one_expert_is_a_linear(interpreter: Interpreter, case: Case, *, bias: bool) -> None:
     assert interpreter(_linear_error, case, 7, bias) < BOUNDS[case.dtype]
 
@@ -109,7 +105,7 @@ def test_experts_may_be_in_any_order(interpreter: Interpreter) -> None:
     assert interpreter(interpreted.renumbered)
 
 
-@pytest.mark.parametrize("t", [2, 20])
+@pytest.mark.parametrize("t", every(2, [2, 20]))
 def test_a_token_sent_to_nobody_is_zero(interpreter: Interpreter, t: int) -> None:
     assert interpreter(interpreted.nobody_chosen, t)
 

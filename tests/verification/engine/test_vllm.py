@@ -17,6 +17,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from helpers import ROOT, TESTS
 from helpers.conversions import quantized
 from helpers.damage import config, damaged, lose, rewrite
+from helpers.prompts import first_of_each
 
 from g4convert.errors import EnvironmentFault
 from g4convert.forward.load import load
@@ -52,7 +53,6 @@ def served(checkpoint: Path, expects: Path, fault: str = "", timeout: float = 60
         "PYTHONPATH": path,
         "FAKE_VLLM_EXPECTS": str(expects),
         "FAKE_VLLM_FAULT": fault,
-        "OMP_NUM_THREADS": "1",
     }
     with vllm(checkpoint, dtype="float32", timeout=timeout, environment=environment) as engine:
         yield engine
@@ -69,9 +69,10 @@ def codes(findings: Sequence[Finding], severity: Severity) -> dict[str, list[str
 
 @pytest.fixture(scope="module")
 def judged(out: Path) -> Callable[[str], list[Finding]]:
-    """Level engine of a good checkpoint, by a fake with a fault in it."""
+    """Level engine of a good checkpoint, by a fake with a fault in it; the first probe of each kind."""
     model = load(out, packed=False)
-    probes = [counted(one) for one in make_probes(model, out, kinds=("prose", "batch", "image", "video"), tokens=1)]
+    probes = make_probes(model, out, kinds=("prose", "batch", "image", "video"), tokens=1)
+    probes = [counted(one) for one in first_of_each(probes)]
 
     def judge(fault: str) -> list[Finding]:
         with served(out, out, fault) as engine:
@@ -112,6 +113,7 @@ def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[
     assert any("no attribute 'weight'" in one.found for one in findings)
 
 
+@pytest.mark.full
 def test_a_kernel_that_the_machine_lacks_is_no_fault_of_the_checkpoint(judged: Callable[[str], list[Finding]]) -> None:
     """Each prompt is refused, the next is not kept waiting by it, and nothing is said to be wrong."""
     findings = judged("no kernel")
@@ -162,6 +164,7 @@ def test_a_hang_ends_in_time(out: Path) -> None:
     assert time.monotonic() - begin < 20
 
 
+@pytest.mark.full
 def test_a_crash_is_told_with_the_end_of_the_log(out: Path) -> None:
     with served(out, out, "crash") as engine, pytest.raises(EnvironmentFault, match="exit status 3") as fault:
         engine.start(16, 4)

@@ -149,7 +149,7 @@ def silent_tower(model: Model) -> None:
 @pytest.mark.parametrize(
     ("family", "fault", "kind", "name"),
     every(
-        2,
+        3,
         [
             ("moe", post_norm, "image", "embed_vision"),
             ("unified", post_norm, "image", "embed_vision.multimodal_embedder"),
@@ -173,7 +173,7 @@ def test_faults_of_towers_and_embedders(
     assert not culprits(examined.errors, LIMIT)
 
 
-@pytest.mark.parametrize("family", every(3, ["moe", "dense", "unified", "e2b", "text", "assistant"]))
+@pytest.mark.parametrize("family", every(5, ["moe", "dense", "unified", "e2b", "text", "assistant"]))
 def test_a_twin_is_not_blamed(family: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("checkpoints")(family)
     kinds = ("draft",) if family == "assistant" else ("prose", "batch", "image", "audio", "video")
@@ -256,6 +256,7 @@ def test_streamed_models_are_compared_too(moe: Path) -> None:
     assert (found.rows[0].module, found.clear) == ("norm", True)
 
 
+@pytest.mark.full
 def test_streamed_layers_are_swapped_whole(moe: Path) -> None:
     reference, candidate = (ModelCandidate(load(moe, memory="stream")) for _ in range(2))
     probes = probes_of(reference.model, moe, ("prose",))

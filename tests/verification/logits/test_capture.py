@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.prompts import first_of_each
 from safetensors.torch import save_file
 
 from g4convert.errors import InputError
@@ -26,7 +27,7 @@ def reference(moe: Path) -> ModelCandidate:
 
 @pytest.fixture(scope="module")
 def probes(moe: Path, reference: ModelCandidate) -> Sequence[Probe]:
-    return make_probes(reference.model, moe, kinds=["prose", "batch", "image"], tokens=1)
+    return first_of_each(make_probes(reference.model, moe, kinds=["prose", "batch", "image"], tokens=1))
 
 
 @pytest.fixture(scope="module")

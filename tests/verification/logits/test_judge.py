@@ -1,11 +1,11 @@
 """The logits level as a whole: right paths pass, what fails is named, and modes agree with one another."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.conversions import quantized
+from helpers.prompts import first_of_each
 
 from g4convert.demo.trained import trained
 from g4convert.forward.candidate import ModelCandidate, Outputs
@@ -20,15 +20,6 @@ from g4convert.verification.logits.judge import Judged, Models, check_logits
 from g4convert.verification.probes.suite import make_probes
 
 BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models run slower on more, the more so beside other test processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +42,7 @@ def dequantized(pair: tuple[Path, Path]) -> ModelCandidate:
 
 @pytest.fixture(scope="module")
 def probes(pair: tuple[Path, Path], original: ModelCandidate) -> tuple[Probe, ...]:
-    return make_probes(original.model, pair[0], kinds=["prose", "code", "batch", "image"], tokens=1)
+    return first_of_each(make_probes(original.model, pair[0], kinds=["prose", "code", "batch", "image"], tokens=1))
 
 
 def judged(models: Models, probes: tuple[Probe, ...]) -> Judged:
@@ -97,6 +88,7 @@ def test_one_probe_of_each_bucket_shows_the_floor_of_a_dense_model_in_float32() 
     assert 0 < found["floor"]["values"]["kl_mean"] < 1e-8
 
 
+@pytest.mark.full
 def test_the_original_is_its_own_twin(
     original: ModelCandidate, probes: tuple[Probe, ...], pair: tuple[Path, Path]
 ) -> None:
@@ -112,6 +104,7 @@ def test_report_is_json(right: Judged) -> None:
     assert '"metrics_version": 1' in report.to_json()
 
 
+@pytest.mark.full
 def test_a_stored_reference_stands_in_for_the_original(  # noqa: PLR0913, PLR0917 -- fixtures
     right: Judged,
     pair: tuple[Path, Path],

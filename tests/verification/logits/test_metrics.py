@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+from helpers.prompts import first_of_each
 
 from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.load import load
@@ -87,7 +88,7 @@ def test_a_reference_against_itself_is_exact() -> None:
 
 def test_a_real_model_against_itself_is_exact(e2b: Path) -> None:
     model = ModelCandidate(load(e2b))
-    probes = make_probes(model.model, e2b, kinds=["prose", "batch", "image"], tokens=1)
+    probes = first_of_each(make_probes(model.model, e2b, kinds=["prose", "batch", "image"], tokens=1))
     comparison = Comparison()
     for one, kept in zip(probes, run_all(model, probes, Kept.of), strict=True):
         comparison.add(one, kept, model.run(one))
@@ -115,6 +116,15 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for first, second in ((whole, score(a, b, targets)), (top, score_top(top_logits(a, targets, 5), b, targets))):
         for name in ("kl", "agrees", "confidence", "difference", "candidate_logprob"):
             assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, targets = drawn(11, VOCABULARY), drawn(11, VOCABULARY, seed=1), torch.arange(11)
+    alone = score(a, b, targets)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    together = score(a, b, targets)
+    for name in ("kl", "agrees", "confidence", "difference", "candidate_logprob"):
+        assert torch.equal(getattr(alone, name), getattr(together, name))
 
 
 def test_what_is_not_finite_is_counted_and_never_passes() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.grids import every
+from helpers.grids import diagonal, every
 from torch.nn import functional
 
 from g4convert.forward.candidate import ModelCandidate
@@ -31,20 +31,18 @@ def activations(directory: Path, reference: ModelCandidate, candidate: ModelCand
     return list(check_activations(reference, candidate, probe, limit=limit))
 
 
-@pytest.mark.parametrize("dtype", every(4, DTYPES))
-@pytest.mark.parametrize("memory", ["resident", "stream"])
-@pytest.mark.parametrize(
-    ("act", "words"),
-    [
-        (torch.nn.GELU(), "answers as exact GELU does"),
-        (torch.nn.SiLU(), "answers as SiLU does"),
-        (torch.nn.ReLU(), "answers as ReLU does"),
-        (torch.nn.Identity(), "a wrong answer"),
-    ],
-)
-def test_wrong_activation_of_experts(act: torch.nn.Module, words: str, dtype: str, memory: str, moe: Path) -> None:
+ACTIVATIONS = {
+    "answers as exact GELU does": torch.nn.GELU(),
+    "answers as SiLU does": torch.nn.SiLU(),
+    "answers as ReLU does": torch.nn.ReLU(),
+    "a wrong answer": torch.nn.Identity(),
+}
+
+
+@pytest.mark.parametrize(("words", "memory", "dtype"), diagonal(ACTIVATIONS, ["resident", "stream"], DTYPES))
+def test_wrong_activation_of_experts(words: str, memory: str, dtype: str, moe: Path) -> None:
     reference, candidate = models(moe, dtype, memory)
-    candidate.model.get_decoder().layers[1].experts.act_fn = act
+    candidate.model.get_decoder().layers[1].experts.act_fn = ACTIVATIONS[words]
     wrong = [finding for finding in activations(moe, reference, candidate) if finding.severity is not Severity.PASS]
     assert [finding.severity for finding in wrong] == [Severity.FAIL]
     assert wrong[0].subject == "layers.1.experts.2, layers.1.experts.3"
@@ -103,10 +101,12 @@ def test_where_all_gates_can_be_negative_the_forms_differ_a_lot() -> None:
     assert answer.share == pytest.approx(0, abs=0.05)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("family", "names"), [("unified", 2), ("e2b", 2), ("moe", 1), ("text", 0)])
-def test_embedders(family: str, names: int, dtype: str, request: pytest.FixtureRequest) -> None:
-    directory = request.getfixturevalue(family)
+EMBEDDERS = {"unified": 2, "e2b": 2, "moe": 1, "text": 0}
+
+
+@pytest.mark.parametrize(("family", "dtype"), diagonal(EMBEDDERS, DTYPES))
+def test_embedders(family: str, dtype: str, request: pytest.FixtureRequest) -> None:
+    directory, names = request.getfixturevalue(family), EMBEDDERS[family]
     reference, candidate = (model.model for model in models(directory, dtype))
     found = list(check_embedders(reference, candidate, limit=LIMITS[dtype]))
     assert [finding.severity for finding in found] == [Severity.PASS] * names

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized
 from helpers.grids import every
@@ -16,12 +15,6 @@ from g4convert.verification.logits.level import store_reference
 from g4convert.verification.run import verify
 
 __all__ = ["brief"]  # a fixture
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    """Tiny models run slower on more threads, the more so beside other processes."""
-    torch.set_num_threads(1)
 
 
 def media(report: Report) -> list[str]:

@@ -355,7 +355,7 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="NOT RUN: no Chromium here
 
 @browser
 @pytest.mark.parametrize(("width", "columns"), every(3, [(1200, 2), (400, 1)]))
-@pytest.mark.parametrize("size", every(2, [((30, 128),), ((3, 12),), ((60, 0),)]))
+@pytest.mark.parametrize("size", every(3, [((30, 128),), ((3, 12),), ((60, 0),)]))
 def test_in_a_browser(width: int, columns: int, size: tuple[int, int], tmp_path: Path) -> None:
     given = report(layers=size[0], experts=size[1] or 1)
     if not size[1]:
@@ -376,6 +376,7 @@ def test_hostile_names_in_a_browser(width: int, tmp_path: Path) -> None:
     assert found["bad"] == [], "text outside of its plot"
 
 
+@pytest.mark.full
 @browser
 def test_dark_in_a_browser(tmp_path: Path) -> None:
     dark = measured(page(report()), 1200, tmp_path, "--blink-settings=preferredColorScheme=0")
