@@ -13,7 +13,7 @@ patterns   Matches names of files against `--carry` and `--leave`
 layouts    Diagnoses a directory without weights, and finds two copies of one model
 gguf       Reads a GGUF file of float32 tensors
 leftovers  Tells files of training and adapters from those of the model
-uses       Opens a checkpoint for `generate` or `reference`, or refuses it
+uses       Opens a checkpoint for `generate` or `reference` and takes its inventory, or refuses it
 source     Finds the directory of a path or a hub name
 contents   Names every tensor of a checkpoint by its place in the architecture
 stored     Recognises how each module is stored: packed, plain, by which scheme

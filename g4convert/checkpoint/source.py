@@ -103,10 +103,25 @@ def file_or_model(name: str) -> Path:
 
 
 def _name_hint(model: str) -> str:
-    parent = Path(model).expanduser().parent
-    if model.startswith((".", "/", "~")) and not parent.is_dir():
-        return f"{parent} does not exist either"
+    """Return the hint for a directory that is not there, and that is no name of a repository either."""
+    path = Path(model).expanduser()
+    if model and (meant := _meant(path)):
+        return f"did you mean {meant}?"
+    if model.startswith((".", "/", "~")) and not path.parent.is_dir():
+        return f"{path.parent} does not exist either"
     return "pass a directory that exists, or a Hugging Face name of the form org/name"
+
+
+def _meant(path: Path) -> Path | None:
+    """Return the directory whose path is nearest, each missing part spelled as a folder there; None if none is near."""
+    missing = next((one for one in reversed((path, *path.parents)) if not one.exists()), None)
+    if missing is None:
+        return path
+    folders: list[str] = []
+    with suppress(OSError):
+        folders.extend(one.name for one in missing.parent.iterdir() if one.is_dir())
+    near = get_close_matches(missing.name, folders, n=1)
+    return _meant(missing.with_name(near[0]) / path.relative_to(missing)) if near else None
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:
@@ -163,14 +178,12 @@ def _fetch(repo: str, revision: str | None) -> Path:
 
 
 def _here(repo: str) -> str:
-    """A hint for a path that was meant: `org` is a directory here, and lacks `name`; empty if there is none."""
+    """Return a hint for a path that was meant: `org` is a directory here, and lacks `name`; empty if there is none."""
     path = Path(repo)
     if not path.parent.is_dir():
         return ""
-    meant = get_close_matches(path.name, (one.name for one in path.parent.iterdir() if one.is_dir()), n=1)
-    return f"the directory {path.parent} has no {path.name}" + (
-        f": did you mean {path.with_name(*meant)}?" if meant else ""
-    )
+    meant = _meant(path)
+    return f"the directory {path.parent} has no {path.name}" + (f": did you mean {meant}?" if meant else "")
 
 
 def _failed_download(subject: str, error: Exception) -> EnvironmentFault:

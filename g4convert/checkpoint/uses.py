@@ -1,4 +1,4 @@
-"""Opens a checkpoint for one use, and refuses it if config, header and files show that it has none.
+"""Opens a checkpoint for one use or takes its inventory, and refuses it by its path if it has none.
 
 Modules that do the work bring torch and transformers, which take seconds to import; these refusals come before.
 """
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UnsupportedError, UsageError
-from g4convert.gemma4 import quantized_format
+from g4convert.gemma4 import Architecture, Inventory, quantized_format, resolve
 
-__all__ = ["original", "speaking"]
+__all__ = ["inventory_of", "original", "speaking"]
 
 
 def speaking(directory: Path) -> Checkpoint:
@@ -43,3 +43,16 @@ def original(directory: Path) -> Checkpoint:
         hint = "a reference holds what the original answers: name the original"
         raise UsageError(f"{directory}: already quantized ({found[0]})", hint=hint)
     return checkpoint
+
+
+def inventory_of(checkpoint: Checkpoint, architecture: Architecture, *, decoder_only: bool = False) -> Inventory:
+    """Return the inventory of a source; see `gemma4.resolve`.
+
+    Raises:
+        UnsupportedError: it is quantized; names the directory.
+        InputError: the tensors do not make the architecture.
+    """
+    try:
+        return resolve(checkpoint.infos, architecture, config=checkpoint.config, decoder_only=decoder_only)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{checkpoint.path}: {error.message}", hint=error.hint) from error

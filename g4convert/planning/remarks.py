@@ -33,7 +33,7 @@ def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Ite
         yield f"nothing is packed: {DRAFTER_KEPT}"
     if Role.VISION_TOWER in {Role(role.value) for role in recipe.pack}:
         yield "vision_tower is packed: SGLang and image quality are untested ground"
-    if missing := inventory.missing_limits:
+    if recipe.layout != "text-only" and (missing := inventory.missing_limits):
         yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
     yield from _left_behind(checkpoint.stray_files)
     if left := checkpoint.beside.left:

@@ -18,6 +18,7 @@ from operator import itemgetter
 
 from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.uses import inventory_of
 from g4convert.engines.limits import Packing
 from g4convert.errors import InputError
 from g4convert.gemma4 import (
@@ -28,7 +29,6 @@ from g4convert.gemma4 import (
     Role,
     Segment,
     Weight,
-    resolve,
 )
 from g4convert.names import Name
 from g4convert.planning.packings import Packable, packable, packings
@@ -185,7 +185,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     source = Architecture.from_config(checkpoint.config)
     decoder_only = recipe.layout == "text-only" and (source.is_composite or source.is_assistant)
     architecture = source.text_only() if decoder_only else source
-    inventory = resolve(checkpoint.infos, source, config=checkpoint.config, decoder_only=decoder_only)
+    inventory = inventory_of(checkpoint, source, decoder_only=decoder_only)
     untied = inventory.untied()
     named = {weight.name: name for weight in untied.weights if (name := _output_name(weight, source, architecture))}
     packed = packings(recipe, architecture.untied(), untied, named)

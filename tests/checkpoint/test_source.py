@@ -173,6 +173,35 @@ def test_no_such_directory(model: str) -> None:
 
 
 @pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("gema", "gemma"),
+        ("./gema", "gemma"),
+        ("{}/gema", "{}/gemma"),
+        ("{}/modles/tiny", "{}/models/tiny"),
+        ("{}/modles/tny", "{}/models/tiny"),
+        ("{}/modles/none", ""),
+        ("{}/table.json", ""),  # a file is no checkpoint
+        ("{}/gemma/file/x", ""),
+    ],
+)
+def test_the_nearest_directory_is_named(
+    wrong: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gemma").mkdir()
+    (tmp_path / "gemma" / "file").touch()
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "table.jsn").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        resolve(wrong.format(tmp_path))
+    expected = f"did you mean {meant.format(tmp_path)}?" if meant else ""
+    assert (caught.value.hint == expected) is bool(meant)
+    assert ("did you mean" in caught.value.hint) is bool(meant)
+
+
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("revision", ["", "a b", "../../x", "x/../y", "/x", "-x"])
 def test_no_revision(revision: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -221,8 +221,19 @@ def test_a_stale_quantization_section_is_named_and_the_tensors_decide(section: o
     assert any(f"a {place} of " in warning and "is replaced" in warning for warning in plan.warnings)
     packed = {name: info for name, info in stored(Architecture.from_config(config)).items() if "up_proj" not in name}
     packed["x.up_proj.weight_packed"] = TensorInfo("x.up_proj.weight_packed", DType.I32, (1,))
-    with pytest.raises(UnsupportedError, match="already quantized"):
+    with pytest.raises(UnsupportedError, match=r"^model: already quantized"):  # by the directory's path
         make_plan(opened(config, packed.values()), load().recipe)
+
+
+def test_limits_of_towers_are_missed_only_where_towers_are_written() -> None:
+    """mlx_lm.fuse writes the decoder alone, under a config that still has its audio tower."""
+    config = small("E2B")
+    architecture = Architecture.from_config(config)
+    infos = {name: info for name, info in stored(architecture).items() if "language_model" in name}
+    plan = make_plan(opened(config, infos.values()), load("w4a16-g32", {"layout": "text-only"}).recipe)
+    assert not [warning for warning in plan.warnings if "limits" in warning]
+    clipped = [info for name, info in stored(architecture).items() if not name.endswith(("_min", "_max"))]
+    assert any("limits" in warning for warning in make_plan(opened(config, clipped), load().recipe).warnings)
 
 
 @pytest.mark.parametrize(

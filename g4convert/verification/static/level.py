@@ -18,9 +18,10 @@ from typing import Final
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.record import part, record
 from g4convert.checkpoint.shards import INDEX
+from g4convert.checkpoint.uses import inventory_of
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
-from g4convert.gemma4 import Architecture, Inventory, resolve
+from g4convert.gemma4 import Architecture, Inventory
 from g4convert.report import Finding, Severity, grouped
 from g4convert.verification.static.config import (
     cache_scheme,
@@ -100,7 +101,7 @@ def check_static(
     yield from _files(out)
     yield from _against(out, original, known, differences, text_only=text_only)
     decoder_only = not architecture.is_composite
-    inventory = resolve(original.infos, known, config=original.config, decoder_only=decoder_only)
+    inventory = inventory_of(original, known, decoder_only=decoder_only)
     inventory = inventory if architecture.tied_embeddings else inventory.untied()
     yield from _read(stored, inventory, tuple(tp), engines, text_only=text_only)
     text = "tokenizer, processor and all other files are byte for byte the source's"

@@ -31,8 +31,9 @@ from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.record import part, record
+from g4convert.checkpoint.uses import inventory_of
 from g4convert.conversion.stream import Progress
-from g4convert.gemma4 import Architecture, resolve
+from g4convert.gemma4 import Architecture
 from g4convert.progress import Quiet
 from g4convert.report import Finding, grouped
 from g4convert.verification.static.config import read_architecture
@@ -72,7 +73,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     """
     known = Architecture.from_config(source.config)
     architecture, _ = read_architecture(out.config, known)
-    inventory = resolve(source.infos, known, config=source.config, decoder_only=not architecture.is_composite)
+    inventory = inventory_of(source, known, decoder_only=not architecture.is_composite)
     inventory = inventory if architecture.tied_embeddings else inventory.untied()
     contents = Contents.of(out.infos, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
