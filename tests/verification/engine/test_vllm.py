@@ -109,7 +109,7 @@ def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[
     findings = judged("exact gelu,no pictures")
     failed = codes(findings, Severity.FAIL)
     assert [one.partition(" ")[0] for one in failed["engine.logprobs"]] == ["all", "prose", "batch"]
-    assert {"image_wide", "images", "video"} <= set(failed["engine.probes"])
+    assert set(failed["engine.probes"]) == {"image_square", "video"}
     assert any("no attribute 'weight'" in one.found for one in findings)
 
 
