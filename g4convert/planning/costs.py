@@ -33,6 +33,8 @@ KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
     128: {Method.MINMAX: 0.71, Method.MSE: 0.63, Method.AUTO: 0.63, Method.IMATRIX: 0.30, Method.GPTQ: 0.14},
 }
 """Measured mean KL to the original in nats, by group size and method."""
+_EXPERTS: Final[Mapping[int | None, Mapping[Method, float]]] = {32: {Method.GPTQ: 0.08, Method.BEST: 0.07}}
+"""The same where it differs for a model with experts, whose weights do not aim at the original."""
 
 _PASS_FLOP: Final = 35e9
 """Floating-point operations per core and second while statistics are recorded."""
@@ -94,7 +96,8 @@ def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUN
 def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: Method) -> Cost:
     recipe, text = plan.recipe, plan.architecture.text
     is_measured = {step.packing for step in plan.quantized} == {Packing(_BITS, recipe.group_size)}
-    kl = KL.get(recipe.group_size, {}).get(method) if is_measured else None
+    measured = {**KL.get(recipe.group_size, {}), **(_EXPERTS.get(recipe.group_size, {}) if text.experts else {})}
+    kl = measured.get(method) if is_measured else None
     match method:
         case Method.IMATRIX:
             seconds = START + _pass_flop(plan, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
