@@ -110,11 +110,16 @@ def _compared(results: Results) -> Iterator[str]:
         ("moe-gptq-g32", "moe-imatrix-g32", ""),
         ("moe-best-g32", "moe-gptq-g32", ""),
     ):
-        if "kl" in results.get(mine, {}) and "kl" in results.get(other, {}):
+        if "kl" in results.get(mine, {}) and "kl" in results.get(other, {}) and _is_fair(results, mine, other):
             a, b = results[mine]["kl"], results[other]["kl"]
             differences = [x - y for x, y in zip(a, b, strict=True)]
             means = f"{fmean(a) / fmean(b):.2f} | {fmean(differences):+.3f} +- {error(differences):.3f}"
             yield f"| {mine} / {other} | {means} | {most} |"
+
+
+def _is_fair(results: Results, mine: str, other: str) -> bool:
+    """Tell whether two rows differ in what their names say: one method on other data is to be of the same code."""
+    return not mine.startswith(other) or results[mine]["code"] == results[other]["code"]
 
 
 def _best_peer(results: Results, group: int) -> str:
