@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers of the other tests
 from conftest import Checkpoints
 from helpers.conversions import quantized
 from helpers.damage import damaged, lose
+from helpers.field import BY_LAYER, by_layer, patterns
+from helpers.rewriting import rewritten
 
 from g4convert.api.fit import fit
 from g4convert.calibration.tokens import Tokens
@@ -32,6 +34,7 @@ from g4convert.demo.trained import trained
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
+from g4convert.inspection.fix import fix
 from g4convert.planning.recipe import load as recipe_of
 from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
@@ -79,7 +82,8 @@ def judged(checkpoint: Path, dtype: str) -> Judged:
 
 
 def show(name: str, found: Judged) -> None:
-    """The figures, with -s."""
+    """The figures, with -s; what was found, if the engine did not start."""
+    assert found.metrics, [one.line for one in found.findings]
     for bucket in found.metrics["engine"]["buckets"]:
         sys.stdout.write(
             f"{name} {bucket['name']}: {bucket['tokens']} tokens, largest {bucket['largest']:.2g}, "
@@ -129,6 +133,14 @@ MIXED: dict[str, dict[str, object]] = {
 def test_several_precisions_with_tables_and_heads(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     quantized(checkpoints(family), tmp_path / "out", **MIXED[family])
     agrees_to_1e_4(f"{family} mixed", judged(tmp_path / "out", "float32"))
+
+
+@pytest.mark.parametrize("named", BY_LAYER)
+def test_what_fix_writes_for_experts_in_two_precisions(named: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    good = by_layer(checkpoints("moe"), tmp_path / "good")
+    out = rewritten(good, tmp_path / "out", dict, quantization_config=patterns(good, named))
+    assert fix(out)
+    agrees_to_1e_4(f"moe fixed, {named}", judged(out, "float32"))
 
 
 FITTED: dict[str, dict[str, object]] = {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.conversions import quantized, stored
+from helpers.field import BY_LAYER, by_layer, patterns
 from helpers.grids import every
 from helpers.rewriting import Tensors, rewritten
 
@@ -579,6 +580,21 @@ def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.Fix
         found = loaded_values(out)
         assert found.keys() == expected.keys(), name
         assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items()), name
+
+
+@pytest.mark.parametrize("named", BY_LAYER)
+def test_fix_writes_what_quantize_would_for_experts_in_two_precisions(named: str, moe: Path, tmp_path: Path) -> None:
+    """No release of transformers loads single experts: `make test-vllm` loads what is written here."""
+    good = by_layer(moe, tmp_path / "good")
+    out = rewritten(good, tmp_path / "out", dict, quantization_config=patterns(good, named))
+    assert codes(checked(out)) >= {"static.ignore", "engines.vllm"}
+    assert any("--fix" in one.remedy for one in checked(out).report.findings)
+    tensors = stored(out)
+    assert fix(out) is not None
+    assert loads(checked(out))["vllm"] is Loads.YES
+    assert section(out)["config_groups"] == section(good)["config_groups"]
+    assert section(out)["ignore"] == section(good)["ignore"]
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in stored(out).items())
 
 
 def test_globs_of_modelopt_hold_in_vllm_which_renames_them(dense_out: Path, tmp_path: Path) -> None:
