@@ -1,13 +1,16 @@
 """Files of which nothing is known: too large, too deep, never read to the end of the memory."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from g4convert.bounded import read_bytes
+from g4convert.calibration.documents import read_documents
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.errors import FormatError, G4Error, UsageError
+from g4convert.errors import FormatError, G4Error, InputError, UsageError
 from g4convert.forward.conversations import read_prompts
 from g4convert.planning import recipe
 from g4convert.verification import gates
@@ -69,6 +72,15 @@ def test_prompts_that_are_none(damage: str, tmp_path: Path) -> None:
         os.truncate(path, 1 << 40)
     with pytest.raises(G4Error):
         read_prompts(path, chat=True)
+
+
+@pytest.mark.parametrize("read", [partial(read_prompts, chat=True), lambda path: read_documents(str(path))])
+def test_half_of_a_surrogate_pair_is_no_text(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(r'{"messages": [{"role": "user", "content": "\ud800"}]}')
+    with pytest.raises(InputError, match="1 lines are no") as caught:
+        read(path)
+    assert "surrogates not allowed" in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])

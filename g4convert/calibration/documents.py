@@ -145,6 +145,7 @@ def _said(text: str) -> Mapping[str, str]:
 def _text(content: object) -> str:
     if not isinstance(content, str) or not content.strip():
         raise ValueError("content must be text that is not empty")
+    content.encode()  # half of a surrogate pair is a ValueError; tokenizers fails without a reason
     return content
 
 

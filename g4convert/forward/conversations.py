@@ -146,6 +146,7 @@ def _prompt(name: str, entry: Mapping[str, Any]) -> Conversation:
 def _text(content: object) -> str:
     if not isinstance(content, str) or not content.strip():
         raise ValueError("content must be text; images and sounds come from the bundled probes")
+    content.encode()  # half of a surrogate pair is a ValueError; tokenizers fails without a reason
     return content
 
 

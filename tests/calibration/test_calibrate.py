@@ -205,3 +205,17 @@ def test_a_source_on_a_lattice_is_refused_before_anything_is_made(
     ran = g4convert("quantize", checkpoints("dense", qat=True), "-o", tmp_path / "out", "-r", recipe)
     assert (ran.status, "calibration would take it off" in ran.err) == (2, True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"samples": 1}, "--samples 1: expected 2 to 65,536"),
+        ({"samples": 10**30}, "expected 2 to 65,536"),
+        ({"seed": -1}, "--seed -1: expected 0 to 9,223,372,036,854,775,807"),
+        ({"seed": 1 << 63}, "expected 0 to 9,223,372,036,854,775,807"),
+    ],
+)
+def test_numbers_have_bounds(numbers: dict[str, int], message: str, dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        calibrate(dense, tmp_path / "ids.safetensors", **numbers)
