@@ -6,9 +6,12 @@ there is one rank, and torch is not imported.
 """
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 from g4convert.conversion.fingerprint import differences
@@ -46,7 +49,7 @@ class Ranks:
         from torch import distributed
 
         try:
-            distributed.init_process_group("gloo", timeout=_PATIENCE)
+            _waited(lambda: distributed.init_process_group("gloo", timeout=_PATIENCE))
         except (RuntimeError, ValueError) as error:
             raise EnvironmentFault(
                 f"torch.distributed: {_first_line(error)}",
@@ -71,7 +74,7 @@ class Ranks:
             from torch import distributed
 
             try:
-                distributed.broadcast_object_list(received, src=0)
+                _waited(lambda: distributed.broadcast_object_list(received, src=0))
             except RuntimeError as error:
                 raise self._lost(error) from error
         if isinstance(received[0], G4Error):
@@ -110,14 +113,14 @@ class Ranks:
 
         values: list[T | None] = [None] * self.world
         try:
-            distributed.all_gather_object(values, value)
+            _waited(lambda: distributed.all_gather_object(values, value))
         except RuntimeError as error:
             raise self._lost(error) from error
         return values  # type: ignore[return-value] # gathered from every rank
 
     def leave(self) -> None:
-        """Close the connections."""
-        if self.world > 1:
+        """Close the connections; not after an interrupt: a call may still wait, and the process ends anyway."""
+        if self.world > 1 and not isinstance(sys.exception(), KeyboardInterrupt):
             from torch import distributed
 
             distributed.destroy_process_group()
@@ -127,6 +130,23 @@ class Ranks:
             f"rank {self.rank} of {self.world}: another rank is gone: {_first_line(error)}",
             hint="finished work is kept; the same command continues",
         )
+
+
+def _waited(call: Callable[[], object]) -> None:
+    """Run a call of torch.distributed in a thread: it may wait for days, and Python heeds no signal within it."""
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 -- raised again below
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    Thread(target=run, daemon=True).start()
+    if (error := ended.get()) is not None:
+        raise error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,10 @@
 """Several ranks: the bytes of one process, also of calibrated methods; a lost one is an error that can go on."""
 
+import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,33 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_continues(
     monkeypatch.setattr("g4convert.planning.units._UNIT_BYTES", 100_000)
     expected = run(moe, tmp_path / "one" / "out")
     assert run(moe, output) == expected
+
+
+_WAITING = """
+from torch import distributed
+join = distributed.init_process_group
+def joining(*given, **how):
+    print("waiting", flush=True)
+    join(*given, **how)
+distributed.init_process_group = joining
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_waits_for_one_that_never_comes_can_be_stopped(rank: str, moe: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", program(moe, tmp_path / "out", _WAITING)]
+    with subprocess.Popen(command, env=os.environ | alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"waiting\n"
+        time.sleep(0.5)  # the call is in torch by then
+        running.terminate()
+        _, err = running.communicate(timeout=30)
+    assert (running.returncode, err.decode().splitlines()[0]) == (75, "error: stopped")
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_input_is_the_same_error_in_every_rank_and_leaves_nothing(moe: Path, tmp_path: Path) -> None:
