@@ -186,6 +186,7 @@ def _decode_in_place_of_kernels() -> None:
     class DecodedExperts(experts.CompressedTensorsWNA16MoEMethod):  # type: ignore[misc] # Any
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            self.is_marlin = False
             self.plain = UnquantizedFusedMoEMethod(self.moe)
             self.experts_cls = self.plain.experts_cls
 
@@ -208,7 +209,12 @@ def _decode_in_place_of_kernels() -> None:
 
     linears.choose_mp_linear_kernel = lambda *_, **__: _DecodedLinear
     tables._dequant_gather_triton = _decoded_rows  # noqa: SLF001 -- Triton has no CPU
-    experts.select_wna16_moe_backend = lambda *_, **__: (WNA16MoEBackend.EMULATION, None)
+    experts.select_wna16_moe_backend = lambda *_, **__: (
+        WNA16MoEBackend.MARLIN,
+        None,
+    )  # the others refuse scales by row
+    experts.check_moe_marlin_supports_config = lambda *_, **__: True
+    experts.get_marlin_input_dtype = lambda *_: None
     experts.CompressedTensorsWNA16MoEMethod = DecodedExperts
 
 
