@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
     os.environ.setdefault(*_WAITING)
+    os.environ.pop("NUMBA_NUM_THREADS", None)  # nothing here uses numba's threads, and it ends on a wrong number
     try:
         from g4convert.cli.app import main as run
 

@@ -1,5 +1,6 @@
 """Streams that are closed or full, names that forge output, crashes: one line, the right exit code, no traceback."""
 
+import os
 import shlex
 import shutil
 import signal
@@ -98,6 +99,13 @@ def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
     assert ran.returncode == 5
     assert ran.stderr.startswith(b"error: a package cannot be loaded: ")
     assert ran.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("threads", ["0", "many"])
+def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_path: Path) -> None:
+    """Numba ends its own import with a traceback; a wrong number stayed in the environment of a job."""
+    command = [sys.executable, "-m", "g4convert", "quantize", dense, "-o", tmp_path / "out", "-q", "--verify", "none"]
+    assert subprocess.run(command, check=False, env=os.environ | {"NUMBA_NUM_THREADS": threads}).returncode == 0
 
 
 @pytest.mark.parametrize(

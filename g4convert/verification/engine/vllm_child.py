@@ -209,10 +209,8 @@ def _decode_in_place_of_kernels() -> None:
 
     linears.choose_mp_linear_kernel = lambda *_, **__: _DecodedLinear
     tables._dequant_gather_triton = _decoded_rows  # noqa: SLF001 -- Triton has no CPU
-    experts.select_wna16_moe_backend = lambda *_, **__: (
-        WNA16MoEBackend.MARLIN,
-        None,
-    )  # the others refuse scales by row
+    marlin = WNA16MoEBackend.MARLIN, None  # the others refuse scales by row
+    experts.select_wna16_moe_backend = lambda *_, **__: marlin
     experts.check_moe_marlin_supports_config = lambda *_, **__: True
     experts.get_marlin_input_dtype = lambda *_: None
     experts.CompressedTensorsWNA16MoEMethod = DecodedExperts
