@@ -27,8 +27,8 @@ KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
         Method.MSE: 0.30,
         Method.AUTO: 0.30,
         Method.IMATRIX: 0.17,
-        Method.GPTQ: 0.058,
-        Method.BEST: 0.056,
+        Method.GPTQ: 0.053,
+        Method.BEST: 0.052,
     },
     128: {Method.MINMAX: 0.71, Method.MSE: 0.63, Method.AUTO: 0.63, Method.IMATRIX: 0.30, Method.GPTQ: 0.14},
 }

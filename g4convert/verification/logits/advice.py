@@ -14,8 +14,8 @@ from g4convert.verification.logits.blame import Blame
 __all__ = ["with_advice"]
 
 _CHEAPER: Final = (
-    "what costs less, with the mean KL of a 270M model: 4 bits calibrated, `-r w4a16-g32-gptq` (0.06) or "
-    "`-r w4a16-g32-best` (0.06), where `-r w4a16-g32` has 0.30; bits chosen for each part by `g4convert fit`; "
+    "what costs less, with the mean KL of a 270M model: 4 bits calibrated, `-r w4a16-g32-gptq` (0.05) or "
+    "`-r w4a16-g32-best` (0.05), where `-r w4a16-g32` has 0.30; bits chosen for each part by `g4convert fit`; "
     "8 bits, `-r w8a16-g32` (0.0003)"
 )
 _KEEPS: Final = {"attention": "mlp, experts", "mlp": "attention, experts", "experts": "attention, mlp"}
