@@ -3,6 +3,9 @@
     mean |difference| of log-probabilities     at most 3 times the floor's, in each kind of probe
     largest |difference|                       at most 10 times the floor's: a single token depends on chance
 
+or at most 1e-4 and 1e-3 nats, which no answer shows: in float32 an engine that adds in another order can be 4 times the
+floor (4e-5 nats, vLLM on a real model).
+
 The floor is the same number for the reference with one rounding of noise after each layer, on the same tokens. The top
 token changes by chance where two tokens are nearly as likely. So an agreement may be below the floor's by the expected
 deviation for the number of tokens, besides what profile `parity` allows.
@@ -23,6 +26,8 @@ from g4convert.verification.logits.noise import floor
 __all__ = ["Measured", "judged_parity", "not_covered", "not_started", "of_refusals", "of_start"]
 
 _LIMITS: Final = {"mean": 3.0, "largest": 10.0}
+_LEAST: Final = {"mean": 1e-4, "largest": 1e-3}
+"""Differences in nats that pass whatever the floor is."""
 _COUNTED: Final = {"top1_agreement": "tokens", "top1_confident": "confident_tokens"}
 _FLOORS: Final = ("mean", "largest", "kl_mean")
 _OF_THE_MACHINE: Final = (
@@ -145,12 +150,13 @@ def judged_parity(measured: Measured, profile: Profile) -> Iterator[Finding]:
     for bucket in measured.parity.buckets.values():
         numbers = {number: (getattr(bucket, number), measured.floor_of(bucket.name, number)) for number in _LIMITS}
         times = {number: value / noise if noise else float(value > 0) for number, (value, noise) in numbers.items()}
-        bad = [number for number in _LIMITS if not times[number] <= _LIMITS[number]]
+        most = {number: max(_LIMITS[number] * noise, _LEAST[number]) for number, (_, noise) in numbers.items()}
+        bad = [number for number, (value, _) in numbers.items() if not value <= most[number]]
         found = "; ".join(
             f"{number} {value:.3g}, {times[number]:.2g} times the floor" for number, (value, _) in numbers.items()
         )
         found += f"; top token {bucket.top1_agreement:.2%}; KL {bucket.kl_mean:.2g}"
-        expected = ", ".join(f"{number} at most {limit:g} times" for number, limit in _LIMITS.items())
+        expected = ", ".join(f"{number} at most {limit:.2g}" for number, limit in most.items())
         severity = Severity.FAIL if bad else Severity.PASS
         yield Finding("engine.logprobs", severity, f"{bucket.name} ({bucket.tokens} tokens)", found, expected)
     metrics, noise = measured.parity.metrics.values, measured.floor()

@@ -257,6 +257,26 @@ def test_top_tokens_may_differ_by_chance(agrees: float, severity: Severity) -> N
     assert found["engine.parity.top1_agreement"] is severity
 
 
+@pytest.mark.parametrize(("off", "severity"), [(2e-5, Severity.PASS), (5e-4, Severity.FAIL)])
+def test_what_no_answer_shows_passes_whatever_the_floor_is(off: float, severity: Severity) -> None:
+    """Mean differences of 6e-5 and 2e-3 nats, 5 and 125 times the floor; vLLM had 5e-5 and 4 times on a real model."""
+    n = 100
+    p = torch.tensor([2.0, 0.0, -1.0]).expand(n, 3)
+    targets = torch.zeros(n, dtype=torch.int64)
+    ids, answer = torch.zeros(1, n + 1, dtype=torch.int64), torch.arange(n + 1)[None] > 0
+    probe = Probe.of("x", "prose", {"input_ids": ids}, answer)
+
+    def parity(less: float) -> Parity:
+        other = p.clone()
+        other[:, 0] -= less / (1 - p.softmax(-1)[:, 0])  # so that its log-probability is lower by `less`
+        sums = Sums()
+        sums.add(probe, Kept(Given(p), NOTHING), top_logits(other, targets, 3))
+        return sums.parity()
+
+    found = judged_parity(Measured(parity(off), {"noise": parity(4e-6)}), gates.load("parity"))
+    assert {one.severity for one in found if one.code == "engine.logprobs"} == {severity}
+
+
 def test_an_engine_in_bfloat16_has_its_floor(text_out: Path) -> None:
     """The same answers are far from float32's floor."""
     model = load(text_out, packed=False)
