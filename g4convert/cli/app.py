@@ -141,15 +141,29 @@ _STOPPED = 130
 """Exit status of Typer after Ctrl-C."""
 
 
+_other_hook = sys.unraisablehook
+_AGAIN = 0.01
+"""Seconds after which SIGALRM raises a stop again that C code or a destructor dropped."""
+
+
 def _listen() -> None:
     """Let SIGINT and SIGTERM raise KeyboardInterrupt; signals that the caller ignores, as nohup does, stay ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    sys.unraisablehook = _dropped
 
 
 def _stop(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _dropped(dropped: "sys.UnraisableHookArgs") -> None:
+    """Handle an exception where none can be raised: a stop is raised again soon, others are printed as usual."""
+    if dropped.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+    else:
+        _other_hook(dropped)
 
 
 _CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
 """Setting that lets torch's threads sleep, not spin, while they wait: on a shared machine, spinning took four times the
 processor and wall time. torch reads it once, when it is loaded; a value that the user set stays."""

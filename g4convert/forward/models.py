@@ -1,7 +1,9 @@
 """The transformers classes of Gemma 4, and silence while they work."""
 
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from inspect import signature
 from io import StringIO
 from pathlib import Path
@@ -112,9 +114,24 @@ def quiet_transformers() -> Iterator[None]:
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        with redirect_stderr(StringIO()):  # compressed-tensors' bars have no switch
+        with redirect_stderr(StringIO()), _no_stdout():  # compressed-tensors' bars have no switch
             yield
     finally:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+@contextmanager
+def _no_stdout() -> Iterator[None]:
+    """Drop what libraries, of any language, print on stdout inside: it would spoil results printed there."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

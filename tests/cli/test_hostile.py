@@ -93,6 +93,30 @@ def test_a_stop_while_modules_are_imported_is_one_line(module: str, number: sign
     assert ran.stderr == b"error: stopped\n"
 
 
+DROPPED = """
+import os, signal, sys, time
+class Stop:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+class Stops:
+    def find_spec(self, name, *_):
+        if name == "g4convert.checkpoint.source":
+            sys.meta_path.remove(self)
+            Stop()
+            time.sleep(5)
+sys.meta_path.insert(0, Stops())
+from g4convert.cli.start import main
+main(["plan", "nothing"])
+"""
+
+
+def test_a_stop_that_a_destructor_drops_comes_again(tmp_path: Path) -> None:
+    """Nothing can be raised in a destructor or a callback of C: Python prints such an exception, and goes on."""
+    ran = subprocess.run([sys.executable, "-c", DROPPED], check=False, capture_output=True, timeout=60, cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (75, b"error: stopped\n")
+
+
 def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
     code = "import sys; sys.modules['typer'] = None; from g4convert.cli.start import main; main(['plan', 'x'])"
     ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60, cwd=tmp_path)

@@ -1,7 +1,9 @@
 """Files beside the weights that transformers reads: whatever is in them, a damaged one is one refusal."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from transformers import AutoConfig
 from g4convert.errors import FormatError
 from g4convert.forward.conversations import frame_of
 from g4convert.forward.load import load
-from g4convert.forward.models import read_config
+from g4convert.forward.models import quiet_transformers, read_config
 
 CONTENTS: dict[str, bytes] = {
     "empty": b"",
@@ -55,3 +57,12 @@ def test_a_value_that_transformers_refuses(text: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match=r"config\.json cannot be read: "):
         read_config(tmp_path)
+
+
+def test_libraries_print_nothing_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    sys.stdout.write("{")
+    with quiet_transformers():
+        sys.stdout.write("as Python prints")
+        os.write(1, b"as other languages print")
+    sys.stdout.write("}")
+    assert capfd.readouterr().out == "{}"
