@@ -5,6 +5,7 @@ them, so that `--help` answers at once.
 """
 
 import gc
+import linecache
 import re
 import shlex
 import signal
@@ -13,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from tempfile import NamedTemporaryFile
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -142,8 +144,12 @@ _STOPPED = 130
 
 
 _other_hook = sys.unraisablehook
-_AGAIN = 0.01
-"""Seconds after which SIGALRM raises a stop again that C code or a destructor dropped."""
+_AGAIN = 0.005
+"""Seconds after which SIGALRM stops again what could not be stopped."""
+_LOCKING = {"threading", "queue", "concurrent.futures._base", "concurrent.futures.thread"}
+"""Modules that take and release locks in Python: an exception in between, and a lock stays taken for ever."""
+_BLOCKED = {"wait", "join", "_wait_for_tstate_lock"}
+"""Their functions that wait for other threads, and may be left while they do."""
 
 
 def _listen() -> None:
@@ -154,12 +160,19 @@ def _listen() -> None:
     sys.unraisablehook = _dropped
 
 
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
+def _stop(_: int, frame: FrameType | None) -> None:
+    if frame is None or frame.f_globals.get("__name__") not in _LOCKING or _is_blocked(frame):
+        raise KeyboardInterrupt
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+
+def _is_blocked(frame: FrameType) -> bool:
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return frame.f_code.co_name in _BLOCKED and (".acquire(" in line or ".join(" in line)
 
 
 def _dropped(dropped: "sys.UnraisableHookArgs") -> None:
-    """Handle an exception where none can be raised: a stop is raised again soon, others are printed as usual."""
+    """Handle an exception where none can be raised, as in a destructor: stop again, and print others as usual."""
     if dropped.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, _AGAIN)
     else:

@@ -99,8 +99,9 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
     makers = tuple(workers)
     results: dict[int, list[Any]] = {}
     with ThreadPoolExecutor(len(makers), thread_name_prefix="tile") as pool:
-        threads = [pool.submit(_work, waiting, finished, stop, streams, schemes, make) for make in makers]
+        threads: list[Future[None]] = []
         try:
+            threads += [pool.submit(_work, waiting, finished, stop, streams, schemes, make) for make in makers]
             synced = time.monotonic()
             while wait(threads, _POLL_SECONDS, FIRST_EXCEPTION).not_done and not _failed(threads):
                 if finished.qsize() >= _MAX_PENDING or time.monotonic() - synced > _SYNC_SECONDS:

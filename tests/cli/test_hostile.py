@@ -93,28 +93,38 @@ def test_a_stop_while_modules_are_imported_is_one_line(module: str, number: sign
     assert ran.stderr == b"error: stopped\n"
 
 
-DROPPED = """
-import os, signal, sys, time
-class Stop:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+STOPPED_IN = """
+import os, signal, sys, threading, time
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
 class Stops:
     def find_spec(self, name, *_):
         if name == "g4convert.checkpoint.source":
             sys.meta_path.remove(self)
-            Stop()
+            exec(sys.argv[1])
             time.sleep(5)
 sys.meta_path.insert(0, Stops())
 from g4convert.cli.start import main
 main(["plan", "nothing"])
 """
+PLACES = {
+    "a destructor": ("type('D', (), {'__del__': lambda _: (stop(), time.sleep(0.01))})()", b""),
+    "code that holds a lock": (
+        "exec('os.kill(os.getpid(), 15); print(1, file=sys.stderr)', {**globals(), '__name__': 'threading'})",
+        b"1\n",
+    ),
+    "a wait for a thread": ("threading.Timer(0.1, stop).start(); threading.Event().wait()", b""),
+}
 
 
-def test_a_stop_that_a_destructor_drops_comes_again(tmp_path: Path) -> None:
-    """Nothing can be raised in a destructor or a callback of C: Python prints such an exception, and goes on."""
-    ran = subprocess.run([sys.executable, "-c", DROPPED], check=False, capture_output=True, timeout=60, cwd=tmp_path)
-    assert (ran.returncode, ran.stderr) == (75, b"error: stopped\n")
+@pytest.mark.parametrize("place", PLACES)
+def test_a_stop_that_cannot_be_raised_comes_again(place: str, tmp_path: Path) -> None:
+    """Python prints an exception in a destructor, and goes on; one in code that holds a lock leaves it locked."""
+    code, printed = PLACES[place]
+    ran = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN, code], check=False, capture_output=True, timeout=60, cwd=tmp_path
+    )
+    assert (ran.returncode, ran.stderr) == (75, printed + b"error: stopped\n")
 
 
 def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
