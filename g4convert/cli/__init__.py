@@ -31,6 +31,7 @@ show_plan          Prints plans
 show_report        Prints reports
 show_summary       Prints the closing card of a conversion
 talk               Prints the answers of `generate`
+stops              Handles Ctrl-C and SIGTERM while a command runs
 streams            Handles closed and full standard streams
 tables             Lays out tables for the width of the terminal
 """

@@ -5,22 +5,20 @@ them, so that `--help` answers at once.
 """
 
 import gc
-import linecache
 import re
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from tempfile import NamedTemporaryFile
-from types import FrameType
 from typing import NoReturn
 
 import typer
 
 from g4convert import __version__
 from g4convert.cli import recipe as recipes
+from g4convert.cli import stops
 from g4convert.cli.calibrate import calibrate
 from g4convert.cli.check import check
 from g4convert.cli.demo import demo
@@ -114,7 +112,7 @@ def _status(given: list[str], manner: Manner) -> int:
         SystemExit: an error was printed; has the error's exit status.
     """
     try:
-        _listen()
+        stops.listen()
         check_streams()
         check_arguments(given)
         status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
@@ -135,48 +133,12 @@ def _status(given: list[str], manner: Manner) -> int:
     except ImportError as error:
         _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
     except Exception as error:  # noqa: BLE001 -- the only place that catches crashes, which are not verdicts
-        _fail(_crash(error), manner, given)
+        _fail(Interrupted("stopped") if stops.asked() else _crash(error), manner, given)
     return int(status or 0)
 
 
 _STOPPED = 130
 """Exit status of Typer after Ctrl-C."""
-
-
-_other_hook = sys.unraisablehook
-_AGAIN = 0.005
-"""Seconds after which SIGALRM stops again what could not be stopped."""
-_LOCKING = {"threading", "queue", "concurrent.futures._base", "concurrent.futures.thread"}
-"""Modules that take and release locks in Python: an exception in between, and a lock stays taken for ever."""
-_BLOCKED = {"wait", "join", "_wait_for_tstate_lock"}
-"""Their functions that wait for other threads, and may be left while they do."""
-
-
-def _listen() -> None:
-    """Let SIGINT and SIGTERM raise KeyboardInterrupt; signals that the caller ignores, as nohup does, stay ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
-    sys.unraisablehook = _dropped
-
-
-def _stop(_: int, frame: FrameType | None) -> None:
-    if frame is None or frame.f_globals.get("__name__") not in _LOCKING or _is_blocked(frame):
-        raise KeyboardInterrupt
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-
-
-def _is_blocked(frame: FrameType) -> bool:
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return frame.f_code.co_name in _BLOCKED and (".acquire(" in line or ".join(" in line)
-
-
-def _dropped(dropped: "sys.UnraisableHookArgs") -> None:
-    """Handle an exception where none can be raised, as in a destructor: stop again, and print others as usual."""
-    if dropped.exc_type is KeyboardInterrupt:
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-    else:
-        _other_hook(dropped)
 
 
 _CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*)' is not one of (?P<known>'.*')")
@@ -218,6 +180,8 @@ def _crash(error: Exception) -> InternalFault:
 def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> NoReturn:
     from g4convert.cli import show
 
+    if stops.asked() and not isinstance(error, Interrupted):
+        error = Interrupted("stopped")
     if isinstance(error, Interrupted) and given[:1] == ["quantize"]:
         error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
     if isinstance(error, UsageError) and not error.hint:

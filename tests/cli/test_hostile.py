@@ -113,6 +113,10 @@ PLACES = {
         "exec('os.kill(os.getpid(), 15); print(1, file=sys.stderr)', {**globals(), '__name__': 'threading'})",
         b"1\n",
     ),
+    "a library that raises another exception": (
+        "try: stop()\nexcept BaseException as error: raise ValueError from error",
+        b"",
+    ),
     "a wait for a thread": ("threading.Timer(0.1, stop).start(); threading.Event().wait()", b""),
 }
 
