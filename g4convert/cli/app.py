@@ -4,6 +4,7 @@ stdout has the result only; progress and messages go to stderr. Heavy modules ar
 them, so that `--help` answers at once.
 """
 
+import errno
 import gc
 import re
 import shlex
@@ -11,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
@@ -128,13 +130,30 @@ def _status(given: list[str], manner: Manner) -> int:
     except MemoryError:
         _fail(EnvironmentFault("out of memory", hint="fewer --workers need less"), manner, given)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(EnvironmentFault(f"{where}{error.strerror or error}"), manner, given)
+        _fail(_environment(error), manner, given)
     except ImportError as error:
         _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
     except Exception as error:  # noqa: BLE001 -- the only place that catches crashes, which are not verdicts
         _fail(Interrupted("stopped") if stops.asked() else _crash(error), manner, given)
     return int(status or 0)
+
+
+def _environment(error: OSError) -> EnvironmentFault:
+    """Return what the operating system refused as an error of ours."""
+    if error.errno == errno.ENOENT and not error.filename and not Path().stat().st_nlink:
+        return EnvironmentFault("the current directory was deleted", hint="cd to a directory that is there")
+    where = f"{error.filename}: " if error.filename else ""
+    return EnvironmentFault(f"{where}{error.strerror or error}", hint=_HINTS.get(error.errno or 0, ""))
+
+
+_HINTS = {
+    errno.EACCES: "look at the permissions there, and at the umask",
+    errno.EFBIG: "raise the limit of a file's size: ulimit -f",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENOSPC: "free some space",
+    errno.EROFS: "write to another disk",
+}
+"""Remedies for what the operating system refuses, by number."""
 
 
 _STOPPED = 130

@@ -51,23 +51,20 @@ class Lock:
 
         Raises:
             EnvironmentFault: another process holds the lock; names it.
-            InputError: the lock file cannot be made.
+            InputError: the lock file cannot be made, or a file of somebody has its name.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while not self._locked():
                 pass  # the file was removed between opening and locking: its owner has just finished
+            self._write()
         except BlockingIOError as error:
             raise self._refused(_owner(self.path), "wait until it is done, or stop it") from error
+        except FileExistsError as error:
+            raise InputError(f"{self.path}: {error.strerror}", hint="move it away, or give -o another name") from error
         except OSError as error:
             text = f"{self.path}: cannot be made: {error.strerror}"
             raise InputError(text, hint="give -o on a disk you can write") from error
-        self.run = token_hex(16)
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "run": self.run}
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
-        os.fsync(self._fd)
 
     def check(self) -> None:
         """Check that this run still holds the lock; called before OUT.partial is renamed.
@@ -96,6 +93,14 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def _write(self) -> None:
+        self.run = token_hex(16)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "run": self.run}
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
+        os.fsync(self._fd)
 
     def _locked(self) -> bool:
         """Open and lock the file; return False if the path has meanwhile become another file."""
@@ -130,10 +135,15 @@ def _open(path: Path) -> tuple[int, bool]:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
     except FileExistsError:
         fd = os.open(path, flags | os.O_CREAT, 0o644)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_left(os.pread(fd, _MOST + 1, 0)):
         os.close(fd)
-        raise OSError(errno.EEXIST, "something that is no regular file has this name")
+        raise FileExistsError(errno.EEXIST, "no lock of a run has this name, and a run would write over it")
     return fd, False
+
+
+def _is_left(data: bytes) -> bool:
+    """Return whether a file is one that a run leaves: an owner's line, perhaps damaged, or nothing."""
+    return len(data) <= _MOST and (not data.strip(b"\0") or b'"pid"' in data or b'"run"' in data)
 
 
 def _is_same(fd: int, path: Path) -> bool:

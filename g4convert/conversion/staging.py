@@ -76,11 +76,16 @@ class Staging:
             overwrite: True if an existing checkpoint may be replaced.
 
         Raises:
-            UsageError: the output is none of these, lies in the source or holds it, or is the current directory.
+            UsageError: the output is none of these, lies in the source or holds it, is a mount point, or is the
+                current directory.
         """
         target, source, another = self.target, source.resolve(), "give -o another directory"
-        if target == source or source in target.parents or target in source.parents:
+        if _holds(source, target) or _holds(target, source):
             raise UsageError(f"{self.output}: lies in the source, or the source in it", hint=another)
+        if mounts := [str(path) for path in (target, self.partial) if path.is_mount()]:
+            raise UsageError(
+                f"{mounts[0]}: is a mount point, which cannot be renamed", hint="give -o a directory in it"
+            )
         if printable(target.name) != target.name:
             raise UsageError(f"{printable(target.name)}: a name with control characters", hint=another)
         if target == Path.cwd():
@@ -141,7 +146,7 @@ class Staging:
         strays = sorted(_strays(self.partial, names))
         if strays:
             raise InputError(
-                f"{self.partial}: {len(strays)} files that the run did not write",
+                f"{self.partial}: {len(strays)} files that the run did not write, or that have another name elsewhere",
                 offenders=strays,
                 hint="move them away; --overwrite starts a run again with all that lies there",
             )
@@ -215,12 +220,28 @@ class Staging:
             shutil.rmtree(self.replaced)
 
 
+def _holds(above: Path, path: Path) -> bool:
+    """Return whether `above` is `path` or a directory above it, also by another name (a bind mount)."""
+    return any(_is_same(above, one) for one in (path, *path.parents))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one == other
+
+
 def _strays(directory: Path, names: Collection[str]) -> Iterator[str]:
-    """Yield each path that is neither in `names`, a journal nor a state file, or that is no regular file."""
+    """Yield each path that is neither in `names`, a journal nor a state file, or that is no regular file.
+
+    A file with several names (hard links) is one, too: a run that continues writes into its files.
+    """
     for root, folders, files in os.walk(directory):
         relative = Path(root).relative_to(directory)
         for file in (*files, *(folder for folder in folders if Path(root, folder).is_symlink())):
             name = (relative / file).as_posix()
             known = name in names or fnmatch(name, JOURNALS) or relative == Path(STATES)
-            if not known or not stat.S_ISREG(Path(root, file).lstat().st_mode):
+            found = Path(root, file).lstat()
+            if not known or not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
                 yield name

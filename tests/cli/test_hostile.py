@@ -57,6 +57,17 @@ def test_streams_and_names_that_cannot_be_used(command: str, status: int, moe: P
     assert made == ({command.split("-o ")[1].split(maxsplit=1)[0]} if status == 0 and "-o" in command else set())
 
 
+@pytest.mark.parametrize("command", ["plan .", "quantize MODEL -o out --verify none"])
+def test_a_directory_that_was_deleted_is_named(command: str, dense: Path, tmp_path: Path) -> None:
+    line = f"mkdir gone && cd gone && rmdir ../gone && G {command.replace('MODEL', str(dense))}"
+    ran = shell(line, tmp_path)
+    assert ran.returncode == 5
+    assert ran.stderr.splitlines() == [
+        b"error: the current directory was deleted",
+        b"hint: cd to a directory that is there",
+    ]
+
+
 STOPPED_AT = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it

@@ -60,10 +60,11 @@ def test_a_second_run_is_refused_at_once_with_the_owner_named(tmp_path: Path) ->
 
 
 def test_a_lock_file_that_a_killed_run_left_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "out.lock").write_text("\x00 not JSON")
-    with Lock(tmp_path / "out.lock") as lock:
-        lock.take()
-        lock.check()
+    for left in ('\x00{"pid": 4711, not JSON', "", "\0" * 99):
+        (tmp_path / "out.lock").write_text(left)
+        with Lock(tmp_path / "out.lock") as lock:
+            lock.take()
+            lock.check()
 
 
 def test_a_lock_whose_file_is_gone_or_anothers_is_found(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_an_owner_that_removes_the_file_while_the_next_waits_for_it(
     def removed_before(fd: int, operation: int) -> None:
         if path.stat().st_ino == os.fstat(fd).st_ino and not path.read_text():
             path.unlink()
-            path.write_text("of another")
+            path.write_text('{"run": "another"}')
         taken(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", removed_before)
@@ -103,6 +104,15 @@ def test_a_link_is_no_lock_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be made"), Lock(tmp_path / "out.lock") as lock:
         lock.take()
     assert (tmp_path / "precious").read_text() == "years"
+
+
+@pytest.mark.parametrize("text", ["[[package]]\nversion = 1\n", '{"pid": 1}' + " " * 5000])
+def test_a_file_of_somebody_is_no_lock_file(text: str, tmp_path: Path) -> None:
+    """As uv.lock with `-o uv`: it was emptied, and deleted in the end."""
+    (tmp_path / "out.lock").write_text(text)
+    with pytest.raises(InputError, match="no lock of a run has this name"), Lock(tmp_path / "out.lock") as lock:
+        lock.take()
+    assert (tmp_path / "out.lock").read_text() == text
 
 
 def test_a_file_system_without_locks_makes_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,23 @@ def test_what_no_run_left_is_refused_and_overwrite_starts_again(damage: str, sto
     assert Path("/etc/passwd").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_with_another_name_elsewhere_is_not_written_into(name: str, stopped: Path, tmp_path: Path) -> None:
+    """Hard links: what continues writes into its files, and so into the source, or a copy that `cp -al` made."""
+    partial = stopped.with_name("out.partial")
+    there = _first(partial) if name.endswith("tensors") else partial / name
+    if name.endswith("tensors"):
+        os.link(there, tmp_path / "copy")
+    else:
+        there.unlink()
+        os.link(tmp_path / "source" / name, there)
+    before = hashes(tmp_path / "source")
+    with pytest.raises(InputError, match="another name elsewhere"):
+        run(tmp_path / "source", stopped)
+    run(tmp_path / "source", stopped, overwrite=True)
+    assert hashes(tmp_path / "source") == before
+
+
 def test_each_flipped_bit_of_finished_work_is_done_again(stopped: Path, tmp_path: Path) -> None:
     """One bit in each tensor that the stopped run wrote, packed words, scales and copies alike."""
     partial = stopped.with_name("out.partial")

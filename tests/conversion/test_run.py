@@ -215,6 +215,25 @@ def test_the_output_may_not_lie_in_the_source(moe: Path) -> None:
         prepare(job(moe, moe))
 
 
+def test_the_output_may_not_lie_in_the_source_by_another_name(
+    moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bind mount, which has the same inode: the output came to lie in the model."""
+    monkeypatch.setattr(Path, "samefile", lambda one, other: one.name == other.name)
+    with pytest.raises(UsageError, match="lies in the source"):
+        prepare(job(moe, tmp_path / moe.name / "out"))
+
+
+@pytest.mark.parametrize("name", ["out", "out.partial"])
+def test_a_mount_point_cannot_be_the_output(
+    name: str, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container's volume: the rename failed, after all the work."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / name)
+    with pytest.raises(UsageError, match=f"{name}: is a mount point"):
+        prepare(job(moe, tmp_path / "out"))
+
+
 def test_no_room_is_found_before_any_work(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

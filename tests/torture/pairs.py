@@ -89,8 +89,9 @@ class Pairs:
             self.faults.append(f"round {self._rounds}: cannot be finished: exit {status}: {files}")
 
     def _is_anybodys(self) -> bool:
-        """Return whether any run must refuse: the lock is a link, or files of others lie there without a journal."""
-        if (self._place / "out.lock").is_symlink():
+        """Return whether any run must refuse: the lock is none, or files of others lie there without a journal."""
+        lock = self._place / "out.lock"
+        if lock.is_symlink() or (lock.exists() and b'"pid"' not in (data := lock.read_bytes()) and data.strip(b"\0")):
             return True
         partial = self._place / "out.partial"
         strange = any(path.is_symlink() or path.name == "stray" for path in (partial, *partial.rglob("*")))
