@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32
 from g4convert.calibration.counted_experts import Given, Routed, run_counted
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Hooks, Sums, add
@@ -20,8 +20,6 @@ from g4convert.calibration.walk import Shared, in_order, sequence
 from g4convert.conversion.statistics import source_of
 
 __all__ = ["Counted"]
-
-F32 = NDArray[np.float32]
 
 
 class Counted:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Sums, squares
 from g4convert.calibration.states import SCRATCH, States
@@ -24,10 +24,6 @@ from g4convert.calibration.walk import in_order
 from g4convert.forward.pieces import Rows, TensorFiles
 
 __all__ = ["Given", "Routed", "run_counted"]
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 class Routed(torch.nn.Module):

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I64
 from g4convert.calibration.moments import Moments
 from g4convert.calibration.rounding import dequantized
 from g4convert.calibration.states import SCRATCH
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["run_experts"]
 
-F32 = NDArray[np.float32]
 
 _JUDGES = 32
 _OUT = f"{SCRATCH}experts"
@@ -68,11 +68,11 @@ class _Experts:
         length = work.replay.tokens.length
         routed = [layer.router(torch.from_numpy(rows)) for rows in _split(states, length)]
         self.weights: F32 = torch.cat([weights for _, weights, _ in routed]).numpy()
-        self.index: NDArray[np.int64] = torch.cat([index for *_, index in routed]).numpy()
+        self.index: I64 = torch.cat([index for *_, index in routed]).numpy()
         judges = np.isin(np.arange(work.replay.tokens.samples), [*work.replay.tokens.judges])
         self._judging: NDArray[np.bool_] = np.repeat(judges, length)
 
-    def inputs(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def inputs(self, rows: I64) -> torch.Tensor:
         """Return the normed states of the tokens `rows`, [t, h]."""
         normed: torch.Tensor = self._layer.pre_feedforward_layernorm_2(torch.from_numpy(self._states[rows]))
         return normed
@@ -119,7 +119,7 @@ class _Experts:
             found.append(torch.from_numpy(dequantized(rounded.codes, rounded.scale)))
         return found
 
-    def _moments(self, rows: NDArray[np.int64]) -> Moments:
+    def _moments(self, rows: I64) -> Moments:
         """Return the moments of the tokens `rows`, as if all were routed to one expert."""
         moments = Moments(self._states.shape[1], self._work.pool)
         for some in np.array_split(rows, max(1, len(rows) // 4096)):
@@ -164,7 +164,7 @@ def _split(states: F32, length: int) -> list[F32]:
     return [np.array(states[first : first + length]) for first in range(0, len(states), length)]
 
 
-def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def _spread(rows: I64, count: int) -> I64:
     """Return `count` of the rows, spread evenly, or all rows if there are fewer."""
     if len(rows) <= count:
         return rows

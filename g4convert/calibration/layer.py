@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32
 from g4convert.calibration.moments import Moments, crossed, evenly
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Aim, Rounded, Rounding, dequantized
@@ -26,7 +26,6 @@ from g4convert.quantization.gptq import Factor, aim
 
 __all__ = ["ORIGINAL", "LayerPass", "Weights"]
 
-F32 = NDArray[np.float32]
 
 ORIGINAL = "original-"
 """Part of the names of arrays that belong to the unquantized model."""

@@ -12,11 +12,11 @@ from concurrent.futures import Executor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from g4convert.array_types import F32
 
 __all__ = ["Moments", "crossed", "evenly"]
 
-F32 = NDArray[np.float32]
 
 _PIECE = 512
 _STRIP = 512

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.counted import Counted
 from g4convert.calibration.kept import Kept
 from g4convert.calibration.replay import Replay
@@ -28,7 +28,6 @@ from g4convert.progress import Quiet
 
 __all__ = ["record"]
 
-F32 = NDArray[np.float32]
 
 _OUTSIDE: Final = "per_layer_model_projection"
 """The decoder's Linear outside the layers that recipes can pack."""
@@ -96,7 +95,7 @@ def _embed(replay: Replay, out: F32) -> Sums:
     return hooks.end(int(out.shape[0] * out.shape[1]))
 
 
-def _mean(squares: NDArray[np.float64], tokens: NDArray[np.int64]) -> Inputs:
+def _mean(squares: F64, tokens: I64) -> Inputs:
     counts = np.maximum(tokens, 1)
     mean = squares / (counts[:, None] if squares.ndim > 1 else counts)
     return Inputs(mean.astype(np.float32), tokens)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32
 from g4convert.calibration.states import States
 from g4convert.calibration.tokens import Tokens
 from g4convert.forward.load import load
@@ -23,7 +23,6 @@ from g4convert.forward.streaming import Stream, stream_of
 
 __all__ = ["Replay"]
 
-F32 = NDArray[np.float32]
 
 _EXPERTS = ".experts."
 _PER_LAYER = "per-layer"
@@ -165,7 +164,7 @@ def _streamed(model: Model) -> Stream:
     return stream
 
 
-def _embed(model: Model, ids: NDArray[np.int32]) -> torch.Tensor:
+def _embed(model: Model, ids: I32) -> torch.Tensor:
     """Run the recorders on one sequence and return the first layer's input, [1, t, h]."""
     kept: list[torch.Tensor] = []
     decoder = model.get_decoder()

@@ -19,8 +19,8 @@ from enum import StrEnum
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I8, I32
 from g4convert.calibration.moments import Moments
 from g4convert.errors import InputError
 from g4convert.quantization import NonFiniteError, Scheme, TileStats
@@ -31,8 +31,6 @@ from g4convert.tensors import DType
 
 __all__ = ["Aim", "Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "stats_of"]
 
-F32 = NDArray[np.float32]
-I8 = NDArray[np.int8]
 
 _ROWS = 256
 _NIBBLE, _BYTE = 4, 8
@@ -187,7 +185,7 @@ def _tiles(n: int) -> Iterator[slice]:
     return (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))
 
 
-def codes_of(packed: NDArray[np.int32], num_bits: int) -> I8:
+def codes_of(packed: I32, num_bits: int) -> I8:
     """Unpack words, int8 [n, codes of a row]."""
     stored = packed.view(np.uint8)
     if num_bits == _BYTE:
@@ -196,7 +194,7 @@ def codes_of(packed: NDArray[np.int32], num_bits: int) -> I8:
     return nibbles.view(np.int8) - np.int8(8)
 
 
-def packed_words(codes: I8, num_bits: int) -> NDArray[np.int32]:
+def packed_words(codes: I8, num_bits: int) -> I32:
     """Pack codes as compressed-tensors does: the first code in the lowest bits, each plus half the range.
 
     Args:

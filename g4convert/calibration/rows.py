@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import I32
 from g4convert.calibration.tokens import judges
 
 __all__ = ["Packed", "Written", "pack"]
@@ -42,7 +42,7 @@ class Packed:
         kinds: number of ids by kind of text.
     """
 
-    ids: NDArray[np.int32]
+    ids: I32
     kinds: Mapping[str, int]
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32
 from g4convert.calibration.findings import findings, how, is_how
 from g4convert.calibration.layer import ORIGINAL, LayerPass, Weights
 from g4convert.calibration.replay import Replay
@@ -46,8 +46,6 @@ from g4convert.planning.units import Unit
 from g4convert.quantization import Method
 
 __all__ = ["LayerByLayer", "threads"]
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

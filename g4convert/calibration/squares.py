@@ -12,12 +12,11 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from g4convert.array_types import F64, I64
 
 __all__ = ["Hooks", "Sums", "add", "squares"]
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 Sums: TypeAlias = dict[str, tuple[F64, I64]]
 """Sums of squares [k] or [e, k] and tokens [1] or [e], by module."""
 

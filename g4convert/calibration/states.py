@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from xxhash import xxh3_64
 
+from g4convert.array_types import F32
 from g4convert.errors import InputError
 from g4convert.quantities import size
 
 __all__ = ["SCRATCH", "States", "check_room"]
 
-F32 = NDArray[np.float32]
 
 SCRATCH: Final = "scratch-"
 """Prefix of the names of arrays that no later layer reads."""

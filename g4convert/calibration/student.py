@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers.integrations.moe import ExpertsInterface
 
+from g4convert.array_types import I32
 from g4convert.forward.experts import projection
 from g4convert.forward.filling import filling_of
 from g4convert.forward.load import load
@@ -28,7 +28,6 @@ from g4convert.forward.pieces import Rows
 
 __all__ = ["Scaled", "Student"]
 
-F32 = NDArray[np.float32]
 
 _EXPERTS: Final = "g4_scaled"
 """Name of the experts implementation with trained scales."""
@@ -128,7 +127,7 @@ class Student:
         scaled = tuple(one for one in _replaced(model) if {*one.names} <= {*names})
         return cls(model, scaled)
 
-    def states(self, ids: NDArray[np.int32]) -> torch.Tensor:
+    def states(self, ids: I32) -> torch.Tensor:
         """Return the final states of a sequence [t], float32 [t, h]."""
         given = torch.from_numpy(ids.astype(np.int64))[None]
         found: torch.Tensor = self.model.get_decoder()(input_ids=given, use_cache=False).last_hidden_state

@@ -16,16 +16,14 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32
 from g4convert.calibration.states import SCRATCH, States
 from g4convert.forward.logits import Head, Page
 from g4convert.planning.between import TARGET_IDS
 
 __all__ = ["Compared", "Targets"]
 
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
 
 _DRAWN: Final = 64
 _LIKELIEST: Final = TARGET_IDS - _DRAWN

@@ -6,9 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from g4convert.array_types import I32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.calibration_file import CalibrationFile, check_model, hash_of_ids
@@ -34,7 +32,7 @@ class Tokens:
         kinds: number of ids by kind of text; empty if unknown.
     """
 
-    ids: NDArray[np.int32]
+    ids: I32
     tokenizer: str = ""
     kinds: Mapping[str, int] = field(default_factory=dict)
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32
 from g4convert.calibration.experts import run_experts
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.states import SCRATCH
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Inputs", "Shared", "Walk", "each", "in_order", "sequence"]
 
-F32 = NDArray[np.float32]
 T = TypeVar("T")
 Inputs: TypeAlias = Callable[[int], torch.Tensor]
 """Makes the inputs of a Linear for a sequence, [1, t, k]."""

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32
 from g4convert.bounded import read_bytes
 from g4convert.errors import FormatError, InputError, UnsupportedError
 
 __all__ = ["Gguf", "is_gguf", "read_gguf"]
 
 Value: TypeAlias = int | float | bool | str | tuple["Value", ...]
-F32 = NDArray[np.float32]
 
 _MAGIC: Final = b"GGUF"
 _MOST: Final = 1 << 30

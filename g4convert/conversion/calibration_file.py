@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from g4convert.array_types import I32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.identity import Model
 from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, Inputs, Statistics, hash_of
@@ -45,7 +46,7 @@ class CalibrationFile:
         texts: description of the texts behind the ids, as JSON; None if unknown.
     """
 
-    ids: NDArray[np.int32]
+    ids: I32
     tokenizer: str = ""
     model: Model | None = None
     statistics: Statistics | None = None
@@ -127,12 +128,12 @@ def check_model(path: Path, model: Model | None, checkpoint: Checkpoint) -> None
         raise InputError(f"{path}: a calibration of another model than {checkpoint.path}", offenders=wrong, hint=_HINT)
 
 
-def hash_of_ids(ids: NDArray[np.int32]) -> str:
+def hash_of_ids(ids: I32) -> str:
     """Return the sha256 of token ids as little-endian int32, row after row."""
     return sha256(ids.astype("<i4").tobytes()).hexdigest()
 
 
-def _checked(path: Path, ids: NDArray[Any] | None) -> NDArray[np.int32]:
+def _checked(path: Path, ids: NDArray[Any] | None) -> I32:
     """Return token ids, checked for dtype and shape."""
     if ids is None:
         raise InputError(f"{path}: not a calibration file: it has no token ids", hint=_HINT)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from g4convert.checkpoint.gguf import Gguf, read_gguf
 from g4convert.conversion.statistics import Inputs, Statistics
@@ -29,7 +28,6 @@ from g4convert.errors import InputError
 
 __all__ = ["read_imatrix"]
 
-F32 = NDArray[np.float32]
 
 _MODULES: Final = {
     "attn_q": "self_attn.q_proj",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64
 
+from g4convert.array_types import F32
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.journal import Done, Journal
 from g4convert.conversion.writer import ShardWriter
@@ -27,7 +28,7 @@ from g4convert.tensors import DType
 
 __all__ = ["Progress", "Streams", "run_units"]
 
-Schemes = Callable[[int], tuple[Scheme, NDArray[np.float32] | None]]
+Schemes = Callable[[int], tuple[Scheme, F32 | None]]
 """Function from a weight's step to its scheme, and to E[x^2] of its inputs f32 [k] if the method needs it."""
 
 _SYNC_SECONDS = 1.0

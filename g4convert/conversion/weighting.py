@@ -5,9 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from g4convert.array_types import F32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.calibration_file import CalibrationFile, check_model
@@ -45,7 +43,7 @@ class Weighting:
         schemes = tuple(choice.scheme(step.packing, signed=signed) for step in plan.quantized)
         return cls(schemes, {} if statistics is None else _paths(plan), statistics)
 
-    def __call__(self, step: int) -> tuple[Scheme, NDArray[np.float32] | None]:
+    def __call__(self, step: int) -> tuple[Scheme, F32 | None]:
         """Return a weight's scheme and E[x^2] of its inputs, [k]; outside the decoder `mse` replaces `imatrix`."""
         path, scheme = self.paths.get(step), self.schemes[step]
         if self.statistics is None or path is None:

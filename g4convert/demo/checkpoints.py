@@ -33,14 +33,13 @@ from transformers import AutoConfig, GenerationConfig
 from g4convert.demo.tokenizer import TOKEN_IDS, VOCAB_SIZE, write_processor, write_tokenizer
 from g4convert.demo.weights import fill
 from g4convert.errors import UsageError
+from g4convert.forward.load import DTYPES
 from g4convert.forward.models import Config, Model, constructing, model_class, quiet_transformers
 from g4convert.gemma4.family import Family
 from g4convert.suggestions import no_such
 
 __all__ = ["Family", "make"]
 
-
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
@@ -220,8 +219,8 @@ def make(  # noqa: PLR0913 -- a family, a place, and what may vary
         UsageError: the directory is not empty, or the dtype is another one.
         EnvironmentFault: this release of transformers cannot build the family (5.23.0: assistants).
     """
-    if dtype not in _DTYPES:
-        raise no_such("dtype", dtype, _DTYPES)
+    if dtype not in DTYPES:
+        raise no_such("dtype", dtype, DTYPES)
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty", hint="name a new directory")
     directory.mkdir(parents=True, exist_ok=True)
@@ -229,7 +228,7 @@ def make(  # noqa: PLR0913 -- a family, a place, and what may vary
     with quiet_transformers():
         config = AutoConfig.for_model(spec.pop("model_type"), **spec)
         model = _build(config)
-        fill(model, seed=seed, dtype=_DTYPES[dtype], qat=qat)
+        fill(model, seed=seed, dtype=DTYPES[dtype], qat=qat)
         model.generation_config = GenerationConfig(
             bos_token_id=TOKEN_IDS["<bos>"],
             pad_token_id=TOKEN_IDS["<pad>"],

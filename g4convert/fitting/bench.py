@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F64, I32
 from g4convert.devices import device_of
 from g4convert.engines.limits import Packing
 from g4convert.errors import InputError
@@ -116,7 +116,7 @@ class Bench:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Model, ids: NDArray[np.int32], rounder: Rounder) -> "Bench":
+    def of(cls, model: Model, ids: I32, rounder: Rounder) -> "Bench":
         """Run the unchanged model once and record its results.
 
         Args:
@@ -142,7 +142,7 @@ class Bench:
         return cls(model, rounder, given, layers, states, Divergence.of(head, states))
 
     @torch.no_grad()
-    def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> F64:
         """Return the KL to the unchanged model in nats, the mean of each sequence, [s].
 
         Args:
@@ -159,7 +159,7 @@ class Bench:
             states = self._states(min((part.unit.layer or 0 for part, _ in body), default=len(self.layers)))
         head = [self._head_rows(part.weights[0], form) for part, form in changes if part.role is PackRole.LM_HEAD]
         kl = self.original.kl(states, head[0] if head else None)
-        found: NDArray[np.float64] = kl.view(len(self.ids), -1).mean(-1).numpy()
+        found: F64 = kl.view(len(self.ids), -1).mean(-1).numpy()
         return found
 
     def _states(self, first: int) -> torch.Tensor:

@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.array_types import F64, I8
+
 __all__ = ["Frontier", "Item", "Option"]
 
 _MOST: Final = 1 << 18
@@ -71,8 +73,8 @@ class Frontier:
 
     items: tuple[Item, ...]
     step: int
-    best: NDArray[np.float64]
-    picks: NDArray[np.int8]
+    best: F64
+    picks: I8
     corners: NDArray[np.intp]
 
     @classmethod

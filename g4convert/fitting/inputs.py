@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from g4convert.array_types import I32
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
@@ -32,8 +30,8 @@ class Inputs:
         statistics: statistics of the Linears' inputs; None if neither the method nor the unit needs them.
     """
 
-    ids: NDArray[np.int32]
-    held_out: NDArray[np.int32]
+    ids: I32
+    held_out: I32
     tokens: str
     statistics: Statistics | None
 

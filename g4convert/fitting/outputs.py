@@ -15,8 +15,8 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F64, I32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.engines.limits import Packing
 from g4convert.fitting.choices import Form, label_of
@@ -44,10 +44,10 @@ class Outputs:
 
     checkpoint: Checkpoint
     rounder: Rounder
-    ids: NDArray[np.int32]
+    ids: I32
     known: dict[str, dict[str, float]]
 
-    def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> F64:
         """Return the summed output errors of parts, [1].
 
         Args:

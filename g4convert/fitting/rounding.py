@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32
 from g4convert.conversion.result import Choice
 from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
@@ -85,7 +85,7 @@ class Rounder:
         dense = PackedWeight(torch.from_numpy(words), scales, None, k, scheme.num_bits).dense(torch.float32)
         return dense.to(values.device, values.dtype)
 
-    def squares(self, weight: Weight) -> NDArray[np.float32] | None:
+    def squares(self, weight: Weight) -> F32 | None:
         """Return E[x^2] of a weight's inputs, float32 [k]; None without statistics, as outside the decoder's layers."""
         path = weight.module.removeprefix(self.prefix)
         known = self.statistics is not None and weight.linear and source_of(path) in self.statistics.inputs

@@ -15,9 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from g4convert.array_types import F64
 from g4convert.bounded import read_text
 from g4convert.conversion.identity import Model
 from g4convert.errors import InputError
@@ -43,7 +41,7 @@ class Unit(StrEnum):
 class Measure(Protocol):
     """A way to measure the losses of packings."""
 
-    def losses(self, forms: Iterable[tuple[Part, Form]]) -> NDArray[np.float64]:
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> F64:
         """Return the loss on each of several texts if the parts are packed; the loss is their mean.
 
         Args:

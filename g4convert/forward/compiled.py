@@ -11,8 +11,8 @@ there. Generating goes token by token, and writing a dense weight to memory for 
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I8, U8
 from g4convert.jit import jit
 
 __all__ = ["dequantize", "multiply"]
@@ -25,9 +25,7 @@ _HALF, _HIGH = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
 
 
 @jit
-def dequantize(
-    stored: NDArray[np.uint8], scale: NDArray[np.float32], zeros: NDArray[np.int8], out: NDArray[np.float32]
-) -> None:
+def dequantize(stored: U8, scale: F32, zeros: I8, out: F32) -> None:
     """Fill `out` with `scale * (code - zero)`.
 
     Args:
@@ -54,12 +52,12 @@ def dequantize(
 
 @jit
 def multiply(  # noqa: PLR0913, PLR0917 -- numba takes arrays one by one
-    stored: NDArray[np.uint8],
-    scale: NDArray[np.float32],
-    zeros: NDArray[np.int8],
-    x: NDArray[np.float32],
+    stored: U8,
+    scale: F32,
+    zeros: I8,
+    x: F32,
     narrow: bool,  # noqa: FBT001 -- the same
-    out: NDArray[np.float32],
+    out: F32,
 ) -> None:
     """Fill `out` with `x` times the transposed weight, a row of it at a time.
 
@@ -85,7 +83,7 @@ def multiply(  # noqa: PLR0913, PLR0917 -- numba takes arrays one by one
 
 
 @partial(jit, reorder=True)
-def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
+def _dot(a: F32, b: F32) -> np.float32:
     total = np.float32(0)
     for i in range(a.size):
         total += a[i] * b[i]

@@ -13,8 +13,9 @@ import torch
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import CPU
 from g4convert.forward.models import Model
-from g4convert.forward.pieces import TORCH_DTYPES, Piece, Rows, TensorFiles
+from g4convert.forward.pieces import Piece, Rows, TensorFiles
 from g4convert.names import Name
+from g4convert.quantization.torch_tiles import TORCH_DTYPES
 
 __all__ = ["Filling", "filling_of", "put"]
 

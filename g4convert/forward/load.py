@@ -32,21 +32,22 @@ from g4convert.forward.filling import Filling, put
 from g4convert.forward.misfits import Kind, Misfit, Unfit
 from g4convert.forward.models import Model, constructing, model_class, quiet_transformers, read_config, reading
 from g4convert.forward.modules import W4A16Linear
-from g4convert.forward.pieces import TORCH_DTYPES, Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
+from g4convert.forward.pieces import Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
 from g4convert.forward.streaming import Stream
 from g4convert.forward.tables import PackedTable
 from g4convert.gemma4 import Architecture, ExtraKind, Role, droppable
 from g4convert.gemma4.matching import match_names
 from g4convert.names import Name
+from g4convert.quantization.torch_tiles import TORCH_DTYPES
 from g4convert.suggestions import no_such
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["DTypeName", "Memory", "load"]
+__all__ = ["DTYPES", "DTypeName", "Memory", "load"]
 
 DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Memory: TypeAlias = Literal["resident", "stream", "auto"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEAD = "lm_head.weight"
 _GENERATION = "generation_config.json"
 _ROWS = 1 << 13  # of a table, compared at once
@@ -84,8 +85,8 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
         InputError: the directory is not a Gemma 4 checkpoint.
         UsageError: not such a dtype or memory.
     """
-    if dtype not in _DTYPES:
-        raise no_such("dtype", dtype, _DTYPES)
+    if dtype not in DTYPES:
+        raise no_such("dtype", dtype, DTYPES)
     if memory not in get_args(Memory):
         raise no_such("memory", memory, get_args(Memory))
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
@@ -99,7 +100,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     sources = pieces_of(checkpoint, contents, problems)
     problems += _wrong_extras(checkpoint, contents)
     _refuse(checkpoint.path, problems)
-    model = _empty_model(checkpoint.path, architecture, _DTYPES[dtype], device)
+    model = _empty_model(checkpoint.path, architecture, DTYPES[dtype], device)
     pieces = {**_place(model, sources, packed=packed), **_no_limits(model, contents)}
     tied = {_HEAD} if architecture.tied_embeddings else set()
     places = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}

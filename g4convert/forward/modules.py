@@ -21,9 +21,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
+from g4convert.array_types import F32
 from g4convert.errors import UnsupportedError
 from g4convert.forward.compiled import dequantize, multiply
 from g4convert.forward.triton.packed import Packed, ready, takes
@@ -230,7 +230,7 @@ def _few(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         zeros = unpack(weight.zero_point.T.contiguous(), n, weight.num_bits).T.contiguous().numpy()
     given, narrow = x.float().contiguous().numpy(), x.dtype is torch.bfloat16
 
-    def part(rows: slice) -> NDArray[np.float32]:
+    def part(rows: slice) -> F32:
         out = np.empty((len(given), min(rows.stop, n) - rows.start), np.float32)
         multiply(stored[rows], scale[rows], zeros[rows], given, narrow, out)
         return out

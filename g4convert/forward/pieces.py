@@ -28,7 +28,6 @@ from g4convert.gemma4 import Expected, FusedExperts, Role
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = [
-    "TORCH_DTYPES",
     "Constant",
     "Dense",
     "PackedGroup",
@@ -37,9 +36,6 @@ __all__ = [
     "TensorFiles",
     "pieces_of",
 ]
-
-TORCH_DTYPES = {DType.F32: torch.float32, DType.BF16: torch.bfloat16, DType.F16: torch.float16}
-"""Torch dtypes of weights and scales."""
 
 _WORDS, _SCALE, _SHAPE, _ZERO = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"
 

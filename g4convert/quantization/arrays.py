@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32, U16
 from g4convert.quantization.scheme import Scheme
 from g4convert.tensors import DType
 
@@ -20,7 +21,7 @@ def check_rows(rows: NDArray[Any], dtype: DType) -> None:
         raise ValueError(f"rows of {dtype} must be contiguous {expected} [n, k], not {rows.dtype} {rows.shape}")
 
 
-def check_outputs(scheme: Scheme, shape: tuple[int, int], packed: NDArray[np.int32], scale: NDArray[np.uint16]) -> None:
+def check_outputs(scheme: Scheme, shape: tuple[int, int], packed: I32, scale: U16) -> None:
     """Raise ValueError unless the outputs for weights of `shape` are contiguous and of the right shape."""
     n, k = shape
     for name, array, expected, columns in (
@@ -32,7 +33,7 @@ def check_outputs(scheme: Scheme, shape: tuple[int, int], packed: NDArray[np.int
             raise ValueError(f"{name} must be contiguous {np.dtype(expected)} {(n, columns)}, not {found}")
 
 
-def check_squares(squares: NDArray[np.float32] | None, k: int) -> NDArray[np.float32]:
+def check_squares(squares: F32 | None, k: int) -> F32:
     """Return mean squares of inputs, which `imatrix` needs; raise ValueError unless they are float32 [k]."""
     if squares is None or squares.dtype != np.float32 or squares.shape != (k,):
         raise ValueError(f"imatrix needs float32 {(k,)} of mean squares")

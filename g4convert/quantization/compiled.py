@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.array_types import F32, F64, I8, I64, U32
 from g4convert.jit import jit
 
 __all__ = [
     "EIGHT",
-    "F32",
-    "I8",
     "LANES",
     "RUN",
-    "U32",
     "Block",
     "Codes",
     "Four",
@@ -37,9 +35,6 @@ __all__ = [
     "unit",
 ]
 
-F32 = NDArray[np.float32]
-U32 = NDArray[np.uint32]
-I8 = NDArray[np.int8]
 Four = tuple[np.float32, np.float32, np.float32, np.float32]
 
 LANES = 64
@@ -109,8 +104,8 @@ class Block(NamedTuple):
     levels: F32
     grid: F32
     steps: F32
-    total: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    total: F64
+    counts: I64
 
 
 @jit

@@ -26,10 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I8, I64
 from g4convert.jit import jit
-from g4convert.quantization.compiled import F32, I8
 
 __all__ = ["Factor", "aim", "damping", "factorize", "gptq", "nearest_codes"]
 
@@ -58,7 +57,7 @@ class Factor:
     """
 
     upper: F32
-    order: NDArray[np.int64]
+    order: I64
     damp: float
     mean: float
 

@@ -15,12 +15,11 @@ the first 64 once more behind the last: the h of a block are 64 columns of it fr
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32, U16
 from g4convert.jit import jit
 from g4convert.quantization.compiled import (
     EIGHT,
-    F32,
     LANES,
     RUN,
     Block,
@@ -86,7 +85,7 @@ def given(h: F32, group: int, levels: int) -> Given:
 
 @jit
 def quantize_imatrix(  # noqa: PLR0913, PLR0917 -- a compiled loop is given everything it touches
-    words: Words, codes: Codes, block: Block, inputs: Given, packed: NDArray[np.int32], scale: NDArray[np.uint16]
+    words: Words, codes: Codes, block: Block, inputs: Given, packed: I32, scale: U16
 ) -> int:
     """Quantize a tile by imatrix into the flat outputs; returns -1, or the index of the first NaN or Inf."""
     for first in range(0, scale.size, LANES):

@@ -17,12 +17,11 @@ free unless code -8 is needed on the positive side; it is then positive. A group
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32, U16
 from g4convert.jit import jit
 from g4convert.quantization.compiled import (
     EIGHT,
-    F32,
     LANES,
     Block,
     Codes,
@@ -53,9 +52,7 @@ _BOTH = 2 * LANES
 
 
 @jit
-def quantize_lattice(
-    words: Words, codes: Codes, block: Block, packed: NDArray[np.int32], scale: NDArray[np.uint16]
-) -> int:
+def quantize_lattice(words: Words, codes: Codes, block: Block, packed: I32, scale: U16) -> int:
     """Quantize a tile by lattice into the flat outputs; returns -1, or the index of the first NaN or Inf."""
     step, misfit = block.steps[:LANES], block.steps[LANES:_BOTH]
     for first in range(0, scale.size, LANES):

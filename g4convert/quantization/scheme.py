@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from g4convert.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from g4convert.array_types import F32, I32, U16
     from g4convert.tensors import DType
 
 __all__ = [
@@ -219,9 +219,9 @@ class Tiles(Protocol):
         rows: "NDArray[Any]",
         dtype: "DType",
         scheme: Scheme,
-        packed: "NDArray[np.int32]",
-        scale: "NDArray[np.uint16]",
-        squares: "NDArray[np.float32] | None" = None,
+        packed: "I32",
+        scale: "U16",
+        squares: "F32 | None" = None,
     ) -> TileStats:
         """Quantize `rows` into `packed` and `scale`.
 

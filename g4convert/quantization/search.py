@@ -16,12 +16,11 @@ Never worse than minmax: step 3 asks for a win larger than what fp32 can have lo
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32, U16
 from g4convert.jit import jit
 from g4convert.quantization.compiled import (
     EIGHT,
-    F32,
     LANES,
     RUN,
     Block,
@@ -46,7 +45,7 @@ _BOTH = 2 * LANES  # the sums A and B of a level
 
 
 @jit
-def quantize_mse(words: Words, codes: Codes, block: Block, packed: NDArray[np.int32], scale: NDArray[np.uint16]) -> int:
+def quantize_mse(words: Words, codes: Codes, block: Block, packed: I32, scale: U16) -> int:
     """Quantize a tile by mse into the flat outputs; returns -1, or the index of the first NaN or Inf."""
     for first in range(0, scale.size, LANES):
         bad = load(words, first, block)

@@ -24,14 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I8, I32, U16, U32
 from g4convert.jit import jit
 from g4convert.quantization.compiled import (
     EIGHT,
-    F32,
-    I8,
     LANES,
     RUN,
-    U32,
     Block,
     Codes,
     Words,
@@ -57,9 +55,7 @@ _NIBBLE = 4
 
 
 @jit
-def quantize_minmax(
-    words: Words, codes: Codes, block: Block, packed: NDArray[np.int32], scale: NDArray[np.uint16]
-) -> int:
+def quantize_minmax(words: Words, codes: Codes, block: Block, packed: I32, scale: U16) -> int:
     """Quantize a tile by minmax into the flat outputs; returns -1, or the index of the first NaN or Inf."""
     for first in range(0, scale.size, LANES):
         bad = load(words, first, block)
@@ -179,7 +175,7 @@ def evaluate(w: F32, inverse: F32, codes: Codes, sums: F32) -> None:
 
 
 @jit
-def finish(codes: Codes, block: Block, first: int, packed: NDArray[np.int32], scale: NDArray[np.uint16]) -> None:
+def finish(codes: Codes, block: Block, first: int, packed: I32, scale: U16) -> None:
     """Write codes and scales of the block to the flat outputs; add to its totals."""
     per_group, lanes = packed.size // scale.size, min(LANES, scale.size - first)
     _codes(block.w, block.scale, codes, block.q, block.sums)

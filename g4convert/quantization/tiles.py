@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32, U16
 from g4convert.quantization.arrays import check_outputs, check_rows, check_squares
 from g4convert.quantization.compiled import LANES, Block, Codes, Words
 from g4convert.quantization.imatrix import given, quantize_imatrix
@@ -40,9 +41,9 @@ class CpuTiles:
         rows: NDArray[Any],
         dtype: DType,
         scheme: Scheme,
-        packed: NDArray[np.int32],
-        scale: NDArray[np.uint16],
-        squares: NDArray[np.float32] | None = None,
+        packed: I32,
+        scale: U16,
+        squares: F32 | None = None,
     ) -> TileStats:
         """Quantize `rows` [n, k] into `packed` and `scale`."""
         n, k = rows.shape

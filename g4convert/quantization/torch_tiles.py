@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from g4convert.array_types import F32, I32, U16
 from g4convert.quantization.arrays import check_outputs, check_rows, check_squares
 from g4convert.quantization.imatrix import relative
 from g4convert.quantization.scheme import (
@@ -34,7 +35,10 @@ from g4convert.quantization.scheme import (
 from g4convert.quantization.source import FORMATS, SourceFormat
 from g4convert.tensors import DType
 
-__all__ = ["TorchTiles"]
+__all__ = ["TORCH_DTYPES", "TorchTiles"]
+
+TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F16: torch.float16, DType.F32: torch.float32}
+"""Torch dtypes of weights and scales."""
 
 _EPS = 2.0**-23
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
@@ -74,9 +78,9 @@ class TorchTiles:
         rows: NDArray[Any],
         dtype: DType,
         scheme: Scheme,
-        packed: NDArray[np.int32],
-        scale: NDArray[np.uint16],
-        squares: NDArray[np.float32] | None = None,
+        packed: I32,
+        scale: U16,
+        squares: F32 | None = None,
     ) -> TileStats:
         """Quantize `rows` [n, k] into `packed` and `scale`."""
         check_rows(rows, dtype)
@@ -115,7 +119,7 @@ class TorchTiles:
         groups = self._load(rows, dtype, scheme)
         return int(_find_steps(groups, scheme).lattice.sum()) / groups.peak.numel()
 
-    def _weights(self, squares: NDArray[np.float32], groups: _Groups) -> Tensor:
+    def _weights(self, squares: F32, groups: _Groups) -> Tensor:
         """Return weights of squared errors, fp32 [r, m]."""
         of = torch.from_numpy(relative(squares, groups.g)).to(self._device)
         padded = torch.nn.functional.pad(of, (0, -groups.g % 8)).t()
@@ -125,7 +129,7 @@ class TorchTiles:
         words = rows if rows.flags.writeable else rows.copy()  # torch warns of read-only memory
         g = scheme.group(rows.shape[1])
         flat = torch.from_numpy(words.view(np.float32 if dtype is DType.F32 else np.int16)).to(self._device)
-        w = flat.view(_TORCH[dtype]).float().reshape(-1, g)
+        w = flat.view(TORCH_DTYPES[dtype]).float().reshape(-1, g)
         finite = torch.isfinite(w)
         if not bool(finite.all()):
             first = int((~finite).flatten().to(torch.uint8).argmax())
@@ -139,9 +143,6 @@ class TorchTiles:
             sign=torch.where(bottom >= top, 1.0, -1.0),
             source=FORMATS[dtype],
         )
-
-
-_TORCH = {DType.BF16: torch.bfloat16, DType.F16: torch.float16, DType.F32: torch.float32}
 
 
 def _minmax(groups: _Groups, scheme: Scheme) -> _Chosen:

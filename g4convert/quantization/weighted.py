@@ -14,8 +14,9 @@ Letters: n rows, g elements of a group, k columns.
 
 import numpy as np
 
+from g4convert.array_types import F32
 from g4convert.jit import jit
-from g4convert.quantization.compiled import F32, round_bf16
+from g4convert.quantization.compiled import round_bf16
 
 __all__ = ["LEVELS", "weighted_scales"]
 

@@ -15,13 +15,12 @@ from functools import partial
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, F64
 from g4convert.jit import jit
 
 __all__ = ["COLUMNS", "log_sums", "score_rows"]
 
-F64 = NDArray[np.float64]
 
 COLUMNS: Final = 9
 """Columns of `score_rows`: KL, the log-sum-exp of a and of b, argmax of a and of b, cosine, largest difference,
@@ -49,7 +48,7 @@ def _exp(x: np.float64) -> np.float64:
 
 
 @jit
-def _peak(row: NDArray[np.float32]) -> tuple[np.float64, int]:
+def _peak(row: F32) -> tuple[np.float64, int]:
     """Return the largest value and its first place; undefined for a row with a nan."""
     best, where = row[0], 0
     for i in range(row.size):
@@ -59,7 +58,7 @@ def _peak(row: NDArray[np.float32]) -> tuple[np.float64, int]:
 
 
 @partial(jit, reorder=True)
-def _finite(row: NDArray[np.float32]) -> bool:
+def _finite(row: F32) -> bool:
     zero = _ZERO
     for i in range(row.size):
         zero += np.float64(row[i]) * _ZERO
@@ -67,9 +66,7 @@ def _finite(row: NDArray[np.float32]) -> bool:
 
 
 @partial(jit, reorder=True)
-def _powers(
-    a: NDArray[np.float32], b: NDArray[np.float32], high_a: np.float64, high_b: np.float64
-) -> tuple[np.float64, np.float64, np.float64]:
+def _powers(a: F32, b: F32, high_a: np.float64, high_b: np.float64) -> tuple[np.float64, np.float64, np.float64]:
     sum_a, sum_b, drift = _ZERO, _ZERO, _ZERO
     for i in range(a.size):
         p, q = np.float64(a[i]), np.float64(b[i])
@@ -81,7 +78,7 @@ def _powers(
 
 
 @partial(jit, reorder=True)
-def _products(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[np.float64, np.float64, np.float64]:
+def _products(x: F32, y: F32) -> tuple[np.float64, np.float64, np.float64]:
     xx, yy, xy = _ZERO, _ZERO, _ZERO
     for i in range(x.size):
         p, q = np.float64(x[i]), np.float64(y[i])
@@ -92,7 +89,7 @@ def _products(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[np.float6
 
 
 @jit
-def _apart(x: NDArray[np.float32], y: NDArray[np.float32]) -> np.float64:
+def _apart(x: F32, y: F32) -> np.float64:
     most = np.float64(0)
     for i in range(x.size):
         away = abs(np.float64(x[i]) - np.float64(y[i]))
@@ -101,9 +98,7 @@ def _apart(x: NDArray[np.float32], y: NDArray[np.float32]) -> np.float64:
 
 
 @jit
-def score_rows(
-    a: NDArray[np.float32], b: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32], out: F64
-) -> None:
+def score_rows(a: F32, b: F32, x: F32, y: F32, out: F64) -> None:
     """Compare rows of logits.
 
     Args:
@@ -134,7 +129,7 @@ def score_rows(
 
 
 @jit
-def log_sums(rows: NDArray[np.float32], out: F64) -> None:
+def log_sums(rows: F32, out: F64) -> None:
     """Fill `out` [r, 3] for rows [r, V]: log-sum-exp, place of the largest logit, and whether all are finite."""
     for row in range(rows.shape[0]):
         out[row, 2] = _finite(rows[row])

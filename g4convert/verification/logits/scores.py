@@ -18,8 +18,8 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32
 from g4convert.verification.logits.compiled import COLUMNS, log_sums, score_rows
 
 __all__ = ["TokenScores", "TopLogits", "cosine", "score", "score_top", "summed", "tail_kl", "top_logits"]
@@ -199,8 +199,8 @@ def summed(logits: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def _array(logits: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = logits.contiguous().numpy()
+def _array(logits: torch.Tensor) -> F32:
+    array: F32 = logits.contiguous().numpy()
     return array
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import U8
 from g4convert.names import Name
 from g4convert.verification.weights.tiles import PackedPair, Tile, measure_tile, read_tile
 
@@ -54,9 +54,9 @@ def _undone(tile: Tile) -> Iterator[tuple[str, Tile]]:
         yield "its bytes lie high first in each word", replace(tile, words=in_word.view(np.int32))
 
 
-def _swapped(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _swapped(stored: U8) -> U8:
     """Swap the nibbles of each byte."""
-    swapped: NDArray[np.uint8] = (stored >> np.uint8(4)) | (stored << np.uint8(4))
+    swapped: U8 = (stored >> np.uint8(4)) | (stored << np.uint8(4))
     return swapped
 
 

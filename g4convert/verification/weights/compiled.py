@@ -20,13 +20,12 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from g4convert.array_types import F32, F64, I64, U8, U16, U32
 from g4convert.jit import jit
 
 __all__ = ["Limits", "Rows", "Scratch", "Sums", "decode", "measure_rows"]
 
-F32 = NDArray[np.float32]
 
 _SIXTEEN = np.uint32(16)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -43,8 +42,8 @@ class Rows(NamedTuple):
         zeros: float32 [r, groups], zero points; [0, 0] for symmetric weights.
     """
 
-    source: NDArray[np.uint16] | NDArray[np.uint32]
-    words: NDArray[np.uint8]
+    source: U16 | U32
+    words: U8
     scale: F32
     zeros: F32
 
@@ -64,7 +63,7 @@ class Scratch(NamedTuple):
         error: squared error of plain rounding of each group.
     """
 
-    bits: NDArray[np.uint32]
+    bits: U32
     w: F32
     q: F32
     ww: F32
@@ -92,8 +91,8 @@ class Sums(NamedTuple):
             scales of groups with nonzero weights; zero codes, saturated codes of plain rounding.
     """
 
-    totals: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    totals: F64
+    counts: I64
 
 
 @jit
@@ -112,14 +111,14 @@ def measure_rows(rows: Rows, num_bits: int, limits: Limits, scratch: Scratch, su
 
 
 @jit
-def _load(source: NDArray[np.uint16] | NDArray[np.uint32], bits: NDArray[np.uint32]) -> None:
+def _load(source: U16 | U32, bits: U32) -> None:
     shift = _SIXTEEN if source.itemsize == 2 else np.uint32(0)
     for i in range(bits.size):
         bits[i] = np.uint32(source[i]) << shift
 
 
 @jit
-def decode(words: NDArray[np.uint8], num_bits: int, codes: F32) -> None:
+def decode(words: U8, num_bits: int, codes: F32) -> None:
     """Decode the signed codes of a row into `codes`.
 
     Args:
@@ -140,7 +139,7 @@ def decode(words: NDArray[np.uint8], num_bits: int, codes: F32) -> None:
 
 
 @partial(jit, reorder=True)
-def _count_codes(codes: F32, half: np.float32, counts: NDArray[np.int64]) -> None:
+def _count_codes(codes: F32, half: np.float32, counts: I64) -> None:
     """Count zero codes and saturated codes; |code + 1/2| equals `half` for codes at either end and for no others."""
     zero, ends = _ZERO, _ZERO  # exact in float32: a row has fewer than 2^24 codes
     for i in range(codes.size):
@@ -175,7 +174,7 @@ def _dots(w: F32, q: F32, zero: np.float32) -> tuple[np.float32, np.float32, np.
 
 
 @jit
-def _peak(bits: NDArray[np.uint32]) -> np.float32:
+def _peak(bits: U32) -> np.float32:
     """Return the largest magnitude; the bits of fp32 magnitudes sort as their values do, with infinity and NaN last."""
     peak = np.uint32(0)
     for i in range(bits.size):

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from g4convert.array_types import F32, I32, U16, U32
 from g4convert.checkpoint.directory import StoredTensor
 from g4convert.checkpoint.reader import Reader
 from g4convert.gemma4 import Weight
@@ -28,8 +29,7 @@ _EXACT: Final = 2.0**-15
 
 _STORED: Final = {DType.BF16: np.uint16, DType.F16: np.float16, DType.F32: np.float32, DType.I32: np.int32}
 
-F32 = NDArray[np.float32]
-Bits = NDArray[np.uint16] | NDArray[np.uint32]
+Bits = U16 | U32
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Tile:
         num_bits: 4 or 8.
     """
 
-    words: NDArray[np.int32]
+    words: I32
     scale: F32
     zeros: F32
     source: Bits
@@ -196,7 +196,7 @@ def _bits(stored: NDArray[Any]) -> Bits:
     """Return the bits of the source's weights: uint16 for bf16, uint32 of the values as fp32 for other dtypes."""
     if stored.dtype == np.uint16:
         return stored
-    bits: NDArray[np.uint32] = stored.astype(np.float32, copy=False).view(np.uint32)
+    bits: U32 = stored.astype(np.float32, copy=False).view(np.uint32)
     return bits
 
 
