@@ -10,6 +10,7 @@ All little-endian; versions 2 and 3 are alike. Data begins at the next multiple 
 Weights in GGUF are not read: a type other than float32 is refused.
 """
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 
 from g4convert.array_types import F32
 from g4convert.bounded import read_bytes
+from g4convert.checkpoint.files import open_regular
 from g4convert.errors import FormatError, InputError, UnsupportedError
 
 __all__ = ["Gguf", "is_gguf", "read_gguf"]
@@ -58,12 +60,15 @@ class Gguf:
 
 
 def is_gguf(path: Path) -> bool:
-    """Return whether a file begins with GGUF's magic bytes; False if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
+    """Return whether a file begins with GGUF's magic bytes; False if there is none.
+
+    Raises:
+        InputError: it is no regular file (a pipe would wait for ever), or not readable.
+    """
+    if not path.exists():
         return False
+    with os.fdopen(open_regular(path, str(path)), "rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def read_gguf(path: Path) -> Gguf:

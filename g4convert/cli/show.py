@@ -29,6 +29,8 @@ _MOST_LINES = 20
 _WIDTH_OF_A_PIPE = 240
 """Columns of output to a pipe or file, so wide that tables do not wrap and grep finds whole names."""
 _WIDTH_OF_PROSE = 100
+_LEAST_WIDTH = 40
+"""Columns below which a terminal may wrap lines itself: rich cut them, and with COLUMNS=0 printed nothing."""
 
 
 class _Console(Console):
@@ -66,7 +68,9 @@ def _console(*, stderr: bool, no_color: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_A_PIPE
     plain = no_color or bool(os.environ.get("NO_COLOR"))
-    return _Console(stderr=stderr, color_system=None if plain else "auto", width=width, highlight=False, emoji=False)
+    made = _Console(stderr=stderr, color_system=None if plain else "auto", width=width, highlight=False, emoji=False)
+    made.width = max(made.width, _LEAST_WIDTH)
+    return made
 
 
 def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:

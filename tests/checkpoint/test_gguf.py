@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from base64 import b64decode
@@ -55,6 +56,13 @@ def test_what_is_written_by_the_layout_is_read(version: int, tmp_path: Path) -> 
     assert all(np.array_equal(found.tensors[name], one) for name, one in TENSORS.items())
     assert is_gguf(path)
     assert not is_gguf(tmp_path / "absent")
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Nobody writes into it, so `--calibration` waited for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        is_gguf(tmp_path / "pipe")
 
 
 def test_every_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:

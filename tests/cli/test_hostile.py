@@ -68,6 +68,16 @@ def test_a_directory_that_was_deleted_is_named(command: str, dense: Path, tmp_pa
     ]
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "-3", "many"])
+def test_the_width_of_a_terminal_loses_no_result(
+    columns: str, g4convert: Program, dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = g4convert("plan", dense)
+    assert ran.status == 0
+    assert "dense" in ran.out
+
+
 STOPPED_AT = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
