@@ -444,7 +444,12 @@ def test_a_gate_says_no(g4convert: Program, tmp_path: Path, monkeypatch: pytest.
     ("raised", "status", "text"),
     [
         (MemoryError(), 5, "error: out of memory\nhint: fewer --workers need less\n"),
-        (PermissionError(13, "Permission denied", "/root/x"), 5, "error: /root/x: Permission denied\n"),
+        (
+            PermissionError(13, "Permission denied", "/root/x"),
+            5,
+            "error: /root/x: Permission denied\nhint: look at the permissions there, and at the umask\n",
+        ),
+        (BlockingIOError(11, "Try again"), 5, "error: Try again\n"),
         (KeyboardInterrupt(), 75, "error: stopped\nhint: continue with: g4convert quantize 'a b' -o :x:\n"),
     ],
 )
