@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os._exit(75)
     except ImportError as error:
         _end(f"a package cannot be loaded: {error}", 5)
+    except Exception as error:  # noqa: BLE001 -- a crash while an error is told: Python's exit 1 would be a verdict
+        _end(f"unexpected {type(error).__name__}: {error}", 70)
     finally:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the exit status is known; there is nothing left to stop

@@ -160,6 +160,18 @@ def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
     assert ran.stderr.count(b"\n") == 1
 
 
+def test_a_crash_while_an_error_is_told_is_no_verdict(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("raise OSError('of somebody')\n")  # what errors are printed with
+    ran = subprocess.run(
+        [sys.executable, "-m", "g4convert", "plan", "nothing"],
+        check=False,
+        capture_output=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert (ran.returncode, ran.stderr) == (70, b"error: unexpected OSError: of somebody\n")
+
+
 @pytest.mark.parametrize("threads", ["0", "many"])
 def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_path: Path) -> None:
     """Numba ends its own import with a traceback; a wrong number stayed in the environment of a job."""
