@@ -155,6 +155,7 @@ def test_modules_are_probed_where_they_are(family: str, packed: Packed, monkeypa
     assert there == found(CPU) != []
 
 
+@pytest.mark.full
 def test_the_same_tokens_wherever_it_runs(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(device: torch.device) -> list[int]:
         return list(greedy(load(packed("moe"), device=device), [2, 5, 90], max_new_tokens=2))

@@ -40,8 +40,8 @@ def source_of(path: str) -> str:
     Returns:
         For these examples `layers.3.mlp.gate_proj` and `layers.3.experts.down_proj`.
     """
-    owner, _, projection = path.rpartition(".")
     one = Name(path)
+    owner, projection = one.cut()
     if one.expert is not None:
         owner = one.experts
     first = _SHARED.get(projection, projection)

@@ -20,7 +20,7 @@ from g4convert.devices import device_of, memory_faults, threads_for, torch_devic
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.greedy import ends, greedy
 from g4convert.forward.load import DTypeName, Memory, load
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
 from g4convert.progress import peak_memory
@@ -157,7 +157,7 @@ class Speaker:
         return {
             "schema_version": 1,
             "device": str(device),
-            "dtype": str(self.model.config.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.model),
             "memory": "resident" if stream_of(self.model) is None else "stream",
             "load_seconds": self.load_seconds,
             "peak_memory": _peak(device),

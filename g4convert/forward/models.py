@@ -19,6 +19,7 @@ __all__ = [
     "ModelClass",
     "cache_name",
     "constructing",
+    "dtype_name",
     "model_class",
     "quiet_transformers",
     "read_config",
@@ -94,7 +95,7 @@ def reading(subject: str, hint: str) -> Iterator[None]:
             yield
     except (ImportError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # tokenizers raises plain ones, and transformers whatever a damaged value leads to
         if isinstance(error, OSError) and error.errno:
             raise
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -135,3 +136,8 @@ def _no_stdout() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def dtype_name(model: Model) -> str:
+    """Return the name of the dtype of a model's forward: `float32`, `bfloat16` or `float16`."""
+    return str(model.config.dtype).removeprefix("torch.")  # a streamed model's tables keep their stored dtype

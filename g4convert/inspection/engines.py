@@ -119,7 +119,7 @@ def check(asked: Asked) -> Checked:
     if is_fixable(stored, static, asked.required):
         static = tuple(_offered(one) for one in static)
         found = tuple(replace(one, problems=tuple(map(_mendable, one.problems))) for one in found)
-    findings, levels = [*static, *_judged(found, asked)], ["static", "engines"]
+    findings, levels = [*static, *_verdict_findings(found, asked)], ["static", "engines"]
     if asked.target is not None:
         findings += paired(out, Checkpoint.open(asked.target))
         levels.append("assistant")
@@ -226,7 +226,7 @@ def _merged(remarks: Iterable[Remark]) -> list[Remark]:
     ]
 
 
-def _judged(found: Collection[Verdict], asked: Asked) -> Iterator[Finding]:
+def _verdict_findings(found: Collection[Verdict], asked: Asked) -> Iterator[Finding]:
     """Yield the verdicts as findings: refusals by requested engines and sizes fail, others warn or inform."""
     gate = asked.tps or (1,)
     at_gate = [one for one in found if one.tp in gate or one.engine == "transformers"]

@@ -125,7 +125,7 @@ def test_experts_that_a_recipe_keeps_run_as_they_are(moe: Path, ids: Path, tmp_p
     assert not any("experts" in name for name in summary.calibration["modules"])
 
 
-@pytest.mark.parametrize("family", ["moe", "text"])
+@pytest.mark.parametrize("family", every(2, ["moe", "text"]))
 def test_threads_do_not_show(family: str, whole: Whole, checkpoints: Checkpoints, ids: Path, tmp_path: Path) -> None:
     """The other conversion has two."""
     calibrated(checkpoints(family), tmp_path / "out", ids, workers=1)
@@ -162,7 +162,7 @@ def _per_layer(names: list[str]) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("family", ["moe", "e2b", "dense"])
+@pytest.mark.parametrize("family", every(3, ["e2b", "moe", "dense"]))
 def test_the_size_of_the_states_is_known_before(
     family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,7 +140,7 @@ class _Stop:
 
 
 @pytest.mark.parametrize(
-    ("at", "after"), every(3, [(3, True), (1, False), (1, True), (STEPS, False), (STEPS + 1, True)])
+    ("at", "after"), every(5, [(3, True), (1, False), (1, True), (STEPS, False), (STEPS + 1, True)])
 )
 def test_stopped_at_a_file_that_is_kept_it_repeats_a_step_at_most(
     at: int, case: Case, monkeypatch: pytest.MonkeyPatch, *, after: bool

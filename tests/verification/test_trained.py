@@ -98,7 +98,8 @@ def test_is_a_small_checkpoint_of_its_family(family: Family) -> None:
     assert 1 not in scalars
 
 
-@pytest.mark.parametrize("family", every(2, TRAINED))
+@pytest.mark.full
+@pytest.mark.parametrize("family", TRAINED)
 def test_answers_what_it_has_learned(family: Family) -> None:
     tokenizer = AutoTokenizer.from_pretrained(trained(family))
     own = with_answers(reference(family), lessons(family), max_new_tokens=64)
@@ -112,6 +113,7 @@ def test_answers_what_it_has_learned(family: Family) -> None:
     assert perplexity(reference(family), lessons(family)) < 1.1
 
 
+@pytest.mark.full
 def test_routing_is_peaked_and_uses_every_expert() -> None:
     model = reload(trained(Family.MOE))
     routers = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]

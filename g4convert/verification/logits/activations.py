@@ -202,7 +202,7 @@ def _grouped_answers(answers: Mapping[str, Answer], limit: float) -> Iterator[Fi
     """Yield one finding for each wrong activation, listing its modules, and one for all right modules."""
     groups: dict[tuple[Severity, str], list[str]] = {}
     for module, answer in answers.items():
-        groups.setdefault(_judged(answer, limit), []).append(module)
+        groups.setdefault(_verdict(answer, limit), []).append(module)
     for (severity, found), modules in groups.items():
         least = min((answers[module].sqnr for module in modules), default=float("nan"))
         words = f"{found}, in {len(modules)} of {len(answers)} modules ({least:.0f} dB)"
@@ -210,7 +210,7 @@ def _grouped_answers(answers: Mapping[str, Answer], limit: float) -> Iterator[Fi
         yield Finding("logits.activation", severity, _listed(modules), words, expected)
 
 
-def _judged(answer: Answer, limit: float) -> tuple[Severity, str]:
+def _verdict(answer: Answer, limit: float) -> tuple[Severity, str]:
     if not answer.error <= _CERTAIN:
         wrong = not answer.sqnr >= limit
         return (Severity.FAIL, "answers like no activation known") if wrong else (Severity.INCONCLUSIVE, "not told")

@@ -21,6 +21,7 @@ import torch
 from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.logits import Given, Page, joined, whole
 from g4convert.forward.probe import Probe
+from g4convert.names import Name
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.parts import decoder_layers, label, roots
@@ -197,7 +198,7 @@ def _widely(
         best = max(best, (row.share, error.name))
         if row.module not in known:
             yield replace(row, kind="layer")
-    parts = [error for name, error in by_name.items() if name.rpartition(".")[0] == best[1]]
+    parts = [error for name, error in by_name.items() if Name(name).owner == best[1]]
     for error in sorted(parts, key=lambda error: error.sqnr)[:swaps]:
         if error.label not in known:
             yield replace(measure.swapped(error, kl), kind="part")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from g4convert.forward.candidate import Candidate, Outputs, run_all
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
 from g4convert.report import Finding
@@ -35,7 +35,7 @@ from g4convert.verification.logits.pairs import Pair, score_pairs
 from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import like
-from g4convert.verification.logits.trace import Models, dtype_name, trace
+from g4convert.verification.logits.trace import Models, trace
 from g4convert.verification.probes.suite import digest
 
 __all__ = ["Judged", "Models", "check_logits"]

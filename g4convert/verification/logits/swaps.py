@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from g4convert.forward.models import Model
+from g4convert.names import Name
 
 __all__ = ["swapped"]
 
@@ -28,10 +29,10 @@ class _OneExpertOf(torch.nn.Module):
 @contextmanager
 def swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
     """Replace one module, or one expert, of the candidate by the reference's while inside."""
-    path, _, child = name.rpartition(".")
+    path, child = Name(name).cut()
     if child.isdecimal() and path.endswith(".experts"):
         replacement = _OneExpertOf(candidate.get_submodule(path), reference.get_submodule(path), int(child))
-        path, _, child = path.rpartition(".")
+        path, child = path.cut()
     else:
         replacement = reference.get_submodule(name)
     parent = candidate.get_submodule(path)

@@ -27,6 +27,7 @@ import torch
 
 from g4convert.devices import device_of
 from g4convert.forward.models import Model
+from g4convert.names import Name
 from g4convert.verification.logits.parts import label, roots, towers
 from g4convert.verification.logits.states import StateMetrics, StateSums
 
@@ -207,8 +208,8 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
     """
     bad = {error.name: error for error in errors if not error.sqnr >= limit}
     for name in [name for name in bad if name.endswith(".experts")]:
-        inner = [other for other in bad if other.rpartition(".")[0] == name and other.rpartition(".")[2].isdecimal()]
-        tried = sum(error.name.rpartition(".")[0] == name for error in errors)
+        inner = [other for other in bad if Name(other).owner == name and Name(other).last.isdecimal()]
+        tried = sum(Name(error.name).owner == name for error in errors)
         if len(inner) > 1 and 2 * len(inner) > tried:  # most experts are wrong: blame the experts module
             for other in inner:
                 del bad[other]

@@ -13,7 +13,7 @@ from typing import Final, TypeGuard
 import torch
 
 from g4convert.forward.candidate import Candidate, ModelCandidate
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.report import Finding, Severity
@@ -27,7 +27,7 @@ from g4convert.verification.logits.parts import label
 from g4convert.verification.logits.teacher import culprits
 from g4convert.verification.probes.answers import decode_equals_prefill
 
-__all__ = ["Models", "dtype_name", "trace"]
+__all__ = ["Models", "trace"]
 
 _ROWS: Final = 8
 _DECODE: Final = 1e-4
@@ -212,8 +212,3 @@ def _coverage(metrics: Metrics) -> Iterator[Finding]:
             else ""
         )
         yield Finding("logits.coverage", severity, "experts", words, "all of them", remedy)
-
-
-def dtype_name(model: Model) -> str:
-    """Return the name of the dtype of a model's forward: `float32`, `bfloat16` or `float16`."""
-    return str(model.config.dtype).removeprefix("torch.")  # a streamed model's tables keep their stored dtype

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from g4convert.names import Name
 from g4convert.verification.page.plots import bars, heat, histogram, lines, number
 
 __all__ = ["Card", "Cell", "Key", "Table", "cards", "number_of"]
@@ -147,7 +148,7 @@ def cards(report: Json) -> Iterator[Card]:
 
 def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
     """Return the card of all metrics, each with its floor, limits and verdict."""
-    judged = {one["code"].rpartition(".")[2]: one for one in findings if one["code"].startswith(f"logits.{kind}.")}
+    judged = {Name(one["code"]).last: one for one in findings if one["code"].startswith(f"logits.{kind}.")}
     floor = metrics.get("floor", {}).get("values", {})
     rows = []
     for name, words in _METRICS.items():
@@ -211,7 +212,7 @@ def _sqnr(metrics: Json, kinds: Sequence[str]) -> Card:
     series = {kind: [number_of(layer["sqnr"]) for layer in metrics[kind]["layers"]] for kind in kinds}
     if floor := metrics.get("floor", {}).get("layers"):
         series["noise floor"] = [number_of(layer["sqnr"]) for layer in floor]
-    names = [layer["name"].rpartition(".")[2] for layer in metrics[kinds[0]]["layers"]]
+    names = [Name(layer["name"]).last for layer in metrics[kinds[0]]["layers"]]
     plot = lines(series, names, colours=_COLOURS, unit="dB") if names else ""
     keys = [Key(_COLOURS[kind], kind, line=True) for kind in series]
     equal = [kind for kind, values in series.items() if values and all(math.isinf(value) for value in values)]
@@ -239,7 +240,7 @@ def _confidence(metrics: Json, kinds: Sequence[str]) -> Card:
 def _experts(metrics: Json) -> Iterator[Card]:
     routers = metrics["routers"]
     if routers:
-        rows = {router["name"].rpartition(".")[2]: router["hits"] for router in routers}
+        rows = {Name(router["name"]).last: router["hits"] for router in routers}
         total = sum(len(hits) for hits in rows.values())
         how = (
             f"Tokens that the reference sent to each expert, layer by layer: {total - metrics['experts_unhit']} of "

@@ -37,8 +37,8 @@ from g4convert.verification.static.schemes import other_schemes
 from g4convert.verification.static.tensors import (
     accounted,
     built_plain,
+    dropped_tensors,
     kept_as_they_were,
-    left_out,
     projections_agree,
     stray_scales,
     stray_values,
@@ -105,7 +105,9 @@ def check_static(
     inventory = inventory if architecture.tied_embeddings else inventory.untied()
     yield from _read(stored, inventory, tuple(tp), engines, text_only=text_only)
     text = "tokenizer, processor and all other files are byte for byte the source's"
-    yield from _judged({"static.side_files": (f"{len(original.side_files)} files", text)}, side_files(out, original))
+    yield from _with_passes(
+        {"static.side_files": (f"{len(original.side_files)} files", text)}, side_files(out, original)
+    )
 
 
 def check_stored(stored: StoredCheckpoint, *, tp: Iterable[int], engines: Collection[str]) -> Iterator[Finding]:
@@ -114,7 +116,7 @@ def check_stored(stored: StoredCheckpoint, *, tp: Iterable[int], engines: Collec
     yield from _read(stored, None, tuple(tp), engines, text_only=False)
 
 
-def _judged(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
+def _with_passes(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
     """Yield the problems, grouped, and a PASS for each code of `proofs` (subject, text) without a problem."""
     found = tuple(grouped(problems))
     yield from found
@@ -133,7 +135,7 @@ def _files(out: Checkpoint) -> Iterator[Finding]:
     if (out.path / INDEX).is_file():
         proofs["static.index"] = INDEX, "index and shards name the same tensors"
         proofs["static.total_size"] = INDEX, "states the bytes of the tensors"
-    yield from _judged(proofs, (*loose_files(out), *total_size(out)))
+    yield from _with_passes(proofs, (*loose_files(out), *total_size(out)))
 
 
 def _against(
@@ -142,8 +144,8 @@ def _against(
     """Compare the config of an output with its source's."""
     text = f"every key of the source is there, unchanged; {len(original.config)} at the top"
     keys = config_keys(out.config, original.config, text_only=text_only)
-    yield from _judged({"static.architecture": ("config.json", f"{known.family}, as the source")}, differences)
-    yield from _judged({"static.config": ("config.json", text)}, keys)
+    yield from _with_passes({"static.architecture": ("config.json", f"{known.family}, as the source")}, differences)
+    yield from _with_passes({"static.config": ("config.json", text)}, keys)
 
 
 def _read(
@@ -189,9 +191,9 @@ def _tensors(
         *kept_as_they_were(contents, inventory, text_only=text_only),
         *built_plain(contents, part(record(stored.checkpoint.path), "recipe")),
         *projections_agree(contents, engines),
-        *(left_out(contents, inventory, text_only=text_only) if inventory else ()),
+        *(dropped_tensors(contents, inventory, text_only=text_only) if inventory else ()),
     )
-    yield from _judged(proofs, problems)
+    yield from _with_passes(proofs, problems)
 
 
 def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
@@ -215,7 +217,7 @@ def _packed(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Find
         *other_schemes(stored.weights, engines),
         *fused_experts(contents),
     )
-    yield from _judged(proofs, problems)
+    yield from _with_passes(proofs, problems)
 
 
 def _engines(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Finding]:
@@ -227,4 +229,4 @@ def _engines(stored: StoredCheckpoint, engines: Collection[str]) -> Iterator[Fin
         "static.fused_names": (modules, "a missing k_proj or v_proj is named with its layer's others, or not at all"),
         "static.dead_entry": (entries, "each names a module"),
     }
-    yield from _judged(proofs, (*wrong_forms(stored.weights, engines), *dead_entries(stored)))
+    yield from _with_passes(proofs, (*wrong_forms(stored.weights, engines), *dead_entries(stored)))

@@ -22,9 +22,9 @@ from g4convert.tensors import TensorInfo
 __all__ = [
     "accounted",
     "built_plain",
+    "dropped_tensors",
     "is_cache_scale",
     "kept_as_they_were",
-    "left_out",
     "projections_agree",
     "stray_scales",
     "stray_values",
@@ -103,7 +103,7 @@ def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
     return in_decoder and one.decoder_layer < len(layers) and layers[one.decoder_layer].k_eq_v
 
 
-def left_out(contents: Contents, source: Inventory, *, text_only: bool) -> Iterator[Finding]:
+def dropped_tensors(contents: Contents, source: Inventory, *, text_only: bool) -> Iterator[Finding]:
     """Yield one finding for each valid reason why tensors of the source are not in the output."""
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for weight in source.weights:
