@@ -1,7 +1,8 @@
 """Runs Gemma 4 from packed words, whole or one layer at a time.
 
 models          Says which class of transformers reads which checkpoint
-pieces          Says what each tensor of a model is made of, plain or packed
+pieces          Reads a tensor of a model from stored ones, plain or packed
+resolving       Finds the stored tensors that each tensor of a model is made of
 mapped          Ends the process with one line when a mapped file cannot be read
 filling         Puts tensors into a model and takes them out
 misfits         Says which tensors do not fit a model, and how

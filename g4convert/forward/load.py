@@ -32,7 +32,8 @@ from g4convert.forward.filling import Filling, put
 from g4convert.forward.misfits import Kind, Misfit, Unfit
 from g4convert.forward.models import Model, constructing, model_class, quiet_transformers, read_config, reading
 from g4convert.forward.modules import W4A16Linear
-from g4convert.forward.pieces import Constant, Dense, PackedGroup, Piece, Rows, TensorFiles, pieces_of
+from g4convert.forward.pieces import Constant, Dense, PackedGroup, Piece, Rows, TensorFiles
+from g4convert.forward.resolving import pieces_of
 from g4convert.forward.streaming import Stream
 from g4convert.forward.tables import PackedTable
 from g4convert.gemma4 import Architecture, ExtraKind, Role, droppable
