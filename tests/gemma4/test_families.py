@@ -294,6 +294,25 @@ def plant(source: Path, directory: Path, name: str, change: Callable[[torch.Tens
     return directory
 
 
+def on_a_grid(weight: torch.Tensor) -> None:
+    """Round groups of 32 to codes from -8 to 7, in place."""
+    groups = weight.view(-1, 32)
+    step = (groups.abs().amax(1, keepdim=True) / 7).bfloat16()
+    groups.copy_((groups / step).round().clamp(-8, 7) * step)
+
+
+def test_tables_and_head_on_the_grid_of_their_training_keep_it(
+    converted: Converted, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    source = checkpoints(Family.E2B, qat=True)
+    for name in ("embed_tokens", "embed_tokens_per_layer"):
+        source = plant(source, tmp_path / name, f"model.language_model.{name}.weight", on_a_grid)
+    bits = {"embedding": 4, "ple_embedding": 4, "lm_head": 4}
+    _, summary = converted(Family.E2B, source=source, bits=bits)
+    assert summary.choice.method.value == "lattice"
+    assert summary.total.stats.lattice_groups == summary.total.stats.groups == summary.total.stats.exact_groups
+
+
 FAULTS = [
     ("model.language_model.layers.1.mlp.gate_proj.weight", (130, 7), (190, 0), "layers.1.mlp.gate_proj.weight"),
     ("model.language_model.layers.2.experts.gate_up_proj", (3, 195, 9), (5, 0, 0), "layers.2.experts.3.up_proj.weight"),
