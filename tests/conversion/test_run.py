@@ -201,6 +201,28 @@ def test_a_full_output_is_refused_and_overwrite_replaces_it(moe: Path, tmp_path:
     assert not (tmp_path / "out.replaced").exists()
 
 
+@pytest.mark.parametrize("nth", [0, 1])
+def test_killed_before_a_rename_the_old_output_is_whole(
+    nth: int, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OUT moves to OUT.replaced, then OUT.partial to OUT."""
+    expected = run(dense, tmp_path / "expected" / "out")
+    before = run(dense, tmp_path / "out", group_size=64)
+    rename, left = Path.rename, list(range(nth + 1))
+
+    def killed(path: Path, to: Path) -> Path:
+        if not left.pop():
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(dense, tmp_path / "out", overwrite=True)
+    assert before == hashes(tmp_path / ("out.replaced" if nth else "out"))
+    assert run(dense, tmp_path / "out", overwrite=True) == expected
+
+
 def test_overwrite_does_not_take_a_directory_that_is_no_checkpoint(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years")
