@@ -71,9 +71,8 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         chosen = done.modules if tensors else done.worst
         put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
         out.print(
-            "\n[dim]relative error: sum of squared errors over sum of squared weights: large weights count most;[/]"
+            "\n[dim]relative error: sum of squared errors over sum of squared weights; large weights count most[/]"
         )
-        out.print("[dim]the mean counts every module alike[/]")
     else:
         put(out, facts({**rows, "method": "nothing is packed"}))
     if refused:
@@ -86,7 +85,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if answers:
         out.print(f"answers: {escape(answers)}", soft_wrap=True)
     if calibrated:
-        out.print(f"calibrated: {escape(calibrated)}", soft_wrap=True)
+        out.print(f"with calibration: {escape(calibrated)}", soft_wrap=True)
     if sound and not any(one.engine == "vllm" for one in refused):
         drafter = any(row.role == Role.DRAFTER for row in done.sizes)
         out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)

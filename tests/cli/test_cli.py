@@ -277,7 +277,7 @@ def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_pat
     assert "mean of modules" in ran.out
     measure = f"`g4convert verify {tmp_path / 'out'} --reference {text} --level logits` does"
     assert f"answers: not measured: weight error does not tell how good they are; {measure}" in ran.out
-    assert "calibrated: --method imatrix would take about " in ran.out
+    assert "with calibration: --method imatrix would take about " in ran.out
     assert "On a real 270M model auto had a mean KL of 0.30, imatrix 0.17, gptq 0.05, best 0.05" in ran.out
 
 
