@@ -57,7 +57,7 @@ class Quiet:
 
 
 class _TwoLines(Progress):
-    """A bar with the current tensor on a line below, as 80 columns do not hold both."""
+    """A bar with the current tensor or step on a line below, as 80 columns do not hold both."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
@@ -98,8 +98,8 @@ class Bar(Quiet):
     def step(self, name: str, total: int, unit: str) -> None:
         """Show a bar for the step in place of the last bar."""
         count = BarColumn(bar_width=16), TaskProgressColumn(), TextColumn("{task.completed} of {task.total} " + unit)
-        text = TextColumn("{task.description}", style="dim")
-        self._replace(Progress(*count, *self._ends(), text, console=self._console, transient=True), name, total)
+        bar = _TwoLines(*count, *self._ends(), console=self._console, transient=True)
+        self._replace(bar, name, total)
 
     def _replace(self, progress: Progress, name: str, total: int, done: int = 0) -> None:
         """Show another display in place of the last."""

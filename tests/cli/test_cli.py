@@ -658,6 +658,17 @@ def test_a_speed_is_shown_when_it_means_something() -> None:
     assert "GB/s" in console.export_text()
 
 
+def test_eighty_columns_hold_the_time_left_of_a_step() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
+    with Bar(console) as progress:
+        progress.step("running: the dequantized weights", 2_727, "tokens")
+        progress.tick(414)
+    text = console.export_text()
+    assert "414 of 2727 tokens" in text
+    assert "running: the dequantized weights" in text
+    assert "…" not in text
+
+
 def test_progress_suits_where_it_goes() -> None:
     nowhere = io.StringIO()
     assert type(watch(Console(file=nowhere), quiet=True)) is Quiet
