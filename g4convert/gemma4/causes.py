@@ -4,6 +4,7 @@
     only a whole tower is missing            its weights were removed, or never saved
     a tower that the config does not have    the config was saved with another model
     only buffers are missing                 the writer stored parameters only
+    a word before each missing name          the model was saved inside a wrapper that is not known
 
 If no cause is proved, `fitting` may find the config key that does not fit.
 """
@@ -56,7 +57,7 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
         return f"{what}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
     if kinds == {"missing"}:
         return _missing_media(set(names), schema)
-    return ""
+    return _wrapped(faults, schema)
 
 
 def _unknown(names: Collection[str], architecture: Architecture) -> str:
@@ -69,6 +70,20 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
             "attention_k_eq_v to false"
         )
     return _foreign_heads(names)
+
+
+def _wrapped(faults: Collection[Fault], schema: Schema) -> str:
+    """Return the remedy if the unknown names are canonical ones behind one prefix, otherwise empty."""
+    unknown = [fault.name for fault in faults if fault.kind == "unknown"]
+    missing = {fault.name for fault in faults if fault.kind == "missing"}
+    if not missing or len(unknown) + len(missing) != len(faults):
+        return ""
+    known, one = {*schema.names}, min(missing)
+    for start in (name.removesuffix(one) for name in unknown if name.endswith(f".{one}")):
+        plain = {name.removeprefix(start) for name in unknown if name.startswith(start)}
+        if len(plain) == len(unknown) and missing <= plain <= known:
+            return f"save the tensors without the `{start}` that each of these names begins with"
+    return ""
 
 
 def _foreign_heads(names: Collection[str]) -> str:

@@ -51,6 +51,9 @@ WRAPPERS = (
     *_habit("compiled", "saved from torch.compile", (r"(^|\.)_orig_mod\.", r"\1")),
     *_habit("peft", "saved from a merged adapter", (r"^base_model\.model\.", "")),
     *_habit("parallel", "saved from DataParallel or DDP", (r"^module\.", "")),
+    *_habit("fabric", "saved from Lightning Fabric", (r"^_forward_module\.", "")),
+    *_habit("value-head", "saved with TRL's wrapper of a model with a value head", (r"^pretrained_model\.", "")),
+    *_habit("xla", "saved from torch_xla", (r"(^|\.)_orig_module\.", r"\1")),
     *_habit("fsdp", "saved from FSDP", (r"(^|\.)_fsdp_wrapped_module\.", r"\1")),
     *_habit("checkpointed", "saved while checkpointing", (r"(^|\.)_checkpoint_wrapped_module\.", r"\1")),
 )

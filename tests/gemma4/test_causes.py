@@ -235,6 +235,28 @@ def test_convolutions_with_channels_last_are_moved_where_it_matters() -> None:
     assert {use.name for use in inventory.dialects} == {"channels-last"}
 
 
+# ---- a wrapper that is not known
+
+
+@pytest.mark.parametrize("family", ["31B", "E2B", "text"])
+@pytest.mark.parametrize("wrapper", ["policy.", "actor_module.llm."])
+def test_names_in_a_wrapper_that_is_not_known_are_saved_without_it(wrapper: str, family: str) -> None:
+    config = FAMILIES[family]
+    plain = tensors_of(config)
+    wrapped = {wrapper + name: replace(info, name=wrapper + name) for name, info in plain.items()}
+    start = hint(wrapped, config).split("`")[1]
+    assert start == wrapper
+    assert fits({n.removeprefix(start): replace(i, name=n.removeprefix(start)) for n, i in wrapped.items()}, config)
+
+
+def test_a_prefix_of_some_names_alone_proves_nothing() -> None:
+    config = small("31B")
+    plain = tensors_of(config)
+    name = "model.language_model.layers.2.mlp.up_proj.weight"
+    other = {f"policy.{name}": replace(plain[name], name=f"policy.{name}"), "policy.step": plain[name]}
+    assert "inspect" in hint(without(plain, name) | other, config)
+
+
 # ---- what a trainer or a merge left beside the weights
 
 

@@ -122,6 +122,9 @@ WRAPPED: Mapping[str, Callable[[str], str]] = {
     "layers compiled": substitute((r"(layers\.\d+)\.", r"\1._orig_mod.")),
     "peft": substitute((r"^", "base_model.model.")),
     "parallel": substitute((r"^", "module.")),
+    "fabric": substitute((r"^", "_forward_module.")),
+    "value head": substitute((r"^", "pretrained_model.")),
+    "xla": substitute((r"(layers\.\d+)\.", r"\1._orig_module.")),
     "fsdp": substitute((r"(layers\.\d+)\.", r"\1._fsdp_wrapped_module.")),
     "checkpointed": substitute((r"(layers\.\d+)\.", r"\1._checkpoint_wrapped_module.")),
 }
