@@ -168,6 +168,10 @@ _MEANT = re.compile(r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Poss
 """Typer's message about an unknown command or option, with a similar name."""
 
 
+_MORE = re.compile(r"Got unexpected extra argument\(s\) \((?P<name>\S+)\)")
+"""Typer's message about one argument too many."""
+
+
 def _usage(error: typer.TyperException) -> UsageError:
     """Return Typer's error about a command line as a UsageError in our words."""
     message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
@@ -175,6 +179,8 @@ def _usage(error: typer.TyperException) -> UsageError:
         return no_such(chosen["option"], chosen["name"], re.findall(r"'([^']+)'", chosen["known"]))
     context = getattr(error, "ctx", None)
     hint = _help(context.command_path if context else "g4convert")
+    if context and (more := _MORE.match(message)) and any("-o" in one.opts for one in context.command.params):
+        hint = f"an output is given with -o: -o {more['name']}"
     if meant := _MEANT.fullmatch(message):
         message, hint = meant["fault"], f"did you mean {meant['name'] or meant['option']}?"
     return UsageError(f"{message[:1].lower()}{message[1:]}", hint=hint)

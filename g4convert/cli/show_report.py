@@ -11,7 +11,7 @@ from rich.table import Table
 
 from g4convert.cli.tables import put, table
 from g4convert.quantities import plural
-from g4convert.report import Finding, Report, Severity, grouped
+from g4convert.report import Finding, Report, Severity, by_kind, grouped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,6 @@ _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 _TITLES = {"loss": "what four bits cost", "parity": "the path that runs"}
 _BLAMED = {"loss": "which modules cost most (no fault of the file)", "parity": "who is to blame: the path that runs"}
-_KINDS = {"role": "all layers", "layer": "single layers", "part": "parts of the costliest layer"}
 
 
 def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> None:
@@ -55,9 +54,9 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
         columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
-        base = f"shares of the KL {_number(blamed['kl'])}"
+        base = f"shares of the KL of {_number(blamed['kl'])} nats"
         if blamed.get("probes"):
-            base += f" over {blamed['predictions']} predictions of {' and '.join(blamed['probes'])}"
+            base += f" over {blamed['predictions']} predictions of the probes {' and '.join(blamed['probes'])}"
         out.print(f"\n{_BLAMED[kind]}; {escape(base)}", soft_wrap=True)
         put(out, _blame(blamed["rows"]))
     if not verbose:
@@ -99,7 +98,7 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
     values = found.metrics[kind]
     for one in found.findings:
         name = one.code.removeprefix(code)
-        if one.code.startswith(code) and name in values:
+        if one.code.startswith(code) and not math.isnan(values.get(name, math.nan)):
             interval = ""
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
                 interval = f" [{_number(values['kl_low'])}, {_number(values['kl_high'])}]"
@@ -115,23 +114,15 @@ def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 
 def _blame(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of shares of the loss, rows grouped by kind, as a layer's share includes its parts' shares."""
+    """Return a table of shares of the loss, rows grouped by kind."""
     cells = []
-    for kind in sorted(
-        {row.get("kind", "module") for row in rows}, key=lambda kind: [*_KINDS].index(kind) if kind in _KINDS else -1
-    ):
-        alike = [row for row in rows if row.get("kind", "module") == kind][:_MOST]
-        title = _KINDS.get(kind, "")
-        for number, row in enumerate(alike):
-            share = f"{round(100 * row['share'])} %"
-            cells.append(
-                (title * (number == 0), row["module"], share, _number(row["kl"]), _number(row["sqnr"]), row["note"])
-            )
+    for heading, alike in by_kind(rows):
+        for number, row in enumerate(alike[:_MOST]):
+            share, sqnr = f"{round(100 * row['share'])} %", _number(row["sqnr"], ".1f")
+            cells.append((heading * (number == 0), row["module"], share, _number(row["kl"]), sqnr, row["note"]))
     columns = ("", "module", "share", "KL without", "SQNR dB", "")
     return table(columns, cells, right=columns[2:5])
 
 
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return ""
-    return f"{value:.4g}"
+def _number(value: float | None, spec: str = ".4g") -> str:
+    return "" if value is None or math.isnan(value) else format(value, spec)

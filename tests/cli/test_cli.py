@@ -375,6 +375,12 @@ def test_errors_keep_every_offender(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines()[-2:] == ["  and 10,980 more (-v lists all)", "hint: right it"]
 
 
+def test_a_second_path_is_told_its_option(g4convert: Program) -> None:
+    ran = g4convert("quantize", "MODEL", "OUT")
+    assert (ran.status, ran.err.splitlines()[1]) == (2, "hint: an output is given with -o: -o OUT")
+    assert "--help` shows what there is" in g4convert("plan", "MODEL", "OUT").err
+
+
 @pytest.mark.parametrize("command", [("plan",), ("quantize", "-o", "out"), ("check",), ("verify",)])
 def test_every_command_says_the_same_of_an_unknown_engine(command: tuple[str, ...], g4convert: Program) -> None:
     known = "vllm, sglang" if command == ("verify",) else "transformers, vllm, sglang"

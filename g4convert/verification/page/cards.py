@@ -16,6 +16,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from g4convert.names import Name
+from g4convert.report import by_kind
 from g4convert.verification.page.plots import bars, heat, histogram, lines, number
 
 __all__ = ["Card", "Cell", "Key", "Table", "cards", "number_of"]
@@ -184,18 +185,20 @@ def _cell(value: float | str | None) -> Cell:
 def _blame(kind: str, table: Json) -> Card:
     """Return the card of the table of blame: modules with their shares of the KL."""
     rows = []
-    for row in table["rows"]:
-        share = number_of(row["share"])
-        shown = Cell(f"{100 * share:.0f} %", share=share)
-        rows.append((Cell(row["module"], row["note"], is_path=True), shown, _cell(row["kl"]), _cell(row["sqnr"])))
+    for heading, alike in by_kind(table["rows"]):
+        for place, row in enumerate(alike):
+            share = number_of(row["share"])
+            shown = Cell(f"{100 * share:.0f} %", share=share)
+            module = Cell(row["module"], row["note"], is_path=True)
+            rows.append((Cell(heading * (place == 0)), module, shown, _cell(row["kl"]), _cell(row["sqnr"])))
     same = "the same again" if table["control"] == table["kl"] else f"{number(table['control'])} when run again"
     over = f" over {table['predictions']} predictions of {' and '.join(table['probes'])}" if table.get("probes") else ""
     how = (
-        f"Mean KL {number(table['kl'])}{over}, nothing swapped ({same}). Each row swaps one module for the one that it "
-        f"is compared with: how much of that KL goes, the KL without it, and the SQNR of its outputs on equal inputs. "
-        "A layer's share holds those of its parts."
+        f"Mean KL {number(table['kl'])} nats{over}, nothing swapped ({same}). Each row swaps one module for the one "
+        "that it is compared with: how much of that KL goes, the KL without it, and the SQNR of its outputs on equal "
+        "inputs. A layer's share holds those of its parts."
     )
-    head = (("Module", False), ("Share of the KL", True), ("KL without it", True), ("SQNR, dB", True))
+    head = (("", False), ("Module", False), ("Share of the KL", True), ("KL without it", True), ("SQNR, dB", True))
     return Card(_COSTLY[kind], how, Table(head, rows), wide=True)
 
 
