@@ -220,6 +220,8 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
     inputs = read.get(group, dict, "input_activations")
     size, strategy, kind = (read.get(weights, *of) for of in ((int, "group_size"), (str, "strategy"), (str, "type")))
     strategy = strategy.lower() if strategy else _strategy(size)
+    if strategy == "tensor_group" and kind == "float":
+        strategy = "group"  # NVFP4; integers have no scale of the whole tensor beside those of groups
     own = read.get(group, str, "format") or form
     return DeclaredGroup(
         name=name,
@@ -227,7 +229,7 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
         format=None if own in _NO_FORMAT else own,
         kind=kind.lower() if kind else None if given is None else "int",
         num_bits=read.get(weights, int, "num_bits"),
-        strategy="group" if strategy == "tensor_group" else strategy,
+        strategy=strategy,
         group_size=size if strategy in {"group", "tensor_group"} else None,
         symmetric=read.get(weights, bool, "symmetric"),
         activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,

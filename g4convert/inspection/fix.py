@@ -36,7 +36,7 @@ CURABLE: Final = {
     "static.scheme", "static.quantization_config",
 }  # fmt: skip
 _BAD: Final = {Severity.FAIL, Severity.WARN}
-_KEPT: Final = ("kv_cache_scheme", "sparsity_config", "transform_config", "version")
+_KEPT: Final = ("kv_cache_scheme", "transform_config", "version")
 """Keys of a quantization section that do not describe the packing; the new section keeps them."""
 _AGAIN: Final = "nothing was written; quantize again with `actorder: weight`"
 _LOST: Final = "nothing was written; quantize the source again, or copy what was lost"

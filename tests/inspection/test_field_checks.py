@@ -618,3 +618,43 @@ def test_sglang_stops_at_what_nothing_names(dense_out: Path, tmp_path: Path) -> 
     (line,) = [remark.line for remark in verdict.problems]
     assert "neither ignored nor targeted: stops with an error" in line
     assert loads(found)["vllm"] is Loads.YES
+
+
+def with_section(source: Path, out: Path, **keys: object) -> Path:
+    return rewritten(source, out, dict, quantization_config=section(source) | keys)
+
+
+def test_a_section_of_sparsity_stops_vllm_and_fix_drops_it(dense_out: Path, tmp_path: Path) -> None:
+    sparsity = {"format": "dense", "sparsity_structure": "unstructured", "ignore": [], "targets": ["Linear"]}
+    out = with_section(dense_out, tmp_path / "out", sparsity_config=sparsity)
+    assert loads(checked(out)) == {"transformers": Loads.YES, "vllm": Loads.NO, "sglang": Loads.YES}
+    assert fix(out)
+    assert "sparsity_config" not in section(out)
+    assert set(loads(checked(out)).values()) == {Loads.YES}
+    empty = with_section(dense_out, tmp_path / "empty", sparsity_config=sparsity | {"targets": []})
+    assert set(loads(checked(empty)).values()) == {Loads.YES}
+
+
+@pytest.mark.parametrize(
+    ("location", "loaded"),
+    [("input", {"vllm"}), ("q_attn", {"vllm"}), ("weight_input", {"transformers", "vllm", "sglang"})],
+)
+def test_vllm_alone_transforms_inputs(location: str, loaded: set[str], dense_out: Path, tmp_path: Path) -> None:
+    use = {"targets": ["Linear"], "location": location, "inverse": False, "ignore": []}
+    transforms = {"config_groups": {"u": {"type": "hadamard", "apply": [use]}}}
+    out = with_section(dense_out, tmp_path / "out", transform_config=transforms)
+    assert {engine for engine, one in loads(checked(out)).items() if one is Loads.YES} == loaded
+    if len(loaded) == 1:
+        with pytest.raises(GateError, match="not fixed"):
+            fix(out)
+
+
+def test_groups_of_a_tensor_are_no_groups_of_integers(dense_out: Path, tmp_path: Path) -> None:
+    groups = {
+        name: group | {"weights": group["weights"] | {"strategy": "tensor_group"}}
+        for name, group in section(dense_out)["config_groups"].items()
+    }
+    out = with_section(dense_out, tmp_path / "out", config_groups=groups)
+    assert set(loads(checked(out)).values()) == {Loads.NO}
+    assert fix(out)
+    assert set(loads(checked(out)).values()) == {Loads.YES}

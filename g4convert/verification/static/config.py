@@ -23,6 +23,8 @@ _QUIET: Final = {"transformers_version", "_name_or_path"}
 _CLASSES: Final = {"architectures", "model_type"}
 _REMEDY: Final = "take the source's config.json and put the quantization_config of this one into it"
 _MISSING: Final = object()
+_COMPUTED: Final = {"input", "output", "k_cache", "q_attn"}
+"""Places of transforms that weights cannot have in them."""
 _ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
 
 _PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
@@ -43,6 +45,8 @@ _PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
 
 HINDERS: Final[Mapping[str, Collection[str]]] = {
     "quantization_status": ("transformers",),
+    "sparsity_config": ("vllm",),
+    "transform_config": ("transformers", "sglang"),
     **{place: engines for place, (engines, _) in _PLACES.items()},
 }
 """Engines that fail, by the subject of the finding, for faults of the section that only some engines mind."""
@@ -253,9 +257,24 @@ def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Findin
         found.append(("quantization_status", text, "'compressed'"))
     if place in _PLACES:
         found.append((place, _PLACES[place][1], "quantization_config, at the top"))
+    sparsity = section.get("sparsity_config") if isinstance(section, Mapping) else None
+    if isinstance(sparsity, Mapping) and sparsity.get("targets"):
+        found.append(("sparsity_config", "targets of sparsity: vLLM stops with an error", "none"))
+    if isinstance(section, Mapping) and _transforms_inputs(section.get("transform_config")):
+        text = "transforms of inputs or outputs: transformers and SGLang leave them out, so values are wrong"
+        found.append(("transform_config", text, "none, or transforms that are in the weights"))
     for subject, text, expected in found:
         severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
         yield Finding("static.quantization_config", severity, subject, text, expected)
+
+
+def _transforms_inputs(transforms: object) -> bool:
+    """Return whether a section has transforms that an engine must compute, beside those that weights have in them."""
+    schemes = transforms.get("config_groups") if isinstance(transforms, Mapping) else None
+    schemes = schemes.values() if isinstance(schemes, Mapping) else ()
+    applied = [scheme.get("apply") for scheme in schemes if isinstance(scheme, Mapping)]
+    uses = [use for uses in applied if isinstance(uses, list) for use in uses if isinstance(use, Mapping)]
+    return any(use.get("location") in _COMPUTED for use in uses)
 
 
 def _short(value: object) -> str:
