@@ -60,8 +60,6 @@ class Lock:
             self._write()
         except BlockingIOError as error:
             raise self._refused(_owner(self.path), "wait until it is done, or stop it") from error
-        except FileExistsError as error:
-            raise InputError(f"{self.path}: {error.strerror}", hint="move it away, or give -o another name") from error
         except OSError as error:
             text = f"{self.path}: cannot be made: {error.strerror}"
             raise InputError(text, hint="give -o on a disk you can write") from error
@@ -137,7 +135,8 @@ def _open(path: Path) -> tuple[int, bool]:
         fd = os.open(path, flags | os.O_CREAT, 0o644)
     if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_left(os.pread(fd, _MOST + 1, 0)):
         os.close(fd)
-        raise FileExistsError(errno.EEXIST, "no lock of a run has this name, and a run would write over it")
+        text = f"{path}: no lock of a run has this name, and a run would write over it"
+        raise InputError(text, hint="move it away, or give -o another name")
     return fd, False
 
 

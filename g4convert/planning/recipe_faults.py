@@ -79,8 +79,7 @@ def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") ->
     """Return the error for an invalid value of an option."""
     if names := _choices(problem):
         return no_such(option, problem["input"], names)
-    hint = "`g4convert recipe schema` says what can be"
-    return UsageError(f"{option} {given}: expected {_EXPECTED[key]}", hint=hint)
+    return UsageError(f"{option} {given}: expected {_EXPECTED[key]}")  # the command's --help is the hint
 
 
 def _fault(place: str, problem: "ErrorDetails") -> str:
