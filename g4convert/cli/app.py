@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
@@ -33,7 +32,7 @@ from g4convert.cli.panels import Manner
 from g4convert.cli.plan import plan
 from g4convert.cli.quantize import quantize
 from g4convert.cli.reference import reference
-from g4convert.cli.streams import check_arguments, check_streams
+from g4convert.cli.streams import check_arguments, check_directory, check_streams
 from g4convert.cli.verify import verify
 from g4convert.errors import EnvironmentFault, G4Error, InternalFault, Interrupted, UsageError
 from g4convert.printable import printable_lines
@@ -117,6 +116,7 @@ def _status(given: list[str], manner: Manner) -> int:
         stops.listen()
         check_streams()
         check_arguments(given)
+        check_directory()
         status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
         sys.stdout.flush()
         if status == _STOPPED:
@@ -140,8 +140,6 @@ def _status(given: list[str], manner: Manner) -> int:
 
 def _environment(error: OSError) -> EnvironmentFault:
     """Return what the operating system refused as an error of ours."""
-    if error.errno == errno.ENOENT and not error.filename and not Path().stat().st_nlink:
-        return EnvironmentFault("the current directory was deleted", hint="cd to a directory that is there")
     where = f"{error.filename}: " if error.filename else ""
     return EnvironmentFault(f"{where}{error.strerror or error}", hint=_HINTS.get(error.errno or 0, ""))
 

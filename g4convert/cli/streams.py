@@ -1,4 +1,7 @@
-"""Checks of standard streams, which may be closed, and of arguments, which may not be UTF-8."""
+"""Checks of what a process is started with, before any work: streams, arguments and the current directory.
+
+Streams may be closed, arguments may not be UTF-8, and the current directory may have been deleted.
+"""
 
 import os
 import sys
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.printable import printable
 
-__all__ = ["check_arguments", "check_streams"]
+__all__ = ["check_arguments", "check_directory", "check_streams"]
 
 
 def check_streams() -> None:
@@ -37,6 +40,19 @@ def check_arguments(given: Sequence[str]) -> None:
         raise UsageError(
             "arguments that are not valid UTF-8", offenders=wrong, hint="rename the file, or link to it by another name"
         )
+
+
+def check_directory() -> None:
+    """Check that there is a current directory.
+
+    Raises:
+        EnvironmentFault: it was deleted.
+    """
+    try:
+        os.getcwd()  # torch, MKL and realpath ask for it, late and whatever paths are given: they end with words of theirs
+    except FileNotFoundError as error:
+        hint = "cd to a directory that is there"
+        raise EnvironmentFault("the current directory was deleted", hint=hint) from error
 
 
 def _is_open(number: int) -> bool:

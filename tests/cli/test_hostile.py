@@ -15,6 +15,7 @@ from helpers.program import Program, g4convert
 from hypothesis import given
 from hypothesis import strategies as st
 
+from g4convert.cli.app import app, recipe
 from g4convert.printable import printable, printable_lines
 
 __all__ = ["g4convert"]  # a fixture
@@ -57,15 +58,30 @@ def test_streams_and_names_that_cannot_be_used(command: str, status: int, moe: P
     assert made == ({command.split("-o ")[1].split(maxsplit=1)[0]} if status == 0 and "-o" in command else set())
 
 
-@pytest.mark.parametrize("command", ["plan .", "quantize MODEL -o out --verify none"])
-def test_a_directory_that_was_deleted_is_named(command: str, dense: Path, tmp_path: Path) -> None:
-    line = f"mkdir gone && cd gone && rmdir ../gone && G {command.replace('MODEL', str(dense))}"
-    ran = shell(line, tmp_path)
-    assert ran.returncode == 5
-    assert ran.stderr.splitlines() == [
-        b"error: the current directory was deleted",
-        b"hint: cd to a directory that is there",
-    ]
+COMMANDS = [
+    *(str(command.callback.__name__) for command in app.registered_commands if command.callback),
+    *(f"recipe {command.name}" for command in recipe.registered_commands),
+]
+GONE = "error: the current directory was deleted\nhint: cd to a directory that is there\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_directory_that_was_deleted_is_named(
+    command: str, g4convert: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By every command and with paths of any kind: torch and MKL ask for the current directory."""
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    ran = g4convert(*command.split(), tmp_path, "-o", tmp_path / "out")
+    assert (ran.status, ran.out, ran.err) == (5, "", GONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_starts_in_a_deleted_directory_names_it(tmp_path: Path) -> None:
+    ran = shell("mkdir gone && cd gone && rmdir ../gone && G verify /nothing", tmp_path)
+    assert (ran.returncode, ran.stderr.decode()) == (5, GONE)
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-3", "many"])
