@@ -6,6 +6,7 @@ Streams may be closed, arguments may not be UTF-8, and the current directory may
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.printable import printable
@@ -49,10 +50,9 @@ def check_directory() -> None:
         EnvironmentFault: it was deleted.
     """
     try:
-        os.getcwd()  # torch, MKL and realpath ask for it, late and whatever paths are given: they end with words of theirs
+        Path.cwd()  # torch and MKL ask for it whatever paths are given, and end with messages of their own
     except FileNotFoundError as error:
-        hint = "cd to a directory that is there"
-        raise EnvironmentFault("the current directory was deleted", hint=hint) from error
+        raise EnvironmentFault("the current directory was deleted", hint="cd to a directory that is there") from error
 
 
 def _is_open(number: int) -> bool:
