@@ -8,9 +8,9 @@ from g4convert.checkpoint.gguf import is_gguf
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
+from g4convert.conversion.job import Conversion, Job, prepare
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import Conversion, Job, prepare
 from g4convert.errors import G4Error
 from g4convert.progress import Quiet
 

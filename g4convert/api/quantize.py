@@ -9,9 +9,10 @@ from typing import Any, Unpack
 from g4convert.api.own_calibration import own_calibration, with_calibration
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
+from g4convert.conversion.job import Conversion, Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
-from g4convert.conversion.run import Conversion, Job, Layers, convert, prepare
+from g4convert.conversion.run import Layers, convert
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
 from g4convert.planning.costs import Cost, costs

@@ -31,10 +31,10 @@ from g4convert.calibration.states import States, check_room
 from g4convert.calibration.tokens import Tokens
 from g4convert.calibration.trained import is_trained
 from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
 from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
-from g4convert.conversion.run import Conversion
 from g4convert.conversion.staging import STATES
 from g4convert.conversion.stream import Progress, Streams
 from g4convert.errors import Interrupted

@@ -23,7 +23,7 @@ from g4convert.calibration.targets import Targets
 from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.calibration.trained import Trained, is_trained
 from g4convert.calibration.walk import in_order
-from g4convert.conversion.run import Conversion
+from g4convert.conversion.job import Conversion
 from g4convert.conversion.stream import Progress, Streams
 from g4convert.devices import free_memory, is_roomy
 from g4convert.errors import EnvironmentFault, UsageError

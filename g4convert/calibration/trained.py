@@ -22,10 +22,10 @@ from g4convert.calibration.distill import replace_file
 from g4convert.calibration.rounding import codes_of, stats_of
 from g4convert.calibration.sources import source_weight
 from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
 from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
-from g4convert.conversion.run import Conversion
 from g4convert.conversion.stream import Streams
 from g4convert.planning.steps import Quantize
 from g4convert.planning.units import QuantizeTask, Unit

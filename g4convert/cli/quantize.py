@@ -15,7 +15,7 @@ from g4convert.request import DEFAULTS, VERIFY_AFTER, verified_after
 if TYPE_CHECKING:
     from g4convert.api.quantize import Quantized
     from g4convert.cli.verification import Printed
-    from g4convert.conversion.run import Job
+    from g4convert.conversion.job import Job
     from g4convert.planning.recipe import Resolved
     from g4convert.planning.report import PlanReport
 
@@ -105,7 +105,7 @@ def _is_done(job: "Job", how: "Printed", *, as_json: bool) -> bool:
 
 def _planned(job: "Job") -> "PlanReport":
     """Return the plan of a conversion, after all checks that precede the conversion."""
-    from g4convert.conversion.run import prepare
+    from g4convert.conversion.job import prepare
     from g4convert.conversion.workers import workers_for
     from g4convert.planning.report import PlanReport
 

@@ -1,6 +1,8 @@
 """Streams weights once, from a source to a finished output directory.
 
-run               Opens, plans, checks, streams and finishes
+job               Takes every decision of a conversion before it runs
+run               Starts or continues an output, streams every unit and finishes it
+side_files        Names and writes the files beside the shards that need no weight
 drops             Checks the values of tensors that the output leaves out
 method            Chooses the method for `method: auto` from a sample of groups
 workers           Makes the tile arithmetic of each worker: cores or GPUs

@@ -17,8 +17,9 @@ from g4convert.checkpoint.directory import CONFIG, Checkpoint
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.record import part, record
+from g4convert.conversion.job import Job
 from g4convert.conversion.provenance import made_of
-from g4convert.conversion.run import Job, carried_as, config_bytes
+from g4convert.conversion.side_files import carried_as, json_bytes
 from g4convert.conversion.staging import Staging
 from g4convert.errors import G4Error, InputError
 from g4convert.planning.config import output_config
@@ -54,7 +55,7 @@ def is_finished(job: Job) -> bool:
     if job.calibration is not None and job.calibration.exists() and _ids_of(job.calibration) != _calibrated_on(said):
         return False
     damaged = [*_damaged(out, source, part(said, "files"))]
-    if out.config_bytes != config_bytes(config):
+    if out.config_bytes != json_bytes(config):
         damaged.append(CONFIG)
     if damaged:
         text = f"{job.output}: is of this source by this recipe and version, but was changed since"

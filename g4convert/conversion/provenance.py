@@ -14,10 +14,7 @@ from g4convert.conversion.result import Summary
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import Plan
 
-__all__ = ["CARRIED_README", "made_of", "provenance", "recipe_name"]
-
-CARRIED_README = "README.source.md"
-"""Name of the source's own README in the output, as README.md is the model card."""
+__all__ = ["made_of", "provenance", "recipe_name"]
 
 
 def recipe_name(recipe: Resolved) -> str:

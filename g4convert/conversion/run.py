@@ -1,117 +1,39 @@
-"""The pipeline: open, plan, check, stream, finish.
+"""Writes an output: starts or continues OUT.partial, streams every unit, then renames it to OUT.
 
-    open checkpoint -> plan -> layout -> OUT.partial: stream + journal -> config, card, side files -> rename to OUT
+    take the lock -> checks that read weights -> OUT.partial: stream + journal -> record, card -> rename to OUT
 
-Everything that can be wrong with names, shapes, the recipe, the disk or the output directory is found before
-OUT.partial exists. From then on a stop of any kind leaves OUT.partial, and the same command continues it.
+All decisions were taken by `job.prepare`; the checks here are those that read weights, and they run before OUT.partial
+exists. From then on a stop of any kind leaves OUT.partial, and the same command continues it.
 """
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
-from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.reader import Reader
-from g4convert.checkpoint.source import Source
 from g4convert.conversion import provenance as output
 from g4convert.conversion.card import model_card
 from g4convert.conversion.drops import check_drops
 from g4convert.conversion.fingerprint import check_unchanged, fingerprint, plan_facts
+from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Journal
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, Summary, summarize
 from g4convert.conversion.resume import sound
-from g4convert.conversion.staging import JOURNALS, Staging
-from g4convert.conversion.statistics import Statistics
+from g4convert.conversion.side_files import json_bytes, names_of_files, write_known
 from g4convert.conversion.stream import Progress, Streams, run_units
-from g4convert.conversion.weighting import Weighting, check_statistics, read_statistics
+from g4convert.conversion.weighting import Weighting
 from g4convert.conversion.workers import workers_for
-from g4convert.conversion.writer import ShardWriter, copy_file, write_file, write_heads
-from g4convert.engines.verdicts import TENSOR_PARALLEL
-from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
-from g4convert.planning.config import output_config
-from g4convert.planning.gate import Outlook
-from g4convert.planning.layers import layer_steps
-from g4convert.planning.layout import Layout, lay_out
-from g4convert.planning.recipe import Resolved
-from g4convert.planning.steps import Plan, make_plan
-from g4convert.planning.units import Unit, make_units
+from g4convert.conversion.writer import ShardWriter, write_heads
+from g4convert.errors import G4Error, InputError
+from g4convert.planning.units import Unit
 
-__all__ = ["Conversion", "Job", "Layers", "carried_as", "config_bytes", "convert", "prepare"]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A conversion to run.
-
-    Args:
-        source: the checkpoint, resolved to a directory.
-        recipe: recipe of the output.
-        output: directory to write.
-        workers: threads, or 0 for one for each core (or GPU).
-        device: `cpu`, `cuda` or `cuda:N`.
-        overwrite: replace a non-empty output; delete an OUT.partial of another conversion and start again.
-        tps: tensor parallel sizes at which the recipe's engines must load the output.
-        calibration: the file of token ids for a method that needs them.
-    """
-
-    source: Source
-    recipe: Resolved
-    output: Path
-    workers: int = 0
-    device: str = "cpu"
-    overwrite: bool = False
-    tps: tuple[int, ...] = (1,)
-    calibration: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """A job with every decision taken: plan, verdicts of engines, byte layout of the shards, units of work."""
-
-    job: Job
-    staging: Staging
-    checkpoint: Checkpoint
-    plan: Plan
-    outlook: Outlook
-    layout: Layout
-    config: Mapping[str, Any]
-    units: tuple[Unit, ...]
-    statistics: Statistics | None = None
-
-    @property
-    def tiled(self) -> int:
-        """Number of units quantized tile by tile; the units after them are whole layers."""
-        return len(self.units) - len(layer_steps(self.plan))
-
-
-def prepare(job: Job) -> Conversion:
-    """Take every decision of a conversion; writes nothing and reads at most a sample of the weights.
-
-    Raises:
-        G4Error: the source, the recipe or the output directory cannot be used.
-    """
-    recipe = job.recipe.recipe
-    checkpoint = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
-    plan = make_plan(checkpoint, recipe)
-    _check_calibration(job, plan)
-    statistics = _statistics(job, plan, checkpoint)
-    outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
-    outlook.hold(plan.recipe, job.tps)
-    layout = lay_out(plan)
-    _check_side_files(checkpoint)
-    staging = Staging.of(job.output)
-    staging.check(job.source.path, overwrite=job.overwrite)
-    config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
-    return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, statistics)
+__all__ = ["Layers", "convert"]
 
 
 class Layers(Protocol):
@@ -140,7 +62,7 @@ def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: La
     """Write the output.
 
     Args:
-        conversion: decisions of `prepare`.
+        conversion: decisions of `job.prepare`.
         progress: receives finished work.
         ranks: the processes of the run, and the rank of this process.
         layers: quantizes whole layers in rank 0, for a method that goes layer by layer.
@@ -281,86 +203,20 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
         facts["calibration"] = {"statistics": conversion.statistics.hash}
     if layers is not None:
         facts["calibration"] = dict(layers.fingerprint)
-    claimed = staging.done(facts, _names(conversion), layout, overwrite=job.overwrite)
+    write_others = partial(write_known, conversion.checkpoint, layout, conversion.config)
+    names = names_of_files(conversion.checkpoint, layout)
+    claimed = staging.done(facts, names, layout, overwrite=job.overwrite)
     if claimed is None:
-        staging.make(layout, facts, partial(_write_known, conversion))
+        staging.make(layout, facts, write_others)
         claimed = {}
     else:  # these bytes need no weight, so they are rewritten without comparing them
         write_heads(staging.partial, layout)
-        _write_known(conversion, staging.partial)
+        write_others(staging.partial)
     done = sound(claimed, units, reader, staging.partial, layout) if claimed else {}
     if layers is not None:  # a journal that was forged has rows of another form
         done = {number: one for number, one in done.items() if number < conversion.tiled or layers.is_of(one.stats)}
     pending = tuple(number for number in range(len(units)) if number not in done)
     return _Started(choice, facts, {number: one.stats for number, one in done.items()}, pending, lock.run)
-
-
-def _names(conversion: Conversion) -> frozenset[str]:
-    """Return the names of all files of the output."""
-    shards = (shard.file for shard in conversion.layout.shards)
-    carried = map(carried_as, conversion.checkpoint.side_files)
-    return frozenset({*shards, *carried, *_WRITTEN})
-
-
-def carried_as(name: str) -> str:
-    """Return a side file's name in the output; README.md gets another name, since the model card takes it."""
-    return output.CARRIED_README if name == "README.md" else name
-
-
-_WRITTEN = ("config.json", "model.safetensors.index.json", "g4convert.json", "README.md")
-"""Names of the files that every output has beside its shards and side files."""
-
-
-def _write_known(conversion: Conversion, directory: Path) -> None:
-    """Copy the side files unchanged, then write config.json and the index."""
-    checkpoint = conversion.checkpoint
-    for name in checkpoint.side_files:
-        target = directory / carried_as(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(checkpoint.path / name, target)
-    write_file(directory / "config.json", config_bytes(conversion.config))
-    write_file(directory / "model.safetensors.index.json", _json(conversion.layout.index()))
-
-
-def config_bytes(config: Mapping[str, Any]) -> bytes:
-    """Return the content of an output's config.json."""
-    return _json(config)
-
-
-def _check_calibration(job: Job, plan: Plan) -> None:
-    """Raise if a calibrated method lacks its file or cannot run on this model or device, or another method has one."""
-    method, layered = job.recipe.recipe.method.value, bool(layer_steps(plan))
-    calibrated = plan.recipe.is_calibrated and bool(plan.quantized)
-    if calibrated and plan.architecture.is_assistant:
-        raise UnsupportedError(f"method {method}: a drafter reads another model's states", hint="--method mse")
-    if calibrated and job.calibration is None:
-        raise UsageError(f"method {method} needs token ids to calibrate on", hint="--calibration FILE")
-    if not calibrated and job.calibration is not None:
-        raise UsageError(f"--calibration: method {method} looks at weights alone", hint="-r w4a16-g32-gptq uses it")
-    if layered and job.device != "cpu":
-        raise UsageError(f"--device {job.device}: method {method} runs on the CPU only", hint="--device cpu")
-
-
-def _statistics(job: Job, plan: Plan, checkpoint: Checkpoint) -> Statistics | None:
-    """Return the statistics by which `imatrix` weighs errors; None for other methods or if the file does not exist.
-
-    Raises:
-        InputError: see `read_statistics` and `check_statistics`.
-    """
-    if plan.recipe.method != "imatrix" or job.calibration is None or not job.calibration.is_file():
-        return None
-    found = read_statistics(job.calibration)
-    check_statistics(job.calibration, found, plan, checkpoint)
-    return found
-
-
-def _check_side_files(checkpoint: Checkpoint) -> None:
-    """Raise if a side file has the name of a journal, or both README.md and its new name are side files."""
-    taken = [name for name in checkpoint.side_files if "/" not in name and fnmatch(name, JOURNALS)]
-    if {"README.md", output.CARRIED_README} <= {*checkpoint.side_files}:
-        taken.append(output.CARRIED_README)
-    if taken:
-        raise InputError(f"{', '.join(taken)}: a name that the output needs", hint="rename the file, or move it away")
 
 
 def _finish(conversion: Conversion, summary: Summary, hashes: Mapping[str, str]) -> None:
@@ -369,9 +225,5 @@ def _finish(conversion: Conversion, summary: Summary, hashes: Mapping[str, str])
     provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
     name, refused = conversion.staging.target.name, conversion.outlook.refusing((1,))
     card = model_card(conversion.plan, job.source, job.recipe, name, summary, refused=refused)
-    files = {"g4convert.json": _json(provenance), "README.md": card.encode()}
+    files = {"g4convert.json": json_bytes(provenance), "README.md": card.encode()}
     conversion.staging.finish(files, overwrite=job.overwrite)
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.demo import make
 from g4convert.demo.comparison import LogitsDifference, compare
 from g4convert.demo.reload import dequantized, reload

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.demo import make
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import G4Error

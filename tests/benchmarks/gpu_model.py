@@ -63,8 +63,9 @@ def _tried(step: Callable[[], str]) -> tuple[bool, str]:
 
 def _quantized(source: Path, output: Path) -> str:
     from g4convert.checkpoint.source import Source  # noqa: PLC0415 - the same
+    from g4convert.conversion.job import Job, prepare  # noqa: PLC0415 - needs numba
     from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
-    from g4convert.conversion.run import Job, convert, prepare  # noqa: PLC0415 - needs numba
+    from g4convert.conversion.run import convert  # noqa: PLC0415 - needs numba
     from g4convert.planning.recipe import DEFAULT, load  # noqa: PLC0415 - the same
     from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
 

@@ -29,8 +29,9 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.conversion.staging import STATES
 from g4convert.demo.trained import trained
 from g4convert.errors import InputError, Interrupted, UsageError

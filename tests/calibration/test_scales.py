@@ -20,8 +20,9 @@ from g4convert.calibration.states import States
 from g4convert.calibration.targets import Targets
 from g4convert.calibration.tokens import Tokens, held_out, judges
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.conversion.staging import STATES
 from g4convert.errors import EnvironmentFault, Interrupted, UsageError
 from g4convert.planning.recipe import load

@@ -17,8 +17,9 @@ from g4convert.calibration.record import record
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.conversion.statistics import Inputs, Statistics
 from g4convert.conversion.weighting import read_statistics
 from g4convert.errors import InputError, UsageError

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from helpers.runs import hashes, job, run
 
+from g4convert.conversion.job import prepare
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.errors import EnvironmentFault, G4Error, InputError, UsageError
 from g4convert.progress import Quiet
 

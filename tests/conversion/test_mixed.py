@@ -16,8 +16,9 @@ from helpers.runs import hashes, run
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.demo.comparison import compare
 from g4convert.errors import Interrupted
 from g4convert.forward.load import load

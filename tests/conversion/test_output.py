@@ -20,9 +20,10 @@ from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.card import model_card
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, ErrorRow, summarize
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.demo.reload import dequantized, reload
 from g4convert.gemma4 import Architecture, Role
 from g4convert.planning.layout import lay_out

@@ -13,9 +13,10 @@ from helpers.runs import hashes, job, run
 from safetensors import safe_open
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
 
+from g4convert.conversion.job import prepare
 from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.errors import G4Error, InputError, Interrupted
 from g4convert.progress import Quiet
 

@@ -16,8 +16,9 @@ from helpers.runs import hashes, job, run
 from safetensors import safe_open
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.job import prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.errors import G4Error, InputError, Interrupted, UsageError
 from g4convert.progress import Quiet
 

@@ -7,9 +7,10 @@ import torch
 from safetensors import safe_open
 
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.planning.recipe import DEFAULT, load
 from g4convert.progress import Quiet
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
-from g4convert.conversion.run import Job, convert, prepare
+from g4convert.conversion.run import convert
 from g4convert.planning.recipe import load
 from g4convert.progress import Quiet
 
