@@ -11,7 +11,7 @@ import numpy as np
 from g4convert.calibration.rounding import Rounded, Way
 from g4convert.calibration.trained import SCALES
 from g4convert.conversion.statistics import Coverage
-from g4convert.planning.steps import Quantize
+from g4convert.planning.plan import Quantize
 
 __all__ = ["findings", "how", "is_how"]
 

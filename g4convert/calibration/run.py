@@ -40,8 +40,8 @@ from g4convert.conversion.stream import Progress, Streams
 from g4convert.errors import Interrupted
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.layers import layer_steps
+from g4convert.planning.plan import Quantize
 from g4convert.planning.sizes import default_workers
-from g4convert.planning.steps import Quantize
 from g4convert.planning.units import Unit
 from g4convert.quantization import Method
 

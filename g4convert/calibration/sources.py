@@ -5,7 +5,7 @@ import torch
 from g4convert.array_types import F32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
-from g4convert.planning.steps import Quantize
+from g4convert.planning.plan import Quantize
 from g4convert.quantization.torch_tiles import TORCH_DTYPES
 
 __all__ = ["source_weight"]

@@ -27,7 +27,7 @@ from g4convert.conversion.journal import Done
 from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.stream import Streams
-from g4convert.planning.steps import Quantize
+from g4convert.planning.plan import Quantize
 from g4convert.planning.units import QuantizeTask, Unit
 from g4convert.quantization import Method, TileStats
 

@@ -17,6 +17,7 @@ uses       Opens a checkpoint for `generate` or `reference` and takes its invent
 source     Finds the directory of a path or a hub name
 contents   Names every tensor of a checkpoint by its place in the architecture
 stored     Recognises how each module is stored: packed, plain, by which scheme
+sections   Finds the quantization section of config.json, where engines look
 declared   Reads the quantization section of config.json, in any format
 entries    Matches `ignore` and `targets` against names
 arguments  Fills in and checks the `weights` of a compressed-tensors config group

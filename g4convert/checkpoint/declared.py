@@ -1,4 +1,4 @@
-"""The quantization section of a config.json, whoever wrote it.
+"""Reads the quantization section of a config.json, whoever wrote it.
 
     quant_method          what is read
     compressed-tensors    config_groups (targets, weights), format, ignore
@@ -7,40 +7,21 @@
     auto-round            bits, group_size, sym, extra_config (modules of 16 bits), block_name_to_quantize
     modelopt              ignore or exclude_modules
 
-The section is looked for where engines look, in their order:
-
-    quantization_config                all
-    text_config.quantization_config    transformers and vLLM; SGLang finds no method there, and builds everything plain
-    compression_config                 vLLM and SGLang
-    text_config.compression_config     none: vLLM finds the method there but no scheme, and stops
-
-(transformers 5.22 `quantizers/auto.py:350`; vLLM 0.33 `transformers_utils/model_arch_config_convertor.py:241` and
-`model_loader/weight_utils.py:239`; SGLang 0.5.23 `configs/model_config.py:1727` and
-`model_loader/checkpoint_quantization.py:53`.)
-
-`entries` matches its entries against names. Ill-typed values are kept as faults: describing a checkpoint must not fail
-on a strange config.
+`sections` finds it, and `entries` matches its entries against names. Ill-typed values are kept as faults: describing
+a checkpoint must not fail on a strange config.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from g4convert.checkpoint.arguments import DEFAULTS, implied_strategy, refused
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS
+from g4convert.checkpoint.sections import section_of
 from g4convert.checkpoint.stored import StoredScheme
 
-__all__ = ["SECTIONS", "Declared", "DeclaredGroup", "declared_in", "section_of", "sections_of"]
+__all__ = ["Declared", "DeclaredGroup", "declared_in"]
 
-SECTIONS: Final = frozenset({"quantization_config", "compression_config", "quantization"})
-"""Keys of a config that describe a quantization, at any level; `quantization` is MLX's."""
-
-_PLACES: Final = (
-    "quantization_config",
-    "text_config.quantization_config",
-    "compression_config",
-    "text_config.compression_config",
-)
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
 _NO_FORMAT: Final = {"mixed-precision", "dense", "naive-quantized"}  # do not say how a weight is stored
 _UNQUANTIZED_BITS: Final = 16
@@ -145,29 +126,6 @@ class _Reader:
             return ()
         self.faults.extend(f"{keys[0]} holds {v!r:.40}, expected text" for v in values if not isinstance(v, str))
         return tuple(value for value in values if isinstance(value, str))
-
-
-def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the path (`text_config.quantization_config`) and value of the section; empty and None if there is none.
-
-    Args:
-        config: a config.json.
-    """
-    return next(sections_of(config), ("", None))
-
-
-def sections_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of every quantization section, in the order in which engines look.
-
-    Args:
-        config: a config.json.
-    """
-    text = config.get("text_config")
-    for place in _PLACES:
-        below, _, key = place.rpartition(".")
-        holder = config if not below else text if isinstance(text, Mapping) else {}
-        if holder.get(key) is not None:
-            yield place, holder[key]
 
 
 def declared_in(config: Mapping[str, Any]) -> Declared | None:

@@ -8,9 +8,9 @@ from g4convert.checkpoint.source import Source
 from g4convert.conversion.provenance import recipe_name
 from g4convert.conversion.result import ErrorRow, Summary, serve_command
 from g4convert.engines.verdicts import Verdict
+from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import packed_as
-from g4convert.planning.steps import Plan
 from g4convert.printable import printable
 
 __all__ = ["model_card"]

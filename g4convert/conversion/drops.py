@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from g4convert.checkpoint.directory import Checkpoint, StoredTensor
 from g4convert.checkpoint.reader import Reader
 from g4convert.errors import InputError
-from g4convert.planning.steps import Drop, Plan
+from g4convert.planning.plan import Drop, Plan
 from g4convert.tensors import DType
 
 __all__ = ["check_drops"]

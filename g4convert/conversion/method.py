@@ -13,7 +13,7 @@ from g4convert.conversion.result import Choice
 from g4convert.errors import UsageError
 from g4convert.gemma4 import TABLES, Role
 from g4convert.planning.packings import LATTICE_BITS
-from g4convert.planning.steps import Plan, Quantize
+from g4convert.planning.plan import Plan, Quantize
 from g4convert.quantization import Method, NonFiniteError
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType

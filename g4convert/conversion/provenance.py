@@ -11,8 +11,8 @@ from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.result import Summary
+from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Resolved
-from g4convert.planning.steps import Plan
 
 __all__ = ["made_of", "provenance", "recipe_name"]
 

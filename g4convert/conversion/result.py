@@ -10,8 +10,8 @@ from typing import Any
 
 from g4convert.engines.limits import Packing
 from g4convert.planning.packings import LATTICE_BITS
+from g4convert.planning.plan import Plan
 from g4convert.planning.sizes import RoleSize, role_sizes
-from g4convert.planning.steps import Plan
 from g4convert.quantization import Method, Scheme, TileStats
 
 __all__ = ["Choice", "ErrorRow", "Summary", "serve_command", "summarize"]

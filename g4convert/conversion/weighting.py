@@ -14,7 +14,7 @@ from g4convert.conversion.result import Choice
 from g4convert.conversion.statistics import FEW, Statistics, source_of
 from g4convert.errors import InputError
 from g4convert.names import Name
-from g4convert.planning.steps import Plan
+from g4convert.planning.plan import Plan
 from g4convert.quantization import Method, Scheme
 
 __all__ = ["Weighting", "check_statistics", "read_statistics"]

@@ -14,9 +14,10 @@ from g4convert.errors import UsageError
 from g4convert.fitting.choices import Form
 from g4convert.gemma4 import Role, Weight
 from g4convert.planning.packings import Packable, applies
+from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
-from g4convert.planning.steps import Plan, packable_of, packed_tensors
+from g4convert.planning.steps import packable_of, packed_tensors
 
 __all__ = ["Part", "parts_of"]
 

@@ -13,8 +13,8 @@ from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.frontier import Frontier, Item, Option
 from g4convert.fitting.parts import Part, parts_of
 from g4convert.planning.layout import lay_out
+from g4convert.planning.plan import Plan
 from g4convert.planning.rules import PackRole
-from g4convert.planning.steps import Plan
 
 __all__ = ["Assignment", "Losses", "Problem", "Solved"]
 

@@ -19,9 +19,10 @@ from g4convert.errors import InternalFault
 from g4convert.fitting.choices import Form
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Assignment, Problem
+from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
-from g4convert.planning.steps import Plan, make_plan
+from g4convert.planning.steps import make_plan
 
 __all__ = ["plan_of", "recipe_text", "recipe_values"]
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import section_of
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
+from g4convert.checkpoint.sections import section_of
 from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory, write_file
 from g4convert.engines.ignore import listed

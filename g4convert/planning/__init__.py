@@ -4,7 +4,8 @@ recipe         Loads the decisions of a conversion from YAML, options and defaul
 recipe_faults  Says what is wrong with values of a recipe
 rules          Holds what a recipe decides by role, layer and name
 packings       Decides bits and group size of each weight
-steps          Makes the total plan: copy, quantize or drop for each source tensor
+plan           Defines the plan: a step for each source tensor, which copies, quantizes or drops it
+steps          Makes the plan: decides the step of every source tensor
 remarks        Warns of what a user should know about a source
 layout         Gives each output tensor its file and byte offset
 layers         Lists the Linears that are calibrated layer by layer

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import SECTIONS, DeclaredGroup
+from g4convert.checkpoint.declared import DeclaredGroup
+from g4convert.checkpoint.sections import SECTIONS
 from g4convert.engines.weights import Weights
-from g4convert.planning.steps import Plan
+from g4convert.planning.plan import Plan
 
 __all__ = ["FORMAT_VERSION", "output_config", "quantization_config"]
 

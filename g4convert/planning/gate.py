@@ -7,8 +7,8 @@ from g4convert.engines import CONTRACTS
 from g4convert.engines.advice import advised, refuse
 from g4convert.engines.verdicts import Loads, Verdict, chosen, verdicts
 from g4convert.engines.weights import Weights
+from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
-from g4convert.planning.steps import Plan
 from g4convert.planning.weights import planned_weights
 
 __all__ = ["Outlook"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from g4convert.gemma4 import Role
-from g4convert.planning.steps import Plan
+from g4convert.planning.plan import Plan
 
 __all__ = ["layer_steps"]
 

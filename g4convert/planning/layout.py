@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from g4convert.planning.steps import Copy, Plan, Quantize, outputs_of
+from g4convert.planning.plan import Copy, Plan, Quantize, outputs_of
 from g4convert.tensors import TensorInfo
 
 __all__ = ["Layout", "Placed", "Shard", "lay_out"]

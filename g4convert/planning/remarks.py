@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import sections_of
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, summed
+from g4convert.checkpoint.sections import sections_of
 from g4convert.gemma4 import Architecture, Inventory, Role
 from g4convert.planning.recipe import Recipe
 

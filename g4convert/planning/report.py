@@ -12,9 +12,10 @@ from g4convert.engines.verdicts import TENSOR_PARALLEL, Verdict
 from g4convert.planning.costs import BUNDLED_TOKENS, Cost, costs
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
+from g4convert.planning.plan import Copy, Drop, Plan, Quantize
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import RoleSize, default_workers, packed_as, role_sizes
-from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
+from g4convert.planning.steps import make_plan
 
 __all__ = ["PlanReport", "report"]
 

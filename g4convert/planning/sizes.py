@@ -8,8 +8,8 @@ from math import prod
 from typing import Final
 
 from g4convert.engines.limits import Packing
+from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Method
-from g4convert.planning.steps import Plan
 
 __all__ = ["START", "RoleSize", "default_workers", "packed_as", "role_sizes", "written_seconds"]
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from g4convert.gemma4.parts import Layer, TextModel
 from g4convert.planning.layers import layer_steps
-from g4convert.planning.steps import Plan
+from g4convert.planning.plan import Plan
 from g4convert.quantities import plural
 
 __all__ = ["BATCH", "EPOCHS", "TrainingMemory"]

@@ -12,7 +12,7 @@ from math import prod
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.layout import Layout, Placed
-from g4convert.planning.steps import Copy, Plan, Quantize
+from g4convert.planning.plan import Copy, Plan, Quantize
 from g4convert.tensors import DType
 
 __all__ = ["CopyTask", "MoveTask", "QuantizeTask", "Task", "Unit", "make_units"]

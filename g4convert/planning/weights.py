@@ -4,7 +4,7 @@ from g4convert.engines.ignore import listed
 from g4convert.engines.weights import Weights
 from g4convert.gemma4 import TABLES, Role
 from g4convert.names import Name
-from g4convert.planning.steps import Plan
+from g4convert.planning.plan import Plan
 
 __all__ = ["planned_weights"]
 

@@ -6,7 +6,7 @@ group size, no horizontal sums, and a result cannot depend on the vector width. 
 bits of the index (lane, i), 3 at a time: `out[8j + r] = in[j + r * size/8]`, twice. LLVM makes interleaving
 shuffles of it: 0.1 ns per element and pass, against 0.7 for strided loads.
 
-Order of sums, the same in `torch_tiles`: 8 elements as a tree, 16 such sums one after the other into a run of
+Order of sums, the same in `torch_search`: 8 elements as a tree, 16 such sums one after the other into a run of
 128, then the runs one after the other. No fast-math, no fused multiply-add. A group is padded with zero weights
 to a multiple of 8; they add nothing. So a group's bits are the same on any machine.
 

@@ -35,7 +35,7 @@ from g4convert.errors import UsageError
 from g4convert.forward.models import model_class
 from g4convert.gemma4 import Architecture, expected_weights
 from g4convert.planning.recipe import load, shipped
-from g4convert.planning.steps import Plan, make_plan
+from g4convert.planning.steps import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from conftest import Checkpoints
 
     from g4convert.engines.contract import Contract
+    from g4convert.planning.plan import Plan
 
 LABELS = [contract.label for contract in VERSIONS]
 UNIFIED = Architecture.from_config(FAMILIES["12B"])

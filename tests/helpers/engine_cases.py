@@ -21,7 +21,7 @@ from g4convert.engines.module import Accepts, Kind
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe import DEFAULT, load, shipped
-from g4convert.planning.steps import Plan, make_plan
+from g4convert.planning.steps import make_plan
 from helpers.headers import opened, section, written_config
 from helpers.released_configs import FAMILIES
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from g4convert.engines.contract import Contract
+    from g4convert.planning.plan import Plan
     from helpers.released_configs import Config
 
 __all__ = ["GOLDEN", "GROUPS", "LISTS", "Case", "Contracted", "Engine", "Row", "report"]

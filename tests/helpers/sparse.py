@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from g4convert.gemma4 import Architecture
-from g4convert.planning.steps import Plan
+from g4convert.planning.plan import Plan
 from g4convert.tensors import TensorInfo
 from helpers.headers import written_config
 from helpers.released_configs import Config, small

@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from g4convert.checkpoint.declared import declared_in, section_of
+from g4convert.checkpoint.declared import declared_in
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.entries import Entries
+from g4convert.checkpoint.sections import section_of
 from g4convert.gemma4 import Architecture, expected_weights, fused_experts
 from g4convert.inspection.describe import describe
 from g4convert.inspection.description import Description

@@ -21,8 +21,9 @@ from g4convert.checkpoint.header import read_header
 from g4convert.errors import UsageError
 from g4convert.planning import units as work
 from g4convert.planning.layout import Layout, lay_out
+from g4convert.planning.plan import Copy, Plan, Quantize
 from g4convert.planning.recipe import load, shipped
-from g4convert.planning.steps import Copy, Plan, Quantize, make_plan
+from g4convert.planning.steps import make_plan
 from g4convert.planning.units import CopyTask, QuantizeTask, Unit, make_units
 
 Ranges = dict[str, list[tuple[int, int]]]

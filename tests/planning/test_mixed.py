@@ -22,7 +22,7 @@ from g4convert.errors import UsageError
 from g4convert.gemma4 import Role
 from g4convert.names import Name
 from g4convert.planning.layout import lay_out
-from g4convert.planning.steps import Plan
+from g4convert.planning.plan import Plan
 from g4convert.planning.weights import planned_weights
 
 PART = {

@@ -17,9 +17,10 @@ from g4convert.errors import G4Error, InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Role
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import lay_out
+from g4convert.planning.plan import Copy, Drop, Plan, Quantize
 from g4convert.planning.recipe import DEFAULT, load, shipped
 from g4convert.planning.report import PlanReport
-from g4convert.planning.steps import Copy, Drop, Plan, Quantize, make_plan
+from g4convert.planning.steps import make_plan
 from g4convert.tensors import DType, TensorInfo
 
 RECIPES = sorted(shipped())

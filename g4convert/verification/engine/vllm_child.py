@@ -1,8 +1,9 @@
 """Program that runs inside vLLM's interpreter: loads a checkpoint, reports unfilled parameters, scores prompts.
 
-`verification.engine.vllm` starts this file as a program and sends it commands as JSON lines. The file imports nothing
-of g4convert, since the engine's interpreter need not have g4convert's packages. vLLM prints freely on stdout and
-stderr, so questions and replies use two pipes of their own, whose file descriptors are the program's arguments.
+`verification.engine.vllm` starts this file as a program and sends it commands as JSON lines. The engine's interpreter
+need not have g4convert or its packages, so the file imports nothing of g4convert and stays one file, whatever its
+length. vLLM prints freely on stdout and stderr, so questions and replies use two pipes of their own, whose file
+descriptors are the program's arguments.
 
     {"do": "start", "model", "dtype", "length", "top"}  ->  {"event": "started", ...} or {"event": "failed", ...}
     {"do": "score", "ids", "rows", "media"}             ->  {"event": "scored", "ids", "logprobs"} or "refused"

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import SECTIONS, Declared, section_of
+from g4convert.checkpoint.declared import Declared
+from g4convert.checkpoint.sections import SECTIONS, section_of
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
 from g4convert.report import Detail, Finding, Severity
