@@ -19,12 +19,16 @@ from g4convert.checkpoint.header import Header
 from g4convert.checkpoint.layouts import copies, without_weights
 from g4convert.checkpoint.leftovers import is_adapter
 from g4convert.errors import FormatError, InputError, UnsupportedError
+from g4convert.quantities import plural
 
 __all__ = ["INDEX", "NO_GGUF", "disagreements", "read_index", "weight_names"]
 
 INDEX: Final = "model.safetensors.index.json"
 NO_GGUF: Final = "GGUF is already quantized: pass the original safetensors checkpoint"
 
+_NO_INDEX: Final = (
+    f"download the model again; or, if the shards are all of one save, delete {INDEX}: all their tensors are then read"
+)
 _SINGLE: Final = "model.safetensors"
 _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -41,7 +45,7 @@ def read_index(directory: Path) -> dict[str, str] | None:
     """
     if not os.path.lexists(directory / INDEX):
         return None
-    hint = f"restore {INDEX} from the model's repository, or save the model again"
+    hint = f"restore {INDEX} from the model's repository; if its shards are all here, deleting it does as well"
     index = parse_object(read_whole(directory, INDEX), INDEX, hint)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -51,7 +55,13 @@ def read_index(directory: Path) -> dict[str, str] | None:
         raise FormatError(f"{INDEX}: {faults[0]}", hint=hint)
     if faults:
         raise FormatError(f"{INDEX}: {len(faults)} faults", offenders=faults, hint=hint)
-    if _SINGLE not in weight_map.values() and os.path.lexists(directory / _SINGLE):
+    named = set(weight_map.values())
+    if not any(os.path.lexists(directory / name) for name in named) and (others := _weights(directory)):
+        raise InputError(
+            f"{directory}: {INDEX} names {plural(len(named), 'file')}, but none is here, beside {_shortly(others)}",
+            hint=f"delete {INDEX}: it belongs to another save, and engines that read it find no weights",
+        )
+    if _SINGLE not in named and os.path.lexists(directory / _SINGLE):
         raise InputError(
             f"{directory}: {_SINGLE} beside a {INDEX} that does not name it",
             hint="two checkpoints in one directory, and programs differ in which they read: delete one",
@@ -91,7 +101,7 @@ def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple
     names = sorted(entry.name for entry in directory.iterdir())
     if _SINGLE in names:
         return (_SINGLE,)
-    weights = tuple(name for name in names if name.endswith(".safetensors") and not is_adapter(name))
+    weights = _weights(directory)
     if not weights:
         raise without_weights(directory, names) or _no_weights(directory, names)
     if absent := _absent_parts(weights):
@@ -107,6 +117,17 @@ def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple
             hint=SAVE_AGAIN,
         )
     return weights
+
+
+def _weights(directory: Path) -> tuple[str, ...]:
+    """Return the names of a directory's files with weights in safetensors, sorted; those of adapters are left out."""
+    names = (entry.name for entry in directory.iterdir())
+    return tuple(sorted(name for name in names if name.endswith(".safetensors") and not is_adapter(name)))
+
+
+def _shortly(names: Sequence[str]) -> str:
+    """Return names as a few words."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _absent_parts(weights: Sequence[str]) -> list[str]:
@@ -162,12 +183,12 @@ def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mappin
         return [twice] if twice else errors
     read = {header.file.name for header in headers}
     errors.extend(
-        InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=SAVE_AGAIN)
+        InputError(f"{shown(name)}: {INDEX} says {shard}, which does not hold it", hint=_NO_INDEX)
         for name, shard in weight_map.items()
         if shard in read and files.get(name) != shard
     )
     errors.extend(
-        InputError(f"{shown(name)}: in {shard}, but not in {INDEX}", hint=SAVE_AGAIN)
+        InputError(f"{shown(name)}: in {shard}, but not in {INDEX}", hint=_NO_INDEX)
         for name, shard in files.items()
         if name not in weight_map
     )

@@ -91,7 +91,7 @@ def _piece(
     if packed:
         return _packed(checkpoint, name, packed, shape, problems)
     each = _share(shape, len(plain))
-    wrong = [info for info in plain if info.shape != each]
+    wrong = [info for info in plain if info.shape != each and not (info.numel == prod(each) == 1)]
     texts = ((info.name, f"is {[*info.shape]}, the model's is {[*each]}") for info in wrong)
     problems.extend(Misfit(Kind.MISMATCHED, stored, text) for stored, text in texts)
     return None if wrong else Rows(tuple(info.name for info in plain), shape, plain[0].dtype)

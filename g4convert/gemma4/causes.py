@@ -4,19 +4,22 @@
     only a whole tower is missing            its weights were removed, or never saved
     a tower that the config does not have    the config was saved with another model
     only buffers are missing                 the writer stored parameters only
+    only the output head is missing          it is the embedding, which config.json does not say
     a word before each missing name          the model was saved inside a wrapper that is not known
 
-If no cause is proved, `fitting` may find the config key that does not fit.
+If no cause is proved, `fitting` may find the config key that does not fit. If no key is found, and every fault is an
+unknown tensor, the model is whole without these (`spare`).
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from g4convert.gemma4.architecture import Architecture
+from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.matching import Schema
 from g4convert.names import Name
 
-__all__ = ["Fault", "cause"]
+__all__ = ["Fault", "cause", "spare"]
 
 _VISION = ("vision_tower.", "vision_embedder.", "embed_vision.")
 _AUDIO = ("audio_tower.", "embed_audio.")
@@ -55,9 +58,30 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
     if kinds == {"missing"} and all(Name(name).last in _BUFFERS for name in names):
         what = " and ".join(dict.fromkeys(Name(name).last for name in names))
         return f"{what}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
+    if kinds == {"missing"} and names == ["lm_head.weight"]:
+        return "no output head is stored: if it is the embedding, set tie_word_embeddings to true in config.json"
     if kinds == {"missing"}:
         return _missing_media(set(names), schema)
     return _wrapped(faults, schema)
+
+
+def spare(faults: Collection[Fault], schema: Schema) -> str:
+    """Return the remedy if a model is whole without its unknown tensors; empty if it is not.
+
+    Args:
+        faults: all faults of the checkpoint; no key of its config mends them.
+        schema: canonical names of the architecture.
+    """
+    if any(fault.kind != "unknown" for fault in faults):
+        return ""
+    owners = [(body_of(fault.name), "bias", "weight") for fault in faults]
+    known = {body_of(name) for name, expected in schema.expected.items() if expected.linear}
+    if all(body.endswith(last) and f"{body.removesuffix(last)}{other}" in known for body, last, other in owners):
+        return (
+            "no Linear of this model has a bias, and no engine would add one: delete those that are all zero, as some "
+            "tools write them; with others it is no Gemma 4"
+        )
+    return "the model is whole without them: delete them, unless it computes with them, which no engine would do"
 
 
 def _unknown(names: Collection[str], architecture: Architecture) -> str:

@@ -1,6 +1,6 @@
 """Reader of the decoder's part of a config, in either dialect, resolved layer by layer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.gemma4.parts import Experts, Layer, PerLayerEmbedding, TextModel
@@ -40,11 +40,39 @@ def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextM
         experts=None if unified else _experts(read),
         attention_bias=read.flag("attention_bias", default=False),
     )
+    _check_rotation(read, {_FULL if layer.full else _SLIDING for layer in text.layers})
     if assistant and text.ple:
         read.note("hidden_size_per_layer_input", f"{text.ple.width}, an assistant has 0")
     if assistant and text.experts:
         read.note("enable_moe_block", "true, an assistant has no experts")
     return text
+
+
+def _check_rotation(read: ConfigReader, kinds: Collection[str]) -> None:
+    """Note rotary embeddings that no engine computes: each kind of layer needs a part of its own.
+
+    transformers reads `rope_scaling`, if it is there (even null), in place of `rope_parameters`, and fails without a
+    part for each kind of layer; vLLM 0.33 then turns all layers alike. Full attention turns a part of each head's
+    columns, which the type `proportional` alone spreads over the head: of another type transformers 5.22 makes too few
+    angles and fails, and vLLM turns other columns.
+
+    Args:
+        read: reader of the text section.
+        kinds: kinds of layers that the model has.
+    """
+    replaced = "rope_scaling" in read.values
+    key = "rope_scaling" if replaced else "rope_parameters"
+    rotation = read.section(key)
+    if replaced and not (rotation and rotation.values.keys() & {_FULL, _SLIDING}):
+        read.note(key, "replaces rope_parameters, which has a part for each kind of layer: delete it")
+    elif rotation is None:
+        return
+    elif missing := [kind for kind in sorted(kinds) if kind not in rotation.values]:
+        read.note(key, f"no {' and no '.join(missing)} in it, and each kind of layer has its own")
+    elif (full := rotation.section(_FULL)) and full.values.get("partial_rotary_factor") not in (None, 1.0):
+        kind = full.text("rope_type")
+        if kind not in (None, "proportional", "default"):
+            full.note("rope_type", f"{kind!r:.40}, expected 'proportional': no other turns a part of each head")
 
 
 def _kv_shared(read: ConfigReader, count: int, *, assistant: bool) -> int:

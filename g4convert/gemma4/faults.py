@@ -3,11 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4.architecture import Architecture
-from g4convert.gemma4.causes import Fault, cause
+from g4convert.gemma4.causes import Fault, cause, spare
 from g4convert.gemma4.diagnosis import Neighbours, refuse_adapters, refuse_quantized
 from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.fitting import fitting
@@ -57,7 +58,10 @@ def raise_faults(found: Found) -> None:
         raise InputError(
             f"the tensors do not make a {architecture.family} ({architecture.model_type}): {summary}",
             offenders=[f"{fault.kind}: {fault.line}" for fault in faults],
-            hint=cause(faults, found.match.schema, architecture) or _misfit(found) or _LOOK,
+            hint=cause(faults, found.match.schema, architecture)
+            or _misfit(found)
+            or spare(faults, found.match.schema)
+            or _LOOK,
         )
 
 
@@ -147,7 +151,7 @@ def _misshapen(match: Match, tensors: Mapping[str, TensorInfo]) -> Iterator[Faul
     for name, sources in match.sources.items():
         shapes = _shapes(match.schema, name)
         for source in sources:
-            if tensors[source].shape not in shapes:
+            if tensors[source].shape not in shapes and not (tensors[source].numel == prod(shapes[0]) == 1):
                 found = f"{source}: {list(tensors[source].shape)}, expected {list(shapes[0])}"
                 yield Fault("of the wrong shape", source, found if source == name else f"{found} for {name}")
 

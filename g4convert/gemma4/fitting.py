@@ -53,7 +53,7 @@ def _edit(key: str, old: object, new: object) -> str:
     if isinstance(old, list) and isinstance(new, list) and old[: len(new)] == new:
         return f"{key} to its first {len(new)} entries"
     return f"{key} to {json.dumps(new)}" + (
-        "" if old is None else f" (it is {old})" if not isinstance(old, list) else ""
+        "" if old is None else f" (it is {json.dumps(old)})" if not isinstance(old, list) else ""
     )
 
 
@@ -86,6 +86,8 @@ def _read(
         rows, width = (shapes.get(f"layers.{sliding}.self_attn.{one}.weight") for one in (body, norm))
         if rows and width:
             yield key, rows[0] // width[0]
+    if any(body.endswith("self_attn.q_proj.bias") for body in shapes):
+        yield "attention_bias", True
     layers = {int(found[1]) for body in shapes if (found := _LAYER.match(body))}
     if layers:
         yield "num_hidden_layers", max(layers) + 1

@@ -138,7 +138,7 @@ def resolve(
         for name, expected in match.schema.expected.items()
         if (place := places.get(name))
     )
-    dialects = (*match.dialects, *_channels_last(weights))
+    dialects = (*match.dialects, *_channels_last(weights), *_single_values(weights, tensors))
     return Inventory(architecture, weights, tuple(_extras(match, sources, architecture)), dialects)
 
 
@@ -155,6 +155,15 @@ def _channels_last(weights: Iterable[Weight]) -> Iterator[DialectUse]:
     if found:
         described = "convolutions with channels last, as MLX holds them"
         yield DialectUse("channels-last", described, len(found), (found[0].segment.source, found[0].name))
+
+
+def _single_values(weights: Iterable[Weight], tensors: Mapping[str, TensorInfo]) -> Iterator[DialectUse]:
+    """Yield the habit of storing single values in another shape, if any weight has it: [] and [1] hold the same."""
+    found = [one for one in weights if prod(one.shape) == 1 and tensors[one.segment.source].shape != one.shape]
+    if found:
+        shapes = f"{[*tensors[found[0].segment.source].shape]} in place of {[*found[0].shape]}"
+        described = f"single values of the shape {shapes}"
+        yield DialectUse("single-values", described, len(found), (found[0].segment.source, found[0].name))
 
 
 def _places(

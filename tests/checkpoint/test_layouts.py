@@ -235,3 +235,73 @@ def test_shards_of_an_earlier_save_are_named_and_may_be_deleted(
     assert error.hint.startswith("delete model-*-of-00004.safetensors")
     (out / "model-00001-of-00004.safetensors").unlink()
     assert {*Checkpoint.open(out).tensors} == {"a", "b"}
+
+
+# --- an index that is of no use ----------------------------------------------------------------------------
+
+WHOLE = {TWO[0]: {"a": A}, TWO[1]: {"b": B}}
+PLACES = {"a": TWO[0], "b": TWO[1]}
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({"metadata": {}, "weight_map": PLACES | {"c": TWO[0]}}, "does not hold it"),
+        ({"metadata": {}, "weight_map": PLACES | {"a": TWO[1]}}, "does not hold it"),
+        ({"metadata": {}, "weight_map": {"a": TWO[0], "c": TWO[1]}}, "faults"),
+        ({"metadata": {}}, "no weight_map"),
+        ({"weight_map": PLACES, "metadata": {"total_size": "20"}}, "expected a number"),
+        ({"weight_map": PLACES | {"a": f"./{TWO[0]}"}}, "expected the name of a .safetensors file"),
+        ([], "expected an object"),
+        ({"weight_map": {"a": "model-00001-of-00009.safetensors"}}, "names 1 file, but none is here"),
+    ],
+)
+def test_an_index_that_is_wrong_may_be_deleted(index: object, said: str, tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "m", WHOLE, index=False)
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    error = refusal(directory)
+    assert said in error.message
+    assert "delet" in error.hint
+    (directory / "model.safetensors.index.json").unlink()
+    assert Checkpoint.open(directory).tensors.keys() == {"a", "b"}
+
+
+def test_an_index_of_another_save_beside_one_file(tmp_path: Path) -> None:
+    """Engines differ: vLLM 0.33 stops at files of the index that are missing, transformers reads model.safetensors."""
+    directory = write_checkpoint(tmp_path / "m", {"model.safetensors": {"a": A, "b": B}}, index=False)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": PLACES}))
+    error = refusal(directory)
+    assert "names 2 files, but none is here, beside model.safetensors" in error.message
+    assert error.hint.startswith("delete model.safetensors.index.json: ")
+    (directory / "model.safetensors.index.json").unlink()
+    assert Checkpoint.open(directory).tensors.keys() == {"a", "b"}
+
+
+def test_an_adapter_beside_an_index_is_no_other_save(tmp_path: Path) -> None:
+    directory = laid_out(tmp_path / "m", ["adapter_model.safetensors"])
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": PLACES}))
+    assert "no such file" in "".join(refusal(directory).offenders)
+
+
+# --- weights of other programs beside safetensors ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["model-Q4_K_M.gguf", "mmproj-BF16.gguf"],
+        ["pytorch_model.bin"],
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"],
+        ["original/consolidated.00.pth"],
+        ["onnx/model.onnx", "onnx/model.onnx_data"],
+    ],
+)
+def test_weights_of_other_programs_are_neither_read_nor_carried(others: Sequence[str], tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "m", WHOLE)
+    for name in others:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(b"GGUF\3")
+    checkpoint = Checkpoint.open(directory)
+    assert checkpoint.tensors.keys() == {"a", "b"}
+    assert checkpoint.stray_files == tuple(sorted(others))
+    assert not checkpoint.side_files

@@ -73,6 +73,28 @@ def test_a_directory_of_mlx_computes_the_same(family: str, checkpoints: Checkpoi
         assert torch.equal(logits(original, prompt), logits(loaded, prompt))
 
 
+# ---- single values
+
+
+def reshaped(tensors: Tensors) -> Tensors:
+    """Scales of layers as values without a dimension, and limits of towers with one."""
+    single = (name for name, tensor in tensors.items() if tensor.numel() == 1)
+    return {**tensors, **{name: tensors[name].reshape([] if tensors[name].dim() else [1]) for name in single}}
+
+
+@pytest.mark.parametrize("family", every(2, ["e2b", "dense"]))
+def test_single_values_are_written_in_the_shape_that_all_engines_load(
+    family: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    source = rewritten(checkpoints(family), tmp_path / "source", reshaped)
+    quantized(source, tmp_path / "out", method="minmax")
+    quantized(checkpoints(family), tmp_path / "clean", method="minmax")
+    assert_same_tensors(tmp_path / "out", tmp_path / "clean")
+    assert_verified(tmp_path / "out", source)
+    original, loaded = load(checkpoints(family)), load(source)
+    assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
 # ---- dtypes
 
 

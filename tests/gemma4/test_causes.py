@@ -57,6 +57,8 @@ def with_text(config: Config, **values: object) -> Config:
         ("31B", {"layer_types": ["full_attention"] + ["sliding_attention"] * 4 + ["full_attention"]}),
         ("12B", {"vocab_size": 262145}),
         ("text", {"vocab_size": 262145}),
+        ("31B", {"attention_bias": True}),
+        ("E2B", {"attention_bias": True}),
     ],
 )
 def test_the_key_that_does_not_fit_is_named_and_its_value_fits(family: str, true: Mapping[str, Any]) -> None:
@@ -65,7 +67,7 @@ def test_the_key_that_does_not_fit_is_named_and_its_value_fits(family: str, true
     said = hint(tensors, config)
     for key, value in true.items():
         assert key in said
-        assert isinstance(value, list) or f"{key} to {value}" in said
+        assert isinstance(value, list) or f"{key} to {json.dumps(value)}" in said
     assert ("text_config." in said) == ("text_config" in config)
     assert fits(tensors, with_text(config, **true))
 
@@ -92,10 +94,10 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 def test_where_nothing_is_proved_nothing_is_claimed() -> None:
     tensors = tensors_of(small("31B"))
-    strange = {"optimizer.step": TensorInfo("optimizer.step", DType.BF16, (1,))}
-    assert "inspect" in hint({**tensors, **strange}, small("31B"))
     del tensors["model.language_model.layers.2.mlp.up_proj.weight"]
     assert "inspect" in hint(tensors, small("31B"))
+    strange = {"optimizer.step": TensorInfo("optimizer.step", DType.BF16, (1,))}
+    assert "inspect" in hint({**tensors, **strange}, small("31B"))
 
 
 def test_as_many_layer_types_as_layers() -> None:
@@ -297,3 +299,61 @@ def test_values_that_are_keys_are_said_to_be_copies() -> None:
     text = hint(with_shapes(plain, {key.name.replace("k_proj", "v_proj"): key.shape}, key.dtype), config)
     assert "attention_k_eq_v" in text
     assert "delete it" in text
+
+
+# ---- tensors too many, one too few, and single values
+
+
+@pytest.mark.parametrize("family", ["31B", "E2B", "text"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.step",
+        "model.vision_tower.vision_model.embeddings.position_ids",
+        "model.language_model.layers.0.self_attn.attn_bias",
+    ],
+)
+def test_a_model_that_is_whole_without_a_tensor_is_said_to_be(name: str, family: str) -> None:
+    config = FAMILIES[family]
+    if family == "text":
+        name = name.replace("vision_tower.", "").replace("language_model.", "")
+    said = hint(with_shapes(tensors_of(config), {name: (1, 16)}, DType.I64), config)
+    assert said.startswith("the model is whole without them: delete them")
+    assert fits(tensors_of(config), config)
+
+
+@pytest.mark.parametrize("module", ["self_attn.q_proj", "mlp.down_proj", "router.proj"])
+def test_biases_that_no_linear_has_are_named_as_such(module: str) -> None:
+    config = FAMILIES["26B-A4B"]
+    tensors = tensors_of(config)
+    rows = tensors[f"model.language_model.layers.0.{module}.weight"].shape[:1]
+    added = {f"{name}.layers.{n}.{module}.bias": rows for n in (0, 1) for name in ("model.language_model",)}
+    said = hint(with_shapes(tensors, added, DType.BF16), config)
+    assert "no Linear of this model has a bias" in said
+    assert "delete those that are all zero" in said
+    norm = {"model.language_model.layers.0.input_layernorm.bias": rows}
+    assert "no Linear" not in hint(with_shapes(tensors, norm, DType.BF16), config)
+
+
+@pytest.mark.parametrize("family", ["31B", "12B", "text", "unified text"])
+def test_a_head_that_is_missing_may_be_the_embedding(family: str) -> None:
+    tied = FAMILIES[family] | {"tie_word_embeddings": True}
+    untied = tied | {"tie_word_embeddings": False}
+    said = hint(tensors_of(tied), untied)
+    assert "if it is the embedding, set tie_word_embeddings to true in config.json" in said
+    assert fits(tensors_of(tied), tied)
+
+
+@pytest.mark.parametrize("name", ["layer_scalar", "output_min"])
+def test_single_values_may_have_another_shape(name: str) -> None:
+    """Engines differ: vLLM takes them in any shape, and transformers 5.22 stops at a `layer_scalar` of the shape []."""
+    config = small("E2B")
+    tensors = tensors_of(config)
+    whole = {one: info.shape for one, info in tensors.items() if one.endswith(name)}
+    other = {one: replace(tensors[one], shape=() if shape else (1,)) for one, shape in whole.items()}
+    assert other
+    inventory = resolve({**tensors, **other}, Architecture.from_config(config))
+    assert {weight.name: weight.shape for weight in inventory.weights if weight.name in whole} == whole
+    assert [(use.name, use.count) for use in inventory.dialects] == [("single-values", len(whole))]
+    two = {one: replace(tensors[one], shape=(2,)) for one in whole}
+    assert "inspect" in hint({**tensors, **two}, config)
