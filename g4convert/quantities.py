@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-__all__ = ["as_bytes", "count", "duration", "plural", "size"]
+__all__ = ["as_bytes", "count", "duration", "nats", "plural", "size"]
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*")
@@ -34,6 +34,11 @@ def count(number: int) -> str:
         if number >= scale:
             return f"{number / scale:.2f} {unit}"
     return str(number)
+
+
+def nats(kl: float) -> str:
+    """Return a KL divergence in nats with two decimals, or three if the third is not 0."""
+    return f"{kl:.3f}".removesuffix("0")
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from g4convert import __version__
 
-__all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Report", "Severity", "by_kind", "grouped"]
+__all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Report", "Severity", "grouped"]
 
 SCHEMA_VERSION: Final = 1
 """Schema version of `Report.to_dict`; it goes up when a key changes its meaning or is removed."""
@@ -197,17 +197,6 @@ def grouped(findings: Iterable[Finding]) -> Iterator[Finding]:
             yield first
             continue
         yield replace(first, subject=_common(subjects), count=len(subjects), first=subjects[0])
-
-
-_KINDS: Final = {"module": "", "role": "all layers", "layer": "single layers", "part": "parts of the costliest layer"}
-
-
-def by_kind(blamed: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """Yield blamed modules under a heading for each kind, as a layer's share of the KL holds those of its parts."""
-    rows = [*blamed]
-    for kind, heading in _KINDS.items():
-        if alike := [row for row in rows if row.get("kind", "module") == kind]:
-            yield heading, alike
 
 
 def _common(subjects: list[str]) -> str:

@@ -27,6 +27,7 @@ printing           Prints JSON, plans and settings
 show               Makes consoles; prints errors, settings, descriptions and demonstrations
 show_engines       Prints verdicts of engines
 show_fit           Prints fits
+show_methods       Prints what each method of quantization takes
 show_plan          Prints plans
 show_report        Prints reports
 show_summary       Prints the closing card of a conversion

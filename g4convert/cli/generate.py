@@ -36,12 +36,13 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     if autotune is not None:
         tuning.check(device, autotune)
     checkpoint = speaking(source.resolve(model).path)
+    talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
+    talk.loading(model)
     from g4convert.forward.generation import Speaker  # brings torch and transformers
 
     speaker = Speaker.load(
         checkpoint, device=device or DEFAULTS.device, memory=(memory or DEFAULTS.memory).value, dtype=dtype
     )
-    talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     if autotune is not None:
         with tuning.watch(show.messages(no_color=no_color), quiet=quiet or as_json) as tell:
             products = speaker.tune(autotune, tell)

@@ -151,6 +151,7 @@ def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
         print_json(done.to_dict())
     elif not how.quiet:
         console = show.console(no_color=how.no_color)
+        metrics = done.report.metrics if done.report else {}
         show_summary.summary(
             console,
             done.summary,
@@ -159,10 +160,15 @@ def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
             peak=done.peak_memory,
             refused=done.refused,
             sound=done.passed,
-            answers=show_summary.answers(
-                None if done.report is None else done.report.metrics, done.output, done.source
-            ),
+            answers=show_summary.answers(metrics),
+            measure="" if metrics.get("loss") else _measure(done),
             calibrated=show_summary.calibrated(done.summary, done.costs),
         )
     if done.report is not None and not done.passed:
         verification.tell_end(done.report, how, as_json=as_json)
+
+
+def _measure(done: "Quantized") -> str:
+    """Return the command that measures the answers of an output."""
+    output, source = shlex.quote(str(done.output)), shlex.quote(str(done.source))
+    return f"g4convert verify {output} --reference {source} --level logits"

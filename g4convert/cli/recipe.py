@@ -16,7 +16,8 @@ def list_(*, as_json: Json = False, no_color: NoColor = False) -> None:
     if as_json:
         print_json(found)
     else:
-        shown.pairs(shown.console(no_color=no_color), found)
+        marked = {name: f"{text} (default)" if name == recipe.DEFAULT else text for name, text in found.items()}
+        shown.pairs(shown.console(no_color=no_color), marked)
 
 
 def show(name: RecipeArgument) -> None:

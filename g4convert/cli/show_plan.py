@@ -10,20 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from g4convert.cli.show_engines import verdicts
+from g4convert.cli.show_methods import KL_OF, methods
 from g4convert.cli.tables import facts, fitted, put, table
 from g4convert.planning.costs import BUNDLED_TOKENS
 from g4convert.quantities import count, duration, plural, size
 
 if TYPE_CHECKING:
-    from g4convert.planning.costs import Cost
     from g4convert.planning.report import PlanReport
 
 __all__ = ["dialect", "plan"]
 
-_BASIS = (
-    "estimated for {tokens:,} tokens{whose}; disk is what lies beside the output meanwhile; KL is the mean that each "
-    "left on a real model of 270M parameters: yours has another"
-)
+_BASIS = "estimated for {tokens:,} tokens{whose}; disk is what lies beside the output meanwhile; " + KL_OF
 _MOST_FILES = 6
 """Largest number of files of a pattern that are named."""
 
@@ -53,7 +50,7 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     put(out, facts(_outcome(found)))
     if found.costs[1:]:
         out.print()
-        put(out, _methods(found.costs))
+        put(out, methods(found.costs))
         tokens = max(one.tokens for one in found.costs)
         whose = " (the bundled texts in the released vocabulary)" if tokens == BUNDLED_TOKENS else ""
         basis = Text(_BASIS.format(tokens=tokens, whose=whose), style="dim")
@@ -66,22 +63,6 @@ def dialect(text: str, number: int, example: tuple[str, str]) -> str:
     """Return the text of a spelling of names, with an example."""
     before, after = example
     return f"{text}: {plural(number, 'tensor')}" + ("" if before == after else f", e.g. {before} -> {after}")
-
-
-def _methods(found: Sequence["Cost"]) -> Table:
-    """Return a table with time, memory and disk of each method, and its loss on a real model."""
-    columns = ("method", "time", "memory", "disk", "KL")
-    rows = [
-        (
-            str(one.method),
-            duration(one.seconds),
-            size(one.memory),
-            size(one.disk) if one.disk else "",
-            "" if one.kl is None else f"{one.kl:.2f}",
-        )
-        for one in found
-    ]
-    return table(columns, rows, right=columns[1:])
 
 
 def _plan_sizes(found: "PlanReport", width: int) -> Table:

@@ -10,8 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from g4convert.cli.tables import put, table
+from g4convert.names import Name
 from g4convert.quantities import plural
-from g4convert.report import Finding, Report, Severity, by_kind, grouped
+from g4convert.report import Finding, Report, Severity, grouped
+from g4convert.verification.labels import COMPARED, COSTLY, DIFFERS, METRICS, TITLES, by_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,10 +28,12 @@ _COLOURS = {
     Severity.PASS: "green",
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
+_STATIC = (
+    "read: names, shapes, config and files, and no weight; `--reference MODEL` compares every weight with the "
+    "original, and `--level logits` the answers, too"
+)
 _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
-_TITLES = {"loss": "what four bits cost", "parity": "the path that runs"}
-_BLAMED = {"loss": "which modules cost most (no fault of the file)", "parity": "who is to blame: the path that runs"}
 
 
 def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> None:
@@ -43,27 +47,28 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
     """
     verdict(out, found, strict=strict)
     for severity in (*_TOLD, Severity.INFO, Severity.PASS) if verbose else _TOLD:
-        _findings(out, found.of(severity), severity, verbose=verbose)
-    for kind, title in _TITLES.items():
+        told = found.of(severity) if verbose else [*_in_tables(found, severity), *_apart(found, severity)]
+        _findings(out, told, severity, verbose=verbose)
+    for kind, title in TITLES.items():
         if kind in found.metrics:
+            out.print(f"\n{title}: {COMPARED[kind]}", soft_wrap=True)
             rows = [*_measured(found, kind)]
-            out.print(f"\n{title}")
-            put(out, table(("metric", "value", "noise floor", "limits", ""), rows, right=("value", "noise floor")))
+            put(out, table(("metric", "value", "floor", "limits", ""), rows, right=("value", "floor")))
     if "engine" in found.metrics:
         out.print("\nthe engine's log-probabilities against those of the dequantized weights")
         columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
-        base = f"shares of the KL of {_number(blamed['kl'])} nats"
-        if blamed.get("probes"):
-            base += f" over {blamed['predictions']} predictions of the probes {' and '.join(blamed['probes'])}"
-        out.print(f"\n{_BLAMED[kind]}; {escape(base)}", soft_wrap=True)
+        out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed))}[/]", soft_wrap=True)
         put(out, _blame(blamed["rows"]))
+    if found.levels == ("static",):
+        out.print(f"\n{_STATIC}", soft_wrap=True)
     if not verbose:
         counts = Counter(finding.level for finding in found.of(Severity.PASS))
         passed = ", ".join(f"{level} {number}" for level, number in counts.items())
         notes = len(found.of(Severity.INFO))
-        out.print(f"\npassed: {passed or 'nothing'}; {plural(notes, 'note')} (-v lists all)", soft_wrap=True)
+        rest = f"; {plural(notes, 'note')}" if notes else ""
+        out.print(f"\nchecks passed: {passed or 'none'}{rest} (-v lists all)", soft_wrap=True)
 
 
 def verdict(out: "Console", found: Report, *, strict: bool) -> None:
@@ -77,6 +82,27 @@ def verdict(out: "Console", found: Report, *, strict: bool) -> None:
     out.print(f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {levels}", soft_wrap=True)
 
 
+def _in_tables(found: Report, severity: Severity) -> Iterator[Finding]:
+    """Yield one finding for all metrics of a comparison that have this severity; its table has their numbers."""
+    for kind in TITLES:
+        if alike := [one for one in found.of(severity) if _metric(found, one)[0] == kind]:
+            names = ", ".join(METRICS.get(_metric(found, one)[1], one.code) for one in alike)
+            remedy = next((one.remedy for one in alike if one.remedy), "")
+            yield Finding(f"logits.{kind}", severity, DIFFERS[kind], f"{names} (table below)", "", remedy)
+
+
+def _apart(found: Report, severity: Severity) -> Iterator[Finding]:
+    """Yield the findings of a severity that are in no table of metrics."""
+    yield from (one for one in found.of(severity) if not _metric(found, one)[0])
+
+
+def _metric(found: Report, finding: Finding) -> tuple[str, str]:
+    """Return the comparison and the metric of a finding that a table of metrics shows; empty texts for others."""
+    owner, name = Name(finding.code).cut()
+    values = found.metrics.get(owner.last, {}) if owner.last in TITLES else {}
+    return ("", "") if math.isnan(values.get(name, math.nan)) else (owner.last, name)
+
+
 def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *, verbose: bool) -> None:
     lines = list(findings) if verbose else list(grouped(findings))
     shown = lines if verbose else lines[:_MOST]
@@ -85,24 +111,25 @@ def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *
     for remedy, alike in groupby(shown, key=lambda one: one.remedy):  # printed once, below the last finding
         for one in alike:
             out.print(f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}", soft_wrap=True)
-        if remedy:
-            out.print(f"     [dim]{escape(remedy)}[/]", soft_wrap=True)
+        first, *ways = remedy.split("\n")
+        for line in (*([first] if first else []), *(f"- {way}" for way in ways)):
+            out.print(f"     [dim]{escape(line)}[/]", soft_wrap=True)
     if len(lines) > len(shown):
         out.print(f"and {len(lines) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
 
 
 def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
     """Yield a row for each metric that the profile judges."""
-    code = f"logits.{kind}."
     floor = found.metrics["floor"]["values"]
     values = found.metrics[kind]
     for one in found.findings:
-        name = one.code.removeprefix(code)
-        if one.code.startswith(code) and not math.isnan(values.get(name, math.nan)):
-            interval = ""
+        of, name = _metric(found, one)
+        if of == kind:
+            numbers = (_number(values[name]), _number(floor.get(name), ".2g"))
+            yield METRICS.get(name, name), *numbers, one.expected, one.severity.value
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
-                interval = f" [{_number(values['kl_low'])}, {_number(values['kl_high'])}]"
-            yield name, _number(values[name]) + interval, _number(floor.get(name)), one.expected, one.severity.value
+                ends = f"{_number(values['kl_low'], '.2g')} to {_number(values['kl_high'], '.2g')}"
+                yield "  95 % interval", ends, "", "its upper end is judged", ""
 
 
 def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -113,15 +140,28 @@ def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         yield one["name"], f"{one['tokens']:,}", *map(_number, numbers), agreed, _number(one["kl_mean"])
 
 
+def _how(blamed: Mapping[str, Any]) -> str:
+    """Return how a table of blame is measured."""
+    predictions = f"{blamed['predictions']} predictions" if blamed.get("predictions") else "all predictions"
+    probes = f" of the probes {' and '.join(blamed['probes'])}" if blamed.get("probes") else ""
+    return (
+        f"Measured on {predictions}{probes}, whose mean KL is {_number(blamed['kl'])} nats. Each row swaps one module "
+        "for the one it is compared with: the share of that KL that goes, and the KL that stays. Shares need not add "
+        "up to 100 %."
+    )
+
+
 def _blame(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table of shares of the loss, rows grouped by kind."""
-    cells = []
+    cells: list[Sequence[str]] = []
     for heading, alike in by_kind(rows):
-        for number, row in enumerate(alike[:_MOST]):
+        indent = "  " if heading else ""
+        cells += [(heading, *[""] * 4)] if heading else []
+        for row in alike[:_MOST]:
             share, sqnr = f"{round(100 * row['share'])} %", _number(row["sqnr"], ".1f")
-            cells.append((heading * (number == 0), row["module"], share, _number(row["kl"]), sqnr, row["note"]))
-    columns = ("", "module", "share", "KL without", "SQNR dB", "")
-    return table(columns, cells, right=columns[2:5])
+            cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
+    columns = ("module", "share", "KL that stays", "SQNR dB", "")
+    return table(columns, cells, right=columns[1:4])
 
 
 def _number(value: float | None, spec: str = ".4g") -> str:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from g4convert.cli.show_methods import KL_OF, methods
 from g4convert.cli.tables import facts, put, table
 from g4convert.gemma4 import Role
-from g4convert.quantities import duration, plural, size
+from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
     from g4convert.conversion.result import ErrorRow, Summary
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
 
 __all__ = ["answers", "calibrated", "summary"]
+
+_MUCH = 1 / 4
+"""Share of the output above which a role that is not packed is named."""
 
 
 def summary(  # noqa: PLR0913 - what is said, and how much of it
@@ -32,7 +36,8 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     refused: Sequence["Verdict"] = (),
     sound: bool = True,
     answers: str = "",
-    calibrated: str = "",
+    measure: str = "",
+    calibrated: Sequence["Cost"] = (),
 ) -> None:
     """Print the closing card: sizes, errors, worst tensors, engines that refuse the output, the command to serve it.
 
@@ -45,14 +50,15 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         refused: verdicts of engines that cannot load the output.
         sound: False if a verification found a fault; then the card does not say how to serve the output.
         answers: sentence on the quality of answers, from `answers`.
-        calibrated: sentence on methods that calibrate, from `calibrated`.
+        measure: command that measures the answers; empty if they are measured.
+        calibrated: costs of methods that calibrate, from `calibrated`.
     """
     from g4convert.conversion.result import serve_command
 
     rows = {
         "written": str(output),
         "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
-        f"{done.bits_per_weight:.2f} bits per weight",
+        f"{done.bits_per_weight:.2f} bits per weight{_kept(done)}",
         "method": f"{done.choice.method}: {done.choice.why}",
     }
     if done.calibration is not None:
@@ -85,51 +91,52 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if answers:
         out.print(f"answers: {escape(answers)}", soft_wrap=True)
     if calibrated:
-        out.print(f"with calibration: {escape(calibrated)}", soft_wrap=True)
+        out.print(f"\nmethods that calibrate lose less; {KL_OF}", soft_wrap=True)
+        put(out, methods(calibrated))
+        out.print()
+    commands = [measure] if sound and measure and done.total.stats.groups else []
     if sound and not any(one.engine == "vllm" for one in refused):
         drafter = any(row.role == Role.DRAFTER for row in done.sizes)
-        out.print(f"next: {escape(serve_command(str(output), drafter=drafter))}", soft_wrap=True)
+        commands.append(serve_command(str(output), drafter=drafter))
+    for word, command in zip(("next:", "then:"), commands, strict=False):
+        out.print(f"{word} {escape(command)}", soft_wrap=True)
 
 
-def answers(metrics: Mapping[str, Any] | None, output: Path, source: Path) -> str:
-    """Return a sentence on the distance of a conversion's answers from the original's, or on how to measure it.
+def _kept(done: "Summary") -> str:
+    """Return words on the largest role that stays as it was, if it makes up much of the output."""
+    same = [row for row in done.sizes if row.after and row.before == row.after]
+    most = max(same, key=lambda row: row.after, default=None)
+    if most is None or most.after < _MUCH * done.after:
+        return ""
+    return f"; {size(most.after)} of it is the {str(most.role).replace('_', ' ')}, which stays as it is"
+
+
+def answers(metrics: Mapping[str, Any] | None) -> str:
+    """Return a sentence on the distance of a conversion's answers from the original's.
 
     Args:
         metrics: metrics of the verification at the end of the conversion; None without a verification.
-        output: directory of the output.
-        source: directory of the original.
     """
     loss = (metrics or {}).get("loss")
     if loss is None:
-        command = f"g4convert verify {quote(str(output))} --reference {quote(str(source))} --level logits"
-        return f"not measured: weight error does not tell how good they are; `{command}` does"
+        return "not measured; weight error does not tell how good they are"
     return (
-        f"mean KL {loss['kl_mean']:.4g} to the original's over {loss['tokens']:,} predictions, "
+        f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions, "
         f"same top token {100 * loss['top1_agreement']:.1f} %"
     )
 
 
-def calibrated(done: "Summary", costs: Sequence["Cost"]) -> str:
-    """Return a sentence on the cost of methods that calibrate, after a run without calibration; otherwise empty.
+def calibrated(done: "Summary", costs: Sequence["Cost"]) -> Sequence["Cost"]:
+    """Return the costs of methods that calibrate, after that of the method that ran; empty after such a method.
 
     Args:
-        done: summary of the conversion; after method `lattice`, which keeps the source's codes, the result is empty.
+        done: summary of the conversion; method `lattice` keeps the source's codes, so nothing is returned after it.
         costs: costs of the method that ran, then of the others.
     """
     others = [one for one in costs[1:] if one.tokens]
     if done.calibration is not None or done.choice.method == "lattice" or not others:
-        return ""
-    took = "; ".join(
-        f"--method {one.method} would take about {duration(one.seconds)} here, {size(one.memory)} of memory and "
-        f"{size(one.disk)} of disk"
-        for one in others
-    )
-    known = [(str(one.method), one.kl) for one in (costs[0], *others) if one.kl is not None]
-    if len(known) < len(others) + 1:
-        return took
-    (own, least), *better = known
-    gains = ", ".join(f"{method} {kl:.2f}" for method, kl in better)
-    return f"{took}. On a real 270M model {own} had a mean KL of {least:.2f}, {gains}"
+        return ()
+    return (*costs[:1], *others)
 
 
 def _scales(gained: Mapping[str, Any]) -> str:

@@ -31,6 +31,11 @@ class Talk:
         self._quiet, self._mute, self._several = quiet or mute, mute, several
         self._said = 0
 
+    def loading(self, model: str) -> None:
+        """Print that a model is being loaded, which takes seconds to minutes."""
+        if not self._quiet:
+            self._messages.print(f"[dim]loading {escape(model)}[/]", soft_wrap=True)
+
     def tuned(self, path: Path, products: int) -> None:
         """Print that a table of tiles was written."""
         if not self._quiet:

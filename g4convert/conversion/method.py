@@ -43,7 +43,8 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
         return Choice(Method.MSE, f"lattices have {LATTICE_BITS} bits, and no packed weight has")
     share, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
-    return Choice(method, f"{share:.1%} of the groups of {linears} sampled Linears lie on a 4-bit lattice")
+    trained = "trained" if method is Method.LATTICE else "not trained"
+    return Choice(method, f"source {trained} for 4 bits: {share:.1%} of groups on a grid ({linears} Linears sampled)")
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:

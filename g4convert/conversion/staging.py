@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from g4convert.checkpoint.record import part, record
 from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.resume import check_sizes
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
@@ -102,7 +103,7 @@ class Staging:
         if not target.is_dir() or not any(target.iterdir()):
             return
         if not overwrite:
-            raise UsageError(f"{self.output}: is not empty", hint="--overwrite replaces it")
+            raise UsageError(f"{self.output}: is not empty{_made_of(target)}", hint="--overwrite replaces it")
         if not (target / "config.json").is_file():
             text = "is not empty and holds no config.json: not a checkpoint, so not overwritten"
             raise UsageError(f"{self.output}: {text}", hint=another)
@@ -218,6 +219,13 @@ class Staging:
         sync_directory(self.target.parent)
         if overwritten:
             shutil.rmtree(self.replaced)
+
+
+def _made_of(directory: Path) -> str:
+    """Return words on the conversion that a directory holds, by its record; empty if it has none."""
+    said = record(directory)
+    source, recipe = part(said, "source").get("name"), part(said, "recipe").get("name")
+    return f": it holds a conversion of {source} by recipe {recipe}" if source and recipe else ""
 
 
 def _holds(above: Path, path: Path) -> bool:

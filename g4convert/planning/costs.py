@@ -44,7 +44,7 @@ _ROUNDED: Final = 4e6
 """Weights per core and second that `gptq` rounds in three ways and compares, in addition to `_LAYERS_FLOP`."""
 _BASE: Final = 750_000_000
 """Resident bytes of the interpreter with torch and transformers."""
-_TILES: Final = 200_000_000
+_TILES: Final = 300_000_000
 """Resident bytes of a process that rounds tiles, without torch."""
 _FLOAT32: Final = 4
 _BITS: Final = 4

@@ -3,6 +3,7 @@
 run      Runs the levels that are asked for and collects their findings
 changed  Detects files that changed during the verification
 gates    Compares measured numbers with the thresholds of a profile
+labels   Words for metrics and comparisons, for the terminal and the page
 static   Level `static`: names, shapes, config and files, without reading a weight
 weights  Level `weights`: every stored value against its source
 probes   Inputs that together reach every part of a model

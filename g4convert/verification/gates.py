@@ -136,7 +136,7 @@ def judge(
     floor: Mapping[str, float] | None,
     *,
     level: str = "logits",
-    subject: str = "all response tokens",
+    subject: str = "all predictions",
 ) -> Iterator[Finding]:
     """Yield findings on every metric that a profile has a threshold for.
 

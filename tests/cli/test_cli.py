@@ -29,6 +29,7 @@ from g4convert.errors import InputError
 from g4convert.planning.recipe import Recipe, shipped
 from g4convert.planning.rules import PackRole
 from g4convert.progress import Bar, Lines, Quiet, watch
+from g4convert.quantities import nats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -181,7 +182,7 @@ def test_a_plan_says_what_each_method_takes_here_and_gained(moe: Path, g4convert
     assert all(one["seconds"] > 0 and one["memory"] > 0 for one in found)
     rows = {line.split()[0]: line for line in g4convert("plan", moe).out.splitlines() if line.split()}
     for one in found:
-        assert rows[one["method"]].endswith(f"{one['kl']:.2f}")
+        assert rows[one["method"]].endswith(f" {nats(one['kl'])}")
 
 
 def test_show_config_says_where_values_come_from(g4convert: Program) -> None:
@@ -213,13 +214,18 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     ran = g4convert("quantize", moe, "-o", tmp_path / "out")
     assert ran.status == 0
     assert "6.46 MB of 6.46 MB" in ran.err
-    for text in ("6.46 MB -> 2.08 MB in 1 file, 5.15 bits per weight", "method       mse: 0.0%", "peak memory"):
+    for text in (
+        "6.46 MB -> 2.08 MB in 1 file, 5.15 bits per weight",
+        "method       mse: source not trained for 4 bits: 0.0%",
+        "peak memory",
+    ):
         assert text in ran.out
     worst = ran.out.partition("largest relative error")[2].splitlines()
     assert len([line for line in worst if line.startswith("layers.")]) == 5
     refused = "refused by transformers 5.17 to 5.24, SGLang 0.5.23: `g4convert check"
     assert f"\n{refused} {tmp_path / 'out'}` says why\n" in ran.out
-    assert ran.out.endswith(f"\nnext: vllm serve {tmp_path / 'out'}\n")
+    measure = f"g4convert verify {tmp_path / 'out'} --reference {moe} --level logits"
+    assert ran.out.endswith(f"\nnext: {measure}\nthen: vllm serve {tmp_path / 'out'}\n")
     assert g4convert("check", tmp_path / "out", "--engine", "sglang").status == 1
 
 
@@ -239,7 +245,7 @@ def test_the_card_names_who_refuses_the_result(dense: Path, g4convert: Program, 
 def test_no_command_is_offered_that_vllm_refuses(dense: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", dense, "-o", tmp_path / "out", "--group-size", 16)
     assert "\nrefused by vLLM 0.33" in ran.out
-    assert "\nnext: " not in ran.out
+    assert "vllm serve" not in ran.out
 
 
 def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_path: Path) -> None:
@@ -248,7 +254,8 @@ def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_pat
     assert (quiet.status, quiet.out, quiet.err) == (0, "", "")
     refused = g4convert(*command, "--method", "minmax")
     assert refused.status == 2
-    assert refused.err == f"error: {tmp_path / 'out'}: is not empty\nhint: --overwrite replaces it\n"
+    held = f"is not empty: it holds a conversion of {moe.name} by recipe w4a16-g32"
+    assert refused.err == f"error: {tmp_path / 'out'}: {held}\nhint: --overwrite replaces it\n"
     verbose = g4convert(*command, "--overwrite", "-v")
     assert verbose.out.partition("all tensors")[2].count("\nlayers.") == 128
     found = json.loads(g4convert(*command, "--overwrite", "-q", "--json").out)
@@ -275,10 +282,11 @@ def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, t
 def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", text, "-o", tmp_path / "out", "--verify", "none")
     assert "mean of modules" in ran.out
-    measure = f"`g4convert verify {tmp_path / 'out'} --reference {text} --level logits` does"
-    assert f"answers: not measured: weight error does not tell how good they are; {measure}" in ran.out
-    assert "with calibration: --method imatrix would take about " in ran.out
-    assert "On a real 270M model auto had a mean KL of 0.30, imatrix 0.17, gptq 0.05, best 0.05" in ran.out
+    assert "answers: not measured; weight error does not tell how good they are" in ran.out
+    assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits\nthen: vllm serve" in ran.out
+    rows = [line.split() for line in ran.out.splitlines() if line.startswith(("auto", "imatrix", "gptq", "best"))]
+    known = {row[0]: row[-1] for row in rows}
+    assert known == {"auto": "0.30", "imatrix": "0.17", "gptq": "0.053", "best": "0.052"}
 
 
 def test_plan_says_which_files_are_larger_than_asked(text: Path, g4convert: Program) -> None:

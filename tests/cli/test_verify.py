@@ -436,4 +436,4 @@ def test_what_was_written_wrong_is_not_offered_to_be_served(
     assert "written" in ran.out
     assert "vllm serve" not in ran.out
     monkeypatch.undo()
-    assert "next: vllm serve" in g4convert("quantize", text, "-o", tmp_path / "right").out
+    assert "then: vllm serve" in g4convert("quantize", text, "-o", tmp_path / "right").out

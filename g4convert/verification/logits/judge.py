@@ -26,7 +26,6 @@ from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
 from g4convert.report import Finding
 from g4convert.verification.gates import Profile, judge
-from g4convert.verification.logits.advice import with_advice
 from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.kept import Kept, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, METRICS_VERSION, Comparison, Metrics
@@ -169,7 +168,6 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
         if profile.compares in measured:
             findings += judge(measured[profile.compares].values, profile, noise.values)
     inside, blamed = trace(models, probes, measured, findings, say)
-    findings = [*with_advice([*findings, *inside], blamed)]
     metrics: dict[str, Any] = {
         "metrics_version": METRICS_VERSION,
         "dtype": dtype_name(models.dequantized.model),
@@ -179,7 +177,7 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
         "profiles": {profile.compares: profile.model_dump(by_alias=True) for profile in (loss, parity)},
     }
     metrics |= {kind: one.to_dict() for kind, one in measured.items()}
-    return Judged(tuple(findings), metrics | {"blame": {kind: one.to_dict() for kind, one in blamed.items()}})
+    return Judged((*findings, *inside), metrics | {"blame": {kind: one.to_dict() for kind, one in blamed.items()}})
 
 
 def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:

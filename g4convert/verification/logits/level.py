@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.record import part, record
 from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
@@ -25,11 +26,12 @@ from g4convert.quantities import size
 from g4convert.report import Finding, Severity
 from g4convert.request import Request
 from g4convert.verification import gates
+from g4convert.verification.logits.advice import with_advice
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
 from g4convert.verification.logits.judge import Judged, Models, check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
-from g4convert.verification.probes.answers import with_answers
+from g4convert.verification.probes.answers import is_asked, with_answers
 from g4convert.verification.probes.media import MEDIA
 from g4convert.verification.probes.suite import make_probes
 
@@ -95,7 +97,9 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
-    return Judged((_loaded(), *told, *judged.findings), metrics)
+    costly = metrics["blame"].get("loss", {}).get("rows", ())
+    advised = with_advice(judged.findings, costly, part(record(out.path), "recipe").get("method"))
+    return Judged((_loaded(), *told, *advised), metrics)
 
 
 def store_reference(
@@ -188,6 +192,8 @@ def _asked(
         return probes, [_answers("none: a drafter is judged on every state it is handed")]
     if stream_of(model) is not None and all(probe.response.any() for probe in probes):
         return probes, [_answers("the bundled ones: a streamed model would read all its weights for each token")]
+    if not any(map(is_asked, probes)):
+        return probes, [_answers("none: without a chat template every token of a text is predicted")]
     say("letting the model answer")
     return with_answers(model, probes, max_new_tokens=_ANSWER_TOKENS), [_answers("the reference's own, greedy")]
 

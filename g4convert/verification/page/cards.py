@@ -16,37 +16,13 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from g4convert.names import Name
-from g4convert.report import by_kind
+from g4convert.verification.labels import COMPARED, COSTLY, METRICS, TITLES, by_kind
 from g4convert.verification.page.plots import bars, heat, histogram, lines, number
 
 __all__ = ["Card", "Cell", "Key", "Table", "cards", "number_of"]
 
 Json = Mapping[str, Any]
 
-_METRICS: Final = {
-    "kl_mean": "mean KL",
-    "kl_median": "median KL",
-    "kl_p99": "99 % KL",
-    "kl_p999": "99.9 % KL",
-    "kl_max": "largest KL",
-    "top1_agreement": "same likeliest token",
-    "top1_confident": "the same, where confident",
-    "rms_dp": "RMS Δp of the true token",
-    "ppl_ratio": "perplexity ratio",
-    "logit_cosine": "cosine of logits",
-    "logit_max_diff": "largest logit difference",
-    "sqnr_min": "lowest SQNR of a layer, dB",
-    "router_jaccard_min": "lowest router overlap",
-}
-_TITLES: Final = {"loss": "What four bits cost", "parity": "Whether it runs as written"}
-_ASKS: Final = {
-    "loss": "The original against the dequantized weights.",
-    "parity": "The dequantized weights against the path that runs them packed.",
-}
-_COSTLY: Final = {
-    "loss": "Which modules cost most (no fault of the file)",
-    "parity": "Which modules run differently from what is written",
-}
 _COLOURS: Final = {"loss": "a", "parity": "b", "noise floor": "floor"}
 _ERRORS: Final = {
     "relative_error": "relative error",
@@ -152,7 +128,7 @@ def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
     judged = {Name(one["code"]).last: one for one in findings if one["code"].startswith(f"logits.{kind}.")}
     floor = metrics.get("floor", {}).get("values", {})
     rows = []
-    for name, words in _METRICS.items():
+    for name, words in METRICS.items():
         value = number_of(metrics[kind].get(name))
         if math.isnan(value):
             continue
@@ -163,9 +139,14 @@ def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
         interval = _interval(metrics[kind]) if name == "kl_mean" else ""
         rows.append((Cell(words, interval), _cell(value), _cell(floor.get(name)), *verdict))
     bound = " KL is a lower bound: only the likeliest tokens of the reference are known."
-    how = _ASKS[kind] + (bound if metrics[kind]["lower_bound"] else "")
+    how = _sentence(f"{COMPARED[kind]}.") + (bound if metrics[kind]["lower_bound"] else "")
     head = (("Metric", False), ("Value", True), ("Floor", True), ("Limit", False), ("", False))
-    return Card(_TITLES[kind], how, Table(head, rows))
+    return Card(_sentence(TITLES[kind]), how, Table(head, rows))
+
+
+def _sentence(words: str) -> str:
+    """Return words with a capital letter at their beginning."""
+    return words[:1].upper() + words[1:]
 
 
 def _interval(metrics: Json) -> str:
@@ -199,7 +180,7 @@ def _blame(kind: str, table: Json) -> Card:
         "inputs. A layer's share holds those of its parts."
     )
     head = (("", False), ("Module", False), ("Share of the KL", True), ("KL without it", True), ("SQNR, dB", True))
-    return Card(_COSTLY[kind], how, Table(head, rows), wide=True)
+    return Card(_sentence(COSTLY[kind]), how, Table(head, rows), wide=True)
 
 
 def _kl(kind: str, metrics: Json) -> Card:
@@ -207,7 +188,7 @@ def _kl(kind: str, metrics: Json) -> Card:
     colour = _COLOURS[kind]
     plot = histogram(edges, metrics[kind]["kl_histogram"], floor, label=kind, colour=colour)
     keys = (Key(colour, f"{kind}: {number(metrics[kind]['tokens'])} tokens"), Key("floor", "noise floor", line=True))
-    how = "Share of response tokens by their KL divergence. Left of, or on, the floor is as good as rounding allows."
+    how = "Share of predictions by their KL divergence. Left of, or on, the floor is as good as rounding allows."
     return _plot(f"KL of {kind} against the floor", how, plot, keys, missing="No tokens.")
 
 

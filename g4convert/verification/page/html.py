@@ -7,6 +7,7 @@ markup, and a content security policy forbids scripts and requests.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -52,6 +53,7 @@ def page(report: Json) -> str:
         word=word,
         tallies=[f"{given['counts'][kind]} {words}" for kind, words in _TALLIES.items() if given["counts"][kind]],
         blamed=[*_blamed(given["metrics"], given["findings"])],
+        remedy=next((one["remedy"] for one in given["findings"] if one["severity"] == "fail" and one["remedy"]), ""),
         facts=_facts(given),
         cards=[*cards(given)],
         groups=[*_groups(given["findings"])],
@@ -145,4 +147,11 @@ def _groups(findings: Sequence[Json]) -> Iterator[_Group]:
     """Yield the findings by severity, worst first; PASS and INFO are folded away."""
     for kind in _ORDER:
         if members := [one for one in findings if one["severity"] == kind]:
-            yield _Group(_FOLDED.get(Severity(kind), ""), members)
+            yield _Group(_FOLDED.get(Severity(kind), ""), [*_advised_once(members)])
+
+
+def _advised_once(findings: Sequence[Json]) -> Iterator[Json]:
+    """Yield findings, and a remedy that several in a row share only with the last of them."""
+    for one, following in zip_longest(findings, findings[1:]):
+        same = following is not None and following["remedy"] == one["remedy"]
+        yield {**one, "remedy": ""} if same else one

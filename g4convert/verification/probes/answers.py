@@ -20,7 +20,7 @@ from g4convert.forward.models import Model, cache_name
 from g4convert.forward.probe import Probe
 from g4convert.verification.probes.suite import left_padded
 
-__all__ = ["decode_equals_prefill", "with_answers"]
+__all__ = ["decode_equals_prefill", "is_asked", "with_answers"]
 
 _SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
@@ -46,7 +46,7 @@ def with_answers(
         GateError: a logit is not finite.
     """
     found = {}
-    texts = [probe for probe in probes if probe.arguments.keys() == {"input_ids"} and _is_asked(probe)]
+    texts = [probe for probe in probes if probe.arguments.keys() == {"input_ids"} and is_asked(probe)]
     texts.sort(key=lambda probe: probe.response.shape[1])
     for batch in (texts[first : first + batch_size] for first in range(0, len(texts), batch_size)):
         questions = [question for probe in batch for question in _questions(probe)]
@@ -58,11 +58,11 @@ def with_answers(
             found[probe.name] = Probe.of(probe.name, probe.bucket, {"input_ids": ids}, answer)
     for probe in probes:
         if probe.name not in found:
-            found[probe.name] = _answered(model, probe, max_new_tokens) if _is_asked(probe) else probe
+            found[probe.name] = _answered(model, probe, max_new_tokens) if is_asked(probe) else probe
     return tuple(found[probe.name] for probe in probes)
 
 
-def _is_asked(probe: Probe) -> bool:
+def is_asked(probe: Probe) -> bool:
     """Return whether a probe has a question before its answer."""
     return "input_ids" in probe.arguments and not bool(probe.response[:, 0].any())
 

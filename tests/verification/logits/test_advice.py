@@ -8,11 +8,11 @@ FAIL, WARN, PASS = Severity.FAIL, Severity.WARN, Severity.PASS
 
 
 def finding(code: str, severity: Severity) -> Finding:
-    return Finding(f"logits.{code}", severity, "all response tokens", "", "")
+    return Finding(f"logits.{code}", severity, "all predictions", "", "")
 
 
-def remedies(*findings: Finding, blamed: Blame | None = None) -> dict[str, str]:
-    advised = with_advice(findings, {"loss": blamed} if blamed else {})
+def remedies(*findings: Finding, blamed: Blame | None = None, method: str | None = None) -> dict[str, str]:
+    advised = with_advice(findings, blamed.to_dict()["rows"] if blamed else (), method)
     return {one.code: one.remedy for one in advised if one.remedy}
 
 
@@ -34,8 +34,17 @@ def test_a_table_of_blame_adds_a_line_of_a_recipe_and_the_layers() -> None:
     )
     blamed = Blame(0.2, 0.2, rows, 30)
     (text,) = remedies(finding("loss.kl_mean", FAIL), RIGHT, blamed=blamed).values()
-    assert "keeping every mlp weight takes 50 % of the cost away: `pack: [attention, experts]` in a recipe" in text
-    assert "the layers that cost most: layers.3 20 %" in text
+    lines = text.splitlines()
+    assert "every mlp weight in bf16: `pack: [attention, experts]` in a recipe takes 50 % of the cost away" in lines
+    assert lines[-1].endswith("by `rules` of a recipe: layers.3 (20 %)")
+
+
+def test_a_method_that_costs_no_less_is_not_advised() -> None:
+    lost = finding("loss.kl_mean", FAIL), RIGHT
+    for method, offered in ((None, True), ("auto", True), ("imatrix", True), ("gptq", False), ("best", False)):
+        (text,) = remedies(*lost, method=method).values()
+        assert ("w4a16-g32-gptq" in text) is offered
+        assert "w8a16-g32" in text
 
 
 def test_nothing_is_advised_beside_a_fault_or_without_a_path() -> None:
