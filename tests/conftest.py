@@ -1,4 +1,7 @@
-"""Checkpoints shared by the tests: made once in a run, for all its processes, and never written to."""
+"""Checkpoints shared by the tests: made once in a run, for all its processes, and never written to.
+
+The processes also share what numba compiles, and none of them waits until a file is on the disk.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import gc
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from hypothesis import settings
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import Dispatcher
 
 from g4convert.errors import EnvironmentFault
 
@@ -55,6 +60,29 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Let go of them."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Write files without waiting for the disk, and compile each function in one process of the run.
+
+    A power cut cannot be tested, and the tests write thousands of files. Where one process compiles a function, another
+    that needs it waits, and then reads it from numba's cache.
+    """
+    locks = _shared(tmp_path_factory) / "compiled"
+    locks.mkdir(exist_ok=True)
+    compile_here = Dispatcher.compile
+
+    def compile_once(dispatcher: Any, signature: Any) -> Any:  # noqa: ANN401 -- numba's
+        function = dispatcher.py_func
+        with global_compiler_lock, _locked(locks / f"{function.__module__}.{function.__qualname__}"):
+            return compile_here(dispatcher, signature)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr(os, "fdatasync", lambda _: None)
+        patch.setattr(Dispatcher, "compile", compile_once)
+        yield
 
 
 def pytest_runtest_setup() -> None:

@@ -141,10 +141,9 @@ def _group(name: str, packing: Packing, targets: tuple[str, ...]) -> DeclaredGro
 
 def _schemes(weights: Weights) -> dict[str, StoredScheme]:
     """Return the scheme in which each packed module will be stored."""
-    of_packing = {packing: _stored(packing) for packing in {*weights.packed.values()}}
-    return {
-        module: replace(of_packing[packing], shape=weights.shapes[module]) for module, packing in weights.packed.items()
-    }
+    forms = {module: (packing, weights.shapes[module]) for module, packing in weights.packed.items()}
+    schemes = {form: replace(_stored(form[0]), shape=form[1]) for form in {*forms.values()}}
+    return {module: schemes[form] for module, form in forms.items()}
 
 
 def _stored(packing: Packing) -> StoredScheme:

@@ -25,6 +25,8 @@ Renames = tuple[tuple[str, str], ...]
 
 _WEIGHT: Final = ".weight"
 _NO_NOTE: Final = Reason()
+_ALL: Final = r"\g<0>"
+"""Template of the whole match."""
 LM_HEAD: Final = "lm_head"
 
 
@@ -101,7 +103,7 @@ class Rule:
 
     pattern: str
     classes: tuple[str, ...]
-    name: str | None = r"\g<0>"
+    name: str | None = _ALL
     path: str | None = None
     cut: Cut = Cut.WHOLE
     configured: bool = True
@@ -142,15 +144,20 @@ def build(
     for kind, shards, match, rule in _ruled(architecture, rules, names):
         if rule.name is None:
             continue
-        name = match.expand(rule.name)
+        name = _filled(rule.name, match)
         present = tuple(filter(None, shards))
         held = found[name].shards if name in found else ()
-        path = renamed(match.expand(rule.path or rule.name), paths)
+        path = renamed(_filled(rule.path, match) if rule.path else name, paths)
         accepts = Accepts.EITHER if kind is Kind.HEAD and present and rule.configured else rule.accepts
         found[name] = Module(
             name, path, kind, rule.classes, (*held, *present), rule.cut, rule.configured, accepts, rule.note
         )
     return tuple(found.values())
+
+
+def _filled(template: str, match: re.Match[str]) -> str:
+    """Return a template with the parts of the match; `expand` would parse it again for each module."""
+    return match[0] if template == _ALL else match.expand(template)
 
 
 def left_out(architecture: Architecture, rules: Iterable[Rule], names: Renames = ()) -> dict[str, bool]:

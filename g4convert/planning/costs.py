@@ -98,22 +98,27 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
     is_measured = {step.packing for step in plan.quantized} == {Packing(_BITS, recipe.group_size)}
     measured = {**KL.get(recipe.group_size, {}), **(_EXPERTS.get(recipe.group_size, {}) if text.experts else {})}
     kl = measured.get(method) if is_measured else None
+    linears = tuple(_linears(plan)) if method in _CALIBRATED else ()
     match method:
         case Method.IMATRIX:
-            seconds = START + _pass_flop(plan, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
+            seconds = (
+                START + _pass_flop(linears, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
+            )
             memory = max(_TILES, _BASE + _layer_bytes(plan))
             return Cost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens, kl)
         case Method.GPTQ:
-            rounded = sum(one.n * one.k for one in _linears(plan)) / _ROUNDED
-            seconds = START + (rounded + _layers_flop(plan, tokens) / _LAYERS_FLOP) / workers
-            widest = max((one.k for one in _linears(plan)), default=0)
-            aimed = 0 if text.experts else 2 * max((one.n * one.k for one in _linears(plan)), default=0)
+            rounded = sum(one.n * one.k for one in linears) / _ROUNDED
+            seconds = (
+                START + (rounded + _layers_flop(linears, tokens, aimed=text.experts is None) / _LAYERS_FLOP) / workers
+            )
+            widest = max((one.k for one in linears), default=0)
+            aimed = 0 if text.experts else 2 * max((one.n * one.k for one in linears), default=0)
             memory = _BASE + _layer_bytes(plan) + _FLOAT32 * (widest**2 + aimed)  # H, which becomes its factor
             return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens, kl)
         case Method.BEST:
             layers = _cost(plan, sizes, workers, tokens, Method.GPTQ)
             running = min(BATCH, workers)
-            seconds = layers.seconds + _training_flop(plan, tokens) / _LAYERS_FLOP / running
+            seconds = layers.seconds + _training_flop(plan, linears, tokens) / _LAYERS_FLOP / running
             memory = max(layers.memory, _BASE + TrainingMemory.of(plan, min(tokens, _SAMPLE), running).total)
             return Cost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens, kl)
         case _:
@@ -148,30 +153,29 @@ def _linears(plan: Plan) -> Iterable[_Linear]:
             yield _Linear(n, k, share, module.projection not in _SHARED_INPUTS)
 
 
-def _pass_flop(plan: Plan, tokens: int) -> float:
+def _pass_flop(linears: Iterable[_Linear], tokens: int) -> float:
     """Return the floating-point operations of one forward pass through the layers."""
-    return sum(2 * tokens * one.share * one.n * one.k for one in _linears(plan))
+    return sum(2 * tokens * one.share * one.n * one.k for one in linears)
 
 
-def _training_flop(plan: Plan, tokens: int) -> float:
+def _training_flop(plan: Plan, linears: Iterable[_Linear], tokens: int) -> float:
     """Return the operations of training scales: forward, backward (twice the forward), and the original's logits."""
     text = plan.architecture.text
-    return (1 + 3 * EPOCHS) * _pass_flop(plan, tokens) + 2 * tokens * text.hidden_size * text.vocab_size
+    return (1 + 3 * EPOCHS) * _pass_flop(linears, tokens) + 2 * tokens * text.hidden_size * text.vocab_size
 
 
-def _layers_flop(plan: Plan, tokens: int) -> float:
+def _layers_flop(linears: tuple[_Linear, ...], tokens: int, *, aimed: bool) -> float:
     """Return the operations of `gptq`.
 
     Forward, H (once per shared input), its factor, and the rounding loop; without experts also the forward of the
     unquantized layers, the sum with their inputs, and weights moved by it.
     """
-    is_aimed = plan.architecture.text.experts is None
-    total = (1 + is_aimed) * _pass_flop(plan, tokens)
-    for one in _linears(plan):
-        total += (1 + 6 * is_aimed) * one.n * one.k**2
+    total = (1 + aimed) * _pass_flop(linears, tokens)
+    for one in linears:
+        total += (1 + 6 * aimed) * one.n * one.k**2
         if one.first:
             total += tokens * one.share * one.k**2 + 2 / 3 * one.k**3
-            total += is_aimed * tokens * min(2 * one.k**2, 4 * one.n * one.k)
+            total += aimed * tokens * min(2 * one.k**2, 4 * one.n * one.k)
     return total
 
 

@@ -8,8 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+import typer
 
 from g4convert.cli import app as cli
+
+COMMAND = typer.main.get_command(cli.app)
+"""The program's commands; `app` would build all of them again in each run."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +50,7 @@ def g4convert(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     """`g4convert ARGUMENTS`, 100 columns wide, without colour and without a network."""
     for name, value in {"COLUMNS": "100", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "app", COMMAND)
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments: object) -> Ran:
