@@ -22,7 +22,7 @@ def both(full: dict[str, Any], sliding: dict[str, Any] | None = None) -> dict[st
 
 
 def computed(text: Config) -> bool:
-    """Whether transformers makes an angle for each half of each head."""
+    """Return whether transformers makes an angle for each half of each head."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         config = Gemma4TextConfig(**text)
