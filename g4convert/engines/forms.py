@@ -5,7 +5,7 @@ from typing import Final
 
 from g4convert.engines.contract import Contract, OnUnknown
 from g4convert.engines.faults import Fault, Problem, judge
-from g4convert.engines.groups import Misfit, misfits, taken
+from g4convert.engines.groups import Misfit, misfits, misfits_of_all, taken
 from g4convert.engines.module import Kind
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way
@@ -21,6 +21,8 @@ _ZERO_POINTS: Final = Reason(
 )
 ONE_TARGET: Final = "targets that hold in every engine: patterns for whole layers, such as `re:.*self_attn.*`"
 
+ONE_SCHEME: Final = "a config group that says how the weights are stored, or weights that are stored as it says"
+
 
 def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
     """Return a remark for each kind of module that an engine would not load correctly.
@@ -31,7 +33,7 @@ def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
     """
     kinds = {_kind(weights, one): one for one in _problems(weights, contract)}
     forms = (_remark(weights, contract, one) for one in kinds.values())
-    groups = (_other_group(weights, one) for one in misfits(contract, weights))
+    groups = _other_groups(weights, contract)
     return tuple(dict.fromkeys((*forms, *groups, *_tables(weights, contract))))
 
 
@@ -80,9 +82,16 @@ def _remark(weights: Weights, contract: Contract, problem: Problem) -> Remark:
     return Remark(Topic.FORM, subject, Reason(f"{problem.fault}{detail}: {then}"), role=role)
 
 
-def _other_group(weights: Weights, misfit: Misfit) -> Remark:
-    """Return the remark on a module that the engine builds by a config group that differs from the stored scheme."""
+def _other_groups(weights: Weights, contract: Contract) -> Iterator[Remark]:
+    """Yield a remark for each module that the engine builds by a config group that differs from the stored scheme."""
+    found = [*misfits(contract, weights)]
+    of_all = {(one.shard, one.group) for one in misfits_of_all(weights) if not one.engines} if found else set()
+    for one in found:
+        yield _other_group(weights, one, ONE_SCHEME if (one.shard, one.group) in of_all else ONE_TARGET)
+
+
+def _other_group(weights: Weights, misfit: Misfit, remedy: str) -> Remark:
     part = Name(misfit.shard).projection
     subject = label(misfit.module) if misfit.module.name.endswith(part) else f"{label(misfit.module)} ({part})"
     reason = Reason(f"built by config_groups.{misfit.group}: {misfit.difference}")
-    return Remark(Topic.STORED, subject, reason, (Way(ONE_TARGET),), weights.roles.get(misfit.shard))
+    return Remark(Topic.STORED, subject, reason, (Way(remedy),), weights.roles.get(misfit.shard))

@@ -21,6 +21,9 @@ below come from the engines' sources: files under `vllm/model_executor/` of vLLM
                     (kernels/jit/csrc/gemm/marlin/gptq_marlin.cuh:117, :231); whole groups
                     (srt/layers/quantization/compressed_tensors/schemes/compressed_tensors_wNa16.py:128)
 
+    bits            all of these take 4 and 8. vLLM builds 2 to 8 (compressed_tensors_wNa16.py:41), but only Humming
+                    multiplies by the others; SGLang stops (compressed_tensors_wNa16.py:55)
+
 `x % m` above means that m divides x. Letters: n out_features, k in_features, h hidden_size, i width of an expert, g
 group_size. Exllama takes no bf16. Conch and Humming are optional packages, which verdicts do not count on.
 """
@@ -47,6 +50,7 @@ _MARLIN_GROUPS: Final = {None, 32, 64, 128}
 _MACHETE_GROUPS: Final = {None, 64, 128}
 _TRITON_GROUPS: Final = {256}
 _INT4: Final = 4
+_KERNEL_BITS: Final = {4, 8}
 _CPU_TILE: Final = 32
 
 _MARLIN: Final = "Marlin"
@@ -59,7 +63,7 @@ class Packing:
     """Packing of a weight.
 
     Args:
-        num_bits: 4 or 8.
+        num_bits: 4 or 8; of a stored checkpoint any number.
         group_size: number of weights along k that share a scale; None for a whole row.
     """
 
@@ -111,6 +115,8 @@ class Refused:
 
 def vllm_linear(part: Part, packing: Packing) -> Taken | Refused:
     """Return vLLM's kernel for a Linear on an NVIDIA GPU, or why it has none."""
+    if odd := _odd_bits(packing):
+        return odd
     g = packing.group_size
     if torn := _torn(part.k, part.full_k, g):
         return torn
@@ -132,6 +138,8 @@ def vllm_experts(h: int, i: int, full_i: int, packing: Packing) -> Taken | Refus
         full_i: width of each expert.
         packing: packing of all three projections.
     """
+    if odd := _odd_bits(packing):
+        return odd
     g = packing.group_size
     if torn := _torn(h, h, g) or _torn(i, full_i, g):
         return torn
@@ -164,6 +172,8 @@ def vllm_cpu_experts(packing: Packing) -> Taken | Refused:
 
 def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
     """Return SGLang's kernel for a Linear on an NVIDIA GPU, or why it has none."""
+    if odd := _odd_bits(packing):
+        return odd
     g = packing.group_size
     if torn := _torn(part.k, part.full_k, g):
         return torn
@@ -174,6 +184,11 @@ def sglang_linear(part: Part, packing: Packing) -> Taken | Refused:
             Reason(f"{part.n} x {part.k} fits no tile of Marlin (128 x 64, 64 x 128), and SGLang does not pad")
         )
     return Taken(_MARLIN)
+
+
+def _odd_bits(packing: Packing) -> Refused | None:
+    """Return a refusal of weights of other than 4 and 8 bits, otherwise None."""
+    return None if packing.num_bits in _KERNEL_BITS else Refused(Reason(f"no kernel for {packing.num_bits} bits"))
 
 
 def _torn(k: int, full_k: int, g: int | None) -> Refused | None:

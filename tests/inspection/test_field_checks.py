@@ -61,6 +61,23 @@ def beside(part: str, tensor: torch.Tensor) -> Any:  # noqa: ANN401 -- a functio
     return change
 
 
+def loaded_values(directory: Path) -> Tensors:
+    """Every tensor of the model that transformers loads, by name; nothing missing, nothing unexpected."""
+    with quiet_transformers():
+        kind = json.loads((directory / "config.json").read_text())["model_type"]
+        model, report = model_class(kind).from_pretrained(directory, dtype=torch.bfloat16, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return dict(model.state_dict())
+
+
+def assert_loads_as(directory: Path, good: Path) -> None:
+    """Every value that transformers loads from a corrected checkpoint is that of a good one."""
+    found, expected = loaded_values(directory), loaded_values(good)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
 @pytest.mark.parametrize("num_bits", [4, 8])
 def test_experts_with_a_scale_per_row_are_in_one_form(num_bits: int, moe: Path, tmp_path: Path) -> None:
     quantized(moe, tmp_path / "out", group_size="channel", num_bits=num_bits, method="minmax")
@@ -164,6 +181,66 @@ def test_zero_points_are_a_caveat_of_transformers(dense_out: Path, tmp_path: Pat
     found = checked(rewritten(dense_out, tmp_path / "out", change, quantization_config=said))
     assert loads(found)["transformers"] is Loads.CAVEAT
     assert loads(found)["vllm"] is not Loads.NO
+
+
+@pytest.mark.parametrize("has_zeros", [True, False])
+def test_what_no_engine_builds_as_stored_is_no_matter_of_targets(
+    has_zeros: bool,  # noqa: FBT001 -- a parameter
+    dense_out: Path,
+    tmp_path: Path,
+) -> None:
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["weights"]["symmetric"] = has_zeros
+
+    def change(tensors: Tensors) -> Tensors:
+        sizes = {module: tensors[f"{module}.weight_scale"].shape for module in modules(tensors) if has_zeros}
+        zeros = {m: torch.zeros(-(-n // 8), groups, dtype=torch.int32) for m, (n, groups) in sizes.items()}
+        return tensors | {f"{module}.weight_zero_point": zero for module, zero in zeros.items()}
+
+    found = checked(rewritten(dense_out, tmp_path / "out", change, quantization_config=said))
+    assert set(loads(found).values()) == {Loads.NO}
+    remedies = {remark.remedy for one in found.verdicts for remark in one.problems if "group_0" in remark.line}
+    assert remedies == {"a config group that says how the weights are stored, or weights that are stored as it says"}
+
+
+@pytest.mark.parametrize("kind", ["one byte each", "packed along the columns"])
+def test_zero_points_in_another_form_stop_all_engines(kind: str, dense_out: Path, tmp_path: Path) -> None:
+    """As AWQ and GPTQ hold them: compressed-tensors packs them along the rows, and all engines make room for that."""
+    said = section(dense_out)
+    said["config_groups"]["group_0"]["weights"]["symmetric"] = False
+
+    def change(tensors: Tensors) -> Tensors:
+        sizes = {module: tensors[f"{module}.weight_scale"].shape for module in modules(tensors)}
+        byte, word = torch.int8, torch.int32
+        zeros = {m: torch.zeros(n, g, dtype=byte) for m, (n, g) in sizes.items()}
+        if kind == "packed along the columns":
+            zeros = {m: torch.zeros(n, -(-g // 8), dtype=word) for m, (n, g) in sizes.items()}
+        return tensors | {f"{module}.weight_zero_point": zero for module, zero in zeros.items()}
+
+    found = checked(rewritten(dense_out, tmp_path / "out", change, quantization_config=said))
+    assert set(loads(found).values()) == {Loads.NO}
+    assert any(one.code == "static.packed" and "weight_zero_point" in one.found for one in found.report.findings)
+
+
+@pytest.mark.parametrize("family", ["dense", "moe"])
+def test_three_bits_are_packed_right_but_have_no_kernel(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Recorded: transformers 5.22.2 loads them, vLLM 0.33 has only the optional Humming, SGLang takes 4 and 8."""
+    quantized(request.getfixturevalue(family), tmp_path / "four", method="minmax")
+    said = section(tmp_path / "four")
+    said["config_groups"]["group_0"]["weights"]["num_bits"] = 3
+
+    def change(tensors: Tensors) -> Tensors:
+        words = {name: tensor for name, tensor in tensors.items() if name.endswith(".weight_packed")}
+        return tensors | {name: one[:, : one.shape[1] * 3 // 4].clone() for name, one in words.items()}
+
+    found = checked(rewritten(tmp_path / "four", tmp_path / "out", change, quantization_config=said))
+    assert not codes(found) - {"engines.vllm", "engines.sglang", "engines.transformers"}
+    assert (loads(found)["transformers"] is Loads.NO) is (family == "moe")  # it has no mapping for single experts
+    assert loads(found)["vllm"] is loads(found)["sglang"] is Loads.NO
+    reasons = [remark.line for one in found.verdicts if one.engine != "transformers" for remark in one.problems]
+    assert any("no kernel for 3 bits" in line for line in reasons)
 
 
 def renamed(tensors: Tensors, part: str, *others: str) -> Tensors:
@@ -293,6 +370,7 @@ def test_each_engine_takes_the_group_of_its_own_order(
         assert fix(tmp_path / "out")
         mended = loads(checked(tmp_path / "out"))
         assert {engine for engine, one in mended.items() if one is not Loads.NO} == YES
+        assert_loads_as(tmp_path / "out", two_precisions(dense, tmp_path / "good", [(["Linear"], 4), ([WHOLE], 8)]))
 
 
 @pytest.mark.parametrize("family", ["dense", "unified", "e2b"])
@@ -537,19 +615,22 @@ def test_inspect_says_what_check_says_of_groups(
 # what `--fix` writes is loaded
 
 
-def loaded_values(directory: Path) -> Tensors:
-    """Every tensor of the model that transformers loads, by name; nothing missing, nothing unexpected."""
-    with quiet_transformers():
-        kind = json.loads((directory / "config.json").read_text())["model_type"]
-        model, report = model_class(kind).from_pretrained(directory, dtype=torch.bfloat16, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    return dict(model.state_dict())
-
-
 def broken(said: dict[str, Any], **weights: object) -> dict[str, Any]:
     said["config_groups"]["group_0"]["weights"] |= weights
     return said
+
+
+def grouped(said: dict[str, Any], **keys: object) -> dict[str, Any]:
+    """The config groups with other keys, and without a format of their own."""
+    return {
+        name: {"targets": g["targets"], "weights": g["weights"]} | keys for name, g in said["config_groups"].items()
+    }
+
+
+def grouped_otherwise(said: dict[str, Any]) -> dict[str, Any]:
+    """The first config group in 8 bits: of two groups with one target, engines take the last."""
+    group = next(iter(said["config_groups"].values()))
+    return group | {"weights": group["weights"] | {"num_bits": 8}}
 
 
 DAMAGES: Mapping[str, Any] = {
@@ -562,6 +643,16 @@ DAMAGES: Mapping[str, Any] = {
     "a dead pattern": lambda said: {"quantization_config": said | {"ignore": [*said["ignore"], "re:.*mlp.("]}},
     "another name": lambda said: {"quantization_config": "gone", "compression_config": said},
     "nothing said": lambda _: {"quantization_config": "gone"},
+    "no config group": lambda said: {"quantization_config": said | {"config_groups": {}}},
+    "no target": lambda said: {"quantization_config": said | {"config_groups": grouped(said, targets=[])}},
+    "one target in two groups": lambda said: {
+        "quantization_config": said | {"config_groups": said["config_groups"] | {"other": grouped_otherwise(said)}}
+    },
+    "no format": lambda said: {"quantization_config": said | {"format": None, "config_groups": grouped(said)}},
+    "format dense": lambda said: {"quantization_config": said | {"format": "dense", "config_groups": grouped(said)}},
+    "another format": lambda said: {
+        "quantization_config": said | {"format": "int-quantized", "config_groups": grouped(said)}
+    },
     "status": lambda said: {"quantization_config": said | {"quantization_status": "frozen"}},
 }
 
@@ -570,16 +661,13 @@ DAMAGES: Mapping[str, Any] = {
 def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     good = tmp_path / "good"
     quantized(request.getfixturevalue(family), good, method="minmax")
-    expected = loaded_values(good)
     for name, damage in DAMAGES.items():
         out = rewritten(good, tmp_path / name, dict, **damage(section(good)))
         assert codes(checked(out)), name
         assert any("--fix" in one.remedy for one in checked(out).report.findings), name
         assert fix(out) is not None
         assert set(loads(checked(out)).values()) == {Loads.YES}, name
-        found = loaded_values(out)
-        assert found.keys() == expected.keys(), name
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items()), name
+        assert_loads_as(out, good)
 
 
 @pytest.mark.parametrize("named", BY_LAYER)
@@ -631,6 +719,7 @@ def test_a_section_of_sparsity_stops_vllm_and_fix_drops_it(dense_out: Path, tmp_
     assert fix(out)
     assert "sparsity_config" not in section(out)
     assert set(loads(checked(out)).values()) == {Loads.YES}
+    assert_loads_as(out, dense_out)
     empty = with_section(dense_out, tmp_path / "empty", sparsity_config=sparsity | {"targets": []})
     assert set(loads(checked(empty)).values()) == {Loads.YES}
 
@@ -658,3 +747,4 @@ def test_groups_of_a_tensor_are_no_groups_of_integers(dense_out: Path, tmp_path:
     assert set(loads(checked(out)).values()) == {Loads.NO}
     assert fix(out)
     assert set(loads(checked(out)).values()) == {Loads.YES}
+    assert_loads_as(out, dense_out)

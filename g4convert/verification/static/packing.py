@@ -1,6 +1,7 @@
 """Checks of packed weights: words, scales and shapes against the config's scheme and the model's dimensions.
 
     weight_packed  I32 [n, k*bits/32]      weight_scale  float [n, k/g], [n, 1]      weight_shape  I64 [2] = [n, k]
+    weight_zero_point  I32 [n*bits/32, k/g]
 
 Letters: n out_features, k in_features, g group_size. Only dtypes and shapes are checked, and the two values of each
 `weight_shape`; level `weights` checks codes and scales.
@@ -74,6 +75,12 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
     elif scheme.fault or not scale.dtype.is_weight:
         found = f"weight_scale {scale.dtype} {[*scale.shape]}"
         yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), AGAIN)
+    zero = module.parts.get("weight_zero_point")
+    if zero is not None and scale is not None and len(shape) == len(scale.shape) == 2:
+        right = (-(-shape[0] * bits // 32), scale.shape[1])
+        if zero.dtype is not DType.I32 or zero.shape != right:
+            found = f"weight_zero_point {zero.dtype} {[*zero.shape]}"
+            yield Finding("static.packed", Severity.FAIL, name, found, f"I32 {[*right]}, packed along the rows", AGAIN)
     if group is not None and group.static_int8:
         yield from _activation_scales(module)
     if "weight_g_idx" in module.parts:
