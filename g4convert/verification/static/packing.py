@@ -77,10 +77,10 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
         yield Finding("static.scale", Severity.FAIL, name, found, _scale_text(shape, group), AGAIN)
     zero = module.parts.get("weight_zero_point")
     if zero is not None and scale is not None and len(shape) == len(scale.shape) == 2:
-        right = (-(-shape[0] * bits // 32), scale.shape[1])
-        if zero.dtype is not DType.I32 or zero.shape != right:
-            found = f"weight_zero_point {zero.dtype} {[*zero.shape]}"
-            yield Finding("static.packed", Severity.FAIL, name, found, f"I32 {[*right]}, packed along the rows", AGAIN)
+        packed = (-(-shape[0] * bits // 32), scale.shape[1])
+        if zero.dtype is not DType.I32 or zero.shape != packed:
+            found, right = f"weight_zero_point {zero.dtype} {[*zero.shape]}", f"I32 {[*packed]}, packed along the rows"
+            yield Finding("static.packed", Severity.FAIL, name, found, right, AGAIN)
     if group is not None and group.static_int8:
         yield from _activation_scales(module)
     if "weight_g_idx" in module.parts:
