@@ -1,12 +1,20 @@
-"""Places of the files that a command writes: never among the files that it reads, nor in the place of one."""
+"""Places of what a command writes: never among the files that it reads, nor in the place of one, nor at a mount.
+
+check_apart    files that are written, against those that are read
+holds_mount    whether something is mounted at or below a path
+"""
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from g4convert.errors import UsageError
 
-__all__ = ["check_apart"]
+__all__ = ["check_apart", "holds_mount"]
+
+_MOUNTS = Path("/proc/self/mountinfo")
+"""Linux's list of mounts: the fifth word of a line is the place, with spaces and such in octal."""
 
 
 def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
@@ -28,6 +36,27 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
             within = f"lies in {meant.pop()}" if place not in meant else "is another file of this command"
             raise UsageError(f"{path}: {within}, which it would change", hint="name a file elsewhere")
         taken.add(place)
+
+
+def holds_mount(path: Path) -> bool:
+    """Return whether a path is a mount point, or a directory that has one in it: neither can be moved away as a whole.
+
+    `os.path.ismount` compares devices, so a bind mount of the same disk is in the list of mounts only.
+    """
+    if path.is_mount():
+        return True
+    place = os.fsencode(_real(path))
+    return any(one == place or one.startswith(place + b"/") for one in _mounts())
+
+
+def _mounts() -> Iterator[bytes]:
+    """Yield the places of all mounts; none where the system has no such list."""
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        yield re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8) & 0xFF]), line.split()[4])
 
 
 def _real(path: Path) -> Path:

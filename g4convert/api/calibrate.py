@@ -28,6 +28,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.places import check_apart
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
+from g4convert.whole_files import check_writable
 
 __all__ = ["Calibrated", "calibrate"]
 
@@ -115,9 +116,10 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     Raises:
         UsageError: the file is there already or has another ending, a number is out of range, or answers are asked of
             a model that does not fit the memory.
-        InputError: no such model, no tokenizer, no such texts, too few of them, or the disk is too small.
+        InputError: no such model, no tokenizer, no such texts, or too few of them.
         GateError: the tensors of a model that answers are not its own, or a logit is not finite.
-        EnvironmentFault: the model or the dataset cannot be fetched, no such device, or not enough memory.
+        EnvironmentFault: the model or the dataset cannot be fetched, no such device, not enough memory,
+            or the disk is too small.
         Interrupted: stopped on request; ids and finished layers are kept.
     """
     path, watch = Path(output), progress or Quiet()
@@ -223,5 +225,4 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{path}: a calibration file ends in .safetensors", hint=f"-o {path.name}.safetensors")
     if path.is_dir() or (path.exists() and not overwrite):
         raise UsageError(f"{path}: is there already", hint="name another file, or pass --overwrite")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: no such directory")
+    check_writable(path)

@@ -14,7 +14,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.method import choose
 from g4convert.devices import memory_faults
-from g4convert.errors import Interrupted, UsageError
+from g4convert.errors import InputError, Interrupted, UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
 from g4convert.fitting.choosing import choose_for, presets
 from g4convert.fitting.engines import loadable
@@ -37,6 +37,7 @@ from g4convert.planning.steps import make_plan
 from g4convert.progress import Quiet
 from g4convert.quantization import Method
 from g4convert.request import DEFAULTS, MemoryUse, chosen
+from g4convert.whole_files import check_writable, write_whole
 
 __all__ = ["fit"]
 
@@ -106,12 +107,17 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     target, path, watch = target_of(target_size, target_bits, max_kl), Path(output), progress or Quiet()
     data = Path(calibration) if calibration else path.with_name(f"{path.stem}.calibration.safetensors")
     kept = Path(sensitivities) if sensitivities else path.with_suffix(".sensitivities.json")
-    _check_places(path, (data, kept, *([] if plot is None else [Path(plot)])), overwrite=overwrite)
+    written = [path, kept, *([] if plot is None else [Path(plot)])]
+    _check_output(path, overwrite=overwrite)
+    for one in written if calibration else (*written, data):
+        check_writable(one)
+    if calibration and not data.exists():
+        raise InputError(f"{data}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
     base, forms = resolved(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     directory = source.resolve(os.fspath(model)).path
-    check_apart([path, kept, *([] if plot is None else [Path(plot)])], [directory, data, Path(base.name)])
+    check_apart(written, [directory, data, Path(base.name)])
     checkpoint = Checkpoint.open(directory)
     tps = tuple(tp) or (1,)
     problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
@@ -139,9 +145,9 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         shown = tuple(presets(problem, checkpoint, by.whole))
     corners = tuple(solved.drawn())
     found = Fitted(path, problem, known, losses, tried, shown, corners)
-    path.write_text(recipe_text(values, found.comments(target)), encoding="utf-8")
     if plot is not None:
-        Path(plot).write_text(drawn(f"{Path(os.fspath(model)).name}: size and {unit}", unit, corners, shown, tried))
+        write_whole(Path(plot), drawn(f"{Path(os.fspath(model)).name}: size and {unit}", unit, corners, shown, tried))
+    write_whole(path, recipe_text(values, found.comments(target)))  # last: a recipe that is there is a fit that ended
     return found
 
 
@@ -176,14 +182,11 @@ def _kept(path: Path) -> Iterator[None]:
         raise Interrupted("stopped; no recipe was written", hint=hint) from error
 
 
-def _check_places(path: Path, others: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise if a file cannot be written, before any work."""
+def _check_output(path: Path, *, overwrite: bool) -> None:
+    """Raise if the recipe has another ending or is there."""
     if path.is_dir():
         raise UsageError(f"{path}: a directory, and a recipe is a file", hint=f"-o {path / 'NAME.yaml'}")
     if path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{path}: a recipe ends in .yaml or .yml", hint=f"-o {path.with_suffix('.yaml')}")
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: is there already", hint="name another file, or pass --overwrite")
-    for one in (path, *others):
-        if not one.parent.is_dir() or one.is_dir():
-            raise UsageError(f"{one}: no file can be written there", hint="name a file in a directory that exists")

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.errors import InputError
+from g4convert.whole_files import write_whole
 
 __all__ = ["Begun"]
 
@@ -58,7 +59,7 @@ class Begun:
         self.drop()
         self.directory.mkdir(parents=True)
         ids.save(self.directory / _IDS)
-        (self.directory / _REQUEST).write_bytes(self._request)
+        write_whole(self.directory / _REQUEST, self._request)
 
     def drop(self) -> None:
         """Remove the directory."""

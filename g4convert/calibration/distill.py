@@ -9,7 +9,6 @@ number of threads. Only the order is random, and the number of the epoch is its 
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from g4convert.calibration.student import Student
 from g4convert.calibration.targets import Targets
 from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.calibration.walk import in_order
 from g4convert.planning.training import BATCH, EPOCHS
+from g4convert.whole_files import write_whole
 
 __all__ = ["Distillation", "Schedule", "replace_file"]
 
@@ -190,8 +190,4 @@ class _Adam:
 
 def replace_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically: a kill leaves the old file or the new file."""
-    fresh = path.with_suffix(".new")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, dict(metadata))
-    with fresh.open("rb") as file:
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))

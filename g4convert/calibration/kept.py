@@ -10,18 +10,18 @@ their checksums; otherwise the directory is emptied and the recording starts aga
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from g4convert.calibration.squares import Sums
 from g4convert.calibration.states import States
 from g4convert.conversion.statistics import hash_of
+from g4convert.whole_files import write_whole
 
 __all__ = ["Kept"]
 
@@ -62,15 +62,11 @@ class Kept:
         """Save the sums of a stage: stage 0 comes before the layers, stage n + 1 is layer n."""
         self.states.seal(stage)
         if not stage:
-            (self.directory / _RUN).write_bytes(self._facts)
+            write_whole(self.directory / _RUN, self._facts)
         arrays = {
             f"{name}{end}": one for name, both in sums.items() for end, one in zip((_SUMS, _TOKENS), both, strict=True)
         }
-        unfinished = self.directory / "unfinished"
-        save_file(arrays, unfinished, metadata={"sha256": hash_of(arrays)})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(self._path(stage))
+        write_whole(self._path(stage), save(arrays, metadata={"sha256": hash_of(arrays)}))
 
     def _is_ours(self) -> bool:
         path = self.directory / _RUN

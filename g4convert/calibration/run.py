@@ -65,8 +65,9 @@ class LayerByLayer:
         """Read the tokens.
 
         Raises:
-            InputError: see `Tokens.load`; or the disk is too small for the output and the states between layers.
-            UsageError, EnvironmentFault: see `ScaleTraining.check`.
+            InputError: see `Tokens.load`.
+            UsageError, EnvironmentFault: see `ScaleTraining.check`; or the disk is too small for the output and the
+                states between layers.
         """
         text = conversion.plan.architecture.text
         tokens = Tokens.load(file, text.vocab_size, conversion.checkpoint)

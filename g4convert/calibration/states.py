@@ -22,8 +22,10 @@ import numpy as np
 from xxhash import xxh3_64
 
 from g4convert.array_types import F32
-from g4convert.errors import InputError
+from g4convert.errors import EnvironmentFault, InputError
 from g4convert.quantities import size
+from g4convert.refusals import refusal
+from g4convert.whole_files import write_whole
 
 __all__ = ["SCRATCH", "States", "check_room"]
 
@@ -51,7 +53,7 @@ class States:
         """Make an array of zeros; replace an array of the same name.
 
         Raises:
-            InputError: the disk is full.
+            EnvironmentFault: the disk is full.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         nbytes = 4 * int(np.prod(shape))
@@ -59,10 +61,7 @@ class States:
             try:
                 os.posix_fallocate(file.fileno(), 0, nbytes)
             except OSError as error:
-                raise InputError(
-                    f"{self.directory}: no room for {size(nbytes)} of {name}: {error.strerror}",
-                    hint="free some space, or calibrate with fewer or shorter samples",
-                ) from error
+                raise refusal(error, f"{self.directory}: no room for {size(nbytes)} of {name}") from error
         return self.open(name, shape)
 
     def open(self, name: str, shape: tuple[int, ...]) -> F32:
@@ -107,12 +106,7 @@ class States:
         for path in self._read_by(layer):
             again = path.stem.startswith(_HIDDEN) or path.stem not in before
             found[path.stem] = _checksum(path, sync=True) if again else before[path.stem]
-        unfinished = self.directory / "unfinished"
-        with unfinished.open("w", encoding="ascii") as file:
-            json.dump(found, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._seal(layer))
+        write_whole(self._seal(layer), json.dumps(found))
 
     def is_sound(self, layer: int) -> bool:
         """Return whether all arrays that `layer` or a later layer reads match their sealed checksums."""
@@ -158,13 +152,13 @@ def check_room(directory: Path, need: int) -> None:
         need: bytes that the directory will hold.
 
     Raises:
-        InputError: the disk has too little free space.
+        EnvironmentFault: the disk has too little free space.
     """
     there = sum(512 * path.lstat().st_blocks for path in directory.rglob("*")) if directory.is_dir() else 0
     disk = next(one for one in (directory.absolute(), *directory.absolute().parents) if one.is_dir())
     free = shutil.disk_usage(disk).free
     if need > free + there:
-        raise InputError(
+        raise EnvironmentFault(
             f"{directory}: needs {size(need - there)} for what flows between layers, {size(free)} are free on its disk",
             hint="free some space, or take fewer or shorter samples: `g4convert calibrate --samples N --length N`",
         )

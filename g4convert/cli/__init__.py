@@ -33,6 +33,7 @@ show_report        Prints reports
 show_summary       Prints the closing card of a conversion
 talk               Prints the answers of `generate`
 stops              Handles Ctrl-C and SIGTERM while a command runs
-streams            Handles closed and full standard streams
+streams            Checks standard streams, arguments and the current directory
+crashes            Tells unexpected exceptions, with the traceback in a file
 tables             Lays out tables for the width of the terminal
 """

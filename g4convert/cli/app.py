@@ -4,15 +4,12 @@ stdout has the result only; progress and messages go to stderr. Heavy modules ar
 them, so that `--help` answers at once.
 """
 
-import errno
 import gc
 import re
 import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
 import typer
@@ -22,6 +19,7 @@ from g4convert.cli import recipe as recipes
 from g4convert.cli import stops
 from g4convert.cli.calibrate import calibrate
 from g4convert.cli.check import check
+from g4convert.cli.crashes import crash
 from g4convert.cli.demo import demo
 from g4convert.cli.fit import fit
 from g4convert.cli.flags import Command, Group
@@ -34,8 +32,8 @@ from g4convert.cli.quantize import quantize
 from g4convert.cli.reference import reference
 from g4convert.cli.streams import check_arguments, check_directory, check_streams
 from g4convert.cli.verify import verify
-from g4convert.errors import EnvironmentFault, G4Error, InternalFault, Interrupted, UsageError
-from g4convert.printable import printable_lines
+from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
+from g4convert.refusals import refusal, refusal_within
 from g4convert.suggestions import no_such
 
 __all__ = ["app", "main"]
@@ -130,28 +128,12 @@ def _status(given: list[str], manner: Manner) -> int:
     except MemoryError:
         _fail(EnvironmentFault("out of memory", hint="fewer --workers need less"), manner, given)
     except OSError as error:
-        _fail(_environment(error), manner, given)
+        _fail(refusal(error), manner, given)
     except ImportError as error:
         _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
     except Exception as error:  # noqa: BLE001 -- the only place that catches crashes, which are not verdicts
-        _fail(Interrupted("stopped") if stops.asked() else _crash(error), manner, given)
+        _fail(Interrupted("stopped") if stops.asked() else refusal_within(error) or crash(error), manner, given)
     return int(status or 0)
-
-
-def _environment(error: OSError) -> EnvironmentFault:
-    """Return what the operating system refused as an error of ours."""
-    where = f"{error.filename}: " if error.filename else ""
-    return EnvironmentFault(f"{where}{error.strerror or error}", hint=_HINTS.get(error.errno or 0, ""))
-
-
-_HINTS = {
-    errno.EACCES: "look at the permissions there, and at the umask",
-    errno.EFBIG: "raise the limit of a file's size: ulimit -f",
-    errno.EMFILE: "raise the limit of open files: ulimit -n",
-    errno.ENOSPC: "free some space",
-    errno.EROFS: "write to another disk",
-}
-"""Remedies for what the operating system refuses, by number."""
 
 
 _STOPPED = 130
@@ -186,18 +168,6 @@ def _usage(error: typer.TyperException) -> UsageError:
 
 def _help(command: str) -> str:
     return f"`{command} --help` shows what there is"
-
-
-def _crash(error: Exception) -> InternalFault:
-    """Write the traceback to a temporary file, and return an InternalFault that names the file."""
-    text = "".join(traceback.format_exception(error))
-    message = f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"
-    try:
-        with NamedTemporaryFile("w", prefix="g4convert-crash-", suffix=".txt", delete=False, encoding="utf-8") as file:
-            file.write(f"g4convert {__version__}: {shlex.join(sys.argv)}\n\n{printable_lines(text)}")
-    except OSError as failed:
-        return InternalFault(message, hint=f"the traceback could not be written either: {failed.strerror}")
-    return InternalFault(message, hint=f"a fault of g4convert: please report it with the traceback in {file.name}")
 
 
 def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> NoReturn:

@@ -36,10 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(arguments)
     except KeyboardInterrupt:  # a second stop, while the first is printed
         os._exit(75)
+    except MemoryError:
+        _end("out of memory", 5)
     except ImportError as error:
         _end(f"a package cannot be loaded: {error}", 5)
     except Exception as error:  # noqa: BLE001 -- a crash while an error is told: Python's exit 1 would be a verdict
-        _end(f"unexpected {type(error).__name__}: {error}", 70)
+        _end_crashed(error)
     finally:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the exit status is known; there is nothing left to stop
@@ -49,8 +51,21 @@ def _stop(*_: object) -> None:
     _end("stopped", 75)
 
 
-def _end(message: str, status: int) -> None:
-    """Print an error and end the process at once, as nothing is open or written yet."""
-    with open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace") as stderr:
-        stderr.write(f"error: {' '.join(message.split())}\n")
-    os._exit(status)
+def _end_crashed(error: Exception) -> None:
+    message, hint = f"unexpected {type(error).__name__}", ""
+    try:
+        from g4convert.cli.crashes import crash
+
+        fault = crash(error)
+        message, hint = fault.message, fault.hint
+    finally:  # whatever fails here, too: no memory, no modules, a recursion without end
+        _end(message, 70, hint)
+
+
+def _end(message: str, status: int, hint: str = "") -> None:
+    """Print an error and end the process at once, as nothing is open or written that could be lost."""
+    try:
+        with open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace") as stderr:
+            stderr.write(f"error: {' '.join(message.split())}\n" + (f"hint: {hint}\n" if hint else ""))
+    finally:  # also where stderr is closed or full
+        os._exit(status)

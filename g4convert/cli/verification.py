@@ -13,6 +13,7 @@ from g4convert.errors import GateError, UsageError
 from g4convert.places import check_apart
 from g4convert.progress import Quiet, watch
 from g4convert.report import Report, Severity
+from g4convert.whole_files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from g4convert.request import Request
@@ -48,12 +49,13 @@ class Printed:
             read: other files and directories that the verification reads.
 
         Raises:
-            UsageError: a file cannot be written there, would lie in a checkpoint or replace what is read.
+            UsageError: a file would lie in a checkpoint, in no directory, or replace what is read.
+            EnvironmentFault: the system allows no file there.
         """
         files = [path for path in (self.junit, self.html) if path is not None]
-        for path in files:
-            _check_place(path)
         check_apart(files, (output, *read))
+        for path in files:
+            check_writable(path)
 
     @contextmanager
     def watched(self) -> Iterator["_Watched"]:
@@ -117,12 +119,12 @@ def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
         G4Error: see `verification.logits.level.store_reference`.
     """
     path = asked.output
-    _check_place(path)
     if path.exists():
         raise UsageError(f"{path}: is there already", hint="name another file, or move it away")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
     check_apart([path], [source.path, *([] if asked.prompts is None else [asked.prompts])])
+    check_writable(path)
     checkpoint = original(source.path)
     from g4convert.verification.logits.level import store_reference  # brings torch and transformers
 
@@ -138,13 +140,8 @@ def write_files(found: Report, how: Printed) -> None:
     if how.junit is not None:
         from g4convert.verification.page.junit import junit
 
-        how.junit.write_text(junit(found, strict=how.strict), encoding="utf-8")
+        write_whole(how.junit, junit(found, strict=how.strict))
     if how.html is not None:
         from g4convert.verification.page.html import page
 
-        how.html.write_text(page(found.to_dict()), encoding="utf-8")
-
-
-def _check_place(path: Path) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")
+        write_whole(how.html, page(found.to_dict()))

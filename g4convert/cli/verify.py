@@ -71,9 +71,9 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             progress=watched.bar,
             say=watched.say,
         )
-    verification.write_files(found, how)
     if as_json:
         print_text(found.to_json())
     else:
         verification.print_report(found, how)
+    verification.write_files(found, how)
     raise typer.Exit(found.exit_code(strict=strict))

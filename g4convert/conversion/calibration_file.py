@@ -9,7 +9,6 @@ the model is too large for the pass that records them. Ids and statistics have h
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -26,6 +25,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.identity import Model
 from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, Inputs, Statistics, hash_of
 from g4convert.errors import InputError
+from g4convert.whole_files import write_whole
 
 __all__ = ["CalibrationFile", "check_model", "hash_of_ids"]
 
@@ -97,13 +97,8 @@ class CalibrationFile:
             "statistics": hash_of(arrays) if arrays else "",
             "texts": "" if self.texts is None else json.dumps(dict(self.texts), sort_keys=True),
         }
-        partial = path.with_name(f"{path.name}.writing")
         stored = save({_IDS: self.ids, **arrays}, metadata={key: one for key, one in facts.items() if one})
-        with partial.open("wb") as file:  # the user's ordinary file mode; save_file would let only the owner read it
-            file.write(stored)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, stored)  # the user's ordinary file mode; save_file would let only the owner read it
 
     @property
     def kinds(self) -> dict[str, int]:

@@ -5,7 +5,6 @@ journal was stopped before its first unit, and is made again. An output to be ov
 and deleted once the new output is in place.
 """
 
-import errno
 import os
 import shutil
 import stat
@@ -13,15 +12,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from g4convert.checkpoint.record import part, record
 from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.resume import check_sizes
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
-from g4convert.errors import InputError, UsageError
+from g4convert.errors import EnvironmentFault, InputError, UsageError
+from g4convert.places import holds_mount
 from g4convert.planning.layout import Layout
 from g4convert.printable import printable
+from g4convert.refusals import NO_ROOM, refusal
 
 __all__ = ["JOURNALS", "STATES", "Staging"]
 
@@ -29,8 +31,6 @@ STATES = "states"
 """Directory in OUT.partial that holds the hidden states between calibrated layers."""
 JOURNALS = "journal*.jsonl"
 """Pattern of the journals' names in OUT.partial; no side file may match it."""
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,10 @@ class Staging:
         target, source, another = self.target, source.resolve(), "give -o another directory"
         if _holds(source, target) or _holds(target, source):
             raise UsageError(f"{self.output}: lies in the source, or the source in it", hint=another)
-        if mounts := [str(path) for path in (target, self.partial) if path.is_mount()]:
+        if mounts := [str(path) for path in (target, self.partial, self.replaced) if holds_mount(path)]:
             raise UsageError(
-                f"{mounts[0]}: is a mount point, which cannot be renamed", hint="give -o a directory in it"
+                f"{mounts[0]}: is a mount point or has one in it, and cannot be renamed",
+                hint="give -o a directory in the mount",
             )
         if printable(target.name) != target.name:
             raise UsageError(f"{printable(target.name)}: a name with control characters", hint=another)
@@ -163,15 +164,13 @@ class Staging:
             write_known: writes the files that need no weight into a directory.
 
         Raises:
-            InputError: the directory cannot be made, or the disk is too small.
+            EnvironmentFault: the directory cannot be made, or the disk is too small.
         """
         partial = self.partial
         try:
             partial.mkdir(parents=True)
         except OSError as error:
-            raise InputError(
-                f"{partial}: cannot be made: {error.strerror}", hint="give -o on a disk you can write"
-            ) from error
+            raise refusal(error, f"{partial}: cannot be made", hint="give -o on a disk you can write") from error
         made = False
         try:
             with ShardWriter(partial, layout, create=True) as writer:
@@ -181,12 +180,9 @@ class Staging:
             sync_directory(partial)
             made = True
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 need = sum(shard.size for shard in layout.shards)
-                raise InputError(
-                    f"{partial}: no room for {need / 1e9:.2f} GB: {error.strerror}",
-                    hint="free some space, or give -o on another disk",
-                ) from error
+                raise refusal(error, f"{partial}: no room for {need / 1e9:.2f} GB") from error
             raise
         finally:
             if not made:
@@ -199,23 +195,26 @@ class Staging:
     def finish(self, files: Mapping[str, bytes], *, overwrite: bool) -> None:
         """Write the last files, delete the journals and rename OUT.partial to OUT; then delete the old output.
 
+        The journals go last, so that OUT.partial stays one that continues if the old output cannot be moved away.
+
         Args:
             files: contents by name.
             overwrite: True if an existing output may be replaced.
 
         Raises:
             UsageError: OUT is not empty and may not be replaced.
+            EnvironmentFault: a directory cannot be renamed; says where the finished output is.
         """
         self._check_place(overwrite=overwrite)
         for name, data in files.items():
             write_file(self.partial / name, data)
+        overwritten = overwrite and self.target.exists() and any(self.target.iterdir())
+        if overwritten:
+            _rename(self.target, self.replaced, f"move {self.target} away, and give the command again")
         for path in self.partial.glob(JOURNALS):
             path.unlink()
         sync_directory(self.partial)
-        overwritten = overwrite and self.target.exists() and any(self.target.iterdir())
-        if overwritten:
-            self.target.rename(self.replaced)
-        self.partial.rename(self.target)
+        _rename(self.partial, self.target, f"it is complete: mv {quote(str(self.partial))} {quote(str(self.target))}")
         sync_directory(self.target.parent)
         if overwritten:
             shutil.rmtree(self.replaced)
@@ -226,6 +225,13 @@ def _made_of(directory: Path) -> str:
     said = record(directory)
     source, recipe = part(said, "source").get("name"), part(said, "recipe").get("name")
     return f": it holds a conversion of {source} by recipe {recipe}" if source and recipe else ""
+
+
+def _rename(directory: Path, name: Path, remedy: str) -> None:
+    try:
+        directory.rename(name)
+    except OSError as error:
+        raise EnvironmentFault(f"{directory}: cannot be renamed to {name}: {error.strerror}", hint=remedy) from error
 
 
 def _holds(above: Path, path: Path) -> bool:

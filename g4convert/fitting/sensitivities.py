@@ -23,6 +23,7 @@ from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Problem
 from g4convert.progress import Quiet
+from g4convert.whole_files import write_whole
 
 __all__ = ["Basis", "Measure", "Sensitivities", "Unit", "measure"]
 
@@ -117,9 +118,7 @@ class Sensitivities:
     def save(self, path: Path) -> None:
         """Write the file; replace an existing one atomically."""
         document = {"version": _VERSION, "basis": self.basis.to_dict(), "losses": self.losses}
-        partial = path.with_name(f"{path.name}.writing")
-        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(document, indent=1) + "\n")
 
     def missing(self, part: Part) -> list[Any]:
         """Return the packings of a part whose loss is not measured yet."""

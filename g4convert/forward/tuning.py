@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import torch
 
@@ -20,6 +19,7 @@ from g4convert.forward.modules import PackedWeight, W4A16Linear
 from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
 from g4convert.forward.triton.packed import check_device, takes
 from g4convert.forward.triton.tiles import VARIABLE, Shape, Tile, load_table
+from g4convert.whole_files import check_writable
 
 __all__ = ["check", "products", "tune"]
 
@@ -42,21 +42,13 @@ def check(device: torch.device, path: Path) -> None:
         path: path of the table.
 
     Raises:
-        UsageError: the CPU, or a file that cannot be written or is there and not a table.
-        EnvironmentFault: a GPU that is too old or of another maker, or no Triton.
+        UsageError: the CPU, or a file that lies in no directory or is there and not a table.
+        EnvironmentFault: a GPU that is too old or of another maker, or no Triton; or no file can be written.
     """
     if device.type == "cpu":
         raise UsageError("--autotune measures kernels of a GPU, and the model is on the CPU", hint="--device cuda")
     check_device(device)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")
-    try:
-        with TemporaryFile(dir=path.absolute().parent):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"{path}: no file can be written there: {error.strerror}", hint="name another place"
-        ) from error
+    check_writable(path)
     if path.exists():
         load_table(path, 0)
 

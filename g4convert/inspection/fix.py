@@ -18,7 +18,7 @@ from typing import Any, Final
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
 from g4convert.checkpoint.sections import section_of
 from g4convert.checkpoint.stored import stored_scheme
-from g4convert.conversion.writer import sync_directory, write_file
+from g4convert.conversion.writer import sync_directory
 from g4convert.engines.ignore import listed
 from g4convert.engines.limits import Packing
 from g4convert.engines.stored import StoredCheckpoint
@@ -28,6 +28,7 @@ from g4convert.names import Name
 from g4convert.planning.config import quantization_config
 from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
+from g4convert.whole_files import write_whole
 
 __all__ = ["CURABLE", "Fixed", "fix", "is_fixable"]
 
@@ -248,12 +249,14 @@ def _refuse(directory: Path, findings: Iterable[Finding], why: str) -> None:
 
 
 def _write(directory: Path, config: Mapping[str, Any]) -> Path:
-    """Copy the old config.json to a free name, then replace it atomically; return the copy's path."""
-    path, new = directory / CONFIG, directory / f"{CONFIG}.new"
-    old = _free_name(directory)
-    write_file(old, path.read_bytes())
-    write_file(new, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
-    new.replace(path)
+    """Copy the old config.json to a free name, then replace it; return the copy's path. A failure leaves no copy."""
+    path, old = directory / CONFIG, _free_name(directory)
+    write_whole(old, path.read_bytes())
+    try:
+        write_whole(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    except OSError:
+        old.unlink()
+        raise
     sync_directory(directory)
     return old
 

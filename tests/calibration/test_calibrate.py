@@ -16,7 +16,7 @@ from g4convert.api.calibrate import Calibrated, calibrate
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
-from g4convert.errors import InputError, Interrupted, UsageError
+from g4convert.errors import EnvironmentFault, InputError, Interrupted, UsageError
 from g4convert.progress import Quiet
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_bad_requests_leave_nothing(checkpoints: Checkpoints, tmp_path: Path, g4
     (bare / "tokenizer.json").unlink()
     for words, status, said in (
         ((model, "-o", tmp_path / "c.bin"), 2, "ends in .safetensors"),
-        ((model, "-o", tmp_path / "no" / "c.safetensors"), 2, "no such directory"),
+        ((model, "-o", tmp_path / "no" / "c.safetensors"), 2, "no file can be written there"),
         ((model, "-o", path, "--length", "9999999"), 2, "the model's context"),
         ((model, "-o", path, "--samples", "1"), 2, "one of them judges"),
         ((bare, "-o", path), 3, "no tokenizer.json"),
@@ -158,7 +158,7 @@ def test_a_disk_without_room_for_states_is_refused_before_the_pass(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("g4convert.calibration.states.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"for what flows between layers, 1\.00 kB are free"):
+    with pytest.raises(EnvironmentFault, match=r"for what flows between layers, 1\.00 kB are free"):
         calibrate(checkpoints("text"), tmp_path / "c.safetensors", samples=4, length=32, answers=False)
     calibrate(checkpoints("text"), tmp_path / "c.safetensors", **SHORT)  # ids alone need none
 

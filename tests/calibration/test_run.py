@@ -34,7 +34,7 @@ from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.conversion.staging import STATES
 from g4convert.demo.trained import trained
-from g4convert.errors import InputError, Interrupted, UsageError
+from g4convert.errors import EnvironmentFault, InputError, Interrupted, UsageError
 from g4convert.forward.load import load as load_model
 from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
@@ -268,7 +268,7 @@ def test_a_file_of_another_model_and_a_full_disk_are_refused_before_anything_is_
         calibrated(moe, tmp_path / "out", other)
     assert any(line.startswith("num_experts: 0, expected ") for line in caught.value.offenders)
     monkeypatch.setattr("g4convert.calibration.states.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"for what flows between layers, 1\.00 kB are free"):
+    with pytest.raises(EnvironmentFault, match=r"for what flows between layers, 1\.00 kB are free"):
         calibrated(moe, tmp_path / "out", ids)
     assert [one.name for one in tmp_path.iterdir()] == ["other.safetensors"]
 

@@ -176,18 +176,6 @@ def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
     assert ran.stderr.count(b"\n") == 1
 
 
-def test_a_crash_while_an_error_is_told_is_no_verdict(tmp_path: Path) -> None:
-    (tmp_path / "rich.py").write_text("raise OSError('of somebody')\n")  # what errors are printed with
-    ran = subprocess.run(
-        [sys.executable, "-m", "g4convert", "plan", "nothing"],
-        check=False,
-        capture_output=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
-    assert (ran.returncode, ran.stderr) == (70, b"error: unexpected OSError: of somebody\n")
-
-
 @pytest.mark.parametrize("threads", ["0", "many"])
 def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_path: Path) -> None:
     """Numba ends its own import with a traceback; a wrong number stayed in the environment of a job."""
@@ -209,35 +197,6 @@ def test_memory_that_is_limited_is_one_line(kilobytes: int, command: str, dense:
     assert error.startswith("error: ")
     assert all(line.startswith("hint: ") for line in hint)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_crash_is_no_verdict(g4convert: Program, moe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError("a fault\nerror: forged")
-
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("g4convert.planning.report.lay_out", broken)
-    ran = g4convert("plan", moe)
-    assert ran.status == 70
-    lines = ran.err.splitlines()
-    assert lines[0] == r"error: unexpected ZeroDivisionError: a fault\nerror: forged"
-    (written,) = tmp_path.glob("g4convert-crash-*.txt")
-    assert str(written) in lines[1]
-    assert "in broken" in written.read_text()
-
-
-def test_a_crash_that_cannot_be_written_down_is_told(
-    g4convert: Program, moe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("g4convert.cli.app.NamedTemporaryFile", refuse)
-    monkeypatch.setattr("g4convert.planning.report.lay_out", lambda _: 1 / 0)
-    ran = g4convert("plan", moe)
-    assert ran.status == 70
-    assert "could not be written either: No space left on device" in ran.err
 
 
 @given(st.text())

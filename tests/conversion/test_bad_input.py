@@ -347,7 +347,7 @@ def mounted(directory: Path, *options: str) -> Iterator[Path]:
 def test_a_full_disk(kilobytes: int, moe: Path, tmp_path: Path, g4convert: Program) -> None:
     """Too small for the shards."""
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs") as disk:
-        check_refused(g4convert("quantize", moe, "-o", disk / "out"), r"no room for 0\.00 GB: No space left")
+        check_refused(g4convert("quantize", moe, "-o", disk / "out"), r"no room for 0\.00 GB: No space left", 5)
         assert not list(disk.iterdir())
 
 
@@ -357,15 +357,24 @@ def test_a_disk_with_room_for_the_weights_alone(moe: Path, tmp_path: Path, g4con
     g4convert("quantize", moe, "-o", tmp_path / "out")
     weights = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", f"size={weights // 1024 + 8}k", "tmpfs") as disk:
-        check_refused(g4convert("quantize", moe, "-o", disk / "out"), "No space left")
+        check_refused(g4convert("quantize", moe, "-o", disk / "out"), "No space left", 5)
         assert not list(disk.iterdir())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 def test_a_read_only_disk(moe: Path, tmp_path: Path, g4convert: Program) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "ro", "tmpfs") as disk:
-        check_refused(g4convert("quantize", moe, "-o", disk / "out"), "cannot be made: Read-only file system")
-        check_refused(g4convert("quantize", moe, "-o", disk / "new" / "out"), "cannot be made: Read-only file system")
+        for out in (disk / "out", disk / "new" / "out"):
+            check_refused(g4convert("quantize", moe, "-o", out), "cannot be made: Read-only file system", 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a directory")
+def test_a_bind_mount_of_the_same_disk(moe: Path, tmp_path: Path, g4convert: Program) -> None:
+    """No other device, so it was found by the rename alone, after all the work."""
+    (tmp_path / "volume").mkdir()
+    with mounted(tmp_path / "out", "--bind", str(tmp_path / "volume")) as out:
+        check_refused(g4convert("quantize", moe, "-o", out), "out: is a mount point", 2)
+    assert not list((tmp_path / "volume").iterdir())
 
 
 def test_a_directory_that_may_not_be_written(
@@ -375,7 +384,7 @@ def test_a_directory_that_may_not_be_written(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    check_refused(g4convert("quantize", moe, "-o", tmp_path / "out"), "cannot be made: Permission denied")
+    check_refused(g4convert("quantize", moe, "-o", tmp_path / "out"), "cannot be made: Permission denied", 5)
 
 
 @pytest.mark.parametrize("family", ["moe", "text"])
@@ -405,7 +414,7 @@ def test_the_undamaged_source_passes(moe: Path, tmp_path: Path, g4convert: Progr
 def test_links_that_go_round_cannot_be_the_output(below: str, moe: Path, tmp_path: Path, g4convert: Program) -> None:
     (tmp_path / "loop").symlink_to("loop")
     ran = g4convert("quantize", moe, "-o", tmp_path / "loop" / below)
-    check_refused(ran, "loop: is a file, expected a directory" if not below else "cannot be made", 3 if below else 2)
+    check_refused(ran, "loop: is a file, expected a directory" if not below else "cannot be made", 5 if below else 2)
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
 
 

@@ -19,7 +19,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.job import prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
-from g4convert.errors import G4Error, InputError, Interrupted, UsageError
+from g4convert.errors import EnvironmentFault, G4Error, InputError, Interrupted, UsageError
 from g4convert.progress import Quiet
 
 
@@ -262,9 +262,9 @@ def test_no_room_is_found_before_any_work(moe: Path, tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match="no room") as caught:
+    with pytest.raises(EnvironmentFault, match="no room") as caught:
         run(moe, tmp_path / "out")
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 5
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,4 +272,4 @@ def test_a_place_that_cannot_be_written(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(G4Error) as caught:
         run(moe, tmp_path / "file" / "out")
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 5

@@ -215,7 +215,9 @@ def test_places_that_cannot_be_written_are_refused_first(moe: Path, tmp_path: Pa
     for name in ("a.json", "there.yaml", "no/a.yaml"):
         with pytest.raises(UsageError):
             fit(moe, tmp_path / name, target_bits=5)
-    for option in ("plot", "sensitivities", "calibration"):
+    with pytest.raises(InputError, match="file: no such file"):
+        fit(moe, tmp_path / "a.yaml", target_bits=5, calibration=tmp_path / "no" / "file")
+    for option in ("plot", "sensitivities"):
         with pytest.raises(UsageError, match="no file can be written there"):
             fit(moe, tmp_path / "a.yaml", target_bits=5, **{option: tmp_path / "no" / "file"})  # type: ignore[arg-type]
 

@@ -237,9 +237,7 @@ def _kept(path: Path, capability: int, made_with: Mapping[str, str]) -> dict[Sha
 
 
 def _write(path: Path, capability: int, table: Mapping[Shape, Tile], made_with: Mapping[str, str]) -> None:
-    partial_path = path.with_name(f"{path.name}.partial")
-    save_table(partial_path, capability, table, made_with)
-    partial_path.replace(path)
+    save_table(path, capability, table, made_with)
     load_table.cache_clear()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from g4convert.errors import UsageError
+from g4convert.whole_files import write_whole
 
 __all__ = [
     "ARCHITECTURES",
@@ -158,4 +159,4 @@ def save_table(path: Path, capability: int, tiles: Mapping[Shape, Tile], made_wi
         made_with: card and versions, for a reader.
     """
     rows = [{**asdict(shape), **asdict(tile)} for shape, tile in tiles.items()]
-    path.write_text(json.dumps({"capability": capability, **made_with, "tiles": rows}, indent=1) + "\n")
+    write_whole(path, json.dumps({"capability": capability, **made_with, "tiles": rows}, indent=1) + "\n")

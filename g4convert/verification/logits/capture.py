@@ -41,6 +41,7 @@ from g4convert.verification.logits.intact import DIGEST, MOST_PROBES, digest, fa
 from g4convert.verification.logits.kept import Kept, Projection, States
 from g4convert.verification.logits.metrics import METRICS_VERSION
 from g4convert.verification.logits.scores import TopLogits
+from g4convert.whole_files import write_whole
 
 __all__ = ["FULL_VOCABULARY", "TOP", "Captured", "capture"]
 
@@ -189,12 +190,10 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
         "transformers": transformers.__version__,
         **(facts or {}),
     }
-    partial = path.with_name(f"{path.name}.partial")
     stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     said = json.loads(json.dumps(others | {"probes": described}))
     metadata = {_FACTS: json.dumps(said | {DIGEST: digest(said, stored)})}
-    partial.write_bytes(save(stored, metadata=metadata))  # save_file would make it readable by its owner only
-    partial.replace(path)
+    write_whole(path, save(stored, metadata=metadata))  # save_file would make it readable by its owner only
     return Captured(
         tuple(probes), {probe.name: one for probe, one in zip(probes, kept, strict=True)}, projection, others
     )

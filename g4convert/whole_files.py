@@ -1,0 +1,70 @@
+"""Files that are written whole or not at all.
+
+The bytes go to a new file in the same directory, `.g4convert-*.writing`, which then gets the name. A failure removes
+it, and leaves the old file or none; so does a kill, which leaves the new file, too.
+"""
+
+import os
+from pathlib import Path
+from secrets import token_hex
+
+from g4convert.errors import UsageError
+from g4convert.places import holds_mount
+from g4convert.refusals import refusal
+
+__all__ = ["check_writable", "write_whole"]
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written at a path, before the work whose result it gets: makes a file beside it.
+
+    Raises:
+        UsageError: a directory, or in none.
+        EnvironmentFault: the system allows no file there: a disk that cannot be written, a name that is too long.
+    """
+    try:
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")
+        if place := _place(path):
+            fresh = _fresh(place)
+            os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            fresh.unlink()
+    except OSError as error:
+        raise refusal(error, path, hint="name another place") from error
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all; text as UTF-8. A pipe, a device or a mounted file is written in place.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    place = _place(path)
+    try:
+        if place is None:
+            path.write_bytes(content)
+            return
+        fresh = _fresh(place)
+        try:
+            with fresh.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(place)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _place(path: Path) -> Path | None:
+    """Return the file that gets the bytes, behind links; None if it is there and cannot be replaced."""
+    if path.exists() and (not path.is_file() or holds_mount(path)):
+        return None
+    return Path(os.path.realpath(path))
+
+
+def _fresh(place: Path) -> Path:
+    return place.with_name(f".g4convert-{token_hex(8)}.writing")
