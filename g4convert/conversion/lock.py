@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.printable import printable
+from g4convert.refusals import refusal
 
 __all__ = ["Lock"]
 
@@ -50,8 +51,8 @@ class Lock:
         """Take the lock without waiting, and write this run's owner line into the file.
 
         Raises:
-            EnvironmentFault: another process holds the lock; names it.
-            InputError: the lock file cannot be made, or a file of somebody has its name.
+            EnvironmentFault: another process holds the lock, and is named; or the lock file cannot be made.
+            InputError: a file of somebody has the lock file's name.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +62,8 @@ class Lock:
         except BlockingIOError as error:
             raise self._refused(_owner(self.path), "wait until it is done, or stop it") from error
         except OSError as error:
-            text = f"{self.path}: cannot be made: {error.strerror}"
-            raise InputError(text, hint="give -o on a disk you can write") from error
+            hint = "give -o on a disk you can write"
+            raise refusal(error, f"{self.path}: cannot be made", hint=hint) from error
 
     def check(self) -> None:
         """Check that this run still holds the lock; called before OUT.partial is renamed.
@@ -104,23 +105,31 @@ class Lock:
         """Open and lock the file; return False if the path has meanwhile become another file."""
         fd, made = _open(self.path)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock(fd, made=made)
+        except BaseException:
             os.close(fd)
             raise
-        except OSError as error:
-            if error.errno not in _NO_LOCKS or not made:
-                os.close(fd)
-            if error.errno not in _NO_LOCKS:
-                raise
-            if not made:
-                hint = f"this file system has no locks: delete {self.path} if that process is gone"
-                raise self._refused(_owner(self.path), hint) from error
         if _is_same(fd, self.path):
             self._fd = fd
             return True
         os.close(fd)
         return False
+
+    def _lock(self, fd: int, *, made: bool) -> None:
+        """Lock an open file; where the file system has no locks, a file that was just made counts as locked."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno in _NO_LOCKS and made:
+                return
+            if error.errno in _NO_LOCKS:
+                hint = f"this file system has no locks: delete {self.path} if that process is gone"
+                raise self._refused(_owner(self.path), hint) from error
+            if made:
+                self.path.unlink()
+            raise refusal(error, f"{self.path}: cannot be locked") from error
 
     def _refused(self, owner: str, hint: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self.path.with_suffix('')}: another run writes it: {owner}", hint=hint)

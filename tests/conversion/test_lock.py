@@ -102,7 +102,7 @@ def test_an_owner_that_removes_the_file_while_the_next_waits_for_it(
 def test_a_link_is_no_lock_file(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("years")
     (tmp_path / "out.lock").symlink_to("precious")
-    with pytest.raises(InputError, match="cannot be made"), Lock(tmp_path / "out.lock") as lock:
+    with pytest.raises(EnvironmentFault, match="cannot be made"), Lock(tmp_path / "out.lock") as lock:
         lock.take()
     assert (tmp_path / "precious").read_text() == "years"
 
@@ -116,9 +116,14 @@ def test_a_file_of_somebody_is_no_lock_file(text: str, tmp_path: Path) -> None:
     assert (tmp_path / "out.lock").read_text() == text
 
 
-def test_a_file_system_without_locks_makes_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_makes_a_file_once(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOLCK is NFS without a lock daemon, EOPNOTSUPP and ENOSYS are Lustre and FUSE."""
+
     def none(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", none)
     with Lock(tmp_path / "out.lock") as first, Lock(tmp_path / "out.lock") as second:
@@ -128,6 +133,21 @@ def test_a_file_system_without_locks_makes_a_file_once(tmp_path: Path, monkeypat
         assert f"delete {first.path}" in caught.value.hint
         first.check()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EPERM])
+def test_a_lock_that_fails_is_told_and_leaves_no_file(
+    code: int, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a server that does not answer: it may have locks, so no file stands in for one."""
+
+    def broken(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(EnvironmentFault, match=rf"out\.lock: cannot be locked: {os.strerror(code)}"):
+        run(moe, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_beside_a_run_the_same_command_is_refused_and_after_its_end_goes_on(moe: Path, tmp_path: Path) -> None:
