@@ -111,13 +111,13 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     _check_output(path, overwrite=overwrite)
     for one in written if calibration else (*written, data):
         check_writable(one)
-    if calibration and not data.exists():
-        raise InputError(f"{data}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
     base, forms = resolved(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     directory = source.resolve(os.fspath(model)).path
     check_apart(written, [directory, data, Path(base.name)])
+    if calibration and not data.exists():
+        raise InputError(f"{data}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
     checkpoint = Checkpoint.open(directory)
     tps = tuple(tp) or (1,)
     problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)

@@ -249,13 +249,18 @@ def _refuse(directory: Path, findings: Iterable[Finding], why: str) -> None:
 
 
 def _write(directory: Path, config: Mapping[str, Any]) -> Path:
-    """Copy the old config.json to a free name, then replace it; return the copy's path. A failure leaves no copy."""
-    path, old = directory / CONFIG, _free_name(directory)
-    write_whole(old, path.read_bytes())
+    """Copy the old config.json to a free name, then replace it; return the copy's path. A failure leaves no copy.
+
+    A config.json that is a link is replaced itself, as what it points to belongs to others, too.
+    """
+    path, new, old = directory / CONFIG, directory / f"{CONFIG}.new", _free_name(directory)
     try:
-        write_whole(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_whole(old, path.read_bytes())
+        write_whole(new, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        new.replace(path)
     except OSError:
-        old.unlink()
+        old.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
     sync_directory(directory)
     return old
