@@ -18,6 +18,7 @@ from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
+from g4convert.conversion.lock import Lock
 from g4convert.conversion.statistics import Statistics
 from g4convert.devices import memory_faults, torch_device
 from g4convert.errors import InputError, UsageError
@@ -119,7 +120,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         InputError: no such model, no tokenizer, no such texts, or too few of them.
         GateError: the tensors of a model that answers are not its own, or a logit is not finite.
         EnvironmentFault: the model or the dataset cannot be fetched, no such device, not enough memory,
-            or the disk is too small.
+            the disk is too small, or another process makes this file.
         Interrupted: stopped on request; ids and finished layers are kept.
     """
     path, watch = Path(output), progress or Quiet()
@@ -129,19 +130,23 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     documents = bundled() if data is None else read_documents(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
-    file = begun.found()
-    if file is None:
-        file = asked.sampled(documents, own, device, watch)
+    with Lock.beside(path) as lock:
+        lock.take()
+        _check_place(path, overwrite=overwrite)  # again: another process may have made it until now
+        file = begun.found()
+        if file is None:
+            file = asked.sampled(documents, own, device, watch)
+            if statistics:
+                begun.keep(file)
+        tokens = Tokens(file.ids, file.tokenizer)
         if statistics:
-            begun.keep(file)
-    tokens = Tokens(file.ids, file.tokenizer)
-    if statistics:
-        ids = (tokens.samples - len(tokens.judges)) * tokens.length
-        check_room(begun.directory, state_bytes(asked.architecture.text, ids, layered=False))
-        found = record(asked.checkpoint.path, tokens, begun.states, workers=workers, progress=watch)
-        file = replace(file, statistics=found)
-    file.save(path)
-    begun.drop()
+            ids = (tokens.samples - len(tokens.judges)) * tokens.length
+            check_room(begun.directory, state_bytes(asked.architecture.text, ids, layered=False))
+            found = record(asked.checkpoint.path, tokens, begun.states, workers=workers, progress=watch)
+            file = replace(file, statistics=found)
+        lock.check()
+        file.save(path)
+        begun.drop()
     return Calibrated(path, tokens, dict(file.texts or {}), file.statistics)
 
 

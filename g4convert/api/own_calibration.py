@@ -9,6 +9,7 @@ from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Conversion, Job, prepare
+from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.errors import G4Error
@@ -88,13 +89,15 @@ def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: 
     tokens, file = Tokens.load(path, text.vocab_size, conversion.checkpoint), CalibrationFile.load(path)
     if own.exists() and _is_of(CalibrationFile.load(own), file, Model.of(conversion.checkpoint)):
         return
-    own.parent.mkdir(parents=True, exist_ok=True)
     say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
     scratch = own.with_name(f"{own.name}.partial")
     ids = (tokens.samples - len(tokens.judges)) * tokens.length
-    check_room(scratch, state_bytes(text, ids, layered=False))
-    found = record(job.source.path, tokens, scratch, workers=job.workers, progress=progress)
-    replace(file, model=found.model, statistics=found).save(own)
+    with Lock.beside(own) as lock:
+        lock.take()
+        check_room(scratch, state_bytes(text, ids, layered=False))
+        found = record(job.source.path, tokens, scratch, workers=job.workers, progress=progress)
+        lock.check()
+        replace(file, model=found.model, statistics=found).save(own)
 
 
 def _is_of(there: CalibrationFile, file: CalibrationFile, model: Model) -> bool:

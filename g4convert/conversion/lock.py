@@ -1,4 +1,4 @@
-"""One writer per output: a lock of the operating system, which releases it when its owner ends.
+"""One writer for each output, of `quantize` and `calibrate`: a lock of the system, released when its owner ends.
 
     OUT.lock    {"pid": 4711, "host": "node7", "since": "2026-11-28T03:30:00Z", "run": "9f2c..."}
 
@@ -35,7 +35,7 @@ _MOST: Final = 4096
 
 
 class Lock:
-    """Lock on one output; a context manager that releases it on exit.
+    """Lock on one output, a directory or a file; a context manager that releases it on exit.
 
     Args:
         path: the lock file.
@@ -46,6 +46,11 @@ class Lock:
         self.run = ""
         """Unique identifier of this run; empty until the lock is taken."""
         self._fd = -1
+
+    @classmethod
+    def beside(cls, path: Path) -> Self:
+        """Return the lock on what gets the name `path`: a file beside it."""
+        return cls(path.with_name(f"{path.name}.lock"))
 
     def take(self) -> None:
         """Take the lock without waiting, and write this run's owner line into the file.
@@ -72,7 +77,7 @@ class Lock:
             EnvironmentFault: the lock file is gone or belongs to another run.
         """
         if not _is_same(self._fd, self.path) or _read(self.path).get("run") != self.run:
-            raise self._refused(_owner(self.path), "nothing was renamed; look at OUT.partial before you go on")
+            raise self._refused(_owner(self.path), "nothing was renamed; look at what is beside it before you go on")
 
     def is_of(self, run: str) -> bool:
         """Return whether the lock file belongs to `run`; for ranks that do not hold the lock."""

@@ -13,9 +13,11 @@ from helpers.program import Program, g4convert
 from transformers import AutoTokenizer
 
 from g4convert.api.calibrate import Calibrated, calibrate
+from g4convert.api.quantize import quantize
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.lock import Lock
 from g4convert.errors import EnvironmentFault, InputError, Interrupted, UsageError
 from g4convert.progress import Quiet
 
@@ -205,6 +207,31 @@ def test_a_source_on_a_lattice_is_refused_before_anything_is_made(
     ran = g4convert("quantize", checkpoints("dense", qat=True), "-o", tmp_path / "out", "-r", recipe)
     assert (ran.status, "calibration would take it off" in ran.err) == (2, True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["calibrate", "quantize, ids alone", "quantize, statistics alone"])
+def test_two_runs_on_one_file_are_not_possible(command: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """They shared the states between layers, and wrote wrong statistics with exit 0."""
+    model, path = checkpoints("text"), tmp_path / "out.calibration.safetensors"
+    ids = tmp_path / "ids.safetensors"
+    calibrate(model, ids, **SHORT)
+
+    def run() -> None:
+        if command == "calibrate":
+            calibrate(model, path, **SHORT)
+        else:
+            recipe = "w4a16-g32-imatrix" if "statistics" in command else "w4a16-g32-gptq"
+            given = ids if "statistics" in command else None
+            quantize(model, tmp_path / "out", recipe=recipe, calibration=given, verify=None)
+
+    with Lock.beside(path) as first:
+        first.take()
+        with pytest.raises(EnvironmentFault, match=rf"{path.name}: another run writes it: process \d+"):
+            run()
+        assert {one.name for one in tmp_path.iterdir()} == {"ids.safetensors", first.path.name}
+    if command == "calibrate":
+        run()
+        assert {one.name for one in tmp_path.iterdir()} == {"ids.safetensors", path.name}
 
 
 @pytest.mark.parametrize(
