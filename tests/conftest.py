@@ -54,7 +54,7 @@ def pytest_collection_finish() -> None:
     """Keep modules and tests out of garbage collections: they stay, and there are millions of objects in them."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(200_000, 20, 20)
 
 
 def pytest_unconfigure() -> None:
