@@ -95,6 +95,7 @@ class Reading:
         ignore: entries of `ignore`.
         targets: targets of all config groups.
         packed: cache of `packs`, by module name.
+        ignored: cache of `ignores`, by module name.
         found: cache of targets, by looked-up name.
     """
 
@@ -102,6 +103,7 @@ class Reading:
     ignore: Entries
     targets: Targets
     packed: dict[str, bool | Disagreement] = field(default_factory=dict, compare=False, repr=False)
+    ignored: dict[str, bool | Disagreement] = field(default_factory=dict, compare=False, repr=False)
     found: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -144,6 +146,11 @@ class Reading:
 
     def ignores(self, module: Module) -> bool | Disagreement:
         """Return whether `ignore` names a module, by its own name where the engine tries that, or by all `lookups`."""
+        if module.name not in self.ignored:
+            self.ignored[module.name] = self._ignores(module)
+        return self.ignored[module.name]
+
+    def _ignores(self, module: Module) -> bool | Disagreement:
         names = self.lookups(module)
         if len(names) > 1 and self._fused_name_ignored(module):
             return True

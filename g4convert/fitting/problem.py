@@ -79,7 +79,8 @@ class Problem:
     @property
     def fixed_bytes(self) -> int:
         """Bytes of all tensors whose packing is fixed."""
-        fixed = [part for part in self.parts if part.name not in self._decided]
+        decided = self._decided
+        fixed = [part for part in self.parts if part.name not in decided]
         tied = bool(self._pair) and all(part in fixed and part.base is None for part in self._pair)
         return self.rest + sum(part.nbytes(part.base) for part in fixed) - (self._pair[0].nbytes(None) if tied else 0)
 
@@ -210,10 +211,10 @@ class Solved:
 
     def drawn(self) -> Iterator[tuple[int, float]]:
         """Yield size and loss of at most `_DRAWN` assignments that no other beats, spread evenly."""
-        count = len(self.frontier.corners)
+        count, fixed = len(self.frontier.corners), self.problem.fixed_bytes
         for number in range(min(_DRAWN, count)):
             choice = self.frontier.corner(number * (count - 1) // max(1, min(_DRAWN, count) - 1))
-            yield self.problem.fixed_bytes + self.frontier.nbytes(choice), self.frontier.loss(choice)
+            yield fixed + self.frontier.nbytes(choice), self.frontier.loss(choice)
 
     @staticmethod
     def _own(like: Assignment, assignment: Assignment) -> Assignment:

@@ -140,7 +140,7 @@ class Told(Quiet):
         self.done.append(count)
 
 
-@pytest.mark.parametrize("family", ["moe", "e2b"])
+@pytest.mark.parametrize("family", every(2, ["moe", "e2b"]))
 def test_a_stopped_run_continues_behind_its_last_layer(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints(family)
     whole = record(source, tokens(), tmp_path / "whole")

@@ -176,7 +176,7 @@ def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
     assert ran.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("threads", ["0", "many"])
+@pytest.mark.parametrize("threads", every(2, ["0", "many"]))
 def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_path: Path) -> None:
     """Numba ends its own import with a traceback; a wrong number stayed in the environment of a job."""
     command = [sys.executable, "-m", "g4convert", "quantize", dense, "-o", tmp_path / "out", "-q", "--verify", "none"]

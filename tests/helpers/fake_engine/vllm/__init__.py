@@ -115,8 +115,8 @@ class LLM:
         rows: list[Any] = [None]
         for row, true in zip(logprobs, ids[1:], strict=False):
             best = row.topk(parameters.prompt_logprobs)
-            named = [true, *best.indices.tolist()]
-            rows.append({id_: Logprob(float(row[id_])) for id_ in named})
+            named = {true: float(row[true]), **dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))}
+            rows.append({id_: Logprob(value) for id_, value in named.items()})
         self._waiting.pop(0)
         return [RequestOutput(rows)]
 
