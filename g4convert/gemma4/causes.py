@@ -89,10 +89,9 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
     if all(_is(name, _VISION + _AUDIO) for name in names):
         return _unknown_media(names, architecture)
     if all(_is_value_of_k_eq_v(name, architecture) for name in names):
-        return (
-            "attention_k_eq_v says that these layers have no v_proj: delete it if it is a copy of k_proj, or else set "
-            "attention_k_eq_v to false"
-        )
+        alike = len({layer.kv_heads for layer in architecture.text.layers}) == 1
+        other = ", or else set attention_k_eq_v to false" if alike else "; with other values it is no Gemma 4"
+        return f"attention_k_eq_v says that these layers have no v_proj: delete it if it is a copy of k_proj{other}"
     return _foreign_heads(names)
 
 

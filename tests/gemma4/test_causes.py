@@ -299,6 +299,16 @@ def test_values_that_are_keys_are_said_to_be_copies() -> None:
     text = hint(with_shapes(plain, {key.name.replace("k_proj", "v_proj"): key.shape}, key.dtype), config)
     assert "attention_k_eq_v" in text
     assert "delete it" in text
+    assert "to false" not in text  # all layers would have as many heads of keys as the sliding ones
+
+
+def test_values_beside_keys_may_be_the_models_own_where_all_layers_have_as_many_heads() -> None:
+    config = with_text(
+        FAMILIES["31B"], num_global_key_value_heads=FAMILIES["31B"]["text_config"]["num_key_value_heads"]
+    )
+    own = with_text(config, attention_k_eq_v=False)
+    assert "or else set attention_k_eq_v to false" in hint(tensors_of(own), config)
+    assert fits(tensors_of(own), own)
 
 
 # ---- tensors too many, one too few, and single values
