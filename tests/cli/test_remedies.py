@@ -137,6 +137,11 @@ LAYER = "model.language_model.layers.{}."
 ROWS: Mapping[str, Row] = {
     # where the directory is
     "a file": Row(lambda _: None, "pass ", lambda p: p.bad),
+    "no directory": Row(
+        lambda p: p.bad.rename(p.bad.with_name("other")),
+        "pass a directory that exists",
+        lambda p: p.bad.with_name("other"),
+    ),
     "an empty directory": Row(
         lambda p: [path.unlink() for path in p.bad.iterdir()],
         "download the model into it first",
@@ -194,6 +199,11 @@ ROWS: Mapping[str, Row] = {
         lambda p: p.shard(lambda one, two: one.update([two.popitem()]), indexed=True),
         "delete model.safetensors.index.json: all their tensors are then read",
         lambda p: (p.bad / f"{FILE}.index.json").unlink(),
+    ),
+    "one file beside shards": Row(
+        lambda p: [p.shard(indexed=True), p.restore()],
+        "two checkpoints in one directory, and programs differ in which they read: delete one",
+        lambda p: (p.bad / FILE).unlink(),
     ),
     "an index of another save": Row(
         lambda p: p.write(f"{FILE}.index.json", json.dumps({"weight_map": dict.fromkeys("ab", SHARDS[0])}).encode()),
@@ -406,3 +416,102 @@ def test_experts_of_several_dtypes_are_packed_or_saved_in_one(
     assert g4convert("plan", made.bad).status == 0
     made.tensors(lambda t: {n: w.bfloat16() for n, w in t.items()})
     assert g4convert("plan", made.bad, "--pack", "attention", "--pack", "mlp").status == 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `plan` that are refused, words of the hint, and the options or the command that it names."""
+
+    given: str
+    hint: str
+    follow: tuple[str, ...]
+    family: str = "dense"
+
+
+OPTIONS: Mapping[str, Options] = {
+    "groups that divide some": Options(
+        "--group-size 128", "--group-size 32 or 64 divides all of them", ("--group-size 32", "--group-size 64"), "moe"
+    ),
+    "groups that divide none": Options(
+        "--pack attention --pack vision_tower",
+        "no group size divides 80: leave those roles out of `pack`, or --group-size channel",
+        ("--pack attention", "--pack attention --pack vision_tower --group-size channel"),
+    ),
+    "a lattice of 8 bits": Options(
+        "--method lattice --num-bits 8",
+        "--num-bits 4, or --method mse",
+        ("--method lattice --num-bits 4", "--method mse --num-bits 8"),
+    ),
+    "nothing to pack": Options(
+        "--bits attention=16 --bits mlp=16", "`bits` and `rules` leave nothing to pack at 4 or 8", ("--bits mlp=16",)
+    ),
+    "a recipe with a typing error": Options("-r w4a16-g33", "did you mean w4a16-g32?", ("-r w4a16-g32",)),
+    "experts of a dense model": Options(
+        "--pack experts", "`g4convert plan MODEL` lists the roles it has", ("--pack mlp",)
+    ),
+    "bits of what is not there": Options(
+        "--bits experts=8", "`g4convert plan MODEL -v` lists every module", ("--bits mlp=8",)
+    ),
+    "several precisions in one matrix": Options(
+        "-r {}/split.yaml",
+        "decide alike on q, k and v, on gate and up, and on all experts of a layer: by `role` and `layers`",
+        ("-r {}/alike.yaml",),
+    ),
+    "an unknown key": Options("-r {}/unknown.yaml", "`g4convert recipe schema` lists every key", ("-r {}/alike.yaml",)),
+    "a value that cannot be": Options(
+        "-r {}/value.yaml", "`g4convert recipe schema` says what can", ("-r {}/alike.yaml",)
+    ),
+    "a recipe that is not there": Options(
+        "-r {}/none.yaml", "`g4convert recipe list` shows the shipped ones", ("-r w4a16-g32",)
+    ),
+    "a pattern for nothing": Options("--carry none.txt", "`*` stays in its directory", ("--carry **/*.json",)),
+}
+RECIPES = {
+    "split": "rules:\n- names: '*.q_proj'\n  bits: 8\n",
+    "alike": "rules:\n- role: attention\n  layers: 0\n  bits: 8\n",
+    "unknown": "rulez: 3\n",
+    "value": "group_size: many\n",
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_hint_of_refused_options_works(
+    name: str, checkpoints: Checkpoints, tmp_path: Path, g4convert: Program
+) -> None:
+    row, source = OPTIONS[name], checkpoints(OPTIONS[name].family)
+    for recipe, text in RECIPES.items():
+        (tmp_path / f"{recipe}.yaml").write_text(text)
+    refused = g4convert("plan", source, *row.given.format(tmp_path).split())
+    assert refused.status in {2, 3}, refused.err
+    assert row.hint in refused.err.partition("hint: ")[2], refused.err
+    for options in row.follow:
+        ran = g4convert("plan", source, *options.format(tmp_path).split())
+        assert ran.status == 0, ran.err
+    if row.hint.startswith("`g4convert"):
+        command = row.hint.split("`")[1].replace("MODEL", str(source)).split()[1:]
+        assert g4convert(*command).status == 0
+
+
+def test_the_hint_about_a_place_to_write_works(
+    dense: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row: what lies at OUT, words of the hint, and the options with which the same command runs."""
+    quick = ("--verify", "none", "-q")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    shutil.copy(dense / CONFIG, tmp_path / "full")
+    (tmp_path / "mine.lock").write_text("a file of somebody\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for given, hint, instead in (
+        (("-o", tmp_path / "file"), "give -o another directory", ("-o", tmp_path / "other")),
+        (("-o", tmp_path / "full"), "--overwrite replaces it", ("-o", tmp_path / "full", "--overwrite")),
+        (("-o", tmp_path / "mine"), "move it away, or give -o another name", ("-o", tmp_path / "mine2")),
+        (("-o", "."), "cd .. and -o here, or give another directory", ("-o", tmp_path / "there")),
+        (("-o", tmp_path / "cuda", "--device", "cuda"), "--device cpu gives the same bytes", ("-o", tmp_path / "cuda")),
+        ((), f"-o {dense.name}-W4A16", ("-o", f"{dense.name}-W4A16")),
+    ):
+        refused = g4convert("quantize", dense, *given, *quick)
+        assert refused.status in {2, 3, 5}, refused.err
+        assert hint in refused.err.partition("hint: ")[2], refused.err
+        assert g4convert("quantize", dense, *instead, *quick).status == 0, hint
