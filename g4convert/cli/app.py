@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.set_threshold(200_000)  # a plan has a hundred thousand small objects without cycles
     try:
         status = _status(given, manner)
-    except KeyboardInterrupt:  # outside of Typer: before the command, or while an error is printed
+    except KeyboardInterrupt:
         _fail(Interrupted("stopped"), manner, given)
     raise SystemExit(status)
 
@@ -109,6 +109,7 @@ def _status(given: list[str], manner: Manner) -> int:
 
     Raises:
         SystemExit: an error was printed; has the error's exit status.
+        KeyboardInterrupt: the command was stopped.
     """
     try:
         stops.listen()
@@ -117,10 +118,6 @@ def _status(given: list[str], manner: Manner) -> int:
         check_directory()
         status = app(given, prog_name="g4convert", obj=manner, standalone_mode=False)
         sys.stdout.flush()
-        if status == _STOPPED:
-            _fail(Interrupted("stopped"), manner, given)
-    except G4Error as error:
-        _fail(error, manner, given)
     except typer.TyperException as error:
         if error.format_message():  # an error without a message means that the help was printed
             _fail(_usage(error), manner, given)
@@ -132,7 +129,9 @@ def _status(given: list[str], manner: Manner) -> int:
     except ImportError as error:
         _fail(EnvironmentFault(f"a package cannot be loaded: {error}"), manner, given)
     except Exception as error:  # noqa: BLE001 -- the only place that catches crashes, which are not verdicts
-        _fail(Interrupted("stopped") if stops.asked() else refusal_within(error) or crash(error), manner, given)
+        _fail(error, manner, given)
+    if status == _STOPPED:
+        raise KeyboardInterrupt
     return int(status or 0)
 
 
@@ -170,11 +169,14 @@ def _help(command: str) -> str:
     return f"`{command} --help` shows what there is"
 
 
-def _fail(error: G4Error, manner: Manner, given: Sequence[str]) -> NoReturn:
+def _fail(raised: Exception, manner: Manner, given: Sequence[str]) -> NoReturn:
+    """Print an error and exit with its status; whatever is raised after a stop is the stop."""
     from g4convert.cli import show
 
+    error = raised if isinstance(raised, G4Error) else None
     if stops.asked() and not isinstance(error, Interrupted):
         error = Interrupted("stopped")
+    error = error or refusal_within(raised) or crash(raised)
     if isinstance(error, Interrupted) and given[:1] == ["quantize"]:
         error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
     if isinstance(error, UsageError) and not error.hint:

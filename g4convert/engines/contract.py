@@ -75,7 +75,6 @@ class Contract:
         matching: returns the rules by which entries name modules of an architecture.
         drops: descriptions of tensors that the engine drops without a message.
         on_unknown: treatment of other tensors that fit no module.
-        lenient_drafter: True if the engine drops a drafter's tensors that fit no module, whatever `on_unknown` says.
         on_missing: treatment of modules without tensors.
         blind: descriptions of faults that the engine never notices.
         stacks_experts: True if plain experts are 3-D parameters, which no entry reaches.
@@ -93,7 +92,6 @@ class Contract:
     on_missing: OnMissing
     blind: tuple[str, ...]
     stacks_experts: bool = False
-    lenient_drafter: bool = False
 
     @property
     def label(self) -> str:
@@ -111,10 +109,6 @@ class Contract:
     def left_out(self, architecture: Architecture) -> Mapping[str, bool]:
         """Return checkpoint modules that the engine has no module for, each with True if it stops at their tensors."""
         return left_out(architecture, self.rules(architecture), self.names(architecture))
-
-    def unknown_in(self, architecture: Architecture) -> OnUnknown:
-        """Return the treatment of a tensor that fits no module."""
-        return OnUnknown.DROPS if self.lenient_drafter and architecture.is_assistant else self.on_unknown
 
     def read(self, architecture: Architecture, ignore: Iterable[str], targets: Iterable[str] = ("Linear",)) -> Reading:
         """Return a config's entries as this engine reads them: `read(...).packs(module)`."""

@@ -252,6 +252,5 @@ OLDEST: Final = Contract(
     on_unknown=OnUnknown.RAISES,
     on_missing=OnMissing.SILENT,
     blind=CONTRACT.blind,
-    lenient_drafter=True,
 )
 """vLLM 0.23, the oldest release that has Gemma 4 Unified."""

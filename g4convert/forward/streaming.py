@@ -95,11 +95,6 @@ class Stream:
             model.tie_weights()
         setattr(model, _ATTRIBUTE, stream)
 
-    @property
-    def live(self) -> str | None:
-        """Name of the part in memory; None if there is none."""
-        return self._live.name if self._live else None
-
     def head_weight(self) -> torch.Tensor | None:
         """Return the head's stored weight, mapped; None if the head is not loaded on demand."""
         return None if self._head is None else self.filling.stored(self._head)

@@ -373,10 +373,12 @@ class Contracted:
             elif (reading.packs(modules[shard]) is True) == (part != "weight"):
                 found[name] = modules[shard].path
             else:
-                found[name] = _FATE[self.contract.unknown_in(case.architecture)]
+                lenient = case.architecture.is_assistant and _DRAFTERS_REST in self.contract.drops
+                found[name] = _FATE[OnUnknown.DROPS if lenient else self.contract.on_unknown]
         return found
 
 
+_DRAFTERS_REST = "every tensor of a drafter that fits nothing"
 _FATE = {OnUnknown.RAISES: "refused", OnUnknown.DROPS: "dropped"}
 
 

@@ -3,9 +3,10 @@
     x --by slices--> gate and up --h--> down --y--> top_k_sum --> out            `moe`, 4 or 5 launches
       chosen --align----^----------------^
 
-Nothing waits for the GPU, so a call can be part of a CUDA graph once the same call has been made before. What it
-takes beside the weights is `workspace_bytes`. Scales are stored [n, groups] and read [groups, n]: the first call puts
-their memory in that order, in place; the tensor keeps its shape and values.
+Nothing waits for the GPU, so a call can be part of a CUDA graph once the same call has been made before. Beside
+the weights, `moe` takes 2 t h + 2 top_k t (i + h) bytes in bf16 and as many again for the result, and some for sorting.
+Scales are stored [n, groups] and read [groups, n]: the first call puts their memory in that order, in place; the tensor
+keeps its shape and values.
 
 Letters: t tokens, k in_features, n out_features, e experts, i intermediate size of one, h hidden size.
 """
@@ -24,7 +25,7 @@ from g4convert.forward.triton.packed import Packed
 from g4convert.forward.triton.routing import align, most_blocks, top_k_sum
 from g4convert.forward.triton.tiles import Kind, Shape, Tile, tile_for
 
-__all__ = ["FEW_PAIRS", "Routing", "by_slices", "constants", "linear", "moe", "product", "route", "workspace_bytes"]
+__all__ = ["FEW_PAIRS", "Routing", "by_slices", "constants", "linear", "moe", "product", "route"]
 
 FEW_PAIRS = 16
 """Up to so many pairs each has a block of its own: two tokens seldom share an expert, and nothing is sorted."""
@@ -238,24 +239,6 @@ def constants(tile: Tile, *, k: int, groups: int, gated: bool, capability: int) 
         "block_h": block_h,
         "fence": tile.block_n * (2 if gated else 1) * block_h // (32 * tile.num_warps) if unfenced else 0,
     }
-
-
-def workspace_bytes(t: int, top_k: int, h: int, i: int, e: int, *, itemsize: int = 2, block_m: int = 8) -> int:
-    """Return the bytes that `moe` allocates at its peak, its result included.
-
-    Args:
-        t: tokens.
-        top_k: experts of a token.
-        h: hidden size.
-        i: intermediate size of an expert.
-        e: experts.
-        itemsize: bytes of an activation.
-        block_m: the smallest of its tiles.
-    """
-    pairs = t * top_k
-    blocks = most_blocks(pairs, e, block_m)
-    rows = t * h + t * h + pairs * i + pairs * h  # x by slices, the result, act, y
-    return rows * itemsize + 2 * blocks * (block_m + 1) * 4  # sorted for each product
 
 
 def _check(x: torch.Tensor, *weights: Packed) -> None:
