@@ -25,7 +25,13 @@ _FORMATS = (
 _BITSANDBYTES = _FORMATS[0][0]
 _LEFTOVER = re.compile(r"(\.weight)?\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+)$")
 _PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _FORMATS)
-_ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|modules_to_save|original_module)(\.|$)")
+_TUNERS = (
+    "lora|vera_lambda|vblora|randlora|oft|boft|ia3|hada|lokr|hra|fourierft|bone|miss|shira|road|c3a|trainable_tokens"
+)
+_ADAPTER = re.compile(
+    rf"\.(({_TUNERS})_\w+|base_layer|modules_to_save|original_module|token_adapter|ln_tuning_layers)(\.|$)"
+)
+"""Parts that PEFT's tuners add to a module, and what they put in its place."""
 _NEAREST_MOST = 32  # kinds of unknown names to search for; a checkpoint with more is no Gemma 4
 
 

@@ -1,7 +1,7 @@
 """Faults of a checkpoint's tensors, joined into one error."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -59,13 +59,27 @@ def raise_faults(found: Found) -> None:
             f"the tensors do not make a {architecture.family} ({architecture.model_type}): {summary}",
             offenders=[f"{fault.kind}: {fault.line}" for fault in faults],
             hint=cause(faults, found.match.schema, architecture)
+            or _transposed(faults, found)
             or _misfit(found)
             or spare(faults, found.match.schema)
             or _LOOK,
         )
 
 
+_MATRIX = 2  # dimensions
 _LOOK = "`g4convert inspect` lists what the directory holds beside what its config.json asks for"
+
+
+def _transposed(faults: Iterable[Fault], found: Found) -> str:
+    """Return the remedy if all faults are tensors with their last two axes swapped; otherwise empty."""
+    names = {source: name for name, sources in found.match.sources.items() for source in sources}
+    for fault in faults:
+        shape = found.tensors[fault.name].shape if fault.kind == "of the wrong shape" else ()
+        if len(shape) < _MATRIX or (*shape[:-2], shape[-1], shape[-2]) not in _shapes(
+            found.match.schema, names[fault.name]
+        ):
+            return ""
+    return "these are transposed: swap their last two axes, and those of tensors of their kind that happen to be square"
 
 
 def _misfit(found: Found) -> str:

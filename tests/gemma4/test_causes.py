@@ -367,3 +367,22 @@ def test_single_values_may_have_another_shape(name: str) -> None:
     assert [(use.name, use.count) for use in inventory.dialects] == [("single-values", len(whole))]
     two = {one: replace(tensors[one], shape=(2,)) for one in whole}
     assert "inspect" in hint({**tensors, **two}, config)
+
+
+def swapped(tensors: Tensors, *ends: str) -> dict[str, TensorInfo]:
+    """The tensors, some with their last two axes swapped."""
+    return {
+        name: replace(info, shape=(*info.shape[:-2], info.shape[-1], info.shape[-2])) if name.endswith(ends) else info
+        for name, info in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("ends", [("experts.gate_up_proj", "experts.down_proj"), ("mlp.down_proj.weight",)])
+def test_weights_that_are_transposed_are_said_to_be(ends: tuple[str, ...]) -> None:
+    """As a merge leaves experts whose width it guesses wrong (unsloth-zoo pull request 779)."""
+    config = small("26B-A4B")
+    found = swapped(tensors_of(config), *ends)
+    assert hint(found, config).startswith("these are transposed: swap their last two axes")
+    assert fits(swapped(found, *ends), config)
+    name = "model.language_model.layers.0.input_layernorm.weight"
+    assert "transposed" not in hint({**found, name: replace(found[name], shape=(3,))}, config)

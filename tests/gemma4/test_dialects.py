@@ -390,6 +390,10 @@ def test_config_and_weights_of_different_forms_get_a_hint() -> None:
         "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_B.weight",
         "base_model.model.model.language_model.layers.0.self_attn.q_proj.base_layer.weight",
         "base_model.model.lm_head.modules_to_save.default.weight",
+        "model.language_model.embed_tokens.token_adapter.trainable_tokens_delta",
+        "model.language_model.layers.0.self_attn.q_proj.vera_lambda_b.default",
+        "model.language_model.layers.0.self_attn.q_proj.oft_R.default.weight",
+        "model.language_model.layers.0.mlp.down_proj.ia3_l.default",
     ],
 )
 def test_adapters_must_be_merged_first(left: str) -> None:

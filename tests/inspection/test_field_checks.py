@@ -639,6 +639,9 @@ DAMAGES: Mapping[str, Any] = {
     "per row": lambda said: {"quantization_config": broken(said, strategy="channel", group_size=None)},
     "head not ignored": lambda said: {"quantization_config": said | {"ignore": ["re:.*_tower.*", "re:.*embed_.*"]}},
     "towers not ignored": lambda said: {"quantization_config": said | {"ignore": ["lm_head"]}},
+    "towers ignored by the names of another release": lambda said: {
+        "quantization_config": said | {"ignore": ["re:.*vision_tower.vision_model.*", "re:.*multi_modal.*", "lm_head"]}
+    },
     "packed parts ignored": lambda said: {"quantization_config": said | {"ignore": [*said["ignore"], "re:.*mlp.*"]}},
     "a dead pattern": lambda said: {"quantization_config": said | {"ignore": [*said["ignore"], "re:.*mlp.("]}},
     "another name": lambda said: {"quantization_config": "gone", "compression_config": said},
