@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import EnvironmentFault, InputError
+from g4convert.quantities import plural
 
 __all__ = ["KINDS", "Document", "bundled", "hash_of_documents", "read_documents"]
 
@@ -74,7 +75,7 @@ def read_documents(data: str) -> tuple[Document, ...]:
         try:
             text = read_text(path, MOST_PROMPTS)
         except OSError as error:
-            raise InputError(f"{data}: cannot be read: {error.strerror or error}") from error
+            raise InputError(f"{data}: cannot be read: {error.strerror or error}", hint=_FORMS) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{data}: cannot be read: not UTF-8 at byte {error.start:,}") from error
         found = _parsed(text.splitlines(), data, "data") if path.suffix == ".jsonl" else [*_paragraphs(text)]
@@ -111,7 +112,7 @@ def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str) -> 
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             bad.append(f"line {number}: {error}")
     if bad:
-        raise InputError(f"{place}: {len(bad)} lines are no texts", hint=_FORMS, offenders=bad)
+        raise InputError(f"{place}: {plural(len(bad), 'line')} cannot be read as text", hint=_FORMS, offenders=bad)
     return found
 
 

@@ -40,10 +40,8 @@ def check(  # noqa: PLR0913 - one parameter for each option
             f"--fix: {found_at.path} is a snapshot of the Hugging Face cache, which other programs share",
             hint=f"hf download {found_at.name} --local-dir DIR; g4convert check DIR --fix",
         )
-    if fix and (fixed := mend(found_at.path, asked.required)):
-        text = f"config.json: quantization_config corrected; the old file is {fixed.kept.name}"
-        lines = "\n".join((text, *(f"  {line}" for line in fixed.changes)))
-        show.messages(no_color=no_color).print(lines, soft_wrap=True, markup=False)
+    if fix:
+        show_engines.mended(show.messages(no_color=no_color), mend(found_at.path, asked.required))
     found = judge(found_at.path, engines=asked.engines, tp=asked.tps, assistant_of=assistant_of)
     if as_json:
         print_json(found.to_dict())

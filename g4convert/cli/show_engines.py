@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from g4convert.inspection.engines import Checked
+    from g4convert.inspection.fix import Fixed
 
-__all__ = ["checked", "verdicts"]
+__all__ = ["checked", "mended", "verdicts"]
 
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
@@ -101,3 +102,12 @@ def _alike(found: Iterable[Verdict]) -> Iterable[list[Verdict]]:
         kernels = () if one.loads is Loads.NO else one.kernels
         groups.setdefault((one.engine, one.loads, kernels, said), []).append(one)
     return groups.values()
+
+
+def mended(out: "Console", fixed: "Fixed | None") -> None:
+    """Print what `check --fix` changed."""
+    lines = ["config.json: nothing to correct"]
+    if fixed is not None:
+        lines = [f"config.json: quantization_config corrected; the old file is {fixed.kept.name}"]
+        lines += [f"  {line}" for line in fixed.changes]
+    out.print("\n".join(lines), soft_wrap=True, markup=False)

@@ -95,7 +95,7 @@ def _outcome(found: "PlanReport") -> dict[str, str]:
         for group in groups:
             what = f"targets int{group.num_bits} {_extent(group.group_size)}" if groups[1:] else "targets"
             rows[what] = "  ".join(group.targets)
-        rows["ignore"] = "  ".join(weights.ignore)
+        rows["ignore"] = "  ".join(weights.ignore) or "nothing"
     files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
     rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
     rows["time"] = (

@@ -13,7 +13,7 @@ from g4convert.cli.tables import put, table
 from g4convert.names import Name
 from g4convert.quantities import plural
 from g4convert.report import Finding, Report, Severity, grouped
-from g4convert.verification.labels import COMPARED, COSTLY, DIFFERS, METRICS, TITLES, by_kind
+from g4convert.verification.labels import COMPARED, COSTLY, DIFFERS, LOWER_BOUND, METRICS, TITLES, by_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +29,8 @@ _COLOURS = {
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
 _STATIC = (
-    "read: names, shapes, config and files, and no weight; `--reference MODEL` compares every weight with the "
-    "original, and `--level logits` the answers, too"
+    "no weight was compared: `--reference MODEL` compares every weight with the original, and `--level logits` the "
+    "answers, too"
 )
 _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
@@ -51,7 +51,8 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
         _findings(out, told, severity, verbose=verbose)
     for kind, title in TITLES.items():
         if kind in found.metrics:
-            out.print(f"\n{title}: {COMPARED[kind]}", soft_wrap=True)
+            bound = f" ({LOWER_BOUND})" if found.metrics[kind]["lower_bound"] else ""
+            out.print(f"\n{title}: {COMPARED[kind]}{bound}", soft_wrap=True)
             rows = [*_measured(found, kind)]
             put(out, table(("metric", "value", "floor", "limits", ""), rows, right=("value", "floor")))
     if "engine" in found.metrics:

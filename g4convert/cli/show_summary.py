@@ -1,6 +1,5 @@
 """The closing card of a conversion: sizes, errors, engines that refuse it, the next command."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -63,8 +62,10 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     }
     if done.calibration is not None:
         given = done.calibration.get("ways") or {"weights by their inputs": done.calibration["weighted"]}
-        ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in given.items())
-        rows["calibrated"] = f"on {done.calibration['samples']:,} x {done.calibration['length']:,} tokens: {ways}"
+        ways = ", ".join(f"{count:,} {way.replace('_', '-')}" for way, count in given.items() if count)
+        judged = "; each weight took the way with the least error of its outputs" if "ways" in done.calibration else ""
+        texts = f"{done.calibration['samples']:,} samples of {done.calibration['length']:,} tokens"
+        rows["calibrated"] = f"on {texts}: {ways}{judged}"
         if (gained := done.calibration.get("scales")) is not None:
             rows["scales"] = _scales(gained)
     if peak is not None:
@@ -72,13 +73,13 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if done.total.stats.groups:
         put(out, facts(rows))
         out.print()
-        put(out, _errors("weights", [done.total, *done.roles], mean=done.mean_error))
+        put(out, _errors("weights", [done.total, *done.roles]))
         out.print()
         chosen = done.modules if tensors else done.worst
         put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
-        out.print(
-            "\n[dim]relative error: sum of squared errors over sum of squared weights; large weights count most[/]"
-        )
+        meant = "sum of squared errors over sum of squared weights; of several weights, the mean of theirs"
+        traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
+        out.print(f"\n[dim]relative error: {meant}{traded}[/]", soft_wrap=True)
     else:
         put(out, facts({**rows, "method": "nothing is packed"}))
     if refused:
@@ -148,7 +149,7 @@ def _scales(gained: Mapping[str, Any]) -> str:
     return f"trained, {way} of the way taken: KL {before:.4f} -> {after:.4f} on {gained['held_out']} samples held out"
 
 
-def _errors(title: str, rows: Iterable["ErrorRow"], *, mean: float | None = None) -> Table:
+def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
     """Return a table of errors by name, with shares of groups on a lattice if there are such groups."""
     found = list(rows)
     columns = [title, "relative error", "SQNR dB", "groups"]
@@ -163,7 +164,4 @@ def _errors(title: str, rows: Iterable["ErrorRow"], *, mean: float | None = None
         if lattice:
             cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
         cells.append(cell)
-    if mean:
-        modules = ["mean of modules", f"{mean:.5f}", f"{-10 * math.log10(mean):.1f}"]
-        cells.insert(1, [*modules, *[""] * (len(columns) - len(modules))])
     return table(columns, cells, right=columns[1:])

@@ -93,9 +93,9 @@ def _cost(summary: Summary) -> Iterable[str]:
         "",
         *_error_table([summary.total, *summary.roles]),
         "",
-        "Relative error is the sum of squared rounding errors over the sum of squared weights, so large weights count",
-        f"most; the mean over modules, each counted alike, is {summary.mean_error:.5f}. A group that",
-        "lies on a lattice is exact when its dequantized weights equal the source bit for bit.",
+        "Relative error is the sum of squared rounding errors over the sum of squared weights of a module; of several",
+        "modules, the mean of theirs. A group that lies on a lattice is exact when its dequantized weights equal the",
+        "source bit for bit.",
         "",
     )
 

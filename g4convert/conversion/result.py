@@ -3,9 +3,10 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from shlex import quote
+from statistics import fmean
 from typing import Any
 
 from g4convert.engines.limits import Packing
@@ -44,15 +45,29 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """Rounding error of a tensor or a role."""
+    """Rounding error of a module, or of several.
+
+    Args:
+        name: name of the module or role.
+        stats: sums over the weights.
+        relative_error: sum of squared errors over sum of squared weights, 0 for all-zero weights; of several modules,
+            the mean of theirs, so that a module with large weights counts as much as others.
+    """
 
     name: str
     stats: TileStats
+    relative_error: float
 
-    @property
-    def relative_error(self) -> float:
-        """Sum of squared errors over sum of squared weights; 0 for all-zero weights."""
-        return self.stats.relative_error
+    @classmethod
+    def of(cls, name: str, stats: TileStats) -> "ErrorRow":
+        """Return the row of a module."""
+        return cls(name, stats, stats.relative_error)
+
+    @classmethod
+    def mean(cls, name: str, rows: Sequence["ErrorRow"]) -> "ErrorRow":
+        """Return the row of several modules."""
+        stats = sum((row.stats for row in rows), TileStats())
+        return cls(name, stats, fmean(row.relative_error for row in rows) if rows else 0.0)
 
     @property
     def sqnr_db(self) -> float:
@@ -88,11 +103,6 @@ class Summary:
         return tuple(sorted(self.modules, key=lambda row: (-row.relative_error, row.name))[:5])
 
     @property
-    def mean_error(self) -> float:
-        """Mean of the modules' relative errors, each counted alike; in `total` large weights count most."""
-        return sum(row.relative_error for row in self.modules) / len(self.modules) if self.modules else 0.0
-
-    @property
     def before(self) -> int:
         """Bytes of the source's tensors."""
         return sum(size.before for size in self.sizes)
@@ -117,7 +127,7 @@ class Summary:
             "bits_per_weight": round(self.bits_per_weight, 4),
             "files": self.files,
             "total": _row(self.total),
-            "mean_relative_error": self.mean_error,
+            "mean_relative_error": self.total.relative_error,
             "roles": [_row(row) for row in self.roles],
             "worst": [_row(row) for row in self.worst],
             **({} if self.calibration is None else {"calibration": dict(self.calibration)}),
@@ -145,20 +155,18 @@ def summarize(
     for unit in sorted(results):
         for step, *numbers in results[unit]:
             steps[step] += TileStats(*numbers[:_NUMBERS])
-    roles: dict[str, TileStats] = defaultdict(TileStats)
-    total = TileStats()
+    roles: dict[str, list[ErrorRow]] = defaultdict(list)
     rows = []
     for number in sorted(steps):
         weight = plan.quantized[number].weight
-        rows.append(ErrorRow(weight.module, steps[number]))
-        roles[weight.role.value] += steps[number]
-        total += steps[number]
+        rows.append(ErrorRow.of(weight.module, steps[number]))
+        roles[weight.role.value].append(rows[-1])
     return Summary(
         choice,
         role_sizes(plan),
         files,
-        ErrorRow("all", total),
-        tuple(ErrorRow(role, stats) for role, stats in roles.items()),
+        ErrorRow.mean("all", rows),
+        tuple(ErrorRow.mean(role, alike) for role, alike in roles.items()),
         tuple(rows),
         calibration,
     )
@@ -177,7 +185,7 @@ def _row(row: ErrorRow) -> dict[str, Any]:
     codes = max(stats.weights, 1)
     return {
         "name": row.name,
-        "relative_error": row.relative_error,
+        "relative_error": stats.relative_error,
         "zero_codes": stats.zero_codes / codes,
         "saturated_codes": stats.saturated_codes / codes,
         "groups": stats.groups,

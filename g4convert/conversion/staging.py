@@ -81,6 +81,8 @@ class Staging:
                 current directory.
         """
         target, source, another = self.target, source.resolve(), "give -o another directory"
+        if _is_same(source, target):
+            raise UsageError(f"{self.output}: is the source", hint=another)
         if _holds(source, target) or _holds(target, source):
             raise UsageError(f"{self.output}: lies in the source, or the source in it", hint=another)
         if mounts := [str(path) for path in (target, self.partial, self.replaced) if holds_mount(path)]:

@@ -33,6 +33,8 @@ _EXPECTED: Final = {
     "leave": f"at most {MOST_PATTERNS} patterns of file names relative to the model's directory, without . and ..",
 }
 """Allowed values of each key in words, except for keys that take a few fixed names."""
+_ON_THE_LINE: Final = {"bits": "ROLE=BITS, such as attention=8"}
+"""Allowed values of the options that are spelled otherwise than in a recipe."""
 
 
 def refusal(
@@ -79,7 +81,8 @@ def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") ->
     """Return the error for an invalid value of an option."""
     if names := _choices(problem):
         return no_such(option, problem["input"], names)
-    return UsageError(f"{option} {given}: expected {_EXPECTED[key]}")  # the command's --help is the hint
+    words = " ".join(map(str, given)) if isinstance(given, list) else given
+    return UsageError(f"{option} {words}: expected {_ON_THE_LINE.get(key) or _EXPECTED[key]}")  # hint: the --help
 
 
 def _fault(place: str, problem: "ErrorDetails") -> str:

@@ -57,16 +57,17 @@ def packed_as(plan: Plan) -> str:
 
 
 def role_sizes(plan: Plan) -> tuple[RoleSize, ...]:
-    """Return sizes by role and action, in the order of the model; kept tensors count as they are written."""
+    """Return sizes by role and action, in the order of the model; kept tensors count as they are written.
+
+    A tensor that is written twice, as embedding and head of a model whose head is untied, has been there once before.
+    """
     rows: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    kept = {segment for copy in plan.copied for segment in copy.segments}
     for step in plan.quantized:
         segment, after = step.weight.segment, sum(info.nbytes for info in step.outputs)
-        _count(
-            rows[step.weight.role, f"int{step.packing.num_bits}"],
-            prod(step.weight.shape),
-            segment.end - segment.begin,
-            after,
-        )
+        before = 0 if segment in kept else segment.end - segment.begin
+        kept.add(segment)
+        _count(rows[step.weight.role, f"int{step.packing.num_bits}"], prod(step.weight.shape), before, after)
     for copy in plan.copied:
         _count(rows[copy.role, "keep"], copy.target.numel, copy.target.nbytes, copy.target.nbytes)
     for drop in plan.dropped:

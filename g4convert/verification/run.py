@@ -26,6 +26,7 @@ from g4convert.report import Finding, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import changed, stamps
 from g4convert.verification.static.level import check_static, open_output
+from g4convert.verification.weights.hashes import check_hashes, hashed
 
 if TYPE_CHECKING:
     from g4convert.forward.candidate import Candidate
@@ -76,8 +77,6 @@ def verify(
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
         later = []
     if out is not None and Level.WEIGHTS in later:
-        from g4convert.verification.weights.hashes import check_hashes, hashed  # noqa: PLC0415 -- static reads no weights
-
         findings += hashed(out) if written else check_hashes(out)
         if source is None:
             why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
@@ -92,6 +91,9 @@ def verify(
             findings += check_weights(out, source, progress=progress, table=rows, recorded=written)
             metrics["weights"] = {"tensors": rows}
             ran.append(Level.WEIGHTS)
+    elif out is not None and depth is Level.STATIC and asked.level is None:
+        say("hashes: every byte as it was written")
+        findings += check_hashes(out)
     if out is not None and Level.LOGITS in later:
         from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
 

@@ -281,7 +281,6 @@ def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, t
 
 def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", text, "-o", tmp_path / "out", "--verify", "none")
-    assert "mean of modules" in ran.out
     assert "answers: not measured; weight error does not tell how good they are" in ran.out
     assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits\nthen: vllm serve" in ran.out
     rows = [line.split() for line in ran.out.splitlines() if line.startswith(("auto", "imatrix", "gptq", "best"))]

@@ -128,7 +128,7 @@ def test_the_card_has_what_a_reader_needs(made: Path) -> None:
     assert "\n# tiny-W4A16\n" in card
     assert "\n    vllm serve tiny-W4A16\n" in card
     assert "weights in int4 symmetric, groups of 32 (compressed-tensors, pack-quantized)" in card
-    assert "method **mse** (0.0% of the groups of" in card
+    assert "method **mse** (source not trained for 4 bits: 0.0% of groups on a grid" in card
     for key, value in load().settings().items():
         assert f"- `{key}: {value}`" in card
     for role in ("router", "embedding", "norm", "scalar", "vision_tower", "embedder"):
@@ -224,9 +224,17 @@ def test_summaries_do_not_depend_on_the_order_of_units() -> None:
 
 
 def test_ratios_of_nothing_and_of_no_error() -> None:
-    assert ErrorRow("zeros", TileStats(weights=8, groups=1)).relative_error == 0
-    assert ErrorRow("exact", TileStats(8, 1, 0.0, 4.0)).sqnr_db == math.inf
-    assert ErrorRow("a tenth", TileStats(8, 1, 0.4, 4.0)).sqnr_db == pytest.approx(10)
+    assert ErrorRow.of("zeros", TileStats(weights=8, groups=1)).relative_error == 0
+    assert ErrorRow.of("exact", TileStats(8, 1, 0.0, 4.0)).sqnr_db == math.inf
+    assert ErrorRow.of("a tenth", TileStats(8, 1, 0.4, 4.0)).sqnr_db == pytest.approx(10)
+
+
+def test_modules_count_alike_in_a_mean() -> None:
+    large, small = ErrorRow.of("large", TileStats(8, 1, 0.0, 4e6)), ErrorRow.of("small", TileStats(8, 1, 0.4, 4.0))
+    both = ErrorRow.mean("both", [large, small])
+    assert both.relative_error == pytest.approx(0.05)
+    assert (both.stats.groups, both.stats.weights) == (2, 16)
+    assert ErrorRow.mean("none", []).relative_error == 0
 
 
 @pytest.mark.parametrize("family", ["moe", "e2b", "unified"])

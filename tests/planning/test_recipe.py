@@ -154,7 +154,7 @@ def test_every_wrong_part_of_rules_is_named_at_once(tmp_path: Path) -> None:
     [
         (["attention=3"], "--bits 3: not one of 4, 8, 16"),
         (["atention=8"], "did you mean attention?"),
-        (["attention"], "--bits ['attention']: expected roles and their bits"),
+        (["attention"], "--bits attention: expected ROLE=BITS, such as attention=8"),
         (["attention=²"], "--bits ²: not one of 4, 8, 16"),
         (["attention=" + "9" * 5000], "not one of 4, 8, 16"),
     ],

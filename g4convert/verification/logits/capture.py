@@ -7,13 +7,13 @@ The file is safetensors. For each probe N, in order:
     N.arguments...                  tensors of the forward call, for running candidates
     N.response bool [b, t], N.targets int64 [n]
     N.logits, N.raw_logits          float32 [n, V], if the vocabulary is at most 4096; else
-    N.top.ids int32 [n, 64], N.top.logprobs [n, 64], N.top.log_sum_exp [n], N.top.target_logprob [n]
+    N.top.ids int32 [n, 1024], N.top.logprobs [n, 1024], N.top.log_sum_exp [n], N.top.target_logprob [n]
     N.layers.*, N.embedders.*       float32 [t, 64], random projections; N.routers.* int32 [t, k]
     projection.H                    float32 [H, 64], the projection of states of width H
 
 The metadata has, under one key, the version of the metrics, the probes' names, buckets and nested arguments, the
 digest of the source checkpoint and the versions of the programs. With full logits all metrics but the SQNR are exact;
-the SQNR is estimated. With the 64 likeliest tokens the KL is a lower bound (see `scores.score_top`), and differences
+the SQNR is estimated. With the 1,024 likeliest tokens the KL is a lower bound (see `scores.score_top`), and differences
 of logits are those of the known tokens.
 """
 
@@ -45,7 +45,8 @@ from g4convert.whole_files import write_whole
 
 __all__ = ["FULL_VOCABULARY", "TOP", "Captured", "capture"]
 
-TOP: Final = 64
+TOP: Final = 1024
+"""Number of likeliest tokens whose logits are kept of a larger vocabulary; fewer make the KL a looser bound."""
 FULL_VOCABULARY: Final = 4096
 """Largest vocabulary whose logits are all kept."""
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from g4convert.names import Name
-from g4convert.verification.labels import COMPARED, COSTLY, METRICS, TITLES, by_kind
+from g4convert.verification.labels import COMPARED, COSTLY, LOWER_BOUND, METRICS, TITLES, by_kind
 from g4convert.verification.page.plots import bars, heat, histogram, lines, number
 
 __all__ = ["Card", "Cell", "Key", "Table", "cards", "number_of"]
@@ -138,7 +138,7 @@ def _summary(kind: str, metrics: Json, findings: Sequence[Json]) -> Card:
         )
         interval = _interval(metrics[kind]) if name == "kl_mean" else ""
         rows.append((Cell(words, interval), _cell(value), _cell(floor.get(name)), *verdict))
-    bound = " KL is a lower bound: only the likeliest tokens of the reference are known."
+    bound = f" {LOWER_BOUND}."
     how = _sentence(f"{COMPARED[kind]}.") + (bound if metrics[kind]["lower_bound"] else "")
     head = (("Metric", False), ("Value", True), ("Floor", True), ("Limit", False), ("", False))
     return Card(_sentence(TITLES[kind]), how, Table(head, rows))

@@ -33,8 +33,9 @@ def test_one_flipped_bit_fails(part: str, bit: int, packed: Path, dense: Path, t
         value = file.read(1)[0]
         file.seek(stored.begin)
         file.write(bytes([value ^ 1 << bit]))
-    report = verify(Request(out, dense, Level.WEIGHTS))
-    assert found(report, "weights.hash") == [(Severity.FAIL, stored.file)]
+    for asked in (Request(out, dense, Level.WEIGHTS), Request(out)):
+        assert found(verify(asked), "weights.hash") == [(Severity.FAIL, stored.file)]
+    assert found(verify(Request(out, level=Level.STATIC)), "weights.hash") == []
 
 
 def test_a_sound_output_passes_and_one_without_hashes_is_told(packed: Path, dense: Path, tmp_path: Path) -> None:
