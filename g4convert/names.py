@@ -85,6 +85,11 @@ class Name(str):
         return Name(found[0]) if found else Name()
 
     @property
+    def in_experts(self) -> "Name":
+        """The part after the module of all experts: `7.up_proj`; empty if the name is not of experts."""
+        return Name(self[len(self.experts) + 1 :]) if self.experts else Name()
+
+    @property
     def kind(self) -> "Name":
         """The name with `*` for each number, so that names that differ only in their numbers are equal."""
         return Name(".".join("*" if part.isdigit() else part for part in self.split(".")))

@@ -17,6 +17,7 @@ def test_the_parts_of_an_expert() -> None:
     assert (EXPERT.layer, EXPERT.decoder_layer, EXPERT.expert, EXPERT.projection) == (3, 3, 7, "up_proj")
     assert EXPERT.module == "model.language_model.layers.3.experts.7.up_proj" == EXPERT.owner
     assert EXPERT.experts == "model.language_model.layers.3.experts"
+    assert EXPERT.in_experts == "7.up_proj.weight"
     assert EXPERT.kind == "model.language_model.layers.*.experts.*.up_proj.weight"
     assert EXPERT.in_layer == "experts.7.up_proj.weight"
     assert EXPERT.last == "weight"
@@ -26,6 +27,7 @@ def test_a_tower_has_layers_that_are_not_the_decoders() -> None:
     assert (TOWER.layer, TOWER.decoder_layer, TOWER.expert, TOWER.projection) == (2, None, None, "q_proj")
     assert TOWER.in_layer == TOWER
     assert not TOWER.experts
+    assert not TOWER.in_experts
 
 
 @pytest.mark.parametrize("name", ["lm_head", "layers", "layers.x.y", "experts", "", "a.layers.", "my_experts.3.x"])

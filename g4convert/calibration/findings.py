@@ -11,6 +11,7 @@ import numpy as np
 from g4convert.calibration.rounding import Rounded, Way
 from g4convert.calibration.trained import SCALES
 from g4convert.conversion.statistics import Coverage
+from g4convert.names import Name
 from g4convert.planning.plan import Quantize
 
 __all__ = ["findings", "how", "is_how"]
@@ -72,7 +73,9 @@ def findings(layers: Mapping[int, Sequence[Sequence[Any]]], quantized: Sequence[
 
 def _coverage(rows: Mapping[str, Any]) -> dict[str, int] | None:
     """Summarize the number of tokens of each expert; None for a model without experts."""
-    met = [found["tokens"] for name, found in rows.items() if ".experts." in name and name.endswith("gate_proj")]
+    met = [
+        found["tokens"] for name, found in rows.items() if Name(name).experts and Name(name).projection == "gate_proj"
+    ]
     return asdict(Coverage.of(np.array(met))) if met else None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UnsupportedError, UsageError
-from g4convert.gemma4 import Architecture, Inventory, quantized_format, resolve
+from g4convert.gemma4 import Architecture, Inventory, is_drafter, quantized_format, resolve
 
 __all__ = ["inventory_of", "original", "speaking"]
 
@@ -20,8 +20,8 @@ def speaking(directory: Path) -> Checkpoint:
         InputError: not a Gemma 4 checkpoint, or no tokenizer.
     """
     checkpoint = Checkpoint.open(directory)
-    kind = str(checkpoint.config.get("model_type"))
-    if kind.endswith("assistant"):
+    kind = checkpoint.config.get("model_type")
+    if is_drafter(kind):
         raise UnsupportedError(
             f"{directory}: a drafter ({kind}) says nothing itself: it guesses tokens from another model's states",
             hint="generate with the model that it drafts for; `g4convert verify` judges drafters",

@@ -136,15 +136,23 @@ class Statistics:
     @property
     def coverage(self) -> Coverage | None:
         """Distribution of tokens over all experts; None for a model without experts."""
-        each = [inputs.tokens for name, inputs in self.inputs.items() if name.endswith(_EXPERTS)]
+        each = [inputs.tokens for inputs in self._experts.values()]
         return Coverage.of(np.concatenate(each)) if each else None
+
+    @property
+    def _experts(self) -> Mapping[str, "Inputs"]:
+        """Statistics of the inputs of each layer's experts, which gate and up share, by the experts' module."""
+        return {
+            Name(name).experts: inputs
+            for name, inputs in self.inputs.items()
+            if Name(name).experts and Name(name).projection == "gate_proj"
+        }
 
     def experts_with(self, most: int) -> list[str]:
         """Return the experts with at most `most` tokens, as `layers.0.experts.3`."""
         return [
-            f"{name.removesuffix('.gate_proj')}.{expert}"
-            for name, inputs in self.inputs.items()
-            if name.endswith(_EXPERTS)
+            f"{experts}.{expert}"
+            for experts, inputs in self._experts.items()
             for expert in np.flatnonzero(inputs.tokens <= most)
         ]
 
@@ -154,9 +162,6 @@ class Statistics:
         for name in sorted(self.inputs):
             found[name + MEAN_SQUARE], found[name + TOKENS] = self.inputs[name].mean_square, self.inputs[name].tokens
         return found
-
-
-_EXPERTS: Final = "experts.gate_proj"
 
 
 def hash_of(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -30,6 +30,7 @@ from g4convert.engines.module import (
     renamed,
 )
 from g4convert.gemma4 import Architecture
+from g4convert.names import Name
 
 __all__ = [
     "Accepts",
@@ -141,7 +142,7 @@ def _lookups(contract: Contract, architecture: Architecture) -> Mapping[str, str
     found: dict[str, str] = {}
     for module in _modules(contract, architecture):
         if module.kind is Kind.EXPERTS:
-            found |= {shard: f"{module.name}.{shard.partition('.experts.')[2]}" for shard in module.shards}
+            found |= {shard: f"{module.name}.{Name(shard).in_experts}" for shard in module.shards}
         else:
             found |= {shard: reading.lookup_of(module, shard) for shard in module.shards or (LM_HEAD,)}
     return found

@@ -47,7 +47,7 @@ def part_of(
     """
     sizes = [shapes[shard] for shard in module.shards if shard in shapes]
     k = sizes[0][1]
-    if module.name.endswith(".qkv_proj"):
+    if Name(module.name).last == "qkv_proj":
         return _attention(_heads(module, architecture), k, tp)
     if module.cut is Cut.IN:
         share = Part(sizes[0][0], k // tp, k)

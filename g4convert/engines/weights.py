@@ -72,7 +72,7 @@ class Weights:
         experts = {module for module, role in self.roles.items() if role is Role.EXPERTS}
         if text.experts is None or len(experts) != 3 * text.experts.count * len(text.layers):
             return self
-        layer_of = {one: one.rpartition(".experts.")[0] for one in experts}
+        layer_of = {one: Name(one).experts for one in experts}
         alike = {(layer_of[one], forms[one], self.packed.get(one), self._symmetric(one)) for one in experts}
         if len(alike) != len(text.layers):
             return self
@@ -138,7 +138,7 @@ class Weights:
         sizes = () if experts else tuple(self.shapes.get(shard) for shard in module.shards)
         heads: tuple[int, ...] = ()
         number, layers = Name(module.name).decoder_layer, self.architecture.text.layers
-        if number is not None and number < len(layers) and module.name.endswith(".self_attn.qkv_proj"):
+        if number is not None and number < len(layers) and Name(module.name).last == "qkv_proj":
             heads = (layers[number].kv_heads,)
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 

@@ -26,6 +26,7 @@ import torch
 
 from g4convert.forward.filling import Filling, put
 from g4convert.forward.models import Model
+from g4convert.gemma4 import is_drafter
 from g4convert.names import Name
 
 __all__ = ["Stream", "run_together", "stream_of"]
@@ -169,18 +170,13 @@ def stream_of(model: Model) -> Stream | None:
     return stream
 
 
-def _is_assistant(model: Model) -> bool:
-    """Return whether the model is a drafter: it is small, and reads the head's weight without running the head."""
-    return bool(model.config.model_type.endswith("assistant"))
-
-
 def _tables(model: Model, filling: Filling) -> list[str]:
     """Return the names of the embedding tables whose rows are looked up in the file, since a copy would be large.
 
     On a GPU this is only the per-layer table, the largest tensor: transformers' forward reads the other table's padding
-    row directly, in place of soft tokens, so that table stays resident.
+    row directly, in place of soft tokens, so that table stays resident. A drafter has none: it is small.
     """
-    tables = () if _is_assistant(model) else _TABLES if filling.device.type == "cpu" else _TABLES[1:]
+    tables = () if is_drafter(model.config.model_type) else _TABLES if filling.device.type == "cpu" else _TABLES[1:]
     return [name for name in filling.pieces if name.endswith(tables) and filling.is_copied(name)]
 
 
@@ -195,7 +191,9 @@ def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool)
     if tied and embedding:
         names.append(_HEAD)
         owners.append({_HEAD_WEIGHT: embedding})
-    elif not _is_assistant(model) and _HEAD_WEIGHT in filling.pieces and filling.is_copied(_HEAD_WEIGHT):
+    elif is_drafter(model.config.model_type):
+        pass  # it reads the head's weight without running the head
+    elif _HEAD_WEIGHT in filling.pieces and filling.is_copied(_HEAD_WEIGHT):
         names.append(_HEAD)
         owners.append({_HEAD_WEIGHT: _HEAD_WEIGHT})
     return [_Part(name, order, tensors) for order, (name, tensors) in enumerate(zip(names, owners, strict=True))]

@@ -20,7 +20,7 @@ diagnosis       Recognises quantized sources and adapters, and finds the nearest
 config.json -> Architecture -> schema: the closed set of names, shapes and roles. Headers + Architecture -> Inventory.
 """
 
-from g4convert.gemma4.architecture import Architecture
+from g4convert.gemma4.architecture import Architecture, is_drafter
 from g4convert.gemma4.diagnosis import quantized_format
 from g4convert.gemma4.inventory import Extra, Inventory, Segment, Weight, resolve
 from g4convert.gemma4.matching import DialectUse
@@ -70,6 +70,7 @@ __all__ = [
     "droppable",
     "expected_weights",
     "fused_experts",
+    "is_drafter",
     "quantized_format",
     "resolve",
 ]

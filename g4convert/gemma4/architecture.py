@@ -16,7 +16,7 @@ from g4convert.gemma4.media_config import read_audio, read_vision
 from g4convert.gemma4.parts import AudioPart, Drafter, TextModel, VisionPart
 from g4convert.tensors import DType
 
-__all__ = ["Architecture"]
+__all__ = ["Architecture", "is_drafter"]
 
 _COMPOSITE_PREFIX = "model.language_model."
 _TEXT_PREFIX = "model."
@@ -212,6 +212,11 @@ def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
         parent, wanted = top.values["model_type"], kind.text_types[0]
         raise UnsupportedError(f"config.json: text_config.model_type {found!r}: a {parent} has {wanted}")
     return text
+
+
+def is_drafter(model_type: object) -> bool:
+    """Return whether the `model_type` of a config is that of an MTP drafter; for a config that may not be Gemma 4's."""
+    return str(model_type).endswith("assistant")
 
 
 def _is_unified_text(text: ConfigReader, kind: _Kind) -> bool:

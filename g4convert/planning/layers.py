@@ -22,11 +22,9 @@ def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
     """
     if not plan.recipe.is_layered:
         return {}
-    prefix = f"{plan.inventory.architecture.text_prefix}layers."
     found: dict[int, dict[str, int]] = {}
     for number, step in enumerate(plan.quantized):
-        weight = step.weight
-        if weight.role in _IN_LAYERS and weight.module.startswith(prefix):
-            layer, _, path = weight.module.removeprefix(prefix).partition(".")
-            found.setdefault(int(layer), {})[path] = number
+        module, layer = step.weight.module, step.weight.module.decoder_layer
+        if step.weight.role in _IN_LAYERS and layer is not None:
+            found.setdefault(layer, {})[module.in_layer] = number
     return dict(sorted(found.items()))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.record import RECORD, part, record
 from g4convert.errors import UsageError
-from g4convert.gemma4 import quantized_format
+from g4convert.gemma4 import is_drafter, quantized_format
 from g4convert.report import Finding, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import changed, stamps
@@ -199,7 +199,7 @@ def _stopped(
 def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
     """Yield a finding if the output is not quantized; a drafter may be kept unquantized."""
     plain = quantized_format(out.tensors) is None and all(t.info.dtype.is_weight for t in out.tensors.values())
-    if plain and not str(out.config.get("model_type")).endswith("assistant"):
+    if plain and not is_drafter(out.config.get("model_type")):
         found, remedy = "none is quantized: this is a plain checkpoint", "`g4convert quantize` makes a quantized one"
         yield Finding("static.quantized", Severity.INCONCLUSIVE, "weights", found, "a quantized checkpoint", remedy)
 

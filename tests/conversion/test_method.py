@@ -30,6 +30,11 @@ def test_a_recipe_that_names_a_method_gets_it(method: str, dense: Path) -> None:
     assert chosen(dense, method=method) == Choice(Method(method), "the recipe says so")
 
 
+def share(choice: Choice) -> float:
+    """Return the share that a choice reports, in percent."""
+    return float(choice.why.partition("%")[0].rpartition(" ")[2])
+
+
 SOURCES = [(family, "bfloat16") for family in ("moe", "dense", "unified", "e2b", "text")]
 
 
@@ -37,9 +42,9 @@ SOURCES = [(family, "bfloat16") for family in ("moe", "dense", "unified", "e2b",
 def test_a_lattice_is_seen_where_there_is_one(family: str, dtype: str, checkpoints: Checkpoints) -> None:
     found, ordinary = chosen(checkpoints(family, dtype=dtype, qat=True)), chosen(checkpoints(family, dtype=dtype))
     assert found.method is Method.LATTICE
-    assert found.why.startswith("100.0% of the groups of ")
+    assert found.why.startswith("source trained for 4 bits: 100.0% of groups ")
     assert ordinary.method is Method.MSE
-    assert ordinary.why.startswith("0.0% of the groups of ")
+    assert ordinary.why.startswith("source not trained for 4 bits: 0.0% of groups ")
 
 
 def test_tables_and_head_do_not_hide_the_lattice_of_the_linears(checkpoints: Checkpoints) -> None:
@@ -48,7 +53,7 @@ def test_tables_and_head_do_not_hide_the_lattice_of_the_linears(checkpoints: Che
     with pytest.raises(UsageError, match="calibration would take it off"):
         chosen(checkpoints("e2b", qat=True), bits=bits, method="imatrix")
     alone = chosen(checkpoints("e2b", qat=True), pack=["embedding"])
-    assert (alone.method, alone.why.partition(" ")[0]) == (Method.MSE, "0.0%")
+    assert (alone.method, share(alone)) == (Method.MSE, 0)
 
 
 def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:
@@ -90,16 +95,15 @@ def half(checkpoints: Checkpoints, tmp_path: Path) -> Callable[[float], Path]:
 def test_a_source_that_is_partly_on_a_lattice_is_searched(half: Callable[[float], Path]) -> None:
     choice = chosen(half(0.1))
     assert choice.method is Method.MSE
-    share = float(choice.why.partition("%")[0])
-    assert 85 <= share < 99
+    assert 85 <= share(choice) < 99
 
 
 def test_the_threshold_is_where_it_says(half: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     source = half(0.1)
-    share = float(chosen(source).why.partition("%")[0]) / 100
-    monkeypatch.setattr(choosing, "LATTICE_SHARE", share - 0.001)
+    found = share(chosen(source)) / 100
+    monkeypatch.setattr(choosing, "LATTICE_SHARE", found - 0.001)
     assert chosen(source).method is Method.LATTICE
-    monkeypatch.setattr(choosing, "LATTICE_SHARE", share + 0.001)
+    monkeypatch.setattr(choosing, "LATTICE_SHARE", found + 0.001)
     assert chosen(source).method is Method.MSE
 
 

@@ -31,6 +31,7 @@ from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs, run_
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
+from g4convert.gemma4 import is_drafter
 from g4convert.report import Finding, Severity
 from g4convert.request import EngineName, Request
 from g4convert.verification import gates
@@ -101,7 +102,7 @@ def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
             found = "not run: the strict loader refuses the checkpoint"
             remedy = "see the findings of level logits"
             return Judged((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, "", remedy),), {})
-        if model.config.model_type.endswith("assistant"):
+        if is_drafter(model.config.model_type):
             found = "not run: a drafter runs beside its target only"
             return Judged((Finding("engine.stopped", Severity.INCONCLUSIVE, "level engine", found, ""),), {})
         files = asked.source or asked.output

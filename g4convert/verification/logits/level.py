@@ -20,7 +20,7 @@ from g4convert.forward.misfits import Unfit
 from g4convert.forward.models import Model, read_config
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
-from g4convert.gemma4 import Architecture
+from g4convert.gemma4 import Architecture, is_drafter
 from g4convert.progress import Quiet
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
@@ -188,7 +188,7 @@ def _asked(
     files = directory or asked.source or asked.output
     mine = None if asked.prompts is None else conversations(asked.prompts, files)
     probes = make_probes(model, files, conversations=mine)
-    if model.config.model_type.endswith("assistant"):
+    if is_drafter(model.config.model_type):
         return probes, [_answers("none: a drafter is judged on every state it is handed")]
     if stream_of(model) is not None and all(probe.response.any() for probe in probes):
         return probes, [_answers("the bundled ones: a streamed model would read all its weights for each token")]

@@ -30,7 +30,7 @@ class _OneExpertOf(torch.nn.Module):
 def swapped(candidate: Model, reference: Model, name: str) -> Iterator[None]:
     """Replace one module, or one expert, of the candidate by the reference's while inside."""
     path, child = Name(name).cut()
-    if child.isdecimal() and path.endswith(".experts"):
+    if child.isdecimal() and path.last == "experts":
         replacement = _OneExpertOf(candidate.get_submodule(path), reference.get_submodule(path), int(child))
         path, child = path.cut()
     else:

@@ -160,7 +160,7 @@ class Teacher:
             for args, kwargs, output in calls:
                 given = self._like(args), self._like(kwargs)
                 self._compare(name, output, module(*given[0], **given[1]))
-                if name.endswith(".experts") and self._sums[name].metrics(name).sqnr < self._limit:
+                if Name(name).last == "experts" and self._sums[name].metrics(name).sqnr < self._limit:
                     self._expert_by_expert(name, reference, module, args)
         finally:
             self._inside = False
@@ -207,7 +207,7 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
         limit: SQNR in dB below which a module is wrong.
     """
     bad = {error.name: error for error in errors if not error.sqnr >= limit}
-    for name in [name for name in bad if name.endswith(".experts")]:
+    for name in [name for name in bad if Name(name).last == "experts"]:
         inner = [other for other in bad if Name(other).owner == name and Name(other).last.isdecimal()]
         tried = sum(Name(error.name).owner == name for error in errors)
         if len(inner) > 1 and 2 * len(inner) > tried:  # most experts are wrong: blame the experts module

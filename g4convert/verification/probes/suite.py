@@ -21,6 +21,7 @@ from g4convert.errors import UsageError
 from g4convert.forward.conversations import Conversation, Frame, frame_of
 from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import Probe
+from g4convert.gemma4 import is_drafter
 from g4convert.suggestions import no_such
 from g4convert.verification.probes.bundled import BUCKETS, bundled, long_conversations
 from g4convert.verification.probes.drafts import draft_probe
@@ -61,7 +62,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
     if unknown := sorted(set(wanted) - set(KINDS)):
         raise no_such("kind of probe", unknown[0], KINDS)
     config: Config = getattr(model, "config", model)
-    if config.model_type.endswith("assistant"):
+    if is_drafter(config.model_type):
         return (draft_probe(model, seed=seed),)
     frame = frame_of(directory, config)
     if conversations is None:

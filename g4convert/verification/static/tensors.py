@@ -74,9 +74,9 @@ def _wanted(contents: Contents, source: Inventory | None, *, text_only: bool) ->
     else:
         needed = {name: "as in the source" for name, _ in _weights(source, text_only=text_only)}
     shared = [name for name, what in contents.expected.items() if what.role is Role.KV_SHARED]
-    layers_with_any = {_layer(name) for name in shared if name in contents.stored}
+    layers_with_any = {Name(name).layer for name in shared if name in contents.stored}
     for name in shared:
-        if _layer(name) not in layers_with_any:
+        if Name(name).layer not in layers_with_any:
             needed.pop(name, None)  # a layer may lack all of these, but not some
         elif source is None:
             needed[name] = "the layer's other keys and values are there"
@@ -89,10 +89,6 @@ def _weights(source: Inventory, *, text_only: bool) -> Iterator[tuple[str, Weigh
         name = source.architecture.text_name(weight.name) if text_only else weight.name
         if name is not None:
             yield name, weight
-
-
-def _layer(name: str) -> str:
-    return name.partition(".self_attn.")[0]
 
 
 def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
