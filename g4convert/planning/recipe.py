@@ -8,6 +8,7 @@ path, follows `extends`, lays the command line's options on top, and records the
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -240,7 +241,7 @@ def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
             raise UsageError(f"recipe {name}: extends itself through {' -> '.join([*seen, following])}")
         seen.append(following)
         text, origin = source_text(following)
-        layer = _mapping(text, origin)
+        layer = dict(_mapping(text, origin))
         base = layer.pop("extends", None)
         layers.append((origin, layer))
         if isinstance(base, str) and base.endswith((".yaml", ".yml")) and "/" in following:
@@ -249,7 +250,8 @@ def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
     return layers
 
 
-def _mapping(text: str, origin: str) -> dict[str, object]:
+@lru_cache(maxsize=64)
+def _mapping(text: str, origin: str) -> Mapping[str, object]:
     try:
         layer = parse(text) or {}
     except yaml.YAMLError as error:
