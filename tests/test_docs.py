@@ -226,6 +226,23 @@ def test_commands_stand_in_console_blocks_and_those_named_exist(document: Path) 
             assert words[0] == words[0].upper(), named  # `g4convert ARGUMENTS`
 
 
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "cli.md"], ids=lambda path: path.name)
+def test_words_for_arguments_are_those_of_the_help(document: Path) -> None:
+    """`MODEL`, `OUT` and `-o FILE` mean in a document what `--help` calls so; a checkpoint is MODEL or OUT."""
+    for named in re.findall(r"`g4convert ([^`]+)`", document.read_text()):
+        words = named.split()
+        found, left = command(words)
+        if left == words:
+            continue  # `g4convert ARGUMENTS`
+        own = {str(one.metavar) for one in found.params if one.param_type_name == "argument"}
+        options = {name: str(one.metavar) for one in found.params for name in (*one.opts, *one.secondary_opts)}
+        for before, word in zip(["", *left], left, strict=False):
+            if re.fullmatch("[A-Z]{2,}", word):
+                wanted = {options[before]} if options.get(before) else own
+                either = {"MODEL", "OUT"} if wanted <= {"MODEL", "OUT"} and before not in options else wanted
+                assert word in either, f"{named}: {word}, in the help {' or '.join(wanted)}"
+
+
 @pytest.mark.golden
 def test_the_reference_is_up_to_date() -> None:
     path = ROOT / "docs" / "reference" / "cli.md"

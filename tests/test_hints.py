@@ -42,7 +42,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     f"{_LAYOUTS}test_shards_of_an_earlier_save_are_named_and_may_be_deleted": ("delete {}, or the others",),
     "tests/cli/test_beside.py::test_the_hint_about_a_link_to_nothing_works": ("leave them behind: --leave",),
     "tests/checkpoint/test_source.py::test_the_nearest_directory_is_named": ("<_name_hint(",),
-    "tests/inspection/test_engines_check.py::test_the_command_pairs": ("check DRAFTER --assistant-of TARGET",),
+    "tests/inspection/test_engines_check.py::test_the_command_pairs": ("check OUT --assistant-of MODEL",),
     "tests/checkpoint/test_source.py::test_a_snapshot_in_part_is_completed": ("run the same command again",),
 }  # fmt: skip
 """Test -> parts of the hints that it follows."""

@@ -3,8 +3,8 @@
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from g4convert.cli.calibrate_options import Answers, CalibrationFile, Length, Samples, Seed, Statistics, Texts
-from g4convert.cli.options import Json, Model, NoColor, Overwrite, Quiet, RunDevice, Workers
+from g4convert.cli.calibrate_options import Answers, CalibrationFile, Length, Replace, Samples, Seed, Statistics, Texts
+from g4convert.cli.options import Json, Model, NoColor, Quiet, RunDevice, Workers
 from g4convert.cli.printing import print_json
 from g4convert.quantities import size
 
@@ -26,7 +26,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     statistics: Statistics = True,
     workers: Workers = 0,
     device: RunDevice = None,
-    overwrite: Overwrite = False,
+    overwrite: Replace = False,
     as_json: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,

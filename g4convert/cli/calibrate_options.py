@@ -7,7 +7,7 @@ import typer
 
 from g4convert.cli.panels import RUN
 
-__all__ = ["Answers", "Calibration", "CalibrationFile", "Length", "Samples", "Seed", "Statistics", "Texts"]
+__all__ = ["Answers", "Calibration", "CalibrationFile", "Length", "Replace", "Samples", "Seed", "Statistics", "Texts"]
 
 CalibrationFile = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, ending in .safetensors.")
@@ -43,6 +43,9 @@ Statistics = Annotated[
         metavar="",
         help="Run MODEL once for what its Linears are given, or keep ids alone, which are enough for gptq.",
     ),
+]
+Replace = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace a file that is there.", rich_help_panel=RUN)
 ]
 Calibration = Annotated[
     Path | None,

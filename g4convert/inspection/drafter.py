@@ -41,7 +41,7 @@ def paired(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
     small, large = Architecture.from_config(drafter.config), Architecture.from_config(target.config)
     if not small.is_assistant or large.is_assistant:
         odd, what = (drafter, "no MTP assistant") if not small.is_assistant else (target, "an MTP assistant itself")
-        hint = "g4convert check DRAFTER --assistant-of TARGET"
+        hint = "g4convert check OUT --assistant-of MODEL, where OUT is the drafter"
         raise UsageError(f"{odd.path}: is {what}", hint=hint)
     problems = [
         *_sizes(small, large),

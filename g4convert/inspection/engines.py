@@ -51,7 +51,7 @@ _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
 """Code or detail of a finding that breaks some engines -> topic of the remark, and these engines."""
 
 
-_FIX: Final = Way("`g4convert check DIR --fix` corrects it")
+_FIX: Final = Way("`g4convert check OUT --fix` corrects it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -712,7 +712,7 @@ def test_what_fix_corrects_is_said_in_the_remedy(
 ) -> None:
     static = [one for one in judged(copied("31B", change)).report.of(Severity.FAIL) if one.level == "static"]
     assert any(line in one.line for one in static), [one.line for one in static]
-    assert all("`g4convert check DIR --fix`" in one.remedy for one in static)
+    assert all("`g4convert check OUT --fix`" in one.remedy for one in static)
 
 
 def test_files_that_cannot_be_read_are_an_error(
@@ -959,7 +959,7 @@ def test_an_option_wins_over_a_recipe(g4convert: Program, tmp_path: Path) -> Non
 def test_every_remedy_of_an_engine_is_printed(g4convert: Program, copied: Callable[..., Path]) -> None:
     out = g4convert("check", copied("26B-A4B", without("router")), "--engine", "transformers").out
     assert "`--pack attention --pack mlp` to leave experts in bf16" in out
-    assert "check DIR --fix" in out
+    assert "check OUT --fix" in out
 
 
 def test_the_plan_is_short_about_engines(g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
