@@ -1,17 +1,19 @@
 """Places of what a command writes: never among the files that it reads, nor in the place of one, nor at a mount.
 
-check_apart    files that are written, against those that are read
-holds_mount    whether something is mounted at or below a path
+check_apart       Checks files that are written against those that are read
+holds_mount       Says whether something is mounted at or below a path
+make_directory    Makes a directory and those above it
 """
 
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from g4convert.errors import UsageError
 
-__all__ = ["check_apart", "holds_mount"]
+__all__ = ["check_apart", "holds_mount", "make_directory"]
 
 _MOUNTS = Path("/proc/self/mountinfo")
 """Linux's list of mounts: the fifth word of a line is the place, with spaces and such in octal."""
@@ -47,6 +49,17 @@ def holds_mount(path: Path) -> bool:
         return True
     place = os.fsencode(_real(path))
     return any(one == place or one.startswith(place + b"/") for one in _mounts())
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it; `Path.mkdir` calls itself for each, and a path may have 2,000 of them.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    missing = [*takewhile(lambda one: not one.is_dir(), (path, *path.parents))]
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
 
 
 def _mounts() -> Iterator[bytes]:

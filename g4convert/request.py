@@ -12,6 +12,7 @@ from g4convert.suggestions import no_such
 __all__ = [
     "DEFAULTS",
     "FLOAT_TYPES",
+    "MOST_SECONDS",
     "SPEECH_DTYPE",
     "VERIFY_AFTER",
     "EngineName",
@@ -56,6 +57,8 @@ class MemoryUse(StrEnum):
     AUTO = "auto"
 
 
+MOST_SECONDS: Final = 7 * 24 * 3600
+"""Longest time that an engine may be waited for: a week. Timers of the system cannot hold any number."""
 FLOAT_TYPES = ("float32", "bfloat16")
 """Dtypes in which a forward pass can run."""
 
@@ -198,6 +201,9 @@ class Request:
         return self.settings.profile
 
     def _check_engine(self) -> None:
+        seconds = self.engine_timeout
+        if seconds is not None and not 1 <= seconds <= MOST_SECONDS:
+            raise UsageError(f"--engine-timeout {seconds:g}: expected 1 to {MOST_SECONDS:,} seconds, a week")
         given = [name for name, value in self._of_engine.items() if value is not None]
         if self.depth is not Level.ENGINE and given:
             raise UsageError(f"--{given[0]} belongs to level engine, not {self.depth}", hint="--level engine")

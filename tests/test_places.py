@@ -1,13 +1,14 @@
 """Files that a command writes never change what it reads: refused before any work."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from helpers.program import Program, g4convert
 
 from g4convert.errors import UsageError
-from g4convert.places import check_apart
+from g4convert.places import check_apart, make_directory
 
 __all__ = ["g4convert"]  # a fixture
 
@@ -36,6 +37,17 @@ def test_what_is_read_is_not_written(written: list[str], message: str, tmp_path:
 def test_links_that_go_round_are_a_place_like_any_other(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     check_apart([tmp_path / "loop"], [tmp_path / "model"])
+
+
+def test_a_path_of_many_directories_is_made(tmp_path: Path) -> None:
+    """`Path.mkdir` calls itself for each: a RecursionError, and exit 70."""
+    deep = tmp_path.joinpath(*["d"] * 1_500)
+    try:
+        make_directory(deep)
+        make_directory(deep)
+        assert deep.is_dir()
+    finally:  # `shutil.rmtree` calls itself, too
+        subprocess.run(["/bin/rm", "-rf", str(tmp_path / "d")], check=True)
 
 
 def state(directory: Path) -> dict[str, tuple[int, int]]:

@@ -13,6 +13,7 @@ from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.errors import G4Error
+from g4convert.places import make_directory
 from g4convert.progress import Quiet
 
 __all__ = ["own_calibration", "with_calibration"]
@@ -69,7 +70,7 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, say: Say)
     from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
 
     job, layered = conversion.job, conversion.plan.recipe.is_layered
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     say(f"calibration: of the bundled texts, kept in {path}")
     done = calibrate(
         job.source.path, path, answers=False, statistics=not layered, workers=job.workers, progress=progress

@@ -77,7 +77,7 @@ def read_documents(data: str) -> tuple[Document, ...]:
         except OSError as error:
             raise InputError(f"{data}: cannot be read: {error.strerror or error}", hint=_FORMS) from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{data}: cannot be read: not UTF-8 at byte {error.start:,}") from error
+            raise InputError(f"{data}: cannot be read: not UTF-8 at byte {error.start:,}", hint=_FORMS) from error
         found = _parsed(text.splitlines(), data, "data") if path.suffix == ".jsonl" else [*_paragraphs(text)]
     elif path.is_file():
         raise InputError(f"{data}: neither .jsonl nor .txt", hint=_FORMS)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from g4convert.bounded import MOST_PROMPTS
 from g4convert.cli import tuning
 from g4convert.cli.generate_options import Autotune, MaxNewTokens, Prompt, SpeechType
 from g4convert.cli.options import Json, Memory, Model, NoColor, Quiet, RunDevice
@@ -60,7 +61,19 @@ def _prompts(given: Sequence[str] | None) -> list[str]:
     """Return the prompts; `-` means standard input."""
     if list(given or ()).count("-") > 1:
         raise UsageError("-p - is given twice; standard input is one prompt")
-    found = [sys.stdin.read().rstrip("\n") if one == "-" else one for one in given or ()]
+    found = [_read() if one == "-" else one for one in given or ()]
     if not found or not all(one.strip() for one in found):
         raise UsageError("an empty prompt" if found else "no prompt", hint='say what to ask: -p "Why is the sky blue?"')
     return found
+
+
+def _read() -> str:
+    """Read standard input."""
+    try:
+        text = sys.stdin.read(MOST_PROMPTS + 1).rstrip("\n")
+        nbytes = len(text.encode())  # a surrogate stands for a byte that is not UTF-8
+    except UnicodeError as error:
+        raise UsageError("-p -: standard input is not UTF-8", hint="convert it: iconv -t UTF-8") from error
+    if nbytes > MOST_PROMPTS:
+        raise UsageError(f"-p -: over {MOST_PROMPTS >> 20} MiB, the most that is read", hint="a shorter prompt")
+    return text

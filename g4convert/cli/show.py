@@ -44,9 +44,9 @@ class _Console(Console):
         shown = (printable_lines(one) if isinstance(one, str) else one for one in objects)
         try:
             super().print(*shown, **options)
-        except OSError:
+        except OSError as error:
             if not self.stderr:
-                raise
+                raise OSError(error.errno, error.strerror, "standard output") from error
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:

@@ -23,6 +23,8 @@ def check_streams() -> None:
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
         os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if 0 in closed:
+        sys.stdin = os.fdopen(0, encoding="utf-8")
     if 2 in closed:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8")
     if 1 in closed:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from g4convert.cli.panels import PRINT, RUN, VERIFY, marked
-from g4convert.request import DEFAULTS, EngineName, Level
+from g4convert.request import DEFAULTS, MOST_SECONDS, EngineName, Level
 
 __all__ = [
     "AssistantOf",
@@ -107,6 +107,7 @@ EngineTimeout = Annotated[
     typer.Option(
         metavar="SECONDS",
         min=1,
+        max=MOST_SECONDS,
         help=f"Seconds to wait for the engine to start, and for each answer (default {DEFAULTS.engine_timeout:g}).",
         rich_help_panel=RUN,
     ),

@@ -24,6 +24,7 @@ from secrets import token_hex
 from typing import Any, Final, Self
 
 from g4convert.errors import EnvironmentFault, InputError
+from g4convert.places import make_directory
 from g4convert.printable import printable
 from g4convert.refusals import refusal
 
@@ -60,7 +61,7 @@ class Lock:
             InputError: a file of somebody has the lock file's name.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path.parent)
             while not self._locked():
                 pass  # the file was removed between opening and locking: its owner has just finished
             self._write()

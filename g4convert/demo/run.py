@@ -12,6 +12,7 @@ it: `.g4convert-demo.json` beside them has the hash of every file that did.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
+from g4convert.places import make_directory
 from g4convert.planning.recipe import DEFAULT, load
 from g4convert.planning.report import PlanReport
 from g4convert.progress import Quiet
@@ -149,9 +151,9 @@ def make_room(directory: Path, names: tuple[str, ...]) -> None:
     Raises:
         UsageError: it was not; names every such file, and nothing is removed.
     """
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory}: is a file, expected a directory to write to")
-    directory.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(directory) and not directory.is_dir():  # also a link to nothing
+        raise UsageError(f"{directory}: is a file, expected a directory to write to", hint="name another directory")
+    make_directory(directory)
     known = _read_record(directory)
     there = {name: digest for name in names for name, digest in _hashes(directory, name).items()}
     strange = [name for name, digest in there.items() if known.get(name) != digest]

@@ -92,7 +92,8 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
     try:
         lines = read_text(path, MOST_PROMPTS).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start:,}"
+        raise InputError(f"{path}: cannot be read: {why}", hint=_CHAT_LINE if chat else _PLAIN_LINE) from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

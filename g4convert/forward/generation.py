@@ -17,6 +17,7 @@ import torch
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import device_of, memory_faults, threads_for, torch_device
+from g4convert.errors import UsageError
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.greedy import ends, greedy
 from g4convert.forward.load import DTypeName, Memory, load
@@ -131,10 +132,13 @@ class Speaker:
             show: called with each new piece of the text.
 
         Raises:
+            UsageError: the prompt is longer than the model's context.
             GateError: a logit is not finite.
             EnvironmentFault: not enough memory.
         """
-        ids = self._framed(prompt)
+        ids, most = self._framed(prompt), self.model.config.get_text_config().max_position_embeddings
+        if len(ids) >= most:
+            raise UsageError(f"a prompt of {len(ids):,} tokens: the model's context has {most:,}", hint="shorten it")
         text = _Growing(self.frame.tokenizer, show)
         begin = first = perf_counter()
         with memory_faults(), threads_for(self.model):

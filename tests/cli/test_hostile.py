@@ -35,6 +35,7 @@ def shell(command: str, place: Path) -> subprocess.CompletedProcess[bytes]:
             ("G plan MODEL >&-", 5),
             ("G plan MODEL >/dev/full", 5),
             ("G plan MODEL 2>&-", 0),
+            ("G generate MODEL -p - <&-", 2),
             ("G plan MODEL 2>/dev/full", 0),
             ("G plan nothing 2>&-", 3),
             ("G plan nothing 2>/dev/full", 3),

@@ -55,6 +55,13 @@ def test_what_a_demo_did_not_make_stays(g4convert: Program, tmp_path: Path) -> N
     assert g4convert("demo", tmp_path / "file").status == 2
 
 
+def test_a_link_to_nothing_is_no_place(g4convert: Program, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    ran = g4convert("demo", tmp_path / "link")
+    assert (ran.status, ran.out) == (2, "")
+    assert "link: is a file, expected a directory to write to\nhint: " in ran.err
+
+
 @pytest.mark.parametrize("change", ["add", "edit", "link", "directory"])
 def test_what_a_demo_made_and_someone_changed_stays(change: str, tmp_path: Path) -> None:
     from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch

@@ -101,6 +101,44 @@ def test_stdin_and_the_longest_answer(taught: Path, g4convert: Program, monkeypa
     assert ran.err.endswith("--max-new-tokens ended it\n")
 
 
+class Endless(io.StringIO):
+    """Standard input of `yes`."""
+
+    def read(self, size: int | None = -1) -> str:
+        """Return as much as was asked for."""
+        assert size is not None
+        assert 0 < size < 1 << 27, "read to an end that does not come"
+        return "y\n" * (size // 2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"), "standard input is not UTF-8"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8", "surrogateescape"), "standard input is not UTF-8"),
+        (Endless(), "-p -: over 64 MiB, the most that is read"),
+    ],
+)
+def test_a_stdin_that_is_no_text(
+    stdin: io.TextIOBase, message: str, taught: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", stdin)
+    ran = g4convert("generate", taught, "-p", "-")
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 2)
+    assert message in ran.err
+
+
+def test_a_prompt_beyond_the_context(taught: Path, g4convert: Program, tmp_path: Path) -> None:
+    shutil.copytree(taught, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = 16
+    path.write_text(json.dumps(config))
+    ran = g4convert("generate", tmp_path / "model", "-p", "one two three " * 5)
+    assert (ran.status, ran.out) == (2, "\n")
+    assert re.search(r"error: a prompt of \d+ tokens: the model's context has 16\nhint: shorten it\n", ran.err)
+
+
 def test_json_has_all_that_was_measured(taught: Path, g4convert: Program) -> None:
     ran = g4convert("generate", taught, "-p", CODE, "-p", CODE, "--json", "--dtype", "float32")
     assert ran.err == ""

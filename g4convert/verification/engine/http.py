@@ -55,6 +55,11 @@ class Server:
             place = parts.hostname, parts.port
         except ValueError as error:
             raise wrong from error
+        if parts.username is not None:
+            raise UsageError(
+                "--engine-url: has a user's name or password, which messages and reports would show",
+                hint="expected http://HOST:PORT; a proxy on this machine can add them",
+            )
         if parts.scheme not in _CONNECTIONS or not place[0]:
             raise wrong
         self.url = url.rstrip("/")

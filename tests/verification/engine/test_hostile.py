@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from g4convert.errors import EnvironmentFault, UsageError
+from g4convert.request import EngineName, Request
 from g4convert.verification.engine import answers, http, process
 from g4convert.verification.engine.answers import AnswerError, Told, document, top_logits
 from g4convert.verification.engine.process import Program
@@ -22,7 +25,6 @@ from g4convert.verification.engine.vllm import Vllm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 PROMPT = Prompt((2, 5, 9), (0, 1), ())
@@ -160,6 +162,20 @@ def test_values_that_are_no_numbers_are_left_to_the_judge() -> None:
 def test_what_is_no_address_is_refused(url: str, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="expected http"):
         Sglang(url, checkpoint, 5)
+
+
+def test_a_password_in_an_address_is_refused_and_not_told(checkpoint: Path) -> None:
+    """It would be in messages, in reports and on their pages."""
+    with pytest.raises(UsageError, match="user's name or password") as caught:
+        Sglang("http://me:secret@localhost:1", checkpoint, 5)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, 1e20, 604_801, 0.5, -1])
+def test_a_time_that_no_timer_holds_is_refused(seconds: float) -> None:
+    """It ended in a traceback of a thread, and exit 70."""
+    with pytest.raises(UsageError, match=r"--engine-timeout \S+: expected 1 to 604,800 seconds, a week"):
+        Request(Path("out"), engine=EngineName.SGLANG, engine_url="http://localhost:1", engine_timeout=seconds)
 
 
 def child(code: str) -> Program:
