@@ -133,7 +133,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     with Lock.beside(path) as lock:
         lock.take()
         _check_place(path, overwrite=overwrite)  # again: another process may have made it until now
-        file = begun.found()
+        file = begun.kept_ids()
         if file is None:
             file = asked.sampled(documents, own, device, watch)
             if statistics:

@@ -44,7 +44,7 @@ class Begun:
         """Directory of the values that flow between layers."""
         return self.directory / "states"
 
-    def found(self) -> CalibrationFile | None:
+    def kept_ids(self) -> CalibrationFile | None:
         """Read the ids of an earlier run of the same request; None if there are none."""
         path = self.directory / _REQUEST
         if not path.is_file() or path.read_bytes() != self._request:

@@ -26,8 +26,8 @@ from g4convert.engines.module import (
     Renames,
     Rule,
     build,
-    left_out,
     renamed,
+    unbuilt,
 )
 from g4convert.gemma4 import Architecture
 from g4convert.names import Name
@@ -102,14 +102,14 @@ class Contract:
     def modules(self, architecture: Architecture) -> tuple[Module, ...]:
         """Return every Linear, embedding and head that the engine builds, in the order of the checkpoint.
 
-        The engine leaves a checkpoint module aside that is no shard of these (`left_out`): in vLLM, the k_proj and
+        The engine leaves a checkpoint module aside that is no shard of these (`unbuilt`): in vLLM, the k_proj and
         v_proj of layers that use the keys and values of an earlier layer.
         """
         return _modules(self, architecture)
 
-    def left_out(self, architecture: Architecture) -> Mapping[str, bool]:
+    def unbuilt(self, architecture: Architecture) -> Mapping[str, bool]:
         """Return checkpoint modules that the engine has no module for, each with True if it stops at their tensors."""
-        return left_out(architecture, self.rules(architecture), self.names(architecture))
+        return unbuilt(architecture, self.rules(architecture), self.names(architecture))
 
     def read(self, architecture: Architecture, ignore: Iterable[str], targets: Iterable[str] = ("Linear",)) -> Reading:
         """Return a config's entries as this engine reads them: `read(...).packs(module)`."""

@@ -18,7 +18,7 @@ from g4convert.engines.reason import Reason
 from g4convert.gemma4 import TABLES, Architecture, Role, expected_weights
 from g4convert.names import Name
 
-__all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "left_out", "rename", "renamed"]
+__all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "rename", "renamed", "unbuilt"]
 
 Renames = tuple[tuple[str, str], ...]
 """Prefixes of tensor names and their replacements, applied one after the other, as in vLLM's WeightsMapper."""
@@ -160,7 +160,7 @@ def _filled(template: str, match: re.Match[str]) -> str:
     return match[0] if template == _ALL else match.expand(template)
 
 
-def left_out(architecture: Architecture, rules: Iterable[Rule], names: Renames = ()) -> dict[str, bool]:
+def unbuilt(architecture: Architecture, rules: Iterable[Rule], names: Renames = ()) -> dict[str, bool]:
     """Return the canonical modules that the engine has no module for, each with True if it stops at their tensors."""
     return {shards[0]: rule.refused for _, shards, _, rule in _ruled(architecture, rules, names) if rule.name is None}
 

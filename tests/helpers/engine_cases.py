@@ -361,7 +361,7 @@ class Contracted:
     def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
         """Return the contract's places."""
         reading = self.contract.read(case.architecture, case.ignore, case.places)
-        left = self.contract.left_out(case.architecture)
+        left = self.contract.unbuilt(case.architecture)
         modules = {shard: module for module in self.contract.modules(case.architecture) for shard in module.shards}
         found = {}
         for name in tensors:

@@ -77,7 +77,7 @@ def test_every_engine_takes_the_packing_of_the_plan(family: str, data: st.DataOb
     for contract in VERSIONS:
         found = {one.shard: Packing(one.group.num_bits or 0, one.group.group_size) for one in taken(contract, weights)}
         assert found == {shard: wanted[shard] for shard in found}, contract.label
-        left = contract.left_out(plan.architecture)
+        left = contract.unbuilt(plan.architecture)
         plain = {
             s for module in contract.modules(plan.architecture) if module.accepts == "plain" for s in module.shards
         }

@@ -96,12 +96,12 @@ def _scored(
         }
         made |= made_together({name: one for name, one in named.items() if isinstance(one, Made)}, begin, end, pages)
         for pair in pairs:
-            found[pair].append(_one(made[pair[0]], made[pair[1]], true))
+            found[pair].append(_score_piece(made[pair[0]], made[pair[1]], true))
         tell(end - begin)
     return {pair: TokenScores.cat(parts) for pair, parts in found.items()}
 
 
-def _one(reference: TopLogits | Rows, candidate: TopLogits | Rows, targets: torch.Tensor) -> TokenScores:
+def _score_piece(reference: TopLogits | Rows, candidate: TopLogits | Rows, targets: torch.Tensor) -> TokenScores:
     """Score one piece of a pair."""
     assert not isinstance(candidate, TopLogits)  # noqa: S101 -- only a stored reference has these
     if isinstance(reference, TopLogits):
