@@ -55,14 +55,21 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
         return "two copies of one model in one directory, under different names: delete the files of one"
     if kinds == {"unknown"}:
         return _unknown(names, architecture)
-    if kinds == {"missing"} and all(Name(name).last in _BUFFERS for name in names):
+    if kinds == {"missing"}:
+        return _missing(names, schema)
+    return _wrapped(faults, schema)
+
+
+def _missing(names: Sequence[str], schema: Schema) -> str:
+    """Return the remedy for missing tensors that are all of one kind, otherwise empty."""
+    if all(Name(name).last in _BUFFERS for name in names):
         what = " and ".join(dict.fromkeys(Name(name).last for name in names))
         return f"{what}: buffers, which a writer of parameters only leaves out; copy them from the model it was made of"
-    if kinds == {"missing"} and names == ["lm_head.weight"]:
+    if names == ["lm_head.weight"]:
         return "no output head is stored: if it is the embedding, set tie_word_embeddings to true in config.json"
-    if kinds == {"missing"}:
-        return _missing_media(set(names), schema)
-    return _wrapped(faults, schema)
+    if set(names) == {name for name in schema.expected if name.startswith("masked_embedding.")}:
+        return 'a drafter that scores the whole vocabulary: `"use_ordered_embeddings": false` in config.json says so'
+    return _missing_media(set(names), schema)
 
 
 def spare(faults: Collection[Fault], schema: Schema) -> str:

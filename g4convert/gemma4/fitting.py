@@ -35,6 +35,8 @@ def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str
     section = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     path = "" if section is config else "text_config."
     assert isinstance(section, Mapping)  # noqa: S101 -- an architecture was read from it
+    if backbone := _backbone(match, tensors, config, fits):
+        return backbone
     said = {key: value for key, value in _read(match, tensors, section) if section.get(key) != value}
     if not said or not _fit(config, path, said, fits):
         return ""
@@ -46,6 +48,17 @@ def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str
         return f"config.json is another model's ({', '.join(said)} differ): take the one saved with these weights"
     edits = " and ".join(_edit(f"{path}{key}", section.get(key), value) for key, value in said.items())
     return f"the tensors say otherwise: in config.json set {edits}"
+
+
+def _backbone(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], fits: Fits) -> str:
+    """Return the remedy for a drafter of a model of another width; empty if that is not what is wrong."""
+    key, sources = "backbone_hidden_size", match.sources.get("post_projection.weight")
+    if not sources or not tensors[sources[0]].shape:
+        return ""
+    width = tensors[sources[0]].shape[0]
+    if config.get(key) == width or not _fit(config, "", {key: width}, fits):
+        return ""
+    return f"the tensors say otherwise: in config.json set {_edit(key, config.get(key), width)}"
 
 
 def _edit(key: str, old: object, new: object) -> str:

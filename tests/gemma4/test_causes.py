@@ -386,3 +386,21 @@ def test_weights_that_are_transposed_are_said_to_be(ends: tuple[str, ...]) -> No
     assert fits(swapped(found, *ends), config)
     name = "model.language_model.layers.0.input_layernorm.weight"
     assert "transposed" not in hint({**found, name: replace(found[name], shape=(3,))}, config)
+
+
+# ---- drafters
+
+
+def test_a_drafter_of_a_model_of_another_width() -> None:
+    config = FAMILIES["assistant"]
+    other = config | {"backbone_hidden_size": 2 * config["backbone_hidden_size"]}
+    assert f"set backbone_hidden_size to {other['backbone_hidden_size']} (it is" in hint(tensors_of(other), config)
+    assert fits(tensors_of(other), other)
+
+
+def test_a_drafter_without_centroids_scores_the_whole_vocabulary() -> None:
+    config = FAMILIES["assistant"]
+    tensors = without(tensors_of(config), "masked_embedding.")
+    assert '"use_ordered_embeddings": false' in hint(tensors, config)
+    assert fits(tensors, config | {"use_ordered_embeddings": False})
+    assert "inspect" in hint(without(tensors_of(config), "masked_embedding.centroids"), config)
