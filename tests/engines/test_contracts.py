@@ -192,7 +192,7 @@ def test_every_checkpoint_module_fills_one_module_or_is_left_out(label: str, fam
     contract, architecture = labelled(label), architecture_of(family)
     modules = contract.modules(architecture)
     shards = [shard for module in modules for shard in module.shards]
-    left = contract.left_out(architecture)
+    left = contract.unbuilt(architecture)
     tables = {"embedding", "ple_embedding"}
     known = {
         n.removesuffix(".weight")
