@@ -116,8 +116,8 @@ FAULTS = {
     "shape of experts": ("moe", change(f"{LAYER}.experts.down_proj", lambda t: t[:-1]), "is [11, 128, 192]"),
     "shape of a scalar": (
         "moe",
-        change(f"{LAYER}.layer_scalar", lambda t: t[0]),
-        "layer_scalar is [], the model's is [1]",
+        change(f"{LAYER}.layer_scalar", lambda t: t.repeat(2)),
+        "layer_scalar is [2], the model's is [1]",
     ),
     "head": ("moe", add("lm_head.weight", torch.zeros(512, 128, dtype=torch.bfloat16)), "differs from the embedding"),
     "norm": ("moe", add(f"{LAYER}.self_attn.v_norm.weight", 2 * ONES), "has values other than 1"),
