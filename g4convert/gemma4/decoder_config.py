@@ -52,9 +52,9 @@ def _check_rotation(read: ConfigReader, kinds: Collection[str]) -> None:
     """Note rotary embeddings that no engine computes: each kind of layer needs a part of its own.
 
     transformers 5.18 to 5.24 reads `rope_scaling`, if it is there (even null), in place of `rope_parameters`, and fails
-    without a part for each kind of layer; vLLM 0.33 then turns all layers alike. Full attention turns a part of each head's
-    columns, which the type `proportional` alone spreads over the head: of another type transformers 5.22 makes too few
-    angles and fails, and vLLM turns other columns.
+    without a part for each kind of layer; vLLM 0.33 then turns all layers alike. Full attention turns a part of each
+    head's columns, which the type `proportional` alone spreads over the head: of another type transformers 5.22 makes
+    too few angles and fails, and vLLM turns other columns.
 
     Args:
         read: reader of the text section.
