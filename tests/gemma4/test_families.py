@@ -267,7 +267,7 @@ def test_a_qat_source_is_recognised_and_kept_exactly(
     directory = checkpoints(family, qat=True)
     output, summary = converted(family, source=directory)
     assert summary.choice.method.value == "lattice"
-    assert "100.0% of the groups" in summary.choice.why
+    assert "100.0% of groups" in summary.choice.why
     assert summary.total.stats.lattice_groups == summary.total.stats.groups == summary.total.stats.exact_groups
     assert "| 100.0% | 100.0% |" in (output / "README.md").read_text()
     before = dict(reload(directory, "bfloat16").named_parameters())

@@ -899,7 +899,7 @@ def test_the_command_fixes(g4convert: Program, copied: Callable[..., Path]) -> N
     assert "config.json.orig" in ran.err
     assert "  quantization_config.ignore: " in ran.err
     again = g4convert("check", directory, "--fix")
-    assert (again.status, again.err) == (0, "")
+    assert (again.status, again.err) == (0, "config.json: nothing to correct\n")
 
 
 def test_the_command_says_why_it_does_not_fix(g4convert: Program, tmp_path: Path) -> None:
