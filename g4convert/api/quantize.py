@@ -23,7 +23,7 @@ from g4convert.report import Report
 from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, verified_after
 from g4convert.verification.run import verify as run_verification
 
-__all__ = ["Quantized", "job_of", "quantize", "run"]
+__all__ = ["Quantized", "job_of", "quantize", "run", "verified"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +136,30 @@ def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet, say: Ca
     conversion = prepare(with_calibration(job, ranks, progress, say))
     summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion)))
     peak = peak_memory()  # before a verification has its own
-    report = None
-    if level is not None and ranks.leads:
-        asked = Request(job.output, job.source.path, level)
-        report = run_verification(asked, progress=progress, say=say, written=True)
+    report = verified(job, level, progress=progress, say=say, written=True) if ranks.leads else None
     refused = conversion.outlook.refusing(job.tps)
     expected = costs(conversion.plan, summary.sizes, job.workers or default_workers())
     return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
+
+
+def verified(
+    job: Job, level: Level | None, *, progress: Quiet, say: Callable[[str], None], written: bool = False
+) -> Report | None:
+    """Verify the output of a job.
+
+    Args:
+        job: model, recipe and output.
+        level: level of the verification; None for none.
+        progress: told of finished bytes.
+        say: told what the verification does next.
+        written: True if this process has just written and hashed the output.
+
+    Returns:
+        The report; None without a level.
+    """
+    if level is None:
+        return None
+    return run_verification(Request(job.output, job.source.path, level), progress=progress, say=say, written=written)
 
 
 def job_of(  # noqa: PLR0913 - the choices of a conversion

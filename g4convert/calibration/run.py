@@ -126,6 +126,7 @@ class LayerByLayer:
         if not self._continues(pending, layers):
             pending = self._all_layers
         results: dict[int, list[Any]] = {}
+        progress.step("layers", sum(map(len, pending.values())), "weights")
         replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states)
         fresh = min(pending) == self.conversion.tiled
         hidden = self._states.turns(replay.shape, fresh=fresh)
@@ -217,7 +218,7 @@ class LayerByLayer:
             step = steps[path]
             self._write(quantized[step], rounded, streams)
             rows.append([step, *astuple(rounded.stats), how(rounded)])
-            progress.advance(_source_bytes(quantized[step]), quantized[step].weight.name)
+            progress.tick(1, quantized[step].weight.name)
 
         weights = Weights(
             {path: quantized[step].weight.module for path, step in steps.items()},
@@ -244,10 +245,6 @@ class LayerByLayer:
 def _layers_of(rows: Mapping[int, list[Any]], tiled: int) -> dict[int, list[Any]]:
     """Return the statistics of the units that are whole layers."""
     return {unit: layer for unit, layer in rows.items() if unit >= tiled}
-
-
-def _source_bytes(step: Quantize) -> int:
-    return step.weight.segment.end - step.weight.segment.begin
 
 
 @contextmanager

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from g4convert.conversion.job import Job
     from g4convert.planning.recipe import Resolved
     from g4convert.planning.report import PlanReport
+    from g4convert.report import Report
 
 __all__ = ["quantize"]
 
@@ -45,8 +46,9 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert.api.quantize import job_of, run
+    from g4convert.api.quantize import job_of, run, verified
     from g4convert.cli import verification
+    from g4convert.conversion.finished import is_finished
     from g4convert.conversion.ranks import Ranks
 
     level = None if verify == "none" else verified_after(verify)
@@ -66,15 +68,21 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         print_plan(_planned(job), as_json=as_json, no_color=no_color, verbose=verbose)
         return
     how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
-    if _is_done(job, how, as_json=as_json):
-        return
+    is_done = not job.overwrite and is_finished(job)
+    if is_done and not as_json:
+        _say_done(job, how, verified=level is not None)
     ranks = Ranks.join()
     try:
         with replace(how, quiet=quiet or not ranks.leads).watched() as watched:
-            done = run(job, level, ranks, progress=watched.bar, say=watched.say)
+            if is_done:
+                report = verified(job, level, progress=watched.bar, say=watched.say) if ranks.leads else None
+            else:
+                done = run(job, level, ranks, progress=watched.bar, say=watched.say)
     finally:
         ranks.leave()
-    if ranks.leads:
+    if ranks.leads and is_done:
+        _print_done(job, report, how, as_json=as_json)
+    elif ranks.leads:
         _print(done, how, as_json=as_json)
 
 
@@ -85,22 +93,30 @@ def _no_output(model: str, resolved: "Resolved") -> UsageError:
     return UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
 
 
-def _is_done(job: "Job", how: "Printed", *, as_json: bool) -> bool:
-    """Return True, and print so, if the output exists, made from the same source by the same recipe and version."""
-    from g4convert.conversion.finished import is_finished
+def _say_done(job: "Job", how: "Printed", *, verified: bool) -> None:
+    """Print that the output exists, made from the same source by the same recipe and version."""
+    if how.quiet:
+        return
+    from g4convert.cli import show
 
-    if job.overwrite or not is_finished(job):
-        return False
+    rest = "; it is verified again" if verified else ""
+    text = f"already done: {job.output} is {job.source.name} by this recipe and version (--overwrite makes it again)"
+    show.console(no_color=how.no_color).print(text + rest, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_done(job: "Job", report: "Report | None", how: "Printed", *, as_json: bool) -> None:
+    """Print the verdict on an output that existed.
+
+    Raises:
+        GateError: the verification failed.
+    """
+    from g4convert.cli import verification
+
     if as_json:
-        print_json({"schema_version": 1, "output": str(job.output), "already_done": True})
-    elif not how.quiet:
-        from g4convert.cli import show
-
-        text = (
-            f"already done: {job.output} is {job.source.name} by this recipe and version (--overwrite makes it again)"
-        )
-        show.console(no_color=how.no_color).print(text, markup=False, highlight=False, soft_wrap=True)
-    return True
+        verdict = {} if report is None else {"verify": report.to_dict()}
+        print_json({"schema_version": 1, "output": str(job.output), "already_done": True} | verdict)
+    if report is not None:
+        verification.tell_end(report, how, as_json=as_json)
 
 
 def _planned(job: "Job") -> "PlanReport":

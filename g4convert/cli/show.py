@@ -141,7 +141,7 @@ def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
     put(out, table(columns, rows, right=columns[1:]))
     out.print()
     trained = (
-        "tokens here are random, see below for answers that it has learned"
+        "tokens here are random; the command below asks it what it has learned"
         if done.is_trained
         else "far smaller on a trained model than on the random weights of this one"
     )

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["dialect", "plan"]
 
-_BASIS = "estimated for {tokens:,} tokens{whose}; disk is what lies beside the output meanwhile; " + KL_OF
+_BASIS = (
+    "estimated for {tokens:,} tokens{whose}; memory is what is allocated, and pages of files that the system may drop "
+    "come on top; disk is what lies beside the output meanwhile; " + KL_OF
+)
 _MOST_FILES = 6
 """Largest number of files of a pattern that are named."""
 

@@ -36,7 +36,7 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if plan.recipe.is_calibrated:
         _refuse_lattice(plan, checkpoint, reader)
     if plan.recipe.method != "auto":
-        return Choice(Method(plan.recipe.method.value), "the recipe says so")
+        return Choice(Method(plan.recipe.method.value), "as asked")
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):

@@ -12,8 +12,8 @@ A level that could not run is never skipped silently: an INCONCLUSIVE or INFO fi
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
@@ -109,6 +109,7 @@ def verify(
         metrics |= served.metrics
         ran += [Level.ENGINE] if served.metrics else []
     findings += changed(before, stamps(asked.output, asked.reference))
+    findings = [*_of_another_source(findings)]
     named = None if asked.reference is None else str(asked.reference)
     return Report(tuple(findings), tuple(ran), metrics, str(asked.output), named)
 
@@ -228,8 +229,16 @@ def _provenance(asked: Request, reference: Checkpoint | None) -> Iterable[Findin
     same = hashlib.sha256(files).hexdigest() == _digest(asked, reference)
     severity = Severity.PASS if same else Severity.WARN
     found = "made of this reference" if same else f"made of another checkpoint, named {source.get('name')}"
-    remedy = "" if same else "pass the checkpoint it was made of; other findings may follow from this"
+    remedy = "" if same else "pass the checkpoint that it was made of; other faults may follow from this"
     yield Finding("static.provenance", severity, RECORD, found, "made of this reference", remedy)
+
+
+def _of_another_source(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the findings; if the output was made of another checkpoint, faults have the remedy to pass that one."""
+    told = next((one for one in findings if one.code == "static.provenance" and one.severity is Severity.WARN), None)
+    for one in findings:
+        is_fault = one.severity is Severity.FAIL
+        yield replace(one, remedy=f"OUT is {told.found}: {told.remedy}") if told and is_fault else one
 
 
 def _digest(asked: Request, reference: Checkpoint | None) -> str:

@@ -271,6 +271,7 @@ def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, t
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     ran = g4convert(*command)
     assert (ran.status, ran.out.partition(":")[0]) == (0, "already done")
+    assert "verified" not in ran.out
     assert json.loads(g4convert(*command, "--json").out)["already_done"] is True
     assert g4convert(*command, "-q").out == ""
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before

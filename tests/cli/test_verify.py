@@ -426,6 +426,23 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
     assert "model.layers.0.mlp.gate_proj" in told
 
 
+def test_a_retry_repeats_the_verdict(
+    text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verification that failed or was stopped must not end with 0 because the output is there."""
+    command = ("quantize", text, "-o", tmp_path / "out")
+    assert [g4convert(*command).status, g4convert(*command).status] == [0, 0]
+    wrong = Finding("static.ignore", Severity.FAIL, "lm_head", "packed", "kept", "quantize again")
+    monkeypatch.setattr("g4convert.verification.run.check_static", lambda *_, **__: [wrong])
+    told = g4convert(*command)
+    assert (told.status, told.out.startswith("already done: "), "it is verified again" in told.out) == (1, True, True)
+    assert "does not verify" in told.err
+    document = json.loads(g4convert(*command, "--json").out)
+    assert (document["already_done"], document["verify"]["verdict"]) == (True, "fail")
+    assert g4convert(*command, "-q").status == 1
+    assert g4convert(*command, "--verify", "none").status == 0
+
+
 def test_what_was_written_wrong_is_not_offered_to_be_served(
     text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ def chosen(directory: Path, **options: object) -> Choice:
 
 @pytest.mark.parametrize("method", ["minmax", "mse", "lattice"])
 def test_a_recipe_that_names_a_method_gets_it(method: str, dense: Path) -> None:
-    assert chosen(dense, method=method) == Choice(Method(method), "the recipe says so")
+    assert chosen(dense, method=method) == Choice(Method(method), "as asked")
 
 
 def share(choice: Choice) -> float:
