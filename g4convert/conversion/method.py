@@ -44,7 +44,7 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     share, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    return Choice(method, f"source {trained} for 4 bits: {share:.1%} of groups on a grid ({linears} Linears sampled)")
+    return Choice(method, f"{share:.1%} of groups on a 4-bit grid (of {linears} Linears): source {trained} for 4 bits")
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:

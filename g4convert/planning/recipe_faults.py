@@ -81,7 +81,7 @@ def _of_option(option: str, key: str, given: object, problem: "ErrorDetails") ->
     """Return the error for an invalid value of an option."""
     if names := _choices(problem):
         return no_such(option, problem["input"], names)
-    words = " ".join(map(str, given)) if isinstance(given, list) and given else given
+    words = " ".join(map(str, given)) if given and isinstance(given, list) else given
     return UsageError(f"{option} {words}: expected {_ON_THE_LINE.get(key) or _EXPECTED[key]}")  # hint: the --help
 
 

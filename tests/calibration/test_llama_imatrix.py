@@ -62,7 +62,7 @@ def test_names_of_every_family_are_known(checkpoints: Checkpoints, tmp_path: Pat
 def test_a_conversion_uses_it_and_says_so(moe: Path, own: Statistics, tmp_path: Path, g4convert: Program) -> None:
     path, out = written(tmp_path / "m.gguf", imatrix_bytes(own)), tmp_path / "out"
     words = ("quantize", moe, "-o", out, "-r", "w4a16-g32-imatrix", "--calibration", path, "--verify", "none")
-    assert "on 3 x 24 tokens" in g4convert(*words).out
+    assert "on 3 samples of 24 tokens" in g4convert(*words).out
     said = json.loads((out / "g4convert.json").read_text())["result"]["calibration"]
     assert (said["origin"], said["tokens"]) == ("llama.cpp", read_imatrix(path).tokens)
     assert "llama.cpp" in (out / "README.md").read_text()

@@ -95,6 +95,15 @@ class Stopping(Quiet):
     def advance(self, nbytes: int, name: str) -> None:
         """See `Progress`."""
         super().advance(nbytes, name)
+        self._count(name)
+
+    def tick(self, count: int, name: str = "") -> None:
+        """See `Progress`; weights of layers have names, other steps have none."""
+        super().tick(count, name)
+        if name:
+            self._count(name)
+
+    def _count(self, name: str) -> None:
         self.names.append(name)
         self.left -= 1
         if not self.left:
@@ -209,7 +218,7 @@ def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_p
     source, output = trained(Family.MOE), tmp_path / "out"
     ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
     assert ran.status == 0, ran.err
-    assert "on 24 x 32 tokens" in " ".join(ran.out.split())
+    assert "on 24 samples of 32 tokens" in " ".join(ran.out.split())
 
 
 def test_states_that_were_damaged_meanwhile_start_the_layers_again(

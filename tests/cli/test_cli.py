@@ -216,7 +216,7 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     assert "6.46 MB of 6.46 MB" in ran.err
     for text in (
         "6.46 MB -> 2.08 MB in 1 file, 5.15 bits per weight",
-        "method       mse: source not trained for 4 bits: 0.0%",
+        "method       mse: 0.0% of groups on a 4-bit grid",
         "peak memory",
     ):
         assert text in ran.out
