@@ -181,6 +181,7 @@ def _fail(raised: Exception, manner: Manner, given: Sequence[str]) -> NoReturn:
         error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
     if isinstance(error, UsageError) and not error.hint:
         error = UsageError(error.message, offenders=error.offenders, hint=_help(f"g4convert {given[0]}"))
+    stops.tell()
     with suppress(OSError):  # a full or closed stderr: only the exit status reports the error
         show.error(show.messages(no_color=manner.no_color), error, verbose=manner.verbose)
     raise SystemExit(error.exit_code)

@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from g4convert.cli.app import main as run
 
         run(arguments)
-    except KeyboardInterrupt:  # a second stop, while the first is printed
-        os._exit(75)
+    except KeyboardInterrupt:
+        _end_stopped()
     except MemoryError:
         _end("out of memory", 5)
     except ImportError as error:
@@ -49,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _stop(*_: object) -> None:
     _end("stopped", 75)
+
+
+def _end_stopped() -> None:
+    """End after a stop that came while the first was printed, or when the command was over, and nothing is printed."""
+    from g4convert.cli import stops
+
+    if not stops.told():
+        _end("stopped", 75)
+    os._exit(75)
 
 
 def _end_crashed(error: Exception) -> None:

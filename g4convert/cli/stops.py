@@ -9,11 +9,12 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["asked", "listen"]
+__all__ = ["asked", "listen", "tell", "told"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _other_hook = sys.unraisablehook
 _asked: set[int] = set()
+_told: list[bool] = []
 _AGAIN = 0.005
 """Seconds after which SIGALRM stops again what could not be stopped."""
 _LOCKING = {"threading", "queue", "concurrent.futures._base", "concurrent.futures.thread"}
@@ -25,6 +26,7 @@ _BLOCKED = {"wait", "join", "_wait_for_tstate_lock"}
 def listen() -> None:
     """Let SIGINT and SIGTERM raise KeyboardInterrupt; signals that the caller ignores, as nohup does, stay ignored."""
     _asked.clear()
+    _told.clear()
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -34,6 +36,16 @@ def listen() -> None:
 def asked() -> bool:
     """Return whether the program was told to stop, also where a library made another exception of it."""
     return bool(_asked)
+
+
+def tell() -> None:
+    """Note that an error is about to be printed."""
+    _told.append(True)
+
+
+def told() -> bool:
+    """Return whether an error was, or is being, printed."""
+    return bool(_told)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

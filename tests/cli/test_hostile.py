@@ -131,6 +131,24 @@ def test_a_stop_while_modules_are_imported_is_one_line(module: str, number: sign
     assert ran.stderr == b"error: stopped\n"
 
 
+STOPPED_LATE = """
+import sys
+from g4convert.cli import app, start, stops
+def late(_):
+    if "told" in sys.argv: stops.tell()
+    raise KeyboardInterrupt
+app.main = late
+start.main(["plan"])
+"""
+
+
+@pytest.mark.parametrize(("before", "printed"), [("told", b""), ("silent", b"error: stopped\n")])
+def test_a_stop_when_the_command_is_over_is_one_line_too(before: str, printed: bytes) -> None:
+    """Between the command's end and the program's: it was exit 75 without a word."""
+    ran = subprocess.run([sys.executable, "-c", STOPPED_LATE, before], check=False, capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (75, printed)
+
+
 STOPPED_IN = """
 import os, signal, sys, threading, time
 def stop():
