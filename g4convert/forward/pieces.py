@@ -15,10 +15,11 @@ from math import prod
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, StoredScheme
+from g4convert.errors import InputError
 from g4convert.forward.mapped import tell_faults
 from g4convert.tensors import DType
 
@@ -47,11 +48,18 @@ class TensorFiles:
         self._files: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Read a stored tensor."""
+        """Read a stored tensor.
+
+        Raises:
+            InputError: the file is not the one whose header was read when the checkpoint was opened.
+        """
         file = self._checkpoint.tensors[name].file
-        if file not in self._files:
-            self._files[file] = safe_open(self._checkpoint.path / file, framework="pt")
-        tensor: torch.Tensor = self._files[file].get_tensor(name)
+        try:
+            if file not in self._files:
+                self._files[file] = safe_open(self._checkpoint.path / file, framework="pt")
+            tensor: torch.Tensor = self._files[file].get_tensor(name)
+        except SafetensorError as error:
+            raise InputError(f"{file}: was changed while it was read: {error}", hint="start again") from error
         return tensor
 
 

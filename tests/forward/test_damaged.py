@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from g4convert.errors import FormatError
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import FormatError, InputError
 from g4convert.forward.conversations import frame_of
 from g4convert.forward.load import load
 from g4convert.forward.models import quiet_transformers, read_config
+from g4convert.forward.pieces import TensorFiles
 
 CONTENTS: dict[str, bytes] = {
     "empty": b"",
@@ -57,6 +59,17 @@ def test_a_value_that_transformers_refuses(text: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FormatError, match=r"config\.json cannot be read: "):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("left", [b"", b"abc", b"\2\0\0\0\0\0\0\0{}"])
+def test_a_file_that_is_cut_or_replaced_after_its_header_was_read(left: bytes, dense: Path, tmp_path: Path) -> None:
+    """Layers are read one by one, the last perhaps hours after the first: it was a crash."""
+    shutil.copytree(dense, tmp_path / "model")
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    name, tensor = next(iter(checkpoint.tensors.items()))
+    (tmp_path / "model" / tensor.file).write_bytes(left)
+    with pytest.raises(InputError, match=rf"{tensor.file}: was changed while it was read"):
+        TensorFiles(checkpoint)[name]
 
 
 def test_libraries_print_nothing_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
