@@ -79,7 +79,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
         meant = "sum of squared errors over sum of squared weights; of several weights, the mean of theirs"
         traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
-        out.print(f"\n[dim]relative error: {meant}{traded}[/]", soft_wrap=True)
+        out.print(f"\n[dim]relative error: {meant}{traded}[/]")
     else:
         put(out, facts({**rows, "method": "nothing is packed"}))
     if refused:
@@ -92,7 +92,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if answers:
         out.print(f"answers: {escape(answers)}", soft_wrap=True)
     if calibrated:
-        out.print(f"\nmethods that calibrate lose less; {KL_OF}", soft_wrap=True)
+        out.print(f"\nmethods that calibrate lose less; {KL_OF}")
         put(out, methods(calibrated))
         out.print()
     commands = [measure] if sound and measure and done.total.stats.groups else []

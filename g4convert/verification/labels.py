@@ -23,7 +23,7 @@ METRICS: Final = {
     "sqnr_min": "lowest SQNR of a layer (dB)",
     "router_jaccard_min": "router overlap",
 }
-TITLES: Final = {"loss": "what four bits cost", "parity": "whether it runs as written"}
+TITLES: Final = {"loss": "what quantization costs", "parity": "whether it runs as written"}
 """Title of each comparison."""
 COMPARED: Final = {
     "loss": "the original against the dequantized weights",

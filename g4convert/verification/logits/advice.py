@@ -16,8 +16,8 @@ from g4convert.report import Finding, Severity
 __all__ = ["with_advice"]
 
 _RIGHT: Final = (
-    "the file is right: its weights compute what they stand for, but four bits cost this model so much. What costs "
-    "less, with the mean KL of a real 270M model:"
+    "the file is right: its weights compute what they stand for, but quantization costs this model too much. What "
+    "costs less, with the mean KL of a real 270M model:"
 )
 _GROUP: Final = 32
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)

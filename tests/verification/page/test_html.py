@@ -265,7 +265,7 @@ def test_the_head_says_who_is_to_blame() -> None:
 
 def test_what_was_not_measured_has_no_section() -> None:
     titles = (
-        "What four bits cost",
+        "What quantization costs",
         "Expert coverage",
         "Which modules run differently from what is written",
         "Worst weights",
@@ -285,7 +285,7 @@ def test_what_was_not_measured_has_no_section() -> None:
     text = Checked(page(given)).text
     assert "Not seen in this candidate" in text
     assert "lower bound" in text
-    assert not [title for title in ("What four bits cost", "Expert coverage", "Worst weights") if title in text]
+    assert not [title for title in ("What quantization costs", "Expert coverage", "Worst weights") if title in text]
 
 
 def test_equal_is_drawn_and_said() -> None:
