@@ -77,7 +77,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         out.print()
         chosen = done.modules if tensors else done.worst
         put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
-        meant = "sum of squared errors over sum of squared weights; of several weights, the mean of theirs"
+        meant = "squared errors over squared weights; of several weights, the mean of theirs"
         traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
         out.print(f"\n[dim]relative error: {meant}{traded}[/]")
     else:
