@@ -211,7 +211,7 @@ def test_a_source_on_a_lattice_is_refused_before_anything_is_made(
 
 @pytest.mark.parametrize("command", ["calibrate", "quantize, ids alone", "quantize, statistics alone"])
 def test_two_runs_on_one_file_are_not_possible(command: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
-    """They shared the states between layers, and wrote wrong statistics with exit 0."""
+    """They shared the states between layers: some failed, and some wrote files that differ, with exit 0."""
     model, path = checkpoints("text"), tmp_path / "out.calibration.safetensors"
     ids = tmp_path / "ids.safetensors"
     calibrate(model, ids, **SHORT)
