@@ -22,6 +22,7 @@ from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import InputError, UsageError
 from g4convert.forward.chat_templates import rendered
 from g4convert.forward.models import Config, reading
+from g4convert.quantities import plural
 
 __all__ = [
     "Conversation",
@@ -104,7 +105,9 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
                 misfits += [f"line {number}"] * (found[-1].raw is chat)
     if bad or not found:
         raise InputError(
-            f"{path}: {len(bad)} lines are no prompts" if found or bad else f"{path}: holds no prompt",
+            f"{path}: {plural(len(bad), 'line')} cannot be read as prompts"
+            if found or bad
+            else f"{path}: holds no prompt",
             hint=_CHAT_LINE if chat else _PLAIN_LINE,
             offenders=bad,
         )

@@ -108,6 +108,7 @@ def test_of_a_large_vocabulary_the_likeliest_tokens_are_kept(
 ) -> None:
     capture(reference, probes, tmp_path / "full.safetensors", source="")
     monkeypatch.setattr(capturing, "FULL_VOCABULARY", 100)
+    monkeypatch.setattr(capturing, "TOP", 64)
     path = tmp_path / "top.safetensors"
     capture(reference, probes, path, source="")
     full, found = (judged(Captured.open(tmp_path / f"{kind}.safetensors"), candidate) for kind in ("full", "top"))
