@@ -28,10 +28,12 @@ _COLOURS = {
     Severity.PASS: "green",
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
-_STATIC = (
-    "no weight was compared: `--reference MODEL` compares every weight with the original, and `--level logits` the "
-    "answers, too"
-)
+_NOT_COMPARED = {
+    "static": "no weight was compared: `--reference MODEL` compares every weight with the original, and "
+    "`--level logits` the answers, too",
+    "weights": "the answers were not compared: `--level logits` does",
+}
+"""What a verification left out, by the last level that ran."""
 _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 
@@ -62,8 +64,8 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
     for kind, blamed in found.metrics.get("blame", {}).items():
         out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed))}[/]", soft_wrap=True)
         put(out, _blame(blamed["rows"]))
-    if found.levels == ("static",):
-        out.print(f"\n{_STATIC}", soft_wrap=True)
+    if rest := _NOT_COMPARED.get("".join(found.levels[-1:])):
+        out.print(f"\n{rest}", soft_wrap=True)
     if not verbose:
         counts = Counter(finding.level for finding in found.of(Severity.PASS))
         passed = ", ".join(f"{level} {number}" for level, number in counts.items())
