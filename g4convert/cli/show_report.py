@@ -13,7 +13,7 @@ from g4convert.cli.tables import put, table
 from g4convert.names import Name
 from g4convert.quantities import plural
 from g4convert.report import Finding, Report, Severity, grouped
-from g4convert.verification.labels import COMPARED, COSTLY, DIFFERS, LOWER_BOUND, METRICS, TITLES, by_kind
+from g4convert.verification.labels import COMPARED, COSTLY, DIFFERS, LOWER_BOUND, METRICS, SWAPPED, TITLES, by_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,7 @@ _NOT_COMPARED = {
     "`--level logits` the answers, too",
     "weights": "the answers were not compared: `--level logits` does",
 }
-"""What a verification left out, by the last level that ran."""
+"""Comparisons that a verification left out, by the last level that ran."""
 _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 
@@ -62,7 +62,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
         columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
-        out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed))}[/]", soft_wrap=True)
+        out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed, kind))}[/]", soft_wrap=True)
         put(out, _blame(blamed["rows"]))
     if rest := _NOT_COMPARED.get("".join(found.levels[-1:])):
         out.print(f"\n{rest}", soft_wrap=True)
@@ -143,13 +143,13 @@ def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         yield one["name"], f"{one['tokens']:,}", *map(_number, numbers), agreed, _number(one["kl_mean"])
 
 
-def _how(blamed: Mapping[str, Any]) -> str:
+def _how(blamed: Mapping[str, Any], kind: str) -> str:
     """Return how a table of blame is measured."""
     predictions = f"{blamed['predictions']} predictions" if blamed.get("predictions") else "all predictions"
     probes = f" of the probes {' and '.join(blamed['probes'])}" if blamed.get("probes") else ""
     return (
         f"Measured on {predictions}{probes}, whose mean KL is {_number(blamed['kl'])} nats. Each row swaps one module "
-        "for the one it is compared with: the share of that KL that goes, and the KL that stays. Shares need not add "
+        f"for {SWAPPED[kind]}: the share of that KL that goes, and the KL that stays. Shares need not add "
         "up to 100 %."
     )
 

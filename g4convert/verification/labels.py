@@ -6,7 +6,7 @@ Tables list the metrics in the order of `METRICS`. `by_kind` puts headings on bl
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["COMPARED", "COSTLY", "DIFFERS", "LOWER_BOUND", "METRICS", "TITLES", "by_kind"]
+__all__ = ["COMPARED", "COSTLY", "DIFFERS", "LOWER_BOUND", "METRICS", "SWAPPED", "TITLES", "by_kind"]
 
 METRICS: Final = {
     "kl_mean": "mean KL (nats)",
@@ -35,6 +35,8 @@ DIFFERS: Final = {
     "parity": "the packed path differs from the dequantized weights",
 }
 """Meaning of metrics beyond their limits, by comparison."""
+SWAPPED: Final = {"loss": "the original's", "parity": "the dequantized one"}
+"""The module that takes the place of another while its share is measured, by comparison."""
 LOWER_BOUND: Final = "KL is a lower bound: of the reference only the likeliest tokens are known"
 COSTLY: Final = {
     "loss": "which modules cost most (no fault of the file)",

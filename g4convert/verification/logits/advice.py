@@ -25,9 +25,6 @@ _OTHERS: Final = (
     "bits chosen for each part of this model: `g4convert fit`",
     "8 bits: `-r w8a16-g32` (0.0003), which passes there",
 )
-_KEEPS: Final = {"attention": "mlp, experts", "mlp": "attention, experts", "experts": "attention, mlp"}
-"""`pack` of a recipe that keeps a role in bf16."""
-
 _Rows = Sequence[Mapping[str, Any]]
 
 
@@ -66,10 +63,10 @@ def _cheaper(method: object) -> Iterator[str]:
 
 def _keeping(blamed: _Rows) -> Iterator[str]:
     """Yield how to keep the modules that cost most."""
-    for row in [row for row in blamed if row["kind"] == "role" and row["share"] > 0][:2]:
-        yield (
-            f"every {row['module']} weight in bf16: `pack: [{_KEEPS[row['module']]}]` in a recipe takes "
-            f"{round(100 * row['share'])} % of the cost away"
-        )
+    roles = [row for row in blamed if row["kind"] == "role"]
+    for row in [row for row in roles if row["share"] > 0][:2]:
+        if others := ", ".join(sorted(one["module"] for one in roles if one is not row)):
+            share = f"{round(100 * row['share'])} % of the cost away"
+            yield f"every {row['module']} weight in bf16: `pack: [{others}]` in a recipe takes {share}"
     if layers := [f"{row['module']} ({round(100 * row['share'])} %)" for row in blamed if row["kind"] == "layer"][:3]:
         yield f"the costliest layers in bf16 or 8 bits, by `rules` of a recipe: {', '.join(layers)}"

@@ -30,12 +30,13 @@ def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
 def test_a_table_of_blame_adds_a_line_of_a_recipe_and_the_layers() -> None:
     rows = (
         Blamed("mlp", 0.5, 0.1, float("nan"), kind="role"),
+        Blamed("attention", -0.1, 0.2, float("nan"), kind="role"),
         Blamed("layers.3", 0.2, 0.16, 20.0, kind="layer"),
     )
     blamed = Blame(0.2, 0.2, rows, 30)
     (text,) = remedies(finding("loss.kl_mean", FAIL), RIGHT, blamed=blamed).values()
     lines = text.splitlines()
-    assert "every mlp weight in bf16: `pack: [attention, experts]` in a recipe takes 50 % of the cost away" in lines
+    assert "every mlp weight in bf16: `pack: [attention]` in a recipe takes 50 % of the cost away" in lines
     assert lines[-1].endswith("by `rules` of a recipe: layers.3 (20 %)")
 
 
