@@ -151,6 +151,10 @@ _MORE = re.compile(r"Got unexpected extra argument\(s\) \((?P<name>\S+)\)")
 """Typer's message about one argument too many."""
 
 
+_INSTEAD = {"-o": "an output", "--reference": "the original"}
+"""Options that take what was given as one argument too many."""
+
+
 def _usage(error: typer.TyperException) -> UsageError:
     """Return Typer's error about a command line as a UsageError in our words."""
     message = error.format_message().rstrip(".").replace("Value error, ", "").replace(": Input should", ": should")
@@ -158,8 +162,10 @@ def _usage(error: typer.TyperException) -> UsageError:
         return no_such(chosen["option"], chosen["name"], re.findall(r"'([^']+)'", chosen["known"]))
     context = getattr(error, "ctx", None)
     hint = _help(context.command_path if context else "g4convert")
-    if context and (more := _MORE.match(message)) and any("-o" in one.opts for one in context.command.params):
-        hint = f"an output is given with -o: -o {more['name']}"
+    if context and (more := _MORE.match(message)):
+        options = {option for one in context.command.params for option in one.opts}
+        for option, what in _INSTEAD.items():
+            hint = f"{what} is given with {option}: {option} {more['name']}" if option in options else hint
     if meant := _MEANT.fullmatch(message):
         message, hint = meant["fault"], f"did you mean {meant['name'] or meant['option']}?"
     return UsageError(f"{message[:1].lower()}{message[1:]}", hint=hint)
@@ -167,6 +173,22 @@ def _usage(error: typer.TyperException) -> UsageError:
 
 def _help(command: str) -> str:
     return f"`{command} --help` shows what there is"
+
+
+_CONTINUED = ("quantize", "calibrate")
+"""Commands that go on from where they were stopped."""
+
+
+_STARTED_AGAIN = ("verify", "reference", "generate")
+"""Commands that take long and keep nothing of what they had done."""
+
+
+def _after_stop(error: Interrupted, given: Sequence[str]) -> str:
+    """Return the hint on a command that was stopped."""
+    if given and given[0] in _CONTINUED:
+        return f"continue with: {shlex.join(['g4convert', *given])}"
+    again = "nothing was kept; the same command starts again"
+    return error.hint or (again if given and given[0] in _STARTED_AGAIN else "")
 
 
 def _fail(raised: Exception, manner: Manner, given: Sequence[str]) -> NoReturn:
@@ -177,8 +199,8 @@ def _fail(raised: Exception, manner: Manner, given: Sequence[str]) -> NoReturn:
     if stops.asked() and not isinstance(error, Interrupted):
         error = Interrupted("stopped")
     error = error or refusal_within(raised) or crash(raised)
-    if isinstance(error, Interrupted) and given[:1] == ["quantize"]:
-        error = Interrupted(error.message, hint=f"continue with: {shlex.join(['g4convert', *given])}")
+    if isinstance(error, Interrupted):
+        error = Interrupted(error.message, hint=_after_stop(error, given))
     if isinstance(error, UsageError) and not error.hint:
         error = UsageError(error.message, offenders=error.offenders, hint=_help(f"g4convert {given[0]}"))
     stops.tell()

@@ -484,6 +484,15 @@ def test_what_cannot_be_continued_is_only_stopped(g4convert: Program, monkeypatc
 
     monkeypatch.setattr("g4convert.checkpoint.source.resolve", fail)
     assert (g4convert("plan", "x").status, g4convert("plan", "x").err) == (75, "error: stopped\n")
+    again = "error: stopped\nhint: nothing was kept; the same command starts again\n"
+    for words in (("verify", "x"), ("generate", "x", "-p", "y"), ("reference", "x", "-o", "y.safetensors")):
+        assert g4convert(*words).err == again
+
+
+def test_an_original_without_its_option_is_told_where_it_belongs(g4convert: Program) -> None:
+    ran = g4convert("verify", "OUT", "MODEL")
+    assert ran.status == 2
+    assert "hint: the original is given with --reference: --reference MODEL" in ran.err
 
 
 def test_a_number_of_gpus_needs_an_engine(moe: Path, tmp_path: Path, g4convert: Program) -> None:

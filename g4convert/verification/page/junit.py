@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 from xml.etree import ElementTree as ET
 
+from g4convert.printable import printable_lines
 from g4convert.report import Finding, Report, Severity
 
 __all__ = ["junit"]
 
-_ILLEGAL: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 cannot hold."""
+_ILLEGAL: Final = re.compile("[\ufffe\uffff]")
+"""Characters that XML 1.0 cannot hold, besides those that are written as escapes."""
 
 
 def junit(report: Report, *, strict: bool = False) -> str:
@@ -69,5 +70,5 @@ def _count(element: ET.Element) -> None:
 
 
 def _text(text: str) -> str:
-    """Replace the characters that XML 1.0 cannot hold."""
-    return _ILLEGAL.sub("\ufffd", text)
+    """Return text with control characters as escapes, and without the other characters that XML 1.0 cannot hold."""
+    return _ILLEGAL.sub("\ufffd", printable_lines(text))
