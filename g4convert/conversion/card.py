@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import yaml
+
 from g4convert import __version__
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.provenance import recipe_name
@@ -11,7 +13,7 @@ from g4convert.engines.verdicts import Verdict
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import packed_as
-from g4convert.printable import printable
+from g4convert.printable import printable, printable_lines
 
 __all__ = ["model_card"]
 
@@ -49,7 +51,9 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
         "",
         f"Recipe `{recipe_name(recipe)}`; method **{summary.choice.method.value}** ({summary.choice.why}).",
         "",
-        *(f"- `{key}: {value}`" for key, value in recipe.settings().items()),
+        "```yaml",
+        *printable_lines(yaml.safe_dump(recipe.settings(), sort_keys=False, default_flow_style=None)).splitlines(),
+        "```",
         "",
         *(_cost(summary) if plan.quantized else ()),
         *_calibrated(summary),
