@@ -47,7 +47,7 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False)
     lines = {", ".join(named): ", or ".join(map(str, ways)) for ways, named in engines.items()}
     if verbose:
         put(out, facts({one.engine: "; ".join(one.notes) for one in given if one.notes}, indent=2, dim=True))
-    out.print(f"  the rules were {BASIS}", style="dim", soft_wrap=True)
+    out.print(f"  {BASIS}", style="dim", soft_wrap=True)
     if lines:
         out.print()
         out.print("to load it", style="dim")

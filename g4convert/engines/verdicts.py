@@ -40,7 +40,7 @@ __all__ = ["BASIS", "SPLITTING", "TENSOR_PARALLEL", "Loads", "Verdict", "chosen"
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """Default numbers of GPUs to give verdicts for."""
 
-BASIS: Final = "read in the engines' sources; no GPU has run them"
+BASIS: Final = "judged by the engines' source code, not tried on a GPU"
 """Source of the rules behind every verdict."""
 
 _UNPACKS: Final = "unpacks at the first forward pass, into as much memory as bf16"
