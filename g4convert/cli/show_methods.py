@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KL_OF", "methods"]
 
-KL_OF = "KL is the mean that each left on a real model of 270M parameters: yours has another"
+KL_OF = (
+    "KL is the mean that each left on a real model of 270M parameters, calibrated on texts like those that judged: "
+    "yours has another"
+)
 
 
 def methods(found: Sequence["Cost"]) -> Table:

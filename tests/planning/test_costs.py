@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from helpers import ROOT
 from helpers.headers import planned
 from helpers.released_configs import FAMILIES, released
 
@@ -54,3 +55,14 @@ def test_the_recipes_method_comes_first_and_a_gain_is_of_its_group_size() -> Non
 def test_a_drafter_has_no_choice() -> None:
     plan = planned(FAMILIES["assistant"], assistant="pack")
     assert [one.method for one in costs(plan, role_sizes(plan), 1)] == [Method.AUTO]
+
+
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_the_losses_are_those_of_the_page_on_quality(group_size: int) -> None:
+    page = (ROOT / "docs" / "quality.md").read_text().partition(f"## Groups of {group_size}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.splitlines() if "+-" in line]
+    measured: dict[str, float] = {}
+    for name, kl in rows:
+        measured.setdefault(name.partition(",")[0], float(kl.split()[0]))  # later rows have other data
+    for method in (Method.MINMAX, Method.MSE, Method.IMATRIX, Method.GPTQ, Method.BEST):
+        assert KL[group_size][method] == pytest.approx(measured[method.value], rel=0.03)
