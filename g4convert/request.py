@@ -196,6 +196,11 @@ class Request:
         return Level.STATIC if self.reference is None else Level.WEIGHTS
 
     @property
+    def implied_by(self) -> str:
+        """The first option that asks for level logits without naming it; empty if the level was named."""
+        return next((name for name, value in self._of_logits.items() if value is not None and not self.level), "")
+
+    @property
     def judged_by(self) -> str:
         """The profile of level logits."""
         return self.settings.profile

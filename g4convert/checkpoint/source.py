@@ -92,12 +92,10 @@ def file_or_model(name: str) -> Path:
         return resolve(name).path
     if path.is_file():
         return path
-    beside = [one.name for one in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-    meant = get_close_matches(path.name, beside, n=1)
+    beside = {one.stem: one for one in path.parent.glob("*.safetensors")} if path.parent.is_dir() else {}
+    meant = get_close_matches(path.stem, beside, n=1)  # without the ending, which makes any two names alike
     if path.suffix == ".safetensors" or meant:
-        hint = (
-            f"did you mean {path.with_name(meant[0])}?" if meant else "`g4convert reference MODEL -o FILE` stores one"
-        )
+        hint = f"did you mean {beside[meant[0]]}?" if meant else "`g4convert reference MODEL -o FILE` stores one"
         raise InputError(f"{name}: no such file", hint=hint)
     return resolve(name).path
 

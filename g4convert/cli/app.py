@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import NoReturn
 
 import typer
@@ -143,8 +144,8 @@ _CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)'.*?: '(?P<name>.*
 """Typer's message about an invalid value of an option."""
 
 
-_MEANT = re.compile(r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Possible options: (?P<option>[^,)]+).*)")
-"""Typer's message about an unknown command or option, with a similar name."""
+_MEANT = re.compile(r"(?P<fault>.*?)(\. Did you mean '(?P<name>[^']+)'.*| \(Possible options: (?P<options>[^)]+)\))")
+"""Typer's message about an unknown command or option, with similar names: of several options in no useful order."""
 
 
 _MORE = re.compile(r"Got unexpected extra argument\(s\) \((?P<name>\S+)\)")
@@ -167,7 +168,9 @@ def _usage(error: typer.TyperException) -> UsageError:
         for option, what in _INSTEAD.items():
             hint = f"{what} is given with {option}: {option} {more['name']}" if option in options else hint
     if meant := _MEANT.fullmatch(message):
-        message, hint = meant["fault"], f"did you mean {meant['name'] or meant['option']}?"
+        message = meant["fault"]
+        known = [meant["name"]] if meant["name"] else meant["options"].split(", ")
+        hint = f"did you mean {get_close_matches(message.rpartition(' ')[2], known, 1, 0)[0]}?"
     return UsageError(f"{message[:1].lower()}{message[1:]}", hint=hint)
 
 

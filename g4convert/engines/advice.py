@@ -47,7 +47,9 @@ def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str],
         problems = [remark for one in refused for remark in one.problems]
         lines = [f"{one.label}, TP {one.tp}: {remark.line}" for one in refused for remark in one.problems]
         lifted = any(remark.may_be_lifted for remark in problems)
-        ways = [joined(_ways(_Tried(weights, weights.thinned()), engines, tps, problems))] if lifted else []
+        among = _ways(_Tried(weights, weights.thinned()), engines, tps, problems) if lifted else ()
+        told = (one if one.tp is None else replace(one, text=f"`--tp {one.tp}` ({one.text})") for one in among)
+        ways = [joined(told)] if lifted else []
         ways += dict.fromkeys(remark.remedy for remark in problems if remark.remedy and not remark.may_be_lifted)
         names = dict.fromkeys(one.label for one in refused)
         raise GateError(f"{' and '.join(names)} cannot load it", offenders=lines, hint="; ".join(ways))

@@ -48,12 +48,14 @@ class Way:
         is_option: True if it begins with options of `quantize`.
         again: True if the checkpoint exists already, so that the user must quantize again with the options.
         is_none: True if it says that no way exists.
+        tp: a number of GPUs that it names; None if it changes the checkpoint.
     """
 
     text: str
     is_option: bool = False
     again: bool = False
     is_none: bool = False
+    tp: int | None = None
 
     def __str__(self) -> str:
         """Return the instruction in words."""

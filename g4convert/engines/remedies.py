@@ -59,7 +59,7 @@ def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark
     must = tps or (1,)
     ways: list[Way] = []
     if tps and (fits := trial(Change())):
-        ways.append(Way(_gpus(fits)))
+        ways.append(Way(_gpus(fits), tp=max(fits, key=lambda tp: (not fits[tp], tp))))
     if any(one.topic is Topic.GROUP for one in problems):
         sizes = ((size, trial(Change(group_size=size))) for size in _GROUPS)
         wide = (f"`--group-size {size}` ({_gpus(fits)})" for size, fits in sizes if fits.keys() >= set(must))

@@ -157,7 +157,10 @@ def _check_request(asked: Request) -> None:
 
         alone = load(asked.judged_by).compares == "parity"
     if asked.reference is None and not alone:
-        raise UsageError(f"level {asked.depth} needs a reference", hint=_reference_hint(asked.output))
+        text = f"level {asked.depth} needs a reference"
+        if asked.implied_by:
+            text = f"--{asked.implied_by} belongs to level {asked.depth}, which needs a reference"
+        raise UsageError(text, hint=_reference_hint(asked.output))
     if asked.settings.device != "cpu":
         from g4convert.devices import torch_device  # noqa: PLC0415 -- brings torch
 

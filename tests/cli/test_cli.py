@@ -406,6 +406,7 @@ def test_every_command_says_the_same_of_an_unknown_engine(command: tuple[str, ..
         (("plna",), 2, "no such command 'plna'\nhint: did you mean plan?\n"),
         (("plan",), 2, "missing argument 'MODEL'"),
         (("plan", "x", "--methd", "mse"), 2, "no such option: --methd\nhint: did you mean --method?"),
+        (("quantize", "x", "--ouput", "y"), 2, "no such option: --ouput\nhint: did you mean --output?"),
         (
             ("plan", "x", "--workers", "-1"),
             2,

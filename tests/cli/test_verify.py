@@ -161,6 +161,9 @@ def test_what_a_level_needs(text_out: tuple[Path, Path], g4convert: Program, tmp
         assert ran.status == 2
         assert f"level {level} needs a reference" in ran.err
         assert f"made of {source.name}" in ran.err
+    for option, value in (("--device", "cpu"), ("--dtype", "float32")):
+        said = g4convert("verify", out, option, value).err
+        assert said.startswith(f"error: {option} belongs to level logits, which needs a reference\n")
     assert g4convert("verify", tmp_path / "nowhere").status == 3
     assert g4convert("verify", out, "--reference", tmp_path / "nowhere").status == 3
     assert g4convert("verify", out, "--reference", tmp_path / "no.safetensors").status == 3
@@ -347,6 +350,14 @@ def test_a_mistyped_reference_file(text_out: tuple[Path, Path], g4convert: Progr
         first, hint = ran.err.splitlines()
         assert (ran.status, first) == (3, f"error: {tmp_path / name}: no such file")
         assert hint == f"hint: did you mean {tmp_path / 'ref.safetensors'}?"
+    ran = g4convert("verify", text_out[1], "--reference", tmp_path / "nosuch.safetensors")
+    assert "hint: `g4convert reference MODEL -o FILE` stores one\n" in ran.err
+
+
+def test_a_file_of_weights_as_the_reference(text_out: tuple[Path, Path], g4convert: Program) -> None:
+    source, out = text_out
+    ran = g4convert("verify", out, "--reference", next(source.glob("*.safetensors")))
+    assert (ran.status, ran.err.splitlines()[-1]) == (3, f"hint: pass the directory {source}")
 
 
 @pytest.mark.parametrize("command", ["verify", "reference"])

@@ -374,7 +374,7 @@ def test_the_gate_asks_for_named_engines_and_sizes_only() -> None:
             (["vllm", "sglang"], [1, 4], BARE),
             (["vllm", "sglang", "transformers"], [2], BARE),
             (["vllm", "transformers"], [2], f"{NO_EXPERTS}; 1 or 2 GPUs)"),
-            (["vllm"], [2, 4], f"1 or 2 GPUs, or {NO_MLP}"),
+            (["vllm"], [2, 4], f"`--tp 2` (1 or 2 GPUs), or {NO_MLP}"),
             (["transformers"], [1], f"{NO_EXPERTS})"),
         ],
     ),

@@ -84,13 +84,16 @@ class Captured:
             read_header(path.parent, path.name)  # stricter than the library
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not iterable
+                names = file.keys() if _FACTS in metadata else ()
+                tensors = {name: file.get_tensor(name) for name in names}
         except InputError as error:
             raise InputError(f"{path}: cannot be read as a stored reference: {error.message}", hint=_AGAIN) from error
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read as a stored reference: {error}", hint=_AGAIN) from error
         if _FACTS not in metadata:
-            raise InputError(f"{path}: not a stored reference", hint=_AGAIN)
+            is_weights = (path.parent / "config.json").is_file()
+            hint = f"pass the directory {path.parent}" if is_weights else _AGAIN
+            raise InputError(f"{path}: not a stored reference", hint=hint)
         facts = parse_object(metadata[_FACTS].encode(), f"{path}: its metadata", _AGAIN)
         if facts.get("metrics_version") != METRICS_VERSION:
             found = f"metrics version {facts.get('metrics_version')!s:.20}, expected {METRICS_VERSION}"
