@@ -1,6 +1,7 @@
 """Places of what a command writes: never among the files that it reads, nor in the place of one, nor at a mount.
 
 check_apart       Checks files that are written against those that are read
+is_there          Returns the error for a file that is there
 holds_mount       Says whether something is mounted at or below a path
 make_directory    Makes a directory and those above it
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from g4convert.errors import UsageError
 
-__all__ = ["check_apart", "holds_mount", "make_directory"]
+__all__ = ["check_apart", "holds_mount", "is_there", "make_directory"]
 
 _MOUNTS = Path("/proc/self/mountinfo")
 """Linux's list of mounts: the fifth word of a line is the place, with spaces and such in octal."""
@@ -38,6 +39,17 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
             within = f"lies in {meant.pop()}" if place not in meant else "is another file of this command"
             raise UsageError(f"{path}: {within}, which it would change", hint="name a file elsewhere")
         taken.add(place)
+
+
+def is_there(path: Path, why: str = "") -> UsageError:
+    """Return the error for a file that is there and would be replaced.
+
+    Args:
+        path: the file.
+        why: why it is not what the command would make; empty if nothing is known of it.
+    """
+    hint = "name another file, or pass --overwrite"
+    return UsageError(f"{path}: is there already", offenders=[why] if why else [], hint=hint)
 
 
 def holds_mount(path: Path) -> bool:

@@ -26,7 +26,7 @@ from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.load import load
 from g4convert.forward.models import read_config
 from g4convert.gemma4 import Architecture
-from g4convert.places import check_apart
+from g4convert.places import check_apart, is_there
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
 from g4convert.whole_files import check_writable
@@ -52,12 +52,20 @@ class Calibrated:
         texts: what they are made of, as the file has it: `documents`, `kinds`, `chat_frame`, `answers`, `seed`, and
             `data`, their hash.
         statistics: what the model's Linears are given; None where they were not asked for.
+        already_done: whether the same call had made the file before, so that nothing was written.
     """
 
     output: Path
     tokens: Tokens
     texts: dict[str, Any]
     statistics: Statistics | None
+    already_done: bool = False
+
+    @classmethod
+    def of(cls, output: Path, file: CalibrationFile, *, already_done: bool = False) -> "Calibrated":
+        """Return the result for a file that was read or written."""
+        tokens = Tokens(file.ids, file.tokenizer)
+        return cls(output, tokens, dict(file.texts or {}), file.statistics, already_done)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON, as `g4convert calibrate --json` prints it."""
@@ -75,6 +83,7 @@ class Calibrated:
             "statistics": None if statistics is None else statistics.hash,
             "modules": 0 if statistics is None else len(statistics.inputs),
             "coverage": None if coverage is None else asdict(coverage),
+            **({"already_done": True} if self.already_done else {}),
         }
 
 
@@ -94,6 +103,8 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     progress: Quiet | None = None,
 ) -> Calibrated:
     """Make a calibration file for the recipes that look at what a model reads. Stopped, the same call continues.
+
+    If the file is there and was made by the same call, in this version and of the same model, it is read and returned.
 
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub.
@@ -115,8 +126,8 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         The file, and what is in it.
 
     Raises:
-        UsageError: the file is there already or has another ending, a number is out of range, or answers are asked of
-            a model that does not fit the memory.
+        UsageError: the file is there already and of another call, or damaged, or has another ending, a number is out
+            of range, or answers are asked of a model that does not fit the memory.
         InputError: no such model, no tokenizer, no such texts, or too few of them.
         GateError: the tensors of a model that answers are not its own, or a logit is not finite.
         EnvironmentFault: the model or the dataset cannot be fetched, no such device, not enough memory,
@@ -124,18 +135,21 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         Interrupted: stopped on request; ids and finished layers are kept.
     """
     path, watch = Path(output), progress or Quiet()
-    _check_place(path, overwrite=overwrite)
+    there = path.is_file() and not overwrite
+    _check_place(path, overwrite=overwrite or there)
     asked = _Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
     check_apart([path], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
     documents = bundled() if data is None else read_documents(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
+    if there and (made := _made(begun, statistics=statistics)):
+        return Calibrated.of(path, made, already_done=True)
     with Lock.beside(path) as lock:
         lock.take()
         _check_place(path, overwrite=overwrite)  # again: another process may have made it until now
         file = begun.kept_ids()
         if file is None:
-            file = asked.sampled(documents, own, device, watch)
+            file = replace(asked.sampled(documents, own, device, watch), request=begun.hash)
             if statistics:
                 begun.keep(file)
         tokens = Tokens(file.ids, file.tokenizer)
@@ -147,7 +161,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         lock.check()
         file.save(path)
         begun.drop()
-    return Calibrated(path, tokens, dict(file.texts or {}), file.statistics)
+    return Calibrated.of(path, file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +238,22 @@ class _Asked:
         return CalibrationFile(found.tokens.ids, tokenizer, Model.of(self.checkpoint), texts=texts)
 
 
+def _made(begun: Begun, *, statistics: bool) -> CalibrationFile | None:
+    """Return the file that is there if the same call made it; None if another did.
+
+    Raises:
+        UsageError: it is no calibration file, or damaged.
+    """
+    try:
+        return begun.finished(statistics=statistics)
+    except InputError as error:
+        raise is_there(begun.file, error.message) from error
+
+
 def _check_place(path: Path, *, overwrite: bool) -> None:
     """Raise if the file cannot be written, before any work."""
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a calibration file ends in .safetensors", hint=f"-o {path.name}.safetensors")
     if path.is_dir() or (path.exists() and not overwrite):
-        raise UsageError(f"{path}: is there already", hint="name another file, or pass --overwrite")
+        raise is_there(path)
     check_writable(path)

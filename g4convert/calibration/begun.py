@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.identity import hash_of_request
 from g4convert.errors import InputError
 from g4convert.whole_files import write_whole
 
@@ -54,6 +55,19 @@ class Begun:
         except InputError:
             return None
 
+    def finished(self, *, statistics: bool) -> CalibrationFile | None:
+        """Read the file if it is there and of the same request; None if it is of another.
+
+        Args:
+            statistics: whether it must have statistics; if not, it must have none.
+
+        Raises:
+            InputError: the file is no calibration file, or damaged.
+        """
+        found = CalibrationFile.load(self.file)
+        same = found.request == self.hash and (found.statistics is not None) is statistics
+        return found if same else None
+
     def keep(self, ids: CalibrationFile) -> None:
         """Write ids and request, in place of an earlier run's."""
         self.drop()
@@ -64,6 +78,11 @@ class Begun:
     def drop(self) -> None:
         """Remove the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the request, which the finished file has."""
+        return hash_of_request(self.request)
 
     @property
     def _request(self) -> bytes:

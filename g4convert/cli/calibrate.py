@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from g4convert.cli.calibrate_options import Answers, CalibrationFile, Length, Replace, Samples, Seed, Statistics, Texts
 from g4convert.cli.options import Json, Model, NoColor, Quiet, RunDevice, Workers
-from g4convert.cli.printing import print_json
+from g4convert.cli.printing import print_done, print_json
 from g4convert.quantities import size
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Make a calibration file from texts, for the recipes that look at what a model reads."""
     from g4convert.api.calibrate import calibrate as make
+    from g4convert.checkpoint import source
     from g4convert.cli import verification
 
     with verification.Printed(quiet=quiet, no_color=no_color).watched() as watched:
@@ -52,6 +53,9 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
         )
     if as_json:
         print_json(done.to_dict())
+    elif not quiet and done.already_done:
+        made_by = f"{source.resolve(model).name} by this command and version (--overwrite makes it again)"
+        print_done(done.output, made_by, no_color=no_color)
     elif not quiet:
         from g4convert.cli import show
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
     from g4convert.planning.report import PlanReport
 
-__all__ = ["print_json", "print_plan", "print_settings", "print_text"]
+__all__ = ["print_done", "print_json", "print_plan", "print_settings", "print_text"]
 
 
 def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> None:
@@ -20,6 +20,20 @@ def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> No
         print_json({key: {"value": value, "from": resolved.origins[key]} for key, value in values.items()})
     else:
         show.settings(show.console(no_color=no_color), resolved)
+
+
+def print_done(output: object, made_by: str, *, no_color: bool) -> None:
+    """Print that an output is there, made by the same command before.
+
+    Args:
+        output: path of the output.
+        made_by: what it was made of, and by what.
+        no_color: print plain text.
+    """
+    from g4convert.cli import show
+
+    text = f"already done: {output} is {made_by}"
+    show.console(no_color=no_color).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

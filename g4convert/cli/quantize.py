@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from g4convert.cli.calibrate_options import Calibration
 from g4convert.cli.options import Device, DryRun, Json, Model, NoColor, Output, Overwrite, Quiet, Verbose, Workers
-from g4convert.cli.printing import print_json, print_plan, print_settings
+from g4convert.cli.printing import print_done, print_json, print_plan, print_settings
 from g4convert.cli.recipe_options import ShowConfig, TensorParallel, with_recipe
 from g4convert.cli.verify_options import VerifyAfter
 from g4convert.errors import UsageError
@@ -97,11 +97,9 @@ def _say_done(job: "Job", how: "Printed", *, verified: bool) -> None:
     """Print that the output exists, made from the same source by the same recipe and version."""
     if how.quiet:
         return
-    from g4convert.cli import show
-
     rest = "; it is verified again" if verified else ""
-    text = f"already done: {job.output} is {job.source.name} by this recipe and version (--overwrite makes it again)"
-    show.console(no_color=how.no_color).print(text + rest, markup=False, highlight=False, soft_wrap=True)
+    made_by = f"{job.source.name} by this recipe and version (--overwrite makes it again)"
+    print_done(job.output, made_by + rest, no_color=how.no_color)
 
 
 def _print_done(job: "Job", report: "Report | None", how: "Printed", *, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """`g4convert reference`."""
 
+from g4convert.cli.calibrate_options import Replace
 from g4convert.cli.options import FloatType, Json, Memory, Model, NoColor, Quiet, RunDevice
-from g4convert.cli.printing import print_json
+from g4convert.cli.printing import print_done, print_json
 from g4convert.cli.verify_options import Prompts, StoredReference
 from g4convert.request import Level, Request
 
@@ -13,6 +14,7 @@ def reference(  # noqa: PLR0913 - one parameter for each option
     *,
     output: StoredReference,
     prompts: Prompts = None,
+    overwrite: Replace = False,
     memory: Memory = None,
     dtype: FloatType = None,
     device: RunDevice = None,
@@ -25,9 +27,13 @@ def reference(  # noqa: PLR0913 - one parameter for each option
     from g4convert.cli import verification
 
     asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype, device)
-    found = verification.store(source.resolve(model), asked, verification.Printed(quiet=quiet, no_color=no_color))
+    how = verification.Printed(quiet=quiet, no_color=no_color)
+    found = verification.store(source.resolve(model), asked, how, overwrite=overwrite)
     if as_json:
         print_json(found)
+    elif not quiet and found.get("already_done"):
+        made_by = f"{found['model']} by this command and version (--overwrite makes it again)"
+        print_done(output, made_by, no_color=no_color)
     elif not quiet:
         from g4convert.cli import show
 

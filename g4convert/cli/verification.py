@@ -10,7 +10,7 @@ from g4convert.checkpoint.source import Source
 from g4convert.checkpoint.uses import original
 from g4convert.cli import show, show_report
 from g4convert.errors import GateError, UsageError
-from g4convert.places import check_apart
+from g4convert.places import check_apart, is_there
 from g4convert.progress import Quiet, watch
 from g4convert.report import Report, Severity
 from g4convert.whole_files import check_writable, write_whole
@@ -108,31 +108,34 @@ def tell_end(found: Report, how: Printed, *, as_json: bool) -> None:
         )
 
 
-def store(source: Source, asked: "Request", how: Printed) -> dict[str, Any]:
-    """Run a model and store its answers as a reference file.
+def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) -> dict[str, Any]:
+    """Run a model and store its answers as a reference file; a file that the same command made is kept.
 
     Returns:
-        Facts about the stored reference, as JSON values.
+        Facts about the stored reference, as JSON values; `already_done` is true if it was there.
 
     Raises:
-        UsageError: the file exists or cannot be written.
+        UsageError: the file exists and is another, or cannot be written.
         G4Error: see `verification.logits.level.store_reference`.
     """
     path = asked.output
-    if path.exists():
-        raise UsageError(f"{path}: is there already", hint="name another file, or move it away")
+    if path.exists() and not path.is_file():
+        raise is_there(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
     check_apart([path], [source.path, *([] if asked.prompts is None else [asked.prompts])])
-    check_writable(path)
     checkpoint = original(source.path)
-    from g4convert.verification.logits.level import store_reference  # brings torch and transformers
+    from g4convert.verification.logits.level import made_reference, store_reference  # brings torch and transformers
 
-    with how.watched() as watched:
-        stored = store_reference(checkpoint, path, asked, say=watched.say, progress=watched.bar)
+    stored = made_reference(checkpoint, path, asked) if path.is_file() and not overwrite else None
+    done = {} if stored is None else {"already_done": True}
+    if stored is None:
+        check_writable(path)
+        with how.watched() as watched:
+            stored = store_reference(checkpoint, path, asked, say=watched.say, progress=watched.bar)
     predictions = sum(len(probe.targets) for probe in stored.probes)
     counts = {"probes": len(stored.probes), "tokens": predictions, "bytes": path.stat().st_size}
-    return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts}
+    return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts, **done}
 
 
 def write_files(found: Report, how: Printed) -> None:

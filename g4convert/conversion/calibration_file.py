@@ -44,6 +44,7 @@ class CalibrationFile:
         model: the model that the file was made for; None if unknown.
         statistics: input statistics; None if the file has token ids alone.
         texts: description of the texts behind the ids, as JSON; None if unknown.
+        request: hash of everything that the ids depend on, `identity.hash_of_request`; empty if unknown.
     """
 
     ids: I32
@@ -51,6 +52,7 @@ class CalibrationFile:
     model: Model | None = None
     statistics: Statistics | None = None
     texts: Mapping[str, Any] | None = None
+    request: str = ""
 
     @classmethod
     def load(cls, path: Path) -> "CalibrationFile":
@@ -77,7 +79,8 @@ class CalibrationFile:
             model = Model.from_json(metadata["model"]) if "model" in metadata else None
             texts = json.loads(metadata["texts"]) if "texts" in metadata else None
             inputs = dict(_inputs(arrays))
-            found = cls(ids, metadata.get("tokenizer", ""), model, None, texts if isinstance(texts, dict) else None)
+            texts = texts if isinstance(texts, dict) else None
+            found = cls(ids, metadata.get("tokenizer", ""), model, None, texts, metadata.get("request", ""))
             kinds = found.kinds
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: a calibration file of another form: {error}", hint=_HINT) from error
@@ -96,6 +99,7 @@ class CalibrationFile:
             "model": "" if self.model is None else self.model.to_json(),
             "statistics": hash_of(arrays) if arrays else "",
             "texts": "" if self.texts is None else json.dumps(dict(self.texts), sort_keys=True),
+            "request": self.request,
         }
         stored = save({_IDS: self.ids, **arrays}, metadata={key: one for key, one in facts.items() if one})
         write_whole(path, stored)  # the user's ordinary file mode; save_file would let only the owner read it

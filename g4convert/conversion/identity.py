@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, Final
 
+from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.fingerprint import sampled
 from g4convert.gemma4 import Architecture
 
-__all__ = ["Model"]
+__all__ = ["Model", "hash_of_request"]
 
 _NOT_OF_A_MODEL: Final = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
 _SHOWN: Final = 12
@@ -89,6 +90,15 @@ class Model:
             own, its = getattr(self, key), getattr(other, key)
             if own != its and not (sizes and key != "tokenizer"):
                 yield f"{name}: {_shown(own)}, expected {_shown(its)}"
+
+
+def hash_of_request(request: Mapping[str, Any]) -> str:
+    """Return a sha256 over all that a file depends on, and this version: equal hashes are of equal files.
+
+    Args:
+        request: what the file is made of, as JSON values.
+    """
+    return sha256(json.dumps({**request, "g4convert": __version__}, sort_keys=True).encode()).hexdigest()
 
 
 def _shown(digest: str) -> str:

@@ -118,7 +118,19 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     assert (found["sha256"], found["statistics"]) == (file.hash, file.statistics.hash)
     assert found["coverage"]["experts"] == 3 * 12
     assert found["kinds"] == (file.texts or {})["kinds"]
-    assert g4convert(*words).status == UsageError.exit_code
+    before = path.read_bytes()
+    again = g4convert(*words)
+    assert (again.status, again.out) == (
+        0,
+        f"already done: {path} is {words[1].name} by this command and version (--overwrite makes it again)\n",
+    )
+    assert json.loads(g4convert(*words, "--json").out) == found | {"already_done": True}
+    for other in (("--seed", 1), ("--samples", 5), ("--no-statistics",)):
+        assert g4convert(*words, *other).status == UsageError.exit_code
+    assert g4convert("calibrate", checkpoints("text"), *words[2:]).status == UsageError.exit_code
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    damaged = g4convert(*words)
+    assert (damaged.status, "is there already\n  " in damaged.err, "damaged" in damaged.err) == (2, True, True)
     out = g4convert(*words, "--overwrite", "--statistics").out
     for said in ("4 samples of 32", "statistics", "tokens in the median", "next"):
         assert said in out

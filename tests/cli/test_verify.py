@@ -312,8 +312,17 @@ def test_a_reference_is_not_written_over_and_is_everybodys(
     assert g4convert(*command).status == 0
     (tmp_path / "other").touch()
     assert stored.stat().st_mode == (tmp_path / "other").stat().st_mode
-    ran = g4convert(*command)
-    assert (ran.status, ran.err.splitlines()[0]) == (2, f"error: {stored}: is there already")
+    before = stored.read_bytes()
+    ran = g4convert(*command[:-1])
+    assert (ran.status, ran.out.startswith(f"already done: {stored} is {source.name} by this command")) == (0, True)
+    assert json.loads(g4convert(*command, "--json").out)["already_done"] is True
+    for other in (command[:4], (*command, "--dtype", "bfloat16")):
+        ran = g4convert(*other)
+        assert (ran.status, ran.err.splitlines()[0]) == (2, f"error: {stored}: is there already")
+    stored.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert "damaged: its content" in g4convert(*command).err
+    assert g4convert(*command, "--overwrite").status == 0
+    assert stored.read_bytes() == before
 
 
 def test_a_reference_is_of_an_original(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:

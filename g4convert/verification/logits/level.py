@@ -7,12 +7,16 @@ instead, since each generated token would read all its weights again.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, cast
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.record import part, record
+from g4convert.conversion.identity import Model as Identity
+from g4convert.conversion.identity import hash_of_request
 from g4convert.devices import memory_faults, threads_for, torch_device
+from g4convert.errors import InputError
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
@@ -21,6 +25,7 @@ from g4convert.forward.models import Model, read_config
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture, is_drafter
+from g4convert.places import is_there
 from g4convert.progress import Quiet
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
@@ -35,7 +40,7 @@ from g4convert.verification.probes.answers import is_asked, with_answers
 from g4convert.verification.probes.media import MEDIA
 from g4convert.verification.probes.suite import make_probes
 
-__all__ = ["conversations", "run_logits", "store_reference"]
+__all__ = ["conversations", "made_reference", "run_logits", "store_reference"]
 
 _ANSWER_TOKENS: Final = 32
 """Most tokens of an answer."""
@@ -125,8 +130,38 @@ def store_reference(
         model = _load(checkpoint, asked, dtype)
         probes, _ = _asked(asked, model, None, say, directory=checkpoint.path)
         say(f"running the model: {Cost.of(model, probes, 0).line()}")
-        digest, facts = checkpoint.digest(), {"dtype": dtype}
+        digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _request(checkpoint, asked)}
         return capture(ModelCandidate(model), probes, output, source=digest, facts=facts, progress=progress)
+
+
+def made_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Captured:
+    """Read a stored reference that the same request made.
+
+    Args:
+        checkpoint: the original.
+        output: the file, which is there.
+        asked: the request: prompts and dtype.
+
+    Raises:
+        UsageError: another request or version made the file, or it is damaged.
+        G4Error: as for `conversations`.
+    """
+    if asked.prompts is not None:
+        conversations(asked.prompts, checkpoint.path)
+    try:
+        found = Captured.open(output)
+    except InputError as error:
+        raise is_there(output, error.message) from error
+    if found.facts.get("request") != _request(checkpoint, asked):
+        raise is_there(output)
+    return found
+
+
+def _request(checkpoint: Checkpoint, asked: Request) -> str:
+    """Return the hash of everything that a stored reference depends on."""
+    prompts = "" if asked.prompts is None else sha256(asked.prompts.read_bytes()).hexdigest()
+    model = {"digest": checkpoint.digest(), **Identity.of(checkpoint).to_dict()}
+    return hash_of_request({"model": model, "prompts": prompts, "dtype": asked.settings.dtype})
 
 
 def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
