@@ -8,7 +8,9 @@ import errno
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MOST_CONFIG", "MOST_PROMPTS", "MOST_YAML", "read_bytes", "read_text"]
+from g4convert.errors import InputError
+
+__all__ = ["MOST_CONFIG", "MOST_PROMPTS", "MOST_YAML", "NOT_READABLE", "read_bytes", "read_text"]
 
 MOST_YAML: Final = 1 << 20
 """Limit of a recipe or a profile in bytes: 1 MiB; the longest shipped file has a thousandth of it."""
@@ -16,6 +18,8 @@ MOST_PROMPTS: Final = 64 << 20
 """Limit of a file of prompts in bytes: 64 MiB."""
 MOST_CONFIG: Final = 256 << 20
 """Limit of a config or an index in bytes: 256 MiB; 10,000 shards with a million tensors need a third of it."""
+NOT_READABLE: Final = "check the file's owner and permissions"
+"""Remedy for a file that the user may not read."""
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -26,10 +30,14 @@ def read_bytes(path: Path, most: int) -> bytes:
         most: limit in bytes.
 
     Raises:
-        OSError: the file cannot be read, or is longer (EFBIG).
+        InputError: the user may not read the file.
+        OSError: the file cannot be read otherwise, or is longer (EFBIG).
     """
-    with path.open("rb") as file:
-        data = file.read(most + 1)
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read: permission denied", hint=NOT_READABLE) from error
     if len(data) > most:
         raise OSError(errno.EFBIG, f"over {most >> 20} MiB, the most that is read", str(path))
     return data
@@ -43,6 +51,7 @@ def read_text(path: Path, most: int) -> str:
         most: limit in bytes.
 
     Raises:
+        InputError: see `read_bytes`.
         OSError: see `read_bytes`.
         UnicodeDecodeError: the file is not UTF-8.
     """

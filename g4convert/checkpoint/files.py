@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.bounded import MOST_CONFIG
+from g4convert.bounded import MOST_CONFIG, NOT_READABLE
 from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, InputError
 
@@ -113,4 +113,4 @@ def _unreadable(path: Path, file: str, error: OSError) -> InputError:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return InputError(f"{file}: no such file", hint="complete the download, or save the model again")
     reason = (error.strerror or type(error).__name__).lower()
-    return InputError(f"{file}: cannot be read: {reason}", hint="check the file's owner and permissions")
+    return InputError(f"{file}: cannot be read: {reason}", hint=NOT_READABLE)

@@ -50,6 +50,7 @@ Replace = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
+        readable=False,
         metavar="FILE",
         help="Made by calibrate, for imatrix, gptq, best and fit; imatrix also takes llama.cpp's, in GGUF.",
         rich_help_panel=RUN,

@@ -76,6 +76,7 @@ Strict = Annotated[bool, typer.Option("--strict", metavar="", help="A warning fa
 Prompts = Annotated[
     Path | None,
     typer.Option(
+        readable=False,  # reading says so, as a fault of the input
         metavar="FILE",
         help='Your own text, in place of the bundled: JSON lines, {"messages": \\[...]} each for a model with a chat '
         'template, {"prompt": "..."} for a base model.',

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.program import Program, Ran, brief, g4convert
@@ -53,6 +54,44 @@ def test_a_file_larger_than_the_limit(case: str, dense: Path, tmp_path: Path, g4
         ran = g4convert(*command.split())
     check_refused(ran, "File too large", "raise the limit of a file's size: ulimit -f")
     assert [path.name for path in tmp_path.rglob("*") if path.name != "out.calibration.safetensors"] == []
+
+
+UNREADABLE = (
+    "plan MODEL -r FILE.yaml",
+    "recipe check FILE.yaml",
+    "verify MODEL --reference MODEL --profile FILE.yaml",
+    "verify MODEL --reference MODEL --prompts FILE.jsonl",
+    "calibrate MODEL -o FILE.c.safetensors --data FILE.jsonl",
+    "quantize MODEL -o FILE.out --calibration FILE.safetensors -r w4a16-g32-gptq",
+)
+
+
+@pytest.mark.parametrize("words", UNREADABLE)
+def test_a_file_that_may_not_be_read_is_bad_input(
+    words: str, dense: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *rest: Any, **named: Any) -> Any:  # noqa: ANN401 -- arguments of Path.open
+        if path.stem == "mine":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **named)
+
+    for ending in ("yaml", "jsonl", "safetensors"):
+        (tmp_path / f"mine.{ending}").touch()
+    system = os.open
+
+    def refuse_too(path: Any, *rest: Any, **named: Any) -> int:  # noqa: ANN401 -- arguments of os.open
+        if Path(path).name == "mine.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return system(path, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse_too)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK or "mine" not in str(path))
+    ran = g4convert(*words.replace("MODEL", str(dense)).replace("FILE", str(tmp_path / "mine")).split())
+    assert (ran.status, "cannot be read: permission denied\n" in ran.err) == (3, True), ran.err
+    assert "\nhint: check the file's owner and permissions\n" in ran.err
 
 
 def test_more_files_than_the_limit(dense: Path, tmp_path: Path, g4convert: Program) -> None:

@@ -23,9 +23,9 @@ _EXITS = {
     0: "done",
     1: "a check said no",
     2: "usage: options or a recipe",
-    3: "bad input",
+    3: "bad input, also a file that may not be read",
     4: "inconclusive: a verification could not tell",
-    5: "environment: disk, memory, device, network",
+    5: "environment: disk, memory, device, network, a place that may not be written",
     70: "a fault of g4convert: the message names a file with the traceback",
     75: "interrupted; the same command continues",
 }
