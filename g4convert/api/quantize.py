@@ -48,6 +48,11 @@ class Quantized:
     peak_memory: int
     costs: tuple[Cost, ...]
 
+    def __repr__(self) -> str:
+        """Return the output, its size and the verdict, as all fields would fill pages."""
+        verdict = "not verified" if self.report is None else self.report.verdict.value
+        return f"Quantized({str(self.output)!r}, bytes={self.summary.after:,}, {verdict})"
+
     @property
     def passed(self) -> bool:
         """True unless a verification found a fault."""

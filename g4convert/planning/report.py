@@ -67,6 +67,10 @@ class PlanReport:
             source, recipe, plan, layout, sizes, costs(plan, sizes, workers, tokens), workers, outlook, tuple(tps)
         )
 
+    def __repr__(self) -> str:
+        """Return the model, the recipe and the sizes, as all fields would fill pages."""
+        return f"PlanReport({self.source.name!r}, recipe={self.recipe.name!r}, output_bytes={self.output_bytes:,})"
+
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Verdict of each engine on the output, in the order of `tps`."""

@@ -23,6 +23,7 @@ from g4convert.errors import GateError, UsageError
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.recipe import load as load_recipe
+from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
 from g4convert.request import Level
 
@@ -202,10 +203,11 @@ def test_a_failed_verification_is_a_result_and_a_refusing_engine_an_error(
     assert not (tmp_path / "other").exists()
 
 
-class Told:
+class Told(Quiet):
     """Remembers what progress is told."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.totals: list[int] = []
         self.done = 0
 
@@ -224,6 +226,13 @@ def test_progress_is_told_of_every_byte(moe: Path, tmp_path: Path) -> None:
     assert len(told.totals) == 2, "the conversion and its verification"
     assert told.done == told.totals[-1]
     assert [line.partition(":")[0] for line in said] == ["static", "weights"]
+
+
+def test_results_are_one_line_in_a_notebook(moe: Path, tmp_path: Path) -> None:
+    made = quantize(moe, tmp_path / "out", verify="static")
+    assert repr(made).startswith(f"Quantized({str(tmp_path / 'out')!r}, bytes=")
+    assert repr(made).endswith(", pass)")
+    assert repr(plan(moe)).startswith(f"PlanReport({moe.name!r}, recipe='w4a16-g32', output_bytes=")
 
 
 @pytest.mark.parametrize("memory", ["resident", "stream"])
