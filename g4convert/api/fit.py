@@ -144,7 +144,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         Outlook.of(plan, tps).hold(plan.recipe, tps)
         shown = tuple(presets(problem, checkpoint, by.whole))
     corners = tuple(solved.drawn())
-    found = Fitted(path, problem, known, losses, tried, shown, corners)
+    found = Fitted(path, kept, problem, known, losses, tried, shown, corners)
     if plot is not None:
         write_whole(Path(plot), drawn(f"{Path(os.fspath(model)).name}: size and {unit}", unit, corners, shown, tried))
     write_whole(path, recipe_text(values, found.comments(target)))  # last: a recipe that is there is a fit that ended

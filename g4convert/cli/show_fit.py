@@ -2,7 +2,9 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from math import sqrt
 from shlex import quote
+from statistics import stdev
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -40,7 +42,8 @@ def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
     out.print()
     told = {
         "written": str(found.output),
-        "size": f"{size(chosen.nbytes)} of tensors, {size(problem.fixed_bytes)} of them not decided on",
+        "size": f"{size(chosen.nbytes)} of tensors; {size(problem.fixed_bytes)} of them stay as the recipe has them",
+        "losses": f"{found.kept}: `fit` with the same model and texts measures nothing anew",
         unit: _meaning(found),
         "next": f"g4convert quantize {quote(model)} -o OUT -r {quote(str(found.output))}",
     }
@@ -49,9 +52,14 @@ def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
 
 def _meaning(found: "Fitted") -> str:
     """Return the meaning of the second table's losses as text."""
-    basis, texts = found.sensitivities.basis, len(found.chosen.losses)
+    basis, losses = found.sensitivities.basis, found.chosen.losses
     if basis.unit == "KL":
-        return f"mean of {texts} x {basis.length} token ids that single changes were not measured on, by {basis.method}"
+        rows = f"{len(losses)} rows of {basis.length} token ids"
+        error = f" +- {stdev(losses) / sqrt(len(losses)):.4f}" if losses[1:] else ""
+        return (
+            f"{found.chosen.measured:.4f}{error} nats, the mean over {rows}, which are others than those that single "
+            f"changes were measured on; scales by {basis.method}"
+        )
     return f"share of each part's outputs, added up, by {basis.method}: the model was not run, and has no KL"
 
 

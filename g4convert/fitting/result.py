@@ -21,6 +21,7 @@ class Fitted:
 
     Args:
         output: the recipe file.
+        kept: file that keeps the measured losses.
         problem: parts of the model and their allowed packings.
         sensitivities: measured losses of single changes.
         losses: smoothed losses, which decided the choice.
@@ -30,6 +31,7 @@ class Fitted:
     """
 
     output: Path
+    kept: Path
     problem: Problem
     sensitivities: Sensitivities
     losses: Losses

@@ -16,7 +16,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from g4convert.names import Name
-from g4convert.verification.labels import COMPARED, COSTLY, LOWER_BOUND, METRICS, TITLES, by_kind
+from g4convert.verification.labels import COMPARED, COSTLY, LOWER_BOUND, METRICS, SWAPPED, TITLES, by_kind
 from g4convert.verification.page.plots import bars, heat, histogram, lines, number
 
 __all__ = ["Card", "Cell", "Key", "Table", "cards", "number_of"]
@@ -172,14 +172,15 @@ def _blame(kind: str, table: Json) -> Card:
             shown = Cell(f"{100 * share:.0f} %", share=share)
             module = Cell(row["module"], row["note"], is_path=True)
             rows.append((Cell(heading * (place == 0)), module, shown, _cell(row["kl"]), _cell(row["sqnr"])))
-    same = "the same again" if table["control"] == table["kl"] else f"{number(table['control'])} when run again"
+    control = table["control"]
+    again = "" if control == table["kl"] else f" (when run again {number(control)})"
     over = f" over {table['predictions']} predictions of {' and '.join(table['probes'])}" if table.get("probes") else ""
     how = (
-        f"Mean KL {number(table['kl'])} nats{over}, nothing swapped ({same}). Each row swaps one module for the one "
-        "that it is compared with: how much of that KL goes, the KL without it, and the SQNR of its outputs on equal "
-        "inputs. A layer's share holds those of its parts."
+        f"The mean KL is {number(table['kl'])} nats{over}{again}. Each row swaps one module for {SWAPPED[kind]}: the "
+        "share of that KL that goes, the KL that stays, and the SQNR of the module's outputs on equal inputs. Shares "
+        "need not add up to 100 %; a layer's holds those of its parts."
     )
-    head = (("", False), ("Module", False), ("Share of the KL", True), ("KL without it", True), ("SQNR, dB", True))
+    head = (("", False), ("Module", False), ("Share of the KL", True), ("KL that stays", True), ("SQNR, dB", True))
     return Card(_sentence(COSTLY[kind]), how, Table(head, rows), wide=True)
 
 

@@ -103,8 +103,7 @@ def _facts(report: Json) -> dict[str, str]:
     if some := metrics.get("loss") or metrics.get("parity"):
         facts["Tokens"] = f"{number(some['tokens'])} in {number(some['sequences'])} sequences"
         facts["Forward in"] = metrics["dtype"]
-        facts["Metrics"] = f"version {metrics['metrics_version']}"
-        facts["Probes"] = f"{metrics['probes']['count']}, {metrics['probes']['digest'][:12]}"
+        facts["Probes"] = f"{metrics['probes']['count']}"
     return facts | {"g4convert": report["g4convert"]}
 
 

@@ -168,7 +168,7 @@ def test_every_number_of_the_tables_is_there() -> None:
     wanted += [shown(bucket["ppl_ratio"]) for kind in ("loss", "parity") for bucket in values[kind]["buckets"]]
     wanted += [shown(values["floor"]["values"][name]) for name in ("kl_mean", "rms_dp", "sqnr_min")]
     wanted += [one[key] for one in given["findings"] for key in ("found", "expected", "remedy")]
-    wanted += ["92 %", "differs: act_fn", "3.25", "0.00057", "bfloat16", "2,000 in 40 sequences", "0123456789ab"]
+    wanted += ["92 %", "differs: act_fn", "3.25", "0.00057", "bfloat16", "2,000 in 40 sequences"]
     assert not [words for words in wanted if words not in text]
     assert "layers.17.experts" in re.sub(r"\. +", ".", text)
 
