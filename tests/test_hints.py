@@ -113,7 +113,9 @@ def hints() -> Mapping[str, str]:
         for folder in FOLDERS
         for path in sorted((ROOT / "g4convert" / folder).rglob("*.py"))
     }
-    shared = {name: text for tree in trees.values() for name, text in assigned(tree).items() if name.isupper()}
+    below = [ast.parse(path.read_text()) for path in (ROOT / "g4convert").glob("*.py")]
+    texts = (text for tree in (*below, *trees.values()) for text in assigned(tree).items())
+    shared = {name: text for name, text in texts if name.isupper()}
     return {
         words(word.value, {**shared, **assigned(tree)}): module
         for module, tree in trees.items()

@@ -124,13 +124,15 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a stored reference ends in .safetensors", hint=f"-o {path.name}.safetensors")
     check_apart([path], [source.path, *([] if asked.prompts is None else [asked.prompts])])
+    is_kept = path.is_file() and not overwrite
+    if not is_kept:
+        check_writable(path)
     checkpoint = original(source.path)
     from g4convert.verification.logits.level import made_reference, store_reference  # brings torch and transformers
 
-    stored = made_reference(checkpoint, path, asked) if path.is_file() and not overwrite else None
+    stored = made_reference(checkpoint, path, asked) if is_kept else None
     done = {} if stored is None else {"already_done": True}
     if stored is None:
-        check_writable(path)
         with how.watched() as watched:
             stored = store_reference(checkpoint, path, asked, say=watched.say, progress=watched.bar)
     predictions = sum(len(probe.targets) for probe in stored.probes)
