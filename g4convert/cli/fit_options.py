@@ -41,10 +41,16 @@ Choices = Annotated[
     ),
 ]
 Rows = Annotated[
-    int, typer.Option(metavar="N", min=1, help="Rows of the calibration file that are run.", rich_help_panel=RUN)
+    int,
+    typer.Option(
+        metavar="N", min=1, max=1 << 20, help="Rows of the calibration file that are run.", rich_help_panel=RUN
+    ),
 ]
 RowTokens = Annotated[
-    int, typer.Option("--tokens", metavar="N", min=2, help="Tokens of each row that are run.", rich_help_panel=RUN)
+    int,
+    typer.Option(
+        "--tokens", metavar="N", min=2, max=1 << 20, help="Tokens of each row that are run.", rich_help_panel=RUN
+    ),
 ]
 Sensitivities = Annotated[
     Path | None,

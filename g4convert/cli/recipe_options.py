@@ -34,6 +34,7 @@ TensorParallel = Annotated[
         "--tp",
         metavar="N",
         min=1,
+        max=1 << 16,
         help="Judge at so many GPUs (tensor parallel); repeat for several.",
         rich_help_panel=SERVED,
     ),

@@ -93,3 +93,19 @@ def test_what_is_not_quantized_has_nothing_to_verify(g4convert: Program, text: P
 def test_a_drafter_may_be_kept_as_it_is(g4convert: Program, checkpoints: Checkpoints, tmp_path: Path) -> None:
     assistant = checkpoints("assistant")
     assert g4convert("quantize", str(assistant), "-o", str(tmp_path / "out"), "-q", "--verify", "weights").status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        (("plan", "x", "--engine", "vllm", "--tp", 10**9), "65536"),
+        (("fit", "x", "-o", "y.yaml", "--target-bits", 5, "--rows", 10**9), "1048576"),
+        (("fit", "x", "-o", "y.yaml", "--target-bits", 5, "--tokens", 10**9), "1048576"),
+        (("quantize", "x", "-o", "y", "--workers", 10**9), "1024"),
+        (("generate", "x", "-p", "y", "--max-new-tokens", 10**9), "1048576"),
+    ],
+)
+def test_numbers_have_an_upper_bound(words: tuple[object, ...], most: str, g4convert: Program) -> None:
+    ran = g4convert(*words)
+    assert ran.status == 2
+    assert f"should be less than or equal to {most}" in ran.err
