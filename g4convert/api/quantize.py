@@ -157,7 +157,7 @@ def verified(
         level: level of the verification; None for none.
         progress: told of finished bytes.
         say: told what the verification does next.
-        written: True if this process has just written and hashed the output.
+        written: True if this process has just written the output.
 
     Returns:
         The report; None without a level.

@@ -69,9 +69,9 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         return
     how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
     is_done = not job.overwrite and is_finished(job)
-    if is_done and not as_json:
-        _say_done(job, how, verified=level is not None)
     ranks = Ranks.join()
+    if is_done and ranks.leads and not as_json:
+        _say_done(job, how, verified=level is not None)
     try:
         with replace(how, quiet=quiet or not ranks.leads).watched() as watched:
             if is_done:

@@ -29,11 +29,12 @@ _COLOURS = {
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
 _NOT_COMPARED = {
-    "static": "no weight was compared: `--reference MODEL` compares every weight with the original, and "
-    "`--level logits` the answers, too",
-    "weights": "the answers were not compared: `--level logits` does",
+    (): "no weight was compared: `--reference MODEL` compares every weight with the original, and `--level logits` the "
+    "answers, too",
+    ("weights",): "the answers were not compared: `--level logits` does",
+    ("logits",): "no weight was compared: `--reference MODEL` with the original itself does",
 }
-"""Comparisons that a verification left out, by the last level that ran."""
+"""Comparisons that a verification left out, by the levels that ran besides `static`."""
 _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 
@@ -64,7 +65,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
     for kind, blamed in found.metrics.get("blame", {}).items():
         out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed, kind))}[/]", soft_wrap=True)
         put(out, _blame(blamed["rows"]))
-    if rest := _NOT_COMPARED.get("".join(found.levels[-1:])):
+    if found.levels[:1] == ("static",) and (rest := _NOT_COMPARED.get(found.levels[1:])):
         out.print(f"\n{rest}", soft_wrap=True)
     if not verbose:
         counts = Counter(finding.level for finding in found.of(Severity.PASS))

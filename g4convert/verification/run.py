@@ -26,7 +26,7 @@ from g4convert.report import Finding, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import changed, stamps
 from g4convert.verification.static.level import check_static, open_output
-from g4convert.verification.weights.hashes import check_hashes, hashed
+from g4convert.verification.weights.hashes import check_hashes
 
 if TYPE_CHECKING:
     from g4convert.forward.candidate import Candidate
@@ -50,8 +50,7 @@ def verify(
         progress: told of every piece that level `weights` has read, and of the progress of each step of `logits`.
         say: called with a message before each step.
         candidate: maker of the candidate that level `logits` runs; by default the packed weights in this process.
-        written: the output was written, read back and hashed by this process just now: hashes are not made again, and
-            the decoder is compared with recorded results.
+        written: the output was written by this process just now: the decoder is compared with recorded results.
 
     Returns:
         Every finding and measured number.
@@ -77,7 +76,7 @@ def verify(
         findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
         later = []
     if out is not None and Level.WEIGHTS in later:
-        findings += hashed(out) if written else check_hashes(out)
+        findings += check_hashes(out)
         if source is None:
             why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
             severity = Severity.INCONCLUSIVE if depth is Level.WEIGHTS else Severity.INFO

@@ -446,6 +446,22 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
     assert "model.layers.0.mlp.gate_proj" in told
 
 
+def test_what_was_not_compared_is_said(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    source, out = text_out
+    weights, answers = "no weight was compared: ", "the answers were not compared: "
+    stored = tmp_path / "ref.safetensors"
+    g4convert("reference", source, "-o", stored, "-q")
+    for words, told in (
+        ((), weights),
+        (("--level", "static"), weights),
+        (("--reference", source), answers),
+        (("--reference", stored, "--profile", "parity"), weights),
+        (("--reference", source, "--level", "logits", "--profile", "parity"), ""),
+    ):
+        said = g4convert("verify", out, *words).out
+        assert [one for one in (weights, answers) if one in said] == ([told] if told else []), words
+
+
 def test_a_retry_repeats_the_verdict(
     text: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ _GROUP: Final = 32
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
 _OTHERS: Final = (
     "bits chosen for each part of this model: `g4convert fit`",
-    "8 bits: `-r w8a16-g32` (0.0003), which passes there",
+    "8 bits: `-r w8a16-g32` (0.0003), which passes the profile w4a16 there",
 )
 _Rows = Sequence[Mapping[str, Any]]
 
@@ -55,8 +55,8 @@ def _cheaper(method: object) -> Iterator[str]:
     own = next((kl for one, kl in known.items() if one == method), known[Method.AUTO])
     if better := [f"`-r w4a16-g32-{one}` ({nats(known[one])})" for one in _CALIBRATED if known[one] < 0.9 * own]:
         yield (
-            f"4 bits, calibrated: {' or '.join(better)}, where `-r w4a16-g32` has {nats(known[Method.AUTO])}; of so "
-            "small a model still more than the profile w4a16 allows"
+            f"4 bits, calibrated: {' or '.join(better)}, where `-r w4a16-g32` has {nats(known[Method.AUTO])}; on so "
+            "small a model both fail the profile w4a16"
         )
     yield from _OTHERS
 

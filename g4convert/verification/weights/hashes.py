@@ -11,7 +11,7 @@ from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.record import RECORD, part, record
 from g4convert.report import Finding, Severity
 
-__all__ = ["check_hashes", "hashed"]
+__all__ = ["check_hashes"]
 
 
 def check_hashes(out: Checkpoint) -> Iterator[Finding]:
@@ -36,16 +36,6 @@ def check_hashes(out: Checkpoint) -> Iterator[Finding]:
     if not wrong:
         text = f"every byte as its conversion wrote it, by the XXH3 in {RECORD}"
         yield Finding("weights.hash", Severity.PASS, f"{len(recorded)} shards", text, "")
-
-
-def hashed(out: Checkpoint) -> Iterator[Finding]:
-    """Yield a PASS without reading the shards again, since they were hashed when they were written.
-
-    Args:
-        out: the quantized checkpoint, which this process has just written.
-    """
-    text = f"read back and hashed when they were written; {RECORD} has the XXH3 of each"
-    yield Finding("weights.hash", Severity.PASS, f"{len(_recorded(out))} shards", text, "")
 
 
 def _recorded(out: Checkpoint) -> Mapping[str, str]:

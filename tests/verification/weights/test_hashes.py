@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.conversions import quantized
 
+from g4convert import quantize
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Report, Severity
 from g4convert.request import Level, Request
@@ -23,19 +24,40 @@ def found(report: Report, code: str) -> list[tuple[Severity, str]]:
     return [(one.severity, one.subject) for one in report.findings if one.code == code]
 
 
-@pytest.mark.parametrize("part", ["weight_packed", "weight_scale", "layernorm.weight"])
-@pytest.mark.parametrize("bit", [0, 7])
-def test_one_flipped_bit_fails(part: str, bit: int, packed: Path, dense: Path, tmp_path: Path) -> None:
-    out = shutil.copytree(packed, tmp_path / "out")
+def flip_a_bit(out: Path, part: str, bit: int) -> str:
+    """Flip a bit of the first tensor whose name ends with `part`; return the name of its file."""
     stored = next(one for name, one in Checkpoint.open(out).tensors.items() if name.endswith(part))
     with (out / stored.file).open("r+b") as file:
         file.seek(stored.begin)
         value = file.read(1)[0]
         file.seek(stored.begin)
         file.write(bytes([value ^ 1 << bit]))
+    return stored.file
+
+
+@pytest.mark.parametrize("part", ["weight_packed", "weight_scale", "layernorm.weight"])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_one_flipped_bit_fails(part: str, bit: int, packed: Path, dense: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(packed, tmp_path / "out")
+    file = flip_a_bit(out, part, bit)
     for asked in (Request(out, dense, Level.WEIGHTS), Request(out)):
-        assert found(verify(asked), "weights.hash") == [(Severity.FAIL, stored.file)]
+        assert found(verify(asked), "weights.hash") == [(Severity.FAIL, file)]
     assert found(verify(Request(out, level=Level.STATIC)), "weights.hash") == []
+
+
+@pytest.mark.parametrize("part", ["weight_packed", "weight_scale"])
+def test_the_check_that_ends_a_conversion_finds_one_flipped_bit(part: str, dense: Path, tmp_path: Path) -> None:
+    """It said that shards were hashed when they were written, and did not look."""
+    out = tmp_path / "out"
+
+    def flip(text: str) -> None:
+        if text.startswith("static"):
+            flip_a_bit(out, part, 0)
+
+    done = quantize(dense, out, say=flip)
+    assert done.report is not None
+    assert [severity for severity, _ in found(done.report, "weights.hash")] == [Severity.FAIL]
+    assert not done.passed
 
 
 def test_a_sound_output_passes_and_one_without_hashes_is_told(packed: Path, dense: Path, tmp_path: Path) -> None:
