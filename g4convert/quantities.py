@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-__all__ = ["as_bytes", "count", "duration", "nats", "plural", "size"]
+__all__ = ["as_bytes", "count", "duration", "nats", "plural", "rough_size", "size"]
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*")
@@ -25,6 +25,14 @@ def size(nbytes: float) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= scale:
             return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def rough_size(nbytes: float) -> str:
+    """Return an estimated number of bytes as text, with two digits at most."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{float(f'{nbytes / scale:.2g}'):g} {unit}"
     return f"{nbytes:.0f} B"
 
 

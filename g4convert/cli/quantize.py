@@ -88,8 +88,9 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
 
 def _no_output(model: str, resolved: "Resolved") -> UsageError:
     from g4convert.checkpoint import source
+    from g4convert.cli.next_steps import output_name
 
-    name = f"{source.resolve(model).name.rpartition('/')[2]}-W{resolved.recipe.num_bits}A16"
+    name = output_name(source.resolve(model).name, resolved.recipe)
     return UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
 
 
@@ -173,16 +174,19 @@ def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
             tensors=how.verbose,
             peak=done.peak_memory,
             refused=done.refused,
-            sound=done.passed,
-            answers=show_summary.answers(metrics),
-            measure="" if metrics.get("loss") else _measure(done),
-            calibrated=show_summary.calibrated(done.summary, done.costs),
+            answers=show_summary.answers(done.summary, metrics, done.costs),
+            following=_following(done) if done.passed else ("", ""),
         )
     if done.report is not None and not done.passed:
         verification.tell_end(done.report, how, as_json=as_json)
 
 
-def _measure(done: "Quantized") -> str:
-    """Return the command that measures the answers of an output."""
-    output, source = shlex.quote(str(done.output)), shlex.quote(str(done.source))
-    return f"g4convert verify {output} --reference {source} --level logits"
+def _following(done: "Quantized") -> tuple[str, str]:
+    """Return the command that measures the answers of an output, or if they are measured, the one that serves it."""
+    from g4convert.cli import next_steps
+    from g4convert.gemma4 import Role
+
+    drafter = any(row.role == Role.DRAFTER for row in done.summary.sizes)
+    if done.summary.total.stats.groups and not (done.report and done.report.metrics.get("loss")):
+        return next_steps.answers_of(done.output, shlex.quote(str(done.source)))
+    return next_steps.served(str(done.output), done.refused, drafter=drafter)

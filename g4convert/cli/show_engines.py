@@ -37,11 +37,12 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False)
         sizes = "any" if first.engine == "transformers" else ", ".join(str(one.tp) for one in same)
         name, told = "" if first.label == told else first.label.replace(" to ", "-"), first.label
         rows.append((name, sizes, first.loads.value, "; ".join(_reasons(same, verbose=verbose))))
-    put(out, table(("engine", "GPUs", "loads", ""), rows))
+    put(out, table(("engine", "GPUs", "loads", "how, or why not"), rows))
     engines: dict[tuple[Way, ...], list[str]] = {}
     for engine in dict.fromkeys(one.engine for one in given):
-        refused = (one for one in given if one.engine == engine and one.loads is Loads.NO)
-        every = dict.fromkeys(way for one in refused for way in one.ways)
+        refused = [one for one in given if one.engine == engine and one.loads is Loads.NO]
+        in_rows = any(one.engine == engine and one.loads is not Loads.NO for one in given)
+        every = dict.fromkeys(way for one in refused for way in one.ways if not (in_rows and way.tp))
         if ways := tuple(way for way in every if not way.is_none or len(every) == 1):
             engines.setdefault(ways, []).append(engine)
     lines = {", ".join(named): ", or ".join(map(str, ways)) for ways, named in engines.items()}
@@ -50,7 +51,7 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False)
     out.print(f"  {BASIS}", style="dim", soft_wrap=True)
     if lines:
         out.print()
-        out.print("to load it", style="dim")
+        out.print("what would let more engines load it", style="dim")
         put(out, facts(lines, indent=2, dim=True))
 
 
@@ -76,8 +77,13 @@ def _reasons(same: list[Verdict], *, verbose: bool) -> list[str]:
     """Return kernels and remarks of verdicts that share a row; without `verbose`, at most `_MOST` remarks."""
     lines = [_joined(each, verbose=verbose) for each in zip(*map(_remarks, same), strict=True)]
     more = [f"and {len(lines) - _MOST} more (-v)"] if len(lines) > _MOST and not verbose else []
-    kernels = () if same[0].loads is Loads.NO else same[0].kernels
+    kernels = () if same[0].loads is Loads.NO else _kernels(same[0].kernels)
     return [*kernels, *(lines[:_MOST] if more else lines), *more]
+
+
+def _kernels(names: tuple[str, ...]) -> list[str]:
+    """Return names of kernels, without one that another names with an alternative: `Marlin (Machete on Hopper)`."""
+    return [name for name in names if not any(other.startswith(f"{name} (") for other in names)]
 
 
 def _remarks(verdict: Verdict) -> list[Remark]:

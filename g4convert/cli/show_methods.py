@@ -6,30 +6,48 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from g4convert.cli.tables import table
-from g4convert.quantities import duration, nats, size
+from g4convert.planning.costs import BUNDLED_TOKENS
+from g4convert.quantities import duration, nats, plural, rough_size
 
 if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
 
-__all__ = ["KL_OF", "methods"]
+__all__ = ["basis", "methods", "untried"]
 
-KL_OF = (
-    "KL is the mean that each left on a real model of 270M parameters, calibrated on texts like those that judged: "
-    "yours has another"
+_MEASURED = (
+    "KL: mean distance of the next-token probabilities from the original's (0 is equal), as measured on a real model "
+    "of 270M parameters at 4 bits, with texts like those that judged it: yours will have another"
 )
 
 
 def methods(found: Sequence["Cost"]) -> Table:
-    """Return a table with the estimated time, memory and disk of each method, and its loss on a real model."""
-    columns = ("method", "time", "memory", "disk", "KL, nats")
-    rows = [
-        (
-            str(one.method),
-            duration(one.seconds),
-            size(one.memory),
-            size(one.disk) if one.disk else "",
-            "" if one.kl is None else nats(one.kl),
-        )
-        for one in found
-    ]
-    return table(columns, rows, right=columns[1:])
+    """Return a table with the option, estimated time, memory and disk of each method, and its loss on a real model."""
+    columns = ["method", "option", "time", "memory", "disk meanwhile"]
+    known = all(one.kl is not None for one in found)
+    rows = []
+    for one in found:
+        row = [str(one.method), one.option or "(this plan)", duration(one.seconds), rough_size(one.memory)]
+        row.append(rough_size(one.disk) if one.disk else "none")
+        rows.append([*row, nats(one.kl)] if known and one.kl is not None else row)
+    columns += ["KL, nats"] if known else []
+    return table(columns, rows, right=columns[2:])
+
+
+def basis(found: Sequence["Cost"]) -> str:
+    """Return a sentence on the origin of the numbers in the table of methods."""
+    tokens = max(one.tokens for one in found)
+    texts = "the bundled texts" if tokens == BUNDLED_TOKENS else "your texts"
+    estimated = f"estimates; the methods that calibrate read {plural(tokens, 'token')} of {texts}"
+    return f"{estimated}. {_MEASURED}" if all(one.kl is not None for one in found) else estimated
+
+
+def untried(found: Sequence["Cost"]) -> str:
+    """Return a sentence on methods that calibrate, with time and loss; empty if nothing is known of their loss."""
+    own, *others = found
+    better = [one for one in others if one.tokens and one.kl is not None and own.kl is not None and one.kl < own.kl]
+    if not better or own.kl is None:
+        return ""
+    named = ", ".join(
+        f"`{one.option}` {nats(one.kl)} (about {duration(one.seconds)})" for one in better if one.kl is not None
+    )
+    return f"; on a real 270M model this method left a mean KL of {nats(own.kl)} nats, {named}"

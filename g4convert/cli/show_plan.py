@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from g4convert.cli.show_engines import verdicts
-from g4convert.cli.show_methods import KL_OF, methods
+from g4convert.cli.show_methods import basis, methods
 from g4convert.cli.tables import facts, fitted, put, table
-from g4convert.planning.costs import BUNDLED_TOKENS
 from g4convert.quantities import count, duration, plural, size
 
 if TYPE_CHECKING:
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["dialect", "plan"]
 
-_BASIS = (
-    "estimated for {tokens:,} tokens{whose}; memory is what is allocated, and pages of files that the system may drop "
-    "come on top; disk is what lies beside the output meanwhile; " + KL_OF
-)
 _MOST_FILES = 6
 """Largest number of files of a pattern that are named."""
 
@@ -50,14 +45,11 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     out.print()
     verdicts(out, found.verdicts, verbose=tensors)
     out.print()
-    put(out, facts(_outcome(found)))
+    put(out, facts(_outcome(found, lists=tensors)))
     if found.costs[1:]:
         out.print()
         put(out, methods(found.costs))
-        tokens = max(one.tokens for one in found.costs)
-        whose = " (the bundled texts in the released vocabulary)" if tokens == BUNDLED_TOKENS else ""
-        basis = Text(_BASIS.format(tokens=tokens, whose=whose), style="dim")
-        put(out, Padding(basis, (0, 0, 0, 2)))
+        put(out, Padding(Text(basis(found.costs), style="dim"), (0, 0, 0, 2)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
@@ -90,20 +82,20 @@ def _plan_sizes(found: "PlanReport", width: int) -> Table:
     return table(*fitted(columns, rows, width, spare=("params", "tensors", "bits/weight")))
 
 
-def _outcome(found: "PlanReport") -> dict[str, str]:
+def _outcome(found: "PlanReport", *, lists: bool) -> dict[str, str]:
+    """Return the rows on the output; with `lists`, those of its config.json, too."""
     weights = found.outlook.weights
     rows = {}
-    if weights.targets:
+    if lists and weights.targets:
         groups = found.groups
         for group in groups:
             what = f"targets int{group.num_bits} {_extent(group.group_size)}" if groups[1:] else "targets"
             rows[what] = "  ".join(group.targets)
         rows["ignore"] = "  ".join(weights.ignore) or "nothing"
+        rows = {f"config.json: {what}": names for what, names in rows.items()}
     files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
-    rows["output"] = f"{size(found.output_bytes)} in {files}, headers included"
-    rows["time"] = (
-        f"about {duration(found.costs[0].seconds)} on {workers}, with the check at the end (--verify weights)"
-    )
+    rows["output"] = f"{size(sum(row.after for row in found.sizes))} in {files}"
+    rows["time"] = f"about {duration(found.costs[0].seconds)} on {workers}, a check of every weight included"
     limit = found.recipe.recipe.max_shard_size
     for one in found.plan.beside.decided:
         rows[f"{one.option} {one.pattern}"] = _named(one.files)

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from g4convert.cli.show_methods import KL_OF, methods
+from g4convert.cli.next_steps import show_next
 from g4convert.cli.tables import facts, put, table
-from g4convert.gemma4 import Role
 from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from g4convert.engines.verdicts import Verdict
     from g4convert.planning.costs import Cost
 
-__all__ = ["answers", "calibrated", "summary"]
+__all__ = ["answers", "summary"]
 
 _MUCH = 1 / 4
 """Share of the output above which a role that is not packed is named."""
@@ -33,10 +32,8 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     tensors: bool,
     peak: int | None = None,
     refused: Sequence["Verdict"] = (),
-    sound: bool = True,
     answers: str = "",
-    measure: str = "",
-    calibrated: Sequence["Cost"] = (),
+    following: tuple[str, str] = ("", ""),
 ) -> None:
     """Print the closing card: sizes, errors, worst tensors, engines that refuse the output, the command to serve it.
 
@@ -47,13 +44,9 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         tensors: print errors of all tensors, not only of the worst.
         peak: peak of memory in bytes; None if unknown.
         refused: verdicts of engines that cannot load the output.
-        sound: False if a verification found a fault; then the card does not say how to serve the output.
         answers: sentence on the quality of answers, from `answers`.
-        measure: command that measures the answers; empty if they are measured.
-        calibrated: costs of methods that calibrate, from `calibrated`.
+        following: the next command, and words on it; empty texts for none.
     """
-    from g4convert.conversion.result import serve_command
-
     rows = {
         "written": str(output),
         "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
@@ -69,7 +62,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         if (gained := done.calibration.get("scales")) is not None:
             rows["scales"] = _scales(gained)
     if peak is not None:
-        rows["peak memory"] = f"{size(peak)} to convert"
+        rows["memory"] = f"{size(peak)} at most, to convert"
     if done.total.stats.groups:
         put(out, facts(rows))
         out.print()
@@ -91,16 +84,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         out.print(f"refused by {escape(', '.join(names))}: {escape(why)}", soft_wrap=True)
     if answers:
         out.print(f"answers: {escape(answers)}", soft_wrap=True)
-    if calibrated:
-        out.print(f"\nmethods that calibrate lose less; {KL_OF}")
-        put(out, methods(calibrated))
-        out.print()
-    commands = [measure] if sound and measure and done.total.stats.groups else []
-    if sound and not any(one.engine == "vllm" for one in refused):
-        drafter = any(row.role == Role.DRAFTER for row in done.sizes)
-        commands.append(serve_command(str(output), drafter=drafter))
-    for word, command in zip(("next:", "then:"), commands, strict=False):
-        out.print(f"{word} {escape(command)}", soft_wrap=True)
+    show_next(out, *following)
 
 
 def _kept(done: "Summary") -> str:
@@ -112,32 +96,24 @@ def _kept(done: "Summary") -> str:
     return f"; {size(most.after)} of it is the {str(most.role).replace('_', ' ')}, which stays as it is"
 
 
-def answers(metrics: Mapping[str, Any] | None) -> str:
+def answers(done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["Cost"]) -> str:
     """Return a sentence on the distance of a conversion's answers from the original's.
 
     Args:
+        done: summary of the conversion.
         metrics: metrics of the verification at the end of the conversion; None without a verification.
+        costs: costs of the method that ran, then of others.
     """
+    from g4convert.cli.show_methods import untried
+
     loss = (metrics or {}).get("loss")
     if loss is None:
-        return "not measured; weight error does not tell how good they are"
+        better = "" if done.choice.method == "lattice" else untried(costs)
+        return f"not measured, and the error of weights does not tell how good they are{better}"
     return (
         f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions, "
         f"same top token {100 * loss['top1_agreement']:.1f} %"
     )
-
-
-def calibrated(done: "Summary", costs: Sequence["Cost"]) -> Sequence["Cost"]:
-    """Return the costs of methods that calibrate, after that of the method that ran; empty after such a method.
-
-    Args:
-        done: summary of the conversion; method `lattice` keeps the source's codes, so nothing is returned after it.
-        costs: costs of the method that ran, then of the others.
-    """
-    others = [one for one in costs[1:] if one.tokens]
-    if done.calibration is not None or done.choice.method == "lattice" or not others:
-        return ()
-    return (*costs[:1], *others)
 
 
 def _scales(gained: Mapping[str, Any]) -> str:
@@ -160,7 +136,7 @@ def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
     for row in found:
         groups = max(row.stats.groups, 1)
         name = row.name.removeprefix("model.language_model.")
-        cell = [name, f"{row.relative_error:.5f}", f"{row.sqnr_db:.1f}", f"{row.stats.groups:,}"]
+        cell = [name, f"{row.relative_error:#.3g}", f"{row.sqnr_db:.1f}", f"{row.stats.groups:,}"]
         if lattice:
             cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
         cells.append(cell)

@@ -14,6 +14,7 @@ from g4convert.errors import UsageError
 from g4convert.gemma4 import TABLES, Role
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.plan import Plan, Quantize
+from g4convert.quantities import plural
 from g4convert.quantization import Method, NonFiniteError
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType
@@ -40,11 +41,14 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
-        return Choice(Method.MSE, f"lattices have {LATTICE_BITS} bits, and no packed weight has")
+        return Choice(
+            Method.MSE, f"nothing is packed in {LATTICE_BITS} bits, so no {LATTICE_BITS}-bit training to keep"
+        )
     share, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    return Choice(method, f"{share:.1%} of groups on a 4-bit grid (of {linears} Linears): source {trained} for 4 bits")
+    sample = plural(linears, "sampled weight")
+    return Choice(method, f"source {trained} for 4 bits: {share:.1%} of groups on a 4-bit grid in {sample}")
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:

@@ -7,13 +7,13 @@ Letters: n rows (out_features), k columns (in_features), t tokens.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from g4convert.engines.limits import Packing
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import Method
+from g4convert.planning.recipe import Method, option_for
 from g4convert.planning.sizes import START, RoleSize, written_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
@@ -51,7 +51,7 @@ _ROUNDED: Final = 4e6
 """Weights per core and second that `gptq` rounds in three ways and compares, in addition to `_LAYERS_FLOP`."""
 _BASE: Final = 750_000_000
 """Resident bytes of the interpreter with torch and transformers."""
-_TILES: Final = 300_000_000
+_TILES: Final = 350_000_000
 """Resident bytes of a process that rounds tiles, without torch."""
 _FLOAT32: Final = 4
 _BITS: Final = 4
@@ -74,6 +74,7 @@ class Cost:
         disk: temporary bytes beside the output.
         tokens: number of calibration token ids; 0 for a method that reads weights alone.
         kl: mean KL in nats to the original on a real model; None if not measured.
+        option: option of the command line that chooses the method; empty for the recipe's own.
     """
 
     method: Method
@@ -82,6 +83,7 @@ class Cost:
     disk: int
     tokens: int
     kl: float | None
+    option: str = ""
 
 
 def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[Cost, ...]:
@@ -97,7 +99,8 @@ def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUN
     others: tuple[Method, ...] = (Method.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
     if not plan.quantized or plan.architecture.is_assistant:
         others = ()
-    return tuple(_cost(plan, rows, workers, tokens, method) for method in dict.fromkeys((own, *others)))
+    found = (_cost(plan, rows, workers, tokens, method) for method in dict.fromkeys((own, *others)))
+    return tuple(replace(one, option="" if one.method == own else option_for(plan.recipe, one.method)) for one in found)
 
 
 def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: Method) -> Cost:

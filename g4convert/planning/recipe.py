@@ -31,6 +31,7 @@ __all__ = [
     "Recipe",
     "Resolved",
     "load",
+    "option_for",
     "schema",
     "shipped",
     "source_text",
@@ -165,6 +166,13 @@ class Resolved:
 def shipped() -> dict[str, Recipe]:
     """Return the recipes shipped with the package, by name."""
     return {name: load(name).recipe for name in _SHIPPED}
+
+
+def option_for(recipe: Recipe, method: Method) -> str:
+    """Return the option of the command line that gives a recipe another method: a shipped recipe if one is the same."""
+    wanted = recipe.model_copy(update={"method": method, "description": ""})
+    same = (name for name, one in shipped().items() if one.model_copy(update={"description": ""}) == wanted)
+    return next((f"-r {name}" for name in same), f"--method {method}")
 
 
 def source_text(name: str) -> tuple[str, str]:

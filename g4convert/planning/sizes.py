@@ -25,7 +25,7 @@ _DISK_BYTES_PER_SECOND: Final = 1.0e9
 """Assumed speed of the disk, which is not measured."""
 _CHECKED_PER_SECOND: Final = 0.4e9
 """Bytes of bf16 input that one core checks per second at the end of a conversion, `--verify weights`."""
-START: Final = 5.0
+START: Final = 3.0
 """Seconds to load libraries and compiled code."""
 
 

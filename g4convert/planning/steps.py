@@ -53,7 +53,7 @@ KEPT_BECAUSE: Mapping[Role, str] = {
 
 _TIED_ROLES = {Role.EMBEDDING, Role.LM_HEAD}
 """Roles that share one tensor in a tied model, until either is packed."""
-_TIED = "tied with the output head; `-r w4a16-g32-head8` packs both, as two tensors that are smaller together (vLLM)"
+_TIED = "shared with the output head; `-r w4a16-g32-head8` stores it in 4 bits and the head in 8, for vLLM alone"
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:

@@ -86,14 +86,15 @@ def test_help(command: tuple[str, ...], g4convert: Program) -> None:
 def test_plan_text(moe: Path, g4convert: Program) -> None:
     ran = g4convert("plan", moe, "--workers", 1)
     assert (ran.status, ran.err) == (0, "")
-    golden.check("plan-text/moe.txt", ran.out.replace(moe.name, "moe"))
+    golden.check("plan-text/moe.txt", ran.out.partition("next: ")[0].replace(moe.name, "moe"))
     assert all(line == line.rstrip() for line in ran.out.splitlines())
 
 
 def test_plan_fits_80_columns(moe: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for command in (("plan", moe), ("inspect", moe), ("recipe", "check", "text-only")):
-        assert max(map(len, g4convert(*command).out.splitlines()[1:])) <= 80
+        lines = g4convert(*command).out.splitlines()[1:]
+        assert max(len(line) for line in lines if not line.startswith("next: ")) <= 80
 
 
 def test_a_narrow_terminal_loses_columns_not_words(
@@ -172,8 +173,8 @@ def test_recipe_option_takes_a_name_or_a_path(moe: Path, g4convert: Program, tmp
 
 def test_workers_change_the_estimate(moe: Path, g4convert: Program, tmp_path: Path) -> None:
     for command in (("plan", moe), ("quantize", moe, "-n", "-o", tmp_path / "out")):
-        assert "on 1 worker, with the check" in g4convert(*command, "--workers", 1).out
-        assert "on 3 workers, with the check" in g4convert(*command, "--workers", 3).out
+        assert "on 1 worker, a check of every weight" in g4convert(*command, "--workers", 1).out
+        assert "on 3 workers, a check" in g4convert(*command, "--workers", 3).out
 
 
 def test_a_plan_says_what_each_method_takes_here_and_gained(moe: Path, g4convert: Program) -> None:
@@ -216,8 +217,8 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     assert "6.46 MB of 6.46 MB" in ran.err
     for text in (
         "6.46 MB -> 2.08 MB in 1 file, 5.15 bits per weight",
-        "method       mse: 0.0% of groups on a 4-bit grid",
-        "peak memory",
+        "method   mse: source not trained for 4 bits: 0.0% of groups on a 4-bit grid",
+        " at most, to convert",
     ):
         assert text in ran.out
     worst = ran.out.partition("largest relative error")[2].splitlines()
@@ -225,7 +226,8 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     refused = "refused by transformers 5.17 to 5.24, SGLang 0.5.23: `g4convert check"
     assert f"\n{refused} {tmp_path / 'out'}` says why\n" in ran.out
     measure = f"g4convert verify {tmp_path / 'out'} --reference {moe} --level logits"
-    assert ran.out.endswith(f"\nnext: {measure}\nthen: vllm serve {tmp_path / 'out'}\n")
+    assert ran.out.endswith(f"\nnext: {measure}  # measures how far its answers are from the original's\n")
+    assert "vllm serve" not in ran.out  # not before they are measured
     assert g4convert("check", tmp_path / "out", "--engine", "sglang").status == 1
 
 
@@ -282,11 +284,38 @@ def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, t
 
 def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", text, "-o", tmp_path / "out", "--verify", "none")
-    assert "answers: not measured; weight error does not tell how good they are" in ran.out
-    assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits\nthen: vllm serve" in ran.out
-    rows = [line.split() for line in ran.out.splitlines() if line.startswith(("auto", "imatrix", "gptq", "best"))]
-    known = {row[0]: row[-1] for row in rows}
-    assert known == {"auto": "0.30", "imatrix": "0.17", "gptq": "0.053", "best": "0.052"}
+    (answers,) = (line for line in ran.out.splitlines() if line.startswith("answers: "))
+    assert answers.startswith("answers: not measured, and the error of weights does not tell how good they are; ")
+    known = {"w4a16-g32-imatrix` 0.17", "w4a16-g32-gptq` 0.053", "w4a16-g32-best` 0.052"}
+    assert all(one in answers for one in {"this method left a mean KL of 0.30 nats", *known})
+    assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits  # " in ran.out
+
+
+def test_the_methods_of_a_plan_have_their_options(text: Path, g4convert: Program) -> None:
+    def rows(*options: object) -> dict[str, list[str]]:
+        table = g4convert("plan", text, *options).out.partition("\nmethod  ")[2].splitlines()[1:]
+        return {line.split()[0]: line.split()[1:] for line in table if not line.startswith(("  ", "next"))}
+
+    plain = rows()
+    assert {name: row[:2] for name, row in plain.items()} == {
+        "auto": ["(this", "plan)"],
+        **{name: ["-r", f"w4a16-g32-{name}"] for name in ("imatrix", "gptq", "best")},
+    }
+    assert [row[-1] for row in plain.values()] == ["0.30", "0.17", "0.053", "0.052"]
+    assert rows("-r", "w4a16-g32-gptq")["auto"][:2] == ["-r", "w4a16-g32"]
+    assert rows("--group-size", 16)["gptq"][:2] == ["--method", "gptq"]
+    assert "KL" not in g4convert("plan", text, "-r", "w8a16-g32").out  # not measured at 8 bits
+
+
+def test_a_plan_says_how_to_write_it(text: Path, g4convert: Program) -> None:
+    def following(*options: object) -> str:
+        return g4convert("plan", text, *options).out.splitlines()[-1]
+
+    assert following() == f"next: g4convert quantize {text} -o {text.name}-W4A16"
+    asked = f"next: g4convert quantize {text} -o {text.name}-W4A16-gptq -r w4a16-g32-gptq"
+    assert following("-r", "w4a16-g32-gptq") == asked
+    assert following("--group-size", 64).endswith("-W4A16  # with the other options given here")
+    assert "next:" not in g4convert("plan", text, "--json").out
 
 
 def test_plan_says_which_files_are_larger_than_asked(text: Path, g4convert: Program) -> None:
@@ -310,7 +339,7 @@ def test_files_of_a_conversion_are_not_called_carried_over(text: Path, g4convert
 
 def test_a_drafter_is_not_served_alone(checkpoints: Checkpoints, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", checkpoints("assistant"), "-o", tmp_path / "out")
-    assert "method       nothing is packed" in ran.out
+    assert "method   nothing is packed" in ran.out
     assert "next: vllm serve TARGET --speculative-config " in ran.out
 
 
@@ -321,7 +350,7 @@ def test_dry_run_checks_the_output_and_the_device(moe: Path, g4convert: Program,
     assert g4convert("quantize", moe, "-o", tmp_path / "out", "-n", "--device", "tpu").status == 2
     done = g4convert("quantize", moe, "-o", tmp_path / "out", "-n")
     assert done.status == 0
-    assert done.out == g4convert("plan", moe).out
+    assert done.out == g4convert("plan", moe).out.partition("next: ")[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -42,9 +42,9 @@ SOURCES = [(family, "bfloat16") for family in ("moe", "dense", "unified", "e2b",
 def test_a_lattice_is_seen_where_there_is_one(family: str, dtype: str, checkpoints: Checkpoints) -> None:
     found, ordinary = chosen(checkpoints(family, dtype=dtype, qat=True)), chosen(checkpoints(family, dtype=dtype))
     assert found.method is Method.LATTICE
-    assert found.why.startswith("100.0% of groups on a 4-bit grid")
+    assert found.why.startswith("source trained for 4 bits: 100.0% of groups on a 4-bit grid")
     assert ordinary.method is Method.MSE
-    assert ordinary.why.startswith("0.0% of groups on a 4-bit grid")
+    assert ordinary.why.startswith("source not trained for 4 bits: 0.0% of groups on a 4-bit grid")
 
 
 def test_tables_and_head_do_not_hide_the_lattice_of_the_linears(checkpoints: Checkpoints) -> None:
@@ -64,7 +64,7 @@ def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:
 
 def test_eight_bits_have_no_lattice(checkpoints: Checkpoints) -> None:
     choice = chosen(checkpoints("dense", qat=True), num_bits=8)
-    assert choice == Choice(Method.MSE, "lattices have 4 bits, and no packed weight has")
+    assert choice == Choice(Method.MSE, "nothing is packed in 4 bits, so no 4-bit training to keep")
 
 
 def test_nothing_to_pack_is_not_measured(checkpoints: Checkpoints) -> None:

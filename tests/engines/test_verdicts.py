@@ -413,10 +413,10 @@ def told(found: Iterable[Verdict]) -> str:
 
 def test_the_table_tells_advice_from_rows() -> None:
     text, bare = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS])), BARE.replace(" and experts", "")
-    rows, _, advice = text.partition("\n\nto load it\n")
-    assert advice.splitlines() == [f"  vllm    1 or 2 GPUs, or {bare}", f"  sglang  1 GPU, or {bare}"]
+    rows, _, advice = text.partition("\n\nwhat would let more engines load it\n")
+    assert advice.splitlines() == [f"  vllm, sglang  {bare}"]  # its rows have the numbers of GPUs
     assert rows.splitlines()[-1].strip() == BASIS
-    assert "to load it" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
+    assert "what would let" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
 
 
 def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:
