@@ -15,6 +15,7 @@ from typing import Final
 __all__ = ["Name"]
 
 _WEIGHT: Final = ".weight"
+_CLIPPED: Final = ".linear"
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)(?=\.|$)")
 _EXPERT: Final = re.compile(r"(?:^|\.)experts\.(\d+)(?=\.|$)")
 _LAST_EXPERTS: Final = re.compile(r"^(?:.*\.)?experts(?=\.|$)")
@@ -46,9 +47,14 @@ class Name(str):
         return Name(self.removesuffix(_WEIGHT))
 
     @property
+    def unclipped(self) -> "Name":
+        """The module without the `.linear` that towers put behind the names of Linears whose values they clip."""
+        return Name(self.removesuffix(_WEIGHT).removesuffix(_CLIPPED))
+
+    @property
     def projection(self) -> str:
         """Last part of the module's name: `q_proj`, also for `q_proj.linear` and for its weight."""
-        return Name(self.removesuffix(_WEIGHT).removesuffix(".linear")).last
+        return self.unclipped.last
 
     @property
     def layer(self) -> int | None:
@@ -64,7 +70,12 @@ class Name(str):
     @property
     def in_layer(self) -> "Name":
         """The part after the number of the decoder's layer; the whole name outside of these layers."""
-        found = None if self.in_tower else _LAYER.search(self)
+        return self if self.in_tower else self.in_any_layer
+
+    @property
+    def in_any_layer(self) -> "Name":
+        """The part after the number of the decoder's or tower's layer; the whole name outside of layers."""
+        found = _LAYER.search(self)
         return Name(self[found.end() + 1 :]) if found else self
 
     @property
@@ -104,6 +115,11 @@ class Name(str):
         """Return the name with its first numbers replaced by `numbers`, in order."""
         rest = iter(numbers)
         return Name(".".join(next(rest, part) if part.isdigit() else part for part in self.split(".")))
+
+    def below(self, owner: str) -> "Name | None":
+        """Return the part after `owner` and a dot: `b.c` for `a.b.c` below `a`; None if the name is not below it."""
+        start = f"{owner}."
+        return Name(self[len(start) :]) if self.startswith(start) else None
 
     def owners(self) -> Iterator["Name"]:
         """Yield the owner, its owner and so on: `a.b` and `a` for `a.b.c`."""

@@ -26,6 +26,8 @@ def test_the_parts_of_an_expert() -> None:
 def test_a_tower_has_layers_that_are_not_the_decoders() -> None:
     assert (TOWER.layer, TOWER.decoder_layer, TOWER.expert, TOWER.projection) == (2, None, None, "q_proj")
     assert TOWER.in_layer == TOWER
+    assert TOWER.in_any_layer == "self_attn.q_proj.linear.weight"
+    assert TOWER.unclipped == "model.vision_tower.encoder.layers.2.self_attn.q_proj"
     assert not TOWER.experts
     assert not TOWER.in_experts
 
@@ -37,6 +39,7 @@ def test_what_has_no_number_has_none(name: str) -> None:
 
 def test_owners_and_ends() -> None:
     assert [*Name("a.b.c").owners()] == ["a.b", "a"]
+    assert (Name("a.b.c").below("a"), Name("a.b.c").below("a.b.c"), Name("ab.c").below("a")) == ("b.c", None, None)
     assert [*Name("a.b.c").ends()] == ["a.b.c", "b.c", "c"]
     assert [*Name("").owners(), *Name("").ends()] == []
 

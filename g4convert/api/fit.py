@@ -158,8 +158,7 @@ def _rounder(checkpoint: Checkpoint, problem: Problem, given: Inputs, workers: i
     with Reader(checkpoint.path, checkpoint.weight_files) as reader:
         choice = choose(plan, checkpoint, reader)
     with ThreadPoolExecutor(workers or default_workers(), "fit") as pool:
-        prefix = plan.inventory.architecture.text_prefix
-        yield Rounder(choice, prefix, pool, plan.recipe.signed, given.statistics)
+        yield Rounder(choice, plan.inventory.architecture, pool, plan.recipe.signed, given.statistics)
 
 
 def _said(method: Method, taken: Assignment) -> dict[str, str]:

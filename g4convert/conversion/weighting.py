@@ -109,9 +109,6 @@ def check_statistics(path: Path, statistics: Statistics, plan: Plan, checkpoint:
 
 def _paths(plan: Plan) -> Mapping[int, str]:
     """Return the paths of the decoder's packed Linears (`layers.3.mlp.up_proj`), by index into `plan.quantized`."""
-    prefix = plan.inventory.architecture.text_prefix
-    return {
-        number: step.weight.module.removeprefix(prefix)
-        for number, step in enumerate(plan.quantized)
-        if step.weight.linear and step.weight.module.startswith(prefix) and not step.weight.module.in_tower
-    }
+    linears = ((number, step.weight.module) for number, step in enumerate(plan.quantized) if step.weight.linear)
+    paths = ((number, plan.inventory.architecture.decoder_path(module)) for number, module in linears)
+    return {number: path for number, path in paths if path is not None}

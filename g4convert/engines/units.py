@@ -91,7 +91,7 @@ def unit_of(module: Name, role: Role, architecture: Architecture) -> Unit:
         architecture: architecture of the checkpoint.
     """
     if role is Role.VISION_TOWER and module.layer is not None:
-        path = module.partition(f".layers.{module.layer}.")[2].removesuffix(".linear")
+        path = module.in_any_layer.unclipped
         return Unit(_VISION, module.layer, _FUSED.get(path, re.escape(path)))
     if module.decoder_layer is not None:
         decoder = ".*language_model" if architecture.is_composite else ""

@@ -65,8 +65,8 @@ def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeNam
         EnvironmentFault: `memory` is resident and the decoder does not fit the free memory.
         UsageError: the target is a KL, but the decoder is not held in memory.
     """
-    prefix = problem.plan.inventory.architecture.text_prefix
-    weights = [one for one in problem.plan.inventory.weights if one.name.startswith(prefix)]
+    inventory = problem.plan.inventory
+    weights = [one for one in inventory.weights if inventory.architecture.decoder_path(one.name) is not None]
     need = _ITEMSIZE[dtype] * sum(one.info.numel for one in weights)
     if memory is not MemoryUse.STREAM and is_roomy(need, torch_device(device)):
         return Unit.KL

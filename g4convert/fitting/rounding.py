@@ -14,7 +14,7 @@ from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
 from g4convert.errors import InputError
 from g4convert.forward.modules import PackedWeight
-from g4convert.gemma4 import Weight
+from g4convert.gemma4 import Architecture, Weight
 from g4convert.quantization import Method, NonFiniteError
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType
@@ -31,14 +31,14 @@ class Rounder:
     Args:
         choice: the method; `imatrix` replaces `gptq` and `best`, which need whole layers, or `mse` does if there are no
             statistics.
-        prefix: start of the decoder's tensor names.
+        architecture: architecture of the model, which tells the decoder's weights from others.
         pool: threads that each take some rows.
         signed: whether `mse` may choose negative scales.
         statistics: statistics of the Linears' inputs, for `imatrix`; None if there are none.
     """
 
     choice: Choice
-    prefix: str
+    architecture: Architecture
     pool: Executor
     signed: bool = True
     statistics: Statistics | None = None
@@ -87,9 +87,10 @@ class Rounder:
 
     def squares(self, weight: Weight) -> F32 | None:
         """Return E[x^2] of a weight's inputs, float32 [k]; None without statistics, as outside the decoder's layers."""
-        path = weight.module.removeprefix(self.prefix)
-        known = self.statistics is not None and weight.linear and source_of(path) in self.statistics.inputs
-        return self.statistics.of(path) if known and self.statistics is not None else None
+        path = self.architecture.decoder_path(weight.module)
+        if self.statistics is None or path is None or not weight.linear:
+            return None
+        return self.statistics.of(path) if source_of(path) in self.statistics.inputs else None
 
 
 def _tiles(n: int) -> Iterator[slice]:

@@ -14,6 +14,7 @@ from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.gemma4.decoder_config import read_decoder
 from g4convert.gemma4.media_config import read_audio, read_vision
 from g4convert.gemma4.parts import AudioPart, Drafter, TextModel, VisionPart
+from g4convert.names import Name
 from g4convert.tensors import DType
 
 __all__ = ["Architecture", "is_drafter"]
@@ -174,9 +175,20 @@ class Architecture:
         """Return a canonical name as the text-only form spells it; None for tensors and modules outside that form."""
         if not self.is_composite:
             return name
-        if name.startswith(self.text_prefix):
-            return _TEXT_PREFIX + name.removeprefix(self.text_prefix)
+        path = self.decoder_path(name)
+        if path is not None:
+            return _TEXT_PREFIX + path
         return name if name.startswith("lm_head") else None
+
+    def decoder_path(self, name: str) -> Name | None:
+        """Return the path of a name in the decoder: `layers.3.mlp.up_proj`; None in towers and for the head."""
+        return Name(name).below(self.text_prefix.removesuffix("."))
+
+    def reads_values_from_keys(self, module: Name) -> bool:
+        """Return whether a module is the v_proj of a layer that has none, since its values are its keys (k_eq_v)."""
+        number, layers = module.decoder_layer, self.text.layers
+        is_value = module.in_layer == "self_attn.v_proj"
+        return is_value and number is not None and number < len(layers) and layers[number].k_eq_v
 
 
 def _kind_of(config: Mapping[str, Any]) -> _Kind:

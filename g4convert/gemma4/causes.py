@@ -81,9 +81,9 @@ def spare(faults: Collection[Fault], schema: Schema) -> str:
     """
     if any(fault.kind != "unknown" for fault in faults):
         return ""
-    owners = [(body_of(fault.name), "bias", "weight") for fault in faults]
-    known = {body_of(name) for name, expected in schema.expected.items() if expected.linear}
-    if all(body.endswith(last) and f"{body.removesuffix(last)}{other}" in known for body, last, other in owners):
+    parts = [Name(body_of(fault.name)).cut() for fault in faults]
+    linears = {Name(body_of(name)).module for name, expected in schema.expected.items() if expected.linear}
+    if all(last == "bias" and owner in linears for owner, last in parts):
         return (
             "no Linear of this model has a bias, and no engine would add one: delete those that are all zero, as some "
             "tools write them; with others it is no Gemma 4"
@@ -95,7 +95,7 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
     """Return the remedy for unknown tensors that are all of one kind, otherwise empty."""
     if all(_is(name, _VISION + _AUDIO) for name in names):
         return _unknown_media(names, architecture)
-    if all(_is_value_of_k_eq_v(name, architecture) for name in names):
+    if all(architecture.reads_values_from_keys(Name(name).module) for name in names):
         alike = len({layer.kv_heads for layer in architecture.text.layers}) == 1
         other = ", or else set attention_k_eq_v to false" if alike else "; with other values it is no Gemma 4"
         return f"attention_k_eq_v says that these layers have no v_proj: delete it if it is a copy of k_proj{other}"
@@ -120,12 +120,6 @@ def _foreign_heads(names: Collection[str]) -> str:
     """Return the remedy for the head of a trainer or classifier; empty if other names are unknown, too."""
     found = [remedy for start, remedy in _HEADS.items() if all(name.startswith(start) for name in names)]
     return found[0] if found else ""
-
-
-def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
-    number, layers = Name(name).decoder_layer, architecture.text.layers
-    is_value = Name(name).in_layer == "self_attn.v_proj.weight"
-    return is_value and number is not None and number < len(layers) and layers[number].k_eq_v
 
 
 def _is(name: str, parts: Sequence[str]) -> bool:

@@ -95,8 +95,8 @@ class Inventory:
             return self
         table = next(weight for weight in self.weights if weight.role is Role.EMBEDDING)
         head = replace(table, name="lm_head.weight", role=Role.LM_HEAD, linear=True)
-        prefix = self.architecture.text_prefix
-        behind = max(place for place, weight in enumerate(self.weights) if weight.name.startswith(prefix)) + 1
+        paths = [self.architecture.decoder_path(weight.name) for weight in self.weights]
+        behind = max(place for place, path in enumerate(paths) if path is not None) + 1
         weights = (*self.weights[:behind], head, *self.weights[behind:])
         return replace(self, architecture=self.architecture.untied(), weights=weights)
 

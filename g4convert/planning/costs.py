@@ -154,10 +154,10 @@ class _Linear:
 
 def _linears(plan: Plan) -> Iterable[_Linear]:
     """Yield the packed Linears of the decoder."""
-    experts, prefix = plan.architecture.text.experts, plan.architecture.text_prefix
+    experts, path = plan.architecture.text.experts, plan.inventory.architecture.decoder_path
     for step in plan.quantized:
         module = step.weight.module
-        if step.weight.linear and module.startswith(prefix) and not module.in_tower:
+        if step.weight.linear and path(module) is not None:
             share = experts.top_k / experts.count if experts and module.expert is not None else 1.0
             n, k = step.weight.shape
             yield _Linear(n, k, share, module.projection not in _SHARED_INPUTS)

@@ -47,9 +47,9 @@ class TrainingMemory:
     @classmethod
     def of(cls, plan: Plan, length: int, running: int) -> "TrainingMemory":
         """Return the memory of a plan, with `running` samples of `length` tokens at a time."""
-        text, inside = plan.architecture.text, plan.architecture.text_prefix
-        packed = [step for step in plan.quantized if step.weight.module.startswith(inside)]
-        plain = (copy.target for copy in plan.copied if copy.target.name.startswith((inside, "lm_head")))
+        text, path = plan.architecture.text, plan.inventory.architecture.decoder_path
+        packed = [step for step in plan.quantized if path(step.weight.module) is not None]
+        plain = (copy.target for copy in plan.copied if plan.architecture.text_name(copy.target.name) is not None)
         trained = {number for steps in layer_steps(plan).values() for number in steps.values()}
         scales = sum(plan.quantized[number].scale.numel for number in trained)
         return cls(

@@ -142,8 +142,8 @@ class Fits:
         file = self.directory / "fit.safetensors"
         run, weighed = (Inputs.of(file, self.checkpoint, linears, unit, ROWS, TOKENS) for unit in Unit)
         with ThreadPoolExecutor(1) as pool:
-            prefix = linears.plan.inventory.architecture.text_prefix
-            rounder = Rounder(Choice(Method.MSE, ""), prefix, pool, statistics=weighed.statistics)
+            architecture = linears.plan.inventory.architecture
+            rounder = Rounder(Choice(Method.MSE, ""), architecture, pool, statistics=weighed.statistics)
             by_error = Outputs(self.checkpoint, rounder, run.ids, {})
             path, model = self.directory / "sensitivities.json", load(self.checkpoint)
             known = Sensitivities.at(path, run.basis(self.checkpoint, rounder, Unit.KL, "float32"))

@@ -58,7 +58,7 @@ def made(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Iterator[M
     ids = np.random.default_rng(0).integers(3, vocabulary, (2, 12), np.int32)
     with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr(divergence, "_LIKELIEST", vocabulary)  # nothing is drawn: losses are exact
-        rounder = Rounder(Choice(Method.MSE, ""), plan.inventory.architecture.text_prefix, pool)
+        rounder = Rounder(Choice(Method.MSE, ""), plan.inventory.architecture, pool)
         yield Made(source, Problem.of(plan, CHOICES), Bench.of(model, ids, rounder))
 
 

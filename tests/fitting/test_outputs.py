@@ -79,7 +79,7 @@ def test_the_error_is_that_of_the_written_weights(
         {name: value.detach() for name, value in load(one, packed=False).named_parameters(remove_duplicate=False)}
         for one in (tmp_path / "out", source)
     )
-    prefix = plan.inventory.architecture.text_prefix
+    architecture = plan.inventory.architecture
     rows: list[int] = []
     rounded = Rounder.rounded
 
@@ -90,7 +90,7 @@ def test_the_error_is_that_of_the_written_weights(
     monkeypatch.setattr(Rounder, "rounded", counted)
     monkeypatch.setattr(outputs, "_ROWS", 48)
     with ThreadPoolExecutor(1) as pool:
-        rounder = Rounder(Choice(Method.MSE, ""), prefix, pool, statistics=statistics)
+        rounder = Rounder(Choice(Method.MSE, ""), architecture, pool, statistics=statistics)
         measured = Outputs(checkpoint, rounder, IDS, {})
         for part in problem.free:
             found = float(measured.losses([(part, chosen[part.name])]).mean())
@@ -101,7 +101,7 @@ def test_the_error_is_that_of_the_written_weights(
                     x, ids = torch.eye(weight.shape[1]), np.unique(IDS)
                     before, after = before[ids], after[ids]
                 else:  # inputs that have these squares, and do not depend on each other
-                    x = torch.from_numpy(statistics.of(weight.module.removeprefix(prefix))).sqrt().diag()
+                    x = torch.from_numpy(statistics.of(str(architecture.decoder_path(weight.module)))).sqrt().diag()
                 errors += float((x @ (after - before).T).square().sum())
                 squares += float((x @ before.T).square().sum())
             assert found == pytest.approx(errors / squares, rel=1e-3), part.name

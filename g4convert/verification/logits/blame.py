@@ -270,7 +270,7 @@ class _Measure:
 
     def _loaded(self, name: str) -> str:
         """Return the module to swap for `name`: its root, if weights are loaded only while the root runs."""
-        root = next((root for root in self.roots if name == root or name.startswith(f"{root}.")), name)
+        root = next((root for root in self.roots if root in {name, *Name(name).owners()}), name)
         models = self._candidate.model, self._reference.model
         loaded = (tensor for model in models for tensor in model.get_submodule(root).state_dict().values())
         return root if any(tensor.is_meta for tensor in loaded) else name

@@ -14,6 +14,7 @@ from xxhash import xxh3_128
 from g4convert.forward.logits import Given
 from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
+from g4convert.names import Name
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.scores import TopLogits
 
@@ -116,6 +117,6 @@ def misfits(probes: Iterable[Probe], kept: Mapping[str, Kept], config: Config) -
         low, high = (int(getattr(torch.cat([one.flatten() for one in named]), end)()) for end in ("min", "max"))
         if low < 0 or high >= text.vocab_size:
             yield f"{probe.name}: tokens {low} to {high}, the model has {text.vocab_size}"
-        layers = sum(name.startswith("layers.") for name in kept[probe.name].states.layers)
+        layers = sum(Name(name).layer is not None for name in kept[probe.name].states.layers)
         if layers not in {0, text.num_hidden_layers}:
             yield f"{probe.name}: states of {layers} layers, the model has {text.num_hidden_layers}"

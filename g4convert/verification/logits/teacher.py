@@ -213,7 +213,8 @@ def culprits(errors: Iterable[ModuleError], limit: float) -> tuple[ModuleError, 
         if len(inner) > 1 and 2 * len(inner) > tried:  # most experts are wrong: blame the experts module
             for other in inner:
                 del bad[other]
-    leaves = [error for name, error in bad.items() if not any(other.startswith(f"{name}.") for other in bad)]
+    inside = {owner for name in bad for owner in Name(name).owners()}
+    leaves = [error for name, error in bad.items() if name not in inside]
     return tuple(sorted(leaves, key=lambda error: error.sqnr))
 
 

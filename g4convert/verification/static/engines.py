@@ -149,7 +149,7 @@ def dead_entries(stored: StoredCheckpoint) -> Iterator[Finding]:
 def _experts(module: Module) -> Iterator[str]:
     """Yield the names of the single experts of a fused module, of which engines look up only the first expert's."""
     if module.kind is Kind.EXPERTS:
-        yield from (f"{module.name}.{'.'.join(shard.split('.')[-2:])}" for shard in module.shards)
+        yield from (f"{module.name}.{Name(shard).in_experts}" for shard in module.shards)
 
 
 def _entries(declared: Declared) -> Iterable[tuple[str, str]]:

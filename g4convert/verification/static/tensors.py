@@ -92,11 +92,8 @@ def _weights(source: Inventory, *, text_only: bool) -> Iterator[tuple[str, Weigh
 
 
 def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
-    one, layers = Name(name), architecture.text.layers
-    if one.decoder_layer is None or not one.in_layer.startswith("self_attn.v_proj."):
-        return False
-    in_decoder = one.startswith(f"{architecture.text_prefix}layers.")
-    return in_decoder and one.decoder_layer < len(layers) and layers[one.decoder_layer].k_eq_v
+    path = architecture.decoder_path(name)
+    return path is not None and architecture.reads_values_from_keys(path.owner)
 
 
 def dropped_tensors(contents: Contents, source: Inventory, *, text_only: bool) -> Iterator[Finding]:
