@@ -24,7 +24,7 @@ from g4convert.quantities import duration, size
 
 __all__ = ["Bar", "Lines", "Quiet", "peak_memory", "watch"]
 
-_LINE_SECONDS = 5.0
+_LINE_SECONDS = 10.0
 _TELLING = 0.02
 """Share of the work after which speed and time left are shown; earlier the speed misleads, as kernels compile."""
 
@@ -93,7 +93,7 @@ class Bar(Quiet):
 
     def advance(self, nbytes: int, name: str) -> None:
         """Move the bar."""
-        self._progress.update(self._task, advance=nbytes, description=name, memory=f"{size(peak_memory())} peak")
+        self._progress.update(self._task, advance=nbytes, description=name, memory=f"memory peak {size(peak_memory())}")
 
     def step(self, name: str, total: int, unit: str) -> None:
         """Show a bar for the step in place of the last bar."""
@@ -114,7 +114,7 @@ class Bar(Quiet):
 
     def tick(self, count: int, name: str = "") -> None:
         """Move the bar of the step."""
-        memory = f"{size(peak_memory())} peak"
+        memory = f"memory peak {size(peak_memory())}"
         self._progress.update(self._task, advance=count, description=name or None, memory=memory)
 
     def __enter__(self) -> Self:
@@ -154,7 +154,8 @@ class Lines(Quiet):
             parts += [f"{size(speed)}/s", "done"]
         elif self._fresh >= _TELLING * self._total:
             parts += [f"{size(speed)}/s", f"{duration((self._total - self._done) / speed)} left"]
-        _say(self._console, ", ".join([*parts, f"{size(peak_memory())} peak", name]))
+        current = [name] if self._done < self._total else []
+        _say(self._console, ", ".join([*parts, f"memory peak {size(peak_memory())}", *current]))
 
     def step(self, name: str, total: int, unit: str) -> None:
         """Reset the counts for the step."""

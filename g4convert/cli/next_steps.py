@@ -18,8 +18,22 @@ if TYPE_CHECKING:
 
     from g4convert.engines.verdicts import Verdict
     from g4convert.planning.recipe import Recipe, Resolved
+    from g4convert.report import Report
 
-__all__ = ["answers_of", "conversion_of", "original_of", "output_name", "served", "serving", "show_next"]
+__all__ = [
+    "after_verify",
+    "answers_of",
+    "conversion_of",
+    "original_of",
+    "output_name",
+    "served",
+    "serving",
+    "show_next",
+]
+
+Step = tuple[str, str]
+"""A command, and words on what it does; both empty where there is nothing to do next."""
+_NONE: Step = ("", "")
 
 
 def show_next(out: "Console", command: str, what: str = "") -> None:
@@ -34,7 +48,7 @@ def output_name(model: str, recipe: "Recipe") -> str:
     return f"{model.rpartition('/')[2]}-W{recipe.num_bits}A16{method}"
 
 
-def conversion_of(model: str, name: str, recipe: "Resolved") -> tuple[str, str]:
+def conversion_of(model: str, name: str, recipe: "Resolved") -> Step:
     """Return the command that quantizes a model as planned, and words on it.
 
     Args:
@@ -54,7 +68,7 @@ def original_of(output: Path) -> str:
     return quote(str(made_of["name"])) if made_of.get("revision") and made_of.get("name") else "MODEL"
 
 
-def answers_of(output: str | Path, reference: str | Path) -> tuple[str, str]:
+def answers_of(output: str | Path, reference: str | Path) -> Step:
     """Return the command that measures the answers of an output, and words on it.
 
     Args:
@@ -65,12 +79,12 @@ def answers_of(output: str | Path, reference: str | Path) -> tuple[str, str]:
     return command, "measures how far its answers are from the original's"
 
 
-def served(output: str, refused: Iterable["Verdict"], *, drafter: bool) -> tuple[str, str]:
+def served(output: str, refused: Iterable["Verdict"], *, drafter: bool) -> Step:
     """Return the command that serves an output, and words on it; empty if vLLM refuses it on one GPU."""
-    return ("", "") if any(one.engine == "vllm" for one in refused) else (serve_command(output, drafter=drafter), "")
+    return _NONE if any(one.engine == "vllm" for one in refused) else (serve_command(output, drafter=drafter), "")
 
 
-def serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) -> tuple[str, str]:
+def serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) -> Step:
     """Return the command that serves a checkpoint in an engine that loads it, and words on it; empty without one.
 
     Args:
@@ -90,4 +104,46 @@ def serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) -
         return f"python -m sglang.launch_server --model-path {quote(output)}{many}", ""
     if "transformers" in loads and not drafter:
         return f'g4convert generate {quote(output)} -p "Why is the sky blue?"', ""
-    return "", ""
+    return _NONE
+
+
+def after_verify(found: "Report") -> Step:
+    """Return what to do after a verification: mend it, quantize anew, look deeper, or serve it."""
+    from g4convert.report import Severity
+
+    output, levels = found.output, found.levels
+    reference = "" if found.reference is None or found.reference.endswith(".safetensors") else quote(found.reference)
+    reference = reference or original_of(Path(output))
+    match found.verdict:
+        case Severity.FAIL | Severity.WARN if ways := found.metrics.get("advice"):
+            best = ways[0]
+            name = f"{Path(reference if reference != 'MODEL' else output).name}-{best['name']}"
+            expected = "should pass" if best["passes"] else "loses less"
+            return f"g4convert quantize {reference} -o {quote(name)} {best['options']}", f"{best['what']}: {expected}"
+        case Severity.FAIL if _is_mended_by_fix(found):
+            return f"g4convert check {quote(output)} --fix", "corrects its quantization_config"
+        case Severity.FAIL | Severity.INCONCLUSIVE:
+            return _NONE
+    if levels == ("static",):
+        return f"g4convert verify {quote(output)} --reference {reference}", "compares every weight: none was, yet"
+    if "logits" in levels or "engine" in levels:
+        from g4convert.api.check import check
+
+        return serving(output, check(output).verdicts)
+    return answers_of(output, reference)
+
+
+def _is_mended_by_fix(found: "Report") -> bool:
+    """Return whether `g4convert check --fix` mends a checkpoint that failed."""
+    from g4convert.checkpoint.directory import Checkpoint
+    from g4convert.engines.stored import StoredCheckpoint
+    from g4convert.gemma4 import Architecture
+    from g4convert.inspection.fix import CURABLE, is_fixable
+    from g4convert.report import Severity
+    from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
+
+    if not any(one.code in CURABLE for one in found.of(Severity.FAIL)):
+        return False
+    out = Checkpoint.open(Path(found.output))
+    stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
+    return is_fixable(stored, check_stored(stored, tp=(), engines=REQUIRED_ENGINES), REQUIRED_ENGINES)

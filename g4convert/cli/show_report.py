@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from g4convert.cli.tables import put, table
+from g4convert.cli.tables import put, table, without
 from g4convert.names import Name
 from g4convert.quantities import plural
 from g4convert.report import Finding, Report, Severity, grouped
-from g4convert.verification.labels import COMPARED, COSTLY, DIFFERS, LOWER_BOUND, METRICS, SWAPPED, TITLES, by_kind
+from g4convert.verification.labels import (
+    COMPARED,
+    COSTLY,
+    DIFFERS,
+    EQUAL,
+    LEGEND,
+    LOWER_BOUND,
+    METRICS,
+    SWAPPED,
+    TITLES,
+    by_kind,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,13 +39,11 @@ _COLOURS = {
     Severity.PASS: "green",
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
-_NOT_COMPARED = {
-    (): "no weight was compared: `--reference MODEL` compares every weight with the original, and `--level logits` the "
-    "answers, too",
-    ("weights",): "the answers were not compared: `--level logits` does",
-    ("logits",): "no weight was compared: `--reference MODEL` with the original itself does",
-}
-"""Comparisons that a verification left out, by the levels that ran besides `static`."""
+_NO_WEIGHTS = "no weight was compared: `--reference MODEL` with the original itself does"
+_NOISE = "by rounding alone"
+"""Header of the column with the noise floor."""
+_LEAST = 2
+"""Least share of a loss, in percent, for which a module is listed without -v."""
 _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 
@@ -52,27 +61,43 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
     for severity in (*_TOLD, Severity.INFO, Severity.PASS) if verbose else _TOLD:
         told = found.of(severity) if verbose else [*_in_tables(found, severity), *_apart(found, severity)]
         _findings(out, told, severity, verbose=verbose)
-    for kind, title in TITLES.items():
+    for kind in TITLES:
         if kind in found.metrics:
-            bound = f" ({LOWER_BOUND})" if found.metrics[kind]["lower_bound"] else ""
-            out.print(f"\n{title}: {COMPARED[kind]}{bound}", soft_wrap=True)
-            rows = [*_measured(found, kind)]
-            put(out, table(("metric", "value", "floor", "limits", ""), rows, right=("value", "floor")))
+            _comparison(out, found, kind, verbose=verbose)
     if "engine" in found.metrics:
         out.print("\nthe engine's log-probabilities against those of the dequantized weights")
         columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
         out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed, kind))}[/]", soft_wrap=True)
-        put(out, _blame(blamed["rows"]))
-    if found.levels[:1] == ("static",) and (rest := _NOT_COMPARED.get(found.levels[1:])):
-        out.print(f"\n{rest}", soft_wrap=True)
+        put(out, _blame([row for row in blamed["rows"] if verbose or kind != "loss" or 100 * row["share"] >= _LEAST]))
+    if found.levels == ("static", "logits"):
+        out.print(f"\n{_NO_WEIGHTS}", soft_wrap=True)
     if not verbose:
-        counts = Counter(finding.level for finding in found.of(Severity.PASS))
+        counts = Counter(_ran(found, finding) for finding in found.of(Severity.PASS))
         passed = ", ".join(f"{level} {number}" for level, number in counts.items())
         notes = len(found.of(Severity.INFO))
         rest = f"; {plural(notes, 'note')}" if notes else ""
         out.print(f"\nchecks passed: {passed or 'none'}{rest} (-v lists all)", soft_wrap=True)
+
+
+def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> None:
+    """Print the table of a comparison's metrics, or that there is no difference."""
+    values = found.metrics[kind]
+    bound = f" ({LOWER_BOUND})" if values["lower_bound"] else ""
+    out.print(f"\n{TITLES[kind]}: {COMPARED[kind]}{bound}", soft_wrap=True)
+    if not verbose and values["kl_max"] == 0 and values["logit_max_diff"] == 0:
+        out.print(escape(EQUAL.format(tokens=values["tokens"])), soft_wrap=True)
+        return
+    columns = ("metric", "value", "limits", "", _NOISE)
+    put(out, table(*without(columns, _measured(found, kind), () if verbose else (_NOISE,)), right=("value", _NOISE)))
+    if kind == "loss":
+        out.print(f"[dim]{escape(LEGEND)}[/]", soft_wrap=True)
+
+
+def _ran(found: Report, finding: Finding) -> str:
+    """Return the level of a finding, or the check's own name if the level did not run as a whole."""
+    return finding.level if finding.level in found.levels else Name(finding.code).last
 
 
 def verdict(out: "Console", found: Report, *, strict: bool) -> None:
@@ -87,8 +112,14 @@ def verdict(out: "Console", found: Report, *, strict: bool) -> None:
 
 
 def _in_tables(found: Report, severity: Severity) -> Iterator[Finding]:
-    """Yield one finding for all metrics of a comparison that have this severity; its table has their numbers."""
+    """Yield one finding for all metrics of a comparison that have this severity; its table has their numbers.
+
+    Warnings beside failures of the same comparison stand in the table alone.
+    """
+    worse = found.of(Severity.FAIL) if severity is Severity.WARN else ()
     for kind in TITLES:
+        if any(_metric(found, one)[0] == kind for one in worse):
+            continue
         if alike := [one for one in found.of(severity) if _metric(found, one)[0] == kind]:
             names = ", ".join(METRICS.get(_metric(found, one)[1], one.code) for one in alike)
             remedy = next((one.remedy for one in alike if one.remedy), "")
@@ -129,11 +160,11 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
     for one in found.findings:
         of, name = _metric(found, one)
         if of == kind:
-            numbers = (_number(values[name]), _number(floor.get(name), ".2g"))
-            yield METRICS.get(name, name), *numbers, one.expected, one.severity.value
+            noise = _number(floor.get(name), ".2g")
+            yield METRICS.get(name, name), _number(values[name]), one.expected, one.severity.value, noise
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
                 ends = f"{_number(values['kl_low'], '.2g')} to {_number(values['kl_high'], '.2g')}"
-                yield "  95 % interval", ends, "", "its upper end is judged", ""
+                yield "  95 % interval", ends, "its upper end is judged", "", ""
 
 
 def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -146,12 +177,13 @@ def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 def _how(blamed: Mapping[str, Any], kind: str) -> str:
     """Return how a table of blame is measured."""
-    predictions = f"{blamed['predictions']} predictions" if blamed.get("predictions") else "all predictions"
-    probes = f" of the probes {' and '.join(blamed['probes'])}" if blamed.get("probes") else ""
+    probes = plural(len(blamed.get("probes", ())), "prompt")
+    sample = (
+        f"{plural(blamed['predictions'], 'prediction')} of {probes}" if blamed.get("predictions") else "all prompts"
+    )
     return (
-        f"Measured on {predictions}{probes}, whose mean KL is {_number(blamed['kl'])} nats. Each row swaps one module "
-        f"for {SWAPPED[kind]}: the share of that KL that goes, and the KL that stays. Shares need not add "
-        "up to 100 %."
+        f"Measured on {sample}, with a mean KL of {_number(blamed['kl'])}. Each row puts {SWAPPED[kind]} in the place "
+        "of one module: how much of that KL goes, and what stays. Shares overlap."
     )
 
 
@@ -164,7 +196,7 @@ def _blame(rows: Sequence[Mapping[str, Any]]) -> Table:
         for row in alike[:_MOST]:
             share, sqnr = f"{round(100 * row['share'])} %", _number(row["sqnr"], ".1f")
             cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
-    columns = ("module", "share", "KL that stays", "SQNR dB", "")
+    columns = ("module", "share", "KL that stays", "SQNR of outputs, dB", "")
     return table(columns, cells, right=columns[1:4])
 
 

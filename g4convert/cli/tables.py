@@ -9,7 +9,7 @@ from rich.table import Table
 
 from g4convert.printable import printable, printable_lines
 
-__all__ = ["facts", "fitted", "put", "table"]
+__all__ = ["facts", "fitted", "put", "table", "without"]
 
 _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
 """Headers of columns of numbers, which are aligned to the right."""
@@ -42,13 +42,23 @@ def fitted(
         width: width of the terminal.
         spare: headers of columns that may be left out, in this order.
     """
-    lines = [tuple(columns), *map(tuple, rows)]
+    heads, left = tuple(columns), [*map(tuple, rows)]
     for name in spare:
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        widths = [max(map(len, cells)) for cells in zip(heads, *left, strict=True)]
         if sum(widths[:-1]) + min(widths[-1], _LEAST) + _GAP * (len(widths) - 1) <= width:
             break
-        lines = [tuple(cell for cell, head in zip(line, lines[0], strict=True) if head != name) for line in lines]
-    return lines[0], lines[1:]
+        heads, left = without(heads, left, (name,))
+    return heads, left
+
+
+def without(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], spare: Iterable[str]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return columns and rows without the columns that have these headers."""
+    left_out = frozenset(spare)
+    kept = [place for place, head in enumerate(columns) if head not in left_out]
+    heads, *left = (tuple(line[place] for place in kept) for line in (columns, *rows))
+    return heads, left
 
 
 def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Table:

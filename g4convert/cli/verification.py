@@ -140,13 +140,20 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts, **done}
 
 
-def write_files(found: Report, how: Printed) -> None:
-    """Write the report as JUnit XML and as an HTML page, where such files are requested."""
+def write_files(found: Report, how: Printed, *, say: bool) -> None:
+    """Write the report as JUnit XML and as an HTML page, where such files are requested; with `say`, name them."""
+    written = {}
     if how.junit is not None:
         from g4convert.verification.page.junit import junit
 
         write_whole(how.junit, junit(found, strict=how.strict))
+        written[how.junit] = "JUnit XML"
     if how.html is not None:
         from g4convert.verification.page.html import page
 
         write_whole(how.html, page(found.to_dict()))
+        written[how.html] = "HTML page"
+    if say and not how.quiet:
+        for path, what in written.items():
+            line = f"written {path} ({what})"
+            show.console(no_color=how.no_color).print(line, markup=False, highlight=False, soft_wrap=True)

@@ -49,7 +49,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     """Find what is wrong with a quantized checkpoint, say which module, and what four bits cost."""
     from g4convert.api.verify import verify as judge
     from g4convert.checkpoint import source
-    from g4convert.cli import verification
+    from g4convert.cli import next_steps, show, verification
 
     out = source.resolve(output).path
     how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
@@ -75,5 +75,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         print_text(found.to_json())
     else:
         verification.print_report(found, how)
-    verification.write_files(found, how)
+    verification.write_files(found, how, say=not as_json)
+    if not as_json and not quiet:
+        next_steps.show_next(show.console(no_color=no_color), *next_steps.after_verify(found))
     raise typer.Exit(found.exit_code(strict=strict))

@@ -6,28 +6,33 @@ Tables list the metrics in the order of `METRICS`. `by_kind` puts headings on bl
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["COMPARED", "COSTLY", "DIFFERS", "LOWER_BOUND", "METRICS", "SWAPPED", "TITLES", "by_kind"]
+__all__ = ["COMPARED", "COSTLY", "DIFFERS", "EQUAL", "LEGEND", "LOWER_BOUND", "METRICS", "SWAPPED", "TITLES", "by_kind"]
 
 METRICS: Final = {
     "kl_mean": "mean KL (nats)",
     "kl_median": "median KL",
-    "kl_p99": "99 % KL",
-    "kl_p999": "99.9 % KL",
+    "kl_p99": "99th percentile KL",
+    "kl_p999": "99.9th percentile KL",
     "kl_max": "largest KL",
     "top1_agreement": "same top token",
-    "top1_confident": "same if confident",
-    "rms_dp": "RMS Δp",
+    "top1_confident": "same top token where sure",
+    "rms_dp": "RMS change of p(answer)",
     "ppl_ratio": "perplexity ratio",
     "logit_cosine": "cosine of logits",
     "logit_max_diff": "largest logit difference",
     "sqnr_min": "lowest SQNR of a layer (dB)",
     "router_jaccard_min": "router overlap",
 }
+LEGEND: Final = (
+    "KL: distance of the next token's probabilities from the original's, 0 if equal. Sure: where the original gives "
+    "its top token at least 0.95. p(answer): probability of the token that comes next in the answer."
+)
+"""Meaning of the metrics' names."""
 TITLES: Final = {"loss": "what quantization costs", "parity": "whether it runs as written"}
 """Title of each comparison."""
 COMPARED: Final = {
     "loss": "the original against the dequantized weights",
-    "parity": "the dequantized weights against the path that runs them packed",
+    "parity": "the dequantized weights in transformers against the packed weights in g4convert's own layers",
 }
 """The two sides of each comparison."""
 DIFFERS: Final = {
@@ -35,6 +40,11 @@ DIFFERS: Final = {
     "parity": "the packed path differs from the dequantized weights",
 }
 """Meaning of metrics beyond their limits, by comparison."""
+EQUAL: Final = (
+    "equal to the last bit in all {tokens:,} predictions, as expected where both multiply the same float32 values (on "
+    "a CPU); this is no run in vLLM or SGLang: `--engine vllm` is"
+)
+"""Result of a comparison without any difference."""
 SWAPPED: Final = {"loss": "the original's", "parity": "the dequantized one"}
 """The module that takes the place of another while its share is measured, by comparison."""
 LOWER_BOUND: Final = "KL is a lower bound: of the reference only the likeliest tokens are known"

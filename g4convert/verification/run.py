@@ -66,6 +66,8 @@ def verify(
     directories = _Directories.open(asked)
     out, source = directories.out, directories.source
     _check_directories(asked, directories)
+    if asked.is_captured and asked.level is None:
+        say(f"levels static and logits, as {asked.reference} holds stored answers")
     say("static: names, shapes, config and files")
     findings = [*(directories.broken if out is None else check_static(out, source)), *_provenance(asked, source)]
     ran = [Level.STATIC]

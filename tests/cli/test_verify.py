@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from helpers.damage import STATIC, VALUES, config, damaged
+from helpers.damage import STATIC, VALUES, config, damaged, lose
 from helpers.program import Program, Ran, brief, g4convert
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -135,6 +135,8 @@ def test_files_of_a_report(text_out: tuple[Path, Path], g4convert: Program, tmp_
     junit, html = tmp_path / "report.xml", tmp_path / "report.html"
     ran = g4convert("verify", out, "--reference", source, "--junit", junit, "--html", html)
     assert ran.status == 0
+    for line in (f"written {junit} (JUnit XML)", f"written {html} (HTML page)"):
+        assert line in ran.out.splitlines()
     suites = [suite.attrib["name"] for suite in ET.parse(junit).getroot()]  # noqa: S314 -- our own
     assert suites == ["g4convert.static", "g4convert.weights"]
     page = html.read_text(encoding="utf-8")
@@ -446,20 +448,67 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
     assert "model.layers.0.mlp.gate_proj" in told
 
 
-def test_what_was_not_compared_is_said(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+def test_the_next_step_is_said(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
     source, out = text_out
-    weights, answers = "no weight was compared: ", "the answers were not compared: "
     stored = tmp_path / "ref.safetensors"
     g4convert("reference", source, "-o", stored, "-q")
+    looser = profile(tmp_path / "looser.yaml", 9.0, 99.0)
+    command = f"next: g4convert verify {out} --reference"
     for words, told in (
-        ((), weights),
-        (("--level", "static"), weights),
-        (("--reference", source), answers),
-        (("--reference", stored, "--profile", "parity"), weights),
-        (("--reference", source, "--level", "logits", "--profile", "parity"), ""),
+        ((), f"{command} MODEL  # compares every weight: none was, yet"),
+        (("--level", "static"), f"{command} MODEL  # compares every weight: none was, yet"),
+        (("--reference", source), f"{command} {source} --level logits  # measures how far its answers are from"),
+        (("--reference", stored, "--profile", looser), f"next: vllm serve {out}"),
+        (("--reference", source, "--level", "logits", "--profile", "parity"), f"next: vllm serve {out}"),
     ):
-        said = g4convert("verify", out, *words).out
-        assert [one for one in (weights, answers) if one in said] == ([told] if told else []), words
+        assert g4convert("verify", out, *words).out.splitlines()[-1].startswith(told), words
+    assert "no weight was compared" in g4convert("verify", out, "--reference", stored, "--profile", looser).out
+    assert "next:" not in g4convert("verify", out, "--json").out
+    assert g4convert("verify", out, "-q").out == ""
+
+
+def profile(path: Path, passes: float, fail: float) -> Path:
+    """Write a profile that judges the mean KL alone."""
+    path.write_text(
+        "description: of a test\ncompares: loss\nmetrics_version: 1\nmax_floor: 1\n"
+        f"thresholds: {{kl_mean: {{direction: lower, pass: {passes}, fail: {fail}}}}}\n"
+    )
+    return path
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_loss_that_fails_names_one_command(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    source, out = text_out
+    strict = profile(tmp_path / "strict.yaml", 0.0, 1e-9)
+    asked = ("verify", out, "--reference", source, "--profile", strict)
+    ran = g4convert(*asked)
+    assert ran.status == 1
+    lines = ran.out.splitlines()
+    made = f"next: g4convert quantize {source} -o {source.name}-W8A16 -r w8a16-g32  # 8 bits: loses less"
+    assert lines[-1] == made
+    (eight,) = (line for line in lines if "`-r w8a16-g32`" in line)
+    assert re.fullmatch(r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, about [\d.e-]+, would hardly pass", eight)
+    found = json.loads(g4convert(*asked, "--json").out)["metrics"]["advice"]
+    assert found[0]["options"] == "-r w8a16-g32"
+
+
+def test_what_check_mends_is_said(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+    out = damaged(text_out[1], tmp_path / "out", STATIC["wrong group size"])
+    following = f"next: g4convert check {out} --fix  # corrects its quantization_config"
+    assert g4convert("verify", out).out.splitlines()[-1] == following
+    assert g4convert("check", out, "--fix").status == 0
+    lost = damaged(text_out[1], tmp_path / "lost", lose("model.layers.0.layer_scalar"))
+    assert "next:" not in g4convert("verify", lost).out
+
+
+def test_a_path_without_a_difference_is_a_sentence(text_out: tuple[Path, Path], g4convert: Program) -> None:
+    source, out = text_out
+    told = g4convert("verify", out, "--reference", source, "--level", "logits").out
+    after = told.partition("whether it runs as written: ")[2].splitlines()
+    assert after[0] == "the dequantized weights in transformers against the packed weights in g4convert's own layers"
+    assert after[1].startswith("equal to the last bit in all ")
+    assert "by rounding alone" not in told
+    assert "by rounding alone" in g4convert("verify", out, "--reference", source, "--level", "logits", "-v").out
 
 
 def test_a_retry_repeats_the_verdict(

@@ -1,72 +1,150 @@
-"""Advice for when four bits cost a model too much, although the file is right.
+"""Advice for when quantization costs a model too much, although the file is right.
 
-If the loss fails and the parity passes, the file is right. Then users need to know which recipe costs less, how much
-less, and how to write it. The advice has a line for each way.
+If the loss fails and the parity passes, the file is right. Then users need to know which recipe loses less, how large
+its output is, whether it would pass, and how to ask for it. What each loses of this model is estimated:
+
+    another method, or 8 bits    the measured KL, times what it left of a real model relative to the output's method
+    a role in bf16               the measured KL, without the role's share of it
+
+It passes if the KL and, in proportion, the upper end of its interval are below the limit of the profile.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from pydantic import ValidationError
+
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.record import part, record
 from g4convert.planning.costs import KL
-from g4convert.planning.recipe import Method
-from g4convert.quantities import nats
+from g4convert.planning.recipe import DEFAULT, Method, Recipe, load, option_for, shipped
+from g4convert.planning.rules import PackRole
+from g4convert.planning.sizes import role_sizes
+from g4convert.planning.steps import make_plan
+from g4convert.quantities import size
 from g4convert.report import Finding, Severity
+from g4convert.verification.gates import Profile
 
-__all__ = ["with_advice"]
+__all__ = ["Way", "is_right", "ways", "with_advice"]
 
-_RIGHT: Final = (
-    "the file is right: its weights compute what they stand for, but quantization costs this model too much. What "
-    "costs less, with the mean KL of a real 270M model:"
-)
-_GROUP: Final = 32
+_EIGHT: Final = "w8a16-g32"
+_KL_EIGHT: Final = 0.0003
+"""Mean KL in nats that `w8a16-g32` left of the model behind `KL`."""
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
-_OTHERS: Final = (
-    "bits chosen for each part of this model: `g4convert fit`",
-    "8 bits: `-r w8a16-g32` (0.0003), which passes the profile w4a16 there",
+_BITS: Final = 4
+_LESS: Final = 0.9
+"""A method is advised if it leaves less than this part of the KL of the output's method."""
+_RIGHT: Final = (
+    "the file is right: it computes what it stores, but its bits are too few for this model. What loses less, with "
+    "the size of the output and the mean KL to expect:"
 )
-_Rows = Sequence[Mapping[str, Any]]
+_FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
 
-def with_advice(findings: Iterable[Finding], blamed: _Rows, method: object) -> Iterator[Finding]:
-    """Yield the findings, with a remedy added to failures and warnings of the loss if the file is right.
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A recipe that loses less.
 
     Args:
-        findings: findings of the level.
-        blamed: rows of the loss's table of blame; empty without one.
-        method: method that the output's record names; None if it names none.
+        options: options of `g4convert quantize`.
+        what: what they do.
+        kl: mean KL to expect, in nats.
+        passes: whether the profile is expected to pass.
+        nbytes: size of the output; None if the original is not at hand.
+        name: end of a name for the output, as `W8A16`.
     """
-    found = list(findings)
-    parity = [one for one in found if one.code.startswith("logits.parity.") and one.severity is not Severity.INFO]
-    wrong = any(one.severity is Severity.FAIL for one in found if not one.code.startswith("logits.loss."))
-    if wrong or not parity:
-        yield from found
-        return
-    remedy = "\n".join([_RIGHT, *_cheaper(method), *_keeping(blamed)])
-    lost = [one for one in found if one.code.startswith("logits.loss.")]
+
+    options: str
+    what: str
+    kl: float
+    passes: bool
+    nbytes: int | None
+    name: str
+
+    @property
+    def line(self) -> str:
+        """The way in one line."""
+        large = "" if self.nbytes is None else f", {size(self.nbytes)}"
+        expected = ", should pass" if self.passes else ", would hardly pass"
+        return f"`{self.options}`: {self.what}{large}, about {self.kl:.2g}{expected}"
+
+
+def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any], profile: Profile) -> tuple[Way, ...]:
+    """Return the recipes that lose less than an output's, those that should pass first, by size; others by their loss.
+
+    Args:
+        out: the output.
+        source: the original; None without it.
+        metrics: metrics of the level.
+        profile: limits of the loss.
+    """
+    values, (name, recipe) = metrics["loss"], _recipe(out)
+    limit = profile.thresholds["kl_mean"].passes if "kl_mean" in profile.thresholds else 0.0
+    high = values["kl_mean"] if math.isnan(values["kl_high"]) else values["kl_high"]
+
+    def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> Way:
+        nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
+        passes = left * high <= limit
+        return Way(options, what, left * values["kl_mean"], passes, nbytes, f"W{other.num_bits}A16{end}")
+
+    known, found = _known(recipe), []
+    if own := known.get(recipe.method):
+        found += [
+            way(option_for(recipe, one), "4 bits, calibrated", known[one] / own, _with(recipe, method=one), f"-{one}")
+            for one in _CALIBRATED
+            if known[one] < _LESS * own
+        ]
+        found.append(way(f"-r {_EIGHT}", "8 bits", _KL_EIGHT / own, load(_EIGHT).recipe))
+    roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
+    for row in roles:
+        others = sorted(one["module"] for one in roles if one is not row)
+        if row["share"] > 0 and others:
+            packed = _with(recipe, pack=tuple(map(PackRole, others)))
+            base = [f"-r {name}"] if name in shipped() and name != DEFAULT else []
+            options = " ".join([*base, *(f"--pack {one}" for one in others)])
+            found.append(way(options, f"{row['module']} in bf16", 1 - row["share"], packed, f"-{'-'.join(others)}"))
+    return tuple(sorted(found, key=lambda one: (not one.passes, (one.nbytes or 0) if one.passes else one.kl)))
+
+
+def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
+    """Return the recipe in an output's record, with its name; the default recipe if there is none that is valid."""
+    values = dict(part(record(out.path), "recipe"))
+    name = str(values.pop("name", DEFAULT))
+    try:
+        return name, Recipe.model_validate(values)
+    except ValidationError:
+        return DEFAULT, load(DEFAULT).recipe
+
+
+def _known(recipe: Recipe) -> Mapping[Method, float]:
+    """Return what each method left of a real model with a recipe's bits and groups; empty if they are not measured."""
+    uniform = recipe.num_bits == _BITS and not recipe.rules and not {*recipe.bits.values()} - {16}
+    return KL.get(recipe.group_size if isinstance(recipe.group_size, int) else None, {}) if uniform else {}
+
+
+def _with(recipe: Recipe, **values: object) -> Recipe:
+    return recipe.model_copy(update=values)
+
+
+def is_right(findings: Iterable[Finding]) -> bool:
+    """Return whether the loss alone is too large: the packed path was judged, and nothing else fails."""
+    found = [one for one in findings if not one.code.startswith("logits.loss.")]
+    judged = any(one.code.startswith("logits.parity.") and one.severity is not Severity.INFO for one in found)
+    return judged and not any(one.severity is Severity.FAIL for one in found)
+
+
+def with_advice(findings: Iterable[Finding], found: Sequence[Way]) -> Iterator[Finding]:
+    """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
+
+    Args:
+        findings: findings of the level, of an output that is right.
+        found: recipes that lose less.
+    """
+    given = list(findings)
+    lost = [one for one in given if one.code.startswith("logits.loss.")]
     worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
-    for one in found:
+    remedy = "\n".join([_RIGHT, *(one.line for one in found), _FIT])
+    for one in given:
         yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one
-
-
-def _cheaper(method: object) -> Iterator[str]:
-    """Yield the recipes that cost less than one with this method."""
-    known = KL[_GROUP]
-    own = next((kl for one, kl in known.items() if one == method), known[Method.AUTO])
-    if better := [f"`-r w4a16-g32-{one}` ({nats(known[one])})" for one in _CALIBRATED if known[one] < 0.9 * own]:
-        yield (
-            f"4 bits, calibrated: {' or '.join(better)}, where `-r w4a16-g32` has {nats(known[Method.AUTO])}; on so "
-            "small a model both fail the profile w4a16"
-        )
-    yield from _OTHERS
-
-
-def _keeping(blamed: _Rows) -> Iterator[str]:
-    """Yield how to keep the modules that cost most."""
-    roles = [row for row in blamed if row["kind"] == "role"]
-    for row in [row for row in roles if row["share"] > 0][:2]:
-        if others := ", ".join(sorted(one["module"] for one in roles if one is not row)):
-            share = f"{round(100 * row['share'])} % of the cost away"
-            yield f"every {row['module']} weight in bf16: `pack: [{others}]` in a recipe takes {share}"
-    if layers := [f"{row['module']} ({round(100 * row['share'])} %)" for row in blamed if row["kind"] == "layer"][:3]:
-        yield f"the costliest layers in bf16 or 8 bits, by `rules` of a recipe: {', '.join(layers)}"

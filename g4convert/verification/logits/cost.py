@@ -18,13 +18,17 @@ from g4convert.forward.logits import PIECE
 from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import Probe
 from g4convert.progress import peak_memory
-from g4convert.quantities import duration, size
+from g4convert.quantities import duration, rough_size
 
 __all__ = ["Cost"]
 
 _TRIAL: Final = (64, 1024, 4096)
-_MINUTES: Final = 300
-"""Seconds from which an estimate is rounded to minutes, not to ten seconds."""
+_LONG: Final = 300
+"""Seconds from which the time is told; a shorter one is seen by the progress."""
+
+
+_USUAL: Final = 1.5
+"""Time that layers take, relative to the product that is timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,10 @@ class Cost:
 
     def line(self) -> str:
         """Return the cost as one line for the user; measures the machine's speed."""
-        seconds = self.operations / _speed()
-        seconds = round(seconds, -1) if seconds < _MINUTES else 60 * round(seconds / 60)
-        return (
-            f"{self.probes} probes of {self.tokens:,} tokens, {self.predictions:,} predictions count: "
-            f"about {duration(seconds)} and {size(self.memory)} of memory"
-        )
+        seconds = _USUAL * self.operations / _speed()
+        time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
+        probes = f"{self.probes} prompts with {self.predictions:,} predictions"
+        return f"{probes}, about {rough_size(self.memory)} of memory{time}"
 
 
 def _active(model: Model, config: Config) -> float:

@@ -46,7 +46,7 @@ _NOISES: Final = ("noise", "rounding")
 _TITLES: Final = {
     _ORIGINAL: "the original",
     _DEQUANTIZED: "the dequantized weights",
-    "noise": "the same with rounding noise",
+    "noise": "rounding noise",
     "rounding": "the same in float32",
     "parity": "the packed weights",
 }

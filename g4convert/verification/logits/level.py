@@ -6,13 +6,12 @@ instead, since each generated token would read all its weights again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, cast
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.record import part, record
 from g4convert.conversion.identity import Model as Identity
 from g4convert.conversion.identity import hash_of_request
 from g4convert.devices import memory_faults, threads_for, torch_device
@@ -27,11 +26,10 @@ from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture, is_drafter
 from g4convert.places import is_there
 from g4convert.progress import Quiet
-from g4convert.quantities import size
 from g4convert.report import Finding, Severity
 from g4convert.request import Request
 from g4convert.verification import gates
-from g4convert.verification.logits.advice import with_advice
+from g4convert.verification.logits.advice import is_right, ways, with_advice
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
 from g4convert.verification.logits.judge import Judged, Models, check_logits
@@ -78,8 +76,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
-        read = sum(_stored_bytes(one) for one in (out, source) if one is not None)
-        say(f"logits: loading the models, {size(read)} to read")
+        say("logits: loading the models")
         try:
             dequantized = _load(out, asked, dtype, packed=False)
             runs = candidate(out.path) if candidate else ModelCandidate(_load(out, asked, dtype, beside=dequantized))
@@ -102,9 +99,17 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
-    costly = metrics["blame"].get("loss", {}).get("rows", ())
-    advised = with_advice(judged.findings, costly, part(record(out.path), "recipe").get("method"))
+    advised = judged.findings
+    if any(map(_loses_much, advised)) and is_right(advised):
+        found = ways(out, source, metrics, profile)
+        advised = tuple(with_advice(advised, found))
+        metrics["advice"] = [asdict(one) for one in found]
     return Judged((_loaded(), *told, *advised), metrics)
+
+
+def _loses_much(finding: Finding) -> bool:
+    """Return whether a metric of the loss is beyond a limit."""
+    return finding.code.startswith("logits.loss.") and finding.severity in {Severity.FAIL, Severity.WARN}
 
 
 def store_reference(
@@ -172,11 +177,6 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
         UsageError: plain text for a chat model, or conversations for a base model.
     """
     return read_prompts(prompts, chat=frame_of(directory, read_config(directory)).chat)
-
-
-def _stored_bytes(checkpoint: Checkpoint) -> int:
-    """Return the size of all tensors of a checkpoint, bytes."""
-    return sum(stored.info.nbytes for stored in checkpoint.tensors.values())
 
 
 def _load(  # noqa: PLR0913 -- what is loaded, and four ways to

@@ -126,13 +126,11 @@ _Piece = tuple[str, int, Callable[[], Result]]
 
 def _packed_pieces(packed: Mapping[str, PackedPair]) -> Iterator[_Piece]:
     for name, pair in packed.items():
-        n, k = pair.source.shape
-        width = k * pair.source.dtype.itemsize
-        rows = max(1, _PIECE // width)
+        n, rows = pair.source.shape[0], max(1, _PIECE // pair.source.width)
+        width = pair.source.width + pair.words.width + pair.scale.width
         for begin in range(0, n, rows):
             end = min(begin + rows, n)
-            nbytes = (end - begin) * (width + pair.words.shape[1] * 4)
-            yield name, nbytes, partial(measure, pair, begin, end)
+            yield name, (end - begin) * width, partial(measure, pair, begin, end)
 
 
 def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterator[_Piece]:

@@ -50,10 +50,14 @@ class Place:
     shape: tuple[int, int]
     dtype: DType
 
+    @property
+    def width(self) -> int:
+        """Bytes of a row."""
+        return self.shape[1] * self.dtype.itemsize
+
     def rows(self, begin: int, end: int) -> NDArray[Any]:
         """Read rows [begin, end) as [r, columns]: int32, float32, float16, or uint16 with the bits of bf16."""
-        width = self.shape[1] * self.dtype.itemsize
-        raw = self.files.read(self.file, self.begin + begin * width, (end - begin) * width)
+        raw = self.files.read(self.file, self.begin + begin * self.width, (end - begin) * self.width)
         return np.frombuffer(raw, dtype=_STORED[self.dtype]).reshape(end - begin, self.shape[1])
 
 
