@@ -23,7 +23,8 @@ from g4convert.checkpoint.stored import StoredScheme
 __all__ = ["Declared", "DeclaredGroup", "declared_in"]
 
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
-_NO_FORMAT: Final = {"mixed-precision", "dense", "naive-quantized"}  # do not say how a weight is stored
+_NAIVE: Final = "naive-quantized"
+_NO_FORMAT: Final = {"mixed-precision", "dense", _NAIVE}  # do not say how a weight is stored
 _UNQUANTIZED_BITS: Final = 16
 _MOST_ENTRIES: Final = 20_000
 _MOST_PATTERNS: Final = 2_000
@@ -35,6 +36,7 @@ _COMPARED: Final = ("actorder", "dynamic", "observer", "observer_kwargs", "scale
 class DeclaredGroup:
     """A scheme and its targets; None stands for a value that the config leaves open.
 
+    `format` may be that of the whole section, as `inherited` says; not all engines read that.
     `static_int8` is true if inputs and outputs are both int8, with one stored scale each. `implied` names the values
     that compressed-tensors fills in. `rest` holds settings that do not affect stored tensors, but that engines compare.
     """
@@ -49,6 +51,7 @@ class DeclaredGroup:
     symmetric: bool | None = None
     activations: str | None = None
     static_int8: bool = False
+    inherited: bool = False
     implied: frozenset[str] = frozenset()
     rest: tuple[tuple[str, str], ...] = ()
 
@@ -67,7 +70,7 @@ class DeclaredGroup:
             "strategy": (self.strategy, "group" if one_group else stored.strategy),
             "group_size": (self.group_size, self.group_size if one_group else stored.group_size),
             "symmetric": (self.symmetric, stored.symmetric),
-            "format": (self.format, stored.format),
+            "format": (None if self.inherited else self.format, stored.format),
         }
         return ", ".join(
             f"{field} {said} in the config{self._why(field)}, {found} stored"
@@ -180,11 +183,12 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
     strategy = strategy.lower() if strategy else _strategy(size)
     if strategy == "tensor_group" and kind == "float":
         strategy = "group"  # NVFP4; integers have no scale of the whole tensor beside those of groups
-    own = read.get(group, str, "format") or form
+    own = read.get(group, str, "format")
+    said, vague = own or form, _NO_FORMAT if own is None else {_NAIVE}
     return DeclaredGroup(
         name=name,
         targets=read.strings(group, "targets"),
-        format=None if own in _NO_FORMAT else own,
+        format=None if said in vague else said,
         kind=kind.lower() if kind else None if given is None else "int",
         num_bits=read.get(weights, int, "num_bits"),
         strategy=strategy,
@@ -192,6 +196,7 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
         symmetric=read.get(weights, bool, "symmetric"),
         activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,
         static_int8=all(map(_is_static_int8, (inputs, read.get(group, dict, "output_activations")))),
+        inherited=own is None,
         rest=tuple((key, repr(weights[key])) for key in _COMPARED if weights.get(key)),
     )
 

@@ -147,4 +147,4 @@ def _groups(reading: Reading, module: Module, weights: Weights) -> list[Declared
 
 def _scheme(group: DeclaredGroup) -> DeclaredGroup:
     """Return a group without name and targets, to compare schemes."""
-    return replace(group, name="", targets=())
+    return replace(group, name="", targets=(), inherited=False)

@@ -16,6 +16,7 @@ from typing import Any
 
 from g4convert.checkpoint.declared import declared_in
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.stored import StoredScheme, stored_scheme
 from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture, Role
@@ -32,6 +33,7 @@ from g4convert.inspection.modules import (
     stored_shape,
 )
 from g4convert.names import Name
+from g4convert.verification.static.config import PACKED, formats
 
 __all__ = ["Description", "describe"]
 
@@ -52,6 +54,8 @@ def describe(checkpoint: Checkpoint) -> Description:
     entries: tuple[EntryUse, ...] = ()
     if matching:
         remarks += _declared_remarks(modules, matching)
+        if matching.declared.method == COMPRESSED_TENSORS and any(one.format == PACKED for one in schemes.values()):
+            remarks += [Remark("config.json", f"format: {text}") for _, text, _ in formats(checkpoint.config)]
         entries = tuple(entry_uses([*modules, *implied(architecture, modules)], matching))
         remarks += [Remark(use.place, f"{use.entry} names no module") for use in entries if use.is_dead]
     return Description(

@@ -751,3 +751,60 @@ def test_groups_of_a_tensor_are_no_groups_of_integers(dense_out: Path, tmp_path:
     assert fix(out)
     assert set(loads(checked(out)).values()) == {Loads.YES}
     assert_loads_as(out, dense_out)
+
+
+STOPS, ALL_LOAD, NONE_LOADS = {"vllm", "sglang"}, set[str](), {"transformers", "vllm", "sglang"}
+FORMATS: Mapping[str, tuple[dict[str, object], dict[str, object], set[str]]] = {
+    "at the top": ({"format": "pack-quantized"}, {}, ALL_LOAD),
+    "at the group": ({}, {"format": "pack-quantized"}, ALL_LOAD),
+    "at the group, another at the top": ({"format": "mixed-precision"}, {"format": "pack-quantized"}, ALL_LOAD),
+    "null at the group": ({"format": "pack-quantized"}, {"format": None}, ALL_LOAD),
+    "nowhere": ({}, {}, STOPS),
+    "dense": ({"format": "dense"}, {}, STOPS),
+    "int-quantized": ({"format": "int-quantized"}, {}, STOPS),
+    "mixed-precision": ({"format": "mixed-precision"}, {}, STOPS),
+    "a word that no engine knows": ({"format": "packed"}, {"format": None}, STOPS),
+    "null": ({"format": None}, {}, NONE_LOADS),
+    "null, another at the group": ({"format": None}, {"format": "pack-quantized"}, {"transformers"}),
+    "no text": ({"format": 3}, {"format": "pack-quantized"}, NONE_LOADS),
+    "dense at the group": ({"format": "pack-quantized"}, {"format": "dense"}, NONE_LOADS),
+    "int-quantized at the group": ({"format": "pack-quantized"}, {"format": "int-quantized"}, NONE_LOADS),
+    "mixed-precision at the group": ({"format": "pack-quantized"}, {"format": "mixed-precision"}, NONE_LOADS),
+}
+"""Name -> keys at the top of the section, keys of the group, engines that do not load it."""
+
+
+def with_format(out: Path, to: Path, top: Mapping[str, object], own: Mapping[str, object]) -> Path:
+    said = section(out)
+    said.pop("format")
+    (group,) = said["config_groups"].values()
+    group.pop("format", None)
+    said["config_groups"] = {"group_0": group | own}
+    return rewritten(out, to, dict, quantization_config=said | top)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_read_where_the_engine_reads_it(name: str, dense_out: Path, tmp_path: Path) -> None:
+    top, own, refusing = FORMATS[name]
+    out = with_format(dense_out, tmp_path / "out", top, own)
+    found = checked(out)
+    assert {engine for engine, answer in loads(found).items() if answer is Loads.NO} == refusing
+    assert bool(codes(found)) == bool(refusing)
+    remarks = [one.text for one in describe(Checkpoint.open(out)).remarks]
+    assert bool(remarks) == bool(refusing), remarks
+    if refusing:
+        assert fix(out) is not None
+        assert not codes(checked(out))
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, refusing) in FORMATS.items() if "transformers" not in refusing])
+def test_transformers_infers_a_format_that_the_group_lacks(name: str, dense_out: Path, tmp_path: Path) -> None:
+    top, own, _ = FORMATS[name]
+    assert_loads_as(with_format(dense_out, tmp_path / "out", top, own), dense_out)
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, refusing) in FORMATS.items() if "transformers" in refusing])
+def test_transformers_fails_where_it_is_said_to(name: str, dense_out: Path, tmp_path: Path) -> None:
+    top, own, _ = FORMATS[name]
+    with pytest.raises((AssertionError, NotImplementedError, ValueError)):
+        loaded_values(with_format(dense_out, tmp_path / "out", top, own))

@@ -14,7 +14,16 @@ from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
 from g4convert.report import Detail, Finding, Severity
 
-__all__ = ["HINDERS", "cache_scheme", "config_keys", "model_class", "read_architecture", "section_faults"]
+__all__ = [
+    "HINDERS",
+    "PACKED",
+    "cache_scheme",
+    "config_keys",
+    "formats",
+    "model_class",
+    "read_architecture",
+    "section_faults",
+]
 
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
 """Alternative keys for the width of full-attention layers; `read_architecture` compares the resulting widths."""
@@ -24,6 +33,7 @@ _QUIET: Final = {"transformers_version", "_name_or_path"}
 _CLASSES: Final = {"architectures", "model_type"}
 _REMEDY: Final = "take the source's config.json and put the quantization_config of this one into it"
 _MISSING: Final = object()
+PACKED: Final = "pack-quantized"
 _COMPUTED: Final = {"input", "output", "k_cache", "q_attn"}
 """Places of transforms that weights cannot have in them."""
 _ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
@@ -48,6 +58,8 @@ HINDERS: Final[Mapping[str, Collection[str]]] = {
     "quantization_status": ("transformers",),
     "sparsity_config": ("vllm",),
     "transform_config": ("transformers", "sglang"),
+    "format": ("vllm", "sglang"),
+    "format: null": ("transformers",),
     **{place: engines for place, (engines, _) in _PLACES.items()},
 }
 """Engines that fail, by the subject of the finding, for faults of the section that only some engines mind."""
@@ -218,9 +230,9 @@ def _refused_by_loaders(out: Mapping[str, Any], static: Collection[str]) -> Iter
             found = "no weights: transformers loads nothing packed, vLLM stops"
             yield Finding(code, Severity.FAIL, subject, found, "how they are packed")
         weights = weights if isinstance(weights, Mapping) else {}
-        form = group.get("format") or section.get("format")
-        if form != "pack-quantized":
-            yield Finding(code, Severity.FAIL, subject, f"format {form!r}", "pack-quantized")
+        form = group.get("format")
+        if form not in {None, PACKED}:
+            yield Finding(code, Severity.FAIL, subject, f"format {form!r}", PACKED)
         if weights.get("actorder") in {"group", "dynamic", True}:
             found = f"actorder {weights['actorder']!r}"
             expected, remedy = (
@@ -264,9 +276,30 @@ def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Findin
     if isinstance(section, Mapping) and _transforms_inputs(section.get("transform_config")):
         text = "transforms of inputs or outputs: transformers and SGLang leave them out, so values are wrong"
         found.append(("transform_config", text, "none, or transforms that are in the weights"))
+    found += formats(out)
     for subject, text, expected in found:
         severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
         yield Finding("static.quantization_config", severity, subject, text, expected)
+
+
+def formats(out: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield faults of the format at the top of a quantization section: subject, text and the right value.
+
+    vLLM and SGLang take it for groups that have none of their own, and stop at anything but `pack-quantized`.
+    transformers checks that it is text, and infers a format that the group lacks from the group's scheme.
+    """
+    _, section = section_of(out)
+    if not isinstance(section, Mapping):
+        return
+    groups, said = section.get("config_groups"), section.get("format")
+    groups = groups if isinstance(groups, Mapping) else {}
+    lacking = [name for name, one in groups.items() if isinstance(one, Mapping) and one.get("format") is None]
+    if lacking and said != PACKED:
+        where = f"config_groups.{lacking[0]} has none of its own"
+        text = f"{_short(said) if 'format' in section else 'missing'} at the top, and {where}: vLLM and SGLang stop"
+        yield "format", text, repr(PACKED)
+    if "format" in section and said is None:
+        yield "format: null", "transformers stops at null", f"{PACKED!r}, or no such key"
 
 
 def _transforms_inputs(transforms: object) -> bool:
