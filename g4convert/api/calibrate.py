@@ -115,10 +115,10 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         seed: decides the order of texts, and answers.
         answers: whether the model answers the questions itself, at temperature 1; None lets a chat model that fits the
             memory, on a GPU or of at most 1 GiB.
-        statistics: run the model once, layer by layer on the CPU, for what its Linears are given: `imatrix` needs it,
+        statistics: run the model once, layer by layer, for what its Linears are given: `imatrix` needs it,
             `gptq` does not.
         workers: threads of that pass; 0 is one for each core.
-        device: what answers: `cpu`, `cuda` or `cuda:N`.
+        device: what answers and runs the model: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a file that is there.
         progress: told of answered ids and of layers; a subclass of `g4convert.progress.Quiet`.
 
@@ -156,7 +156,14 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         if statistics:
             ids = (tokens.samples - len(tokens.judges)) * tokens.length
             check_room(begun.directory, state_bytes(asked.architecture.text, ids, layered=False))
-            found = record(asked.checkpoint.path, tokens, begun.states, workers=workers, progress=watch)
+            found = record(
+                asked.checkpoint.path,
+                tokens,
+                begun.states,
+                workers=workers,
+                device=torch_device(device),
+                progress=watch,
+            )
             file = replace(file, statistics=found)
         lock.check()
         file.save(path)

@@ -73,7 +73,13 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, say: Say)
     make_directory(path.parent)
     say(f"calibration: of the bundled texts, kept in {path}")
     done = calibrate(
-        job.source.path, path, answers=False, statistics=not layered, workers=job.workers, progress=progress
+        job.source.path,
+        path,
+        answers=False,
+        statistics=not layered,
+        device=job.device,
+        workers=job.workers,
+        progress=progress,
     )
     rows = f"{done.tokens.samples:,} x {done.tokens.length:,} tokens"
     say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
@@ -84,6 +90,7 @@ def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: 
     from g4convert.calibration.record import record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
     from g4convert.calibration.tokens import Tokens  # noqa: PLC0415
+    from g4convert.devices import torch_device  # noqa: PLC0415
     from g4convert.planning.between import state_bytes  # noqa: PLC0415
 
     job, text = conversion.job, conversion.plan.architecture.text
@@ -96,7 +103,8 @@ def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: 
     with Lock.beside(own) as lock:
         lock.take()
         check_room(scratch, state_bytes(text, ids, layered=False))
-        found = record(job.source.path, tokens, scratch, workers=job.workers, progress=progress)
+        device = torch_device(job.device)
+        found = record(job.source.path, tokens, scratch, workers=job.workers, device=device, progress=progress)
         lock.check()
         replace(file, model=found.model, statistics=found).save(own)
 

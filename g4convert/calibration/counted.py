@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
-import numpy as np
 import torch
 
 from g4convert.array_types import F32
 from g4convert.calibration.counted_experts import Given, Routed, run_counted
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Hooks, Sums, add
-from g4convert.calibration.walk import Shared, in_order, sequence
+from g4convert.calibration.walk import Shared, in_order
 from g4convert.conversion.statistics import source_of
 
 __all__ = ["Counted"]
@@ -68,7 +67,7 @@ class Counted:
         """Run the layer on each sequence, fill `out`, and return the sums."""
         total: Sums = {}
         for s, (given, sums) in self._called(layer, states, routed, added):
-            out[s] = given[0].numpy()
+            out[s] = given[0].cpu().numpy()
             add(total, sums)
         return total
 
@@ -98,11 +97,11 @@ class Counted:
             with torch.no_grad():  # a setting of each thread
                 hooks.begin()
                 if routed is not None:
-                    routed.begin(None if added is None else torch.from_numpy(np.array(added[s])))
-                own = {} if per_layer is None else {"per_layer_input": sequence(per_layer, s)}
+                    routed.begin(None if added is None else self._replay.sequence(added, s)[0])
+                own = {} if per_layer is None else {"per_layer_input": self._replay.sequence(per_layer, s)}
                 given = shared.given(s)
                 # not `layer(...)`, whose hooks would take the weights out again
-                found = layer.forward(sequence(states, s), **own, shared_kv_states=given, **arguments)
+                found = layer.forward(self._replay.sequence(states, s), **own, shared_kv_states=given, **arguments)
                 shared.keep(s, given)
                 if note is not None and routed is not None:
                     note(s, routed.noted())

@@ -75,7 +75,7 @@ class Given:
 
     def note(self, s: int, given: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
         """Store the inputs of sequence `s`: states, index, weights."""
-        self.states[s], self.index[s], self.weights[s] = (one.numpy() for one in given)
+        self.states[s], self.index[s], self.weights[s] = (one.cpu().numpy() for one in given)
 
 
 def run_counted(
@@ -109,11 +109,11 @@ def run_counted(
     def call(expert: int) -> tuple[I64, F32, F64, F64]:
         with torch.no_grad():  # a setting of each thread
             token, place = np.nonzero(index == expert)
-            x = torch.from_numpy(states[token])
-            gate_up, out = read("gate_up_proj", expert), read("down_proj", expert)
+            x = torch.from_numpy(states[token]).to(replay.device)
+            gate_up, out = (read(name, expert).to(replay.device) for name in ("gate_up_proj", "down_proj"))
             first, second = (x @ gate_up.T).chunk(2, dim=-1)
             inner = experts.act_fn(first) * second
-            gives = (inner @ out.T).numpy() * weights[token, place, None]
+            gives = (inner @ out.T).cpu().numpy() * weights[token, place, None]
             return token, gives, squares(x), squares(inner)
 
     for _, (token, gives, outer, inner) in in_order(pool, call, range(replay.config.num_experts)):

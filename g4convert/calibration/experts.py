@@ -55,8 +55,8 @@ def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN
         work.replay.fill_experts(work.number)
         for s in range(len(states)):
             rows = np.arange(s * states.shape[1], (s + 1) * states.shape[1])
-            index, weights = experts.index[rows], experts.weights[rows]
-            out[s] = layer.experts(experts.inputs(rows), torch.from_numpy(index), torch.from_numpy(weights)).numpy()
+            routed = (torch.from_numpy(one[rows]).to(work.replay.device) for one in (experts.index, experts.weights))
+            out[s] = layer.experts(experts.inputs(rows), *routed).cpu().numpy()
     return out
 
 
@@ -66,15 +66,17 @@ class _Experts:
     def __init__(self, work: "LayerPass", layer: Any, states: F32) -> None:  # noqa: ANN401
         self._work, self._layer, self._states = work, layer, states
         length = work.replay.tokens.length
-        routed = [layer.router(torch.from_numpy(rows)) for rows in _split(states, length)]
-        self.weights: F32 = torch.cat([weights for _, weights, _ in routed]).numpy()
-        self.index: I64 = torch.cat([index for *_, index in routed]).numpy()
+        device = work.replay.device
+        routed = [layer.router(torch.from_numpy(rows).to(device)) for rows in _split(states, length)]
+        self.weights: F32 = torch.cat([weights for _, weights, _ in routed]).cpu().numpy()
+        self.index: I64 = torch.cat([index for *_, index in routed]).cpu().numpy()
         judges = np.isin(np.arange(work.replay.tokens.samples), [*work.replay.tokens.judges])
         self._judging: NDArray[np.bool_] = np.repeat(judges, length)
 
     def inputs(self, rows: I64) -> torch.Tensor:
         """Return the normed states of the tokens `rows`, [t, h]."""
-        normed: torch.Tensor = self._layer.pre_feedforward_layernorm_2(torch.from_numpy(self._states[rows]))
+        states = torch.from_numpy(self._states[rows]).to(self._work.replay.device)
+        normed: torch.Tensor = self._layer.pre_feedforward_layernorm_2(states)
         return normed
 
     def quantize(self, out: F32) -> None:
@@ -90,7 +92,7 @@ class _Experts:
             inner = self._gate_up(expert, seen, whole)
             down = self._down(expert, inner)
             added = inner.rows @ down.T
-            out[token] += added.numpy() * self.weights[token, place, None]
+            out[token] += added.cpu().numpy() * self.weights[token, place, None]
 
     def _gate_up(self, expert: int, seen: "_Rows", whole: Moments) -> "_Rows":
         """Quantize gate and up; return the inputs of down."""
@@ -102,8 +104,8 @@ class _Experts:
 
     def _down(self, expert: int, inner: "_Rows") -> torch.Tensor:
         moments = inner.moments(self._work)
-        prior = Moments(len(moments.h), self._work.pool)
-        prior.add(inner.sample.numpy())
+        prior = Moments(len(moments.h), self._work.pool, self._work.replay.device)
+        prior.add(inner.sample)
         prior.finish()
         moments.blend(prior.h, len(prior.h) / max(prior.tokens, 1))
         (down,) = self._round(moments, inner, [f"experts.{expert}.down_proj"])
@@ -116,14 +118,14 @@ class _Experts:
         for path in paths:
             rounded = work.rounding.round(work.weights.names[path], work.weights.read(path), moments, factor, judges)
             work.weights.write(path, rounded)
-            found.append(torch.from_numpy(dequantized(rounded.codes, rounded.scale)))
+            found.append(torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(work.replay.device))
         return found
 
     def _moments(self, rows: I64) -> Moments:
         """Return the moments of the tokens `rows`, as if all were routed to one expert."""
-        moments = Moments(self._states.shape[1], self._work.pool)
+        moments = Moments(self._states.shape[1], self._work.pool, self._work.replay.device)
         for some in np.array_split(rows, max(1, len(rows) // 4096)):
-            moments.add(self.inputs(some).numpy())
+            moments.add(self.inputs(some))
         moments.finish()
         return moments
 
@@ -147,17 +149,20 @@ class _Rows:
 
     def moments(self, work: "LayerPass") -> Moments:
         """Return the moments of the expert's rows that do not judge."""
-        moments = Moments(self.rows.shape[1], work.pool)
-        moments.add(self.rows.numpy()[~self.held])
+        moments = Moments(self.rows.shape[1], work.pool, self.rows.device)
+        moments.add(self.rows[self._at(~self.held)])
         moments.finish()
         return moments
 
     @property
     def judging(self) -> F32:
         """Judging rows of the expert, or `others` if there are fewer than 32."""
-        own: F32 = self.rows.numpy()[self.held]
-        others: F32 = self.others.numpy()
-        return own if len(own) >= _JUDGES else others
+        own = self.rows[self._at(self.held)]
+        judges: F32 = (own if len(own) >= _JUDGES else self.others).cpu().numpy()
+        return judges
+
+    def _at(self, mask: NDArray[np.bool_]) -> torch.Tensor:
+        return torch.from_numpy(np.flatnonzero(mask)).to(self.rows.device)
 
 
 def _split(states: F32, length: int) -> list[F32]:

@@ -93,7 +93,7 @@ class LayerPass:
         tokens, k = self.replay.tokens, layer.get_submodule(paths[0]).in_features
         array = self.replay.states.make(f"{SCRATCH}{ORIGINAL}{paths[0]}", (tokens.samples, tokens.length, k))
         for s, one in each(self.pool, inputs, range(tokens.samples)):
-            array[s] = one[0].numpy()
+            array[s] = one[0].cpu().numpy()
         kept[paths[0]] = array
 
     def _quantize(self, kept: Mapping[str, F32], layer: Any, paths: list[str], inputs: Inputs) -> None:  # noqa: ANN401
@@ -102,9 +102,9 @@ class LayerPass:
         if not paths:
             return
         judges, samples = self.replay.tokens.judges, self.replay.tokens.samples
-        moments = Moments(layer.get_submodule(paths[0]).in_features, self.pool)
+        moments = Moments(layer.get_submodule(paths[0]).in_features, self.pool, self.replay.device)
         for s, one in each(self.pool, inputs, range(samples)):
-            (moments.hold if s in judges else moments.add)(one[0].numpy())
+            (moments.hold if s in judges else moments.add)(one[0])
         moments.finish()
         factor, held = self.rounding.factor(moments), moments.held
         aims = self._aims(kept[paths[0]], paths, inputs, factor) if kept else {}
@@ -113,7 +113,7 @@ class LayerPass:
             name = self.weights.names[path]
             rounded = self.rounding.round(name, weight, moments, factor, held, aims.pop(path, None))
             self.weights.write(path, rounded)
-            put = torch.from_numpy(dequantized(rounded.codes, rounded.scale))
+            put = torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(self.replay.device)
             layer.get_submodule(path).weight = torch.nn.Parameter(put, requires_grad=False)
 
     def _aims(self, original: F32, paths: list[str], inputs: Inputs, factor: Factor | None) -> dict[str, Aim]:
@@ -127,16 +127,17 @@ class LayerPass:
         if factor is None:
             return {path: Aim(None, held) for path in paths}
         weights = {path: self.weights.read(path) for path in paths}
-        single = torch.from_numpy(weights[paths[0]]) if len(paths) == 1 else None
+        device = self.replay.device
+        single = torch.from_numpy(weights[paths[0]]).to(device) if len(paths) == 1 else None
 
         def pair(s: int) -> tuple[torch.Tensor, torch.Tensor]:
             x = inputs(s)[0]
-            off = torch.from_numpy(np.array(original[s])) - x
+            off = self.replay.sequence(original, s)[0] - x
             return off if single is None else off @ single.T, x
 
         k = original.shape[-1]
         pairs = each(self.pool, pair, (s for s in range(len(original)) if s not in judges))
-        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, self.pool)
+        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, self.pool, device)
         for weight in weights.values():
             aim(weight, sums, factor, _SHARE, self.pool, of_inputs=single is None)
         return {path: Aim(weight, held) for path, weight in weights.items()}

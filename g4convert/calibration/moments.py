@@ -1,8 +1,8 @@
 """Moments of a Linear's inputs: H = X^T X, summed in token order, and judging rows, which are not in H.
 
-H is summed in float32 from pieces of 512 rows. The upper triangle is cut into strips of 512 columns. One thread
-computes a strip, as one product of fixed shape for each piece, so the bits do not depend on the number of threads or
-machines. The lower triangle is copied, which saves half of the products.
+H is summed in float32 from pieces of 512 rows, on the device of the layer. The upper triangle is cut into strips of 512
+columns. One thread computes a strip, as one product of fixed shape for each piece, so the bits do not depend on the
+number of threads or machines. The lower triangle is copied, which saves half of the products.
 
 Letters: t tokens, k columns.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from g4convert.array_types import F32
+from g4convert.devices import CPU
 
 __all__ = ["Moments", "crossed", "evenly"]
 
@@ -30,6 +31,7 @@ class Moments:
     Args:
         k: number of columns.
         pool: threads that each take a strip; torch must run single-threaded in them.
+        device: device of the sum.
 
     Attributes:
         h: the sum X^T X, float32 [k, k]; `finish` fills its lower triangle, `take` leaves [0, 0].
@@ -37,16 +39,16 @@ class Moments:
         tokens: number of rows in the sum.
     """
 
-    def __init__(self, k: int, pool: Executor) -> None:
-        self.h = np.zeros((k, k), np.float32)
+    def __init__(self, k: int, pool: Executor, device: torch.device = CPU) -> None:
+        self.h = torch.zeros(k, k, device=device)
         self.squares = np.zeros(k, np.float32)
         self.tokens = 0
         self._pool = pool
         self._held: list[F32] = []
 
-    def add(self, rows: F32) -> None:
-        """Add rows [t, k] to the sum."""
-        x, h = torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(self.h)
+    def add(self, rows: torch.Tensor) -> None:
+        """Add rows [t, k], which are on the device, to the sum."""
+        x, h = rows.contiguous(), self.h
 
         def strip(columns: slice) -> None:
             for begin in range(0, len(x), _PIECE):
@@ -56,9 +58,9 @@ class Moments:
         _each_strip(len(h), strip, self._pool)
         self.tokens += len(rows)
 
-    def hold(self, rows: F32) -> None:
+    def hold(self, rows: torch.Tensor) -> None:
         """Keep judging rows [t, k]."""
-        self._held.append(np.array(rows))
+        self._held.append(rows.cpu().numpy().copy())
 
     def finish(self) -> None:
         """Fill the lower triangle, once all rows are added."""
@@ -66,18 +68,23 @@ class Moments:
             last = first + _STRIP
             self.h[last:, first:last] = self.h[first:last, last:].T
             block = self.h[first:last, first:last]
-            block[:] = np.triu(block) + np.triu(block, 1).T
-        self.squares = np.diagonal(self.h).copy()
+            block.copy_(block.triu() + block.triu(1).T)
+        self.squares = self._diagonal
 
-    def blend(self, prior: F32, share: float) -> None:
+    def blend(self, prior: torch.Tensor, share: float) -> None:
         """Add `share` times another sum to H."""
-        self.h += np.float32(share) * prior
-        self.squares = np.diagonal(self.h).copy()
+        self.h += prior * share
+        self.squares = self._diagonal
 
-    def take(self) -> F32:
+    def take(self) -> torch.Tensor:
         """Return H and let go of it; its memory is the largest that a layer takes."""
-        h, self.h = self.h, np.zeros((0, 0), np.float32)
+        h, self.h = self.h, self.h.new_zeros(0, 0)
         return h
+
+    @property
+    def _diagonal(self) -> F32:
+        diagonal: F32 = self.h.diagonal().cpu().numpy().copy()
+        return diagonal
 
     @property
     def held(self) -> F32:
@@ -97,7 +104,9 @@ def evenly(rows: Sequence[F32]) -> F32:
     return whole if len(whole) <= _JUDGES else whole[np.linspace(0, len(whole) - 1, _JUDGES).astype(np.int64)]
 
 
-def crossed(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, pool: Executor) -> F32:
+def crossed(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, pool: Executor, device: torch.device = CPU
+) -> torch.Tensor:
     """Return the sum of the products left^T right, float32 [n, k], summed like H.
 
     Args:
@@ -105,8 +114,9 @@ def crossed(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, 
         n: columns of the left.
         k: columns of the right.
         pool: threads that each take a strip; torch must run single-threaded in them.
+        device: device of the pairs and the sum.
     """
-    total = torch.zeros(n, k)
+    total = torch.zeros(n, k, device=device)
     for left, right in pairs:
 
         def strip(columns: slice, left: torch.Tensor = left, right: torch.Tensor = right) -> None:
@@ -115,8 +125,7 @@ def crossed(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, 
                 total[columns].addmm_(left[rows, columns].T, right[rows])
 
         _each_strip(n, strip, pool)
-    cross: F32 = total.numpy()
-    return cross
+    return total
 
 
 def _each_strip(k: int, call: Callable[[slice], None], pool: Executor) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
 from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.counted import Counted
@@ -22,6 +23,7 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.identity import Model
 from g4convert.conversion.statistics import Inputs, Statistics
+from g4convert.devices import CPU
 from g4convert.errors import Interrupted
 from g4convert.planning.sizes import default_workers
 from g4convert.progress import Quiet
@@ -33,8 +35,14 @@ _OUTSIDE: Final = "per_layer_model_projection"
 """The decoder's Linear outside the layers that recipes can pack."""
 
 
-def record(
-    source: Path, tokens: Tokens, scratch: Path, *, workers: int = 0, progress: Quiet | None = None
+def record(  # noqa: PLR0913 -- a model, what it runs, and how
+    source: Path,
+    tokens: Tokens,
+    scratch: Path,
+    *,
+    workers: int = 0,
+    device: torch.device = CPU,
+    progress: Quiet | None = None,
 ) -> Statistics:
     """Measure the mean squares of the inputs of a model's Linears.
 
@@ -44,6 +52,7 @@ def record(
         scratch: directory of the values that flow between layers, removed at the end. An unfinished run in it continues
             if it is of the same model and tokens, and starts again if not.
         workers: number of threads; 0 takes one for each core.
+        device: device that runs the layers.
         progress: told of each layer.
 
     Returns:
@@ -56,10 +65,10 @@ def record(
     """
     model = Model.of(Checkpoint.open(source))
     taken = Tokens(np.delete(tokens.ids, sorted(tokens.judges), axis=0))
-    kept = Kept(scratch, {"tokens": tokens.hash, **model.to_dict()})
+    kept = Kept(scratch, {"tokens": tokens.hash, "device": device.type, **model.to_dict()})
     try:
         with threads(workers or default_workers()) as pool:
-            sums = _run(source, taken, kept, pool, progress or Quiet())
+            sums = _run(Replay.open(source, taken, kept.states, device), kept, pool, progress or Quiet())
     except KeyboardInterrupt as error:
         raise Interrupted("stopped; finished layers are kept", hint="the same command continues") from error
     kept.states.drop()
@@ -67,10 +76,9 @@ def record(
     return Statistics(inputs, model, "g4convert", tokens.hash, tokens.samples, tokens.length)
 
 
-def _run(source: Path, tokens: Tokens, kept: Kept, pool: Executor, progress: Quiet) -> Sums:
+def _run(replay: Replay, kept: Kept, pool: Executor, progress: Quiet) -> Sums:
     """Run the remaining layers in order and return the sums of all stages."""
     stages = kept.resumed()
-    replay = Replay.open(source, tokens, kept.states)
     hidden = kept.states.turns(replay.shape, fresh=not stages)
     if not stages:
         stages = [_embed(replay, hidden[0])]

@@ -17,6 +17,7 @@ import torch
 from g4convert.array_types import F32, I32
 from g4convert.calibration.states import States
 from g4convert.calibration.tokens import Tokens
+from g4convert.devices import CPU, device_of
 from g4convert.forward.load import load
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import Stream, stream_of
@@ -57,6 +58,7 @@ class Replay:
         tokens: token ids of all sequences.
         states: files of the computed values.
         arguments: arguments of each layer that all sequences share: `position_embeddings`, `attention_mask`, ...
+        device: device of the layers and of what they are given.
     """
 
     model: Model
@@ -64,33 +66,34 @@ class Replay:
     tokens: Tokens
     states: States
     arguments: tuple[Mapping[str, Any], ...]
+    device: torch.device = CPU
 
     @classmethod
-    def open(cls, source: Path, tokens: Tokens, states: States) -> "Replay":
+    def open(cls, source: Path, tokens: Tokens, states: States, device: torch.device = CPU) -> "Replay":
         """Load a checkpoint, and record the layers' arguments on the first sequence.
 
         Raises:
             G4Error: see `forward.load.load`.
             InputError: the disk is full.
         """
-        model = load(source, memory="stream")
+        model = load(source, memory="stream", device=device)
         stream = _streamed(model)
         with _recorders(model) as recorders:
             _embed(model, tokens.ids[0])
             arguments = tuple(
                 {key: value for key, value in one.arguments.items() if key in _GIVEN} for one in recorders
             )
-        return cls(model, stream, tokens, states, arguments)
+        return cls(model, stream, tokens, states, arguments, device)
 
     def embed(self, out: F32) -> None:
         """Fill `out` [samples, length, hidden] with the first layer's inputs, and store the per-layer inputs."""
         with _recorders(self.model) as recorders:
             kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
             for number, ids in enumerate(self.tokens.ids):
-                out[number] = _embed(self.model, ids)[0].numpy()
+                out[number] = _embed(self.model, ids)[0].cpu().numpy()
                 for layer, recorder in enumerate(recorders):
                     if kept is not None and recorder.per_layer is not None:
-                        kept[layer, number] = recorder.per_layer[0].numpy()
+                        kept[layer, number] = recorder.per_layer[0].cpu().numpy()
 
     def per_layer(self, layer: int) -> F32 | None:
         """Return the per-layer inputs of a layer, [samples, length, width]; None if the model has none."""
@@ -99,6 +102,10 @@ class Replay:
         whole = self.states.open(_PER_LAYER, self._per_layer_shape)
         one: F32 = whole[layer]
         return one
+
+    def sequence(self, array: F32, s: int) -> torch.Tensor:
+        """Copy one sequence of an array to the device, [1, t, k]: a mapped page is read once."""
+        return torch.from_numpy(np.array(array[s]))[None].to(self.device)
 
     @contextmanager
     def layer(self, number: int, without: Collection[str] = ()) -> Iterator[torch.nn.Module]:
@@ -170,7 +177,7 @@ def _embed(model: Model, ids: I32) -> torch.Tensor:
     decoder = model.get_decoder()
     handle = decoder.layers[0].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
     with torch.no_grad():
-        decoder(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
+        decoder(input_ids=torch.from_numpy(ids.astype(np.int64))[None].to(device_of(model)), use_cache=False)
     handle.remove()
     return kept[0]
 

@@ -22,6 +22,7 @@ import torch
 
 from g4convert.array_types import F32, I8, I32
 from g4convert.calibration.moments import Moments
+from g4convert.devices import CPU
 from g4convert.errors import InputError
 from g4convert.quantization import NonFiniteError, Scheme, TileStats
 from g4convert.quantization.gptq import Factor, damping, factorize, gptq, nearest_codes
@@ -87,10 +88,12 @@ class Rounding:
     Args:
         schemes: bits and groups of each weight, by module; their method is used for the way `data_free`.
         pool: threads that each take some rows; torch must run single-threaded in them.
+        device: device of the outputs that are compared.
     """
 
     schemes: Mapping[str, Scheme]
     pool: Executor
+    device: torch.device = CPU
 
     def factor(self, moments: Moments) -> Factor | None:
         """Take H, and return its factor for GPTQ; None if it has none."""
@@ -159,14 +162,16 @@ class Rounding:
             pass
 
     def _errors(self, w: F32, judges: F32, ways: dict[Way, tuple[I8, F32]], others: F32) -> dict[Way, float]:
-        x, wanted = torch.from_numpy(judges), torch.from_numpy(others) @ torch.from_numpy(w).T
+        x, wanted = self._there(judges), self._there(others) @ self._there(w).T
         whole = _energy(wanted)
         if not whole:
             return dict.fromkeys(ways, 0.0)
         return {
-            way: _energy(x @ torch.from_numpy(dequantized(*rounded)).T - wanted) / whole
-            for way, rounded in ways.items()
+            way: _energy(x @ self._there(dequantized(*rounded)).T - wanted) / whole for way, rounded in ways.items()
         }
+
+    def _there(self, array: F32) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 def dequantized(codes: I8, scale: F32) -> F32:

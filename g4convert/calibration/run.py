@@ -37,13 +37,14 @@ from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.staging import STATES
 from g4convert.conversion.stream import Progress, Streams
-from g4convert.errors import Interrupted
+from g4convert.devices import torch_device
+from g4convert.errors import EnvironmentFault, Interrupted
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.plan import Quantize
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.units import Unit
-from g4convert.quantization import Method
+from g4convert.quantization import Method, Scheme
 
 __all__ = ["LayerByLayer", "threads"]
 
@@ -103,6 +104,7 @@ class LayerByLayer:
         Raises:
             Interrupted: Ctrl-C; finished layers are in the journal.
             InputError: a weight is not finite, or the disk is full.
+            EnvironmentFault: the device is out of memory.
         """
         training, before = self._training, _layers_of(done, self.conversion.tiled)
         try:
@@ -113,6 +115,11 @@ class LayerByLayer:
                     results = self._run_layers(left, streams, progress, pool)
                 if training is not None:
                     results = training.run({**before, **results}, streams, progress, pool)
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentFault(
+                f"--device {self.conversion.job.device}: out of memory; finished layers are kept",
+                hint="once more is free, the same command continues; `calibrate --length N` makes shorter samples",
+            ) from error
         except KeyboardInterrupt as error:
             raise Interrupted("stopped; finished layers are kept", hint="the same command continues") from error
         return results
@@ -127,7 +134,8 @@ class LayerByLayer:
             pending = self._all_layers
         results: dict[int, list[Any]] = {}
         progress.step("layers", sum(map(len, pending.values())), "weights")
-        replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states)
+        device = torch_device(self.conversion.job.device)
+        replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states, device)
         fresh = min(pending) == self.conversion.tiled
         hidden = self._states.turns(replay.shape, fresh=fresh)
         original = self._states.turns(replay.shape, fresh=fresh, of=ORIGINAL) if self._is_aimed else None
@@ -227,7 +235,8 @@ class LayerByLayer:
         )
         choice, signed = Choice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
         packed = (quantized[step] for step in steps.values())
-        rounding = Rounding({one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}, pool)
+        schemes: dict[str, Scheme] = {one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}
+        rounding = Rounding(schemes, pool, replay.device)
         given, out = number % 2, (number + 1) % 2
         hidden, plain = states
         original = None if plain is None else (plain[given], plain[out])

@@ -67,7 +67,7 @@ def squares(x: torch.Tensor) -> F64:
     total = np.zeros(x.shape[-1])
     flat = x.reshape(-1, x.shape[-1])
     for first in range(0, len(flat), _ROWS):
-        total += flat[first : first + _ROWS].double().square_().sum(0).numpy()
+        total += flat[first : first + _ROWS].double().square_().sum(0).cpu().numpy()
     return total
 
 

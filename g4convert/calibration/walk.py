@@ -19,7 +19,6 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import numpy as np
 import torch
 
 from g4convert.array_types import F32
@@ -30,7 +29,7 @@ from g4convert.calibration.states import SCRATCH
 if TYPE_CHECKING:
     from g4convert.calibration.layer import LayerPass
 
-__all__ = ["Inputs", "Shared", "Walk", "each", "in_order", "sequence"]
+__all__ = ["Inputs", "Shared", "Walk", "each", "in_order"]
 
 T = TypeVar("T")
 Inputs: TypeAlias = Callable[[int], torch.Tensor]
@@ -75,13 +74,13 @@ class Walk:
         """Run the attention and fill `out` with the states behind it."""
         attention = layer.self_attn
         paths = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-        self.meet(layer, paths, lambda s: layer.input_layernorm(sequence(states, s)))
+        self.meet(layer, paths, lambda s: layer.input_layernorm(self.replay.sequence(states, s)))
         o_proj, attention.o_proj = attention.o_proj, torch.nn.Identity()
         inner = self.replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
         arguments, shared = self.replay.arguments[self.number], Shared(self.replay, layer, self.of)
 
         def attend(s: int) -> torch.Tensor:
-            normed = layer.input_layernorm(sequence(states, s))
+            normed = layer.input_layernorm(self.replay.sequence(states, s))
             given = shared.given(s)
             given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
             shared.keep(s, given)
@@ -89,51 +88,53 @@ class Walk:
             return inner_states
 
         for s, one in self._each(attend):
-            inner[s] = one[0].numpy()
+            inner[s] = one[0].cpu().numpy()
         attention.o_proj = o_proj
-        self.meet(layer, ["self_attn.o_proj"], lambda s: sequence(inner, s))
+        self.meet(layer, ["self_attn.o_proj"], lambda s: self.replay.sequence(inner, s))
 
         def behind(s: int) -> torch.Tensor:
-            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(sequence(inner, s)))
-            return sequence(states, s) + added
+            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(self.replay.sequence(inner, s)))
+            return self.replay.sequence(states, s) + added
 
         for s, one in self._each(behind):
-            out[s] = one[0].numpy()
+            out[s] = one[0].cpu().numpy()
         self.replay.forget(self.number, "self_attn.")
 
     def _feed_forward(self, work: "LayerPass", layer: Any, out: F32) -> None:  # noqa: ANN401
         """Run the MLP and the experts; replace `out`, the states behind the attention, by the layer's output."""
         mlp = layer.mlp
         paths = ["mlp.gate_proj", "mlp.up_proj"]
-        self.meet(layer, paths, lambda s: layer.pre_feedforward_layernorm(sequence(out, s)))
+        self.meet(layer, paths, lambda s: layer.pre_feedforward_layernorm(self.replay.sequence(out, s)))
         inner = self.replay.states.make(_MLP_IN, (*out.shape[:2], mlp.down_proj.in_features))
 
         def multiply(s: int) -> torch.Tensor:
-            x = layer.pre_feedforward_layernorm(sequence(out, s))
+            x = layer.pre_feedforward_layernorm(self.replay.sequence(out, s))
             product: torch.Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
             return product
 
         for s, one in self._each(multiply):
-            inner[s] = one[0].numpy()
+            inner[s] = one[0].cpu().numpy()
         for part in ("mlp.gate_proj.", "mlp.up_proj."):  # before H of down, the largest, is made
             self.replay.forget(self.number, part)
-        self.meet(layer, ["mlp.down_proj"], lambda s: sequence(inner, s))
+        self.meet(layer, ["mlp.down_proj"], lambda s: self.replay.sequence(inner, s))
         experts = run_experts(work, layer, out) if hasattr(layer, "experts") else None
         per_layer = self.replay.per_layer(self.number)
 
         def finish(s: int) -> torch.Tensor:
-            residual, x = sequence(out, s), mlp.down_proj(sequence(inner, s))
+            residual, x = self.replay.sequence(out, s), mlp.down_proj(self.replay.sequence(inner, s))
             if experts is not None:
-                x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(sequence(experts, s))
+                x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(
+                    self.replay.sequence(experts, s)
+                )
             x = residual + layer.post_feedforward_layernorm(x)
             if per_layer is not None:
-                gated = layer.act_fn(layer.per_layer_input_gate(x)) * sequence(per_layer, s)
+                gated = layer.act_fn(layer.per_layer_input_gate(x)) * self.replay.sequence(per_layer, s)
                 x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gated))
             scaled: torch.Tensor = x * layer.layer_scalar
             return scaled
 
         for s, one in self._each(finish):
-            out[s] = one[0].numpy()
+            out[s] = one[0].cpu().numpy()
 
     def _each(self, call: Inputs) -> Iterator[tuple[int, torch.Tensor]]:
         return each(self.pool, call, range(self.replay.tokens.samples))
@@ -161,23 +162,18 @@ def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -
         yield first, future.result()
 
 
-def sequence(array: F32, s: int) -> torch.Tensor:
-    """Copy one sequence of an array to a tensor [1, t, k]: a mapped page is read once."""
-    return torch.from_numpy(np.array(array[s]))[None]
-
-
 class Shared:
     """Keys and values of each sequence that a layer shares with later layers."""
 
     def __init__(self, replay: Replay, layer: Any, of: str = "") -> None:  # noqa: ANN401
         attention = layer.self_attn
-        self._states, self._samples = replay.states, replay.tokens.samples
+        self._replay, self._samples = replay, replay.tokens.samples
         self._kind = attention.layer_type
         read = getattr(replay.config, "num_kv_shared_layers", 0) > 0  # transformers stores them in any case
         self._reads, self._writes = attention.is_kv_shared_layer, attention.store_full_length_kv and read
         self._heads = replay.config.per_layer_config[attention.layer_idx].num_key_value_heads
         shape = (self._samples, self._heads, replay.tokens.length, attention.head_dim)
-        get = self._states.make if self._writes else self._states.open
+        get = replay.states.make if self._writes else replay.states.open
         used = self._reads or self._writes
         self._arrays = [get(f"{of}{part}-{self._kind}", shape) for part in ("keys", "values")] if used else []
 
@@ -185,11 +181,11 @@ class Shared:
         """Return `shared_kv_states` for sequence `s`: filled if the layer reads shared keys and values, else empty."""
         given: UserDict[str, Any] = UserDict()
         if self._reads:
-            given[self._kind] = tuple(sequence(array, s) for array in self._arrays)
+            given[self._kind] = tuple(self._replay.sequence(array, s) for array in self._arrays)
         return given
 
     def keep(self, s: int, given: Mapping[str, Any]) -> None:
         """Store the keys and values that the layer left in `given`, if later layers read them."""
         if self._writes:
             for array, part in zip(self._arrays, given[self._kind], strict=True):
-                array[s] = part[0].numpy()
+                array[s] = part[0].cpu().numpy()

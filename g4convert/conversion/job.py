@@ -107,8 +107,10 @@ def _check_calibration(job: Job, plan: Plan) -> None:
         raise UsageError(f"method {method} needs token ids to calibrate on", hint="--calibration FILE")
     if not calibrated and job.calibration is not None:
         raise UsageError(f"--calibration: method {method} looks at weights alone", hint="-r w4a16-g32-gptq uses it")
-    if layered and job.device != "cpu":
-        raise UsageError(f"--device {job.device}: method {method} runs on the CPU only", hint="--device cpu")
+    if layered and method == "best" and job.device != "cpu":
+        raise UsageError(
+            f"--device {job.device}: method {method} trains scales on the CPU", hint="--device cpu, or --method gptq"
+        )
 
 
 def _statistics(job: Job, plan: Plan, checkpoint: Checkpoint) -> Statistics | None:

@@ -12,9 +12,9 @@ triangular with H = R R^T, and U = R^-1. Factorising, inverting and factorising 
 much and loses more digits. All of it is done in the memory of H, which has 1.8 GB for the widest Linear of 31B: L
 overwrites the lower triangle, and the upper one, the same until then, gives H back if it has no factor.
 
-Rows are independent. They are done in tiles of a fixed size, each on one thread, so the result does not depend on
-the number of threads. Within a tile, columns go in blocks: a compiled loop updates the block, one matrix product the
-columns after it.
+Rows are independent. On a CPU they are done in tiles of a fixed size, each on one thread, so the result does not depend
+on the number of threads. Within a tile, columns go in blocks: a compiled loop updates the block, one matrix product the
+columns after it. On a GPU, where the factor lies, all rows go at once, by torch's operations.
 
 Letters: n rows (out_features), k columns (in_features), b columns of a block.
 """
@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from g4convert.array_types import F32, I8, I64
+from g4convert.array_types import F32, I8
 from g4convert.jit import jit
 
-__all__ = ["Factor", "aim", "damping", "factorize", "gptq", "nearest_codes"]
+__all__ = ["Factor", "aim", "damping", "factorize", "gptq", "nearest_codes", "torch_gptq"]
 
 _ENOUGH = 8
 """Tokens per column from which the least damping is enough."""
@@ -50,14 +50,14 @@ class Factor:
     """Cholesky factor and order that the loop takes from H.
 
     Args:
-        upper: U, float32 [k, k], of H in the order of work.
-        order: int64 [k]: the column that comes first, second, and so on.
+        upper: U, float32 [k, k], of H in the order of work, on the device of H.
+        order: int64 [k], there: the column that comes first, second, and so on.
         damp: lambda over the mean of the diagonal; larger than requested if H was singular.
         mean: mean of H's diagonal, by which H was divided first.
     """
 
-    upper: F32
-    order: I64
+    upper: torch.Tensor
+    order: torch.Tensor
     damp: float
     mean: float
 
@@ -78,8 +78,8 @@ def damping(tokens: int, k: int) -> float:
     return _MOST * math.exp(share * math.log(_LEAST / _MOST))
 
 
-def factorize(h: F32, damp: float) -> Factor | None:
-    """Order, damp and factorise H.
+def factorize(h: torch.Tensor, damp: float) -> Factor | None:
+    """Order, damp and factorise H, on its device.
 
     Args:
         h: float32 [k, k], symmetric; becomes the factor's memory.
@@ -89,13 +89,13 @@ def factorize(h: F32, damp: float) -> Factor | None:
     Returns:
         The factor; None if H is 0, not finite, or singular at any damping.
     """
-    diagonal = np.diagonal(h).copy()
+    diagonal: F32 = h.diagonal().cpu().numpy().copy()
     mean = float(diagonal.mean(dtype=np.float64))
-    if not (all(np.isfinite(rows).all() for rows in np.array_split(h, -(-len(h) // _PANEL))) and mean > 0):
+    if not (all(bool(h[begin:end].isfinite().all()) for begin, end in _blocks(len(h), _PANEL)) and mean > 0):
         return None
-    order = np.argsort(-diagonal, kind="stable")
-    a = torch.from_numpy(h)
-    _permute(a, torch.from_numpy(order[::-1].copy()))
+    order = torch.from_numpy(np.argsort(-diagonal, kind="stable")).to(h.device)
+    a = h
+    _permute(a, order.flip(0))
     a.div_(mean)
     corners = [a[begin:end, begin:end].clone() for begin, end in _blocks(len(a), _PANEL)]
     while damp <= 1:
@@ -139,29 +139,31 @@ def _restore(a: torch.Tensor, corners: list[torch.Tensor]) -> None:
         a[end:, begin:end] = a[begin:end, end:].mT
 
 
-def _inverted(lower: torch.Tensor) -> F32:
+def _inverted(lower: torch.Tensor) -> torch.Tensor:
     """Invert a lower triangular matrix in place, some columns at a time, from the last to the first."""
     k = len(lower)
     for begin, end in reversed([*_blocks(k)]):
         corner = lower[begin:end, begin:end]
-        corner.copy_(torch.linalg.solve_triangular(corner, torch.eye(end - begin), upper=False))
+        one = torch.eye(end - begin, device=lower.device)
+        corner.copy_(torch.linalg.solve_triangular(corner, one, upper=False))
         below = lower[end:, begin:end] @ corner
         torch.mm(lower[end:, end:], below, out=lower[end:, begin:end]).neg_()
-    inverse: F32 = lower.numpy()
-    return inverse
+    return lower
 
 
-def _reversed(a: F32) -> F32:
+def _reversed(a: torch.Tensor) -> torch.Tensor:
     """Replace `a` by J a J. H was divided by its mean, so U is larger by the root of that, which cancels."""
     flat = a.reshape(-1)
-    for first in range(0, half := flat.size // 2, _PIECE):
-        front, back = flat[first : min(first + _PIECE, half)], flat[::-1][first : min(first + _PIECE, half)]
-        front[:], back[:] = back.copy(), front.copy()
+    for first, last in _blocks(len(flat) // 2, _PIECE):
+        front, back = flat[first:last], flat[len(flat) - last : len(flat) - first]
+        kept = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(kept)
     return a
 
 
 def aim(  # noqa: PLR0913 -- a weight, and where to
-    w: F32, off: F32, factor: Factor, share: float, pool: Executor, *, of_inputs: bool
+    w: F32, off: torch.Tensor, factor: Factor, share: float, pool: Executor, *, of_inputs: bool
 ) -> None:
     """Move a weight, in place, so that on the inputs of H it gives what it gave on the original's inputs.
 
@@ -171,19 +173,21 @@ def aim(  # noqa: PLR0913 -- a weight, and where to
 
     Args:
         w: W, [n, k].
-        off: D, [k, k], or W D, [n, k]: X0 the original's inputs, X those of H.
+        off: D, [k, k], or W D, [n, k], on the factor's device: X0 the original's inputs, X those of H.
         factor: the factor of H.
         share: share of the way.
         pool: threads that take a tile of rows each; torch has to run on one thread in them.
         of_inputs: whether `off` is D.
     """
-    d, upper, order = torch.from_numpy(off), torch.from_numpy(factor.upper), torch.from_numpy(factor.order)
+    upper, order = factor.upper, factor.order
 
     def do(rows: slice) -> None:
-        tile = torch.from_numpy(w[rows])
-        drift = tile @ d if of_inputs else d[rows]
+        kept = torch.from_numpy(w[rows])
+        tile = kept.to(upper.device)
+        drift = tile @ off if of_inputs else off[rows]
         drift = drift[:, order].mul_(share / factor.mean)
         tile[:, order] += drift @ upper.mT @ upper
+        kept.copy_(tile)
 
     for _ in pool.map(do, _tiles(w.shape[0])):
         pass
@@ -220,19 +224,57 @@ def gptq(w: F32, scale: F32, factor: Factor, pool: Executor, code_max: int = 7) 
     Returns:
         int8 [n, k], in the order of the columns of `w`.
     """
+    if factor.upper.device.type != "cpu":
+        return torch_gptq(w, scale, factor, code_max)
     group = w.shape[1] // scale.shape[1]
+    order, upper = factor.order.numpy(), factor.upper.numpy()
     codes = np.empty(w.shape, np.int8)
 
     def do(rows: slice) -> None:
-        ordered = np.ascontiguousarray(w[rows][:, factor.order])
-        each = np.ascontiguousarray(scale[rows][:, factor.order // group])
+        ordered = np.ascontiguousarray(w[rows][:, order])
+        each = np.ascontiguousarray(scale[rows][:, order // group])
         out = np.empty(ordered.shape, np.int8)
-        _tile(ordered, each, factor.upper, code_max, out)
-        codes[rows][:, factor.order] = out
+        _tile(ordered, each, upper, code_max, out)
+        codes[rows][:, order] = out
 
     for _ in pool.map(do, _tiles(w.shape[0])):
         pass
     return codes
+
+
+def torch_gptq(w: F32, scale: F32, factor: Factor, code_max: int = 7) -> I8:
+    """Do what `gptq` does on the factor's device, all rows at once.
+
+    Sums have another order than on a CPU, so codes near a tie may differ.
+
+    Args:
+        w: [n, k].
+        scale: [n, groups], not 0.
+        factor: the factor of H.
+        code_max: the largest code.
+
+    Returns:
+        int8 [n, k], in the order of the columns of `w`.
+    """
+    u, order = factor.upper, factor.order
+    group = w.shape[1] // scale.shape[1]
+    rest = torch.from_numpy(w).to(u.device)[:, order].T.contiguous()  # [k, n]: a column of the weight is one run
+    scales = torch.from_numpy(scale).to(u.device).T.contiguous()
+    codes = torch.empty_like(rest, dtype=torch.int8)
+    for begin, end in _blocks(len(rest)):
+        block, errors = rest[begin:end], torch.empty_like(rest[begin:end])
+        each, inside = scales[order[begin:end] // group], u[begin:end, begin:end]
+        diagonal = inside.diagonal()[:, None]
+        for i in range(end - begin):
+            q = (block[i] / each[i]).round_().clamp_(-code_max - 1, code_max)
+            codes[begin + i] = q
+            errors[i] = (block[i] - each[i] * q) / diagonal[i]
+            block[i + 1 :].addr_(inside[i, i + 1 :], errors[i], alpha=-1)
+        rest[end:].addmm_(u[begin:end, end:].T, errors, alpha=-1)
+    found = torch.empty_like(codes)
+    found[order] = codes
+    result: I8 = found.T.contiguous().cpu().numpy()
+    return result
 
 
 def _tiles(n: int) -> Iterator[slice]:

@@ -8,7 +8,8 @@ random, of the true shapes of 26B-A4B: 128 experts of 704, 8 to a token, hidden 
     gpu_checks   every tile, dtype and group against float64, over outputs full of NaN; a wrong one ends the run
                  with status 1 and nothing is timed
     gpu_times    the card's limits, a layer of experts and each of its launches, the targets, linears
-    gpu_model    with --model: small models quantized, verified on the card, and asked
+    gpu_model    with --model: small models quantized, with `gptq` too, verified on the card, and asked
+    gpu_gptq     with --model: H, factor and columns of GPTQ
     gpu_tune     with --tune: tiles measured in what is left of the time, and the table written
 
 Everything is compiled side by side before it is timed. Times are medians, from CUDA graphs on several layers' weights
@@ -33,6 +34,7 @@ from functools import partial
 from pathlib import Path
 
 import gpu_checks
+import gpu_gptq
 import gpu_model
 import gpu_times
 import gpu_tune
@@ -56,6 +58,7 @@ def sections(*, model: bool, table: Path | None) -> Iterator[tuple[str, Section]
     yield "Its launches, us", gpu_times.launches
     if model:
         yield "Small models", gpu_model.models
+        yield "GPTQ, by its parts", gpu_gptq.parts
     yield "Linears", gpu_times.linears
     if table is not None:
         yield "Tiles", partial(gpu_tune.tuning, table)

@@ -36,6 +36,7 @@ class Sizes:
         width: width of the product that measures the rate.
         tuned: tokens for which tiles are measured.
         models: small models that are run end to end.
+        rounded: out_features and in_features of weights that GPTQ rounds.
     """
 
     h: int = 2816
@@ -60,9 +61,10 @@ class Sizes:
     width: int = 8192
     tuned: tuple[int, ...] = tuple(1 << i for i in range(13))
     models: tuple[str, ...] = ("moe", "e2b")
+    rounded: tuple[tuple[int, int], ...] = ((704, 2816), (2816, 704), (2816, 8192), (5376, 21504))
 
 
-REHEARSAL = Sizes(32, 32, 4, 2, (8,), 1, 4, (1, 9), ((32, 32),), 4, 128, (1,), ("moe",))
+REHEARSAL = Sizes(32, 32, 4, 2, (8,), 1, 4, (1, 9), ((32, 32),), 4, 128, (1,), ("moe",), ((32, 64),))
 
 
 @dataclass(frozen=True)

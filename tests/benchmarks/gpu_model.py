@@ -6,12 +6,15 @@ passed or failed; how often the packed kernels ran is counted, since a weight th
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from g4convert.forward.triton import fused
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from gpu_layers import Machine, Results, Sizes
 
 PROMPT = "Write a Python function total that adds left and right."
+MOST_OTHER = 0.02
+"""Largest share of words that may differ from the CPU's: a code near a tie moves the codes after it in its row."""
 ANSWER = "def total(left, right):\n    return left + right"
 
 
@@ -39,6 +44,7 @@ def models(machine: Machine, sizes: Sizes, _results: Results) -> Iterator[str]:
                 "quantize": partial(_quantized, source, output),
                 "verify --level logits": partial(_verified, source, output, machine.device),
                 "generate": partial(_generated, output, machine.device),
+                "quantize -r w4a16-g32-gptq": partial(_layered, source, Path(directory), machine.device),
             }
             for name, step in steps.items():
                 passed, line = _tried(step)
@@ -72,6 +78,38 @@ def _quantized(source: Path, output: Path) -> str:
     summary = convert(prepare(Job(Source.at(source), load(DEFAULT, {}), output, workers=1)), Quiet(), Ranks())
     assert summary is not None
     return f"{summary.before} -> {summary.after} bytes"
+
+
+def _layered(source: Path, directory: Path, device: str) -> str:
+    """Quantize layer by layer on the device and on the CPU, and compare codes."""
+    from safetensors.torch import load_file  # noqa: PLC0415 - beside the others
+
+    from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 - needs transformers
+    from g4convert.calibration.tokens import Tokens  # noqa: PLC0415 - the same
+    from g4convert.checkpoint.source import Source  # noqa: PLC0415 - the same
+    from g4convert.conversion.job import Job, prepare  # noqa: PLC0415 - needs numba
+    from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
+    from g4convert.conversion.run import convert  # noqa: PLC0415 - needs numba
+    from g4convert.planning.recipe import load  # noqa: PLC0415 - the same
+    from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
+
+    ids = directory / "ids.safetensors"
+    Tokens(np.random.default_rng(0).integers(5, 250, (24, 32), dtype=np.int32)).save(ids)
+    seconds, words = {}, {}
+    for name in dict.fromkeys((device, "cpu")):
+        output, recipe = directory / f"gptq-{name}", load("w4a16-g32-gptq", {})
+        conversion = prepare(Job(Source.at(source), recipe, output, device=name, calibration=ids))
+        began = time.perf_counter()
+        summary = convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+        seconds[name] = time.perf_counter() - began
+        assert summary is not None
+        files = (load_file(file) for file in output.glob("*.safetensors"))
+        words[name] = {key: value for file in files for key, value in file.items() if key.endswith("weight_packed")}
+    there, here = words[device], words["cpu"]
+    other = sum(int((there[key] != here[key]).sum()) for key in here) / sum(one.numel() for one in here.values())
+    if other > MOST_OTHER:
+        raise AssertionError(f"{other:.2%} of the words are not the CPU's")
+    return f"{seconds[device]:.1f} s, {seconds['cpu']:.1f} s on the CPU, {other:.3%} of the words differ"
 
 
 def _verified(source: Path, output: Path, device: str) -> str:

@@ -34,7 +34,7 @@ class Recording(Rounding):
 
     def factor(self, moments: Moments) -> Factor | None:
         """See `Rounding.factor`."""
-        self.taken[:] = [moments.h.copy()]
+        self.taken[:] = [moments.h.numpy().copy()]
         return super().factor(moments)
 
     def round(self, name: str, w: np.ndarray, moments: Moments, factor: Factor | None, judges: np.ndarray) -> Rounded:

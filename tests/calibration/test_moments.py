@@ -19,7 +19,7 @@ def summed(x: np.ndarray, cuts: tuple[int, ...], workers: int = 1) -> Moments:
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         moments = Moments(x.shape[1], pool)
         for part in np.split(x, cuts):
-            moments.add(part)
+            moments.add(torch.from_numpy(part))
         moments.finish()
     return moments
 
@@ -29,8 +29,8 @@ def test_it_is_the_sum_of_outer_products(k: int) -> None:
     x = rows(700, k)
     moments = summed(x, (300,))
     expected = x.astype(np.float64).T @ x
-    assert np.abs(moments.h - expected).max() < 1e-3
-    assert np.array_equal(moments.h, moments.h.T)
+    assert np.abs(moments.h.numpy() - expected).max() < 1e-3
+    assert torch.equal(moments.h, moments.h.T)
     assert moments.tokens == 700
     assert np.allclose(moments.mean_squares, np.square(x, dtype=np.float64).mean(axis=0), rtol=1e-5)
 
@@ -38,7 +38,7 @@ def test_it_is_the_sum_of_outer_products(k: int) -> None:
 def test_threads_and_whole_pieces_do_not_show_in_a_bit() -> None:
     x = rows(2048, 1300)
     one = summed(x, ())
-    assert np.array_equal(one.h, summed(x, (512, 1024), workers=3).h)
+    assert torch.equal(one.h, summed(x, (512, 1024), workers=3).h)
 
 
 @pytest.mark.parametrize("n", [48, 1300])
@@ -49,20 +49,20 @@ def test_a_sum_of_two_sides_is_that_of_their_products(n: int) -> None:
     for workers in (1, 3):
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             found.append(crossed(pairs, n, 64, pool))
-    assert np.array_equal(*found)
-    assert np.abs(found[0] - left.astype(np.float64).T @ right).max() < 1e-3
+    assert torch.equal(*found)
+    assert np.abs(found[0].numpy() - left.astype(np.float64).T @ right).max() < 1e-3
 
 
 def test_what_judges_is_in_no_sum() -> None:
     x = rows(10, 16)
     with ThreadPoolExecutor(1) as pool:
         moments = Moments(16, pool)
-        moments.hold(x[:4])
-        moments.add(x[4:])
-        moments.hold(x[:2])
+        moments.hold(torch.from_numpy(x[:4]))
+        moments.add(torch.from_numpy(x[4:]))
+        moments.hold(torch.from_numpy(x[:2]))
         moments.finish()
     assert np.array_equal(moments.held, np.concatenate((x[:4], x[:2])))
-    assert np.allclose(moments.h, x[4:].T @ x[4:], atol=1e-5)
+    assert np.allclose(moments.h.numpy(), x[4:].T @ x[4:], atol=1e-5)
 
 
 def test_no_rows_are_no_sum() -> None:
@@ -75,5 +75,5 @@ def test_no_rows_are_no_sum() -> None:
 def test_many_rows_judge_by_a_part_of_them() -> None:
     with ThreadPoolExecutor(1) as pool:
         moments = Moments(8, pool)
-        moments.hold(rows(9000, 8))
+        moments.hold(torch.from_numpy(rows(9000, 8)))
     assert moments.held.shape == (4096, 8)

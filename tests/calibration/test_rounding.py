@@ -25,13 +25,13 @@ def test_outputs_are_nearer_to_the_originals_where_a_weight_aims_at_them(drift: 
     w = random.standard_normal((96, K)).astype(np.float32)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         moments = Moments(K, pool)
-        moments.add(x[:ROWS])
+        moments.add(torch.from_numpy(x[:ROWS]))
         moments.finish()
         rounding = Rounding({"one": Scheme(4, 32, Method.MSE)}, pool)
         factor, judges = rounding.factor(moments), x[ROWS:]
         assert factor is not None
         moved = w.copy()
-        aim(moved, (x0[:ROWS] - x[:ROWS]).T @ x[:ROWS], factor, 0.5, pool, of_inputs=True)
+        aim(moved, torch.from_numpy((x0[:ROWS] - x[:ROWS]).T @ x[:ROWS]), factor, 0.5, pool, of_inputs=True)
         plain = rounding.round("one", w, moments, factor, judges)
         found = rounding.round("one", w, moments, factor, judges, Aim(moved, x0[ROWS:]))
     wanted = x0[ROWS:] @ w.T

@@ -297,8 +297,6 @@ def test_method_and_data_go_together(moe: Path, ids: Path, tmp_path: Path) -> No
         prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out"))
     with pytest.raises(UsageError, match="looks at weights alone"):
         prepare(Job(Source.at(moe), load("w4a16-g32"), tmp_path / "out", calibration=ids))
-    with pytest.raises(UsageError, match="on the CPU only"):
-        prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out", device="cuda", calibration=ids))
 
 
 def test_a_source_on_a_lattice_keeps_its_codes(checkpoints: Checkpoints, ids: Path, tmp_path: Path) -> None:

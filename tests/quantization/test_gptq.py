@@ -35,6 +35,11 @@ def inputs(tokens: int, k: int, seed: int = 0) -> NDArray[np.float32]:
     return (mixed * np.exp(random.standard_normal(k))).astype(np.float32)
 
 
+def of(h: NDArray[np.float32]) -> torch.Tensor:
+    """Return a copy of H, which becomes the factor's memory."""
+    return torch.from_numpy(h.copy())
+
+
 def weight(n: int, k: int, seed: int = 1) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32) * np.float32(0.02)
 
@@ -90,7 +95,7 @@ def test_codes_are_those_of_the_paper(n: int, k: int, group: int, pool: ThreadPo
     x, w = inputs(3 * k, k), weight(n, k)
     h = x.T @ x
     scale = weighted_scales(w, np.diagonal(h), group)
-    factor = factorize(h.copy(), 0.05)
+    factor = factorize(of(h), 0.05)
     assert factor is not None
     codes = gptq(w, scale, factor, pool)
     expected, ties = by_elimination(w, scale, h, 0.05)
@@ -106,7 +111,7 @@ def test_positive_scales_are_no_other_case(pool: ThreadPoolExecutor) -> None:
     x, w = inputs(512, 64), weight(64, 64)
     h = x.T @ x
     scale = np.abs(weighted_scales(w, np.diagonal(h), 32))
-    factor = factorize(h.copy(), 0.01)
+    factor = factorize(of(h), 0.01)
     assert factor is not None
     expected, ties = by_elimination(w, scale, h, 0.01)
     codes = gptq(w, scale, factor, pool)
@@ -119,7 +124,7 @@ def test_few_columns_come_close_to_the_best_codes_there_are(pool: ThreadPoolExec
     x, w = inputs(64, 4), weight(40, 4)
     h = x.T @ x
     scale = np.full((40, 1), 0.02, np.float32)
-    factor = factorize(h.copy(), 1e-4)
+    factor = factorize(of(h), 1e-4)
     assert factor is not None
     codes, rounded = gptq(w, scale, factor, pool), nearest_codes(w, scale)
     best = np.zeros(40)
@@ -137,7 +142,7 @@ def test_few_columns_come_close_to_the_best_codes_there_are(pool: ThreadPoolExec
 def test_threads_do_not_show() -> None:
     x, w = inputs(400, 256), weight(1000, 256)
     h = x.T @ x
-    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(h.copy(), 0.01)
+    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(of(h), 0.01)
     assert factor is not None
     found = []
     for count in (1, 3):
@@ -149,22 +154,22 @@ def test_threads_do_not_show() -> None:
 def test_one_factor_is_the_inverse_of_the_other() -> None:
     x = inputs(300, 48)
     h = x.T @ x
-    factor = factorize(h.copy(), 0.01)
+    factor = factorize(of(h), 0.01)
     assert factor is not None
-    assert np.array_equal(np.triu(factor.upper), factor.upper)
+    assert torch.equal(factor.upper.triu(), factor.upper)
     mean = np.diagonal(h).mean(dtype=np.float64)
-    damped = (h.astype(np.float64) / mean + 0.01 * np.eye(48))[factor.order][:, factor.order]
-    u = factor.upper.astype(np.float64)
+    damped = (h.astype(np.float64) / mean + 0.01 * np.eye(48))[factor.order.numpy()][:, factor.order.numpy()]
+    u = factor.upper.double().numpy()
     assert np.allclose(u.T @ u @ damped, np.eye(48), atol=1e-3)
 
 
 def test_factorising_takes_the_memory_of_h() -> None:
     """The widest H of 31B has 1.8 GB."""
     h = np.eye(4096, dtype=np.float32) + 1 / 4096
-    factorize(h[:1024, :1024].copy(), 0.01)  # what is loaded when first used
+    factorize(of(h[:1024, :1024]), 0.01)  # what is loaded when first used
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _memory("VmRSS")
-    assert factorize(h, 0.01) is not None
+    assert factorize(torch.from_numpy(h), 0.01) is not None
     assert (_memory("VmHWM") - before) * 1024 < 0.5 * h.nbytes
 
 
@@ -181,10 +186,10 @@ def test_a_weight_that_aims_is_the_ridge_regression_of_the_originals_outputs(
     x, w = inputs(400, 64), weight(300, 64)
     x0 = x + 0.1 * inputs(400, 64, seed=5)
     h, off = x.T @ x, (x0 - x).T @ x
-    factor = factorize(h.copy(), 0.01)
+    factor = factorize(of(h), 0.01)
     assert factor is not None
     found = w.copy()
-    aim(found, off if of_inputs else w @ off, factor, share, pool, of_inputs=of_inputs)
+    aim(found, of(off if of_inputs else w @ off), factor, share, pool, of_inputs=of_inputs)
     wide, ridge = x.astype(np.float64), 0.01 * np.diagonal(h).mean(dtype=np.float64)
     rows = np.concatenate([wide, ridge**0.5 * np.eye(64)])
     wanted = np.concatenate([x0.astype(np.float64) @ w.T, ridge**0.5 * w.T])
@@ -193,10 +198,10 @@ def test_a_weight_that_aims_is_the_ridge_regression_of_the_originals_outputs(
 
 
 def test_a_weight_on_the_originals_own_inputs_stays(pool: ThreadPoolExecutor) -> None:
-    factor = factorize(np.eye(64, dtype=np.float32), 0.01)
+    factor = factorize(torch.eye(64), 0.01)
     assert factor is not None
     found = weight(8, 64)
-    aim(found, np.zeros((64, 64), np.float32), factor, 0.5, pool, of_inputs=True)
+    aim(found, torch.zeros(64, 64), factor, 0.5, pool, of_inputs=True)
     assert np.array_equal(found, weight(8, 64))
 
 
@@ -204,33 +209,33 @@ def test_a_weight_on_the_originals_own_inputs_stays(pool: ThreadPoolExecutor) ->
 def test_what_has_no_factor_says_so(broken: str) -> None:
     h = np.eye(16, dtype=np.float32)
     h[3, 3] = {"nothing": 1.0, "nan": np.nan, "inf": np.inf}[broken]
-    assert factorize(h * (broken != "nothing") if broken == "nothing" else h, 0.01) is None
+    assert factorize(of(h * (broken != "nothing") if broken == "nothing" else h), 0.01) is None
 
 
 def test_fewer_tokens_than_columns_have_a_factor() -> None:
     x = inputs(4, 64)
-    factor = factorize(x.T @ x, 0.01)
+    factor = factorize(of(x.T @ x), 0.01)
     assert factor is not None
-    assert np.isfinite(factor.upper).all()
+    assert factor.upper.isfinite().all()
 
 
 def test_a_singular_sum_is_damped_more_and_says_so() -> None:
     """Rounding in float32 leaves this one negative by more than the damping asked for makes up."""
     h = np.ones((1100, 1100), np.float32)
     h[np.triu_indices(1100, 1)] = h[np.tril_indices(1100, -1)] = 1.05
-    factor = factorize(h.copy(), 0.01)
+    factor = factorize(of(h), 0.01)
     assert factor is not None
     assert factor.damp == pytest.approx(0.1)
-    harder = factorize(h.copy(), 0.1)
+    harder = factorize(of(h), 0.1)
     assert harder is not None
-    assert np.array_equal(factor.upper, harder.upper)  # the first try left no trace
+    assert torch.equal(factor.upper, harder.upper)  # the first try left no trace
 
 
 def test_a_channel_without_inputs_keeps_its_weights(pool: ThreadPoolExecutor) -> None:
     x, w = inputs(300, 64), weight(8, 64)
     x[:, 5] = 0
     h = x.T @ x
-    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(h.copy(), 0.01)
+    scale, factor = weighted_scales(w, np.diagonal(h), 32), factorize(of(h), 0.01)
     assert factor is not None
     codes = gptq(w, scale, factor, pool)
     assert np.array_equal(codes[:, 5], nearest_codes(w, scale)[:, 5])

@@ -74,7 +74,8 @@ def test_every_section_is_gone_through(tmp_path: Path) -> None:
     assert "old" not in text
     assert ran.stdout.strip() in text
     titles = re.findall(r"^### (.*)$", text, flags=re.MULTILINE)
-    assert titles == ["One layer of experts", "Targets", "Its launches, us", "Small models", "Linears", "Tiles"]
+    before, after = ["One layer of experts", "Targets", "Its launches, us"], ["Linears", "Tiles"]
+    assert titles == [*before, "Small models", "GPTQ, by its parts", *after]
     parts = dict(zip(["", *titles], re.split(r"^### .*$", text, flags=re.MULTILINE), strict=True))
     assert re.search(r"\n\d+ comparisons with float64, the worst at \d+% of its bound.\n", parts[""])
     assert re.search(r"\nCopy \d+ GB/s, bf16 product \d+ TFLOP/s.\n", parts[""])
@@ -85,9 +86,10 @@ def test_every_section_is_gone_through(tmp_path: Path) -> None:
     head, _, row = parts["Its launches, us"].strip().splitlines()
     assert {"T", "gate_up", "down", "the rest"} < {cell.strip() for cell in head.split("|")}
     assert len(re.findall(r"-?[\d.]+", row)) == head.count("|") - 1
-    steps = ["quantize", "verify --level logits", "generate"]
+    steps = ["quantize", "verify --level logits", "generate", "quantize -r w4a16-g32-gptq"]
     passed = re.findall(r"^- (\w+), (.*): passed: ", parts["Small models"], flags=re.MULTILINE)
     assert passed == [("moe", step) for step in steps], parts["Small models"]
+    assert re.search(r"\| 32 x 64 \| \d+ \| \d+ \| \d+ \|", parts["GPTQ, by its parts"])
     assert "| 32 x 32 | 8 |" in parts["Linears"]
     assert parts["Tiles"].count("\n    {") == 3
     written = json.loads(table.read_text())["tiles"]
