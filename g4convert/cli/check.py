@@ -29,7 +29,7 @@ def check(  # noqa: PLR0913 - one parameter for each option
     """Say which engines load a checkpoint, from its headers, and what each would get wrong."""
     from g4convert.api.check import check as judge
     from g4convert.checkpoint import source
-    from g4convert.cli import show, show_engines
+    from g4convert.cli import next_steps, show, show_engines
     from g4convert.inspection.engines import Asked
     from g4convert.inspection.fix import fix as mend
 
@@ -46,5 +46,8 @@ def check(  # noqa: PLR0913 - one parameter for each option
     if as_json:
         print_json(found.to_dict())
     elif not quiet or found.report.exit_code(strict=strict):
-        show_engines.checked(show.console(no_color=no_color), found, strict=strict, verbose=verbose)
+        out = show.console(no_color=no_color)
+        show_engines.checked(out, found, strict=strict, verbose=verbose)
+        if not quiet:
+            next_steps.show_next(out, *next_steps.after_check(found))
     raise typer.Exit(found.report.exit_code(strict=strict))

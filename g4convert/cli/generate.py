@@ -31,7 +31,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     asked = _prompts(prompt)
     from g4convert.checkpoint import source
     from g4convert.checkpoint.uses import speaking
-    from g4convert.cli import show
+    from g4convert.cli import next_steps, show
     from g4convert.cli.talk import Talk
 
     if autotune is not None:
@@ -55,6 +55,9 @@ def generate(  # noqa: PLR0913 - one parameter for each option
         talk.measured(answers[-1])
     if as_json:
         print_json(speaker.to_dict(answers))
+    elif not quiet:
+        quantized = "quantization_config" in checkpoint.config
+        next_steps.show_next(show.messages(no_color=no_color), *next_steps.after_generate(model, quantized=quantized))
 
 
 def _prompts(given: Sequence[str] | None) -> list[str]:

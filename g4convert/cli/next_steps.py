@@ -4,10 +4,11 @@ The line can be pasted into a shell, as what it does stands behind as a comment.
 known here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from g4convert.checkpoint.record import part, record
 from g4convert.conversion.result import serve_command
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from g4convert.engines.verdicts import Verdict
+    from g4convert.inspection.engines import Checked
     from g4convert.planning.recipe import Recipe, Resolved
     from g4convert.report import Report
 
 __all__ = [
+    "after_check",
+    "after_generate",
     "after_verify",
     "answers_of",
     "conversion_of",
-    "original_of",
     "output_name",
     "served",
-    "serving",
     "show_next",
 ]
 
@@ -62,7 +64,7 @@ def conversion_of(model: str, name: str, recipe: "Resolved") -> Step:
     return command, "with the other options given here" if mine else ""
 
 
-def original_of(output: Path) -> str:
+def _original_of(output: Path) -> str:
     """Return the hub name of the model that a checkpoint was made of, by its record; MODEL if it is not known."""
     made_of = part(record(output), "source")
     return quote(str(made_of["name"])) if made_of.get("revision") and made_of.get("name") else "MODEL"
@@ -84,7 +86,7 @@ def served(output: str, refused: Iterable["Verdict"], *, drafter: bool) -> Step:
     return _NONE if any(one.engine == "vllm" for one in refused) else (serve_command(output, drafter=drafter), "")
 
 
-def serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) -> Step:
+def _serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) -> Step:
     """Return the command that serves a checkpoint in an engine that loads it, and words on it; empty without one.
 
     Args:
@@ -109,41 +111,56 @@ def serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) -
 
 def after_verify(found: "Report") -> Step:
     """Return what to do after a verification: mend it, quantize anew, look deeper, or serve it."""
+    from g4convert.api.check import check
     from g4convert.report import Severity
 
     output, levels = found.output, found.levels
-    reference = "" if found.reference is None or found.reference.endswith(".safetensors") else quote(found.reference)
-    reference = reference or original_of(Path(output))
-    match found.verdict:
-        case Severity.FAIL | Severity.WARN if ways := found.metrics.get("advice"):
-            best = ways[0]
-            name = f"{Path(reference if reference != 'MODEL' else output).name}-{best['name']}"
-            expected = "should pass" if best["passes"] else "loses less"
-            return f"g4convert quantize {reference} -o {quote(name)} {best['options']}", f"{best['what']}: {expected}"
-        case Severity.FAIL if _is_mended_by_fix(found):
-            return f"g4convert check {quote(output)} --fix", "corrects its quantization_config"
-        case Severity.FAIL | Severity.INCONCLUSIVE:
-            return _NONE
+    original = "" if found.reference is None or found.reference.endswith(".safetensors") else quote(found.reference)
+    original = original or _original_of(Path(output))
+    if found.metrics.get("advice"):
+        return _quantized_anew(output, original, found.metrics["advice"][0])
+    if found.verdict is Severity.FAIL:
+        return _mended(found)
+    if found.verdict is Severity.INCONCLUSIVE:
+        return _NONE
     if levels == ("static",):
-        return f"g4convert verify {quote(output)} --reference {reference}", "compares every weight: none was, yet"
-    if "logits" in levels or "engine" in levels:
-        from g4convert.api.check import check
-
-        return serving(output, check(output).verdicts)
-    return answers_of(output, reference)
+        return f"g4convert verify {quote(output)} --reference {original}", "compares every weight: none was, yet"
+    return after_check(check(output)) if {"logits", "engine"} & {*levels} else answers_of(output, original)
 
 
-def _is_mended_by_fix(found: "Report") -> bool:
-    """Return whether `g4convert check --fix` mends a checkpoint that failed."""
-    from g4convert.checkpoint.directory import Checkpoint
-    from g4convert.engines.stored import StoredCheckpoint
-    from g4convert.gemma4 import Architecture
-    from g4convert.inspection.fix import CURABLE, is_fixable
+def _quantized_anew(output: str, original: str, way: Mapping[str, Any]) -> Step:
+    """Return the command that quantizes a model in another way, with a name for its output."""
+    name = f"{Path(output if original == 'MODEL' else original).name}-{way['name']}"
+    expected = "should pass" if way["passes"] else "loses less"
+    return f"g4convert quantize {original} -o {quote(name)} {way['options']}", f"{way['what']}: {expected}"
+
+
+def _mended(found: "Report") -> Step:
+    """Return the command that corrects the config of a checkpoint that failed, if that is its fault."""
+    from g4convert.api.check import check
+    from g4convert.errors import G4Error
+    from g4convert.inspection.fix import CURABLE
     from g4convert.report import Severity
-    from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 
-    if not any(one.code in CURABLE for one in found.of(Severity.FAIL)):
-        return False
-    out = Checkpoint.open(Path(found.output))
-    stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
-    return is_fixable(stored, check_stored(stored, tp=(), engines=REQUIRED_ENGINES), REQUIRED_ENGINES)
+    if any(one.code in CURABLE for one in found.of(Severity.FAIL)):
+        with suppress(G4Error):  # what breaks the verification may break the check, too
+            return after_check(check(found.output))
+    return _NONE
+
+
+def after_check(found: "Checked") -> Step:
+    """Return what to do after a check: correct the config, quantize, or serve it."""
+    output, failed = found.report.output, found.report.exit_code(strict=False)
+    if failed:
+        command = f"g4convert check {quote(output)} --fix"
+        return (command, "corrects its quantization_config") if found.is_fixable else _NONE
+    if not found.packed:
+        return f"g4convert plan {quote(output)}", "shows what quantization would make of it"
+    return _serving(output, found.verdicts, drafter=found.is_drafter)
+
+
+def after_generate(model: str, *, quantized: bool) -> Step:
+    """Return what to do after a checkpoint has spoken."""
+    if quantized:
+        return answers_of(model, _original_of(Path(model)))
+    return f"g4convert plan {quote(model)}", "shows what quantization would make of it"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from g4convert.cli import show_plan, show_summary
+from g4convert.cli.next_steps import show_next
 from g4convert.cli.show_plan import dialect
 from g4convert.cli.tables import facts, fitted, put, table
 from g4convert.errors import G4Error
@@ -96,7 +97,8 @@ def reference(out: Console, stored: Mapping[str, Any]) -> None:
     """
     asked = f"{stored['tokens']:,} predictions of {stored['probes']} probes, in {stored['dtype']}"
     pairs(out, {"model": str(stored["model"]), "stored": f"{asked}, {size(stored['bytes'])}"})
-    out.print(f"next: g4convert verify OUT --reference {quote(stored['output'])}", markup=False, soft_wrap=True)
+    what = "OUT: what was made of the model"
+    show_next(out, f"g4convert verify OUT --reference {quote(stored['output'])}", what)
 
 
 def settings(out: Console, resolved: "Resolved") -> None:
@@ -153,7 +155,7 @@ def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
     }
     put(out, facts(meaning), width=_WIDTH_OF_PROSE)
     asked = f"{quote(str(done.output))} --reference {quote(str(done.source))}"
-    out.print(f"next: g4convert verify {escape(asked)} --level logits", soft_wrap=True)
+    show_next(out, f"g4convert verify {asked} --level logits")
 
 
 def description(out: Console, found: "Description", *, verbose: bool) -> None:

@@ -70,7 +70,20 @@ def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) ->
     if found.verdicts:
         verdicts(out, found.verdicts, verbose=verbose)
         out.print()
-    show_report.report(out, found.report, strict=strict, verbose=verbose)
+    show_report.report(out, found.report, strict=strict, verbose=verbose, words=_loaded(found.verdicts))
+
+
+def _loaded(found: Iterable[Verdict]) -> str:
+    """Return words on the engines that load a checkpoint, with their numbers of GPUs, and on those that do not."""
+    names: dict[str, list[str]] = {}
+    for one in found:
+        loaded = names.setdefault(one.label.partition(" ")[0], [])
+        if one.loads is not Loads.NO:
+            loaded.append("" if one.engine == "transformers" else str(one.tp))
+    yes = [f"{name} ({', '.join(sizes)} GPUs)" if any(sizes) else name for name, sizes in names.items() if sizes]
+    no = [name for name, sizes in names.items() if not sizes]
+    said = [f"{word} {', '.join(named)}" for word, named in (("loads in", yes), ("does not load in", no)) if named]
+    return "; ".join(said)
 
 
 def _reasons(same: list[Verdict], *, verbose: bool) -> list[str]:

@@ -48,7 +48,7 @@ _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 
 
-def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> None:
+def report(out: "Console", found: Report, *, strict: bool, verbose: bool, words: str = "") -> None:
     """Print a report; passed checks and notes only with `verbose`.
 
     Args:
@@ -56,8 +56,9 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool) -> Non
         found: the report.
         strict: warnings count as failures.
         verbose: print every finding.
+        words: result in words, for the verdict; empty for the levels that ran.
     """
-    verdict(out, found, strict=strict)
+    verdict(out, found, strict=strict, words=words)
     for severity in (*_TOLD, Severity.INFO, Severity.PASS) if verbose else _TOLD:
         told = found.of(severity) if verbose else [*_in_tables(found, severity), *_apart(found, severity)]
         _findings(out, told, severity, verbose=verbose)
@@ -100,15 +101,15 @@ def _ran(found: Report, finding: Finding) -> str:
     return finding.level if finding.level in found.levels else Name(finding.code).last
 
 
-def verdict(out: "Console", found: Report, *, strict: bool) -> None:
-    """Print the verdict in one line: the output, its reference and the levels that ran."""
+def verdict(out: "Console", found: Report, *, strict: bool, words: str = "") -> None:
+    """Print the verdict in one line: the output, its reference, and the result in words or the levels that ran."""
     against = f" against {escape(found.reference)}" if found.reference else ""
     colour = _COLOURS[found.verdict]
     word = found.verdict.value.upper()
     failed = strict and found.exit_code(strict=True) == 1 and found.verdict is not Severity.FAIL
     note = " (fails, as warnings are strict)" if failed else ""
-    levels = ", ".join(found.levels)
-    out.print(f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {levels}", soft_wrap=True)
+    said = escape(words) or ", ".join(found.levels)
+    out.print(f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {said}", soft_wrap=True)
 
 
 def _in_tables(found: Report, severity: Severity) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.provenance import recipe_entry
 from g4convert.conversion.side_files import check_side_files
 from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
@@ -92,7 +93,7 @@ def prepare(job: Job) -> Conversion:
     layout = lay_out(plan)
     check_side_files(checkpoint)
     staging = Staging.of(job.output)
-    staging.check(job.source.path, overwrite=job.overwrite)
+    staging.check(job.source.path, overwrite=job.overwrite, recipe=recipe_entry(job.recipe))
     config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
     return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, statistics)
 

@@ -14,12 +14,17 @@ from g4convert.conversion.result import Summary
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Resolved
 
-__all__ = ["made_of", "provenance", "recipe_name"]
+__all__ = ["made_of", "provenance", "recipe_entry", "recipe_name"]
 
 
 def recipe_name(recipe: Resolved) -> str:
     """Return the recipe's name, or its file's name without the directory, which is private to this machine."""
     return recipe.name.rpartition("/")[2]
+
+
+def recipe_entry(recipe: Resolved) -> dict[str, Any]:
+    """Return the `recipe` entry of g4convert.json."""
+    return {"name": recipe_name(recipe), **recipe.settings()}
 
 
 def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -30,7 +35,7 @@ def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[st
     }
     return {
         "source": {"name": source.name, "revision": source.revision, "files": files},
-        "recipe": {"name": recipe_name(recipe), **recipe.settings()},
+        "recipe": recipe_entry(recipe),
     }
 
 

@@ -69,12 +69,13 @@ class Staging:
         """Return the path of a rank's journal."""
         return self.partial / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
 
-    def check(self, source: Path, *, overwrite: bool) -> None:
+    def check(self, source: Path, *, overwrite: bool, recipe: Mapping[str, Any] | None = None) -> None:
         """Check that the output is new, empty, or a checkpoint that may be replaced.
 
         Args:
             source: the source's directory.
             overwrite: True if an existing checkpoint may be replaced.
+            recipe: entry of the recipe in g4convert.json, to tell from that of the checkpoint that is there.
 
         Raises:
             UsageError: the output is none of these, lies in the source or holds it, is a mount point, or is the
@@ -97,16 +98,17 @@ class Staging:
                 f"{self.output}: is the current directory, which a finished output would replace",
                 hint=f"cd .. and -o {target.name}, or give another directory",
             )
-        self._check_place(overwrite=overwrite)
+        self._check_place(overwrite=overwrite, recipe=recipe)
 
-    def _check_place(self, *, overwrite: bool) -> None:
+    def _check_place(self, *, overwrite: bool, recipe: Mapping[str, Any] | None = None) -> None:
         target, another = self.target, "give -o another directory"
         if os.path.lexists(target) and not target.is_dir():  # also a link to itself
             raise UsageError(f"{self.output}: is a file, expected a directory to make", hint=another)
         if not target.is_dir() or not any(target.iterdir()):
             return
         if not overwrite:
-            raise UsageError(f"{self.output}: is not empty{_made_of(target)}", hint="--overwrite replaces it")
+            text = f"is not empty{_made_of(target, recipe)}"
+            raise UsageError(f"{self.output}: {text}", hint=f"{another}, or --overwrite to replace this one")
         if not (target / "config.json").is_file():
             text = "is not empty and holds no config.json: not a checkpoint, so not overwritten"
             raise UsageError(f"{self.output}: {text}", hint=another)
@@ -222,11 +224,16 @@ class Staging:
             shutil.rmtree(self.replaced)
 
 
-def _made_of(directory: Path) -> str:
-    """Return words on the conversion that a directory holds, by its record; empty if it has none."""
+def _made_of(directory: Path, recipe: Mapping[str, Any] | None) -> str:
+    """Return words on the conversion that a directory holds, and how its recipe differs; empty without a record."""
     said = record(directory)
-    source, recipe = part(said, "source").get("name"), part(said, "recipe").get("name")
-    return f": it holds a conversion of {source} by recipe {recipe}" if source and recipe else ""
+    source, made_by = part(said, "source").get("name"), part(said, "recipe")
+    if not source or not made_by.get("name"):
+        return ""
+    asked = {key: value for key, value in (recipe or {}).items() if key in made_by and made_by[key] != value}
+    other = "; ".join(f"{key} {made_by[key]}, not {value}" for key, value in asked.items() if key != "name")
+    differs = f" ({other})" if other else ""
+    return f": it holds a conversion of {source} by recipe {made_by['name']}{differs}"
 
 
 def _rename(directory: Path, name: Path, remedy: str) -> None:

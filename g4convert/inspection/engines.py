@@ -26,7 +26,7 @@ from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.errors import UnsupportedError
-from g4convert.gemma4 import Architecture, quantized_format
+from g4convert.gemma4 import Architecture, is_drafter, quantized_format
 from g4convert.inspection.drafter import paired
 from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.report import Detail, Finding, Report, Severity
@@ -91,11 +91,21 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Result of `check`: the findings, the engines' verdicts, and the number of packed modules."""
+    """Result of `check`.
+
+    Args:
+        report: findings.
+        verdicts: verdict of each engine on each number of GPUs.
+        packed: number of packed modules.
+        is_fixable: True if `check --fix` would correct the config.
+        is_drafter: True for an MTP assistant, which runs beside the model it drafts for.
+    """
 
     report: Report
     verdicts: tuple[Verdict, ...]
     packed: int
+    is_fixable: bool = False
+    is_drafter: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON: the report, `packed_modules` and `engines`."""
@@ -116,7 +126,8 @@ def check(asked: Asked) -> Checked:
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
     found = _verdicts(stored, asked, static)
-    if is_fixable(stored, static, asked.required):
+    fixable = is_fixable(stored, static, asked.required)
+    if fixable:
         static = tuple(_offered(one) for one in static)
         found = tuple(replace(one, problems=tuple(map(_mendable, one.problems))) for one in found)
     findings, levels = [*static, *_verdict_findings(found, asked)], ["static", "engines"]
@@ -126,7 +137,8 @@ def check(asked: Asked) -> Checked:
     against = None if asked.target is None else str(asked.target)
     report = Report(tuple(findings), tuple(levels), {}, str(asked.directory), against)
     contents = stored.contents
-    return Checked(report, found, len(contents.packed) + len(contents.fused_packed) + len(contents.torn))
+    packed = len(contents.packed) + len(contents.fused_packed) + len(contents.torn)
+    return Checked(report, found, packed, fixable, is_drafter(out.config.get("model_type")))
 
 
 def _refuse_other_formats(out: Checkpoint) -> None:

@@ -256,8 +256,9 @@ def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_pat
     assert (quiet.status, quiet.out, quiet.err) == (0, "", "")
     refused = g4convert(*command, "--method", "minmax")
     assert refused.status == 2
-    held = f"is not empty: it holds a conversion of {moe.name} by recipe w4a16-g32"
-    assert refused.err == f"error: {tmp_path / 'out'}: {held}\nhint: --overwrite replaces it\n"
+    held = f"is not empty: it holds a conversion of {moe.name} by recipe w4a16-g32 (method auto, not minmax)"
+    hint = "give -o another directory, or --overwrite to replace this one"
+    assert refused.err == f"error: {tmp_path / 'out'}: {held}\nhint: {hint}\n"
     verbose = g4convert(*command, "--overwrite", "-v")
     assert verbose.out.partition("all tensors")[2].count("\nlayers.") == 128
     found = json.loads(g4convert(*command, "--overwrite", "-q", "--json").out)
@@ -728,3 +729,22 @@ def test_progress_suits_where_it_goes() -> None:
     assert type(watch(Console(file=nowhere), quiet=False)) is Lines
     assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "xterm"}), quiet=False)) is Bar
     assert type(watch(Console(file=nowhere, force_terminal=True, _environ={"TERM": "dumb"}), quiet=False)) is Lines
+
+
+def test_check_says_for_which_engines_it_passes(dense: Path, moe: Path, g4convert: Program, tmp_path: Path) -> None:
+    def checked(*words: object) -> list[str]:
+        return g4convert("check", *words).out.splitlines()
+
+    for source, said, following in (
+        (dense, "loads in transformers, vLLM (1, 2, 4 GPUs), SGLang (1, 2 GPUs)", "vllm serve"),
+        (moe, "loads in vLLM (1, 2 GPUs); does not load in transformers, SGLang", "vllm serve"),
+    ):
+        out = tmp_path / source.name
+        g4convert("quantize", source, "-o", out, "--verify", "none", "-q")
+        lines = checked(out)
+        assert [line for line in lines if line.endswith(said)], lines
+        assert lines[-1] == f"next: {following} {out}"
+    refused = checked(tmp_path / moe.name, "--engine", "sglang")
+    assert "next:" not in refused[-1]
+    assert checked(dense)[-1] == f"next: g4convert plan {dense}  # shows what quantization would make of it"
+    assert checked(tmp_path / dense.name, "--tp", 2)[-1].endswith(" --tensor-parallel-size 2")

@@ -90,7 +90,9 @@ def test_several_prompts_and_what_is_said_of_them(taught: Path, g4convert: Progr
     assert "tokens: the first after" in told[1]
     assert told[3].endswith("tokens/s")
     alone = g4convert("generate", taught, "-p", CODE, "--max-new-tokens", 2).err.splitlines()
-    assert len(alone) == 2
+    following = f"next: g4convert verify {taught} --reference MODEL --level logits  # measures how far"
+    assert len(alone) == 3
+    assert alone[2].startswith(following)
 
 
 def test_stdin_and_the_longest_answer(taught: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +101,7 @@ def test_stdin_and_the_longest_answer(taught: Path, g4convert: Program, monkeypa
     assert ran.status == 0
     assert CODE_ANSWER.startswith(ran.out.rstrip("\n"))
     assert ran.err.splitlines()[1].startswith("3 tokens: ")
-    assert ran.err.endswith("--max-new-tokens ended it\n")
+    assert ran.err.splitlines()[1].endswith("--max-new-tokens ended it")
 
 
 class Endless(io.StringIO):
