@@ -95,7 +95,7 @@ class Rule:
         path: template of the path to which its tensors are loaded; None for the name itself.
         cut: dimension along which tensor parallelism splits it.
         configured: True if the engine passes the quantization config to it.
-        accepts: the stored forms that work; an untied, configured head takes either.
+        accepts: the stored forms that work.
         note: reason why no other form works, or a remark.
         kv_shared: restricts the rule to decoder layers that share keys and values (True) or do not (False).
         refused: True if the engine stops at tensors of a module that it lacks; otherwise it leaves them aside.
@@ -148,9 +148,8 @@ def build(
         present = tuple(filter(None, shards))
         held = found[name].shards if name in found else ()
         path = renamed(_filled(rule.path, match) if rule.path else name, paths)
-        accepts = Accepts.EITHER if kind is Kind.HEAD and present and rule.configured else rule.accepts
         found[name] = Module(
-            name, path, kind, rule.classes, (*held, *present), rule.cut, rule.configured, accepts, rule.note
+            name, path, kind, rule.classes, (*held, *present), rule.cut, rule.configured, rule.accepts, rule.note
         )
     return tuple(found.values())
 

@@ -19,6 +19,7 @@ Files below are under `sglang/srt/`, with line numbers of 0.5.23.
     loading     models/gemma4_mm.py:877: unknown tensors are skipped, missing tensors logged (:1083)
 """
 
+from dataclasses import replace
 from typing import Final
 
 from g4convert.engines.contract import Contract, OnMissing, OnUnknown
@@ -92,13 +93,12 @@ _DECODER: Final = (
         note=Reason("an embedding without a quantization config"),
         cut=Cut.OUT,
     ),
-    Rule(
-        r".*\blm_head",
-        ("ParallelLMHead",),
-        accepts=_PLAIN,
-        note=Reason("tied with the embedding; only a target that names it packs it"),
-        cut=Cut.OUT,
-    ),
+)
+_UNTIED_HEAD: Final = Rule(
+    r".*\blm_head", ("ParallelLMHead",), note=Reason("only a target that names it packs it"), cut=Cut.OUT
+)
+_TIED_HEAD: Final = replace(
+    _UNTIED_HEAD, accepts=_PLAIN, note=Reason("tied with the embedding; only a target that names it packs it")
 )
 _TOWERS: Final = (
     Rule(
@@ -193,7 +193,8 @@ _DRAFTER: Final = (
 
 
 def _rules(architecture: Architecture) -> tuple[Rule, ...]:
-    return (*(_UNIFIED if architecture.is_unified else _TOWERS), *_DRAFTER, *_DECODER)
+    head = _TIED_HEAD if architecture.tied_embeddings else _UNTIED_HEAD
+    return (*(_UNIFIED if architecture.is_unified else _TOWERS), *_DRAFTER, *_DECODER, head)
 
 
 def _names(architecture: Architecture) -> Renames:

@@ -51,7 +51,6 @@ _RULES: Final = (
         accepts=Accepts.PLAIN,
         note=Reason("a packed table has no `weight`, which is asked for while it is loaded: AttributeError"),
     ),
-    Rule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note=Reason("tied with the embedding")),
     Rule(
         r".*\bpatch_embedder\.input_proj",
         _LINEAR,
@@ -68,10 +67,15 @@ _RULES: Final = (
 )
 
 
+_TIED_HEAD: Final = Rule(r"lm_head", _LINEAR, accepts=Accepts.PLAIN, note=Reason("tied with the embedding"))
+"""An untied head is a Linear as the others."""
+
+
 def _rules(architecture: Architecture) -> tuple[Rule, ...]:
+    rules = (_TIED_HEAD, *_RULES) if architecture.tied_embeddings else _RULES
     if not architecture.is_unified:
-        return _RULES
-    return tuple(replace(rule, classes=_UNIFIED_TABLE) if rule.classes == _TABLE else rule for rule in _RULES)
+        return rules
+    return tuple(replace(rule, classes=_UNIFIED_TABLE) if rule.classes == _TABLE else rule for rule in rules)
 
 
 def _names(architecture: Architecture) -> Renames:

@@ -20,7 +20,8 @@ Files below are under `vllm/model_executor/`, with line numbers of 0.33.0.
     head        compressed_tensors.py, `get_quant_method`: as a Linear; `tie_word_embeddings` is read at the top level
                 of the config (config/vllm.py:1012)
     tables      compressed_tensors.py, `get_quant_method`: int weights without zero points, by groups or rows, for
-                lookups only: a table that is also the head must be plain
+                lookups only: a table that is also the head must be plain. The lookup
+                (layers/quantization/compressed_tensors/compressed_tensors_embedding.py) is the same in 0.23.0
     missing     model_loader/default_loader.py:512: not tracked for quantized models
 
 0.23.0 differs as `_OLD` says: experts lie below `moe`; every layer has a whole qkv_proj; a pattern that fits the fused
@@ -77,18 +78,23 @@ _COLUMN: Final = ("ColumnParallelLinear",)
 _ROW: Final = ("RowParallelLinear",)
 _TABLE: Final = ("VocabParallelEmbedding",)
 
-_PACKED_TABLE: Final = Reason(
-    "from 0.29 on packed by a target that names it, symmetric (compressed_tensors_embedding.py); read, not run"
-)
+_PACKED_TABLE: Final = Reason("packed by a target that names it, symmetric", source="compressed_tensors_embedding.py")
 
-_TIED: Final = Rule(
-    r".*\bembed_tokens",
-    _TABLE,
-    accepts=_PLAIN,
-    note=Reason("tied with the head, which needs its `weight`: AttributeError"),
+_UNTIED_TABLE: Final = Rule(r".*\bembed_tokens", _TABLE, note=_PACKED_TABLE, cut=Cut.OUT)
+_TIED_TABLE: Final = replace(
+    _UNTIED_TABLE, accepts=_PLAIN, note=Reason("tied with the head, which needs its `weight`: AttributeError")
+)
+_UNTIED_HEAD: Final = Rule(
+    r".*\blm_head",
+    ("ParallelLMHead",),
+    note=Reason("packed by a target that names it: the class name has no `Linear` in it"),
     cut=Cut.OUT,
 )
-_UNTIED: Final = replace(_TIED, accepts=Accepts.EITHER, note=_PACKED_TABLE)
+_TIED_HEAD: Final = replace(
+    _UNTIED_HEAD,
+    accepts=_PLAIN,
+    note=Reason("tied with the embedding; the class name has no `Linear` in it"),
+)
 _DECODER: Final = (
     Rule(_ATTENTION + r"\.o_proj", _ROW, cut=Cut.IN),
     Rule(r"(.*\blayers\.\d+\.mlp)\.(gate|up)_proj", ("MergedColumnParallelLinear",), r"\1.gate_up_proj", cut=Cut.OUT),
@@ -103,13 +109,6 @@ _DECODER: Final = (
         note=Reason("GateLinear has no quantization config", source="models/gemma4.py:325"),
     ),
     Rule(r".*\bembed_tokens_per_layer", _TABLE, note=_PACKED_TABLE, cut=Cut.OUT),
-    Rule(
-        r".*\blm_head",
-        ("ParallelLMHead",),
-        accepts=_PLAIN,
-        note=Reason("tied with the embedding; the class name has no `Linear` in it"),
-        cut=Cut.OUT,
-    ),
 )
 _QKV: Final = Rule(_ATTENTION + r"\.[qkv]_proj", ("QKVParallelLinear",), r"\1.qkv_proj", cut=Cut.OUT, kv_shared=False)
 _EXPERTS: Final = r"(.*\blayers\.\d+)\.experts\.\d+\.(gate|up|down)_proj"
@@ -175,15 +174,17 @@ _OLD: Final = (
 )
 _OLD_DRAFTER: Final = tuple(
     replace(rule, configured=False, accepts=_PLAIN, refused=False, note=Reason("0.23 builds drafters unquantized"))
-    for rule in (*_DRAFTER, _TIED, *_DECODER)
+    for rule in (*_DRAFTER, _TIED_TABLE, _TIED_HEAD, *_DECODER)
 )
 
 
 def _rules(architecture: Architecture, layers: Iterable[Rule] = _NEW) -> tuple[Rule, ...]:
+    is_tied = architecture.tied_embeddings
+    head = _TIED_HEAD if is_tied else _UNTIED_HEAD
     if architecture.is_assistant:
-        return (*_DRAFTER, _TIED, *_DECODER)
+        return (*_DRAFTER, _TIED_TABLE, head, *_DECODER)
     media = _UNIFIED_EMBEDDERS if architecture.is_unified else _EMBEDDERS
-    return (*layers, _TIED if architecture.tied_embeddings else _UNTIED, *_DECODER, *_MEDIA, *media)
+    return (*layers, _TIED_TABLE if is_tied else _UNTIED_TABLE, head, *_DECODER, *_MEDIA, *media)
 
 
 def _oldest_rules(architecture: Architecture) -> tuple[Rule, ...]:

@@ -30,7 +30,7 @@ from g4convert.demo import Family
 from g4convert.engines import CONTRACTS, VERSIONS, sglang, speller, transformers, vllm
 from g4convert.engines.faults import Fault, Problem, Stored, judge
 from g4convert.engines.matching import Disagreement, Matching
-from g4convert.engines.module import Accepts, Kind, Module
+from g4convert.engines.module import LM_HEAD, Accepts, Kind, Module, renamed
 from g4convert.errors import UsageError
 from g4convert.forward.models import model_class
 from g4convert.gemma4 import Architecture, expected_weights
@@ -207,6 +207,29 @@ def test_every_checkpoint_module_fills_one_module_or_is_left_out(label: str, fam
     assert all(module.accepts is Accepts.PLAIN for module in modules if not module.configured)
 
 
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_accepts_what_its_rule_says(label: str, family: str) -> None:
+    contract = labelled(label)
+    tied = architecture_of(family)
+    for architecture in (tied, tied.untied()):
+        (head,) = (module for module in contract.modules(architecture) if module.kind is Kind.HEAD)
+        spelled = renamed(LM_HEAD, contract.names(architecture))
+        rule = next(rule for rule in contract.rules(architecture) if re.fullmatch(rule.pattern, spelled))
+        assert head.accepts is rule.accepts
+        assert (head.accepts is Accepts.EITHER) is (head.configured and not architecture.tied_embeddings)
+        assert ("tied" in str(head.note)) is (architecture.tied_embeddings and head.configured)
+
+
+def test_every_vllm_looks_packed_tables_up() -> None:
+    """`compressed_tensors_embedding.py` of 0.23.0 and of 0.33.0 are the same file."""
+    architecture = architecture_of("E2B").untied()
+    for contract in (vllm.OLDEST, vllm.CONTRACT):
+        tables = [module for module in contract.modules(architecture) if module.kind is Kind.EMBEDDING]
+        assert [module.accepts for module in tables] == [Accepts.EITHER] * 2
+        assert {module.note.source for module in tables} == {"compressed_tensors_embedding.py"}
+
+
 def test_no_rule_is_dead() -> None:
     """Without it, some version builds something else for some family."""
     patterns: dict[str, bool] = {}
@@ -281,9 +304,8 @@ def test_what_a_recipe_writes_is_built_as_stored_by_every_version(family: str) -
             found = list(judge(contract, plan.architecture, reading, stored))
             assert [one for one in found if one.fault is not Fault.REFUSED] == [], f"{recipe}, {contract.label}"
             refused = {one.module.kind for one in found} | {"drafter" for _ in found if plan.architecture.is_assistant}
-            no_tables, neither = {Kind.EMBEDDING}, {Kind.EXPERTS, Kind.EMBEDDING}
+            neither = {Kind.EXPERTS, Kind.EMBEDDING}
             engine_refuses = {"sglang": neither, "transformers": neither, "vllm": set()}[contract.engine]
-            engine_refuses |= no_tables if contract is vllm.OLDEST else set()
             if contract is vllm.OLDEST and plan.architecture.is_assistant:
                 engine_refuses = {Kind.LINEAR, "drafter"}
             assert refused <= engine_refuses

@@ -46,15 +46,30 @@ A pattern (`re:`) is tried with `re.match` everywhere: from the start of a name,
 """
 _ADDING = """## Adding an engine or a version
 
-1. A module in `g4convert/engines` with a `CONTRACT`: the rules from checkpoint modules to the engine's, the renames,
-   the matching, what is dropped and what is never noticed. Each with file and line of the engine. A version that
-   differs is a second `Contract` beside the first, made of the same rules where it can be (`vllm.OLDEST`).
-2. Its place in `CONTRACTS` (what checks and plans speak of) or in `VERSIONS` (what `ignore` must hold for, too).
-3. Its label and wheel in `GOLDEN` of `tests/helpers/engine_cases.py`, and, for an engine, an adapter in
-   `tests/engines` that builds the real classes. `python tests/engines/compare.py --record` then records the answers.
-4. Limits of its kernels in `g4convert/engines/limits.py` and `split.py`, if they differ.
-5. `make golden` for this page. Versions are also named in `docs/guides/serve.md`, `docs/reference/checks.md`, the
-   README and messages: `grep -rn "OLD.VERSION" g4convert docs README.md tests`.
+A newer version of an engine, say vLLM 0.34 while `vllm.CONTRACT` is 0.33:
+
+1. Write the new version in `versions` of `CONTRACT`, and the label that follows from it, with the wheel, in `GOLDEN` of
+   `tests/helpers/engine_cases.py`; copy 0.33's file in `tests/golden/engines` to the new name. `make test-engines` then
+   prints each answer of the new code that differs from what the contract says or from what 0.33 answered.
+2. It prints none: the versions behave alike. `versions` becomes `0.33 to 0.34`, and one contract stands for both.
+3. It prints some: `CONTRACT` becomes what 0.34 does. Change the rules from checkpoint modules to the engine's, the
+   renames, what is dropped and what is never noticed; where entries are read in another way, change `_matching`, which
+   returns a `Matching`. 0.33 becomes a second `Contract` beside it, made of the same rules where it can be, as
+   `vllm.OLDEST` is, and is added to `VERSIONS` and `GOLDEN`. `VERSIONS` holds every version that differs and that
+   `ignore` must still be right for: the oldest that has all families, the newest, and what differs from both between
+   them. A version that need not be served any more is deleted, with its golden file.
+4. Check the file and line that each rule and each docstring names: they are those of the newest version.
+   `python tests/engines/compare.py --record` records the answers; read the difference.
+5. Limits of its kernels in `g4convert/engines/limits.py` and `split.py`, if they differ.
+6. `make golden` for this page. Versions are also named in `docs/guides/serve.md`, `docs/reference/checks.md` and
+   messages: `grep -rn "0[.]33" g4convert docs README.md tests`.
+
+An engine that is new here needs besides:
+
+1. A module in `g4convert/engines` with a `CONTRACT`, each fact with file and line of the engine, and its place in
+   `CONTRACTS` (what checks and plans speak of).
+2. An adapter in `tests/engines` that builds the engine's real classes, as `real_vllm.py` does, and its name in `main`
+   of `tests/engines/compare.py`.
 """
 
 
