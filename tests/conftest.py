@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # before torch is loaded; tiny models run slower on more threads than one, also in processes that tests start
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+gc.disable()  # until all tests are collected: what modules make stays
 # no deadline: the first example compiles, and machines are busy
 settings.register_profile("usual", deadline=None, max_examples=12, derandomize=True)
 settings.register_profile("full", deadline=None)
@@ -55,11 +56,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
-
-
-def pytest_unconfigure() -> None:
-    """Let go of them."""
-    gc.unfreeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,13 +79,15 @@ def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(os, "fdatasync", lambda _: None)
         patch.setattr(Dispatcher, "compile", compile_once)
+        if configs := sys.modules.get("transformers.configuration_utils"):
+            patch.setattr(configs.PreTrainedConfig, "__repr__", object.__repr__)  # made for a log at each reading
         yield
 
 
 def pytest_runtest_setup() -> None:
     """Start each test from one state of torch's generator, if torch is loaded: what fails once fails again."""
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # that of the CPU alone: `torch.manual_seed` asks for every device
 
 
 class Checkpoints(Protocol):
