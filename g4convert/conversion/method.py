@@ -32,9 +32,10 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     """Return the recipe's method; for `auto`, the method chosen by a sample of the source.
 
     Raises:
-        UsageError: the method is calibrated, which changes codes, and the source lies on its training's grid.
+        UsageError: the method is calibrated, which changes codes, the source lies on its training's grid, and the
+            recipe does not say `qat: recalibrate`.
     """
-    if plan.recipe.is_calibrated:
+    if plan.recipe.is_calibrated and plan.recipe.qat == "keep":
         _refuse_lattice(plan, checkpoint, reader)
     if plan.recipe.method != "auto":
         return Choice(Method(plan.recipe.method.value), "as asked")
@@ -59,7 +60,7 @@ def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
         raise UsageError(
             f"method {plan.recipe.method}: {share:.1%} of the source lies on the grid of its quantization-aware "
             "training, and calibration would take it off",
-            hint="-r qat-q4_0 keeps its codes",
+            hint="-r qat-q4_0 keeps its codes; a recipe with `qat: recalibrate` calibrates all the same",
         )
 
 

@@ -123,6 +123,11 @@ class Recipe(BaseModel):
     kv_shared: Literal["drop", "keep"] = Field(
         "drop", description="K/V tensors of KV-shared layers, where the source still ships them."
     )
+    qat: Literal["keep", "recalibrate"] = Field(
+        "keep",
+        description="Sources on the grid of their quantization-aware training: keep refuses methods that calibrate, "
+        "which take weights off it; recalibrate lets them.",
+    )
     assistant: Literal["keep", "pack"] = Field(
         "keep", description="MTP drafters: keep as they are, or pack their attention and MLP."
     )

@@ -304,6 +304,13 @@ def test_a_source_on_a_lattice_keeps_its_codes(checkpoints: Checkpoints, ids: Pa
         calibrated(checkpoints("dense", qat=True), tmp_path / "out", ids)
 
 
+def test_a_recipe_may_calibrate_it_all_the_same(checkpoints: Checkpoints, ids: Path, tmp_path: Path) -> None:
+    source = checkpoints("text", qat=True)
+    summary = calibrated(source, tmp_path / "out", ids, qat="recalibrate")
+    assert summary.calibration is not None
+    assert summary.calibration["output_error"]["gptq"] < 0.1
+
+
 def test_an_expert_without_tokens_is_named_and_keeps_its_weights(moe: Path, tmp_path: Path) -> None:
     """Two samples of four tokens reach a part of the experts."""
     few = tmp_path / "few.safetensors"
