@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from g4convert.cli.calibrate_options import Answers, CalibrationFile, Length, Replace, Samples, Seed, Statistics, Texts
 from g4convert.cli.options import Json, Model, NoColor, Quiet, RunDevice, Workers
 from g4convert.cli.printing import print_done, print_json
-from g4convert.quantities import size
+from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
     from g4convert.api.calibrate import Calibrated
@@ -58,28 +58,35 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
         print_done(done.output, made_by, no_color=no_color)
     elif not quiet:
         from g4convert.cli import show
+        from g4convert.cli.next_steps import output_name, show_next
+        from g4convert.planning.recipe import load
 
-        show.pairs(show.console(no_color=no_color), _told(done, model))
+        out = show.console(no_color=no_color)
+        show.pairs(out, _told(done))
+        name = output_name(source.resolve(model).name, load("w4a16-g32-gptq").recipe)
+        command = f"g4convert quantize {quote(model)} -o {quote(name)} -r w4a16-g32-gptq"
+        show_next(out, f"{command} --calibration {quote(str(done.output))}")
 
 
-def _told(done: "Calibrated", model: str) -> dict[str, str]:
-    """Return the content of the calibration file, and the command that uses it."""
+def _told(done: "Calibrated") -> dict[str, str]:
+    """Return the content of the calibration file."""
     from g4convert.conversion.statistics import FEW
 
     tokens, texts, statistics = done.tokens, done.texts, done.statistics
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in texts["kinds"].items())
     rows = {
         "written": f"{done.output}, {size(done.output.stat().st_size)}",
-        "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; {len(tokens.judges)} of them judge",
-        "texts": f"{texts['documents']:,}: {kinds}",
+        "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; methods choose by {len(tokens.judges)} of them",
+        "texts": f"{texts['documents']:,} by kind: {kinds}",
         "answers": texts["answers"],
-        "frame": "the model's chat template" if texts["chat_frame"] else "plain text, as this is a base model",
-        "statistics": "none: imatrix makes its own" if statistics is None else f"of {len(statistics.inputs):,} inputs",
+        "format": "the model's chat template" if texts["chat_frame"] else "plain text, as this is a base model",
+        "statistics": "none: `imatrix` makes its own"
+        if statistics is None
+        else f"mean squares of what {plural(len(statistics.inputs), 'weight')} multiply",
     }
     if statistics is not None and (met := statistics.coverage) is not None:
         rows["experts"] = (
-            f"{met.experts:,}: {met.median:,} tokens in the median, {met.least:,} at least; "
-            f"{met.without:,} met none, {met.few:,} fewer than {FEW}"
+            f"{met.experts:,}, that saw {met.median:,} tokens in the median and {met.least:,} at least; "
+            f"{met.without:,} saw none, {met.few:,} fewer than {FEW}"
         )
-    written = quote(str(done.output))
-    return rows | {"next": f"g4convert quantize {quote(model)} -o OUT -r w4a16-g32-gptq --calibration {written}"}
+    return rows

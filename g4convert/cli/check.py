@@ -35,10 +35,11 @@ def check(  # noqa: PLR0913 - one parameter for each option
 
     asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
     found_at = source.resolve(output)
+    here = found_at.name.rpartition("/")[2]
     if fix and found_at.revision:
         raise UsageError(
             f"--fix: {found_at.path} is a snapshot of the Hugging Face cache, which other programs share",
-            hint=f"hf download {found_at.name} --local-dir DIR; g4convert check DIR --fix",
+            hint=f"hf download {found_at.name} --local-dir {here}; g4convert check {here} --fix",
         )
     if fix:
         show_engines.mended(show.messages(no_color=no_color), mend(found_at.path, asked.required))

@@ -6,16 +6,21 @@ from typing import Any
 import yaml
 
 from g4convert import __version__
+from g4convert.bounded import read_text
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.provenance import recipe_name
 from g4convert.conversion.result import ErrorRow, Summary, serve_command
 from g4convert.engines.verdicts import Verdict
+from g4convert.plain_yaml import parse
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import packed_as
 from g4convert.printable import printable, printable_lines
 
 __all__ = ["model_card"]
+
+_MOST_CARD = 1 << 20
+"""Largest model card of a source that is read, in bytes."""
 
 
 def model_card(  # noqa: PLR0913 - a conversion from its source to what became of it
@@ -37,6 +42,7 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
         "---",
         *([f"base_model: {source.name}"] if source.revision else []),
         *(["base_model_relation: quantized"] if source.revision and plan.quantized else []),
+        *_license(source),
         "library_name: transformers",
         f"tags: [{', '.join(tags)}]",
         "---",
@@ -66,6 +72,19 @@ def model_card(  # noqa: PLR0913 - a conversion from its source to what became o
     if plan.dropped:
         lines += ["", "## What was left out", "", "| tensors | why |", "|---:|---|", *_dropped_rows(plan)]
     return "".join(f"{printable(line)}\n" for line in lines)  # names from outside cannot forge a line
+
+
+def _license(source: Source) -> Iterable[str]:
+    """Yield the lines of the source's model card that say under which license it is."""
+    path = source.path / "README.md"
+    try:
+        head = read_text(path, _MOST_CARD).split("\n---", 1)[0].removeprefix("---\n") if path.is_file() else ""
+        said = parse(head)
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    for key in ("license", "license_name", "license_link"):
+        if isinstance(said, Mapping) and isinstance(value := said.get(key), str):
+            yield yaml.safe_dump({key: printable(value)}, width=10_000, allow_unicode=True).rstrip("\n")
 
 
 def _what(plan: Plan, source: Source) -> Iterable[str]:

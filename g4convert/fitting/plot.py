@@ -11,7 +11,20 @@ from g4convert.quantities import size
 __all__ = ["plot"]
 
 _WIDTH, _HEIGHT = 720, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 40, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 90, 50
+_UNITS: Final = {"KL": "KL, nats"}
+"""Words for units of losses on the axis."""
+_KEYS: Final = {
+    "frontier": "predicted from single changes",
+    "preset": "shipped recipes, measured",
+    "tried": "tried, measured",
+    "chosen": "chosen, measured",
+}
+"""Words of the legend, by class."""
+_CLOSE: Final = 14
+"""Least distance of two labels above each other, in pixels."""
+_WIDE: Final = 130
+"""Width of a label, in pixels; those that are closer must not be at one height."""
 _STYLE: Final = (
     "text{font:12px system-ui,sans-serif;fill:#333}.faint{fill:#777}.grid{stroke:#ddd}"
     ".frontier{fill:none;stroke:#2563eb;stroke-width:2}.preset{fill:#d97706}.chosen{fill:#16a34a}.tried{fill:#9ca3af}"
@@ -39,7 +52,9 @@ def plot(
     line = " ".join(f"{axes.x(nbytes):.1f},{axes.y(loss):.1f}" for nbytes, loss in corners)
     body = [
         f'<text x="{_LEFT}" y="20">{escape(title)}</text>',
-        f'<text class="faint" x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">size; {unit}</text>',
+        f'<text class="faint" x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">size of all tensors</text>',
+        f'<text class="faint" x="{_LEFT - 8}" y="{_TOP - 8}" text-anchor="end">{_UNITS.get(unit, unit)}</text>',
+        *_legend(),
         *axes.grid(),
         f'<polyline class="frontier" points="{line}"><title>predicted from single changes</title></polyline>',
         *(axes.point(one, "preset") for one in presets),
@@ -48,6 +63,17 @@ def plot(
     ]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
     return f"{head}<title>{escape(title)}</title><style>{_STYLE}</style>{''.join(body)}</svg>\n"
+
+
+def _legend() -> Iterator[str]:
+    """Yield the keys of the line and of the points, at the top right."""
+    for place, (kind, words) in enumerate(reversed(_KEYS.items())):
+        y = 20 + 16 * place
+        if kind == "frontier":
+            mark = f'<line class="frontier" x1="{_WIDTH - 28}" x2="{_WIDTH - 14}" y1="{y - 4}" y2="{y - 4}"/>'
+        else:
+            mark = f'<rect class="{kind}" x="{_WIDTH - 26}" y="{y - 9}" width="10" height="10" rx="5"/>'
+        yield f'{mark}<text x="{_WIDTH - 34}" y="{y}" text-anchor="end">{words}</text>'
 
 
 class _Axes:
@@ -60,6 +86,7 @@ class _Axes:
 
     def __init__(self, sizes: tuple[int, int], powers: tuple[int, int]) -> None:
         self._sizes, self._powers = sizes, powers
+        self._labels: list[tuple[float, float]] = []
 
     @classmethod
     def of(cls, sizes: Sequence[int], losses: Sequence[float]) -> "_Axes":
@@ -86,16 +113,34 @@ class _Axes:
             yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             yield f'<text class="faint" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>'
         least, most = self._sizes
-        for part in range(5):
-            nbytes = least + (most - least) * part / 4
-            place = f'x="{self.x(nbytes):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle"'
-            yield f'<text class="faint" {place}>{size(nbytes)}</text>'
+        step = _step(most - least)
+        for number in range(math.ceil(least / step), math.floor(most / step) + 1):
+            place = f'x="{self.x(number * step):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle"'
+            yield f'<text class="faint" {place}>{_round(number * step)}</text>'
 
     def point(self, one: Point, kind: str) -> str:
-        """Draw a point with its name beside it."""
+        """Draw a point with its name beside it, below the names that were drawn before if they are close."""
         x, y = self.x(one.nbytes), self.y(one.measured)
         words = escape(f"{one.name}: {size(one.nbytes)}, {one.measured:.4g}")
         end = "end" if x > _WIDTH / 2 else "start"
-        label = f'<text x="{x + (-8 if end == "end" else 8):.1f}" y="{y - 6:.1f}" text-anchor="{end}">'
+        beside, above = x + (-8 if end == "end" else 8), y - 6
+        while any(abs(beside - other) < _WIDE and abs(above - height) < _CLOSE for other, height in self._labels):
+            above += _CLOSE
+        self._labels.append((beside, above))
+        label = f'<text x="{beside:.1f}" y="{above:.1f}" text-anchor="{end}">'
         dot = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>'
         return f"{dot}{label}{escape(one.name)}</text>"
+
+
+def _step(span: float) -> float:
+    """Return a round distance of ticks, so that there are three to eight of them: 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(span, 1.0) / 3))
+    return max(power * times for times in (1, 2, 5) if power * times <= max(span, 1.0) / 3)
+
+
+def _round(nbytes: float) -> str:
+    """Return a round number of bytes as text."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:g} {unit}"
+    return f"{nbytes:g} B"

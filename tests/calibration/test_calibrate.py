@@ -134,7 +134,7 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     out = g4convert(*words, "--overwrite", "--statistics").out
     for said in ("4 samples of 32", "statistics", "tokens in the median", "next"):
         assert said in out
-    assert "imatrix makes its own" in g4convert(*words, "--overwrite", "--no-statistics").out
+    assert "`imatrix` makes its own" in g4convert(*words, "--overwrite", "--no-statistics").out
     assert CalibrationFile.load(path).statistics is None
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
 

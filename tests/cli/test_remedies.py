@@ -505,7 +505,7 @@ def test_the_hint_about_a_place_to_write_works(
     monkeypatch.chdir(tmp_path / "here")
     for given, hint, instead in (
         (("-o", tmp_path / "file"), "give -o another directory", ("-o", tmp_path / "other")),
-        (("-o", tmp_path / "full"), "--overwrite replaces it", ("-o", tmp_path / "full", "--overwrite")),
+        (("-o", tmp_path / "full"), "or --overwrite to replace this one", ("-o", tmp_path / "full", "--overwrite")),
         (("-o", tmp_path / "mine"), "move it away, or give -o another name", ("-o", tmp_path / "mine2")),
         (("-o", "."), "cd .. and -o here, or give another directory", ("-o", tmp_path / "there")),
         (("-o", tmp_path / "cuda", "--device", "cuda"), "--device cpu gives the same bytes", ("-o", tmp_path / "cuda")),

@@ -175,6 +175,32 @@ def test_a_snapshot_of_the_hub_is_named_as_the_base_model(made: Path, moe: Path)
     assert "base_model" not in (made / "README.md").read_text()
 
 
+def test_the_card_has_the_license_of_the_source(made: Path, tmp_path: Path) -> None:
+    plan = planned(FAMILIES["26B-A4B"])
+    summary = summarize(plan, Choice(Method.MSE, "so"), 1, {0: [[0, 8, 1]]})
+
+    def head(readme: bytes) -> dict[str, object]:
+        (tmp_path / "README.md").write_bytes(readme)
+        card = model_card(plan, Source(tmp_path, "mine"), load(), "out", summary, refused=())
+        assert card.splitlines().count("---") == 2
+        found: dict[str, object] = yaml.safe_load(card.split("---")[1])
+        return {key: value for key, value in found.items() if key.startswith("license")}
+
+    link = "https://ai.google.dev/gemma/docs/gemma_4_license"
+    said = f"---\nlicense: apache-2.0\nlicense_link: {link}\ntags: [x]\n---\n# Gemma\n"
+    assert head(said.encode()) == {"license": "apache-2.0", "license_link": link}
+    for other in (
+        b"",
+        b"# Gemma",
+        b"---\nlicense: [1]\n---",
+        b"---\nlicense: {\n---",
+        b"\xff\xfe",
+        b"---\nlicense: 'a\\n---'\n",
+    ):
+        assert head(other).keys() <= {"license"}
+    assert "license" not in (made / "README.md").read_text().split("---")[1]
+
+
 def test_a_card_does_not_say_that_a_kept_drafter_is_quantized(checkpoints: Checkpoints, tmp_path: Path) -> None:
     source = checkpoints("assistant")
     summary = quantized(source, tmp_path / "kept")

@@ -1,8 +1,10 @@
 """`g4convert.fit` on a tiny mixture of experts: a recipe that is carried out, losses that are kept, what is refused."""
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,13 @@ def test_the_plot_has_every_point(made: Fitted) -> None:
     circles = [one for one in root.iter() if one.tag.endswith("circle")]
     assert len(circles) == len(made.presets) + len(made.tried)
     assert svg.count("<polyline") == 1
+    for words in ("size of all tensors", "KL, nats", "predicted from single changes", "chosen, measured"):
+        assert f">{words}</text>" in svg
+    found = re.findall(r'</circle><text x="([\d.]+)" y="([\d.]+)"', svg)
+    names = [(float(x), float(y)) for x, y in found]
+    assert len(names) == len(circles)
+    for (x, y), (other, height) in combinations(names, 2):
+        assert abs(x - other) > 100 or abs(y - height) > 10  # no name is drawn over another
 
 
 def test_another_target_measures_no_single_change_again(

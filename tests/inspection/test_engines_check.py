@@ -887,7 +887,7 @@ def test_the_command_does_not_change_a_cache(g4convert: Program, in_cache: Path)
     for name in ("somebody/gemma", in_cache):
         ran = g4convert("check", name, "--fix")
         assert (ran.status, ran.out) == (2, "")
-        assert "hint: hf download somebody/gemma --local-dir DIR; g4convert check DIR --fix" in ran.err
+        assert "hint: hf download somebody/gemma --local-dir gemma; g4convert check gemma --fix" in ran.err
     assert {path.name: (path.is_symlink(), path.read_bytes()) for path in in_cache.glob("*.json*")} == before
 
 

@@ -44,7 +44,7 @@ def _cases(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
 
 def _add_case(suite: ET.Element, findings: list[Finding], *, strict: bool) -> None:
     first = findings[0]
-    case = ET.SubElement(suite, "testcase", classname=_text(first.code), name=_text(first.subject), time="0")
+    case = ET.SubElement(suite, "testcase", classname=_text(first.code), name=_text(first.subject))
     bad = {Severity.FAIL, Severity.WARN} if strict else {Severity.FAIL}
     failures = [one for one in findings if one.severity in bad]
     unclear = [one for one in findings if one.severity is Severity.INCONCLUSIVE or one.is_stopped]

@@ -234,7 +234,7 @@ def _exact(rows: Sequence[Row]) -> Iterator[Finding]:
     if not rows:
         return
     share = sum(row.sums.exact_groups for row in rows) / sum(row.sums.groups for row in rows)
-    subject, found = f"{len(rows)} int4 weights", f"{percent(share)} of the groups are exact"
+    subject, found = f"{len(rows)} int4 weights", f"{percent(share)} of all groups are exact up to rounding to bf16"
     if statistics.median(row.exact for row in rows) < _ON_GRID:
         yield Finding("weights.exact", Severity.INFO, subject, found, "all, for a source that was trained on a grid")
         return

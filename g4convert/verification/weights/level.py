@@ -85,6 +85,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
         with ThreadPoolExecutor(1) as aside:
             decoded = aside.submit(_recorded if recorded else _decoded, packed)
             measured, different = _sums(_run(pieces, progress or Quiet(), workers or len(os.sched_getaffinity(0))))
+            (progress or Quiet()).step("comparing some rows with compressed-tensors", 1, "part")
             yield from decoded.result()
         if table is not None:
             table += (_row(name, sums) for name, sums in measured.items())
