@@ -435,7 +435,7 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
 
     def finish_badly(*arguments: object) -> None:
         finish(*arguments)  # type: ignore[arg-type] # handed on
-        VALUES["gate and up swapped"](tmp_path / "out")
+        VALUES["gate and up swapped"].damage(tmp_path / "out")
 
     monkeypatch.setattr("helpers.damage.LAYER", "model.layers.0")
     monkeypatch.setattr(convert, "_finish", finish_badly)

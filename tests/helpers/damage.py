@@ -1,15 +1,16 @@
 """Ways to damage a written checkpoint: each takes its directory and leaves one fault in it.
 
 `STATIC` are faults that names, shapes, config or files show; `VALUES` are faults of packed numbers, which only
-reading weights can show. Each is a function of the directory alone and fails where it finds nothing to damage, so
-that a row of a table cannot pass without its fault. `rewrite` and `edit_config` are there for further ones.
+reading weights can show, each with the finding that names it. A damage is a function of the directory alone and fails
+where it finds nothing to damage, so that a row of a table cannot pass without its fault. `rewrite` and `edit_config`
+are there for further ones.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -344,25 +345,96 @@ def no_offset(held: Tensors) -> None:
         held[name] = words((nibbles(held[name]) - 8) & 15)
 
 
-VALUES: Mapping[str, Damage] = {
-    "nibble order": tensors(reverse_nibbles),
-    "offset missing": tensors(no_offset),
-    "gate and up swapped": tensors(lambda held: _swap(held, f"{LAYER}.mlp.gate_proj", f"{LAYER}.mlp.up_proj")),
-    "expert gate and up swapped": tensors(
-        lambda held: _swap(held, f"{MOE}.experts.4.gate_proj", f"{MOE}.experts.4.up_proj")
+class Wrong(NamedTuple):
+    """A damage of values, and the finding that names it.
+
+    Args:
+        damage: the damage.
+        code: code of the finding.
+        subject: part of its subject, or of its text where it stands for several weights.
+        text: part of what it says it found: the cause, or what is counted.
+        family: family of the checkpoint that the whole of `verify` is tried on; level `weights` is on `moe`.
+    """
+
+    damage: Damage
+    code: str
+    subject: str
+    text: str
+    family: str = "dense"
+
+
+VALUES: Mapping[str, Wrong] = {
+    "nibble order": Wrong(
+        tensors(reverse_nibbles),
+        "weights.error",
+        "layers.*.self_attn.q_proj",
+        "its nibbles lie high first in each word",
+        "moe",
     ),
-    "experts swapped": tensors(
-        lambda held: [
-            _swap(held, f"{MOE}.experts.1.{p}_proj", f"{MOE}.experts.2.{p}_proj") for p in ("gate", "up", "down")
-        ]
+    "offset missing": Wrong(
+        tensors(no_offset), "weights.error", "layers.*.self_attn.q_proj", "its codes lack the offset of 8"
     ),
-    "scales shifted": _edit(f"{LAYER}.mlp.up_proj.weight_scale", lambda tensor: tensor.roll(1, -1)),
-    "scales negated": _edit(f"{LAYER}.mlp.up_proj.weight_scale", lambda tensor: -tensor),
-    "scale not finite": _edit(
-        f"{LAYER}.mlp.up_proj.weight_scale",
-        lambda tensor: tensor.index_fill(0, torch.tensor([3]), float("nan")),
+    "gate and up swapped": Wrong(
+        tensors(lambda held: _swap(held, f"{LAYER}.mlp.gate_proj", f"{LAYER}.mlp.up_proj")),
+        "weights.error",
+        f"{LAYER}.mlp.gate_proj",
+        f"it is the weight of {LAYER}.mlp.up_proj",
     ),
-    "all codes zero": _edit(f"{LAYER}.mlp.up_proj.weight_packed", lambda tensor: torch.full_like(tensor, -2004318072)),
-    "norm changed": _edit(f"{LAYER}.input_layernorm.weight", lambda tensor: tensor * 1.0078125),
-    "layer_scalar set to one": _edit(f"{LAYER}.layer_scalar", torch.ones_like),
+    "expert gate and up swapped": Wrong(
+        tensors(lambda held: _swap(held, f"{MOE}.experts.4.gate_proj", f"{MOE}.experts.4.up_proj")),
+        "weights.error",
+        f"{MOE}.experts.4.gate_proj",
+        f"it is the weight of {MOE}.experts.4.up_proj",
+        "moe",
+    ),
+    "experts swapped": Wrong(
+        tensors(
+            lambda held: [
+                _swap(held, f"{MOE}.experts.1.{p}_proj", f"{MOE}.experts.2.{p}_proj") for p in ("gate", "up", "down")
+            ]
+        ),
+        "weights.error",
+        f"{MOE}.experts.1.down_proj",
+        f"it is the weight of {MOE}.experts.2.down_proj",
+        "moe",
+    ),
+    "scales shifted": Wrong(
+        _edit(f"{LAYER}.mlp.up_proj.weight_scale", lambda tensor: tensor.roll(1, -1)),
+        "weights.error",
+        f"{LAYER}.mlp.up_proj",
+        "its scales are shifted by a group",
+    ),
+    "scales negated": Wrong(
+        _edit(f"{LAYER}.mlp.up_proj.weight_scale", lambda tensor: -tensor),
+        "weights.error",
+        f"{LAYER}.mlp.up_proj",
+        "its scales have the wrong sign",
+    ),
+    "scale not finite": Wrong(
+        _edit(
+            f"{LAYER}.mlp.up_proj.weight_scale",
+            lambda tensor: tensor.index_fill(0, torch.tensor([3]), float("nan")),
+        ),
+        "weights.scales",
+        f"{LAYER}.mlp.up_proj",
+        "4 scales that are not finite",
+    ),
+    "all codes zero": Wrong(
+        _edit(f"{LAYER}.mlp.up_proj.weight_packed", lambda tensor: torch.full_like(tensor, -2004318072)),
+        "weights.constant",
+        f"{LAYER}.mlp.up_proj",
+        "every word is 0x88888888",
+    ),
+    "norm changed": Wrong(
+        _edit(f"{LAYER}.input_layernorm.weight", lambda tensor: tensor * 1.0078125),
+        "weights.kept",
+        f"{LAYER}.input_layernorm.weight",
+        "128 of 128 values differ",
+    ),
+    "layer_scalar set to one": Wrong(
+        _edit(f"{LAYER}.layer_scalar", torch.ones_like),
+        "weights.kept",
+        f"{LAYER}.layer_scalar",
+        "1 of 1 values differ",
+    ),
 }
