@@ -10,7 +10,7 @@ load            Loads strictly: every tensor has its place, or nothing runs
 modules         Linears on packed words
 tables          Embeddings on packed words
 experts         Experts on packed words
-compiled        Decodes int4 words on the CPU
+words           Decodes int4 words on the CPU, compiled
 streaming       Keeps only the layer that runs in memory
 chat_templates  Renders conversations in a chat template's words, with a limit of time
 conversations   Turns conversations into token ids, in a checkpoint's own chat frame

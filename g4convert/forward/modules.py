@@ -25,8 +25,8 @@ from torch.nn import functional
 
 from g4convert.array_types import F32
 from g4convert.errors import UnsupportedError
-from g4convert.forward.compiled import dequantize, multiply
 from g4convert.forward.triton.packed import Packed, ready, takes
+from g4convert.forward.words import dequantize, multiply
 
 __all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "fused_linear", "packed_linear", "unpack"]
 

@@ -6,7 +6,7 @@ judge        Judges loss against thresholds and parity against the noise floor
 metrics      Sums up differences over all probes
 pairs        Compares several models' logits, some rows at a time
 scores       Reduces two sets of logits to a few numbers for each token
-compiled     Compiled inner loops of the scores
+row_sums     Compiled inner loops of the scores
 states       Compares hidden states and routers
 noise        Measures the distance of a model from itself when only rounding differs
 kept         Keeps outputs of the reference until the candidate has run

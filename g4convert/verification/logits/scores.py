@@ -1,7 +1,7 @@
 """Scores of two models' logits of the same tokens: a few numbers for each token.
 
 Logits are large (262144 x 4 bytes per token), so both models' logits are computed and read a few rows at a time, and
-only the scores are kept. Scores are computed in float64 (`compiled`), because they are differences: the KL of a good
+only the scores are kept. Scores are computed in float64 (`row_sums`), because they are differences: the KL of a good
 parity is 1e-10, which is lost in the rounding of a float32 log-softmax.
 
     kl              sum p (log p - log q) over the whole vocabulary, in nats; p is the reference
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from g4convert.array_types import F32
-from g4convert.verification.logits.compiled import COLUMNS, log_sums, score_rows
+from g4convert.verification.logits.row_sums import COLUMNS, log_sums, score_rows
 
 __all__ = ["TokenScores", "TopLogits", "cosine", "score", "score_top", "summed", "tail_kl", "top_logits"]
 

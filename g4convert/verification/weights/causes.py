@@ -12,7 +12,7 @@ import numpy as np
 
 from g4convert.array_types import U8
 from g4convert.names import Name
-from g4convert.verification.weights.tiles import PackedPair, Tile, measure_tile, read_tile
+from g4convert.verification.weights.measured import PackedPair, Tile, measure_tile, read_tile
 
 __all__ = ["guess"]
 

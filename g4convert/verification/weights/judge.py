@@ -12,9 +12,9 @@ from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.verification.weights.causes import guess
 from g4convert.verification.weights.findings import QUANTIZE_AGAIN, error_text, listed, percent, span
+from g4convert.verification.weights.measured import Measured, PackedPair
 from g4convert.verification.weights.pairs import KeptPair
 from g4convert.verification.weights.rows import DATA_FREE, Row, band_of
-from g4convert.verification.weights.tiles import Measured, PackedPair
 
 __all__ = ["judged_kept", "judged_packed"]
 

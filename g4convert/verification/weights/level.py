@@ -38,9 +38,9 @@ from g4convert.progress import Quiet
 from g4convert.report import Finding, grouped
 from g4convert.verification.static.config import read_architecture
 from g4convert.verification.weights.judge import judged_kept, judged_packed
+from g4convert.verification.weights.measured import Measured, PackedPair, measure
 from g4convert.verification.weights.pairs import KeptPair, Pairing
 from g4convert.verification.weights.recorded import check_recorded
-from g4convert.verification.weights.tiles import Measured, PackedPair, measure
 
 __all__ = ["check_weights"]
 

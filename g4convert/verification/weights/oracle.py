@@ -15,7 +15,7 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 
 from g4convert.names import Name
 from g4convert.report import Finding, Severity, grouped
-from g4convert.verification.weights.tiles import PackedPair, Tile, measure_tile, read_tile
+from g4convert.verification.weights.measured import PackedPair, Tile, measure_tile, read_tile
 
 __all__ = ["check_decoder", "error_of"]
 

@@ -19,7 +19,7 @@ from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
 from g4convert.verification.static.packing import AGAIN
-from g4convert.verification.weights.tiles import PackedPair, Place, place
+from g4convert.verification.weights.measured import PackedPair, Place, place
 
 __all__ = ["KeptPair", "Pairing"]
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from g4convert.report import Finding, Severity
-from g4convert.verification.weights.tiles import Tile, measure_tile
+from g4convert.verification.weights.measured import Tile, measure_tile
 
 __all__ = ["RECORDED", "Form", "check_recorded", "tile_of"]
 

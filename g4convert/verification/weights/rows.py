@@ -1,7 +1,7 @@
 """Error of one packed weight, relative to the error of plain rounding of the same weight.
 
 Real weights have heavy tails, so no fixed limit on the error fits: in a 270M model, the errors of k_proj weights range
-from 0.7 to 1.7 % with one method. The ratio to plain rounding (see `compiled`) has a narrow range instead:
+from 0.7 to 1.7 % with one method. The ratio to plain rounding (see `group_sums`) has a narrow range instead:
 
     method                  error / error of plain rounding, on real weights
     minmax                  1.000
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from g4convert.names import Name
-from g4convert.verification.weights.tiles import Measured, PackedPair
+from g4convert.verification.weights.measured import Measured, PackedPair
 
 __all__ = ["DATA_FREE", "Band", "Row", "band_of"]
 

@@ -22,8 +22,8 @@ from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
 from g4convert.verification.weights import level
 from g4convert.verification.weights.level import check_weights
+from g4convert.verification.weights.measured import Tile, measure_tile
 from g4convert.verification.weights.rows import band_of
-from g4convert.verification.weights.tiles import Tile, measure_tile
 
 BAD = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
 CODES = ("error", "scales", "constant", "groups", "fit", "codes", "kept")

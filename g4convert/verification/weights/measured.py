@@ -1,6 +1,6 @@
 """Measurement of packed weights against their source, tile by tile; every byte is read once.
 
-A tile is a few rows, read as numpy arrays of the stored bytes; `compiled` adds up its sums. No more than a tile is
+A tile is a few rows, read as numpy arrays of the stored bytes; `group_sums` adds up its sums. No more than a tile is
 held in memory.
 
 Letters: n out_features, k in_features, g group_size, b num_bits, r rows of a tile.
@@ -17,7 +17,7 @@ from g4convert.checkpoint.directory import StoredTensor
 from g4convert.checkpoint.reader import Reader
 from g4convert.gemma4 import Weight
 from g4convert.tensors import DType
-from g4convert.verification.weights.compiled import Limits, Rows, Scratch, Sums, measure_rows
+from g4convert.verification.weights.group_sums import Limits, Rows, Scratch, Sums, measure_rows
 
 __all__ = ["Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Severity
+from g4convert.verification.weights import measured as module
 from g4convert.verification.weights import oracle as weights_oracle
 from g4convert.verification.weights import recorded as weights_recorded
-from g4convert.verification.weights import tiles as weights_tiles
-from g4convert.verification.weights.compiled import decode
+from g4convert.verification.weights.group_sums import decode
 from g4convert.verification.weights.level import check_weights
+from g4convert.verification.weights.measured import Measured, Tile, measure_tile
 from g4convert.verification.weights.oracle import error_of
 from g4convert.verification.weights.recorded import RECORDED, Form
-from g4convert.verification.weights.tiles import Measured, Tile, measure_tile
 
 SUMS = ("signal", "error", "removable", "plain_error", "plain_removable")
 
@@ -124,7 +124,7 @@ def test_a_decoder_that_is_off_leaves_another_error_than_the_record(monkeypatch:
     assert {one.severity for one in weights_recorded.check_recorded()} == {Severity.PASS}
 
     def off(tile: Tile) -> Measured:
-        return weights_tiles.measure_tile(replace(tile, words=tile.words ^ np.int32(1 << 30)))
+        return module.measure_tile(replace(tile, words=tile.words ^ np.int32(1 << 30)))
 
     monkeypatch.setattr(weights_recorded, "measure_tile", off)
     found = list(weights_recorded.check_recorded())
@@ -138,7 +138,7 @@ def test_a_decoder_that_disagrees_with_compressed_tensors_is_found(
     quantized(moe, tmp_path / "out")
 
     def off(tile: Tile) -> Measured:
-        return weights_tiles.measure_tile(replace(tile, words=tile.words ^ np.int32(1 << 30)))
+        return module.measure_tile(replace(tile, words=tile.words ^ np.int32(1 << 30)))
 
     monkeypatch.setattr(weights_oracle, "measure_tile", off)
     found = [
