@@ -50,5 +50,6 @@ def check(  # noqa: PLR0913 - one parameter for each option
         out = show.console(no_color=no_color)
         show_engines.checked(out, found, strict=strict, verbose=verbose)
         if not quiet:
-            next_steps.show_next(out, *next_steps.after_check(found))
+            command, what = next_steps.after_check(found)
+            next_steps.show_next(out, command, what or "its answers are measured by `g4convert verify`, not here")
     raise typer.Exit(found.report.exit_code(strict=strict))

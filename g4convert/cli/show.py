@@ -95,7 +95,7 @@ def reference(out: Console, stored: Mapping[str, Any]) -> None:
         out: console.
         stored: JSON of `g4convert reference`.
     """
-    asked = f"{stored['tokens']:,} predictions of {stored['probes']} probes, in {stored['dtype']}"
+    asked = f"{stored['tokens']:,} predictions of {stored['probes']} prompts, in {stored['dtype']}"
     pairs(out, {"model": str(stored["model"]), "stored": f"{asked}, {size(stored['bytes'])}"})
     what = "OUT: what was made of the model"
     show_next(out, f"g4convert verify OUT --reference {quote(stored['output'])}", what)

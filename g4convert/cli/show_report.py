@@ -42,6 +42,7 @@ _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
 _NO_WEIGHTS = "no weight was compared: `--reference MODEL` with the original itself does"
 _NOISE = "by rounding alone"
 """Header of the column with the noise floor."""
+_SQNR = "SQNR of outputs, dB"
 _LEAST = 2
 """Least share of a loss, in percent, for which a module is listed without -v."""
 _MOST = 12
@@ -71,7 +72,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, words:
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
         out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed, kind))}[/]", soft_wrap=True)
-        put(out, _blame([row for row in blamed["rows"] if verbose or kind != "loss" or 100 * row["share"] >= _LEAST]))
+        put(out, _blame(blamed["rows"], costs=kind == "loss" and not verbose))
     if found.levels == ("static", "logits"):
         out.print(f"\n{_NO_WEIGHTS}", soft_wrap=True)
     if not verbose:
@@ -188,17 +189,17 @@ def _how(blamed: Mapping[str, Any], kind: str) -> str:
     )
 
 
-def _blame(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of shares of the loss, rows grouped by kind."""
+def _blame(rows: Sequence[Mapping[str, Any]], *, costs: bool) -> Table:
+    """Return a table of shares of the loss, rows grouped by kind; with `costs`, what tells a fault is left out."""
     cells: list[Sequence[str]] = []
-    for heading, alike in by_kind(rows):
+    for heading, alike in by_kind(row for row in rows if not costs or 100 * row["share"] >= _LEAST):
         indent = "  " if heading else ""
         cells += [(heading, *[""] * 4)] if heading else []
         for row in alike[:_MOST]:
             share, sqnr = f"{round(100 * row['share'])} %", _number(row["sqnr"], ".1f")
             cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
-    columns = ("module", "share", "KL that stays", "SQNR of outputs, dB", "")
-    return table(columns, cells, right=columns[1:4])
+    columns = ("module", "share", "KL that stays", _SQNR, "")
+    return table(*without(columns, cells, (_SQNR,) if costs else ()), right=columns[1:4])
 
 
 def _number(value: float | None, spec: str = ".4g") -> str:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from g4convert.cli.next_steps import show_next
-from g4convert.cli.tables import facts, put, table
+from g4convert.cli.tables import facts, put, table, without
 from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if done.total.stats.groups:
         put(out, facts(rows))
         out.print()
-        put(out, _errors("weights", [done.total, *done.roles]))
+        put(out, _errors("weights", [done.total, *done.roles], brief=not tensors))
         out.print()
         chosen = done.modules if tensors else done.worst
-        put(out, _errors("all tensors" if tensors else "largest relative error", chosen))
+        put(out, _errors("all tensors" if tensors else "largest", chosen, brief=not tensors))
         meant = "squared errors over squared weights; of several weights, the mean of theirs"
         traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
         out.print(f"\n[dim]relative error: {meant}{traded}[/]")
@@ -125,8 +125,14 @@ def _scales(gained: Mapping[str, Any]) -> str:
     return f"trained, {way} of the way taken: KL {before:.4f} -> {after:.4f} on {gained['held_out']} samples held out"
 
 
-def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
-    """Return a table of errors by name, with shares of groups on a lattice if there are such groups."""
+def _errors(title: str, rows: Iterable["ErrorRow"], *, brief: bool) -> Table:
+    """Return a table of errors by name, with shares of groups on a lattice if there are such groups.
+
+    Args:
+        title: header of the names.
+        rows: errors.
+        brief: leave out the same errors in dB, and the numbers of groups.
+    """
     found = list(rows)
     columns = [title, "relative error", "SQNR dB", "groups"]
     lattice = any(row.stats.lattice_groups for row in found)
@@ -140,4 +146,4 @@ def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
         if lattice:
             cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
         cells.append(cell)
-    return table(columns, cells, right=columns[1:])
+    return table(*without(columns, cells, ("SQNR dB", "groups") if brief else ()), right=columns[1:])

@@ -104,7 +104,7 @@ class _Passes:
             return Kept.of(probe, outputs, projection=self.projection, inside=inside)
 
         run = self.probes if probes is None else probes
-        self.progress.step(f"running: {_TITLES[name]}", sum(probe.response.numel() for probe in run), "tokens")
+        self.progress.step(f"running {_TITLES[name]}", sum(probe.response.numel() for probe in run), "tokens")
         self.kept[name] = {probe.name: one for probe, one in zip(run, run_all(candidate, run, keep), strict=True)}
         if against is not None:
             self.comparisons[against, name] = comparison
@@ -118,7 +118,7 @@ class _Passes:
         for names, pairs in together.items():
             some = [probes[name] for name in names]
             title = " and ".join(_TITLES[name] for _, name in pairs)
-            self.progress.step(f"comparing: {title}", sum(len(probe.targets) for probe in some), "predictions")
+            self.progress.step(f"comparing {title}", sum(len(probe.targets) for probe in some), "predictions")
             self._score(pairs, some)
         return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
 
