@@ -22,13 +22,13 @@ from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.measures import Measures, unit_of
 from g4convert.fitting.plot import plot as drawn
 from g4convert.fitting.problem import Assignment, Problem
-from g4convert.fitting.result import Fitted
+from g4convert.fitting.result import Fitted, chosen_for
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
-from g4convert.fitting.target import Loss, budget, target_of
+from g4convert.fitting.target import Loss, Target, budget, target_of
 from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
 from g4convert.forward.load import DTypeName
-from g4convert.places import check_apart
+from g4convert.places import check_apart, is_there
 from g4convert.planning.gate import Outlook
 from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
@@ -40,6 +40,9 @@ from g4convert.request import DEFAULTS, MemoryUse, chosen
 from g4convert.whole_files import check_writable, write_whole
 
 __all__ = ["fit"]
+
+_BEGINNING = 4_096
+"""Characters of a recipe that hold its first comments."""
 
 
 def fit(  # noqa: PLR0913 -- the choices of a fit
@@ -67,6 +70,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     **overrides: Unpack[Overrides],
 ) -> Fitted:
     """Choose bits for each part of a model, and write a recipe that says them. Stopped, the same call continues.
+
+    A recipe that is there is kept if the same call made it: the choice is made again from the kept losses to tell.
 
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub.
@@ -108,7 +113,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     data = Path(calibration) if calibration else path.with_name(f"{path.stem}.calibration.safetensors")
     kept = Path(sensitivities) if sensitivities else path.with_suffix(".sensitivities.json")
     written = [path, kept, *([] if plot is None else [Path(plot)])]
-    _check_output(path, overwrite=overwrite)
+    is_kept = path.is_file() and not overwrite
+    _check_output(path, target, overwrite=overwrite)
     for one in written if calibration else (*written, data):
         check_writable(one)
     base, forms = resolved(recipe, overrides), parse_choices(choices)
@@ -144,10 +150,14 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         Outlook.of(plan, tps).hold(plan.recipe, tps)
         shown = tuple(presets(problem, checkpoint, by.whole))
     corners = tuple(solved.drawn())
-    found = Fitted(path, kept, problem, known, losses, tried, shown, corners)
+    found = Fitted(path, kept, problem, known, losses, tried, shown, corners, already_done=is_kept)
+    text = recipe_text(values, found.comments(target))
+    if is_kept and path.read_text(encoding="utf-8") != text:
+        raise is_there(path, "of the same target, by other options or on other texts")
     if plot is not None:
         write_whole(Path(plot), drawn(f"{Path(os.fspath(model)).name}: size and {unit}", unit, corners, shown, tried))
-    write_whole(path, recipe_text(values, found.comments(target)))  # last: a recipe that is there is a fit that ended
+    if not is_kept:
+        write_whole(path, text)  # last: a recipe that is there is a fit that ended
     return found
 
 
@@ -181,11 +191,20 @@ def _kept(path: Path) -> Iterator[None]:
         raise Interrupted("stopped; no recipe was written", hint=hint) from error
 
 
-def _check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise if the recipe has another ending or is there."""
+def _check_output(path: Path, target: Target, *, overwrite: bool) -> None:
+    """Raise if the recipe has another ending, or is there and was not chosen for the same target."""
     if path.is_dir():
         raise UsageError(f"{path}: a directory, and a recipe is a file", hint=f"-o {path / 'NAME.yaml'}")
     if path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"{path}: a recipe ends in .yaml or .yml", hint=f"-o {path.with_suffix('.yaml')}")
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path}: is there already", hint="name another file, or pass --overwrite")
+    if path.exists() and not overwrite and chosen_for(target) not in _beginning(path):
+        raise is_there(path, f"not c{chosen_for(target)[1:]}")
+
+
+def _beginning(path: Path) -> str:
+    """Return the first characters of a file; empty if it is no text."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_BEGINNING)
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -16,7 +16,7 @@ from g4convert.cli.fit_options import (
     TargetSize,
 )
 from g4convert.cli.options import FloatType, Json, Memory, Model, NoColor, Quiet, RunDevice, Verbose, Workers
-from g4convert.cli.printing import print_json
+from g4convert.cli.printing import print_done, print_json
 from g4convert.cli.recipe_options import TensorParallel, with_recipe
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def fit(  # noqa: PLR0913 - one parameter for each option
         )
     if as_json:
         print_json(found.to_dict())
+    elif not quiet and found.already_done:
+        print_done(found.output, "what this command and version choose (--overwrite makes it again)", no_color=no_color)
     elif not quiet:
         from g4convert.cli import show, show_fit
 

@@ -3,12 +3,14 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from math import sqrt
+from pathlib import Path
 from shlex import quote
 from statistics import stdev
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from g4convert.cli.next_steps import show_next
 from g4convert.cli.tables import facts, put, table
 from g4convert.fitting.choices import label_of
 from g4convert.quantities import count, size
@@ -45,9 +47,10 @@ def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
         "size": f"{size(chosen.nbytes)} of tensors; {size(problem.fixed_bytes)} of them stay as the recipe has them",
         "losses": f"{found.kept}: `fit` with the same model and texts measures nothing anew",
         unit: _meaning(found),
-        "next": f"g4convert quantize {quote(model)} -o OUT -r {quote(str(found.output))}",
     }
     put(out, facts(told))
+    output = f"{Path(model).name}-{found.output.stem}"
+    show_next(out, f"g4convert quantize {quote(model)} -o {quote(output)} -r {quote(str(found.output))}")
 
 
 def _meaning(found: "Fitted") -> str:

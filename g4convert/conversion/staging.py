@@ -232,7 +232,8 @@ def _made_of(directory: Path, recipe: Mapping[str, Any] | None) -> str:
         return ""
     asked = {key: value for key, value in (recipe or {}).items() if key in made_by and made_by[key] != value}
     other = "; ".join(f"{key} {made_by[key]}, not {value}" for key, value in asked.items() if key != "name")
-    differs = f" ({other})" if other else ""
+    unlike = "" if recipe is None else " (of another source or calibration, or by another version)"
+    differs = f" ({other})" if other else unlike
     return f": it holds a conversion of {source} by recipe {made_by['name']}{differs}"
 
 

@@ -12,7 +12,7 @@ from g4convert.fitting.sensitivities import Sensitivities, Unit
 from g4convert.fitting.target import Target
 from g4convert.quantities import size
 
-__all__ = ["Fitted"]
+__all__ = ["Fitted", "chosen_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Fitted:
         tried: choices that were measured as a whole, the written choice last.
         presets: shipped recipes, measured on the same token ids.
         corners: size and predicted loss along the frontier.
+        already_done: True if the recipe was there, made by the same call.
     """
 
     output: Path
@@ -38,6 +39,7 @@ class Fitted:
     tried: tuple[Point, ...]
     presets: tuple[Point, ...]
     corners: tuple[tuple[int, float], ...]
+    already_done: bool = False
 
     @property
     def chosen(self) -> Point:
@@ -84,6 +86,7 @@ class Fitted:
             "tried": [_point(one) for one in self.tried],
             "presets": [_point(one) for one in self.presets],
             "frontier": [{"bytes": nbytes, "predicted": loss} for nbytes, loss in self.corners],
+            **({"already_done": True} if self.already_done else {}),
         }
 
     def comments(self, target: Target) -> list[str]:
@@ -92,7 +95,7 @@ class Fitted:
         bits, ids = f"{self.problem.bits(one.nbytes):.3f}", f"{len(one.losses)} x {basis.length}"
         return [
             f"g4convert quantize MODEL -o OUT -r {self.output.name}",
-            f"Chosen by `g4convert fit {target.text}`: {size(one.nbytes)} of tensors; {bits} bits for each weight",
+            f"{chosen_for(target)}: {size(one.nbytes)} of tensors; {bits} bits for each weight",
             *(
                 [
                     f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and",
@@ -105,6 +108,11 @@ class Fitted:
                 ]
             ),
         ]
+
+
+def chosen_for(target: Target) -> str:
+    """Return the words by which a recipe says for which target it was chosen."""
+    return f"Chosen by `g4convert fit {target.text}`"
 
 
 def _point(one: Point) -> dict[str, Any]:

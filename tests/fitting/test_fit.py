@@ -263,10 +263,19 @@ def test_the_command_prints_what_was_chosen(
     assert (tmp_path / "p.svg").read_text().startswith("<svg")
     assert "self_attn.qkv_proj" in ran.out
     assert "w4a16-g32-head8" in ran.out
-    assert "next     g4convert quantize" in ran.out
+    assert ran.out.splitlines()[-1].startswith(f"next: g4convert quantize {moe} -o {moe.name}-six -r ")
     assert ran.out.count("layers.0.experts") == 3
     ran = g4convert(*command, "-o", str(tmp_path / "six.yaml"), "--overwrite", "--target-bits", "6", "--json")
     assert json.loads(ran.out)["bytes"] == made.chosen.nbytes
+    before = (tmp_path / "six.yaml").read_bytes()
+    again = g4convert(*command, "-o", str(tmp_path / "six.yaml"), "--target-bits", "6")
+    assert (again.status, again.out.partition(":")[0]) == (0, "already done")
+    other = g4convert(*command, "-o", str(tmp_path / "six.yaml"), "--target-bits", "7")
+    assert other.status == 2
+    assert "is there already\n  not chosen by `g4convert fit --target-bits 7`" in other.err
+    (tmp_path / "six.yaml").write_bytes(before + b"# mine\n")
+    assert g4convert(*command, "-o", str(tmp_path / "six.yaml"), "--target-bits", "6").status == 2
+    assert (tmp_path / "six.yaml").read_bytes() == before + b"# mine\n"
     ran = g4convert(
         *command, "-o", str(tmp_path / "six.yaml"), "--overwrite", "--target-bits", "6", "--dtype", "float8"
     )
