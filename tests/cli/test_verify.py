@@ -448,6 +448,7 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
     assert "model.layers.0.mlp.gate_proj" in told
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_next_step_is_said(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
     source, out = text_out
     stored = tmp_path / "ref.safetensors"
@@ -461,8 +462,9 @@ def test_the_next_step_is_said(text_out: tuple[Path, Path], g4convert: Program, 
         (("--reference", stored, "--profile", looser), f"next: vllm serve {out}"),
         (("--reference", source, "--level", "logits", "--profile", "parity"), f"next: vllm serve {out}"),
     ):
-        assert g4convert("verify", out, *words).out.splitlines()[-1].startswith(told), words
-    assert "no weight was compared" in g4convert("verify", out, "--reference", stored, "--profile", looser).out
+        said = g4convert("verify", out, *words).out
+        assert said.splitlines()[-1].startswith(told), words
+        assert stored not in words or "no weight was compared" in said
     assert "next:" not in g4convert("verify", out, "--json").out
     assert g4convert("verify", out, "-q").out == ""
 

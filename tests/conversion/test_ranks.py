@@ -1,7 +1,5 @@
 """Several ranks: the bytes of one process, also of calibrated methods; a lost one is an error that can go on."""
 
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.grids import every
-from helpers.ranked import Ranked, ranked
+from helpers.ranked import Ranked, output, ranked, started
 from helpers.runs import hashes, run
 
 from g4convert import quantize
@@ -117,20 +115,17 @@ distributed.init_process_group = joining
 """
 
 
-@pytest.mark.parametrize("rank", every(2, ["0", "1"]))
-def test_a_rank_that_waits_for_one_that_never_comes_can_be_stopped(rank: str, moe: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    alone = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-c", program(moe, tmp_path / "out", _WAITING)]
-    with subprocess.Popen(command, env=os.environ | alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"waiting\n"
-        time.sleep(0.5)  # the call is in torch by then
-        running.terminate()
-        _, err = running.communicate(timeout=30)
-    assert (running.returncode, err.decode().splitlines()[0]) == (75, "error: stopped")
+@pytest.mark.parametrize("rank", every(2, [0, 1]))
+def test_a_rank_that_waits_for_one_that_never_comes_can_be_stopped(rank: int, moe: Path, tmp_path: Path) -> None:
+    (process,) = started(program(moe, tmp_path / "out", _WAITING), tmp_path, [rank])
+    while process.is_alive() and "waiting" not in output(tmp_path, rank):
+        time.sleep(0.02)
+    time.sleep(0.5)  # the call is in torch by then
+    process.terminate()
+    process.join(30)
+    process.kill()  # if it does not
+    assert process.exitcode == 75
+    assert output(tmp_path, rank).splitlines()[:2] == ["waiting", "error: stopped"]
     assert not (tmp_path / "out").exists()
 
 

@@ -9,6 +9,11 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from multiprocessing.context import ForkServerProcess
 
 WORLD = 2
 LOADED = (
@@ -41,23 +46,38 @@ def ranked(code: str, directory: Path) -> Ranked:
         code: joins the other rank, as the program's `main` does.
         directory: gets a file for each rank's output.
     """
+    ranks = started(code, directory, range(WORLD))
+    for process in ranks:
+        process.join(240)
+    return Ranked(
+        tuple(process.exitcode for process in ranks), "".join(output(directory, rank) for rank in range(WORLD))
+    )
+
+
+def started(code: str, directory: Path, ranks: Iterable[int]) -> list[ForkServerProcess]:
+    """Start some of two ranks; see `ranked`."""
     context = get_context("forkserver")
     context.set_forkserver_preload([*LOADED])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    files = [directory / f"rank-{rank}.txt" for rank in range(WORLD)]
-    ranks = [context.Process(target=begin, args=(code, rank, port, str(file))) for rank, file in enumerate(files)]
-    for one in ranks:
-        one.start()
-    for one in ranks:
-        one.join(240)
-    return Ranked(tuple(one.exitcode for one in ranks), "".join(file.read_text() for file in files))
+    processes = [
+        context.Process(target=begin, args=(code, rank, port, str(directory / f"rank-{rank}.txt"))) for rank in ranks
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
-def begin(code: str, rank: int, port: int, output: str) -> None:
+def output(directory: Path, rank: int) -> str:
+    """All that a rank wrote until now."""
+    file = directory / f"rank-{rank}.txt"
+    return file.read_text() if file.exists() else ""
+
+
+def begin(code: str, rank: int, port: int, path: str) -> None:
     """Be a rank."""
-    with Path(output).open("w") as file:
+    with Path(path).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_PORT": port}
