@@ -94,9 +94,14 @@ def test_every_package_is_in_the_wheel() -> None:
     assert set(listed) == {*packages, "g4convert.recipes"}
 
 
-def test_imports_point_to_the_same_folder_or_down() -> None:
-    up = {module: {name for name in imports(module) if level(name) > level(module)} for module in PLACED}
-    assert {module: names for module, names in up.items() if names} == {}
+def test_imports_are_from_the_same_folder_or_an_earlier_one() -> None:
+    later = {module: {name for name in imports(module) if level(name) > level(module)} for module in PLACED}
+    assert {module: names for module, names in later.items() if names} == {}
+
+
+def test_the_readme_has_the_folders_in_the_same_order() -> None:
+    table = (ROOT / "README.md").read_text().partition("| folder |")[2].partition("\n\n")[0]
+    assert re.findall(r"`g4convert/(\w+)`", table) == layers()
 
 
 def test_packages_list_their_modules() -> None:

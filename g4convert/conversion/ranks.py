@@ -1,8 +1,8 @@
 """Several processes, possibly on several hosts, that write one output on a shared file system.
 
 Under `torchrun` each process is a rank. All ranks compute the same plan, so rank 0 only has to prepare the output and
-send the numbers of the pending units. Each rank takes every world-th unit, and rank 0 finishes. Without `torchrun`
-there is one rank, and torch is not imported.
+send the numbers of the pending units. Of n ranks, rank r takes units r, r + n, r + 2n and so on of these, and rank 0
+finishes. Without `torchrun` there is one rank, and torch is not imported.
 """
 
 import os

@@ -47,7 +47,10 @@ from g4convert.verification.static.tensors import (
 __all__ = ["REQUIRED_ENGINES", "check_static", "check_stored", "open_output"]
 
 REQUIRED_ENGINES: Final = ("transformers", "vllm")
-"""Engines that must load an output unless told otherwise."""
+"""Engines whose faults fail a check unless told otherwise: config entries, keys and schemes that they read wrongly.
+
+An engine that has no place for what is packed is not asked here: it refuses every such output, and `verdicts` says so.
+"""
 
 _BAD: Final = {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}
 
@@ -85,7 +88,7 @@ def check_static(
         out: the output.
         original: the source; None checks it against its own config.
         tp: numbers of GPUs (tensor parallel) to split the packed matrices over.
-        engines: engines of `ENGINES` that must load the output; a fault in one of them fails, in other engines warns.
+        engines: engines of `ENGINES` whose faults fail; a fault that only other engines have warns.
 
     Raises:
         InputError: the source is not a Gemma 4 checkpoint; or, without a source, the output is not.
