@@ -342,6 +342,17 @@ def test_files_named_exist(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists() and not (ROOT / "docs" / path).exists()] == []
 
 
+def test_boxes_of_the_diagram_are_folders_and_modules() -> None:
+    text = (ROOT / "docs/concepts/architecture.md").read_text()
+    drawn = text.partition("flowchart LR\n")[2].partition("```")[0]
+    labels = set(re.findall(r"\w\[([^\](]+)\]", drawn))
+    bare = {word for line in drawn.splitlines() for word in re.split(r" -->| -- [^-]*? -->", line) if "[" not in word}
+    named = {*re.findall(r"(\w+)\[", drawn)}
+    assert len(labels) > 3
+    assert [label for label in labels if not (ROOT / "g4convert" / f"{label}.py").exists()] == []
+    assert [one for one in bare if not (one.strip() in named or (ROOT / "g4convert" / one.strip()).is_dir())] == []
+
+
 CODE = re.compile(r"(?:static|weights|logits|engine|assistant)\.[a-z_]+")
 KINDS = ("logits.loss", "logits.parity", "engine.parity")
 COMPOSED: Final[Mapping[str, set[str]]] = {
