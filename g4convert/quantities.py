@@ -3,9 +3,10 @@
 import re
 from typing import Final
 
-__all__ = ["as_bytes", "count", "duration", "nats", "plural", "rough_size", "size"]
+__all__ = ["as_bytes", "count", "duration", "nats", "plural", "rough_duration", "rough_size", "size"]
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_MINUTE: Final = 60
 _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*")
 
 
@@ -47,6 +48,11 @@ def count(number: int) -> str:
 def nats(kl: float) -> str:
     """Return a KL divergence in nats with two decimals, or three if the third is not 0."""
     return f"{kl:.3f}".removesuffix("0")
+
+
+def rough_duration(seconds: float) -> str:
+    """Return an estimated duration as text: in minutes from one minute on, as `duration` below and from an hour on."""
+    return duration(60 * round(seconds / 60) if seconds >= _MINUTE else seconds)
 
 
 def duration(seconds: float) -> str:

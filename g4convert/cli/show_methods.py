@@ -7,7 +7,7 @@ from rich.table import Table
 
 from g4convert.cli.tables import table
 from g4convert.planning.costs import BUNDLED_TOKENS
-from g4convert.quantities import duration, nats, plural, rough_size
+from g4convert.quantities import nats, plural, rough_duration, rough_size
 
 if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
@@ -19,6 +19,9 @@ _MEASURED = (
     "of 270M parameters at 4 bits, with texts like those that judged it: yours will have another"
 )
 
+_LESS = 0.9
+"""A method is named if it leaves less than this part of what the one named before leaves."""
+
 
 def methods(found: Sequence["Cost"]) -> Table:
     """Return a table with the option, estimated time, memory and disk of each method, and its loss on a real model."""
@@ -26,28 +29,33 @@ def methods(found: Sequence["Cost"]) -> Table:
     known = all(one.kl is not None for one in found)
     rows = []
     for one in found:
-        row = [str(one.method), one.option or "(this plan)", duration(one.seconds), rough_size(one.memory)]
+        row = [str(one.method), one.option or "(this plan)", rough_duration(one.seconds), rough_size(one.memory)]
         row.append(rough_size(one.disk) if one.disk else "none")
         rows.append([*row, nats(one.kl)] if known and one.kl is not None else row)
     columns += ["KL, nats"] if known else []
     return table(columns, rows, right=columns[2:])
 
 
-def basis(found: Sequence["Cost"]) -> str:
-    """Return a sentence on the origin of the numbers in the table of methods."""
+def basis(found: Sequence["Cost"], workers: int) -> str:
+    """Return a sentence on the origin of the numbers in the table of methods, which are for a number of workers."""
     tokens = max(one.tokens for one in found)
     texts = "the bundled texts" if tokens == BUNDLED_TOKENS else "your texts"
-    estimated = f"estimates; the methods that calibrate read {plural(tokens, 'token')} of {texts}"
+    estimated = (
+        f"estimates for {plural(workers, 'worker')}, a check of every weight included; the methods that calibrate read "
+        f"{plural(tokens, 'token')} of {texts}"
+    )
     return f"{estimated}. {_MEASURED}" if all(one.kl is not None for one in found) else estimated
 
 
 def untried(found: Sequence["Cost"]) -> str:
     """Return a sentence on methods that calibrate, with time and loss; empty if nothing is known of their loss."""
     own, *others = found
-    better = [one for one in others if one.tokens and one.kl is not None and own.kl is not None and one.kl < own.kl]
-    if not better or own.kl is None:
+    if own.kl is None:
         return ""
-    named = ", ".join(
-        f"`{one.option}` {nats(one.kl)} (about {duration(one.seconds)})" for one in better if one.kl is not None
-    )
-    return f"; on a real 270M model this method left a mean KL of {nats(own.kl)} nats, {named}"
+    better, least = [], own.kl
+    for one in others:
+        if one.tokens and one.kl is not None and one.kl < _LESS * least:
+            least = one.kl
+            better.append(f"`{one.option}` {nats(one.kl)} (about {rough_duration(one.seconds)})")
+    left = f"; on a real 270M model this method left a mean KL of {nats(own.kl)} nats, "
+    return left + ", ".join(better) if better else ""

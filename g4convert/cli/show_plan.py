@@ -12,7 +12,7 @@ from rich.text import Text
 from g4convert.cli.show_engines import verdicts
 from g4convert.cli.show_methods import basis, methods
 from g4convert.cli.tables import facts, fitted, put, table
-from g4convert.quantities import count, duration, plural, size
+from g4convert.quantities import count, plural, rough_duration, size
 
 if TYPE_CHECKING:
     from g4convert.planning.report import PlanReport
@@ -49,7 +49,7 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     if found.costs[1:]:
         out.print()
         put(out, methods(found.costs))
-        put(out, Padding(Text(basis(found.costs), style="dim"), (0, 0, 0, 2)))
+        put(out, Padding(Text(basis(found.costs, found.workers), style="dim"), (0, 0, 0, 2)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
@@ -93,9 +93,11 @@ def _outcome(found: "PlanReport", *, lists: bool) -> dict[str, str]:
             rows[what] = "  ".join(group.targets)
         rows["ignore"] = "  ".join(weights.ignore) or "nothing"
         rows = {f"config.json: {what}": names for what, names in rows.items()}
-    files, workers = plural(len(found.layout.shards), "file"), plural(found.workers, "worker")
+    files = plural(len(found.layout.shards), "file")
     rows["output"] = f"{size(sum(row.after for row in found.sizes))} in {files}"
-    rows["time"] = f"about {duration(found.costs[0].seconds)} on {workers}, a check of every weight included"
+    if not found.costs[1:]:
+        time, workers = rough_duration(found.costs[0].seconds), plural(found.workers, "worker")
+        rows["time"] = f"about {time} on {workers}, a check of every weight included"
     limit = found.recipe.recipe.max_shard_size
     for one in found.plan.beside.decided:
         rows[f"{one.option} {one.pattern}"] = _named(one.files)
