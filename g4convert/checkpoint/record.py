@@ -31,7 +31,7 @@ def record(directory: Path) -> Mapping[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return the object `name` within a record; empty if there is none."""
-    found = said.get(name)
+    found = record.get(name)
     return found if isinstance(found, dict) else {}

@@ -69,13 +69,13 @@ def plan_facts(
     }
 
 
-def differences(one: object, other: object, path: str = "") -> Iterable[tuple[str, object, object]]:
+def differences(left: object, right: object, path: str = "") -> Iterable[tuple[str, object, object]]:
     """Yield the path and both values of every leaf in which two JSON values differ."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in sorted({*one, *other}):
-            yield from differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
-    elif one != other:
-        yield path, one, other
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        for key in sorted({*left, *right}):
+            yield from differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
+    elif left != right:
+        yield path, left, right
 
 
 def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:

@@ -59,7 +59,7 @@ class Point:
         return fmean(apart) < -(stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0)
 
 
-def choose_for(target: Target, solved: Solved, whole: Measure) -> tuple[Point, ...]:
+def choose_for(target: Target, solved: Solved, measure: Measure) -> tuple[Point, ...]:
     """Measure choices for a target and return them, the choice to take last.
 
     Tries the best choice of the frontier and each packing on all parts at once.
@@ -67,32 +67,32 @@ def choose_for(target: Target, solved: Solved, whole: Measure) -> tuple[Point, .
     Args:
         target: the target; a loss must hold as measured, so several choices of the frontier may be tried.
         solved: the frontier of predicted losses.
-        whole: measures a whole choice, on other texts than single changes.
+        measure: measures a whole choice, on other texts than single changes.
 
     Raises:
         GateError: no choice that packs anything is within the allowed loss.
     """
     if isinstance(target, Loss):
-        *found, last = _within_loss(target, solved, whole)
-        found += sorted(_uniform(last.nbytes, solved, whole), key=lambda one: -one.nbytes)
+        *found, last = _within_loss(target, solved, measure)
+        found += sorted(_uniform(last.nbytes, solved, measure), key=lambda one: -one.nbytes)
         taken = next((one for one in reversed(found) if one.nbytes < last.nbytes and one.measured <= target.kl), last)
         return (*(one for one in (*found, last) if one is not taken), taken)
     nbytes = budget(target, solved.problem)
-    best = _tried("best predicted", solved.within(nbytes), solved, whole)
-    tried = sorted(_uniform(nbytes, solved, whole), key=lambda one: -one.measured)
+    best = _tried("best predicted", solved.within(nbytes), solved, measure)
+    tried = sorted(_uniform(nbytes, solved, measure), key=lambda one: -one.measured)
     if not tried or best.is_better(tried[-1]):
         return (*tried, best)
     return (best, *tried)
 
 
-def _uniform(nbytes: int, solved: Solved, whole: Measure) -> Iterator[Point]:
+def _uniform(nbytes: int, solved: Solved, measure: Measure) -> Iterator[Point]:
     """Measure each packing on all parts at once if its output is within `nbytes`."""
     for name, one in solved.problem.uniform():
         if solved.problem.nbytes(one) <= nbytes:
-            yield _tried(name, one, solved, whole)
+            yield _tried(name, one, solved, measure)
 
 
-def _within_loss(target: Loss, solved: Solved, whole: Measure) -> tuple[Point, ...]:
+def _within_loss(target: Loss, solved: Solved, measure: Measure) -> tuple[Point, ...]:
     """Search the frontier for its smallest choice whose measured loss is within the target.
 
     The ratio of measured to predicted loss in one try places the next; after `_GUESSES` tries the search bisects.
@@ -103,7 +103,7 @@ def _within_loss(target: Loss, solved: Solved, whole: Measure) -> tuple[Point, .
     while high - low > 1 and len(tried) < _TRIES:
         wanted = next((place for place, loss in enumerate(losses) if loss * off <= target.kl), len(losses) - 1)
         place = min(max(wanted, low + 1), high - 1) if len(tried) < _GUESSES else (low + high) // 2
-        one = tried[place] = _tried(f"try {len(tried) + 1}", solved.corner(place), solved, whole)
+        one = tried[place] = _tried(f"try {len(tried) + 1}", solved.corner(place), solved, measure)
         if one.measured > target.kl:
             low = place
         else:
@@ -124,19 +124,19 @@ def _is_packed(problem: Problem, one: Point) -> bool:
     return any(one.assignment[part.name] is not None for part in problem.free)
 
 
-def _tried(name: str, chosen: Assignment, solved: Solved, whole: Measure) -> Point:
+def _tried(name: str, chosen: Assignment, solved: Solved, measure: Measure) -> Point:
     problem = solved.problem
-    losses = whole.losses((part, chosen[part.name]) for part in problem.parts)
+    losses = measure.losses((part, chosen[part.name]) for part in problem.parts)
     return Point(name, problem.nbytes(chosen), tuple(losses.tolist()), solved.loss_of(chosen), chosen)
 
 
-def presets(problem: Problem, checkpoint: Checkpoint, whole: Measure) -> Iterator[Point]:
+def presets(problem: Problem, checkpoint: Checkpoint, measure: Measure) -> Iterator[Point]:
     """Measure and yield the shipped recipes that fit the model, each assignment once, rounded by the fit's method.
 
     Args:
         problem: its recipe sets the layout and `kv_shared`.
         checkpoint: the source.
-        whole: measures a whole choice.
+        measure: measures a whole choice.
     """
     own, seen = problem.plan.recipe, []
     fixed = {"layout": own.layout, "kv_shared": own.kv_shared}
@@ -151,5 +151,5 @@ def presets(problem: Problem, checkpoint: Checkpoint, whole: Measure) -> Iterato
         assignment = {part.name: part.base for part in parts}
         if assignment not in seen:
             seen.append(assignment)
-            losses = whole.losses((part, part.base) for part in parts)
+            losses = measure.losses((part, part.base) for part in parts)
             yield Point(name, lay_out(plan).tensor_bytes, tuple(losses.tolist()), None, assignment)

@@ -118,10 +118,10 @@ class _Axes:
             place = f'x="{self.x(number * step):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle"'
             yield f'<text class="faint" {place}>{_round(number * step)}</text>'
 
-    def point(self, one: Point, kind: str) -> str:
+    def point(self, tried: Point, kind: str) -> str:
         """Draw a point with its name beside it, below the names that were drawn before if they are close."""
-        x, y = self.x(one.nbytes), self.y(one.measured)
-        words = escape(f"{one.name}: {size(one.nbytes)}, {one.measured:.4g}")
+        x, y = self.x(tried.nbytes), self.y(tried.measured)
+        words = escape(f"{tried.name}: {size(tried.nbytes)}, {tried.measured:.4g}")
         end = "end" if x > _WIDTH / 2 else "start"
         beside, above = x + (-8 if end == "end" else 8), y - 6
         while any(abs(beside - other) < _WIDE and abs(above - height) < _CLOSE for other, height in self._labels):
@@ -129,7 +129,7 @@ class _Axes:
         self._labels.append((beside, above))
         label = f'<text x="{beside:.1f}" y="{above:.1f}" text-anchor="{end}">'
         dot = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>'
-        return f"{dot}{label}{escape(one.name)}</text>"
+        return f"{dot}{label}{escape(tried.name)}</text>"
 
 
 def _step(span: float) -> float:

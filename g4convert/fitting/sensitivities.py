@@ -126,21 +126,21 @@ class Sensitivities:
         return [form for form in part.forms if form is not None and label_of(form) not in known]
 
 
-def measure(problem: Problem, single: Measure, found: Sensitivities, path: Path, progress: Quiet) -> None:
+def measure(problem: Problem, single: Measure, known: Sensitivities, path: Path, progress: Quiet) -> None:
     """Measure every missing loss, one change at a time, and save the file after each.
 
     Args:
         problem: parts and packings.
         single: measures one change.
-        found: known losses; is added to.
+        known: known losses; is added to.
         path: file of the losses.
         progress: told of each change.
     """
-    progress.step("measuring", sum(len(found.missing(part)) for part in problem.free), "changes")
+    progress.step("measuring", sum(len(known.missing(part)) for part in problem.free), "changes")
     for part in problem.free:
-        for form in found.missing(part):
-            found.losses.setdefault(part.name, {})[label_of(form)] = float(single.losses([(part, form)]).mean())
-            found.save(path)
+        for form in known.missing(part):
+            known.losses.setdefault(part.name, {})[label_of(form)] = float(single.losses([(part, form)]).mean())
+            known.save(path)
             progress.tick(1, part.name)
 
 

@@ -22,7 +22,7 @@ from transformers.activations import GELUTanh
 from transformers.integrations.moe import ExpertsInterface
 
 from g4convert.forward.modules import PackedWeight, packed_linear
-from g4convert.forward.triton.packed import Packed, ready, takes
+from g4convert.forward.triton.packed import Packed, ready
 
 __all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "fused_experts", "make_packed", "projection"]
 
@@ -108,17 +108,13 @@ def fused_experts(
         EnvironmentFault: a GPU that is too old, or no Triton.
     """
     weights = [projection(experts, "gate_up"), projection(experts, "down")]
-    packed = [Packed(w.words, w.scale) for w in weights if isinstance(w, PackedWeight) and _is_taken(w)]
+    packed = [Packed(w.words, w.scale) for w in weights if isinstance(w, PackedWeight) and w.fits_kernels]
     if len(packed) < 2 or not isinstance(experts.act_fn, GELUTanh):
         return by_expert(experts, hidden_states, top_k_index, top_k_weights)
     ready(hidden_states.device, hidden_states.dtype)
     from g4convert.forward.triton import fused  # noqa: PLC0415 - needs Triton
 
     return fused.moe(hidden_states, top_k_index, top_k_weights, *packed)
-
-
-def _is_taken(w: PackedWeight) -> bool:
-    return takes(w.words, w.scale, w.zero_point, k=w.k, num_bits=w.num_bits)
 
 
 EXPERTS: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {

@@ -60,6 +60,11 @@ class PackedWeight:
     k: int
     num_bits: int
 
+    @property
+    def fits_kernels(self) -> bool:
+        """True if the kernels for GPUs read it."""
+        return takes(self.words, self.scale, self.zero_point, k=self.k, num_bits=self.num_bits)
+
     def __getitem__(self, index: int | torch.Tensor) -> "PackedWeight":
         """Return one of the stacked weights, or several by index."""
         zero_point = None if self.zero_point is None else self.zero_point[index]
@@ -254,7 +259,7 @@ def fused_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | Non
         UnsupportedError: a dtype of `x` that the kernel does not take.
         EnvironmentFault: a GPU that is too old, or no Triton.
     """
-    if not takes(weight.words, weight.scale, weight.zero_point, k=weight.k, num_bits=weight.num_bits):
+    if not weight.fits_kernels:
         return packed_linear(x, weight, bias)
     ready(x.device, x.dtype)
     from g4convert.forward.triton import fused  # noqa: PLC0415 - needs Triton

@@ -17,7 +17,7 @@ from g4convert.forward.experts import projection
 from g4convert.forward.models import Model
 from g4convert.forward.modules import PackedWeight, W4A16Linear
 from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
-from g4convert.forward.triton.packed import check_device, takes
+from g4convert.forward.triton.packed import check_device
 from g4convert.forward.triton.tiles import VARIABLE, Shape, Tile, load_table
 from g4convert.whole_files import check_writable
 
@@ -90,18 +90,14 @@ def tune(
 def _shapes(model: Model) -> Iterator[Shape]:
     top_k = getattr(model.config.get_text_config(), "top_k_experts", None)
     for module in model.modules():
-        if isinstance(module, W4A16Linear) and _is_taken(module.packed):
+        if isinstance(module, W4A16Linear) and module.packed.fits_kernels:
             yield from linear_shapes(module.out_features, module.in_features, _group(module.packed))
         elif hasattr(module, "gate_up_packed") and hasattr(module, "down_packed"):
             both = projection(module, "gate_up"), projection(module, "down")
-            packed = [weight for weight in both if isinstance(weight, PackedWeight) and _is_taken(weight)]
+            packed = [weight for weight in both if isinstance(weight, PackedWeight) and weight.fits_kernels]
             if len(packed) == 2 and top_k:
                 experts, h, _ = packed[1].words.shape
                 yield from layer_shapes(h, packed[1].k, experts, top_k, max(map(_group, packed)))
-
-
-def _is_taken(weight: PackedWeight) -> bool:
-    return takes(weight.words, weight.scale, weight.zero_point, k=weight.k, num_bits=weight.num_bits)
 
 
 def _group(weight: PackedWeight) -> int:

@@ -119,10 +119,10 @@ def _useless(recipe: Recipe, rule: Rule, found: Iterable[Packable], layers: int)
     return "" if any(applies(recipe, rule, one) for one in found) else "it is for no weight of this model"
 
 
-def applies(recipe: Recipe, rule: Rule, one: Packable) -> bool:
+def applies(recipe: Recipe, rule: Rule, weight: Packable) -> bool:
     """Return whether a rule matches a weight; a rule without a role matches only roles of `pack` and `bits`."""
-    in_scope = rule.role is not None or one.role in recipe.pack or one.role in recipe.bits
-    return in_scope and rule.matches(one.role, one.layer, one.module)
+    in_scope = rule.role is not None or weight.role in recipe.pack or weight.role in recipe.bits
+    return in_scope and rule.matches(weight.role, weight.layer, weight.module)
 
 
 def _decided(recipe: Recipe, found: Iterable[Packable]) -> Iterator[tuple[Packable, Packing | None]]:

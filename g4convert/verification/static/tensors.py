@@ -132,14 +132,14 @@ def kept_as_they_were(contents: Contents, source: Inventory | None, *, text_only
             yield Finding("static.dtype", Severity.FAIL, subject, form.dtype.value, "BF16, F16 or F32", _AGAIN)
 
 
-def built_plain(contents: Contents, said: Mapping[str, Any]) -> Iterator[Finding]:
+def built_plain(contents: Contents, recipe: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield findings on packed modules that engines build unpacked, or whose packing costs quality.
 
     Args:
         contents: tensors of the output.
-        said: the recipe in the output's record; a table that the recipe packs is noted, not warned of.
+        recipe: the recipe in the output's record; a table that the recipe packs is noted, not warned of.
     """
-    chosen = _packed_by(said)
+    chosen = _packed_by(recipe)
     readable = _readers(contents.architecture)
     for name, module in contents.packed.items():
         role = contents.expected[name].role
