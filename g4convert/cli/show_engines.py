@@ -70,7 +70,7 @@ def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) ->
     if found.verdicts:
         verdicts(out, found.verdicts, verbose=verbose)
         out.print()
-    show_report.report(out, found.report, strict=strict, verbose=verbose, words=_loaded(found.verdicts))
+    show_report.report(out, found.report, strict=strict, verbose=verbose, verdicts=_loaded(found.verdicts))
 
 
 def _loaded(found: Iterable[Verdict]) -> str:

@@ -14,6 +14,7 @@ from g4convert.names import Name
 from g4convert.quantities import plural
 from g4convert.report import Finding, Report, Severity, grouped
 from g4convert.verification.labels import (
+    ALIKE,
     COMPARED,
     COSTLY,
     DIFFERS,
@@ -49,7 +50,7 @@ _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 
 
-def report(out: "Console", found: Report, *, strict: bool, verbose: bool, words: str = "") -> None:
+def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdicts: str = "") -> None:
     """Print a report; passed checks and notes only with `verbose`.
 
     Args:
@@ -57,11 +58,13 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, words:
         found: the report.
         strict: warnings count as failures.
         verbose: print every finding.
-        words: result in words, for the verdict; empty for the levels that ran.
+        verdicts: engines that load it, for the verdict, after a table of them; empty for the levels that ran.
     """
-    verdict(out, found, strict=strict, words=words)
+    verdict(out, found, strict=strict, words=verdicts)
     for severity in (*_TOLD, Severity.INFO, Severity.PASS) if verbose else _TOLD:
-        told = found.of(severity) if verbose else [*_in_tables(found, severity), *_apart(found, severity)]
+        told = found.of(severity) if verbose else (*_in_tables(found, severity), *_apart(found, severity))
+        if verdicts and severity is Severity.WARN and not verbose:
+            told = tuple(one for one in told if one.level != "engines")  # the table has them
         _findings(out, told, severity, verbose=verbose)
     for kind in TITLES:
         if kind in found.metrics:
@@ -84,12 +87,14 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, words:
 
 
 def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> None:
-    """Print the table of a comparison's metrics, or that there is no difference."""
+    """Print the table of a comparison's metrics; of a path that passes, one sentence."""
     values = found.metrics[kind]
     bound = f" ({LOWER_BOUND})" if values["lower_bound"] else ""
     out.print(f"\n{TITLES[kind]}: {COMPARED[kind]}{bound}", soft_wrap=True)
-    if not verbose and values["kl_max"] == 0 and values["logit_max_diff"] == 0:
-        out.print(escape(EQUAL.format(tokens=values["tokens"])), soft_wrap=True)
+    judged = {one.severity for one in found.findings if _metric(found, one)[0] == kind}
+    if kind == "parity" and judged <= {Severity.PASS} and not verbose:
+        same = values["kl_max"] == 0 and values["logit_max_diff"] == 0
+        out.print(escape((EQUAL if same else ALIKE).format(**values)), soft_wrap=True)
         return
     columns = ("metric", "value", "limits", "", _NOISE)
     put(out, table(*without(columns, _measured(found, kind), () if verbose else (_NOISE,)), right=("value", _NOISE)))

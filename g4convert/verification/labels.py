@@ -6,7 +6,19 @@ Tables list the metrics in the order of `METRICS`. `by_kind` puts headings on bl
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["COMPARED", "COSTLY", "DIFFERS", "EQUAL", "LEGEND", "LOWER_BOUND", "METRICS", "SWAPPED", "TITLES", "by_kind"]
+__all__ = [
+    "ALIKE",
+    "COMPARED",
+    "COSTLY",
+    "DIFFERS",
+    "EQUAL",
+    "LEGEND",
+    "LOWER_BOUND",
+    "METRICS",
+    "SWAPPED",
+    "TITLES",
+    "by_kind",
+]
 
 METRICS: Final = {
     "kl_mean": "mean KL (nats)",
@@ -32,7 +44,8 @@ TITLES: Final = {"loss": "what quantization costs", "parity": "whether it runs a
 """Title of each comparison."""
 COMPARED: Final = {
     "loss": "the original against the dequantized weights",
-    "parity": "the dequantized weights in transformers against the packed weights in g4convert's own layers",
+    "parity": "the dequantized weights in transformers against the packed weights in g4convert's own layers; no run "
+    "in vLLM or SGLang, which `--engine` is",
 }
 """The two sides of each comparison."""
 DIFFERS: Final = {
@@ -41,10 +54,11 @@ DIFFERS: Final = {
 }
 """Meaning of metrics beyond their limits, by comparison."""
 EQUAL: Final = (
-    "equal to the last bit in all {tokens:,} predictions, as expected where both multiply the same float32 values (on "
-    "a CPU); this is no run in vLLM or SGLang: `--engine vllm` is"
+    "equal to the last bit in all {tokens:,} predictions, as expected on a CPU, where both multiply the same values"
 )
 """Result of a comparison without any difference."""
+ALIKE: Final = "within all limits, with a mean KL of {kl_mean:.2g} over {tokens:,} predictions"
+"""Result of a comparison with small differences."""
 SWAPPED: Final = {"loss": "the original's", "parity": "the dequantized one"}
 """The module that takes the place of another while its share is measured, by comparison."""
 LOWER_BOUND: Final = "KL is a lower bound: of the reference only the likeliest tokens are known"

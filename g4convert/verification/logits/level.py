@@ -229,7 +229,7 @@ def _asked(
         return probes, [_answers("the bundled ones: a streamed model would read all its weights for each token")]
     if not any(map(is_asked, probes)):
         return probes, [_answers("none: without a chat template every token of a text is predicted")]
-    say("letting the model answer")
+    say("letting the model answer the prompts")
     return with_answers(model, probes, max_new_tokens=_ANSWER_TOKENS), [_answers("the reference's own, greedy")]
 
 
