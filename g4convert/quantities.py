@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-__all__ = ["as_bytes", "count", "duration", "nats", "plural", "rough_duration", "rough_size", "size"]
+__all__ = ["as_bytes", "count", "duration", "nats", "plural", "rough_duration", "rough_size", "round_size", "size"]
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _MINUTE: Final = 60
@@ -23,18 +23,26 @@ def plural(number: int, noun: str) -> str:
 
 def size(nbytes: float) -> str:
     """Return bytes as text in B, kB, MB or GB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.2f} {unit}"
-    return f"{nbytes:.0f} B"
+    number, unit = _in_unit(nbytes)
+    return f"{number:.0f} B" if unit == "B" else f"{number:.2f} {unit}"
 
 
 def rough_size(nbytes: float) -> str:
     """Return an estimated number of bytes as text, with two digits at most."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{float(f'{nbytes / scale:.2g}'):g} {unit}"
-    return f"{nbytes:.0f} B"
+    number, unit = _in_unit(nbytes)
+    return f"{number:.0f} B" if unit == "B" else f"{float(f'{number:.2g}'):g} {unit}"
+
+
+def round_size(nbytes: float) -> str:
+    """Return a round number of bytes, such as that of a tick, as text without zeros at its end."""
+    number, unit = _in_unit(nbytes)
+    return f"{number:g} {unit}"
+
+
+def _in_unit(nbytes: float) -> tuple[float, str]:
+    """Return the number in the largest unit that it reaches, and the unit."""
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next(((nbytes / scale, unit) for unit, scale in units if nbytes >= scale), (nbytes, "B"))
 
 
 def count(number: int) -> str:

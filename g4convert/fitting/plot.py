@@ -6,7 +6,7 @@ from html import escape
 from typing import Final
 
 from g4convert.fitting.choosing import Point
-from g4convert.quantities import size
+from g4convert.quantities import round_size, size
 
 __all__ = ["plot"]
 
@@ -116,7 +116,7 @@ class _Axes:
         step = _step(most - least)
         for number in range(math.ceil(least / step), math.floor(most / step) + 1):
             place = f'x="{self.x(number * step):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle"'
-            yield f'<text class="faint" {place}>{_round(number * step)}</text>'
+            yield f'<text class="faint" {place}>{round_size(number * step)}</text>'
 
     def point(self, tried: Point, kind: str) -> str:
         """Draw a point with its name beside it, below the names that were drawn before if they are close."""
@@ -136,11 +136,3 @@ def _step(span: float) -> float:
     """Return a round distance of ticks, so that there are three to eight of them: 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(max(span, 1.0) / 3))
     return max(power * times for times in (1, 2, 5) if power * times <= max(span, 1.0) / 3)
-
-
-def _round(nbytes: float) -> str:
-    """Return a round number of bytes as text."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:g} {unit}"
-    return f"{nbytes:g} B"
