@@ -142,7 +142,9 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     documents = bundled() if data is None else read_documents(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
-    if there and (made := _made(begun, statistics=statistics)):
+    if there:
+        if (made := _made(begun, statistics=statistics)) is None:
+            raise is_there(path, _other_request(CalibrationFile.load(path), asked, statistics=statistics))
         return Calibrated.of(path, made, already_done=True)
     with Lock.beside(path) as lock:
         lock.take()
@@ -255,6 +257,21 @@ def _made(begun: Begun, *, statistics: bool) -> CalibrationFile | None:
         return begun.finished(statistics=statistics)
     except InputError as error:
         raise is_there(begun.file, error.message) from error
+
+
+def _other_request(found: CalibrationFile, asked: _Asked, *, statistics: bool) -> str:
+    """Return words on why a calibration file is not the requested one."""
+    samples, length = found.ids.shape
+    seed = (found.texts or {}).get("seed")
+    if found.model != Model.of(asked.checkpoint):
+        return "of another model"
+    if length != asked.length or asked.samples not in {None, samples}:
+        return f"{samples:,} samples of {length:,} tokens"
+    if seed != asked.seed:
+        return f"by seed {seed}"
+    if (found.statistics is not None) is not statistics:
+        return "without statistics" if statistics else "with statistics"
+    return "of other texts or answers, or by another version"
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:

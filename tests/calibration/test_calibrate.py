@@ -125,8 +125,13 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
         f"already done: {path} is {words[1].name} by this command and version (--overwrite makes it again)\n",
     )
     assert json.loads(g4convert(*words, "--json").out) == found | {"already_done": True}
-    for other in (("--seed", 1), ("--samples", 5), ("--no-statistics",)):
-        assert g4convert(*words, *other).status == UsageError.exit_code
+    for *other, why in (
+        ("--seed", 1, "by seed 0"),
+        ("--samples", 5, "4 samples of 32 tokens"),
+        ("--no-statistics", "with statistics"),
+    ):
+        refused = g4convert(*words, *other)
+        assert (refused.status, refused.err.splitlines()[1]) == (UsageError.exit_code, f"  {why}")
     assert g4convert("calibrate", checkpoints("text"), *words[2:]).status == UsageError.exit_code
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     damaged = g4convert(*words)

@@ -318,9 +318,10 @@ def test_a_reference_is_not_written_over_and_is_everybodys(
     ran = g4convert(*command[:-1])
     assert (ran.status, ran.out.startswith(f"already done: {stored} is {source.name} by this command")) == (0, True)
     assert json.loads(g4convert(*command, "--json").out)["already_done"] is True
-    for other in (command[:4], (*command, "--dtype", "bfloat16")):
+    prompted = "of other prompts, or by another version"
+    for other, why in ((command[:4], prompted), ((*command, "--dtype", "bfloat16"), "in float32")):
         ran = g4convert(*other)
-        assert (ran.status, ran.err.splitlines()[0]) == (2, f"error: {stored}: is there already")
+        assert (ran.status, ran.err.splitlines()[:2]) == (2, [f"error: {stored}: is there already", f"  {why}"])
     stored.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     assert "damaged: its content" in g4convert(*command).err
     assert g4convert(*command, "--overwrite").status == 0

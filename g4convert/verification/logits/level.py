@@ -158,8 +158,16 @@ def made_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Capt
     except InputError as error:
         raise is_there(output, error.message) from error
     if found.facts.get("request") != _request(checkpoint, asked):
-        raise is_there(output)
+        raise is_there(output, _other_request(found, checkpoint, asked))
     return found
+
+
+def _other_request(found: Captured, checkpoint: Checkpoint, asked: Request) -> str:
+    """Return words on why a stored reference is not the requested one."""
+    if found.facts.get("source") != checkpoint.digest():
+        return "of another model"
+    dtype = found.facts.get("dtype")
+    return f"in {dtype}" if dtype != asked.settings.dtype else "of other prompts, or by another version"
 
 
 def _request(checkpoint: Checkpoint, asked: Request) -> str:
