@@ -20,6 +20,7 @@ class Overrides(TypedDict, total=False):
     group_size: int | Literal["channel"]
     method: Literal["auto", "minmax", "mse", "lattice", "imatrix", "gptq", "best"]
     signed: bool
+    qat: Literal["keep", "recalibrate"]
     pack: Sequence[
         Literal[
             "attention", "mlp", "experts", "ple_projection", "vision_tower", "embedding", "ple_embedding", "lm_head"
