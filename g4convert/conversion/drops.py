@@ -12,7 +12,7 @@ from g4convert.errors import InputError
 from g4convert.planning.plan import Drop, Plan
 from g4convert.tensors import DType
 
-__all__ = ["check_drops"]
+__all__ = ["check_drops", "same_values"]
 
 _BLOCK = 8 << 20
 _ONES = "ones"
@@ -44,11 +44,11 @@ def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
         ones = _ONE.get(drop.source.dtype, b"") * drop.source.numel
         if _bytes(stored, reader, 0, drop.source.nbytes) != ones:
             yield f"{drop.source.name}: has values other than 1, but this norm has no weight in Gemma 4"
-    elif drop.must_equal is not None and not _same(stored, checkpoint.tensors[drop.must_equal], reader):
+    elif drop.must_equal is not None and not same_values(stored, checkpoint.tensors[drop.must_equal], reader):
         yield f"{drop.source.name}: differs from {drop.must_equal}, which config.json says it is tied to"
 
 
-def _same(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
+def same_values(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:
     """Return whether two tensors hold the same numbers; bf16 is compared with fp32 by value."""
     if one.info.shape != other.info.shape:
         return False

@@ -1,6 +1,7 @@
 """`g4convert check`: predicts from the headers of any checkpoint which engines load it.
 
     check_stored   names, shapes, dtypes, config: faults of the checkpoint itself
+    tied_head      the values of a head that is stored though it is tied
     verdicts       each engine and number of GPUs: loads, loads with a caveat, or does not load
 
 A finding of `check_stored` that breaks an engine becomes a reason of its verdict: a config group that differs from the
@@ -29,6 +30,7 @@ from g4convert.errors import UnsupportedError
 from g4convert.gemma4 import Architecture, is_drafter, quantized_format
 from g4convert.inspection.drafter import paired
 from g4convert.inspection.fix import CURABLE, is_fixable
+from g4convert.inspection.tied import tied_head
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.suggestions import no_such
 from g4convert.verification.static.config import HINDERS
@@ -125,6 +127,7 @@ def check(asked: Asked) -> Checked:
     _refuse_other_formats(out)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
+    static += tuple(tied_head(stored))
     found = _verdicts(stored, asked, static)
     fixable = is_fixable(stored, static, asked.required)
     if fixable:
