@@ -29,12 +29,13 @@ def plan(  # noqa: PLR0913 - one parameter for each option
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
     from g4convert.api.plan import plan as make
-    from g4convert.cli import next_steps, show
     from g4convert.engines.verdicts import TENSOR_PARALLEL
 
     found = make(model, recipe=resolved, tp=tp or TENSOR_PARALLEL, workers=workers)
     print_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
     found.outlook.hold(found.plan.recipe, tp or (1,))
     if not as_json and found.plan.quantized:
+        from g4convert.cli import next_steps, show
+
         command = next_steps.conversion_of(model, found.source.name, resolved)
         next_steps.show_next(show.console(no_color=no_color), *command)
