@@ -28,10 +28,6 @@ _LONG: Final = 300
 """Seconds from which the time is told; a shorter one is seen by the progress."""
 
 
-_USUAL: Final = 1.5
-"""Time that layers take, relative to the product that is timed."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Estimated cost of a comparison.
@@ -69,7 +65,7 @@ class Cost:
 
     def line(self) -> str:
         """Return the cost as one line for the user; measures the machine's speed."""
-        seconds = _USUAL * self.operations / _speed()
+        seconds = self.operations / _speed()
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
         probes = f"{self.probes} prompts with {self.predictions:,} predictions"
         return f"{probes}, about {rough_size(self.memory)} of memory{time}"
