@@ -1,5 +1,6 @@
 """Measured losses: those of the written checkpoint, from any layer on, on a part of the vocabulary."""
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from helpers.grids import every
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import Choice
 from g4convert.engines.limits import Packing
+from g4convert.errors import InputError
 from g4convert.fitting import divergence
 from g4convert.fitting.bench import Bench
 from g4convert.fitting.choices import parse_choices
@@ -86,6 +88,13 @@ def test_the_loss_is_that_of_the_written_checkpoint(made: Made, tmp_path: Path) 
     found = made.bench.losses((part, assignment[part.name]) for part in made.problem.parts).mean()
     assert found == pytest.approx(exact, rel=1e-3)
     assert found > 1e-5
+
+
+def test_a_weight_that_is_not_finite_is_named(made: Made) -> None:
+    weight = next(one for one in made.problem.plan.inventory.weights if one.linear)
+    values = torch.full(weight.shape, float("inf"))
+    with pytest.raises(InputError, match=f"{re.escape(weight.name)}: a weight is NaN or infinite"):
+        made.bench.rounder.rounded(weight, values, made.problem.free[0].forms[0])
 
 
 def test_a_change_costs_the_same_whatever_runs_again(made: Made) -> None:

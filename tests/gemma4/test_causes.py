@@ -108,6 +108,20 @@ def test_as_many_layer_types_as_layers() -> None:
     with pytest.raises(InputError) as caught:
         Architecture.from_config(with_text(small("31B"), layer_types=["chunked_attention"] * 6))
     assert "'chunked_attention', expected sliding_attention or full_attention" in caught.value.offenders[0]
+    with pytest.raises(InputError) as caught:
+        Architecture.from_config(with_text(small("31B"), layer_types="full_attention"))
+    assert caught.value.offenders == ("text_config.layer_types: 'full_attention', expected a list of 6",)
+
+
+@pytest.mark.parametrize("wrong", [[128], [128, 0], 128, ["128", 32]])
+def test_channels_of_sound_are_two_numbers(wrong: object) -> None:
+    config = deepcopy(small("E2B"))
+    config["audio_config"]["subsampling_conv_channels"] = wrong
+    with pytest.raises(InputError) as caught:
+        Architecture.from_config(config)
+    (offender,) = caught.value.offenders
+    assert offender.startswith("audio_config.subsampling_conv_channels: ")
+    assert offender.endswith(f"{wrong!r}, expected two positive integers")
 
 
 # ---- towers

@@ -178,6 +178,16 @@ def test_a_time_that_no_timer_holds_is_refused(seconds: float) -> None:
         Request(Path("out"), engine=EngineName.SGLANG, engine_url="http://localhost:1", engine_timeout=seconds)
 
 
+def test_an_interpreter_that_cannot_be_run(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("no program")
+    for place, why in ((tmp_path / "nothing", "No such file or directory"), (tmp_path / "python", "Permission denied")):
+        before = len([*Path("/proc/self/fd").iterdir()])
+        with pytest.raises(EnvironmentFault) as caught:
+            Program([str(place)], timeout=60)
+        assert (caught.value.message, caught.value.hint) == (f"{place}: {why}", "name an interpreter")
+        assert len([*Path("/proc/self/fd").iterdir()]) == before, "a pipe is left open"
+
+
 def child(code: str) -> Program:
     """A program in place of an engine's interpreter: `questions` and `replies` are its pipes."""
     head = "import os, sys, time\nquestions, replies = os.fdopen(int(sys.argv[1])), os.fdopen(int(sys.argv[2]), 'w')\n"
