@@ -353,7 +353,7 @@ def test_boxes_of_the_diagram_are_folders_and_modules() -> None:
     assert [one for one in bare if not (one.strip() in named or (ROOT / "g4convert" / one.strip()).is_dir())] == []
 
 
-CODE = re.compile(r"(?:static|weights|logits|engine|assistant)\.[a-z_]+")
+CODE = re.compile(r"(?:static|weights|logits|engines?|assistant)\.[a-z_]+")
 KINDS = ("logits.loss", "logits.parity", "engine.parity")
 COMPOSED: Final[Mapping[str, set[str]]] = {
     "{code}.finite": {f"{kind}.finite" for kind in KINDS},
