@@ -580,6 +580,9 @@ def test_static_activations_with_their_scales(
     assert loads(checked(lost))["vllm"] is Loads.NO
     bare = rewritten(out, tmp_path / "bare", dict, quantization_config=section(dense_out))
     assert loads(checked(bare))["vllm"] is Loads.NO
+    two = checked(rewritten(out, tmp_path / "two", beside("input_scale", torch.ones(2))))
+    assert loads(two)["vllm"] is Loads.NO
+    assert "input_scale F32 [2]" in {one.found for one in two.report.findings if one.code == "static.scale"}
 
 
 def test_experts_take_no_quantized_activations(moe: Path, tmp_path: Path) -> None:
