@@ -70,7 +70,7 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
         with threads(workers or default_workers()) as pool:
             sums = _run(Replay.open(source, taken, kept.states, device), kept, pool, progress or Quiet())
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; finished layers are kept", hint="the same command continues") from error
+        raise Interrupted("stopped; what is finished is kept", hint="the same command continues") from error
     kept.states.drop()
     inputs = {name: _mean(*one) for name, one in sorted(sums.items())}
     return Statistics(inputs, model, "g4convert", tokens.hash, tokens.samples, tokens.length)

@@ -121,7 +121,7 @@ class LayerByLayer:
                 hint="once more is free, the same command continues; `calibrate --length N` makes shorter samples",
             ) from error
         except KeyboardInterrupt as error:
-            raise Interrupted("stopped; finished layers are kept", hint="the same command continues") from error
+            raise Interrupted("stopped; what is finished is kept", hint="the same command continues") from error
         return results
 
     def _run_layers(
