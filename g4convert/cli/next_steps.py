@@ -124,7 +124,7 @@ def after_verify(found: "Report") -> Step:
     if found.verdict is Severity.INCONCLUSIVE:
         return _NONE
     if levels == ("static",):
-        return f"g4convert verify {quote(output)} --reference {original}", "compares every weight: none was, yet"
+        return f"g4convert verify {quote(output)} --reference {original}", "compares every weight with the original's"
     return after_check(check(output)) if {"logits", "engine"} & {*levels} else answers_of(output, original)
 
 

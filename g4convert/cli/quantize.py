@@ -109,13 +109,17 @@ def _print_done(job: "Job", report: "Report | None", how: "Printed", *, as_json:
     Raises:
         GateError: the verification failed.
     """
-    from g4convert.cli import verification
+    from g4convert.cli import next_steps, show, verification
 
     if as_json:
         verdict = {} if report is None else {"verify": report.to_dict()}
         print_json({"schema_version": 1, "output": str(job.output), "already_done": True} | verdict)
     if report is not None:
         verification.tell_end(report, how, as_json=as_json)
+    if not as_json and not how.quiet:
+        original = job.source.name if job.source.revision else str(job.source.path)
+        following = next_steps.answers_of(job.output, shlex.quote(original))
+        next_steps.show_next(show.console(no_color=how.no_color), *following)
 
 
 def _planned(job: "Job") -> "PlanReport":

@@ -41,8 +41,8 @@ def basis(found: Sequence["Cost"], workers: int) -> str:
     tokens = max(one.tokens for one in found)
     texts = "the bundled texts" if tokens == BUNDLED_TOKENS else "your texts"
     estimated = (
-        f"estimates for {plural(workers, 'worker')}, a check of every weight included; the methods that calibrate read "
-        f"{plural(tokens, 'token')} of {texts}"
+        f"estimates for {plural(workers, 'worker')} on idle cores, a check of every weight included; the methods that "
+        f"calibrate read {plural(tokens, 'token')} of {texts}"
     )
     return f"{estimated}. {_MEASURED}" if all(one.kl is not None for one in found) else estimated
 

@@ -40,7 +40,7 @@ _COLOURS = {
     Severity.PASS: "green",
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
-_NO_WEIGHTS = "no weight was compared: `--reference MODEL` with the original itself does"
+_NO_WEIGHTS = "weights were not compared: `--reference MODEL`, the original itself, does"
 _NOISE = "by rounding alone"
 """Header of the column with the noise floor."""
 _SQNR = "SQNR of outputs, dB"
@@ -80,7 +80,11 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         out.print(f"\n{_NO_WEIGHTS}", soft_wrap=True)
     if not verbose:
         counts = Counter(_ran(found, finding) for finding in found.of(Severity.PASS))
-        passed = ", ".join(f"{level} {number}" for level, number in counts.items())
+        all_of = Counter(_ran(found, one) for one in found.findings if one.severity is not Severity.INFO)
+        passed = ", ".join(
+            f"{level} {number}" + (f" of {all_of[level]}" if number < all_of[level] else "")
+            for level, number in counts.items()
+        )
         notes = len(found.of(Severity.INFO))
         rest = f"; {plural(notes, 'note')}" if notes else ""
         out.print(f"\nchecks passed: {passed or 'none'}{rest} (-v lists all)", soft_wrap=True)

@@ -44,8 +44,8 @@ TITLES: Final = {"loss": "what quantization costs", "parity": "whether it runs a
 """Title of each comparison."""
 COMPARED: Final = {
     "loss": "the original against the dequantized weights",
-    "parity": "the dequantized weights in transformers against the packed weights in g4convert's own layers; no run "
-    "in vLLM or SGLang, which `--engine` is",
+    "parity": "the dequantized weights in transformers against the packed weights in g4convert's own layers "
+    "(vLLM and SGLang did not run; `--engine` asks a running one)",
 }
 """The two sides of each comparison."""
 DIFFERS: Final = {

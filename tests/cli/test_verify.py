@@ -457,15 +457,15 @@ def test_the_next_step_is_said(text_out: tuple[Path, Path], g4convert: Program, 
     looser = profile(tmp_path / "looser.yaml", 9.0, 99.0)
     command = f"next: g4convert verify {out} --reference"
     for words, told in (
-        ((), f"{command} MODEL  # compares every weight: none was, yet"),
-        (("--level", "static"), f"{command} MODEL  # compares every weight: none was, yet"),
+        ((), f"{command} MODEL  # compares every weight with the original's"),
+        (("--level", "static"), f"{command} MODEL  # compares every weight with the original's"),
         (("--reference", source), f"{command} {source} --level logits  # measures how far its answers are from"),
         (("--reference", stored, "--profile", looser), f"next: vllm serve {out}"),
         (("--reference", source, "--level", "logits", "--profile", "parity"), f"next: vllm serve {out}"),
     ):
         said = g4convert("verify", out, *words).out
         assert said.splitlines()[-1].startswith(told), words
-        assert stored not in words or "no weight was compared" in said
+        assert stored not in words or "weights were not compared" in said
     assert "next:" not in g4convert("verify", out, "--json").out
     assert g4convert("verify", out, "-q").out == ""
 
@@ -490,7 +490,7 @@ def test_a_loss_that_fails_names_one_command(text_out: tuple[Path, Path], g4conv
     made = f"next: g4convert quantize {source} -o {source.name}-W8A16 -r w8a16-g32  # 8 bits: loses less"
     assert lines[-1] == made
     (eight,) = (line for line in lines if "`-r w8a16-g32`" in line)
-    assert re.fullmatch(r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, about [\d.e-]+, would hardly pass", eight)
+    assert re.fullmatch(r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, about [\d.e-]+, would probably not pass", eight)
     found = json.loads(g4convert(*asked, "--json").out)["metrics"]["advice"]
     assert found[0]["options"] == "-r w8a16-g32"
 

@@ -37,8 +37,8 @@ _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the output's method."""
 _RIGHT: Final = (
-    "the file is right: it computes what it stores, but its bits are too few for this model. What loses less, with "
-    "the size of the output and the mean KL to expect:"
+    "the file is right: it computes what it stores, but what it stores is too far from this model. What loses less, "
+    "with the size of the output and the mean KL to expect here:"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -67,7 +67,7 @@ class Way:
     def line(self) -> str:
         """The way in one line."""
         large = "" if self.nbytes is None else f", {size(self.nbytes)}"
-        expected = ", should pass" if self.passes else ", would hardly pass"
+        expected = ", should pass" if self.passes else ", would probably not pass"
         return f"`{self.options}`: {self.what}{large}, about {self.kl:.2g}{expected}"
 
 

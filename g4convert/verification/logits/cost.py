@@ -67,7 +67,7 @@ class Cost:
         """Return the cost as one line for the user; measures the machine's speed."""
         seconds = self.operations / _speed()
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
-        probes = f"{self.probes} prompts with {self.predictions:,} predictions"
+        probes = f"{self.probes} prompts of {self.tokens:,} tokens, {self.predictions:,} predictions judged"
         return f"{probes}, about {rough_size(self.memory)} of memory{time}"
 
 

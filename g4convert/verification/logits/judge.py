@@ -213,7 +213,7 @@ def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tup
             passes.run(original := _ORIGINAL, reference, against=None)
     say("running the dequantized weights")
     passes.run(_DEQUANTIZED, models.dequantized, against=original)
-    say("running them with rounding noise")
+    say("running them with rounding noise: what it changes is no loss")
     model = models.dequantized.model
     with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=_SEED):
         passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))

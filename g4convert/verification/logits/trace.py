@@ -86,7 +86,7 @@ def trace(
     failed = {kind for kind in measured if any(_fails(one, f"logits.{kind}.") for one in judged)}
     reference, dequantized, candidate = models.reference, models.dequantized, models.candidate
     if _is_model(candidate):
-        say("comparing module by module")
+        say("comparing the packed modules with the dequantized ones, one by one")
         limit = LIMITS[dtype_name(dequantized.model)]
         some = [probe.thinned(_SCORED) for probe in _telling(probes, measured["parity"])]
         examined = examine(dequantized, candidate, some, limit=limit)
