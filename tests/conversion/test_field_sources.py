@@ -11,10 +11,13 @@ from helpers.dialect_sources import mlx as mlx_of
 from helpers.grids import every
 from helpers.prompts import logits, prompts
 from helpers.rewriting import Tensors, rewritten
+from safetensors.torch import save_file
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture, resolve
+from g4convert.planning.recipe import load as load_recipe
+from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
 from g4convert.request import Level, Request
 from g4convert.verification.run import verify
@@ -153,6 +156,63 @@ def test_a_nested_key_does_not_untie_a_text_only_output(dense: Path, tmp_path: P
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is True
     assert "lm_head.weight" not in stored(tmp_path / "out")
     load(tmp_path / "out")
+
+
+# ---- an adapter beside
+
+
+ADAPTERS = {
+    "PEFT": ("adapter_model.safetensors", {"base_model_name_or_path": "org/base", "peft_type": "LORA", "r": 8}),
+    "PEFT, pickled": ("adapter_model.bin", {"base_model_name_or_path": "org/base", "peft_type": "LORA", "r": 8}),
+    "MLX": ("adapters.safetensors", {"model": "org/base", "fine_tune_type": "lora"}),
+}
+
+
+@pytest.mark.parametrize("tool", ADAPTERS)
+def test_an_adapter_beside_stays_behind_and_is_said_not_to_be_applied(tool: str, dense: Path, tmp_path: Path) -> None:
+    """With PEFT installed, transformers puts an adapter that lies beside a model into its packed Linears."""
+    weights, config = ADAPTERS[tool]
+    source = rewritten(dense, tmp_path / "source", same)
+    (source / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(8, 8)}, source / weights)
+    (warning,) = (one for one in make_plan(Checkpoint.open(source), load_recipe().recipe).warnings if "applied" in one)
+    assert "if they are its base model's, merge it first" in warning
+    quantized(source, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("adapter*"))
+    assert_verified(tmp_path / "out", source)
+
+
+# ---- pruned and grown
+
+
+def fewer_experts(tensors: Tensors) -> Tensors:
+    """The first six experts, as REAP leaves them, and the decoder alone."""
+    ends = ("experts.gate_up_proj", "experts.down_proj", "router.proj.weight", "router.per_expert_scale")
+    return {name: tensor[:6] if name.endswith(ends) else tensor for name, tensor in decoder_of(tensors).items()}
+
+
+def test_a_pruned_mixture_of_experts(moe: Path, tmp_path: Path) -> None:
+    text = json.loads((moe / "config.json").read_text())["text_config"]
+    pruned = rewritten(moe, tmp_path / "pruned", fewer_experts)
+    config = text | {"architectures": [CLASSES["text"]], "num_experts": 6, "norm_topk_prob": True}
+    (pruned / "config.json").write_text(json.dumps(config))
+    quantized(pruned, tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert (written["num_experts"], written["norm_topk_prob"]) == (6, True)
+    assert_verified(tmp_path / "out", pruned)
+
+
+@pytest.mark.parametrize("family", ["dense", "e2b"])
+def test_a_vocabulary_that_has_grown(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source = checkpoints(family)
+    text = json.loads((source / "config.json").read_text())["text_config"]
+
+    def grown(tensors: Tensors) -> Tensors:
+        return {n: torch.cat([t, t[:64]]) if n.endswith("embed_tokens.weight") else t for n, t in tensors.items()}
+
+    larger = rewritten(source, tmp_path / "larger", grown, text_config=text | {"vocab_size": text["vocab_size"] + 64})
+    quantized(larger, tmp_path / "out")
+    assert_verified(tmp_path / "out", larger)
 
 
 # ---- parts that are not there

@@ -100,11 +100,18 @@ def test_where_nothing_is_proved_nothing_is_claimed() -> None:
     assert "inspect" in hint({**tensors, **strange}, small("31B"))
 
 
-def test_as_many_layer_types_as_layers() -> None:
-    config = with_text(small("31B"), num_hidden_layers=4)
-    with pytest.raises(InputError) as caught:
-        Architecture.from_config(config)
-    assert caught.value.offenders == ("text_config.layer_types: 6 entries for 4 layers",)
+@pytest.mark.parametrize("family", ["31B", "26B-A4B", "12B", "text"])
+def test_as_many_layer_types_as_layers(family: str) -> None:
+    config = small(family) if family != "text" else FAMILIES[family]
+    kinds = config.get("text_config", config)["layer_types"]
+    where = "text_config." if "text_config" in config else ""
+    for layers in (len(kinds) - 2, len(kinds) + 1):
+        with pytest.raises(InputError) as caught:
+            Architecture.from_config(with_text(config, num_hidden_layers=layers))
+        assert caught.value.offenders == (f"{where}layer_types: {len(kinds)} entries for {layers} layers",)
+
+
+def test_layer_types_are_a_list_of_known_kinds() -> None:
     with pytest.raises(InputError) as caught:
         Architecture.from_config(with_text(small("31B"), layer_types=["chunked_attention"] * 6))
     assert "'chunked_attention', expected sliding_attention or full_attention" in caught.value.offenders[0]

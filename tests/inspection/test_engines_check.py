@@ -425,6 +425,11 @@ DAMAGED: Mapping[str, tuple[str, Callable[[Tensors], None], Mapping[str, Topic |
         {"vllm": Topic.UNKNOWN, "sglang": None},
     ),
     "the router packed": ("26B-A4B", as_packed(f"{LAYER}.router.proj", (3, 2816)), {"vllm": Topic.REFUSED}),
+    "a projection of images packed": (
+        "26B-A4B",
+        as_packed("model.embed_vision.embedding_projection", (2816, 1152)),
+        {"vllm": Topic.REFUSED},
+    ),
     "patch_dense packed": (
         "12B",
         as_packed("model.vision_embedder.patch_dense", (3840, 6912)),

@@ -676,6 +676,18 @@ def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.Fix
         assert_loads_as(out, good)
 
 
+@pytest.mark.parametrize("family", ["dense", "unified"])
+def test_fix_is_offered_for_layers_named_one_by_one_and_works(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    good = by_layer(request.getfixturevalue(family), tmp_path / "good")
+    out = rewritten(good, tmp_path / "out", dict, quantization_config=patterns(good, "the mlp"))
+    assert any("--fix" in one.remedy for one in checked(out).report.of(Severity.FAIL))
+    assert fix(out) is not None
+    assert set(loads(checked(out)).values()) == {Loads.YES}
+    assert_loads_as(out, good)
+
+
 @pytest.mark.parametrize("named", BY_LAYER)
 def test_fix_writes_what_quantize_would_for_experts_in_two_precisions(named: str, moe: Path, tmp_path: Path) -> None:
     """No release of transformers loads single experts: `make test-vllm` loads what is written here."""

@@ -250,11 +250,16 @@ def test_a_class_that_is_not_the_models_is_named(found: object) -> None:
     assert not any("architectures" in warning for warning in planned(right, layout="text-only").warnings)
 
 
+@pytest.mark.parametrize("family", ["31B", "E2B", "12B", "text"])
 @pytest.mark.parametrize(
     ("tied", "reason"), [(True, "shared with the output head"), (False, "a table that is gathered")]
 )
-def test_only_a_tied_embedding_is_said_to_be_tied(tied: bool, reason: str) -> None:  # noqa: FBT001 -- a parameter
-    plan = planned(small("31B") | {"tie_word_embeddings": tied})
+def test_only_a_tied_embedding_is_said_to_be_tied(
+    tied: bool,  # noqa: FBT001 -- a parameter
+    reason: str,
+    family: str,
+) -> None:
+    plan = planned(FAMILIES[family] | {"tie_word_embeddings": tied})
     (embedding,) = (copy for copy in plan.copied if copy.role is Role.EMBEDDING)
     assert reason in embedding.reason
     assert ("head" in embedding.reason) == tied
