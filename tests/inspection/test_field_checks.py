@@ -107,6 +107,35 @@ def test_two_precisions_in_what_engines_fuse(
     assert "int8, groups of 32" in text or "int4, groups of 32" in text
 
 
+@pytest.mark.parametrize(
+    ("family", "end", "answer"),
+    [
+        ("dense", "v_proj", Loads.YES),
+        ("dense", "up_proj", Loads.YES),
+        ("e2b", "v_proj", Loads.YES),
+        ("moe", "down_proj", Loads.NO),  # it has no mapping for single experts
+    ],
+)
+def test_transformers_loads_two_precisions_that_the_groups_name(
+    family: str, end: str, answer: Loads, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """It builds each projection alone; vLLM and SGLang fuse them, and a fused module has one scheme."""
+    source = request.getfixturevalue(family)
+    quantized(source, tmp_path / "four", method="minmax")
+    quantized(source, tmp_path / "eight", method="minmax", num_bits=8)
+    eight = stored(tmp_path / "eight")
+
+    def change(tensors: Tensors) -> Tensors:
+        return tensors | {name: eight[name] for name in tensors if f".{end}.weight_" in name}
+
+    said = section(tmp_path / "four")
+    group = said["config_groups"]["group_0"]
+    wide = group | {"targets": [rf"re:.*\.{end}$"], "weights": group["weights"] | {"num_bits": 8}}
+    said["config_groups"] |= {"group_1": wide}
+    found = checked(rewritten(tmp_path / "four", tmp_path / "out", change, quantization_config=said))
+    assert loads(found) == {"transformers": answer, "vllm": Loads.NO, "sglang": Loads.NO}
+
+
 @pytest.mark.parametrize("order", ["group", "dynamic"])
 @pytest.mark.parametrize("has_index", [True, False])
 def test_another_order_of_columns_is_never_fixed(
@@ -259,11 +288,40 @@ def renamed(tensors: Tensors, part: str, *others: str) -> Tensors:
         (("weight_packed", "weight_scale", "weight_global_scale"), "nvfp"),
         (("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"), "bitsandbytes"),
         (("weight", "weight_scale", "weight_scale_2", "input_scale"), "modelopt-nvfp4"),
+        (("qweight", "qzeros", "scales", "g_idx"), "gptq"),
     ],
 )
 def test_other_formats_are_refused_by_name(parts: tuple[str, ...], said: str, dense_out: Path, tmp_path: Path) -> None:
     out = rewritten(dense_out, tmp_path / "out", lambda tensors: renamed(tensors, *parts))
     with pytest.raises(UnsupportedError, match=said):
+        checked(out)
+
+
+COMPRESSED = {"float-quantized": torch.float8_e4m3fn, "int-quantized": torch.int8}
+
+
+@pytest.mark.parametrize("form", COMPRESSED)
+def test_other_formats_of_compressed_tensors_are_refused_by_name(
+    form: str, dense: Path, dense_out: Path, tmp_path: Path
+) -> None:
+    """FP8 and INT8 as llm-compressor writes them, activations quantized as they come."""
+    said = section(dense_out)
+    weights = INT8 | {"type": form.partition("-")[0], "strategy": "channel"}
+    activations = weights | {"strategy": "token", "dynamic": True}
+    said["config_groups"]["group_0"] |= {"format": form, "weights": weights, "input_activations": activations}
+
+    def change(tensors: Tensors) -> Tensors:
+        originals = stored(dense)
+        found = {name: tensor for name, tensor in tensors.items() if ".weight_" not in name}
+        for module in modules(tensors):
+            weight = originals[f"{module}.weight"].float()
+            scale = weight.abs().amax(1, keepdim=True) / 127
+            found[f"{module}.weight"] = (weight / scale).to(COMPRESSED[form])
+            found[f"{module}.weight_scale"] = scale.bfloat16()
+        return found
+
+    out = rewritten(dense_out, tmp_path / "out", change, quantization_config=said | {"format": form})
+    with pytest.raises(UnsupportedError, match=form):
         checked(out)
 
 
@@ -276,7 +334,15 @@ def test_quantized_activations_with_their_scales_are_not_judged(dense_out: Path,
 
 
 @pytest.mark.parametrize(
-    "found", ["gone", ["FSDPGemma4ForConditionalGeneration"], ["Gemma4Model"], ["Gemma4ForCausalLM"], []]
+    "found",
+    [
+        "gone",
+        ["FSDPGemma4ForConditionalGeneration"],
+        ["Gemma4Model"],
+        ["Gemma4ForCausalLM"],
+        ["Gemma4UnifiedForConditionalGeneration"],
+        [],
+    ],
 )
 def test_vllm_chooses_by_the_class(found: object, dense_out: Path, tmp_path: Path) -> None:
     result = checked(rewritten(dense_out, tmp_path / "out", dict, architectures=found))
