@@ -373,8 +373,17 @@ def test_the_hint_of_a_refused_source_works(name: str, place: Callable[[str], Pl
     assert ran.status == 0, ran.err
 
 
-def test_a_head_of_its_own_is_told_so_and_written(place: Callable[[str], Place], g4convert: Program) -> None:
-    made = place("dense")
+@pytest.mark.parametrize(("family", "nested"), [("dense", False), ("dense", True), ("unified", True)])
+def test_a_head_of_its_own_is_told_so_and_written(
+    family: str,
+    nested: bool,  # noqa: FBT001 -- a parameter
+    place: Callable[[str], Place],
+    g4convert: Program,
+) -> None:
+    """Also where the key stands one level too deep."""
+    made = place(family)
+    if nested:
+        made.config(tie_word_embeddings="gone", text_config={"tie_word_embeddings": False})
     embedding = "model.language_model.embed_tokens.weight"
     made.tensors(lambda t: t | {"lm_head.weight": t[embedding] + 1})
     out = made.bad.with_name("out")
