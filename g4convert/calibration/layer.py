@@ -22,7 +22,8 @@ from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Aim, Rounded, Rounding, dequantized
 from g4convert.calibration.states import SCRATCH
 from g4convert.calibration.walk import Inputs, Walk, each
-from g4convert.quantization.gptq import Factor, aim
+from g4convert.quantization.factor import Factor
+from g4convert.quantization.gptq import aim
 
 __all__ = ["ORIGINAL", "LayerPass", "Weights"]
 

@@ -25,7 +25,8 @@ from g4convert.calibration.moments import Moments
 from g4convert.devices import CPU
 from g4convert.errors import InputError
 from g4convert.quantization import NonFiniteError, Scheme, TileStats
-from g4convert.quantization.gptq import Factor, damping, factorize, gptq, nearest_codes
+from g4convert.quantization.factor import Factor, damping, factorize
+from g4convert.quantization.gptq import gptq, nearest_codes
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.weighted import weighted_scales
 from g4convert.tensors import DType

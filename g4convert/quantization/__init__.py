@@ -9,6 +9,7 @@ steps         Loads, finds min-max scales, rounds and packs: shared by every met
 search        Searches the scale with the least squared error
 imatrix       Searches the scale with the least error weighted by the inputs' mean squares, tile by tile
 weighted      Searches the same for whole weights, for `gptq`
+factor        Orders, damps and factorises the sum H of products of inputs, for `gptq`
 gptq          Rounds column by column, and corrects later columns for the error
 lattice       Finds the grid that quantization-aware training left in weights
 torch_tiles   `TorchTiles`: the same arithmetic in torch, the same bits, for GPUs

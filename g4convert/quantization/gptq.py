@@ -1,16 +1,11 @@
 """GPTQ (https://arxiv.org/abs/2210.17323): rounds a weight by columns, and corrects later columns for the error.
 
-    H = X^T X + lambda I,  H^-1 = U^T U,  U upper triangular
+    H^-1 = U^T U, see `factor`
     for column i:  q_i = clip(rint(w_i / s_i)),  e = (w_i - s_i q_i) / U_ii,  w_j -= e U_ij  for j > i
 
 Scales are fixed before the loop, sign included: the loop sees `s q` alone, so negative scales change nothing in it.
 Columns go in the order of falling H_ii. That is an order of work; codes and groups keep their places, so nothing
 like a `g_idx` is stored.
-
-U comes from one Cholesky factorisation. With J the reversal of the order, J H J = L L^T, so R = J L J is upper
-triangular with H = R R^T, and U = R^-1. Factorising, inverting and factorising again, as is usual, costs twice as
-much and loses more digits. All of it is done in the memory of H, which has 1.8 GB for the widest Linear of 31B: L
-overwrites the lower triangle, and the upper one, the same until then, gives H back if it has no factor.
 
 Rows are independent. On a CPU they are done in tiles of a fixed size, each on one thread, so the result does not depend
 on the number of threads. Within a tile, columns go in blocks: a compiled loop updates the block, one matrix product the
@@ -19,147 +14,19 @@ columns after it. On a GPU, where the factor lies, all rows go at once, by torch
 Letters: n rows (out_features), k columns (in_features), b columns of a block.
 """
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from g4convert.array_types import F32, I8
 from g4convert.jit import jit
+from g4convert.quantization.factor import Factor, blocks
 
-__all__ = ["Factor", "aim", "damping", "factorize", "gptq", "nearest_codes", "torch_gptq"]
+__all__ = ["aim", "gptq", "nearest_codes", "torch_gptq"]
 
-_ENOUGH = 8
-"""Tokens per column from which the least damping is enough."""
-
-_LEAST, _MOST = 0.01, 0.3
-_HARDER = 10.0
-_BLOCK = 128
 _ROWS = 256
-_PANEL = 512
-"""Columns of H that are factorised at a time."""
-_PIECE = 1 << 20
-"""Elements that are reversed at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """Cholesky factor and order that the loop takes from H.
-
-    Args:
-        upper: U, float32 [k, k], of H in the order of work, on the device of H.
-        order: int64 [k], there: the column that comes first, second, and so on.
-        damp: lambda over the mean of the diagonal; larger than requested if H was singular.
-        mean: mean of H's diagonal, by which H was divided first.
-    """
-
-    upper: torch.Tensor
-    order: torch.Tensor
-    damp: float
-    mean: float
-
-
-def damping(tokens: int, k: int) -> float:
-    """Return the share of the mean of its diagonal that is added to H; it falls with the number of tokens H sums over.
-
-    Args:
-        tokens: rows of X.
-        k: columns of X.
-
-    Returns:
-        0.01 from 8 k tokens on, 0.3 up to k tokens, and in between a straight line of their logarithms.
-    """
-    if tokens <= k:
-        return _MOST
-    share = min(1.0, math.log(tokens / k) / math.log(_ENOUGH))
-    return _MOST * math.exp(share * math.log(_LEAST / _MOST))
-
-
-def factorize(h: torch.Tensor, damp: float) -> Factor | None:
-    """Order, damp and factorise H, on its device.
-
-    Args:
-        h: float32 [k, k], symmetric; becomes the factor's memory.
-        damp: share of the mean of the diagonal to add to it. Where H is still singular, ten times as much, and so
-            on until more than the whole mean would be added.
-
-    Returns:
-        The factor; None if H is 0, not finite, or singular at any damping.
-    """
-    diagonal: F32 = h.diagonal().cpu().numpy().copy()
-    mean = float(diagonal.mean(dtype=np.float64))
-    if not (all(bool(h[begin:end].isfinite().all()) for begin, end in _blocks(len(h), _PANEL)) and mean > 0):
-        return None
-    order = torch.from_numpy(np.argsort(-diagonal, kind="stable")).to(h.device)
-    a = h
-    _permute(a, order.flip(0))
-    a.div_(mean)
-    corners = [a[begin:end, begin:end].clone() for begin, end in _blocks(len(a), _PANEL)]
-    while damp <= 1:
-        a.diagonal().add_(damp)
-        if _factorized(a):
-            return Factor(_reversed(_inverted(a.tril_())), order, damp, mean)
-        _restore(a, corners)
-        damp *= _HARDER
-    return None
-
-
-def _permute(a: torch.Tensor, order: torch.Tensor) -> None:
-    """Put the rows and the columns of `a` into this order."""
-    for begin, end in _blocks(len(a)):
-        a[:, begin:end] = a[:, begin:end][order]
-    for begin, end in _blocks(len(a)):
-        a[begin:end] = a[begin:end][:, order]
-
-
-def _factorized(a: torch.Tensor) -> bool:
-    """Replace the lower triangle of `a` by L, where a = L L^T; return False if `a` has no such factor.
-
-    Of the upper triangle only the blocks on the diagonal change.
-    """
-    for begin, end in _blocks(len(a), _PANEL):
-        corner, failed = torch.linalg.cholesky_ex(a[begin:end, begin:end])
-        if failed:
-            return False
-        a[begin:end, begin:end] = corner
-        below = a[end:, begin:end]
-        below.copy_(torch.linalg.solve_triangular(corner.mT, below, upper=True, left=False))
-        for first, last in _blocks(len(below), _PANEL):
-            a[end + first :, end + first : end + last].addmm_(below[first:], below[first:last].mT, alpha=-1)
-    return True
-
-
-def _restore(a: torch.Tensor, corners: list[torch.Tensor]) -> None:
-    """Give `a` its lower triangle and the blocks on its diagonal back, `corners`."""
-    for (begin, end), corner in zip(_blocks(len(a), _PANEL), corners, strict=True):
-        a[begin:end, begin:end] = corner
-        a[end:, begin:end] = a[begin:end, end:].mT
-
-
-def _inverted(lower: torch.Tensor) -> torch.Tensor:
-    """Invert a lower triangular matrix in place, some columns at a time, from the last to the first."""
-    k = len(lower)
-    for begin, end in reversed([*_blocks(k)]):
-        corner = lower[begin:end, begin:end]
-        one = torch.eye(end - begin, device=lower.device)
-        corner.copy_(torch.linalg.solve_triangular(corner, one, upper=False))
-        below = lower[end:, begin:end] @ corner
-        torch.mm(lower[end:, end:], below, out=lower[end:, begin:end]).neg_()
-    return lower
-
-
-def _reversed(a: torch.Tensor) -> torch.Tensor:
-    """Replace `a` by J a J. H was divided by its mean, so U is larger by the root of that, which cancels."""
-    flat = a.reshape(-1)
-    for first, last in _blocks(len(flat) // 2, _PIECE):
-        front, back = flat[first:last], flat[len(flat) - last : len(flat) - first]
-        kept = front.flip(0)
-        front.copy_(back.flip(0))
-        back.copy_(kept)
-    return a
 
 
 def aim(  # noqa: PLR0913 -- a weight, and where to
@@ -261,7 +128,7 @@ def torch_gptq(w: F32, scale: F32, factor: Factor, code_max: int = 7) -> I8:
     rest = torch.from_numpy(w).to(u.device)[:, order].T.contiguous()  # [k, n]: a column of the weight is one run
     scales = torch.from_numpy(scale).to(u.device).T.contiguous()
     codes = torch.empty_like(rest, dtype=torch.int8)
-    for begin, end in _blocks(len(rest)):
+    for begin, end in blocks(len(rest)):
         block, errors = rest[begin:end], torch.empty_like(rest[begin:end])
         each, inside = scales[order[begin:end] // group], u[begin:end, begin:end]
         diagonal = inside.diagonal()[:, None]
@@ -284,7 +151,7 @@ def _tiles(n: int) -> Iterator[slice]:
 def _tile(w: F32, scale: F32, upper: F32, code_max: int, codes: I8) -> None:
     """Round a tile of rows into `codes`; overwrites `w`."""
     rest, u = torch.from_numpy(w), torch.from_numpy(upper)
-    for begin, end in _blocks(w.shape[1]):
+    for begin, end in blocks(w.shape[1]):
         block = np.ascontiguousarray(w[:, begin:end])
         errors = np.empty_like(block)
         scales, out = np.ascontiguousarray(scale[:, begin:end]), np.empty(block.shape, np.int8)
@@ -293,10 +160,6 @@ def _tile(w: F32, scale: F32, upper: F32, code_max: int, codes: I8) -> None:
         codes[:, begin:end] = out
         if end < w.shape[1]:
             rest[:, end:] -= torch.from_numpy(errors) @ u[begin:end, end:]
-
-
-def _blocks(k: int, size: int = _BLOCK) -> Iterator[tuple[int, int]]:
-    return ((begin, min(begin + size, k)) for begin in range(0, k, size))
 
 
 @jit

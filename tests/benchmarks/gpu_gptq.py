@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from g4convert.calibration.moments import Moments
-from g4convert.quantization.gptq import factorize, gptq
+from g4convert.quantization.factor import factorize
+from g4convert.quantization.gptq import gptq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

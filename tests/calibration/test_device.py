@@ -27,7 +27,8 @@ from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.gemma4 import Architecture
 from g4convert.planning.recipe import load
 from g4convert.progress import Quiet
-from g4convert.quantization.gptq import Factor, factorize, gptq, nearest_codes, torch_gptq
+from g4convert.quantization.factor import Factor, factorize
+from g4convert.quantization.gptq import gptq, nearest_codes, torch_gptq
 from g4convert.quantization.weighted import weighted_scales
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from g4convert.calibration.moments import Moments
-    from g4convert.quantization.gptq import Factor
+    from g4convert.quantization.factor import Factor
 
 SAMPLES, LENGTH = 8, 24
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from g4convert.quantization.gptq import aim, damping, factorize, gptq, nearest_codes
+from g4convert.quantization.factor import damping, factorize
+from g4convert.quantization.gptq import aim, gptq, nearest_codes
 from g4convert.quantization.weighted import weighted_scales
 
 if TYPE_CHECKING:
