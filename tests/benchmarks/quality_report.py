@@ -65,7 +65,8 @@ def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
             continue
         parts.append("\n".join([f"## {title}\n", *_table(chosen, results, facts["kinds"])]) + "\n")
     parts.append("\n".join(["## Compared\n", *_compared(results)]) + "\n")
-    parts.append("\n".join(["## Not in this run\n", *_missing(results)]) + "\n")
+    if missing := [*_missing(results)]:
+        parts.append("\n".join(["## Not in this run\n", *missing]) + "\n")
     parts.append(
         f"Windows that judge {facts['digest']}, ids that calibrate {facts['calibrated']} (hashes); torch "
         f"{version('torch')}, transformers {version('transformers')}.\n"
@@ -129,7 +130,8 @@ def _best_peer(results: Results, group: int) -> str:
 
 def _missing(results: Results) -> Iterator[str]:
     failed = {row.name: results[row.name]["failed"] for row in rows() if "failed" in results.get(row.name, {})}
-    yield f"Not run: {', '.join(row.name for row in rows() if row.name not in results) or 'none'}.\n"
+    if left := [row.name for row in rows() if row.name not in results]:
+        yield f"Not run: {', '.join(left)}.\n"
     yield from (f"- {name}: `{why}`" for name, why in failed.items())
     if earlier := [row.name for row in rows() if results.get(row.name, {}).get("earlier")]:
         yield f"\nOn the same ids and windows, by an earlier state of the code: {', '.join(earlier)}.\n"
