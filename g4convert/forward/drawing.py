@@ -12,7 +12,7 @@ from g4convert.errors import GateError
 from g4convert.forward.conversations import placeholders
 from g4convert.forward.greedy import ends
 from g4convert.forward.media import call
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, cache_name
 
 __all__ = ["draw"]
 
@@ -42,11 +42,11 @@ def draw(
     mask, position = (place >= padding).long(), (place - padding).clamp(min=0)
     barred, last = torch.tensor(placeholders(model.config), dtype=torch.int64), ends(model)
     answers: list[list[int]] = [[] for _ in questions]
-    going, cache = [True] * len(questions), None
+    going, cache, name = [True] * len(questions), None, cache_name(model)
     for _ in range(max_new_tokens):
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": position, name: cache}
         output = call(model, {**given, "logits_to_keep": 1}, use_cache=True)
-        cache, logits = output.past_key_values, output.logits[:, -1].float().cpu()
+        cache, logits = output[name], output.logits[:, -1].float().cpu()
         if not bool(logits.isfinite().all()):
             raise GateError("the model's logits are not finite", hint="`g4convert verify` finds out where")
         shares = logits.index_fill(-1, barred, -torch.inf).softmax(-1)
