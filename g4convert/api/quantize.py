@@ -89,7 +89,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         recipe: a shipped recipe or the path of a YAML file.
         tp: numbers of GPUs (tensor parallel sizes) at which the recipe's engines must load the output; empty is 1.
         workers: threads; 0 is one for each core, or two for each GPU.
-        device: device that quantizes: `cpu`, `cuda` (every GPU) or `cuda:N`.
+        device: device that quantizes: `cpu`, `cuda` (every GPU; for method `gptq` the first) or `cuda:N`.
         overwrite: replace a checkpoint that is there.
         calibration: file of token ids, for the methods that calibrate; None takes `own_calibration(output)`, which
             is made from the bundled texts where it is not there.

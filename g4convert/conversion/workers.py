@@ -34,8 +34,6 @@ def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
 
     count = torch.cuda.device_count()
     if count <= int(number or 0):
-        raise EnvironmentFault(
-            f"--device {device}: {count} CUDA devices found", hint="--device cpu gives the same bytes"
-        )
+        raise EnvironmentFault(f"--device {device}: {count} CUDA devices found", hint="--device cpu does the same")
     names = [device] if number else [f"cuda:{index}" for index in range(count)]
     return [partial(TorchTiles, names[i % len(names)]) for i in range(workers or 2 * len(names))]

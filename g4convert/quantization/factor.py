@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["BLOCK", "Factor", "blocks", "damping", "factorize"]
+__all__ = ["Factor", "blocks", "damping", "factorize"]
 
 _ENOUGH = 8
 """Tokens per column from which the least damping is enough."""
 
 _LEAST, _MOST = 0.01, 0.3
 _HARDER = 10.0
-BLOCK = 128
+_BLOCK = 128
 """Columns of a block, unless said otherwise."""
 _PANEL = 512
 """Columns of H that are factorised at a time."""
@@ -149,6 +149,6 @@ def _reversed(a: torch.Tensor) -> torch.Tensor:
     return a
 
 
-def blocks(k: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
+def blocks(k: int, size: int = _BLOCK) -> Iterator[tuple[int, int]]:
     """Yield begin and end of each block of `k` columns, the last of which may be smaller."""
     return ((begin, min(begin + size, k)) for begin in range(0, k, size))

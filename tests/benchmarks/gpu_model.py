@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from gpu_layers import Machine, Results, Sizes
 
+    from g4convert.conversion.result import Summary
+
 PROMPT = "Write a Python function total that adds left and right."
 MOST_OTHER = 0.02
 """Largest share of words that may differ from the CPU's: a code near a tie moves the codes after it in its row."""
@@ -68,15 +70,7 @@ def _tried(step: Callable[[], str]) -> tuple[bool, str]:
 
 
 def _quantized(source: Path, output: Path) -> str:
-    from g4convert.checkpoint.source import Source  # noqa: PLC0415 - the same
-    from g4convert.conversion.job import Job, prepare  # noqa: PLC0415 - needs numba
-    from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
-    from g4convert.conversion.run import convert  # noqa: PLC0415 - needs numba
-    from g4convert.planning.recipe import DEFAULT, load  # noqa: PLC0415 - the same
-    from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
-
-    summary = convert(prepare(Job(Source.at(source), load(DEFAULT, {}), output, workers=1)), Quiet(), Ranks())
-    assert summary is not None
+    summary = _converted(source, output, "w4a16-g32")
     return f"{summary.before} -> {summary.after} bytes"
 
 
@@ -84,25 +78,15 @@ def _layered(source: Path, directory: Path, device: str) -> str:
     """Quantize layer by layer on the device and on the CPU, and compare codes."""
     from safetensors.torch import load_file  # noqa: PLC0415 - beside the others
 
-    from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 - needs transformers
-    from g4convert.calibration.tokens import Tokens  # noqa: PLC0415 - the same
-    from g4convert.checkpoint.source import Source  # noqa: PLC0415 - the same
-    from g4convert.conversion.job import Job, prepare  # noqa: PLC0415 - needs numba
-    from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
-    from g4convert.conversion.run import convert  # noqa: PLC0415 - needs numba
-    from g4convert.planning.recipe import load  # noqa: PLC0415 - the same
-    from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
+    from g4convert.calibration.tokens import Tokens  # noqa: PLC0415 - needs transformers
 
     ids = directory / "ids.safetensors"
     Tokens(np.random.default_rng(0).integers(5, 250, (24, 32), dtype=np.int32)).save(ids)
     seconds, words = {}, {}
     for name in dict.fromkeys((device, "cpu")):
-        output, recipe = directory / f"gptq-{name}", load("w4a16-g32-gptq", {})
-        conversion = prepare(Job(Source.at(source), recipe, output, device=name, calibration=ids))
-        began = time.perf_counter()
-        summary = convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
+        output, began = directory / f"gptq-{name}", time.perf_counter()
+        _converted(source, output, "w4a16-g32-gptq", name, ids)
         seconds[name] = time.perf_counter() - began
-        assert summary is not None
         files = (load_file(file) for file in output.glob("*.safetensors"))
         words[name] = {key: value for file in files for key, value in file.items() if key.endswith("weight_packed")}
     there, here = words[device], words["cpu"]
@@ -110,6 +94,21 @@ def _layered(source: Path, directory: Path, device: str) -> str:
     if other > MOST_OTHER:
         raise AssertionError(f"{other:.2%} of the words are not the CPU's")
     return f"{seconds[device]:.1f} s, {seconds['cpu']:.1f} s on the CPU, {other:.3%} of the words differ"
+
+
+def _converted(source: Path, output: Path, recipe: str, device: str = "cpu", ids: Path | None = None) -> Summary:
+    from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 - needs transformers
+    from g4convert.checkpoint.source import Source  # noqa: PLC0415 - the same
+    from g4convert.conversion.job import Job, prepare  # noqa: PLC0415 - needs numba
+    from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
+    from g4convert.conversion.run import convert  # noqa: PLC0415 - needs numba
+    from g4convert.planning.recipe import load  # noqa: PLC0415 - the same
+    from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
+
+    conversion = prepare(Job(Source.at(source), load(recipe, {}), output, 1, device, calibration=ids))
+    summary = convert(conversion, Quiet(), Ranks(), None if ids is None else LayerByLayer.of(conversion, ids))
+    assert summary is not None
+    return summary
 
 
 def _verified(source: Path, output: Path, device: str) -> str:
