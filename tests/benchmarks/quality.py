@@ -100,6 +100,8 @@ class Bench:
         (directory / "tokens").mkdir(exist_ok=True)
         for name, found in (("mixed", ids), ("prose", np.array([w.ids for w in prose], np.int32)), ("random", noise)):
             Tokens(found).save(directory / "tokens" / f"{name}.safetensors")
+        texts = ({"kind": one.kind, "text": tokenizer.decode(one.ids, skip_special_tokens=True)} for one in mixed)
+        (directory / "tokens" / "own.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
         facts = {
             "judges": len(judges),
             "judged": JUDGED,
@@ -148,6 +150,8 @@ class Bench:
 
     def _quantize(self, row: Row, out: Path) -> dict[str, Any]:
         model, tokens = self.directory / row.model, self.directory / "tokens" / f"{row.tokens}.safetensors"
+        if row.tokens == "own" and not tokens.exists():
+            self._continue(model, tokens)
         if row.peer:
             command = [str(self.peer), str(HERE / "quality_peer.py"), str(model), str(out), "--tokens", str(tokens)]
         else:
@@ -168,6 +172,14 @@ class Bench:
         if child.returncode:
             return {"failed": (log.read_text().strip().splitlines() or ["no message"])[-1][:300]}
         return {"seconds": time.monotonic() - began, "cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss}
+
+    def _continue(self, model: Path, tokens: Path) -> None:
+        """Make as many ids as other rows have of the model's own continuations of the windows that calibrate."""
+        say("own: the model continues the beginnings of the windows")
+        shape = ["--samples", str(self.facts["samples"]), "--length", str(self.facts["length"])]
+        command = [sys.executable, "-m", "g4convert", "calibrate", str(model), "-o", str(tokens), "-q", *shape]
+        command += ["--data", str(tokens.with_suffix(".jsonl")), "--answers", "--no-statistics"]
+        subprocess.run(command, check=True)
 
     def _keep(self, row: Row, found: Mapping[str, Any]) -> None:
         file = self.directory / "results.json"

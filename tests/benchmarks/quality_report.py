@@ -25,7 +25,13 @@ _TITLES = {
     "least error": "least weight error, the default of 0.1.0",
 }
 _PEERS = {"": "llm-compressor GPTQ", "-imatrix": "llm-compressor GPTQ, imatrix_mse"}
-_DATA = {"": "", "mixed": "", "prose": ", calibrated on prose alone", "random": ", calibrated on random ids"}
+_DATA = {
+    "": "",
+    "mixed": "",
+    "own": ", calibrated on the model's own continuations",
+    "prose": ", calibrated on prose alone",
+    "random": ", calibrated on random ids",
+}
 
 _TOP = """# Quality
 
@@ -108,6 +114,7 @@ def _compared(results: Results) -> Iterator[str]:
         ("gptq-g32", "imatrix-g32", ""),
         ("gptq-g32-prose", "gptq-g32", "> 1"),
         ("gptq-g32-random", "gptq-g32", "> 1"),
+        ("gptq-g32-random", "gptq-g32-own", "> 1"),
         ("moe-gptq-g32", "moe-imatrix-g32", ""),
         ("moe-best-g32", "moe-gptq-g32", ""),
     ):

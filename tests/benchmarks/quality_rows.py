@@ -47,7 +47,7 @@ def rows() -> list[Row]:
         found += [_peer(group, suffix) for suffix in _OBSERVERS]
         found.append(_least_error(group))
     found += [_own("moe", method, GROUPS[0]) for method in _METHODS]
-    found += [_own("model", "gptq", GROUPS[0], tokens) for tokens in ("prose", "random")]
+    found += [_own("model", "gptq", GROUPS[0], tokens) for tokens in ("own", "prose", "random")]
     return found
 
 
