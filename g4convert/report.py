@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from g4convert import __version__
 
-__all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Report", "Severity", "grouped"]
+__all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Judged", "Report", "Severity", "grouped"]
 
 SCHEMA_VERSION: Final = 1
 """Schema version of `Report.to_dict`; it goes up when a key changes its meaning or is removed."""
@@ -122,6 +122,19 @@ class Finding:
             "expected": self.expected,
             "remedy": self.remedy,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Result of one level.
+
+    Args:
+        findings: every finding of the level.
+        metrics: measured numbers behind them, as JSON; empty if the level could not run.
+    """
+
+    findings: tuple[Finding, ...]
+    metrics: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.record import RECORD, part, record
 from g4convert.errors import UsageError
 from g4convert.gemma4 import is_drafter, quantized_format
-from g4convert.report import Finding, Report, Severity
+from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import changed, stamps
 from g4convert.verification.static.level import check_static, open_output
@@ -60,64 +60,93 @@ def verify(
         InputError: the output does not exist, or the reference is not a Gemma 4 checkpoint or stored reference.
         EnvironmentFault: out of memory.
     """
-    depth = asked.depth
     before = stamps(asked.output, asked.reference)
     _check_request(asked)
     directories = _Directories.open(asked)
-    out, source = directories.out, directories.source
     _check_directories(asked, directories)
     if asked.is_captured and asked.level is None:
         say(f"levels static and logits, as {asked.reference} holds stored answers")
     say("static: names, shapes, config and files")
-    findings = [*(directories.broken if out is None else check_static(out, source)), *_provenance(asked, source)]
-    ran = [Level.STATIC]
-    metrics: dict[str, Any] = {}
-    findings += [] if out is None else [*_not_quantized(out)]
-    later = [Level.ENGINE] if depth is Level.ENGINE else [one for one in _FILES if depth.includes(one)]
-    if out is None:
-        findings += (_stopped(level, "the files cannot be opened", _SEE_STATIC) for level in later)
-        later = []
-    if out is not None and Level.WEIGHTS in later:
-        findings += check_hashes(out)
-        if source is None:
-            why = "a stored reference holds no weights" if asked.is_captured else "there is no reference"
-            severity = Severity.INCONCLUSIVE if depth is Level.WEIGHTS else Severity.INFO
-            remedy = "pass the checkpoint itself: --reference MODEL"
-            findings.append(_stopped(Level.WEIGHTS, why, remedy, severity=severity, what="values not compared"))
-        else:
-            from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
-
-            say("weights: every value against its source")
-            rows: list[dict[str, Any]] = []
-            findings += check_weights(out, source, progress=progress, table=rows, recorded=written)
-            metrics["weights"] = {"tensors": rows}
-            ran.append(Level.WEIGHTS)
-    elif out is not None and depth is Level.STATIC and asked.level is None:
-        say("hashes: every byte as it was written")
-        findings += check_hashes(out)
-    if out is not None and Level.LOGITS in later:
-        from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
-
-        judged = run_logits(asked, out, source, say=say, progress=progress, candidate=candidate)
+    findings, ran, metrics = [*_static(asked, directories)], [Level.STATIC], dict[str, Any]()
+    levels = _Levels(asked, directories, progress, say, candidate, written)
+    for level in _after_static(asked):
+        judged = levels.judge(level)
         findings += judged.findings
         metrics |= judged.metrics
-        ran += [Level.LOGITS] if judged.metrics else []
-    if out is not None and Level.ENGINE in later:
-        from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
-
-        served = run_engine(asked, out, say=say)
-        findings += served.findings
-        metrics |= served.metrics
-        ran += [Level.ENGINE] if served.metrics else []
+        ran += [level] if judged.metrics else []
+    if directories.out is not None and asked.depth is Level.STATIC and asked.level is None:
+        say("hashes: every byte as it was written")
+        findings += check_hashes(directories.out)
     findings += changed(before, stamps(asked.output, asked.reference))
-    findings = [*_of_another_source(findings)]
     named = None if asked.reference is None else str(asked.reference)
-    return Report(tuple(findings), tuple(ran), metrics, str(asked.output), named)
+    return Report((*_of_another_source(findings),), tuple(ran), metrics, str(asked.output), named)
 
 
-_FILES: Final = (Level.WEIGHTS, Level.LOGITS)
-"""Levels that read the checkpoint's weights; level `engine` runs without them, since it takes long enough."""
-_SEE_STATIC: Final = "see the findings of level static"
+def _after_static(asked: Request) -> tuple[Level, ...]:
+    """Return the levels that follow `static`; `engine` runs without the two others, since it takes long enough."""
+    if asked.depth is Level.ENGINE:
+        return (Level.ENGINE,)
+    return tuple(level for level in (Level.WEIGHTS, Level.LOGITS) if asked.depth.includes(level))
+
+
+@dataclass(frozen=True, slots=True)
+class _Levels:
+    """The levels that read weights.
+
+    Args:
+        asked: the request.
+        directories: checkpoints to compare.
+        progress: told of pieces and steps.
+        say: called with a message before each step.
+        candidate: maker of the candidate that level `logits` runs.
+        written: whether the output was written by this process just now.
+    """
+
+    asked: Request
+    directories: "_Directories"
+    progress: "Quiet | None"
+    say: Callable[[str], None]
+    candidate: "Callable[[Path], Candidate] | None"
+    written: bool
+
+    def judge(self, level: Level) -> Judged:
+        """Run a level; without metrics if it could not run."""
+        out = self.directories.out
+        if out is None:
+            return Judged((_stopped(level, "the files cannot be opened", "see the findings of level static"),), {})
+        match level:
+            case Level.WEIGHTS:
+                return self._weights(out)
+            case Level.LOGITS:
+                from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
+
+                return run_logits(
+                    self.asked,
+                    out,
+                    self.directories.source,
+                    say=self.say,
+                    progress=self.progress,
+                    candidate=self.candidate,
+                )
+            case _:
+                from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
+
+                return run_engine(self.asked, out, say=self.say)
+
+    def _weights(self, out: Checkpoint) -> Judged:
+        hashes = tuple(check_hashes(out))
+        if self.directories.source is None:
+            why = "a stored reference holds no weights" if self.asked.is_captured else "there is no reference"
+            severity = Severity.INCONCLUSIVE if self.asked.depth is Level.WEIGHTS else Severity.INFO
+            remedy = "pass the checkpoint itself: --reference MODEL"
+            stopped = _stopped(Level.WEIGHTS, why, remedy, severity=severity, what="values not compared")
+            return Judged((*hashes, stopped), {})
+        from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
+
+        self.say("weights: every value against its source")
+        rows: list[dict[str, Any]] = []
+        found = check_weights(out, self.directories.source, progress=self.progress, table=rows, recorded=self.written)
+        return Judged((*hashes, *found), {"weights": {"tensors": rows}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +228,15 @@ def _stopped(
     level: Level, why: str, remedy: str, *, severity: Severity = Severity.INCONCLUSIVE, what: str = "not run"
 ) -> Finding:
     return Finding(f"{level}.stopped", severity, f"level {level}", f"{what}: {why}", "", remedy)
+
+
+def _static(asked: Request, directories: _Directories) -> Iterator[Finding]:
+    """Yield the findings of level `static`: of names, shapes, config and files, and of the output's record."""
+    out, source = directories.out, directories.source
+    yield from directories.broken if out is None else check_static(out, source)
+    yield from _provenance(asked, source)
+    if out is not None:
+        yield from _not_quantized(out)
 
 
 def _not_quantized(out: Checkpoint) -> Iterable[Finding]:

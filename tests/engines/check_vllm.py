@@ -37,11 +37,10 @@ from g4convert.gemma4.family import Family
 from g4convert.inspection.fix import fix
 from g4convert.planning.recipe import load as recipe_of
 from g4convert.planning.steps import make_plan
-from g4convert.report import Severity
+from g4convert.report import Judged, Severity
 from g4convert.verification.engine.level import check_engine, counted
 from g4convert.verification.engine.prompts import Refused
 from g4convert.verification.engine.vllm import Vllm, vllm
-from g4convert.verification.logits.judge import Judged
 from g4convert.verification.probes.suite import make_probes
 
 Written = Callable[..., Path]

@@ -20,10 +20,10 @@ from helpers.program import brief
 from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.media import call
-from g4convert.report import Report, Severity
+from g4convert.report import Judged, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification import gates
-from g4convert.verification.logits.judge import Judged, Models, check_logits
+from g4convert.verification.logits.judge import Models, check_logits
 from g4convert.verification.probes.suite import make_probes
 from g4convert.verification.run import verify
 

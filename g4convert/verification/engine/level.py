@@ -32,7 +32,7 @@ from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
-from g4convert.report import Finding, Severity
+from g4convert.report import Finding, Judged, Severity
 from g4convert.request import EngineName, Request
 from g4convert.verification import gates
 from g4convert.verification.engine.judge import (
@@ -47,7 +47,6 @@ from g4convert.verification.engine.prompts import Engine, Prompt, Refused, Start
 from g4convert.verification.engine.scores import Parity, Sums
 from g4convert.verification.engine.sglang import sglang
 from g4convert.verification.engine.vllm import look_for_vllm, vllm
-from g4convert.verification.logits.judge import Judged
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.level import conversations
 from g4convert.verification.logits.noise import EPSILON, noisy

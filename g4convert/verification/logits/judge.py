@@ -24,7 +24,7 @@ from g4convert.forward.candidate import Candidate, Outputs, run_all
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
-from g4convert.report import Finding
+from g4convert.report import Finding, Judged
 from g4convert.verification.gates import Profile, judge
 from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.kept import Kept, Projection
@@ -37,7 +37,7 @@ from g4convert.verification.logits.teacher import like
 from g4convert.verification.logits.trace import Models, trace
 from g4convert.verification.probes.suite import digest
 
-__all__ = ["Judged", "Models", "check_logits"]
+__all__ = ["Models", "check_logits"]
 
 _SEED: Final = 1
 _ORIGINAL: Final = "original"
@@ -52,14 +52,6 @@ _TITLES: Final = {
 }
 """Names of the passes, for progress."""
 _LARGE_STATES: Final = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Findings, and the metrics behind them as JSON."""
-
-    findings: tuple[Finding, ...]
-    metrics: Mapping[str, Any]
 
 
 @dataclass(slots=True)

@@ -26,13 +26,13 @@ from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture, is_drafter
 from g4convert.places import is_there
 from g4convert.progress import Quiet
-from g4convert.report import Finding, Severity
+from g4convert.report import Finding, Judged, Severity
 from g4convert.request import Request
 from g4convert.verification import gates
 from g4convert.verification.logits.advice import is_right, ways, with_advice
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
-from g4convert.verification.logits.judge import Judged, Models, check_logits
+from g4convert.verification.logits.judge import Models, check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.probes.answers import is_asked, with_answers
 from g4convert.verification.probes.media import MEDIA

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from conftest import Checkpoints
 
     from g4convert.forward.models import Model
-    from g4convert.verification.logits.judge import Judged
+    from g4convert.report import Judged
 
 __all__ = ["g4convert", "written"]  # fixtures
 

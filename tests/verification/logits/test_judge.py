@@ -13,10 +13,10 @@ from g4convert.forward.load import load
 from g4convert.forward.logits import Given
 from g4convert.forward.models import cache_name
 from g4convert.forward.probe import Probe
-from g4convert.report import Finding, Report, Severity
+from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.verification import gates
 from g4convert.verification.logits.capture import Captured, capture
-from g4convert.verification.logits.judge import Judged, Models, check_logits
+from g4convert.verification.logits.judge import Models, check_logits
 from g4convert.verification.probes.suite import make_probes
 
 BAD = (Severity.FAIL, Severity.INCONCLUSIVE)
