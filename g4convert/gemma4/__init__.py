@@ -15,6 +15,7 @@ inventory       Resolves every tensor of a source, or raises an error that lists
 faults          Finds and describes tensors that do not fit
 causes          Finds the cause of faults, where they prove it
 fitting         Finds config keys that do not fit the tensors, and values that do
+readings        Reads values of config keys from the shapes of stored tensors
 diagnosis       Recognises quantized sources and adapters, and finds the nearest known name
 
 config.json -> Architecture -> schema: the closed set of names, shapes and roles. Headers + Architecture -> Inventory.

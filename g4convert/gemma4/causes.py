@@ -29,6 +29,8 @@ _HEADS = {
     "score.": "score is the head of a classifier (...ForSequenceClassification), which does not generate text",
     "classifier.": "classifier is the head of a classifier, which does not generate text",
 }
+_COMPUTED = {".experts.": "experts", ".router.": "experts", "per_layer_": "per-layer embeddings"}
+"""Parts of names that only some Gemma 4 models have: these never come from elsewhere."""
 _SEVERAL = 3  # this many tensors with two names each are no accident
 
 
@@ -81,6 +83,10 @@ def spare(faults: Collection[Fault], schema: Schema) -> str:
     """
     if any(fault.kind != "unknown" for fault in faults):
         return ""
+    for part, what in _COMPUTED.items():
+        foreign = not any(part in name for name in schema.expected)
+        if foreign and any(part in fault.name for fault in faults):
+            return f"config.json is that of a model without {what}: take the one saved with these weights"
     parts = [Name(body_of(fault.name)).cut() for fault in faults]
     linears = {Name(body_of(name)).module for name, expected in schema.expected.items() if expected.linear}
     if all(last == "bias" and owner in linears for owner, last in parts):

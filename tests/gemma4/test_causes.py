@@ -59,6 +59,13 @@ def with_text(config: Config, **values: object) -> Config:
         ("text", {"vocab_size": 262145}),
         ("31B", {"attention_bias": True}),
         ("E2B", {"attention_bias": True}),
+        ("26B-A4B", {"enable_moe_block": False}),
+        ("26B-A4B", {"num_global_key_value_heads": 4}),
+        ("12B", {"global_head_dim": 1024}),
+        ("31B", {"attention_k_eq_v": False, "num_key_value_heads": 4}),
+        ("E2B", {"use_double_wide_mlp": False}),
+        ("E2B", {"num_kv_shared_layers": 1}),
+        ("text", {"global_head_dim": 256, "num_attention_heads": 16}),
     ],
 )
 def test_the_key_that_does_not_fit_is_named_and_its_value_fits(family: str, true: Mapping[str, Any]) -> None:
@@ -70,6 +77,49 @@ def test_the_key_that_does_not_fit_is_named_and_its_value_fits(family: str, true
         assert isinstance(value, list) or f"{key} to {json.dumps(value)}" in said
     assert ("text_config." in said) == ("text_config" in config)
     assert fits(tensors, with_text(config, **true))
+
+
+@pytest.mark.parametrize(
+    ("family", "section", "true"),
+    [
+        ("E2B", "vision_config", {"hidden_size": 512, "head_dim": 32}),
+        ("31B", "vision_config", {"num_hidden_layers": 2}),
+        ("E2B", "vision_config", {"standardize": True}),
+        ("26B-A4B", "vision_config", {"intermediate_size": 1024, "position_embedding_size": 1024}),
+        ("31B", "vision_config", {"patch_size": 14}),
+        ("31B", "vision_config", {"num_attention_heads": 8, "num_key_value_heads": 4}),
+        ("31B", "vision_config", {"use_clipped_linears": True}),
+        ("12B", "vision_config", {"mm_posemb_size": 560}),
+        ("12B", "vision_config", {"patch_size": 8}),
+        ("12B", "vision_config", {"pooling_kernel_size": 2}),
+        ("12B", "audio_config", {"audio_embed_dim": 320}),
+        ("E2B", "audio_config", {"hidden_size": 512}),
+        ("E2B", "audio_config", {"num_attention_heads": 16, "num_hidden_layers": 2}),
+        ("E2B", "audio_config", {"subsampling_conv_channels": [64, 32], "conv_kernel_size": 3}),
+        ("E2B", "audio_config", {"output_proj_dims": 1024}),
+        ("assistant", "", {"num_centroids": 1024}),
+        ("unified assistant", "", {"backbone_hidden_size": 2048, "use_ordered_embeddings": True}),
+    ],
+)
+def test_keys_of_every_section_are_named(family: str, section: str, true: Mapping[str, Any]) -> None:
+    config = FAMILIES[family]
+    whole = {**config, section: {**config[section], **true}} if section else {**config, **true}
+    tensors = tensors_of(whole)
+    said = hint(tensors, config)
+    for key, value in true.items():
+        assert f"{section}{'.' if section else ''}{key} to {json.dumps(value)}" in said
+    assert fits(tensors, whole)
+
+
+def test_experts_are_never_said_to_be_spare() -> None:
+    """Without `enable_moe_block` they are unknown tensors, and the dense model beside them is whole."""
+    config = FAMILIES["26B-A4B"]
+    dense = with_text(config, enable_moe_block=None)
+    assert "enable_moe_block to true" in hint(tensors_of(config), dense)
+    assert "that of a model without experts" in hint(without(tensors_of(config), "router.scale"), dense)
+    ple = with_text(FAMILIES["E2B"], hidden_size_per_layer_input=0)
+    torn = without(tensors_of(FAMILIES["E2B"]), "per_layer_projection_norm")
+    assert "that of a model without per-layer embeddings" in hint(torn, ple)
 
 
 def test_layer_types_that_are_missing_are_named_as_the_tensors_have_them() -> None:
@@ -84,6 +134,19 @@ def test_layer_types_that_are_missing_are_named_as_the_tensors_have_them() -> No
 def test_the_config_of_another_model_is_said_to_be_one() -> None:
     other = small("E2B")
     assert "another model's" in hint(tensors_of(small("31B")) | {}, with_text(small("31B"), **_sizes(other)))
+
+
+@pytest.mark.parametrize(("family", "section"), [("31B", "vision_config"), ("E2B", "audio_config")])
+def test_an_empty_section_is_said_to_be_another_models(family: str, section: str) -> None:
+    config = FAMILIES[family]
+    tensors = tensors_of(config | {section: config[section] | _OTHER[section]})
+    assert hint(tensors, config | {section: {}}).startswith(f"{section} in config.json is another model's")
+
+
+_OTHER: Mapping[str, Config] = {
+    "vision_config": {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "num_attention_heads": 2},
+    "audio_config": {"hidden_size": 64, "num_attention_heads": 2, "output_proj_dims": 96, "conv_kernel_size": 3},
+}
 
 
 def _sizes(config: Config) -> dict[str, Any]:
