@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from g4convert.bounded import MOST_CONFIG, NOT_READABLE
 from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, InputError
 
-__all__ = ["SAVE_AGAIN", "open_regular", "parse_object", "read_whole", "shown"]
+__all__ = ["SAVE_AGAIN", "open_regular", "parse_object", "part", "read_whole", "shown"]
 
 SAVE_AGAIN: Final = "download the model again, or save it again with `save_pretrained`"
 
@@ -84,6 +85,12 @@ def parse_object(raw: bytes, subject: str, hint: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(f"{subject} is a JSON {type(value).__name__}, expected an object", hint=hint)
     return value
+
+
+def part(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the object `name` within an object; empty if there is none, or something else in its place."""
+    found = value.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def shown(text: str) -> str:

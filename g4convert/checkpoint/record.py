@@ -9,7 +9,7 @@ from typing import Any, Final
 from g4convert.checkpoint.files import open_regular
 from g4convert.errors import InputError
 
-__all__ = ["RECORD", "part", "record"]
+__all__ = ["RECORD", "record"]
 
 RECORD: Final = "g4convert.json"
 """Name of the file."""
@@ -29,9 +29,3 @@ def record(directory: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError, InputError):
         return {}
     return said if isinstance(said, dict) else {}
-
-
-def part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return the object `name` within a record; empty if there is none."""
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}

@@ -15,7 +15,9 @@ The section is looked for where engines look, in their order:
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["SECTIONS", "section_of", "sections_of"]
+from g4convert.checkpoint.files import part
+
+__all__ = ["SECTIONS", "section_in", "section_of", "sections_of"]
 
 SECTIONS: Final = frozenset({"quantization_config", "compression_config", "quantization"})
 """Keys of a config that describe a quantization, at any level; `quantization` is MLX's."""
@@ -37,15 +39,20 @@ def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
     return next(sections_of(config), ("", None))
 
 
+def section_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the section if it is an object, wherever the config has it; else an empty one."""
+    _, found = section_of(config)
+    return found if isinstance(found, Mapping) else {}
+
+
 def sections_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the path and value of every quantization section, in the order in which engines look.
 
     Args:
         config: a config.json.
     """
-    text = config.get("text_config")
     for place in _PLACES:
         below, _, key = place.rpartition(".")
-        holder = config if not below else text if isinstance(text, Mapping) else {}
+        holder = part(config, below) if below else config
         if holder.get(key) is not None:
             yield place, holder[key]

@@ -10,7 +10,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from g4convert.checkpoint.record import part, record
+from g4convert.checkpoint.files import part
+from g4convert.checkpoint.record import record
 from g4convert.conversion.result import serve_command
 from g4convert.planning.recipe import DEFAULT, Method
 

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from g4convert import __version__
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
+from g4convert.checkpoint.files import part
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.checkpoint.hashes import file_hashes
-from g4convert.checkpoint.record import part, record
+from g4convert.checkpoint.record import record
 from g4convert.conversion.job import Job
 from g4convert.conversion.provenance import made_of
 from g4convert.conversion.side_files import carried_as, json_bytes

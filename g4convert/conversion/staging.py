@@ -15,7 +15,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from g4convert.checkpoint.record import part, record
+from g4convert.checkpoint.files import part
+from g4convert.checkpoint.record import record
 from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.resume import check_sizes
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file

@@ -33,7 +33,7 @@ from g4convert.inspection.modules import (
     stored_shape,
 )
 from g4convert.names import Name
-from g4convert.verification.static.config import PACKED, formats
+from g4convert.verification.static.section import PACKED, formats
 
 __all__ = ["Description", "describe"]
 

@@ -33,8 +33,8 @@ from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.inspection.tied import tied_head
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.suggestions import no_such
-from g4convert.verification.static.config import HINDERS
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
+from g4convert.verification.static.section import HINDERS
 
 __all__ = ["Asked", "Checked", "check"]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
-from g4convert.checkpoint.sections import section_of
+from g4convert.checkpoint.files import part
+from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory
 from g4convert.engines.ignore import listed
@@ -139,8 +140,7 @@ def _unlike_codes(stored: StoredCheckpoint) -> Iterator[str]:
 
 def _activations(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the places where a config declares quantized activations."""
-    groups = _section(config).get("config_groups")
-    for name, group in (groups if isinstance(groups, Mapping) else {}).items():
+    for name, group in part(section_in(config), "config_groups").items():
         for key in ("input_activations", "output_activations"):
             if isinstance(group, Mapping) and (value := group.get(key)) is not None:
                 yield f"config_groups.{name}.{key}: {_short(value)} (set it to null if only weights were quantized)"
@@ -200,14 +200,8 @@ def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     if not stored.contents.packed:
         return config
     section = quantization_config(listed(replace(weights, packed=_packings(stored))))
-    said = _section(old)
+    said = section_in(old)
     return {**config, "quantization_config": {**section, **{key: said[key] for key in _KEPT if key in said}}}
-
-
-def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the quantization section, wherever the config has it; empty without a section."""
-    _, found = section_of(config)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _packings(stored: StoredCheckpoint) -> dict[str, Packing]:

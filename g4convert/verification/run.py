@@ -19,7 +19,8 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.record import RECORD, part, record
+from g4convert.checkpoint.files import part
+from g4convert.checkpoint.record import RECORD, record
 from g4convert.errors import UsageError
 from g4convert.gemma4 import is_drafter, quantized_format
 from g4convert.report import Finding, Judged, Report, Severity

@@ -17,7 +17,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.record import part, record
+from g4convert.checkpoint.files import part
+from g4convert.checkpoint.record import record
 from g4convert.planning.costs import KL
 from g4convert.planning.recipe import DEFAULT, Method, Recipe, load, option_for, shipped
 from g4convert.planning.rules import PackRole

@@ -2,7 +2,8 @@
 
 level    Runs the checks of this level in order
 files    Checks shards, index, sizes and side files
-config   Checks config keys and the quantization section
+config   Checks config keys and the architecture
+section  Checks the quantization section
 tensors  Checks that every tensor is there, once, in a form it may have
 packing  Checks words, scales and shapes of packed weights
 schemes  Compares stored schemes with the config groups that each engine builds modules by

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.files import part
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
-from g4convert.checkpoint.record import RECORD, part, record
+from g4convert.checkpoint.record import RECORD, record
 from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import InputError
 from g4convert.report import Finding, Severity
@@ -55,8 +56,7 @@ def total_size(out: Checkpoint) -> Iterator[Finding]:
     path = out.path / INDEX
     if not path.is_file():
         return
-    metadata = json.loads(path.read_bytes()).get("metadata", {})
-    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    stated = part(json.loads(path.read_bytes()), "metadata").get("total_size")
     nbytes = sum(stored.info.nbytes for stored in out.tensors.values())
     if stated is not None and stated != nbytes:
         remedy = "correct metadata.total_size; programs show it, and size downloads by it"

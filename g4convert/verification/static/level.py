@@ -16,24 +16,20 @@ from pathlib import Path
 from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.record import part, record
+from g4convert.checkpoint.files import part
+from g4convert.checkpoint.record import record
 from g4convert.checkpoint.shards import INDEX
 from g4convert.checkpoint.uses import inventory_of
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory
 from g4convert.report import Finding, Severity, grouped
-from g4convert.verification.static.config import (
-    cache_scheme,
-    config_keys,
-    model_class,
-    read_architecture,
-    section_faults,
-)
+from g4convert.verification.static.config import config_keys, model_class, read_architecture
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
 from g4convert.verification.static.packing import fits_ranks, fused_experts, groups_of, packing
 from g4convert.verification.static.schemes import other_schemes
+from g4convert.verification.static.section import cache_scheme, section_faults
 from g4convert.verification.static.tensors import (
     accounted,
     built_plain,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from g4convert.checkpoint.contents import Contents, Form
 from g4convert.checkpoint.declared import DeclaredGroup
-from g4convert.checkpoint.record import part
+from g4convert.checkpoint.files import part
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Accepts

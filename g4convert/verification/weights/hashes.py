@@ -7,8 +7,9 @@ The hash finds any changed bit. It does not show that the conversion was right.
 from collections.abc import Iterator, Mapping
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.files import part
 from g4convert.checkpoint.hashes import file_hashes
-from g4convert.checkpoint.record import RECORD, part, record
+from g4convert.checkpoint.record import RECORD, record
 from g4convert.report import Finding, Severity
 
 __all__ = ["check_hashes"]

@@ -29,8 +29,9 @@ import numpy as np
 
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.files import part
 from g4convert.checkpoint.reader import Reader
-from g4convert.checkpoint.record import part, record
+from g4convert.checkpoint.record import record
 from g4convert.checkpoint.uses import inventory_of
 from g4convert.conversion.stream import Progress
 from g4convert.gemma4 import Architecture
