@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from g4convert.api.bundled import row_length
 from g4convert.calibration.answers import Own, answered, decided
 from g4convert.calibration.begun import Begun
 from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
@@ -31,12 +32,10 @@ from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
 from g4convert.whole_files import check_writable
 
-__all__ = ["Calibrated", "calibrate"]
+__all__ = ["Calibrated", "bundled_ids", "calibrate"]
 
 _FEWEST = 16
 """Smallest number of tokens in a row."""
-_LONG = 2048
-"""Largest number of tokens in a row if `length` is not given."""
 _MOST_SAMPLES = 1 << 16
 _LAST_SEED = (1 << 63) - 1
 """Largest seed that torch takes."""
@@ -173,6 +172,16 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     return Calibrated.of(path, file)
 
 
+def bundled_ids(model: Path) -> Tokens:
+    """Return the ids that `calibrate` makes of the bundled texts for a model that answers nothing; reads no weight.
+
+    Raises:
+        InputError: no such model, no tokenizer, or too few texts for it.
+    """
+    asked = _Asked.of(os.fspath(model), samples=None, length=None, seed=0)
+    return Tokens(asked.sampled(bundled(), Own(answers=False, why=""), "cpu", Quiet()).ids)
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A model and the requested rows of token ids.
@@ -201,7 +210,7 @@ class _Asked:
         architecture = Architecture.from_config(checkpoint.config)  # not a Gemma 4 checkpoint: said in its words
         config = read_config(directory)
         text = config.get_text_config()
-        most, length = text.max_position_embeddings, length or min(2 * text.sliding_window, _LONG)
+        most, length = text.max_position_embeddings, length or row_length(text.sliding_window)
         if not _FEWEST <= length <= most:
             raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
         if samples is not None and not 2 <= samples <= _MOST_SAMPLES:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
-from g4convert.api.calibrate import calibrate
+from g4convert.api.calibrate import bundled_ids, calibrate
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
@@ -18,7 +18,7 @@ from g4convert.errors import InputError, Interrupted, UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
 from g4convert.fitting.choosing import choose_for, presets
 from g4convert.fitting.engines import loadable
-from g4convert.fitting.inputs import Inputs
+from g4convert.fitting.inputs import Inputs, rows_to_run
 from g4convert.fitting.measures import Measures, unit_of
 from g4convert.fitting.plot import plot as drawn
 from g4convert.fitting.problem import Assignment, Problem
@@ -55,8 +55,8 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     recipe: RecipeLike = DEFAULT,
     choices: Sequence[str] = DEFAULT_CHOICES,
     calibration: str | os.PathLike[str] | None = None,
-    rows: int = 8,
-    tokens: int = 64,
+    rows: int | None = None,
+    tokens: int | None = None,
     sensitivities: str | os.PathLike[str] | None = None,
     plot: str | os.PathLike[str] | None = None,
     tp: Sequence[int] = (),
@@ -83,8 +83,9 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         choices: packings that are tried, as `4:32`, `8:channel` and `16`.
         calibration: file of token ids; None takes one beside the output, which is made of the bundled texts if it is
             not there.
-        rows: number of its rows that single changes run, and of other rows that whole choices run.
-        tokens: tokens of each.
+        rows: number of its rows that single changes run, and of other rows that whole choices run; None takes 8, or
+            as many as there are.
+        tokens: tokens of each; None takes 64, or whole rows if they are shorter.
         sensitivities: file that keeps the measured losses; None takes one beside the output.
         plot: SVG file of size against KL; None draws none.
         tp: numbers of GPUs (tensor parallel sizes) at which the recipe's engines must load the output; empty is 1.
@@ -133,6 +134,9 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     if unit is Unit.OUTPUT_ERROR:
         say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
     if calibration is None and not data.exists():
+        rows_to_run(
+            bundled_ids(checkpoint.path), rows, tokens, data
+        )  # refused before the file is made, which takes minutes
         say(f"calibration: of the bundled texts, kept in {data}")
         weighs = base.recipe.is_calibrated or unit is Unit.OUTPUT_ERROR
         calibrate(checkpoint.path, data, answers=False, statistics=weighs, progress=watch)

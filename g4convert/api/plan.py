@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Unpack
 
+from g4convert.api.bundled import bundled_tokens
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
 from g4convert.engines.verdicts import TENSOR_PARALLEL
@@ -40,4 +41,4 @@ def plan(
         EnvironmentFault: the model is not in the cache and cannot be fetched.
     """
     settings = resolved(recipe, overrides)  # first: it costs no look-up
-    return report(source.resolve(os.fspath(model)), settings, workers, tp)
+    return report(source.resolve(os.fspath(model)), settings, workers, tp, bundled_tokens)

@@ -41,15 +41,24 @@ Choices = Annotated[
     ),
 ]
 Rows = Annotated[
-    int,
+    int | None,
     typer.Option(
-        metavar="N", min=1, max=1 << 20, help="Rows of the calibration file that are run.", rich_help_panel=RUN
+        metavar="N",
+        min=1,
+        max=1 << 20,
+        help="Rows of the calibration file that are run. Default: 8, or as many as it has.",
+        rich_help_panel=RUN,
     ),
 ]
 RowTokens = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--tokens", metavar="N", min=2, max=1 << 20, help="Tokens of each row that are run.", rich_help_panel=RUN
+        "--tokens",
+        metavar="N",
+        min=2,
+        max=1 << 20,
+        help="Tokens of each row that are run. Default: 64, or whole rows if they are shorter.",
+        rich_help_panel=RUN,
     ),
 ]
 Sensitivities = Annotated[

@@ -124,11 +124,12 @@ def _print_done(job: "Job", report: "Report | None", how: "Printed", *, as_json:
 
 def _planned(job: "Job") -> "PlanReport":
     """Return the plan of a conversion, after all checks that precede the conversion."""
+    from g4convert.api.bundled import bundled_tokens
     from g4convert.conversion.job import prepare
     from g4convert.conversion.workers import workers_for
     from g4convert.planning.report import PlanReport
 
-    conversion = prepare(job)
+    conversion, own = prepare(job), _own_tokens(job)
     workers_for(job.device, job.workers)
     return PlanReport.of(
         job.source,
@@ -137,19 +138,19 @@ def _planned(job: "Job") -> "PlanReport":
         conversion.layout,
         conversion.outlook.advised(),
         workers=job.workers,
-        tokens=_tokens(job),
+        tokens=bundled_tokens(conversion.checkpoint) if own is None else own,
+        own_texts=own is not None,
     )
 
 
-def _tokens(job: "Job") -> int:
-    """Return the number of token ids that a conversion would calibrate on: of its file, or of the bundled texts."""
+def _own_tokens(job: "Job") -> int | None:
+    """Return the number of token ids in the calibration file of a conversion; None if there is none yet."""
     from g4convert.checkpoint.gguf import is_gguf
     from g4convert.conversion.calibration_file import CalibrationFile
     from g4convert.conversion.llama_imatrix import read_imatrix
-    from g4convert.planning.costs import BUNDLED_TOKENS
 
     if job.calibration is None or not job.calibration.exists():
-        return BUNDLED_TOKENS
+        return None
     if is_gguf(job.calibration):
         found = read_imatrix(job.calibration)
         return found.samples * found.length

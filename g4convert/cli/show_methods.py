@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from g4convert.cli.tables import table
-from g4convert.planning.costs import BUNDLED_TOKENS
 from g4convert.quantities import nats, plural, rough_duration, rough_size
 
 if TYPE_CHECKING:
@@ -36,13 +35,19 @@ def methods(found: Sequence["Cost"]) -> Table:
     return table(columns, rows, right=columns[2:])
 
 
-def basis(found: Sequence["Cost"], workers: int) -> str:
-    """Return a sentence on the origin of the numbers in the table of methods, which are for a number of workers."""
+def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
+    """Return a sentence on the origin of the numbers in the table of methods.
+
+    Args:
+        found: rows of the table.
+        workers: threads that they are for.
+        own_texts: whether the tokens are of the user's texts, whose number is known.
+    """
     tokens = max(one.tokens for one in found)
-    texts = "the bundled texts" if tokens == BUNDLED_TOKENS else "your texts"
+    texts = f"{plural(tokens, 'token')} of your texts" if own_texts else f"about {tokens:,} tokens of the bundled texts"
     estimated = (
         f"estimates for {plural(workers, 'worker')} on idle cores, a check of every weight included; the methods that "
-        f"calibrate read {plural(tokens, 'token')} of {texts}"
+        f"calibrate read {texts}"
     )
     return f"{estimated}. {_MEASURED}" if all(one.kl is not None for one in found) else estimated
 

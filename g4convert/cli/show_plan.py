@@ -49,7 +49,7 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     if found.costs[1:]:
         out.print()
         put(out, methods(found.costs))
-        put(out, Padding(Text(basis(found.costs, found.workers), style="dim"), (0, 0, 0, 2)))
+        put(out, Padding(Text(basis(found.costs, found.workers, own_texts=found.own_texts), style="dim"), (0, 0, 0, 2)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 

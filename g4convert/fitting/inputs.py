@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from g4convert.array_types import I32
 from g4convert.calibration.tokens import Tokens
@@ -15,8 +16,14 @@ from g4convert.errors import UsageError
 from g4convert.fitting.problem import Problem
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Basis, Unit
+from g4convert.quantities import plural
 
-__all__ = ["Inputs"]
+__all__ = ["Inputs", "rows_to_run"]
+
+_SAMPLES: Final = 8
+"""Rows to run unless told."""
+_LENGTH: Final = 64
+"""Tokens of each unless told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Inputs:
 
     @classmethod
     def of(  # noqa: PLR0913, PLR0917 -- a file, what it is for, and how much of it
-        cls, path: Path, checkpoint: Checkpoint, problem: Problem, unit: Unit, samples: int, length: int
+        cls, path: Path, checkpoint: Checkpoint, problem: Problem, unit: Unit, samples: int | None, length: int | None
     ) -> "Inputs":
         """Read a calibration file.
 
@@ -46,20 +53,15 @@ class Inputs:
             checkpoint: the model.
             problem: has the recipe, which names the method.
             unit: unit of the losses; output errors need statistics with any method.
-            samples: rows to run, spread evenly over the rows that do not judge.
-            length: leading tokens to run of each row.
+            samples: rows to run, spread evenly over the rows that do not judge; None as in `rows_to_run`.
+            length: leading tokens to run of each row; None as in `rows_to_run`.
 
         Raises:
             UsageError: the file has fewer rows than `samples`, or its rows are shorter than `length`.
             InputError: the file is of another model, or lacks needed statistics.
         """
         tokens = Tokens.load(path, problem.plan.architecture.text.vocab_size, checkpoint)
-        rows = [row for row in range(tokens.samples) if row not in tokens.judges]
-        if not (1 <= samples <= len(rows) and 2 <= length <= tokens.length):
-            raise UsageError(
-                f"--rows {samples} --tokens {length}: {path} has {len(rows)} rows of {tokens.length} to run",
-                hint="take fewer or shorter ones",
-            )
+        rows, samples, length = rows_to_run(tokens, samples, length, path)
         statistics = _statistics(path, problem, unit, checkpoint)
         chosen = _evenly(rows, samples)
         others = _evenly([row for row in range(tokens.samples) if row not in chosen], samples)
@@ -79,6 +81,30 @@ class Inputs:
             statistics="" if self.statistics is None else self.statistics.hash,
             dtype=dtype if unit is Unit.KL else "",
         )
+
+
+def rows_to_run(tokens: Tokens, samples: int | None, length: int | None, path: Path) -> tuple[list[int], int, int]:
+    """Return the rows that do not judge, how many of them to run, and how many tokens of each.
+
+    Args:
+        tokens: ids of the file.
+        samples: rows to run; None takes 8, or all if there are fewer.
+        length: tokens of each; None takes 64, or all if there are fewer.
+        path: the file, for the error.
+
+    Raises:
+        UsageError: there are fewer rows than `samples`, or they are shorter than `length`.
+    """
+    rows = [row for row in range(tokens.samples) if row not in tokens.judges]
+    samples = min(_SAMPLES, len(rows)) if samples is None else samples
+    length = min(_LENGTH, tokens.length) if length is None else length
+    if not (1 <= samples <= len(rows) and 2 <= length <= tokens.length):
+        raise UsageError(
+            f"--rows {samples} --tokens {length}: {path} has {plural(len(rows), 'row')} of {tokens.length} to run",
+            hint=f"--rows {min(samples, len(rows))} --tokens {min(length, tokens.length)}, or more and longer rows: "
+            "`g4convert calibrate --samples N --length N`",
+        )
+    return rows, samples, length
 
 
 def _evenly(rows: Sequence[int], count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The report of `g4convert plan`: the plan of a source in numbers, as text or JSON."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class PlanReport:
     """A plan, its layout, costs and verdicts.
 
     `costs` begins with the recipe's method; `outlook` has the verdicts of `tps`, perhaps of other sizes, too.
+    `own_texts` tells whether the token ids that `costs` count are of the user's texts.
     """
 
     source: Source
@@ -36,6 +37,7 @@ class PlanReport:
     workers: int
     outlook: Outlook
     tps: tuple[int, ...]
+    own_texts: bool
 
     @classmethod
     def of(  # noqa: PLR0913 - a plan and what its estimates need
@@ -49,6 +51,7 @@ class PlanReport:
         workers: int = 0,
         tps: Iterable[int] = TENSOR_PARALLEL,
         tokens: int = BUNDLED_TOKENS,
+        own_texts: bool = False,
     ) -> "PlanReport":
         """Make the report that follows from a plan.
 
@@ -61,11 +64,11 @@ class PlanReport:
             workers: for the estimated time; 0 is one for each core.
             tps: tensor parallel sizes to tell of.
             tokens: token ids that would calibrate.
+            own_texts: whether they are of the user's texts.
         """
         sizes, workers = role_sizes(plan), workers or default_workers()
-        return cls(
-            source, recipe, plan, layout, sizes, costs(plan, sizes, workers, tokens), workers, outlook, tuple(tps)
-        )
+        found = costs(plan, sizes, workers, tokens)
+        return cls(source, recipe, plan, layout, sizes, found, workers, outlook, tuple(tps), own_texts)
 
     def __repr__(self) -> str:
         """Return the model, the recipe and the sizes, as all fields would fill pages."""
@@ -141,7 +144,13 @@ class PlanReport:
         return document
 
 
-def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int] = TENSOR_PARALLEL) -> PlanReport:
+def report(
+    source: Source,
+    recipe: Resolved,
+    workers: int = 0,
+    tps: Iterable[int] = TENSOR_PARALLEL,
+    tokens_of: Callable[[Checkpoint], int] = lambda _: BUNDLED_TOKENS,
+) -> PlanReport:
     """Plan a source.
 
     Args:
@@ -149,6 +158,7 @@ def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int
         recipe: recipe of the output.
         workers: for the estimated time; 0 is one for each core.
         tps: tensor parallel sizes to judge.
+        tokens_of: counts the token ids that would calibrate a checkpoint.
 
     Raises:
         G4Error: whatever is wrong with the source or the recipe.
@@ -156,7 +166,8 @@ def report(source: Source, recipe: Resolved, workers: int = 0, tps: Iterable[int
     checkpoint = Checkpoint.open(source.path).choosing(carry=recipe.recipe.carry, leave=recipe.recipe.leave)
     plan, sizes = make_plan(checkpoint, recipe.recipe), tuple(tps)
     outlook = Outlook.of(plan, sizes).advised()
-    return PlanReport.of(source, recipe, plan, lay_out(plan), outlook, workers=workers, tps=sizes)
+    tokens = tokens_of(checkpoint)
+    return PlanReport.of(source, recipe, plan, lay_out(plan), outlook, workers=workers, tps=sizes, tokens=tokens)
 
 
 def _counts(items: Iterable[Any]) -> dict[Any, int]:

@@ -21,6 +21,7 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import EnvironmentFault, G4Error, GateError, InputError, Interrupted, UsageError
 from g4convert.fitting.bench import Bench
+from g4convert.fitting.inputs import rows_to_run
 from g4convert.fitting.result import Fitted
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe import load
@@ -198,6 +199,7 @@ def test_a_source_on_a_lattice_stays_on_it(checkpoints: Checkpoints, tmp_path: P
         ({"target_bits": 5, "bits": {"ple_embedding": 8}}, UsageError, "weights that this model has not"),
         ({"target_bits": 5, "tp": [2]}, UsageError, "no engine has to load"),
         ({"target_bits": 6, "rows": 4}, UsageError, "has 3 rows of 16 to run"),
+        ({"target_bits": 6, "rows": 300, "calibration": None}, UsageError, "has 122 rows of 32 to run"),
         ({"target_bits": 6, "tokens": 17}, UsageError, "has 3 rows of 16 to run"),
         ({"target_bits": 6, "method": "imatrix"}, InputError, "token ids without statistics"),
         ({"target_bits": 6, "device": "cuda"}, EnvironmentFault, "0 CUDA devices"),
@@ -214,6 +216,13 @@ def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a r
         fit(moe, tmp_path / "a.yaml", sensitivities=kept, **{"calibration": ids, **SMALL, **options})
     assert caught.value.hint
     assert [one.name for one in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_a_file_of_few_short_rows_is_run_as_it_is(ids: Path) -> None:
+    tokens = Tokens.load(ids, 1 << 20)
+    assert rows_to_run(tokens, None, None, ids) == ([row for row in range(4) if row not in tokens.judges], 3, 16)
+    long = Tokens(np.zeros((40, 100), np.int32))
+    assert rows_to_run(long, None, None, ids)[1:] == (8, 64)
 
 
 def test_places_that_cannot_be_written_are_refused_first(moe: Path, tmp_path: Path) -> None:
