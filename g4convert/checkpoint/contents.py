@@ -10,7 +10,7 @@ from typing import Final
 
 from g4convert.checkpoint.stored import PackedModule, packed_modules
 from g4convert.gemma4 import Architecture, Expected, FusedExperts
-from g4convert.gemma4.matching import Match, match_names
+from g4convert.gemma4.matching import Match, match_names, match_source
 from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
@@ -49,15 +49,18 @@ class Contents:
     renamed: Mapping[str, str]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, TensorInfo], architecture: Architecture) -> "Contents":
+    def of(
+        cls, tensors: Mapping[str, TensorInfo], architecture: Architecture, *, tied_both_ways: bool = False
+    ) -> "Contents":
         """Return the contents of an output: every stored tensor under its canonical name.
 
         Args:
             tensors: every stored tensor, by name.
             architecture: architecture whose names and shapes are looked for.
+            tied_both_ways: take a tied head for an embedding that is not stored, as transformers alone does.
         """
         forms = dict(_forms(tensors))
-        match = match_names(forms, architecture)
+        match = match_source(forms, architecture) if tied_both_ways else match_names(forms, architecture)
         torn = _torn(match)
         parts = {part for found in torn.values() for part in found}
         return cls(

@@ -96,7 +96,7 @@ def load(  # noqa: PLR0913 -- what is loaded, and five ways to
     if decoder_only and architecture.is_composite:
         infos = _of_decoder(infos, architecture)
         architecture = architecture.text_only()
-    contents = Contents.of(infos, architecture)
+    contents = Contents.of(infos, architecture, tied_both_ways=True)
     problems = [*_strangers(contents)]
     sources = pieces_of(checkpoint, contents, problems)
     problems += _wrong_extras(checkpoint, contents)

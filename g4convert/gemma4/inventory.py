@@ -12,7 +12,7 @@ from typing import Any
 
 from g4convert.gemma4.architecture import Architecture
 from g4convert.gemma4.faults import Found, raise_faults
-from g4convert.gemma4.matching import DialectUse, Match, match_names
+from g4convert.gemma4.matching import DialectUse, Match, match_source
 from g4convert.gemma4.roles import Expected, Role
 from g4convert.gemma4.schema import ExtraKind, FusedExperts, expected_weights
 from g4convert.names import Name
@@ -129,7 +129,7 @@ def resolve(
         InputError: an adapter is not merged; or names are unknown, ambiguous or missing, or shapes or dtypes do not
             fit. Names all offenders, and the nearest known name for each unknown name.
     """
-    match = match_names(tensors, architecture)
+    match = match_source(tensors, architecture)
     raise_faults(Found(match, tensors, architecture, config, decoder_only=decoder_only))
     sources = {name: found[0] for name, found in match.sources.items()}
     places = dict(_places(match, sources, tensors))

@@ -1,7 +1,7 @@
 """Match of a checkpoint's stored names with the canonical names of an architecture; shapes do not matter."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from g4convert.gemma4.architecture import Architecture
@@ -23,7 +23,7 @@ from g4convert.gemma4.schema import (
 )
 from g4convert.names import Name
 
-__all__ = ["DialectUse", "Match", "Schema", "match_names"]
+__all__ = ["DialectUse", "Match", "Schema", "match_names", "match_source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,28 @@ def match_names(names: Iterable[str], architecture: Architecture) -> Match:
             unknown[source] = body
     _count_single_experts(uses, schema, sources)
     return Match(schema, sources, tuple(derived), unknown, tuple(uses.values()))
+
+
+def match_source(names: Iterable[str], architecture: Architecture) -> Match:
+    """Find the canonical name of each name of a source; a tied head is the embedding where that is not stored.
+
+    Of tensors that share their memory, `save_model` of safetensors stores the first in the alphabet, which is the
+    head. transformers 5 ties the two either way; vLLM 0.33 leaves a tied head aside, so an output has the embedding.
+
+    Args:
+        names: stored names, in any order.
+        architecture: architecture that the config gives.
+    """
+    match, table = match_names(names, architecture), f"{architecture.text_prefix}embed_tokens.weight"
+    if "lm_head.weight" not in match.schema.droppable or table in match.sources:
+        return match
+    sources = dict(match.sources)
+    held = sources.pop("lm_head.weight", None)
+    if held is None:
+        return match
+    uses: dict[str, DialectUse] = {}
+    _count(uses, {"tied-head": "the embedding by the name of the head that it is tied with"}, (held[0], table))
+    return replace(match, sources={**sources, table: held}, dialects=(*match.dialects, *uses.values()))
 
 
 def _count(uses: dict[str, DialectUse], habits: Mapping[str, str], example: tuple[str, str]) -> None:

@@ -9,7 +9,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.stored import PackedModule, packed_modules
 from g4convert.engines import speller
 from g4convert.gemma4 import Architecture, Role
-from g4convert.gemma4.matching import Match, match_names
+from g4convert.gemma4.matching import Match, match_names, match_source
 from g4convert.names import Name
 from g4convert.tensors import DType
 from g4convert.verification.static.tensors import is_cache_scale
@@ -82,7 +82,7 @@ def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tup
     weights += [(name, None) for name in infos if name not in owned]
     if architecture is None:
         return [Module(name, {FILES: Name(name).owner}, of, linear=of is not None) for name, of in weights], None
-    match = match_names({name for name, _ in weights}, architecture)
+    match = (match_names if packed else match_source)({name for name, _ in weights}, architecture)
     canonical = {source: name for name, sources in match.sources.items() for source in sources}
     derived = dict.fromkeys(match.derived, DROPPABLE)
     spell = speller(architecture)

@@ -14,8 +14,10 @@ from helpers.rewriting import Tensors, rewritten
 from safetensors.torch import save_file
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.errors import InputError
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture, resolve
+from g4convert.inspection import describe
 from g4convert.planning.recipe import load as load_recipe
 from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
@@ -156,6 +158,42 @@ def test_a_nested_key_does_not_untie_a_text_only_output(dense: Path, tmp_path: P
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is True
     assert "lm_head.weight" not in stored(tmp_path / "out")
     load(tmp_path / "out")
+
+
+# ---- the embedding by the name of the head
+
+
+def by_its_head(tensors: Tensors) -> Tensors:
+    """As safetensors' `save_model` leaves tensors that share their memory: the first name in the alphabet."""
+    return {"lm_head.weight" if n.endswith("embed_tokens.weight") else n: t for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize(("family", "layout"), [("dense", "full"), ("moe", "text-only"), ("unified", "full")])
+def test_an_embedding_that_is_stored_as_its_head(
+    family: str, layout: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    source = rewritten(checkpoints(family), tmp_path / "source", by_its_head)
+    quantized(source, tmp_path / "out", method="minmax", layout=layout)
+    quantized(checkpoints(family), tmp_path / "clean", method="minmax", layout=layout)
+    assert_same_tensors(tmp_path / "out", tmp_path / "clean")
+    assert_verified(tmp_path / "out", source)
+    assert not describe(Checkpoint.open(source)).missing
+    original, loaded = load(checkpoints(family)), load(source)
+    assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["text", "unified_text"])
+def test_a_head_of_its_own_is_no_embedding(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source = rewritten(checkpoints(family), tmp_path / "source", by_its_head, tie_word_embeddings=False)
+    with pytest.raises(InputError, match="1 missing"):
+        make_plan(Checkpoint.open(source), load_recipe().recipe)
+
+
+def test_an_output_has_the_embedding(dense: Path, tmp_path: Path) -> None:
+    """Engines that leave a tied head aside would serve what memory holds."""
+    quantized(dense, tmp_path / "clean", method="minmax")
+    out = rewritten(tmp_path / "clean", tmp_path / "out", by_its_head)
+    assert {one.code for one in verify(Request(out, dense, Level.STATIC)).of(Severity.FAIL)} == {"static.tensors"}
 
 
 # ---- an adapter beside
