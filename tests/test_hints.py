@@ -29,7 +29,8 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "pass the directory that the trainer saved the model to", "delete {}: it belongs to another save",
         "if the shards are all of one save, delete {}", "where you trust it and save it with `save_pretrained`",
         "rename the file", "supported: {}", "compare with the config.json of the model", "delete {} or {}",
-        "start from the bf16 checkpoint", "a merge left them: delete them", "lists what the directory holds",
+        "start from the bf16 checkpoint", "a merge or a quantizer left them: delete them",
+        "lists what the directory holds",
     ),
     _OPTIONS: (
         "divides all of them || no group size divides", "leave nothing to pack at 4 or 8",
@@ -37,6 +38,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "decide alike on q, k and v", "schema` lists every key", "schema` says what can",
         "list` shows the shipped ones", "list` shows them", "`*` stays in its directory",
     ),
+    "tests/gemma4/test_causes.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
     f"{REMEDIES}test_experts_of_several_dtypes_are_packed_or_saved_in_one": ("pack the experts, or save",),
     f"{_LAYOUTS}test_an_index_that_is_wrong_may_be_deleted": ("restore {} from the model's repository; if its shards",),
     f"{_LAYOUTS}test_shards_of_an_earlier_save_are_named_and_may_be_deleted": ("delete {}, or the others",),

@@ -5,6 +5,7 @@ architecture    Reads a config into the dimensions of every part
 config_reader   Reads and checks config keys
 decoder_config  Reads the keys of the decoder
 media_config    Reads the keys of towers and embedders
+other_keys      Checks the types of keys that decide no tensor
 parts           Defines the dimensions of each part
 roles           Defines the roles of weights
 schema          Lists every weight that a config implies
@@ -14,6 +15,7 @@ matching        Matches stored names with the schema
 inventory       Resolves every tensor of a source, or raises an error that lists all faults
 faults          Finds and describes tensors that do not fit
 causes          Finds the cause of faults, where they prove it
+shape_causes    Finds the cause of wrong shapes
 fitting         Finds config keys that do not fit the tensors, and values that do
 readings        Reads values of config keys from the shapes of stored tensors
 diagnosis       Recognises quantized sources and adapters, and finds the nearest known name

@@ -212,9 +212,15 @@ def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
         InputError: `text_config` is missing.
     """
     if not (kind.composite or kind.assistant):
+        _refuse_nested(top, kind)
         return top
     text = top.section("text_config")
     if text is None:
+        if kind.composite and "num_hidden_layers" in top.values:
+            raise InputError(
+                f"config.json: model_type {top.values['model_type']!r}, but the decoder's keys are at the top level",
+                hint=f"set model_type to {kind.text_types[0]}, the decoder alone",
+            )
         if top.values.get("text_config") is None:
             top.note("text_config", "missing")
         top.raise_problems()
@@ -224,6 +230,20 @@ def _text_section(top: ConfigReader, kind: _Kind) -> ConfigReader:
         parent, wanted = top.values["model_type"], kind.text_types[0]
         raise UnsupportedError(f"config.json: text_config.model_type {found!r}: a {parent} has {wanted}")
     return text
+
+
+def _refuse_nested(top: ConfigReader, kind: _Kind) -> None:
+    """Raise if a decoder's config has its keys in `text_config`, as only models with other parts have them.
+
+    Raises:
+        InputError: it has; names the model type of the whole.
+    """
+    if isinstance(top.values.get("text_config"), Mapping) and "num_hidden_layers" not in top.values:
+        whole = next(name for name, one in _KINDS.items() if one.composite and one.unified is kind.unified)
+        raise InputError(
+            f"config.json: model_type {top.values['model_type']!r}, but the decoder's keys are in text_config",
+            hint=f"set model_type to {whole}, the model with a text_config",
+        )
 
 
 def is_drafter(model_type: object) -> bool:

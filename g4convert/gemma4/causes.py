@@ -6,6 +6,9 @@
     only buffers are missing                 the writer stored parameters only
     only the output head is missing          it is the embedding, which config.json does not say
     a word before each missing name          the model was saved inside a wrapper that is not known
+    merged names for parts that are missing  an engine saved the model in its own form
+    other names in every layer               another program's names
+    only dtypes                              the model is to be saved again
 
 If no cause is proved, `fitting` may find the config key that does not fit. If no key is found, and every fault is an
 unknown tensor, the model is whole without these (`spare`).
@@ -23,6 +26,7 @@ __all__ = ["Fault", "cause", "spare"]
 
 _VISION = ("vision_tower.", "vision_embedder.", "embed_vision.")
 _AUDIO = ("audio_tower.", "embed_audio.")
+_PROJECTIONS = ("embed_vision.", "embed_audio.")
 _BUFFERS = ("layer_scalar", "std_bias", "std_scale")
 _HEADS = {
     "v_head.": "v_head is the value head of a trainer (TRL): delete its tensors, or save the model without it",
@@ -31,6 +35,13 @@ _HEADS = {
 }
 _COMPUTED = {".experts.": "experts", ".router.": "experts", "per_layer_": "per-layer embeddings"}
 """Parts of names that only some Gemma 4 models have: these never come from elsewhere."""
+_MERGED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "w13_weight": ("experts.gate_up_proj",),
+    "w2_weight": ("experts.down_proj",),
+}
+"""Tensors that engines merge, and the parts that a checkpoint has."""
 _SEVERAL = 3  # this many tensors with two names each are no accident
 
 
@@ -59,7 +70,13 @@ def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture)
         return _unknown(names, architecture)
     if kinds == {"missing"}:
         return _missing(names, schema)
-    return _wrapped(faults, schema)
+    if kinds == {"of the wrong dtype"}:
+        return "load the model in bfloat16 and save it with `save_pretrained`"
+    if kinds == {"unknown", "missing"}:
+        unknown = [fault.name for fault in faults if fault.kind == "unknown"]
+        missing = {fault.name for fault in faults if fault.kind == "missing"}
+        return _wrapped(unknown, missing, schema) or _merged(unknown, missing) or _foreign(unknown, missing, schema)
+    return ""
 
 
 def _missing(names: Sequence[str], schema: Schema) -> str:
@@ -108,18 +125,40 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
     return _foreign_heads(names)
 
 
-def _wrapped(faults: Collection[Fault], schema: Schema) -> str:
+def _wrapped(unknown: Sequence[str], missing: Collection[str], schema: Schema) -> str:
     """Return the remedy if the unknown names are canonical ones behind one prefix, otherwise empty."""
-    unknown = [fault.name for fault in faults if fault.kind == "unknown"]
-    missing = {fault.name for fault in faults if fault.kind == "missing"}
-    if not missing or len(unknown) + len(missing) != len(faults):
-        return ""
     known, one = {*schema.names}, min(missing)
     for start in (name.removesuffix(one) for name in unknown if name.endswith(f".{one}")):
         plain = {name.removeprefix(start) for name in unknown if name.startswith(start)}
-        if len(plain) == len(unknown) and missing <= plain <= known:
+        if len(plain) == len(unknown) and {*missing} <= plain <= known:
             return f"save the tensors without the `{start}` that each of these names begins with"
     return ""
+
+
+def _merged(unknown: Collection[str], missing: Collection[str]) -> str:
+    """Return the remedy if all unknown tensors are merged ones of engines, and their parts alone are missing."""
+    merged = {part for name in unknown for part in _MERGED if f".{part}" in name}
+    parts = {part for one in merged for part in _MERGED[one]}
+    if not all(any(f".{one}" in name for one in merged) for name in unknown):
+        return ""
+    if not all(
+        any(name.endswith((part, f"{part}.weight", f"{part}.linear.weight")) for part in parts) for name in missing
+    ):
+        return ""
+    return (
+        f"{' and '.join(sorted(merged))}: merged as engines hold them, in an order that no header shows; take the "
+        "checkpoint that was loaded into the engine, or save it with `save_pretrained`"
+    )
+
+
+def _foreign(unknown: Collection[str], missing: Collection[str], schema: Schema) -> str:
+    """Return the remedy if other names stand in every layer for those that are missing there, otherwise empty."""
+    layers = {number for name in schema.expected if (number := Name(name).decoder_layer) is not None}
+    lacking = {number for name in missing if (number := Name(name).decoder_layer) is not None}
+    strange = {number for name in unknown for number in Name(name).unnumbered()[1][:1]}
+    if len(layers) < _SEVERAL or lacking != layers or len(strange) < len(layers):
+        return ""
+    return "names of another program: export the model in Hugging Face's format with it, and convert that"
 
 
 def _foreign_heads(names: Collection[str]) -> str:
@@ -140,6 +179,9 @@ def _unknown_media(names: Collection[str], architecture: Architecture) -> str:
         ("vision_config", _VISION, architecture.has_vision),
         ("audio_config", _AUDIO, architecture.has_audio),
     ):
+        whole = architecture.is_unified and key == "audio_config"  # its projection is all that it has
+        if not present and not whole and all(body_of(name).startswith(_PROJECTIONS) for name in names):
+            return "these belong to a tower that is not there, neither here nor in config.json: delete them"
         if not present and all(_is(name, parts) for name in names):
             return f"config.json has no {key}, but the files have its weights: put it back, as the base model's has it"
     return ""
@@ -153,9 +195,18 @@ def _missing_media(missing: set[str], schema: Schema) -> str:
         for key, parts in (("vision_config", _VISION), ("audio_config", _AUDIO))
         if (of := {name for name in needed if _is(name, parts)})
     }
+    towers = {key: {name for name in of if "embed_" not in name} for key, of in whole.items()}
     gone = {key: of for key, of in whole.items() if of <= missing}
-    if missing != {name for of in gone.values() for name in of}:
+    torn = {key: of for key, of in towers.items() if key not in gone and of and of <= missing}
+    if missing != {name for of in (*gone.values(), *torn.values()) for name in of}:
         return ""
+    if torn:
+        parts = " and ".join(f"embed_{key.removesuffix('_config')}" for key in torn)
+        keys = " and ".join(f'`"{key}": null`' for key in torn)
+        return (
+            f"{parts} is there without its tower: --layout text-only converts the decoder alone; to keep the rest, "
+            f"delete {parts} and write {keys} into config.json"
+        )
     if gone.keys() == whole.keys():
         return "decoder weights under a multimodal config.json: --layout text-only converts them"
     (key,) = gone

@@ -51,12 +51,10 @@ class ConfigReader:
         return None if self.values.get(key) is None else self.integer(key)
 
     def flag(self, key: str, *, default: bool) -> bool:
-        """Return a boolean; null counts as missing."""
-        value = self.values.get(key)
-        if value is None:
-            return default
+        """Return a boolean; null is none, as transformers refuses it."""
+        value = self.values.get(key, default)
         if not isinstance(value, bool):
-            self.note(key, f"{value!r}, expected true or false")
+            self.note(key, f"{'null' if value is None else repr(value)}, expected true or false")
             return default
         return value
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from g4convert.gemma4.config_reader import ConfigReader
+from g4convert.gemma4.other_keys import check_other_keys
 from g4convert.gemma4.parts import Experts, Layer, PerLayerEmbedding, TextModel
 
 __all__ = ["read_decoder"]
@@ -40,6 +41,7 @@ def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextM
         experts=None if unified else _experts(read),
         attention_bias=read.flag("attention_bias", default=False),
     )
+    check_other_keys(read, "decoder")
     _check_rotation(read, {_FULL if layer.full else _SLIDING for layer in text.layers})
     if assistant and text.ple:
         read.note("hidden_size_per_layer_input", f"{text.ple.width}, an assistant has 0")
@@ -91,11 +93,10 @@ def _ple(read: ConfigReader) -> PerLayerEmbedding | None:
 def _experts(read: ConfigReader) -> Experts | None:
     if not read.flag("enable_moe_block", default=False):
         return None
-    return Experts(
-        count=read.integer("num_experts", most=_EXPERTS_MOST),
-        intermediate_size=read.integer("moe_intermediate_size"),
-        top_k=read.integer("top_k_experts"),
-    )
+    count = read.integer("num_experts", most=_EXPERTS_MOST)
+    intermediate_size = read.integer("moe_intermediate_size")
+    most = count if read.values.get("num_experts") == count else _EXPERTS_MOST
+    return Experts(count, intermediate_size, top_k=read.integer("top_k_experts", most=most))
 
 
 def _layers(read: ConfigReader, count: int, shared: int) -> tuple[Layer, ...]:

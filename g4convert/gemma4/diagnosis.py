@@ -22,8 +22,11 @@ _FORMATS = (
     ("GPTQ or AWQ", r"\.(qweight|qzeros|g_idx|scales)$"),
     ("FP8", r"(weight_scale_inv|weight_scale|input_scale|_proj_scale)$"),
 )
-_BITSANDBYTES = _FORMATS[0][0]
-_LEFTOVER = re.compile(r"(\.weight)?\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+)$")
+_LEFTOVER = re.compile(
+    r"(\.weight)?\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+|weight_scale(_2|_inv)?"
+    r"|weight_zero_point|weight_shape|weight_g_idx|(weight|input|output)_(global_)?scale)$"
+)
+"""Parts that quantizers put beside a weight; none of these holds the weight itself."""
 _PATTERNS = tuple((name, re.compile(pattern)) for name, pattern in _FORMATS)
 _TUNERS = (
     "lora|vera_lambda|vblora|randlora|oft|boft|ia3|hada|lokr|hra|fourierft|bone|miss|shira|road|c3a|trainable_tokens"
@@ -58,13 +61,15 @@ def refuse_quantized(unknown: Iterable[str], tensors: Mapping[str, TensorInfo]) 
         UnsupportedError: the checkpoint is quantized; names the format, the number of tensors and an example.
         InputError: scales are left over beside weights that are not quantized.
     """
-    if found := quantized_format(unknown):
+    names = tuple(unknown)
+    if found := quantized_format(names):
         name, hits = found
-        weights = [tensors.get(_LEFTOVER.sub(".weight", hit)) for hit in hits]
-        if name == _BITSANDBYTES and all(one is not None and one.dtype.is_weight for one in weights):
+        every = [one for one in names if any(pattern.search(one) for _, pattern in _PATTERNS)]
+        weights = [tensors.get(_LEFTOVER.sub(".weight", one)) for one in every if _LEFTOVER.search(one)]
+        if len(weights) == len(every) and all(one is not None and one.dtype.is_weight for one in weights):
             raise InputError(
-                f"{len(hits)} tensors of bitsandbytes beside weights that are not quantized, such as {hits[0]}",
-                hint="a merge left them: delete them, unless the weights are whole numbers, which none has scaled back",
+                f"{len(every)} tensors of {name} beside weights that are not quantized, such as {hits[0]}",
+                hint="a merge or a quantizer left them: delete them, unless the weights are codes that none has scaled",
             )
         raise UnsupportedError(
             f"already quantized: {name}, {len(hits)} tensors such as {hits[0]}",

@@ -12,7 +12,8 @@ from g4convert.gemma4.causes import Fault, cause, spare
 from g4convert.gemma4.diagnosis import Neighbours, refuse_adapters, refuse_quantized
 from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.fitting import fitting
-from g4convert.gemma4.matching import Match, Schema, match_names
+from g4convert.gemma4.matching import Match, Schema, match_source
+from g4convert.gemma4.shape_causes import cut_shapes, turned_shapes
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = ["Found", "raise_faults"]
@@ -52,34 +53,32 @@ def raise_faults(found: Found) -> None:
     _refuse_quantized_dtypes(found.match, found.tensors)
     faults = _faults(found)
     if faults:
-        architecture = found.architecture
+        architecture, shapes = found.architecture, _shape_pairs(faults, found)
         counts = Counter(fault.kind for fault in faults)
         summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise InputError(
             f"the tensors do not make a {architecture.family} ({architecture.model_type}): {summary}",
             offenders=[f"{fault.kind}: {fault.line}" for fault in faults],
             hint=cause(faults, found.match.schema, architecture)
-            or _transposed(faults, found)
+            or (turned_shapes(shapes) if shapes else "")
             or _misfit(found)
+            or (cut_shapes(shapes) if shapes else "")
             or spare(faults, found.match.schema)
             or _LOOK,
         )
 
 
-_MATRIX = 2  # dimensions
 _LOOK = "`g4convert inspect` lists what the directory holds beside what its config.json asks for"
 
 
-def _transposed(faults: Iterable[Fault], found: Found) -> str:
-    """Return the remedy if all faults are tensors with their last two axes swapped; otherwise empty."""
+def _shape_pairs(
+    faults: Iterable[Fault], found: Found
+) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], ...]:
+    """Return the shape of each tensor and the shapes that it may have; nothing unless every fault is a wrong shape."""
+    if any(fault.kind != "of the wrong shape" for fault in faults):
+        return ()
     names = {source: name for name, sources in found.match.sources.items() for source in sources}
-    for fault in faults:
-        shape = found.tensors[fault.name].shape if fault.kind == "of the wrong shape" else ()
-        if len(shape) < _MATRIX or (*shape[:-2], shape[-1], shape[-2]) not in _shapes(
-            found.match.schema, names[fault.name]
-        ):
-            return ""
-    return "these are transposed: swap their last two axes, and those of tensors of their kind that happen to be square"
+    return tuple((found.tensors[one.name].shape, _shapes(found.match.schema, names[one.name])) for one in faults)
 
 
 def _misfit(found: Found) -> str:
@@ -88,7 +87,7 @@ def _misfit(found: Found) -> str:
         return ""
 
     def fits(architecture: Architecture) -> bool:
-        match = match_names(found.tensors, architecture)
+        match = match_source(found.tensors, architecture)
         return not _faults(Found(match, found.tensors, architecture, decoder_only=found.decoder_only))
 
     return fitting(found.match, found.tensors, found.config, fits)

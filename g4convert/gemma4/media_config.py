@@ -1,6 +1,7 @@
 """Reader of the vision and audio parts of a config, with the defaults of transformers' configuration classes."""
 
 from g4convert.gemma4.config_reader import ConfigReader
+from g4convert.gemma4.other_keys import check_other_keys
 from g4convert.gemma4.parts import (
     AudioEmbedder,
     AudioPart,
@@ -20,6 +21,7 @@ def read_vision(top: ConfigReader, *, unified: bool) -> VisionPart | None:
     read = top.section("vision_config")
     if read is None:
         return None
+    check_other_keys(read, "unified" if unified else "vision")
     if unified:
         width = read.integer("mm_embed_dim", 3840)
         return VisionEmbedder(
@@ -49,6 +51,7 @@ def read_audio(top: ConfigReader, *, unified: bool) -> AudioPart | None:
     read = top.section("audio_config")
     if read is None:
         return None
+    check_other_keys(read, "unified" if unified else "audio")
     if unified:  # transformers' class has four names for this number
         names = ("audio_embed_dim", "hidden_size", "output_proj_dims", "audio_samples_per_token")
         return AudioEmbedder(read.integer(next((name for name in names if name in read.values), names[0]), 640))

@@ -282,7 +282,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "scales of bitsandbytes": Row(
         lambda p: p.tensors(added(f"{LAYER}mlp.up_proj.SCB", f"{LAYER}layer_scalar")),
-        "a merge left them: delete them",
+        "a merge or a quantizer left them: delete them",
         lambda p: p.tensors(without("SCB")),
     ),
     "a quantized source": Row(

@@ -114,7 +114,7 @@ def test_keys_of_every_section_are_named(family: str, section: str, true: Mappin
 def test_experts_are_never_said_to_be_spare() -> None:
     """Without `enable_moe_block` they are unknown tensors, and the dense model beside them is whole."""
     config = FAMILIES["26B-A4B"]
-    dense = with_text(config, enable_moe_block=None)
+    dense = with_text(config, enable_moe_block=False)
     assert "enable_moe_block to true" in hint(tensors_of(config), dense)
     assert "that of a model without experts" in hint(without(tensors_of(config), "router.scale"), dense)
     ple = with_text(FAMILIES["E2B"], hidden_size_per_layer_input=0)
@@ -234,6 +234,27 @@ def test_a_part_of_a_tower_is_no_stripped_tower() -> None:
     assert "null" not in hint(tensors, small("E2B"))
 
 
+@pytest.mark.parametrize(
+    ("family", "tower", "key"),
+    [
+        ("31B", "vision_tower", "vision_config"),
+        ("E2B", "audio_tower", "audio_config"),
+        ("12B", "vision_embedder", "vision_config"),
+    ],
+)
+def test_a_projection_without_its_tower(family: str, tower: str, key: str) -> None:
+    """Neither hint sends the other one back."""
+    config = FAMILIES[family]
+    tensors = without(tensors_of(config), f"{tower}.")
+    projection = f"embed_{key.removesuffix('_config')}"
+    said = hint(tensors, config)
+    assert f"{projection} is there without its tower" in said
+    assert fits(tensors, config, decoder_only=True)
+    assert f'delete {projection} and write `"{key}": null`' in said
+    assert hint(tensors, config | {key: None}).startswith("these belong to a tower that is not there")
+    assert fits(without(tensors, projection), config | {key: None})
+
+
 # ---- buffers
 
 
@@ -350,18 +371,32 @@ def with_shapes(tensors: Tensors, added: Mapping[str, tuple[int, ...]], dtype: D
     return {**tensors, **{name: TensorInfo(name, dtype, shape) for name, shape in added.items()}}
 
 
-@pytest.mark.parametrize("part", ["SCB", "weight.absmax", "weight.quant_state.bitsandbytes__nf4"])
-def test_scales_beside_weights_that_are_not_quantized_are_leftovers(part: str) -> None:
+@pytest.mark.parametrize(
+    ("parts", "tool"),
+    [
+        (("SCB",), "bitsandbytes"),
+        (("weight.absmax",), "bitsandbytes"),
+        (("weight.quant_state.bitsandbytes__nf4",), "bitsandbytes"),
+        (("weight_scale",), "FP8"),
+        (("weight_scale_inv",), "FP8"),
+        (("weight_scale", "input_scale"), "FP8"),
+        (("weight_scale", "weight_zero_point", "weight_g_idx"), "compressed-tensors"),
+        (("weight_scale", "weight_scale_2"), "ModelOpt NVFP4"),
+    ],
+)
+def test_scales_beside_weights_that_are_not_quantized_are_leftovers(parts: tuple[str, ...], tool: str) -> None:
+    """As llm-compressor leaves with `save_compressed=False`, and merges into dequantized weights do."""
     config = FAMILIES["31B"]
     plain = tensors_of(config)
-    added = {f"{name.removesuffix('.weight')}.{part}": (8,) for name in plain if name.endswith("mlp.up_proj.weight")}
-    with pytest.raises(InputError, match="of bitsandbytes beside weights that are not quantized") as caught:
+    linears = [name.removesuffix(".weight") for name in plain if name.endswith("mlp.up_proj.weight")]
+    added = {f"{linear}.{part}": (8,) for linear in linears for part in parts}
+    with pytest.raises(InputError, match=f"of {tool} beside weights that are not quantized") as caught:
         resolve(with_shapes(plain, added), Architecture.from_config(config), config=config)
     assert "delete them" in caught.value.hint
     assert fits(plain, config)
     (name,) = [name for name in plain if name.endswith("layers.0.mlp.up_proj.weight") and "language" in name]
     stored_in_bytes = {**plain, name: TensorInfo(name, DType.I8, plain[name].shape)}
-    with pytest.raises(UnsupportedError, match="already quantized: bitsandbytes"):
+    with pytest.raises(UnsupportedError, match=f"already quantized: {tool}"):
         resolve(with_shapes(stored_in_bytes, added), Architecture.from_config(config), config=config)
 
 
@@ -470,6 +505,119 @@ def test_weights_that_are_transposed_are_said_to_be(ends: tuple[str, ...]) -> No
     assert fits(swapped(found, *ends), config)
     name = "model.language_model.layers.0.input_layernorm.weight"
     assert "transposed" not in hint({**found, name: replace(found[name], shape=(3,))}, config)
+
+
+@pytest.mark.parametrize("family", ["31B", "26B-A4B"])
+def test_tensors_without_values_are_those_of_a_rank(family: str) -> None:
+    """As ZeRO-3 saves them where it does not gather (OpenRLHF issue 839)."""
+    config = small(family)
+    plain = tensors_of(config)
+    empty = {n: replace(i, shape=(0,)) if n.endswith("proj.weight") else i for n, i in plain.items()}
+    assert "zero_to_fp32.py" in hint(empty, config)
+    one = {n: replace(i, shape=(3,)) if n.endswith("0.mlp.up_proj.weight") else i for n, i in empty.items()}
+    assert "zero_to_fp32.py" not in hint(one, config)
+
+
+@pytest.mark.parametrize(
+    ("ends", "axis", "ranks"),
+    [
+        (("experts.gate_up_proj", "experts.down_proj"), 0, 3),
+        (("self_attn.q_proj.weight", "mlp.up_proj.weight", "embed_tokens.weight"), 0, 4),
+        (("self_attn.o_proj.weight", "mlp.down_proj.weight"), 1, 2),
+    ],
+)
+def test_a_part_of_each_tensor_is_that_of_a_rank(ends: tuple[str, ...], axis: int, ranks: int) -> None:
+    config = small("26B-A4B")
+
+    def part(info: TensorInfo) -> TensorInfo:
+        sizes = [size // ranks if n == axis else size for n, size in enumerate(info.shape)]
+        return replace(info, shape=tuple(sizes))
+
+    tensors = {n: part(i) if "language_model" in n and n.endswith(ends) else i for n, i in tensors_of(config).items()}
+    assert f"one of {ranks}: gather the parts of all ranks" in hint(tensors, config)
+
+
+# ---- dtypes
+
+
+@pytest.mark.parametrize("dtype", [DType.F64, DType.I64])
+def test_weights_in_dtypes_that_no_engine_computes_in(dtype: DType) -> None:
+    config = FAMILIES["31B"]
+    tensors = {n: replace(i, dtype=dtype) if "norm" in n else i for n, i in tensors_of(config).items()}
+    assert hint(tensors, config) == "load the model in bfloat16 and save it with `save_pretrained`"
+
+
+# ---- names of engines and of other programs
+
+
+def merged(tensors: Tensors, into: str, *parts: str) -> dict[str, TensorInfo]:
+    """The tensors with some of each layer in one, as engines hold them."""
+    found = {name: info for name, info in tensors.items() if not ("language" in name and name.endswith(parts))}
+    first = [n for n in tensors if "language" in n and n.endswith(parts[0])]
+    names = {name: name.removesuffix(parts[0]) + into for name in first}
+    return {**found, **{new: replace(tensors[old], name=new) for old, new in names.items()}}
+
+
+@pytest.mark.parametrize(
+    ("into", "parts"),
+    [
+        ("qkv_proj.weight", ("q_proj.weight", "k_proj.weight", "v_proj.weight")),
+        ("gate_up_proj.weight", ("gate_proj.weight", "up_proj.weight")),
+        ("experts.w13_weight", ("experts.gate_up_proj",)),
+        ("experts.w2_weight", ("experts.down_proj",)),
+    ],
+)
+def test_what_engines_merge_is_taken_from_the_checkpoint(into: str, parts: tuple[str, ...]) -> None:
+    config = FAMILIES["26B-A4B"]
+    said = hint(merged(tensors_of(config), into, *parts), config)
+    assert into.removesuffix(".weight").rpartition(".")[2] in said
+    assert "merged as engines hold them" in said
+    lost = without(merged(tensors_of(config), into, *parts), "post_feedforward_layernorm_1")
+    assert "merged" not in hint(lost, config)
+
+
+@pytest.mark.parametrize("family", ["31B", "text"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        (("layers.", "blk."), ("self_attn.q_proj", "attn_q")),  # GGUF
+        (("self_attn.q_proj", "attn.q_proj"), ("mlp.gate_proj", "mlp.w1")),  # torchtune
+        (("layers.", "decoder.layers."), ("self_attn.o_proj", "self_attention.linear_proj")),  # Megatron
+    ],
+)
+def test_names_of_another_program(names: tuple[tuple[str, str], ...], family: str) -> None:
+    config = FAMILIES[family]
+    found = {}
+    for name, info in tensors_of(config).items():
+        new = name
+        for old, other in names if "tower" not in name else ():
+            new = new.replace(old, other)
+        found[new] = replace(info, name=new)
+    assert hint(found, config).startswith("names of another program")
+
+
+# ---- where the decoder's keys stand
+
+
+@pytest.mark.parametrize("family", ["31B", "12B"])
+def test_the_model_type_is_that_of_what_the_config_describes(family: str) -> None:
+    config = FAMILIES[family]
+    whole, text = config["model_type"], config["text_config"]["model_type"]
+    for wrong, right in (
+        (config | {"model_type": text}, whole),
+        ({**config["text_config"], "model_type": whole}, text),
+    ):
+        with pytest.raises(InputError, match="but the decoder's keys are ") as caught:
+            Architecture.from_config(wrong)
+        assert caught.value.hint.startswith(f"set model_type to {right}, ")
+        Architecture.from_config(wrong | {"model_type": right})
+
+
+def test_as_many_experts_run_as_there_are() -> None:
+    config = with_text(FAMILIES["26B-A4B"], top_k_experts=8)
+    with pytest.raises(InputError) as caught:
+        Architecture.from_config(config)
+    assert caught.value.offenders == ("text_config.top_k_experts: 8, expected 1 to 3",)
 
 
 # ---- drafters

@@ -1,0 +1,55 @@
+"""Causes of wrong shapes, where the shapes of all faults together prove the cause, with remedies.
+
+no tensor has a value                    parts that training scattered were not gathered
+the last two axes are swapped            a merge or an export transposed them
+each is the same fraction of its tensor  one rank's part of a model that was cut in several
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["cut_shapes", "turned_shapes"]
+
+Shape = tuple[int, ...]
+Pair = tuple[Shape, Sequence[Shape]]
+"""Shape of a tensor, and the shapes that it may have."""
+
+_MATRIX = 2  # dimensions
+_SEVERAL = 3  # this many tensors cut alike are no accident
+
+
+def turned_shapes(pairs: Iterable[Pair]) -> str:
+    """Return the remedy for tensors that are empty or transposed; empty if they are not."""
+    listed = tuple(pairs)
+    if all(0 in found for found, _ in listed):
+        return (
+            "tensors without values, as DeepSpeed ZeRO-3 and FSDP leave them on one rank: gather the shards of this "
+            "run (ZeRO's with its zero_to_fp32.py), or save again with stage3_gather_16bit_weights_on_model_save"
+        )
+    if all(len(found) >= _MATRIX and (*found[:-2], found[-1], found[-2]) in expected for found, expected in listed):
+        return (
+            "these are transposed: swap their last two axes, and those of tensors of their kind that happen to be "
+            "square"
+        )
+    return ""
+
+
+def cut_shapes(pairs: Iterable[Pair]) -> str:
+    """Return the remedy for tensors that are all cut along one axis into equally many parts; empty if they are not."""
+    listed = tuple(pairs)
+    counts = [{*_parts(found, expected)} for found, expected in listed]
+    common = set.intersection(*counts) if len(counts) >= _SEVERAL else set()
+    if not common:
+        return ""
+    return (
+        f"each is a part of its tensor, one of {min(common)}: gather the parts of all ranks with the program that cut "
+        "it (tensor or expert parallelism)"
+    )
+
+
+def _parts(found: Shape, expected: Sequence[Shape]) -> Iterator[int]:
+    """Yield the number of equal parts of which a shape is one, along one axis of a shape that is expected."""
+    for shape in expected:
+        if len(shape) == len(found):
+            pairs = [(whole, part) for whole, part in zip(shape, found, strict=True) if whole != part]
+            if len(pairs) == 1 and 0 < pairs[0][1] < pairs[0][0] and pairs[0][0] % pairs[0][1] == 0:
+                yield pairs[0][0] // pairs[0][1]
