@@ -61,9 +61,9 @@ def _meaning(found: "Fitted") -> str:
         error = f" +- {stdev(losses) / sqrt(len(losses)):.4f}" if losses[1:] else ""
         return (
             f"{found.chosen.measured:.4f}{error} nats, the mean over {rows}, which are others than those that single "
-            f"changes were measured on; scales by {basis.method}"
+            f"changes were measured on; scales by {found.rounded_by}"
         )
-    return f"share of each part's outputs, added up, by {basis.method}: the model was not run, and has no KL"
+    return f"share of each part's outputs, added up, by {found.rounded_by}: the model was not run, and has no KL"
 
 
 def _kinds(found: "Fitted") -> Iterator[tuple[str, ...]]:

@@ -46,6 +46,12 @@ class Fitted:
         """The choice that was written."""
         return self.tried[-1]
 
+    @property
+    def rounded_by(self) -> str:
+        """Name the method that rounded what was measured, and the recipe's where that one looks at whole layers."""
+        method, own = self.sensitivities.basis.method, self.problem.plan.recipe
+        return f"{method}, which stands for {own.method}" if own.is_layered else method
+
     def measured(self, part: Part, form: Form) -> float:
         """Return the measured loss of a part in a packing."""
         return 0.0 if form is None else self.sensitivities.losses[part.name][label_of(form)]
@@ -99,12 +105,12 @@ class Fitted:
             *(
                 [
                     f"that was decided on. KL {one.measured:.4g} nats, measured as a whole on {ids} token ids and",
-                    f"rounded by {basis.method}; single changes add up to {one.predicted:.4g} on others.",
+                    f"rounded by {self.rounded_by}; single changes add up to {one.predicted:.4g} on others.",
                 ]
                 if basis.unit is Unit.KL
                 else [
-                    f"that was decided on. Output errors, rounded by {basis.method}, add up to {one.measured:.4g}: the",
-                    "model did not fit the memory, and what that is in KL was not measured.",
+                    f"that was decided on. Output errors, rounded by {self.rounded_by}, add up to",
+                    f"{one.measured:.4g}: the model did not fit the memory, and what that is in KL was not measured.",
                 ]
             ),
         ]

@@ -1,16 +1,23 @@
 """The target of a fit: a size, bits per weight, or a loss."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from g4convert.errors import UsageError
 from g4convert.fitting.problem import Problem
+from g4convert.planning.rules import PackRole
 from g4convert.quantities import as_bytes, size
 
 __all__ = ["Bits", "Loss", "Size", "Target", "budget", "target_of"]
 
 _OPTIONS = "--target-size, --target-bits or --max-kl"
+_BITS: Final = 4
+"""Fewest bits that a packing has."""
+_MOST: Final = 2
+"""Most roles that a hint names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ def budget(target: Size | Bits, problem: Problem) -> int:
     if nbytes < smallest:
         raise UsageError(
             f"{target.text}: below the smallest output, {_exactly(smallest, problem.bits(smallest))}",
-            hint=f"{size(problem.fixed_bytes)} of it are not decided on: --bits ROLE=4 packs more, --choice smaller",
+            hint="; ".join(_smaller(problem)),
         )
     if nbytes >= kept:
         raise UsageError(
@@ -98,6 +105,20 @@ def budget(target: Size | Bits, problem: Problem) -> int:
             hint=f"a target below that; nothing is decided on {size(problem.fixed_bytes)} of it",
         )
     return nbytes
+
+
+def _smaller(problem: Problem) -> Iterator[str]:
+    """Yield what makes the smallest output of a problem smaller."""
+    kept = Counter[PackRole]()
+    for part in problem.parts:
+        if part.base is None and not part.is_free:
+            kept[part.role] += part.nbytes(None)
+    yield f"{size(problem.fixed_bytes)} of it are not decided on"
+    if kept:
+        roles = (f"--bits {role}={_BITS} ({size(nbytes)})" for role, nbytes in kept.most_common(_MOST))
+        yield f"{' or '.join(roles)} would decide on more of it"
+    if all(form is None or form.num_bits > _BITS for part in problem.free for form in part.forms):
+        yield f"--choice {_BITS}:32 is smaller than those given"
 
 
 def _exactly(nbytes: int, bits: float) -> str:

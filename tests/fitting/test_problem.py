@@ -1,5 +1,6 @@
 """Parts and their bytes, targets that cannot be, and recipes that say exactly what was chosen."""
 
+import re
 from collections.abc import Mapping
 from random import Random
 from typing import Any
@@ -189,6 +190,19 @@ def test_budgets_that_cannot_be(target: Size | Bits, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         budget(target, found)
     assert "not decided on" in caught.value.hint or "nothing is decided" in caught.value.hint
+
+
+def test_a_budget_that_is_too_small_is_told_what_else_could_be_packed() -> None:
+    found, coarse = problem("E2B"), Problem.of(planned(released("E2B"), "w4a16-g32"), parse_choices(["8:32", "16"]))
+    for one in (found, coarse):
+        with pytest.raises(UsageError) as caught:
+            budget(Size(10**9), one)
+        assert re.search(r"are not decided on; --bits ple_embedding=4 \(.*\) or --bits \w+=4 \(", caught.value.hint)
+        assert ("--choice 4:32 " in caught.value.hint) is (one is coarse)
+    rest = problem("31B", bits={"embedding": 4, "lm_head": 4})
+    with pytest.raises(UsageError) as caught:
+        budget(Size(10**8), rest)
+    assert "--bits" not in caught.value.hint
 
 
 def test_one_target_is_asked_for() -> None:
