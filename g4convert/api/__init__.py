@@ -9,5 +9,6 @@ verify           Verifies an output against its reference
 calibrate        Makes a calibration file from texts
 fit              Chooses bits for each part of a model, and writes a recipe
 check            Judges which engines load a checkpoint
+keywords         Lets errors of these functions name keywords, where those of the commands name options
 load             Loads a checkpoint into transformers, packed weights as packed words
 """
