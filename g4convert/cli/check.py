@@ -48,7 +48,8 @@ def check(  # noqa: PLR0913 - one parameter for each option
         print_json(found.to_dict())
     elif not quiet or found.report.exit_code(strict=strict):
         out = show.console(no_color=no_color)
-        show_engines.checked(out, found, strict=strict, verbose=verbose)
+        command = next_steps.made_anew(found_at.path)
+        show_engines.checked(out, found, command=command, strict=strict, verbose=verbose)
         if not quiet:
             command, what = next_steps.after_check(found)
             next_steps.show_next(out, command, what or "its answers are measured by `g4convert verify`, not here")

@@ -1,6 +1,6 @@
 """Printing of engines' verdicts as a table, where numbers of GPUs with the same verdict share a row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["checked", "mended", "verdicts"]
 
+_MORE: Final = "options of `g4convert quantize` with which more engines load it, best first"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 
 
-def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False) -> None:
+def verdicts(out: "Console", found: Iterable[Verdict], *, command: str = "", verbose: bool = False) -> None:
     """Print the verdicts, the basis of their rules, and the remedies for refusals.
 
     Args:
         out: console that prints.
         found: verdicts, in the order of engines and sizes.
+        command: the command that quantizes, which the options of a remedy are added to; empty if it is shown elsewhere.
         verbose: print notes, sources and all reasons, too.
     """
     given = list(found)
@@ -38,29 +40,53 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, verbose: bool = False)
         name, told = "" if first.label == told else first.label.replace(" to ", "-"), first.label
         rows.append((name, sizes, first.loads.value, "; ".join(_reasons(same, verbose=verbose))))
     put(out, table(("engine", "GPUs", "loads", "how, or why not"), rows))
-    engines: dict[tuple[Way, ...], list[str]] = {}
-    for engine in dict.fromkeys(one.engine for one in given):
-        refused = [one for one in given if one.engine == engine and one.loads is Loads.NO]
-        in_rows = any(one.engine == engine and one.loads is not Loads.NO for one in given)
-        every = dict.fromkeys(way for one in refused for way in one.ways if not (in_rows and way.tp))
-        if ways := tuple(way for way in every if not way.is_none or len(every) == 1):
-            engines.setdefault(ways, []).append(engine)
-    lines = {", ".join(named): ", or ".join(map(str, ways)) for ways, named in engines.items()}
     if verbose:
         put(out, facts({one.engine: "; ".join(one.notes) for one in given if one.notes}, indent=2, dim=True))
     out.print(f"  {BASIS}", style="dim", soft_wrap=True)
+    _ways(out, _remedies(given), command)
+
+
+def _remedies(given: Sequence[Verdict]) -> dict[str, tuple[Way, ...]]:
+    """Return the ways that make each refusing engine load the checkpoint, by the engine's name."""
+    found = {}
+    for name in dict.fromkeys(one.name for one in given):
+        refused = [one for one in given if one.name == name and one.loads is Loads.NO]
+        in_rows = any(one.name == name and one.loads is not Loads.NO for one in given)
+        every = dict.fromkeys(way for one in refused for way in one.ways if not (in_rows and way.tp))
+        found[name] = tuple(way for way in every if not way.is_none or len(every) == 1)
+    return found
+
+
+def _ways(out: "Console", remedies: Mapping[str, tuple[Way, ...]], command: str) -> None:
+    """Print the options that let more engines load a checkpoint, those for most engines first, and other ways."""
+    options: dict[tuple[str, str], list[str]] = {}
+    others: dict[str, list[str]] = {}
+    for name, ways in remedies.items():
+        for way in ways:
+            if way.options:
+                loads = f"{name} ({way.gpus})" if way.gpus else name
+                options.setdefault((way.options, way.effect), []).append(loads)
+            else:
+                others.setdefault(name, []).append(str(way))
+    ranked = sorted(options.items(), key=lambda one: -len(one[1]))
+    lines = {chosen: f"{', '.join(loads)}{effect and f': {effect}'}" for (chosen, effect), loads in ranked}
     if lines:
-        out.print()
-        out.print("what would let more engines load it", style="dim")
+        out.print(f"\n{_MORE}", style="dim", soft_wrap=True)
         put(out, facts(lines, indent=2, dim=True))
+        if command:
+            out.print(f"  in full: {command} {next(iter(lines))}", style="dim", markup=False, soft_wrap=True)
+    if others:
+        out.print("\nwhat would let more engines load it", style="dim")
+        put(out, facts({name: ", or ".join(texts) for name, texts in others.items()}, indent=2, dim=True))
 
 
-def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) -> None:
+def checked(out: "Console", found: "Checked", *, command: str, strict: bool, verbose: bool) -> None:
     """Print the verdicts of a check and, below, its findings.
 
     Args:
         out: console that prints.
         found: result of the check.
+        command: see `verdicts`.
         strict: count warnings as failures.
         verbose: print every finding.
     """
@@ -68,7 +94,7 @@ def checked(out: "Console", found: "Checked", *, strict: bool, verbose: bool) ->
         out.print("nothing is quantized here; `g4convert quantize` packs it", soft_wrap=True)
         out.print()
     if found.verdicts:
-        verdicts(out, found.verdicts, verbose=verbose)
+        verdicts(out, found.verdicts, command=command, verbose=verbose)
         out.print()
     show_report.report(out, found.report, strict=strict, verbose=verbose, verdicts=_loaded(found.verdicts))
 
@@ -77,7 +103,7 @@ def _loaded(found: Iterable[Verdict]) -> str:
     """Return words on the engines that load a checkpoint, with their numbers of GPUs, and on those that do not."""
     names: dict[str, list[str]] = {}
     for one in found:
-        loaded = names.setdefault(one.label.partition(" ")[0], [])
+        loaded = names.setdefault(one.name, [])
         if one.loads is not Loads.NO:
             loaded.append("" if one.engine == "transformers" else str(one.tp))
     yes = [f"{name} ({', '.join(sizes)} GPUs)" if any(sizes) else name for name, sizes in names.items() if sizes]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Role
@@ -45,21 +45,40 @@ class Way:
 
     Args:
         text: the command, options or instruction.
-        is_option: True if it begins with options of `quantize`.
+        options: options of `quantize`, if it is another recipe; empty otherwise.
+        effect: what the options change, with the size of the output; empty without a change of what is packed.
+        gpus: numbers of GPUs on which the engine then loads it; empty for an engine that does not split.
         again: True if the checkpoint exists already, so that the user must quantize again with the options.
         is_none: True if it says that no way exists.
         tp: a number of GPUs that it names; None if it changes the checkpoint.
     """
 
     text: str
-    is_option: bool = False
+    options: str = ""
+    effect: str = ""
+    gpus: str = ""
     again: bool = False
     is_none: bool = False
     tp: int | None = None
 
+    @classmethod
+    def recipe(cls, options: str, *, kept: str = "", size: str = "", gpus: str = "") -> Self:
+        """Make the way of another recipe.
+
+        Args:
+            options: options of `quantize`.
+            kept: roles that they leave in bf16; empty if they change something else.
+            size: size of the output.
+            gpus: see `Way`.
+        """
+        what = f"`{options}` to leave {kept} in bf16" if kept else f"`{options}`"
+        held = "; ".join(filter(None, (size and f"about {size}", gpus)))
+        effect = f"{kept} in bf16, about {size}" if kept else ""
+        return cls(f"{what} ({held})" if held else what, options, effect, gpus)
+
     def __str__(self) -> str:
         """Return the instruction in words."""
-        return f"{_AGAIN}{self.text}" if self.is_option and self.again else self.text
+        return f"{_AGAIN}{self.text}" if self.options and self.again else self.text
 
 
 def joined(ways: Iterable[Way]) -> str:
@@ -68,7 +87,7 @@ def joined(ways: Iterable[Way]) -> str:
     told = False
     for way in ways:
         texts.append(way.text if told else str(way))
-        told = told or (way.is_option and way.again)
+        told = told or bool(way.options and way.again)
     return ", or ".join(texts)
 
 

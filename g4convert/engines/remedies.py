@@ -14,7 +14,7 @@ from itertools import chain, combinations, islice
 from typing import Final
 
 from g4convert.engines.remarks import Remark, Topic, Way
-from g4convert.engines.weights import Weights
+from g4convert.engines.weights import Weights, in_order
 from g4convert.gemma4 import Role
 
 __all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Change", "Trial", "remedies"]
@@ -62,14 +62,14 @@ def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark
         ways.append(Way(_gpus(fits), tp=max(fits, key=lambda tp: (not fits[tp], tp))))
     if any(one.topic is Topic.GROUP for one in problems):
         sizes = ((size, trial(Change(group_size=size))) for size in _GROUPS)
-        wide = (f"`--group-size {size}` ({_gpus(fits)})" for size, fits in sizes if fits.keys() >= set(must))
-        ways += [Way(text, is_option=True) for text in islice(wide, 1)]
+        wide = ((size, fits) for size, fits in sizes if fits.keys() >= set(must))
+        ways += [Way.recipe(f"--group-size {size}", gpus=_gpus(fits)) for size, fits in islice(wide, 1)]
     refused = {one.role for one in problems if one.topic is not Topic.UNEVEN}
     for kept in _choices(weights, refused):
         fits = trial(Change(kept=kept))
         if fits.keys() >= set(must):
-            holds = [_bytes(weights.nbytes_without(kept)), *([_gpus(fits)] if tps else [])]
-            ways.append(Way(f"{weights.keeping(kept)} (about {'; '.join(holds)})", is_option=True))
+            holds = {"size": _bytes(weights.nbytes_without(kept)), "gpus": _gpus(fits) if tps else ""}
+            ways.append(Way.recipe(weights.keeping(kept), kept=_listed(in_order(kept)), **holds))
             break
     return tuple(ways) or (NO_CHOICE,)
 
@@ -93,6 +93,11 @@ def _either(numbers: list[int]) -> str:
     """Join numbers as in `1, 2 or 4 GPUs`."""
     head = ", ".join(map(str, numbers[:-1]))
     return f"{head}{' or ' if head else ''}{numbers[-1]} GPU{'' if numbers == [1] else 's'}"
+
+
+def _listed(names: list[Role]) -> str:
+    """Join names as in `mlp and experts`."""
+    return ", ".join(names[:-1]) + (" and " if names[1:] else "") + names[-1]
 
 
 def _bytes(nbytes: float) -> str:

@@ -81,7 +81,7 @@ _DECODER: Final = (
         cut=Cut.OUT,
         accepts=_PLAIN,
         note=Reason(
-            "both kernels assert SiLU at the first forward pass, Gemma has GELU",
+            "both kernels, Marlin and Triton, assert SiLU at the first forward pass, Gemma has GELU",
             source="compressed_tensors_wNa16_moe.py:454, :558",
         ),
     ),

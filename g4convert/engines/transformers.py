@@ -41,9 +41,7 @@ _RULES: Final = (
         _LINEAR,
         r"\1",
         accepts=Accepts.PLAIN,
-        note=Reason(
-            "3-D parameters: experts stored one by one are left aside, and the model computes with random ones"
-        ),
+        note=Reason("skipped, as it reads one tensor for all of a layer; they run with random weights"),
     ),
     Rule(
         r".*\bembed_tokens(_per_layer)?",

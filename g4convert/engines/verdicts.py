@@ -83,6 +83,11 @@ class Verdict:
     remedies: tuple[Way, ...] = ()
 
     @property
+    def name(self) -> str:
+        """Name of the engine, without its versions."""
+        return self.label.partition(" ")[0]
+
+    @property
     def loads(self) -> Loads:
         """`no` with problems, `caveat` with caveats only, otherwise `yes`."""
         return Loads.NO if self.problems else Loads.CAVEAT if self.caveats else Loads.YES
@@ -224,7 +229,12 @@ class _Split:
                 case Taken(kernel, padded, slow):
                     yield Remark(Topic.KERNEL, "", Reason(kernel))
                     if padded:
-                        yield Remark(Topic.PADDING, subject, Reason(f"padded from {padded}"), role=role)
+                        yield Remark(
+                            Topic.PADDING,
+                            subject,
+                            Reason(f"padded from {padded} with zeros"),
+                            role=role,
+                        )
                     if slow:
                         yield Remark(Topic.SLOW, subject, Reason(f"{kernel}, slower: {slow}"), role=role)
 

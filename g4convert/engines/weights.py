@@ -15,7 +15,7 @@ from g4convert.engines.module import Kind, Module
 from g4convert.gemma4 import Architecture, Role
 from g4convert.names import Name
 
-__all__ = ["Weights", "label"]
+__all__ = ["Weights", "in_order", "label"]
 
 _PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
 _BY_BITS: Final = (Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD)
@@ -143,14 +143,16 @@ class Weights:
         return label(module), module.kind, module.cut, sizes, heads, self.packing(module)
 
     def keeping(self, roles: Collection[Role]) -> str:
-        """Return the options that leave roles in bf16, as text: `--bits ROLE=16`, or `--pack` with the other roles."""
-        kept = [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
-        packed = self.packed_roles
+        """Return the options that leave roles in bf16: `--bits ROLE=16`, or `--pack` with the other roles."""
+        kept, packed = in_order(roles), self.packed_roles
         by_bits = len({*self.packed.values()}) > 1 or not packed.isdisjoint(_BY_BITS)
         rest = (f"--pack {role}" for role in _PACKABLE if role in packed and role not in kept)
-        options = " ".join((f"--bits {role}=16" for role in kept) if by_bits else rest)
-        names = ", ".join(kept[:-1]) + (" and " if kept[1:] else "") + kept[-1]
-        return f"`{options}` to leave {names} in bf16"
+        return " ".join((f"--bits {role}=16" for role in kept) if by_bits else rest)
+
+
+def in_order(roles: Collection[Role]) -> list[Role]:
+    """Return roles in the order in which recipes name them."""
+    return [*(role for role in _PACKABLE if role in roles), *sorted({*roles}.difference(_PACKABLE))]
 
 
 def _left(roles: Collection[Role]) -> set[Role]:

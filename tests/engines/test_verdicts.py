@@ -101,13 +101,19 @@ ROWS = (
     row(MOE, {**EXPERTS, "group_size": 16}, "vllm 1", CAVEAT, "Triton, slower: Marlin takes no groups of 16"),
     row(MOE, DENSE_PARTS, "vllm 4", NO, "mlp.down_proj: 2112 inputs / 4 = 528, not a multiple of 32"),
     row(MOE, {"pack": ["attention"]}, "vllm 8", YES),
-    row(MOE, {}, "sglang 1", NO, "experts: both kernels assert SiLU at the first forward pass, Gemma has GELU"),
+    row(
+        MOE,
+        {},
+        "sglang 1",
+        NO,
+        "experts: both kernels, Marlin and Triton, assert SiLU at the first forward pass, Gemma has GELU",
+    ),
     row(MOE, EXPERTS, "sglang 8", NO, "Gemma has GELU"),
     row(MOE, DENSE_PARTS, "sglang 1", YES),
     row(MOE, DENSE_PARTS, "sglang 2", NO, "mlp.down_proj: 2816 x 1056 fits no tile of Marlin"),
     row(MOE, DENSE_PARTS, "sglang 4", NO, "mlp.gate_up_proj: 1056 x 2816 fits no tile", "2112 inputs / 4 = 528"),
     row(MOE, {"pack": ["attention"]}, "sglang 8", YES),
-    row(MOE, {}, "transformers", NO, "experts: 3-D parameters", "random"),
+    row(MOE, {}, "transformers", NO, "experts: skipped", "random weights"),
     row(MOE, DENSE_PARTS, "transformers", YES),
     row(MOE, {}, "vllm 3", NO, "16 heads cannot be split over 3 GPUs", "704 inputs cannot be split over 3 GPUs"),
     # dense variants: nothing is refused at the usual sizes, but for towers and kernels
@@ -405,18 +411,29 @@ def test_recipes_know_the_engines_that_there_are() -> None:
 # the table
 
 
-def told(found: Iterable[Verdict]) -> str:
+def told(found: Iterable[Verdict], **how: str) -> str:
     written = StringIO()
-    show_engines.verdicts(Console(file=written, width=400), found)
+    show_engines.verdicts(Console(file=written, width=400), found, **how)
     return written.getvalue()
 
 
 def test_the_table_tells_advice_from_rows() -> None:
-    text, bare = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS])), BARE.replace(" and experts", "")
-    rows, _, advice = text.partition("\n\nwhat would let more engines load it\n")
-    assert advice.splitlines() == [f"  vllm, sglang  {bare}"]  # its rows have the numbers of GPUs
+    text = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS]))
+    rows, _, advice = text.partition("\n\noptions of `g4convert quantize` with which more engines load it, best first")
+    ways = "vLLM (1, 2, 4 or 8 GPUs), SGLang (1, 2, 4 or 8 GPUs): mlp in bf16, about 50.0 GB"
+    assert advice.splitlines()[1:] == [f"  --pack attention  {ways}"]  # its rows have the numbers of GPUs
     assert rows.splitlines()[-1].strip() == BASIS
-    assert "what would let" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
+    assert "more engines load it" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
+
+
+def test_the_options_for_most_engines_come_first_and_in_full() -> None:
+    found = with_remedies(thin(MOE, {}), [*CONTRACTS])
+    lines = told(found, command="g4convert quantize gemma -o out").partition("best first")[2].splitlines()
+    assert lines[1].split(": ") == [
+        "  --pack attention --pack mlp      transformers, SGLang (1 GPU)",
+        "experts in bf16, about 2.3 GB",
+    ]
+    assert lines[-1] == "  in full: g4convert quantize gemma -o out --pack attention --pack mlp"
 
 
 def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:

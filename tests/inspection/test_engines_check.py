@@ -832,7 +832,7 @@ def test_only_drafters_have_targets(tmp_path: Path, good: Callable[[str], Path])
 def test_the_command_prints_verdicts_and_reasons(g4convert: Program, good: Callable[[str], Path]) -> None:
     ran = g4convert("check", good("26B-A4B"), "--engine", "sglang", "--engine", "vllm")
     assert ran.status == 1
-    assert "fail engines.sglang SGLang 0.5.23, TP 1: experts: both kernels assert SiLU" in ran.out
+    assert "fail engines.sglang SGLang 0.5.23, TP 1: experts: both kernels, Marlin and Triton, assert SiLU" in ran.out
     assert "--pack attention --pack mlp" in ran.out
     assert "transformers" not in ran.out
     assert g4convert("check", good("26B-A4B"), "--engine", "vllm", "-q").out == ""
