@@ -44,10 +44,13 @@ class Quiet:
         """Add `nbytes` finished bytes; `name` is the current tensor."""
 
     def step(self, name: str, total: int, unit: str) -> None:
-        """Begin a step of `total` units that are not bytes, and end the step before it."""
+        """Begin a step of `total` units that are not bytes, and end the step before it; without `unit`, of shares."""
 
     def tick(self, count: int, name: str = "") -> None:
         """Add `count` finished units of the step; `name` is the current item, if it changes within the step."""
+
+    def wait(self) -> None:
+        """End the step; what follows has no known length."""
 
     def __enter__(self) -> Self:
         return self
@@ -76,46 +79,49 @@ class _Speed(ProgressColumn):
 
 
 class Bar(Quiet):
-    """Progress as a bar with share, bytes, MB/s, time left and peak memory; the current tensor stands below."""
+    """Progress as a bar with share, bytes, MB/s and time left, the current tensor below; between steps a clock."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress = self._clock()
         self._task = self._progress.add_task("opening", total=None)
 
     def start(self, total: int, done: int) -> None:
         """Show the bar from what an earlier run has finished."""
         _say_continued(self._console, total, done)
         share = BarColumn(bar_width=16), TaskProgressColumn(), DownloadColumn(), _Speed()
-        bar = _TwoLines(*share, *self._ends(), console=self._console, transient=True)
+        bar = _TwoLines(*share, TimeRemainingColumn(), console=self._console, transient=True)
         self._replace(bar, "", total, done)
 
     def advance(self, nbytes: int, name: str) -> None:
         """Move the bar."""
-        self._progress.update(self._task, advance=nbytes, description=name, memory=f"memory peak {size(peak_memory())}")
+        self._progress.update(self._task, advance=nbytes, description=name)
 
     def step(self, name: str, total: int, unit: str) -> None:
         """Show a bar for the step in place of the last bar."""
-        count = BarColumn(bar_width=16), TaskProgressColumn(), TextColumn("{task.completed} of {task.total} " + unit)
-        bar = _TwoLines(*count, *self._ends(), console=self._console, transient=True)
-        self._replace(bar, name, total)
+        counted = [TextColumn("{task.completed} of {task.total} " + unit)] if unit else []
+        columns = BarColumn(bar_width=16), TaskProgressColumn(), *counted, TimeRemainingColumn()
+        self._replace(_TwoLines(*columns, console=self._console, transient=True), name, total)
 
-    def _replace(self, progress: Progress, name: str, total: int, done: int = 0) -> None:
+    def _replace(self, progress: Progress, name: str, total: int | None, done: int = 0) -> None:
         """Show another display in place of the last."""
         self._progress.stop()
         self._progress = progress
-        self._task = progress.add_task(name, total=total, completed=done, earlier=done, memory="")
+        self._task = progress.add_task(name, total=total, completed=done, earlier=done)
         progress.start()
 
-    def _ends(self) -> tuple[ProgressColumn, ...]:
-        """Return the columns at the end of every bar."""
-        return TimeRemainingColumn(), TextColumn("{task.fields[memory]}")
+    def _clock(self) -> Progress:
+        """Return a display without a share of the work: a spinner and the time since it began."""
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        return Progress(*columns, console=self._console, transient=True)
 
     def tick(self, count: int, name: str = "") -> None:
         """Move the bar of the step."""
-        memory = f"memory peak {size(peak_memory())}"
-        self._progress.update(self._task, advance=count, description=name or None, memory=memory)
+        self._progress.update(self._task, advance=count, description=name or None)
+
+    def wait(self) -> None:
+        """Show a clock in place of the last bar, which would stand at 100 %."""
+        self._replace(self._clock(), "", None)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -155,7 +161,7 @@ class Lines(Quiet):
         elif self._fresh >= _TELLING * self._total:
             parts += [f"{size(speed)}/s", f"{duration((self._total - self._done) / speed)} left"]
         current = [name] if self._done < self._total else []
-        _say(self._console, ", ".join([*parts, f"memory peak {size(peak_memory())}", *current]))
+        _say(self._console, ", ".join([*parts, *current]))
 
     def step(self, name: str, total: int, unit: str) -> None:
         """Reset the counts for the step."""
@@ -169,7 +175,8 @@ class Lines(Quiet):
         if now - self._said < _LINE_SECONDS or self._done >= self._total:
             return
         self._said = now
-        parts = [f"  {name or self._name}: {self._done:,} of {self._total:,} {self._unit}"]
+        share = f"{self._done:,} of {self._total:,} {self._unit}" if self._unit else f"{self._done / self._total:.0%}"
+        parts = [f"  {name or self._name}: {share}"]
         if self._done:
             parts.append(f"{duration((self._total - self._done) * (now - self._began) / self._done)} left")
         _say(self._console, ", ".join(parts))

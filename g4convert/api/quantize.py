@@ -95,7 +95,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
             is made from the bundled texts where it is not there.
         verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.
         progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
-        say: told what the verification does next.
+        say: told what is done next.
         ranks: this process among those of a run; None joins those that `torchrun` started.
         **overrides: values of the recipe, as `group_size=64`.
 
@@ -136,9 +136,10 @@ def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet, say: Ca
         level: level of the verification; None for none.
         ranks: this process among those of the run.
         progress: told of finished bytes.
-        say: told what the verification does next.
+        say: told what is done next.
     """
     conversion = prepare(with_calibration(job, ranks, progress, say))
+    say(f"quantizing {job.source.name}")
     summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion)))
     peak = peak_memory()  # before a verification has its own
     report = verified(job, level, progress=progress, say=say, written=True) if ranks.leads else None

@@ -6,6 +6,8 @@ known here.
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from glob import escape
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.conversion.result import serve_command
-from g4convert.planning.recipe import DEFAULT, Method
+from g4convert.planning.recipe import DEFAULT, Method, shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +31,7 @@ __all__ = [
     "after_verify",
     "answers_of",
     "conversion_of",
+    "made_anew",
     "output_name",
     "served",
     "show_next",
@@ -40,9 +43,12 @@ _NONE: Step = ("", "")
 
 
 def show_next(out: "Console", command: str, what: str = "") -> None:
-    """Print the line; nothing without a command."""
+    """Print the line, on a terminal that it does not fit in two; nothing without a command."""
     if command:
-        out.print(f"next: {command}  # {what}" if what else f"next: {command}", markup=False, soft_wrap=True)
+        line = f"next: {command}  # {what}" if what else f"next: {command}"
+        if out.is_terminal and what and len(line) > out.width:
+            line = f"next: {command}\n      # {what}"
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def output_name(model: str, recipe: "Recipe") -> str:
@@ -66,9 +72,36 @@ def conversion_of(model: str, name: str, recipe: "Resolved") -> Step:
 
 
 def _original_of(output: Path) -> str:
-    """Return the hub name of the model that a checkpoint was made of, by its record; MODEL if it is not known."""
+    """Return the model that a checkpoint was made of, as a word of the shell; MODEL if it is not known.
+
+    The checkpoint's record has the name: of a repository on the hub, or of a directory, which is looked for here, one
+    folder below and beside the checkpoint, with the recorded files.
+    """
     made_of = part(record(output), "source")
-    return quote(str(made_of["name"])) if made_of.get("revision") and made_of.get("name") else "MODEL"
+    name, files = str(made_of.get("name") or ""), part(made_of, "files")
+    if name and made_of.get("revision"):
+        return quote(name)
+    sizes = {file: part(files, file).get("size") for file in files}
+    known = name == Path(name).name and sizes
+    places = chain((Path(name), output.parent / name), Path().glob(f"*/{escape(name)}")) if known else ()
+    found = next((one for one in places if _sizes(one, sizes) == sizes), None)
+    return quote(str(found)) if found else "MODEL"
+
+
+def _sizes(directory: Path, names: Iterable[str]) -> dict[str, int]:
+    """Return the sizes of those of these files that are in a directory."""
+    found = {}
+    for name in names:
+        with suppress(OSError, ValueError):
+            found[name] = (directory / name).stat().st_size
+    return found
+
+
+def made_anew(output: Path) -> str:
+    """Return the command that makes a checkpoint again in another directory, for other options to be added."""
+    name = str(part(record(output), "recipe").get("name"))
+    chosen = f" -r {name}" if name in shipped() and name != DEFAULT else ""
+    return f"g4convert quantize {_original_of(output)} -o {quote(f'{output.name}-2')}{chosen}"
 
 
 def answers_of(output: str | Path, reference: str | Path) -> Step:

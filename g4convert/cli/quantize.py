@@ -98,8 +98,8 @@ def _say_done(job: "Job", how: "Printed", *, verified: bool) -> None:
     """Print that the output exists, made from the same source by the same recipe and version."""
     if how.quiet:
         return
-    rest = "; it is verified again" if verified else ""
-    made_by = f"{job.source.name} by this recipe and version (--overwrite makes it again)"
+    rest = "; verifying it again" if verified else ""
+    made_by = f"{job.source.name} quantized by this recipe and version (--overwrite makes it again)"
     print_done(job.output, made_by + rest, no_color=how.no_color)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["basis", "methods", "untried"]
 
 _MEASURED = (
-    "KL: mean distance of the next-token probabilities from the original's (0 is equal), as measured on a real model "
-    "of 270M parameters at 4 bits, with texts like those that judged it: yours will have another"
+    "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, as measured on a model "
+    "of 270M parameters; other models lose other amounts, in the same order"
 )
 
 _LESS = 0.9
@@ -24,7 +24,7 @@ _LESS = 0.9
 
 def methods(found: Sequence["Cost"]) -> Table:
     """Return a table with the option, estimated time, memory and disk of each method, and its loss on a real model."""
-    columns = ["method", "option", "time", "memory", "disk meanwhile"]
+    columns = ["method", "option", "time", "memory", "scratch disk"]
     known = all(one.kl is not None for one in found)
     rows = []
     for one in found:
@@ -46,8 +46,8 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
     tokens = max(one.tokens for one in found)
     texts = f"{plural(tokens, 'token')} of your texts" if own_texts else f"about {tokens:,} tokens of the bundled texts"
     estimated = (
-        f"estimates for {plural(workers, 'worker')} on idle cores, a check of every weight included; the methods that "
-        f"calibrate read {texts}"
+        f"estimates for {plural(workers, 'worker')} on idle cores, a check of every weight included; imatrix, gptq and "
+        f"best calibrate on {texts}"
     )
     return f"{estimated}. {_MEASURED}" if all(one.kl is not None for one in found) else estimated
 
@@ -61,6 +61,6 @@ def untried(found: Sequence["Cost"]) -> str:
     for one in others:
         if one.tokens and one.kl is not None and one.kl < _LESS * least:
             least = one.kl
-            better.append(f"`{one.option}` {nats(one.kl)} (about {rough_duration(one.seconds)})")
+            better.append(f"`{one.option}` {nats(one.kl)} (about {rough_duration(one.seconds)} here)")
     left = f"; on a real 270M model this method left a mean KL of {nats(own.kl)} nats, "
     return left + ", ".join(better) if better else ""

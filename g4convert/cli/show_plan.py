@@ -12,6 +12,7 @@ from rich.text import Text
 from g4convert.cli.show_engines import verdicts
 from g4convert.cli.show_methods import basis, methods
 from g4convert.cli.tables import facts, fitted, put, table
+from g4convert.planning.recipe import Method
 from g4convert.quantities import count, plural, rough_duration, size
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["dialect", "plan"]
 
+_AUTO = " (mse, or lattice for a QAT source)"
+"""Choices of `auto`, which reads some weights first."""
 _MOST_FILES = 6
 """Largest number of files of a pattern that are named."""
 
@@ -28,11 +31,14 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     recipe, architecture = found.recipe.recipe, found.plan.architecture
     out.print(f"[bold]{escape(found.source.name)}[/]: {escape(architecture.family)}", soft_wrap=True)
     spelled = [dialect(use.description, use.count, use.example) for use in found.plan.inventory.dialects]
+    method = f"{recipe.method}{_AUTO}" if recipe.method is Method.AUTO else recipe.method
     top = {
         "model type": architecture.model_type,
-        "names": "\n".join(spelled) or "as transformers 5 stores them",
-        "recipe": f"{found.recipe.name}: {found.packed_as}, method {recipe.method}",
+        "names": "\n".join(spelled),
+        "recipe": f"{found.recipe.name}: {found.packed_as}, method {method}",
     }
+    if not spelled:
+        del top["names"]
     put(out, facts(top))
     out.print()
     put(out, _plan_sizes(found, out.width))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from g4convert.cli.tables import put, table, without
+from g4convert.cli.tables import prose, put, table, without
 from g4convert.names import Name
 from g4convert.quantities import plural
 from g4convert.report import Finding, Report, Severity, grouped
@@ -40,7 +40,7 @@ _COLOURS = {
     Severity.PASS: "green",
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
-_NO_WEIGHTS = "weights were not compared: `--reference MODEL`, the original itself, does"
+_NO_WEIGHTS = "weights were not compared, as a stored reference has none"
 _NOISE = "by rounding alone"
 """Header of the column with the noise floor."""
 _SQNR = "SQNR of outputs, dB"
@@ -74,10 +74,11 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
-        out.print(f"\n{COSTLY[kind]}\n[dim]{escape(_how(blamed, kind))}[/]", soft_wrap=True)
+        out.print(f"\n{COSTLY[kind]}", soft_wrap=True)
+        prose(out, f"[dim]{escape(_how(blamed, kind))}[/]")
         put(out, _blame(blamed["rows"], costs=kind == "loss" and not verbose))
     if found.levels == ("static", "logits"):
-        out.print(f"\n{_NO_WEIGHTS}", soft_wrap=True)
+        prose(out, f"\n{_NO_WEIGHTS}")
     if not verbose:
         counts = Counter(_ran(found, finding) for finding in found.of(Severity.PASS))
         all_of = Counter(_ran(found, one) for one in found.findings if one.severity is not Severity.INFO)
@@ -87,23 +88,23 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         )
         notes = len(found.of(Severity.INFO))
         rest = f"; {plural(notes, 'note')}" if notes else ""
-        out.print(f"\nchecks passed: {passed or 'none'}{rest} (-v lists all)", soft_wrap=True)
+        prose(out, f"\nchecks passed: {passed or 'none'}{rest} (-v lists all)")
 
 
 def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> None:
     """Print the table of a comparison's metrics; of a path that passes, one sentence."""
     values = found.metrics[kind]
     bound = f" ({LOWER_BOUND})" if values["lower_bound"] else ""
-    out.print(f"\n{TITLES[kind]}: {COMPARED[kind]}{bound}", soft_wrap=True)
+    prose(out, f"\n{TITLES[kind]}: {COMPARED[kind]}{bound}")
     judged = {one.severity for one in found.findings if _metric(found, one)[0] == kind}
     if kind == "parity" and judged <= {Severity.PASS} and not verbose:
         same = values["kl_max"] == 0 and values["logit_max_diff"] == 0
-        out.print(escape((EQUAL if same else ALIKE).format(**values)), soft_wrap=True)
+        prose(out, escape((EQUAL if same else ALIKE).format(**values)))
         return
     columns = ("metric", "value", "limits", "", _NOISE)
     put(out, table(*without(columns, _measured(found, kind), () if verbose else (_NOISE,)), right=("value", _NOISE)))
     if kind == "loss":
-        out.print(f"[dim]{escape(LEGEND)}[/]", soft_wrap=True)
+        prose(out, f"[dim]{escape(LEGEND)}[/]")
 
 
 def _ran(found: Report, finding: Finding) -> str:
@@ -119,6 +120,8 @@ def verdict(out: "Console", found: Report, *, strict: bool, words: str = "") -> 
     failed = strict and found.exit_code(strict=True) == 1 and found.verdict is not Severity.FAIL
     note = " (fails, as warnings are strict)" if failed else ""
     said = escape(words) or ", ".join(found.levels)
+    if strict and not found.of(Severity.WARN):
+        said += "; no warnings (--strict)"
     out.print(f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {said}", soft_wrap=True)
 
 
@@ -156,10 +159,10 @@ def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *
         out.print()
     for remedy, alike in groupby(shown, key=lambda one: one.remedy):  # printed once, below the last finding
         for one in alike:
-            out.print(f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}", soft_wrap=True)
+            prose(out, f"[{_COLOURS[severity]}]{severity}[/] [dim]{one.code}[/] {escape(one.line)}")
         first, *ways = remedy.split("\n")
         for line in (*([first] if first else []), *(f"- {way}" for way in ways)):
-            out.print(f"     [dim]{escape(line)}[/]", soft_wrap=True)
+            prose(out, f"[dim]{escape(line)}[/]", indent=5)
     if len(lines) > len(shown):
         out.print(f"and {len(lines) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
 
@@ -190,11 +193,13 @@ def _how(blamed: Mapping[str, Any], kind: str) -> str:
     """Return how a table of blame is measured."""
     probes = plural(len(blamed.get("probes", ())), "prompt")
     sample = (
-        f"{plural(blamed['predictions'], 'prediction')} of {probes}" if blamed.get("predictions") else "all prompts"
+        f"the {plural(blamed['predictions'], 'prediction')} of {probes} with the largest KL"
+        if blamed.get("predictions")
+        else "all prompts"
     )
     return (
-        f"Measured on {sample}, with a mean KL of {_number(blamed['kl'])}. Each row puts {SWAPPED[kind]} in the place "
-        "of one module: how much of that KL goes, and what stays. Shares overlap."
+        f"Measured on {sample} (mean {_number(blamed['kl'])}). Each row gives one module {SWAPPED[kind]}: the "
+        "share of that KL that goes, and the KL that stays. Shares overlap."
     )
 
 

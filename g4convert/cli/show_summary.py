@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from g4convert.cli.next_steps import show_next
-from g4convert.cli.tables import facts, put, table, without
+from g4convert.cli.tables import facts, prose, put, table, without
 from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         if (gained := done.calibration.get("scales")) is not None:
             rows["scales"] = _scales(gained)
     if peak is not None:
-        rows["memory"] = f"{size(peak)} at most, to convert"
+        rows["memory"] = f"{size(peak)} at the peak of the conversion"
     if done.total.stats.groups:
         put(out, facts(rows))
         out.print()
@@ -81,9 +81,9 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
             [quote(str(output)), *(f"--tp {tp}" for tp in dict.fromkeys(one.tp for one in refused) if tp > 1)]
         )
         why = f"`g4convert check {asked}` says why"
-        out.print(f"refused by {escape(', '.join(names))}: {escape(why)}", soft_wrap=True)
+        prose(out, f"refused by {escape(', '.join(names))}: {escape(why)}")
     if answers:
-        out.print(f"answers: {escape(answers)}", soft_wrap=True)
+        prose(out, f"answers: {escape(answers)}")
     show_next(out, *following)
 
 

@@ -1,15 +1,17 @@
-"""Tables that stay within the terminal."""
+"""Tables and sentences that stay within the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.segment import Segment, Segments
 from rich.table import Table
+from rich.text import Text
 
 from g4convert.printable import printable, printable_lines
 
-__all__ = ["facts", "fitted", "put", "table", "without"]
+__all__ = ["facts", "fitted", "prose", "put", "table", "without"]
 
 _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
 """Headers of columns of numbers, which are aligned to the right."""
@@ -69,6 +71,17 @@ def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Tab
     for name, text in rows.items():
         made.add_row(" " * indent + escape(printable(name)), escape(printable_lines(text)))
     return made
+
+
+def prose(out: Console, text: str, *, indent: int = 0) -> None:
+    """Print a sentence, with markup: wrapped at words on a terminal, one line elsewhere, where grep looks for it.
+
+    Commands are not for this, as the line of a command must stay whole to be copied.
+    """
+    if out.is_terminal:
+        put(out, Padding(Text.from_markup(printable_lines(text)), (0, 0, 0, indent)))
+    else:
+        out.print(" " * indent + text, soft_wrap=True)
 
 
 def put(out: Console, what: RenderableType, *, width: int = 10_000) -> None:

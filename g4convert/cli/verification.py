@@ -64,6 +64,7 @@ class Printed:
 
         def say(text: str) -> None:
             if not self.quiet:
+                bar.wait()
                 messages.print(text, soft_wrap=True, markup=False)
 
         with watch(messages, quiet=self.quiet) as bar:

@@ -59,8 +59,8 @@ EQUAL: Final = (
 """Result of a comparison without any difference."""
 ALIKE: Final = "within all limits, with a mean KL of {kl_mean:.2g} over {tokens:,} predictions"
 """Result of a comparison with small differences."""
-SWAPPED: Final = {"loss": "the original's", "parity": "the dequantized one"}
-"""The module that takes the place of another while its share is measured, by comparison."""
+SWAPPED: Final = {"loss": "the original's weights", "parity": "the dequantized weights"}
+"""The weights that a module gets while its share is measured, by comparison."""
 LOWER_BOUND: Final = "KL is a lower bound: of the reference only the likeliest tokens are known"
 COSTLY: Final = {
     "loss": "which modules cost most (no fault of the file)",

@@ -76,7 +76,7 @@ def verify(
         metrics |= judged.metrics
         ran += [level] if judged.metrics else []
     if directories.out is not None and asked.depth is Level.STATIC and asked.level is None:
-        say("hashes: every byte as it was written")
+        say("hashes: every file against its recorded hash")
         findings += check_hashes(directories.out)
     findings += changed(before, stamps(asked.output, asked.reference))
     named = None if asked.reference is None else str(asked.reference)
@@ -144,7 +144,7 @@ class _Levels:
             return Judged((*hashes, stopped), {})
         from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
-        self.say("weights: every value against its source")
+        self.say("weights: every value against the original's, reading both")
         rows: list[dict[str, Any]] = []
         found = check_weights(out, self.directories.source, progress=self.progress, table=rows, recorded=self.written)
         return Judged((*hashes, *found), {"weights": {"tensors": rows}})

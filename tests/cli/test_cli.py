@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.cli import app as cli
 from g4convert.cli import show
+from g4convert.cli.next_steps import show_next
+from g4convert.cli.tables import prose
 from g4convert.errors import InputError
 from g4convert.planning.recipe import Recipe, shipped
 from g4convert.planning.rules import PackRole
@@ -218,7 +221,7 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     for text in (
         "6.46 MB -> 2.08 MB in 1 file, 5.15 bits per weight",
         "method   mse: source not trained for 4 bits: 0.0% of groups on a 4-bit grid",
-        " at most, to convert",
+        " at the peak of the conversion",
     ):
         assert text in ran.out
     worst = ran.out.partition("\nlargest ")[2].splitlines()
@@ -274,7 +277,7 @@ def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, t
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     ran = g4convert(*command)
     assert (ran.status, ran.out.partition(":")[0]) == (0, "already done")
-    assert "verified" not in ran.out
+    assert "verifying" not in ran.out
     assert json.loads(g4convert(*command, "--json").out)["already_done"] is True
     assert g4convert(*command, "-q").out == ""
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
@@ -662,7 +665,6 @@ def test_progress_says_what_is_done(make: Callable[[Console], Quiet], monkeypatc
     text = console.export_text()
     assert "continuing: 1.00 GB of 3.00 GB were finished by an earlier run" in text
     assert "/s" in text or make is Bar  # which needs a second step for a speed
-    assert "peak" in text
     assert "model.layers.0.self_attn.q_proj.weight" in text
     assert max(map(len, text.splitlines())) <= 120
 
@@ -722,6 +724,54 @@ def test_eighty_columns_hold_the_time_left_of_a_step() -> None:
     assert "414 of 2727 tokens" in text
     assert "running: the dequantized weights" in text
     assert "…" not in text
+
+
+def test_sentences_break_at_words_on_a_terminal_alone() -> None:
+    told = {}
+    for terminal in (True, False):
+        file = io.StringIO()
+        prose(
+            Console(file=file, force_terminal=terminal, width=24, no_color=True),
+            "[dim]a sentence[/] of words",
+            indent=2,
+        )
+        prose(Console(file=file, force_terminal=terminal, width=24, no_color=True), "and \x1b[31m an escape")
+        told[terminal] = file.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
+    assert told[True][:2] == ["  a sentence of words", "and \\x1b[31m an escape"]
+    assert told[False][0] == "  a sentence of words"
+    narrow = io.StringIO()
+    prose(Console(file=narrow, force_terminal=True, width=12, no_color=True), "a sentence of words", indent=2)
+    assert narrow.getvalue().splitlines() == ["  a sentence", "  of words"]
+
+
+def test_a_next_command_stays_whole_on_a_narrow_terminal() -> None:
+    for terminal, width, wanted in (
+        (True, 20, "next: g4convert plan x\n      # shows the sizes\n"),
+        (True, 80, "next: g4convert plan x  # shows the sizes\n"),
+        (False, 20, "next: g4convert plan x  # shows the sizes\n"),
+    ):
+        file = io.StringIO()
+        show_next(Console(file=file, force_terminal=terminal, width=width), "g4convert plan x", "shows the sizes")
+        assert file.getvalue() == wanted
+
+
+def test_no_bar_stands_full_between_steps() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, record=True)
+    with Bar(console) as progress:
+        progress.step("running", 10, "")
+        progress.tick(10)
+        progress.wait()
+        console.export_text(clear=True)
+    assert re.fullmatch(r"\W*0:00:00\W*", console.export_text())
+
+
+def test_a_step_without_a_unit_is_told_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    monkeypatch.setattr("g4convert.progress._LINE_SECONDS", 0.0)
+    with Lines(console) as progress:
+        progress.step("running the original", 2_727, "")
+        progress.tick(682)
+    assert re.fullmatch(r"  running the original: 25%, \d+ s left\n", console.file.getvalue())
 
 
 def test_progress_suits_where_it_goes() -> None:

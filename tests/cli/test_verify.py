@@ -14,6 +14,7 @@ from helpers.damage import STATIC, VALUES, config, damaged, lose
 from helpers.program import Program, Ran, brief, g4convert
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.cli.next_steps import made_anew
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.report import Finding, Severity
 from g4convert.request import DEFAULTS, Level, MemoryUse, Request, Settings
@@ -470,6 +471,30 @@ def test_the_next_step_is_said(text_out: tuple[Path, Path], g4convert: Program, 
     assert g4convert("verify", out, "-q").out == ""
 
 
+@pytest.mark.usefixtures("brief")
+def test_a_next_step_names_the_original_where_it_is(
+    text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = text_out
+    following = f"next: g4convert verify {out} --reference {{}}  # compares every weight with the original's"
+    monkeypatch.chdir(source.parent)
+    assert g4convert("verify", out).out.splitlines()[-1] == following.format(source.name)
+    assert f" quantize {source.name} -o {out.name}-2" in made_anew(out)
+    other = tmp_path / source.name
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)  # a directory of that name that holds another model
+    assert g4convert("verify", out).out.splitlines()[-1] == following.format("MODEL")
+
+
+def test_strict_says_that_nothing_warns(text_out: tuple[Path, Path], g4convert: Program) -> None:
+    source, out = text_out
+    asked = ("verify", out, "--reference", source)
+    verdict = f"PASS {out} against {source}: static, weights"
+    assert verdict in g4convert(*asked).out.splitlines()
+    assert f"{verdict}; no warnings (--strict)" in g4convert(*asked, "--strict").out.splitlines()
+
+
 def profile(path: Path, passes: float, fail: float) -> Path:
     """Write a profile that judges the mean KL alone."""
     path.write_text(
@@ -523,7 +548,7 @@ def test_a_retry_repeats_the_verdict(
     wrong = Finding("static.ignore", Severity.FAIL, "lm_head", "packed", "kept", "quantize again")
     monkeypatch.setattr("g4convert.verification.run.check_static", lambda *_, **__: [wrong])
     told = g4convert(*command)
-    assert (told.status, told.out.startswith("already done: "), "it is verified again" in told.out) == (1, True, True)
+    assert (told.status, told.out.startswith("already done: "), "verifying it again" in told.out) == (1, True, True)
     assert "does not verify" in told.err
     document = json.loads(g4convert(*command, "--json").out)
     assert (document["already_done"], document["verify"]["verdict"]) == (True, "fail")

@@ -3,7 +3,8 @@
 If the loss fails and the parity passes, the file is right. Then users need to know which recipe loses less, how large
 its output is, whether it would pass, and how to ask for it. What each loses of this model is estimated:
 
-    another method, or 8 bits    the measured KL, times what it left of a real model relative to the output's method
+    another method               the measured KL, times what it left of a real model relative to the output's method
+    8 bits                       the same of `mse`, of whose KL four more bits leave a 256th: a bit halves the error
     a role in bf16               the measured KL, without the role's share of it
 
 It passes if the KL and, in proportion, the upper end of its interval are below the limit of the profile.
@@ -31,15 +32,15 @@ from g4convert.verification.gates import Profile
 __all__ = ["Way", "is_right", "ways", "with_advice"]
 
 _EIGHT: Final = "w8a16-g32"
-_KL_EIGHT: Final = 0.0003
-"""Mean KL in nats that `w8a16-g32` left of the model behind `KL`."""
+_KL_EIGHT: Final = KL[32][Method.MSE] / 4**4
+"""Mean KL in nats to expect of `w8a16-g32`. It left 0.0003 of the model behind `KL`, which came from an 8-bit file."""
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
 _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the output's method."""
 _RIGHT: Final = (
     "the file is right: it computes what it stores, but what it stores is too far from this model. What loses less, "
-    "with the size of the output and the mean KL to expect here:"
+    "with the size of the output and its mean KL, estimated from the {kl:.2g} measured here:"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -136,16 +137,17 @@ def is_right(findings: Iterable[Finding]) -> bool:
     return judged and not any(one.severity is Severity.FAIL for one in found)
 
 
-def with_advice(findings: Iterable[Finding], found: Sequence[Way]) -> Iterator[Finding]:
+def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, kl: float) -> Iterator[Finding]:
     """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
 
     Args:
         findings: findings of the level, of an output that is right.
         found: recipes that lose less.
+        kl: mean KL of the output, in nats.
     """
     given = list(findings)
     lost = [one for one in given if one.code.startswith("logits.loss.")]
     worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
-    remedy = "\n".join([_RIGHT, *(one.line for one in found), _FIT])
+    remedy = "\n".join([_RIGHT.format(kl=kl), *(one.line for one in found), _FIT])
     for one in given:
         yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one

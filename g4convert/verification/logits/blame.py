@@ -22,6 +22,7 @@ from g4convert.forward.candidate import ModelCandidate, Outputs
 from g4convert.forward.logits import Given, Page, joined, whole
 from g4convert.forward.probe import Probe
 from g4convert.names import Name
+from g4convert.progress import Quiet
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.parts import decoder_layers, label, roots
@@ -126,7 +127,14 @@ class Blame:
         return base | {"compared": self.compared, "rows": rows}
 
 
-def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe], *, limit: float) -> Examined:
+def examine(
+    reference: ModelCandidate,
+    candidate: ModelCandidate,
+    probes: Sequence[Probe],
+    *,
+    limit: float,
+    progress: Quiet | None = None,
+) -> Examined:
     """Run every module of a candidate on the inputs of its namesake in the reference.
 
     Args:
@@ -134,7 +142,10 @@ def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequen
         candidate: the model to examine; modules are matched by name.
         probes: probes that both models are run on, one by one.
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
+        progress: told of finished probes.
     """
+    progress = progress or Quiet()
+    progress.step("comparing modules", len(probes), "prompts")
     words: dict[str, str] = {}
     reference, candidate = (replace(one, whole=True) for one in (reference, candidate))
     with Teacher(reference.model, candidate.model, limit=limit) as teacher:
@@ -144,10 +155,11 @@ def examine(reference: ModelCandidate, candidate: ModelCandidate, probes: Sequen
             with inputs.recorded(candidate.model) as found, inputs.resting_layers(candidate.model):
                 candidate.run(probe)
             words |= inputs.differences(expected, found, relative=10 ** (-limit / 20))
+            progress.tick(1)
     return Examined(teacher.errors(), words)
 
 
-def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two limits
+def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limits, and who is told
     reference: ModelCandidate,
     candidate: ModelCandidate,
     probes: Sequence[Probe],
@@ -156,6 +168,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
     limit: float,
     swaps: int = 12,
     roles: Mapping[str, str] | None = None,
+    progress: Quiet | None = None,
 ) -> Blame:
     """Rank the modules of a candidate by how much of its KL they cause.
 
@@ -167,14 +180,19 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, and two l
         limit: SQNR in dB below which a module is wrong: `LIMITS[dtype]` for parity, `LOSS_LIMIT` for loss.
         swaps: most modules to swap in each round (culprits, worst layers, parts of a layer).
         roles: roles to swap in all layers at once: the path of the role's module inside a layer, by name of the role.
+        progress: told of finished swaps.
 
     Returns:
         The table.
     """
-    measure = _Measure(reference, candidate, probes)
-    kl = measure.kl(nullcontext())
+    progress = progress or Quiet()
+    measure = _Measure(reference, candidate, probes, progress)
     errors = examined.errors
-    rows = [measure.swapped(error, kl) for error in culprits(errors, limit)[:swaps]]
+    wrong = culprits(errors, limit)[:swaps]
+    about = len(wrong) + len(examined.differences) + (0 if wrong else 2 * swaps) + len(roles or {})
+    progress.step("restoring modules one by one", about + 2, "")  # the candidate as it is runs before and after
+    kl = measure.kl(nullcontext())
+    rows = [measure.swapped(error, kl) for error in wrong]
     if sum(row.share for row in rows) < _EXPLAINED:
         rows += measure.forced(kl, examined.differences)
     if max((row.share for row in rows), default=0.0) < _EXPLAINED:
@@ -207,7 +225,9 @@ def _widely(
 class _Measure:
     """Measurement of the candidate's KL to the reference on the chosen probes, with one part of it swapped."""
 
-    def __init__(self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe]) -> None:
+    def __init__(
+        self, reference: ModelCandidate, candidate: ModelCandidate, probes: Sequence[Probe], progress: Quiet
+    ) -> None:
         self._reference = reference
         self._candidate = candidate
         self._probes = probes
@@ -216,6 +236,7 @@ class _Measure:
         self._logits = [Given(part) for part in torch.split(made, [len(probe.scored) for probe in probes])]
         self._pages = {"reference": Page(), "candidate": Page()}
         self.roots = frozenset(roots(candidate.model))
+        self._progress = progress
 
     def kl(self, change: AbstractContextManager[None]) -> float:
         """Return the mean KL over the scored tokens while `change` is active."""
@@ -230,6 +251,7 @@ class _Measure:
             expected, targets = [self._together], [torch.cat(targets)]
         scores = zip(expected, parts, targets, strict=True)
         total = sum(float(compare(known, part, true, self._pages).kl.sum()) for known, part, true in scores)
+        self._progress.tick(1)
         return total / len(self._together)
 
     def swapped(self, error: ModuleError, kl: float) -> Blamed:

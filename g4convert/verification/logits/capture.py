@@ -171,7 +171,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     """
     projection = Projection()
     told = progress or Quiet()
-    told.step("running the model", sum(probe.response.numel() for probe in probes), "tokens")
+    told.step("running the model", sum(probe.response.numel() for probe in probes), "")
 
     def keep(probe: Probe, outputs: Outputs) -> Kept:
         told.tick(probe.response.numel())

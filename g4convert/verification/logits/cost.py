@@ -36,14 +36,12 @@ class Cost:
         operations: number of multiplications and additions.
         memory: peak memory of this process, bytes.
         probes: number of probes.
-        tokens: number of tokens of all probes.
         predictions: number of scored predictions.
     """
 
     operations: float
     memory: int
     probes: int
-    tokens: int
     predictions: int
 
     @classmethod
@@ -61,13 +59,13 @@ class Cost:
         body, head = 2.0 * _active(model, config) * tokens, 2.0 * config.vocab_size * config.hidden_size * predictions
         states = 2 * 4 * tokens * config.hidden_size * config.num_hidden_layers
         pages = models * PIECE * 4 * (1 + (config.final_logit_softcapping is not None))
-        return cls(max(1, models) * (body + head), peak_memory() + states + pages, len(probes), tokens, predictions)
+        return cls(max(1, models) * (body + head), peak_memory() + states + pages, len(probes), predictions)
 
     def line(self) -> str:
         """Return the cost as one line for the user; measures the machine's speed."""
         seconds = self.operations / _speed()
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
-        probes = f"{self.probes} prompts of {self.tokens:,} tokens, {self.predictions:,} predictions judged"
+        probes = f"{self.predictions:,} predictions of the next token, in {self.probes} prompts"
         return f"{probes}, about {rough_size(self.memory)} of memory{time}"
 
 

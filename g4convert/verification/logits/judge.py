@@ -46,8 +46,8 @@ _NOISES: Final = ("noise", "rounding")
 _TITLES: Final = {
     _ORIGINAL: "the original",
     _DEQUANTIZED: "the dequantized weights",
-    "noise": "rounding noise",
-    "rounding": "the same in float32",
+    "noise": "the dequantized weights with rounding noise",
+    "rounding": "the dequantized weights in float32",
     "parity": "the packed weights",
 }
 """Names of the passes, for progress."""
@@ -96,7 +96,7 @@ class _Passes:
             return Kept.of(probe, outputs, projection=self.projection, inside=inside)
 
         run = self.probes if probes is None else probes
-        self.progress.step(f"running {_TITLES[name]}", sum(probe.response.numel() for probe in run), "tokens")
+        self.progress.step(f"running {_TITLES[name]}", sum(probe.response.numel() for probe in run), "")
         self.kept[name] = {probe.name: one for probe, one in zip(run, run_all(candidate, run, keep), strict=True)}
         if against is not None:
             self.comparisons[against, name] = comparison
@@ -109,8 +109,9 @@ class _Passes:
         probes = {probe.name: probe for probe in self.probes}
         for names, pairs in together.items():
             some = [probes[name] for name in names]
-            title = " and ".join(_TITLES[name] for _, name in pairs)
-            self.progress.step(f"comparing {title}", sum(len(probe.targets) for probe in some), "predictions")
+            *first, last = dict.fromkeys(_TITLES[name] for pair in pairs for name in pair)
+            title = f"{', '.join(first)} and {last}"
+            self.progress.step(f"comparing {title}", sum(len(probe.targets) for probe in some), "")
             self._score(pairs, some)
         return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
 
@@ -159,7 +160,7 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
     for profile in (loss, parity):
         if profile.compares in measured:
             findings += judge(measured[profile.compares].values, profile, noise.values)
-    inside, blamed = trace(models, probes, measured, findings, say)
+    inside, blamed = trace(models, probes, measured, findings, say=say, progress=passes.progress)
     metrics: dict[str, Any] = {
         "metrics_version": METRICS_VERSION,
         "dtype": dtype_name(models.dequantized.model),
@@ -205,7 +206,7 @@ def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tup
             passes.run(original := _ORIGINAL, reference, against=None)
     say("running the dequantized weights")
     passes.run(_DEQUANTIZED, models.dequantized, against=original)
-    say("running them with rounding noise: what it changes is no loss")
+    say("running them again with rounding noise, which tells how small a difference means nothing")
     model = models.dequantized.model
     with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=_SEED):
         passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))

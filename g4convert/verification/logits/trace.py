@@ -16,6 +16,7 @@ from g4convert.forward.candidate import Candidate, ModelCandidate
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
+from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
 from g4convert.verification.logits.activations import check_activations
 from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Blamed, Examined, blame, examine
@@ -62,12 +63,14 @@ class Models:
     rounded: ModelCandidate | None = None
 
 
-def trace(
+def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
     models: Models,
     probes: Sequence[Probe],
     measured: Mapping[str, Metrics],
     judged: Sequence[Finding],
+    *,
     say: Callable[[str], None],
+    progress: Quiet,
 ) -> tuple[list[Finding], dict[str, Blame]]:
     """Compare modules, and search for the modules that cause a failure.
 
@@ -77,6 +80,7 @@ def trace(
         measured: metrics by comparison: `loss` and `parity`.
         judged: findings of the profiles on these metrics.
         say: called with a message before each step.
+        progress: told of the progress of each step.
 
     Returns:
         Findings, and the table of blame of each comparison (`loss`, `parity`) that failed.
@@ -89,10 +93,10 @@ def trace(
         say("comparing the packed modules with the dequantized ones, one by one")
         limit = LIMITS[dtype_name(dequantized.model)]
         some = [probe.thinned(_SCORED) for probe in _telling(probes, measured["parity"])]
-        examined = examine(dequantized, candidate, some, limit=limit)
+        examined = examine(dequantized, candidate, some, limit=limit, progress=progress)
         if "parity" in failed or culprits(examined.errors, limit) or examined.differences:
             say("swapping modules: parity")
-            blamed["parity"] = blame(dequantized, candidate, some, examined, limit=limit)
+            blamed["parity"] = blame(dequantized, candidate, some, examined, limit=limit, progress=progress)
         findings += _modules(examined, blamed.get("parity"), limit)
         findings += check_activations(dequantized, candidate, some[0], limit=limit)
         findings += check_embedders(dequantized.model, candidate.model, limit=limit)
@@ -101,10 +105,12 @@ def trace(
     elif "parity" in failed:
         findings += _steepest(measured["parity"])
     if "loss" in failed and _is_model(reference):
-        say("finding out which modules cost most, by taking them from the original one by one")
+        say("finding out which modules cost most, by restoring the original's one by one")
         some = [probe.begun(_TOKENS).thinned(_SCORED) for probe in _telling(probes, measured["loss"])[:2]]
-        examined = examine(reference, dequantized, some, limit=LOSS_LIMIT)
-        blamed["loss"] = blame(reference, dequantized, some, examined, limit=LOSS_LIMIT, swaps=_LAYERS, roles=_ROLES)
+        examined = examine(reference, dequantized, some, limit=LOSS_LIMIT, progress=progress)
+        blamed["loss"] = blame(
+            reference, dequantized, some, examined, limit=LOSS_LIMIT, swaps=_LAYERS, roles=_ROLES, progress=progress
+        )
     for kind, table in blamed.items():
         findings += _table(kind, table)
     findings += _coverage(next(iter(measured.values())))

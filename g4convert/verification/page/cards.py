@@ -176,7 +176,7 @@ def _blame(kind: str, table: Json) -> Card:
     again = "" if control == table["kl"] else f" (when run again {number(control)})"
     over = f" over {table['predictions']} predictions of {' and '.join(table['probes'])}" if table.get("probes") else ""
     how = (
-        f"The mean KL is {number(table['kl'])} nats{over}{again}. Each row swaps one module for {SWAPPED[kind]}: the "
+        f"The mean KL is {number(table['kl'])} nats{over}{again}. Each row gives one module {SWAPPED[kind]}: the "
         "share of that KL that goes, the KL that stays, and the SQNR of the module's outputs on equal inputs. Shares "
         "need not add up to 100 %; a layer's holds those of its parts."
     )
