@@ -20,6 +20,7 @@ from g4convert.verification.labels import (
     DIFFERS,
     EQUAL,
     LEGEND,
+    LEGEND_OF_EXPERTS,
     LOWER_BOUND,
     METRICS,
     SWAPPED,
@@ -104,7 +105,8 @@ def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> N
     columns = ("metric", "value", "limits", "", _NOISE)
     put(out, table(*without(columns, _measured(found, kind), () if verbose else (_NOISE,)), right=("value", _NOISE)))
     if kind == "loss":
-        prose(out, f"[dim]{escape(LEGEND)}[/]")
+        experts = "" if math.isnan(values.get("router_jaccard_min", math.nan)) else LEGEND_OF_EXPERTS
+        prose(out, f"[dim]{escape(LEGEND + experts)}[/]")
 
 
 def _ran(found: Report, finding: Finding) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "DIFFERS",
     "EQUAL",
     "LEGEND",
+    "LEGEND_OF_EXPERTS",
     "LOWER_BOUND",
     "METRICS",
     "SWAPPED",
@@ -36,10 +37,14 @@ METRICS: Final = {
     "router_jaccard_min": "router overlap",
 }
 LEGEND: Final = (
-    "KL: distance of the next token's probabilities from the original's, 0 if equal. Sure: where the original gives "
+    "KL: divergence of the next token's probabilities from the original's, 0 if equal. Sure: where the original gives "
     "its top token at least 0.95. p(answer): probability of the token that comes next in the answer."
 )
 """Meaning of the metrics' names."""
+LEGEND_OF_EXPERTS: Final = (
+    " Router overlap: experts that both models choose for a token, of all that one of them chooses."
+)
+"""Meaning of a metric's name that models without experts lack."""
 TITLES: Final = {"loss": "what quantization costs", "parity": "whether it runs as written"}
 """Title of each comparison."""
 COMPARED: Final = {

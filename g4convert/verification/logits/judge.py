@@ -109,9 +109,7 @@ class _Passes:
         probes = {probe.name: probe for probe in self.probes}
         for names, pairs in together.items():
             some = [probes[name] for name in names]
-            *first, last = dict.fromkeys(_TITLES[name] for pair in pairs for name in pair)
-            title = f"{', '.join(first)} and {last}"
-            self.progress.step(f"comparing {title}", sum(len(probe.targets) for probe in some), "")
+            self.progress.step("comparing logits", sum(len(probe.targets) for probe in some), "")
             self._score(pairs, some)
         return {name: comparison.metrics() for (_, name), comparison in self.comparisons.items()}
 
