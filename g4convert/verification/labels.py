@@ -42,7 +42,8 @@ LEGEND: Final = (
 )
 """Meaning of the metrics' names."""
 LEGEND_OF_EXPERTS: Final = (
-    " Router overlap: experts that both models choose for a token, of all that one of them chooses."
+    " Router overlap: of the experts that either model chooses for a token, the share that both choose, in the worst "
+    "layer."
 )
 """Meaning of a metric's name that models without experts lack."""
 TITLES: Final = {"loss": "what quantization costs", "parity": "whether it runs as written"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -12,11 +13,13 @@ from xml.etree import ElementTree as ET
 import pytest
 from helpers.damage import STATIC, VALUES, config, damaged, lose
 from helpers.program import Program, Ran, brief, g4convert
+from rich.console import Console
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.cli import show_report
 from g4convert.cli.next_steps import made_anew
 from g4convert.errors import EnvironmentFault, UsageError
-from g4convert.report import Finding, Severity
+from g4convert.report import Finding, Report, Severity
 from g4convert.request import DEFAULTS, Level, MemoryUse, Request, Settings
 
 if TYPE_CHECKING:
@@ -485,6 +488,16 @@ def test_a_next_step_names_the_original_where_it_is(
     (other / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)  # a directory of that name that holds another model
     assert g4convert("verify", out).out.splitlines()[-1] == following.format("MODEL")
+
+
+@pytest.mark.parametrize("overlap", [0.9, float("nan")])
+def test_router_overlap_is_explained_where_there_are_experts(overlap: float) -> None:
+    file = StringIO()
+    loss = {"lower_bound": False, "router_jaccard_min": overlap}
+    found = Report((), ("logits",), {"loss": loss, "floor": {"values": {}}})
+    show_report.report(Console(file=file, width=400), found, strict=False, verbose=False)
+    assert "Sure: where" in file.getvalue()
+    assert ("Router overlap: of the experts" in file.getvalue()) is (overlap == 0.9)
 
 
 def test_strict_says_that_nothing_warns(text_out: tuple[Path, Path], g4convert: Program) -> None:
