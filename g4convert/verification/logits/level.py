@@ -76,7 +76,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
-        say("logits: loading the models")
+        say("level logits: loading the models")
         try:
             dequantized = _load(out, asked, dtype, packed=False)
             runs = candidate(out.path) if candidate else ModelCandidate(_load(out, asked, dtype, beside=dequantized))
@@ -95,7 +95,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
             told += left or _text_alone(source, alone=alone)
             running = 2 + sum(one is not None for one in (original, runs, rounded))
-            say(f"logits: {Cost.of(dequantized, probes, running).line()}")
+            say(Cost.of(dequantized, probes, running).line())
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
