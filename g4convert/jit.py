@@ -1,20 +1,24 @@
 """`jit`: compiles a function with numba on its first call, without the interpreter lock, and caches the code on disk.
 
 numba has no type annotations; `jit` keeps the types of the function. numba reuses cached code while the function's own
-file is unchanged, but that code includes functions from other files of the package. So the cache is stamped with a hash
-of the whole package.
+file is unchanged, but that code includes functions from other files. So the cache is stamped with a hash of the file
+and of all that it imports of this program.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import numba
 
 __all__ = ["jit", "stamp"]
 
+_ROOT: Final = Path(__file__).parents[1]
+_IMPORT: Final = re.compile(r"^from (g4convert[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+_NAME: Final = re.compile(r"\w+")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -36,11 +40,25 @@ def jit(function: Callable[_P, _R], *, reorder: bool = False) -> Callable[_P, _R
         return cast("Callable[_P, _R]", numba.njit(**options)(function))
     kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if kept is not None:
-        kept._source_stamp = stamp(Path(function.__code__.co_filename).parent)  # noqa: SLF001 - numba has no public way; a test tells if it moves
+        kept._source_stamp = stamp(Path(function.__code__.co_filename))  # noqa: SLF001 - numba has no public way; a test tells if it moves
     return cast("Callable[_P, _R]", compiled)
 
 
 @cache
-def stamp(package: Path) -> str:
-    """Return the hash of all source files in a package's directory."""
-    return sha256(b"".join(path.read_bytes() for path in sorted(package.glob("*.py")))).hexdigest()
+def stamp(path: Path) -> str:
+    """Return the hash of a source file and of the files of this program that it imports, and that these import."""
+    found: dict[Path, str] = {}
+    left = [path]
+    while left:
+        if (one := left.pop()) not in found:
+            found[one] = one.read_text()
+            left += _imported(found[one])
+    return sha256("".join(found[one] for one in sorted(found)).encode()).hexdigest()
+
+
+def _imported(text: str) -> Iterator[Path]:
+    """Yield the files of the modules that a source file imports from, or imports, of this program."""
+    for module, names in _IMPORT.findall(text):
+        place = _ROOT.joinpath(*module.split("."))
+        places = (place, place / "__init__", *(place / name for name in _NAME.findall(names)))
+        yield from (file for one in places if (file := one.with_suffix(".py")).is_file())

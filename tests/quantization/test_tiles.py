@@ -5,7 +5,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g4convert.errors import InputError, UsageError
-from g4convert.jit import stamp
 from g4convert.quantization import Method, NonFiniteError, Scheme, Tiles
-from g4convert.quantization import steps as kernels
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.torch_tiles import TorchTiles
 from g4convert.tensors import DType
@@ -198,8 +195,3 @@ def test_the_values_import_neither_numpy_nor_numba() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "8 set()\n"
-
-
-def test_kept_machine_code_is_stamped_with_every_source() -> None:
-    kept = kernels.load._cache._cache_file._source_stamp  # noqa: SLF001 - see `jit`
-    assert kept == stamp(Path(kernels.__file__).parent) != stamp(Path(__file__).parent)

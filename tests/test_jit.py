@@ -1,0 +1,39 @@
+"""Machine code that is kept on the disk is used while the sources that are in it are the same."""
+
+from pathlib import Path
+
+import pytest
+
+from g4convert.jit import stamp
+from g4convert.quantization import compiled, steps
+from g4convert.verification.logits import row_sums
+
+
+@pytest.mark.parametrize("function", [steps.load, compiled.absolute, row_sums.log_sums])
+def test_kept_machine_code_has_the_stamp_of_its_file(function: object) -> None:
+    file = Path(function.py_func.__code__.co_filename)  # type: ignore[attr-defined] # numba's
+    assert function._cache._cache_file._source_stamp == stamp(file)  # type: ignore[attr-defined] # noqa: SLF001 - see `jit`
+
+
+def test_a_stamp_is_of_all_that_is_imported_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("g4convert.jit._ROOT", tmp_path)
+    inner = tmp_path / "g4convert" / "inner"
+    inner.mkdir(parents=True)
+    sources = {
+        "outer.py": "from g4convert.inner import (\n    one,\n    two as other,\n)\n",
+        "inner/__init__.py": '"""Has modules."""\n',
+        "inner/one.py": "from g4convert.inner.three import x\n",
+        "inner/two.py": "from g4convert.outer import y  # a circle\n",
+        "inner/three.py": "x = 1\n",
+        "inner/four.py": "from g4convert.outer import y\n",
+    }
+
+    def made(changed: str = "") -> str:
+        for name, text in sources.items():
+            (tmp_path / "g4convert" / name).write_text(text + "# changed\n" * (name == changed))
+        return stamp.__wrapped__(tmp_path / "g4convert" / "outer.py")
+
+    same = {name for name in sources if made(name) == made()}
+    assert same == {"inner/four.py"}
