@@ -542,6 +542,7 @@ def test_what_check_mends_is_said(text_out: tuple[Path, Path], g4convert: Progra
     assert "next:" not in g4convert("verify", lost).out
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_path_without_a_difference_is_a_sentence(text_out: tuple[Path, Path], g4convert: Program) -> None:
     source, out = text_out
     told = g4convert("verify", out, "--reference", source, "--level", "logits").out
