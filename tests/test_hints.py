@@ -21,7 +21,7 @@ _LAYOUTS = "tests/checkpoint/test_layouts.py::"
 FOLLOWED: Mapping[str, tuple[str, ...]] = {
     _SOURCE: (
         "pass {}", "programs differ in which they read: delete one",
-        "download the model into it first", "copy {} from the model's repository",
+        "download the model into it first", "run the same download again", "copy {} from the model's repository",
         "put the file, or a link to it, in its place", "complete the download, or save the model again",
         "download the model again, or save it again with `save_pretrained`", "fetch the model again",
         "download or save this file again; it is damaged", "run `git lfs pull` there",

@@ -29,6 +29,7 @@ NO_GGUF: Final = "GGUF is already quantized: pass the original safetensors check
 _NO_INDEX: Final = (
     f"download the model again; or, if the shards are all of one save, delete {INDEX}: all their tensors are then read"
 )
+_UNFINISHED: Final = (".aria2", ".crdownload", ".download", ".incomplete", ".part")
 _SINGLE: Final = "model.safetensors"
 _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -93,9 +94,16 @@ def weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple
         weight_map: the index; None without one.
 
     Raises:
-        InputError: there are no weight files, or some are missing.
+        InputError: there are no weight files, some are missing, or their download is not finished.
         UnsupportedError: the weights are of another format.
     """
+    found = _weight_names(directory, weight_map)
+    if marks := [mark for name in found if (directory / (mark := f"{name}.aria2")).exists()]:
+        raise _unfinished(directory, marks)  # it gives a file its whole size first
+    return found
+
+
+def _weight_names(directory: Path, weight_map: Mapping[str, str] | None) -> tuple[str, ...]:
     if weight_map is not None:
         return tuple(sorted(set(weight_map.values())))
     names = sorted(entry.name for entry in directory.iterdir())
@@ -159,7 +167,17 @@ def _no_weights(directory: Path, names: Sequence[str]) -> InputError:
         )
     if gguf:
         return UnsupportedError(f"{directory}: GGUF weights only, expected safetensors", offenders=gguf, hint=NO_GGUF)
+    if parts := [name for name in names if ".safetensors." in name and name.endswith(_UNFINISHED)]:
+        return _unfinished(directory, parts)
     return InputError(f"{directory}: no *.safetensors file", hint="pass the directory that holds the weights")
+
+
+def _unfinished(directory: Path, marks: Sequence[str]) -> InputError:
+    return InputError(
+        f"{directory}: a download that is not finished",
+        offenders=marks,
+        hint="run the same download again, it goes on where it stopped",
+    )
 
 
 def disagreements(directory: Path, headers: Sequence[Header], weight_map: Mapping[str, str] | None) -> list[InputError]:

@@ -64,7 +64,7 @@ def _check(read: ConfigReader, kind: str, key: str) -> None:
             if not isinstance(value, str):
                 read.note(key, f"{_shown(value)}, expected a string")
         case _:
-            fits = isinstance(value, int | float) and not isinstance(value, bool)
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 -- NaN
             if not fits and (value is not None or kind == "number"):
                 read.note(key, f"{_shown(value)}, expected a number")
 

@@ -148,6 +148,16 @@ ROWS: Mapping[str, Row] = {
         lambda p: [p.restore(path.name) for path in p.sound.iterdir()] and None,
     ),
     "no weights": Row(lambda p: (p.bad / FILE).unlink(), "pass the directory that holds the weights", to_sound),
+    "a download that goes on": Row(
+        lambda p: p.write(f"{FILE}.aria2", b"\0\1"),
+        "run the same download again, it goes on where it stopped",
+        lambda p: (p.bad / f"{FILE}.aria2").unlink(),
+    ),
+    "a download that was stopped": Row(
+        lambda p: (p.bad / FILE).rename(p.bad / f"{FILE}.incomplete"),
+        "run the same download again, it goes on where it stopped",
+        lambda p: (p.bad / f"{FILE}.incomplete").rename(p.bad / FILE) and None,
+    ),
     "the state of a run": Row(
         lambda p: (p.bad / FILE).rename(p.bad / "optimizer.pt"),
         "pass the directory that the trainer saved the model to",

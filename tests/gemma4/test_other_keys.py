@@ -67,3 +67,10 @@ def test_a_flag_is_not_null(key: str) -> None:
     with pytest.raises(InputError) as caught:
         Architecture.from_config(changed(FAMILIES["E2B"], "text_config", key, None))
     assert caught.value.offenders == (f"text_config.{key}: null, expected true or false",)
+
+
+def test_no_number_is_nan() -> None:
+    """It is read, and computes nothing else with it."""
+    with pytest.raises(InputError) as caught:
+        Architecture.from_config(changed(FAMILIES["E2B"], "text_config", "rms_norm_eps", float("nan")))
+    assert caught.value.offenders == ("text_config.rms_norm_eps: nan, expected a number",)
