@@ -48,6 +48,8 @@ def refused(weights: Mapping[str, Any]) -> Iterator[str]:
     """
     yield from (f"{key!r:.40} is no key of compressed-tensors" for key in weights if key not in _KEYS)
     yield from (f"{key} is null" for key in _NEVER_NULL if key in weights and weights[key] is None)
+    if not isinstance(weights.get("observer", ""), str | None):
+        yield f"observer is {weights['observer']!r:.40}, expected text"
     for key, known in _KNOWN.items():
         if isinstance(given := weights.get(key), str) and (given if key == "actorder" else given.lower()) not in known:
             yield f"{key} {given!r:.40}: {not_one_of(known)}"

@@ -11,6 +11,7 @@
 a checkpoint must not fail on a strange config.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,6 +27,7 @@ _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
 _NAIVE: Final = "naive-quantized"
 _NO_FORMAT: Final = {"mixed-precision", "dense", _NAIVE}  # do not say how a weight is stored
 _UNQUANTIZED_BITS: Final = 16
+_PRESET: Final = re.compile(r"W(\d)A16(_ASYM)?")
 _MOST_ENTRIES: Final = 20_000
 _MOST_PATTERNS: Final = 2_000
 """Limits of a list: the largest model has 12,000 Linears, which somebody may name one by one."""
@@ -160,7 +162,7 @@ def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None
     groups = []
     for name, group in (read.get(section, dict, "config_groups") or {}).items():
         if isinstance(group, list):  # a preset: {"W4A16": ["Linear"]}
-            groups.append(DeclaredGroup(name, read.strings({"targets": group}, "targets")))
+            groups.append(_preset(name, read.strings({"targets": group}, "targets")))
         elif isinstance(group, dict):
             one = _group(read, name, group, read.get(section, str, "format"))
             weights = group.get("weights")
@@ -173,6 +175,13 @@ def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None
         else:
             read.faults.append(f"config_groups.{name} is a {type(group).__name__}, expected an object")
     return tuple(groups)
+
+
+def _preset(name: str, targets: tuple[str, ...]) -> DeclaredGroup:
+    """Return a group that compressed-tensors has a scheme for; of its sizes releases differ."""
+    if (found := _PRESET.fullmatch(name.upper())) is None:
+        return DeclaredGroup(name, targets)
+    return DeclaredGroup(name, targets, kind="int", num_bits=int(found[1]), symmetric=found[2] is None)
 
 
 def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None) -> DeclaredGroup:

@@ -144,7 +144,7 @@ def _activations(config: Mapping[str, Any]) -> Iterator[str]:
         for key in ("input_activations", "output_activations"):
             if isinstance(group, Mapping) and (value := group.get(key)) is not None:
                 yield f"config_groups.{name}.{key}: {_short(value)} (set it to null if only weights were quantized)"
-        if isinstance(group, list) and "A16" not in name:
+        if isinstance(group, list) and "A16" not in name.upper():
             yield f"config_groups.{name}: a preset that may quantize activations (write the scheme out)"
 
 

@@ -485,6 +485,54 @@ def test_scales_that_zero_points_belong_to_are_never_read_without_them(dense_out
     assert (out / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("groups", "loaded"),
+    [
+        ({"W4A16": ["Linear"]}, {"transformers"}),
+        ({"w4a16": ["Linear"]}, {"transformers"}),
+        ({"W8A16": ["Linear"]}, set()),
+        ({"W4A16_ASYM": ["Linear"]}, set()),
+    ],
+)
+def test_a_preset_by_its_name_is_read_by_transformers_alone(
+    groups: dict[str, Any], loaded: set[str], dense_out: Path, tmp_path: Path
+) -> None:
+    """The others, vLLM 0.33 and SGLang 0.5.23, ask a group for its `targets`, and a list has none."""
+    said = section(dense_out) | {"config_groups": groups}
+    out = rewritten(dense_out, tmp_path / "out", dict, quantization_config=said)
+    assert {engine for engine, one in loads(checked(out)).items() if one is not Loads.NO} == loaded
+    if "ASYM" in "".join(groups):
+        with pytest.raises(GateError, match="cannot confirm"):
+            fix(out)
+        return
+    assert fix(out)
+    assert set(loads(checked(out)).values()) == {Loads.YES}
+    assert_loads_as(out, dense_out)
+
+
+@pytest.mark.parametrize(("place", "loaded"), [("group_0", {"vllm", "sglang"}), ("weights", set())])
+def test_keys_that_compressed_tensors_does_not_know(
+    place: str, loaded: set[str], dense_out: Path, tmp_path: Path
+) -> None:
+    """All three read `weights` with its class, transformers alone the whole group."""
+    said = section(dense_out)
+    group = said["config_groups"]["group_0"]
+    (group if place == "group_0" else group["weights"])["comment"] = "by hand"
+    out = rewritten(dense_out, tmp_path / "out", dict, quantization_config=said)
+    assert {engine for engine, one in loads(checked(out)).items() if one is not Loads.NO} == loaded
+    assert fix(out)
+    assert set(loads(checked(out)).values()) == {Loads.YES}
+
+
+@pytest.mark.parametrize("observer", [3, ["mse"]])
+def test_an_observer_is_a_name(observer: object, dense_out: Path, tmp_path: Path) -> None:
+    said = broken(section(dense_out), observer=observer)
+    out = rewritten(dense_out, tmp_path / "out", dict, quantization_config=said)
+    assert set(loads(checked(out)).values()) == {Loads.NO}
+    assert fix(out)
+    assert_loads_as(out, dense_out)
+
+
 # what only some engines read packed
 
 

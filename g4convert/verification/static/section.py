@@ -15,6 +15,7 @@ __all__ = ["HINDERS", "PACKED", "cache_scheme", "formats", "section_faults"]
 PACKED: Final = "pack-quantized"
 _COMPUTED: Final = {"input", "output", "k_cache", "q_attn"}
 """Places of transforms that weights cannot have in them."""
+_GROUP_KEYS: Final = ("targets", "weights", "input_activations", "output_activations", "format")
 _ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
 
 _PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
@@ -39,6 +40,8 @@ HINDERS: Final[Mapping[str, Collection[str]]] = {
     "transform_config": ("transformers", "sglang"),
     "format": ("vllm", "sglang"),
     "format: null": ("transformers",),
+    "config_groups: preset": ("vllm", "sglang"),
+    "config_groups: keys": ("transformers",),
     **{place: engines for place, (engines, _) in _PLACES.items()},
 }
 """Engines that fail, by the subject of the finding, for faults of the section that only some engines mind."""
@@ -133,7 +136,7 @@ def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Findin
     if _transforms_inputs(part(section, "transform_config")):
         text = "transforms of inputs or outputs: transformers and SGLang leave them out, so values are wrong"
         found.append(("transform_config", text, "none, or transforms that are in the weights"))
-    found += formats(out)
+    found += [*formats(out), *_groups(section)]
     for subject, text, expected in found:
         severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
         yield Finding("static.quantization_config", severity, subject, text, expected)
@@ -154,6 +157,21 @@ def formats(out: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "format", text, repr(PACKED)
     if "format" in section and said is None:
         yield "format: null", "transformers stops at null", f"{PACKED!r}, or no such key"
+
+
+def _groups(section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield faults in the form of config groups: subject, text and the right value.
+
+    transformers takes the name of a preset for a scheme, and refuses keys that compressed-tensors does not know.
+    """
+    groups = part(section, "config_groups")
+    if presets := [name for name, one in groups.items() if isinstance(one, list)]:
+        text = f"{', '.join(presets)}: a preset by its name, at which vLLM and SGLang stop"
+        yield "config_groups: preset", text, "a scheme that is written out"
+    strange = [key for one in groups.values() if isinstance(one, Mapping) for key in one if key not in _GROUP_KEYS]
+    if strange:
+        text = f"{short(strange[0])} in a group: transformers stops at keys that compressed-tensors does not know"
+        yield "config_groups: keys", text, f"only {', '.join(_GROUP_KEYS)}"
 
 
 def _transforms_inputs(transforms: Mapping[str, Any]) -> bool:
