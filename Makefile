@@ -83,10 +83,11 @@ bench: env
 bench-real: env
 	$(BIN)/python tests/benchmarks/verify.py bench/real
 
-# KL of every method and of a peer (an interpreter with llmcompressor and datasets: PEER) on that model, into
-# docs/quality.md; resumable, hours on two cores
+# KL of every method and of peers (interpreters with llmcompressor and datasets: PEER, gptqmodel: GPTQMODEL, auto-round
+# and compressed-tensors: AUTOROUND) on that model, into docs/quality.md; resumable, hours on two cores
 quality: env
-	$(BIN)/python tests/benchmarks/quality.py bench/real $(if $(PEER),--peer $(PEER))
+	$(BIN)/python tests/benchmarks/quality.py bench/real $(if $(PEER),--peer $(PEER)) \
+		$(if $(GPTQMODEL),--gptqmodel $(GPTQMODEL)) $(if $(AUTOROUND),--autoround $(AUTOROUND))
 
 # bits that `fit` chooses for that model, beside uniform recipes, into docs/quality.md; resumable, half an hour
 budget: env

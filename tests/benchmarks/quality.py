@@ -1,6 +1,7 @@
 """Cost of 4 bits on a real model, by method, beside other tools: KL from the original, in a table of docs/quality.md.
 
-    python tests/benchmarks/quality.py DIRECTORY [--peer PYTHON] [--only NAME ...] [--report]
+    python tests/benchmarks/quality.py DIRECTORY [--peer PYTHON] [--gptqmodel PYTHON] [--autoround PYTHON]
+                                       [--only NAME ...] [--report]
 
 Fetches the model of `real_model.py` (240 MB, once) and makes a MoE of it. Text is what this machine has on disk
 (`real_text.py`); no document both calibrates and judges. Every method and peer gets the same ids, the same number of
@@ -10,11 +11,13 @@ A row is done once: its checkpoint lies in DIRECTORY/out, its figures in DIRECTO
 that made it; a run that is stopped goes on where it was, and code that changed has its rows done again. `--report`
 writes docs/quality.md from the rows that are there and names those that are not.
 
-PYTHON is an interpreter of an environment with llmcompressor and datasets; without one, the peers' rows are missing.
+PYTHON is an interpreter of an environment: with llmcompressor and datasets for `--peer`, with what `quality_TOOL.py`
+names for another tool; without one, its rows are missing.
 """
 
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import subprocess
@@ -44,18 +47,20 @@ EACH: Final = 8
 JUDGED: Final = 192
 JUDGES: Final = 5
 SEED: Final = 0
+TOOLS: Final = ("peer", "gptqmodel", "autoround")
 
 
 def main() -> None:
     """Do the rows that are left, or report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--peer", type=Path)
+    for tool in TOOLS:
+        parser.add_argument(f"--{tool}", type=Path)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
-    bench = Bench.make(args.directory, args.peer, args.cores)
+    bench = Bench.make(args.directory, {tool: getattr(args, tool) for tool in TOOLS}, args.cores)
     wanted = [row for row in rows() if not args.only or row.name in args.only]
     if not args.report:
         bench.run(wanted)
@@ -68,20 +73,20 @@ class Bench:
 
     Args:
         directory: everything lies there.
-        peer: interpreter of the other tools; None where there is none.
+        peers: interpreters of the other tools, by tool; None where there is none.
         cores: of every row.
         judges: windows that judge.
         facts: about text and machine, for the report.
     """
 
     directory: Path
-    peer: Path | None
+    peers: Mapping[str, Path | None]
     cores: int
     judges: Sequence[real_text.Window]
     facts: Mapping[str, Any]
 
     @classmethod
-    def make(cls, directory: Path, peer: Path | None, cores: int) -> "Bench":
+    def make(cls, directory: Path, peers: Mapping[str, Path | None], cores: int) -> "Bench":
         """Fetch the model, make the MoE, cut windows, write the ids."""
         model = real_model.make(directory)
         real_model.make_moe(model, directory / "moe")
@@ -112,7 +117,7 @@ class Bench:
             "calibrated": real_text.digest(mixed),
             "kinds": [window.kind for window in judges],
         }
-        return cls(directory, peer, cores, judges, facts)
+        return cls(directory, peers, cores, judges, facts)
 
     def run(self, wanted: Iterable[Row]) -> None:
         """Do rows, those of one model together."""
@@ -134,7 +139,7 @@ class Bench:
 
     def _left(self, row: Row) -> bool:
         done = self.results().get(row.name)
-        return (not row.peer or self.peer is not None) and (done is None or done["earlier"])
+        return (not row.peer or self.peers[row.peer] is not None) and (done is None or done["earlier"])
 
     def _row(self, row: Row, judge: Judge) -> dict[str, Any]:
         """Quantize, unless the row needs no checkpoint, and judge."""
@@ -153,7 +158,8 @@ class Bench:
         if row.tokens == "own" and not tokens.exists():
             self._continue(model, tokens)
         if row.peer:
-            command = [str(self.peer), str(HERE / "quality_peer.py"), str(model), str(out), "--tokens", str(tokens)]
+            script = HERE / f"quality_{row.peer}.py"
+            command = [str(self.peers[row.peer]), str(script), str(model), str(out), "--tokens", str(tokens)]
         else:
             recipe = self.directory / "recipes" / f"{row.name}.yaml"
             recipe.parent.mkdir(exist_ok=True)
@@ -202,13 +208,14 @@ def packs(name: str) -> bool:
 def code(row: Row) -> str:
     """A hash of the code that makes a row."""
     package = REPOSITORY / "g4convert"
-    if row.peer or row.rounding is not None:
-        files = [HERE / ("quality_peer.py" if row.peer else "quality_rows.py")]
+    if row.rounding is not None:
+        made_by = [inspect.getsource(row.rounding.func).encode()]
+    elif row.peer:
+        made_by = [(HERE / f"quality_{row.peer}.py").read_bytes()]
     else:
-        files = [
-            path for folder in ("quantization", "calibration") for path in sorted((package / folder).rglob("*.py"))
-        ]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+        folders = (package / "quantization", package / "calibration")
+        made_by = [path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"".join(made_by)).hexdigest()[:12]
 
 
 def say(text: str) -> None:

@@ -24,7 +24,14 @@ _TITLES = {
     "best": "best",
     "least error": "least weight error, the default of 0.1.0",
 }
-_PEERS = {"": "llm-compressor GPTQ", "-imatrix": "llm-compressor GPTQ, imatrix_mse"}
+_PEERS = {
+    "llm-compressor": "llm-compressor GPTQ",
+    "llm-compressor-imatrix": "llm-compressor GPTQ, imatrix_mse",
+    "gptqmodel": "GPTQModel",
+    "autoround-rtn": "AutoRound, no steps",
+    "autoround": "AutoRound, 50 steps of 4 windows",
+}
+"""Titles of other tools' rows, by name without the group."""
 _DATA = {
     "": "",
     "mixed": "",
@@ -111,6 +118,8 @@ def _compared(results: Results) -> Iterator[str]:
         ("best-g32", "gptq-g32", "< 1"),
         ("gptq-g128", "minmax-g128", "0.25"),
         ("gptq-g128", _best_peer(results, 128), ""),
+        ("gptq-g32", "gptqmodel-g32", ""),
+        ("gptq-g32", "autoround-g32", ""),
         ("gptq-g32", "imatrix-g32", ""),
         ("gptq-g32-prose", "gptq-g32", "> 1"),
         ("gptq-g32-random", "gptq-g32", "> 1"),
@@ -131,7 +140,12 @@ def _is_fair(results: Results, mine: str, other: str) -> bool:
 
 
 def _best_peer(results: Results, group: int) -> str:
-    names = [row.name for row in rows() if row.peer and row.group == group and "kl" in results.get(row.name, {})]
+    """Return the better of llm-compressor's rows, which is what was to be reached."""
+    names = [
+        row.name
+        for row in rows()
+        if row.name.startswith("llm-compressor") and row.group == group and "kl" in results.get(row.name, {})
+    ]
     return min(names, key=lambda name: fmean(results[name]["kl"]), default="")
 
 
@@ -146,5 +160,5 @@ def _missing(results: Results) -> Iterator[str]:
 
 def _title(row: Row) -> str:
     if row.peer:
-        return _PEERS["-imatrix" if "imatrix" in row.name else ""]
+        return _PEERS[row.name.rpartition("-")[0]]
     return _TITLES[row.method] + _DATA[row.tokens]

@@ -1,6 +1,6 @@
 """The rows of `quality.py`: methods, groups, what they are calibrated on, and peers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,12 @@ GROUPS = (32, 128)
 _METHODS = ("minmax", "mse", "imatrix", "gptq", "best")
 _CALIBRATED = ("imatrix", "gptq", "best")
 _OBSERVERS = {"": "memoryless_minmax", "-imatrix": "imatrix_mse"}
+_OTHERS = {
+    "gptqmodel": ("gptqmodel", ()),
+    "autoround-rtn": ("autoround", ("--steps", "0", "--batch", "8")),
+    "autoround": ("autoround", ("--steps", "50", "--batch", "4")),
+}
+"""Rows of other tools: by name the tool, and what `quality_TOOL.py` is told besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,7 @@ class Row:
         method: of g4convert, or the peer's.
         group: weights that share a scale.
         tokens: the ids that calibrate, or nothing.
-        peer: whether another tool does it.
+        peer: the other tool that does it; empty where g4convert or `rounding` does.
         arguments: given to the command, besides.
         rounding: does it in memory, where no command makes it any more.
     """
@@ -34,9 +40,9 @@ class Row:
     method: str
     group: int
     tokens: str = ""
-    peer: bool = False
+    peer: str = ""
     arguments: Sequence[str] = ()
-    rounding: Callable[[torch.Tensor], torch.Tensor] | None = None
+    rounding: partial[torch.Tensor] | None = None
 
 
 def rows() -> list[Row]:
@@ -45,6 +51,7 @@ def rows() -> list[Row]:
     for group in GROUPS:
         found += [_own("model", method, group) for method in _METHODS]
         found += [_peer(group, suffix) for suffix in _OBSERVERS]
+        found += [_other(name, group) for name in _OTHERS if group == GROUPS[0]]
         found.append(_least_error(group))
     found += [_own("moe", method, GROUPS[0]) for method in _METHODS]
     found += [_own("model", "gptq", GROUPS[0], tokens) for tokens in ("own", "prose", "random")]
@@ -60,7 +67,13 @@ def _own(model: str, method: str, group: int, tokens: str = "mixed") -> Row:
 
 def _peer(group: int, suffix: str) -> Row:
     arguments = ("--group", str(group), "--observer", _OBSERVERS[suffix])
-    return Row(f"llm-compressor{suffix}-g{group}", "model", "gptq", group, "mixed", peer=True, arguments=arguments)
+    return Row(f"llm-compressor{suffix}-g{group}", "model", "gptq", group, "mixed", peer="peer", arguments=arguments)
+
+
+def _other(name: str, group: int) -> Row:
+    tool, told = _OTHERS[name]
+    arguments = ("--group", str(group), *told)
+    return Row(f"{name}-g{group}", "model", "", group, "mixed", peer=tool, arguments=arguments)
 
 
 def _least_error(group: int) -> Row:
