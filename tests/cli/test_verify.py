@@ -528,7 +528,9 @@ def test_a_loss_that_fails_names_one_command(text_out: tuple[Path, Path], g4conv
     made = f"next: g4convert quantize {source} -o {source.name}-W8A16 -r w8a16-g32  # 8 bits: loses less"
     assert lines[-1] == made
     (eight,) = (line for line in lines if "`-r w8a16-g32`" in line)
-    assert re.fullmatch(r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, about [\d.e-]+, would probably not pass", eight)
+    assert re.fullmatch(
+        r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, KL [\d.e-]+( \(upper end [\d.e-]+\))?, would probably not pass", eight
+    )
     found = json.loads(g4convert(*asked, "--json").out)["metrics"]["advice"]
     assert found[0]["options"] == "-r w8a16-g32"
 

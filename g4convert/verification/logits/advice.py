@@ -40,7 +40,7 @@ _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the output's method."""
 _RIGHT: Final = (
     "the file is right: it computes what it stores, but what it stores is too far from this model. What loses less, "
-    "with the size of the output and its mean KL, estimated from the {kl:.2g} measured here:"
+    "with the size of the output and its mean KL, scaled from the {kl} measured here:"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -53,6 +53,7 @@ class Way:
         options: options of `g4convert quantize`.
         what: what they do.
         kl: mean KL to expect, in nats.
+        high: upper end of its interval, which is judged; the same where no interval was measured.
         passes: whether the profile is expected to pass.
         nbytes: size of the output; None if the original is not at hand.
         name: end of a name for the output, as `W8A16`.
@@ -61,6 +62,7 @@ class Way:
     options: str
     what: str
     kl: float
+    high: float
     passes: bool
     nbytes: int | None
     name: str
@@ -69,8 +71,8 @@ class Way:
     def line(self) -> str:
         """The way in one line."""
         large = "" if self.nbytes is None else f", {size(self.nbytes)}"
-        expected = ", should pass" if self.passes else ", would probably not pass"
-        return f"`{self.options}`: {self.what}{large}, about {self.kl:.2g}{expected}"
+        expected = "should pass" if self.passes else "would probably not pass"
+        return f"`{self.options}`: {self.what}{large}, KL {_with_end(self.kl, self.high)}, {expected}"
 
 
 def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any], profile: Profile) -> tuple[Way, ...]:
@@ -88,8 +90,8 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
 
     def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> Way:
         nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
-        passes = left * high <= limit
-        return Way(options, what, left * values["kl_mean"], passes, nbytes, f"W{other.num_bits}A16{end}")
+        kl, most = left * values["kl_mean"], left * high
+        return Way(options, what, kl, most, most <= limit, nbytes, f"W{other.num_bits}A16{end}")
 
     known, found = _known(recipe), []
     if own := known.get(recipe.method):
@@ -108,6 +110,11 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
             options = " ".join([*base, *(f"--pack {one}" for one in others)])
             found.append(way(options, f"{row['module']} in bf16", 1 - row["share"], packed, f"-{'-'.join(others)}"))
     return tuple(sorted(found, key=lambda one: (not one.passes, (one.nbytes or 0) if one.passes else one.kl)))
+
+
+def _with_end(kl: float, high: float) -> str:
+    """Return a mean KL as text, with the upper end of its interval if there is one."""
+    return f"{kl:.2g}" if math.isnan(high) or high == kl else f"{kl:.2g} (upper end {high:.2g})"
 
 
 def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
@@ -137,17 +144,18 @@ def is_right(findings: Iterable[Finding]) -> bool:
     return judged and not any(one.severity is Severity.FAIL for one in found)
 
 
-def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, kl: float) -> Iterator[Finding]:
+def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, kl: float, high: float) -> Iterator[Finding]:
     """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
 
     Args:
         findings: findings of the level, of an output that is right.
         found: recipes that lose less.
         kl: mean KL of the output, in nats.
+        high: upper end of its interval; nan if it was not measured.
     """
     given = list(findings)
     lost = [one for one in given if one.code.startswith("logits.loss.")]
     worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
-    remedy = "\n".join([_RIGHT.format(kl=kl), *(one.line for one in found), _FIT])
+    remedy = "\n".join([_RIGHT.format(kl=_with_end(kl, high)), *(one.line for one in found), _FIT])
     for one in given:
         yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one

@@ -156,6 +156,7 @@ def examine(
                 candidate.run(probe)
             words |= inputs.differences(expected, found, relative=10 ** (-limit / 20))
             progress.tick(1)
+    progress.wait()
     return Examined(teacher.errors(), words)
 
 
@@ -189,7 +190,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
     measure = _Measure(reference, candidate, probes, progress)
     errors = examined.errors
     wrong = culprits(errors, limit)[:swaps]
-    about = len(wrong) + len(examined.differences) + (0 if wrong else 2 * swaps) + len(roles or {})
+    about = len(wrong) + len(examined.differences) + (0 if wrong else swaps + 4) + len(roles or {})
     progress.step("restoring modules one by one", about + 2, "")  # the candidate as it is runs before and after
     kl = measure.kl(nullcontext())
     rows = [measure.swapped(error, kl) for error in wrong]

@@ -102,7 +102,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
     advised = judged.findings
     if any(map(_loses_much, advised)) and is_right(advised):
         found = ways(out, source, metrics, profile)
-        advised = tuple(with_advice(advised, found, kl=metrics["loss"]["kl_mean"]))
+        advised = tuple(with_advice(advised, found, kl=metrics["loss"]["kl_mean"], high=metrics["loss"]["kl_high"]))
         metrics["advice"] = [asdict(one) for one in found]
     return Judged((_loaded(), *told, *advised), metrics)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conftest import Packed
 
 FAIL, WARN, PASS = Severity.FAIL, Severity.WARN, Severity.PASS
-WAYS = (Way("-r w8a16-g32", "8 bits", 0.0003, passes=True, nbytes=1_500_000, name="W8A16"),)
+WAYS = (Way("-r w8a16-g32", "8 bits", 0.0003, 0.0004, passes=True, nbytes=1_500_000, name="W8A16"),)
 ROLES = [{"module": name, "kind": "role", "share": share} for name, share in (("mlp", 0.6), ("attention", -0.1))]
 
 
@@ -36,14 +36,14 @@ def made(packed: Packed, text: Path) -> tuple[Checkpoint, Checkpoint]:
 
 def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     def remedies(*findings: Finding) -> dict[str, str]:
-        return {one.code: one.remedy for one in with_advice(findings, WAYS, kl=0.257) if one.remedy}
+        return {one.code: one.remedy for one in with_advice(findings, WAYS, kl=0.257, high=0.38) if one.remedy}
 
     found = remedies(finding("loss.kl_mean", FAIL), finding("loss.kl_p999", WARN), finding("parity.kl_mean", PASS))
     assert list(found) == ["logits.loss.kl_mean"]
     right, way, fit = found["logits.loss.kl_mean"].splitlines()
     assert right.startswith("the file is right")
-    assert right.endswith("estimated from the 0.26 measured here:")
-    assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, about 0.0003, should pass"
+    assert right.endswith("scaled from the 0.26 (upper end 0.38) measured here:")
+    assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL 0.0003 (upper end 0.0004), should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]
 
@@ -74,7 +74,7 @@ def test_sizes_need_the_original(made: tuple[Checkpoint, Checkpoint]) -> None:
     assert all(one.nbytes for one in ways(out, source, metrics(0.2), gates.load("w4a16")))
     bare = ways(out, None, metrics(0.2), gates.load("w4a16"))
     assert {one.nbytes for one in bare} == {None}
-    assert "`-r w8a16-g32`: 8 bits, about 0.00078, should pass" in [one.line for one in bare]
+    assert "`-r w8a16-g32`: 8 bits, KL 0.00078, should pass" in [one.line for one in bare]
 
 
 def test_nothing_is_advised_beside_a_fault_or_without_a_path() -> None:
