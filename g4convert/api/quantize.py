@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from g4convert.api.bundled import bundled_tokens
 from g4convert.api.own_calibration import own_calibration, with_calibration
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
@@ -144,7 +145,8 @@ def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet, say: Ca
     peak = peak_memory()  # before a verification has its own
     report = verified(job, level, progress=progress, say=say, written=True) if ranks.leads else None
     refused = conversion.outlook.refusing(job.tps)
-    expected = costs(conversion.plan, summary.sizes, job.workers or default_workers())
+    workers, tokens = job.workers or default_workers(), bundled_tokens(conversion.checkpoint)
+    expected = costs(conversion.plan, summary.sizes, workers, tokens)
     return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
 
 

@@ -22,7 +22,7 @@ from helpers.grids import covering
 from helpers.program import Program, g4convert
 from rich.console import Console
 
-from g4convert import __version__
+from g4convert import __version__, quantize
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.cli import app as cli
 from g4convert.cli import show
@@ -294,6 +294,12 @@ def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_pat
     assert "w4a16-g32-best" not in answers  # it leaves as much as gptq
     assert all(one in answers for one in {"this method left a mean KL of 0.30 nats", *known})
     assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits  # " in ran.out
+
+
+def test_the_card_repeats_the_times_of_the_plan(text: Path, g4convert: Program, tmp_path: Path) -> None:
+    planned = json.loads(g4convert("plan", text, "--workers", 1, "--json").out)["methods"]
+    ran = quantize(text, tmp_path / "out", workers=1, verify=None)
+    assert [round(one.seconds, 1) for one in ran.costs] == [one["seconds"] for one in planned]
 
 
 def test_the_methods_of_a_plan_have_their_options(text: Path, g4convert: Program) -> None:
