@@ -237,7 +237,7 @@ def test_words_for_arguments_are_those_of_the_help(document: Path) -> None:
         if left == words:
             continue  # `g4convert ARGUMENTS`
         own = {str(one.metavar) for one in found.params if one.param_type_name == "argument"}
-        options = {name: str(one.metavar) for one in found.params for name in (*one.opts, *one.secondary_opts)}
+        options = {name: one.metavar or "" for one in found.params for name in (*one.opts, *one.secondary_opts)}
         for before, word in zip(["", *left], left, strict=False):
             if re.fullmatch("[A-Z]{2,}", word):
                 wanted = {options[before]} if options.get(before) else own

@@ -32,7 +32,6 @@ Answers = Annotated[
     bool | None,
     typer.Option(
         "--answers/--no-answers",
-        metavar="",
         help="Let MODEL answer the questions itself, or not. Default: a chat model does on a GPU, or of at most 1 GiB.",
     ),
 ]
@@ -40,13 +39,10 @@ Statistics = Annotated[
     bool,
     typer.Option(
         "--statistics/--no-statistics",
-        metavar="",
         help="Run MODEL once for what its Linears are given, or keep ids alone, which are enough for gptq.",
     ),
 ]
-Replace = Annotated[
-    bool, typer.Option("--overwrite", metavar="", help="Replace a file that is there.", rich_help_panel=RUN)
-]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.", rich_help_panel=RUN)]
 Calibration = Annotated[
     Path | None,
     typer.Option(

@@ -21,9 +21,7 @@ __all__ = [
 ]
 
 RecipeFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, ending in .yaml.")]
-Replace = Annotated[
-    bool, typer.Option("--overwrite", metavar="", help="Replace a recipe that is there.", rich_help_panel=RUN)
-]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.", rich_help_panel=RUN)]
 TargetSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all tensors, as 14GB or 500MB.")]
 TargetBits = Annotated[
     float | None, typer.Option(metavar="N", help="Mean bits of the weights decided on, scales included, as 4.75.")

@@ -36,7 +36,7 @@ Model = Annotated[
 ]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Gets FAMILY and FAMILY-W4A16.")]
 FamilyName = Annotated[Family, typer.Option(metavar="FAMILY", help=f"{', '.join(Family)}.")]
-Version = Annotated[bool, typer.Option("--version", metavar="", help="Print the version and stop.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and stop.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory to write.")]
 Workers = Annotated[
     int,
@@ -48,13 +48,11 @@ Device = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", metavar="", help="Replace a checkpoint that is there.", rich_help_panel=RUN),
+    typer.Option("--overwrite", help="Replace a checkpoint that is there.", rich_help_panel=RUN),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run", "-n", metavar="", help="Check everything, print the plan, write nothing.", rich_help_panel=RUN
-    ),
+    typer.Option("--dry-run", "-n", help="Check everything, print the plan, write nothing.", rich_help_panel=RUN),
 ]
 Memory = Annotated[
     MemoryUse | None,
@@ -82,16 +80,15 @@ RunDevice = Annotated[
         rich_help_panel=RUN,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="The result as JSON.", rich_help_panel=PRINT)]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.", rich_help_panel=PRINT)]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", metavar="", help="No progress; no summary if all is well.", rich_help_panel=PRINT),
+    typer.Option("--quiet", "-q", help="No progress; no summary if all is well.", rich_help_panel=PRINT),
 ]
 NoColor = Annotated[
     bool,
     typer.Option(
         "--no-color",
-        metavar="",
         callback=manner,
         help="Plain text; NO_COLOR does the same.",
         rich_help_panel=PRINT,
@@ -102,7 +99,6 @@ Verbose = Annotated[
     typer.Option(
         "--verbose",
         "-v",
-        metavar="",
         callback=manner,
         help="Every tensor, and every line of a long error.",
         rich_help_panel=PRINT,

@@ -41,9 +41,7 @@ TensorParallel = Annotated[
 ]
 ShowConfig = Annotated[
     bool,
-    typer.Option(
-        "--show-config", metavar="", help="Print each value and its origin, then stop.", rich_help_panel=RECIPE
-    ),
+    typer.Option("--show-config", help="Print each value and its origin, then stop.", rich_help_panel=RECIPE),
 ]
 
 

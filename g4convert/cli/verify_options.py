@@ -63,7 +63,6 @@ Fix = Annotated[
     bool,
     typer.Option(
         "--fix",
-        metavar="",
         help="Correct its quantization_config, if that is what is wrong; the old file becomes config.json.orig.",
         rich_help_panel=VERIFY,
     ),
@@ -72,7 +71,7 @@ AssistantOf = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Check that this MTP drafter fits a target model.", rich_help_panel=VERIFY),
 ]
-Strict = Annotated[bool, typer.Option("--strict", metavar="", help="A warning fails.", rich_help_panel=VERIFY)]
+Strict = Annotated[bool, typer.Option("--strict", help="A warning fails.", rich_help_panel=VERIFY)]
 Prompts = Annotated[
     Path | None,
     typer.Option(
