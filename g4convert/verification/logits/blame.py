@@ -208,7 +208,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
 def _widely(
     measure: "_Measure", errors: Sequence[ModuleError], kl: float, known: set[str], swaps: int
 ) -> Iterator[Blamed]:
-    """Swap the roots with the lowest SQNR, then the parts of the root with the largest share."""
+    """Swap the roots with the lowest SQNR, then those parts of the root with the largest share that swap alone."""
     by_name = {error.name: error for error in errors if error.sqnr != float("inf")}
     worst = sorted((by_name[name] for name in measure.roots if name in by_name), key=lambda error: error.sqnr)
     best: tuple[float, str] = (0.0, "")
@@ -217,7 +217,8 @@ def _widely(
         best = max(best, (row.share, error.name))
         if row.module not in known:
             yield replace(row, kind="layer")
-    parts = [error for name, error in by_name.items() if Name(name).owner == best[1]]
+    inside = [error for name, error in by_name.items() if Name(name).owner == best[1]]
+    parts = [error for error in inside if measure.place_of(error.name) == error.name]
     for error in sorted(parts, key=lambda error: error.sqnr)[:swaps]:
         if error.label not in known:
             yield replace(measure.swapped(error, kl), kind="part")
@@ -258,7 +259,7 @@ class _Measure:
     def swapped(self, error: ModuleError, kl: float) -> Blamed:
         """Replace one module of the candidate by the reference's, and return its row of the table."""
         name, note = error.name, ", ".join(error.tensors) and f"differs: {', '.join(error.tensors)}"
-        place = self._loaded(name)
+        place = self.place_of(name)
         if place != name:
             note = f"{note}; swapped with all of {label(place)}".lstrip("; ")
         left = self.kl(swapped(self._candidate.model, self._reference.model, place))
@@ -268,7 +269,7 @@ class _Measure:
         """Replace the modules of one role in every layer by the reference's, and yield the role's row if possible."""
         layers = decoder_layers(self._candidate.model)
         names = [f"{name}.{leaf}" for name, layer in layers.items() if hasattr(layer, leaf)]
-        if not names or any(self._loaded(name) != name for name in names):
+        if not names or any(self.place_of(name) != name for name in names):
             return
         with ExitStack() as stack:
             for name in names:
@@ -291,7 +292,7 @@ class _Measure:
             left = self._kl(outputs)
             yield Blamed(f"inputs: {place}", _share(kl, left), left, float("nan"), note, "inputs")
 
-    def _loaded(self, name: str) -> str:
+    def place_of(self, name: str) -> str:
         """Return the module to swap for `name`: its root, if weights are loaded only while the root runs."""
         root = next((root for root in self.roots if root in {name, *Name(name).owners()}), name)
         models = self._candidate.model, self._reference.model

@@ -15,7 +15,7 @@ from g4convert.forward.probe import Probe
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.blame import LIMITS, LOSS_LIMIT, Blame, Examined, blame, examine
 from g4convert.verification.logits.parts import decoder_layers, label, roots
-from g4convert.verification.logits.teacher import culprits
+from g4convert.verification.logits.teacher import ModuleError, culprits
 from g4convert.verification.probes.suite import make_probes
 
 LIMIT = LIMITS["float32"]
@@ -231,6 +231,18 @@ def test_noise_everywhere_has_no_culprit_but_a_ranking(dense: Path) -> None:
     assert {f"layers.{number}" for number in range(4)} <= {row.module for row in found.rows}
     assert any(row.module.count(".") == 2 for row in found.rows)
     assert [row.share for row in found.rows] == sorted((row.share for row in found.rows), reverse=True)
+
+
+def test_parts_of_a_streamed_layer_are_no_rows(text: Path) -> None:
+    """They are swapped with all of it, so each would repeat the layer's row."""
+    reference, candidate = (ModelCandidate(load(text, memory="stream")) for _ in range(2))
+    probes = probes_of(reference.model, text, ("prose",))[:1]
+    names = list(decoder_layers(candidate.model))[:2]
+    errors = tuple(ModuleError(name + part, 20.0, 1.0) for name in names for part in ("", ".mlp", ".self_attn"))
+    with torch.no_grad():
+        candidate.model.get_decoder().norm.weight.mul_(-1)
+    found = blame(reference, candidate, probes, Examined(errors, {}), limit=LOSS_LIMIT, swaps=2)
+    assert {row.kind for row in found.rows} == {"layer"}
 
 
 def test_nan_is_traced(moe: Path) -> None:
