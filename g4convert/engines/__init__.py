@@ -12,6 +12,7 @@ limits        Finds the kernel that takes a weight's size
 weights       Holds the shapes, roles and packings of a checkpoint, and its lists
 remarks       Holds remarks on a checkpoint, and ways to mend it
 reason        Holds the reason why an engine refuses a module, in parts
+spellings     Tells which other names of tensors an engine reads
 stored        Makes `Weights` of a stored checkpoint
 units         Groups modules that engines hold as one matrix, and names them for every engine
 ignore        Derives `ignore` and config groups from `Weights`, and proves them for every engine

@@ -29,6 +29,7 @@ from g4convert.engines.module import (
     renamed,
     unbuilt,
 )
+from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
 from g4convert.names import Name
 
@@ -77,6 +78,7 @@ class Contract:
         drops: descriptions of tensors that the engine drops without a message.
         on_unknown: treatment of other tensors that fit no module.
         on_missing: treatment of modules without tensors.
+        spellings: other names of tensors that it reads.
         blind: descriptions of faults that the engine never notices.
         stacks_experts: True if plain experts are 3-D parameters, which no entry reaches.
     """
@@ -89,6 +91,7 @@ class Contract:
     paths: Callable[[Architecture], Renames]
     matching: Callable[[Architecture], Matching]
     drops: tuple[str, ...]
+    spellings: Spellings
     on_unknown: OnUnknown
     on_missing: OnMissing
     blind: tuple[str, ...]

@@ -26,6 +26,7 @@ from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import By, Matching
 from g4convert.engines.module import Accepts, Cut, Renames, Rule
 from g4convert.engines.reason import Reason
+from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
 
 __all__ = ["CONTRACT"]
@@ -216,6 +217,15 @@ def _matching(_: Architecture) -> Matching:
     )
 
 
+_SPELLINGS: Final = Spellings(  # `load_weights` of the model classes
+    decoder=("model.language_model.", "language_model."),
+    media=("model.", ""),
+    head=("", "model."),
+    text=("model.", "model.language_model."),
+    drafter=("model.", "model.language_model."),
+    habits=("sglang-towers", "sglang-audio", "sglang-drafter", "tower-linear"),
+)
+
 CONTRACT: Final = Contract(
     engine="sglang",
     title="SGLang",
@@ -225,6 +235,7 @@ CONTRACT: Final = Contract(
     paths=_paths,
     matching=_matching,
     drops=("everything that fits no parameter",),
+    spellings=_SPELLINGS,
     on_unknown=OnUnknown.DROPS,
     on_missing=OnMissing.LOGS,
     blind=(

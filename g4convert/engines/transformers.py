@@ -22,6 +22,7 @@ from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import Matching
 from g4convert.engines.module import Accepts, Renames, Rule
 from g4convert.engines.reason import Reason
+from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
 
 __all__ = ["CONTRACT"]
@@ -88,6 +89,14 @@ def _matching(_: Architecture) -> Matching:
     return Matching(class_in_ignore=True, by_alphabet=True)
 
 
+_SPELLINGS: Final = Spellings(  # one `model.` less or more: `base_model_prefix`
+    decoder=("model.language_model.", "language_model.", "model.model.language_model."),
+    media=("model.", "", "model.model."),
+    head=("", "model."),
+    text=("model.", "", "model.model."),
+    drafter=("model.", "", "model.model."),
+)
+
 CONTRACT: Final = Contract(
     engine="transformers",
     title="transformers",
@@ -97,6 +106,7 @@ CONTRACT: Final = Contract(
     paths=_paths,
     matching=_matching,
     drops=(),
+    spellings=_SPELLINGS,
     on_unknown=OnUnknown.WARNS,
     on_missing=OnMissing.RANDOM,
     blind=("experts that are stored one by one: the report of unexpected and missing names is a warning",),

@@ -38,6 +38,7 @@ from g4convert.engines.contract import Contract, OnMissing, OnUnknown
 from g4convert.engines.matching import By, Matching
 from g4convert.engines.module import Accepts, Cut, Renames, Rule
 from g4convert.engines.reason import Reason
+from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
 
 __all__ = ["CONTRACT", "OLDEST"]
@@ -217,6 +218,14 @@ def _oldest_matching(architecture: Architecture) -> Matching:
     return Matching(fused=_FUSED, renames=_renames(architecture), class_contains=True, order=_OLD_ORDER)
 
 
+_SPELLINGS: Final = Spellings(  # `hf_to_vllm_mapper` of the model classes, which leaves the names after it as they are
+    decoder=("model.language_model.", "language_model.model.", "model."),
+    media=("model.", ""),
+    head=("", "language_model."),
+    text=("model.", "model.language_model."),
+    drafter=("model.",),
+)
+
 CONTRACT: Final = Contract(
     engine="vllm",
     title="vLLM",
@@ -231,6 +240,7 @@ CONTRACT: Final = Contract(
         "`embed_vision.embedding.*`, `embed_audio.embedding.*`; `audio_tower.*` and `embed_audio.*` without audio",
         "rotary `inv_freq`",
     ),
+    spellings=_SPELLINGS,
     on_unknown=OnUnknown.RAISES,
     on_missing=OnMissing.SILENT,
     blind=(
@@ -250,6 +260,7 @@ OLDEST: Final = Contract(
     paths=_paths,
     matching=_oldest_matching,
     drops=(*CONTRACT.drops, "every tensor of a drafter that fits nothing"),
+    spellings=replace(_SPELLINGS, text_head=("", "language_model.")),
     on_unknown=OnUnknown.RAISES,
     on_missing=OnMissing.SILENT,
     blind=CONTRACT.blind,

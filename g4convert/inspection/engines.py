@@ -27,7 +27,7 @@ from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
 from g4convert.errors import UnsupportedError
-from g4convert.gemma4 import Architecture, is_drafter, quantized_format
+from g4convert.gemma4 import Architecture, droppable, is_drafter, quantized_format
 from g4convert.inspection.drafter import paired
 from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.inspection.tied import tied_head
@@ -181,7 +181,9 @@ def _mendable(remark: Remark) -> Remark:
 def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
     found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
-    return tuple(_with_faults(_of_another_command(one), wrong) for one in advised(stored.weights, found))
+    architecture = stored.contents.architecture
+    told = advised(stored.weights, found)
+    return tuple(_with_faults(_of_another_command(one), wrong, architecture) for one in told)
 
 
 def _of_another_command(verdict: Verdict) -> Verdict:
@@ -194,25 +196,25 @@ def _again(ways: Iterable[Way]) -> tuple[Way, ...]:
     return tuple(replace(way, again=True) for way in ways)
 
 
-def _with_faults(verdict: Verdict, wrong: Iterable[Finding]) -> Verdict:
+def _with_faults(verdict: Verdict, wrong: Iterable[Finding], architecture: Architecture) -> Verdict:
     """Return a verdict with the faults of the checkpoint itself added."""
     contract = CONTRACTS[verdict.engine]
-    remarks = _merged(remark for one in wrong if (remark := _remark(one, contract)))
+    remarks = _merged(remark for one in wrong if (remark := _remark(one, contract, architecture)))
     kept = [one for one in verdict.problems if one.topic is not Topic.MISSING]
     problems = (*kept, *(one for one in remarks if one.topic is not Topic.NAMES))
     caveats = (*verdict.caveats, *(one for one in remarks if one.topic is Topic.NAMES))
     return replace(verdict, problems=tuple(dict.fromkeys(problems)), caveats=tuple(dict.fromkeys(caveats)))
 
 
-def _remark(finding: Finding, contract: Contract) -> Remark | None:
+def _remark(finding: Finding, contract: Contract, architecture: Architecture) -> Remark | None:
     """Return a finding about the checkpoint as a remark on one engine; None if the finding does not affect it."""
+    if finding.code == "static.names":
+        return _unread(finding, contract, architecture)
     code, text = finding.code, finding.found
     topic: Topic | None = None
     if finding.detail is Detail.GROUP:
         return None  # the verdict already has this problem
-    if code == "static.names":
-        topic, text = Topic.NAMES, f"the name that loaders know is {finding.expected}"
-    elif found := _OF_SOME.get(finding.detail or code):
+    if found := _OF_SOME.get(finding.detail or code):
         topic = found[0] if contract.engine in found[1:] else None
     elif code == "static.quantization_config" and finding.subject in HINDERS:
         topic = Topic.STORED if contract.engine in HINDERS[finding.subject] else None
@@ -228,6 +230,17 @@ def _remark(finding: Finding, contract: Contract) -> Remark | None:
         topic = Topic.STORED  # the other engines load `weight_shape` and do not read it
     ways = (Way(finding.remedy),) if finding.remedy else ()
     return Remark(topic, finding.subject, Reason(text), ways) if topic else None
+
+
+def _unread(finding: Finding, contract: Contract, architecture: Architecture) -> Remark | None:
+    """Return a remark on a tensor whose name an engine does not read; None if it does, or needs no such tensor."""
+    if contract.spellings.has(finding.subject, finding.expected, architecture):
+        return None
+    unknown, lost = contract.on_unknown is OnUnknown.RAISES, finding.expected not in droppable(architecture)
+    if not unknown and not lost:
+        return None
+    topic, fate = (Topic.UNKNOWN, str(contract.on_unknown)) if unknown else (Topic.MISSING, str(contract.on_missing))
+    return Remark(topic, finding.subject, Reason(f"a name that it does not read: {fate}"), (Way(finding.remedy),))
 
 
 def _merged(remarks: Iterable[Remark]) -> list[Remark]:

@@ -206,6 +206,13 @@ class Real:
         model = self._model(case)
         return _hand_out(model, tensors, model.load_weights)  # type: ignore[attr-defined]
 
+    def reads(self, case: Case, pairs: Iterable[tuple[str, str]]) -> dict[str, bool]:
+        """Return whether the loader puts both names of a tensor into one place."""
+        listed = list(pairs)
+        places = self.loaded(case, [name for pair in listed for name in pair])
+        nowhere = {"dropped", "refused"}
+        return {name: places[other] == places[name] and places[name] not in nowhere for name, other in listed}
+
 
 def base_class() -> type[Module]:
     """The class that an engine's Linears, embeddings and experts derive from."""

@@ -26,13 +26,13 @@ from helpers.headers import opened, section, written_config
 from helpers.released_configs import FAMILIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from g4convert.engines.contract import Contract
     from g4convert.planning.plan import Plan
     from helpers.released_configs import Config
 
-__all__ = ["GOLDEN", "GROUPS", "LISTS", "Case", "Contracted", "Engine", "Row", "report"]
+__all__ = ["GOLDEN", "GROUPS", "LISTS", "SPELLINGS", "Case", "Contracted", "Engine", "Row", "report"]
 
 GOLDEN: Mapping[str, str] = {"vLLM 0.33": "vllm-0.33.0", "vLLM 0.23": "vllm-0.23.0", "SGLang 0.5.23": "sglang-0.5.23"}
 """File of recorded answers and the version that gave them, by the contract's label."""
@@ -71,6 +71,10 @@ class Engine(Protocol):
 
     def loaded(self, case: Case, tensors: Iterable[str]) -> dict[str, str]:
         """Return the place of each tensor: that of a module, `dropped` or `refused`."""
+        ...
+
+    def reads(self, case: Case, pairs: Iterable[tuple[str, str]]) -> dict[str, bool]:
+        """Return canonical name -> True if a tensor of the other name has the same place."""
         ...
 
 
@@ -180,6 +184,44 @@ GROUPS: Mapping[str, tuple[list[str], tuple[list[str], ...]]] = {
 """`ignore` and the targets of several config groups."""
 
 
+def _substitute(*rules: tuple[str, str]) -> Callable[[str], str]:
+    def write(name: str) -> str:
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return write
+
+
+SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "of vLLM": _substitute(
+        (r"^lm_head", "language_model.lm_head"),
+        (r"^model\.(?=\w+_tower|embed_(vision|audio)|vision_emb)", ""),
+        (r"^model\.language_model\.", "language_model.model."),
+    ),
+    "of the inner model": _substitute((r"^model\.", "")),
+    "doubled": _substitute((r"^model\.", "model.model.")),
+    "nested": _substitute((r"^model\.language_model\.", "model.language_model.model.")),
+    "of a multimodal model": _substitute((r"^model\.(?=layers|embed_tokens|norm|per_layer)", "model.language_model.")),
+    "of a text-only model": _substitute((r"^model\.language_model\.", "model.")),
+    "compiled": _substitute((r"^", "_orig_mod.")),
+    "of PEFT": _substitute((r"^", "base_model.model.")),
+    "of FSDP": _substitute((r"(layers\.\d+)\.", r"\1._fsdp_wrapped_module.")),
+    "of unified modules": _substitute(
+        (r"(embed_\w+)\.embedding_projection", r"\1.multimodal_embedder.embedding_projection"),
+        (r"vision_embedder\.", "embed_vision."),
+    ),
+    "of short embedders": _substitute((r"\.embedding_projection\.", ".proj.")),
+    "of towers without a wrapper": _substitute((r"\.linear\.weight$", ".weight")),
+    "of SGLang's towers": _substitute(
+        (r"(_tower.*\.self_attn)\.([qkv]_proj)\.(?:linear\.)?weight$", r"\1.qkv.\2.weight"),
+        (r"(_tower.*\.mlp)\.(gate|up)_proj\.(?:linear\.)?weight$", r"\1.gate_up.\2_proj.weight"),
+    ),
+    "of SGLang's drafter": _substitute((r"^masked_embedding\.", "")),
+}
+"""Other names of tensors than those that transformers writes."""
+
+
 _O = "*.self_attn.o_proj"
 MIXED: Mapping[str, dict[str, Any]] = {
     "bits by role": {"bits": {"attention": 8, "mlp": 4}},
@@ -210,6 +252,7 @@ def report(engine: Engine, families: Iterable[str] = tuple(FAMILIES)) -> str:
         lines += _tensors(engine, "nothing but the head ignored", case._replace(ignore=["re:.*lm_head"]), stored)
         if (config.get("vision_config") or {}).get("model_type") == "gemma4_vision":
             lines += _tensors(engine, "packed tower", *_stored(family, tuple(_TOWER_TOO)))
+        lines += _spelled(engine, case, stored)
         lines.append("built")
         lines += [f"  {name}: {_answer(engine.built(case))}" for name, case in _cases(family)]
         lines.append("groups")
@@ -238,6 +281,19 @@ def _tensors(engine: Engine, title: str, case: Case, stored: Iterable[str]) -> I
     yield f"tensors, {title}"
     for place, names in sorted(found.items()):
         yield f"  {' '.join(collapsed(dict.fromkeys(names)))} -> {place}"
+
+
+def _spelled(engine: Engine, case: Case, stored: tuple[str, ...]) -> Iterator[str]:
+    """Yield a line for each spelling: whether the engine reads it, in all names that it changes, in none, or which."""
+    yield "other names"
+    for title, write in SPELLINGS.items():
+        pairs = [(name, other) for name in stored if (other := write(name)) != name]
+        if pairs:
+            said = engine.reads(case, pairs)
+            read = [name for name, _ in pairs if said[name]]
+            parts = collapsed({name.rpartition(".")[0] for name in read})
+            text = "read" if len(read) == len(pairs) else "not read" if not read else f"read of {' '.join(parts)}"
+            yield f"  {title}: {text}"
 
 
 @cache
@@ -376,6 +432,11 @@ class Contracted:
                 lenient = case.architecture.is_assistant and _DRAFTERS_REST in self.contract.drops
                 found[name] = _FATE[OnUnknown.DROPS if lenient else self.contract.on_unknown]
         return found
+
+    def reads(self, case: Case, pairs: Iterable[tuple[str, str]]) -> dict[str, bool]:
+        """Return what the contract says."""
+        known = self.contract.spellings
+        return {name: known.has(other, name, case.architecture) for name, other in pairs}
 
 
 _DRAFTERS_REST = "every tensor of a drafter that fits nothing"

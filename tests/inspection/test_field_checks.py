@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.conversions import quantized, stored
+from helpers.engine_cases import SPELLINGS
 from helpers.field import BY_LAYER, by_layer, patterns
 from helpers.grids import every
 from helpers.rewriting import Tensors, rewritten
@@ -531,6 +532,56 @@ def test_an_observer_is_a_name(observer: object, dense_out: Path, tmp_path: Path
     assert set(loads(checked(out)).values()) == {Loads.NO}
     assert fix(out)
     assert_loads_as(out, dense_out)
+
+
+# other names
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "read"),
+    [
+        ("dense", "of vLLM", {"vllm"}),
+        ("dense", "of the inner model", {"transformers", "sglang"}),
+        ("dense", "doubled", {"transformers"}),
+        ("dense", "nested", set()),
+        ("dense", "of a text-only model", {"vllm"}),
+        ("dense", "compiled", set()),
+        ("dense", "of PEFT", set()),
+        ("dense", "of FSDP", set()),
+        ("dense", "of towers without a wrapper", {"sglang"}),
+        ("dense", "of SGLang's towers", {"sglang"}),
+        ("unified", "of unified modules", set()),
+        ("unified", "of the inner model", {"transformers", "sglang"}),
+        ("text", "of the inner model", {"transformers"}),
+        ("text", "of a multimodal model", {"vllm", "sglang"}),
+        ("text", "of vLLM", set()),
+    ],
+)
+def test_each_engine_reads_other_names_than_the_others(
+    family: str, names: str, read: set[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Names that transformers reads are loaded here; `make test-engines` asks the loaders of the others."""
+    quantized(request.getfixturevalue(family), tmp_path / "good", method="minmax")
+    write = SPELLINGS[names]
+    out = rewritten(tmp_path / "good", tmp_path / "out", lambda t: {write(name): one for name, one in t.items()})
+    found = checked(out)
+    wanted = {engine for engine, one in loads(checked(tmp_path / "good")).items() if one is not Loads.NO}
+    assert {engine for engine, one in loads(found).items() if one is not Loads.NO} == read & wanted
+    assert bool(found.report.of(Severity.FAIL)) is not bool(read & wanted)
+    if "transformers" in read:
+        assert_loads_as(out, tmp_path / "good")
+    else:
+        with pytest.raises(AssertionError):
+            loaded_values(out)
+
+
+def test_a_tied_head_of_another_name_stops_vllm(dense: Path, dense_out: Path, tmp_path: Path) -> None:
+    for name, stops in (("model.lm_head.weight", True), ("language_model.lm_head.weight", False)):
+        table = stored(dense)["model.language_model.embed_tokens.weight"]
+        found = checked(rewritten(dense_out, tmp_path / name, lambda t, n=name, e=table: {**t, n: e.clone()}))
+        assert (loads(found)["vllm"] is Loads.NO) is stops
+        assert loads(found)["transformers"] is not Loads.NO
+        assert loads(found)["sglang"] is not Loads.NO
 
 
 # what only some engines read packed

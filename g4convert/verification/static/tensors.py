@@ -55,8 +55,8 @@ def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) 
         remedy = "delete one; programs differ in which they read"
         yield Finding("static.duplicate", Severity.FAIL, name, found, "once", remedy)
     for name, canonical in contents.renamed.items():
-        remedy = "loaders look for the expected name and leave random what they do not find"
-        yield Finding("static.names", Severity.WARN, name, "a name that loaders do not know", canonical, remedy)
+        remedy = "quantize the source, under any of these names; or store the tensors under the expected ones"
+        yield Finding("static.names", Severity.WARN, name, "a name that not every loader knows", canonical, remedy)
     for name in contents.unknown:
         if is_cache_scale(name):
             continue
