@@ -55,6 +55,22 @@ token's distribution from that of the bf16 original, in nats. `make quality` mak
   than the errors of the means suggest. It is one model of 270M parameters; what larger ones lose is not measured.
 """
 
+_OTHERS = """## Other tools
+
+Tried on 2026-11-29, each in an environment of its own, with the same ids and one core.
+
+- llm-compressor 0.14.0.1: as it comes, with the observers named.
+- GPTQModel 7.6.0 (transformers 5.24.0): as it comes, on the CPU, which it does in bf16. 7.7.0 asks for torch 2.14.1,
+  which registries have for CUDA alone. On two cores it stops: `ValueError: Virtual pool 'model_loader:cpu' requests 2
+  workers but parent 'cpu' only has 1`; so `GPTQMODEL_CPU_WORKERS` is 2.
+- AutoRound 0.16.1 (transformers 5.24.0): as it comes, it stops at layer 16 of 18: `TypeError: 'NoneType' object does
+  not support item assignment`. There the last layer of a kind leaves its keys and values (`shared_kv_states` in
+  transformers' `modeling_gemma4.py`). AutoRound gives layers that dictionary where `model_type` is `gemma4`
+  (`special_model_handler.py`), and a model of text alone says `gemma4_text`. Its rows are of a config that says
+  `gemma4`, and without `torch.compile`. No steps is its mode of rounding with a search; its default, 200 steps of 8
+  samples for each layer, takes hours here.
+"""
+
 
 def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
     """Write the page.
@@ -78,6 +94,7 @@ def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
             continue
         parts.append("\n".join([f"## {title}\n", *_table(chosen, results, facts["kinds"])]) + "\n")
     parts.append("\n".join(["## Compared\n", *_compared(results)]) + "\n")
+    parts.append(_OTHERS)
     if missing := [*_missing(results)]:
         parts.append("\n".join(["## Not in this run\n", *missing]) + "\n")
     parts.append(
