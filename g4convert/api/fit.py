@@ -154,7 +154,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         Outlook.of(plan, tps).hold(plan.recipe, tps)
         shown = tuple(presets(problem, checkpoint, by.whole))
     corners = tuple(solved.drawn())
-    found = Fitted(path, kept, problem, known, losses, tried, shown, corners, already_done=is_kept)
+    found = Fitted(path, kept, problem, known, losses, by.share, tried, shown, corners, already_done=is_kept)
     text = recipe_text(values, found.comments(target))
     if is_kept and path.read_text(encoding="utf-8") != text:
         raise is_there(path, "of the same target, by other options or on other texts")

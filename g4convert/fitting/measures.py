@@ -12,6 +12,7 @@ from g4convert.fitting.problem import Losses, Problem
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Measure, Sensitivities, Unit
 from g4convert.fitting.smoothing import smoothed
+from g4convert.fitting.standing import Standing, scaled
 from g4convert.fitting.target import Loss, Target
 from g4convert.forward.load import DTypeName, load
 from g4convert.quantities import size
@@ -27,14 +28,16 @@ class Measures:
     """The two measures of a fit.
 
     Args:
-        single: measures a change of one part.
-        whole: measures a change of all parts; KL is measured on held-out texts.
+        single: measures a change of one part, by the method that rounds in memory.
+        whole: measures a change of all parts, by the recipe's method; KL is measured on held-out texts.
         unit: unit of the losses.
+        share: share of the recipe's method in the loss of parts of layers, see `standing`.
     """
 
     single: Measure
     whole: Measure
     unit: Unit
+    share: float
 
     @classmethod
     def of(  # noqa: PLR0913, PLR0917 -- a model, how it is rounded, on what, and how it runs
@@ -47,15 +50,18 @@ class Measures:
         device: str,
     ) -> "Measures":
         """Make the measures; load the model only for KL."""
+        share = rounder.share
         if known.basis.unit is Unit.OUTPUT_ERROR:
             both = Outputs(checkpoint, rounder, given.ids, known.losses)
-            return cls(both, both, Unit.OUTPUT_ERROR)
+            return cls(both, both if share == 1 else Standing(both, share), Unit.OUTPUT_ERROR, share)
         model = load(checkpoint, dtype=dtype, device=torch_device(device), decoder_only=True)
-        return cls(Bench.of(model, given.ids, rounder), Bench.of(model, given.held_out, rounder), Unit.KL)
+        single, whole = (Bench.of(model, ids, rounder) for ids in (given.ids, given.held_out))
+        return cls(single, whole if share == 1 else Standing(whole, share), Unit.KL, share)
 
     def chosen_by(self, problem: Problem, losses: Losses) -> Losses:
-        """Return the losses to choose by: KL smoothed, output errors unchanged since they have no noise."""
-        return smoothed(problem, losses) if self.unit is Unit.KL else losses
+        """Return the losses to choose by: KL smoothed, output errors unchanged since they have no noise; by share."""
+        found = smoothed(problem, losses) if self.unit is Unit.KL else losses
+        return scaled(found, problem.free, self.share)
 
 
 def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeName, device: str) -> Unit:

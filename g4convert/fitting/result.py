@@ -24,7 +24,8 @@ class Fitted:
         kept: file that keeps the measured losses.
         problem: parts of the model and their allowed packings.
         sensitivities: measured losses of single changes.
-        losses: smoothed losses, which decided the choice.
+        losses: losses that decided the choice: smoothed, those of parts of layers times `share`.
+        share: share of the recipe's method in what parts of layers lose as rounded, see `standing`.
         tried: choices that were measured as a whole, the written choice last.
         presets: shipped recipes, measured on the same token ids.
         corners: size and predicted loss along the frontier.
@@ -36,6 +37,7 @@ class Fitted:
     problem: Problem
     sensitivities: Sensitivities
     losses: Losses
+    share: float
     tried: tuple[Point, ...]
     presets: tuple[Point, ...]
     corners: tuple[tuple[int, float], ...]
@@ -48,16 +50,16 @@ class Fitted:
 
     @property
     def rounded_by(self) -> str:
-        """Name the method that rounded what was measured, and the recipe's where that one looks at whole layers."""
+        """Name the method that rounded what was measured, and how its loss is counted for one that takes whole layers."""
         method, own = self.sensitivities.basis.method, self.problem.plan.recipe
-        return f"{method}, which stands for {own.method}" if own.is_layered else method
+        return f"{method}, times {self.share:.2f} in layers for {own.method}" if own.is_layered else method
 
     def measured(self, part: Part, form: Form) -> float:
         """Return the measured loss of a part in a packing."""
         return 0.0 if form is None else self.sensitivities.losses[part.name][label_of(form)]
 
     def used(self, part: Part, form: Form) -> float:
-        """Return the smoothed loss of a part in a packing, which the choice used."""
+        """Return the loss of a part in a packing by which the choice was made."""
         return 0.0 if form is None else self.losses[part.name][label_of(form)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class Fitted:
             "bits_per_weight": self.problem.bits(self.chosen.nbytes),
             "predicted": self.chosen.predicted,
             "measured": self.chosen.measured,
+            **({} if self.share == 1 else {"share": round(self.share, 4)}),
             "basis": self.sensitivities.basis.to_dict(),
             "parts": parts,
             "tried": [_point(one) for one in self.tried],

@@ -13,6 +13,7 @@ from g4convert.conversion.result import Choice
 from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
 from g4convert.errors import InputError
+from g4convert.fitting.standing import share_of
 from g4convert.forward.modules import PackedWeight
 from g4convert.gemma4 import Architecture, Weight
 from g4convert.quantization import Method, NonFiniteError
@@ -49,6 +50,11 @@ class Rounder:
         if self.choice.method in {Method.GPTQ, Method.BEST}:
             return Method.MSE if self.statistics is None else Method.IMATRIX
         return self.choice.method
+
+    @property
+    def share(self) -> float:
+        """Share of the chosen method in what parts of layers lose by `method`; 1 if that is the same."""
+        return share_of(self.choice.method, self.method, experts=self.architecture.text.experts is not None)
 
     def rounded(self, weight: Weight, values: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Round a weight, or some rows of it.

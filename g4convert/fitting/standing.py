@@ -1,0 +1,76 @@
+"""Losses by `gptq` and `best`, estimated from those by the method that stands for them.
+
+    loss  =  T + share (A - T)      A  loss of all parts, rounded by `imatrix` (or `mse`)
+                                    T  loss of the parts outside layers alone: tables and head
+
+`gptq` and `best` round whole layers on real inputs, which a change of one part does not have. In layers they lose a
+share of what `imatrix` loses, outside they round as `mse` does. Without the share, a choice would give layers the bits
+that tables and head need; among parts of layers it changes nothing. It is the share of a real model, see
+docs/quality.md: other models have another.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from g4convert.array_types import F64
+from g4convert.fitting.choices import Form
+from g4convert.fitting.parts import Part
+from g4convert.fitting.problem import Losses
+from g4convert.fitting.sensitivities import Measure
+from g4convert.quantization import Method
+
+__all__ = ["KL", "Standing", "scaled", "share_of"]
+
+KL: Final[Mapping[bool, Mapping[Method, float]]] = {
+    False: {Method.MSE: 0.301, Method.IMATRIX: 0.175, Method.GPTQ: 0.054, Method.BEST: 0.053},
+    True: {Method.MSE: 0.749, Method.IMATRIX: 0.458, Method.GPTQ: 0.300, Method.BEST: 0.234},
+}
+"""Mean KL of int4 in groups of 32 by method, of a model without experts and of one with them, from docs/quality.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Measure of whole choices by a method for which another one stands.
+
+    Args:
+        measure: measures by the method that stands for it.
+        share: share of its loss that parts of layers have.
+    """
+
+    measure: Measure
+    share: float
+
+    def losses(self, forms: Iterable[tuple[Part, Form]]) -> F64:
+        """Return the estimated loss on each text; see `Measure.losses`."""
+        given = [*forms]
+        outside = [(part, form) for part, form in given if not _is_in_layer(part)]
+        whole = self.measure.losses(given)
+        tables: F64 | float = self.measure.losses(outside) if any(form for _, form in outside) else 0.0
+        found: F64 = tables + self.share * (whole - tables)
+        return found
+
+
+def share_of(method: Method, stands: Method, *, experts: bool) -> float:
+    """Return the share of a method in the loss of the one that stands for it; 1 if that is itself.
+
+    Args:
+        method: method of the recipe.
+        stands: method that rounds what is measured.
+        experts: whether the model has experts.
+    """
+    known = KL[experts]
+    return known[method] / known[stands] if method in {Method.GPTQ, Method.BEST} else 1.0
+
+
+def scaled(losses: Losses, parts: Iterable[Part], share: float) -> Losses:
+    """Return losses of single changes, those of parts of layers times `share`."""
+    inside = {part.name for part in parts if _is_in_layer(part)}
+    return {
+        name: {label: loss * share if name in inside else loss for label, loss in forms.items()}
+        for name, forms in losses.items()
+    }
+
+
+def _is_in_layer(part: Part) -> bool:
+    return part.unit.layer is not None
