@@ -1,12 +1,12 @@
 """The choice for a target: the best predicted choice is measured as a whole before it is taken.
 
 Losses of single changes are noisy, and a choice prefers those that are low by chance. So whole choices are measured on
-other texts. The best predicted choice is taken only if it beats one packing for all parts by more than one standard
-error of the difference over the texts.
+other texts. The best predicted choice is taken only if it beats one packing for all parts, and every shipped recipe
+that could be chosen, by more than one standard error of the difference over the texts.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Final
 
@@ -38,7 +38,7 @@ class Point:
         name: name of the preset or of the choice.
         nbytes: bytes of all tensors.
         losses: loss on each text, with all parts packed at once.
-        predicted: sum of the losses of single changes; None for a preset.
+        predicted: sum of the losses of single changes; None for a preset that is no choice.
         assignment: packing of each part; for a preset, of the parts of its own plan.
     """
 
@@ -59,37 +59,56 @@ class Point:
         return fmean(apart) < -(stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0)
 
 
-def choose_for(target: Target, solved: Solved, measure: Measure) -> tuple[Point, ...]:
+def choose_for(
+    target: Target, solved: Solved, measure: Measure, shipped_ones: Iterable[Point] = ()
+) -> tuple[Point, ...]:
     """Measure choices for a target and return them, the choice to take last.
 
-    Tries the best choice of the frontier and each packing on all parts at once.
+    Tries the best choice of the frontier and each packing on all parts at once, beside shipped recipes.
 
     Args:
         target: the target; a loss must hold as measured, so several choices of the frontier may be tried.
         solved: the frontier of predicted losses.
         measure: measures a whole choice, on other texts than single changes.
+        shipped_ones: shipped recipes, measured; one that is a choice of the problem may be taken.
 
     Raises:
         GateError: no choice that packs anything is within the allowed loss.
     """
+    others = [*_choosable(shipped_ones, solved)]
     if isinstance(target, Loss):
         *found, last = _within_loss(target, solved, measure)
-        found += sorted(_uniform(last.nbytes, solved, measure), key=lambda one: -one.nbytes)
+        found += sorted(_simple(last.nbytes, solved, measure, others), key=lambda one: -one.nbytes)
         taken = next((one for one in reversed(found) if one.nbytes < last.nbytes and one.measured <= target.kl), last)
-        return (*(one for one in (*found, last) if one is not taken), taken)
+        return _ending(taken, [*found, last], others)
     nbytes = budget(target, solved.problem)
     best = _tried("best predicted", solved.within(nbytes), solved, measure)
-    tried = sorted(_uniform(nbytes, solved, measure), key=lambda one: -one.measured)
-    if not tried or best.is_better(tried[-1]):
-        return (*tried, best)
-    return (best, *tried)
+    tried = sorted(_simple(nbytes, solved, measure, others), key=lambda one: -one.measured)
+    taken = best if not tried or best.is_better(tried[-1]) else tried[-1]
+    return _ending(taken, [*tried, best] if taken is best else [best, *tried], others)
 
 
-def _uniform(nbytes: int, solved: Solved, measure: Measure) -> Iterator[Point]:
-    """Measure each packing on all parts at once if its output is within `nbytes`."""
-    for name, one in solved.problem.uniform():
+def _ending(taken: Point, tried: Iterable[Point], others: Sequence[Point]) -> tuple[Point, ...]:
+    """Return the points that were tried, without other ones, and the one to take last."""
+    return (*(one for one in tried if one is not taken and one not in others), taken)
+
+
+def _simple(nbytes: int, solved: Solved, measure: Measure, others: Iterable[Point]) -> Iterator[Point]:
+    """Yield each packing on all parts at once, measured, and others that pack otherwise, if within `nbytes`."""
+    uniform = [*solved.problem.uniform()]
+    for name, one in uniform:
         if solved.problem.nbytes(one) <= nbytes:
             yield _tried(name, one, solved, measure)
+    yield from (one for one in others if one.nbytes <= nbytes and one.assignment not in [form for _, form in uniform])
+
+
+def _choosable(points: Iterable[Point], solved: Solved) -> Iterator[Point]:
+    """Yield the points that are choices of the problem, with the sum of single changes."""
+    parts = {part.name: part for part in solved.problem.parts}
+    for one in points:
+        alike = one.assignment.keys() == parts.keys() and one.nbytes == solved.problem.nbytes(one.assignment)
+        if alike and all(form in parts[name].forms for name, form in one.assignment.items()):
+            yield replace(one, predicted=solved.loss_of(one.assignment))
 
 
 def _within_loss(target: Loss, solved: Solved, measure: Measure) -> tuple[Point, ...]:

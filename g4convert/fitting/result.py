@@ -50,7 +50,7 @@ class Fitted:
 
     @property
     def rounded_by(self) -> str:
-        """Name the method that rounded what was measured, and how its loss is counted for one that takes whole layers."""
+        """Name the method that rounded what was measured, and how it counts for one that takes whole layers."""
         method, own = self.sensitivities.basis.method, self.problem.plan.recipe
         return f"{method}, times {self.share:.2f} in layers for {own.method}" if own.is_layered else method
 

@@ -36,7 +36,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import Choice
 from g4convert.fitting.bench import Bench
 from g4convert.fitting.choices import Form, label_of, parse_choices
-from g4convert.fitting.choosing import choose_for
+from g4convert.fitting.choosing import choose_for, presets
 from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.outputs import Outputs
 from g4convert.fitting.parts import Part, parts_of
@@ -174,11 +174,13 @@ class Fits:
         problem = by.tables if row.tables else by.linears
         target = Bits(row.bits) if row.bits else Size(json.loads(self._facts(self._like(row)).read_text())["bytes"])
         if row.by == Unit.KL:
-            point = choose_for(target, problem.frontier(by.losses), by.whole)[-1]
+            shipped = presets(problem, self.checkpoint, by.whole)
+            point = choose_for(target, problem.frontier(by.losses), by.whole, shipped)[-1]
         elif by.errors is None:
             raise ValueError(row)
         else:
-            point = choose_for(target, problem.frontier(by.errors.known), by.errors)[-1]
+            shipped = presets(problem, self.checkpoint, by.errors)
+            point = choose_for(target, problem.frontier(by.errors.known), by.errors, shipped)[-1]
         predicted = {"predicted": point.predicted} if row.by == Unit.KL else {}
         values = recipe_values(problem, point.assignment)
         self._keep(row, recipe_text(values, []), by, {"chosen": point.name, **predicted})

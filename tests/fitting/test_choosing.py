@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from g4convert.engines.limits import Packing
 from g4convert.fitting.choices import DEFAULT_CHOICES, Form, label_of, parse_choices
-from g4convert.fitting.choosing import choose_for
+from g4convert.fitting.choosing import Point, choose_for
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Problem
 from g4convert.fitting.target import Bits, Loss
@@ -51,6 +51,24 @@ def test_a_choice_has_to_be_better_where_it_was_not_made(other: list[float], cho
     assert len(set(tried[-1].assignment.values()) - {None}) > 1 or chosen != "best predicted"
     if chosen != "best predicted":
         assert {tried[-1].assignment[part.name] for part in PROBLEM.free} == {Packing(4, 32)}
+
+
+def test_a_shipped_recipe_is_taken_where_the_choice_is_no_better() -> None:
+    """It may be neither one packing for all parts nor on the frontier."""
+    head = PROBLEM.free[-1].name
+    packed = {part.name: Packing(4, 32) if part.is_free else part.base for part in PROBLEM.parts}
+    mixed = {**packed, head: Packing(8, 32)}
+    solved, texts = PROBLEM.frontier(LOSSES), Texts([9.0, 9.0], [2.0, 2.0])
+    shipped = [
+        Point("shipped", PROBLEM.nbytes(mixed), losses, None, mixed) for losses in ((1.9, 1.9), (1.0, 1.0), (2.5, 2.5))
+    ]
+    other = Point("of other parts", PROBLEM.smallest_bytes, (0.0, 0.0), None, {head: Packing(4, 32)})
+    for points, chosen in (([other], 2.0), ([shipped[0], other], 1.9), (shipped, 1.0), (shipped[2:], 2.0)):
+        tried = choose_for(Bits(6.0), solved, texts, points)
+        assert tried[-1].measured == chosen
+        assert tried[-1].predicted == solved.loss_of(tried[-1].assignment)
+        assert all("shipped" not in one.name for one in tried[:-1])
+    assert choose_for(Bits(4.2), solved, texts, shipped)[-1].name == "best predicted"  # it does not fit the size
 
 
 class Sizes:
