@@ -180,8 +180,6 @@ def description(out: Console, found: "Description", *, verbose: bool) -> None:
     columns = ("role", "tensors", "params", "size", "bits/weight", "stored as")
     put(out, table(*fitted(columns, rows, out.width, spare=("params", "tensors", "bits/weight"))))
     for part in found.tables():
-        if part.title in {"by role", "spelling"}:
-            continue
         out.print(f"\n{part.title}")
         if len(part.columns) == 1:
             for line in _first([row[0] for row in part.rows], verbose=verbose):

@@ -145,19 +145,8 @@ class Description:
         }
 
     def tables(self) -> tuple[Table, ...]:
-        """Return the tables to print, in order; tables without rows are left out."""
-        sizes = (*self.roles, self.total)
+        """Return the tables to print below the sizes, in order; tables without rows are left out."""
         tables = (
-            Table(
-                "by role",
-                ("role", "tensors", "params", "bytes", "bits/weight", "stored as"),
-                tuple(_size_row(size) for size in sizes),
-            ),
-            Table(
-                "spelling",
-                ("dialect", "names", "for example", "canonical"),
-                tuple((use.description, f"{use.count:,}", *use.example) for use in self.dialects),
-            ),
             Table(
                 "entries of the config",
                 ("entry", "place", "modules named"),
@@ -208,12 +197,6 @@ def _declared_dict(declared: Declared | None) -> dict[str, Any] | None:
         "ignore": [*declared.ignore],
         "faults": [*declared.faults],
     }
-
-
-def _size_row(size: RoleSize) -> tuple[str, ...]:
-    stored = ", ".join(f"{count:,} x {scheme}" for scheme, count in size.schemes.items())
-    width = f"{size.bits_per_weight:.2f}" if size.params else ""
-    return (str(size.role), f"{size.tensors:,}", f"{size.params:,}", f"{size.nbytes:,}", width, stored)
 
 
 def _matches_text(use: EntryUse) -> str:
