@@ -25,10 +25,9 @@ from typing import Final
 import torch
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.devices import memory_faults, threads_for, torch_device
+from g4convert.devices import memory_faults, threads_for
 from g4convert.errors import GateError
 from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs, run_all
-from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
@@ -48,7 +47,7 @@ from g4convert.verification.engine.scores import Parity, Sums
 from g4convert.verification.engine.sglang import sglang
 from g4convert.verification.engine.vllm import look_for_vllm, vllm
 from g4convert.verification.logits.kept import Kept
-from g4convert.verification.logits.level import conversations
+from g4convert.verification.logits.level import conversations, model_of
 from g4convert.verification.logits.noise import EPSILON, noisy
 from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.logits.scores import TopLogits
@@ -96,7 +95,7 @@ def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
     with memory_faults(), _engine(asked) as engine:
         say("engine: loading the dequantized weights")
         try:
-            model = _load(out, asked, "float32")
+            model = model_of(out, asked, "float32", packed=False)
         except GateError:
             found = "not run: the strict loader refuses the checkpoint"
             remedy = "see the findings of level logits"
@@ -108,7 +107,9 @@ def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
         mine = None if asked.prompts is None else conversations(asked.prompts, files)
         probes = [counted(probe) for probe in make_probes(model, files, conversations=mine)]
         with threads_for(model):
-            return check_engine(engine, model, probes, half=lambda: _load(out, asked, "bfloat16"), say=say)
+            return check_engine(
+                engine, model, probes, half=lambda: model_of(out, asked, "bfloat16", packed=False), say=say
+            )
 
 
 def check_engine(
@@ -173,12 +174,6 @@ def _engine(asked: Request) -> AbstractContextManager[Engine]:
             return sglang(asked.output, url=str(asked.engine_url), timeout=timeout)
         case _:
             return vllm(asked.output, python=asked.engine_python, dtype=asked.dtype, timeout=timeout)
-
-
-def _load(out: Checkpoint, asked: Request, dtype: DTypeName) -> Model:
-    memory: Memory = asked.settings.memory.value
-    device = torch_device(asked.settings.device)
-    return load(out, dtype=dtype, packed=False, memory=memory, device=device)
 
 
 def _ask(

@@ -38,7 +38,7 @@ from g4convert.verification.probes.answers import is_asked, with_answers
 from g4convert.verification.probes.media import MEDIA
 from g4convert.verification.probes.suite import make_probes
 
-__all__ = ["conversations", "made_reference", "run_logits", "store_reference"]
+__all__ = ["conversations", "made_reference", "model_of", "run_logits", "store_reference"]
 
 _ANSWER_TOKENS: Final = 32
 """Most tokens of an answer."""
@@ -78,8 +78,8 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
     with memory_faults():
         say("level logits: loading the models")
         try:
-            dequantized = _load(out, asked, dtype, packed=False)
-            runs = candidate(out.path) if candidate else ModelCandidate(_load(out, asked, dtype, beside=dequantized))
+            dequantized = model_of(out, asked, dtype, packed=False)
+            runs = candidate(out.path) if candidate else ModelCandidate(model_of(out, asked, dtype, beside=dequantized))
         except Unfit as refused:
             return Judged(tuple(_refused(refused)), {})
         if stored is not None and asked.reference is not None:
@@ -88,8 +88,8 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
         stored, left = _taken(stored, alone=alone)
         original = None
         if costs and source is not None:  # only its text model if the output is text-only
-            original = ModelCandidate(_load(source, asked, dtype, beside=dequantized, alone=alone))
-        rounded = None if dtype == "float32" else ModelCandidate(_load(out, asked, "float32", packed=False))
+            original = ModelCandidate(model_of(source, asked, dtype, beside=dequantized, alone=alone))
+        rounded = None if dtype == "float32" else ModelCandidate(model_of(out, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
         with threads_for(dequantized):
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
@@ -132,7 +132,7 @@ def store_reference(
         conversations(asked.prompts, checkpoint.path)  # raises for wrong prompts before anything is loaded
     with memory_faults():
         say("loading the model")
-        model = _load(checkpoint, asked, dtype)
+        model = model_of(checkpoint, asked, dtype)
         probes, _ = _asked(asked, model, None, say, directory=checkpoint.path)
         say(f"running the model: {Cost.of(model, probes, 0).line()}")
         digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _request(checkpoint, asked)}
@@ -187,7 +187,7 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
     return read_prompts(prompts, chat=frame_of(directory, read_config(directory)).chat)
 
 
-def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
+def model_of(  # noqa: PLR0913 -- what is loaded, and four ways to
     checkpoint: Checkpoint,
     asked: Request,
     dtype: DTypeName,
@@ -196,6 +196,7 @@ def _load(  # noqa: PLR0913 -- what is loaded, and four ways to
     beside: Model | None = None,
     alone: bool = False,
 ) -> Model:
+    """Load a checkpoint's model in the memory and on the device that a request names; see `load`."""
     memory: Memory = asked.settings.memory.value
     device = torch_device(asked.settings.device)
     return load(checkpoint, dtype=dtype, packed=packed, memory=memory, device=device, decoder_only=alone, beside=beside)
