@@ -14,7 +14,7 @@ from g4convert.gemma4.matching import Match, match_names, match_source
 from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
-__all__ = ["Contents", "Form"]
+__all__ = ["Contents", "Form", "forms_of"]
 
 Form = PackedModule | TensorInfo
 """Form of a stored weight: packed, or plain."""
@@ -59,7 +59,7 @@ class Contents:
             architecture: architecture whose names and shapes are looked for.
             tied_both_ways: take a tied head for an embedding that is not stored, as transformers alone does.
         """
-        forms = dict(_forms(tensors))
+        forms = dict(forms_of(tensors))
         match = match_source(forms, architecture) if tied_both_ways else match_names(forms, architecture)
         torn = _torn(match)
         parts = {part for found in torn.values() for part in found}
@@ -97,7 +97,7 @@ class Contents:
         return form if isinstance(form, TensorInfo) else None
 
 
-def _forms(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Form]]:
+def forms_of(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Form]]:
     """Yield every weight by its name before packing, packed weights first."""
     packed = packed_modules(tensors).values()
     owned = {info.name for module in packed for info in module.parts.values()}

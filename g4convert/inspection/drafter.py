@@ -11,11 +11,12 @@ Letters: h hidden_size of the drafter.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.files import part
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture, Layer
 from g4convert.report import Finding, Severity
@@ -93,16 +94,11 @@ def _heads(layer: Layer) -> str:
 
 def _config(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
     """Yield differences in rotary parameters and sliding window, which change the meaning of keys."""
-    small, large = (_text_config(one.config) for one in (drafter, target))
+    small, large = (part(one.config, "text_config") or one.config for one in (drafter, target))
     for key in _SAME_CONFIG:
         if key in small and key in large and small[key] != large[key]:
             found, wanted = f"{small[key]!r:.80}", f"{large[key]!r:.80}, as the target"
             yield Finding("assistant.config", Severity.WARN, key, found, wanted, "drafts will be bad; " + _REMEDY)
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    section = config.get("text_config")
-    return section if isinstance(section, Mapping) else config
 
 
 def _vocabulary(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:

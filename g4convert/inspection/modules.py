@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from g4convert.checkpoint.contents import forms_of
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.stored import PackedModule, packed_modules
+from g4convert.checkpoint.stored import PackedModule
 from g4convert.engines import speller
 from g4convert.gemma4 import Architecture, Role
 from g4convert.gemma4.matching import Match, match_names, match_source
@@ -75,14 +76,11 @@ class Module:
 
 def modules_of(checkpoint: Checkpoint, architecture: Architecture | None) -> tuple[list[Module], Match | None]:
     """Return every weight, quantized weights first, and the match of names; the match is None for an unknown model."""
-    infos = checkpoint.infos
-    packed = packed_modules(infos).values()
-    owned = {info.name for module in packed for info in module.parts.values()}
-    weights: list[tuple[str, PackedModule | None]] = [(module.weight_name, module) for module in packed]
-    weights += [(name, None) for name in infos if name not in owned]
+    weights = [(name, form if isinstance(form, PackedModule) else None) for name, form in forms_of(checkpoint.infos)]
     if architecture is None:
         return [Module(name, {FILES: Name(name).owner}, of, linear=of is not None) for name, of in weights], None
-    match = (match_names if packed else match_source)({name for name, _ in weights}, architecture)
+    is_packed = any(of is not None for _, of in weights)
+    match = (match_names if is_packed else match_source)({name for name, _ in weights}, architecture)
     canonical = {source: name for name, sources in match.sources.items() for source in sources}
     derived = dict.fromkeys(match.derived, DROPPABLE)
     spell = speller(architecture)
