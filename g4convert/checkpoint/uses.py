@@ -9,7 +9,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Inventory, is_drafter, quantized_format, resolve
 
-__all__ = ["inventory_of", "original", "speaking"]
+__all__ = ["inventory_for", "inventory_of", "original", "speaking"]
 
 
 def speaking(directory: Path) -> Checkpoint:
@@ -56,3 +56,18 @@ def inventory_of(checkpoint: Checkpoint, architecture: Architecture, *, decoder_
         return resolve(checkpoint.infos, architecture, config=checkpoint.config, decoder_only=decoder_only)
     except UnsupportedError as error:
         raise UnsupportedError(f"{checkpoint.path}: {error.message}", hint=error.hint) from error
+
+
+def inventory_for(output: Architecture, source: Checkpoint, architecture: Architecture) -> Inventory:
+    """Return the inventory of a source as an output has it: the decoder alone, or with a head of its own.
+
+    Args:
+        output: architecture of the output.
+        source: the source.
+        architecture: architecture of the source.
+
+    Raises:
+        G4Error: as for `inventory_of`.
+    """
+    found = inventory_of(source, architecture, decoder_only=not output.is_composite)
+    return found if output.tied_embeddings else found.untied()

@@ -180,6 +180,10 @@ class Architecture:
             return _TEXT_PREFIX + path
         return name if name.startswith("lm_head") else None
 
+    def name_in(self, output: "Architecture", name: str) -> str | None:
+        """Return a canonical name as an output spells it, which may be the decoder alone; None if that has no such."""
+        return name if output.is_composite else self.text_name(name)
+
     def decoder_path(self, name: str) -> Name | None:
         """Return the path of a name in the decoder: `layers.3.mlp.up_proj`; None in towers and for the head."""
         return Name(name).below(self.text_prefix.removesuffix("."))

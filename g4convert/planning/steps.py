@@ -73,7 +73,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     architecture = source.text_only() if decoder_only else source
     inventory = inventory_of(checkpoint, source, decoder_only=decoder_only)
     untied = inventory.untied()
-    named = {weight.name: name for weight in untied.weights if (name := _output_name(weight, source, architecture))}
+    named = {weight.name: name for weight in untied.weights if (name := source.name_in(architecture, weight.name))}
     packed = packings(recipe, architecture.untied(), untied, named)
     if not {weight.name for weight in untied.weights if weight.role in _TIED_ROLES}.isdisjoint(packed):
         inventory = untied
@@ -105,14 +105,9 @@ def packable_of(plan: Plan) -> tuple[Packable, ...]:
     named = {
         weight.name: name
         for weight in plan.inventory.weights
-        if (name := _output_name(weight, source, plan.architecture))
+        if (name := source.name_in(plan.architecture, weight.name))
     }
     return tuple(packable(plan.recipe, plan.inventory, named))
-
-
-def _output_name(weight: Weight, source: Architecture, architecture: Architecture) -> str | None:
-    """Return a weight's name in the output; None if the output does not have it."""
-    return weight.name if architecture.is_composite is source.is_composite else source.text_name(weight.name)
 
 
 def _untying(steps: Iterable[Step], source: Architecture, architecture: Architecture) -> Iterator[str]:

@@ -21,7 +21,7 @@ def planned_weights(plan: Plan) -> Weights:
     shapes: dict[str, tuple[int, ...]] = {}
     roles: dict[str, Role] = {}
     for weight in plan.inventory.weights:
-        name = source.text_name(weight.name) if plan.is_decoder_of else weight.name
+        name = source.name_in(plan.architecture, weight.name)
         if name and (weight.linear or weight.role in TABLES) and weight.segment.source not in dropped:
             module = str(Name(name).module)
             shapes[module], roles[module] = weight.shape, weight.role

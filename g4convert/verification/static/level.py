@@ -19,7 +19,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.checkpoint.shards import INDEX
-from g4convert.checkpoint.uses import inventory_of
+from g4convert.checkpoint.uses import inventory_for
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory
@@ -96,13 +96,11 @@ def check_static(
     if original is None or known is None:
         yield from check_stored(stored, tp=tp, engines=engines)
         return
-    text_only = known.is_composite and not architecture.is_composite
     yield from _files(out)
-    yield from _against(out, original, known, differences, text_only=text_only)
-    decoder_only = not architecture.is_composite
-    inventory = inventory_of(original, known, decoder_only=decoder_only)
-    inventory = inventory if architecture.tied_embeddings else inventory.untied()
-    yield from _read(stored, inventory, tuple(tp), engines, text_only=text_only)
+    yield from _against(
+        out, original, known, differences, text_only=known.is_composite and not architecture.is_composite
+    )
+    yield from _read(stored, inventory_for(architecture, original, known), tuple(tp), engines)
     text = "tokenizer, processor and all other files are byte for byte the source's"
     yield from _with_passes(
         {"static.side_files": (f"{len(original.side_files)} files", text)}, side_files(out, original)
@@ -112,7 +110,7 @@ def check_static(
 def check_stored(stored: StoredCheckpoint, *, tp: Iterable[int], engines: Collection[str]) -> Iterator[Finding]:
     """Check a quantized checkpoint against its own config; see `check_static`."""
     yield from _files(stored.checkpoint)
-    yield from _read(stored, None, tuple(tp), engines, text_only=False)
+    yield from _read(stored, None, tuple(tp), engines)
 
 
 def _with_passes(proofs: Mapping[str, tuple[str, str]], problems: Iterable[Finding]) -> Iterator[Finding]:
@@ -148,15 +146,10 @@ def _against(
 
 
 def _read(
-    stored: StoredCheckpoint,
-    inventory: Inventory | None,
-    tp: tuple[int, ...],
-    engines: Collection[str],
-    *,
-    text_only: bool,
+    stored: StoredCheckpoint, inventory: Inventory | None, tp: tuple[int, ...], engines: Collection[str]
 ) -> Iterator[Finding]:
     """Check the tensors of an output by the source's inventory or, if that is None, by the output's config."""
-    yield from _tensors(stored, inventory, engines, text_only=text_only)
+    yield from _tensors(stored, inventory, engines)
     yield from _packed(stored, engines)
     yield from model_class(stored.checkpoint.config, stored.contents.architecture, engines)
     if stored.declared is not None and stored.declared.groups:
@@ -165,9 +158,7 @@ def _read(
         yield from fits_ranks(stored.contents, tp)
 
 
-def _tensors(
-    stored: StoredCheckpoint, inventory: Inventory | None, engines: Collection[str], *, text_only: bool
-) -> Iterator[Finding]:
+def _tensors(stored: StoredCheckpoint, inventory: Inventory | None, engines: Collection[str]) -> Iterator[Finding]:
     contents = stored.contents
     count = len(contents.stored)
     whole = f"{len(contents.packed)} packed, {count - len(contents.packed)} kept, none lost"
@@ -186,11 +177,11 @@ def _tensors(
         "static.kv_shared": (weights, "keys and values of KV-shared layers are like their queries, or absent"),
     }
     problems = (
-        *accounted(contents, inventory, text_only=text_only),
-        *kept_as_they_were(contents, inventory, text_only=text_only),
+        *accounted(contents, inventory),
+        *kept_as_they_were(contents, inventory),
         *built_plain(contents, part(record(stored.checkpoint.path), "recipe")),
         *projections_agree(contents, engines),
-        *(dropped_tensors(contents, inventory, text_only=text_only) if inventory else ()),
+        *(dropped_tensors(contents, inventory) if inventory else ()),
     )
     yield from _with_passes(proofs, problems)
 

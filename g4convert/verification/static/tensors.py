@@ -38,15 +38,14 @@ _AGAIN: Final = "quantize the source again: the file was changed, or its writer 
 _FUSED_ATTENTION: Final = ("q_proj", "k_proj", "v_proj")
 
 
-def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) -> Iterator[Finding]:
+def accounted(contents: Contents, source: Inventory | None) -> Iterator[Finding]:
     """Yield findings on tensors that are lost, stored twice, misnamed or unknown.
 
     Args:
         contents: tensors of the output.
         source: tensors of the source; None to expect the tensors that the config implies.
-        text_only: the output is the decoder of a multimodal source.
     """
-    expected = _wanted(contents, source, text_only=text_only)
+    expected = _wanted(contents, source)
     for name, origin in expected.items():
         if name not in contents.stored and Name(name).module not in contents.torn:
             yield Finding("static.tensors", Severity.FAIL, name, "lost", origin, _AGAIN)
@@ -67,12 +66,12 @@ def accounted(contents: Contents, source: Inventory | None, *, text_only: bool) 
             yield Finding("static.unknown", Severity.FAIL, name, "fits no name of this model", "no such tensor")
 
 
-def _wanted(contents: Contents, source: Inventory | None, *, text_only: bool) -> dict[str, str]:
+def _wanted(contents: Contents, source: Inventory | None) -> dict[str, str]:
     """Return the name of every required tensor, with the reason why it is required."""
     if source is None:
         needed = {name: "the config implies it" for name, what in contents.expected.items() if not what.optional}
     else:
-        needed = {name: "as in the source" for name, _ in _weights(source, text_only=text_only)}
+        needed = {name: "as in the source" for name, _ in _weights(source, contents)}
     shared = [name for name, what in contents.expected.items() if what.role is Role.KV_SHARED]
     layers_with_any = {Name(name).layer for name in shared if name in contents.stored}
     for name in shared:
@@ -83,10 +82,10 @@ def _wanted(contents: Contents, source: Inventory | None, *, text_only: bool) ->
     return needed
 
 
-def _weights(source: Inventory, *, text_only: bool) -> Iterator[tuple[str, Weight]]:
+def _weights(source: Inventory, contents: Contents) -> Iterator[tuple[str, Weight]]:
     """Yield the source's weights by their names in the output."""
     for weight in source.weights:
-        name = source.architecture.text_name(weight.name) if text_only else weight.name
+        name = source.architecture.name_in(contents.architecture, weight.name)
         if name is not None:
             yield name, weight
 
@@ -96,11 +95,11 @@ def _is_value_of_k_eq_v(name: str, architecture: Architecture) -> bool:
     return path is not None and architecture.reads_values_from_keys(path.owner)
 
 
-def dropped_tensors(contents: Contents, source: Inventory, *, text_only: bool) -> Iterator[Finding]:
+def dropped_tensors(contents: Contents, source: Inventory) -> Iterator[Finding]:
     """Yield one finding for each valid reason why tensors of the source are not in the output."""
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for weight in source.weights:
-        name = source.architecture.text_name(weight.name) if text_only else weight.name
+        name = source.architecture.name_in(contents.architecture, weight.name)
         if name is None:
             reasons["not part of a text-only checkpoint"].append(weight.name)
         elif weight.role is Role.KV_SHARED and name not in contents.stored:
@@ -112,9 +111,9 @@ def dropped_tensors(contents: Contents, source: Inventory, *, text_only: bool) -
         yield Finding("static.dropped", Severity.INFO, f"{len(names)} tensors", f"left out, such as {names[0]}", reason)
 
 
-def kept_as_they_were(contents: Contents, source: Inventory | None, *, text_only: bool) -> Iterator[Finding]:
+def kept_as_they_were(contents: Contents, source: Inventory | None) -> Iterator[Finding]:
     """Yield findings on unpacked tensors whose shape is not the model's or whose dtype is not the source's."""
-    weights = dict(_weights(source, text_only=text_only)) if source else {}
+    weights = dict(_weights(source, contents)) if source else {}
     fused_of = {one: name for name, fused in contents.fused.items() for one in fused.names}
     for name, expected in contents.expected.items():
         form = contents.plain(name)

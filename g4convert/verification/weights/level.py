@@ -32,7 +32,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.record import record
-from g4convert.checkpoint.uses import inventory_of
+from g4convert.checkpoint.uses import inventory_for
 from g4convert.conversion.stream import Progress
 from g4convert.gemma4 import Architecture
 from g4convert.progress import Quiet
@@ -74,8 +74,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     """
     known = Architecture.from_config(source.config)
     architecture, _ = read_architecture(out.config, known)
-    inventory = inventory_of(source, known, decoder_only=not architecture.is_composite)
-    inventory = inventory if architecture.tied_embeddings else inventory.untied()
+    inventory = inventory_for(architecture, source, known)
     contents = Contents.of(out.infos, architecture)
     with Reader(source.path, source.weight_files) as plain, Reader(out.path, out.weight_files) as written:
         found = list(Pairing(source, out, plain, written).pairs(inventory, contents))

@@ -64,14 +64,13 @@ class Pairing:
             contents: resolved tensors of the output.
         """
         source = inventory.architecture
-        text_only = source.is_composite and not contents.architecture.is_composite
         fused = {
             one: (number, experts.shape)
             for experts in contents.fused.values()
             for number, one in enumerate(experts.names)
         }
         for weight in inventory.weights:
-            name = source.text_name(weight.name) if text_only else weight.name
+            name = source.name_in(contents.architecture, weight.name)
             form = contents.stored.get(name) if name else None
             if name is None or form is None:
                 continue
