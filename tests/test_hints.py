@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("checkpoint", "gemma4", "planning", "engines", "inspection")
+FOLDERS = ("checkpoint", "gemma4", "planning", "engines", "inspection", "conversion")
 REMEDIES = "tests/cli/test_remedies.py::"
 _SOURCE = f"{REMEDIES}test_the_hint_of_a_refused_source_works"
 _OPTIONS = f"{REMEDIES}test_the_hint_of_refused_options_works"
@@ -40,6 +40,15 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     ),
     "tests/gemma4/test_causes.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
     f"{REMEDIES}test_experts_of_several_dtypes_are_packed_or_saved_in_one": ("pack the experts, or save",),
+    f"{REMEDIES}test_the_hint_about_a_place_to_write_works": (
+        "<another>", "cd .. and -o {}, or give", "or --overwrite to replace this one",
+        "move it away, or give -o another",
+        "--device cpu does the same",
+    ),
+    f"{REMEDIES}test_the_hint_about_what_lies_beside_an_output_works": ("--overwrite makes it again", "move it away"),
+    "tests/conversion/test_resume.py::test_what_no_run_left_is_refused_and_overwrite_starts_again": (
+        "--overwrite starts again", "--overwrite starts a run again",
+    ),
     f"{_LAYOUTS}test_an_index_that_is_wrong_may_be_deleted": ("restore {} from the model's repository; if its shards",),
     f"{_LAYOUTS}test_shards_of_an_earlier_save_are_named_and_may_be_deleted": ("delete {}, or the others",),
     "tests/cli/test_beside.py::test_the_hint_about_a_link_to_nothing_works": ("leave them behind: --leave",),
@@ -61,20 +70,31 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "a private repository needs", "for branches and tags", "check the network",
     ),
     "needs another user, disk or machine": (
-        "check its permissions", "check the file's owner", "llama-imatrix", "an importance matrix of llama.cpp",
+        "check its permissions", "check the file's owner", "on a disk you can write", "a directory in the mount",
+        "llama-imatrix", "an importance matrix of llama.cpp",
     ),
     "the same command again, after what disturbed it ended": (
-        "the file changed while it was in use", "start again"
+        "the file changed while it was in use", "start again", "the same command continues",
+        "start every rank with the same command", "start all ranks with the same",
     ),
     "says what cannot be, or where to look": (
+        "the checkpoint is damaged, or its training diverged", "one sample of twenty", "-r qat-q4_0 keeps its codes",
         "would read weights, pickles and settings", "put them there themselves", "judges drafters",
         "a reference holds what the original answers",
         "write patterns without repeats", "a set of weights that no short list", "<'; '.join(ways)>",
         "nothing was written; `g4convert check", "nothing was written; quantize",
     ),
-    "another command or option, which has tests of its own": ("--method mse", "copy the model's own"),
-    "from Python alone: commands look for a directory first": ("pass the directory that holds config.json",),
-    "handed on from another error": ("<hint>", "<error.hint>", "<'; '.join(dict.fromkeys("),
+    "another command or option, which has tests of its own": (
+        "--method mse", "copy the model's own", "`g4convert calibrate MODEL -o FILE` makes one",
+        "w4a16-g32-gptq uses it",
+        "--device cpu, or --method gptq",
+    ),
+    "from Python alone: commands look for a directory, or make a calibration, first": (
+        "pass the directory that holds config.json", "--calibration FILE",
+    ),
+    "handed on from another error": (
+        "<hint>", "<error.hint>", "<'; '.join(dict.fromkeys(", "<'; '.join(hints)>", "<remedy>",
+    ),
 }  # fmt: skip
 """Reason -> parts of the hints that no test follows."""
 

@@ -534,3 +534,30 @@ def test_the_hint_about_a_place_to_write_works(
         assert refused.status in {2, 3, 5}, refused.err
         assert hint in refused.err.partition("hint: ")[2], refused.err
         assert g4convert("quantize", dense, *instead, *quick).status == 0, hint
+
+
+@pytest.mark.parametrize(
+    ("aside", "hint"),
+    [("", "--overwrite makes it again"), ("out.replaced", "move it away"), ("out.partial", "move it away")],
+)
+def test_the_hint_about_what_lies_beside_an_output_works(
+    aside: str, hint: str, dense: Path, tmp_path: Path, g4convert: Program
+) -> None:
+    """An output that was changed, an old one that was put aside, and something where unfinished runs lie."""
+    out = tmp_path / "out"
+    command = ("quantize", dense, "-o", out, "--method", "minmax", "--verify", "none", "-q")
+    if not aside:
+        assert g4convert(*command).status == 0
+        (file,) = out.glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    else:
+        (tmp_path / aside).write_text("a file of somebody")
+        command = (*command, "--overwrite")
+        shutil.copytree(dense, out)
+    refused = g4convert(*command)
+    assert refused.status in {2, 3}, refused.err
+    assert hint in refused.err.partition("hint: ")[2], refused.err
+    if aside:
+        assert (tmp_path / aside).read_text() == "a file of somebody"
+        (tmp_path / aside).rename(tmp_path / "elsewhere")
+    assert g4convert(*command, *(() if aside else ("--overwrite",))).status == 0
