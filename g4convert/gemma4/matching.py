@@ -138,7 +138,7 @@ def match_source(names: Iterable[str], architecture: Architecture) -> Match:
     """Find the canonical name of each name of a source; a tied head is the embedding where that is not stored.
 
     Of tensors that share their memory, `save_model` of safetensors stores the first in the alphabet, which is the
-    head. transformers 5 ties the two either way; vLLM 0.33 leaves a tied head aside, so an output has the embedding.
+    head. transformers 5 ties the two either way; vLLM 0.33 stops at a head alone, so an output has the embedding.
 
     Args:
         names: stored names, in any order.

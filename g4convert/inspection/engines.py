@@ -181,9 +181,24 @@ def _mendable(remark: Remark) -> Remark:
 def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
     found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
-    architecture = stored.contents.architecture
+    architecture, tied = stored.contents.architecture, _tied_either_way(stored)
     told = advised(stored.weights, found)
-    return tuple(_with_faults(_of_another_command(one), wrong, architecture) for one in told)
+    return tuple(
+        _with_faults(
+            _of_another_command(verdict),
+            [one for one in wrong if verdict.engine != "transformers" or one.subject != tied],
+            architecture,
+        )
+        for verdict in told
+    )
+
+
+def _tied_either_way(stored: StoredCheckpoint) -> str | None:
+    """Return the embedding's name if its tied head is stored in its place, which transformers 5 takes; else None."""
+    contents = stored.contents
+    table = f"{contents.architecture.text_prefix}embed_tokens.weight"
+    heads = {contents.renamed.get(name, name) for name in contents.spare}
+    return table if "lm_head.weight" in heads and table not in contents.stored else None
 
 
 def _of_another_command(verdict: Verdict) -> Verdict:

@@ -190,7 +190,7 @@ def test_a_head_of_its_own_is_no_embedding(family: str, checkpoints: Checkpoints
 
 
 def test_an_output_has_the_embedding(dense: Path, tmp_path: Path) -> None:
-    """Engines that leave a tied head aside would serve what memory holds."""
+    """Only transformers takes the head for it: vLLM stops, and SGLang serves what memory holds."""
     quantized(dense, tmp_path / "clean", method="minmax")
     out = rewritten(tmp_path / "clean", tmp_path / "out", by_its_head)
     assert {one.code for one in verify(Request(out, dense, Level.STATIC)).of(Severity.FAIL)} == {"static.tensors"}

@@ -584,6 +584,17 @@ def test_a_tied_head_of_another_name_stops_vllm(dense: Path, dense_out: Path, tm
         assert loads(found)["sglang"] is not Loads.NO
 
 
+def test_an_embedding_that_is_stored_as_its_head_is_tied_by_transformers(dense_out: Path, tmp_path: Path) -> None:
+    """The others leave a tied head aside: vLLM 0.33 then stops, and SGLang serves what memory holds."""
+
+    def change(tensors: Tensors) -> Tensors:
+        return {"lm_head.weight" if n.endswith("embed_tokens.weight") else n: t for n, t in tensors.items()}
+
+    out = rewritten(dense_out, tmp_path / "out", change)
+    assert loads(checked(out)) == {"transformers": Loads.YES, "vllm": Loads.NO, "sglang": Loads.NO}
+    assert_loads_as(out, dense_out)
+
+
 # what only some engines read packed
 
 
