@@ -214,7 +214,8 @@ def code(row: Row) -> str:
     if row.rounding is not None:
         made_by = [inspect.getsource(row.rounding.func).encode()]
     elif row.peer:
-        made_by = [(HERE / f"quality_{row.peer}.py").read_bytes()]
+        names = [row.peer] if row.peer == "peer" else [row.peer, "values"]
+        made_by = [(HERE / f"quality_{name}.py").read_bytes() for name in names]
     else:
         folders = (package / "quantization", package / "calibration")
         made_by = [path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.py"))]

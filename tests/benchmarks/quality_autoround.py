@@ -30,12 +30,14 @@ def main() -> None:
     start = time.perf_counter()
     import torch  # noqa: PLC0415 - timed
     from auto_round import AutoRound  # noqa: PLC0415 - timed
-    from safetensors.torch import load_file  # noqa: PLC0415 - timed
+    from quality_values import lowered, raise_values  # noqa: PLC0415 - timed
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - timed
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - timed
 
     imported = time.perf_counter()
     ids = load_file(args.tokens)["ids"].long()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
+    raise_values(model.model.layers)
     model.config.model_type = "gemma4"  # its care for this family is for that name, and not for gemma4_text
     work = AutoRound(
         model,
@@ -53,6 +55,8 @@ def main() -> None:
     work.quantize_and_save(str(args.output), format="llm_compressor")
     for path in args.output.glob("*/*"):  # it makes a folder named after the scheme
         path.rename(args.output / path.name)
+    for path in args.output.glob("*.safetensors"):
+        save_file(lowered(load_file(path)), path)
     seconds = {"import_s": imported - start, "work_s": time.perf_counter() - imported}
     report = {**seconds, "versions": {name: version(name) for name in PACKAGES}}
     sys.stdout.write(json.dumps(report) + "\n")

@@ -30,12 +30,14 @@ def main() -> None:
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own choice for two cores, one, is refused by its pool
     start = time.perf_counter()
     from gptqmodel import GPTQModel, QuantizeConfig  # noqa: PLC0415 - timed
+    from quality_values import raise_values  # noqa: PLC0415 - timed
     from safetensors.torch import load_file  # noqa: PLC0415 - timed
 
     imported = time.perf_counter()
     ids = load_file(args.tokens)["ids"].tolist()
     config = QuantizeConfig(bits=BITS, group_size=args.group, device="cpu", offload_to_disk=False)
     model = GPTQModel.load(str(args.model), config)
+    raise_values(model.model.model.layers)
     model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids], batch_size=1)
     model.save(str(args.output / "own"))
     repack(args.output / "own", args.output, args.group)
@@ -47,6 +49,7 @@ def main() -> None:
 def repack(source: Path, target: Path, group: int) -> None:
     """Write codes and scales of a GPTQ checkpoint as `pack-quantized`; refuses groups in another order."""
     import torch  # noqa: PLC0415 - after the clock has started
+    from quality_values import lowered  # noqa: PLC0415
     from safetensors.torch import load_file, save_file  # noqa: PLC0415
 
     tensors = {name: value for file in sorted(source.glob("*.safetensors")) for name, value in load_file(file).items()}
@@ -62,7 +65,7 @@ def repack(source: Path, target: Path, group: int) -> None:
         found[f"{module}.weight_packed"] = torch.where(packed >= 1 << 31, packed - (1 << 32), packed).int()
         found[f"{module}.weight_scale"] = scales.T.contiguous()
         found[f"{module}.weight_shape"] = torch.tensor(codes.shape)
-    save_file(found, target / "model.safetensors")
+    save_file(lowered(found), target / "model.safetensors")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ token's distribution from that of the bf16 original, in nats. `make quality` mak
 
 _OTHERS = """## Other tools
 
-Tried on 2026-11-29, each in an environment of its own, with the same ids and one core.
+Tried on 2026-11-29, each in an environment of its own, with the same ids and one core. GPTQModel and AutoRound store
+scales as float16, in which those of `v_proj` here, 2^-17 of the usual, would be one or two binary digits (a KL of 0.224
+for the first, and no values at all for the second). So they are given the model with `v_proj` 2^17 times as large and
+what it gives lowered again (`tests/benchmarks/quality_values.py`).
 
 - llm-compressor 0.14.0.1: as it comes, with the observers named.
 - GPTQModel 7.6.0 (transformers 5.24.0): as it comes, on the CPU, which it does in bf16. 7.7.0 asks for torch 2.14.1,
