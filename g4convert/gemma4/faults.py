@@ -14,6 +14,7 @@ from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.fitting import fitting
 from g4convert.gemma4.matching import Match, Schema, match_source
 from g4convert.gemma4.shape_causes import cut_shapes, turned_shapes
+from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
 __all__ = ["Found", "raise_faults"]
@@ -62,7 +63,7 @@ def raise_faults(found: Found) -> None:
             hint=cause(faults, found.match.schema, architecture)
             or (turned_shapes(shapes) if shapes else "")
             or _misfit(found)
-            or (cut_shapes(shapes) if shapes else "")
+            or (cut_shapes(shapes) if shapes and _everywhere(faults, found) else "")
             or spare(faults, found.match.schema)
             or _LOOK,
         )
@@ -79,6 +80,14 @@ def _shape_pairs(
         return ()
     names = {source: name for name, sources in found.match.sources.items() for source in sources}
     return tuple((found.tensors[one.name].shape, _shapes(found.match.schema, names[one.name])) for one in faults)
+
+
+def _everywhere(faults: Iterable[Fault], found: Found) -> bool:
+    """Return whether no tensor of a faulty kind is sound in any layer."""
+    names = {source: name for name, sources in found.match.sources.items() for source in sources}
+    faulty = {names[fault.name] for fault in faults}
+    kinds = {Name(name).unnumbered()[0] for name in faulty}
+    return all(name in faulty for name in found.match.sources if Name(name).unnumbered()[0] in kinds)
 
 
 def _misfit(found: Found) -> str:
