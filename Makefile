@@ -89,7 +89,8 @@ quality: env
 	$(BIN)/python tests/benchmarks/quality.py bench/real $(if $(PEER),--peer $(PEER)) \
 		$(if $(GPTQMODEL),--gptqmodel $(GPTQMODEL)) $(if $(AUTOROUND),--autoround $(AUTOROUND))
 
-# bits that `fit` chooses for that model, beside uniform recipes, into docs/quality.md; resumable, half an hour
+# bits that `fit` chooses for that model, beside uniform recipes, by `mse` and by `gptq`, into docs/quality.md; resumable,
+# an hour and a half of one core
 budget: env
 	$(BIN)/python tests/benchmarks/budget.py bench/real
 

@@ -138,7 +138,7 @@ class Fits:
 
     def write(self, rows: Iterable[Row]) -> None:
         """Write the recipes of rows, with size, bits and losses on the ids that wholes are measured on."""
-        wanted = {row.name for row in rows} | {row.like for row in rows} | {row.by for row in rows}
+        wanted = {name for row in rows for name in (row.name, self._like(row), row.by)}
         for method in dict.fromkeys(row.method for row in ROWS):
             left = [row for row in of(method) if row.name in wanted and not self._facts(row.name).exists()]
             if left:
@@ -200,9 +200,8 @@ class Fits:
         say(f"{row.name}: {known}")
 
     def _like(self, row: Row) -> str:
-        """Return the row whose size a fit takes: that of the same method, or the one for `mse`, of the same size."""
-        own = f"{row.method}-{row.like}"
-        return own if any(one.name == own for one in ROWS) else row.like
+        """Return the row of the same method whose size a fit takes; empty without one."""
+        return row.like if row.method == "mse" or not row.like else f"{row.method}-{row.like}"
 
     def _facts(self, name: str) -> Path:
         return self.directory / "recipes" / f"{name}.json"

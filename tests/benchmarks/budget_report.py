@@ -22,16 +22,15 @@ which
 a fit is held against one packing for all, KL that of the windows that judge. *By output error* is what a fit chooses \
 for a
 model that the memory does not hold. `make budget` makes this section."""
+_HEADING: Final = "\n### With `gptq`\n"
 _GPTQ: Final = """\
-### With `gptq`
-
 The same for `gptq`: single changes and wholes are rounded by `imatrix`, which stands for it, on statistics of the texts
-that ship; what was chosen is quantized by `gptq` on the ids that calibrate the tables above. Embedding and head, which
-have no inputs to calibrate on, are rounded as `mse` rounds them."""
+that ship, and what layers lose by it counts by a share; what was chosen is quantized by `gptq` on the ids that
+calibrate the tables above. Embedding and head, which have no inputs to calibrate on, are rounded as by `mse`."""
 
 
 def write(page: Path, found: _Found, samples: int, tokens: int) -> None:
-    """Write the section; a row that was not judged says so.
+    """Write the section; a row that was not judged says so, and a method without any row keeps its tables.
 
     Args:
         page: the page, whose last section is written.
@@ -39,11 +38,16 @@ def write(page: Path, found: _Found, samples: int, tokens: int) -> None:
         samples: rows of ids that single changes were measured on.
         tokens: ids of each.
     """
-    before = page.read_text().partition(LAST)[0]
-    lines = [_MSE.format(samples=samples, tokens=tokens), "", *_tables("mse", found)]
-    if any(row.name in found for row in of("gptq")):
-        lines += ["", _GPTQ, "", *_tables("gptq", found)]
-    page.write_text("\n".join([f"{before}{LAST}", *lines]) + "\n")
+    before, _, section = page.read_text().partition(LAST)
+    first, _, second = section.partition(_HEADING)
+    parts = {"mse": ("", _MSE.format(samples=samples, tokens=tokens), first), "gptq": (_HEADING, _GPTQ, second)}
+    text = before + LAST
+    for method, (heading, words, old) in parts.items():
+        if any(row.name in found for row in of(method)):
+            text += "\n".join([f"{heading}\n{words}\n", *_tables(method, found)]) + "\n"
+        elif old:
+            text += heading + old
+    page.write_text(text)
 
 
 def _tables(method: str, found: _Found) -> Iterator[str]:
