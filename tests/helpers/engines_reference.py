@@ -165,6 +165,17 @@ def _matching() -> Iterator[str]:
     yield "Of a drafter, vLLM reads the config anew: nothing is renamed, and `gate_up_proj` is looked up as it is."
 
 
+_SPELLED = {
+    "decoder": "decoder of a multimodal model",
+    "media": "its towers and embedders",
+    "head": "its head",
+    "text": "decoder of a text-only model",
+    "text_head": "its head",
+    "drafter": "decoder of an MTP assistant",
+}
+"""Field of `Spellings` -> the part of a model that it is for."""
+
+
 def _blind() -> Iterator[str]:
     yield from ("## What nobody tells you", "")
     yield f"| | {' | '.join(one.label for one in VERSIONS)} |"
@@ -173,6 +184,14 @@ def _blind() -> Iterator[str]:
     yield f"| a module without its tensors | {' | '.join(one.on_missing for one in VERSIONS)} |"
     yield f"| left aside without a word | {' | '.join('; '.join(one.drops) or 'nothing' for one in VERSIONS)} |"
     yield f"| never noticed | {' | '.join('; '.join(one.blind) for one in VERSIONS)} |"
+    yield ""
+    yield "Names of tensors that a loader reads, by how they begin; a tensor of another name fits nothing:"
+    yield ""
+    yield f"| | {' | '.join(one.label for one in VERSIONS)} |"
+    yield f"|---|{'---|' * len(VERSIONS)}"
+    for part, what in _SPELLED.items():
+        known = (getattr(one.spellings, part) for one in VERSIONS)
+        yield f"| {what} | {' | '.join(', '.join(f'`{one}`' if one else 'nothing' for one in of) for of in known)} |"
     yield ""
 
 
