@@ -94,6 +94,7 @@ _SPELLINGS: Final = Spellings(  # one `model.` less or more: `base_model_prefix`
     media=("model.", "", "model.model."),
     head=("", "model."),
     text=("model.", "", "model.model."),
+    text_head=("", "model."),
     drafter=("model.", "", "model.model."),
 )
 

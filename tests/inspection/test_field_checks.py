@@ -575,6 +575,19 @@ def test_each_engine_reads_other_names_than_the_others(
             loaded_values(out)
 
 
+def test_a_head_of_another_name_is_read_by_transformers(text: Path, tmp_path: Path) -> None:
+    quantized(text, tmp_path / "good", method="minmax")
+    for name, read in (("model.lm_head.weight", {"transformers"}), ("language_model.lm_head.weight", set[str]())):
+        out = rewritten(
+            tmp_path / "good",
+            tmp_path / name,
+            lambda t, n=name: {n if one == "lm_head.weight" else one: w for one, w in t.items()},
+        )
+        assert {engine for engine, one in loads(checked(out)).items() if one is not Loads.NO} == read
+        if read:
+            assert_loads_as(out, tmp_path / "good")
+
+
 def test_a_tied_head_of_another_name_stops_vllm(dense: Path, dense_out: Path, tmp_path: Path) -> None:
     for name, stops in (("model.lm_head.weight", True), ("language_model.lm_head.weight", False)):
         table = stored(dense)["model.language_model.embed_tokens.weight"]
