@@ -67,6 +67,15 @@ class _TwoLines(Progress):
         yield Text(self.tasks[0].description if self.tasks else "", style="dim", no_wrap=True, overflow="ellipsis")
 
 
+class _Left(TimeRemainingColumn):
+    """Time left; blank while it is not known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text for a task."""
+        text = super().render(task)
+        return text.append(" left") if task.time_remaining is not None else Text("")
+
+
 class _Speed(ProgressColumn):
     """Mean speed of this run; blank at first."""
 
@@ -90,7 +99,7 @@ class Bar(Quiet):
         """Show the bar from what an earlier run has finished."""
         _say_continued(self._console, total, done)
         share = BarColumn(bar_width=16), TaskProgressColumn(), DownloadColumn(), _Speed()
-        bar = _TwoLines(*share, TimeRemainingColumn(), console=self._console, transient=True)
+        bar = _TwoLines(*share, _Left(), console=self._console, transient=True)
         self._replace(bar, "", total, done)
 
     def advance(self, nbytes: int, name: str) -> None:
@@ -100,7 +109,7 @@ class Bar(Quiet):
     def step(self, name: str, total: int, unit: str) -> None:
         """Show a bar for the step in place of the last bar."""
         counted = [TextColumn("{task.completed} of {task.total} " + unit)] if unit else []
-        columns = BarColumn(bar_width=16), TaskProgressColumn(), *counted, TimeRemainingColumn()
+        columns = BarColumn(bar_width=16), TaskProgressColumn(), *counted, _Left()
         self._replace(_TwoLines(*columns, console=self._console, transient=True), name, total)
 
     def _replace(self, progress: Progress, name: str, total: int | None, done: int = 0) -> None:

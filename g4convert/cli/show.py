@@ -95,9 +95,9 @@ def reference(out: Console, stored: Mapping[str, Any]) -> None:
         out: console.
         stored: JSON of `g4convert reference`.
     """
-    asked = f"{stored['tokens']:,} predictions of {stored['probes']} prompts, in {stored['dtype']}"
+    asked = f"logits of {stored['tokens']:,} predictions of {stored['probes']} prompts, run in {stored['dtype']}"
     pairs(out, {"model": str(stored["model"]), "stored": f"{asked}, {size(stored['bytes'])}"})
-    what = "OUT: what was made of the model"
+    what = "OUT: a quantized checkpoint of the model"
     show_next(out, f"g4convert verify OUT --reference {quote(stored['output'])}", what)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["checked", "mended", "verdicts"]
 
-_MORE: Final = "options of `g4convert quantize` with which more engines load it, best first"
+_MORE: Final = "options of `g4convert quantize` with which engines that refuse it load it, most engines first"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 

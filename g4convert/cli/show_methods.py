@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["basis", "methods", "untried"]
 
-_MEASURED = (
-    "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, as measured on a model "
-    "of 270M parameters; other models lose other amounts, in the same order"
-)
-
 _LESS = 0.9
 """A method is named if it leaves less than this part of what the one named before leaves."""
 
@@ -46,10 +41,14 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
     tokens = max(one.tokens for one in found)
     texts = f"{plural(tokens, 'token')} of your texts" if own_texts else f"about {tokens:,} tokens of the bundled texts"
     estimated = (
-        f"estimates for {plural(workers, 'worker')} on idle cores, a check of every weight included; imatrix, gptq and "
-        f"best calibrate on {texts}"
+        f"estimates for {plural(workers, 'worker')} on idle cores; times include the check of every weight. imatrix, "
+        f"gptq and best calibrate on {texts}"
     )
-    return f"{estimated}. {_MEASURED}" if all(one.kl is not None for one in found) else estimated
+    measured = (
+        "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
+        f"{found[0].measured_on}; other models lose other amounts"
+    )
+    return f"{estimated}. {measured}" if all(one.kl is not None for one in found) else estimated
 
 
 def untried(found: Sequence["Cost"]) -> str:
@@ -62,5 +61,5 @@ def untried(found: Sequence["Cost"]) -> str:
         if one.tokens and one.kl is not None and one.kl < _LESS * least:
             least = one.kl
             better.append(f"`{one.option}` {nats(one.kl)} (about {rough_duration(one.seconds)} here)")
-    left = f"; on a real 270M model this method left a mean KL of {nats(own.kl)} nats, "
+    left = f"; on {own.measured_on} this method left a mean KL of {nats(own.kl)} nats, "
     return left + ", ".join(better) if better else ""

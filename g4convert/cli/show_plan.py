@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dialect", "plan"]
 
-_AUTO = " (mse; a QAT grid is kept)"
+_AUTO = " (mse, but the grid of a QAT source is kept)"
 """Choices of `auto`, which reads some weights first."""
 _MOST_FILES = 6
 """Largest number of files of a pattern that are named."""

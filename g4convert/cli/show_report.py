@@ -81,8 +81,9 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
     if found.levels == ("static", "logits"):
         prose(out, f"\n{_NO_WEIGHTS}")
     if not verbose:
-        counts = Counter(_ran(found, finding) for finding in found.of(Severity.PASS))
-        all_of = Counter(_ran(found, one) for one in found.findings if one.severity is not Severity.INFO)
+        counted = [one for one in found.findings if not (verdicts and one.level == "engines")]  # the table has them
+        counts = Counter(_ran(found, one) for one in counted if one.severity is Severity.PASS)
+        all_of = Counter(_ran(found, one) for one in counted if one.severity is not Severity.INFO)
         passed = ", ".join(
             f"{level} {number}" + (f" of {all_of[level]}" if number < all_of[level] else "")
             for level, number in counts.items()
@@ -102,7 +103,7 @@ def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> N
         same = values["kl_max"] == 0 and values["logit_max_diff"] == 0
         prose(out, escape((EQUAL if same else ALIKE).format(**values)))
         return
-    columns = ("metric", "value", "limits", "", _NOISE)
+    columns = ("metric", "value", "limits (--profile)", "", _NOISE)
     put(out, table(*without(columns, _measured(found, kind), () if verbose else (_NOISE,)), right=("value", _NOISE)))
     if kind == "loss":
         experts = "" if math.isnan(values.get("router_jaccard_min", math.nan)) else LEGEND_OF_EXPERTS
@@ -195,13 +196,13 @@ def _how(blamed: Mapping[str, Any], kind: str) -> str:
     """Return how a table of blame is measured."""
     probes = plural(len(blamed.get("probes", ())), "prompt")
     sample = (
-        f"the {plural(blamed['predictions'], 'prediction')} of {probes} with the largest KL"
+        f"the {probes} with the largest KL, {plural(blamed['predictions'], 'prediction')}"
         if blamed.get("predictions")
         else "all prompts"
     )
     return (
         f"Measured on {sample} (mean {_number(blamed['kl'])}). Each row gives one module {SWAPPED[kind]}: the "
-        "share of that KL that goes, and the KL that stays. Shares overlap."
+        "share of that KL that this removes, and the KL that is left. Shares overlap."
     )
 
 
@@ -214,7 +215,7 @@ def _blame(rows: Sequence[Mapping[str, Any]], *, costs: bool) -> Table:
         for row in alike[:_MOST]:
             share, sqnr = f"{round(100 * row['share'])} %", _number(row["sqnr"], ".1f")
             cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
-    columns = ("module", "share", "KL that stays", _SQNR, "")
+    columns = ("module", "removes", "KL left", _SQNR, "")
     return table(*without(columns, cells, (_SQNR,) if costs else ()), right=columns[1:4])
 
 

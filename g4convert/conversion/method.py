@@ -42,13 +42,11 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
-        return Choice(
-            Method.MSE, f"nothing is packed in {LATTICE_BITS} bits, so no {LATTICE_BITS}-bit training to keep"
-        )
+        return Choice(Method.MSE, f"a grid of quantization-aware training is looked for in {LATTICE_BITS} bits alone")
     share, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    sample = plural(linears, "sampled weight")
+    sample = plural(linears, "sampled tensor")
     return Choice(method, f"source {trained} for 4 bits: {share:.1%} of groups on a 4-bit grid in {sample}")
 
 

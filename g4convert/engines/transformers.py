@@ -42,7 +42,7 @@ _RULES: Final = (
         _LINEAR,
         r"\1",
         accepts=Accepts.PLAIN,
-        note=Reason("skipped, as it reads one tensor for all of a layer; they run with random weights"),
+        note=Reason("left unread, as it expects one tensor for all experts of a layer; they run with random weights"),
     ),
     Rule(
         r".*\bembed_tokens(_per_layer)?",

@@ -17,11 +17,11 @@ from g4convert.planning.recipe import Method, option_for
 from g4convert.planning.sizes import START, RoleSize, written_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
-__all__ = ["BUNDLED_TOKENS", "KL", "Cost", "costs"]
+__all__ = ["BUNDLED_TOKENS", "KL", "KL_OF_EXPERTS", "Cost", "costs", "measured_kl"]
 
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
-KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
+KL: Final[Mapping[int, Mapping[Method, float]]] = {
     32: {
         Method.MINMAX: 0.46,
         Method.MSE: 0.30,
@@ -40,8 +40,17 @@ KL: Final[Mapping[int | None, Mapping[Method, float]]] = {
     },
 }
 """Measured mean KL to the original in nats, by group size and method."""
-_EXPERTS: Final[Mapping[int | None, Mapping[Method, float]]] = {32: {Method.GPTQ: 0.08, Method.BEST: 0.07}}
-"""The same where it differs for a model with experts, whose weights do not aim at the original."""
+KL_OF_EXPERTS: Final[Mapping[int, Mapping[Method, float]]] = {
+    32: {
+        Method.MINMAX: 0.94,
+        Method.MSE: 0.75,
+        Method.AUTO: 0.75,
+        Method.IMATRIX: 0.46,
+        Method.GPTQ: 0.30,
+        Method.BEST: 0.23,
+    },
+}
+"""The same of a mixture of experts that was made of that model."""
 
 _PASS_FLOP: Final = 35e9
 """Floating-point operations per core and second while statistics are recorded."""
@@ -74,6 +83,7 @@ class Cost:
         disk: temporary bytes beside the output.
         tokens: number of calibration token ids; 0 for a method that reads weights alone.
         kl: mean KL in nats to the original on a real model; None if not measured.
+        measured_on: name of that model; empty if not measured.
         option: option of the command line that chooses the method; empty for the recipe's own.
     """
 
@@ -82,8 +92,22 @@ class Cost:
     memory: int
     disk: int
     tokens: int
-    kl: float | None
+    kl: float | None = None
+    measured_on: str = ""
     option: str = ""
+
+
+def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Mapping[Method, float], str]:
+    """Return what each method left of a real model at 4 bits, and the model's name; empty if it was not measured.
+
+    Args:
+        group_size: weights that share a scale.
+        has_experts: whether the model in question has experts; one with experts stands for it where it was measured.
+    """
+    size = group_size if isinstance(group_size, int) else 0
+    if has_experts and size in KL_OF_EXPERTS:
+        return KL_OF_EXPERTS[size], "a mixture of experts made of Gemma 3 270M"
+    return (KL[size], "Gemma 3 270M") if size in KL else ({}, "")
 
 
 def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[Cost, ...]:
@@ -99,15 +123,24 @@ def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUN
     others: tuple[Method, ...] = (Method.AUTO, *_CALIBRATED) if own in _CALIBRATED else _CALIBRATED
     if not plan.quantized or plan.architecture.is_assistant:
         others = ()
-    found = (_cost(plan, rows, workers, tokens, method) for method in dict.fromkeys((own, *others)))
-    return tuple(replace(one, option="" if one.method == own else option_for(plan.recipe, one.method)) for one in found)
+    is_measured = {step.packing for step in plan.quantized} == {Packing(_BITS, plan.recipe.group_size)}
+    known, model = measured_kl(
+        plan.recipe.group_size if is_measured else None, has_experts=plan.architecture.text.experts is not None
+    )
+    return tuple(
+        replace(
+            _cost(plan, rows, workers, tokens, method),
+            kl=known.get(method),
+            measured_on=model,
+            option="" if method == own else option_for(plan.recipe, method),
+        )
+        for method in dict.fromkeys((own, *others))
+    )
 
 
 def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, method: Method) -> Cost:
-    recipe, text = plan.recipe, plan.architecture.text
-    is_measured = {step.packing for step in plan.quantized} == {Packing(_BITS, recipe.group_size)}
-    measured = {**KL.get(recipe.group_size, {}), **(_EXPERTS.get(recipe.group_size, {}) if text.experts else {})}
-    kl = measured.get(method) if is_measured else None
+    """Return the cost of a method without its loss."""
+    text = plan.architecture.text
     linears = tuple(_linears(plan)) if method in _CALIBRATED else ()
     match method:
         case Method.IMATRIX:
@@ -115,7 +148,7 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
                 START + _pass_flop(linears, tokens) / _PASS_FLOP / workers + written_seconds(sizes, method, workers)
             )
             memory = max(_TILES, _BASE + _layer_bytes(plan))
-            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens, kl)
+            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=False), tokens)
         case Method.GPTQ:
             rounded = sum(one.n * one.k for one in linears) / _ROUNDED
             seconds = (
@@ -124,15 +157,15 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
             widest = max((one.k for one in linears), default=0)
             aimed = 0 if text.experts else 2 * max((one.n * one.k for one in linears), default=0)
             memory = _BASE + _layer_bytes(plan) + _FLOAT32 * (widest**2 + aimed)  # H, which becomes its factor
-            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens, kl)
+            return Cost(method, seconds, memory, state_bytes(text, tokens, layered=True), tokens)
         case Method.BEST:
             layers = _cost(plan, sizes, workers, tokens, Method.GPTQ)
             running = min(BATCH, workers)
             seconds = layers.seconds + _training_flop(plan, linears, tokens) / _LAYERS_FLOP / running
             memory = max(layers.memory, _BASE + TrainingMemory.of(plan, min(tokens, _SAMPLE), running).total)
-            return Cost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens, kl)
+            return Cost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens)
         case _:
-            return Cost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0, kl)
+            return Cost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

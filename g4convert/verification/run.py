@@ -66,7 +66,7 @@ def verify(
     directories = _Directories.open(asked)
     _check_directories(asked, directories)
     if asked.is_captured and asked.level is None:
-        say(f"levels static and logits, as {asked.reference} holds stored answers")
+        say(f"levels static and logits, as {asked.reference} holds logits and no weights")
     say("level static: names, shapes, config and files")
     findings, ran, metrics = [*_static(asked, directories)], [Level.STATIC], dict[str, Any]()
     levels = _Levels(asked, directories, progress, say, candidate, written)
@@ -144,7 +144,7 @@ class _Levels:
             return Judged((*hashes, stopped), {})
         from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
-        self.say("level weights: every value against the original's, reading both")
+        self.say("level weights: every value against the original, as near as its rounding allows")
         rows: list[dict[str, Any]] = []
         found = check_weights(out, self.directories.source, progress=self.progress, table=rows, recorded=self.written)
         return Judged((*hashes, *found), {"weights": {"tensors": rows}})

@@ -529,7 +529,7 @@ def test_a_loss_that_fails_names_one_command(text_out: tuple[Path, Path], g4conv
     assert lines[-1] == made
     (eight,) = (line for line in lines if "`-r w8a16-g32`" in line)
     assert re.fullmatch(
-        r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, KL [\d.e-]+( \(upper end [\d.e-]+\))?, would probably not pass", eight
+        r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, KL [\d.e-]+( \(upper end [\d.e-]+\))?, above the limit of 0", eight
     )
     found = json.loads(g4convert(*asked, "--json").out)["metrics"]["advice"]
     assert found[0]["options"] == "-r w8a16-g32"
@@ -548,7 +548,7 @@ def test_what_check_mends_is_said(text_out: tuple[Path, Path], g4convert: Progra
 def test_a_path_without_a_difference_is_a_sentence(text_out: tuple[Path, Path], g4convert: Program) -> None:
     source, out = text_out
     told = g4convert("verify", out, "--reference", source, "--level", "logits").out
-    after = told.partition("whether it runs as written: ")[2].splitlines()
+    after = told.partition("whether the packed weights compute the same: ")[2].splitlines()
     assert after[0].startswith("the dequantized weights in transformers against the packed weights in g4convert's own")
     assert after[1].startswith("equal to the last bit in all ")
     assert "by rounding alone" not in told

@@ -113,7 +113,7 @@ ROWS = (
     row(MOE, DENSE_PARTS, "sglang 2", NO, "mlp.down_proj: 2816 x 1056 fits no tile of Marlin"),
     row(MOE, DENSE_PARTS, "sglang 4", NO, "mlp.gate_up_proj: 1056 x 2816 fits no tile", "2112 inputs / 4 = 528"),
     row(MOE, {"pack": ["attention"]}, "sglang 8", YES),
-    row(MOE, {}, "transformers", NO, "experts: skipped", "random weights"),
+    row(MOE, {}, "transformers", NO, "experts: left unread", "random weights"),
     row(MOE, DENSE_PARTS, "transformers", YES),
     row(MOE, {}, "vllm 3", NO, "16 heads cannot be split over 3 GPUs", "704 inputs cannot be split over 3 GPUs"),
     # dense variants: nothing is refused at the usual sizes, but for towers and kernels
@@ -419,8 +419,10 @@ def told(found: Iterable[Verdict], **how: str) -> str:
 
 def test_the_table_tells_advice_from_rows() -> None:
     text = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS]))
-    rows, _, advice = text.partition("\n\noptions of `g4convert quantize` with which more engines load it, best first")
-    ways = "vLLM (1, 2, 4 or 8 GPUs), SGLang (1, 2, 4 or 8 GPUs): mlp in bf16, about 50.0 GB"
+    rows, _, advice = text.partition(
+        "\n\noptions of `g4convert quantize` with which engines that refuse it load it, most engines first"
+    )
+    ways = "vLLM (1, 2, 4 or 8 GPUs), SGLang (1, 2, 4 or 8 GPUs): mlp in bf16, output of about 50.0 GB"
     assert advice.splitlines()[1:] == [f"  --pack attention  {ways}"]  # its rows have the numbers of GPUs
     assert rows.splitlines()[-1].strip() == BASIS
     assert "more engines load it" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
@@ -428,10 +430,10 @@ def test_the_table_tells_advice_from_rows() -> None:
 
 def test_the_options_for_most_engines_come_first_and_in_full() -> None:
     found = with_remedies(thin(MOE, {}), [*CONTRACTS])
-    lines = told(found, command="g4convert quantize gemma -o out").partition("best first")[2].splitlines()
+    lines = told(found, command="g4convert quantize gemma -o out").partition("most engines first")[2].splitlines()
     assert lines[1].split(": ") == [
         "  --pack attention --pack mlp      transformers, SGLang (1 GPU)",
-        "experts in bf16, about 2.3 GB",
+        "experts in bf16, output of about 2.3 GB",
     ]
     assert lines[-1] == "  in full: g4convert quantize gemma -o out --pack attention --pack mlp"
 

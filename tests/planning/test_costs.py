@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from helpers import ROOT
 from helpers.headers import planned
 from helpers.released_configs import FAMILIES, released
 
-from g4convert.planning.costs import BUNDLED_TOKENS, KL, Cost, costs
+from g4convert.planning.costs import BUNDLED_TOKENS, KL, KL_OF_EXPERTS, Cost, costs
 from g4convert.planning.recipe import Method
 from g4convert.planning.sizes import role_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def found(size: str, workers: int = 2, tokens: int = BUNDLED_TOKENS, recipe: str = "w4a16-g32") -> dict[Method, Cost]:
@@ -57,12 +61,25 @@ def test_a_drafter_has_no_choice() -> None:
     assert [one.method for one in costs(plan, role_sizes(plan), 1)] == [Method.AUTO]
 
 
-@pytest.mark.parametrize("group_size", [32, 128])
-def test_the_losses_are_those_of_the_page_on_quality(group_size: int) -> None:
-    page = (ROOT / "docs" / "quality.md").read_text().partition(f"## Groups of {group_size}\n")[2].partition("\n## ")[0]
+def test_losses_of_models_with_experts_are_those_of_a_mixture() -> None:
+    for size, model in (("31B", "Gemma 3 270M"), ("26B-A4B", "a mixture of experts made of Gemma 3 270M")):
+        assert {one.measured_on for one in found(size).values()} == {model}
+    assert found("26B-A4B")[Method.GPTQ].kl == KL_OF_EXPERTS[32][Method.GPTQ]
+
+
+@pytest.mark.parametrize(
+    ("title", "known"),
+    [
+        ("Groups of 32", KL[32]),
+        ("Groups of 128", KL[128]),
+        ("A mixture of experts, groups of 32", KL_OF_EXPERTS[32]),
+    ],
+)
+def test_the_losses_are_those_of_the_page_on_quality(title: str, known: Mapping[Method, float]) -> None:
+    page = (ROOT / "docs" / "quality.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.splitlines() if "+-" in line]
     measured: dict[str, float] = {}
     for name, kl in rows:
         measured.setdefault(name.partition(",")[0], float(kl.split()[0]))  # later rows have other data
     for method in (Method.MINMAX, Method.MSE, Method.IMATRIX, Method.GPTQ, Method.BEST):
-        assert KL[group_size][method] == pytest.approx(measured[method.value], rel=0.03)
+        assert known[method] == pytest.approx(measured[method.value], rel=0.03)

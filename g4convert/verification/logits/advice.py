@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
-from g4convert.planning.costs import KL
+from g4convert.gemma4 import Architecture
+from g4convert.planning.costs import measured_kl
 from g4convert.planning.recipe import DEFAULT, Method, Recipe, load, option_for, shipped
 from g4convert.planning.rules import PackRole
 from g4convert.planning.sizes import role_sizes
@@ -32,15 +33,18 @@ from g4convert.verification.gates import Profile
 __all__ = ["Way", "is_right", "ways", "with_advice"]
 
 _EIGHT: Final = "w8a16-g32"
-_KL_EIGHT: Final = KL[32][Method.MSE] / 4**4
-"""Mean KL in nats to expect of `w8a16-g32`. It left 0.0003 of the model behind `KL`, which came from an 8-bit file."""
+_OF_EIGHT: Final = 4.0**-4
+"""Share of the mean KL of 4 bits in groups of 32 without data that 8 bits leave: four more bits are steps of a 16th.
+
+On the real model it was less, but its weights come from an 8-bit file.
+"""
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
 _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the output's method."""
 _RIGHT: Final = (
-    "the file is right: it computes what it stores, but what it stores is too far from this model. What loses less, "
-    "with the size of the output and its mean KL, scaled from the {kl} measured here:"
+    "the file is right: it computes what it stores, but quantized like this the model loses too much. What loses less, "
+    "with the size of the output and its mean KL, estimated from the {kl} measured here:"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -54,7 +58,8 @@ class Way:
         what: what they do.
         kl: mean KL to expect, in nats.
         high: upper end of its interval, which is judged; the same where no interval was measured.
-        passes: whether the profile is expected to pass.
+        limit: largest upper end with which the profile passes.
+        passes: whether it is expected to pass.
         nbytes: size of the output; None if the original is not at hand.
         name: end of a name for the output, as `W8A16`.
     """
@@ -63,6 +68,7 @@ class Way:
     what: str
     kl: float
     high: float
+    limit: float
     passes: bool
     nbytes: int | None
     name: str
@@ -71,7 +77,7 @@ class Way:
     def line(self) -> str:
         """The way in one line."""
         large = "" if self.nbytes is None else f", {size(self.nbytes)}"
-        expected = "should pass" if self.passes else "would probably not pass"
+        expected = "should pass" if self.passes else f"above the limit of {self.limit:.2g}"
         return f"`{self.options}`: {self.what}{large}, KL {_with_end(self.kl, self.high)}, {expected}"
 
 
@@ -91,16 +97,19 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
     def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> Way:
         nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
         kl, most = left * values["kl_mean"], left * high
-        return Way(options, what, kl, most, most <= limit, nbytes, f"W{other.num_bits}A16{end}")
+        return Way(options, what, kl, most, limit, most <= limit, nbytes, f"W{other.num_bits}A16{end}")
 
-    known, found = _known(recipe), []
+    has_experts = Architecture.from_config(out.config).text.experts is not None
+    known, found = _known(recipe, has_experts=has_experts), []
     if own := known.get(recipe.method):
         found += [
             way(option_for(recipe, one), "4 bits, calibrated", known[one] / own, _with(recipe, method=one), f"-{one}")
             for one in _CALIBRATED
             if known[one] < _LESS * own
         ]
-        found.append(way(f"-r {_EIGHT}", "8 bits", _KL_EIGHT / own, load(_EIGHT).recipe))
+        eight = load(_EIGHT).recipe
+        four, _ = measured_kl(eight.group_size, has_experts=has_experts)
+        found.append(way(f"-r {_EIGHT}", "8 bits", _OF_EIGHT * four[Method.MSE] / own, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
         others = sorted(one["module"] for one in roles if one is not row)
@@ -108,7 +117,9 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
             packed = _with(recipe, pack=tuple(map(PackRole, others)))
             base = [f"-r {name}"] if name in shipped() and name != DEFAULT else []
             options = " ".join([*base, *(f"--pack {one}" for one in others)])
-            found.append(way(options, f"{row['module']} in bf16", 1 - row["share"], packed, f"-{'-'.join(others)}"))
+            found.append(
+                way(options, f"{row['module']} kept in bf16", 1 - row["share"], packed, f"-{'-'.join(others)}")
+            )
     return tuple(sorted(found, key=lambda one: (not one.passes, (one.nbytes or 0) if one.passes else one.kl)))
 
 
@@ -127,10 +138,10 @@ def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
         return DEFAULT, load(DEFAULT).recipe
 
 
-def _known(recipe: Recipe) -> Mapping[Method, float]:
+def _known(recipe: Recipe, *, has_experts: bool) -> Mapping[Method, float]:
     """Return what each method left of a real model with a recipe's bits and groups; empty if they are not measured."""
     uniform = recipe.num_bits == _BITS and not recipe.rules and not {*recipe.bits.values()} - {16}
-    return KL.get(recipe.group_size if isinstance(recipe.group_size, int) else None, {}) if uniform else {}
+    return measured_kl(recipe.group_size, has_experts=has_experts)[0] if uniform else {}
 
 
 def _with(recipe: Recipe, **values: object) -> Recipe:

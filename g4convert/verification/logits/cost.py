@@ -61,11 +61,15 @@ class Cost:
         pages = models * PIECE * 4 * (1 + (config.final_logit_softcapping is not None))
         return cls(max(1, models) * (body + head), peak_memory() + states + pages, len(probes), predictions)
 
-    def line(self) -> str:
-        """Return the cost as one line for the user; measures the machine's speed."""
+    def line(self, origin: str) -> str:
+        """Return the cost as one line for the user; measures the machine's speed.
+
+        Args:
+            origin: whose prompts they are: `bundled`, `stored` or `own`.
+        """
         seconds = self.operations / _speed()
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
-        probes = f"{self.predictions:,} predictions of the next token, in {self.probes} prompts"
+        probes = f"{self.predictions:,} predictions of the next token, in {self.probes} {origin} prompts"
         return f"{probes}, about {rough_size(self.memory)} of memory{time}"
 
 

@@ -95,7 +95,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
             told += left or _text_alone(source, alone=alone)
             running = 2 + sum(one is not None for one in (original, runs, rounded))
-            say(Cost.of(dequantized, probes, running).line())
+            say(Cost.of(dequantized, probes, running).line(_origin(asked, stored)))
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
@@ -134,7 +134,7 @@ def store_reference(
         say("loading the model")
         model = model_of(checkpoint, asked, dtype)
         probes, _ = _asked(asked, model, None, say, directory=checkpoint.path)
-        say(f"running the model: {Cost.of(model, probes, 0).line()}")
+        say(f"running the model: {Cost.of(model, probes, 0).line(_origin(asked, None))}")
         digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _request(checkpoint, asked)}
         return capture(ModelCandidate(model), probes, output, source=digest, facts=facts, progress=progress)
 
@@ -240,6 +240,11 @@ def _asked(
         return probes, [_answers("none: without a chat template every token of a text is predicted")]
     say("letting the model answer the prompts")
     return with_answers(model, probes, max_new_tokens=_ANSWER_TOKENS), [_answers("the reference's own, greedy")]
+
+
+def _origin(asked: Request, stored: Captured | None) -> str:
+    """Return whose prompts are run."""
+    return "stored" if stored is not None else "bundled" if asked.prompts is None else "own"
 
 
 def _answers(found: str) -> Finding:

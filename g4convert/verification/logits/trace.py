@@ -105,7 +105,7 @@ def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
     elif "parity" in failed:
         findings += _steepest(measured["parity"])
     if "loss" in failed and _is_model(reference):
-        say("finding out which modules cost most, by restoring the original's one by one")
+        say("finding out which modules cost most, by giving them the original weights, one by one")
         some = [probe.begun(_TOKENS).thinned(_SCORED) for probe in _telling(probes, measured["loss"])[:2]]
         examined = examine(reference, dequantized, some, limit=LOSS_LIMIT, progress=progress)
         blamed["loss"] = blame(

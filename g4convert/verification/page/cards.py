@@ -177,10 +177,10 @@ def _blame(kind: str, table: Json) -> Card:
     over = f" over {table['predictions']} predictions of {' and '.join(table['probes'])}" if table.get("probes") else ""
     how = (
         f"The mean KL is {number(table['kl'])} nats{over}{again}. Each row gives one module {SWAPPED[kind]}: the "
-        "share of that KL that goes, the KL that stays, and the SQNR of the module's outputs on equal inputs. Shares "
-        "need not add up to 100 %; a layer's holds those of its parts."
+        "share of that KL that this removes, the KL left, and the SQNR of the module's outputs on equal inputs. "
+        "Shares need not add up to 100 %; a layer's holds those of its parts."
     )
-    head = (("", False), ("Module", False), ("Share of the KL", True), ("KL that stays", True), ("SQNR, dB", True))
+    head = (("", False), ("Module", False), ("Removes", True), ("KL left", True), ("SQNR, dB", True))
     return Card(_sentence(COSTLY[kind]), how, Table(head, rows), wide=True)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conftest import Packed
 
 FAIL, WARN, PASS = Severity.FAIL, Severity.WARN, Severity.PASS
-WAYS = (Way("-r w8a16-g32", "8 bits", 0.0003, 0.0004, passes=True, nbytes=1_500_000, name="W8A16"),)
+WAYS = (Way("-r w8a16-g32", "8 bits", 0.0003, 0.0004, limit=0.05, passes=True, nbytes=1_500_000, name="W8A16"),)
 ROLES = [{"module": name, "kind": "role", "share": share} for name, share in (("mlp", 0.6), ("attention", -0.1))]
 
 
@@ -42,7 +42,7 @@ def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     assert list(found) == ["logits.loss.kl_mean"]
     right, way, fit = found["logits.loss.kl_mean"].splitlines()
     assert right.startswith("the file is right")
-    assert right.endswith("scaled from the 0.26 (upper end 0.38) measured here:")
+    assert right.endswith("estimated from the 0.26 (upper end 0.38) measured here:")
     assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL 0.0003 (upper end 0.0004), should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]
@@ -59,7 +59,7 @@ def test_what_should_pass_comes_first_and_then_the_smaller(made: tuple[Checkpoin
     assert much[0] == ("-r w8a16-g32", True)
     assert {(option, False) for option in both} <= {*much[1:]}
     (kept,) = (one for one in ways(*made, metrics(0.2), gates.load("w4a16")) if one.options == "--pack attention")
-    assert (kept.what, kept.name, kept.passes) == ("mlp in bf16", "W4A16-attention", False)
+    assert (kept.what, kept.name, kept.passes) == ("mlp kept in bf16", "W4A16-attention", False)
     assert kept.kl == pytest.approx(0.08)
 
 
