@@ -220,12 +220,19 @@ def packed_words(codes: I8, num_bits: int) -> I32:
 
 def stats_of(scheme: Scheme, w: F32, codes: I8, scale: F32) -> TileStats:
     """Return statistics of rounding a weight [n, k] to codes [n, k] on scales [n, groups]."""
-    d = dequantized(codes, scale).astype(np.float64) - w
+    squares = np.empty(w.shape)  # for the widest Linear of 31B 0.9 GB, so one array serves both sums
+    for begin in range(0, len(w), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        squares[rows] = dequantized(codes[rows], scale[rows])
+        squares[rows] -= w[rows]
+    squared_error = float(np.square(squares, out=squares).sum())
+    squared_weight = float(np.square(w, out=squares, dtype=np.float64).sum())
+    del squares
     return TileStats(
         weights=w.size,
         groups=scale.size,
-        squared_error=float((d * d).sum()),
-        squared_weight=float(np.square(w, dtype=np.float64).sum()),
+        squared_error=squared_error,
+        squared_weight=squared_weight,
         zero_codes=int((codes == 0).sum()),
         saturated_codes=int(((codes == scheme.code_max) | (codes == -scheme.code_max - 1)).sum()),
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["checked", "mended", "verdicts"]
 
-_MORE: Final = "options of `g4convert quantize` with which engines that refuse it load it, most engines first"
+_MORE: Final = "options of `g4convert quantize` with which engines that refuse now load it"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 

@@ -184,7 +184,8 @@ def test_a_plan_says_what_each_method_takes_here_and_gained(moe: Path, g4convert
     found = json.loads(g4convert("plan", moe, "--json").out)["methods"]
     assert [one["method"] for one in found] == ["auto", "imatrix", "gptq", "best"]
     assert all(one["seconds"] > 0 and one["memory"] > 0 for one in found)
-    rows = {line.split()[0]: line for line in g4convert("plan", moe).out.splitlines() if line.split()}
+    lines = [line for line in g4convert("plan", moe).out.splitlines() if line.split()]
+    rows = {line.split()[0]: line for line in reversed(lines)}
     for one in found:
         assert rows[one["method"]].endswith(f" {nats(one['kl'])}")
 
