@@ -9,7 +9,7 @@ that tables and head need; among parts of layers it changes nothing. It is the s
 docs/quality.md: other models have another.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,15 +18,14 @@ from g4convert.fitting.choices import Form
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Losses
 from g4convert.fitting.sensitivities import Measure
+from g4convert.planning.costs import measured_kl
+from g4convert.planning.recipe import Method as Asked
 from g4convert.quantization import Method
 
-__all__ = ["KL", "Standing", "scaled", "share_of"]
+__all__ = ["Standing", "scaled", "share_of"]
 
-KL: Final[Mapping[bool, Mapping[Method, float]]] = {
-    False: {Method.MSE: 0.301, Method.IMATRIX: 0.175, Method.GPTQ: 0.054, Method.BEST: 0.053},
-    True: {Method.MSE: 0.749, Method.IMATRIX: 0.458, Method.GPTQ: 0.300, Method.BEST: 0.234},
-}
-"""Mean KL of int4 in groups of 32 by method, of a model without experts and of one with them, from docs/quality.md."""
+_GROUP: Final = 32
+"""Group size of the measured losses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,8 @@ def share_of(method: Method, stands: Method, *, experts: bool) -> float:
         stands: method that rounds what is measured.
         experts: whether the model has experts.
     """
-    known = KL[experts]
-    return known[method] / known[stands] if method in {Method.GPTQ, Method.BEST} else 1.0
+    known, _ = measured_kl(_GROUP, has_experts=experts)
+    return known[Asked(method)] / known[Asked(stands)] if method in {Method.GPTQ, Method.BEST} else 1.0
 
 
 def scaled(losses: Losses, parts: Iterable[Part], share: float) -> Losses:

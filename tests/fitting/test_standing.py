@@ -1,12 +1,10 @@
 """Losses by `gptq` that are estimated from those of `imatrix`: in layers a share of them, outside the same."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT
 from helpers.headers import planned
 from helpers.released_configs import FAMILIES
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from g4convert.engines.limits import Packing
 from g4convert.fitting.choices import Form, label_of, parse_choices
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Assignment, Problem
-from g4convert.fitting.standing import KL, Standing, scaled, share_of
+from g4convert.fitting.standing import Standing, scaled, share_of
 from g4convert.quantization import Method
 
 CHOICES = parse_choices(["4:32", "8:channel", "16"])
@@ -98,10 +96,3 @@ def test_the_share_is_what_was_measured() -> None:
     assert (
         share_of(Method.IMATRIX, Method.IMATRIX, experts=True) == share_of(Method.MSE, Method.MSE, experts=False) == 1
     )
-    page = (ROOT / "docs" / "quality.md").read_text()
-    for experts, heading in ((False, "Groups of 32"), (True, "A mixture of experts, groups of 32")):
-        section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-        for method, kl in KL[experts].items():
-            row = re.search(rf"^\| {method}[^|]*\| ([\d.]+) ", section, re.MULTILINE)
-            assert row is not None
-            assert float(row[1]) == kl
