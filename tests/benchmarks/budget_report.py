@@ -30,7 +30,7 @@ calibrate the tables above. Embedding and head, which have no inputs to calibrat
 
 
 def write(page: Path, found: _Found, samples: int, tokens: int) -> None:
-    """Write the section; a row that was not judged says so, and a method without any row keeps its tables.
+    """Write the section; a method of which a row is missing keeps the tables that it has.
 
     Args:
         page: the page, whose last section is written.
@@ -43,9 +43,9 @@ def write(page: Path, found: _Found, samples: int, tokens: int) -> None:
     parts = {"mse": ("", _MSE.format(samples=samples, tokens=tokens), first), "gptq": (_HEADING, _GPTQ, second)}
     text = before + LAST
     for method, (heading, words, old) in parts.items():
-        if any(row.name in found for row in of(method)):
+        if not old or all(row.name in found for row in of(method)):
             text += "\n".join([f"{heading}\n{words}\n", *_tables(method, found)]) + "\n"
-        elif old:
+        else:
             text += heading + old
     page.write_text(text)
 
