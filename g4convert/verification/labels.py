@@ -68,7 +68,7 @@ ALIKE: Final = "within all limits, with a mean KL of {kl_mean:.2g} over {tokens:
 SWAPPED: Final = {"loss": "the original's weights", "parity": "the dequantized weights"}
 """The weights that a module gets while its share is measured, by comparison."""
 LOWER_BOUND: Final = (
-    "KL is a lower bound, 4 % low on a real model: of the reference only the likeliest tokens are known"
+    "KL is a lower bound, 3 % low on a real model: of the reference only the likeliest tokens are known"
 )
 COSTLY: Final = {
     "loss": "which modules cost most (no fault: it says what to keep in bf16)",
