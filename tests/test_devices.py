@@ -17,7 +17,7 @@ from g4convert import devices
 from g4convert.devices import CPU, device_of, memory_faults, moved, torch_device
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.candidate import ModelCandidate
-from g4convert.forward.greedy import greedy
+from g4convert.forward.decoding import greedy
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.triton import tiles

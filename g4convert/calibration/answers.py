@@ -18,7 +18,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import is_roomy, threads_for
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import Frame
-from g4convert.forward.drawing import draw
+from g4convert.forward.decoding import draw
 from g4convert.forward.models import Model
 from g4convert.progress import Quiet
 

@@ -16,8 +16,7 @@ chat_templates  Renders conversations in a chat template's words, with a limit o
 conversations   Turns conversations into token ids, in a checkpoint's own chat frame
 media           Makes pictures, videos and sounds in the form processors give them
 probe           Defines a probe: a forward call, and the predictions in it that count
-greedy          Decodes one token after the other
-drawing         Draws answers to a batch of questions at temperature 1
+decoding        Decodes one token after the other: the likeliest, or drawn at temperature 1
 generation      Answers prompts: `g4convert generate`
 logits          Makes logits of the last states, some rows at a time
 candidate       Defines what can be judged: logits, and what happens inside

@@ -19,7 +19,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import device_of, memory_faults, threads_for, torch_device
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import Frame, frame_of
-from g4convert.forward.greedy import ends, greedy
+from g4convert.forward.decoding import ends, greedy
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.streaming import stream_of

@@ -14,8 +14,7 @@ from g4convert.calibration.answers import decided
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import CPU
 from g4convert.errors import UsageError
-from g4convert.forward.drawing import draw
-from g4convert.forward.greedy import greedy
+from g4convert.forward.decoding import draw, greedy
 from g4convert.forward.load import load
 from g4convert.progress import Quiet
 

@@ -22,8 +22,8 @@ from helpers.program import Program, g4convert
 from g4convert.checkpoint.uses import speaking
 from g4convert.demo.trained import trained
 from g4convert.errors import EnvironmentFault, GateError, InputError, UsageError
+from g4convert.forward.decoding import greedy
 from g4convert.forward.generation import Speaker
-from g4convert.forward.greedy import greedy
 from g4convert.forward.load import load
 from g4convert.forward.models import quiet_transformers
 from g4convert.forward.triton import tiles

@@ -1,22 +1,19 @@
 """Greedy answers of the reference, and comparison of step-by-step decoding with one prefill.
 
 A quantized model has to reproduce the original's own answers, so these are generated greedily and their tokens are
-scored. The loop is a few lines on the model's forward with a KV cache, so it runs on any model with that forward
-(streamed or resident). It does what transformers' `generate` does for these models: pictures and sounds go into the
-first call only.
+scored.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from g4convert.devices import device_of
 from g4convert.errors import GateError
 from g4convert.forward.conversations import placeholders
-from g4convert.forward.greedy import ends
+from g4convert.forward.decoding import Decoder, ends
 from g4convert.forward.media import call
-from g4convert.forward.models import Model, cache_name
+from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.verification.probes.suite import left_padded
 
@@ -24,8 +21,6 @@ __all__ = ["decode_equals_prefill", "is_asked", "with_answers"]
 
 _SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
-_LAST = {"logits_to_keep": 1}
-"""Argument that limits a forward over a question to its last logits: 1 MiB in all instead of 1 MiB for each token."""
 
 
 def with_answers(
@@ -85,7 +80,7 @@ def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.T
     barred = torch.tensor(placeholders(model.config), dtype=torch.int64)
     last = torch.tensor(ends(model))
     going = torch.ones(len(prompt.response), dtype=torch.bool)
-    decoder = _Decoder(model, prompt.arguments)
+    decoder = Decoder(model, prompt.arguments)
     new: list[torch.Tensor] = []
     counted: list[torch.Tensor] = []
     while len(new) < max_new_tokens and bool(going.any()):
@@ -132,29 +127,6 @@ def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Prob
     return Probe.of(prompt.name, prompt.bucket, arguments, torch.cat([torch.zeros_like(prompt.response), counted], 1))
 
 
-class _Decoder:
-    """Step-by-step decoder: a prefill, then one token at a time; `logits` [b, vocabulary] are of the last token."""
-
-    def __init__(self, model: Model, arguments: Mapping[str, Any]) -> None:
-        self._model = model
-        self._mask = arguments.get("attention_mask")
-        self._place = arguments["position_ids"][:, -1:] if self._mask is not None else None
-        output = call(model, {**arguments, **_LAST}, use_cache=True)
-        self._name = cache_name(model)
-        self._cache = output[self._name]
-        self.logits: torch.Tensor = output.logits[:, -1].float().cpu()
-
-    def step(self, ids: torch.Tensor) -> torch.Tensor:
-        """Feed one token per row, [b, 1], and return the logits after it."""
-        arguments: dict[str, Any] = {"input_ids": ids, self._name: self._cache}
-        if self._mask is not None and self._place is not None:
-            self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
-            self._place = self._place + 1
-            arguments |= {"attention_mask": self._mask, "position_ids": self._place}
-        self.logits = call(self._model, {**arguments, **_LAST}, use_cache=True).logits[:, -1].float().cpu()
-        return self.logits
-
-
 def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> float:
     """Feed the answer token by token through the KV cache, and compare the logits with those of one forward.
 
@@ -172,7 +144,7 @@ def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> floa
     stop = min(start + steps, ids.shape[1])
     places = torch.arange(start - 1, stop, device=device_of(model))
     expected = call(model, {**probe.arguments, "logits_to_keep": places}, use_cache=False).logits.float().cpu()
-    decoder = _Decoder(model, _shortened(probe, start).arguments)
+    decoder = Decoder(model, _shortened(probe, start).arguments)
     found = [decoder.logits, *(decoder.step(ids[:, place, None]) for place in range(start, stop))]
     difference = (torch.stack(found, dim=1) - expected).abs().max()
     return float(difference / expected.abs().max())

@@ -19,6 +19,7 @@ import torch
 
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import Conversation, Frame, frame_of
+from g4convert.forward.decoding import padded
 from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
@@ -96,17 +97,9 @@ def digest(probes: Iterable[Probe]) -> str:
 
 def left_padded(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: Config) -> Probe:
     """Return one probe of questions and answers of different lengths, padded on the left as for generation."""
-    width = max(len(question) + len(answer) for question, answer in rows)
-    pad = config.get_text_config().pad_token_id or 0
-    padding = torch.tensor([width - len(question) - len(answer) for question, answer in rows])[:, None]
-    ids = [[pad] * int(count) + [*row[0], *row[1]] for count, row in zip(padding, rows, strict=True)]
+    arguments = padded([[*question, *answer] for question, answer in rows], config)
+    width = arguments["input_ids"].shape[1]
     answers = torch.tensor([[False] * (width - len(answer)) + [True] * len(answer) for _, answer in rows])
-    place = torch.arange(width)
-    arguments = {
-        "input_ids": torch.tensor(ids),
-        "attention_mask": (place >= padding).long(),
-        "position_ids": (place - padding).clamp(min=0),
-    }
     return Probe.of(name, bucket, arguments, answers)
 
 
