@@ -1,11 +1,8 @@
-"""Candidates to judge: anything that turns a probe into logits, and shows its inner tensors if it can.
-
-    ModelCandidate      a transformers model or any callable: packed, dequantized, streamed, with a fault planted in it
-    engines             elsewhere, with the same `run`
+"""Candidates to judge: models that turn a probe into logits, and show their inner tensors.
 
 A candidate shows its residual stream after each decoder layer, the experts that its routers chose, and the outputs of
-towers and embedders, under the same names for every kind; an engine that cannot show them leaves them empty.
-Everything is float32 and on the CPU, tokens of a batch one after the other, padding included.
+towers and embedders, under the same names for every family. Everything is float32 and on the CPU, tokens of a batch
+one after the other, padding included.
 
 A probe marks the scored rows of the logits. A model's forward stops before the head and keeps the states of these rows;
 `forward.logits` makes logits from them for a comparison.
@@ -18,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,7 +26,7 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import run_together
 
-__all__ = ["Candidate", "ModelCandidate", "Outputs", "run_all"]
+__all__ = ["ModelCandidate", "Outputs", "run_all"]
 
 T = TypeVar("T")
 
@@ -68,20 +65,12 @@ class Outputs:
         return self.rows.rows(0, len(self.rows))[1]
 
 
-class Candidate(Protocol):
-    """Anything that can be judged."""
-
-    def run(self, probe: Probe) -> Outputs:
-        """Run one probe."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class ModelCandidate:
     """A model in this process.
 
     Args:
-        model: a transformers model, or a function from the arguments of a forward to logits [..., V].
+        model: a transformers model: packed, dequantized, streamed.
         inside: whether to keep inner tensors; False keeps logits only.
         whole: whether the head runs within the forward, for callers that watch its module.
     """
@@ -94,13 +83,10 @@ class ModelCandidate:
         """Run one probe; for several probes `run_all` reads a streamed model's weights only once."""
         seen = _Seen()
         with torch.no_grad(), _watching(self.model, seen, probe.scored, inside=self.inside, whole=self.whole):
-            arguments = moved(probe.arguments, device_of(self.model))
-            if isinstance(self.model, torch.nn.Module):
-                arguments = videos_encoded(self.model, arguments)
+            arguments = videos_encoded(self.model, moved(probe.arguments, device_of(self.model)))
             result = self.model(**{"use_cache": False, **arguments})
-        logits = result if isinstance(result, torch.Tensor) else result.logits
         return Outputs(
-            rows=self._logits(seen, _rows(logits), probe.scored),
+            rows=self._logits(seen, _rows(result.logits), probe.scored),
             layers=seen.layers,
             embedders={name: torch.cat(parts) for name, parts in seen.embedders.items()},
             routers=seen.routers,
@@ -109,15 +95,12 @@ class ModelCandidate:
 
     def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor) -> Logits:
         """Make logits from the states before the head, or take the forward's if no states were recorded."""
-        if seen.states is None:
-            return Given(_counted(logits, scored))
         head = Head.of(self.model)
-        assert head is not None  # noqa: S101 -- its hook has seen the states
-        return Made(head, seen.states)
+        return Given(logits[scored]) if head is None or seen.states is None else Made(head, seen.states)
 
 
 def run_all(
-    candidate: Candidate, probes: Sequence[Probe], keep: Callable[[Probe, Outputs], T] | None = None
+    candidate: ModelCandidate, probes: Sequence[Probe], keep: Callable[[Probe, Outputs], T] | None = None
 ) -> list[T]:
     """Run probes, on a streamed model with one pass over its weights.
 
@@ -135,10 +118,7 @@ def run_all(
         outputs = candidate.run(probe)
         return outputs if keep is None else keep(probe, outputs)
 
-    calls = [partial(run, probe) for probe in probes]
-    if isinstance(candidate, ModelCandidate):
-        return run_together(candidate.model, calls)
-    return [call() for call in calls]
+    return run_together(candidate.model, [partial(run, probe) for probe in probes])
 
 
 @dataclass(slots=True)
@@ -167,24 +147,17 @@ _current: ContextVar[_Seen | None] = ContextVar("g4_seen", default=None)
 """Record of the running forward: forwards of a streamed model take turns, and each hook sees all of them."""
 
 
-def _counted(rows: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Return the scored rows; `rows` may hold only these already."""
-    return rows if len(rows) == len(scored) else rows[scored]
-
-
 @contextmanager
 def _watching(model: Model, seen: _Seen, scored: torch.Tensor, *, inside: bool, whole: bool) -> Iterator[None]:
     """Hook the parts of a model during one forward."""
     with ExitStack() as stack:
         token = _current.set(seen)
         stack.callback(_current.reset, token)
-        if isinstance(model, torch.nn.Module):
-            if (head := _head(model)) is not None:
-                handle = head.register_forward_pre_hook(partial(_select, seen, scored, whole=whole), prepend=True)
-                stack.callback(handle.remove)
-            for module, see in _places(model, seen, inside=inside):
-                handle = module.register_forward_hook(partial(_show, seen, see))
-                stack.callback(handle.remove)
+        if (head := model.get_output_embeddings()) is not None:
+            select = partial(_select, seen, scored, whole=whole)
+            stack.enter_context(head.register_forward_pre_hook(select, prepend=True))
+        for module, see in _places(model, seen) if inside else ():
+            stack.enter_context(module.register_forward_hook(partial(_show, seen, see)))
         yield
 
 
@@ -205,9 +178,7 @@ def _show(seen: _Seen, see: Callable[[Any], None], _: torch.nn.Module, __: objec
         see(output)
 
 
-def _places(model: Model, seen: _Seen, *, inside: bool) -> Iterator[tuple[torch.nn.Module, Callable[[Any], None]]]:
-    if not inside:
-        return
+def _places(model: Model, seen: _Seen) -> Iterator[tuple[torch.nn.Module, Callable[[Any], None]]]:
     for number, layer in enumerate(model.get_decoder().layers):
         name = f"layers.{number}"
         yield layer, partial(seen.layer, name)
@@ -216,11 +187,6 @@ def _places(model: Model, seen: _Seen, *, inside: bool) -> Iterator[tuple[torch.
     for name in _EMBEDDERS:
         if (module := getattr(model.base_model, name, None)) is not None:
             yield module, partial(seen.embedder, name)
-
-
-def _head(model: Model) -> torch.nn.Module | None:
-    head: torch.nn.Module | None = model.get_output_embeddings()
-    return head
 
 
 def _tensor(output: Any) -> torch.Tensor:  # noqa: ANN401

@@ -30,7 +30,6 @@ from g4convert.verification.static.level import check_static, open_output
 from g4convert.verification.weights.hashes import check_hashes
 
 if TYPE_CHECKING:
-    from g4convert.forward.candidate import Candidate
     from g4convert.progress import Quiet
 
 __all__ = ["verify"]
@@ -41,7 +40,6 @@ def verify(
     *,
     progress: "Quiet | None" = None,
     say: Callable[[str], None] = lambda _: None,
-    candidate: "Callable[[Path], Candidate] | None" = None,
     written: bool = False,
 ) -> Report:
     """Verify a quantized checkpoint.
@@ -50,7 +48,6 @@ def verify(
         asked: checkpoint, reference and last level.
         progress: told of every piece that level `weights` has read, and of the progress of each step of `logits`.
         say: called with a message before each step.
-        candidate: maker of the candidate that level `logits` runs; by default the packed weights in this process.
         written: the output was written by this process just now: the decoder is compared with recorded results.
 
     Returns:
@@ -69,7 +66,7 @@ def verify(
         say(f"levels static and logits, as {asked.reference} holds logits and no weights")
     say("level static: names, shapes, config and files")
     findings, ran, metrics = [*_static(asked, directories)], [Level.STATIC], dict[str, Any]()
-    levels = _Levels(asked, directories, progress, say, candidate, written)
+    levels = _Levels(asked, directories, progress, say, written)
     for level in _after_static(asked):
         judged = levels.judge(level)
         findings += judged.findings
@@ -99,7 +96,6 @@ class _Levels:
         directories: checkpoints to compare.
         progress: told of pieces and steps.
         say: called with a message before each step.
-        candidate: maker of the candidate that level `logits` runs.
         written: whether the output was written by this process just now.
     """
 
@@ -107,7 +103,6 @@ class _Levels:
     directories: "_Directories"
     progress: "Quiet | None"
     say: Callable[[str], None]
-    candidate: "Callable[[Path], Candidate] | None"
     written: bool
 
     def judge(self, level: Level) -> Judged:
@@ -121,14 +116,7 @@ class _Levels:
             case Level.LOGITS:
                 from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
 
-                return run_logits(
-                    self.asked,
-                    out,
-                    self.directories.source,
-                    say=self.say,
-                    progress=self.progress,
-                    candidate=self.candidate,
-                )
+                return run_logits(self.asked, out, self.directories.source, say=self.say, progress=self.progress)
             case _:
                 from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
 

@@ -271,19 +271,6 @@ def test_a_candidate_shows_what_happens_inside(moe: Path) -> None:
     assert not any(module._forward_hooks for module in model.modules())  # noqa: SLF001 -- they are gone again
 
 
-def test_any_function_is_a_candidate(moe: Path) -> None:
-    model = load(moe)
-    (prompt, *_) = prompts(model)
-
-    def off_by_one(**arguments: object) -> torch.Tensor:
-        out: torch.Tensor = model(**arguments).logits
-        return out + 1
-
-    found = ModelCandidate(off_by_one).run(prompt)
-    assert torch.equal(found.logits, ModelCandidate(model).run(prompt).logits + 1)
-    assert found.raw_logits is None
-
-
 def counting(probe: Probe, *rows: int) -> Probe:
     """The probe, of which a few rows count."""
     response = torch.zeros_like(probe.response).flatten()
@@ -306,14 +293,6 @@ def test_the_head_works_on_the_rows_that_count(memory: str, moe: Path) -> None:
         assert torch.allclose(one.logits[prompt.scored], other.logits, atol=1e-4)
         assert torch.allclose(one.raw_logits[prompt.scored], other.raw_logits, atol=1e-4)
         assert torch.equal(one.layers["layers.2"], other.layers["layers.2"])
-
-
-def test_of_a_function_the_rows_that_count_are_taken(moe: Path) -> None:
-    model = load(moe)
-    (prompt, *_) = prompts(model)
-    every = ModelCandidate(model).run(prompt).logits
-    found = ModelCandidate(lambda **arguments: model(**arguments).logits).run(counting(prompt, 1, 5))
-    assert torch.equal(found.logits, every[[1, 5]])
 
 
 def test_a_fault_planted_in_a_candidate_shows(moe: Path) -> None:

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from helpers.damage import STATIC, VALUES, damaged
-from helpers.faults import PATHS, Fault, Written, failures, random_experts, written
+from helpers.faults import PATHS, Fault, Written, failures, written
 from helpers.grids import every
-from helpers.program import brief
 
-from g4convert.forward.candidate import Candidate, ModelCandidate
+from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
-from g4convert.forward.media import call
-from g4convert.report import Judged, Report, Severity
+from g4convert.report import Judged, Severity
 from g4convert.request import Level, Request
 from g4convert.verification import gates
 from g4convert.verification.logits.judge import Models, check_logits
@@ -30,7 +28,7 @@ from g4convert.verification.run import verify
 if TYPE_CHECKING:
     from g4convert.forward.probe import Probe
 
-__all__ = ["brief", "written"]  # fixtures
+__all__ = ["written"]  # a fixture
 
 LAYER = "model.language_model.layers.0"
 FAMILIES = ("moe", "dense", "unified", "e2b", "text")
@@ -139,24 +137,3 @@ def test_the_right_path_passes(family: str, kind: str, judged: Callable[..., Jud
     found = judged(family, kind, None).findings
     bad = {Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN}
     assert not [(one.code, one.line) for one in found if one.severity in bad]
-
-
-@pytest.mark.usefixtures("brief")
-def test_a_candidate_is_anything_that_runs(written: Written) -> None:
-    """An engine takes the place of the packed path: here one with random experts, through the whole pipeline."""
-    source, out = written("trained moe")
-
-    def engine(directory: Path) -> Candidate:
-        model = load(directory)
-        random_experts(model)
-
-        def run(*, use_cache: bool, **arguments: object) -> torch.Tensor:
-            logits: torch.Tensor = call(model, arguments, use_cache=use_cache).logits
-            return logits
-
-        return ModelCandidate(run)
-
-    found = verify(Request(out, source, Level.LOGITS, profile="parity"), candidate=engine)
-    assert isinstance(found, Report)
-    assert found.exit_code(strict=False) == 1
-    assert "logits.parity.kl_mean" in failures(found.findings)

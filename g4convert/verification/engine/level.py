@@ -27,7 +27,7 @@ import torch
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import memory_faults, threads_for
 from g4convert.errors import GateError
-from g4convert.forward.candidate import Candidate, ModelCandidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
@@ -238,14 +238,14 @@ class _Comparing:
             sums.add(probe, kept[probe.name], self.answers[probe.name])
         return Measured(sums.parity(), noise)
 
-    def _kept(self, reference: Candidate) -> dict[str, Kept]:
+    def _kept(self, reference: ModelCandidate) -> dict[str, Kept]:
         def keep(probe: Probe, outputs: Outputs) -> Kept:
             return Kept.of(probe, outputs, inside=False)
 
         found = run_all(reference, self.probes, keep)
         return {probe.name: one for probe, one in zip(self.probes, found, strict=True)}
 
-    def _against(self, kept: Mapping[str, Kept], candidate: Candidate, probes: Sequence[Probe]) -> Parity:
+    def _against(self, kept: Mapping[str, Kept], candidate: ModelCandidate, probes: Sequence[Probe]) -> Parity:
         sums = Sums()
 
         def add(probe: Probe, outputs: Outputs) -> None:

@@ -32,7 +32,7 @@ from g4convert import __version__
 from g4convert.checkpoint.files import parse_object
 from g4convert.checkpoint.header import read_header
 from g4convert.errors import FormatError, InputError
-from g4convert.forward.candidate import Candidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.logits import Given
 from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
@@ -148,7 +148,7 @@ class Captured:
 
 
 def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who is told
-    candidate: Candidate,
+    candidate: ModelCandidate,
     probes: Sequence[Probe],
     path: Path,
     *,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from g4convert.forward.candidate import Candidate, Outputs, run_all
+from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
@@ -75,7 +75,7 @@ class _Passes:
     comparisons: dict[Pair, Comparison] = field(default_factory=dict)
 
     def run(
-        self, name: str, candidate: Candidate, *, against: str | None, probes: Sequence[Probe] | None = None
+        self, name: str, candidate: ModelCandidate, *, against: str | None, probes: Sequence[Probe] | None = None
     ) -> None:
         """Run a model on the probes; hidden states are kept only if other models are compared with it.
 
@@ -212,9 +212,8 @@ def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tup
         wide = models.rounded.model
         wider = [replace(probe, arguments=like(probe.arguments, model, wide)) for probe in passes.probes]
         passes.run("rounding", models.rounded, against=_DEQUANTIZED, probes=wider)
-    if models.candidate is not None:
-        say("running the packed weights")
-        passes.run("parity", models.candidate, against=_DEQUANTIZED)
+    say("running the packed weights")
+    passes.run("parity", models.candidate, against=_DEQUANTIZED)
     say("comparing their logits")
     found = passes.measured()
     measured = {kind: found[name] for kind, name in (("loss", _DEQUANTIZED), ("parity", "parity")) if name in found}

@@ -16,7 +16,7 @@ from g4convert.conversion.identity import Model as Identity
 from g4convert.conversion.identity import hash_of_request
 from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.errors import InputError
-from g4convert.forward.candidate import Candidate, ModelCandidate
+from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.misfits import Unfit
@@ -44,14 +44,13 @@ _ANSWER_TOKENS: Final = 32
 """Most tokens of an answer."""
 
 
-def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
+def run_logits(
     asked: Request,
     out: Checkpoint,
     source: Checkpoint | None = None,
     *,
     say: Callable[[str], None],
     progress: Quiet | None = None,
-    candidate: Callable[[Path], Candidate] | None = None,
 ) -> Judged:
     """Judge what four bits cost (loss), and whether the packed path computes as the dequantized weights do (parity).
 
@@ -61,7 +60,6 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
         source: the checkpoint that the output was made of; None for a stored reference, and for parity alone.
         say: called with a message before each step.
         progress: told of the progress of each step.
-        candidate: maker of the candidate that runs; by default the packed weights in this process.
 
     Returns:
         Findings and metrics; no metrics if the strict loader refuses the output.
@@ -79,7 +77,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
         say("level logits: loading the models")
         try:
             dequantized = model_of(out, asked, dtype, packed=False)
-            runs = candidate(out.path) if candidate else ModelCandidate(model_of(out, asked, dtype, beside=dequantized))
+            runs = ModelCandidate(model_of(out, asked, dtype, beside=dequantized))
         except Unfit as refused:
             return Judged(tuple(_refused(refused)), {})
         if stored is not None and asked.reference is not None:
@@ -94,7 +92,7 @@ def run_logits(  # noqa: PLR0913 -- what is compared, who is told, and what runs
         with threads_for(dequantized):
             probes, told = _asked(asked, original.model if original else dequantized, stored, say)
             told += left or _text_alone(source, alone=alone)
-            running = 2 + sum(one is not None for one in (original, runs, rounded))
+            running = 3 + sum(one is not None for one in (original, rounded))
             say(Cost.of(dequantized, probes, running).line(_origin(asked, stored)))
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, say=say, progress=progress)

@@ -7,12 +7,11 @@ too small to change the answers.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final, TypeGuard
+from typing import Final
 
 import torch
 
-from g4convert.forward.candidate import Candidate, ModelCandidate
+from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
@@ -32,8 +31,6 @@ __all__ = ["Models", "trace"]
 
 _ROWS: Final = 8
 _DECODE: Final = 1e-4
-_EQUAL: Final = 150.0
-"""SQNR in dB from which states count as equal: float32's rounding."""
 _SCORED: Final = 48
 """Most scored predictions of an examined probe: each is a row of logits for every swapped module."""
 _TOKENS: Final = 96
@@ -52,14 +49,14 @@ class Models:
     Args:
         reference: the original, or its stored outputs; None judges parity only.
         dequantized: transformers' model with the dequantized weights.
-        candidate: the model that runs on packed weights; None judges loss only.
+        candidate: the model that runs on packed weights.
         rounded: `dequantized` in float32, if the models run in bf16; None, as for float32, measures the floor by
             noise alone.
     """
 
-    reference: Candidate | Captured | None
+    reference: ModelCandidate | Captured | None
     dequantized: ModelCandidate
-    candidate: Candidate | None
+    candidate: ModelCandidate
     rounded: ModelCandidate | None = None
 
 
@@ -89,22 +86,19 @@ def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
     blamed: dict[str, Blame] = {}
     failed = {kind for kind in measured if any(_fails(one, f"logits.{kind}.") for one in judged)}
     reference, dequantized, candidate = models.reference, models.dequantized, models.candidate
-    if _is_model(candidate):
-        say("comparing the packed modules with the dequantized ones, one by one")
-        limit = LIMITS[dtype_name(dequantized.model)]
-        some = [probe.thinned(_SCORED) for probe in _telling(probes, measured["parity"])]
-        examined = examine(dequantized, candidate, some, limit=limit, progress=progress)
-        if "parity" in failed or culprits(examined.errors, limit) or examined.differences:
-            say("swapping modules: parity")
-            blamed["parity"] = blame(dequantized, candidate, some, examined, limit=limit, progress=progress)
-        findings += _modules(examined, blamed.get("parity"), limit)
-        findings += check_activations(dequantized, candidate, some[0], limit=limit)
-        findings += check_embedders(dequantized.model, candidate.model, limit=limit)
-        findings += check_poolers(candidate.model, limit=limit)
-        findings += _decoding(dequantized.model, candidate.model, probes)
-    elif "parity" in failed:
-        findings += _steepest(measured["parity"])
-    if "loss" in failed and _is_model(reference):
+    say("comparing the packed modules with the dequantized ones, one by one")
+    limit = LIMITS[dtype_name(dequantized.model)]
+    some = [probe.thinned(_SCORED) for probe in _telling(probes, measured["parity"])]
+    examined = examine(dequantized, candidate, some, limit=limit, progress=progress)
+    if "parity" in failed or culprits(examined.errors, limit) or examined.differences:
+        say("swapping modules: parity")
+        blamed["parity"] = blame(dequantized, candidate, some, examined, limit=limit, progress=progress)
+    findings += _modules(examined, blamed.get("parity"), limit)
+    findings += check_activations(dequantized, candidate, some[0], limit=limit)
+    findings += check_embedders(dequantized.model, candidate.model, limit=limit)
+    findings += check_poolers(candidate.model, limit=limit)
+    findings += _decoding(dequantized.model, candidate.model, probes)
+    if "loss" in failed and isinstance(reference, ModelCandidate):
         say("finding out which modules cost most, by giving them the original weights, one by one")
         some = [probe.begun(_TOKENS).thinned(_SCORED) for probe in _telling(probes, measured["loss"])[:2]]
         examined = examine(reference, dequantized, some, limit=LOSS_LIMIT, progress=progress)
@@ -115,11 +109,6 @@ def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
         findings += _table(kind, table)
     findings += _coverage(next(iter(measured.values())))
     return findings, blamed
-
-
-def _is_model(candidate: object) -> TypeGuard[ModelCandidate]:
-    """Return whether the candidate runs a transformers model, whose modules can be compared."""
-    return isinstance(candidate, ModelCandidate) and isinstance(candidate.model, torch.nn.Module)
 
 
 def _fails(finding: Finding, start: str) -> bool:
@@ -174,16 +163,6 @@ def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> 
         severity = Severity.PASS if found <= allowed else Severity.FAIL
         words, expected = f"logits {found:.1e} apart", f"at most {allowed:.1e} of the largest logit"
         yield Finding("logits.decode", severity, f"decoding with KV cache, {bucket}", words, expected)
-
-
-def _steepest(metrics: Metrics) -> Iterator[Finding]:
-    """Yield the layer after which the residual's SQNR falls most, for a candidate whose modules are not visible."""
-    levels = [(layer.name, min(layer.sqnr, _EQUAL)) for layer in metrics.layers]
-    drops = [(before - after, name, after) for (_, before), (name, after) in pairwise([("", _EQUAL), *levels])]
-    if drops:
-        drop, name, level = max(drops, key=lambda one: one[0])
-        words = f"the SQNR of the residual falls by {drop:.0f} dB to {level:.0f} dB"
-        yield Finding("logits.blame", Severity.INFO, name, words, "a level curve")
 
 
 def _table(kind: str, table: Blame) -> Iterator[Finding]:

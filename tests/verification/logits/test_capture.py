@@ -81,6 +81,8 @@ def test_layers_stay_in_order(tmp_path: Path) -> None:
     probe = Probe.of("one", "prose", {"input_ids": torch.arange(8)[None]}, torch.arange(8)[None] > 3)
 
     class Deep:
+        model = None
+
         def run(self, _: object) -> Outputs:
             return Outputs(
                 Given(torch.randn(4, 20)), layers={f"layers.{number}": torch.ones(8, 4) for number in range(12)}

@@ -8,9 +8,8 @@ from helpers.conversions import quantized
 from helpers.prompts import first_of_each
 
 from g4convert.demo.trained import trained
-from g4convert.forward.candidate import ModelCandidate, Outputs
+from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
-from g4convert.forward.logits import Given
 from g4convert.forward.models import cache_name
 from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Judged, Report, Severity
@@ -164,32 +163,6 @@ def test_a_fault_is_named_with_its_share(
     rows = found.metrics["blame"]["parity"]["rows"]
     assert (rows[0]["module"], round(rows[0]["share"], 2)) == (f"layers.1.experts.{busiest}", 1)
     assert "logits.parity.kl_mean" in bad(found)
-
-
-class Engine:
-    """Shows logits only, as an engine does; `extra` goes wrong in them."""
-
-    def __init__(self, model: ModelCandidate, extra: float = 0.0, *, layers: bool = False) -> None:
-        self.model, self.extra, self.layers = model, extra, layers
-
-    def run(self, probe: Probe) -> Outputs:
-        """The model's logits and more."""
-        outputs = self.model.run(probe)
-        noise = torch.randn(outputs.logits.shape, generator=torch.Generator().manual_seed(0))
-        layers = {name: states + (name >= "layers.2") * self.extra for name, states in outputs.layers.items()}
-        return Outputs(Given(outputs.logits + self.extra * noise), layers=layers if self.layers else {})
-
-
-def test_an_engine_shows_logits_only(dequantized: ModelCandidate, probes: tuple[Probe, ...]) -> None:
-    found = judged(Models(None, dequantized, Engine(dequantized)), probes)
-    assert bad(found) == {}
-    assert not any(finding.code == "logits.modules" for finding in found.findings)
-    found = judged(Models(None, dequantized, Engine(dequantized, 0.5)), probes)
-    assert "logits.parity.kl_mean" in bad(found)
-    assert not any(finding.code == "logits.blame" for finding in found.findings)
-    found = judged(Models(None, dequantized, Engine(dequantized, 0.5, layers=True)), probes)
-    (where,) = (finding for finding in found.findings if finding.code == "logits.blame")
-    assert where.subject == "layers.2"
 
 
 def test_a_cache_that_forgets_is_found(
