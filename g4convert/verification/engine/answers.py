@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
+from g4convert.verification.engine.prompts import Started
 from g4convert.verification.logits.scores import TopLogits
 
 __all__ = ["MOST_ANSWER", "AnswerError", "OversizeError", "Told", "VocabularyError", "document", "top_logits"]
@@ -45,32 +45,13 @@ class VocabularyError(AnswerError):
         self.token = token
 
 
-class _Unfilled(BaseModel):
-    """A parameter that was not filled, as `vllm_child` reports it."""
-
-    name: str
-    share: float = Field(ge=0, le=1)
-
-
-class Told(BaseModel):
-    """First answer of `vllm_child`; see `prompts.Started`."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
+class Told(Started):
+    """First answer of `vllm_child`."""
 
     event: Literal["started", "failed"]
     kind: str = ""
     message: str = ""
     phase: str
-    version: str = ""
-    device: str = ""
-    dtype: str = ""
-    decodes: bool = False
-    causal: bool = False
-    parameters: int = Field(ge=0)
-    unwatched: int = Field(ge=0)
-    unfilled: list[_Unfilled]
-    supplied: list[str]
-    mended: list[str]
 
 
 def document(content: bytes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from g4convert.bounded import MOST_CONFIG, read_bytes
 from g4convert.checkpoint.directory import CONFIG
@@ -82,16 +83,14 @@ class Prompt:
     media: tuple[Item, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unfilled:
+class Unfilled(BaseModel):
     """A parameter of the engine that the checkpoint's tensors did not fill, and the share of it that is not filled."""
 
     name: str
-    share: float
+    share: float = Field(ge=0, le=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(BaseModel):
     """Facts of an engine that is ready, or that has loaded the checkpoint and found tensors missing.
 
     Args:
@@ -107,16 +106,18 @@ class Started:
         mended: repairs that the engine needed to run here.
     """
 
-    name: str
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: str = ""
     device: str = ""
     dtype: str = ""
     decodes: bool = False
-    parameters: int = 0
-    unwatched: int = 0
-    unfilled: tuple[Unfilled, ...] = ()
-    supplied: tuple[str, ...] = ()
+    parameters: int = Field(default=0, ge=0)
+    unwatched: int = Field(default=0, ge=0)
+    unfilled: Sequence[Unfilled] = ()
+    supplied: Sequence[str] = ()
     causal: bool = False
-    mended: tuple[str, ...] = ()
+    mended: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON."""

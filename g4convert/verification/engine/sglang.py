@@ -64,7 +64,7 @@ class Sglang:
         self._vocab = vocabulary(config)
         served = self._json("/model_info")
         self._must_be_ours(served, config)
-        return Started(f"SGLang at {self._server.url}")
+        return Started(name=f"SGLang at {self._server.url}")
 
     def score(self, prompt: Prompt) -> TopLogits:
         """Return the log-probabilities after each scored row.

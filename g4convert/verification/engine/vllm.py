@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from g4convert.errors import EnvironmentFault
 from g4convert.verification.engine.answers import AnswerError, Told, top_logits
 from g4convert.verification.engine.process import Program
-from g4convert.verification.engine.prompts import Prompt, Refused, Started, Unfilled, config_of, vocabulary
+from g4convert.verification.engine.prompts import Prompt, Refused, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
 __all__ = ["Vllm", "look_for_vllm", "vllm"]
@@ -61,18 +61,7 @@ class Vllm:
         if told.event == "failed" and not told.unfilled:
             raise Refused(_short(told.message), told.phase, self._program.log())
         self._vocab = vocabulary(config_of(self._checkpoint))
-        return Started(
-            name=f"vLLM {told.version}".strip(),
-            device=told.device,
-            dtype=told.dtype,
-            decodes=told.decodes,
-            parameters=told.parameters,
-            unwatched=told.unwatched,
-            unfilled=tuple(Unfilled(one.name, one.share) for one in told.unfilled),
-            supplied=tuple(told.supplied),
-            causal=told.causal,
-            mended=tuple(told.mended),
-        )
+        return told
 
     def score(self, prompt: Prompt) -> TopLogits:
         """Return the log-probabilities after each scored row.

@@ -284,7 +284,7 @@ class Engine:
             _decode_in_place_of_kernels()
         if on_cpu:
             _mend_cpu()
-        self.version = vllm.__version__
+        self.name = f"vLLM {vllm.__version__}"
         self.device = str(current_platform.device_type)
         self._top = asked["top"]
         self._count = 0
@@ -394,7 +394,7 @@ def serve(questions: Any, replies: Any) -> None:
                 engine = Engine(asked)
                 reply(
                     "started",
-                    version=engine.version,
+                    name=engine.name,
                     device=engine.device,
                     dtype=engine.dtype,
                     decodes=engine.decodes,

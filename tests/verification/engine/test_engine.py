@@ -231,7 +231,7 @@ def test_refusals_and_missing_weights_are_failures(text_out: Path) -> None:
 
     assert found(Stubborn(model, "build")) == {"engine.load": ["the engine"]}
     assert found(Stubborn(model, "prompt")) == {"engine.probes": [probe.name for probe in probes]}
-    lost = (Unfilled("layers.0.mlp.gate_up_proj.weight_scale", 0.5),)
+    lost = (Unfilled(name="layers.0.mlp.gate_up_proj.weight_scale", share=0.5),)
     assert found(ModelEngine(model, unfilled=lost)) == {"engine.load": [lost[0].name]}
 
 
