@@ -175,10 +175,8 @@ def _embed(model: Model, ids: I32) -> torch.Tensor:
     """Run the recorders on one sequence and return the first layer's input, [1, t, h]."""
     kept: list[torch.Tensor] = []
     decoder = model.get_decoder()
-    handle = decoder.layers[0].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    with torch.no_grad():
+    with torch.no_grad(), decoder.layers[0].register_forward_pre_hook(lambda _, given: kept.append(given[0])):
         decoder(input_ids=torch.from_numpy(ids.astype(np.int64))[None].to(device_of(model)), use_cache=False)
-    handle.remove()
     return kept[0]
 
 

@@ -12,7 +12,7 @@ the same tokens, or X where they are not known. Of equal ways the simpler is tak
 If H has no factor (it is 0 or not finite), GPTQ does not run, and `Rounded.damp` is None.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,7 +31,7 @@ from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.weighted import weighted_scales
 from g4convert.tensors import DType
 
-__all__ = ["Aim", "Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "stats_of"]
+__all__ = ["Aim", "Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "quantized", "stats_of"]
 
 
 _ROWS = 256
@@ -129,22 +129,9 @@ class Rounding:
         return Rounded(codes, scale, best, errors, moments.tokens, damp, stats_of(scheme, w, codes, scale))
 
     def _data_free(self, name: str, w: F32) -> tuple[I8, F32]:
-        n, k = w.shape
         scheme = self.schemes[name]
-        packed, scale = np.empty((n, scheme.words(k)), np.int32), np.empty((n, scheme.groups(k)), np.uint16)
-
-        def do(rows: slice) -> None:
-            CpuTiles().quantize(w[rows], DType.F32, scheme, packed[rows], scale[rows])
-
-        try:
-            self._each_tile(n, do)
-        except NonFiniteError as error:
-            raise InputError(
-                f"{name}.weight: a weight is NaN or infinite",
-                hint="the checkpoint is damaged, or its training diverged",
-            ) from error
-        widened: F32 = (scale.astype(np.uint32) << 16).view(np.float32)
-        return codes_of(packed, scheme.num_bits)[:, :k], widened
+        packed, scale = quantized(f"{name}.weight", w, scheme, self.pool)
+        return codes_of(packed, scheme.num_bits)[:, : w.shape[1]], scale
 
     def _weighted(self, w: F32, moments: Moments, scheme: Scheme) -> tuple[I8, F32]:
         n, k = w.shape
@@ -155,12 +142,8 @@ class Rounding:
             scale[rows] = weighted_scales(w[rows], squares, scheme.group(k), high)
             codes[rows] = nearest_codes(w[rows], scale[rows], high)
 
-        self._each_tile(n, do)
+        _each_tile(n, do, self.pool)
         return codes, scale
-
-    def _each_tile(self, n: int, do: Callable[[slice], None]) -> None:
-        for _ in self.pool.map(do, _tiles(n)):
-            pass
 
     def _errors(self, w: F32, judges: F32, ways: dict[Way, tuple[I8, F32]], others: F32) -> dict[Way, float]:
         x, wanted = self._there(judges), self._there(others) @ self._there(w).T
@@ -187,8 +170,39 @@ def _energy(y: torch.Tensor) -> float:
     return float(y.square().sum(dtype=torch.float64))
 
 
-def _tiles(n: int) -> Iterator[slice]:
-    return (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))
+def quantized(name: str, w: F32, scheme: Scheme, pool: Executor, squares: F32 | None = None) -> tuple[I32, F32]:
+    """Quantize a weight in memory by a method that works tile by tile.
+
+    Args:
+        name: name of the weight, for the error.
+        w: float32 [n, k].
+        scheme: bits, group size and method.
+        pool: threads that each take some rows.
+        squares: E[x^2] of its inputs, float32 [k], for `imatrix`.
+
+    Returns:
+        Packed words, int32 [n, words of a row], and scales, float32 [n, groups], exact in bf16.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
+    n, k = w.shape
+    packed, scale = np.empty((n, scheme.words(k)), np.int32), np.empty((n, scheme.groups(k)), np.uint16)
+
+    def do(rows: slice) -> None:
+        CpuTiles().quantize(w[rows], DType.F32, scheme, packed[rows], scale[rows], squares)
+
+    try:
+        _each_tile(n, do, pool)
+    except NonFiniteError as error:
+        hint = "the checkpoint is damaged, or its training diverged"
+        raise InputError(f"{name}: a weight is NaN or infinite", hint=hint) from error
+    return packed, (scale.astype(np.uint32) << 16).view(np.float32)
+
+
+def _each_tile(n: int, do: Callable[[slice], None], pool: Executor) -> None:
+    for _ in pool.map(do, (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))):
+        pass
 
 
 def codes_of(packed: I32, num_bits: int) -> I8:

@@ -6,7 +6,7 @@ Letters: k inputs, e experts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import local
 from typing import Any, Final, TypeAlias
 
@@ -37,12 +37,10 @@ class Hooks:
     @contextmanager
     def placed(self) -> Iterator[None]:
         """Register the hooks; remove them on exit."""
-        handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in self._modules.items()]
-        try:
+        with ExitStack() as stack:
+            for name, module in self._modules.items():
+                stack.enter_context(module.register_forward_pre_hook(self._hook(name)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def begin(self) -> None:
         """Start new sums in this thread."""

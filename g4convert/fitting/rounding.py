@@ -1,28 +1,21 @@
 """Weights after packing and unpacking, rounded in memory by the method of a recipe."""
 
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Final
 
-import numpy as np
 import torch
 
 from g4convert.array_types import F32
+from g4convert.calibration.rounding import quantized
 from g4convert.conversion.result import Choice
 from g4convert.conversion.statistics import Statistics, source_of
 from g4convert.engines.limits import Packing
-from g4convert.errors import InputError
 from g4convert.fitting.standing import share_of
 from g4convert.forward.modules import PackedWeight
 from g4convert.gemma4 import Architecture, Weight
-from g4convert.quantization import Method, NonFiniteError
-from g4convert.quantization.tiles import CpuTiles
-from g4convert.tensors import DType
+from g4convert.quantization import Method
 
 __all__ = ["Rounder"]
-
-_ROWS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +68,8 @@ class Rounder:
         if scheme.method is Method.IMATRIX and squares is None:
             scheme = replace(scheme, method=Method.MSE)
         w = values.detach().cpu().float().contiguous().numpy()
-        n, k = w.shape
-        words, scale = np.empty((n, scheme.words(k)), np.int32), np.empty((n, scheme.groups(k)), np.uint16)
-
-        def do(rows: slice) -> None:
-            CpuTiles().quantize(w[rows], DType.F32, scheme, words[rows], scale[rows], squares)
-
-        try:
-            for _ in self.pool.map(do, _tiles(n)):
-                pass
-        except NonFiniteError as error:
-            hint = "the checkpoint is damaged, or its training diverged"
-            raise InputError(f"{weight.name}: a weight is NaN or infinite", hint=hint) from error
-        scales = torch.from_numpy((scale.astype(np.uint32) << 16).view(np.float32))
-        dense = PackedWeight(torch.from_numpy(words), scales, None, k, scheme.num_bits).dense(torch.float32)
+        words, scales = map(torch.from_numpy, quantized(weight.name, w, scheme, self.pool, squares))
+        dense = PackedWeight(words, scales, None, w.shape[1], scheme.num_bits).dense(torch.float32)
         return dense.to(values.device, values.dtype)
 
     def squares(self, weight: Weight) -> F32 | None:
@@ -97,7 +78,3 @@ class Rounder:
         if self.statistics is None or path is None or not weight.linear:
             return None
         return self.statistics.of(path) if source_of(path) in self.statistics.inputs else None
-
-
-def _tiles(n: int) -> Iterator[slice]:
-    return (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))

@@ -142,13 +142,10 @@ def _visiting(reference: Model, candidate: Model, visit: Callable[[int, str, Mod
                 name: str = name,
             ) -> None:
                 other = others[name]
-                handle = other.register_forward_hook(lambda *_: visit(number, name, module, other), prepend=True)
-                try:
+                with other.register_forward_hook(lambda *_: visit(number, name, module, other), prepend=True):
                     other(*like(args, reference, candidate), **like(kwargs, reference, candidate))
-                finally:
-                    handle.remove()
 
-            stack.callback(layer.register_forward_hook(hook, prepend=True, with_kwargs=True).remove)
+            stack.enter_context(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
         yield
 
 

@@ -38,13 +38,10 @@ def check_embedders(reference: Model, candidate: Model, *, limit: float) -> Iter
         if hasattr(module, "embedding_pre_projection_norm") and name in others:
             x = _uneven(module.embedding_projection.in_features).to(device_of(reference), reference.dtype)
             answers: dict[str, torch.Tensor] = {}
-            handle = module.register_forward_hook(partial(_note_answers, answers, x), prepend=True)
-            try:
-                with torch.no_grad():
-                    module(x)
-                    found = others[name](x)
-            finally:
-                handle.remove()
+            note = partial(_note_answers, answers, x)
+            with torch.no_grad(), module.register_forward_hook(note, prepend=True):
+                module(x)
+                found = others[name](x)
             yield _embedder_finding(label(name), answers, found, limit)
 
 

@@ -11,6 +11,7 @@ inputs. So the inputs of the decoder layers are compared, and can be forced on a
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -37,7 +38,7 @@ def recorded(model: Model) -> Iterator[Inputs]:
     found: Inputs = {}
     kinds = model.config.get_text_config().layer_types
 
-    def hook(number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def before(_: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, number: int) -> None:
         if number == 0:
             found[EMBEDDINGS] = (args[0].clone(),)
         found[EMBEDDINGS] += tuple(given.clone() for given in args[1:] if isinstance(given, torch.Tensor))
@@ -49,11 +50,8 @@ def recorded(model: Model) -> Iterator[Inputs]:
 
     with ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(model).values()):
-
-            def before(_: Model, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = number) -> None:
-                hook(number, args, kwargs)
-
-            stack.callback(layer.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
+            hook = partial(before, number=number)
+            stack.enter_context(layer.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
         yield found
 
 
@@ -120,7 +118,7 @@ def forced(model: Model, inputs: Inputs, place: str) -> Iterator[None]:
                         kwargs = kwargs | {argument: value if len(value) > 1 else value[0] if value else None}
                 return args, kwargs
 
-            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.enter_context(layer.register_forward_pre_hook(before, with_kwargs=True))
         yield
 
 

@@ -11,7 +11,7 @@ near the floor is as good as rounding allows; if the floor itself is high, no ve
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -86,15 +86,11 @@ def noisy(layers: Sequence[Model], epsilon: float, *, seed: int) -> Iterator[Non
         epsilon: relative size of the noise.
         seed: seed of the noise; the same seed gives the same noise to the same forwards in the same order.
     """
-    handles = [
-        layer.register_forward_hook(_add_noise(epsilon, seed * 10_007 + number), prepend=True)
-        for number, layer in enumerate(layers)
-    ]
-    try:
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            hook = _add_noise(epsilon, seed * 10_007 + number)
+            stack.enter_context(layer.register_forward_hook(hook, prepend=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _add_noise(epsilon: float, seed: int) -> Callable[[Model, object, torch.Tensor], torch.Tensor]:

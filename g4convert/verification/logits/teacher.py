@@ -111,12 +111,12 @@ class Teacher:
 
     def _hook(self, module: Model, hook: Callable[..., None]) -> None:
         # before all other hooks: the hook that frees a streamed layer must run after this one
-        self._stack.callback(module.register_forward_hook(hook, prepend=True, with_kwargs=True).remove)
+        self._stack.enter_context(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
 
     def _hook_root(self, name: str, module: Model, candidate: Model, *, inside: bool) -> None:
         self._hook(module, partial(self._run_root, name, candidate, inside=inside))
-        before = module.register_forward_pre_hook(partial(self._give, name), prepend=True, with_kwargs=True)
-        self._stack.callback(before.remove)
+        give = partial(self._give, name)
+        self._stack.enter_context(module.register_forward_pre_hook(give, prepend=True, with_kwargs=True))
 
     def _record(self, name: str, _module: Model, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
         if not self._inside:
