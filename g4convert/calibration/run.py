@@ -36,7 +36,7 @@ from g4convert.conversion.journal import Done
 from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.staging import STATES
-from g4convert.conversion.stream import Progress, Streams
+from g4convert.conversion.stream import Streams
 from g4convert.devices import torch_device
 from g4convert.errors import EnvironmentFault, Interrupted
 from g4convert.planning.between import state_bytes, target_bytes
@@ -44,6 +44,7 @@ from g4convert.planning.layers import layer_steps
 from g4convert.planning.plan import Quantize
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.units import Unit
+from g4convert.progress import Quiet
 from g4convert.quantization import Method, Scheme
 
 __all__ = ["LayerByLayer", "threads"]
@@ -88,7 +89,7 @@ class LayerByLayer:
         return of_tokens if training is None else {**of_tokens, "training": training.fingerprint}
 
     def run(
-        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
+        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Quiet
     ) -> dict[int, list[Any]]:
         """Quantize the remaining layers in order; train the scales if the method does.
 
@@ -125,7 +126,7 @@ class LayerByLayer:
         return results
 
     def _run_layers(
-        self, pending: Mapping[int, Unit], streams: Streams, progress: Progress, pool: Executor
+        self, pending: Mapping[int, Unit], streams: Streams, progress: Quiet, pool: Executor
     ) -> dict[int, list[Any]]:
         if not pending:
             return {}
@@ -215,7 +216,7 @@ class LayerByLayer:
         replay: Replay,
         states: tuple[list[F32], list[F32] | None],
         streams: Streams,
-        progress: Progress,
+        progress: Quiet,
         pool: Executor,
     ) -> list[Any]:
         steps = self._layers[number]

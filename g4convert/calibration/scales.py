@@ -24,7 +24,7 @@ from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.calibration.trained import Trained, is_trained
 from g4convert.calibration.walk import in_order
 from g4convert.conversion.job import Conversion
-from g4convert.conversion.stream import Progress, Streams
+from g4convert.conversion.stream import Streams
 from g4convert.devices import free_memory, is_roomy
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
@@ -33,6 +33,7 @@ from g4convert.forward.models import Model
 from g4convert.forward.streaming import run_together, stream_of
 from g4convert.gemma4 import Role
 from g4convert.planning.training import TrainingMemory
+from g4convert.progress import Quiet
 from g4convert.quantities import size
 
 __all__ = ["SHARES", "ScaleTraining", "taken"]
@@ -96,7 +97,7 @@ class ScaleTraining:
         return False
 
     def run(
-        self, rows: Mapping[int, list[Any]], streams: Streams, progress: Progress, pool: Executor
+        self, rows: Mapping[int, list[Any]], streams: Streams, progress: Quiet, pool: Executor
     ) -> dict[int, list[Any]]:
         """Train the scales and write them; resume an earlier run.
 
@@ -119,7 +120,7 @@ class ScaleTraining:
             self._train(rows, streams, progress, pool)
         return self._trained.write(streams)
 
-    def _make_targets(self, progress: Progress, pool: Executor) -> None:
+    def _make_targets(self, progress: Quiet, pool: Executor) -> None:
         left = Targets.left(self.states, self.tokens.samples)
         if not left:
             return
@@ -130,7 +131,7 @@ class ScaleTraining:
             targets.make(s, states)
             progress.tick(1)
 
-    def _train(self, rows: Mapping[int, list[Any]], streams: Streams, progress: Progress, pool: Executor) -> None:
+    def _train(self, rows: Mapping[int, list[Any]], streams: Streams, progress: Quiet, pool: Executor) -> None:
         quantized = self.conversion.plan.quantized
         names = {quantized[row[0]].scale.name for layer in rows.values() for row in layer}
         student = Student.open(self.conversion.staging.partial, names)

@@ -26,12 +26,13 @@ from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, Summary, summarize
 from g4convert.conversion.resume import sound
 from g4convert.conversion.side_files import json_bytes, names_of_files, write_known
-from g4convert.conversion.stream import Progress, Streams, run_units
+from g4convert.conversion.stream import Streams, run_units
 from g4convert.conversion.weighting import Weighting
 from g4convert.conversion.workers import workers_for
 from g4convert.conversion.writer import ShardWriter, write_heads
 from g4convert.errors import G4Error, InputError
 from g4convert.planning.units import Unit
+from g4convert.progress import Quiet
 
 __all__ = ["Layers", "convert"]
 
@@ -44,7 +45,7 @@ class Layers(Protocol):
         """Return all facts that the written bytes depend on, as JSON."""
 
     def run(
-        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Progress
+        self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Quiet
     ) -> dict[int, list[Any]]:
         """Quantize the layers in order and journal each; return the statistics of all units done or changed."""
 
@@ -58,7 +59,7 @@ class Layers(Protocol):
         """Remove working files that a finished output does not need."""
 
 
-def convert(conversion: Conversion, progress: Progress, ranks: Ranks, layers: Layers | None = None) -> Summary | None:
+def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layers | None = None) -> Summary | None:
     """Write the output.
 
     Args:

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import astuple, dataclass
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,11 @@ from g4convert.conversion.journal import Done, Journal
 from g4convert.conversion.writer import ShardWriter
 from g4convert.errors import InputError, Interrupted
 from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
+from g4convert.progress import Quiet
 from g4convert.quantization import NonFiniteError, Scheme, Tiles, TileStats
 from g4convert.tensors import DType
 
-__all__ = ["Progress", "Streams", "run_units"]
+__all__ = ["Streams", "run_units"]
 
 Schemes = Callable[[int], tuple[Scheme, F32 | None]]
 """Function from a weight's step to its scheme, and to E[x^2] of its inputs f32 [k] if the method needs it."""
@@ -34,22 +35,6 @@ Schemes = Callable[[int], tuple[Scheme, F32 | None]]
 _SYNC_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 _MAX_PENDING = 64
-
-
-class Progress(Protocol):
-    """Receiver of a run's progress."""
-
-    def start(self, total: int, done: int) -> None:
-        """Begin: an earlier run finished `done` of `total` source bytes."""
-
-    def advance(self, nbytes: int, name: str) -> None:
-        """Count `nbytes` more source bytes as finished; `name` is the tensor worked on."""
-
-    def step(self, name: str, total: int, unit: str) -> None:
-        """Begin a new step of `total` units, counted in `unit` instead of bytes; the step before it has ended."""
-
-    def tick(self, count: int, name: str = "") -> None:
-        """Count `count` more units of the step as done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +57,7 @@ def run_units(  # noqa: PLR0913, PLR0917 -- the work, its places, and who is tol
     streams: Streams,
     schemes: Schemes,
     workers: Iterable[Callable[[], Tiles]],
-    progress: Progress,
+    progress: Quiet,
     written: Callable[[], object] = lambda: None,
 ) -> dict[int, list[Any]]:
     """Do the given units, one thread for each entry of `workers`.
@@ -126,7 +111,7 @@ def _failed(threads: Iterable[Future[None]]) -> bool:
 
 
 def _commit(
-    finished: "SimpleQueue[_Finished]", units: Mapping[int, Unit], streams: Streams, progress: Progress
+    finished: "SimpleQueue[_Finished]", units: Mapping[int, Unit], streams: Streams, progress: Quiet
 ) -> dict[int, list[Any]]:
     """Sync the finished units, append them to the journal, then report progress; return their statistics."""
     batch: dict[int, Done] = {}

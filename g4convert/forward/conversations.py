@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -49,32 +49,6 @@ class Conversation:
     answer: str = ""
     raw: bool = False
     """Plain text for a base model: all of it counts."""
-
-
-class Frame(Protocol):
-    """Turns words into ids of one checkpoint."""
-
-    @property
-    def chat(self) -> bool:
-        """True if the model is asked in a chat frame, as an instruction-tuned one is."""
-        ...
-
-    @property
-    def tokenizer(self) -> Any:  # noqa: ANN401 -- transformers has no types
-        """The tokenizer of transformers; None where the checkpoint has none."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added."""
-        ...
-
-    def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Ids up to where the model speaks; an image, sound or video is one id, its placeholder."""
-        ...
-
-    def closing(self) -> list[int]:
-        """Ids that end an answer."""
-        ...
 
 
 def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
@@ -154,7 +128,7 @@ def _text(content: object) -> str:
     return content
 
 
-def frame_of(directory: Path, config: Config) -> Frame:
+def frame_of(directory: Path, config: Config) -> "Frame":
     """The frame of a checkpoint: its tokenizer with or without chat template, or none.
 
     Raises:
@@ -171,8 +145,7 @@ def frame_of(directory: Path, config: Config) -> Frame:
             f"{directory}: tokenizer.json has {len(tokenizer)} tokens, the model's vocabulary {vocab_size}",
             hint="copy the tokenizer that belongs to this model",
         )
-    chat = tokenizer.chat_template is not None
-    return _Chat(tokenizer, config) if chat else _Plain(tokenizer, config)
+    return Frame(config, tokenizer) if tokenizer.chat_template is None else _Chat(config, tokenizer)
 
 
 def _special_ids(config: Config) -> frozenset[int]:
@@ -195,15 +168,49 @@ def _named(config: Config, keys: Iterable[str]) -> frozenset[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chat:
-    """A tokenizer with a chat template."""
+class Frame:
+    """Turns words into ids of one checkpoint; this one is a base model's, without a chat template.
 
-    tokenizer: Any
+    Args:
+        config: config of the model.
+        tokenizer: tokenizer of transformers; None if the checkpoint has none.
+    """
+
     config: Config
-    chat: bool = True
+    tokenizer: Any = None
+
+    @property
+    def chat(self) -> bool:
+        """True if the model is asked in a chat frame, as an instruction-tuned one is."""
+        return False
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, nothing added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the ids up to where the model speaks; an image, sound or video is one id, its placeholder."""
+        return [self.tokenizer.bos_token_id, *self._joined(messages), *self.encode("\n")]
+
+    def closing(self) -> list[int]:
+        """Return the ids that end an answer."""
+        return []
+
+    def _joined(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Return the ids of the messages' texts one after the other."""
+        ids: list[int] = []
+        for message in messages:
+            content = message["content"]
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                kind = part["type"]
+                ids += self.encode(part["text"]) if kind == "text" else [getattr(self.config, f"{kind}_token_id")]
+        return ids
+
+
+class _Chat(Frame):
+    """A tokenizer with a chat template."""
+
+    chat = True
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         return self.encode(rendered(self.tokenizer, messages, asks=True))
@@ -213,31 +220,8 @@ class _Chat:
         return [self.tokenizer.convert_tokens_to_ids(token)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    """A tokenizer without a chat template: a base model's."""
-
-    tokenizer: Any
-    config: Config
-    chat: bool = False
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return [self.tokenizer.bos_token_id, *_joined(self, messages, self.config), *self.encode("\n")]
-
-    def closing(self) -> list[int]:
-        return []
-
-
-@dataclass(frozen=True, slots=True)
-class _Hashed:
+class _Hashed(Frame):
     """No tokenizer: an id for each word, from the text's hash."""
-
-    config: Config
-    chat: bool = False
-    tokenizer: None = None
 
     def encode(self, text: str) -> list[int]:
         generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
@@ -247,18 +231,4 @@ class _Hashed:
         return [id_ for id_ in drawn if id_ not in special][:count]
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return _joined(self, messages, self.config)
-
-    def closing(self) -> list[int]:
-        return []
-
-
-def _joined(frame: Frame, messages: Iterable[Mapping[str, Any]], config: Config) -> list[int]:
-    """Ids of the messages' texts one after the other, with a placeholder for each image, sound or video."""
-    ids: list[int] = []
-    for message in messages:
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind = part["type"]
-            ids += frame.encode(part["text"]) if kind == "text" else [getattr(config, f"{kind}_token_id")]
-    return ids
+        return self._joined(messages)

@@ -18,7 +18,7 @@ from g4convert.forward.models import Model
 from g4convert.forward.modules import PackedWeight, W4A16Linear
 from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
 from g4convert.forward.triton.packed import check_device
-from g4convert.forward.triton.tiles import VARIABLE, Shape, Tile, load_table
+from g4convert.forward.triton.tiles import VARIABLE, Shape, load_table
 from g4convert.whole_files import check_writable
 
 __all__ = ["check", "products", "tune"]
@@ -53,19 +53,12 @@ def check(device: torch.device, path: Path) -> None:
         load_table(path, 0)
 
 
-def tune(
-    model: Model,
-    path: Path,
-    *,
-    time: Callable[[Shape, Tile], float] | None = None,
-    tell: Callable[[int, int, str], None] = lambda *_: None,
-) -> int:
+def tune(model: Model, path: Path, *, tell: Callable[[int, int, str], None] = lambda *_: None) -> int:
     """Measure the products of a model, write the table, and use it in this process.
 
     Args:
         model: on a GPU, with packed weights.
         path: path of the table; G4CONVERT_TILES names it to later runs. Tiles that it has are not measured again.
-        time: seconds of a product; None measures.
         tell: given how many tiles are done, of how many, and what is worked on.
 
     Returns:
@@ -82,7 +75,7 @@ def tune(
         raise UsageError("--autotune: the model has no packed weights that the kernels read", hint="leave it out")
     from g4convert.forward.triton.autotune import autotune  # noqa: PLC0415 -- needs Triton
 
-    autotune(shapes, path, device=device.index or 0, time=time, tell=tell)
+    autotune(shapes, path, device=device.index or 0, tell=tell)
     os.environ[VARIABLE] = str(path)
     return len(shapes)
 

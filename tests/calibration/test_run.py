@@ -93,12 +93,12 @@ class Stopping(Quiet):
         self.left, self.names = at, []
 
     def advance(self, nbytes: int, name: str) -> None:
-        """See `Progress`."""
+        """See `Quiet`."""
         super().advance(nbytes, name)
         self._count(name)
 
     def tick(self, count: int, name: str = "") -> None:
-        """See `Progress`; weights of layers have names, other steps have none."""
+        """See `Quiet`; weights of layers have names, other steps have none."""
         super().tick(count, name)
         if name:
             self._count(name)

@@ -15,12 +15,11 @@ ones again 40 s. So three minutes, or six with slower or fewer cores.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from heapq import nsmallest
 from pathlib import Path
-from typing import Protocol, Self
 
 import torch
 import triton
@@ -32,20 +31,10 @@ from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
 from g4convert.forward.triton.packed import ready
 from g4convert.forward.triton.tiles import Shape, Tile, load_table, save_table, tile_for
 
-__all__ = ["Card", "Choice", "Timer", "autotune", "search"]
+__all__ = ["Card", "Choice", "autotune", "search"]
 
 _QUICK, _CAREFUL = 3, 20
 _HEIGHTS, _OF_EACH = 2, 2
-
-
-class Timer(Protocol):
-    """Times the products of one layer or linear: `bench.Bench`."""
-
-    def try_out(self, wanted: Iterable[tuple[Shape, Tile]], /) -> Iterator[str]:
-        """Compile and check; yields what is to be said."""
-
-    def seconds(self, shape: Shape, tile: Tile, repeats: int, /) -> float:
-        """Seconds of a product, infinite where it does not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +70,12 @@ class Card:
     capability: int
     shared: float = math.inf
 
-    @classmethod
-    def at(cls, device: int) -> Self:
-        """A GPU of this machine, whatever it is."""
-        major, minor = torch.cuda.get_device_capability(device)
-        return cls(torch.cuda.get_device_name(device), major * 10 + minor)
-
 
 def autotune(
     shapes: Iterable[Shape],
     path: Path,
     *,
     device: int = 0,
-    time: Callable[[Shape, Tile], float] | None = None,
     tell: Callable[[int, int, str], None] = lambda *_: None,
 ) -> dict[Shape, Choice]:
     """Measure candidates on a GPU, and write the best; see `search`.
@@ -102,7 +84,6 @@ def autotune(
         shapes: shapes from `candidates.layer_shapes` and `linear_shapes`.
         path: path of the table that is written.
         device: number of the GPU.
-        time: seconds of a product, infinite where it does not run; None measures.
         tell: given how many tiles are done, of how many, and what is worked on.
 
     Returns:
@@ -112,22 +93,22 @@ def autotune(
         EnvironmentFault: no such GPU, or no candidate runs on it.
         UsageError: the file is there and not a table.
     """
-    if time is not None:
-        return search(shapes, path, Card.at(device), lambda _: _Given(time), tell=tell)
     count, place = torch.cuda.device_count(), torch.device("cuda", device)
     if count <= device:
         raise EnvironmentFault(f"autotune: {count} CUDA devices found", hint="it needs a GPU")
     ready(place, torch.bfloat16)
     shared = float(getattr(torch.cuda.get_device_properties(place), "shared_memory_per_block_optin", math.inf))
+    major, minor = torch.cuda.get_device_capability(device)
+    card = Card(torch.cuda.get_device_name(device), major * 10 + minor, shared)
     with torch.cuda.device(place):
-        return search(shapes, path, replace(Card.at(device), shared=shared), partial(Bench, device=place), tell=tell)
+        return search(shapes, path, card, partial(Bench, device=place), tell=tell)
 
 
 def search(
     shapes: Iterable[Shape],
     path: Path,
     card: Card,
-    make: Callable[[Sequence[Shape]], Timer],
+    make: Callable[[Sequence[Shape]], Bench],
     *,
     candidates: Sequence[Tile] = CANDIDATES,
     tell: Callable[[int, int, str], None] = lambda *_: None,
@@ -175,7 +156,7 @@ def search(
 
 
 def _choose(
-    timer: Timer, together: Sequence[Shape], tried: Mapping[Shape, Sequence[Tile]], before: Mapping[Shape, Tile]
+    timer: Bench, together: Sequence[Shape], tried: Mapping[Shape, Sequence[Tile]], before: Mapping[Shape, Tile]
 ) -> dict[Shape, Choice]:
     """The best tiles of products that are cut together: all are timed shortly, the best ones again."""
     quick = [{tile: timer.seconds(shape, tile, _QUICK) for tile in tried[shape]} for shape in together]
@@ -239,16 +220,3 @@ def _kept(path: Path, capability: int, made_with: Mapping[str, str]) -> dict[Sha
 def _write(path: Path, capability: int, table: Mapping[Shape, Tile], made_with: Mapping[str, str]) -> None:
     save_table(path, capability, table, made_with)
     load_table.cache_clear()
-
-
-class _Given:
-    """Times that a caller gives."""
-
-    def __init__(self, time: Callable[[Shape, Tile], float]) -> None:
-        self._time = time
-
-    def try_out(self, _wanted: Iterable[tuple[Shape, Tile]]) -> Iterator[str]:
-        yield from ()
-
-    def seconds(self, shape: Shape, tile: Tile, _repeats: int) -> float:
-        return self._time(shape, tile)

@@ -1,8 +1,8 @@
 """Checks of an output's files: headers, index, sizes, and the side files copied from the source."""
 
-import hashlib
 import json
 from collections.abc import Iterator
+from filecmp import cmp
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,6 @@ _OWN: Final = {RECORD, _README}
 _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
 """Files that no program reads when it loads a model; other writers may replace them."""
 _JOURNAL: Final = "journal*.jsonl"
-_BLOCK: Final = 1 << 20
 _COPY: Final = "copy it from the source again"
 
 
@@ -75,7 +74,7 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
         problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in _UNREAD) else Severity.FAIL
         if carried not in present:
             yield Finding("static.side_files", problem, name, "missing", "as in the source", _COPY)
-        elif not _same(out.path / carried, source.path / name):
+        elif not cmp(out.path / carried, source.path / name, shallow=False):
             if problem is Severity.FAIL and _same_json(out.path / carried, source.path / name):
                 problem = Severity.WARN
             found = "the same values in other bytes" if problem is Severity.WARN else "other bytes"
@@ -99,18 +98,6 @@ def _patterns(said: object) -> list[str]:
     """Return the valid patterns in a value of the record, at most `MOST_PATTERNS`."""
     listed = said if isinstance(said, list) else []
     return [one for one in listed[:MOST_PATTERNS] if isinstance(one, str) and not fault_of(one)]
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and _digest(one) == _digest(other)
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.digest()
 
 
 def _same_json(one: Path, other: Path) -> bool:

@@ -33,7 +33,6 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.record import record
 from g4convert.checkpoint.uses import inventory_for
-from g4convert.conversion.stream import Progress
 from g4convert.gemma4 import Architecture
 from g4convert.progress import Quiet
 from g4convert.report import Finding, grouped
@@ -53,7 +52,7 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
     out: Checkpoint,
     source: Checkpoint,
     *,
-    progress: Progress | None = None,
+    progress: Quiet | None = None,
     workers: int | None = None,
     table: list[dict[str, Any]] | None = None,
     recorded: bool = False,
@@ -157,7 +156,7 @@ def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: 
     return int((first != second).any(-1).sum())
 
 
-def _run(pieces: list[_Piece], progress: Progress, workers: int) -> Iterator[tuple[str, Result]]:
+def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:
     """Run all pieces on `workers` threads, and yield their results in the order of the pieces."""
     progress.start(sum(nbytes for _, nbytes, _ in pieces), 0)
     with ThreadPoolExecutor(workers) as pool:

@@ -112,20 +112,22 @@ class Tile:
 class Measured:
     """Sums over rows of a weight; the sums of its parts add up to the sums of the whole.
 
+    Behind the two first, the fields are in the order of `Sums.totals` and `Sums.counts`.
+
     Args:
         weights: number of weights.
         groups: number of groups.
         signal: sum of squared weights.
         error: sum of squared errors.
         removable: part of `error` that the best scales for the same codes would save.
+        plain_error: sum of squared errors of plain rounding of the same groups.
+        plain_removable: part of `plain_error` that the best scales for the same codes would save.
         exact_groups: number of groups that are exact up to rounding to bf16.
         lost_groups: number of groups whose error is too large for any rounding.
         zero_codes: number of codes that stand for 0.
         saturated_codes: number of codes at either end of the range.
         bad_scales: number of scales that are not finite.
         zero_scales: number of zero scales of groups with nonzero weights.
-        plain_error: sum of squared errors of plain rounding of the same groups.
-        plain_removable: part of `plain_error` that the best scales for the same codes would save.
         plain_zero: number of codes of plain rounding that stand for 0.
         plain_saturated: number of codes of plain rounding at either end of the range.
         one_word: the packed word, if all words are equal; else None.
@@ -137,14 +139,14 @@ class Measured:
     signal: float = 0.0
     error: float = 0.0
     removable: float = 0.0
+    plain_error: float = 0.0
+    plain_removable: float = 0.0
     exact_groups: int = 0
     lost_groups: int = 0
     zero_codes: int = 0
     saturated_codes: int = 0
     bad_scales: int = 0
     zero_scales: int = 0
-    plain_error: float = 0.0
-    plain_removable: float = 0.0
     plain_zero: int = 0
     plain_saturated: int = 0
     one_word: int | None = None
@@ -227,27 +229,8 @@ def measure_tile(tile: Tile) -> Measured:
     limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, k // groups)))
     sums = Sums(np.zeros(5), np.zeros(8, np.int64))
     measure_rows(rows, tile.num_bits, limits, scratch, sums)
-    signal, error, removable, plain_error, plain_removable = map(float, sums.totals)
-    exact, lost, zero, saturated, bad_scales, zero_scales, plain_zero, plain_saturated = map(int, sums.counts)
-    return Measured(
-        weights=tile.source.size,
-        groups=tile.scale.size,
-        signal=signal,
-        error=error,
-        removable=removable,
-        exact_groups=exact,
-        lost_groups=lost,
-        zero_codes=zero,
-        saturated_codes=saturated,
-        bad_scales=bad_scales,
-        zero_scales=zero_scales,
-        plain_error=plain_error,
-        plain_removable=plain_removable,
-        plain_zero=plain_zero,
-        plain_saturated=plain_saturated,
-        one_word=_only(tile.words),
-        one_value=_only(tile.source),
-    )
+    summed: list[Any] = [tile.source.size, tile.scale.size, *sums.totals.tolist(), *sums.counts.tolist()]
+    return Measured(*summed, *map(_only, (tile.words, tile.source)))
 
 
 def _largest_error(num_bits: int, group: int) -> float:

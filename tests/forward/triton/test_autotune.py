@@ -21,6 +21,7 @@ import kernel_aot as aot
 import triton
 from helpers.grids import every
 from helpers.interpreted import Interpreter
+from helpers.times import tuned
 from triton.backends.compiler import GPUTarget
 
 from g4convert.errors import EnvironmentFault, UsageError
@@ -49,8 +50,6 @@ HOPPER = 227 << 10
 
 @pytest.fixture(autouse=True)
 def a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setenv(tiles.VARIABLE, "")
 
 
@@ -77,7 +76,7 @@ def test_the_fastest_is_written_and_used(tmp_path: Path, monkeypatch: pytest.Mon
         return 1.0 if tile == wanted[shape.kind] else 2.0 + tile.block_m / 100
 
     shapes = [*LAYER, *LINEAR]
-    found = autotune.autotune(shapes, tmp_path / "own.json", time=seconds)
+    found = tuned(shapes, tmp_path / "own.json", seconds)
     assert {shape: choice.tile for shape, choice in found.items()} == {shape: wanted[shape.kind] for shape in shapes}
     assert all(choice.seconds == 1 for choice in found.values())
     assert all(choice.before_seconds == seconds(shape, choice.before) for shape, choice in found.items())
@@ -89,9 +88,7 @@ def test_the_fastest_is_written_and_used(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_products_of_a_layer_share_their_blocks(tmp_path: Path) -> None:
     times = {("gate_up", 16): 5.0, ("down", 16): 1.0, ("gate_up", 64): 1.0, ("down", 64): 4.0}
-    found = autotune.autotune(
-        LAYER[2:], tmp_path / "own.json", time=lambda shape, tile: times.get((shape.kind, tile.block_m), 9.0)
-    )
+    found = tuned(LAYER[2:], tmp_path / "own.json", lambda shape, tile: times.get((shape.kind, tile.block_m), 9.0))
     assert {choice.tile.block_m for choice in found.values()} == {64}
 
 
@@ -104,13 +101,13 @@ def test_a_short_time_that_was_luck_does_not_decide(tmp_path: Path) -> None:
         asked[shape, tile] += 1
         return {lucky: 0.5 if asked[shape, tile] == 1 else 2.0, best: 1.0}.get(tile, 3.0)
 
-    (found,) = autotune.autotune(LINEAR[:1], tmp_path / "own.json", time=seconds).values()
+    (found,) = tuned(LINEAR[:1], tmp_path / "own.json", seconds).values()
     assert (found.tile, found.seconds) == (best, 1.0)
     assert found.times[lucky] == 0.5
     assert sum(asked.values()) <= len(asked) + 5, "only the best ones, and the one that ships, are measured again"
 
 
-def test_a_run_that_was_stopped_goes_on_and_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on_and_keeps_what_it_has(tmp_path: Path) -> None:
     path, told, asked = tmp_path / "own.json", list[tuple[int, int, str]](), set[Shape]()
 
     def stop(shape: Shape, tile: Tile) -> float:
@@ -123,16 +120,15 @@ def test_a_run_that_was_stopped_goes_on_and_keeps_what_it_has(tmp_path: Path, mo
         return by_height(shape, tile)
 
     with pytest.raises(KeyboardInterrupt):
-        autotune.autotune([*LAYER, *LINEAR], path, time=stop)
+        tuned([*LAYER, *LINEAR], path, stop)
     assert tiles.load_table(path, 90).keys() == set(LAYER), "a layer or linear is there whole, or not at all"
-    found = autotune.autotune([*LAYER, *LINEAR], path, time=seconds, tell=lambda *words: told.append(words))
+    found = tuned([*LAYER, *LINEAR], path, seconds, tell=lambda *words: told.append(words))
     assert asked == found.keys() == set(LINEAR)
     assert tiles.load_table(path, 90).keys() == {*LAYER, *LINEAR}
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     assert told[-1][0] == told[-1][1] == sum(len(choice.times) for choice in found.values())
-    assert autotune.autotune([*LAYER, *LINEAR], path, time=stop) == {}, "nothing is left to measure"
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "another card")
-    assert autotune.autotune(LAYER, path, time=seconds).keys() == set(LAYER)
+    assert tuned([*LAYER, *LINEAR], path, stop) == {}, "nothing is left to measure"
+    assert tuned(LAYER, path, seconds, card="another card").keys() == set(LAYER)
     assert tiles.load_table(path, 90).keys() == set(LAYER), "times of another card say nothing"
 
 
@@ -140,13 +136,13 @@ def test_a_file_that_is_no_table_stays(tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
     path.write_text("Dear Ada")
     with pytest.raises(UsageError, match="not a table of tiles"):
-        autotune.autotune(LINEAR, path, time=by_height)
+        tuned(LINEAR, path, by_height)
     assert path.read_text() == "Dear Ada"
 
 
 def test_no_tile_that_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="no candidate runs"):
-        autotune.autotune(LAYER, tmp_path / "own.json", time=lambda *_: float("inf"))
+        tuned(LAYER, tmp_path / "own.json", lambda *_: float("inf"))
     assert not (tmp_path / "own.json").exists()
 
 
