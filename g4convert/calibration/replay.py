@@ -19,7 +19,7 @@ from g4convert.calibration.states import States
 from g4convert.calibration.tokens import Tokens
 from g4convert.devices import CPU, device_of
 from g4convert.forward.load import load
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, layers_path, replaced_layers
 from g4convert.forward.streaming import Stream, stream_of
 
 __all__ = ["Replay"]
@@ -147,9 +147,7 @@ class Replay:
 
     def _prefix(self, number: int) -> str:
         """Return the beginning of the names of a layer's tensors, dot included."""
-        layers = self.model.get_decoder().layers
-        name: str = next(name for name, module in self.model.named_modules() if module is layers)
-        return f"{name}.{number}."
+        return f"{layers_path(self.model)}.{number}."
 
     @property
     def _per_layer_shape(self) -> tuple[int, int, int, int]:
@@ -183,11 +181,6 @@ def _embed(model: Model, ids: I32) -> torch.Tensor:
 @contextmanager
 def _recorders(model: Model) -> Iterator[list[_Recorder]]:
     """Replace the decoder's layers by recorders; restore them on exit."""
-    decoder = model.get_decoder()
-    layers = decoder.layers
-    recorders = [_Recorder() for _ in layers]
-    decoder.layers = torch.nn.ModuleList(recorders)
-    try:
+    recorders = [_Recorder() for _ in model.get_decoder().layers]
+    with replaced_layers(model, recorders):
         yield recorders
-    finally:
-        decoder.layers = layers

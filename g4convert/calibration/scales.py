@@ -151,10 +151,7 @@ class ScaleTraining:
         self._trained.keep(rows, student.stored(), gained, streams)
 
     def _targets(self, model: Model) -> Targets:
-        head = Head.of(model)
-        if head is None:
-            raise TypeError("a model without a head")
-        return Targets.open(self.states, head, self.tokens.samples, self.tokens.length)
+        return Targets.open(self.states, Head.of(model), self.tokens.samples, self.tokens.length)
 
     def _is_head(self, role: Role) -> bool:
         tied = self.conversion.plan.architecture.tied_embeddings

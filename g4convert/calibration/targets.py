@@ -79,7 +79,7 @@ class Targets:
         Raises:
             InputError: the disk is full, or an existing array has another size.
         """
-        vocabulary, hidden = _table(head).shape
+        vocabulary, hidden = head.matrix.shape
         kept = min(TARGET_IDS, vocabulary)
         get = files.open if files.has(_DONE) else files.make
         states = get(_STATES, (samples, length, hidden))
@@ -96,7 +96,7 @@ class Targets:
         draw, page, cap = torch.Generator().manual_seed(s), Page(), self.head.cap
         for begin in range(0, len(states), _ROWS):
             rows = slice(begin, begin + _ROWS)
-            logits = page.buffer(0, len(states[rows]), len(_table(self.head)))
+            logits = page.buffer(0, len(states[rows]), len(self.head.matrix))
             self.head.raw(states[rows], logits)
             ids, weights = _chosen(_capped(logits, cap), draw)
             self.ids[s, rows], self.weights[s, rows] = ids.numpy(), weights.numpy()
@@ -112,7 +112,7 @@ class Targets:
     def _compared(self, s: int, rows: slice, states: torch.Tensor) -> Compared:
         cap = self.head.cap
         theirs, ids, p = (torch.from_numpy(np.array(of[s, rows])) for of in (self.states, self.ids, self.weights))
-        columns, mine = _table(self.head)[ids].float(), states[rows].detach()
+        columns, mine = self.head.matrix[ids].float(), states[rows].detach()
         if cap is None:
             d = torch.bmm(columns, (mine - theirs)[:, :, None])[:, :, 0]
             steep = None
@@ -126,13 +126,6 @@ class Targets:
         if steep is not None:
             slope *= steep
         return Compared(total[:, 0].log() - (p * d).sum(-1), torch.bmm(slope[:, None], columns)[:, 0])
-
-
-def _table(head: Head) -> torch.Tensor:
-    """Return the weight of a head, [V, h]."""
-    if head.weight is None:
-        raise TypeError("a packed head")
-    return head.weight
 
 
 def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:

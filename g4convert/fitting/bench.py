@@ -10,7 +10,7 @@ The model's own forward runs in every case, so masks, rotary tables and per-laye
 Letters: s sequences, t tokens of each, h hidden size, p judged positions, m compared tokens of each.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -27,7 +27,7 @@ from g4convert.fitting.divergence import Divergence
 from g4convert.fitting.parts import Part
 from g4convert.fitting.rounding import Rounder
 from g4convert.forward.logits import Head
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, replaced_layers
 from g4convert.gemma4 import Role, Weight
 from g4convert.planning.rules import PackRole
 
@@ -126,20 +126,16 @@ class Bench:
 
         Raises:
             InputError: the last states are NaN or infinite.
-            TypeError: the model has no head.
         """
-        head = Head.of(model)
-        if head is None:
-            raise TypeError("a model without an output head")
         given = torch.from_numpy(ids.astype(np.int64)).to(device_of(model))
         noting = [_Noting(layer) for layer in model.get_decoder().layers]
-        with _layers(model, noting):
+        with replaced_layers(model, noting):
             states = _run(model, given)
         if not bool(states.isfinite().all()):
             hint = "the checkpoint is damaged, or its numbers are too large for this dtype: --dtype float32"
             raise InputError("the model as it is gives states that are NaN or infinite", hint=hint)
         layers = tuple(one.given for one in noting if one.given is not None)
-        return cls(model, rounder, given, layers, states, Divergence.of(head, states))
+        return cls(model, rounder, given, layers, states, Divergence.of(Head.of(model), states))
 
     @torch.no_grad()
     def losses(self, forms: Iterable[tuple[Part, Form]]) -> F64:
@@ -167,7 +163,7 @@ class Bench:
         if first == len(self.layers):
             return self.states
         own = self.model.get_decoder().layers
-        with _layers(self.model, [*self.layers[:first], *own[first:]]):
+        with replaced_layers(self.model, [*self.layers[:first], *own[first:]]):
             return _run(self.model, self.ids)
 
     @contextmanager
@@ -216,27 +212,14 @@ class Bench:
 
     def _head_rows(self, weight: Weight, form: Packing) -> torch.Tensor:
         """Round the head's rows of the compared tokens, [p, m, h]."""
-        head = Head.of(self.model)
-        if head is None or head.weight is None:
-            raise TypeError("the head of an original is a plain matrix")
+        matrix = Head.of(self.model).matrix
         ids, places = torch.unique(self.original.ids, return_inverse=True)
-        rows = self.rounder.rounded(weight, head.weight[ids.to(head.weight.device)], form)
+        rows = self.rounder.rounded(weight, matrix[ids.to(matrix.device)], form)
         return rows[places.to(rows.device)]
 
 
 def _parameter(value: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(value, requires_grad=False)
-
-
-@contextmanager
-def _layers(model: Model, layers: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Replace the decoder's layers; restore them on exit."""
-    decoder = model.get_decoder()
-    own, decoder.layers = decoder.layers, torch.nn.ModuleList(layers)
-    try:
-        yield
-    finally:
-        decoder.layers = own
 
 
 def _run(model: Model, ids: torch.Tensor) -> torch.Tensor:

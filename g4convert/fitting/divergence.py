@@ -51,7 +51,7 @@ class Divergence:
             head: head of the original, with its weight in memory.
             states: input of the head, [p, h].
         """
-        weight, made, page = _weight(head), Made(head, states), Page()
+        weight, made, page = head.matrix, Made(head, states), Page()
         generator = torch.Generator().manual_seed(_SEED)
         found = [_drawn(made.rows(*piece, page)[0], generator) for piece in pieces(len(made), made.width)]
         ids, shares = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -70,12 +70,6 @@ class Divergence:
         small = (self.shares * torch.expm1(centred.clamp(-1, 1))).sum(-1).log1p()  # exact for a KL near 0
         large = torch.logsumexp(self.shares.log() + centred, -1)
         return torch.where(centred.abs().amax(-1) < 1, small, large).clamp(min=0)
-
-
-def _weight(head: Head) -> torch.Tensor:
-    if head.weight is None:
-        raise TypeError("the head of an original is a plain matrix")
-    return head.weight
 
 
 def _drawn(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

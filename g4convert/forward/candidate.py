@@ -95,8 +95,7 @@ class ModelCandidate:
 
     def _logits(self, seen: "_Seen", logits: torch.Tensor, scored: torch.Tensor) -> Logits:
         """Make logits from the states before the head, or take the forward's if no states were recorded."""
-        head = Head.of(self.model)
-        return Given(logits[scored]) if head is None or seen.states is None else Made(head, seen.states)
+        return Given(logits[scored]) if seen.states is None else Made(Head.of(self.model), seen.states)
 
 
 def run_all(

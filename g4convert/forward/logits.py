@@ -50,16 +50,21 @@ class Head:
     device: torch.device
 
     @classmethod
-    def of(cls, model: Model) -> "Head | None":
-        """Return the head of a transformers model; None if it has none."""
+    def of(cls, model: Model) -> "Head":
+        """Return the head of a transformers model, which must have one."""
         module = model.get_output_embeddings()
-        if module is None:
-            return None
         weight = module.weight if type(module) is torch.nn.Linear and module.bias is None else None
         if weight is not None and weight.is_meta and (stream := stream_of(model)) is not None:
             weight = stream.head_weight()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         return cls(module, weight, cap, device_of(model))
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The weight, [V, h], of a head that is a plain matrix, as an original's is."""
+        if self.weight is None:
+            raise TypeError("a packed head")
+        return self.weight
 
     @torch.no_grad()
     def raw(self, states: torch.Tensor, out: torch.Tensor) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from inspect import signature
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 import transformers
 
 from g4convert.errors import EnvironmentFault, FormatError, UnsupportedError
@@ -20,10 +21,12 @@ __all__ = [
     "cache_name",
     "constructing",
     "dtype_name",
+    "layers_path",
     "model_class",
     "quiet_transformers",
     "read_config",
     "reading",
+    "replaced_layers",
 ]
 
 _CLASSES = {
@@ -136,6 +139,24 @@ def _no_stdout() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def layers_path(model: Model) -> str:
+    """Return the path of the decoder's list of layers."""
+    layers = model.get_decoder().layers
+    path: str = next(name for name, module in model.named_modules() if module is layers)
+    return path
+
+
+@contextmanager
+def replaced_layers(model: Model, layers: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Replace the decoder's layers; restore them on exit."""
+    decoder = model.get_decoder()
+    own, decoder.layers = decoder.layers, torch.nn.ModuleList(layers)
+    try:
+        yield
+    finally:
+        decoder.layers = own
 
 
 def dtype_name(model: Model) -> str:

@@ -25,7 +25,7 @@ from typing import Generic, TypeVar
 import torch
 
 from g4convert.forward.filling import Filling, put
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, layers_path
 from g4convert.gemma4 import is_drafter
 from g4convert.names import Name
 
@@ -182,10 +182,8 @@ def _tables(model: Model, filling: Filling) -> list[str]:
 
 def _parts(model: Model, filling: Filling, tables: Sequence[str], *, tied: bool) -> list[_Part]:
     """Return the parts that are loaded on demand, in the order of a forward."""
-    layers = model.get_decoder().layers
-    prefix = next(name for name, module in model.named_modules() if module is layers)
     names = [name for name in _TOWERS if any(piece.startswith(f"{name}.") for piece in filling.pieces)]
-    names += [f"{prefix}.{number}" for number in range(len(layers))]
+    names += [f"{layers_path(model)}.{number}" for number in range(len(model.get_decoder().layers))]
     owners = [{key: key for key in filling.pieces if key.startswith(f"{name}.")} for name in names]
     embedding = next((name for name in tables if name.endswith(_TABLES[0])), None)
     if tied and embedding:

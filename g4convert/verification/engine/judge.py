@@ -13,7 +13,7 @@ deviation for the number of tokens, besides what profile `parity` allows.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from g4convert.forward.probe import Probe
@@ -63,10 +63,10 @@ class Measured:
     def to_dict(self) -> dict[str, Any]:
         """Return the measurements as JSON."""
         buckets = [
-            bucket.to_dict() | {f"floor_{number}": self.floor_of(bucket.name, number) for number in _FLOORS}
+            asdict(bucket) | {f"floor_{number}": self.floor_of(bucket.name, number) for number in _FLOORS}
             for bucket in self.parity.buckets.values()
         ]
-        return {"buckets": buckets, "parity": self.parity.metrics.to_dict(), "floor": self.floor()}
+        return {"buckets": buckets, "parity": asdict(self.parity.metrics), "floor": self.floor()}
 
     def floor(self) -> dict[str, float]:
         """Return the floor of every metric."""

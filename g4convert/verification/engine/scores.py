@@ -10,7 +10,7 @@ noise is scored as if it were an engine.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -37,10 +37,6 @@ class Bucket:
     mean: float
     top1_agreement: float
     kl_mean: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the bucket as JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ can keep a role. Shares need not sum to 100 %: faults can hide each other, and a
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -65,24 +65,19 @@ class Blamed:
 
     Args:
         module: path of the module without the prefix of all text modules; `inputs: ...` for an input.
+        kind: `module` (wrong itself), `inputs`, `role`, or, where these explain little, `layer` and `part` of a layer.
         share: part of the KL that goes away when the module is replaced by the reference's.
         kl: KL that is left, nats per token.
         sqnr: SQNR of the module's outputs on the reference's inputs, dB; nan if not measured.
         note: description of the difference.
-        kind: `module` (wrong itself), `inputs`, `role`, or, where these explain little, `layer` and `part` of a layer.
     """
 
     module: str
+    kind: str
     share: float
     kl: float
     sqnr: float
-    note: str = ""
-    kind: str = "module"
-
-    @property
-    def line(self) -> str:
-        """`layers.17.experts: 92 % of the KL`."""
-        return f"{self.module}: {100 * self.share:.0f} % of the KL"
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,39 +87,23 @@ class Blame:
     Args:
         kl: mean KL of the unchanged candidate on the probes.
         control: the same KL, measured again after all swaps.
-        rows: rows of the table.
-        compared: number of modules that were run on the reference's inputs.
         probes: names of the probes.
         predictions: number of scored predictions in the probes.
+        compared: number of modules that were run on the reference's inputs.
+        rows: rows of the table.
     """
 
     kl: float
     control: float
-    rows: tuple[Blamed, ...]
+    probes: tuple[str, ...]
+    predictions: int
     compared: int
-    probes: tuple[str, ...] = ()
-    predictions: int = 0
+    rows: tuple[Blamed, ...]
 
     @property
     def clear(self) -> bool:
         """True if one row explains at least half of the KL, and the control gave the same KL."""
         return self.control == self.kl and bool(self.rows) and self.rows[0].share >= _EXPLAINED
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the table as nested mappings of plain values."""
-        rows = [
-            {
-                "module": row.module,
-                "kind": row.kind,
-                "share": row.share,
-                "kl": row.kl,
-                "sqnr": row.sqnr,
-                "note": row.note,
-            }
-            for row in self.rows
-        ]
-        base = {"kl": self.kl, "control": self.control, "probes": [*self.probes], "predictions": self.predictions}
-        return base | {"compared": self.compared, "rows": rows}
 
 
 def examine(
@@ -202,7 +181,7 @@ def blame(  # noqa: PLR0913 -- two models, what to run, what is known, two limit
     ranked = sorted(rows, key=lambda row: -row.share)
     names = tuple(probe.name for probe in probes)
     predictions = sum(len(probe.targets) for probe in probes)
-    return Blame(kl, measure.kl(nullcontext()), tuple(ranked), len(errors), names, predictions)
+    return Blame(kl, measure.kl(nullcontext()), names, predictions, len(errors), tuple(ranked))
 
 
 def _widely(
@@ -263,7 +242,7 @@ class _Measure:
         if place != name:
             note = f"{note}; swapped with all of {label(place)}".lstrip("; ")
         left = self.kl(swapped(self._candidate.model, self._reference.model, place))
-        return Blamed(error.label, _share(kl, left), left, error.sqnr, note)
+        return Blamed(error.label, "module", _share(kl, left), left, error.sqnr, note)
 
     def of_role(self, role: str, leaf: str, kl: float) -> Iterator[Blamed]:
         """Replace the modules of one role in every layer by the reference's, and yield the role's row if possible."""
@@ -275,7 +254,7 @@ class _Measure:
             for name in names:
                 stack.enter_context(swapped(self._candidate.model, self._reference.model, name))
             left = self.kl(nullcontext())
-        yield Blamed(role, _share(kl, left), left, float("nan"), f"{leaf} of {len(names)} layers", "role")
+        yield Blamed(role, "role", _share(kl, left), left, float("nan"), f"{leaf} of {len(names)} layers")
 
     def forced(self, kl: float, differences: Mapping[str, str]) -> Iterator[Blamed]:
         """Run the candidate with each differing mask, position or embedding of the reference in turn; yield its row."""
@@ -290,7 +269,7 @@ class _Measure:
                 with inputs.forced(self._candidate.model, given, place):
                     outputs.append(self._candidate.run(probe))
             left = self._kl(outputs)
-            yield Blamed(f"inputs: {place}", _share(kl, left), left, float("nan"), note, "inputs")
+            yield Blamed(f"inputs: {place}", "inputs", _share(kl, left), left, float("nan"), note)
 
     def place_of(self, name: str) -> str:
         """Return the module to swap for `name`: its root, if weights are loaded only while the root runs."""

@@ -17,7 +17,7 @@ answer. A failure is traced to modules by swapping them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
@@ -167,8 +167,8 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
         "kl_histogram_edges": list(HISTOGRAM_EDGES),
         "profiles": {profile.compares: profile.model_dump(by_alias=True) for profile in (loss, parity)},
     }
-    metrics |= {kind: one.to_dict() for kind, one in measured.items()}
-    return Judged((*findings, *inside), metrics | {"blame": {kind: one.to_dict() for kind, one in blamed.items()}})
+    metrics |= {kind: asdict(one) for kind, one in measured.items()}
+    return Judged((*findings, *inside), metrics | {"blame": {kind: asdict(one) for kind, one in blamed.items()}})
 
 
 def _economy(model: Model, probes: Sequence[Probe], stored: Captured | None) -> tuple[Projection | None, int]:

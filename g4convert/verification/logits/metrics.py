@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -113,10 +113,6 @@ class Metrics:
     def values(self) -> dict[str, float]:
         """Single numbers by name, to which thresholds and floors apply."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.type in (int, float)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the metrics as nested mappings of plain values."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
 class Comparison:
@@ -282,14 +278,3 @@ def _histogram(kl: torch.Tensor) -> tuple[int, ...]:
     edges = torch.tensor(HISTOGRAM_EDGES[1:-1], dtype=torch.float64)
     bins = torch.bucketize(kl[~kl.isnan()], edges, right=True)
     return tuple(torch.bincount(bins, minlength=len(HISTOGRAM_EDGES) - 1).tolist())
-
-
-def _plain(value: object) -> object:
-    """Return a value with its dataclasses as mappings and its tuples as lists."""
-    match value:
-        case tuple():
-            return [_plain(item) for item in value]
-        case StateMetrics() | RouterMetrics() | BucketMetrics() | Agreement():
-            return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-        case _:
-            return value

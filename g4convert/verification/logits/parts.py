@@ -2,7 +2,7 @@
 
 import torch
 
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, layers_path
 
 __all__ = ["decoder_layers", "label", "roots", "towers"]
 
@@ -14,9 +14,8 @@ def label(name: str) -> str:
 
 def decoder_layers(model: Model) -> dict[str, Model]:
     """Return the decoder layers by path, in order."""
-    decoder = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    return {f"{prefix}.layers.{number}".lstrip("."): layer for number, layer in enumerate(decoder.layers)}
+    path = layers_path(model)
+    return {f"{path}.{number}": layer for number, layer in enumerate(model.get_decoder().layers)}
 
 
 def roots(model: Model) -> dict[str, Model]:

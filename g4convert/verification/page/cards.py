@@ -2,8 +2,8 @@
 
 Cards whose numbers were not measured are left out. The cards read these keys of `metrics`:
 
-    loss, parity        as `Metrics.to_dict()`            floor       as `Floor.to_dict()`
-    profiles            thresholds by comparison           blame       tables by comparison, `Blame.to_dict()`
+    loss, parity        as `Metrics`                      floor       as `Floor.to_dict()`
+    profiles            thresholds by comparison           blame       tables by comparison, `Blame`
     kl_histogram_edges  of the bins                        weights     {"tensors": [{"name", "relative_error", ...}]}
     engine              {"buckets": [{"name", "mean", ...}]}
 """

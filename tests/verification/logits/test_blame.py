@@ -102,7 +102,6 @@ def test_faults_of_a_text_model(fault: Fault, name: str, moe: Path) -> None:
     examined, found = find(moe, fault)
     assert found.rows[0].module == name
     assert found.rows[0].share > 0.98
-    assert found.rows[0].line == f"{name}: 100 % of the KL"
     assert found.clear
     assert found.control == found.kl > 0
     assert len(found.rows) <= 2

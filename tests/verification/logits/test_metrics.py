@@ -1,6 +1,6 @@
 """Scores of tokens, sums over probes: against plain arithmetic, and exact where both are the same."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -140,7 +140,7 @@ def test_what_is_not_finite_is_counted_and_never_passes() -> None:
     assert found.kl_mean != found.kl_mean  # nan
     for finding in gates.judge(found.values, gates.load("parity"), None):
         assert finding.severity != "pass"
-    Report((), ("logits",), found.to_dict()).to_json()
+    Report((), ("logits",), asdict(found)).to_json()
 
 
 def test_top_logits_bound_the_kl_from_below() -> None:
@@ -331,7 +331,7 @@ def test_every_metric_of_a_profile_is_measured() -> None:
     one = probe()
     found = compared([(one, outputs(one), outputs(one, noise=0.1))])
     assert set(get_args(gates.MetricName)) <= set(found.values)
-    assert set(found.to_dict()) >= set(found.values)
+    assert set(asdict(found)) >= set(found.values)
 
 
 @dataclass(frozen=True)
