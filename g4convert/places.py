@@ -25,10 +25,6 @@ def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:
 
     A file beside the weights becomes part of a checkpoint, and one that ends in .safetensors makes it unreadable.
 
-    Args:
-        written: files to write.
-        read: files, and directories of checkpoints.
-
     Raises:
         UsageError: names the first file that does.
     """

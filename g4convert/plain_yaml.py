@@ -48,9 +48,6 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 def parse(text: str) -> object:
     """Return the content of a YAML document.
 
-    Args:
-        text: the document.
-
     Raises:
         YAMLError: not valid YAML, or it has an alias, a repeated key or a number beyond 64 bits.
     """

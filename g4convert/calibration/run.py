@@ -52,12 +52,7 @@ __all__ = ["LayerByLayer", "threads"]
 
 @dataclass(frozen=True, slots=True)
 class LayerByLayer:
-    """Calibrated conversion of the decoder layers, one after the other.
-
-    Args:
-        conversion: conversion whose method works layer by layer.
-        tokens: sequences of one length.
-    """
+    """Calibrated conversion of the decoder layers, one after the other."""
 
     conversion: Conversion
     tokens: Tokens

@@ -14,11 +14,6 @@ __all__ = ["source_weight"]
 def source_weight(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> F32:
     """Read the weight of a step.
 
-    Args:
-        step: step of this checkpoint's plan.
-        checkpoint: the source.
-        reader: reader of the source's files.
-
     Returns:
         The weight, float32 [n, k].
     """

@@ -24,11 +24,7 @@ _ROWS: Final = 256
 
 
 class Hooks:
-    """Hooks on Linears that add up the squares of their inputs, for each thread apart.
-
-    Args:
-        modules: Linears by their name in the sums.
-    """
+    """Hooks on Linears that add up the squares of their inputs, for each thread apart."""
 
     def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
         self._modules = modules

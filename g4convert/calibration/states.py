@@ -41,11 +41,7 @@ _MOST: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """A directory of float32 arrays.
-
-    Args:
-        directory: directory of the files, created with the first array.
-    """
+    """A directory of float32 arrays."""
 
     directory: Path
 

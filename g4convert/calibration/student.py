@@ -102,12 +102,7 @@ class Scaled(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A quantized decoder with scales to train.
-
-    Args:
-        model: the decoder, with `scaled` as modules.
-        scaled: modules with scales to train, in the model's order.
-    """
+    """A quantized decoder with scales to train."""
 
     model: Model
     scaled: tuple[Scaled, ...]

@@ -41,11 +41,7 @@ def implied_strategy(group_size: int | None) -> str | None:
 
 
 def refused(weights: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why compressed-tensors refuses a `weights` object, one reason a line; values of other types are left out.
-
-    Args:
-        weights: as in the config.
-    """
+    """Yield why compressed-tensors refuses a `weights` object, one reason a line; other types are left out."""
     yield from (f"{key!r:.40} is no key of compressed-tensors" for key in weights if key not in _KEYS)
     yield from (f"{key} is null" for key in _NEVER_NULL if key in weights and weights[key] is None)
     if not isinstance(weights.get("observer", ""), str | None):

@@ -112,9 +112,6 @@ class Beside:
     def check(self, directory: Path) -> None:
         """Check that every side file exists.
 
-        Args:
-            directory: the checkpoint's directory.
-
         Raises:
             InputError: side files are links to nothing; names all of them.
         """

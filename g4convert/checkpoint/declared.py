@@ -137,9 +137,6 @@ def declared_in(config: Mapping[str, Any]) -> Declared | None:
     """Read the quantization section; return None if there is none.
 
     A section without a method, such as the marker in Google's QAT sources, declares nothing.
-
-    Args:
-        config: a config.json.
     """
     _, section = section_of(config)
     if section is None:

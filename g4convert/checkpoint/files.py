@@ -21,10 +21,6 @@ SAVE_AGAIN: Final = "download the model again, or save it again with `save_pretr
 def open_regular(path: Path, file: str) -> int:
     """Open a regular file (links followed) for reading.
 
-    Args:
-        path: the file.
-        file: name of the file in messages.
-
     Returns:
         A file descriptor, the caller's to close.
 
@@ -44,10 +40,6 @@ def open_regular(path: Path, file: str) -> int:
 
 def read_whole(directory: Path, file: str) -> bytes:
     """Return the bytes of a config or an index.
-
-    Args:
-        directory: the checkpoint.
-        file: name of the file.
 
     Raises:
         FormatError: it is larger than what is read.

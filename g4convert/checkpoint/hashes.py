@@ -23,10 +23,6 @@ _BLOCK: Final = 1 << 17
 def file_hashes(directory: Path, files: Iterable[str]) -> Mapping[str, str]:
     """Hash files, a few at a time.
 
-    Args:
-        directory: directory of the files.
-        files: their names.
-
     Returns:
         32 hexadecimal digits by name, in the order of `files`.
     """

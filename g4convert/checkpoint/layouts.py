@@ -152,12 +152,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def copies(directory: Path, files: Mapping[str, Iterable[str]]) -> InputError | None:
-    """Return an error if weight files without an index hold two copies of one model; otherwise None.
-
-    Args:
-        directory: the checkpoint.
-        files: tensor names by weight file.
-    """
+    """Return an error if weight files without an index hold two copies of one model; otherwise None."""
     series: dict[str, set[str]] = {}
     for file, names in files.items():
         match = _SERIES.fullmatch(file)

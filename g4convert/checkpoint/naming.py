@@ -12,9 +12,6 @@ __all__ = ["naming"]
 def naming(file: str) -> Iterator[None]:
     """Let errors of the operating system within the context name the file.
 
-    Args:
-        file: name of the file.
-
     Raises:
         EnvironmentFault: the device failed (EIO), or the connection to it.
         OSError: any other, as a full disk.

@@ -21,13 +21,7 @@ _MOST: Final = 256
 
 
 class OpenFiles:
-    """Open files of one directory.
-
-    Args:
-        directory: directory of the files.
-        files: names of the files.
-        flags: flags of `os.open`.
-    """
+    """Open files of one directory."""
 
     def __init__(self, directory: Path, files: Iterable[str], flags: int) -> None:
         self._flags = flags | os.O_CLOEXEC
@@ -76,12 +70,7 @@ class OpenFiles:
 
 
 class Reader(OpenFiles):
-    """The weight files of a checkpoint.
-
-    Args:
-        directory: the checkpoint.
-        files: names of its weight files.
-    """
+    """The weight files of a checkpoint."""
 
     def __init__(self, directory: Path, files: Iterable[str]) -> None:
         super().__init__(directory, files, os.O_RDONLY)

@@ -18,11 +18,7 @@ _MOST: Final = 256 << 20
 
 
 def record(directory: Path) -> Mapping[str, Any]:
-    """Return an output's record; empty if there is none or it cannot be read.
-
-    Args:
-        directory: directory of the output.
-    """
+    """Return an output's record; empty if there is none or it cannot be read."""
     try:
         with os.fdopen(open_regular(directory / RECORD, RECORD), "rb") as file:
             said = json.loads(file.read(_MOST))

@@ -31,11 +31,7 @@ _PLACES: Final = (
 
 
 def section_of(config: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the path (`text_config.quantization_config`) and value of the section; empty and None if there is none.
-
-    Args:
-        config: a config.json.
-    """
+    """Return the path (`text_config.quantization_config`) and value of the section; empty and None if there is none."""
     return next(sections_of(config), ("", None))
 
 
@@ -46,11 +42,7 @@ def section_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def sections_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of every quantization section, in the order in which engines look.
-
-    Args:
-        config: a config.json.
-    """
+    """Yield the path and value of every quantization section, in the order in which engines look."""
     for place in _PLACES:
         below, _, key = place.rpartition(".")
         holder = part(config, below) if below else config

@@ -37,9 +37,6 @@ _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 def read_index(directory: Path) -> dict[str, str] | None:
     """Return the shard of each tensor, by tensor name; None if there is no index.
 
-    Args:
-        directory: the checkpoint.
-
     Raises:
         FormatError: the index breaks its format, or names files outside of the directory.
         InputError: another checkpoint lies beside the index.

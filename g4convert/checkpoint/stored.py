@@ -248,12 +248,7 @@ def _misfit(parts: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str:
 
 
 def unreadable(module: PackedModule, scheme: StoredScheme) -> str:
-    """Return the reason why a packed module cannot be run from its words; empty if it can.
-
-    Args:
-        module: the stored module.
-        scheme: scheme read from its tensors.
-    """
+    """Return the reason why a packed module cannot be run from its words; empty if it can."""
     if scheme.fault:
         return scheme.fault
     if scheme.format != "pack-quantized" or scheme.num_bits not in _READ_BITS:

@@ -61,11 +61,6 @@ def inventory_of(checkpoint: Checkpoint, architecture: Architecture, *, decoder_
 def inventory_for(output: Architecture, source: Checkpoint, architecture: Architecture) -> Inventory:
     """Return the inventory of a source as an output has it: the decoder alone, or with a head of its own.
 
-    Args:
-        output: architecture of the output.
-        source: the source.
-        architecture: architecture of the source.
-
     Raises:
         G4Error: as for `inventory_of`.
     """

@@ -58,13 +58,7 @@ def output_name(model: str, recipe: "Recipe") -> str:
 
 
 def conversion_of(model: str, name: str, recipe: "Resolved") -> Step:
-    """Return the command that quantizes a model as planned, and words on it.
-
-    Args:
-        model: the model as the user named it.
-        name: name of the model, for the name of the output.
-        recipe: the planned recipe.
-    """
+    """Return the command that quantizes a model as planned, and words on it."""
     chosen = "" if recipe.name == DEFAULT else f" -r {quote(recipe.name)}"
     mine = any(origin.startswith("--") for origin in recipe.origins.values())
     command = f"g4convert quantize {quote(model)} -o {quote(output_name(name, recipe.recipe))}{chosen}"
@@ -105,12 +99,7 @@ def made_anew(output: Path) -> str:
 
 
 def answers_of(output: str | Path, reference: str | Path) -> Step:
-    """Return the command that measures the answers of an output, and words on it.
-
-    Args:
-        output: the quantized checkpoint.
-        reference: the original as a word of the shell.
-    """
+    """Return the command that measures the answers of an output, and words on it."""
     command = f"g4convert verify {quote(str(output))} --reference {reference} --level logits"
     return command, "measures how far its answers are from the original's"
 

@@ -23,13 +23,7 @@ def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> No
 
 
 def print_done(output: object, made_by: str, *, no_color: bool) -> None:
-    """Print that an output is there, made by the same command before.
-
-    Args:
-        output: path of the output.
-        made_by: what it was made of, and by what.
-        no_color: print plain text.
-    """
+    """Print that an output is there, made by the same command before."""
     from g4convert.cli import show
 
     text = f"already done: {output} is {made_by}"

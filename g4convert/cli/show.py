@@ -89,12 +89,7 @@ def pairs(out: Console, rows: Mapping[str, str]) -> None:
 
 
 def reference(out: Console, stored: Mapping[str, Any]) -> None:
-    """Print what a stored reference holds, and the command that uses it.
-
-    Args:
-        out: console.
-        stored: JSON of `g4convert reference`.
-    """
+    """Print what a stored reference holds, and the command that uses it."""
     asked = f"logits of {stored['tokens']:,} predictions of {stored['probes']} prompts, run in {stored['dtype']}"
     pairs(out, {"model": str(stored["model"]), "stored": f"{asked}, {size(stored['bytes'])}"})
     what = "OUT: a quantized checkpoint of the model"

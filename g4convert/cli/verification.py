@@ -73,12 +73,7 @@ class Printed:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """Display of a run's progress and messages.
-
-    Args:
-        bar: display of progress.
-        say: function that prints a message.
-    """
+    """Display of a run's progress and messages."""
 
     bar: Quiet
     say: Callable[[str], None]

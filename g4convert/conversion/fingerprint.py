@@ -50,15 +50,7 @@ def fingerprint(
 def plan_facts(
     checkpoint: Checkpoint, recipe: Resolved, layout: Layout, units: tuple[Unit, ...], device: str
 ) -> dict[str, Any]:
-    """Return the facts that all ranks must share; without file times, since hosts may have their own copies.
-
-    Args:
-        checkpoint: the source.
-        recipe: recipe of the output.
-        layout: the place of every byte.
-        units: the work.
-        device: device that quantizes.
-    """
+    """Return the facts that all ranks must share; without file times, since hosts may have their own copies."""
     files = checkpoint.fingerprint()
     return {
         "g4convert": __version__,

@@ -33,9 +33,6 @@ __all__ = ["is_finished"]
 def is_finished(job: Job) -> bool:
     """Return whether a job's output already exists.
 
-    Args:
-        job: the conversion to run.
-
     Raises:
         InputError: the output exists, but files were changed since; names all of them.
     """

@@ -36,11 +36,7 @@ _MOST: Final = 4096
 
 
 class Lock:
-    """Lock on one output, a directory or a file; a context manager that releases it on exit.
-
-    Args:
-        path: the lock file.
-    """
+    """Lock on one output, a directory or a file; a context manager that releases it on exit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -27,12 +27,7 @@ _PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The rank of this process, and the number of ranks of the run.
-
-    Args:
-        rank: rank of this process; rank 0 prepares and finishes.
-        world: number of ranks.
-    """
+    """The rank of this process, and the number of ranks of the run."""
 
     rank: int = 0
     world: int = 1

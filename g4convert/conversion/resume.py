@@ -45,15 +45,7 @@ def check_sizes(directory: Path, layout: Layout) -> None:
 def sound(
     done: Mapping[int, Done], units: tuple[Unit, ...], source: Reader, directory: Path, layout: Layout
 ) -> dict[int, Done]:
-    """Return the finished units whose bytes are intact.
-
-    Args:
-        done: finished units according to the journals, by number.
-        units: all units of the conversion.
-        source: reader of the source's weight files.
-        directory: OUT.partial.
-        layout: the shards in OUT.partial.
-    """
+    """Return the finished units whose bytes are intact."""
     known = {number: one for number, one in done.items() if number < len(units) and _is_of(one, units[number])}
     with (
         Reader(directory, (shard.file for shard in layout.shards)) as written,
@@ -75,12 +67,7 @@ def _is_sound(unit: Unit, done: Done, *, source: Reader, written: Reader) -> boo
 
 
 def checksum(unit: Unit, written: Reader) -> str:
-    """Return the checksum of a unit's quantized and moved bytes, read from the output.
-
-    Args:
-        unit: a finished unit.
-        written: reader of the output's shards.
-    """
+    """Return the checksum of a unit's quantized and moved bytes, read from the output."""
     digest = xxh3_64()
     for task in unit:
         match task:

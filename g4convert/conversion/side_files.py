@@ -39,24 +39,12 @@ def check_side_files(checkpoint: Checkpoint) -> None:
 
 
 def names_of_files(checkpoint: Checkpoint, layout: Layout) -> frozenset[str]:
-    """Return the names of all files of the output.
-
-    Args:
-        checkpoint: the source.
-        layout: the output's shards.
-    """
+    """Return the names of all files of the output."""
     return frozenset({*(shard.file for shard in layout.shards), *map(carried_as, checkpoint.side_files), *_WRITTEN})
 
 
 def write_known(checkpoint: Checkpoint, layout: Layout, config: Mapping[str, Any], directory: Path) -> None:
-    """Copy the side files unchanged, then write config.json and the index.
-
-    Args:
-        checkpoint: the source.
-        layout: the output's shards.
-        config: content of config.json.
-        directory: directory to write into.
-    """
+    """Copy the side files unchanged, then write config.json and the index."""
     for name in checkpoint.side_files:
         target = directory / carried_as(name)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,12 +20,7 @@ __all__ = ["advised", "refuse"]
 
 
 def advised(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
-    """Return verdicts with the changes that would make the engine load the checkpoint on the verdict's number of GPUs.
-
-    Args:
-        weights: the checkpoint.
-        found: verdicts on the checkpoint.
-    """
+    """Return verdicts with the changes that would make the engine load the checkpoint on as many GPUs."""
     tried = _Tried(weights, weights.thinned())
     return tuple(_advised(tried, one) for one in found)
 

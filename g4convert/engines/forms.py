@@ -25,12 +25,7 @@ ONE_SCHEME: Final = "a config group that says how the weights are stored, or wei
 
 
 def wrong_forms(weights: Weights, contract: Contract) -> tuple[Remark, ...]:
-    """Return a remark for each kind of module that an engine would not load correctly.
-
-    Args:
-        weights: the checkpoint.
-        contract: contract of the engine.
-    """
+    """Return a remark for each kind of module that an engine would not load correctly."""
     kinds = {_kind(weights, one): one for one in _problems(weights, contract)}
     forms = (_remark(weights, contract, one) for one in kinds.values())
     groups = _other_groups(weights, contract)

@@ -36,14 +36,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """A packed checkpoint module that an engine builds in another scheme than the stored one.
-
-    Args:
-        module: module of the engine.
-        shard: the checkpoint module.
-        group: name of the config group that the engine takes.
-        difference: difference between the group's scheme and the stored scheme.
-    """
+    """A packed checkpoint module that an engine builds in another scheme than the stored one."""
 
     module: Module
     shard: str
@@ -74,11 +67,7 @@ class SomeMisfit:
 
 
 def misfits_of_all(weights: Weights) -> Iterator[SomeMisfit]:
-    """Yield each misfit once, with the engines that have it.
-
-    Args:
-        weights: the checkpoint.
-    """
+    """Yield each misfit once, with the engines that have it."""
     takers: defaultdict[str, set[str]] = defaultdict(set)
     finders: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for engine, contract in CONTRACTS.items():
@@ -91,12 +80,7 @@ def misfits_of_all(weights: Weights) -> Iterator[SomeMisfit]:
 
 
 def misfits(contract: Contract, weights: Weights) -> Iterator[Misfit]:
-    """Yield modules that an engine builds in another scheme than stored; skips damaged modules and modules built plain.
-
-    Args:
-        contract: the engine.
-        weights: the checkpoint.
-    """
+    """Yield modules that an engine builds in another scheme than stored; skips damaged ones and those built plain."""
     for one in taken(contract, weights):
         stored = weights.schemes[one.shard]
         if not stored.fault and (difference := one.group.differs_from(stored)):
@@ -105,12 +89,7 @@ def misfits(contract: Contract, weights: Weights) -> Iterator[Misfit]:
 
 
 def taken(contract: Contract, weights: Weights) -> Iterator[Taken]:
-    """Yield the config group of each packed checkpoint module that an engine builds packed and accepts packed.
-
-    Args:
-        contract: the engine.
-        weights: the checkpoint.
-    """
+    """Yield the config group of each packed checkpoint module that an engine builds packed and accepts packed."""
     if not weights.groups:
         return
     reading = contract.read(weights.architecture, weights.ignore, weights.targets or ())

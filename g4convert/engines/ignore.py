@@ -206,9 +206,6 @@ def _fits(entry: str, spelled: Mapping[str, str]) -> bool:
 def prove(weights: Weights) -> None:
     """Check that every version of every engine builds each module in the form in which it is stored.
 
-    Args:
-        weights: a checkpoint with its lists.
-
     Raises:
         GateError: a packed module would be built plain, a plain one packed, or one by a wrong scheme; names each kind.
     """

@@ -60,12 +60,7 @@ class Matching:
     by_alphabet: bool = False
 
     def entries(self, method: str | None, entries: Iterable[str]) -> Entries:
-        """Return a config's entries with whole names renamed as the engine renames them.
-
-        Args:
-            method: `quant_method` of the config.
-            entries: entries as written in the config.
-        """
+        """Return a config's entries with whole names renamed as the engine renames them."""
         return Entries.of(method, entries, self.spelled)
 
     def spelled(self, name: str) -> str:
@@ -187,12 +182,7 @@ class Reading:
         return tuple(self._target(module, name) for name in self._separate(module))
 
     def target(self, module: Module, shard: str) -> str | None:
-        """Return the target by which the engine builds a checkpoint module's place; None where no target names it.
-
-        Args:
-            module: module of the engine that the checkpoint module is loaded into.
-            shard: the checkpoint module.
-        """
+        """Return the target by which the engine builds a checkpoint module's place; None where no target names it."""
         return self._target(module, self.lookup_of(module, shard) if module.kind is Kind.EXPERTS else module.name)
 
     def _separate(self, module: Module) -> tuple[str, ...]:

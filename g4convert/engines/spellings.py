@@ -37,13 +37,7 @@ class Spellings:
     habits: Collection[str] = ()
 
     def has(self, source: str, canonical: str, architecture: Architecture) -> bool:
-        """Return whether the engine reads a tensor by the name under which it is stored.
-
-        Args:
-            source: stored name.
-            canonical: name that transformers writes.
-            architecture: architecture of the checkpoint.
-        """
+        """Return whether the engine reads a tensor by the name under which it is stored."""
         spelling = spell(source, {body_of(canonical)})
         if any(rule.name not in self.habits for rule in spelling.rules):
             return False

@@ -83,13 +83,7 @@ class Unit:
 
 
 def unit_of(module: Name, role: Role, architecture: Architecture) -> Unit:
-    """Return the unit that a checkpoint module belongs to.
-
-    Args:
-        module: canonical name of the module.
-        role: role of the module.
-        architecture: architecture of the checkpoint.
-    """
+    """Return the unit that a checkpoint module belongs to."""
     if role is Role.VISION_TOWER and module.layer is not None:
         path = module.in_any_layer.unclipped
         return Unit(_VISION, module.layer, _FUSED.get(path, re.escape(path)))

@@ -125,11 +125,6 @@ def verdicts(
 ) -> tuple[Verdict, ...]:
     """Return each engine's verdict on a checkpoint, without remedies: `advised` adds them.
 
-    Args:
-        weights: the checkpoint.
-        engines: keys of `CONTRACTS`.
-        tps: tensor parallel sizes.
-
     Returns:
         One verdict for each engine and size; a single verdict for transformers.
     """

@@ -38,12 +38,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An independent decision: a choice takes exactly one of its options.
-
-    Args:
-        name: name of the item.
-        options: at least one.
-    """
+    """An independent decision: a choice takes exactly one of its options."""
 
     name: str
     options: tuple[Option, ...]

@@ -119,9 +119,6 @@ class Problem:
     def without(self, refused: Mapping[str, Collection[Form]]) -> "Problem":
         """Return the problem without some packings.
 
-        Args:
-            refused: packings to remove, by `Part.kind`.
-
         Raises:
             GateError: a part has no allowed packing left.
         """
@@ -178,13 +175,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solved:
-    """The solved frontier of a problem.
-
-    Args:
-        problem: the problem.
-        frontier: frontier of its items.
-        forms: for each item, the assignment that each option stands for.
-    """
+    """The solved frontier of a problem."""
 
     problem: Problem
     frontier: Frontier

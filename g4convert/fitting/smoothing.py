@@ -26,12 +26,7 @@ _LEAST: Final = 1e-12
 
 
 def smoothed(problem: Problem, losses: Losses) -> Losses:
-    """Return the fitted losses, by part name and packing label.
-
-    Args:
-        problem: parts and packings.
-        losses: measured losses.
-    """
+    """Return the fitted losses, by part name and packing label."""
     alike: defaultdict[tuple[str, tuple[str, ...]], list[Part]] = defaultdict(list)
     for part in problem.free:
         for bits in dict.fromkeys(form.num_bits for form in part.forms if form is not None):

@@ -33,11 +33,6 @@ class _TooLongError(Exception):
 def rendered(tokenizer: Any, messages: Iterable[Mapping[str, Any]], *, asks: bool) -> str:  # noqa: ANN401 -- transformers'
     """Put messages into the chat template of a model.
 
-    Args:
-        tokenizer: with the template.
-        messages: a conversation.
-        asks: end where the model answers.
-
     Raises:
         InputError: the template fails, refuses the messages, tries what the sandbox forbids, takes too long, or gives
             no text.

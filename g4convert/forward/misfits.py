@@ -53,12 +53,7 @@ class Misfit:
 
 
 class Unfit(GateError):
-    """Raised when tensors do not fit the model.
-
-    Args:
-        path: the checkpoint.
-        misfits: all of them.
-    """
+    """Raised when tensors do not fit the model."""
 
     def __init__(self, path: Path, misfits: Collection[Misfit]) -> None:
         what = "one tensor does" if len(misfits) == 1 else f"{len(misfits)} tensors do"

@@ -37,10 +37,6 @@ def products(model: Model) -> list[Shape]:
 def check(device: torch.device, path: Path) -> None:
     """Refuse what can be refused before a model is loaded.
 
-    Args:
-        device: device that is to run the model.
-        path: path of the table.
-
     Raises:
         UsageError: the CPU, or a file that lies in no directory or is there and not a table.
         EnvironmentFault: a GPU that is too old or of another maker, or no Triton; or no file can be written.

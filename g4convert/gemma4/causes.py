@@ -55,13 +55,7 @@ class Fault:
 
 
 def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture) -> str:
-    """Return the remedy for the common cause of faults; empty if they prove no cause.
-
-    Args:
-        faults: all faults of the checkpoint.
-        schema: canonical names of the architecture.
-        architecture: architecture that the config gives.
-    """
+    """Return the remedy for the common cause of faults; empty if they prove no cause."""
     kinds = {fault.kind for fault in faults}
     names = [fault.name for fault in faults]
     if kinds == {"ambiguous"} and len(faults) >= _SEVERAL:

@@ -57,10 +57,6 @@ def _check_rotation(read: ConfigReader, kinds: Collection[str]) -> None:
     without a part for each kind of layer; vLLM 0.33 then turns all layers alike. Full attention turns a part of each
     head's columns, which the type `proportional` alone spreads over the head: of another type transformers 5.22 makes
     too few angles and fails, and vLLM turns other columns.
-
-    Args:
-        read: reader of the text section.
-        kinds: kinds of layers that the model has.
     """
     replaced = "rope_scaling" in read.values
     key = "rope_scaling" if replaced else "rope_parameters"

@@ -99,12 +99,7 @@ class Match:
 
 
 def match_names(names: Iterable[str], architecture: Architecture) -> Match:
-    """Find the canonical name of each source name.
-
-    Args:
-        names: stored names, in any order.
-        architecture: architecture that the config gives.
-    """
+    """Find the canonical name of each source name."""
     schema = Schema.of(architecture)
     ordered = sorted(names)
     sources = {name: (name,) for name in ordered if name in schema}
@@ -139,10 +134,6 @@ def match_source(names: Iterable[str], architecture: Architecture) -> Match:
 
     Of tensors that share their memory, `save_model` of safetensors stores the first in the alphabet, which is the
     head. transformers 5 ties the two either way; vLLM 0.33 stops at a head alone, so an output has the embedding.
-
-    Args:
-        names: stored names, in any order.
-        architecture: architecture that the config gives.
     """
     match, table = match_names(names, architecture), f"{architecture.text_prefix}embed_tokens.weight"
     if "lm_head.weight" not in match.schema.droppable or table in match.sources:

@@ -25,12 +25,7 @@ _COLORS = 3
 
 
 def readings(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[Reading]:
-    """Yield the keys of every section that is there, with the values that fit the tensors.
-
-    Args:
-        shapes: shape of each stored tensor, by its body.
-        config: content of config.json.
-    """
+    """Yield the keys of every section that is there, with the values that fit the tensors."""
     towers: tuple[tuple[str, Read], ...] = (
         ("vision_config", _vision(shapes, config.get("vision_config"))),
         ("audio_config", _audio(shapes, config.get("audio_config"))),
@@ -107,11 +102,6 @@ def _shared_layers(shapes: Shapes, count: int, said: object) -> Read:
     """Yield the keys of the last layers that have no keys of their own: their number, and whether their MLP is wider.
 
     Some writers store keys for them, too: then only a wider MLP shows how many there are.
-
-    Args:
-        shapes: shape of each stored tensor, by its body.
-        count: number of layers.
-        said: number of these layers in the config.
     """
     own = [n for n in range(count) if f"layers.{n}.self_attn.k_proj.weight" in shapes]
     rows = [shapes.get(f"layers.{n}.mlp.up_proj.weight", (0,))[0] for n in range(count)]

@@ -31,10 +31,6 @@ _REMEDY: Final = "take the drafter that was made for this model"
 def paired(drafter: Checkpoint, target: Checkpoint) -> Iterator[Finding]:
     """Yield the differences that keep a drafter from drafting for a model, or one finding that it fits.
 
-    Args:
-        drafter: an MTP assistant.
-        target: the model, quantized or not.
-
     Raises:
         UsageError: the drafter is no MTP assistant, or the target is one.
         InputError: a config that describes no Gemma 4.

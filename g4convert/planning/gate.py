@@ -30,10 +30,6 @@ class Outlook:
     def of(cls, plan: Plan, tps: Iterable[int]) -> "Outlook":
         """Judge a plan.
 
-        Args:
-            plan: plan of the output.
-            tps: tensor parallel sizes to judge.
-
         Raises:
             GateError: no list of entries describes what is packed.
         """

@@ -13,9 +13,6 @@ _IN_LAYERS = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
 def layer_steps(plan: Plan) -> Mapping[int, Mapping[str, int]]:
     """Return the Linears that are calibrated layer by layer.
 
-    Args:
-        plan: plan under any method.
-
     Returns:
         By layer, in order: index into `plan.quantized` by the path inside the layer, such as `self_attn.q_proj` and
         `experts.3.down_proj`. Nothing with a method that looks at weights alone.

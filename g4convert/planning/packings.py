@@ -35,12 +35,6 @@ def packings(
 ) -> dict[str, Packing]:
     """Return the packing of each packed weight, by canonical name.
 
-    Args:
-        recipe: recipe of the output.
-        architecture: architecture of the output.
-        inventory: inventory of the source.
-        names: output names of the weights that the output has, by canonical name.
-
     Raises:
         UsageError: the recipe names weights that the model does not have, a group size does not divide a weight's
             rows, or weights that engines fuse into one matrix get different packings.

@@ -40,14 +40,7 @@ _ON_THE_LINE: Final = {"bits": "ROLE=BITS, such as attention=8"}
 def refusal(
     name: str, error: "ValidationError", values: Mapping[str, object], origins: Mapping[str, str]
 ) -> UsageError:
-    """Return the error that names every wrong value of a recipe, or of an option if only options are wrong.
-
-    Args:
-        name: name or path of the recipe.
-        error: pydantic's error.
-        values: all values that were given, by key.
-        origins: origin of each value, by key.
-    """
+    """Return the error that names every wrong value of a recipe, or of an option if only options are wrong."""
     problems = {_place(one): one for one in reversed(error.errors())}  # the first error at each place
     keys = [str(one["loc"][0]) for one in problems.values()]
     if all(origins[key].startswith("--") for key in keys):

@@ -59,10 +59,6 @@ _TIED = "shared with the output head; `-r w4a16-g32-head8` stores it in 4 bits a
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """Make the plan: decide the step of every source tensor.
 
-    Args:
-        checkpoint: an opened source directory.
-        recipe: recipe of the output.
-
     Raises:
         UnsupportedError: the model type is unknown, or the source is already quantized.
         InputError: names, shapes or dtypes do not make a Gemma 4 checkpoint; names all offenders.

@@ -88,10 +88,6 @@ def takes(words: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | N
 def ready(device: torch.device, dtype: torch.dtype) -> None:
     """Refuse where the kernels cannot run.
 
-    Args:
-        device: device of the activations.
-        dtype: dtype of the activations.
-
     Raises:
         UnsupportedError: a dtype that is none of `DTYPES`.
         EnvironmentFault: not an NVIDIA GPU, one that is too old, or no Triton, or too old a one.

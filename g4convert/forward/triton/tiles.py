@@ -150,13 +150,6 @@ def load_table(path: Path, capability: int) -> Mapping[Shape, Tile]:
 
 
 def save_table(path: Path, capability: int, tiles: Mapping[Shape, Tile], made_with: Mapping[str, str]) -> None:
-    """Write what was measured.
-
-    Args:
-        path: the file.
-        capability: compute capability of the GPU.
-        tiles: the best of each shape.
-        made_with: card and versions, for a reader.
-    """
+    """Write what was measured."""
     rows = [{**asdict(shape), **asdict(tile)} for shape, tile in tiles.items()]
     write_whole(path, json.dumps({"capability": capability, **made_with, "tiles": rows}, indent=1) + "\n")

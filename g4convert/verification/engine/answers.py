@@ -33,12 +33,7 @@ class OversizeError(AnswerError):
 
 
 class VocabularyError(AnswerError):
-    """Raised when an answer names a token that is not in the model's vocabulary.
-
-    Args:
-        token: id of the token.
-        vocab: size of the model's vocabulary.
-    """
+    """Raised when an answer names a token that is not in the model's vocabulary."""
 
     def __init__(self, token: int, vocab: int) -> None:
         super().__init__(f"token {token}; the vocabulary has {vocab}")

@@ -46,12 +46,7 @@ _PLACES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Parity of an engine and of the reference with noise.
-
-    Args:
-        parity: parity of the engine.
-        noise: parity of the reference with noise, by source of noise.
-    """
+    """Parity of an engine and of the reference with noise."""
 
     parity: Parity
     noise: Mapping[str, Parity]

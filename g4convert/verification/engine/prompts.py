@@ -188,12 +188,7 @@ def vocabulary(config: Mapping[str, Any]) -> int:
 
 
 def prompts_of(probe: Probe, config: Config) -> tuple[Prompt, ...]:
-    """Return the rows of a probe as prompts, in order, without rows in which no token is scored.
-
-    Args:
-        probe: any probe but a drafter's.
-        config: config of the model, with the ids of soft tokens.
-    """
+    """Return the rows of a probe as prompts, in order, without rows in which no token is scored."""
     ids = probe.arguments["input_ids"]
     attended = probe.attended.view(ids.shape)
     found = []

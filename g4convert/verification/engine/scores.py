@@ -66,13 +66,7 @@ class Sums:
         self._rows: dict[str, list[tuple[TokenScores, torch.Tensor]]] = {_ALL: []}
 
     def add(self, probe: Probe, reference: Kept, answer: TopLogits) -> None:
-        """Add one probe.
-
-        Args:
-            probe: the probe, with the rows that are scored.
-            reference: kept outputs of the reference, with full logits.
-            answer: the engine's answer, of the same rows.
-        """
+        """Add one probe."""
         logits = reference.logits
         assert not isinstance(logits, TopLogits)  # noqa: S101 -- kept by the caller
         parts = [

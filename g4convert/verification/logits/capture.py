@@ -135,10 +135,6 @@ class Captured:
     def check_fits(self, path: Path, config: Config) -> None:
         """Raise if the reference cannot be of the model that is judged.
 
-        Args:
-            path: path of the file, for messages.
-            config: config of the model that is judged.
-
         Raises:
             InputError: tokens or layers of the reference do not fit the model.
         """

@@ -30,11 +30,7 @@ _ARGUMENTS: Final = {"attention_mask": "attention mask", "position_embeddings": 
 
 @contextmanager
 def recorded(model: Model) -> Iterator[Inputs]:
-    """Record the inputs of a model's decoder layers during one forward inside.
-
-    Args:
-        model: a transformers model.
-    """
+    """Record the inputs of a model's decoder layers during one forward inside."""
     found: Inputs = {}
     kinds = model.config.get_text_config().layer_types
 
@@ -57,11 +53,7 @@ def recorded(model: Model) -> Iterator[Inputs]:
 
 @contextmanager
 def resting_layers(model: Model) -> Iterator[None]:
-    """Make decoder layers return their states unchanged during forwards inside, where only their inputs are needed.
-
-    Args:
-        model: a transformers model.
-    """
+    """Make decoder layers return their states unchanged during forwards inside, where only their inputs are needed."""
     layers = decoder_layers(model).values()
     for layer in layers:
         layer.forward = _unchanged

@@ -96,13 +96,7 @@ def _unlike(expected: Mapping[str, _Expected]) -> Iterator[str]:
 
 
 def misfits(probes: Iterable[Probe], kept: Mapping[str, Kept], config: Config) -> Iterator[str]:
-    """Yield reasons why a stored reference cannot be of a model.
-
-    Args:
-        probes: probes of the reference.
-        kept: outputs of the probes, by name of the probe.
-        config: config of the model that is judged.
-    """
+    """Yield reasons why a stored reference cannot be of a model."""
     text = config.get_text_config()
     for probe in probes:
         named = [probe.targets]

@@ -27,13 +27,7 @@ __all__ = ["NOTHING", "Kept", "Projection", "States"]
 
 
 class Projection:
-    """Random projections of states of any width; the same seed gives the same projections.
-
-    Args:
-        dims: width of a projected state.
-        seed: seed of the matrices.
-        matrices: matrices that exist already, by width of the states.
-    """
+    """Random projections of states of any width; the same seed gives the same projections."""
 
     def __init__(self, dims: int = 64, *, seed: int = 0, matrices: Mapping[int, torch.Tensor] | None = None) -> None:
         self.dims: Final = dims

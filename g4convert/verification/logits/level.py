@@ -140,11 +140,6 @@ def store_reference(
 def made_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Captured:
     """Read a stored reference that the same request made.
 
-    Args:
-        checkpoint: the original.
-        output: the file, which is there.
-        asked: the request: prompts and dtype.
-
     Raises:
         UsageError: another request or version made the file, or it is damaged.
         G4Error: as for `conversations`.

@@ -138,13 +138,7 @@ class Comparison:
         self._lower_bound = False
 
     def add(self, probe: Probe, reference: Kept, outputs: Outputs) -> None:
-        """Add one probe.
-
-        Args:
-            probe: the probe, with the rows that are scored.
-            reference: the kept outputs of the reference.
-            outputs: outputs of the candidate.
-        """
+        """Add one probe."""
         if len(probe.scored):
             scores = compare(reference.logits, outputs.rows, probe.targets)
             self.add_scores(probe, scores, lower_bound=isinstance(reference.logits, TopLogits))

@@ -35,12 +35,7 @@ _NOT_COMPARED: Final = frozenset({"tokens", "sequences", "confident_tokens", "pp
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The noise floor of every metric.
-
-    Args:
-        values: floor of each metric, by the names of `Metrics.values`.
-        sources: measured metrics, by source of noise.
-    """
+    """The noise floor of every metric."""
 
     values: Mapping[str, float]
     sources: Mapping[str, Metrics]

@@ -97,13 +97,7 @@ class RouterSums:
 def add_states(
     sums: dict[str, StateSums], reference: Mapping[str, torch.Tensor], candidate: Mapping[str, torch.Tensor]
 ) -> None:
-    """Add the states [t, n] of every place that both models have.
-
-    Args:
-        sums: sums by place; new places are added.
-        reference: the reference's states, by place.
-        candidate: the candidate's states, by place.
-    """
+    """Add the states [t, n] of every place that both models have."""
     for name, states in reference.items():
         if name in candidate:
             sums.setdefault(name, StateSums()).add(states, candidate[name])

@@ -102,11 +102,7 @@ def number_of(value: float | str | None) -> float:
 
 
 def cards(report: Json) -> Iterator[Card]:
-    """Yield every card whose numbers were measured.
-
-    Args:
-        report: `Report.to_dict()`.
-    """
+    """Yield every card whose numbers were measured."""
     metrics, findings = report["metrics"], report["findings"]
     kinds = [kind for kind in ("loss", "parity") if kind in metrics]
     yield from (_summary(kind, metrics, findings) for kind in kinds)

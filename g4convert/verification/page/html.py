@@ -37,9 +37,6 @@ _FOLDED: Final = {Severity.PASS: "passed", Severity.INFO: "to know"}
 def page(report: Json) -> str:
     """Return a report as an HTML page.
 
-    Args:
-        report: `Report.to_dict()`.
-
     Returns:
         The text of an HTML file.
     """

@@ -85,14 +85,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
 
 
 def lines(series: Mapping[str, Sequence[float]], names: Sequence[str], *, colours: Mapping[str, str], unit: str) -> str:
-    """Draw a line for each series over the same places; infinite values lie on the top edge.
-
-    Args:
-        series: values of each series, by label.
-        names: names of the places.
-        colours: colour of each series: a, b, c or floor.
-        unit: unit of the values.
-    """
+    """Draw a line for each series over the same places; infinite values lie on the top edge."""
     finite = [value for values in series.values() for value in values if math.isfinite(value)]
     if not finite:
         return ""
@@ -134,15 +127,7 @@ def bars(
     colours: Mapping[str, str],
     axis: str,
 ) -> str:
-    """Draw bars from 0 to 100 % side by side, with the number of tokens under each group.
-
-    Args:
-        groups: names of the groups.
-        series: shares of each series, by label.
-        counts: number of tokens in each group.
-        colours: colour of each series: a, b or c.
-        axis: description of the groups.
-    """
+    """Draw bars from 0 to 100 % side by side, with the number of tokens under each group."""
     body = [*_grid(1.0, percent=True)]
     width = _INNER / len(groups)
     each = width * 0.7 / max(1, len(series))
@@ -163,12 +148,7 @@ def bars(
 
 
 def heat(rows: Mapping[str, Sequence[int]], *, what: str) -> str:
-    """Draw a row of cells for each layer, darker for more hits; cells without hits are outlined.
-
-    Args:
-        rows: hits of each expert, by layer.
-        what: name of the thing that a cell stands for.
-    """
+    """Draw a row of cells for each layer, darker for more hits; cells without hits are outlined."""
     columns = max(len(hits) for hits in rows.values())
     most = max(max(hits) for hits in rows.values()) or 1
     side = max(7.0, min(40.0, 960 / columns))

@@ -21,13 +21,7 @@ def bundled() -> tuple[Conversation, ...]:
 
 
 def long_conversations(frame: Frame, window: int, *, count: int = 2) -> tuple[Conversation, ...]:
-    """Return conversations that ask for a note which lies farther back than the sliding window.
-
-    Args:
-        frame: the checkpoint's frame; counts tokens.
-        window: the model's sliding window, in tokens.
-        count: number of conversations; each starts with a different note.
-    """
+    """Return conversations that ask for a note which lies farther back than the sliding window."""
     notes = [entry.answer for entry in bundled() if entry.bucket == "prose"]
     found = []
     for number in range(count):

@@ -11,12 +11,7 @@ __all__ = ["draft_probe"]
 
 
 def draft_probe(model: Model, *, seed: int = 0) -> Probe:
-    """Return a probe of eight drafts; their right tokens are not known, so the probe's targets are random.
-
-    Args:
-        model: an MTP assistant.
-        seed: seed of the random states, keys and values, and of the probe's targets.
-    """
+    """Return a probe of eight drafts; their right tokens are not known, so the probe's targets are random."""
     arguments = _arguments(model, torch.Generator().manual_seed(seed))
     rows, length = arguments["inputs_embeds"].shape[:2]
     vocab_size = model.config.get_text_config().vocab_size

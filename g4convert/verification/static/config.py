@@ -26,13 +26,7 @@ _MISSING: Final = object()
 
 
 def config_keys(out: Mapping[str, Any], source: Mapping[str, Any], *, text_only: bool) -> Iterator[Finding]:
-    """Yield findings on keys of the source that the output lost or changed.
-
-    Args:
-        out: the output's config.
-        source: the source's config.
-        text_only: the output is the decoder of a multimodal source; its config is the source's `text_config`.
-    """
+    """Yield findings on keys of the source that the output lost or changed."""
     untied = out.get("tie_word_embeddings") is False and source.get("tie_word_embeddings") is not False
     if text_only:
         head = {"tie_word_embeddings": source.get("tie_word_embeddings", _MISSING)}

@@ -27,11 +27,7 @@ _COPY: Final = "copy it from the source again"
 
 
 def broken_files(error: InputError) -> Iterator[Finding]:
-    """Yield one finding for each offender that `Checkpoint.open` refused.
-
-    Args:
-        error: error that opening raised.
-    """
+    """Yield one finding for each offender that `Checkpoint.open` refused."""
     for line in error.offenders or (error.message,):
         subject, _, found = line.partition(": ")
         code = "static.index" if INDEX in line else "static.files"

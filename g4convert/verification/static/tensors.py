@@ -242,12 +242,7 @@ def is_cache_scale(name: str) -> bool:
 
 
 def stray_scales(contents: Contents, groups: Mapping[str, DeclaredGroup]) -> Iterator[Finding]:
-    """Yield findings on scales that the config does not provide for: vLLM has no parameter for them.
-
-    Args:
-        contents: tensors of the output.
-        groups: config group of each packed module.
-    """
+    """Yield findings on scales that the config does not provide for: vLLM has no parameter for them."""
     for name, module in contents.packed.items():
         group = groups.get(Name(name).module)
         strays = _OF_OTHERS if group is not None and group.has_activations else _OF_OTHERS | _OF_ACTIVATIONS

@@ -16,11 +16,7 @@ __all__ = ["check_hashes"]
 
 
 def check_hashes(out: Checkpoint) -> Iterator[Finding]:
-    """Compare every shard with its hash in g4convert.json.
-
-    Args:
-        out: the quantized checkpoint.
-    """
+    """Compare every shard with its hash in g4convert.json."""
     recorded = _recorded(out)
     if not recorded:
         text = f"{RECORD} has no hashes of shards"

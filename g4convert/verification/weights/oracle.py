@@ -25,11 +25,7 @@ _AGREE: Final = 2.0**-12
 
 
 def check_decoder(packed: Mapping[str, PackedPair]) -> Iterator[Finding]:
-    """Decode the first rows of one weight of each kind with both decoders, and compare the squared errors.
-
-    Args:
-        packed: every packed weight, by name.
-    """
+    """Decode the first rows of one weight of each kind with both decoders, and compare the squared errors."""
     kinds = {(Name(name).kind, pair.num_bits, pair.scale.shape): pair for name, pair in packed.items()}
     wrong: list[Finding] = []
     for pair in kinds.values():

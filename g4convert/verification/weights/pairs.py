@@ -58,10 +58,6 @@ class Pairing:
         """Yield a pair for every weight of the source that the output has, in the order of the model.
 
         Yields a finding in place of the pair if the weight cannot be compared.
-
-        Args:
-            inventory: resolved tensors of the source.
-            contents: resolved tensors of the output.
         """
         source = inventory.architecture
         fused = {
