@@ -8,8 +8,8 @@ from typing import Any
 
 from g4convert.api.bundled import row_length
 from g4convert.calibration.answers import Own, answered, decided
-from g4convert.calibration.begun import Begun
 from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
+from g4convert.calibration.kept import Begun
 from g4convert.calibration.record import record
 from g4convert.calibration.rows import Written
 from g4convert.calibration.sampling import sample

@@ -17,7 +17,6 @@ from g4convert.devices import memory_faults
 from g4convert.errors import InputError, Interrupted, UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, parse_choices
 from g4convert.fitting.choosing import choose_for, presets
-from g4convert.fitting.engines import loadable
 from g4convert.fitting.inputs import Inputs, rows_to_run
 from g4convert.fitting.measures import Measures, unit_of
 from g4convert.fitting.plot import plot as drawn
@@ -26,7 +25,7 @@ from g4convert.fitting.result import Fitted, chosen_for
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
 from g4convert.fitting.target import Loss, Target, budget, target_of
-from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
+from g4convert.fitting.writing import loadable, plan_of, recipe_text, recipe_values
 from g4convert.forward.load import DTypeName
 from g4convert.places import check_apart, is_there
 from g4convert.planning.gate import Outlook

@@ -5,7 +5,6 @@ answers          Lets the model answer the questions of texts itself
 rows             Packs texts into rows, judging and calibrating rows apart
 sampling         Turns texts into rows of token ids
 tokens           Holds the token ids that calibrate: sequences of one length, and which of them judge
-begun            Keeps the ids of an unfinished file, so that a stopped run does not make them again
 states           Keeps the values that flow between layers in files
 walk             Runs one decoder layer on all sequences, part by part
 replay           Makes the arguments of each layer, without running the layers before it
@@ -16,14 +15,13 @@ experts          Quantizes the experts of a layer, each on the tokens that were 
 squares          Adds up the squares of Linears' inputs
 counted          Runs an unquantized layer on all sequences, and adds up the squares of its Linears' inputs
 counted_experts  Runs the experts of an unquantized layer one by one
-kept             Keeps the sums of an unfinished recording's stages
+kept             Keeps what an unfinished calibration file has: its ids, and the sums of its recording's stages
 record           Runs the unquantized model once, stage by stage, for the statistics of its inputs
 targets          Keeps the original's next-token probabilities in a form that is cheap to compare with
 student          Runs a packed checkpoint whose scales can be trained
 distill          Trains the scales of a student until it answers like the original
 trained          Keeps trained scales until they are in the shards
 scales           Method best: trains the scales of a conversion whose layers are done
-sources          Reads a whole weight of the source
 findings         Describes how weights were rounded, as JSON
 run              Runs the layers of a conversion, and resumes a killed run
 """

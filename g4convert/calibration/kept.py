@@ -1,15 +1,18 @@
-"""The directory of an unfinished recording: the sums of its stages, and the values that flow between them.
+"""Directory of an unfinished calibration file: its ids, the sums of its recording's stages, the values between them.
 
-    FILE.partial/run.json             the model and the ids
-    FILE.partial/stage-0.safetensors  sums before the layers
-    FILE.partial/stage-4.safetensors  sums of layer 3
-    FILE.partial/hidden-0.f32 ...     see `states`
+    FILE.partial/request.json                the request: model, texts, samples, length, seed, who answers
+    FILE.partial/ids.safetensors             the ids
+    FILE.partial/states/run.json             the model and the ids
+    FILE.partial/states/stage-0.safetensors  sums before the layers
+    FILE.partial/states/stage-4.safetensors  sums of layer 3
+    FILE.partial/states/hidden-0.f32 ...     see `states`
 
 A stage is kept when everything that the next stage reads is on disk. A stopped run resumes if its sums and states match
 their checksums; otherwise the directory is emptied and the recording starts again.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,13 @@ from safetensors.numpy import save
 
 from g4convert.calibration.squares import Sums
 from g4convert.calibration.states import States
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.identity import hash_of_request
 from g4convert.conversion.statistics import hash_of
+from g4convert.errors import InputError
 from g4convert.whole_files import write_whole
 
-__all__ = ["Kept"]
+__all__ = ["Begun", "Kept"]
 
 _RUN: Final = "run.json"
 _SUMS: Final = ".sums"
@@ -91,3 +97,73 @@ class Kept:
 
     def _path(self, stage: int) -> Path:
         return self.directory / f"stage-{stage}.safetensors"
+
+
+_REQUEST: Final = "request.json"
+_IDS: Final = "ids.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Directory of an unfinished calibration file.
+
+    Args:
+        file: the calibration file.
+        request: everything that its ids depend on, as JSON.
+    """
+
+    file: Path
+    request: Mapping[str, Any]
+
+    @property
+    def directory(self) -> Path:
+        """Path of the directory, beside the file."""
+        return self.file.with_name(f"{self.file.name}.partial")
+
+    @property
+    def states(self) -> Path:
+        """Directory of the values that flow between layers."""
+        return self.directory / "states"
+
+    def kept_ids(self) -> CalibrationFile | None:
+        """Read the ids of an earlier run of the same request; None if there are none."""
+        path = self.directory / _REQUEST
+        if not path.is_file() or path.read_bytes() != self._request:
+            return None
+        try:
+            return CalibrationFile.load(self.directory / _IDS)
+        except InputError:
+            return None
+
+    def finished(self, *, statistics: bool) -> CalibrationFile | None:
+        """Read the file if it is there and of the same request; None if it is of another.
+
+        Args:
+            statistics: whether it must have statistics; if not, it must have none.
+
+        Raises:
+            InputError: the file is no calibration file, or damaged.
+        """
+        found = CalibrationFile.load(self.file)
+        same = found.request == self.hash and (found.statistics is not None) is statistics
+        return found if same else None
+
+    def keep(self, ids: CalibrationFile) -> None:
+        """Write ids and request, in place of an earlier run's."""
+        self.drop()
+        self.directory.mkdir(parents=True)
+        ids.save(self.directory / _IDS)
+        write_whole(self.directory / _REQUEST, self._request)
+
+    def drop(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the request, which the finished file has."""
+        return hash_of_request(self.request)
+
+    @property
+    def _request(self) -> bytes:
+        return json.dumps(dict(self.request), sort_keys=True).encode()

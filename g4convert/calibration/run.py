@@ -26,10 +26,9 @@ from g4convert.calibration.layer import ORIGINAL, LayerPass, Weights
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, packed_words
 from g4convert.calibration.scales import ScaleTraining
-from g4convert.calibration.sources import source_weight
 from g4convert.calibration.states import States, check_room
 from g4convert.calibration.tokens import Tokens
-from g4convert.calibration.trained import is_trained
+from g4convert.calibration.trained import is_trained, source_weight
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done

@@ -18,9 +18,10 @@ import torch
 from safetensors import safe_open
 from xxhash import xxh3_64
 
+from g4convert.array_types import F32
 from g4convert.calibration.distill import replace_file
 from g4convert.calibration.rounding import codes_of, stats_of
-from g4convert.calibration.sources import source_weight
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
@@ -30,8 +31,9 @@ from g4convert.conversion.stream import Streams
 from g4convert.planning.plan import Quantize
 from g4convert.planning.units import QuantizeTask, Unit
 from g4convert.quantization import Method, TileStats
+from g4convert.quantization.torch_tiles import TORCH_DTYPES
 
-__all__ = ["SCALES", "Trained", "is_trained"]
+__all__ = ["SCALES", "Trained", "is_trained", "source_weight"]
 
 SCALES: Final = "scales"
 """Key of the training's gain in the description of a weight's rounding."""
@@ -131,3 +133,16 @@ def _words(unit: Unit, written: Reader) -> str:
         if isinstance(task, QuantizeTask):
             digest.update(written.read(task.target_file, task.packed_begin, task.rows * task.packed_row))
     return str(digest.hexdigest())
+
+
+def source_weight(step: Quantize, checkpoint: Checkpoint, reader: Reader) -> F32:
+    """Read the weight of a step.
+
+    Returns:
+        The weight, float32 [n, k].
+    """
+    weight, segment = step.weight, step.weight.segment
+    stored = checkpoint.tensors[segment.source]
+    data = reader.read(stored.file, stored.begin + segment.begin, segment.end - segment.begin)
+    found: F32 = torch.frombuffer(data, dtype=TORCH_DTYPES[weight.dtype]).float().numpy()
+    return found.reshape(weight.shape)

@@ -2,7 +2,7 @@
 
 job               Takes every decision of a conversion before it runs
 run               Starts or continues an output, streams every unit and finishes it
-side_files        Names and writes the files beside the shards that need no weight
+side_files        Names and writes the files beside the shards, and makes g4convert.json
 drops             Checks the values of tensors that the output leaves out
 method            Chooses the method for `method: auto` from a sample of groups
 workers           Makes the tile arithmetic of each worker: cores or GPUs
@@ -21,6 +21,5 @@ llama_imatrix     Reads an importance matrix of llama.cpp
 weighting         Assigns statistics to packed weights, and checks that they fit the model
 finished          Checks whether an output already exists and is intact
 result            Sums up a finished conversion: sizes, errors, method
-provenance        Makes g4convert.json, the record of an output's source, recipe and errors
 card              Writes the model card
 """

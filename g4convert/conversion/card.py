@@ -8,8 +8,8 @@ import yaml
 from g4convert import __version__
 from g4convert.bounded import read_text
 from g4convert.checkpoint.source import Source
-from g4convert.conversion.provenance import recipe_name
 from g4convert.conversion.result import ErrorRow, Summary, serve_command
+from g4convert.conversion.side_files import recipe_name
 from g4convert.engines.verdicts import Verdict
 from g4convert.plain_yaml import parse
 from g4convert.planning.plan import Plan

@@ -19,8 +19,7 @@ from g4convert.checkpoint.gguf import is_gguf
 from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.record import record
 from g4convert.conversion.job import Job
-from g4convert.conversion.provenance import made_of
-from g4convert.conversion.side_files import carried_as, json_bytes
+from g4convert.conversion.side_files import carried_as, json_bytes, made_of
 from g4convert.conversion.staging import Staging
 from g4convert.errors import G4Error, InputError
 from g4convert.planning.config import output_config

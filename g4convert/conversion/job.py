@@ -13,8 +13,7 @@ from typing import Any
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
-from g4convert.conversion.provenance import recipe_entry
-from g4convert.conversion.side_files import check_side_files
+from g4convert.conversion.side_files import check_side_files, recipe_entry
 from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.conversion.weighting import check_statistics, read_statistics

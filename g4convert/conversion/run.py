@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.reader import Reader
-from g4convert.conversion import provenance as output
 from g4convert.conversion.card import model_card
 from g4convert.conversion.drops import check_drops
 from g4convert.conversion.fingerprint import check_unchanged, fingerprint, plan_facts
@@ -25,7 +24,7 @@ from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, Summary, summarize
 from g4convert.conversion.resume import sound
-from g4convert.conversion.side_files import json_bytes, names_of_files, write_known
+from g4convert.conversion.side_files import json_bytes, names_of_files, provenance, write_known
 from g4convert.conversion.stream import Streams, run_units
 from g4convert.conversion.weighting import Weighting
 from g4convert.conversion.workers import workers_for
@@ -223,8 +222,8 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
 def _finish(conversion: Conversion, summary: Summary, hashes: Mapping[str, str]) -> None:
     """Write g4convert.json and the model card, then rename OUT.partial to OUT."""
     job, checkpoint = conversion.job, conversion.checkpoint
-    provenance = output.provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
+    made = provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
     name, refused = conversion.staging.target.name, conversion.outlook.refusing((1,))
     card = model_card(conversion.plan, job.source, job.recipe, name, summary, refused=refused)
-    files = {"g4convert.json": json_bytes(provenance), "README.md": card.encode()}
+    files = {"g4convert.json": json_bytes(made), "README.md": card.encode()}
     conversion.staging.finish(files, overwrite=job.overwrite)

@@ -2,6 +2,9 @@
 
 Side files of the source, such as tokenizer, processor and chat template, are carried over unchanged. Only README.md
 gets another name, as the model card takes it.
+
+The record, g4convert.json, depends only on the source, the plan and the statistics, not on clock, host name or local
+paths, so the same conversion gives the same bytes on every machine.
 """
 
 import json
@@ -10,13 +13,28 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.source import Source
+from g4convert.conversion.result import Summary
 from g4convert.conversion.staging import JOURNALS
 from g4convert.conversion.writer import copy_file, write_file
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
+from g4convert.planning.plan import Plan
+from g4convert.planning.recipe import Resolved
 
-__all__ = ["carried_as", "check_side_files", "json_bytes", "names_of_files", "write_known"]
+__all__ = [
+    "carried_as",
+    "check_side_files",
+    "json_bytes",
+    "made_of",
+    "names_of_files",
+    "provenance",
+    "recipe_entry",
+    "recipe_name",
+    "write_known",
+]
 
 _CARRIED_README = "README.source.md"
 """Name of the source's own README in the output."""
@@ -56,3 +74,46 @@ def write_known(checkpoint: Checkpoint, layout: Layout, config: Mapping[str, Any
 def json_bytes(value: object) -> bytes:
     """Return `value` as JSON, in the form of all JSON files of an output."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def recipe_name(recipe: Resolved) -> str:
+    """Return the recipe's name, or its file's name without the directory, which is private to this machine."""
+    return recipe.name.rpartition("/")[2]
+
+
+def recipe_entry(recipe: Resolved) -> dict[str, Any]:
+    """Return the `recipe` entry of g4convert.json."""
+    return {"name": recipe_name(recipe), **recipe.settings()}
+
+
+def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the `source` and `recipe` entries of g4convert.json."""
+    files = {
+        name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
+        for name, stamp in checkpoint.fingerprint().items()
+    }
+    return {
+        "source": {"name": source.name, "revision": source.revision, "files": files},
+        "recipe": recipe_entry(recipe),
+    }
+
+
+def provenance(  # noqa: PLR0913, PLR0917 - it tells of all of them
+    recipe: Resolved,
+    source: Source,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    summary: Summary,
+    hashes: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the content of g4convert.json: source, recipe, sizes, rounding errors, and hashes of the shards."""
+    return {
+        "schema_version": 1,
+        "g4convert": __version__,
+        **made_of(recipe, source, checkpoint),
+        "family": plan.architecture.family,
+        "dialects": [{"name": use.name, "tensors": use.count} for use in plan.inventory.dialects],
+        "dropped": [{"name": drop.source.name, "reason": drop.reason} for drop in plan.dropped],
+        "result": summary.to_dict(),
+        "files": {name: {"xxh3_128": digest} for name, digest in hashes.items()},
+    }

@@ -1,24 +1,41 @@
-"""The measures of a fit: KL if the memory holds the decoder, output errors if not."""
+"""The measures of a fit: KL if the memory holds the decoder, output errors if not.
 
+A few hundred tokens leave about 10% noise in each KL, and a choice among hundreds prefers losses that are low by
+chance. So losses are smoothed before the choice; measured losses are kept too.
+
+    log loss of a part in a packing  =  level of the part  +  level of the packing
+
+Groups of 128 instead of 32 raise the error of every layer by about the same factor, so parts of one kind share the
+factors between packings of one bit width.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.devices import is_roomy, torch_device
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.fitting.bench import Bench
+from g4convert.fitting.choices import label_of
 from g4convert.fitting.inputs import Inputs
 from g4convert.fitting.outputs import Outputs
 from g4convert.fitting.problem import Losses, Problem
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Measure, Sensitivities, Unit
-from g4convert.fitting.smoothing import smoothed
 from g4convert.fitting.standing import Standing, scaled
 from g4convert.fitting.target import Loss, Target
 from g4convert.forward.load import DTypeName, load
 from g4convert.quantities import size
 from g4convert.request import MemoryUse
 
-__all__ = ["Measures", "unit_of"]
+if TYPE_CHECKING:
+    from g4convert.fitting.parts import Part
+
+__all__ = ["Measures", "smoothed", "unit_of"]
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -87,3 +104,30 @@ def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeNam
             hint=f"--target-size or --target-bits; {remedy}; measured losses serve on any machine",
         )
     return Unit.OUTPUT_ERROR
+
+
+_LEAST: Final = 1e-12
+"""Smallest loss, so that a loss of 0 has a logarithm."""
+
+
+def smoothed(problem: Problem, losses: Losses) -> Losses:
+    """Return the fitted losses, by part name and packing label."""
+    alike: defaultdict[tuple[str, tuple[str, ...]], list[Part]] = defaultdict(list)
+    for part in problem.free:
+        for bits in dict.fromkeys(form.num_bits for form in part.forms if form is not None):
+            labels = tuple(label_of(form) for form in part.forms if form is not None and form.num_bits == bits)
+            alike[part.kind, labels].append(part)
+    found: dict[str, dict[str, float]] = {part.name: {} for part in problem.free}
+    for (_, labels), parts in alike.items():
+        for part, row in zip(
+            parts, _fitted([[losses[part.name][label] for label in labels] for part in parts]), strict=True
+        ):
+            found[part.name] |= dict(zip(labels, row, strict=True))
+    return found
+
+
+def _fitted(losses: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Fit losses [parts, packings] as part factor x packing factor, by least squares of the logarithms."""
+    logs = np.log(np.maximum(np.array(losses), _LEAST))
+    found: list[list[float]] = np.exp(logs.mean(1, keepdims=True) + logs.mean(0) - logs.mean()).tolist()
+    return found

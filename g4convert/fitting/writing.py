@@ -6,25 +6,30 @@
 
 A written recipe extends no other recipe, so the one file reproduces the choice. `plan_of` makes the recipe's plan and
 compares its packings with the choice.
+
+Packings that the recipe's engines do not load are removed before any measurement: for each packing, one plan packs
+every part that allows it. If an engine refuses that plan, one plan for each kind of part packs only this kind and
+keeps the rest; a refused plan removes the packing from the kind.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import yaml
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.errors import InternalFault
+from g4convert.errors import GateError, InternalFault
 from g4convert.fitting.choices import Form
 from g4convert.fitting.parts import Part
 from g4convert.fitting.problem import Assignment, Problem
+from g4convert.planning.gate import Outlook
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
 from g4convert.planning.steps import make_plan
 
-__all__ = ["plan_of", "recipe_text", "recipe_values"]
+__all__ = ["loadable", "plan_of", "recipe_text", "recipe_values"]
 
 _WIDE: Final = 10_000
 """Width of a YAML line; wide enough that no rule is wrapped."""
@@ -173,3 +178,39 @@ def _ranges(numbers: Iterable[int | None]) -> str:
         else:
             runs.append([number])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def loadable(problem: Problem, checkpoint: Checkpoint, tps: Collection[int]) -> Problem:
+    """Return the problem with only the packings that its recipe's engines load at every tensor parallel size.
+
+    Args:
+        problem: the problem; it is returned unchanged if its recipe names no engines.
+        checkpoint: the source.
+        tps: tensor parallel sizes.
+
+    Raises:
+        GateError: a part has no allowed packing left.
+    """
+    refused: dict[str, list[Form]] = {}
+    choices = dict.fromkeys(form for part in problem.free for form in part.forms)
+    for form in choices if problem.plan.recipe.engines else ():
+        having = [part for part in problem.free if form in part.forms]
+        if form is None or _loads(problem, checkpoint, having, form, tps):
+            continue
+        for kind in dict.fromkeys(part.kind for part in having):
+            alike = [part for part in having if part.kind == kind]
+            if not _loads(problem, checkpoint, alike, form, tps):
+                refused.setdefault(kind, []).append(form)
+    return problem.without(refused)
+
+
+def _loads(problem: Problem, checkpoint: Checkpoint, parts: Iterable[Part], form: Form, tps: Collection[int]) -> bool:
+    """Return whether all engines load an output with `parts` packed and all other free parts kept."""
+    assignment = {part.name: None if part.is_free else part.base for part in problem.parts}
+    assignment |= {part.name: form for part in parts}
+    plan = plan_of(checkpoint, recipe_values(problem, assignment), problem, assignment)
+    try:
+        Outlook.of(plan, tps).hold(plan.recipe, tps)
+    except GateError:
+        return False
+    return True

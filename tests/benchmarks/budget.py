@@ -38,12 +38,12 @@ from g4convert.fitting.bench import Bench
 from g4convert.fitting.choices import Form, label_of, parse_choices
 from g4convert.fitting.choosing import choose_for, presets
 from g4convert.fitting.inputs import Inputs
+from g4convert.fitting.measures import smoothed
 from g4convert.fitting.outputs import Outputs
 from g4convert.fitting.parts import Part, parts_of
 from g4convert.fitting.problem import Assignment, Losses, Problem
 from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
-from g4convert.fitting.smoothing import smoothed
 from g4convert.fitting.standing import Standing, scaled
 from g4convert.fitting.target import Bits, Size
 from g4convert.fitting.writing import recipe_text, recipe_values

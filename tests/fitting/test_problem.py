@@ -18,8 +18,8 @@ from g4convert.engines.limits import Packing
 from g4convert.engines.module import Accepts
 from g4convert.errors import GateError, UnsupportedError, UsageError
 from g4convert.fitting.choices import DEFAULT_CHOICES, label_of, parse_choices
+from g4convert.fitting.measures import smoothed
 from g4convert.fitting.problem import Assignment, Losses, Problem
-from g4convert.fitting.smoothing import smoothed
 from g4convert.fitting.target import Bits, Loss, Size, budget, target_of
 from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
 from g4convert.plain_yaml import parse
