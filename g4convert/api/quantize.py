@@ -141,7 +141,7 @@ def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet, say: Ca
     """
     conversion = prepare(with_calibration(job, ranks, progress, say))
     say(f"quantizing {job.source.name}")
-    summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion)))
+    summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion, ranks)))
     peak = peak_memory()  # before a verification has its own
     report = verified(job, level, progress=progress, say=say, written=True) if ranks.leads else None
     refused = conversion.outlook.refusing(job.tps)
@@ -199,11 +199,11 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     )
 
 
-def _layers(conversion: Conversion) -> Layers | None:
+def _layers(conversion: Conversion, ranks: Ranks) -> Layers | None:
     """Return the quantizer of whole layers; None for a method that does not go layer by layer."""
     path = conversion.job.calibration
     if path is None or not conversion.plan.recipe.is_layered:
         return None
     from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 -- brings torch and transformers
 
-    return LayerByLayer.of(conversion, path)
+    return LayerByLayer.of(conversion, path, ranks)

@@ -6,6 +6,7 @@ rows             Packs texts into rows, judging and calibrating rows apart
 sampling         Turns texts into rows of token ids
 tokens           Holds the token ids that calibrate: sequences of one length, and which of them judge
 states           Keeps the values that flow between layers in files
+team             Shares the work of a layer between ranks and threads
 walk             Runs one decoder layer on all sequences, part by part
 replay           Makes the arguments of each layer, without running the layers before it
 moments          Sums H = X^T X of a Linear's inputs, and keeps judging rows

@@ -15,7 +15,8 @@ from g4convert.array_types import F32
 from g4convert.calibration.counted_experts import Given, Routed, run_counted
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Hooks, Sums, add
-from g4convert.calibration.walk import Shared, in_order
+from g4convert.calibration.team import in_order
+from g4convert.calibration.walk import Shared
 from g4convert.conversion.statistics import source_of
 
 __all__ = ["Counted"]

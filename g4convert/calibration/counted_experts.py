@@ -20,7 +20,7 @@ from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Sums, squares
 from g4convert.calibration.states import SCRATCH, States
-from g4convert.calibration.walk import in_order
+from g4convert.calibration.team import in_order
 from g4convert.forward.pieces import Rows, TensorFiles
 
 __all__ = ["Given", "Routed", "run_counted"]

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save
 
 from g4convert.calibration.student import Student
 from g4convert.calibration.targets import Targets
+from g4convert.calibration.team import in_order
 from g4convert.calibration.tokens import Tokens, held_out
-from g4convert.calibration.walk import in_order
 from g4convert.planning.training import BATCH, EPOCHS
 from g4convert.whole_files import write_whole
 

@@ -9,6 +9,8 @@ of its tokens; the H of all experts at once would take gigabytes a layer.
                 sequences and run through this expert
     output      expert after expert, times the router's weight, added up
 
+Ranks take experts in turns, and do each alone. Rank 0 adds up their outputs, in the order of experts.
+
 An expert with few or no tokens is quantized on the prior; damping counts its own tokens. An expert with fewer than 32
 judging rows is judged on the rows of other tokens.
 
@@ -53,10 +55,11 @@ def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN
         experts.quantize(out.reshape(-1, out.shape[-1]))
     else:
         work.replay.fill_experts(work.number)
-        for s in range(len(states)):
+        for s in work.team.own(range(len(states))):
             rows = np.arange(s * states.shape[1], (s + 1) * states.shape[1])
             routed = (torch.from_numpy(one[rows]).to(work.replay.device) for one in (experts.index, experts.weights))
             out[s] = layer.experts(experts.inputs(rows), *routed).cpu().numpy()
+    work.team.ranks.wait()
     return out
 
 
@@ -84,46 +87,65 @@ class _Experts:
         training, judging = np.flatnonzero(~self._judging), np.flatnonzero(self._judging)
         whole = self._moments(training)
         sample, judges = _spread(training, len(whole.h)), _spread(judging, 512)
-        for expert in range(self._work.replay.config.num_experts):
-            token, place = np.nonzero(self.index == expert)
-            x = self.inputs(token)
-            held = self._judging[token]
-            seen = _Rows(x, held, self.inputs(sample), self.inputs(judges))
-            inner = self._gate_up(expert, seen, whole)
-            down = self._down(expert, inner)
-            added = inner.rows @ down.T
-            out[token] += added.cpu().numpy() * self.weights[token, place, None]
+        count, ranks = self._work.replay.config.num_experts, self._work.team.ranks
+        for first in range(0, count, ranks.world):
+            mine = first + ranks.rank
 
-    def _gate_up(self, expert: int, seen: "_Rows", whole: Moments) -> "_Rows":
+            def one(expert: int = mine) -> tuple[list[Any], F32] | None:
+                return self._one(expert, sample, judges, whole) if expert < count else None
+
+            done = ranks.together(one)
+            for expert, (notes, added) in enumerate(filter(None, done if ranks.leads else ()), first):
+                token, place = self._routed(expert)
+                out[token] += added * self.weights[token, place, None]
+                for note in notes:
+                    self._work.weights.note(note)
+
+    def _one(self, expert: int, sample: I64, judges: I64, whole: Moments) -> tuple[list[Any], F32]:
+        """Quantize an expert; return statistics of its weights, and its output for the tokens routed to it."""
+        token, _ = self._routed(expert)
+        seen = _Rows(self.inputs(token), self._judging[token], self.inputs(sample), self.inputs(judges))
+        notes: list[Any] = []
+        inner = self._gate_up(expert, seen, whole, notes)
+        down = self._down(expert, inner, notes)
+        return notes, (inner.rows @ down.T).cpu().numpy()
+
+    def _routed(self, expert: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return the tokens that an expert gets, and its place among each token's experts."""
+        token, place = np.nonzero(self.index == expert)
+        return token, place
+
+    def _gate_up(self, expert: int, seen: "_Rows", whole: Moments, notes: list[Any]) -> "_Rows":
         """Quantize gate and up; return the inputs of down."""
         moments = seen.moments(self._work)
         k = len(moments.h)
         moments.blend(whole.h, k / max(whole.tokens, 1))
-        gate, up = self._round(moments, seen, [f"experts.{expert}.gate_proj", f"experts.{expert}.up_proj"])
+        paths = [f"experts.{expert}.gate_proj", f"experts.{expert}.up_proj"]
+        gate, up = self._round(moments, seen, paths, notes)
         return seen.mapped(lambda x: self._layer.experts.act_fn(x @ gate.T) * (x @ up.T))
 
-    def _down(self, expert: int, inner: "_Rows") -> torch.Tensor:
+    def _down(self, expert: int, inner: "_Rows", notes: list[Any]) -> torch.Tensor:
         moments = inner.moments(self._work)
-        prior = Moments(len(moments.h), self._work.pool, self._work.replay.device)
+        prior = Moments(len(moments.h), self._work.team.alone, self._work.replay.device)
         prior.add(inner.sample)
         prior.finish()
         moments.blend(prior.h, len(prior.h) / max(prior.tokens, 1))
-        (down,) = self._round(moments, inner, [f"experts.{expert}.down_proj"])
+        (down,) = self._round(moments, inner, [f"experts.{expert}.down_proj"], notes)
         return down
 
-    def _round(self, moments: Moments, seen: "_Rows", paths: list[str]) -> list[torch.Tensor]:
-        work = self._work
-        factor, judges = work.rounding.factor(moments), seen.judging
+    def _round(self, moments: Moments, seen: "_Rows", paths: list[str], notes: list[Any]) -> list[torch.Tensor]:
+        work, rounding = self._work, self._work.rounding.alone
+        factor, judges = rounding.factor(moments), seen.judging
         found = []
         for path in paths:
-            rounded = work.rounding.round(work.weights.names[path], work.weights.read(path), moments, factor, judges)
-            work.weights.write(path, rounded)
+            rounded = rounding.round(work.weights.names[path], work.weights.read(path), moments, factor, judges)
+            notes.append(work.weights.write(path, rounded))
             found.append(torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(work.replay.device))
         return found
 
     def _moments(self, rows: I64) -> Moments:
         """Return the moments of the tokens `rows`, as if all were routed to one expert."""
-        moments = Moments(self._states.shape[1], self._work.pool, self._work.replay.device)
+        moments = Moments(self._states.shape[1], self._work.team, self._work.replay.device)
         for some in np.array_split(rows, max(1, len(rows) // 4096)):
             moments.add(self.inputs(some))
         moments.finish()
@@ -149,7 +171,7 @@ class _Rows:
 
     def moments(self, work: "LayerPass") -> Moments:
         """Return the moments of the expert's rows that do not judge."""
-        moments = Moments(self.rows.shape[1], work.pool, self.rows.device)
+        moments = Moments(self.rows.shape[1], work.team.alone, self.rows.device)
         moments.add(self.rows[self._at(~self.held)])
         moments.finish()
         return moments

@@ -8,7 +8,6 @@ Letters: s sequences, t tokens of each, h hidden size.
 """
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +20,8 @@ from g4convert.calibration.moments import Moments, crossed, evenly
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Aim, Rounded, Rounding, dequantized
 from g4convert.calibration.states import SCRATCH
-from g4convert.calibration.walk import Inputs, Walk, each
+from g4convert.calibration.team import Team
+from g4convert.calibration.walk import Inputs, Walk
 from g4convert.quantization.factor import Factor
 from g4convert.quantization.gptq import aim
 
@@ -41,12 +41,14 @@ class Weights:
     Args:
         names: full module name of each.
         read: reads the source's weight, float32 [n, k], by path.
-        write: writes the rounded weight.
+        write: writes the rounded weight, and returns its statistics.
+        note: takes the statistics of all weights, in rank 0.
     """
 
     names: Mapping[str, str]
     read: Callable[[str], F32]
-    write: Callable[[str, Rounded], None]
+    write: Callable[[str, Rounded], list[Any]]
+    note: Callable[[list[Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,14 @@ class LayerPass:
         number: number of the layer.
         weights: weights to pack.
         rounding: method that rounds them.
-        pool: threads that each take a sequence; torch must run single-threaded in them.
+        team: ranks and threads that share the work.
     """
 
     replay: Replay
     number: int
     weights: Weights
     rounding: Rounding
-    pool: Executor
+    team: Team
 
     def run(self, states: F32, out: F32, original: tuple[F32, F32] | None = None) -> None:
         """Quantize the layer.
@@ -84,7 +86,7 @@ class LayerPass:
             self._walk(partial(self._quantize, kept)).run(self, layer, states, out)
 
     def _walk(self, meet: Callable[[Any, list[str], Inputs], None], of: str = "") -> Walk:
-        return Walk(self.replay, self.number, self.pool, meet, of)
+        return Walk(self.replay, self.number, self.team, meet, of)
 
     def _keep(self, kept: dict[str, F32], layer: Any, paths: list[str], inputs: Inputs) -> None:  # noqa: ANN401
         """Keep the inputs of Linears that will be packed."""
@@ -93,7 +95,7 @@ class LayerPass:
             return
         tokens, k = self.replay.tokens, layer.get_submodule(paths[0]).in_features
         array = self.replay.states.make(f"{SCRATCH}{ORIGINAL}{paths[0]}", (tokens.samples, tokens.length, k))
-        for s, one in each(self.pool, inputs, range(tokens.samples)):
+        for s, one in self.team.shared(inputs, tokens.samples):
             array[s] = one[0].cpu().numpy()
         kept[paths[0]] = array
 
@@ -103,8 +105,8 @@ class LayerPass:
         if not paths:
             return
         judges, samples = self.replay.tokens.judges, self.replay.tokens.samples
-        moments = Moments(layer.get_submodule(paths[0]).in_features, self.pool, self.replay.device)
-        for s, one in each(self.pool, inputs, range(samples)):
+        moments = Moments(layer.get_submodule(paths[0]).in_features, self.team, self.replay.device)
+        for s, one in self.team.each(inputs, range(samples)):
             (moments.hold if s in judges else moments.add)(one[0])
         moments.finish()
         factor, held = self.rounding.factor(moments), moments.held
@@ -113,7 +115,8 @@ class LayerPass:
             weight = self.weights.read(path)
             name = self.weights.names[path]
             rounded = self.rounding.round(name, weight, moments, factor, held, aims.pop(path, None))
-            self.weights.write(path, rounded)
+            if self.team.ranks.leads:
+                self.weights.note(self.weights.write(path, rounded))
             put = torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(self.replay.device)
             layer.get_submodule(path).weight = torch.nn.Parameter(put, requires_grad=False)
 
@@ -137,10 +140,12 @@ class LayerPass:
             return off if single is None else off @ single.T, x
 
         k = original.shape[-1]
-        pairs = each(self.pool, pair, (s for s in range(len(original)) if s not in judges))
-        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, self.pool, device)
+        pairs = self.team.each(pair, (s for s in range(len(original)) if s not in judges))
+        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, self.team, device)
         for weight in weights.values():
-            aim(weight, sums, factor, _SHARE, self.pool, of_inputs=single is None)
+            rows = self.team.rows(len(weight))  # `round` takes no others
+            off = sums if single is None else sums[rows]
+            aim(weight[rows], off, factor, _SHARE, self.team.pool, of_inputs=single is None)
         return {path: Aim(weight, held) for path, weight in weights.items()}
 
     def _present(self, paths: list[str]) -> list[str]:

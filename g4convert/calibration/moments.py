@@ -1,19 +1,19 @@
 """Moments of a Linear's inputs: H = X^T X, summed in token order, and judging rows, which are not in H.
 
 H is summed in float32 from pieces of 512 rows, on the device of the layer. The upper triangle is cut into strips of 512
-columns. One thread computes a strip, as one product of fixed shape for each piece, so the bits do not depend on the
-number of threads or machines. The lower triangle is copied, which saves half of the products.
+columns. One thread of one rank computes a strip, as one product of fixed shape for each piece, so the bits do not
+depend on their number. The lower triangle is copied, which saves half of the products.
 
 Letters: t tokens, k columns.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from g4convert.array_types import F32
+from g4convert.calibration.team import Team
 from g4convert.devices import CPU
 
 __all__ = ["Moments", "crossed", "evenly"]
@@ -30,7 +30,7 @@ class Moments:
 
     Args:
         k: number of columns.
-        pool: threads that each take a strip; torch must run single-threaded in them.
+        team: ranks and threads that each take a strip.
         device: device of the sum.
 
     Attributes:
@@ -39,11 +39,11 @@ class Moments:
         tokens: number of rows in the sum.
     """
 
-    def __init__(self, k: int, pool: Executor, device: torch.device = CPU) -> None:
+    def __init__(self, k: int, team: Team, device: torch.device = CPU) -> None:
         self.h = torch.zeros(k, k, device=device)
         self.squares = np.zeros(k, np.float32)
         self.tokens = 0
-        self._pool = pool
+        self._team = team
         self._held: list[F32] = []
 
     def add(self, rows: torch.Tensor) -> None:
@@ -55,7 +55,7 @@ class Moments:
                 piece = x[begin : begin + _PIECE]
                 h[columns, columns.start :].addmm_(piece[:, columns].T, piece[:, columns.start :])
 
-        _each_strip(len(h), strip, self._pool)
+        self._team.do(strip, self._team.own(_strips(len(h))))
         self.tokens += len(rows)
 
     def hold(self, rows: torch.Tensor) -> None:
@@ -63,9 +63,10 @@ class Moments:
         self._held.append(rows.cpu().numpy().copy())
 
     def finish(self) -> None:
-        """Fill the lower triangle, once all rows are added."""
-        for first in range(0, len(self.h), _STRIP):
-            last = first + _STRIP
+        """Take the strips of other ranks and fill the lower triangle, once all rows are added."""
+        strips = _strips(len(self.h))
+        self._team.spread([self.h[columns, columns.start :] for columns in strips])
+        for first, last in ((columns.start, columns.stop) for columns in strips):
             self.h[last:, first:last] = self.h[first:last, last:].T
             block = self.h[first:last, first:last]
             block.copy_(block.triu() + block.triu(1).T)
@@ -105,7 +106,7 @@ def evenly(rows: Sequence[F32]) -> F32:
 
 
 def crossed(
-    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, pool: Executor, device: torch.device = CPU
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, k: int, team: Team, device: torch.device = CPU
 ) -> torch.Tensor:
     """Return the sum of the products left^T right, float32 [n, k], summed like H.
 
@@ -113,10 +114,10 @@ def crossed(
         pairs: left [t, n] and right [t, k], in token order.
         n: columns of the left.
         k: columns of the right.
-        pool: threads that each take a strip; torch must run single-threaded in them.
+        team: ranks and threads that each take a strip.
         device: device of the pairs and the sum.
     """
-    total = torch.zeros(n, k, device=device)
+    total, strips = torch.zeros(n, k, device=device), _strips(n)
     for left, right in pairs:
 
         def strip(columns: slice, left: torch.Tensor = left, right: torch.Tensor = right) -> None:
@@ -124,10 +125,10 @@ def crossed(
                 rows = slice(begin, begin + _PIECE)
                 total[columns].addmm_(left[rows, columns].T, right[rows])
 
-        _each_strip(n, strip, pool)
+        team.do(strip, team.own(strips))
+    team.spread([total[columns] for columns in strips])
     return total
 
 
-def _each_strip(k: int, call: Callable[[slice], None], pool: Executor) -> None:
-    for _ in pool.map(call, [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]):
-        pass
+def _strips(k: int) -> list[slice]:
+    return [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]

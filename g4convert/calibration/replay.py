@@ -87,13 +87,15 @@ class Replay:
 
     def embed(self, out: F32) -> None:
         """Fill `out` [samples, length, hidden] with the first layer's inputs, and store the per-layer inputs."""
+        ranks = self.states.ranks
         with _recorders(self.model) as recorders:
             kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
-            for number, ids in enumerate(self.tokens.ids):
-                out[number] = _embed(self.model, ids)[0].cpu().numpy()
+            for number in range(ranks.rank, self.tokens.samples, ranks.world):
+                out[number] = _embed(self.model, self.tokens.ids[number])[0].cpu().numpy()
                 for layer, recorder in enumerate(recorders):
                     if kept is not None and recorder.per_layer is not None:
                         kept[layer, number] = recorder.per_layer[0].cpu().numpy()
+        ranks.wait()
 
     def per_layer(self, layer: int) -> F32 | None:
         """Return the per-layer inputs of a layer, [samples, length, width]; None if the model has none."""

@@ -12,16 +12,19 @@ the same tokens, or X where they are not known. Of equal ways the simpler is tak
 If H has no factor (it is 0 or not finite), GPTQ does not run, and `Rounded.damp` is None.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from g4convert.array_types import F32, I8, I32
 from g4convert.calibration.moments import Moments
+from g4convert.calibration.team import Team, row_tiles
 from g4convert.devices import CPU
 from g4convert.errors import InputError
 from g4convert.quantization import NonFiniteError, Scheme, TileStats
@@ -34,7 +37,6 @@ from g4convert.tensors import DType
 __all__ = ["Aim", "Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "quantized", "stats_of"]
 
 
-_ROWS = 256
 _NIBBLE, _BYTE = 4, 8
 
 
@@ -74,7 +76,8 @@ class Aim:
     """The original's outputs, which a weight aims at on inputs that are off.
 
     Args:
-        weight: the weight moved towards the one that gives them, float32 [n, k]; None if H had no factor.
+        weight: the weight moved towards the one that gives them, float32 [n, k], of which only the rows of this rank
+            are; None if H had no factor.
         judges: the original's inputs for the judging rows, float32 [t, k].
     """
 
@@ -88,13 +91,18 @@ class Rounding:
 
     Args:
         schemes: bits and groups of each weight, by module; their method is used for the way `data_free`.
-        pool: threads that each take some rows; torch must run single-threaded in them.
+        team: ranks and threads that each take some rows.
         device: device of the outputs that are compared.
     """
 
     schemes: Mapping[str, Scheme]
-    pool: Executor
+    team: Team
     device: torch.device = CPU
+
+    @property
+    def alone(self) -> Self:
+        """The same, for weights that no other rank rounds with this one."""
+        return replace(self, team=self.team.alone)
 
     def factor(self, moments: Moments) -> Factor | None:
         """Take H, and return its factor for GPTQ; None if it has none."""
@@ -116,21 +124,35 @@ class Rounding:
         Raises:
             InputError: a weight is not finite.
         """
-        scheme = self.schemes[name]
+        scheme, rows = self.schemes[name], self.team.rows(len(w))
         moved = w if aim is None or aim.weight is None else aim.weight
-        ways = {Way.DATA_FREE: self._data_free(name, w), Way.IMATRIX: self._weighted(moved, moments, scheme)}
-        if factor is not None:
-            scale = ways[Way.IMATRIX][1]
-            ways[Way.GPTQ] = gptq(moved, scale, factor, self.pool, scheme.code_max), scale
-        errors = self._errors(w, judges, ways, judges if aim is None else aim.judges)
-        best = min(ways, key=lambda way: errors[way])  # the first of equals
-        codes, scale = ways[best]
+        ways: dict[Way, tuple[I8, F32]] = {}
+
+        def own() -> list[list[float]]:
+            ways.update(self._ways(name, w[rows], moved[rows], moments, factor))
+            return self._energies(w[rows], judges, ways, judges if aim is None else aim.judges)
+
+        whole, *lost = map(sum, zip(*(tile for part in self.team.ranks.together(own) for tile in part), strict=True))
+        errors = {way: one / whole if whole else 0.0 for way, one in zip(ways, lost, strict=True)}
+        best = min(errors, key=lambda way: errors[way])  # the first of equals
+        codes, scale = (self._whole(one, len(w)) for one in ways[best])
         damp = None if factor is None else factor.damp
         return Rounded(codes, scale, best, errors, moments.tokens, damp, stats_of(scheme, w, codes, scale))
 
+    def _ways(
+        self, name: str, w: F32, moved: F32, moments: Moments, factor: Factor | None
+    ) -> dict[Way, tuple[I8, F32]]:
+        """Round rows of a weight in every way."""
+        scheme = self.schemes[name]
+        ways = {Way.DATA_FREE: self._data_free(name, w), Way.IMATRIX: self._weighted(moved, moments, scheme)}
+        if factor is not None:
+            scale = ways[Way.IMATRIX][1]
+            ways[Way.GPTQ] = gptq(moved, scale, factor, self.team.pool, scheme.code_max), scale
+        return ways
+
     def _data_free(self, name: str, w: F32) -> tuple[I8, F32]:
         scheme = self.schemes[name]
-        packed, scale = quantized(f"{name}.weight", w, scheme, self.pool)
+        packed, scale = quantized(f"{name}.weight", w, scheme, self.team.pool)
         return codes_of(packed, scheme.num_bits)[:, : w.shape[1]], scale
 
     def _weighted(self, w: F32, moments: Moments, scheme: Scheme) -> tuple[I8, F32]:
@@ -142,17 +164,28 @@ class Rounding:
             scale[rows] = weighted_scales(w[rows], squares, scheme.group(k), high)
             codes[rows] = nearest_codes(w[rows], scale[rows], high)
 
-        _each_tile(n, do, self.pool)
+        self.team.do(do, row_tiles(n))
         return codes, scale
 
-    def _errors(self, w: F32, judges: F32, ways: dict[Way, tuple[I8, F32]], others: F32) -> dict[Way, float]:
-        x, wanted = self._there(judges), self._there(others) @ self._there(w).T
-        whole = _energy(wanted)
-        if not whole:
-            return dict.fromkeys(ways, 0.0)
-        return {
-            way: _energy(x @ self._there(dequantized(*rounded)).T - wanted) / whole for way, rounded in ways.items()
-        }
+    def _energies(self, w: F32, judges: F32, ways: Mapping[Way, tuple[I8, F32]], others: F32) -> list[list[float]]:
+        """Return [|X0 W^T|^2, |X Q^T - X0 W^T|^2 of each way] of each tile of rows."""
+        x, x0 = self._there(judges), self._there(others)
+
+        def energies(rows: slice) -> list[float]:
+            wanted = x0 @ self._there(w[rows]).T
+            off = (x @ self._there(dequantized(codes[rows], scale[rows])).T - wanted for codes, scale in ways.values())
+            return [_energy(wanted), *map(_energy, off)]
+
+        return [*self.team.pool.map(energies, row_tiles(len(w)))]
+
+    def _whole(self, own: NDArray[Any], n: int) -> Any:  # noqa: ANN401 -- the type of `own`
+        """Return all rows, those of other ranks included."""
+        if self.team.ranks.world == 1:
+            return own
+        whole = np.empty((n, *own.shape[1:]), own.dtype)
+        whole[self.team.rows(n)] = own
+        self.team.spread_rows(torch.from_numpy(whole))
+        return whole
 
     def _there(self, array: F32) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -193,16 +226,12 @@ def quantized(name: str, w: F32, scheme: Scheme, pool: Executor, squares: F32 | 
         CpuTiles().quantize(w[rows], DType.F32, scheme, packed[rows], scale[rows], squares)
 
     try:
-        _each_tile(n, do, pool)
+        for _ in pool.map(do, row_tiles(n)):
+            pass
     except NonFiniteError as error:
         hint = "the checkpoint is damaged, or its training diverged"
         raise InputError(f"{name}: a weight is NaN or infinite", hint=hint) from error
     return packed, (scale.astype(np.uint32) << 16).view(np.float32)
-
-
-def _each_tile(n: int, do: Callable[[slice], None], pool: Executor) -> None:
-    for _ in pool.map(do, (slice(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS))):
-        pass
 
 
 def codes_of(packed: I32, num_bits: int) -> I8:
@@ -210,7 +239,7 @@ def codes_of(packed: I32, num_bits: int) -> I8:
     stored = packed.view(np.uint8)
     if num_bits == _BYTE:
         return (stored ^ 0x80).view(np.int8)
-    nibbles = np.stack((stored & 0xF, stored >> 4), axis=-1).reshape(len(packed), -1)
+    nibbles = np.stack((stored & 0xF, stored >> 4), axis=-1).reshape(len(packed), 2 * stored.shape[1])
     return nibbles.view(np.int8) - np.int8(8)
 
 
@@ -235,8 +264,7 @@ def packed_words(codes: I8, num_bits: int) -> I32:
 def stats_of(scheme: Scheme, w: F32, codes: I8, scale: F32) -> TileStats:
     """Return statistics of rounding a weight [n, k] to codes [n, k] on scales [n, groups]."""
     squares = np.empty(w.shape)  # for the widest Linear of 31B 0.9 GB, so one array serves both sums
-    for begin in range(0, len(w), _ROWS):
-        rows = slice(begin, begin + _ROWS)
+    for rows in row_tiles(len(w)):
         squares[rows] = dequantized(codes[rows], scale[rows])
         squares[rows] -= w[rows]
     squared_error = float(np.square(squares, out=squares).sum())

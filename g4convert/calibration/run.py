@@ -6,15 +6,17 @@
 
 A layer reads one file and writes the other, so a resumed run finds the inputs of the unfinished layer and repeats only
 that layer. If the states do not match their checksums, all layers are repeated. All sums have a fixed order, so a
-resumed run ends with the same bytes, with any number of threads.
+resumed run ends with the same bytes, with any number of threads and ranks. Ranks share a layer (`team`); rank 0 keeps
+the journal, and trains alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -27,17 +29,19 @@ from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, packed_words
 from g4convert.calibration.scales import ScaleTraining
 from g4convert.calibration.states import States, check_room
+from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
 from g4convert.calibration.trained import is_trained, source_weight
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
+from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.staging import STATES
 from g4convert.conversion.stream import Streams
 from g4convert.devices import torch_device
-from g4convert.errors import EnvironmentFault, Interrupted
+from g4convert.errors import EnvironmentFault, Interrupted, UsageError
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.plan import Quantize
@@ -51,23 +55,37 @@ __all__ = ["LayerByLayer", "threads"]
 
 @dataclass(frozen=True, slots=True)
 class LayerByLayer:
-    """Calibrated conversion of the decoder layers, one after the other."""
+    """Calibrated conversion of the decoder layers, one after the other.
+
+    Args:
+        conversion: conversion whose method works layer by layer.
+        tokens: sequences of one length.
+        ranks: ranks of one host that share the layers.
+    """
 
     conversion: Conversion
     tokens: Tokens
+    ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, conversion: Conversion, file: Path) -> "LayerByLayer":
+    def of(cls, conversion: Conversion, file: Path, ranks: Ranks = ALONE) -> "LayerByLayer":
         """Read the tokens.
 
         Raises:
             InputError: see `Tokens.load`.
             UsageError, EnvironmentFault: see `ScaleTraining.check`; or the disk is too small for the output and the
-                states between layers.
+                states between layers; or ranks are on several hosts.
         """
+        hosts = sorted({*ranks.gather(gethostname())})
+        if len(hosts) > 1:
+            raise UsageError(
+                f"method {conversion.plan.recipe.method}: ranks share the states of a layer in memory of one host, and "
+                f"are on {len(hosts)}: {', '.join(hosts)}",
+                hint="start all ranks on one host; ranks of --method imatrix may be on several",
+            )
         text = conversion.plan.architecture.text
         tokens = Tokens.load(file, text.vocab_size, conversion.checkpoint)
-        layers, count = cls(conversion, tokens), tokens.samples * tokens.length
+        layers, count = cls(conversion, tokens, ranks), tokens.samples * tokens.length
         states = state_bytes(text, count, layered=True)
         if (training := layers._training) is not None:
             states += target_bytes(text, count)
@@ -94,7 +112,7 @@ class LayerByLayer:
             progress: told of every weight that is rounded.
 
         Returns:
-            Statistics of each unit: [step, *TileStats, how] for each of its weights.
+            Statistics of each unit, in rank 0: [step, *TileStats, how] for each of its weights.
 
         Raises:
             Interrupted: Ctrl-C; finished layers are in the journal.
@@ -104,11 +122,9 @@ class LayerByLayer:
         training, before = self._training, _layers_of(done, self.conversion.tiled)
         try:
             with threads(self._workers) as pool:
-                results = {}
-                if training is None or not training.is_ready():
-                    left = self._all_layers if pending and is_trained(before) else pending
-                    results = self._run_layers(left, streams, progress, pool)
-                if training is not None:
+                (left, *_) = self.ranks.together(lambda: self._left(pending, before) if self.ranks.leads else ())
+                results = self._run_layers(left, streams, progress, Team(pool, self.ranks))
+                if training is not None and self.ranks.leads:
                     results = training.run({**before, **results}, streams, progress, pool)
         except torch.OutOfMemoryError as error:
             raise EnvironmentFault(
@@ -119,32 +135,40 @@ class LayerByLayer:
             raise Interrupted("stopped; what is finished is kept", hint="the same command continues") from error
         return results
 
+    def _left(self, pending: Mapping[int, Unit], before: Mapping[int, list[Any]]) -> tuple[int, ...]:
+        """Return the units that are to be done: all of them where the first of these has no sound inputs."""
+        training = self._training
+        if not pending or (training is not None and training.is_ready()):
+            return ()
+        is_sound = not (training is not None and is_trained(before)) and self._continues(pending)
+        return tuple(sorted(pending if is_sound else self._all_layers))
+
     def _run_layers(
-        self, pending: Mapping[int, Unit], streams: Streams, progress: Quiet, pool: Executor
+        self, numbers: Sequence[int], streams: Streams, progress: Quiet, team: Team
     ) -> dict[int, list[Any]]:
-        if not pending:
+        if not numbers:
             return {}
-        layers = dict(zip(self._all_layers, self._layers, strict=True))
-        if not self._continues(pending, layers):
-            pending = self._all_layers
+        layers, pending = self._numbers, {unit: self._all_layers[unit] for unit in numbers}
         results: dict[int, list[Any]] = {}
         progress.step("layers", sum(map(len, pending.values())), "weights")
-        device = torch_device(self.conversion.job.device)
-        replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states, device)
+        replay = Replay.open(self.conversion.job.source.path, self.tokens, self._states, self._device)
         fresh = min(pending) == self.conversion.tiled
         hidden = self._states.turns(replay.shape, fresh=fresh)
         original = self._states.turns(replay.shape, fresh=fresh, of=ORIGINAL) if self._is_aimed else None
         if fresh:
             replay.embed(hidden[0])
-            if original is not None:
+            if original is not None and team.ranks.leads:
                 original[0][:] = hidden[0]
-        for unit in sorted(pending):
+            team.ranks.wait()
+        for unit in numbers:
             number = layers[unit]
-            rows = self._layer(number, replay, (hidden, original), streams, progress, pool)
+            rows = self._layer(number, replay, (hidden, original), streams, progress, team)
             streams.writer.sync({task.target_file for task in pending[unit]})
-            self._states.seal(number + 1)
-            streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})
-            results[unit] = rows
+            team.ranks.wait()
+            if team.ranks.leads:
+                self._states.seal(number + 1)
+                streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})
+                results[unit] = rows
         return results
 
     def is_of(self, rows: list[Any]) -> bool:
@@ -174,7 +198,15 @@ class LayerByLayer:
 
     @property
     def _workers(self) -> int:
-        return self.conversion.job.workers or default_workers()
+        return self.conversion.job.workers or max(1, default_workers() // self.ranks.world)
+
+    @property
+    def _device(self) -> torch.device:
+        """Device of the layers; ranks take the GPUs in turns."""
+        name = self.conversion.job.device
+        if name == "cuda" and self.ranks.world > 1:
+            name = f"cuda:{self.ranks.rank % max(torch.cuda.device_count(), 1)}"
+        return torch_device(name)
 
     @property
     def _training(self) -> ScaleTraining | None:
@@ -191,18 +223,23 @@ class LayerByLayer:
 
     @property
     def _states(self) -> States:
-        return States(self.conversion.staging.partial / STATES)
+        return States(self.conversion.staging.partial / STATES, self.ranks)
 
     @property
     def _layers(self) -> Mapping[int, Mapping[str, int]]:
         return layer_steps(self.conversion.plan)
 
-    def _continues(self, pending: Mapping[int, Unit], layers: Mapping[int, int]) -> bool:
+    @property
+    def _numbers(self) -> Mapping[int, int]:
+        """Number of the layer of each unit."""
+        return dict(zip(self._all_layers, self._layers, strict=True))
+
+    def _continues(self, pending: Mapping[int, Unit]) -> bool:
         """Return whether the pending layers are the last ones and the states before them match their checksums."""
         first = min(pending)
         if first + len(pending) < len(self.conversion.units):
             return False
-        return first == self.conversion.tiled or self._states.is_sound(layers[first])
+        return first == self.conversion.tiled or self._states.is_sound(self._numbers[first])
 
     def _layer(  # noqa: PLR0913, PLR0917 -- everything a layer touches
         self,
@@ -211,31 +248,35 @@ class LayerByLayer:
         states: tuple[list[F32], list[F32] | None],
         streams: Streams,
         progress: Quiet,
-        pool: Executor,
+        team: Team,
     ) -> list[Any]:
         steps = self._layers[number]
         quantized = self.conversion.plan.quantized
         rows: list[Any] = []
 
-        def write(path: str, rounded: Rounded) -> None:
+        def write(path: str, rounded: Rounded) -> list[Any]:
             step = steps[path]
             self._write(quantized[step], rounded, streams)
-            rows.append([step, *astuple(rounded.stats), how(rounded)])
-            progress.tick(1, quantized[step].weight.name)
+            return [step, *astuple(rounded.stats), how(rounded)]
+
+        def note(row: list[Any]) -> None:
+            rows.append(row)
+            progress.tick(1, quantized[row[0]].weight.name)
 
         weights = Weights(
             {path: quantized[step].weight.module for path, step in steps.items()},
             lambda path: source_weight(quantized[steps[path]], self.conversion.checkpoint, streams.reader),
             write,
+            note,
         )
         choice, signed = Choice(Method.GPTQ, ""), self.conversion.plan.recipe.signed
         packed = (quantized[step] for step in steps.values())
         schemes: dict[str, Scheme] = {one.weight.module: choice.scheme(one.packing, signed=signed) for one in packed}
-        rounding = Rounding(schemes, pool, replay.device)
+        rounding = Rounding(schemes, team, replay.device)
         given, out = number % 2, (number + 1) % 2
         hidden, plain = states
         original = None if plain is None else (plain[given], plain[out])
-        LayerPass(replay, number, weights, rounding, pool).run(hidden[given], hidden[out], original)
+        LayerPass(replay, number, weights, rounding, team).run(hidden[given], hidden[out], original)
         return rows
 
     def _write(self, step: Quantize, rounded: Rounded, streams: Streams) -> None:

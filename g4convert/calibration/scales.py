@@ -20,9 +20,9 @@ from g4convert.calibration.distill import Distillation, Schedule
 from g4convert.calibration.states import States
 from g4convert.calibration.student import Student
 from g4convert.calibration.targets import Targets
+from g4convert.calibration.team import in_order
 from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.calibration.trained import Trained, is_trained
-from g4convert.calibration.walk import in_order
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.stream import Streams
 from g4convert.devices import free_memory, is_roomy

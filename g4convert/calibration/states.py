@@ -22,6 +22,7 @@ import numpy as np
 from xxhash import xxh3_64
 
 from g4convert.array_types import F32
+from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.quantities import size
 from g4convert.refusals import refusal
@@ -41,9 +42,15 @@ _MOST: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """A directory of float32 arrays."""
+    """A directory of float32 arrays.
+
+    Args:
+        directory: directory of the files, created with the first array.
+        ranks: ranks of one host that map the same files; rank 0 makes them.
+    """
 
     directory: Path
+    ranks: Ranks = ALONE
 
     def make(self, name: str, shape: tuple[int, ...]) -> F32:
         """Make an array of zeros; replace an array of the same name.
@@ -51,13 +58,8 @@ class States:
         Raises:
             EnvironmentFault: the disk is full.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        nbytes = 4 * int(np.prod(shape))
-        with self._path(name).open("wb") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, nbytes)
-            except OSError as error:
-                raise refusal(error, f"{self.directory}: no room for {size(nbytes)} of {name}") from error
+        self.ranks.wait()  # nobody reads what is replaced
+        self.ranks.together(lambda: self._allocate(name, shape) if self.ranks.leads else None)
         return self.open(name, shape)
 
     def open(self, name: str, shape: tuple[int, ...]) -> F32:
@@ -115,6 +117,15 @@ class States:
     def drop(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _allocate(self, name: str, shape: tuple[int, ...]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        nbytes = 4 * int(np.prod(shape))
+        with self._path(name).open("wb") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            except OSError as error:
+                raise refusal(error, f"{self.directory}: no room for {size(nbytes)} of {name}") from error
 
     def _read_by(self, layer: int) -> Iterator[Path]:
         """Yield the files that `layer` or a later layer reads: no scratch, no hidden states that `layer` writes."""

@@ -13,11 +13,10 @@ layer's keys and values takes those of that layer in the same walk.
 Letters: s sequences, t tokens of each, h hidden size.
 """
 
-from collections import UserDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -25,17 +24,16 @@ from g4convert.array_types import F32
 from g4convert.calibration.experts import run_experts
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.states import SCRATCH
+from g4convert.calibration.team import Team
 
 if TYPE_CHECKING:
     from g4convert.calibration.layer import LayerPass
 
-__all__ = ["Inputs", "Shared", "Walk", "each", "in_order"]
+__all__ = ["Inputs", "Shared", "Walk"]
 
-T = TypeVar("T")
 Inputs: TypeAlias = Callable[[int], torch.Tensor]
 """Makes the inputs of a Linear for a sequence, [1, t, k]."""
 
-_AHEAD = 4
 _ATTENTION_OUT, _MLP_IN = f"{SCRATCH}attention", f"{SCRATCH}mlp"
 
 
@@ -46,7 +44,7 @@ class Walk:
     Args:
         replay: gives the arguments of the layer.
         number: number of the layer.
-        pool: threads that each take a sequence; torch must run single-threaded in them.
+        team: ranks and threads that each take a sequence.
         meet: called before Linears that share their inputs run, with the layer, their paths, and a function that makes
             the inputs of a sequence; may replace their weights.
         of: a part of the names of keys and values that layers share, for those of another model.
@@ -54,7 +52,7 @@ class Walk:
 
     replay: Replay
     number: int
-    pool: Executor
+    team: Team
     meet: Callable[[Any, list[str], Inputs], None]
     of: str = ""
 
@@ -137,29 +135,7 @@ class Walk:
             out[s] = one[0].cpu().numpy()
 
     def _each(self, call: Inputs) -> Iterator[tuple[int, torch.Tensor]]:
-        return each(self.pool, call, range(self.replay.tokens.samples))
-
-
-def each(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
-    """Call with each of the sequences `numbers`, a few at a time, and yield the results in order."""
-
-    def quiet(s: int) -> T:
-        with torch.no_grad():  # a setting of each thread
-            return call(s)
-
-    yield from in_order(pool, quiet, numbers)
-
-
-def in_order(pool: Executor, call: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
-    """Run calls in threads and yield their results in the order of `numbers`, with few calls ahead."""
-    waiting: deque[tuple[int, Future[T]]] = deque()
-    for number in numbers:
-        waiting.append((number, pool.submit(call, number)))
-        if len(waiting) > _AHEAD:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
+        return self.team.shared(call, self.replay.tokens.samples)
 
 
 class Shared:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from g4convert.conversion.fingerprint import differences
 from g4convert.errors import EnvironmentFault, G4Error, UsageError
 
-__all__ = ["Ranks"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ALONE", "Ranks"]
 
 T = TypeVar("T")
 
@@ -113,6 +116,51 @@ class Ranks:
             raise self._lost(error) from error
         return values  # type: ignore[return-value] # gathered from every rank
 
+    def together(self, call: Callable[[], T]) -> list[T]:
+        """Call a function in every rank, and return all results in every rank; one rank's error is raised in all.
+
+        Raises:
+            G4Error: the first error, by rank.
+            EnvironmentFault: a rank is gone.
+        """
+        mine: T | G4Error
+        try:
+            mine = call()
+        except G4Error as error:
+            mine = error
+        results: list[T] = []
+        for found in self.gather(mine):
+            if isinstance(found, G4Error):
+                raise found
+            results.append(found)
+        return results
+
+    def wait(self) -> None:
+        """Wait until every rank is here.
+
+        Raises:
+            EnvironmentFault: a rank is gone.
+        """
+        self.gather(None)
+
+    def share(self, values: "Tensor", owner: int) -> None:
+        """Fill a tensor, or a part of one, with what the rank `owner` has there.
+
+        Raises:
+            EnvironmentFault: a rank is gone.
+        """
+        if self.world == 1 or not values.numel():
+            return
+        from torch import distributed
+
+        sent = values.contiguous().cpu()
+        try:
+            _waited(lambda: distributed.broadcast(sent, src=owner))
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        if self.rank != owner:
+            values.copy_(sent)
+
     def leave(self) -> None:
         """Close the connections; not after an interrupt: a call may still wait, and the process ends anyway."""
         if self.world > 1 and not isinstance(sys.exception(), KeyboardInterrupt):
@@ -125,6 +173,10 @@ class Ranks:
             f"rank {self.rank} of {self.world}: another rank is gone: {_first_line(error)}",
             hint="finished work is kept; the same command continues",
         )
+
+
+ALONE: Final = Ranks()
+"""The rank of a process that no other shares its output with."""
 
 
 def _waited(call: Callable[[], object]) -> None:

@@ -65,7 +65,7 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
         conversion: decisions of `job.prepare`.
         progress: receives finished work.
         ranks: the processes of the run, and the rank of this process.
-        layers: quantizes whole layers in rank 0, for a method that goes layer by layer.
+        layers: quantizes whole layers, which the ranks share, for a method that goes layer by layer.
 
     Returns:
         Summary of the run in rank 0; None in other ranks.
@@ -105,7 +105,7 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
                 results = run_units(
                     pending, streams, weighting, workers, progress, hashing.start if is_last else lambda: None
                 )
-                if layers is not None and ranks.leads:
+                if layers is not None:
                     results |= layers.run(layered, started.done, streams, progress)
             except InputError:
                 staging.drop()  # no run can finish with this source

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from g4convert.calibration.moments import Moments
+from g4convert.calibration.team import Team
 from g4convert.quantization.factor import factorize
 from g4convert.quantization.gptq import gptq
 
@@ -39,7 +40,7 @@ def parts(machine: Machine, sizes: Sizes, _results: Results) -> Iterator[str]:
 def _seconds(machine: Machine, n: int, k: int, pool: ThreadPoolExecutor) -> Iterator[float]:
     device = torch.device(machine.device)
     x = torch.randn(min(_TOKENS, 4 * k), k, device=device)
-    moments = Moments(k, pool, device)
+    moments = Moments(k, Team(pool), device)
     moments.add(x)  # what is loaded when first used
     yield _timed(lambda: moments.add(x), device)
     moments.finish()

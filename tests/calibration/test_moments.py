@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from g4convert.calibration.moments import Moments, crossed
+from g4convert.calibration.team import Team
 
 
 def rows(count: int, k: int) -> np.ndarray:
@@ -17,7 +18,7 @@ def rows(count: int, k: int) -> np.ndarray:
 
 def summed(x: np.ndarray, cuts: tuple[int, ...], workers: int = 1) -> Moments:
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        moments = Moments(x.shape[1], pool)
+        moments = Moments(x.shape[1], Team(pool))
         for part in np.split(x, cuts):
             moments.add(torch.from_numpy(part))
         moments.finish()
@@ -48,7 +49,7 @@ def test_a_sum_of_two_sides_is_that_of_their_products(n: int) -> None:
     found = []
     for workers in (1, 3):
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found.append(crossed(pairs, n, 64, pool))
+            found.append(crossed(pairs, n, 64, Team(pool)))
     assert torch.equal(*found)
     assert np.abs(found[0].numpy() - left.astype(np.float64).T @ right).max() < 1e-3
 
@@ -56,7 +57,7 @@ def test_a_sum_of_two_sides_is_that_of_their_products(n: int) -> None:
 def test_what_judges_is_in_no_sum() -> None:
     x = rows(10, 16)
     with ThreadPoolExecutor(1) as pool:
-        moments = Moments(16, pool)
+        moments = Moments(16, Team(pool))
         moments.hold(torch.from_numpy(x[:4]))
         moments.add(torch.from_numpy(x[4:]))
         moments.hold(torch.from_numpy(x[:2]))
@@ -74,6 +75,6 @@ def test_no_rows_are_no_sum() -> None:
 
 def test_many_rows_judge_by_a_part_of_them() -> None:
     with ThreadPoolExecutor(1) as pool:
-        moments = Moments(8, pool)
+        moments = Moments(8, Team(pool))
         moments.hold(torch.from_numpy(rows(9000, 8)))
     assert moments.held.shape == (4096, 8)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from helpers.grids import every
 from helpers.runs import hashes
+from safetensors.torch import load_file, save_file
 
 from g4convert import quantize
 from g4convert.api.calibrate import calibrate
+from g4convert.calibration.states import States
+from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.ranks import Ranks
-from g4convert.errors import G4Error, InputError
+from g4convert.errors import EnvironmentFault, G4Error, InputError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from conftest import Checkpoints
 
 RECIPES = ("w4a16-g32-imatrix", "w4a16-g32-gptq")
@@ -32,11 +39,13 @@ class Board:
 
     def exchange(self, rank: int, value: Any) -> list[Any]:  # noqa: ANN401 -- whatever ranks say
         """Every rank's value, in every rank."""
-        self.values[rank] = value
-        self.barrier.wait()
-        found = [*self.values]
-        self.barrier.wait()
-        return found
+        try:
+            self.barrier.wait()  # all have read the values before
+            self.values[rank] = value
+            self.barrier.wait()
+        except BrokenBarrierError as error:
+            raise EnvironmentFault("another rank is gone") from error
+        return [*self.values]
 
 
 class Beside(Ranks):
@@ -55,6 +64,11 @@ class Beside(Ranks):
         """See `Ranks`."""
         return self.board.exchange(self.rank, value)
 
+    def share(self, values: torch.Tensor, owner: int) -> None:
+        """See `Ranks`."""
+        sent = self.board.exchange(self.rank, values.clone())[owner]
+        values.copy_(sent)
+
 
 def side_by_side(world: int, source: Path, output: Path, recipe: str, **options: Any) -> None:  # noqa: ANN401
     """Quantize in so many ranks; raises what the first of them raises."""
@@ -62,7 +76,11 @@ def side_by_side(world: int, source: Path, output: Path, recipe: str, **options:
 
     def run(rank: int) -> None:
         ranks = type("Rank", (Beside,), {"board": board})(rank, world)
-        quantize(source, output, recipe=recipe, verify=None, workers=1, ranks=ranks, **options)
+        try:
+            quantize(source, output, recipe=recipe, verify=None, workers=1, ranks=ranks, **options)
+        except BaseException:
+            board.barrier.abort()
+            raise
 
     with ThreadPoolExecutor(world) as pool:
         for done in [pool.submit(run, rank) for rank in range(world)]:
@@ -94,6 +112,81 @@ def test_three_ranks_write_the_bytes_of_one(
         found.append(hashes(tmp_path / str(world) / "out"))
     assert found[0] == found[1]
     assert [path.parent.name for path in small] == ["1", "3"], "rank 0 makes the file, and no other"
+
+
+@pytest.mark.parametrize("family", every(2, ["e2b", "dense", "moe"]))
+def test_ranks_share_the_parts_of_a_layer(
+    family: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small strips and tiles, so that each of three ranks has some, and none of the last experts."""
+    monkeypatch.setattr("g4convert.calibration.moments._STRIP", 24)
+    monkeypatch.setattr("g4convert.calibration.team._ROWS", 16)
+    source, ids, forwards = checkpoints(family), tmp_path / "ids.safetensors", Counter[int]()
+    Tokens(np.random.default_rng(1).integers(5, 250, (7, 24), dtype=np.int32)).save(ids)
+    shared = Team.shared
+
+    def counted(team: Team, call: Any, samples: int) -> Any:  # noqa: ANN401
+        forwards[team.ranks.rank] += len(team.own(range(samples)))
+        return shared(team, call, samples)
+
+    monkeypatch.setattr(Team, "shared", counted)
+    found = []
+    for world in (1, 2, 3):
+        forwards.clear()
+        side_by_side(world, source, tmp_path / str(world) / "out", "w4a16-g32-gptq", calibration=ids)
+        found.append(hashes(tmp_path / str(world) / "out"))
+        assert len(forwards) == world
+        assert max(forwards.values()) <= -(-7 // world) * sum(forwards.values()) / 7
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (1, 3)])
+def test_another_number_of_ranks_continues(
+    before: int, after: int, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, seal, layers = tmp_path / "ids.safetensors", States.seal, list[int]()
+    Tokens(np.random.default_rng(1).integers(5, 250, (5, 24), dtype=np.int32)).save(ids)
+    side_by_side(1, moe, tmp_path / "whole" / "out", "w4a16-g32-gptq", calibration=ids)
+
+    def once(states: States, layer: int) -> None:
+        seal(states, layer)
+        layers.append(layer)
+        if len(layers) == 2:  # the layer's bytes are written, and the journal does not know
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(States, "seal", once)
+    with pytest.raises(Interrupted):
+        side_by_side(before, moe, tmp_path / "parts" / "out", "w4a16-g32-gptq", calibration=ids)
+    side_by_side(after, moe, tmp_path / "parts" / "out", "w4a16-g32-gptq", calibration=ids)
+    assert layers[:3] == [1, 2, 2], "one layer is repeated"
+    assert hashes(tmp_path / "parts" / "out") == hashes(tmp_path / "whole" / "out")
+
+
+def test_a_weight_that_is_not_finite_is_the_same_error_in_every_rank(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("g4convert.calibration.team._ROWS", 16)
+    source, ids = tmp_path / "model", tmp_path / "ids.safetensors"
+    shutil.copytree(checkpoints("text"), source)
+    files = {file: load_file(file) for file in source.glob("*.safetensors")}
+    file, tensors = next(item for item in files.items() if any("layers.0.mlp.up_proj" in name for name in item[1]))
+    name = next(name for name in tensors if "layers.0.mlp.up_proj" in name)
+    tensors[name][-1, -1] = np.nan
+    save_file(tensors, file, {"format": "pt"})
+    Tokens(np.random.default_rng(1).integers(5, 250, (4, 24), dtype=np.int32)).save(ids)
+    with pytest.raises(InputError, match=r"0\.mlp\.up_proj\.weight: a weight is NaN or infinite"):
+        side_by_side(2, source, tmp_path / "out", "w4a16-g32-gptq", calibration=ids)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_ranks_of_several_hosts_share_no_layer(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = iter("ab")
+    monkeypatch.setattr("g4convert.calibration.run.gethostname", lambda: next(names))
+    ids = tmp_path / "ids.safetensors"
+    Tokens(np.random.default_rng(1).integers(5, 250, (4, 24), dtype=np.int32)).save(ids)
+    with pytest.raises(UsageError, match="on 2: a, b"):
+        side_by_side(2, moe, tmp_path / "out", "w4a16-g32-gptq", calibration=ids)
+    assert [one.name for one in tmp_path.iterdir()] == ["ids.safetensors"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

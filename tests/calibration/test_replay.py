@@ -13,6 +13,7 @@ from g4convert.calibration.layer import LayerPass, Weights
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounding
 from g4convert.calibration.states import States
+from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
 from g4convert.forward.load import load
 
@@ -36,9 +37,9 @@ def replayed(source: Path, given: Tokens, directory: Path) -> np.ndarray:
     replay.embed(hidden)
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for number in range(replay.config.num_hidden_layers):
-            rounding = Rounding({}, pool)
-            nothing = Weights({}, lambda _: np.empty(0), lambda *_: None)
-            LayerPass(replay, number, nothing, rounding, pool).run(hidden, out)
+            rounding = Rounding({}, Team(pool))
+            nothing = Weights({}, lambda _: np.empty(0), lambda *_: [], lambda _: None)
+            LayerPass(replay, number, nothing, rounding, Team(pool)).run(hidden, out)
             hidden, out = out, hidden
     return np.array(hidden)
 

@@ -10,6 +10,7 @@ import torch
 
 from g4convert.calibration.moments import Moments
 from g4convert.calibration.rounding import Aim, Rounding, Way, dequantized
+from g4convert.calibration.team import Team
 from g4convert.quantization import Method, Scheme
 from g4convert.quantization.gptq import aim
 
@@ -24,10 +25,10 @@ def test_outputs_are_nearer_to_the_originals_where_a_weight_aims_at_them(drift: 
     x0 = x + np.float32(drift) * x @ random.standard_normal((K, K)).astype(np.float32) / np.float32(K**0.5)
     w = random.standard_normal((96, K)).astype(np.float32)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        moments = Moments(K, pool)
+        moments = Moments(K, Team(pool))
         moments.add(torch.from_numpy(x[:ROWS]))
         moments.finish()
-        rounding = Rounding({"one": Scheme(4, 32, Method.MSE)}, pool)
+        rounding = Rounding({"one": Scheme(4, 32, Method.MSE)}, Team(pool))
         factor, judges = rounding.factor(moments), x[ROWS:]
         assert factor is not None
         moved = w.copy()
