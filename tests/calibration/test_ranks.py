@@ -78,6 +78,8 @@ def side_by_side(world: int, source: Path, output: Path, recipe: str, **options:
         ranks = type("Rank", (Beside,), {"board": board})(rank, world)
         try:
             quantize(source, output, recipe=recipe, verify=None, workers=1, ranks=ranks, **options)
+        except (InputError, UsageError):
+            raise  # in every rank
         except BaseException:
             board.barrier.abort()
             raise
