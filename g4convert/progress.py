@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 from rich.console import Console, RenderableType
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from g4convert.quantities import duration, size
 
-__all__ = ["Bar", "Lines", "Quiet", "peak_memory", "watch"]
+__all__ = ["Bar", "Lines", "Quiet", "peak_memory", "saying", "watch"]
 
 _LINE_SECONDS = 10.0
 _TELLING = 0.02
@@ -51,6 +51,9 @@ class Quiet:
 
     def wait(self) -> None:
         """End the step; what follows has no known length."""
+
+    def say(self, text: str) -> None:
+        """Print what is done next; it ends the step."""
 
     def __enter__(self) -> Self:
         return self
@@ -132,6 +135,11 @@ class Bar(Quiet):
         """Show a clock in place of the last bar, which would stand at 100 %."""
         self._replace(self._clock(), "", None)
 
+    def say(self, text: str) -> None:
+        """Print a line, with a clock below."""
+        self.wait()
+        _say(self._console, text)
+
     def __enter__(self) -> Self:
         self._progress.start()
         return self
@@ -189,6 +197,19 @@ class Lines(Quiet):
         if self._done:
             parts.append(f"{duration((self._total - self._done) * (now - self._began) / self._done)} left")
         _say(self._console, ", ".join(parts))
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        _say(self._console, text)
+
+
+def saying(shown: Quiet | None, say: Callable[[str], None] | None) -> Quiet:
+    """Return a display that shows the same (None shows nothing), and gives what it is to say to a function, if any."""
+    made, told = Quiet(), shown or Quiet()
+    if say is None:
+        return told
+    vars(made).update(start=told.start, advance=told.advance, step=told.step, tick=told.tick, wait=told.wait, say=say)
+    return made
 
 
 def watch(console: Console, *, quiet: bool) -> Quiet:

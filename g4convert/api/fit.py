@@ -33,7 +33,7 @@ from g4convert.planning.packings import LATTICE_BITS
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import make_plan
-from g4convert.progress import Quiet
+from g4convert.progress import Quiet, saying
 from g4convert.quantization import Method
 from g4convert.request import DEFAULTS, MemoryUse, chosen
 from g4convert.whole_files import check_writable, write_whole
@@ -65,7 +65,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     workers: int = 0,
     overwrite: bool = False,
     progress: Quiet | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] | None = None,
     **overrides: Unpack[Overrides],
 ) -> Fitted:
     """Choose bits for each part of a model, and write a recipe that says them. Stopped, the same call continues.
@@ -95,7 +95,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         workers: threads that round; 0 is one for each core.
         overwrite: replace a recipe that is there.
         progress: told of measured changes; a subclass of `g4convert.progress.Quiet`.
-        say: told what is done next.
+        say: told what is done next, in place of `progress.say`.
         **overrides: values of the recipe, as `group_size=64`.
 
     Returns:
@@ -109,7 +109,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         EnvironmentFault: a model that is to be resident does not fit the memory, or there is no such device.
         Interrupted: stopped on request; measured losses are kept.
     """
-    target, path, watch = target_of(target_size, target_bits, max_kl), Path(output), progress or Quiet()
+    target, path, watch = target_of(target_size, target_bits, max_kl), Path(output), saying(progress, say)
     data = Path(calibration) if calibration else path.with_name(f"{path.stem}.calibration.safetensors")
     kept = Path(sensitivities) if sensitivities else path.with_suffix(".sensitivities.json")
     written = [path, kept, *([] if plot is None else [Path(plot)])]
@@ -131,12 +131,12 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         budget(target, problem)
     unit = unit_of(chosen("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
     if unit is Unit.OUTPUT_ERROR:
-        say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
+        watch.say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
     if calibration is None and not data.exists():
         rows_to_run(
             bundled_ids(checkpoint.path), rows, tokens, data
         )  # refused before the file is made, which takes minutes
-        say(f"calibration: of the bundled texts, kept in {data}")
+        watch.say(f"calibration: of the bundled texts, kept in {data}")
         weighs = base.recipe.is_calibrated or unit is Unit.OUTPUT_ERROR
         calibrate(checkpoint.path, data, answers=False, statistics=weighs, progress=watch)
     given = Inputs.of(data, checkpoint, problem, unit, rows, tokens)

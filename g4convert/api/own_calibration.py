@@ -1,6 +1,5 @@
 """The calibration file of a conversion: the file that the user named, or a file beside the output, made if missing."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,33 +17,31 @@ from g4convert.progress import Quiet
 
 __all__ = ["own_calibration", "with_calibration"]
 
-Say = Callable[[str], None]
-
 
 def own_calibration(output: Path) -> Path:
     """Return the path of an output's own calibration file, beside the output; used if the user names no other."""
     return output.with_name(f"{output.name}.calibration.safetensors")
 
 
-def with_calibration(job: Job, ranks: Ranks, progress: Quiet, say: Say) -> Job:
+def with_calibration(job: Job, ranks: Ranks, progress: Quiet) -> Job:
     """Return the job with a calibration file that exists and is complete; rank 0 makes it, the other ranks wait.
 
     Raises:
         G4Error: the conversion is refused for a reason that needs no calibration file, or the named file is invalid.
         Interrupted: Ctrl-C; finished layers are kept.
     """
-    beside = ranks.from_lead(_made_or_error(job, progress, say) if ranks.leads else None)
+    beside = ranks.from_lead(_made_or_error(job, progress) if ranks.leads else None)
     return replace(job, calibration=own_calibration(job.output)) if beside and job.calibration else job
 
 
-def _made_or_error(job: Job, progress: Quiet, say: Say) -> bool | G4Error:
+def _made_or_error(job: Job, progress: Quiet) -> bool | G4Error:
     try:
-        return _made(job, progress, say)
+        return _made(job, progress)
     except G4Error as error:
         return error
 
 
-def _made(job: Job, progress: Quiet, say: Say) -> bool:
+def _made(job: Job, progress: Quiet) -> bool:
     """Make or complete the calibration file; return True if the conversion must use the file beside the output."""
     path = job.calibration
     if path is None or _is_complete(path, layered=job.recipe.recipe.is_layered):
@@ -54,9 +51,9 @@ def _made(job: Job, progress: Quiet, say: Say) -> bool:
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
         choose(conversion.plan, conversion.checkpoint, reader)
     if path == own and not path.exists():
-        _from_bundled(conversion, path, progress, say)
+        _from_bundled(conversion, path, progress)
     else:
-        _count(conversion, path, own, progress, say)
+        _count(conversion, path, own, progress)
     return True
 
 
@@ -65,13 +62,13 @@ def _is_complete(path: Path, *, layered: bool) -> bool:
     return path.exists() and (layered or is_gguf(path) or CalibrationFile.load(path).statistics is not None)
 
 
-def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, say: Say) -> None:
+def _from_bundled(conversion: Conversion, path: Path, progress: Quiet) -> None:
     """Make the conversion's own calibration file from the bundled texts."""
     from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
 
     job, layered = conversion.job, conversion.plan.recipe.is_layered
     make_directory(path.parent)
-    say(f"calibration: of the bundled texts, kept in {path}")
+    progress.say(f"calibration: of the bundled texts, kept in {path}")
     done = calibrate(
         job.source.path,
         path,
@@ -82,10 +79,10 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, say: Say)
         progress=progress,
     )
     rows = f"{done.tokens.samples:,} x {done.tokens.length:,} tokens"
-    say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
+    progress.say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
 
 
-def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: Say) -> None:
+def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet) -> None:
     """Add statistics to a file of token ids, and save the result beside the output."""
     from g4convert.calibration.record import record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
@@ -97,7 +94,7 @@ def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, say: 
     tokens, file = Tokens.load(path, text.vocab_size, conversion.checkpoint), CalibrationFile.load(path)
     if own.exists() and _is_of(CalibrationFile.load(own), file, Model.of(conversion.checkpoint)):
         return
-    say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
+    progress.say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
     scratch = own.with_name(f"{own.name}.partial")
     ids = (tokens.samples - len(tokens.judges)) * tokens.length
     with Lock.beside(own) as lock:

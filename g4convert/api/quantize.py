@@ -19,7 +19,7 @@ from g4convert.errors import UsageError
 from g4convert.planning.costs import Cost, costs
 from g4convert.planning.recipe import DEFAULT, Resolved
 from g4convert.planning.sizes import default_workers
-from g4convert.progress import Quiet, peak_memory
+from g4convert.progress import Quiet, peak_memory, saying
 from g4convert.report import Report
 from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, verified_after
 from g4convert.verification.run import verify as run_verification
@@ -78,7 +78,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     calibration: str | os.PathLike[str] | None = None,
     verify: str | None = VERIFY_AFTER,
     progress: Quiet | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] | None = None,
     ranks: Ranks | None = None,
     **overrides: Unpack[Overrides],
 ) -> Quantized:
@@ -96,7 +96,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
             is made from the bundled texts where it is not there.
         verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.
         progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
-        say: told what is done next.
+        say: told what is done next, in place of `progress.say`.
         ranks: this process among those of a run; None joins those that `torchrun` started.
         **overrides: values of the recipe, as `group_size=64`.
 
@@ -123,43 +123,39 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     )
     joined = Ranks.join() if ranks is None else ranks
     try:
-        return run(job, level, joined, progress=progress or Quiet(), say=say)
+        return run(job, level, joined, progress=saying(progress, say))
     finally:
         if ranks is None:
             joined.leave()
 
 
-def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet, say: Callable[[str], None]) -> Quantized:
+def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet) -> Quantized:
     """Do a job, and verify the output; see `quantize`.
 
     Args:
         job: model, recipe and output.
         level: level of the verification; None for none.
         ranks: this process among those of the run.
-        progress: told of finished bytes.
-        say: told what is done next.
+        progress: told of each step, and of finished bytes.
     """
-    conversion = prepare(with_calibration(job, ranks, progress, say))
-    say(f"quantizing {job.source.name}")
+    conversion = prepare(with_calibration(job, ranks, progress))
+    progress.say(f"quantizing {job.source.name}")
     summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion, ranks)))
     peak = peak_memory()  # before a verification has its own
-    report = verified(job, level, progress=progress, say=say, written=True) if ranks.leads else None
+    report = verified(job, level, progress=progress, written=True) if ranks.leads else None
     refused = conversion.outlook.refusing(job.tps)
     workers, tokens = job.workers or default_workers(), bundled_tokens(conversion.checkpoint)
     expected = costs(conversion.plan, summary.sizes, workers, tokens)
     return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
 
 
-def verified(
-    job: Job, level: Level | None, *, progress: Quiet, say: Callable[[str], None], written: bool = False
-) -> Report | None:
+def verified(job: Job, level: Level | None, *, progress: Quiet, written: bool = False) -> Report | None:
     """Verify the output of a job.
 
     Args:
         job: model, recipe and output.
         level: level of the verification; None for none.
-        progress: told of finished bytes.
-        say: told what the verification does next.
+        progress: told of each step, and of finished bytes.
         written: True if this process has just written the output.
 
     Returns:
@@ -167,7 +163,7 @@ def verified(
     """
     if level is None:
         return None
-    return run_verification(Request(job.output, job.source.path, level), progress=progress, say=say, written=written)
+    return run_verification(Request(job.output, job.source.path, level), progress=progress, written=written)
 
 
 def job_of(  # noqa: PLR0913 - the choices of a conversion

@@ -3,15 +3,12 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from g4convert.checkpoint import source
+from g4convert.progress import Quiet, saying
 from g4convert.report import Report
 from g4convert.request import EngineName, Level, MemoryUse, Request, chosen
 from g4convert.verification.run import verify as run
-
-if TYPE_CHECKING:
-    from g4convert.progress import Quiet
 
 __all__ = ["verify"]
 
@@ -30,8 +27,8 @@ def verify(  # noqa: PLR0913 - the choices of a verification
     engine_python: str | os.PathLike[str] | None = None,
     engine_url: str | None = None,
     engine_timeout: float | None = None,
-    progress: "Quiet | None" = None,
-    say: Callable[[str], None] = lambda _: None,
+    progress: Quiet | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Report:
     """Verify a quantized checkpoint, also another program's. None takes the default in `request.Settings`.
 
@@ -49,7 +46,7 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         engine_url: address of the SGLang server.
         engine_timeout: seconds to wait for the engine to start, and for each answer.
         progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
-        say: told what is done next.
+        say: told what is done next, in place of `progress.say`.
 
     Returns:
         Every finding and measured number; `verdict` is the worst of them.
@@ -73,4 +70,4 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         engine_url=engine_url,
         engine_timeout=engine_timeout,
     )
-    return run(asked, progress=progress, say=say)
+    return run(asked, progress=saying(progress, say))

@@ -23,7 +23,6 @@ inspect            `g4convert inspect`
 recipe             `g4convert recipe ...`
 demo               `g4convert demo`
 verification       Runs a verification for the commands that end with one
-tuning             Shows progress of `generate --autotune`
 printing           Prints JSON, plans and settings
 show               Makes consoles; prints errors, settings, descriptions and demonstrations
 show_engines       Prints verdicts of engines

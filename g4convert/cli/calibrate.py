@@ -36,7 +36,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     from g4convert.checkpoint import source
     from g4convert.cli import verification
 
-    with verification.Printed(quiet=quiet, no_color=no_color).watched() as watched:
+    with verification.Printed(quiet=quiet, no_color=no_color).watched() as progress:
         done = make(
             model,
             output,
@@ -49,7 +49,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
             workers=workers,
             device=device or "cpu",
             overwrite=overwrite,
-            progress=watched.bar,
+            progress=progress,
         )
     if as_json:
         print_json(done.to_dict())

@@ -60,7 +60,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
 
     if dtype is not None and dtype not in FLOAT_TYPES:
         raise no_such("--dtype", dtype, FLOAT_TYPES)
-    with verification.Printed(quiet=quiet, no_color=no_color).watched() as watched:
+    with verification.Printed(quiet=quiet, no_color=no_color).watched() as progress:
         found = make(
             model,
             output,
@@ -80,8 +80,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
             device=device or DEFAULTS.device,
             workers=workers,
             overwrite=overwrite,
-            progress=watched.bar,
-            say=watched.say,
+            progress=progress,
         )
     if as_json:
         print_json(found.to_dict())

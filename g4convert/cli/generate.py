@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 
 from g4convert.bounded import MOST_PROMPTS
-from g4convert.cli import tuning
 from g4convert.cli.generate_options import Autotune, MaxNewTokens, Prompt, SpeechType
 from g4convert.cli.options import Json, Memory, Model, NoColor, Quiet, RunDevice
 from g4convert.cli.printing import print_json
@@ -35,7 +34,10 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     from g4convert.cli.talk import Talk
 
     if autotune is not None:
-        tuning.check(device, autotune)
+        from g4convert.devices import torch_device
+        from g4convert.forward.tuning import check  # brings torch
+
+        check(torch_device(device or DEFAULTS.device), autotune)
     checkpoint = speaking(source.resolve(model).path)
     talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     talk.loading(model)
@@ -45,8 +47,10 @@ def generate(  # noqa: PLR0913 - one parameter for each option
         checkpoint, device=device or DEFAULTS.device, memory=(memory or DEFAULTS.memory).value, dtype=dtype
     )
     if autotune is not None:
-        with tuning.watch(show.messages(no_color=no_color), quiet=quiet or as_json) as tell:
-            products = speaker.tune(autotune, tell)
+        from g4convert.progress import watch
+
+        with watch(show.messages(no_color=no_color), quiet=quiet or as_json) as progress:
+            products = speaker.tune(autotune, progress)
         talk.tuned(autotune, products)
     answers = []
     for one in asked:

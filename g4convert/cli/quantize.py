@@ -73,11 +73,11 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if is_done and ranks.leads and not as_json:
         _say_done(job, how, verified=level is not None)
     try:
-        with replace(how, quiet=quiet or not ranks.leads).watched() as watched:
+        with replace(how, quiet=quiet or not ranks.leads).watched() as progress:
             if is_done:
-                report = verified(job, level, progress=watched.bar, say=watched.say) if ranks.leads else None
+                report = verified(job, level, progress=progress) if ranks.leads else None
             else:
-                done = run(job, level, ranks, progress=watched.bar, say=watched.say)
+                done = run(job, level, ranks, progress=progress)
     finally:
         ranks.leave()
     if ranks.leads and is_done:

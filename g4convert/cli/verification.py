@@ -1,7 +1,5 @@
 """Running, writing and printing of reports for `g4convert verify` and the end of `g4convert quantize`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,26 +55,9 @@ class Printed:
         for path in files:
             check_writable(path)
 
-    @contextmanager
-    def watched(self) -> Iterator["_Watched"]:
-        """Yield a display of progress and a function for messages, both on stderr; they print nothing if quiet."""
-        messages = show.messages(no_color=self.no_color)
-
-        def say(text: str) -> None:
-            if not self.quiet:
-                bar.wait()
-                messages.print(text, soft_wrap=True, markup=False)
-
-        with watch(messages, quiet=self.quiet) as bar:
-            yield _Watched(bar, say)
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """Display of a run's progress and messages."""
-
-    bar: Quiet
-    say: Callable[[str], None]
+    def watched(self) -> Quiet:
+        """Return a display of progress on stderr; it shows nothing if quiet."""
+        return watch(show.messages(no_color=self.no_color), quiet=self.quiet)
 
 
 def print_report(found: Report, how: Printed) -> None:
@@ -129,8 +110,8 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
     stored = made_reference(checkpoint, path, asked) if is_kept else None
     done = {} if stored is None else {"already_done": True}
     if stored is None:
-        with how.watched() as watched:
-            stored = store_reference(checkpoint, path, asked, say=watched.say, progress=watched.bar)
+        with how.watched() as progress:
+            stored = store_reference(checkpoint, path, asked, progress=progress)
     predictions = sum(len(probe.targets) for probe in stored.probes)
     counts = {"probes": len(stored.probes), "tokens": predictions, "bytes": path.stat().st_size}
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts, **done}

@@ -54,7 +54,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     out = source.resolve(output).path
     how = verification.Printed(quiet, verbose, no_color, strict, junit, html)
     how.check_places(out, *(Path(one) for one in (reference, profile, prompts) if one is not None))
-    with how.watched() as watched:
+    with how.watched() as progress:
         found = judge(
             out,
             reference=reference,
@@ -68,8 +68,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             engine_python=engine_python,
             engine_url=engine_url,
             engine_timeout=engine_timeout,
-            progress=watched.bar,
-            say=watched.say,
+            progress=progress,
         )
     if as_json:
         print_text(found.to_json())

@@ -24,7 +24,7 @@ from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
-from g4convert.progress import peak_memory
+from g4convert.progress import Quiet, peak_memory
 from g4convert.request import DEFAULTS, FLOAT_TYPES, SPEECH_DTYPE
 from g4convert.suggestions import no_such
 
@@ -118,10 +118,10 @@ class Speaker:
             model = load(checkpoint, dtype=cast("DTypeName", dtype), memory=memory, device=where)
         return cls(model, frame_of(checkpoint.path, model.config), perf_counter() - begin)
 
-    def tune(self, path: Path, tell: Callable[[int, int, str], None] = lambda *_: None) -> int:
+    def tune(self, path: Path, progress: Quiet | None = None) -> int:
         """Measure the GPU's kernels on this model, and write the table; see `forward.tuning.tune`."""
         with memory_faults():
-            return tune(self.model, path, tell=tell)
+            return tune(self.model, path, progress=progress)
 
     def answer(self, prompt: str, *, max_new_tokens: int, show: Callable[[str], None] = lambda _: None) -> Answer:
         """Answer a prompt.

@@ -5,7 +5,7 @@ model has. It was never run on a GPU.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from g4convert.forward.modules import PackedWeight, W4A16Linear
 from g4convert.forward.triton.candidates import layer_shapes, linear_shapes
 from g4convert.forward.triton.packed import check_device
 from g4convert.forward.triton.tiles import VARIABLE, Shape, load_table
+from g4convert.progress import Quiet
 from g4convert.whole_files import check_writable
 
 __all__ = ["check", "products", "tune"]
@@ -49,13 +50,13 @@ def check(device: torch.device, path: Path) -> None:
         load_table(path, 0)
 
 
-def tune(model: Model, path: Path, *, tell: Callable[[int, int, str], None] = lambda *_: None) -> int:
+def tune(model: Model, path: Path, *, progress: Quiet | None = None) -> int:
     """Measure the products of a model, write the table, and use it in this process.
 
     Args:
         model: on a GPU, with packed weights.
         path: path of the table; G4CONVERT_TILES names it to later runs. Tiles that it has are not measured again.
-        tell: given how many tiles are done, of how many, and what is worked on.
+        progress: told of tiles that are done.
 
     Returns:
         How many products the model has.
@@ -71,7 +72,7 @@ def tune(model: Model, path: Path, *, tell: Callable[[int, int, str], None] = la
         raise UsageError("--autotune: the model has no packed weights that the kernels read", hint="leave it out")
     from g4convert.forward.triton.autotune import autotune  # noqa: PLC0415 -- needs Triton
 
-    autotune(shapes, path, device=device.index or 0, tell=tell)
+    autotune(shapes, path, device=device.index or 0, progress=progress)
     os.environ[VARIABLE] = str(path)
     return len(shapes)
 

@@ -12,25 +12,23 @@ A level that could not run is never skipped silently: an INCONCLUSIVE or INFO fi
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import RECORD, record
 from g4convert.errors import UsageError
 from g4convert.gemma4 import is_drafter, quantized_format
+from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.request import Level, Request
 from g4convert.verification.changed import changed, stamps
 from g4convert.verification.static.level import check_static, open_output
 from g4convert.verification.weights.hashes import check_hashes
-
-if TYPE_CHECKING:
-    from g4convert.progress import Quiet
 
 __all__ = ["verify"]
 
@@ -38,16 +36,14 @@ __all__ = ["verify"]
 def verify(
     asked: Request,
     *,
-    progress: "Quiet | None" = None,
-    say: Callable[[str], None] = lambda _: None,
+    progress: Quiet | None = None,
     written: bool = False,
 ) -> Report:
     """Verify a quantized checkpoint.
 
     Args:
         asked: checkpoint, reference and last level.
-        progress: told of every piece that level `weights` has read, and of the progress of each step of `logits`.
-        say: called with a message before each step.
+        progress: told of each step, and of its progress.
         written: the output was written by this process just now: the decoder is compared with recorded results.
 
     Returns:
@@ -58,22 +54,23 @@ def verify(
         InputError: the output does not exist, or the reference is not a Gemma 4 checkpoint or stored reference.
         EnvironmentFault: out of memory.
     """
+    progress = progress or Quiet()
     before = stamps(asked.output, asked.reference)
     _check_request(asked)
     directories = _Directories.open(asked)
     _check_directories(asked, directories)
     if asked.is_captured and asked.level is None:
-        say(f"levels static and logits, as {asked.reference} holds logits and no weights")
-    say("level static: names, shapes, config and files")
+        progress.say(f"levels static and logits, as {asked.reference} holds logits and no weights")
+    progress.say("level static: names, shapes, config and files")
     findings, ran, metrics = [*_static(asked, directories)], [Level.STATIC], dict[str, Any]()
-    levels = _Levels(asked, directories, progress, say, written)
+    levels = _Levels(asked, directories, progress, written)
     for level in _after_static(asked):
         judged = levels.judge(level)
         findings += judged.findings
         metrics |= judged.metrics
         ran += [level] if judged.metrics else []
     if directories.out is not None and asked.depth is Level.STATIC and asked.level is None:
-        say("hashes: every file against its recorded hash")
+        progress.say("hashes: every file against its recorded hash")
         findings += check_hashes(directories.out)
     findings += changed(before, stamps(asked.output, asked.reference))
     named = None if asked.reference is None else str(asked.reference)
@@ -94,15 +91,13 @@ class _Levels:
     Args:
         asked: the request.
         directories: checkpoints to compare.
-        progress: told of pieces and steps.
-        say: called with a message before each step.
+        progress: told of each step, and of its progress.
         written: whether the output was written by this process just now.
     """
 
     asked: Request
     directories: "_Directories"
-    progress: "Quiet | None"
-    say: Callable[[str], None]
+    progress: Quiet
     written: bool
 
     def judge(self, level: Level) -> Judged:
@@ -116,11 +111,11 @@ class _Levels:
             case Level.LOGITS:
                 from g4convert.verification.logits.level import run_logits  # noqa: PLC0415 -- brings torch and transformers
 
-                return run_logits(self.asked, out, self.directories.source, say=self.say, progress=self.progress)
+                return run_logits(self.asked, out, self.directories.source, progress=self.progress)
             case _:
                 from g4convert.verification.engine.level import run_engine  # noqa: PLC0415 -- brings torch and transformers
 
-                return run_engine(self.asked, out, say=self.say)
+                return run_engine(self.asked, out, progress=self.progress)
 
     def _weights(self, out: Checkpoint) -> Judged:
         hashes = tuple(check_hashes(out))
@@ -132,7 +127,7 @@ class _Levels:
             return Judged((*hashes, stopped), {})
         from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
-        self.say("level weights: every value against the original, as near as its rounding allows")
+        self.progress.say("level weights: every value against the original, as near as its rounding allows")
         rows: list[dict[str, Any]] = []
         found = check_weights(out, self.directories.source, progress=self.progress, table=rows, recorded=self.written)
         return Judged((*hashes, *found), {"weights": {"tensors": rows}})

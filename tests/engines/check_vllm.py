@@ -37,6 +37,7 @@ from g4convert.gemma4.family import Family
 from g4convert.inspection.fix import fix
 from g4convert.planning.recipe import load as recipe_of
 from g4convert.planning.steps import make_plan
+from g4convert.progress import Quiet
 from g4convert.report import Judged, Severity
 from g4convert.verification.engine.level import check_engine, counted
 from g4convert.verification.engine.prompts import Refused
@@ -76,7 +77,7 @@ def judged(checkpoint: Path, dtype: str) -> Judged:
     probes = [counted(probe) for probe in make_probes(model, checkpoint, tokens=1)]
     with served(checkpoint, dtype) as engine:
         return check_engine(
-            engine, model, probes, half=lambda: load(checkpoint, packed=False, dtype="bfloat16"), say=lambda _: None
+            engine, model, probes, half=lambda: load(checkpoint, packed=False, dtype="bfloat16"), progress=Quiet()
         )
 
 

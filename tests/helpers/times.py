@@ -5,6 +5,7 @@ from pathlib import Path
 
 from g4convert.forward.triton.autotune import Card, Choice, search
 from g4convert.forward.triton.tiles import Shape, Tile
+from g4convert.progress import Quiet
 
 __all__ = ["tuned"]
 
@@ -30,7 +31,7 @@ def tuned(
     time: Callable[[Shape, Tile], float],
     *,
     card: str = "a card",
-    tell: Callable[[int, int, str], None] = lambda *_: None,
+    progress: Quiet | None = None,
 ) -> dict[Shape, Choice]:
     """Search on a Hopper whose products take the given times."""
-    return search(shapes, path, Card(card, 90), lambda _: Given(time), tell=tell)
+    return search(shapes, path, Card(card, 90), lambda _: Given(time), progress=progress)

@@ -30,6 +30,7 @@ from g4convert.forward.triton.bench import Bench
 from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
 from g4convert.forward.triton.packed import ready
 from g4convert.forward.triton.tiles import Shape, Tile, load_table, save_table, tile_for
+from g4convert.progress import Quiet
 
 __all__ = ["Card", "Choice", "autotune", "search"]
 
@@ -76,7 +77,7 @@ def autotune(
     path: Path,
     *,
     device: int = 0,
-    tell: Callable[[int, int, str], None] = lambda *_: None,
+    progress: Quiet | None = None,
 ) -> dict[Shape, Choice]:
     """Measure candidates on a GPU, and write the best; see `search`.
 
@@ -84,7 +85,7 @@ def autotune(
         shapes: shapes from `candidates.layer_shapes` and `linear_shapes`.
         path: path of the table that is written.
         device: number of the GPU.
-        tell: given how many tiles are done, of how many, and what is worked on.
+        progress: told of tiles that are done.
 
     Returns:
         What was found for each shape that was measured.
@@ -101,7 +102,7 @@ def autotune(
     major, minor = torch.cuda.get_device_capability(device)
     card = Card(torch.cuda.get_device_name(device), major * 10 + minor, shared)
     with torch.cuda.device(place):
-        return search(shapes, path, card, partial(Bench, device=place), tell=tell)
+        return search(shapes, path, card, partial(Bench, device=place), progress=progress)
 
 
 def search(
@@ -111,7 +112,7 @@ def search(
     make: Callable[[Sequence[Shape]], Bench],
     *,
     candidates: Sequence[Tile] = CANDIDATES,
-    tell: Callable[[int, int, str], None] = lambda *_: None,
+    progress: Quiet | None = None,
 ) -> dict[Shape, Choice]:
     """Time candidates on every shape that the table does not have, and write the best.
 
@@ -123,7 +124,7 @@ def search(
         card: card that `make` times on.
         make: a timer for the products of one layer, or one linear.
         candidates: tiles that are tried where they can be good.
-        tell: see `autotune`.
+        progress: see `autotune`.
 
     Returns:
         What was found for each shape that was measured.
@@ -141,15 +142,15 @@ def search(
         for shape, tile in before.items()
     }
     found: dict[Shape, Choice] = {}
-    total, done = sum(map(len, tried.values())), 0
+    told = progress or Quiet()
+    told.step("measuring", sum(map(len, tried.values())), "tiles")
     for layer in _layers(before):
         timer = make(layer)
         for said in timer.try_out((shape, tile) for shape in layer for tile in tried[shape]):
-            tell(done, total, f"{_name(layer)}: {said}")
+            told.tick(0, f"{_name(layer)}: {said}")
         for together in _same_rows(layer):
             found |= _choose(timer, together, tried, before)
-            done += sum(len(tried[shape]) for shape in together)
-            tell(done, total, f"{_name(layer)}: {together[0].rows} rows timed")
+            told.tick(sum(len(tried[shape]) for shape in together), f"{_name(layer)}: {together[0].rows} rows timed")
         table |= {shape: found[shape].tile for shape in layer}
         _write(path, card.capability, table, made_with)
     return found

@@ -31,6 +31,7 @@ from g4convert.forward.candidate import ModelCandidate, Outputs, run_all
 from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
+from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged, Severity
 from g4convert.request import EngineName, Request
 from g4convert.verification import gates
@@ -60,8 +61,6 @@ _SEED: Final = 1
 _TOP: Final = 64
 """Number of likeliest tokens that are requested of each distribution."""
 
-Say = Callable[[str], None]
-
 
 def look_for_engine(asked: Request) -> None:
     """Raise if the engine is not available, before any long work.
@@ -77,13 +76,13 @@ def look_for_engine(asked: Request) -> None:
         look_for_vllm(asked.engine_python)
 
 
-def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
+def run_engine(asked: Request, out: Checkpoint, *, progress: Quiet) -> Judged:
     """Start the requested engine, and judge it.
 
     Args:
         asked: the request: engine, prompts and settings.
         out: the opened checkpoint that the engine serves.
-        say: called with a message before each step.
+        progress: told of each step.
 
     Returns:
         Findings and metrics; no metrics if nothing could be compared.
@@ -93,7 +92,7 @@ def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
         EnvironmentFault: the engine is missing, does not answer in time or breaks down; or out of memory.
     """
     with memory_faults(), _engine(asked) as engine:
-        say("engine: loading the dequantized weights")
+        progress.say("engine: loading the dequantized weights")
         try:
             model = model_of(out, asked, "float32", packed=False)
         except GateError:
@@ -108,12 +107,12 @@ def run_engine(asked: Request, out: Checkpoint, *, say: Say) -> Judged:
         probes = [counted(probe) for probe in make_probes(model, files, conversations=mine)]
         with threads_for(model):
             return check_engine(
-                engine, model, probes, half=lambda: model_of(out, asked, "bfloat16", packed=False), say=say
+                engine, model, probes, half=lambda: model_of(out, asked, "bfloat16", packed=False), progress=progress
             )
 
 
 def check_engine(
-    engine: Engine, model: Model, probes: Sequence[Probe], *, half: Callable[[], Model] | None = None, say: Say
+    engine: Engine, model: Model, probes: Sequence[Probe], *, half: Callable[[], Model] | None = None, progress: Quiet
 ) -> Judged:
     """Judge an engine.
 
@@ -122,7 +121,7 @@ def check_engine(
         model: the checkpoint's dequantized weights, in float32.
         probes: probes with scored rows.
         half: loader of the same model in bfloat16, for the floor of an engine that runs in bfloat16.
-        say: called with a message before each step.
+        progress: told of each step.
 
     Raises:
         EnvironmentFault: the engine does not answer in time, or breaks down.
@@ -131,23 +130,23 @@ def check_engine(
     taken = [probe for probe in probes if probe.bucket in engine.takes or not _has_media(probe)]
     prompts = {probe.name: prompts_of(probe, model.config) for probe in taken}
     longest = max(len(prompt.ids) for several in prompts.values() for prompt in several)
-    say("engine: starting it")
+    progress.say("engine: starting it")
     try:
         started = engine.start(longest, top)
     except Refused as refused:
-        say(f"engine: the end of what it printed\n{refused.log}")
+        progress.say(f"engine: the end of what it printed\n{refused.log}")
         return Judged(tuple(not_started(refused)), {})
     findings = [*of_start(started)]
     if started.unfilled:
         return Judged(tuple(findings), {})
-    say("engine: asking it")
+    progress.say("engine: asking it")
     answers, refusals = _ask(engine, taken, prompts)
     findings += of_refusals(refusals, started)
     findings += not_covered(probes, taken, started)
     answered = [probe for probe in taken if probe.name in answers]
     if not answered:
         return Judged(tuple(findings), {})
-    say("engine: comparing with the dequantized weights")
+    progress.say("engine: comparing with the dequantized weights")
     measured = _Comparing(answered, answers, started, top).measured(model, half)
     findings += judged_parity(measured, gates.load("parity"))
     asked = {"probes": {"count": len(answered), "digest": digest(answered)}}

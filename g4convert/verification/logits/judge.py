@@ -16,7 +16,7 @@ answer. A failure is traced to modules by swapping them.
     logits.coverage                   experts that no probe reached
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -128,13 +128,12 @@ class _Passes:
                 self.comparisons[pair].add_scores(probe, one, lower_bound=bounded)
 
 
-def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
+def check_logits(
     models: Models,
     probes: Sequence[Probe],
     *,
     loss: Profile,
     parity: Profile,
-    say: Callable[[str], None] = lambda _: None,
     progress: Quiet | None = None,
 ) -> Judged:
     """Judge loss and parity, and name the modules that cause a failure.
@@ -144,8 +143,7 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
         probes: probes with the answers to score; empty to take the probes of the stored reference.
         loss: thresholds for the cost of four bits.
         parity: thresholds for the candidate.
-        say: called with a message before each step.
-        progress: told of the progress of each step, in tokens.
+        progress: told of each step, and of its progress in tokens.
 
     Returns:
         Findings and metrics.
@@ -154,11 +152,11 @@ def check_logits(  # noqa: PLR0913 -- what is compared, by what, and who is told
     probes = probes or (stored.probes if stored else ())
     findings: list[Finding] = []
     passes = _Passes(probes, *_economy(models.dequantized.model, probes, stored), progress or Quiet())
-    measured, noise = _measure(models, passes, say)
+    measured, noise = _measure(models, passes)
     for profile in (loss, parity):
         if profile.compares in measured:
             findings += judge(measured[profile.compares].values, profile, noise.values)
-    inside, blamed = trace(models, probes, measured, findings, say=say, progress=passes.progress)
+    inside, blamed = trace(models, probes, measured, findings, progress=passes.progress)
     metrics: dict[str, Any] = {
         "metrics_version": METRICS_VERSION,
         "dtype": dtype_name(models.dequantized.model),
@@ -191,7 +189,7 @@ def _for_noise(models: Models, passes: _Passes) -> Sequence[Probe]:
     return list({probe.bucket: probe for probe in reversed(passes.probes)}.values())[::-1]
 
 
-def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tuple[dict[str, Metrics], Floor]:
+def _measure(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor]:
     """Run every pass over the probes; return the metrics of `loss` and `parity` by name, and the floor."""
     original = None
     match models.reference:
@@ -200,11 +198,11 @@ def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tup
         case Captured(kept=kept):
             original, passes.kept[_ORIGINAL] = _ORIGINAL, kept
         case reference:
-            say("running the original")
+            passes.progress.say("running the original")
             passes.run(original := _ORIGINAL, reference, against=None)
-    say("running the dequantized weights")
+    passes.progress.say("running the dequantized weights")
     passes.run(_DEQUANTIZED, models.dequantized, against=original)
-    say("running them again with rounding noise, which tells how small a difference means nothing")
+    passes.progress.say("running them again with rounding noise, which tells how small a difference means nothing")
     model = models.dequantized.model
     with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=_SEED):
         passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))
@@ -212,9 +210,9 @@ def _measure(models: Models, passes: _Passes, say: Callable[[str], None]) -> tup
         wide = models.rounded.model
         wider = [replace(probe, arguments=like(probe.arguments, model, wide)) for probe in passes.probes]
         passes.run("rounding", models.rounded, against=_DEQUANTIZED, probes=wider)
-    say("running the packed weights")
+    passes.progress.say("running the packed weights")
     passes.run("parity", models.candidate, against=_DEQUANTIZED)
-    say("comparing their logits")
+    passes.progress.say("comparing their logits")
     found = passes.measured()
     measured = {kind: found[name] for kind, name in (("loss", _DEQUANTIZED), ("parity", "parity")) if name in found}
     return measured, floor({name: found[name] for name in _NOISES if name in found})

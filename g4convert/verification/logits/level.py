@@ -5,7 +5,7 @@ user's own. The scored answers are the original's, greedy. If the original is st
 instead, since each generated token would read all its weights again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -49,8 +49,7 @@ def run_logits(
     out: Checkpoint,
     source: Checkpoint | None = None,
     *,
-    say: Callable[[str], None],
-    progress: Quiet | None = None,
+    progress: Quiet,
 ) -> Judged:
     """Judge what four bits cost (loss), and whether the packed path computes as the dequantized weights do (parity).
 
@@ -58,8 +57,7 @@ def run_logits(
         asked: the request: reference, profile, prompts and settings.
         out: the opened output.
         source: the checkpoint that the output was made of; None for a stored reference, and for parity alone.
-        say: called with a message before each step.
-        progress: told of the progress of each step.
+        progress: told of each step, and of its progress.
 
     Returns:
         Findings and metrics; no metrics if the strict loader refuses the output.
@@ -74,7 +72,7 @@ def run_logits(
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
-        say("level logits: loading the models")
+        progress.say("level logits: loading the models")
         try:
             dequantized = model_of(out, asked, dtype, packed=False)
             runs = ModelCandidate(model_of(out, asked, dtype, beside=dequantized))
@@ -90,12 +88,12 @@ def run_logits(
         rounded = None if dtype == "float32" else ModelCandidate(model_of(out, asked, "float32", packed=False))
         models = Models((stored or original) if costs else None, ModelCandidate(dequantized), runs, rounded)
         with threads_for(dequantized):
-            probes, told = _asked(asked, original.model if original else dequantized, stored, say)
+            probes, told = _asked(asked, original.model if original else dequantized, stored, progress)
             told += left or _text_alone(source, alone=alone)
             running = 3 + sum(one is not None for one in (original, rounded))
-            say(Cost.of(dequantized, probes, running).line(_origin(asked, stored)))
+            progress.say(Cost.of(dequantized, probes, running).line(_origin(asked, stored)))
             loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
-            judged = check_logits(models, probes, loss=loss, parity=parity, say=say, progress=progress)
+            judged = check_logits(models, probes, loss=loss, parity=parity, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
     advised = judged.findings
     if any(map(_loses_much, advised)) and is_right(advised):
@@ -110,17 +108,14 @@ def _loses_much(finding: Finding) -> bool:
     return finding.code.startswith("logits.loss.") and finding.severity in {Severity.FAIL, Severity.WARN}
 
 
-def store_reference(
-    checkpoint: Checkpoint, output: Path, asked: Request, *, say: Callable[[str], None], progress: Quiet | None = None
-) -> Captured:
+def store_reference(checkpoint: Checkpoint, output: Path, asked: Request, *, progress: Quiet) -> Captured:
     """Run a model on the probes and store its outputs, to judge candidates without the model later.
 
     Args:
         checkpoint: the original; see `checkpoint.uses.original`.
         output: path of the file to write.
         asked: the request: prompts, memory and dtype.
-        say: called with a message before each step.
-        progress: told of finished tokens.
+        progress: told of each step, and of finished tokens.
 
     Raises:
         G4Error: as for `run_logits`.
@@ -129,10 +124,10 @@ def store_reference(
     if asked.prompts is not None:
         conversations(asked.prompts, checkpoint.path)  # raises for wrong prompts before anything is loaded
     with memory_faults():
-        say("loading the model")
+        progress.say("loading the model")
         model = model_of(checkpoint, asked, dtype)
-        probes, _ = _asked(asked, model, None, say, directory=checkpoint.path)
-        say(f"running the model: {Cost.of(model, probes, 0).line(_origin(asked, None))}")
+        probes, _ = _asked(asked, model, None, progress, directory=checkpoint.path)
+        progress.say(f"running the model: {Cost.of(model, probes, 0).line(_origin(asked, None))}")
         digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _request(checkpoint, asked)}
         return capture(ModelCandidate(model), probes, output, source=digest, facts=facts, progress=progress)
 
@@ -217,7 +212,7 @@ def _media(found: str) -> Finding:
 
 
 def _asked(
-    asked: Request, model: Model, stored: Captured | None, say: Callable[[str], None], *, directory: Path | None = None
+    asked: Request, model: Model, stored: Captured | None, progress: Quiet, *, directory: Path | None = None
 ) -> tuple[Sequence[Probe], list[Finding]]:
     """Return the probes with their answers, and a finding that says whose answers are scored."""
     if stored is not None:
@@ -231,7 +226,7 @@ def _asked(
         return probes, [_answers("the bundled ones: a streamed model would read all its weights for each token")]
     if not any(map(is_asked, probes)):
         return probes, [_answers("none: without a chat template every token of a text is predicted")]
-    say("letting the model answer the prompts")
+    progress.say("letting the model answer the prompts")
     return with_answers(model, probes, max_new_tokens=_ANSWER_TOKENS), [_answers("the reference's own, greedy")]
 
 

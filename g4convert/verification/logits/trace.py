@@ -5,7 +5,7 @@ too small to change the answers.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,13 +60,12 @@ class Models:
     rounded: ModelCandidate | None = None
 
 
-def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
+def trace(
     models: Models,
     probes: Sequence[Probe],
     measured: Mapping[str, Metrics],
     judged: Sequence[Finding],
     *,
-    say: Callable[[str], None],
     progress: Quiet,
 ) -> tuple[list[Finding], dict[str, Blame]]:
     """Compare modules, and search for the modules that cause a failure.
@@ -76,8 +75,7 @@ def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
         probes: all probes; some are run again.
         measured: metrics by comparison: `loss` and `parity`.
         judged: findings of the profiles on these metrics.
-        say: called with a message before each step.
-        progress: told of the progress of each step.
+        progress: told of each step, and of its progress.
 
     Returns:
         Findings, and the table of blame of each comparison (`loss`, `parity`) that failed.
@@ -86,12 +84,12 @@ def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
     blamed: dict[str, Blame] = {}
     failed = {kind for kind in measured if any(_fails(one, f"logits.{kind}.") for one in judged)}
     reference, dequantized, candidate = models.reference, models.dequantized, models.candidate
-    say("comparing the packed modules with the dequantized ones, one by one")
+    progress.say("comparing the packed modules with the dequantized ones, one by one")
     limit = LIMITS[dtype_name(dequantized.model)]
     some = [probe.thinned(_SCORED) for probe in _telling(probes, measured["parity"])]
     examined = examine(dequantized, candidate, some, limit=limit, progress=progress)
     if "parity" in failed or culprits(examined.errors, limit) or examined.differences:
-        say("swapping modules: parity")
+        progress.say("swapping modules: parity")
         blamed["parity"] = blame(dequantized, candidate, some, examined, limit=limit, progress=progress)
     findings += _modules(examined, blamed.get("parity"), limit)
     findings += check_activations(dequantized, candidate, some[0], limit=limit)
@@ -99,7 +97,7 @@ def trace(  # noqa: PLR0913 -- what is compared, what is known, and who is told
     findings += check_poolers(candidate.model, limit=limit)
     findings += _decoding(dequantized.model, candidate.model, probes)
     if "loss" in failed and isinstance(reference, ModelCandidate):
-        say("finding out which modules cost most, by giving them the original weights, one by one")
+        progress.say("finding out which modules cost most, by giving them the original weights, one by one")
         some = [probe.begun(_TOKENS).thinned(_SCORED) for probe in _telling(probes, measured["loss"])[:2]]
         examined = examine(reference, dequantized, some, limit=LOSS_LIMIT, progress=progress)
         blamed["loss"] = blame(

@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.triton import autotune, bench, candidates, fused, tiles, timing
 from g4convert.forward.triton.tiles import Shape, Tile
+from g4convert.progress import Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -107,8 +108,24 @@ def test_a_short_time_that_was_luck_does_not_decide(tmp_path: Path) -> None:
     assert sum(asked.values()) <= len(asked) + 5, "only the best ones, and the one that ships, are measured again"
 
 
+class Tiles(Quiet):
+    """Counts what progress is told."""
+
+    total = done = 0
+
+    def step(self, name: str, total: int, unit: str) -> None:
+        """See `Quiet`."""
+        assert (name, unit) == ("measuring", "tiles")
+        self.total = total
+
+    def tick(self, count: int, name: str = "") -> None:
+        """See `Quiet`."""
+        assert name
+        self.done += count
+
+
 def test_a_run_that_was_stopped_goes_on_and_keeps_what_it_has(tmp_path: Path) -> None:
-    path, told, asked = tmp_path / "own.json", list[tuple[int, int, str]](), set[Shape]()
+    path, told, asked = tmp_path / "own.json", Tiles(), set[Shape]()
 
     def stop(shape: Shape, tile: Tile) -> float:
         if shape == LINEAR[1]:
@@ -122,11 +139,10 @@ def test_a_run_that_was_stopped_goes_on_and_keeps_what_it_has(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         tuned([*LAYER, *LINEAR], path, stop)
     assert tiles.load_table(path, 90).keys() == set(LAYER), "a layer or linear is there whole, or not at all"
-    found = tuned([*LAYER, *LINEAR], path, seconds, tell=lambda *words: told.append(words))
+    found = tuned([*LAYER, *LINEAR], path, seconds, progress=told)
     assert asked == found.keys() == set(LINEAR)
     assert tiles.load_table(path, 90).keys() == {*LAYER, *LINEAR}
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert told[-1][0] == told[-1][1] == sum(len(choice.times) for choice in found.values())
+    assert told.done == told.total == sum(len(choice.times) for choice in found.values())
     assert tuned([*LAYER, *LINEAR], path, stop) == {}, "nothing is left to measure"
     assert tuned(LAYER, path, seconds, card="another card").keys() == set(LAYER)
     assert tiles.load_table(path, 90).keys() == set(LAYER), "times of another card say nothing"

@@ -20,6 +20,7 @@ from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
 from g4convert.forward.logits import Given
 from g4convert.forward.probe import Probe
+from g4convert.progress import Quiet
 from g4convert.report import Severity
 from g4convert.request import EngineName, Level, Request
 from g4convert.verification import gates
@@ -164,7 +165,7 @@ def judged(written: Written) -> Callable[..., Judged]:
         with torch.no_grad():
             if fault is not None:
                 fault(engine.model)
-        return check_engine(engine, right[family], found, say=lambda _: None)
+        return check_engine(engine, right[family], found, progress=Quiet())
 
     return judge
 
@@ -225,7 +226,7 @@ def test_refusals_and_missing_weights_are_failures(text_out: Path) -> None:
     probes = make_probes(model, text_out, kinds=("prose",), tokens=1)
 
     def found(engine: ModelEngine) -> dict[str, list[str]]:
-        judged = check_engine(engine, model, probes, say=lambda _: None)
+        judged = check_engine(engine, model, probes, progress=Quiet())
         assert not judged.metrics
         return failures(judged.findings)
 
@@ -282,9 +283,9 @@ def test_an_engine_in_bfloat16_has_its_floor(text_out: Path) -> None:
     model = load(text_out, packed=False)
     half = load(text_out, packed=False, dtype="bfloat16")
     probes = make_probes(model, text_out, kinds=("prose",), tokens=1)
-    judged = check_engine(ModelEngine(half, dtype="bfloat16"), model, probes, half=lambda: half, say=lambda _: None)
+    judged = check_engine(ModelEngine(half, dtype="bfloat16"), model, probes, half=lambda: half, progress=Quiet())
     assert not failures(judged.findings)
-    strict = check_engine(ModelEngine(half), model, probes, say=lambda _: None)
+    strict = check_engine(ModelEngine(half), model, probes, progress=Quiet())
     assert "engine.logprobs" in failures(strict.findings)
 
 
@@ -292,11 +293,11 @@ def test_an_engine_whose_pictures_are_causal_is_compared_so(dense: Path) -> None
     model, other = load(dense), load(dense)
     other.config.get_text_config().use_bidirectional_attention = None
     probes = make_probes(model, dense, kinds=("image",))
-    judged = check_engine(ModelEngine(other, causal=True), model, probes, say=lambda _: None)
+    judged = check_engine(ModelEngine(other, causal=True), model, probes, progress=Quiet())
     assert not failures(judged.findings)
     assert any("pictures that see themselves" in one.found for one in judged.findings)
     assert model.config.get_text_config().use_bidirectional_attention == "vision"
-    assert "engine.logprobs" in failures(check_engine(ModelEngine(other), model, probes, say=lambda _: None).findings)
+    assert "engine.logprobs" in failures(check_engine(ModelEngine(other), model, probes, progress=Quiet()).findings)
 
 
 # ---- the command
@@ -372,6 +373,6 @@ def test_a_drafter_is_not_served_alone(
     monkeypatch.setattr("g4convert.verification.engine.level.vllm", lambda *_, **__: nullcontext(None))
     out = tmp_path / "out"
     quantized(checkpoints("assistant"), out)
-    found = run_engine(Request(out, engine=EngineName.VLLM), Checkpoint.open(out), say=lambda _: None)
+    found = run_engine(Request(out, engine=EngineName.VLLM), Checkpoint.open(out), progress=Quiet())
     assert [(one.code, one.severity) for one in found.findings] == [("engine.stopped", Severity.INCONCLUSIVE)]
     assert "drafter" in found.findings[0].found

@@ -15,6 +15,7 @@ from helpers.served import logits_of
 
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.forward.load import load
+from g4convert.progress import Quiet
 from g4convert.report import Severity
 from g4convert.verification.engine.level import check_engine, counted
 from g4convert.verification.engine.prompts import Prompt, Refused
@@ -119,7 +120,7 @@ def asked(out: Path, answers: dict[str, Any], *, timeout: float = 20) -> Iterato
 def test_a_server_with_the_right_model_passes(out: Path, model: Model) -> None:
     probes = [counted(one) for one in make_probes(model, out, kinds=("prose", "batch", "image"), tokens=1)]
     with asked(out, {"/model_info": info(out), "/generate": generate(model)}) as engine:
-        findings = check_engine(engine, model, probes, say=lambda _: None).findings
+        findings = check_engine(engine, model, probes, progress=Quiet()).findings
     assert not [one for one in findings if one.severity in {Severity.FAIL, Severity.WARN, Severity.INCONCLUSIVE}]
     passed = [one.subject.partition(" ")[0] for one in findings if one.code == "engine.logprobs"]
     assert passed == ["all", "prose", "batch"]
@@ -133,7 +134,7 @@ def test_a_server_with_other_numbers_fails(out: Path, model: Model) -> None:
     other.get_decoder().layers[1].layer_scalar.fill_(1)
     probes = [counted(one) for one in make_probes(model, out, kinds=("prose",), tokens=1)]
     with asked(out, {"/model_info": info(out), "/generate": generate(other)}) as engine:
-        findings = check_engine(engine, model, probes, say=lambda _: None).findings
+        findings = check_engine(engine, model, probes, progress=Quiet()).findings
     assert "engine.logprobs" in {one.code for one in findings if one.severity is Severity.FAIL}
 
 

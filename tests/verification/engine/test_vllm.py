@@ -21,6 +21,7 @@ from helpers.prompts import first_of_each
 
 from g4convert.errors import EnvironmentFault
 from g4convert.forward.load import load
+from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
 from g4convert.verification.engine import vllm_child
 from g4convert.verification.engine.level import check_engine, counted
@@ -76,7 +77,7 @@ def judged(out: Path) -> Callable[[str], list[Finding]]:
 
     def judge(fault: str) -> list[Finding]:
         with served(out, out, fault) as engine:
-            return [*check_engine(engine, model, probes, say=lambda _: None).findings]
+            return [*check_engine(engine, model, probes, progress=Quiet()).findings]
 
     return judge
 
@@ -99,7 +100,7 @@ def test_a_key_that_vllm_needs_is_supplied_and_told(out: Path, tmp_path: Path) -
     model = load(lacking, packed=False)
     with served(lacking, out) as engine:
         probes = [counted(one) for one in make_probes(model, lacking, kinds=("prose",), tokens=1)]
-        findings = [*check_engine(engine, model, probes, say=lambda _: None).findings]
+        findings = [*check_engine(engine, model, probes, progress=Quiet()).findings]
     assert codes(findings, Severity.WARN) == {"engine.config": ["vision_config.default_output_length"]}
     assert "engine.load" in codes(findings, Severity.PASS)
 
