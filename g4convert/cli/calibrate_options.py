@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from g4convert.cli.panels import RUN
+from g4convert.cli.panels import run_option
 
 __all__ = ["Answers", "Calibration", "CalibrationFile", "Length", "Replace", "Samples", "Seed", "Statistics", "Texts"]
 
@@ -24,8 +24,7 @@ Samples = Annotated[
     int | None, typer.Option(metavar="N", help="Rows of ids; without it as many as the texts fill, 128 at most.")
 ]
 Length = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Tokens of a row; without it twice the sliding window, 2,048 at most."),
+    int | None, typer.Option(metavar="N", help="Tokens of a row; without it twice the sliding window, 2,048 at most.")
 ]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Decides the order of texts, and answers.")]
 Answers = Annotated[
@@ -42,13 +41,12 @@ Statistics = Annotated[
         help="Run MODEL once for what its Linears are given, or keep ids alone, which are enough for gptq.",
     ),
 ]
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.", rich_help_panel=RUN)]
+Replace = Annotated[bool, run_option("--overwrite", help="Replace a file that is there.")]
 Calibration = Annotated[
     Path | None,
-    typer.Option(
+    run_option(
         readable=False,
         metavar="FILE",
         help="Made by calibrate, for imatrix, gptq, best and fit; imatrix also takes llama.cpp's, in GGUF.",
-        rich_help_panel=RUN,
     ),
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from g4convert.cli.panels import PRINT, RUN
+from g4convert.cli.panels import print_option, run_option
 
 __all__ = [
     "Choices",
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 RecipeFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, ending in .yaml.")]
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.", rich_help_panel=RUN)]
+Replace = Annotated[bool, run_option("--overwrite", help="Replace a recipe that is there.")]
 TargetSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all tensors, as 14GB or 500MB.")]
 TargetBits = Annotated[
     float | None, typer.Option(metavar="N", help="Mean bits of the weights decided on, scales included, as 4.75.")
@@ -40,34 +40,25 @@ Choices = Annotated[
 ]
 Rows = Annotated[
     int | None,
-    typer.Option(
+    run_option(
         metavar="N",
         min=1,
         max=1 << 20,
         help="Rows of the calibration file that are run. Default: 8, or as many as it has.",
-        rich_help_panel=RUN,
     ),
 ]
 RowTokens = Annotated[
     int | None,
-    typer.Option(
+    run_option(
         "--tokens",
         metavar="N",
         min=2,
         max=1 << 20,
         help="Tokens of each row that are run. Default: 64, or whole rows if they are shorter.",
-        rich_help_panel=RUN,
     ),
 ]
 Sensitivities = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Measured losses, kept for the next target; beside the recipe by default.",
-        rich_help_panel=RUN,
-    ),
+    run_option(metavar="FILE", help="Measured losses, kept for the next target; beside the recipe by default."),
 ]
-Plot = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="SVG of size against KL: frontier, choice, presets.", rich_help_panel=PRINT),
-]
+Plot = Annotated[Path | None, print_option(metavar="FILE", help="SVG of size against KL: frontier, choice, presets.")]

@@ -3,35 +3,22 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from g4convert.cli.panels import RUN
+from g4convert.cli.panels import run_option
 
 __all__ = ["Autotune", "MaxNewTokens", "Prompt", "SpeechType"]
 
 Prompt = Annotated[
     list[str] | None,
-    typer.Option(
-        "--prompt",
-        "-p",
-        metavar="TEXT",
-        help="Text to answer; - reads it from stdin; repeat for several.",
-        rich_help_panel=RUN,
-    ),
+    run_option("--prompt", "-p", metavar="TEXT", help="Text to answer; - reads it from stdin; repeat for several."),
 ]
 MaxNewTokens = Annotated[
-    int,
-    typer.Option("--max-new-tokens", metavar="N", min=1, max=1 << 20, help="The longest answer.", rich_help_panel=RUN),
+    int, run_option("--max-new-tokens", metavar="N", min=1, max=1 << 20, help="The longest answer.")
 ]
 Autotune = Annotated[
     Path | None,
-    typer.Option(
+    run_option(
         metavar="FILE",
         help="First measure how the kernels are best cut on this GPU (minutes), and add that to a table there.",
-        rich_help_panel=RUN,
     ),
 ]
-SpeechType = Annotated[
-    str,
-    typer.Option("--dtype", metavar="NAME", help="Dtype of the forward: bfloat16 or float32.", rich_help_panel=RUN),
-]
+SpeechType = Annotated[str, run_option("--dtype", metavar="NAME", help="Dtype of the forward: bfloat16 or float32.")]

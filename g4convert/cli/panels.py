@@ -4,24 +4,42 @@ PANELS    Order of the panels in every command's help
 Manner    Options of printing errors
 manner    Callback of an option that sets a field of `Manner`
 marked    Marks the default among the names that an option takes
+
+`run_option`, `print_option` and `verify_option` are `typer.Option` with their panel.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import typer
 
 from g4convert.request import DEFAULTS
 
-__all__ = ["BESIDE", "PANELS", "PRINT", "RECIPE", "RUN", "SERVED", "VERIFY", "Manner", "manner", "marked"]
+__all__ = [
+    "BESIDE",
+    "PANELS",
+    "RECIPE",
+    "SERVED",
+    "Manner",
+    "manner",
+    "marked",
+    "print_option",
+    "run_option",
+    "verify_option",
+]
 
 RECIPE = "Recipe, and values that override it"
 SERVED = "What must load it"
 BESIDE = "Files beside the weights"
-VERIFY = "What is verified"
-RUN = "Run"
-PRINT = "What is printed"
-PANELS = (RECIPE, SERVED, BESIDE, VERIFY, RUN, PRINT)
+_VERIFY = "What is verified"
+_RUN = "Run"
+_PRINT = "What is printed"
+PANELS = (RECIPE, SERVED, BESIDE, _VERIFY, _RUN, _PRINT)
 """Order of the panels in every command's help; options without a panel, such as `--output`, come first."""
+
+verify_option = partial(typer.Option, rich_help_panel=_VERIFY)
+run_option = partial(typer.Option, rich_help_panel=_RUN)
+print_option = partial(typer.Option, rich_help_panel=_PRINT)
 
 
 @dataclass(slots=True)
