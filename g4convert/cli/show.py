@@ -143,9 +143,9 @@ def demo(out: Console, done: "Demonstration", *, quiet: bool) -> None:
         else "far smaller on a trained model than on the random weights of this one"
     )
     meaning = {
-        "read back": "largest difference of a logit between the loaded result and the source with dequantized "
-        "weights: about 0, as what was written is what is read",
-        "cost": "the same between the source with dequantized weights and the source: the price of 4 bits, as are "
+        "read back": "largest difference of a logit between the packed result and its dequantized weights: about 0, "
+        "as what was written is what runs",
+        "cost": "the same between the dequantized weights and the source: the price of 4 bits, as are "
         f"mean KL and top token; {trained}",
     }
     put(out, facts(meaning), width=_WIDTH_OF_PROSE)

@@ -6,7 +6,6 @@ checkpoints  Has the configs of the families, and `make`
 weights      Makes random weights in which every part matters
 tokenizer    Makes a small real tokenizer, chat template and processor config
 trained      Finds the trained checkpoints that are shipped
-reload       Loads packed checkpoints in stock transformers, as a second opinion
 """
 
 from g4convert.demo.checkpoints import Family, make

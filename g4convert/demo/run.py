@@ -3,8 +3,8 @@
     a tiny real checkpoint -> plan it -> quantize it -> load the result in transformers -> compare logits
 
 Families with a trained checkpoint in the package take that; the others are made with random weights. Two
-differences are shown and must not be confused: the loaded result against the source with dequantized weights (is
-what was written what is read? about 0), and the latter against the source itself (what four bits cost).
+differences are shown and must not be confused: the packed result against its dequantized weights (is what was
+written what runs? about 0), and the latter against the source (what four bits cost).
 
 Both directories are made elsewhere and moved into place. What is in their place goes only if an earlier demo made
 it: `.g4convert-demo.json` beside them has the hash of every file that did.
@@ -29,10 +29,10 @@ from g4convert.conversion.result import Summary
 from g4convert.conversion.run import convert
 from g4convert.demo import make
 from g4convert.demo.comparison import LogitsDifference, compare
-from g4convert.demo.reload import dequantized, reload
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import GateError, UsageError
 from g4convert.forward.candidate import ModelCandidate
+from g4convert.forward.load import load as loaded
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
@@ -45,7 +45,7 @@ from g4convert.verification.probes.suite import make_probes
 __all__ = ["Comparison", "Demonstration", "make_room", "move_into_place", "run"]
 
 PARITY = 1e-5
-"""Largest difference of fp32 logits, relative to the largest logit, that two ways of reading may have."""
+"""Largest difference of fp32 logits, relative to the largest logit, that packed and dequantized weights may have."""
 
 _RECORD = ".g4convert-demo.json"
 
@@ -56,9 +56,9 @@ class Comparison:
 
     prompt: str
     read_back: LogitsDifference
-    """The loaded result against the source with dequantized weights: must be about 0."""
+    """The packed result against its dequantized weights: must be about 0."""
     cost: LogitsDifference
-    """The source with dequantized weights against the source: what quantization costs."""
+    """The dequantized weights against the source: what quantization costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
 
     Raises:
         UsageError: something that no demo made is in their place.
-        GateError: the result does not load, or computes something else than the dequantized model.
+        GateError: the result does not load, or computes something else than its dequantized weights.
     """
     source, output = directory / family, directory / f"{family}-W4A16"
     make_room(directory, (source.name, output.name))
@@ -115,7 +115,7 @@ def run(family: Family, directory: Path, say: Callable[[str], None]) -> Demonstr
     assert summary is not None  # noqa: S101 - there is one rank, and it leads
     outlook = conversion.outlook.advised()
     report = PlanReport.of(Source.at(source), recipe, conversion.plan, conversion.layout, outlook)
-    say("loading the result in transformers, and the source with dequantized weights beside it")
+    say("loading the result in transformers, packed and dequantized")
     return Demonstration(source, output, report, summary, _compare(source, output), family in TRAINED)
 
 
@@ -123,18 +123,18 @@ def _compare(source: Path, output: Path) -> tuple[Comparison, ...]:
     """Both differences for every kind of probe that the model takes.
 
     Raises:
-        GateError: the result computes something else than the dequantized model.
+        GateError: the result computes something else than its dequantized weights.
     """
-    original, expected, found = reload(source), dequantized(source, output), reload(output)
+    original, expected, found = loaded(source), loaded(output, packed=False), loaded(output)
     probes = make_probes(original, source, tokens=1)  # one conversation of each kind
     comparisons = []
     for kind in dict.fromkeys(probe.bucket for probe in probes):
         asked = [probe for probe in probes if probe.bucket == kind]
-        plain, wanted, loaded = (_logits(model, asked) for model in (original, expected, found))
-        comparisons.append(Comparison(kind, compare(wanted, loaded), compare(plain, wanted)))
+        plain, wanted, packed = (_logits(model, asked) for model in (original, expected, found))
+        comparisons.append(Comparison(kind, compare(wanted, packed), compare(plain, wanted)))
     wrong = [f"{c.prompt}: {c.read_back.relative:.1e}" for c in comparisons if not c.read_back.relative <= PARITY]
     if wrong:
-        raise GateError("the loaded result computes something else than the dequantized model", offenders=wrong)
+        raise GateError("the packed result computes something else than its dequantized weights", offenders=wrong)
     return tuple(comparisons)
 
 

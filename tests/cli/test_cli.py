@@ -493,7 +493,7 @@ def test_a_gate_says_no(g4convert: Program, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(demo, "PARITY", -1.0)
     ran = g4convert("demo", tmp_path, "--family", "text", "-q")
     assert (ran.status, ran.out) == (1, "")
-    assert ran.err.startswith("error: the loaded result computes something else")
+    assert ran.err.startswith("error: the packed result computes something else")
 
 
 @pytest.mark.parametrize(

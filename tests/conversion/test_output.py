@@ -15,6 +15,7 @@ from helpers.dialect_sources import write
 from helpers.headers import planned
 from helpers.released_configs import FAMILIES
 from helpers.released_configs import stored as tensors_of
+from helpers.reload import dequantized, reload
 
 from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
@@ -24,7 +25,6 @@ from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, ErrorRow, summarize
 from g4convert.conversion.run import convert
-from g4convert.demo.reload import dequantized, reload
 from g4convert.gemma4 import Architecture, Role
 from g4convert.planning.layout import lay_out
 from g4convert.planning.recipe import load

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Checkpoints
+from helpers import reload
 from helpers.grids import every
 from helpers.prompts import logits, output_of, prompts
 from PIL import Image
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Gemma4AudioFeatureExtractor, Gemma4ImageProcessorPil
 
-from g4convert.demo import Family, make, reload
+from g4convert.demo import Family, make
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
 

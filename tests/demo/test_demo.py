@@ -24,7 +24,7 @@ def test_the_road_and_its_two_differences(g4convert: Program, tmp_path: Path) ->
     for text in ("role ", "\nlargest ", "read back", "cost", "same top token", "next: g4convert verify"):
         assert text in ran.out
     meaning = " ".join(ran.out.partition("same top token")[2].split())
-    assert "about 0, as what was written is what is read" in meaning
+    assert "about 0, as what was written is what runs" in meaning
     assert "far smaller on a trained model" in meaning
     assert (
         max(len(line) for line in ran.out.splitlines() if not line.startswith(("next: ", "answers: ", "calibrated: ")))

@@ -18,12 +18,13 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from conftest import Checkpoints
+from helpers import reload
 from helpers.dialect_sources import with_shared_kv
 from helpers.grids import every
 from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
-from g4convert.demo import Family, reload
+from g4convert.demo import Family
 from g4convert.demo.comparison import compare
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.forward.models import Model, model_class, quiet_transformers

@@ -12,9 +12,9 @@ from helpers.damage import Tensors, edit_config, rewrite
 from helpers.dialect_sources import cases, with_shared_kv, write
 from helpers.grids import diagonal, every
 from helpers.prompts import logits, prompts
+from helpers.reload import reload
 
 from g4convert.demo import Family
-from g4convert.demo.reload import reload
 from g4convert.errors import GateError, InputError, UsageError
 from g4convert.forward.load import DTypeName, load
 from g4convert.forward.models import Model, model_class, quiet_transformers

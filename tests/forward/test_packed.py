@@ -12,13 +12,13 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from conftest import Checkpoints, Packed
+from helpers import reload as second_opinion
 from helpers.conversions import stored
 from helpers.damage import PARTS, STATIC, Tensors, damaged, rewrite, unpack
 from helpers.grids import every
 from helpers.prompts import logits, prompts
 
 from g4convert.demo import Family
-from g4convert.demo import reload as second_opinion
 from g4convert.demo.comparison import compare
 from g4convert.errors import GateError, UnsupportedError
 from g4convert.forward import experts, modules

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Checkpoints
+from helpers import reload
 from helpers.dialect_sources import DIALECTS, cases, with_shared_kv, write
 from helpers.grids import every
 from helpers.prompts import logits, prompts
 from safetensors.torch import load_file
-
-from g4convert.demo import reload
 
 SPLITTING = {"per expert", "moe.experts per expert"}
 ADDING = {"short embedders", "tied head", "rotary buffers"}

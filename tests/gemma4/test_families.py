@@ -1,6 +1,6 @@
 """Every family through the whole pipeline: transformers loads the result and computes what it says it holds.
 
-Oracles: the strict reload and the dequantized original (`g4convert.forward`, which share no code with the
+Oracles: the strict reload and the dequantized original (`helpers.reload`, which share no code with the
 writer), the safetensors library, and compressed-tensors' own arithmetic. Conversions are made once in a session.
 """
 
@@ -25,13 +25,13 @@ from helpers.conversions import quantized, same_bits, shards, stored
 from helpers.dialect_sources import cases, with_shared_kv, write
 from helpers.grids import covering, diagonal, every
 from helpers.prompts import logits, prompts
+from helpers.reload import dequantized, reload
 from safetensors.torch import load_file, save_file
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.result import Summary
 from g4convert.demo import Family
 from g4convert.demo.comparison import compare
-from g4convert.demo.reload import dequantized, reload
 from g4convert.errors import InputError, UsageError
 from g4convert.planning.recipe import DEFAULT, shipped
 

@@ -14,9 +14,9 @@ import torch
 from helpers import ROOT
 from helpers.conversions import quantized
 from helpers.grids import every
+from helpers.reload import dequantized, reload
 from transformers import AutoConfig, AutoTokenizer
 
-from g4convert.demo.reload import dequantized, reload
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
 from g4convert.forward.media import call

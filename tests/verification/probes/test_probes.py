@@ -13,9 +13,9 @@ import torch
 from conftest import Checkpoints
 from helpers.grids import every
 from helpers.prompts import first_of_each
+from helpers.reload import reload
 from transformers import AutoTokenizer
 
-from g4convert.demo.reload import reload
 from g4convert.demo.trained import trained
 from g4convert.errors import GateError, InputError, UsageError
 from g4convert.forward.conversations import Conversation, frame_of, placeholders, read_prompts

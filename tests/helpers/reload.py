@@ -1,7 +1,7 @@
 """Does transformers load what was written, and does it compute the same?
 
     packed checkpoint ---- reload() -------> model --logits()--+
-                                                               +-- compare()   (in logits.py)
+                                                               +-- compare()   (demo.comparison)
     original + packed ---- dequantized() --> model --logits()--+
 
 `reload` is the checkpoint's own way through transformers: its config, its ignore list, its names. It is
