@@ -11,7 +11,7 @@ import pytest
 
 from g4convert.calibration.documents import KINDS, bundled, read_documents
 from g4convert.errors import EnvironmentFault, InputError
-from g4convert.verification.probes.bundled import bundled as probes
+from g4convert.verification.probes.suite import bundled as probes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

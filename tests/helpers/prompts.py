@@ -12,7 +12,7 @@ import torch
 from g4convert.forward.media import Media, pictures, sounds, takes
 from g4convert.forward.models import quiet_transformers
 from g4convert.forward.probe import Probe
-from g4convert.verification.probes.drafts import draft_probe
+from g4convert.verification.probes.suite import draft_probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

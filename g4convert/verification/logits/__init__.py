@@ -13,12 +13,11 @@ kept         Keeps outputs of the reference until the candidate has run
 intact       Checks that a stored reference is undamaged and fits the model
 capture      Stores a reference in one file
 trace        Examines a candidate module by module
-parts        Names the parts of a model that run one after the other
+parts        Names the parts of a model that run one after the other, and puts one into another model
 teacher      Runs each module on the reference's inputs
 activations  Probes gated modules with inputs that expose a wrong activation
 embedders    Probes embedders and poolers of the towers
 inputs       Compares masks, positions and embeddings between modules
-swaps        Puts a module of one model into another
 blame        Ranks modules by their share of the KL
 advice       Advises on recipes that cost less where four bits cost too much
 """

@@ -25,8 +25,7 @@ from g4convert.names import Name
 from g4convert.progress import Quiet
 from g4convert.verification.logits import inputs
 from g4convert.verification.logits.pairs import compare
-from g4convert.verification.logits.parts import decoder_layers, label, roots
-from g4convert.verification.logits.swaps import swapped
+from g4convert.verification.logits.parts import decoder_layers, label, roots, swapped
 from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits
 
 __all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Examined", "blame", "examine"]

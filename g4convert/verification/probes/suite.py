@@ -11,9 +11,12 @@ after `answers.with_answers`. In plain text for a base model every prediction is
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,12 +27,12 @@ from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4 import is_drafter
 from g4convert.suggestions import no_such
-from g4convert.verification.probes.bundled import BUCKETS, bundled, long_conversations
-from g4convert.verification.probes.drafts import draft_probe
 from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompts, placed
 
-__all__ = ["KINDS", "digest", "left_padded", "make_probes"]
+__all__ = ["BUCKETS", "KINDS", "bundled", "digest", "draft_probe", "left_padded", "make_probes"]
 
+BUCKETS = ("prose", "code", "tools", "non_latin")
+"""Kinds of the bundled conversations."""
 KINDS = (*BUCKETS, "long", "batch", *MEDIA, "draft")
 """Buckets of probes; a model gets the buckets whose inputs it takes."""
 
@@ -69,7 +72,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
     if conversations is None:
         chosen = _within([entry for entry in bundled() if entry.bucket in wanted], frame, tokens)
         if "long" in wanted:
-            chosen += long_conversations(frame, config.get_text_config().sliding_window)
+            chosen += _long_conversations(frame, config.get_text_config().sliding_window)
     else:
         chosen = list(conversations)
     found = [_text_probe(entry, frame) for entry in chosen]
@@ -140,3 +143,59 @@ def _within(conversations: Sequence[Conversation], frame: Frame, tokens: int | N
                 chosen.append(entry)
                 tokens -= length
     return chosen
+
+
+def draft_probe(model: Model, *, seed: int = 0) -> Probe:
+    """Return a probe of eight drafts; their right tokens are not known, so the probe's targets are random."""
+    arguments = _draft_arguments(model, torch.Generator().manual_seed(seed))
+    rows, length = arguments["inputs_embeds"].shape[:2]
+    vocab_size = model.config.get_text_config().vocab_size
+    targets = torch.randint(vocab_size, (rows * length,), generator=torch.Generator().manual_seed(seed))
+    return Probe("draft", "draft", arguments, torch.ones(rows, length, dtype=torch.bool), targets)
+
+
+def _draft_arguments(model: Model, generator: torch.Generator) -> dict[str, Any]:
+    """Return the arguments of eight drafts of one token each: the target's embedding and state, keys and values.
+
+    They are random, with the shapes that a target with the drafter's head sizes hands over.
+    """
+    config = model.config.get_text_config()
+    context = 24
+    states = {}
+    for layer, kind in zip(model.model.layers, config.layer_types, strict=True):
+        attention = layer.self_attn
+        heads = config.num_attention_heads // attention.num_key_value_groups
+        shape = (8, heads, context, attention.head_dim)
+        keys = torch.randn(shape, generator=generator) * attention.head_dim**-0.5
+        states[kind] = (keys.to(model.dtype), torch.randn(shape, generator=generator).to(model.dtype))
+    embeddings = torch.randn(8, 1, 2 * model.config.backbone_hidden_size, generator=generator)
+    return {
+        "inputs_embeds": embeddings.to(model.dtype),
+        "position_ids": torch.full((8, 1), context),
+        "shared_kv_states": states,
+    }
+
+
+def bundled() -> tuple[Conversation, ...]:
+    """Return the bundled conversations."""
+    text = (files("g4convert.verification.probes") / "data" / "conversations.jsonl").read_text("utf-8")
+    return tuple(
+        Conversation(entry["name"], entry["bucket"], tuple(entry["messages"][:-1]), entry["messages"][-1]["content"])
+        for entry in map(json.loads, text.splitlines())
+    )
+
+
+def _long_conversations(frame: Frame, window: int) -> tuple[Conversation, ...]:
+    """Return conversations that ask for a note which lies farther back than the sliding window."""
+    notes = [entry.answer for entry in bundled() if entry.bucket == "prose"]
+    found = []
+    for number in range(2):
+        lines: list[str] = []
+        length = 0
+        while length <= window + 16:  # the text after the first note already fills the window
+            line = f"Note {len(lines) + 1}: {notes[(number + len(lines)) % len(notes)]}"
+            length += len(frame.encode(line)) if lines else 0
+            lines.append(line)
+        ask = "\n".join([*lines, "Repeat note 1."])
+        found.append(Conversation(f"long_{number + 1}", "long", ({"role": "user", "content": ask},), notes[number]))
+    return tuple(found)

@@ -5,7 +5,6 @@ files    Checks shards, index, sizes and side files
 config   Checks config keys and the architecture
 section  Checks the quantization section
 tensors  Checks that every tensor is there, once, in a form it may have
-packing  Checks words, scales and shapes of packed weights
-schemes  Compares stored schemes with the config groups that each engine builds modules by
+packing  Checks words, scales and shapes of packed weights, and the config groups that engines build them by
 engines  Compares what each engine would build with what is stored
 """

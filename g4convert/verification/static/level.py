@@ -27,8 +27,7 @@ from g4convert.report import Finding, Severity, grouped
 from g4convert.verification.static.config import config_keys, model_class, read_architecture
 from g4convert.verification.static.engines import dead_entries, wrong_forms
 from g4convert.verification.static.files import broken_files, loose_files, side_files, total_size
-from g4convert.verification.static.packing import fits_ranks, fused_experts, groups_of, packing
-from g4convert.verification.static.schemes import other_schemes
+from g4convert.verification.static.packing import fits_ranks, fused_experts, groups_of, other_schemes, packing
 from g4convert.verification.static.section import cache_scheme, section_faults
 from g4convert.verification.static.tensors import (
     accounted,

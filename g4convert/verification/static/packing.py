@@ -9,26 +9,30 @@ Letters: n out_features, k in_features, g group_size. Only dtypes and shapes are
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.declared import DeclaredGroup
 from g4convert.checkpoint.stored import PackedModule, stored_scheme
 from g4convert.engines import CONTRACTS
-from g4convert.engines.groups import taken
+from g4convert.engines.forms import ONE_TARGET
+from g4convert.engines.groups import SomeMisfit, misfits_of_all, taken
 from g4convert.engines.stored import StoredCheckpoint
+from g4convert.engines.weights import Weights
 from g4convert.gemma4 import Role
 from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["AGAIN", "fits_ranks", "fused_experts", "groups_of", "packing"]
+__all__ = ["AGAIN", "fits_ranks", "fused_experts", "groups_of", "other_schemes", "packing"]
 
 _SHAPE_FORMATS: Final = {DType.I64: "<2q", DType.I32: "<2i"}
 _SPLIT_ALONG_K: Final = ("o_proj", "down_proj")
 _SPLIT_ALONG_N: Final = ("q_proj", "gate_proj", "up_proj")
 _SPLIT_ROLES: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
+_CORRECT: Final = "correct it: loaders go by the config"
 AGAIN: Final = "quantize the source again: the file was changed, or its writer packed it wrongly"
 """Remedy for packed words that no converter means to write."""
 
@@ -181,3 +185,33 @@ def _misfit(name: str, module: PackedModule, contents: Contents, count: int) -> 
     if part in _SPLIT_ALONG_K and k % count:
         return f"{what}: {k} inputs"
     return f"{what}: {n} outputs" if part in _SPLIT_ALONG_N and n % count else ""
+
+
+def other_schemes(weights: Weights, required: Collection[str]) -> Iterator[Finding]:
+    """Yield findings on modules whose stored scheme differs from the config group that engines build them by.
+
+    Args:
+        weights: weights of the output.
+        required: engines that must load the output; a fault in other engines only warns.
+    """
+    members: defaultdict[str, set[str]] = defaultdict(set)
+    for contract in CONTRACTS.values():
+        for one in taken(contract, weights):
+            members[one.group.name].add(one.shard)
+    alike: defaultdict[SomeMisfit, list[str]] = defaultdict(list)
+    for found in misfits_of_all(weights):
+        alike[replace(found, shard="")].append(found.shard)
+    for fault, modules in alike.items():
+        many = len(modules) > 1
+        yield Finding(
+            "static.scheme",
+            Severity.WARN if fault.engines and set(fault.engines).isdisjoint(required) else Severity.FAIL,
+            f"config_groups.{fault.group}" if many else modules[0],
+            fault.text,
+            "the same in both",
+            ONE_TARGET if fault.engines else _CORRECT if many else AGAIN,
+            Detail.GROUP,
+            count=len(modules),
+            total=len(members[fault.group]),
+            first=modules[0],
+        )

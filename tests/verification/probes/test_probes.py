@@ -25,8 +25,7 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
 from g4convert.verification.probes.answers import decode_equals_prefill, with_answers
-from g4convert.verification.probes.bundled import bundled
-from g4convert.verification.probes.suite import KINDS, digest, left_padded, make_probes
+from g4convert.verification.probes.suite import KINDS, bundled, digest, left_padded, make_probes
 
 TEXT_KINDS = {"prose", "code", "tools", "non_latin", "long", "batch"}
 MEDIA_KINDS = {"image", "audio", "video"}
