@@ -52,6 +52,7 @@ class Detail(StrEnum):
     """Cause of a finding, for checks with several causes that other code must distinguish."""
 
     LOST = "a part of a packed module is not there"
+    HEAD_ALONE = "the embedding is stored as its tied head alone"
     NO_PATTERN = "an entry is no regular expression"
     ORDER = "columns are in another order than groups"
     ASYMMETRIC = "weights have zero points"

@@ -1,7 +1,7 @@
 """Checks that a tensor may be dropped: on its bytes, before anything is written.
 
 A tied `lm_head.weight` must equal the embedding, where fp32 may equal bf16 in value. The weight of a norm that has no
-weight in Gemma 4 must be all ones.
+weight in Gemma 4 must be all ones, and the bias of a Linear that has no bias all zeros.
 """
 
 from collections.abc import Iterable
@@ -12,25 +12,30 @@ from g4convert.errors import InputError
 from g4convert.planning.plan import Drop, Plan
 from g4convert.tensors import DType
 
-__all__ = ["check_drops", "same_values"]
+__all__ = ["all_zero", "check_drops", "same_values"]
 
 _BLOCK = 8 << 20
-_ONES = "ones"
+_ONES, _ZEROS = "ones", "zeros"
 _HEAD = "for a head of its own, set `tie_word_embeddings: false` at the top level of config.json"
 _NORM = "the norm was trained, or the weights are another model's: no Gemma 4 computes with them"
+_BIAS = (
+    "no engine adds these: where all q, k, v and o of the decoder have one, set attention_bias to true in its config; "
+    "otherwise it is no Gemma 4"
+)
+_HINTS = {_ONES: _NORM, _ZEROS: _BIAS}
 _ONE = {DType.BF16: b"\x80\x3f", DType.F16: b"\x00\x3c", DType.F32: b"\x00\x00\x80\x3f"}
 """The bytes of 1.0."""
 
 
 def check_drops(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
-    """Check the values of dropped tensors that must equal another tensor or be all ones.
+    """Check the values of dropped tensors that must equal another tensor or be constant.
 
     Raises:
         InputError: dropped tensors have other values; names all of them.
     """
     wrong = {line: drop for drop in plan.dropped if drop.must_equal for line in _check(drop, checkpoint, reader)}
     if wrong:
-        hints = dict.fromkeys(_NORM if drop.must_equal == _ONES else _HEAD for drop in wrong.values())
+        hints = dict.fromkeys(_HINTS.get(drop.must_equal or "", _HEAD) for drop in wrong.values())
         raise InputError(
             "tensors that may only be left out with a certain value have another",
             offenders=[*wrong],
@@ -44,8 +49,16 @@ def _check(drop: Drop, checkpoint: Checkpoint, reader: Reader) -> Iterable[str]:
         ones = _ONE.get(drop.source.dtype, b"") * drop.source.numel
         if _bytes(stored, reader, 0, drop.source.nbytes) != ones:
             yield f"{drop.source.name}: has values other than 1, but this norm has no weight in Gemma 4"
+    elif drop.must_equal == _ZEROS:
+        if not all_zero(stored, reader):
+            yield f"{drop.source.name}: has values other than 0, but this Linear has no bias in Gemma 4"
     elif drop.must_equal is not None and not same_values(stored, checkpoint.tensors[drop.must_equal], reader):
         yield f"{drop.source.name}: differs from {drop.must_equal}, which config.json says it is tied to"
+
+
+def all_zero(stored: StoredTensor, reader: Reader) -> bool:
+    """Return whether all values of a small tensor are 0."""
+    return not any(_bytes(stored, reader, 0, stored.info.nbytes))
 
 
 def same_values(one: StoredTensor, other: StoredTensor, reader: Reader) -> bool:

@@ -80,6 +80,7 @@ class Contract:
         on_missing: treatment of modules without tensors.
         spellings: other names of tensors that it reads.
         blind: descriptions of faults that the engine never notices.
+        ignored: ends of names of tensors that it drops even if it stops at others that fit no module.
         stacks_experts: True if plain experts are 3-D parameters, which no entry reaches.
     """
 
@@ -96,11 +97,16 @@ class Contract:
     on_missing: OnMissing
     blind: tuple[str, ...]
     stacks_experts: bool = False
+    ignored: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """Name and versions, as in `vLLM 0.33`."""
         return f"{self.title} {self.versions}"
+
+    def stops_at(self, name: str) -> bool:
+        """Return whether the engine stops at a tensor that fits no module."""
+        return self.on_unknown is OnUnknown.RAISES and not name.endswith(self.ignored)
 
     def modules(self, architecture: Architecture) -> tuple[Module, ...]:
         """Return every Linear, embedding and head that the engine builds, in the order of the checkpoint.

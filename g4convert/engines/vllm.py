@@ -243,6 +243,7 @@ CONTRACT: Final = Contract(
     spellings=_SPELLINGS,
     on_unknown=OnUnknown.RAISES,
     on_missing=OnMissing.SILENT,
+    ignored=(".bias",),
     blind=(
         "a lost tensor of a quantized checkpoint, also a single expert's or one shard of a fused module",
         "limits of the towers' inputs and outputs that are not there",
@@ -263,6 +264,7 @@ OLDEST: Final = Contract(
     spellings=replace(_SPELLINGS, text_head=("", "language_model.")),
     on_unknown=OnUnknown.RAISES,
     on_missing=OnMissing.SILENT,
+    ignored=(".bias",),
     blind=CONTRACT.blind,
 )
 """vLLM 0.23, the oldest release that has Gemma 4 Unified."""

@@ -173,6 +173,8 @@ def _wrong_extras(checkpoint: Checkpoint, contents: Contents) -> Iterable[Misfit
                 yield Misfit(Kind.MISMATCHED, name, f"is {[*form.shape]}, expected {[*extra.shape]}")
             case extra if extra.kind is ExtraKind.ONES and not bool((files[name] == 1).all()):
                 yield Misfit(Kind.UNEXPECTED, name, f"has values other than 1, but {extra.reason}")
+            case extra if extra.kind is ExtraKind.ZEROS and bool(files[name].any()):
+                yield Misfit(Kind.UNEXPECTED, name, f"has values other than 0, but {extra.reason}")
             case extra if extra.kind is ExtraKind.TIED and not _is_embedding(contents, files, files[name]):
                 yield Misfit(Kind.UNEXPECTED, name, f"differs from the embedding, but {extra.reason}")
 

@@ -13,6 +13,7 @@ from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.gemma4.decoder_config import read_decoder
 from g4convert.gemma4.media_config import read_audio, read_vision
+from g4convert.gemma4.other_keys import check_other_keys, read_dtype
 from g4convert.gemma4.parts import AudioPart, Drafter, TextModel, VisionPart
 from g4convert.names import Name
 from g4convert.tensors import DType
@@ -21,7 +22,6 @@ __all__ = ["Architecture", "is_drafter"]
 
 _COMPOSITE_PREFIX = "model.language_model."
 _TEXT_PREFIX = "model."
-_DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,10 @@ class Architecture:
             audio=read_audio(top, unified=kind.unified) if kind.composite else None,
             drafter=_drafter(top) if kind.assistant else None,
             tied_embeddings=top.flag("tie_word_embeddings", default=True),
-            dtype=_dtype(top) or _dtype(text),
+            dtype=read_dtype(top) or read_dtype(text),
         )
+        if kind.composite or kind.assistant:
+            check_other_keys(top, "drafter" if kind.assistant else "whole model")
         top.raise_problems()
         return architecture
 
@@ -257,11 +259,6 @@ def is_drafter(model_type: object) -> bool:
 
 def _is_unified_text(text: ConfigReader, kind: _Kind) -> bool:
     return (text.text("model_type") or kind.text_types[0]) == "gemma4_unified_text"
-
-
-def _dtype(section: ConfigReader) -> DType | None:
-    name = section.text("dtype") or section.text("torch_dtype")
-    return _DTYPES.get((name or "").removeprefix("torch."))
 
 
 def _drafter(top: ConfigReader) -> Drafter:

@@ -98,13 +98,6 @@ def spare(faults: Collection[Fault], schema: Schema) -> str:
         foreign = not any(part in name for name in schema.expected)
         if foreign and any(part in fault.name for fault in faults):
             return f"config.json is that of a model without {what}: take the one saved with these weights"
-    parts = [Name(body_of(fault.name)).cut() for fault in faults]
-    linears = {Name(body_of(name)).module for name, expected in schema.expected.items() if expected.linear}
-    if all(last == "bias" and owner in linears for owner, last in parts):
-        return (
-            "no Linear of this model has a bias, and no engine would add one: delete those that are all zero, as some "
-            "tools write them; with others it is no Gemma 4"
-        )
     return "the model is whole without them: delete them, unless it computes with them, which no engine would do"
 
 

@@ -32,22 +32,38 @@ def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextM
         assistant: True for a drafter, all of whose layers use the target's keys and values.
     """
     count = read.integer("num_hidden_layers", most=_LAYERS_MOST)
+    if assistant and not unified:
+        _check_drafter(read)
     text = TextModel(
         vocab_size=read.integer("vocab_size"),
         hidden_size=read.integer("hidden_size"),
         heads=read.integer("num_attention_heads"),
         layers=_layers(read, count, _kv_shared(read, count, assistant=assistant)),
-        ple=None if unified else _ple(read),
-        experts=None if unified else _experts(read),
+        ple=None if unified or assistant else _ple(read),
+        experts=None if unified or assistant else _experts(read),
         attention_bias=read.flag("attention_bias", default=False),
     )
-    check_other_keys(read, "decoder")
+    check_other_keys(read, "unified decoder" if unified else "decoder")
     _check_rotation(read, {_FULL if layer.full else _SLIDING for layer in text.layers})
-    if assistant and text.ple:
-        read.note("hidden_size_per_layer_input", f"{text.ple.width}, an assistant has 0")
-    if assistant and text.experts:
-        read.note("enable_moe_block", "true, an assistant has no experts")
     return text
+
+
+_DRAFTER: Mapping[str, tuple[object, object]] = {
+    "hidden_size_per_layer_input": (256, 0),
+    "vocab_size_per_layer_input": (262_144, 0),
+    "enable_moe_block": (False, False),
+    "use_double_wide_mlp": (False, False),
+}
+"""Key -> its default in transformers' class, and the only value that a drafter's class allows."""
+
+
+def _check_drafter(read: ConfigReader) -> None:
+    """Note the keys that a drafter's class refuses, which may also be missing: their defaults are a whole model's."""
+    for key, (default, only) in _DRAFTER.items():
+        value = read.values.get(key, default)
+        if value != only or type(value) is not type(only):
+            found = "missing" if key not in read.values else "null" if value is None else f"{value!r:.40}"
+            read.note(key, f"{found}, an assistant has {str(only).lower()}")
 
 
 def _check_rotation(read: ConfigReader, kinds: Collection[str]) -> None:

@@ -48,6 +48,13 @@ def fitting(match: Match, tensors: Mapping[str, TensorInfo], config: Mapping[str
         part = {section for section, _ in said}
         where = f"{part.pop()} in config.json" if len(part) == 1 and not part & {"", "text_config"} else "config.json"
         return f"{where} is another model's ({keys} differ): take the one saved with these weights"
+    for place, value in said.items():
+        if isinstance(value, Mapping):
+            found = "it is null, and " if _stands(config, place) is None else ""
+            return (
+                f"{_path(place)} does not fit ({found}the tensors show {json.dumps(value)}): take it from the "
+                "config.json saved with these weights, as no shape shows all of its values"
+            )
     edits = " and ".join(_edit(_path(place), _stands(config, place), value) for place, value in said.items())
     return f"the tensors say otherwise: in config.json set {edits}"
 

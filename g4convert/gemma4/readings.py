@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["Reading", "Value", "readings"]
 
 Shapes = Mapping[str, tuple[int, ...]]
-Value = int | list[int] | list[str]
+Value = int | list[int] | list[str] | Mapping[str, Mapping[str, int]]
 Reading = tuple[str, str, Value]
 """Section of the config (empty for the top level), key, and the value that fits the tensors."""
 Read = Iterator[tuple[str, Value]]
@@ -70,6 +70,8 @@ def _decoder(shapes: Shapes, section: Mapping[str, Any]) -> Read:
     if count:
         yield "num_hidden_layers", count
         yield "layer_types", list(kinds)
+        if "per_layer_config" in section:
+            yield "per_layer_config", _layers(shapes, count, section)
         yield from _full_layers(shapes, kinds)
         yield from _shared_layers(shapes, count, section.get("num_kv_shared_layers"))
 
@@ -96,6 +98,21 @@ def _full_layers(shapes: Shapes, kinds: Sequence[str]) -> Read:
         return
     yield "attention_k_eq_v", f"{layer}.v_proj.weight" not in shapes
     yield from _heads(shapes, "num_global_key_value_heads", f"{layer}.k_proj.weight", f"{layer}.k_norm.weight")
+
+
+def _layers(shapes: Shapes, count: int, section: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
+    """Return the values of layers whose heads differ from those of the whole; layers without keys show widths alone."""
+    usual = {key: section.get(key) for key in ("head_dim", "num_key_value_heads")}
+    found: dict[str, Mapping[str, int]] = {}
+    for layer in range(count):
+        attention = f"layers.{layer}.self_attn"
+        own = (
+            *_sizes(shapes, (("head_dim", f"{attention}.q_norm.weight", 0),)),
+            *_heads(shapes, "num_key_value_heads", f"{attention}.k_proj.weight", f"{attention}.k_norm.weight"),
+        )
+        if other := {key: value for key, value in own if isinstance(value, int) and value != usual[key]}:
+            found[f"{layer:0{len(str(count - 1))}}"] = other
+    return found
 
 
 def _shared_layers(shapes: Shapes, count: int, said: object) -> Read:

@@ -51,6 +51,8 @@ class ExtraKind(StrEnum):
     """A stored copy of a tied tensor: it must equal its twin."""
     ONES = "ones"
     """The weight of a norm that has no weight in Gemma 4: it must be all ones."""
+    ZEROS = "zeros"
+    """The bias of a Linear that has none in Gemma 4: it must be all zeros."""
     DERIVED = "derived"
     """A buffer that every loader computes from the config."""
 
@@ -246,6 +248,16 @@ def _droppables(architecture: Architecture) -> Iterator[tuple[str, Droppable]]:
         for n in range(architecture.vision.layers):
             name = f"model.vision_tower.encoder.layers.{n}.self_attn.v_norm.weight"
             yield name, _ones(architecture.vision.head_dim)
+    yield from _biases(expected_weights(architecture))
+
+
+def _biases(expected: Mapping[str, Expected]) -> Iterator[tuple[str, Droppable]]:
+    """Yield the bias of every Linear that has none; of single experts, no writer stores them."""
+    reason = "this Linear has no bias in Gemma 4; zeros change nothing"
+    for name, one in expected.items():
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if one.linear and one.role is not Role.EXPERTS and bias not in expected:
+            yield bias, Droppable(one.shape[:1], ExtraKind.ZEROS, reason)
 
 
 def _ones(size: int) -> Droppable:

@@ -6,7 +6,7 @@ lists        Matches `ignore` and `targets` with modules by the names of every e
 description  Holds the result of `describe`
 engines      Judges which engines load a checkpoint: `g4convert check`
 drafter      Compares an MTP drafter with its target
-tied         Compares a stored head with the embedding that the config ties it to
+spare        Compares tensors that no engine needs with what engines compute in their place
 fix          Rewrites a wrong `quantization_config`: `check --fix`
 """
 

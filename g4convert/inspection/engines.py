@@ -1,7 +1,7 @@
 """`g4convert check`: predicts from the headers of any checkpoint which engines load it.
 
     check_stored   names, shapes, dtypes, config: faults of the checkpoint itself
-    tied_head      the values of a head that is stored though it is tied
+    spare_values   the values of a tied head that is stored, and of biases that no Linear has
     verdicts       each engine and number of GPUs: loads, loads with a caveat, or does not load
 
 A finding of `check_stored` that breaks an engine becomes a reason of its verdict: a config group that differs from the
@@ -30,7 +30,7 @@ from g4convert.errors import UnsupportedError
 from g4convert.gemma4 import Architecture, droppable, is_drafter, quantized_format
 from g4convert.inspection.drafter import paired
 from g4convert.inspection.fix import CURABLE, is_fixable
-from g4convert.inspection.tied import tied_head
+from g4convert.inspection.spare import spare_values
 from g4convert.report import Detail, Finding, Report, Severity
 from g4convert.suggestions import no_such
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
@@ -44,6 +44,7 @@ _ANY_ENGINE: Final = {
 """Codes of findings that break every engine."""
 _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     "static.cache_scales": (Topic.NAMES, "transformers"),
+    Detail.HEAD_ALONE: (Topic.MISSING, "vllm", "sglang"),
     Detail.ASYMMETRIC: (Topic.NAMES, "transformers"),
     Detail.SCALAR: (Topic.NAMES, "transformers"),
     Detail.ACTIVATIONS: (Topic.STORED, "sglang"),
@@ -127,7 +128,7 @@ def check(asked: Asked) -> Checked:
     _refuse_other_formats(out)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
-    static += tuple(tied_head(stored))
+    static += tuple(spare_values(stored))
     found = _verdicts(stored, asked, static)
     fixable = is_fixable(stored, static, asked.required)
     if fixable:
@@ -181,24 +182,8 @@ def _mendable(remark: Remark) -> Remark:
 def _verdicts(stored: StoredCheckpoint, asked: Asked, static: Iterable[Finding]) -> tuple[Verdict, ...]:
     wrong = [one for one in static if one.severity in {Severity.FAIL, Severity.WARN}]
     found = verdicts(stored.weights, asked.engines or tuple(CONTRACTS), asked.tps or TENSOR_PARALLEL)
-    architecture, tied = stored.contents.architecture, _tied_either_way(stored)
     told = advised(stored.weights, found)
-    return tuple(
-        _with_faults(
-            _of_another_command(verdict),
-            [one for one in wrong if verdict.engine != "transformers" or one.subject != tied],
-            architecture,
-        )
-        for verdict in told
-    )
-
-
-def _tied_either_way(stored: StoredCheckpoint) -> str | None:
-    """Return the embedding's name if its tied head is stored in its place, which transformers 5 takes; else None."""
-    contents = stored.contents
-    table = f"{contents.architecture.text_prefix}embed_tokens.weight"
-    heads = {contents.renamed.get(name, name) for name in contents.spare}
-    return table if "lm_head.weight" in heads and table not in contents.stored else None
+    return tuple(_with_faults(_of_another_command(verdict), wrong, stored.contents.architecture) for verdict in told)
 
 
 def _of_another_command(verdict: Verdict) -> Verdict:
@@ -237,7 +222,7 @@ def _remark(finding: Finding, contract: Contract, architecture: Architecture) ->
         return None
     elif code == "static.tensors" or finding.detail is Detail.LOST:
         topic, text = Topic.MISSING, f"{text}: {contract.on_missing}"
-    elif code in {"static.unknown", "static.k_eq_v"} and contract.on_unknown is OnUnknown.RAISES:
+    elif code in {"static.unknown", "static.k_eq_v"} and contract.stops_at(finding.subject):
         topic, text = Topic.UNKNOWN, f"{text}: {contract.on_unknown}"
     elif finding.detail is Detail.NO_PATTERN:
         topic = Topic.FORM  # every engine compiles the entry when it builds its modules

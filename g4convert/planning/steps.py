@@ -196,5 +196,6 @@ def _join(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 def _drop(extra: Extra, checkpoint: Checkpoint) -> Drop:
-    must_equal = extra.twin if extra.kind is ExtraKind.TIED else "ones" if extra.kind is ExtraKind.ONES else None
+    constant = extra.kind.value if extra.kind in {ExtraKind.ONES, ExtraKind.ZEROS} else None
+    must_equal = extra.twin if extra.kind is ExtraKind.TIED else constant
     return Drop(checkpoint.tensors[extra.source].info, extra.reason, must_equal)

@@ -101,14 +101,6 @@ def added(name: str, like: str, count: int = 1) -> Callable[[Tensors], Tensors]:
     return lambda tensors: tensors | {name.format(n): torch.zeros_like(tensors[like.format(n)]) for n in range(count)}
 
 
-def biases(tensors: Tensors) -> Tensors:
-    """A bias of zeros for each query."""
-    queries = {
-        name: t for name, t in tensors.items() if name.endswith("self_attn.q_proj.weight") and "language" in name
-    }
-    return tensors | {n.replace(".weight", ".bias"): torch.zeros(len(t), dtype=t.dtype) for n, t in queries.items()}
-
-
 def pickled(place: Place) -> None:
     torch.save(load_file(place.bad / FILE), place.bad / "pytorch_model.bin")
     (place.bad / FILE).unlink()
@@ -249,28 +241,11 @@ ROWS: Mapping[str, Row] = {
         "set tie_word_embeddings to true in config.json",
         lambda p: p.config(tie_word_embeddings=True),
     ),
-    "biases in all of attention": Row(
-        lambda p: p.tensors(
-            lambda t: (
-                t
-                | {
-                    n.replace(".weight", ".bias"): torch.zeros(len(w), dtype=w.dtype)
-                    for n, w in t.items()
-                    if "language_model" in n and "self_attn." in n and n.endswith("_proj.weight")
-                }
-            )
-        ),
-        "set text_config.attention_bias to true",
-        lambda p: p.config(text_config={"attention_bias": True}),
-    ),
     # tensors too many or too few
     "an unknown tensor": Row(
         lambda p: p.tensors(added("model.vision_tower.embeddings.position_ids", f"{LAYER}layer_scalar")),
         "the model is whole without them: delete them",
         lambda p: p.tensors(without("position_ids")),
-    ),
-    "biases of zeros": Row(
-        lambda p: p.tensors(biases), "delete those that are all zero", lambda p: p.tensors(without(".bias"))
     ),
     "a value head": Row(
         lambda p: p.tensors(added("v_head.summary.weight", f"{LAYER}layer_scalar")),

@@ -1,6 +1,8 @@
 """Sources as people really have them, converted: the output is that of the clean source, and every level says so."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from helpers.rewriting import Tensors, rewritten
 from safetensors.torch import save_file
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.errors import InputError
+from g4convert.errors import GateError, InputError
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture, resolve
 from g4convert.inspection import describe
@@ -98,6 +100,61 @@ def test_single_values_are_written_in_the_shape_that_all_engines_load(
     assert_verified(tmp_path / "out", source)
     original, loaded = load(checkpoints(family)), load(source)
     assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+# ---- biases that no Linear has
+
+
+BIASED = ("self_attn.q_proj", "mlp.down_proj")
+
+
+def with_biases(value: float) -> Callable[[Tensors], Tensors]:
+    """Biases beside two Linears of each layer, as some converters write them."""
+
+    def change(tensors: Tensors) -> Tensors:
+        linears = [name for name in tensors if name.endswith(tuple(f"{of}.weight" for of in BIASED))]
+        return {**tensors, **{f"{n[:-7]}.bias": tensors[n].new_full(tensors[n].shape[:1], value) for n in linears}}
+
+    return change
+
+
+@pytest.mark.parametrize("family", every(2, ["dense", "text", "moe"]))
+def test_biases_of_zeros_are_left_out(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source = rewritten(checkpoints(family), tmp_path / "source", with_biases(0.0))
+    quantized(source, tmp_path / "out", method="minmax")
+    quantized(checkpoints(family), tmp_path / "clean", method="minmax")
+    assert_same_tensors(tmp_path / "out", tmp_path / "clean")
+    assert_verified(tmp_path / "out", source)
+    assert load(source).lm_head is not None
+
+
+def test_biases_of_other_values_are_refused(dense: Path, tmp_path: Path) -> None:
+    source = rewritten(dense, tmp_path / "source", with_biases(0.5))
+    with pytest.raises(InputError, match="may only be left out with a certain value") as caught:
+        quantized(source, tmp_path / "out")
+    assert "q_proj.bias: has values other than 0, but this Linear has no bias" in caught.value.offenders[0]
+    assert "otherwise it is no Gemma 4" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(GateError, match="has values other than 0"):
+        load(source)
+
+
+def test_biases_of_attention_need_a_flag(dense: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        linears = [name for name in tensors if re.search(r"language_model.*[qkvo]_proj.weight$", name)]
+        return {**tensors, **{f"{n[:-7]}.bias": tensors[n].new_full(tensors[n].shape[:1], 0.5) for n in linears}}
+
+    config = json.loads((dense / "config.json").read_text())
+    source = rewritten(dense, tmp_path / "source", change)
+    with pytest.raises(InputError) as caught:
+        quantized(source, tmp_path / "out")
+    assert "set attention_bias to true in its config" in caught.value.hint
+    flagged = rewritten(
+        source, tmp_path / "flagged", same, text_config=config["text_config"] | {"attention_bias": True}
+    )
+    quantized(flagged, tmp_path / "out")
+    assert any(name.endswith("o_proj.bias") for name in stored(tmp_path / "out"))
+    assert_verified(tmp_path / "out", flagged)
 
 
 # ---- dtypes

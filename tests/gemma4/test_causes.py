@@ -10,7 +10,7 @@ import pytest
 from helpers.released_configs import FAMILIES, Config, small, stored
 
 from g4convert.errors import InputError, UnsupportedError
-from g4convert.gemma4 import Architecture, Role, expected_weights, resolve
+from g4convert.gemma4 import Architecture, ExtraKind, Role, expected_weights, resolve
 from g4convert.tensors import DType, TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
@@ -57,8 +57,6 @@ def with_text(config: Config, **values: object) -> Config:
         ("31B", {"layer_types": ["full_attention"] + ["sliding_attention"] * 4 + ["full_attention"]}),
         ("12B", {"vocab_size": 262145}),
         ("text", {"vocab_size": 262145}),
-        ("31B", {"attention_bias": True}),
-        ("E2B", {"attention_bias": True}),
         ("26B-A4B", {"enable_moe_block": False}),
         ("26B-A4B", {"num_global_key_value_heads": 4}),
         ("12B", {"global_head_dim": 1024}),
@@ -452,16 +450,18 @@ def test_a_model_that_is_whole_without_a_tensor_is_said_to_be(name: str, family:
 
 
 @pytest.mark.parametrize("module", ["self_attn.q_proj", "mlp.down_proj", "router.proj"])
-def test_biases_that_no_linear_has_are_named_as_such(module: str) -> None:
+def test_a_bias_that_no_linear_has_may_be_zero(module: str) -> None:
     config = FAMILIES["26B-A4B"]
-    tensors = tensors_of(config)
-    rows = tensors[f"model.language_model.layers.0.{module}.weight"].shape[:1]
-    added = {f"{name}.layers.{n}.{module}.bias": rows for n in (0, 1) for name in ("model.language_model",)}
-    said = hint(with_shapes(tensors, added, DType.BF16), config)
-    assert "no Linear of this model has a bias" in said
-    assert "delete those that are all zero" in said
-    norm = {"model.language_model.layers.0.input_layernorm.bias": rows}
-    assert "no Linear" not in hint(with_shapes(tensors, norm, DType.BF16), config)
+    tensors, name = tensors_of(config), f"model.language_model.layers.0.{module}"
+    rows = tensors[f"{name}.weight"].shape[:1]
+    added = with_shapes(tensors, {f"{name}.bias": rows}, DType.BF16)
+    (extra,) = resolve(added, Architecture.from_config(config)).extras
+    assert (extra.source, extra.kind) == (f"{name}.bias", ExtraKind.ZEROS)
+    wider = with_shapes(tensors, {f"{name}.bias": (rows[0] + 1,)}, DType.BF16)
+    with pytest.raises(InputError, match="1 of the wrong shape"):
+        resolve(wider, Architecture.from_config(config))
+    norm = with_shapes(tensors, {"model.language_model.layers.0.input_layernorm.bias": rows}, DType.BF16)
+    assert "whole without them" in hint(norm, config)
 
 
 @pytest.mark.parametrize("family", ["31B", "12B", "text", "unified text"])
@@ -638,3 +638,22 @@ def test_a_drafter_without_centroids_scores_the_whole_vocabulary() -> None:
     assert '"use_ordered_embeddings": false' in hint(tensors, config)
     assert fits(tensors, config | {"use_ordered_embeddings": False})
     assert "inspect" in hint(without(tensors_of(config), "masked_embedding.centroids"), config)
+
+
+@pytest.mark.parametrize("wrong", [None, {}, {"05": {"head_dim": 256}}])
+@pytest.mark.parametrize("family", ["31B", "E2B", "12B", "text", "assistant"])
+def test_sizes_of_single_layers_that_do_not_fit_are_named(family: str, wrong: object) -> None:
+    config = FAMILIES[family]
+    architecture = Architecture.from_config(config)
+    usual = {"head_dim": 256, "num_key_value_heads": config.get("text_config", config)["num_key_value_heads"]}
+    sizes = {
+        f"{number:02}": {key: value for key, value in own.items() if value != usual[key]}
+        for number, layer in enumerate(architecture.text.layers)
+        if (own := {"head_dim": layer.head_dim, "num_key_value_heads": layer.kv_heads}) != usual
+    }
+    saved = with_text(config, per_layer_config=sizes)
+    assert Architecture.from_config(saved) == architecture
+    said = hint(tensors_of(config), with_text(config, per_layer_config=wrong))
+    key = "text_config.per_layer_config" if "text_config" in config else "per_layer_config"
+    assert said.startswith(f"{key} does not fit ({'it is null, and ' if wrong is None else ''}the tensors show {{")
+    assert fits(tensors_of(config), saved)

@@ -374,7 +374,7 @@ def test_sizes_that_would_fill_memory_are_refused() -> None:
     ("change", "named"),
     [
         (
-            {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 64},
+            {"hidden_size_per_layer_input": 256},
             "hidden_size_per_layer_input",
         ),
         ({"num_kv_shared_layers": 1}, "num_kv_shared_layers"),

@@ -604,7 +604,11 @@ def test_an_embedding_that_is_stored_as_its_head_is_tied_by_transformers(dense_o
         return {"lm_head.weight" if n.endswith("embed_tokens.weight") else n: t for n, t in tensors.items()}
 
     out = rewritten(dense_out, tmp_path / "out", change)
-    assert loads(checked(out)) == {"transformers": Loads.YES, "vllm": Loads.NO, "sglang": Loads.NO}
+    found = checked(out)
+    assert loads(found) == {"transformers": Loads.YES, "vllm": Loads.NO, "sglang": Loads.NO}
+    lines = [problem.line for one in found.verdicts if one.engine != "transformers" for problem in one.problems]
+    assert lines
+    assert all("stored as its tied head alone, which only transformers reads" in line for line in lines)
     assert_loads_as(out, dense_out)
 
 

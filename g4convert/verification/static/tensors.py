@@ -14,7 +14,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.stored import PackedModule
 from g4convert.engines import CONTRACTS
 from g4convert.engines.contract import Accepts
-from g4convert.gemma4 import Architecture, Inventory, Role, Weight
+from g4convert.gemma4 import Architecture, ExtraKind, Inventory, Role, Weight, droppable
 from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import TensorInfo
@@ -45,9 +45,15 @@ def accounted(contents: Contents, source: Inventory | None) -> Iterator[Finding]
         contents: tensors of the output.
         source: tensors of the source; None to expect the tensors that the config implies.
     """
-    expected = _wanted(contents, source)
+    expected, alone = _wanted(contents, source), _head_alone(contents)
     for name, origin in expected.items():
-        if name not in contents.stored and Name(name).module not in contents.torn:
+        if name == alone:
+            found, remedy = (
+                "stored as its tied head alone, which only transformers reads",
+                f"store it as {name}, or quantize the source again",
+            )
+            yield Finding("static.tensors", Severity.FAIL, name, found, origin, remedy, Detail.HEAD_ALONE)
+        elif name not in contents.stored and Name(name).module not in contents.torn:
             yield Finding("static.tensors", Severity.FAIL, name, "lost", origin, _AGAIN)
     for name, sources in contents.twice.items():
         found = f"stored twice: {' and '.join(sources)}"
@@ -64,6 +70,25 @@ def accounted(contents: Contents, source: Inventory | None) -> Iterator[Finding]
             yield Finding("static.k_eq_v", Severity.FAIL, name, "a v_proj", expected_text, "delete it")
         else:
             yield Finding("static.unknown", Severity.FAIL, name, "fits no name of this model", "no such tensor")
+    for name in _weights_of_norms(contents):
+        found, remedy = "the weight of a norm that has none", "delete it if it is all ones: the model is whole without"
+        yield Finding("static.unknown", Severity.FAIL, name, found, "no such tensor", remedy)
+
+
+def _head_alone(contents: Contents) -> str | None:
+    """Return the embedding's name if its tied head is stored in its place, which transformers 5 takes; else None."""
+    table = f"{contents.architecture.text_prefix}embed_tokens.weight"
+    heads = {contents.renamed.get(name, name) for name in contents.spare}
+    return table if "lm_head.weight" in heads and table not in contents.stored else None
+
+
+def _weights_of_norms(contents: Contents) -> Iterator[str]:
+    """Yield the weights of norms that have none: a conversion drops ones, but an engine may stop at them."""
+    known = droppable(contents.architecture) if contents.spare else {}
+    for name in contents.spare:
+        extra = known.get(contents.renamed.get(name, name))
+        if extra is not None and extra.kind is ExtraKind.ONES:
+            yield name
 
 
 def _wanted(contents: Contents, source: Inventory | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A head that is stored although the config ties it: the same values are no fault, others are one."""
+"""Tensors that no engine needs: the values that they stand for are no fault, others are one."""
 
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from helpers.rewriting import Tensors, rewritten
 from g4convert.forward.models import quiet_transformers
 from g4convert.inspection.engines import Asked, check
 from g4convert.report import Finding, Severity
+
+LAYER = "model.layers.0."
 
 
 def with_head(source: Path, output: Path, *, times: float, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -44,3 +46,29 @@ def test_other_values_fail_since_transformers_takes_them(text: Path, tmp_path: P
     with quiet_transformers():
         model = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert torch.equal(model.lm_head.weight, 2 * model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("module", ["self_attn.q_proj", "mlp.down_proj"])
+@pytest.mark.parametrize(("value", "severity"), [(0.0, Severity.PASS), (0.5, Severity.FAIL)])
+def test_a_bias_is_dropped_by_all_engines(
+    module: str, value: float, severity: Severity, text: Path, tmp_path: Path
+) -> None:
+    def biased(tensors: Tensors) -> Tensors:
+        weight = tensors[f"{LAYER}{module}.weight"]
+        return tensors | {f"{LAYER}{module}.bias": weight.new_full(weight.shape[:1], value)}
+
+    judged = check(Asked(rewritten(text, tmp_path / "out", biased), tps=(1,)))
+    (found,) = (one for one in judged.report.findings if one.code == "engines.bias")
+    assert (found.severity, found.subject) == (severity, f"{LAYER}{module}.bias")
+    assert {one.loads.value for one in judged.verdicts} == {"yes"}
+
+
+def test_the_weight_of_a_norm_that_has_none_stops_vllm(text: Path, tmp_path: Path) -> None:
+    def weighted(tensors: Tensors) -> Tensors:
+        return tensors | {f"{LAYER}self_attn.v_norm.weight": torch.ones(32, dtype=torch.bfloat16)}
+
+    judged = check(Asked(rewritten(text, tmp_path / "out", weighted), tps=(1,)))
+    loads = {one.engine: one.loads.value for one in judged.verdicts}
+    assert loads == {"transformers": "yes", "vllm": "no", "sglang": "yes"}
+    (found,) = (one for one in judged.report.findings if one.code == "static.unknown")
+    assert "delete it if it is all ones" in found.remedy

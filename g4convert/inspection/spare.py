@@ -1,0 +1,51 @@
+"""Compares the values of tensors that no engine needs with those that the engines compute with in their place.
+
+    a head that the config ties    the embedding: vLLM and SGLang drop the stored head; transformers compares the two,
+                                   and keeps the head of its own if they differ
+    a bias that no Linear has      none: all engines drop it
+
+Tensors are read, once, only where they are stored.
+"""
+
+from collections.abc import Iterator
+
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.drops import all_zero, same_values
+from g4convert.engines.stored import StoredCheckpoint
+from g4convert.gemma4 import ExtraKind, droppable
+from g4convert.report import Finding, Severity
+from g4convert.tensors import TensorInfo
+
+__all__ = ["spare_values"]
+
+_HEAD, _BIAS = "engines.tied_head", "engines.bias"
+_TIED = "the values of the embedding that config.json ties it to"
+_NONE = "none, or zeros"
+_WAYS = (
+    "`tie_word_embeddings: false` at the top level of config.json for a head of its own; else leave the tensor out, "
+    "as a conversion of the original does"
+)
+_ADDED = "no Gemma 4 has this bias: take the model that it was made from"
+
+
+def spare_values(stored: StoredCheckpoint) -> Iterator[Finding]:
+    """Yield a finding for a plain head beside the plain embedding that it is tied to, and for biases of Linears."""
+    contents, out = stored.contents, stored.checkpoint
+    embedding = contents.plain(f"{contents.architecture.text_prefix}embed_tokens.weight")
+    known = droppable(contents.architecture) if contents.spare else {}
+    for name, form in contents.spare.items():
+        extra = known.get(contents.renamed.get(name, name))
+        if extra is None or not isinstance(form, TensorInfo):
+            continue
+        with Reader(out.path, out.weight_files) as reader:
+            if extra.kind is ExtraKind.ZEROS:
+                found = Finding(_BIAS, Severity.PASS, name, "zeros, which all engines drop", _NONE)
+                if not all_zero(out.tensors[name], reader):
+                    found = Finding(_BIAS, Severity.FAIL, name, "a bias, which all engines drop", _NONE, _ADDED)
+                yield found
+            elif extra.kind is ExtraKind.TIED and embedding is not None:
+                found = Finding(_HEAD, Severity.PASS, name, "the embedding's values", _TIED)
+                if not same_values(out.tensors[name], out.tensors[embedding.name], reader):
+                    differs = f"differs from {embedding.name}: vLLM and SGLang drop it, transformers computes with it"
+                    found = Finding(_HEAD, Severity.FAIL, name, differs, _TIED, _WAYS)
+                yield found
