@@ -10,8 +10,6 @@ from typing import Final
 
 from g4convert.errors import InputError
 
-__all__ = ["MOST_CONFIG", "MOST_PROMPTS", "MOST_YAML", "NOT_READABLE", "read_bytes", "read_text"]
-
 MOST_YAML: Final = 1 << 20
 """Limit of a recipe or a profile in bytes: 1 MiB; the longest shipped file has a thousandth of it."""
 MOST_PROMPTS: Final = 64 << 20

@@ -15,18 +15,6 @@ import torch
 from g4convert.errors import EnvironmentFault
 from g4convert.request import checked_device
 
-__all__ = [
-    "CPU",
-    "device_of",
-    "free_memory",
-    "is_roomy",
-    "memory_faults",
-    "moved",
-    "place",
-    "threads_for",
-    "torch_device",
-]
-
 CPU = torch.device("cpu")
 
 _ATTRIBUTE: Final = "g4_device"

@@ -16,18 +16,6 @@ hint: the remedy. The command line prints `error:` with the message, the offende
 
 from collections.abc import Iterable
 
-__all__ = [
-    "EnvironmentFault",
-    "FormatError",
-    "G4Error",
-    "GateError",
-    "InputError",
-    "InternalFault",
-    "Interrupted",
-    "UnsupportedError",
-    "UsageError",
-]
-
 
 class G4Error(Exception):
     """Base class of errors that the user can act on.

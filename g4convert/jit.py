@@ -14,8 +14,6 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import numba
 
-__all__ = ["jit", "stamp"]
-
 _ROOT: Final = Path(__file__).parents[1]
 _IMPORT: Final = re.compile(r"^from (g4convert[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 _NAME: Final = re.compile(r"\w+")

@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["Name"]
-
 _WEIGHT: Final = ".weight"
 _CLIPPED: Final = ".linear"
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)(?=\.|$)")

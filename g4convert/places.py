@@ -14,8 +14,6 @@ from pathlib import Path
 
 from g4convert.errors import UsageError
 
-__all__ = ["check_apart", "holds_mount", "is_there", "make_directory"]
-
 _MOUNTS = Path("/proc/self/mountinfo")
 """Linux's list of mounts: the fifth word of a line is the place, with spaces and such in octal."""
 

@@ -8,8 +8,6 @@ from typing import Any, Final
 
 import yaml
 
-__all__ = ["parse"]
-
 _MOST: Final = 1 << 63
 
 

@@ -7,8 +7,6 @@ forges another line of output. All printed text passes through here; ordinary ch
 import re
 from typing import Final
 
-__all__ = ["printable", "printable_lines"]
-
 _BIDI: Final = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _BREAKS: Final = "\u2028\u2029"
 _CONTROLS: Final = re.compile(f"[\x00-\x1f\x7f-\x9f{_BIDI}{_BREAKS}\ud800-\udfff]")

@@ -22,8 +22,6 @@ from rich.text import Text
 
 from g4convert.quantities import duration, size
 
-__all__ = ["Bar", "Lines", "Quiet", "peak_memory", "saying", "watch"]
-
 _LINE_SECONDS = 10.0
 _TELLING = 0.02
 """Share of the work after which speed and time left are shown; earlier the speed misleads, as kernels compile."""

@@ -3,8 +3,6 @@
 import re
 from typing import Final
 
-__all__ = ["as_bytes", "count", "duration", "nats", "plural", "rough_duration", "rough_size", "round_size", "size"]
-
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _MINUTE: Final = 60
 _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?B|)\s*")

@@ -7,8 +7,6 @@ from typing import Final
 
 from g4convert.errors import EnvironmentFault
 
-__all__ = ["FAILED", "NO_ROOM", "refusal", "refusal_within"]
-
 NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Numbers of errors that say that there is no room for a file."""
 FAILED: Final = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO}

@@ -22,8 +22,6 @@ from typing import Any, Final
 
 from g4convert import __version__
 
-__all__ = ["SCHEMA_VERSION", "Detail", "Finding", "Judged", "Report", "Severity", "grouped"]
-
 SCHEMA_VERSION: Final = 1
 """Schema version of `Report.to_dict`; it goes up when a key changes its meaning or is removed."""
 

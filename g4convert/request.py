@@ -9,22 +9,6 @@ from typing import Final, TypeVar
 from g4convert.errors import UsageError
 from g4convert.suggestions import no_such
 
-__all__ = [
-    "DEFAULTS",
-    "FLOAT_TYPES",
-    "MOST_SECONDS",
-    "SPEECH_DTYPE",
-    "VERIFY_AFTER",
-    "EngineName",
-    "Level",
-    "MemoryUse",
-    "Request",
-    "Settings",
-    "checked_device",
-    "chosen",
-    "verified_after",
-]
-
 T = TypeVar("T", bound=StrEnum)
 
 

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 
 from g4convert.errors import UsageError
 
-__all__ = ["nearest", "no_such", "not_one_of"]
-
 _ALIKE = 0.65
 """Least similarity of a suggestion: a letter or two may differ; `tensorrt` does not suggest `transformers` (0.6)."""
 

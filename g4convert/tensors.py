@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
-__all__ = ["DType", "TensorInfo"]
-
 
 class DType(StrEnum):
     """A safetensors dtype, spelled as in the file header."""

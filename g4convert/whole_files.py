@@ -12,8 +12,6 @@ from g4convert.errors import UsageError
 from g4convert.places import holds_mount
 from g4convert.refusals import refusal
 
-__all__ = ["check_writable", "write_whole"]
-
 
 def check_writable(path: Path) -> None:
     """Check that a file can be written at a path, before the work whose result it gets: makes a file beside it.

@@ -10,8 +10,6 @@ from g4convert.calibration.documents import bundled
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.planning.costs import BUNDLED_TOKENS
 
-__all__ = ["MOST_ROWS", "bundled_tokens", "row_length"]
-
 _RELEASED: Final = 262_144
 """Entries of the released vocabulary."""
 MOST_ROWS: Final = 128

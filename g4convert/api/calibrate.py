@@ -32,8 +32,6 @@ from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
 from g4convert.whole_files import check_writable
 
-__all__ = ["Calibrated", "bundled_ids", "calibrate"]
-
 _FEWEST = 16
 """Smallest number of tokens in a row."""
 _MOST_SAMPLES = 1 << 16

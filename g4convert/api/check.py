@@ -9,8 +9,6 @@ from g4convert.checkpoint import source
 from g4convert.inspection.engines import Asked, Checked
 from g4convert.inspection.engines import check as judge
 
-__all__ = ["check"]
-
 
 def check(
     model: str | os.PathLike[str],

@@ -38,8 +38,6 @@ from g4convert.quantization import Method
 from g4convert.request import DEFAULTS, MemoryUse, chosen
 from g4convert.whole_files import check_writable, write_whole
 
-__all__ = ["fit"]
-
 _BEGINNING = 4_096
 """Characters of a recipe that hold its first comments."""
 

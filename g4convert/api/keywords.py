@@ -14,8 +14,6 @@ from typing import Final, ParamSpec, TypeVar
 from g4convert.api.recipes import Overrides
 from g4convert.errors import G4Error
 
-__all__ = ["keyworded", "with_keywords"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

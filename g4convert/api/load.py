@@ -12,8 +12,6 @@ from g4convert.request import DEFAULTS, SPEECH_DTYPE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["load"]
-
 
 def load(
     model: str | os.PathLike[str],

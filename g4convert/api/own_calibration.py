@@ -15,8 +15,6 @@ from g4convert.errors import G4Error
 from g4convert.places import make_directory
 from g4convert.progress import Quiet
 
-__all__ = ["own_calibration", "with_calibration"]
-
 
 def own_calibration(output: Path) -> Path:
     """Return the path of an output's own calibration file, beside the output; used if the user names no other."""

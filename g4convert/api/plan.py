@@ -11,8 +11,6 @@ from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.report import PlanReport, report
 
-__all__ = ["plan"]
-
 
 def plan(
     model: str | os.PathLike[str],

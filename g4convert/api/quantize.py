@@ -24,8 +24,6 @@ from g4convert.report import Report
 from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, verified_after
 from g4convert.verification.run import verify as run_verification
 
-__all__ = ["Quantized", "job_of", "quantize", "run", "verified"]
-
 
 @dataclass(frozen=True, slots=True)
 class Quantized:

@@ -7,8 +7,6 @@ from typing import Literal, TypeAlias, TypedDict
 from g4convert.planning.recipe import Recipe, Resolved, load
 from g4convert.suggestions import no_such
 
-__all__ = ["Overrides", "RecipeLike", "resolved"]
-
 RecipeLike: TypeAlias = str | os.PathLike[str] | Resolved
 """The name of a shipped recipe, the path of a YAML file, or what `planning.recipe.load` gave."""
 

@@ -10,8 +10,6 @@ from g4convert.report import Report
 from g4convert.request import EngineName, Level, MemoryUse, Request, chosen
 from g4convert.verification.run import verify as run
 
-__all__ = ["verify"]
-
 
 def verify(  # noqa: PLR0913 - the choices of a verification
     output: str | os.PathLike[str],

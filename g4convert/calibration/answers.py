@@ -22,8 +22,6 @@ from g4convert.forward.decoding import draw
 from g4convert.forward.models import Model
 from g4convert.progress import Quiet
 
-__all__ = ["Own", "answered", "decided"]
-
 _BATCH: Final = 16
 """Most questions of a batch."""
 _PADDED: Final = 8192

@@ -19,8 +19,6 @@ from g4convert.calibration.team import in_order
 from g4convert.calibration.walk import Shared
 from g4convert.conversion.statistics import source_of
 
-__all__ = ["Counted"]
-
 
 class Counted:
     """Statistics of one layer over all sequences.

@@ -23,8 +23,6 @@ from g4convert.calibration.states import SCRATCH, States
 from g4convert.calibration.team import in_order
 from g4convert.forward.pieces import Rows, TensorFiles
 
-__all__ = ["Given", "Routed", "run_counted"]
-
 
 class Routed(torch.nn.Module):
     """Replacement of a layer's experts: records their inputs, or returns their recorded output."""

@@ -25,8 +25,6 @@ from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.planning.training import BATCH, EPOCHS
 from g4convert.whole_files import write_whole
 
-__all__ = ["Distillation", "Schedule", "replace_file"]
-
 _DECAY: Final = 0.9, 0.99
 _TINY: Final = 1e-12
 _WARM: Final = 4

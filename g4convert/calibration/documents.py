@@ -19,8 +19,6 @@ from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.quantities import plural
 
-__all__ = ["KINDS", "Document", "bundled", "hash_of_documents", "read_documents"]
-
 KINDS: Final = ("chat", "reasoning", "code", "tools", "scripts", "long", "prose")
 """Kinds of the bundled texts; there are no pictures or sounds."""
 _MOST_DOCUMENTS: Final = 20_000

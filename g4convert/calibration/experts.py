@@ -31,9 +31,6 @@ from g4convert.calibration.states import SCRATCH
 if TYPE_CHECKING:
     from g4convert.calibration.layer import LayerPass
 
-__all__ = ["run_experts"]
-
-
 _JUDGES = 32
 _OUT = f"{SCRATCH}experts"
 

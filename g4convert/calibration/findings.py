@@ -14,9 +14,6 @@ from g4convert.conversion.statistics import Coverage
 from g4convert.names import Name
 from g4convert.planning.plan import Quantize
 
-__all__ = ["findings", "how", "is_how"]
-
-
 _WAYS: Final = {way.value for way in Way}
 
 

@@ -29,8 +29,6 @@ from g4convert.conversion.statistics import hash_of
 from g4convert.errors import InputError
 from g4convert.whole_files import write_whole
 
-__all__ = ["Begun", "Kept"]
-
 _RUN: Final = "run.json"
 _SUMS: Final = ".sums"
 _TOKENS: Final = ".tokens"

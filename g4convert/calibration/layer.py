@@ -25,9 +25,6 @@ from g4convert.calibration.walk import Inputs, Walk
 from g4convert.quantization.factor import Factor
 from g4convert.quantization.gptq import aim
 
-__all__ = ["ORIGINAL", "LayerPass", "Weights"]
-
-
 ORIGINAL = "original-"
 """Part of the names of arrays that belong to the unquantized model."""
 _SHARE = 0.5

@@ -16,9 +16,6 @@ from g4convert.array_types import F32
 from g4convert.calibration.team import Team
 from g4convert.devices import CPU
 
-__all__ = ["Moments", "crossed", "evenly"]
-
-
 _PIECE = 512
 _STRIP = 512
 _JUDGES = 4096

@@ -28,9 +28,6 @@ from g4convert.errors import Interrupted
 from g4convert.planning.sizes import default_workers
 from g4convert.progress import Quiet
 
-__all__ = ["record"]
-
-
 _OUTSIDE: Final = "per_layer_model_projection"
 """The decoder's Linear outside the layers that recipes can pack."""
 

@@ -22,9 +22,6 @@ from g4convert.forward.load import load
 from g4convert.forward.models import Model, layers_path, replaced_layers
 from g4convert.forward.streaming import Stream, stream_of
 
-__all__ = ["Replay"]
-
-
 _EXPERTS = ".experts."
 _PER_LAYER = "per-layer"
 

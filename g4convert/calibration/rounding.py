@@ -34,9 +34,6 @@ from g4convert.quantization.tiles import CpuTiles
 from g4convert.quantization.weighted import weighted_scales
 from g4convert.tensors import DType
 
-__all__ = ["Aim", "Rounded", "Rounding", "Way", "codes_of", "dequantized", "packed_words", "quantized", "stats_of"]
-
-
 _NIBBLE, _BYTE = 4, 8
 
 

@@ -15,8 +15,6 @@ import numpy as np
 from g4convert.array_types import I32
 from g4convert.calibration.tokens import judges
 
-__all__ = ["Packed", "Written", "pack"]
-
 
 @dataclass(frozen=True, slots=True)
 class Written:

@@ -50,8 +50,6 @@ from g4convert.planning.units import Unit
 from g4convert.progress import Quiet
 from g4convert.quantization import Method, Scheme
 
-__all__ = ["LayerByLayer", "threads"]
-
 
 @dataclass(frozen=True, slots=True)
 class LayerByLayer:

@@ -19,8 +19,6 @@ from g4convert.errors import InputError
 from g4convert.forward.chat_templates import rendered
 from g4convert.forward.conversations import Frame
 
-__all__ = ["MOST_SAMPLES", "Answer", "Sampled", "sample"]
-
 Answer: TypeAlias = Callable[[Sequence[Document], int], list[Written]]
 """A function that lets a model answer documents until it has the given number of ids; see `answers.answered`."""
 

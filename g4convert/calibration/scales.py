@@ -36,8 +36,6 @@ from g4convert.planning.training import TrainingMemory
 from g4convert.progress import Quiet
 from g4convert.quantities import size
 
-__all__ = ["SHARES", "ScaleTraining", "taken"]
-
 SHARES: Final = 1.0, 0.5, 0.25, 0.0
 """Shares of the trained change that are tried; 0 keeps the scales of `gptq`."""
 _STATE: Final = "training.safetensors"

@@ -15,8 +15,6 @@ import torch
 
 from g4convert.array_types import F64, I64
 
-__all__ = ["Hooks", "Sums", "add", "squares"]
-
 Sums: TypeAlias = dict[str, tuple[F64, I64]]
 """Sums of squares [k] or [e, k] and tokens [1] or [e], by module."""
 

@@ -28,9 +28,6 @@ from g4convert.quantities import size
 from g4convert.refusals import refusal
 from g4convert.whole_files import write_whole
 
-__all__ = ["SCRATCH", "States", "check_room"]
-
-
 SCRATCH: Final = "scratch-"
 """Prefix of the names of arrays that no later layer reads."""
 

@@ -26,9 +26,6 @@ from g4convert.forward.models import Model
 from g4convert.forward.modules import PackedWeight, W4A16Linear, unpack
 from g4convert.forward.pieces import Rows
 
-__all__ = ["Scaled", "Student"]
-
-
 _EXPERTS: Final = "g4_scaled"
 """Name of the experts implementation with trained scales."""
 _PROJECTIONS: Final = ("gate_up", "down")

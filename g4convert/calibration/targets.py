@@ -22,9 +22,6 @@ from g4convert.calibration.states import SCRATCH, States
 from g4convert.forward.logits import Head, Page
 from g4convert.planning.between import TARGET_IDS
 
-__all__ = ["Compared", "Targets"]
-
-
 _DRAWN: Final = 64
 _LIKELIEST: Final = TARGET_IDS - _DRAWN
 _ROWS: Final = 64

@@ -21,8 +21,6 @@ import torch
 
 from g4convert.conversion.ranks import ALONE, Ranks
 
-__all__ = ["Team", "in_order", "row_tiles"]
-
 T = TypeVar("T")
 
 _ROWS = 256

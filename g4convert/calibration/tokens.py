@@ -12,8 +12,6 @@ from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.calibration_file import CalibrationFile, check_model, hash_of_ids
 from g4convert.errors import InputError
 
-__all__ = ["Tokens", "held_out", "judges", "tokenizer_hash"]
-
 _HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"
 _JUDGING: Final = 0.05
 """Share of the samples that judge."""

@@ -33,8 +33,6 @@ from g4convert.planning.units import QuantizeTask, Unit
 from g4convert.quantization import Method, TileStats
 from g4convert.quantization.torch_tiles import TORCH_DTYPES
 
-__all__ = ["SCALES", "Trained", "is_trained", "source_weight"]
-
 SCALES: Final = "scales"
 """Key of the training's gain in the description of a weight's rounding."""
 

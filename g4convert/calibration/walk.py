@@ -29,8 +29,6 @@ from g4convert.calibration.team import Team
 if TYPE_CHECKING:
     from g4convert.calibration.layer import LayerPass
 
-__all__ = ["Inputs", "Shared", "Walk"]
-
 Inputs: TypeAlias = Callable[[int], torch.Tensor]
 """Makes the inputs of a Linear for a sequence, [1, t, k]."""
 

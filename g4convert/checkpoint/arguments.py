@@ -15,8 +15,6 @@ from typing import Any, Final
 
 from g4convert.suggestions import not_one_of
 
-__all__ = ["DEFAULTS", "implied_strategy", "refused"]
-
 DEFAULTS: Final[Mapping[str, Any]] = {"num_bits": 8, "symmetric": True}
 """Default values of keys; the default of `type` is int."""
 

@@ -24,8 +24,6 @@ from g4convert.checkpoint.leftovers import is_leftover, is_read_by_loaders
 from g4convert.checkpoint.patterns import is_plain, matches
 from g4convert.errors import InputError
 
-__all__ = ["FOREIGN_SUFFIXES", "PICKLE_SUFFIXES", "Beside", "Decided"]
-
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FOREIGN_SUFFIXES: Final = (*PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
 """Endings of weight formats other than safetensors."""

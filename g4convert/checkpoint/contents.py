@@ -14,8 +14,6 @@ from g4convert.gemma4.matching import Match, match_names, match_source
 from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
-__all__ = ["Contents", "Form", "forms_of"]
-
 Form = PackedModule | TensorInfo
 """Form of a stored weight: packed, or plain."""
 

@@ -21,8 +21,6 @@ from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.sections import section_of
 from g4convert.checkpoint.stored import StoredScheme
 
-__all__ = ["Declared", "DeclaredGroup", "declared_in"]
-
 _ONE_SCHEME: Final = {"awq", "gptq", "auto-round", "modelopt"}
 _NAIVE: Final = "naive-quantized"
 _NO_FORMAT: Final = {"mixed-precision", "dense", _NAIVE}  # do not say how a weight is stored

@@ -23,8 +23,6 @@ from typing import Final
 from g4convert.errors import FormatError
 from g4convert.printable import printable
 
-__all__ = ["COMPRESSED_TENSORS", "Clock", "Entries", "Matcher"]
-
 COMPRESSED_TENSORS: Final = "compressed-tensors"
 _MODELOPT: Final = "modelopt"
 _AUTO_ROUND: Final = "auto-round"

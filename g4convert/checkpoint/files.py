@@ -13,8 +13,6 @@ from g4convert.bounded import MOST_CONFIG, NOT_READABLE
 from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, InputError
 
-__all__ = ["SAVE_AGAIN", "open_regular", "parse_object", "part", "read_whole", "shown"]
-
 SAVE_AGAIN: Final = "download the model again, or save it again with `save_pretrained`"
 
 

@@ -25,8 +25,6 @@ from g4convert.bounded import read_bytes
 from g4convert.checkpoint.files import open_regular
 from g4convert.errors import FormatError, InputError, UnsupportedError
 
-__all__ = ["Gguf", "is_gguf", "read_gguf"]
-
 Value: TypeAlias = int | float | bool | str | tuple["Value", ...]
 
 _MAGIC: Final = b"GGUF"

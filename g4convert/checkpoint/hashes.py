@@ -14,8 +14,6 @@ from xxhash import xxh3_128
 
 from g4convert.checkpoint.naming import naming
 
-__all__ = ["file_hashes"]
-
 _BLOCK: Final = 1 << 17
 """Bytes of one read: few enough to stay in a core's cache until they are hashed."""
 

@@ -33,8 +33,6 @@ from g4convert.checkpoint.naming import naming
 from g4convert.errors import FormatError, UnsupportedError
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["Header", "StoredTensor", "WeightFile", "read_header"]
-
 MAX_HEADER: Final = 100_000_000
 """Largest header in bytes; the limit of the safetensors library."""
 

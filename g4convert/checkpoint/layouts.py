@@ -27,8 +27,6 @@ from typing import Final
 from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, is_training_state
 from g4convert.errors import InputError, UnsupportedError
 
-__all__ = ["copies", "without_weights"]
-
 _SERIES: Final = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 _MOST_FILES: Final = 10_000  # names looked at; a directory with more is no checkpoint
 

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["ADAPTER_CONFIG", "is_adapter", "is_leftover", "is_read_by_loaders", "is_training_state", "summed"]
-
 ADAPTER_CONFIG: Final = "adapter_config.json"
 
 _FOLDERS: Final = re.compile(

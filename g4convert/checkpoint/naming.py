@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 from g4convert.refusals import FAILED, refusal
 
-__all__ = ["naming"]
-
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:

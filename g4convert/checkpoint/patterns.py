@@ -11,8 +11,6 @@ A pattern is relative to the checkpoint's directory, and its parts are those of 
 from fnmatch import fnmatchcase
 from typing import Final
 
-__all__ = ["MOST_PATTERNS", "fault_of", "is_plain", "matches"]
-
 MOST_PATTERNS: Final = 100
 _LONGEST: Final = 1000
 _ANY: Final = "**"

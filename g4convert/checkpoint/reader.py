@@ -14,8 +14,6 @@ from typing import Final, Self
 from g4convert.checkpoint.naming import naming
 from g4convert.errors import InputError
 
-__all__ = ["OpenFiles", "Reader"]
-
 _MOST: Final = 256
 """Largest number of files that stay open."""
 

@@ -9,8 +9,6 @@ from typing import Any, Final
 from g4convert.checkpoint.files import open_regular
 from g4convert.errors import InputError
 
-__all__ = ["RECORD", "record"]
-
 RECORD: Final = "g4convert.json"
 """Name of the file."""
 _MOST: Final = 256 << 20

@@ -17,8 +17,6 @@ from typing import Any, Final
 
 from g4convert.checkpoint.files import part
 
-__all__ = ["SECTIONS", "section_in", "section_of", "sections_of"]
-
 SECTIONS: Final = frozenset({"quantization_config", "compression_config", "quantization"})
 """Keys of a config that describe a quantization, at any level; `quantization` is MLX's."""
 

@@ -21,8 +21,6 @@ from g4convert.checkpoint.leftovers import is_adapter
 from g4convert.errors import FormatError, InputError, UnsupportedError
 from g4convert.quantities import plural
 
-__all__ = ["INDEX", "NO_GGUF", "disagreements", "read_index", "weight_names"]
-
 INDEX: Final = "model.safetensors.index.json"
 NO_GGUF: Final = "GGUF is already quantized: pass the original safetensors checkpoint"
 

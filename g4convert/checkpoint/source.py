@@ -23,8 +23,6 @@ from g4convert.checkpoint.beside import FOREIGN_SUFFIXES
 from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import EnvironmentFault, InputError
 
-__all__ = ["Source", "file_or_model", "resolve"]
-
 IGNORED: Final = [*(f"*{suffix}" for suffix in FOREIGN_SUFFIXES), "original/*", "consolidated*"]
 """Patterns of files that are not fetched: other weight formats, and the second copy in some repositories."""
 

@@ -24,8 +24,6 @@ from typing import Final
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["PackedModule", "StoredScheme", "packed_modules", "stored_scheme", "unreadable"]
-
 _PAYLOADS: Final = ("weight_packed", "qweight", "weight")
 _PARTS: Final = frozenset(
     (

@@ -9,8 +9,6 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.gemma4 import Architecture, Inventory, is_drafter, quantized_format, resolve
 
-__all__ = ["inventory_for", "inventory_of", "original", "speaking"]
-
 
 def speaking(directory: Path) -> Checkpoint:
     """Open a checkpoint that text can be generated with.

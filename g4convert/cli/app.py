@@ -37,8 +37,6 @@ from g4convert.errors import EnvironmentFault, G4Error, Interrupted, UsageError
 from g4convert.refusals import refusal, refusal_within
 from g4convert.suggestions import no_such
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="g4convert",
     cls=Group,

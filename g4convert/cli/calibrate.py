@@ -11,8 +11,6 @@ from g4convert.quantities import plural, size
 if TYPE_CHECKING:
     from g4convert.api.calibrate import Calibrated
 
-__all__ = ["calibrate"]
-
 
 def calibrate(  # noqa: PLR0913 - one parameter for each option
     model: Model,

@@ -7,8 +7,6 @@ import typer
 
 from g4convert.cli.panels import run_option
 
-__all__ = ["Answers", "Calibration", "CalibrationFile", "Length", "Replace", "Samples", "Seed", "Statistics", "Texts"]
-
 CalibrationFile = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, ending in .safetensors.")
 ]

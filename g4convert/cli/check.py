@@ -10,8 +10,6 @@ from g4convert.cli.recipe_options import Engines, TensorParallel
 from g4convert.cli.verify_options import AssistantOf, Checked, Fix, Strict
 from g4convert.errors import UsageError
 
-__all__ = ["check"]
-
 
 def check(  # noqa: PLR0913 - one parameter for each option
     output: Checked,

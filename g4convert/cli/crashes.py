@@ -12,8 +12,6 @@ from g4convert import __version__
 from g4convert.errors import InternalFault
 from g4convert.printable import printable, printable_lines
 
-__all__ = ["crash"]
-
 
 def crash(error: Exception) -> InternalFault:
     """Write the traceback to a temporary file, and return an InternalFault that names the file.

@@ -6,8 +6,6 @@ from g4convert.cli.options import Directory, FamilyName, Json, NoColor, Quiet
 from g4convert.cli.printing import print_json
 from g4convert.gemma4.family import Family
 
-__all__ = ["demo"]
-
 
 def demo(
     directory: Directory = Path("g4convert-demo"),

@@ -22,8 +22,6 @@ from g4convert.cli.recipe_options import TensorParallel, with_recipe
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
 
-__all__ = ["fit"]
-
 
 @with_recipe
 def fit(  # noqa: PLR0913 - one parameter for each option

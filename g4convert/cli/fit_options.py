@@ -7,19 +7,6 @@ import typer
 
 from g4convert.cli.panels import print_option, run_option
 
-__all__ = [
-    "Choices",
-    "MaxKl",
-    "Plot",
-    "RecipeFile",
-    "Replace",
-    "RowTokens",
-    "Rows",
-    "Sensitivities",
-    "TargetBits",
-    "TargetSize",
-]
-
 RecipeFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, ending in .yaml.")]
 Replace = Annotated[bool, run_option("--overwrite", help="Replace a recipe that is there.")]
 TargetSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all tensors, as 14GB or 500MB.")]

@@ -4,8 +4,6 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["Command", "Group"]
-
 
 class Command(TyperCommand):
     """Command whose help shows flags without a type."""

@@ -10,8 +10,6 @@ from g4convert.cli.printing import print_json
 from g4convert.errors import UsageError
 from g4convert.request import DEFAULTS, SPEECH_DTYPE
 
-__all__ = ["generate"]
-
 
 def generate(  # noqa: PLR0913 - one parameter for each option
     model: Model,

@@ -5,8 +5,6 @@ from typing import Annotated
 
 from g4convert.cli.panels import run_option
 
-__all__ = ["Autotune", "MaxNewTokens", "Prompt", "SpeechType"]
-
 Prompt = Annotated[
     list[str] | None,
     run_option("--prompt", "-p", metavar="TEXT", help="Text to answer; - reads it from stdin; repeat for several."),

@@ -3,8 +3,6 @@
 from g4convert.cli.options import Json, Model, NoColor, Verbose
 from g4convert.cli.printing import print_json
 
-__all__ = ["inspect"]
-
 
 def inspect(
     model: Model,

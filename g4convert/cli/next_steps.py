@@ -25,18 +25,6 @@ if TYPE_CHECKING:
     from g4convert.planning.recipe import Recipe, Resolved
     from g4convert.report import Report
 
-__all__ = [
-    "after_check",
-    "after_generate",
-    "after_verify",
-    "answers_of",
-    "conversion_of",
-    "made_anew",
-    "output_name",
-    "served",
-    "show_next",
-]
-
 Step = tuple[str, str]
 """A command, and words on what it does; both empty where there is nothing to do next."""
 _NONE: Step = ("", "")

@@ -12,25 +12,6 @@ from g4convert.cli.panels import manner, marked, print_option, run_option
 from g4convert.gemma4.family import Family
 from g4convert.request import MemoryUse
 
-__all__ = [
-    "Device",
-    "Directory",
-    "DryRun",
-    "FamilyName",
-    "FloatType",
-    "Json",
-    "Memory",
-    "Model",
-    "NoColor",
-    "Output",
-    "Overwrite",
-    "Quiet",
-    "RunDevice",
-    "Verbose",
-    "Version",
-    "Workers",
-]
-
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help=r"A directory, or org/name\[@revision] on the Hugging Face hub.")
 ]

@@ -15,19 +15,6 @@ import typer
 
 from g4convert.request import DEFAULTS
 
-__all__ = [
-    "BESIDE",
-    "PANELS",
-    "RECIPE",
-    "SERVED",
-    "Manner",
-    "manner",
-    "marked",
-    "print_option",
-    "run_option",
-    "verify_option",
-]
-
 RECIPE = "Recipe, and values that override it"
 SERVED = "What must load it"
 BESIDE = "Files beside the weights"

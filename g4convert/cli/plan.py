@@ -9,8 +9,6 @@ from g4convert.cli.recipe_options import ShowConfig, TensorParallel, with_recipe
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
 
-__all__ = ["plan"]
-
 
 @with_recipe
 def plan(  # noqa: PLR0913 - one parameter for each option

@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
     from g4convert.planning.report import PlanReport
 
-__all__ = ["print_done", "print_json", "print_plan", "print_settings", "print_text"]
-
 
 def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> None:
     """Print the values of a recipe, each with its origin, as a table or JSON."""

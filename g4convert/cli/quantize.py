@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from g4convert.planning.report import PlanReport
     from g4convert.report import Report
 
-__all__ = ["quantize"]
-
 
 @with_recipe
 def quantize(  # noqa: PLR0913 - one parameter for each option

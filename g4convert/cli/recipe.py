@@ -4,8 +4,6 @@ from g4convert.cli.options import Json, NoColor
 from g4convert.cli.printing import print_json, print_settings, print_text
 from g4convert.cli.recipe_options import RecipeArgument
 
-__all__ = ["check", "list_", "schema", "show"]
-
 
 def list_(*, as_json: Json = False, no_color: NoColor = False) -> None:
     """List the recipes that come with g4convert."""

@@ -15,8 +15,6 @@ from g4convert.cli.panels import BESIDE, RECIPE, SERVED
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
 
-__all__ = ["Engines", "RecipeArgument", "ShowConfig", "TensorParallel", "with_recipe"]
-
 _RECIPE: Final = "A shipped recipe or a YAML file."
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=_RECIPE)]
 Engines = Annotated[

@@ -6,8 +6,6 @@ from g4convert.cli.printing import print_done, print_json
 from g4convert.cli.verify_options import Prompts, StoredReference
 from g4convert.request import Level, Request
 
-__all__ = ["reference"]
-
 
 def reference(  # noqa: PLR0913 - one parameter for each option
     model: Model,

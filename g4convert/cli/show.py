@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from g4convert.inspection.description import Description
     from g4convert.planning.recipe import Resolved
 
-__all__ = ["console", "demo", "description", "error", "messages", "pairs", "reference", "settings"]
-
 _MOST_LINES = 20
 """Largest number of offenders, or of names in a list, that is printed without -v."""
 _WIDTH_OF_A_PIPE = 240

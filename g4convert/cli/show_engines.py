@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from g4convert.inspection.engines import Checked
     from g4convert.inspection.fix import Fixed
 
-__all__ = ["checked", "mended", "verdicts"]
-
 _MORE: Final = "options of `g4convert quantize` with which engines that refuse now load it"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""

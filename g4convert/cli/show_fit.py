@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from g4convert.fitting.parts import Part
     from g4convert.fitting.result import Fitted
 
-__all__ = ["fitted"]
-
 
 def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
     """Print the result of a fit.

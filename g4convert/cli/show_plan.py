@@ -18,8 +18,6 @@ from g4convert.quantities import count, plural, rough_duration, size
 if TYPE_CHECKING:
     from g4convert.planning.report import PlanReport
 
-__all__ = ["dialect", "plan"]
-
 _AUTO = " (mse, but the grid of a QAT source is kept)"
 """Choices of `auto`, which reads some weights first."""
 _MOST_FILES = 6

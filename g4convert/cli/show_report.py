@@ -31,8 +31,6 @@ from g4convert.verification.labels import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["report", "verdict"]
-
 _COLOURS = {
     Severity.FAIL: "bold red",
     Severity.INCONCLUSIVE: "bold yellow",

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from g4convert.engines.verdicts import Verdict
     from g4convert.planning.costs import Cost
 
-__all__ = ["answers", "summary"]
-
 _MUCH = 1 / 4
 """Share of the output above which a role that is not packed is named."""
 

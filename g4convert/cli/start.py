@@ -8,8 +8,6 @@ import os
 import signal
 from collections.abc import Sequence
 
-__all__ = ["main"]
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
 """Setting that lets torch's threads sleep, not spin, while they wait: on a shared machine, spinning took four times the

@@ -9,8 +9,6 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["asked", "listen", "tell", "told"]
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _other_hook = sys.unraisablehook
 _asked: set[int] = set()

@@ -11,8 +11,6 @@ from pathlib import Path
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.printable import printable
 
-__all__ = ["check_arguments", "check_directory", "check_streams"]
-
 
 def check_streams() -> None:
     """Open closed standard streams on the null device, so that no file of ours gets their numbers.

@@ -11,8 +11,6 @@ from rich.text import Text
 
 from g4convert.printable import printable, printable_lines
 
-__all__ = ["facts", "fitted", "prose", "put", "table", "without"]
-
 _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weight", "count", "groups"))
 """Headers of columns of numbers, which are aligned to the right."""
 _GAP = 2

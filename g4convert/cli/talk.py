@@ -13,8 +13,6 @@ from g4convert.quantities import plural
 if TYPE_CHECKING:
     from g4convert.forward.generation import Answer
 
-__all__ = ["Talk"]
-
 
 class Talk:
     """Printer of answers while they are generated: text on stdout, messages on stderr.

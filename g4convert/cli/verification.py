@@ -16,8 +16,6 @@ from g4convert.whole_files import check_writable, write_whole
 if TYPE_CHECKING:
     from g4convert.request import Request
 
-__all__ = ["Printed", "print_report", "store", "tell_end", "write_files"]
-
 
 @dataclass(frozen=True, slots=True)
 class Printed:

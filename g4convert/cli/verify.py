@@ -21,8 +21,6 @@ from g4convert.cli.verify_options import (
     VerifyLevel,
 )
 
-__all__ = ["verify"]
-
 
 def verify(  # noqa: PLR0913 - one parameter for each option
     output: Checked,

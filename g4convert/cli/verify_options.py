@@ -8,25 +8,6 @@ import typer
 from g4convert.cli.panels import marked, print_option, run_option, verify_option
 from g4convert.request import DEFAULTS, MOST_SECONDS, EngineName, Level
 
-__all__ = [
-    "AssistantOf",
-    "Checked",
-    "EnginePython",
-    "EngineTimeout",
-    "EngineUrl",
-    "Fix",
-    "Html",
-    "JUnit",
-    "Profile",
-    "Prompts",
-    "Reference",
-    "StoredReference",
-    "Strict",
-    "VerifyAfter",
-    "VerifyEngine",
-    "VerifyLevel",
-]
-
 Checked = Annotated[
     str,
     typer.Argument(

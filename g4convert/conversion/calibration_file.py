@@ -27,8 +27,6 @@ from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, Inputs, Statist
 from g4convert.errors import InputError
 from g4convert.whole_files import write_whole
 
-__all__ = ["CalibrationFile", "check_model", "hash_of_ids"]
-
 _VERSION: Final = "1"
 _IDS: Final = "ids"
 _HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"

@@ -17,8 +17,6 @@ from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import packed_as
 from g4convert.printable import printable, printable_lines
 
-__all__ = ["model_card"]
-
 _MOST_CARD = 1 << 20
 """Largest model card of a source that is read, in bytes."""
 

@@ -19,8 +19,6 @@ from g4convert.planning.layout import Layout
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.units import Unit
 
-__all__ = ["check_unchanged", "differences", "fingerprint", "plan_facts", "sampled"]
-
 _SAMPLE: Final = 4096
 """Bytes that are read from each tensor."""
 

@@ -26,8 +26,6 @@ from g4convert.planning.config import output_config
 from g4convert.planning.steps import make_plan
 from g4convert.planning.weights import planned_weights
 
-__all__ = ["is_finished"]
-
 
 def is_finished(job: Job) -> bool:
     """Return whether a job's output already exists.

@@ -16,8 +16,6 @@ from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.fingerprint import sampled
 from g4convert.gemma4 import Architecture
 
-__all__ = ["Model", "hash_of_request"]
-
 _NOT_OF_A_MODEL: Final = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
 _SHOWN: Final = 12
 """Digits of a hash in a message."""

@@ -28,8 +28,6 @@ from g4convert.planning.recipe import Resolved
 from g4convert.planning.steps import make_plan
 from g4convert.planning.units import Unit, make_units
 
-__all__ = ["Conversion", "Job", "prepare"]
-
 
 @dataclass(frozen=True, slots=True)
 class Job:

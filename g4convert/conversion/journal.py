@@ -24,8 +24,6 @@ from g4convert.conversion.fingerprint import differences
 from g4convert.errors import InputError
 from g4convert.quantization import TileStats
 
-__all__ = ["Done", "Journal", "read_done"]
-
 Fingerprint = Mapping[str, Any]
 
 _MOST: Final = 1 << 28

@@ -26,9 +26,6 @@ from g4convert.checkpoint.gguf import Gguf, read_gguf
 from g4convert.conversion.statistics import Inputs, Statistics
 from g4convert.errors import InputError
 
-__all__ = ["read_imatrix"]
-
-
 _MODULES: Final = {
     "attn_q": "self_attn.q_proj",
     "attn_output": "self_attn.o_proj",

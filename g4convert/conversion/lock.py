@@ -28,8 +28,6 @@ from g4convert.places import make_directory
 from g4convert.printable import printable
 from g4convert.refusals import refusal
 
-__all__ = ["Lock"]
-
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _MOST: Final = 4096
 """Largest number of bytes read from a lock file."""

@@ -19,8 +19,6 @@ from g4convert.quantization import Method, NonFiniteError
 from g4convert.quantization.tiles import CpuTiles
 from g4convert.tensors import DType
 
-__all__ = ["LATTICE_SHARE", "choose"]
-
 LATTICE_SHARE = 0.99
 """Smallest share of sampled groups on a lattice for which `auto` takes `lattice`."""
 

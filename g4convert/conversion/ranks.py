@@ -20,8 +20,6 @@ from g4convert.errors import EnvironmentFault, G4Error, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALONE", "Ranks"]
-
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)

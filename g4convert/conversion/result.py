@@ -15,9 +15,6 @@ from g4convert.planning.plan import Plan
 from g4convert.planning.sizes import RoleSize, role_sizes
 from g4convert.quantization import Method, Scheme, TileStats
 
-__all__ = ["Choice", "ErrorRow", "Summary", "serve_command", "summarize"]
-
-
 _NUMBERS = len(fields(TileStats))
 
 

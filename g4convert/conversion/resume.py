@@ -19,8 +19,6 @@ from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
 from g4convert.planning.units import CopyTask, MoveTask, QuantizeTask, Unit
 
-__all__ = ["check_sizes", "checksum", "sound"]
-
 _BLOCK: Final = 4 << 20
 
 

@@ -33,8 +33,6 @@ from g4convert.errors import G4Error, InputError
 from g4convert.planning.units import Unit
 from g4convert.progress import Quiet
 
-__all__ = ["Layers", "convert"]
-
 
 class Layers(Protocol):
     """Quantizer of the units that are whole layers; implemented in `calibration.run`."""

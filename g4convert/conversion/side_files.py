@@ -24,18 +24,6 @@ from g4convert.planning.layout import Layout
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Resolved
 
-__all__ = [
-    "carried_as",
-    "check_side_files",
-    "json_bytes",
-    "made_of",
-    "names_of_files",
-    "provenance",
-    "recipe_entry",
-    "recipe_name",
-    "write_known",
-]
-
 _CARRIED_README = "README.source.md"
 """Name of the source's own README in the output."""
 _WRITTEN = ("config.json", "model.safetensors.index.json", "g4convert.json", "README.md")

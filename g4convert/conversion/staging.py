@@ -26,8 +26,6 @@ from g4convert.planning.layout import Layout
 from g4convert.printable import printable
 from g4convert.refusals import NO_ROOM, refusal
 
-__all__ = ["JOURNALS", "STATES", "Staging"]
-
 STATES = "states"
 """Directory in OUT.partial that holds the hidden states between calibrated layers."""
 JOURNALS = "journal*.jsonl"

@@ -19,9 +19,6 @@ from g4convert.array_types import F32, I64
 from g4convert.conversion.identity import Model
 from g4convert.names import Name
 
-__all__ = ["FEW", "MEAN_SQUARE", "TOKENS", "Coverage", "Inputs", "Statistics", "hash_of", "source_of"]
-
-
 FEW: Final = 32
 """Weight, in tokens, of a layer's mean over all experts; assumed: no model at hand has experts with so few tokens."""
 MEAN_SQUARE: Final = ".mean_square"

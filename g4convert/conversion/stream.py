@@ -27,8 +27,6 @@ from g4convert.progress import Quiet
 from g4convert.quantization import NonFiniteError, Scheme, Tiles, TileStats
 from g4convert.tensors import DType
 
-__all__ = ["Streams", "run_units"]
-
 Schemes = Callable[[int], tuple[Scheme, F32 | None]]
 """Function from a weight's step to its scheme, and to E[x^2] of its inputs f32 [k] if the method needs it."""
 

@@ -17,8 +17,6 @@ from g4convert.names import Name
 from g4convert.planning.plan import Plan
 from g4convert.quantization import Method, Scheme
 
-__all__ = ["Weighting", "check_statistics", "read_statistics"]
-
 _HINT = "`g4convert calibrate MODEL -o FILE` makes one of the model"
 
 

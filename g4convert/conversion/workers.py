@@ -7,8 +7,6 @@ from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.planning.sizes import default_workers
 from g4convert.quantization import Tiles
 
-__all__ = ["workers_for"]
-
 
 def workers_for(device: str, workers: int) -> list[Callable[[], Tiles]]:
     """Return a function for each worker that makes its tile arithmetic; call it in the worker's thread.

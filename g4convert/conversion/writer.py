@@ -15,8 +15,6 @@ from g4convert.checkpoint.reader import OpenFiles
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.planning.layout import Layout
 
-__all__ = ["ShardWriter", "copy_file", "sync_directory", "write_file", "write_heads"]
-
 _CHUNK = 8 << 20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 

@@ -10,8 +10,6 @@ import torch
 
 from g4convert.errors import GateError
 
-__all__ = ["LogitsDifference", "compare"]
-
 
 @dataclass(frozen=True, slots=True)
 class LogitsDifference:

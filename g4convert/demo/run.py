@@ -42,8 +42,6 @@ from g4convert.planning.report import PlanReport
 from g4convert.progress import Quiet
 from g4convert.verification.probes.suite import make_probes
 
-__all__ = ["Comparison", "Demonstration", "make_room", "move_into_place", "run"]
-
 PARITY = 1e-5
 """Largest difference of fp32 logits, relative to the largest logit, that packed and dequantized weights may have."""
 

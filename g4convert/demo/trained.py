@@ -16,8 +16,6 @@ from pathlib import Path
 from g4convert.errors import UsageError
 from g4convert.gemma4.family import Family
 
-__all__ = ["TRAINED", "trained"]
-
 TRAINED = (Family.MOE, Family.E2B)
 """Families with a trained checkpoint."""
 

@@ -31,8 +31,6 @@ from g4convert.engines import sglang, transformers, vllm
 from g4convert.engines.contract import Contract
 from g4convert.gemma4 import Architecture
 
-__all__ = ["CONTRACTS", "VERSIONS", "speller"]
-
 CONTRACTS: Final[Mapping[str, Contract]] = {
     one.engine: one for one in (transformers.CONTRACT, vllm.CONTRACT, sglang.CONTRACT)
 }

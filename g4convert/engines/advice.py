@@ -16,8 +16,6 @@ from g4convert.engines.verdicts import SPLITTING, TENSOR_PARALLEL, Loads, Verdic
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
 
-__all__ = ["advised", "refuse"]
-
 
 def advised(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
     """Return verdicts with the changes that would make the engine load the checkpoint on as many GPUs."""

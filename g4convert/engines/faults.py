@@ -21,8 +21,6 @@ from g4convert.engines.module import LM_HEAD, Accepts, Module
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture
 
-__all__ = ["Fault", "Problem", "Stored", "judge"]
-
 _NO_DETAIL: Final = Reason()
 
 

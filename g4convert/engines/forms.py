@@ -12,8 +12,6 @@ from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.weights import Weights, label
 from g4convert.names import Name
 
-__all__ = ["ONE_TARGET", "wrong_forms"]
-
 _AGAIN: Final = (Way("quantize the source again"),)
 _ZERO_POINTS: Final = Reason(
     "a packed table has no parameter for `weight_zero_point`: stops with an error",

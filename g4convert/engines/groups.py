@@ -22,8 +22,6 @@ from g4convert.engines.module import Accepts, Kind, Module
 from g4convert.engines.weights import Weights
 from g4convert.names import Name
 
-__all__ = ["Misfit", "SomeMisfit", "Taken", "misfits", "misfits_of_all", "taken"]
-
 
 @dataclass(frozen=True, slots=True)
 class Taken:

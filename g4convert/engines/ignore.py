@@ -30,8 +30,6 @@ from g4convert.errors import GateError
 from g4convert.gemma4 import TABLES, Role
 from g4convert.names import Name
 
-__all__ = ["LINEARS", "listed", "prove"]
-
 LINEARS: Final = "Linear"
 """Target of the config group that holds most Linears; the other groups name their modules."""
 

@@ -34,18 +34,6 @@ from typing import Final
 
 from g4convert.engines.reason import Reason
 
-__all__ = [
-    "Packing",
-    "Part",
-    "Refused",
-    "Taken",
-    "sglang_linear",
-    "vllm_cpu_experts",
-    "vllm_cpu_linear",
-    "vllm_experts",
-    "vllm_linear",
-]
-
 _MARLIN_GROUPS: Final = {None, 32, 64, 128}
 _MACHETE_GROUPS: Final = {None, 64, 128}
 _TRITON_GROUPS: Final = {256}

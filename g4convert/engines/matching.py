@@ -15,8 +15,6 @@ from g4convert.engines.module import Kind, Module, Renames, rename
 from g4convert.engines.targets import Targets
 from g4convert.names import Name
 
-__all__ = ["By", "Disagreement", "Matching", "Reading"]
-
 _EXPERT: Final = ("gate_proj", "up_proj", "down_proj")
 _LINEAR: Final = "Linear"
 

@@ -18,8 +18,6 @@ from g4convert.engines.reason import Reason
 from g4convert.gemma4 import TABLES, Architecture, Role, expected_weights
 from g4convert.names import Name
 
-__all__ = ["LM_HEAD", "Accepts", "Cut", "Kind", "Module", "Renames", "Rule", "build", "rename", "renamed", "unbuilt"]
-
 Renames = tuple[tuple[str, str], ...]
 """Prefixes of tensor names and their replacements, applied one after the other, as in vLLM's WeightsMapper."""
 

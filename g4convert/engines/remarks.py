@@ -8,8 +8,6 @@ from typing import Final, Self
 from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Role
 
-__all__ = ["Remark", "Topic", "Way", "joined"]
-
 _AGAIN: Final = "quantize again from the source with "
 
 

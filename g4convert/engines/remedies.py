@@ -17,8 +17,6 @@ from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.weights import Weights, in_order
 from g4convert.gemma4 import Role
 
-__all__ = ["EXPERT_PARALLEL", "NO_CHOICE", "Change", "Trial", "remedies"]
-
 
 @dataclass(frozen=True, slots=True)
 class Change:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from g4convert.gemma4 import Architecture
 from g4convert.gemma4.dialects import body_of, prefix_of, spell
 
-__all__ = ["Spellings"]
-
 
 @dataclass(frozen=True, slots=True)
 class Spellings:

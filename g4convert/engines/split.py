@@ -17,8 +17,6 @@ from g4convert.engines.reason import Reason
 from g4convert.gemma4 import Architecture, AudioTower, VisionTower
 from g4convert.names import Name
 
-__all__ = ["Uneven", "part_of", "uneven"]
-
 
 @dataclass(frozen=True, slots=True)
 class Uneven:

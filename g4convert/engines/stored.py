@@ -14,8 +14,6 @@ from g4convert.gemma4 import TABLES, Architecture, Role
 from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
-__all__ = ["StoredCheckpoint"]
-
 _STACK: Final = 3  # dimensions of experts that are one tensor
 _INT4: Final = 4
 

@@ -8,8 +8,6 @@ from typing import Final
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS, Clock, Entries, Matcher
 from g4convert.names import Name
 
-__all__ = ["Targets"]
-
 _PATTERN: Final = "re:"
 
 

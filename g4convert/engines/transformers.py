@@ -25,8 +25,6 @@ from g4convert.engines.reason import Reason
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
 
-__all__ = ["CONTRACT"]
-
 _LINEAR: Final = ("Linear", "Module")
 _TABLE: Final = ("Gemma4TextScaledWordEmbedding", "Embedding", "Module")
 _UNIFIED_TABLE: Final = ("Gemma4UnifiedTextScaledWordEmbedding", *_TABLE[1:])

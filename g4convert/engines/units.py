@@ -19,8 +19,6 @@ from typing import Final
 from g4convert.gemma4 import Architecture, Role
 from g4convert.names import Name
 
-__all__ = ["Unit", "entries", "unit_of"]
-
 _FUSED: Final[Mapping[str, str]] = {
     "self_attn.q_proj": r"self_attn\.(q|k|v|qkv)_proj",
     "self_attn.k_proj": r"self_attn\.(q|k|v|qkv)_proj",

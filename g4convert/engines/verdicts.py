@@ -35,8 +35,6 @@ from g4convert.engines.split import Uneven, part_of, uneven
 from g4convert.engines.weights import Weights, label
 from g4convert.gemma4 import Role
 
-__all__ = ["BASIS", "SPLITTING", "TENSOR_PARALLEL", "Loads", "Verdict", "chosen", "judged", "verdicts"]
-
 TENSOR_PARALLEL: Final = (1, 2, 4, 8)
 """Default numbers of GPUs to give verdicts for."""
 

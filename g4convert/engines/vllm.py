@@ -41,8 +41,6 @@ from g4convert.engines.reason import Reason
 from g4convert.engines.spellings import Spellings
 from g4convert.gemma4 import Architecture
 
-__all__ = ["CONTRACT", "OLDEST"]
-
 _FUSED: Final = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 _TOWERS: Final[Renames] = (

@@ -15,8 +15,6 @@ from g4convert.engines.module import Kind, Module
 from g4convert.gemma4 import Architecture, Role
 from g4convert.names import Name
 
-__all__ = ["Weights", "in_order", "label"]
-
 _PACKABLE: Final = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.VISION_TOWER)
 _BY_BITS: Final = (Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD)
 """Roles that option `--bits` packs or keeps plain, and `--pack` does not name."""

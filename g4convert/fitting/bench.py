@@ -31,8 +31,6 @@ from g4convert.forward.models import Model, replaced_layers
 from g4convert.gemma4 import Role, Weight
 from g4convert.planning.rules import PackRole
 
-__all__ = ["Bench"]
-
 _Place: TypeAlias = tuple[Any, str, torch.nn.Module | torch.nn.Parameter]
 """A module, an attribute's name, and the value to set."""
 _TABLES: Final = frozenset({PackRole.EMBEDDING, PackRole.PLE_EMBEDDING})

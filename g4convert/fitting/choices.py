@@ -8,8 +8,6 @@ from g4convert.engines.limits import Packing
 from g4convert.errors import UsageError
 from g4convert.planning.rules import KEPT_BITS
 
-__all__ = ["DEFAULT_CHOICES", "KEPT", "Form", "label_of", "parse_choices"]
-
 Form: TypeAlias = Packing | None
 """A packing; None keeps the weight's source dtype."""
 

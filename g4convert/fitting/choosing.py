@@ -21,8 +21,6 @@ from g4convert.planning.recipe import Method, load, shipped
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 
-__all__ = ["Point", "choose_for", "presets"]
-
 _TRIES: Final = 12
 _GUESSES: Final = 4
 """Tries whose place is guessed from the try before; later tries bisect."""

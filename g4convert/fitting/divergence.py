@@ -18,8 +18,6 @@ import torch
 
 from g4convert.forward.logits import Head, Made, Page, pieces
 
-__all__ = ["Divergence"]
-
 _LIKELIEST: Final = 128
 _DRAWN: Final = 64
 _SEED: Final = 0

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from g4convert.array_types import F64, I8
 
-__all__ = ["Frontier", "Item", "Option"]
-
 _MOST: Final = 1 << 18
 """Most steps between the smallest and the largest size."""
 

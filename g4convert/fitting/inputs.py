@@ -18,8 +18,6 @@ from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Basis, Unit
 from g4convert.quantities import plural
 
-__all__ = ["Inputs", "rows_to_run"]
-
 _SAMPLES: Final = 8
 """Rows to run unless told."""
 _LENGTH: Final = 64

@@ -35,8 +35,6 @@ from g4convert.request import MemoryUse
 if TYPE_CHECKING:
     from g4convert.fitting.parts import Part
 
-__all__ = ["Measures", "smoothed", "unit_of"]
-
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

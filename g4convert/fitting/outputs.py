@@ -25,8 +25,6 @@ from g4convert.fitting.rounding import Rounder
 from g4convert.forward.pieces import TensorFiles
 from g4convert.gemma4 import TABLES, Role, Weight
 
-__all__ = ["Outputs"]
-
 _ROWS: Final = 4096
 """Rows read at once."""
 

@@ -19,8 +19,6 @@ from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
 from g4convert.planning.steps import packable_of, packed_tensors
 
-__all__ = ["Part", "parts_of"]
-
 _WORD = 8  # codes of 4 bits in an int32
 
 

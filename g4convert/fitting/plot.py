@@ -8,8 +8,6 @@ from typing import Final
 from g4convert.fitting.choosing import Point
 from g4convert.quantities import round_size, size
 
-__all__ = ["plot"]
-
 _WIDTH, _HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 90, 50
 _UNITS: Final = {"KL": "KL, nats"}

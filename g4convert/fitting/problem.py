@@ -16,8 +16,6 @@ from g4convert.planning.layout import lay_out
 from g4convert.planning.plan import Plan
 from g4convert.planning.rules import PackRole
 
-__all__ = ["Assignment", "Losses", "Problem", "Solved"]
-
 Assignment = Mapping[str, Form]
 """Packing of each part, by part name."""
 Losses = Mapping[str, Mapping[str, float]]

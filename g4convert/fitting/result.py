@@ -12,8 +12,6 @@ from g4convert.fitting.sensitivities import Sensitivities, Unit
 from g4convert.fitting.target import Target
 from g4convert.quantities import size
 
-__all__ = ["Fitted", "chosen_for"]
-
 
 @dataclass(frozen=True, slots=True)
 class Fitted:

@@ -15,8 +15,6 @@ from g4convert.forward.modules import PackedWeight
 from g4convert.gemma4 import Architecture, Weight
 from g4convert.quantization import Method
 
-__all__ = ["Rounder"]
-
 
 @dataclass(frozen=True, slots=True)
 class Rounder:

@@ -25,8 +25,6 @@ from g4convert.fitting.problem import Problem
 from g4convert.progress import Quiet
 from g4convert.whole_files import write_whole
 
-__all__ = ["Basis", "Measure", "Sensitivities", "Unit", "measure"]
-
 _VERSION: Final = 1
 _MOST: Final = 64 << 20
 _HINT: Final = "name another file with --sensitivities, or move this one away"

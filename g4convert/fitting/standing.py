@@ -22,8 +22,6 @@ from g4convert.planning.costs import measured_kl
 from g4convert.planning.recipe import Method as Asked
 from g4convert.quantization import Method
 
-__all__ = ["Standing", "scaled", "share_of"]
-
 _GROUP: Final = 32
 """Group size of the measured losses."""
 

@@ -11,8 +11,6 @@ from g4convert.fitting.problem import Problem
 from g4convert.planning.rules import PackRole
 from g4convert.quantities import as_bytes, size
 
-__all__ = ["Bits", "Loss", "Size", "Target", "budget", "target_of"]
-
 _OPTIONS = "--target-size, --target-bits or --max-kl"
 _BITS: Final = 4
 """Fewest bits that a packing has."""

@@ -29,8 +29,6 @@ from g4convert.planning.recipe import Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole
 from g4convert.planning.steps import make_plan
 
-__all__ = ["loadable", "plan_of", "recipe_text", "recipe_values"]
-
 _WIDE: Final = 10_000
 """Width of a YAML line; wide enough that no rule is wrapped."""
 

@@ -26,8 +26,6 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import run_together
 
-__all__ = ["ModelCandidate", "Outputs", "run_all"]
-
 T = TypeVar("T")
 
 _EMBEDDERS = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")

@@ -15,8 +15,6 @@ from jinja2 import TemplateError
 
 from g4convert.errors import InputError
 
-__all__ = ["rendered"]
-
 _SECONDS: Final = 10.0
 """Time for one conversation; templates of released models take some milliseconds."""
 _TEMPLATE: Final = "<template>"

@@ -24,15 +24,6 @@ from g4convert.forward.chat_templates import rendered
 from g4convert.forward.models import Config, reading
 from g4convert.quantities import plural
 
-__all__ = [
-    "Conversation",
-    "Frame",
-    "frame_of",
-    "placeholders",
-    "read_prompts",
-]
-
-
 _CHAT_LINE = 'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}]}, as this model chats'
 _PLAIN_LINE = 'one JSON object a line: {"prompt": "Once upon a time"}, as this is a base model'
 _ROLES = ("system", "user", "assistant", "model")

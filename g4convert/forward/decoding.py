@@ -17,8 +17,6 @@ from g4convert.forward.conversations import placeholders
 from g4convert.forward.media import call
 from g4convert.forward.models import Config, Model, cache_name
 
-__all__ = ["Decoder", "draw", "ends", "greedy", "padded"]
-
 
 def ends(model: Model) -> list[int]:
     """Return the ids that end an answer."""

@@ -24,8 +24,6 @@ from transformers.integrations.moe import ExpertsInterface
 from g4convert.forward.modules import PackedWeight, packed_linear
 from g4convert.forward.triton.packed import Packed, ready
 
-__all__ = ["EXPERTS", "IMPLEMENTATION", "PackedProjection", "by_expert", "fused_experts", "make_packed", "projection"]
-
 IMPLEMENTATION = "g4_w4a16"
 """Registered name of the implementation, for `model.set_experts_implementation`."""
 

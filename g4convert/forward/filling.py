@@ -17,8 +17,6 @@ from g4convert.forward.pieces import Piece, Rows, TensorFiles
 from g4convert.names import Name
 from g4convert.quantization.torch_tiles import TORCH_DTYPES
 
-__all__ = ["Filling", "filling_of", "put"]
-
 _ATTRIBUTE: Final = "g4_filling"
 
 

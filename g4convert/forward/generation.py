@@ -28,8 +28,6 @@ from g4convert.progress import Quiet, peak_memory
 from g4convert.request import DEFAULTS, FLOAT_TYPES, SPEECH_DTYPE
 from g4convert.suggestions import no_such
 
-__all__ = ["Answer", "Speaker"]
-
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 """Decoded text of an incomplete character's bytes."""
 

@@ -43,8 +43,6 @@ from g4convert.quantization.torch_tiles import TORCH_DTYPES
 from g4convert.suggestions import no_such
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["DTYPES", "DTypeName", "Memory", "load"]
-
 DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Memory: TypeAlias = Literal["resident", "stream", "auto"]
 

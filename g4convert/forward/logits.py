@@ -20,8 +20,6 @@ from g4convert.devices import device_of
 from g4convert.forward.models import Model
 from g4convert.forward.streaming import stream_of
 
-__all__ = ["PIECE", "Given", "Head", "Logits", "Made", "Page", "Rows", "joined", "made_together", "pieces", "whole"]
-
 Rows: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """Some rows of logits, float32 [r, V], after the softcap and before it; None if unknown."""
 

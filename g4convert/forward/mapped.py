@@ -17,8 +17,6 @@ import numba
 from g4convert.errors import EnvironmentFault
 from g4convert.printable import printable
 
-__all__ = ["tell_faults"]
-
 _STDERR: Final = 2
 _MOST: Final = 4096
 _LINES: Final = ctypes.create_string_buffer(_MOST)

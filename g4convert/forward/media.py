@@ -20,17 +20,6 @@ import torch
 from g4convert.devices import device_of, moved
 from g4convert.forward.models import Config, Model, quiet_transformers
 
-__all__ = [
-    "COLOURS",
-    "Media",
-    "call",
-    "pictures",
-    "sounds",
-    "takes",
-    "video",
-    "videos_encoded",
-]
-
 COLOURS: Mapping[str, tuple[float, float, float]] = {
     "red": (0.9, 0.1, 0.1),
     "green": (0.1, 0.8, 0.1),

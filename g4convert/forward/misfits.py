@@ -7,8 +7,6 @@ from pathlib import Path
 
 from g4convert.errors import GateError
 
-__all__ = ["Kind", "Misfit", "Unfit"]
-
 
 class Kind(StrEnum):
     """Way in which a tensor does not fit."""

@@ -14,21 +14,6 @@ import transformers
 
 from g4convert.errors import EnvironmentFault, FormatError, UnsupportedError
 
-__all__ = [
-    "Config",
-    "Model",
-    "ModelClass",
-    "cache_name",
-    "constructing",
-    "dtype_name",
-    "layers_path",
-    "model_class",
-    "quiet_transformers",
-    "read_config",
-    "reading",
-    "replaced_layers",
-]
-
 _CLASSES = {
     "gemma4": "Gemma4ForConditionalGeneration",
     "gemma4_text": "Gemma4ForCausalLM",

@@ -28,8 +28,6 @@ from g4convert.errors import UnsupportedError
 from g4convert.forward.triton.packed import Packed, ready, takes
 from g4convert.forward.words import dequantize, multiply
 
-__all__ = ["LINEARS", "PackedWeight", "W4A16Linear", "fused_linear", "packed_linear", "unpack"]
-
 _CHUNK = 4 << 20
 """Bytes of dense weight made at a time."""
 

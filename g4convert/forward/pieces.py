@@ -23,15 +23,6 @@ from g4convert.errors import InputError
 from g4convert.forward.mapped import tell_faults
 from g4convert.tensors import DType
 
-__all__ = [
-    "Constant",
-    "Dense",
-    "PackedGroup",
-    "Piece",
-    "Rows",
-    "TensorFiles",
-]
-
 _WORDS, _SCALE, _SHAPE, _ZERO = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"
 
 

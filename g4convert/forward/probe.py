@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["Probe"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:

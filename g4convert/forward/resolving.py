@@ -15,8 +15,6 @@ from g4convert.forward.pieces import PackedGroup, Rows
 from g4convert.gemma4 import Expected, FusedExperts, Role
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["pieces_of"]
-
 
 def pieces_of(checkpoint: Checkpoint, contents: Contents, problems: list[Misfit]) -> dict[str, Rows | PackedGroup]:
     """Return the source of each tensor of the model; a packed Linear is keyed by the name of its weight.

@@ -29,8 +29,6 @@ from g4convert.forward.models import Model, layers_path
 from g4convert.gemma4 import is_drafter
 from g4convert.names import Name
 
-__all__ = ["Stream", "run_together", "stream_of"]
-
 T = TypeVar("T")
 
 _ATTRIBUTE = "g4_stream"

@@ -11,8 +11,6 @@ import torch
 
 from g4convert.forward.modules import PackedWeight
 
-__all__ = ["PackedTable"]
-
 
 class PackedTable(torch.nn.Module):
     """An embedding on packed words; takes the place of a `Gemma4TextScaledWordEmbedding`.

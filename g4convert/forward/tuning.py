@@ -22,8 +22,6 @@ from g4convert.forward.triton.tiles import VARIABLE, Shape, load_table
 from g4convert.progress import Quiet
 from g4convert.whole_files import check_writable
 
-__all__ = ["check", "products", "tune"]
-
 
 def products(model: Model) -> list[Shape]:
     """Return the products that the kernels for GPUs compute in a forward, for few and many tokens; each shape once.

@@ -15,8 +15,6 @@ import numpy as np
 from g4convert.array_types import F32, I8, U8
 from g4convert.jit import jit
 
-__all__ = ["dequantize", "multiply"]
-
 _LOW = np.int32(15)
 _FOUR = np.int32(4)
 _OFFSET = np.int32(8)

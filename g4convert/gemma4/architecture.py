@@ -18,8 +18,6 @@ from g4convert.gemma4.parts import AudioPart, Drafter, TextModel, VisionPart
 from g4convert.names import Name
 from g4convert.tensors import DType
 
-__all__ = ["Architecture", "is_drafter"]
-
 _COMPOSITE_PREFIX = "model.language_model."
 _TEXT_PREFIX = "model."
 

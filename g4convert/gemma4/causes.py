@@ -22,8 +22,6 @@ from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.matching import Schema
 from g4convert.names import Name
 
-__all__ = ["Fault", "cause", "spare"]
-
 _VISION = ("vision_tower.", "vision_embedder.", "embed_vision.")
 _AUDIO = ("audio_tower.", "embed_audio.")
 _PROJECTIONS = ("embed_vision.", "embed_audio.")

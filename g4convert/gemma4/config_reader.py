@@ -10,8 +10,6 @@ from typing import Any
 
 from g4convert.errors import InputError
 
-__all__ = ["ConfigReader"]
-
 _MOST = 1 << 31  # no dimension of a real model comes near; a larger value is a typing error or an attack
 
 

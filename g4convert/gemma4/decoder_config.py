@@ -6,8 +6,6 @@ from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.gemma4.other_keys import check_other_keys
 from g4convert.gemma4.parts import Experts, Layer, PerLayerEmbedding, TextModel
 
-__all__ = ["read_decoder"]
-
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _DEFAULT_PATTERN = 6  # transformers: without layer_types every sixth layer is full
 _LAYERS_MOST = 1024

@@ -8,8 +8,6 @@ from g4convert.errors import InputError, UnsupportedError
 from g4convert.names import Name
 from g4convert.tensors import TensorInfo
 
-__all__ = ["Neighbours", "quantized_format", "refuse_adapters", "refuse_quantized"]
-
 # The first pattern that fits decides the format: suffixes of one format come before suffixes that formats share.
 _FORMATS = (
     ("bitsandbytes", r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+)$"),

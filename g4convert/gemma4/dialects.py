@@ -13,17 +13,6 @@ import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
-__all__ = [
-    "BODIES",
-    "WRAPPERS",
-    "Rule",
-    "Spelling",
-    "body_of",
-    "prefix_habit",
-    "prefix_of",
-    "spell",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Rule:

@@ -2,8 +2,6 @@
 
 from enum import StrEnum
 
-__all__ = ["Family"]
-
 
 class Family(StrEnum):
     """A Gemma 4 family, by the structure that sets it apart."""

@@ -17,8 +17,6 @@ from g4convert.gemma4.shape_causes import cut_shapes, turned_shapes
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["Found", "raise_faults"]
-
 _QUANTIZED_DTYPES = {DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0, DType.I8, DType.U8}
 _INDEX_DTYPES = {DType.I32, DType.I64}
 

@@ -15,8 +15,6 @@ from g4convert.gemma4.matching import Match
 from g4convert.gemma4.readings import Value, readings
 from g4convert.tensors import TensorInfo
 
-__all__ = ["fitting"]
-
 Fits = Callable[[Architecture], bool]
 Said = Mapping[tuple[str, str], Value]
 """Section and key -> new value."""

@@ -18,8 +18,6 @@ from g4convert.gemma4.schema import ExtraKind, FusedExperts, expected_weights
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["Extra", "Inventory", "Segment", "Weight", "resolve"]
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -23,8 +23,6 @@ from g4convert.gemma4.schema import (
 )
 from g4convert.names import Name
 
-__all__ = ["DialectUse", "Match", "Schema", "match_names", "match_source"]
-
 
 @dataclass(frozen=True, slots=True)
 class DialectUse:

@@ -11,8 +11,6 @@ from g4convert.gemma4.parts import (
     VisionTower,
 )
 
-__all__ = ["read_audio", "read_vision"]
-
 _LAYERS_MOST = 1024
 
 

@@ -6,20 +6,6 @@ has a `VisionTower` or a `VisionEmbedder`, and an `AudioTower` or an `AudioEmbed
 
 from dataclasses import dataclass
 
-__all__ = [
-    "AudioEmbedder",
-    "AudioPart",
-    "AudioTower",
-    "Drafter",
-    "Experts",
-    "Layer",
-    "PerLayerEmbedding",
-    "TextModel",
-    "VisionEmbedder",
-    "VisionPart",
-    "VisionTower",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Layer:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
 from typing import Any
 
-__all__ = ["Reading", "Value", "readings"]
-
 Shapes = Mapping[str, tuple[int, ...]]
 Value = int | list[int] | list[str] | Mapping[str, Mapping[str, int]]
 Reading = tuple[str, str, Value]

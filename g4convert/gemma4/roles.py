@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["TABLES", "Expected", "Role"]
-
 
 class Role(StrEnum):
     """Role of a tensor; recipes and reports use these names."""

@@ -23,17 +23,6 @@ from g4convert.gemma4.parts import Drafter, Experts, Layer, TextModel, VisionTow
 from g4convert.gemma4.roles import Expected, Role
 from g4convert.gemma4.towers import audio_tensors, vision_tensors
 
-__all__ = [
-    "Droppable",
-    "ExtraKind",
-    "FusedExperts",
-    "droppable",
-    "expected_weights",
-    "fused_experts",
-    "is_derived",
-    "stacked_experts",
-]
-
 Named = Iterator[tuple[str, Expected]]
 
 # Buffers that loaders compute from the config; transformers no longer stores them, but older and other writers do.

@@ -7,8 +7,6 @@ each is the same fraction of its tensor  one rank's part of a model that was cut
 
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["cut_shapes", "turned_shapes"]
-
 Shape = tuple[int, ...]
 Pair = tuple[Shape, Sequence[Shape]]
 """Shape of a tensor, and the shapes that it may have."""

@@ -19,8 +19,6 @@ from g4convert.gemma4.parts import (
 )
 from g4convert.gemma4.roles import Expected, Role
 
-__all__ = ["audio_tensors", "vision_tensors"]
-
 Named = Iterator[tuple[str, Expected]]
 
 _CLIP_LIMITS = tuple("_".join(pair) for pair in product(("input", "output"), ("min", "max")))

@@ -8,8 +8,6 @@ from typing import Any, Final
 from g4convert.checkpoint.declared import Declared
 from g4convert.gemma4 import DialectUse
 
-__all__ = ["Description", "EntryUse", "Remark", "RoleSize", "Table"]
-
 SCHEMA_VERSION: Final = 1
 
 

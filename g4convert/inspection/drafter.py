@@ -21,8 +21,6 @@ from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture, Layer
 from g4convert.report import Finding, Severity
 
-__all__ = ["paired"]
-
 _TOKENIZER: Final = "tokenizer.json"
 _SAME_CONFIG: Final = ("rope_parameters", "sliding_window")
 _REMEDY: Final = "take the drafter that was made for this model"

@@ -36,8 +36,6 @@ from g4convert.suggestions import no_such
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.verification.static.section import HINDERS
 
-__all__ = ["Asked", "Checked", "check"]
-
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.quantization_config",
 }  # fmt: skip

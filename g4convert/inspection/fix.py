@@ -31,8 +31,6 @@ from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.whole_files import write_whole
 
-__all__ = ["CURABLE", "Fixed", "fix", "is_fixable"]
-
 CURABLE: Final = {
     "static.ignore", "static.lm_head", "static.fused_names", "static.dead_entry",
     "static.scheme", "static.quantization_config",

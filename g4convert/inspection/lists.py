@@ -19,8 +19,6 @@ from g4convert.inspection.description import EntryUse
 from g4convert.inspection.modules import FILES, KNOWN_CLASSES, Module
 from g4convert.names import Name
 
-__all__ = ["Declaration", "EngineLists", "entry_uses"]
-
 _WORDS: Final[Mapping[Fault, str]] = {
     Fault.TARGETED: "plain, although targeted and not ignored",
     Fault.IGNORED: "quantized, although ignored",

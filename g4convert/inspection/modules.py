@@ -15,18 +15,6 @@ from g4convert.names import Name
 from g4convert.tensors import DType
 from g4convert.verification.static.tensors import is_cache_scale
 
-__all__ = [
-    "DROPPABLE",
-    "FILES",
-    "KNOWN_CLASSES",
-    "UNKNOWN",
-    "Module",
-    "implied",
-    "missing_from",
-    "modules_of",
-    "stored_shape",
-]
-
 UNKNOWN: Final = "unknown"
 DROPPABLE: Final = "droppable"
 FILES: Final = "files"

@@ -5,8 +5,6 @@ Letters: t tokens, h hidden size.
 
 from g4convert.gemma4 import TextModel
 
-__all__ = ["TARGET_IDS", "state_bytes", "target_bytes"]
-
 _FLOAT32 = 4
 TARGET_IDS = 320
 """Most ids whose next-token probabilities of the original are kept, per token."""

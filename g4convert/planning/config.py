@@ -8,8 +8,6 @@ from g4convert.checkpoint.sections import SECTIONS
 from g4convert.engines.weights import Weights
 from g4convert.planning.plan import Plan
 
-__all__ = ["FORMAT_VERSION", "output_config", "quantization_config"]
-
 FORMAT_VERSION: Final = "0.20.0"
 """The compressed-tensors release whose format is written."""
 

@@ -17,8 +17,6 @@ from g4convert.planning.recipe import Method, option_for
 from g4convert.planning.sizes import START, RoleSize, written_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
-__all__ = ["BUNDLED_TOKENS", "KL", "KL_OF_EXPERTS", "Cost", "costs", "measured_kl"]
-
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
 KL: Final[Mapping[int, Mapping[Method, float]]] = {

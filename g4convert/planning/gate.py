@@ -11,8 +11,6 @@ from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Recipe
 from g4convert.planning.weights import planned_weights
 
-__all__ = ["Outlook"]
-
 
 @dataclass(frozen=True, slots=True)
 class Outlook:

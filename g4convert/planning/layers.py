@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from g4convert.gemma4 import Role
 from g4convert.planning.plan import Plan
 
-__all__ = ["layer_steps"]
-
 _IN_LAYERS = {Role.ATTENTION, Role.MLP, Role.EXPERTS}
 
 

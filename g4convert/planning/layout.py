@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from g4convert.planning.plan import Copy, Plan, Quantize, outputs_of
 from g4convert.tensors import TensorInfo
 
-__all__ = ["Layout", "Placed", "Shard", "lay_out"]
-
 
 @dataclass(frozen=True, slots=True)
 class Placed:

@@ -21,8 +21,6 @@ from g4convert.names import Name
 from g4convert.planning.recipe import Method, Recipe
 from g4convert.planning.rules import KEPT_BITS, PackRole, Rule
 
-__all__ = ["LATTICE_BITS", "Packable", "applies", "packable", "packings"]
-
 _ROLES = {role.value for role in PackRole}
 LATTICE_BITS: Final = 4
 """Bits of the QAT grids that method lattice finds."""

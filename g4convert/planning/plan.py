@@ -17,8 +17,6 @@ from g4convert.gemma4 import Architecture, Inventory, Role, Segment, Weight
 from g4convert.planning.recipe import Recipe
 from g4convert.tensors import TensorInfo
 
-__all__ = ["Copy", "Drop", "Plan", "Quantize", "Step", "outputs_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Copy:

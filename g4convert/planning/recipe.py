@@ -24,19 +24,6 @@ from g4convert.planning.rules import MOST_RULES, GroupSize, PackRole, RoleBits, 
 from g4convert.quantities import as_bytes
 from g4convert.suggestions import nearest
 
-__all__ = [
-    "DEFAULT",
-    "Engine",
-    "Method",
-    "Recipe",
-    "Resolved",
-    "load",
-    "option_for",
-    "schema",
-    "shipped",
-    "source_text",
-]
-
 DEFAULT = "w4a16-g32"
 """The recipe used when none is named."""
 

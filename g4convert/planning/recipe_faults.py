@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-__all__ = ["refusal", "shown"]
-
 _SHOWN: Final = 200
 """Largest number of a value's characters in a message."""
 _DEEP: Final = {"bits", "rules"}

@@ -9,8 +9,6 @@ from g4convert.checkpoint.sections import sections_of
 from g4convert.gemma4 import Architecture, Inventory, Role
 from g4convert.planning.recipe import Recipe
 
-__all__ = ["DRAFTER_KEPT", "remarks"]
-
 _NAMED: Final = 12
 """Largest number of files that a remark names."""
 DRAFTER_KEPT = "a drafter is small and wrong guesses cost speed; `assistant: pack` packs it"

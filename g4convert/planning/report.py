@@ -17,8 +17,6 @@ from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import RoleSize, default_workers, packed_as, role_sizes
 from g4convert.planning.steps import make_plan
 
-__all__ = ["PlanReport", "report"]
-
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:

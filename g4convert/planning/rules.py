@@ -29,8 +29,6 @@ from pydantic import (
 
 from g4convert.gemma4 import Role
 
-__all__ = ["KEPT_BITS", "MOST_RULES", "Bits", "GroupSize", "PackRole", "RoleBits", "Rule", "by_role"]
-
 KEPT_BITS: Final = 16
 """Bits of a weight that is kept as it is."""
 MOST_RULES: Final = 512

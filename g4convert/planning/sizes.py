@@ -11,8 +11,6 @@ from g4convert.engines.limits import Packing
 from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Method
 
-__all__ = ["START", "RoleSize", "default_workers", "packed_as", "role_sizes", "written_seconds"]
-
 _BYTES_PER_SECOND: Final = {
     Method.MINMAX: 1.2e9,
     Method.MSE: 0.5e9,

@@ -29,8 +29,6 @@ from g4convert.planning.remarks import DRAFTER_KEPT, remarks
 from g4convert.quantities import size
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["KEPT_BECAUSE", "make_plan", "packable_of", "packed_tensors"]
-
 KEPT_BECAUSE: Mapping[Role, str] = {
     Role.ATTENTION: "the recipe keeps it",
     Role.MLP: "the recipe keeps it",

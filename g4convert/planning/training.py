@@ -14,8 +14,6 @@ from g4convert.planning.layers import layer_steps
 from g4convert.planning.plan import Plan
 from g4convert.quantities import plural
 
-__all__ = ["BATCH", "EPOCHS", "TrainingMemory"]
-
 EPOCHS: Final = 3
 """Times that training sees each sample."""
 BATCH: Final = 4

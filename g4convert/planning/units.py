@@ -15,8 +15,6 @@ from g4convert.planning.layout import Layout, Placed
 from g4convert.planning.plan import Copy, Plan, Quantize
 from g4convert.tensors import DType
 
-__all__ = ["CopyTask", "MoveTask", "QuantizeTask", "Task", "Unit", "make_units"]
-
 _UNIT_BYTES = 16 << 20
 _TILE_BYTES = 4 << 20
 _COPY_BYTES = 16 << 20

@@ -6,8 +6,6 @@ from g4convert.gemma4 import TABLES, Role
 from g4convert.names import Name
 from g4convert.planning.plan import Plan
 
-__all__ = ["planned_weights"]
-
 
 def planned_weights(plan: Plan) -> Weights:
     """Return the weights of a plan's output, with the `ignore` and `targets` of its config.

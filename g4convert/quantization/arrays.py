@@ -9,8 +9,6 @@ from g4convert.array_types import F32, I32, U16
 from g4convert.quantization.scheme import Scheme
 from g4convert.tensors import DType
 
-__all__ = ["check_outputs", "check_rows", "check_squares"]
-
 _AXES = 2
 
 

@@ -12,29 +12,6 @@ from numpy.typing import NDArray
 from g4convert.array_types import F32, F64, I8, I64, U32
 from g4convert.jit import jit
 
-__all__ = [
-    "EIGHT",
-    "LANES",
-    "RUN",
-    "Block",
-    "Codes",
-    "Four",
-    "Words",
-    "absolute",
-    "as_bits",
-    "as_float",
-    "divided",
-    "dot",
-    "four",
-    "minus",
-    "nearest",
-    "round_bf16",
-    "rounded",
-    "scaled",
-    "times",
-    "unit",
-]
-
 Four = tuple[np.float32, np.float32, np.float32, np.float32]
 
 LANES = 64

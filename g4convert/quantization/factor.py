@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["Factor", "blocks", "damping", "factorize"]
-
 _ENOUGH = 8
 """Tokens per column from which the least damping is enough."""
 

@@ -24,8 +24,6 @@ from g4convert.array_types import F32, I8
 from g4convert.jit import jit
 from g4convert.quantization.factor import Factor, blocks
 
-__all__ = ["aim", "gptq", "nearest_codes", "torch_gptq"]
-
 _ROWS = 256
 
 

@@ -37,8 +37,6 @@ from g4convert.quantization.compiled import (
 from g4convert.quantization.scheme import MARGIN, SLACK
 from g4convert.quantization.steps import baseline, finish, load
 
-__all__ = ["Given", "given", "quantize_imatrix", "relative"]
-
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _BOTH = 2 * LANES  # <w, q> and <q, q> of a candidate
 

@@ -40,8 +40,6 @@ from g4convert.quantization.scheme import LARGEST_LEVEL, OFF_GRID, WIDER
 from g4convert.quantization.search import search
 from g4convert.quantization.steps import baseline, finish, load
 
-__all__ = ["count_lattice", "quantize_lattice"]
-
 _OFF_GRID = np.float32(OFF_GRID)
 _WIDER = np.float32(WIDER)
 

@@ -20,19 +20,6 @@ if TYPE_CHECKING:
     from g4convert.array_types import F32, I32, U16
     from g4convert.tensors import DType
 
-__all__ = [
-    "LARGEST_LEVEL",
-    "MARGIN",
-    "OFF_GRID",
-    "SLACK",
-    "WIDER",
-    "Method",
-    "NonFiniteError",
-    "Scheme",
-    "TileStats",
-    "Tiles",
-]
-
 # `mse` keeps a scale whose error is less than that of minmax by more than fp32 can have lost in either sum
 SLACK = 2.0**-20  # per element: bounds what rounding u = w/s adds to (u - q)^2 where that is near 0
 MARGIN = 1.0 - 2.0**-10  # times the error: bounds what it adds elsewhere

@@ -38,8 +38,6 @@ from g4convert.quantization.compiled import (
 from g4convert.quantization.scheme import MARGIN, SLACK
 from g4convert.quantization.steps import baseline, evaluate, finish, load
 
-__all__ = ["quantize_mse", "search"]
-
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _BOTH = 2 * LANES  # the sums A and B of a level
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from g4convert.tensors import DType
 
-__all__ = ["FORMATS", "SourceFormat"]
-
 
 @dataclass(frozen=True, slots=True)
 class SourceFormat:

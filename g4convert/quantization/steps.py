@@ -44,8 +44,6 @@ from g4convert.quantization.compiled import (
     scaled,
 )
 
-__all__ = ["baseline", "evaluate", "finish", "load", "quantize_minmax"]
-
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _NEGATIVE = np.uint32(0x80000000)
 _ZERO, _ONE = np.float32(0), np.float32(1)

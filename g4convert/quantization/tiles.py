@@ -16,8 +16,6 @@ from g4convert.quantization.source import FORMATS
 from g4convert.quantization.steps import quantize_minmax
 from g4convert.tensors import DType
 
-__all__ = ["CpuTiles"]
-
 _KERNELS = {
     Method.MINMAX: quantize_minmax,
     Method.MSE: quantize_mse,

@@ -26,8 +26,6 @@ from g4convert.quantization.scheme import (
 )
 from g4convert.quantization.source import SourceFormat
 
-__all__ = ["METHODS", "Chosen", "Groups", "find_steps", "imatrix", "nearest", "square_sum", "squared"]
-
 _EPS = 2.0**-23
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
 _RUN = 16  # sums of 8

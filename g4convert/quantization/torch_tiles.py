@@ -28,8 +28,6 @@ from g4convert.quantization.torch_search import (
 )
 from g4convert.tensors import DType
 
-__all__ = ["TORCH_DTYPES", "TorchTiles"]
-
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F16: torch.float16, DType.F32: torch.float32}
 """Torch dtypes of weights and scales."""
 

@@ -18,8 +18,6 @@ from g4convert.array_types import F32
 from g4convert.jit import jit
 from g4convert.quantization.compiled import round_bf16
 
-__all__ = ["LEVELS", "weighted_scales"]
-
 LEVELS = tuple(round(64 * 5.5 * (20 / 5.5) ** (i / 29)) / 64 for i in range(30))
 """Levels peak / |s| that the search tries at 4 bits."""
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from g4convert.report import Finding, Severity
 
-__all__ = ["Stamps", "changed", "stamps"]
-
 Stamps = Mapping[str, tuple[int, int, int]]
 """Inode, size and modification time (ns) of each file, by path."""
 

@@ -27,8 +27,6 @@ from g4convert.plain_yaml import parse
 from g4convert.report import Finding, Severity
 from g4convert.suggestions import nearest
 
-__all__ = ["Profile", "Threshold", "judge", "load", "shipped"]
-
 _PACKAGE: Final = Path(__file__).parents[1]
 _SHIPPED: Final = {
     path.stem: path

@@ -6,21 +6,6 @@ Tables list the metrics in the order of `METRICS`. `by_kind` puts headings on bl
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-__all__ = [
-    "ALIKE",
-    "COMPARED",
-    "COSTLY",
-    "DIFFERS",
-    "EQUAL",
-    "LEGEND",
-    "LEGEND_OF_EXPERTS",
-    "LOWER_BOUND",
-    "METRICS",
-    "SWAPPED",
-    "TITLES",
-    "by_kind",
-]
-
 METRICS: Final = {
     "kl_mean": "mean KL (nats)",
     "kl_median": "median KL",

@@ -30,8 +30,6 @@ from g4convert.verification.changed import changed, stamps
 from g4convert.verification.static.level import check_static, open_output
 from g4convert.verification.weights.hashes import check_hashes
 
-__all__ = ["verify"]
-
 
 def verify(
     asked: Request,

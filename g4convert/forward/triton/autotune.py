@@ -32,8 +32,6 @@ from g4convert.forward.triton.packed import ready
 from g4convert.forward.triton.tiles import Shape, Tile, load_table, save_table, tile_for
 from g4convert.progress import Quiet
 
-__all__ = ["Card", "Choice", "autotune", "search"]
-
 _QUICK, _CAREFUL = 3, 20
 _HEIGHTS, _OF_EACH = 2, 2
 

@@ -27,8 +27,6 @@ from g4convert.forward.triton.packed import Packed
 from g4convert.forward.triton.tiles import Kind, Shape, Tile
 from g4convert.forward.triton.timing import Clock, dense, graph_seconds, in_threads, random_packed
 
-__all__ = ["Bench"]
-
 _TOP_K = 8
 _CACHE_TIMES = 4
 _LAUNCHES = 16

@@ -6,8 +6,6 @@ from itertools import product as every
 
 from g4convert.forward.triton.tiles import Shape, Tile
 
-__all__ = ["CANDIDATES", "TOKENS", "candidates_for", "layer_shapes", "linear_shapes"]
-
 TOKENS = tuple(1 << i for i in range(13))
 """Numbers of tokens of a forward: 1 to 4096."""
 

@@ -25,8 +25,6 @@ from g4convert.forward.triton.packed import Packed
 from g4convert.forward.triton.routing import align, most_blocks, top_k_sum
 from g4convert.forward.triton.tiles import Kind, Shape, Tile, tile_for
 
-__all__ = ["FEW_PAIRS", "Routing", "by_slices", "constants", "linear", "moe", "product", "route"]
-
 FEW_PAIRS = 16
 """Up to so many pairs each has a block of its own: two tokens seldom share an expert, and nothing is sorted."""
 

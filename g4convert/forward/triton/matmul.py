@@ -31,8 +31,6 @@ import re
 import triton
 from triton import language as tl
 
-__all__ = ["FENCES", "INTERPRETED", "assembly", "fenced", "matmul", "nearest", "passed"]
-
 _PAIR = {  # of 16-bit floats: the fma, 2^m as a float, 1, and -(2^m + 8)
     tl.bfloat16: ("fma.rn.bf16x2", "0x43004300", "0x3F803F80", "0xC308C308"),  # m = 7
     tl.float16: ("fma.rn.f16x2", "0x64006400", "0x3C003C00", "0xE408E408"),  # m = 10

@@ -13,8 +13,6 @@ import torch
 
 from g4convert.errors import EnvironmentFault, UnsupportedError
 
-__all__ = ["DTYPES", "GROUPS", "OLDEST", "OLDEST_TRITON", "Packed", "check_device", "ready", "takes"]
-
 GROUPS = (32, 64, 128)
 """Weights that share a scale; or all of a row."""
 

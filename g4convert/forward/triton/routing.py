@@ -17,8 +17,6 @@ from triton import language as tl
 
 from g4convert.forward.triton.matmul import nearest
 
-__all__ = ["align", "most_blocks", "top_k_sum"]
-
 
 def most_blocks(pairs: int, experts: int, block_m: int) -> int:
     """The most blocks that any routing of so many pairs takes."""

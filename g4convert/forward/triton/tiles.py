@@ -18,19 +18,6 @@ from typing import Any, Literal, TypeAlias
 from g4convert.errors import UsageError
 from g4convert.whole_files import write_whole
 
-__all__ = [
-    "ARCHITECTURES",
-    "VARIABLE",
-    "Kind",
-    "Shape",
-    "Tile",
-    "architecture",
-    "load_table",
-    "save_table",
-    "shipped_tiles",
-    "tile_for",
-]
-
 Kind: TypeAlias = Literal["gate_up", "down", "linear"]
 
 VARIABLE = "G4CONVERT_TILES"

@@ -13,8 +13,6 @@ import torch
 from g4convert.forward.triton.matmul import INTERPRETED
 from g4convert.forward.triton.packed import Packed
 
-__all__ = ["Clock", "dense", "graph_seconds", "in_threads", "random_packed"]
-
 _T = TypeVar("_T")
 
 Clock = Callable[[Sequence[Callable[[], object]], int], float]

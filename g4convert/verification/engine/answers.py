@@ -15,8 +15,6 @@ import torch
 from g4convert.verification.engine.prompts import Started
 from g4convert.verification.logits.scores import TopLogits
 
-__all__ = ["MOST_ANSWER", "AnswerError", "OversizeError", "Told", "VocabularyError", "document", "top_logits"]
-
 MOST_ANSWER: Final = 64 << 20
 """Most bytes of an answer, 64 MiB; an answer with 64 log-probabilities for each of 20,000 tokens is smaller."""
 

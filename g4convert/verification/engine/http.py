@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 from g4convert.errors import UsageError
 from g4convert.verification.engine.answers import MOST_ANSWER, OversizeError
 
-__all__ = ["Reply", "Server"]
-
 _CONNECTIONS: Final = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
 

@@ -23,8 +23,6 @@ from g4convert.verification.engine.scores import Parity
 from g4convert.verification.gates import Profile, judge
 from g4convert.verification.logits.noise import floor
 
-__all__ = ["Measured", "judged_parity", "not_covered", "not_started", "of_refusals", "of_start"]
-
 _LIMITS: Final = {"mean": 3.0, "largest": 10.0}
 _LEAST: Final = {"mean": 1e-4, "largest": 1e-3}
 """Differences in nats that pass whatever the floor is."""

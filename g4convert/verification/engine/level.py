@@ -55,8 +55,6 @@ from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import like
 from g4convert.verification.probes.suite import digest, make_probes
 
-__all__ = ["check_engine", "counted", "joined", "look_for_engine", "run_engine"]
-
 _SEED: Final = 1
 _TOP: Final = 64
 """Number of likeliest tokens that are requested of each distribution."""

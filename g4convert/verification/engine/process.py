@@ -23,8 +23,6 @@ from typing import Any, BinaryIO, Final, Self
 from g4convert.errors import EnvironmentFault
 from g4convert.verification.engine.answers import MOST_ANSWER, AnswerError, OversizeError, document
 
-__all__ = ["Program"]
-
 _TAIL: Final = 20
 _GRACE: Final = 5.0
 _READ: Final = 1 << 16

@@ -24,19 +24,6 @@ from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
 from g4convert.verification.logits.scores import TopLogits
 
-__all__ = [
-    "Engine",
-    "Item",
-    "Prompt",
-    "Refused",
-    "Started",
-    "Unfilled",
-    "config_of",
-    "prompts_of",
-    "sent",
-    "vocabulary",
-]
-
 _TENSORS: Final = {
     "image": ("pixel_values", "image_position_ids"),
     "audio": ("input_features", "input_features_mask"),

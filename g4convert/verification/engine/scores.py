@@ -22,8 +22,6 @@ from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.pairs import likeliest
 from g4convert.verification.logits.scores import TokenScores, TopLogits, summed, tail_kl
 
-__all__ = ["Bucket", "Parity", "Sums", "score_answer"]
-
 _ALL: Final = "all"
 
 

@@ -26,8 +26,6 @@ from g4convert.verification.engine.http import Server
 from g4convert.verification.engine.prompts import Prompt, Refused, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
-__all__ = ["Sglang", "sglang"]
-
 _HINT: Final = "python -m sglang.launch_server --model-path OUT, then --engine-url http://HOST:30000"
 _SHOWN: Final = 2000
 """Most bytes of an answer that a message quotes."""

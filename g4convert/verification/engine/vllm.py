@@ -15,8 +15,6 @@ from g4convert.verification.engine.process import Program
 from g4convert.verification.engine.prompts import Prompt, Refused, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
-__all__ = ["Vllm", "look_for_vllm", "vllm"]
-
 _CHILD: Final = Path(__file__).with_name("vllm_child.py")
 _ROOM: Final = 16
 

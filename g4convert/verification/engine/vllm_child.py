@@ -31,18 +31,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "Engine",
-    "decoded",
-    "failed",
-    "poison",
-    "serve",
-    "state",
-    "tensor",
-    "unfilled",
-    "watched",
-]
-
 _FORMAT = "g4convert"
 _FEW = 8
 """Number of int32 words below which matches with the pattern are taken for chance."""

@@ -29,8 +29,6 @@ from g4convert.verification.logits.parts import decoder_layers, label
 from g4convert.verification.logits.states import decibels
 from g4convert.verification.logits.teacher import like
 
-__all__ = ["Answer", "activation_answers", "check_activations"]
-
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _WRONG: Final[Mapping[str, Activation]] = {

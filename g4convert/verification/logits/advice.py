@@ -30,8 +30,6 @@ from g4convert.quantities import size
 from g4convert.report import Finding, Severity
 from g4convert.verification.gates import Profile
 
-__all__ = ["Way", "is_right", "ways", "with_advice"]
-
 _EIGHT: Final = "w8a16-g32"
 _OF_EIGHT: Final = 4.0**-4
 """Share of the mean KL of 4 bits in groups of 32 without data that 8 bits leave: four more bits are steps of a 16th.

@@ -28,8 +28,6 @@ from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.parts import decoder_layers, label, roots, swapped
 from g4convert.verification.logits.teacher import ModuleError, Teacher, culprits
 
-__all__ = ["LIMITS", "LOSS_LIMIT", "Blame", "Blamed", "Examined", "blame", "examine"]
-
 LIMITS: Final[Mapping[str, float]] = {"float32": 90.0, "bfloat16": 30.0, "float16": 45.0}
 """Least SQNR in dB of a correct module on equal inputs, by the dtype of the forward. Correct modules have 120 dB and
 more in float32, 40 to 50 in bf16; exact GELU in place of the tanh form gives 74."""

@@ -43,8 +43,6 @@ from g4convert.verification.logits.metrics import METRICS_VERSION
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.whole_files import write_whole
 
-__all__ = ["FULL_VOCABULARY", "TOP", "Captured", "capture"]
-
 TOP: Final = 1024
 """Number of likeliest tokens whose logits are kept of a larger vocabulary; fewer make the KL a looser bound."""
 FULL_VOCABULARY: Final = 4096

@@ -20,8 +20,6 @@ from g4convert.forward.probe import Probe
 from g4convert.progress import peak_memory
 from g4convert.quantities import duration, rough_size
 
-__all__ = ["Cost"]
-
 _TRIAL: Final = (64, 1024, 4096)
 _TRIALS: Final = 5
 _LONG: Final = 300

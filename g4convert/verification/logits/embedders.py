@@ -19,8 +19,6 @@ from g4convert.report import Finding, Severity
 from g4convert.verification.logits.parts import label
 from g4convert.verification.logits.states import StateSums
 
-__all__ = ["check_embedders", "check_poolers"]
-
 _ALIKE: Final = 20.0
 """SQNR in dB from which an output counts as that of a known fault."""
 

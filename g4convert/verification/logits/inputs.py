@@ -19,8 +19,6 @@ import torch
 from g4convert.forward.models import Model
 from g4convert.verification.logits.parts import decoder_layers
 
-__all__ = ["EMBEDDINGS", "Inputs", "differences", "forced", "recorded", "resting_layers"]
-
 Inputs = dict[str, tuple[torch.Tensor, ...]]
 """Inputs by place; an empty tuple stands for a mask of None, which leaves the mask to the kernel."""
 

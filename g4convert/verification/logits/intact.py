@@ -18,8 +18,6 @@ from g4convert.names import Name
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.scores import TopLogits
 
-__all__ = ["DIGEST", "MOST_PROBES", "digest", "faults_of", "misfits"]
-
 DIGEST: Final = "xxh3_128"
 """Key of the digest among the facts."""
 MOST_PROBES: Final = 10_000

@@ -23,8 +23,6 @@ from g4convert.forward.probe import Probe
 from g4convert.verification.logits.pairs import likeliest
 from g4convert.verification.logits.scores import TopLogits
 
-__all__ = ["NOTHING", "Kept", "Projection", "States"]
-
 
 class Projection:
     """Random projections of states of any width; the same seed gives the same projections."""

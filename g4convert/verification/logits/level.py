@@ -38,8 +38,6 @@ from g4convert.verification.probes.answers import is_asked, with_answers
 from g4convert.verification.probes.media import MEDIA
 from g4convert.verification.probes.suite import make_probes
 
-__all__ = ["conversations", "made_reference", "model_of", "run_logits", "store_reference"]
-
 _ANSWER_TOKENS: Final = 32
 """Most tokens of an answer."""
 

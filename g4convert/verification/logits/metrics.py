@@ -26,16 +26,6 @@ from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.scores import TokenScores, TopLogits
 from g4convert.verification.logits.states import RouterMetrics, RouterSums, StateMetrics, StateSums, add_states
 
-__all__ = [
-    "CONFIDENT",
-    "HISTOGRAM_EDGES",
-    "METRICS_VERSION",
-    "Agreement",
-    "BucketMetrics",
-    "Comparison",
-    "Metrics",
-]
-
 METRICS_VERSION: Final = 1
 """Version of the metrics, raised when a metric changes its meaning; captures of another version are refused."""
 

@@ -20,8 +20,6 @@ import torch
 from g4convert.forward.models import Model
 from g4convert.verification.logits.metrics import Metrics
 
-__all__ = ["EPSILON", "Floor", "floor", "noisy", "worse"]
-
 EPSILON: Final[Mapping[str, float]] = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 2.0**-20}
 """Relative noise after each layer, by dtype. In float32 it is 16 roundings: a layer sums thousands of products in an
 order that depends on the kernel, and the rounding of its output does not hide that, as it does in bf16."""

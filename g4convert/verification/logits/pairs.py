@@ -15,8 +15,6 @@ import torch
 from g4convert.forward.logits import Given, Logits, Made, Page, Rows, joined, made_together, pieces
 from g4convert.verification.logits.scores import TokenScores, TopLogits, score, score_top, top_logits
 
-__all__ = ["Pair", "compare", "likeliest", "score_pairs"]
-
 Pair: TypeAlias = tuple[str, str]
 """Names of a reference and a candidate."""
 _Known: TypeAlias = Logits | TopLogits

@@ -8,8 +8,6 @@ import torch
 from g4convert.forward.models import Model, layers_path
 from g4convert.names import Name
 
-__all__ = ["decoder_layers", "label", "roots", "swapped", "towers"]
-
 
 def label(name: str) -> str:
     """Return a module's path without the prefixes that every text module has."""

@@ -19,9 +19,6 @@ import numpy as np
 from g4convert.array_types import F32, F64
 from g4convert.jit import jit
 
-__all__ = ["COLUMNS", "log_sums", "score_rows"]
-
-
 COLUMNS: Final = 9
 """Columns of `score_rows`: KL, the log-sum-exp of a and of b, argmax of a and of b, cosine, largest difference,
 whether a and b are finite."""

@@ -22,8 +22,6 @@ import torch
 from g4convert.array_types import F32
 from g4convert.verification.logits.row_sums import COLUMNS, log_sums, score_rows
 
-__all__ = ["TokenScores", "TopLogits", "cosine", "score", "score_top", "summed", "tail_kl", "top_logits"]
-
 _ELEMENTS = 1 << 22
 
 

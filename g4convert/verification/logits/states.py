@@ -16,8 +16,6 @@ import torch
 
 from g4convert.verification.logits.scores import cosine
 
-__all__ = ["RouterMetrics", "RouterSums", "StateMetrics", "StateSums", "add_states", "decibels"]
-
 _ELEMENTS: Final = 1 << 21
 """Number of elements that are converted to float64 at a time."""
 

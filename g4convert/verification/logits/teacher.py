@@ -31,8 +31,6 @@ from g4convert.names import Name
 from g4convert.verification.logits.parts import label, roots, towers
 from g4convert.verification.logits.states import StateMetrics, StateSums
 
-__all__ = ["ModuleError", "Teacher", "culprits", "like"]
-
 _SMALL = 1 << 16
 
 

@@ -27,8 +27,6 @@ from g4convert.verification.logits.parts import label
 from g4convert.verification.logits.teacher import culprits
 from g4convert.verification.probes.answers import decode_equals_prefill
 
-__all__ = ["Models", "trace"]
-
 _ROWS: Final = 8
 _DECODE: Final = 1e-4
 _SCORED: Final = 48

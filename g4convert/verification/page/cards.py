@@ -19,8 +19,6 @@ from g4convert.names import Name
 from g4convert.verification.labels import COMPARED, COSTLY, LOWER_BOUND, METRICS, SWAPPED, TITLES, by_kind
 from g4convert.verification.page.plots import bars, heat, histogram, lines, number
 
-__all__ = ["Card", "Cell", "Key", "Table", "cards", "number_of"]
-
 Json = Mapping[str, Any]
 
 _COLOURS: Final = {"loss": "a", "parity": "b", "noise floor": "floor"}

@@ -18,8 +18,6 @@ from g4convert.report import Severity
 from g4convert.verification.page.cards import cards, number_of
 from g4convert.verification.page.plots import number, share_bar
 
-__all__ = ["page"]
-
 Json = Mapping[str, Any]
 
 _WORDS: Final = {

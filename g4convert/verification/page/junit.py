@@ -8,8 +8,6 @@ from xml.etree import ElementTree as ET
 from g4convert.printable import printable_lines
 from g4convert.report import Finding, Report, Severity
 
-__all__ = ["junit"]
-
 _ILLEGAL: Final = re.compile("[\ufffe\uffff]")
 """Characters that XML 1.0 cannot hold, besides those that are written as escapes."""
 

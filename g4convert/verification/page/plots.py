@@ -10,8 +10,6 @@ from html import escape
 from itertools import pairwise
 from typing import Final
 
-__all__ = ["bars", "heat", "histogram", "lines", "number", "share_bar"]
-
 _WIDTH, _HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 36
 _INNER: Final = _WIDTH - _LEFT - _RIGHT

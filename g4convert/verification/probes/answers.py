@@ -17,8 +17,6 @@ from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.verification.probes.suite import left_padded
 
-__all__ = ["decode_equals_prefill", "is_asked", "with_answers"]
-
 _SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
 

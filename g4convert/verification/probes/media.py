@@ -21,8 +21,6 @@ from g4convert.forward.conversations import Frame
 from g4convert.forward.media import Media, pictures, sounds, takes, video
 from g4convert.forward.models import Config
 
-__all__ = ["MEDIA", "MediaPrompt", "media_prompts", "placed"]
-
 MEDIA = ("image", "audio", "video")
 
 _PICTURE = "Which colours do you see?"

@@ -29,8 +29,6 @@ from g4convert.gemma4 import is_drafter
 from g4convert.suggestions import no_such
 from g4convert.verification.probes.media import MEDIA, MediaPrompt, media_prompts, placed
 
-__all__ = ["BUCKETS", "KINDS", "bundled", "digest", "draft_probe", "left_padded", "make_probes"]
-
 BUCKETS = ("prose", "code", "tools", "non_latin")
 """Kinds of the bundled conversations."""
 KINDS = (*BUCKETS, "long", "batch", *MEDIA, "draft")

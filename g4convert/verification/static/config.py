@@ -13,8 +13,6 @@ from g4convert.errors import InputError
 from g4convert.gemma4 import Architecture
 from g4convert.report import Finding, Severity
 
-__all__ = ["config_keys", "model_class", "read_architecture", "short"]
-
 _SPELLINGS: Final = ("per_layer_config", "global_head_dim", "num_global_key_value_heads")
 """Alternative keys for the width of full-attention layers; `read_architecture` compares the resulting widths."""
 _WRITERS: Final = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}

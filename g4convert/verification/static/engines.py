@@ -21,8 +21,6 @@ from g4convert.engines.weights import Weights
 from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 
-__all__ = ["ENGINES", "dead_entries", "wrong_forms"]
-
 ENGINES: Final = tuple(CONTRACTS)
 
 _BY_NAME: Final = {Fault.IGNORED, Fault.UNTARGETED, Fault.TARGETED, Fault.UNNAMED}

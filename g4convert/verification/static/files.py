@@ -15,8 +15,6 @@ from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import InputError
 from g4convert.report import Finding, Severity
 
-__all__ = ["broken_files", "loose_files", "side_files", "total_size"]
-
 _README: Final = "README.md"
 _CARRIED_README: Final = "README.source.md"
 _OWN: Final = {RECORD, _README}

@@ -39,8 +39,6 @@ from g4convert.verification.static.tensors import (
     stray_values,
 )
 
-__all__ = ["REQUIRED_ENGINES", "check_static", "check_stored", "open_output"]
-
 REQUIRED_ENGINES: Final = ("transformers", "vllm")
 """Engines whose faults fail a check unless told otherwise: config entries, keys and schemes that they read wrongly.
 

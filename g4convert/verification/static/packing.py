@@ -26,8 +26,6 @@ from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import DType, TensorInfo
 
-__all__ = ["AGAIN", "fits_ranks", "fused_experts", "groups_of", "other_schemes", "packing"]
-
 _SHAPE_FORMATS: Final = {DType.I64: "<2q", DType.I32: "<2i"}
 _SPLIT_ALONG_K: Final = ("o_proj", "down_proj")
 _SPLIT_ALONG_N: Final = ("q_proj", "gate_proj", "up_proj")

@@ -10,8 +10,6 @@ from g4convert.gemma4 import Architecture
 from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.config import short
 
-__all__ = ["HINDERS", "PACKED", "cache_scheme", "formats", "section_faults"]
-
 PACKED: Final = "pack-quantized"
 _COMPUTED: Final = {"input", "output", "k_cache", "q_attn"}
 """Places of transforms that weights cannot have in them."""

@@ -19,17 +19,6 @@ from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import TensorInfo
 
-__all__ = [
-    "accounted",
-    "built_plain",
-    "dropped_tensors",
-    "is_cache_scale",
-    "kept_as_they_were",
-    "projections_agree",
-    "stray_scales",
-    "stray_values",
-]
-
 _PACKABLE: Final = {Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.PLE_PROJECTION, Role.KV_SHARED}
 _ELSEWHERE: Final = {Role.EMBEDDING, Role.PLE_EMBEDDING, Role.LM_HEAD}
 """Roles that g4convert keeps and that some engines read packed."""

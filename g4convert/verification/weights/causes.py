@@ -14,8 +14,6 @@ from g4convert.array_types import U8
 from g4convert.names import Name
 from g4convert.verification.weights.measured import PackedPair, Tile, measure_tile, read_tile
 
-__all__ = ["guess"]
-
 _ROWS: Final = 16
 _PARTNER: Final = {"gate_proj": "up_proj", "up_proj": "gate_proj", "k_proj": "v_proj", "v_proj": "k_proj"}
 

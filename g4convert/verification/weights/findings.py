@@ -7,8 +7,6 @@ from typing import Final
 from g4convert.report import Finding, Severity, grouped
 from g4convert.verification.weights.rows import Row
 
-__all__ = ["QUANTIZE_AGAIN", "error_text", "listed", "percent", "span"]
-
 _SINGLE: Final = 12
 """Most findings of a check that are reported one by one; more than these are merged by kind and cause."""
 QUANTIZE_AGAIN: Final = "quantize the source again: this weight was damaged, packed wrongly, or is of another source"

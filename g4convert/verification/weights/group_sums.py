@@ -24,9 +24,6 @@ import numpy as np
 from g4convert.array_types import F32, F64, I64, U8, U16, U32
 from g4convert.jit import jit
 
-__all__ = ["Limits", "Rows", "Scratch", "Sums", "decode", "measure_rows"]
-
-
 _SIXTEEN = np.uint32(16)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _ZERO, _QUARTER, _HALF, _ONE = np.float32(0), np.float32(0.25), np.float32(0.5), np.float32(1)

@@ -12,8 +12,6 @@ from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.record import RECORD, record
 from g4convert.report import Finding, Severity
 
-__all__ = ["check_hashes"]
-
 
 def check_hashes(out: Checkpoint) -> Iterator[Finding]:
     """Compare every shard with its hash in g4convert.json."""

@@ -16,8 +16,6 @@ from g4convert.verification.weights.measured import Measured, PackedPair
 from g4convert.verification.weights.pairs import KeptPair
 from g4convert.verification.weights.rows import DATA_FREE, Row, band_of
 
-__all__ = ["judged_kept", "judged_packed"]
-
 _ZERO: Final = 0.6
 _SATURATED: Final = 0.3
 """Shares of codes up to which no weight is odd."""

@@ -42,8 +42,6 @@ from g4convert.verification.weights.measured import Measured, PackedPair, measur
 from g4convert.verification.weights.pairs import KeptPair, Pairing
 from g4convert.verification.weights.recorded import check_recorded
 
-__all__ = ["check_weights"]
-
 _PIECE: Final = 16 << 20
 """Bytes of the source that one task reads."""
 

@@ -19,8 +19,6 @@ from g4convert.gemma4 import Weight
 from g4convert.tensors import DType
 from g4convert.verification.weights.group_sums import Limits, Rows, Scratch, Sums, measure_rows
 
-__all__ = ["Measured", "PackedPair", "Place", "Tile", "measure", "measure_tile", "place", "read_tile"]
-
 _TILE: Final = 1 << 19
 """Number of weights in a tile: 1 MiB of bf16."""
 

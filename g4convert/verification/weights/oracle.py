@@ -17,8 +17,6 @@ from g4convert.names import Name
 from g4convert.report import Finding, Severity, grouped
 from g4convert.verification.weights.measured import PackedPair, Tile, measure_tile, read_tile
 
-__all__ = ["check_decoder", "error_of"]
-
 _ROWS: Final = 32
 _AGREE: Final = 2.0**-12
 """Largest relative difference between a sum of squared weights in float32 and the same sum in float64."""

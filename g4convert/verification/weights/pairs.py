@@ -21,8 +21,6 @@ from g4convert.tensors import TensorInfo
 from g4convert.verification.static.packing import AGAIN
 from g4convert.verification.weights.measured import PackedPair, Place, place
 
-__all__ = ["KeptPair", "Pairing"]
-
 
 @dataclass(frozen=True, slots=True)
 class KeptPair:

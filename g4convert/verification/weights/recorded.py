@@ -13,8 +13,6 @@ import numpy as np
 from g4convert.report import Finding, Severity
 from g4convert.verification.weights.measured import Tile, measure_tile
 
-__all__ = ["RECORDED", "Form", "check_recorded", "tile_of"]
-
 _ROWS: Final = 4
 _AGREE: Final = 2.0**-12
 """Largest relative difference between sums in float32 and sums in float64."""

@@ -19,8 +19,6 @@ from typing import Final
 from g4convert.names import Name
 from g4convert.verification.weights.measured import Measured, PackedPair
 
-__all__ = ["DATA_FREE", "Band", "Row", "band_of"]
-
 DATA_FREE: Final = frozenset({"minmax", "mse", "lattice"})
 """Methods that use no calibration data, only the weights."""
 _EXACT: Final = 2.0**-15
