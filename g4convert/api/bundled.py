@@ -4,6 +4,7 @@ The released vocabulary has one count, so its tokenizer, which takes seconds to 
 `calibrate` adds, and ends of texts, which it cuts off, are not counted: the result is about right.
 """
 
+from functools import cache
 from typing import Final
 
 from g4convert.calibration.documents import bundled
@@ -32,12 +33,20 @@ def bundled_tokens(checkpoint: Checkpoint) -> int:
     text, file = checkpoint.config.get("text_config", checkpoint.config), checkpoint.path / "tokenizer.json"
     if text["vocab_size"] == _RELEASED or not file.is_file():
         return BUNDLED_TOKENS
-    from tokenizers import Tokenizer  # noqa: PLC0415 -- what most plans do without
-
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        count = _counted(file.read_bytes())
     except Exception:  # noqa: BLE001 -- tokenizers raises plain ones; what reads the file in earnest says what is wrong
         return BUNDLED_TOKENS
-    encoded = tokenizer.encode_batch([document.text for document in bundled()], add_special_tokens=False)
     length = row_length(text["sliding_window"])
-    return min(sum(len(one.ids) for one in encoded) // length, MOST_ROWS) * length
+    return min(count // length, MOST_ROWS) * length
+
+
+@cache
+def _counted(tokenizer: bytes) -> int:
+    """Return how many token ids a tokenizer.json makes of the bundled texts."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 -- what most plans do without
+
+    encoded = Tokenizer.from_buffer(tokenizer).encode_batch(
+        [document.text for document in bundled()], add_special_tokens=False
+    )
+    return sum(len(one.ids) for one in encoded)

@@ -10,6 +10,7 @@ It is total: each source tensor belongs to exactly one step, whole or split betw
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from g4convert.checkpoint.beside import Beside
 from g4convert.engines.limits import Packing
@@ -71,7 +72,7 @@ def outputs_of(step: Copy | Quantize) -> tuple[TensorInfo, ...]:
     return (step.target,) if isinstance(step, Copy) else step.outputs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: its kinds of steps are kept
 class Plan:
     """All steps of a conversion, and the facts they follow from.
 
@@ -97,17 +98,17 @@ class Plan:
         """True if the output is only the decoder of a multimodal source."""
         return self.inventory.architecture.is_composite and not self.architecture.is_composite
 
-    @property
+    @cached_property
     def quantized(self) -> tuple[Quantize, ...]:
         """The Linears that are packed."""
         return tuple(step for step in self.steps if isinstance(step, Quantize))
 
-    @property
+    @cached_property
     def copied(self) -> tuple[Copy, ...]:
         """The tensors that keep their bytes."""
         return tuple(step for step in self.steps if isinstance(step, Copy))
 
-    @property
+    @cached_property
     def dropped(self) -> tuple[Drop, ...]:
         """The source tensors that are not written."""
         return tuple(step for step in self.steps if isinstance(step, Drop))
