@@ -24,7 +24,7 @@ from g4convert.fitting.bench import Bench
 from g4convert.fitting.inputs import rows_to_run
 from g4convert.fitting.result import Fitted
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe import load, shipped
 from g4convert.planning.steps import make_plan
 
 __all__ = ["g4convert"]  # a fixture
@@ -45,6 +45,13 @@ def made(moe: Path, ids: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitt
     place = tmp_path_factory.mktemp("fit")
     options: dict[str, Any] = {**SMALL, "calibration": ids, "plot": place / "plot.svg"}
     return fit(moe, place / "six.yaml", target_bits=6, **options)
+
+
+@pytest.fixture
+def two_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the shipped recipes are measured, where each command would measure all of them again."""
+    two = {name: shipped()[name] for name in ("w4a16-g32", "w4a16-g32-head8")}
+    monkeypatch.setattr("g4convert.fitting.choosing.shipped", lambda: two)
 
 
 def test_the_recipe_alone_makes_the_choice_again(made: Fitted, moe: Path, tmp_path: Path) -> None:
@@ -251,6 +258,7 @@ def test_a_weight_that_is_not_finite_is_named(moe: Path, ids: Path, tmp_path: Pa
         fit(tmp_path / "moe", tmp_path / "a.yaml", target_bits=6, calibration=ids, **SMALL)
 
 
+@pytest.mark.usefixtures("two_shipped")
 def test_the_command_prints_what_was_chosen(
     g4convert: Program, made: Fitted, moe: Path, ids: Path, tmp_path: Path
 ) -> None:

@@ -166,7 +166,7 @@ def test_one_factor_is_the_inverse_of_the_other() -> None:
 
 def test_factorising_takes_the_memory_of_h() -> None:
     """The widest H of 31B has 1.8 GB."""
-    h = np.eye(4096, dtype=np.float32) + 1 / 4096
+    h = np.eye(2560, dtype=np.float32) + 1 / 2560
     factorize(of(h[:1024, :1024]), 0.01)  # what is loaded when first used
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _memory("VmRSS")

@@ -48,7 +48,7 @@ def lessons(family: Family) -> tuple[Probe, ...]:
 @cache
 def asked(family: Family) -> tuple[Probe, ...]:
     """Every other probe, answered by the model itself."""
-    return with_answers(reference(family), make_probes(reference(family), trained(family))[::2], max_new_tokens=8)
+    return with_answers(reference(family), make_probes(reference(family), trained(family))[::4], max_new_tokens=8)
 
 
 def predictions(model: Model, probes: tuple[Probe, ...]) -> torch.Tensor:

@@ -15,9 +15,12 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from helpers import ROOT, TESTS
+from helpers.answers import question
 from helpers.conversions import quantized
 from helpers.damage import config, damaged, lose, rewrite
 from helpers.prompts import first_of_each
+from helpers.served import logits_of
+from safetensors.torch import save_file
 
 from g4convert.errors import EnvironmentFault
 from g4convert.forward.load import load
@@ -26,7 +29,7 @@ from g4convert.report import Finding, Severity
 from g4convert.verification.engine import vllm_child
 from g4convert.verification.engine.level import check_engine, counted
 from g4convert.verification.engine.process import Program
-from g4convert.verification.engine.prompts import Refused
+from g4convert.verification.engine.prompts import Refused, prompts_of
 from g4convert.verification.engine.vllm import Vllm, vllm
 from g4convert.verification.probes.suite import make_probes
 
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from conftest import Checkpoints
+
+    from g4convert.forward.models import Model
+    from g4convert.forward.probe import Probe
 
 SCALE = "model.language_model.layers.0.mlp.up_proj.weight_scale"
 
@@ -47,13 +53,16 @@ def out(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @contextmanager
-def served(checkpoint: Path, expects: Path, fault: str = "", timeout: float = 60) -> Iterator[Vllm]:
+def served(
+    checkpoint: Path, expects: Path, fault: str = "", timeout: float = 60, answers: Path | None = None
+) -> Iterator[Vllm]:
     """The fake vLLM with a checkpoint, in a process of its own."""
     path = os.pathsep.join([str(TESTS / "helpers" / "fake_engine"), str(TESTS), str(ROOT)])
     environment = os.environ | {
         "PYTHONPATH": path,
         "FAKE_VLLM_EXPECTS": str(expects),
         "FAKE_VLLM_FAULT": fault,
+        "FAKE_VLLM_ANSWERS": str(answers),
     }
     with vllm(checkpoint, dtype="float32", timeout=timeout, environment=environment) as engine:
         yield engine
@@ -68,21 +77,30 @@ def codes(findings: Sequence[Finding], severity: Severity) -> dict[str, list[str
     return found
 
 
+def kept(path: Path, model: Model, probes: Sequence[Probe]) -> Path:
+    """Keep a model's answers for the fake."""
+    prompts = [one for probe in probes for one in prompts_of(probe, model.config)]
+    asked = [(one.ids, [(item.kind, item.tensors) for item in one.media]) for one in prompts]
+    save_file({question(ids, media): logits_of(model, ids, media) for ids, media in asked}, path)
+    return path
+
+
 @pytest.fixture(scope="module")
-def judged(out: Path) -> Callable[[str], list[Finding]]:
+def judged(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Finding]]:
     """Level engine of a good checkpoint, by a fake with a fault in it; the first probe of each kind."""
     model = load(out, packed=False)
     probes = make_probes(model, out, kinds=("prose", "batch", "image", "video"), tokens=1)
     probes = [counted(one) for one in first_of_each(probes)]
 
-    def judge(fault: str) -> list[Finding]:
-        with served(out, out, fault) as engine:
+    def judge(fault: str, served_model: Model = model) -> list[Finding]:
+        answers = kept(tmp_path_factory.mktemp("answers") / "logits.safetensors", served_model, probes)
+        with served(out, out, fault, answers=answers) as engine:
             return [*check_engine(engine, model, probes, progress=Quiet()).findings]
 
     return judge
 
 
-def test_a_good_checkpoint_passes_whatever_the_engine_prints(judged: Callable[[str], list[Finding]]) -> None:
+def test_a_good_checkpoint_passes_whatever_the_engine_prints(judged: Callable[..., list[Finding]]) -> None:
     findings = judged("noise")
     assert not codes(findings, Severity.FAIL)
     assert not codes(findings, Severity.INCONCLUSIVE)
@@ -98,16 +116,19 @@ def test_a_key_that_vllm_needs_is_supplied_and_told(out: Path, tmp_path: Path) -
         out, tmp_path / "lacking", config(lambda whole: whole["vision_config"].pop("default_output_length"))
     )
     model = load(lacking, packed=False)
-    with served(lacking, out) as engine:
-        probes = [counted(one) for one in make_probes(model, lacking, kinds=("prose",), tokens=1)]
+    probes = [counted(one) for one in make_probes(model, lacking, kinds=("prose",), tokens=1)]
+    with served(lacking, out, answers=kept(tmp_path / "logits.safetensors", model, probes)) as engine:
         findings = [*check_engine(engine, model, probes, progress=Quiet()).findings]
     assert codes(findings, Severity.WARN) == {"engine.config": ["vision_config.default_output_length"]}
     assert "engine.load" in codes(findings, Severity.PASS)
 
 
 @pytest.mark.full
-def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[[str], list[Finding]]) -> None:
-    findings = judged("exact gelu,no pictures")
+def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[..., list[Finding]], out: Path) -> None:
+    other = load(out, packed=False)
+    for layer in other.get_decoder().layers:
+        layer.mlp.act_fn = torch.nn.GELU()
+    findings = judged("no pictures", other)
     failed = codes(findings, Severity.FAIL)
     assert [one.partition(" ")[0] for one in failed["engine.logprobs"]] == ["all", "prose", "batch"]
     assert set(failed["engine.probes"]) == {"image_square", "video"}
@@ -115,7 +136,7 @@ def test_a_wrong_activation_fails_parity_and_a_refusal_is_told(judged: Callable[
 
 
 @pytest.mark.full
-def test_a_kernel_that_the_machine_lacks_is_no_fault_of_the_checkpoint(judged: Callable[[str], list[Finding]]) -> None:
+def test_a_kernel_that_the_machine_lacks_is_no_fault_of_the_checkpoint(judged: Callable[..., list[Finding]]) -> None:
     """Each prompt is refused, the next is not kept waiting by it, and nothing is said to be wrong."""
     findings = judged("no kernel")
     assert not codes(findings, Severity.FAIL)
@@ -152,7 +173,7 @@ def test_an_unexpected_tensor_is_the_engines_own_message(out: Path, tmp_path: Pa
 
 
 @pytest.mark.full
-def test_what_only_this_machine_cannot_is_inconclusive(judged: Callable[[str], list[Finding]]) -> None:
+def test_what_only_this_machine_cannot_is_inconclusive(judged: Callable[..., list[Finding]]) -> None:
     findings = judged("no backend")
     assert not codes(findings, Severity.FAIL)
     assert codes(findings, Severity.INCONCLUSIVE).keys() == {"engine.load", "engine.stopped"}

@@ -1,15 +1,14 @@
-"""The part of vLLM's interface that `vllm_child` uses, with transformers behind it.
+"""The part of vLLM's interface that `vllm_child` uses, with kept answers behind it.
 
 Its loader is as careless as vLLM's: it copies what it finds and asks for nothing. What it builds is what the directory
-FAKE_VLLM_EXPECTS holds, a good checkpoint. FAKE_VLLM_FAULT is some of these,
-with commas between:
+FAKE_VLLM_EXPECTS holds, a good checkpoint. Its logits are those of the file FAKE_VLLM_ANSWERS; to a prompt that is
+another than the test's, there is no answer. FAKE_VLLM_FAULT is some of these, with commas between:
 
     hang, hang later    no answer to the first question, or to the second
     crash               the process ends
     noise               something on stdout and stderr, then all is well
     no backend          the model cannot be built on this machine
     too old             something cannot be imported
-    exact gelu          another activation than the config's
     no pictures         pictures are refused
     no kernel           every prompt is refused, as the library was built for another CPU
 """
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.answers import question
 from safetensors import safe_open
 
 from vllm.model_executor.model_loader import LOADERS
@@ -76,7 +76,7 @@ def misbehave(moment: str) -> None:
 class LLM:
     """A model in this process."""
 
-    def __init__(self, *, model: str, dtype: str, load_format: str, hf_overrides: Any, **options: Any) -> None:
+    def __init__(self, *, model: str, load_format: str, hf_overrides: Any, **options: Any) -> None:
         misbehave("hang")
         if "noise" in FAULTS:
             sys.stdout.write('{"event": "scored"}\n')
@@ -85,7 +85,6 @@ class LLM:
         assert options["max_logprobs"] == -1
         config = hf_overrides(Config(json.loads((Path(model) / "config.json").read_text())))
         LOADERS[load_format](LoadConfig(load_format)).load_model(model, config)
-        self._model, self._dtype, self._path = None, dtype, Path(model)
         self._waiting: list[tuple[str, Any, SamplingParams]] = []
         self.llm_engine = self
 
@@ -102,8 +101,6 @@ class LLM:
         return bool(self._waiting)
 
     def step(self) -> list[RequestOutput]:
-        from helpers.served import logits_of  # noqa: PLC0415 -- loading needs none of this
-
         _, prompt, parameters = self._waiting[0]
         media = list(self._media(prompt))
         if "no pictures" in FAULTS and media:
@@ -111,7 +108,8 @@ class LLM:
         if "no kernel" in FAULTS:
             raise AttributeError("'_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'")
         ids = prompt["prompt_token_ids"]
-        logprobs = logits_of(self._loaded(), ids, media).log_softmax(-1)
+        with safe_open(os.environ["FAKE_VLLM_ANSWERS"], "pt") as file:
+            logprobs = file.get_tensor(question(ids, media)).log_softmax(-1)
         rows: list[Any] = [None]
         for row, true in zip(logprobs, ids[1:], strict=False):
             best = row.topk(parameters.prompt_logprobs)
@@ -128,16 +126,6 @@ class LLM:
                 soft = [True] * len(ids) if place.is_embed is None else place.is_embed.tolist()
                 assert len({id_ for id_, is_soft in zip(ids, soft, strict=True) if is_soft}) == 1
                 yield kind, {HF_NAMES[name]: tensor for name, tensor in item.items() if name in HF_NAMES}
-
-    def _loaded(self) -> Any:
-        if self._model is None:
-            from g4convert.forward.load import load  # noqa: PLC0415 -- loading needs none of this
-
-            self._model = load(self._path, dtype=self._dtype, packed=False)
-            if "exact gelu" in FAULTS:
-                for layer in self._model.get_decoder().layers:
-                    layer.mlp.act_fn = torch.nn.GELU()
-        return self._model
 
 
 def names_in(directory: str | Path) -> dict[str, Any]:
