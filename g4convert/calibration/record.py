@@ -17,8 +17,8 @@ from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.counted import Counted
 from g4convert.calibration.kept import Kept
 from g4convert.calibration.replay import Replay
-from g4convert.calibration.run import threads
 from g4convert.calibration.squares import Hooks, Sums
+from g4convert.calibration.team import threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.identity import Model

@@ -10,11 +10,8 @@ resumed run ends with the same bytes, with any number of threads and ranks. Rank
 the journal, and trains alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from functools import partial
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -29,7 +26,7 @@ from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, packed_words
 from g4convert.calibration.scales import ScaleTraining
 from g4convert.calibration.states import States, check_room
-from g4convert.calibration.team import Team
+from g4convert.calibration.team import Team, threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.calibration.trained import is_trained, source_weight
 from g4convert.checkpoint.reader import Reader
@@ -288,19 +285,3 @@ class LayerByLayer:
 def _layers_of(rows: Mapping[int, list[Any]], tiled: int) -> dict[int, list[Any]]:
     """Return the statistics of the units that are whole layers."""
     return {unit: layer for unit, layer in rows.items() if unit >= tiled}
-
-
-@contextmanager
-def threads(workers: int) -> Iterator[Executor]:
-    """Yield a pool in whose threads torch is single-threaded: products do not depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers, "layer", initializer=partial(torch.set_num_threads, 1)) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # a stop waits for what runs, not for what is queued
-                raise
-    finally:
-        torch.set_num_threads(before)

@@ -13,8 +13,10 @@ Parts have one size whatever the number of ranks or threads, so the bytes are th
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -85,6 +87,22 @@ class Team:
         tiles = -(-n // _ROWS)
         first, last = (tiles * one // self.ranks.world * _ROWS for one in (rank, rank + 1))
         return slice(first, min(last, n))
+
+
+@contextmanager
+def threads(workers: int) -> Iterator[Executor]:
+    """Yield a pool in whose threads torch is single-threaded: products do not depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, "layer", initializer=partial(torch.set_num_threads, 1)) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # a stop waits for what runs, not for what is queued
+                raise
+    finally:
+        torch.set_num_threads(before)
 
 
 def row_tiles(n: int) -> Iterator[slice]:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from g4convert.array_types import F64
 from g4convert.bounded import read_text
+from g4convert.conversion.fingerprint import differences
 from g4convert.conversion.identity import Model
 from g4convert.errors import InputError
 from g4convert.fitting.choices import Form, label_of
@@ -109,7 +110,8 @@ class Sensitivities:
             theirs = found["basis"] if found["version"] == _VERSION else {}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: not a file of measured losses: {error}", hint=_HINT) from error
-        if wrong := [*_differences(theirs, basis.to_dict())]:
+        wrong = [f"{at}: {its}, expected {own}" for at, its, own in differences(theirs, basis.to_dict())]
+        if wrong:
             raise InputError(f"{path}: losses that were measured on something else", offenders=wrong, hint=_HINT)
         return cls(basis, known)
 
@@ -153,13 +155,3 @@ def _losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
         if not all(math.isfinite(loss) and loss >= 0 for loss in values.values()):
             raise ValueError(name)
         yield str(name), values
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each difference between the file's basis and the expected basis."""
-    for key, wanted in ours.items():
-        if (found := theirs.get(key)) != wanted:
-            if isinstance(wanted, dict) and isinstance(found, dict):
-                yield from (f"{key}.{line}" for line in _differences(found, wanted))
-            else:
-                yield f"{key}: {found}, expected {wanted}"

@@ -23,7 +23,8 @@ from helpers.program import Program, g4convert
 from helpers.runs import hashes
 from xxhash import xxh3_64_hexdigest
 
-from g4convert.calibration.run import LayerByLayer, threads
+from g4convert.calibration.run import LayerByLayer
+from g4convert.calibration.team import threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source

@@ -153,9 +153,9 @@ def _decoding(dequantized: Model, candidate: Model, probes: Iterable[Probe]) -> 
         probe = next((probe for probe in probes if probe.bucket == bucket), None)
         if probe is None or stream_of(candidate) is not None:
             continue
-        allowed, found = max(_DECODE, rounding), decode_equals_prefill(candidate, probe, steps=4)
+        allowed, found = max(_DECODE, rounding), decode_equals_prefill(candidate, probe)
         if found > allowed:
-            allowed = max(allowed, 4 * decode_equals_prefill(dequantized, probe, steps=4))
+            allowed = max(allowed, 4 * decode_equals_prefill(dequantized, probe))
         severity = Severity.PASS if found <= allowed else Severity.FAIL
         words, expected = f"logits {found:.1e} apart", f"at most {allowed:.1e} of the largest logit"
         yield Finding("logits.decode", severity, f"decoding with KV cache, {bucket}", words, expected)

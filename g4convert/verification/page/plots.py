@@ -62,7 +62,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], floor: Sequence[int
     def place(edge: int) -> float:
         return _LEFT + (edge - first) * width
 
-    body = [*_grid(top, percent=True)]
+    body = [*_grid(top)]
     for power in range(math.ceil(math.log10(edges[first]) - 1e-6), math.floor(math.log10(edges[last + 1]) + 1e-6) + 1):
         edge = min(range(len(edges)), key=lambda i, power=power: abs(math.log10(edges[i]) - power))  # type: ignore[misc]
         sparse = edges[last + 1] / edges[first] > 1e7 and power % 2
@@ -126,7 +126,7 @@ def bars(
     axis: str,
 ) -> str:
     """Draw bars from 0 to 100 % side by side, with the number of tokens under each group."""
-    body = [*_grid(1.0, percent=True)]
+    body = [*_grid(1.0)]
     width = _INNER / len(groups)
     each = width * 0.7 / max(1, len(series))
     for place, (group, count) in enumerate(zip(groups, counts, strict=True)):
@@ -202,12 +202,12 @@ def _steps(low: float, high: float) -> Iterator[float]:
         value += step
 
 
-def _grid(top: float, *, percent: bool) -> Iterator[str]:
+def _grid(top: float) -> Iterator[str]:
     for part in range(5):
         y = _TOP + _DEPTH * (1 - part / 4)
         value = top * part / 4
         yield _line_y(y)
-        yield _text(_LEFT - 6, y + 4, f"{number(round(100 * value, 2))} %" if percent else number(value), "end")
+        yield _text(_LEFT - 6, y + 4, f"{number(round(100 * value, 2))} %", "end")
 
 
 def _outline(steps: Sequence[tuple[float, float]], end: float) -> str:

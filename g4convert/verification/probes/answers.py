@@ -19,6 +19,8 @@ from g4convert.verification.probes.suite import left_padded
 
 _SIZED = ("input_ids", "mm_token_type_ids", "attention_mask", "position_ids")
 """Arguments with one entry for each token."""
+_STEPS = 4
+"""Most tokens that are decoded one by one."""
 
 
 def with_answers(
@@ -125,13 +127,12 @@ def _lengthened(prompt: Probe, new: torch.Tensor, counted: torch.Tensor) -> Prob
     return Probe.of(prompt.name, prompt.bucket, arguments, torch.cat([torch.zeros_like(prompt.response), counted], 1))
 
 
-def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> float:
+def decode_equals_prefill(model: Model, probe: Probe) -> float:
     """Feed the answer token by token through the KV cache, and compare the logits with those of one forward.
 
     Args:
         model: any model with a Gemma 4 forward and a cache.
         probe: one row or a left-padded batch; its tokens before the answer are the prefill.
-        steps: most tokens to decode.
 
     Returns:
         The largest difference of logits, relative to the largest logit. About 1e-6 in float32; a larger value shows a
@@ -139,7 +140,7 @@ def decode_equals_prefill(model: Model, probe: Probe, *, steps: int = 8) -> floa
     """
     ids: torch.Tensor = probe.arguments["input_ids"]
     start = int(probe.response.int().argmax(dim=1).max()) + 1  # every row has begun: none is padding from here on
-    stop = min(start + steps, ids.shape[1])
+    stop = min(start + _STEPS, ids.shape[1])
     places = torch.arange(start - 1, stop, device=device_of(model))
     expected = call(model, {**probe.arguments, "logits_to_keep": places}, use_cache=False).logits.float().cpu()
     decoder = Decoder(model, _shortened(probe, start).arguments)
