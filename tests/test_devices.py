@@ -119,7 +119,7 @@ CASES: list[tuple[str, DTypeName, Memory]] = [
 ]
 
 
-@pytest.mark.parametrize(("family", "dtype", "memory"), every(4, CASES))
+@pytest.mark.parametrize(("family", "dtype", "memory"), every(6, CASES))
 def test_the_same_bits_wherever_it_runs(
     family: str, dtype: DTypeName, memory: Memory, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

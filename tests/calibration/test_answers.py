@@ -44,15 +44,15 @@ def made(model: Path, output: Path, seed: int = 0, progress: Quiet | None = None
     )
 
 
-def test_the_seed_decides_what_a_model_says(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_decides_what_a_model_says(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "_LONGEST", 8)
     counted = Counted()
-    found = [made(moe, tmp_path / f"{n}.safetensors", seed, counted) for n, seed in enumerate((0, 0, 1))]
+    found = [made(dense, tmp_path / f"{n}.safetensors", seed, counted) for n, seed in enumerate((0, 0, 1))]
     hashes = [one.tokens.hash for one in found]
     assert hashes[0] == hashes[1] != hashes[2]
     assert counted.count >= 3 * 4 * 31
     assert {one.texts["answers"] for one in found} == {"answered by the model, temperature 1"}
-    plain = made(moe, tmp_path / "plain.safetensors", own=False)
+    plain = made(dense, tmp_path / "plain.safetensors", own=False)
     assert plain.tokens.hash not in hashes
 
 

@@ -517,11 +517,15 @@ def profile(path: Path, passes: float, fail: float) -> Path:
 
 
 @pytest.mark.usefixtures("brief")
-def test_a_loss_that_fails_names_one_command(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
+def test_a_loss_that_fails_names_one_command(
+    text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Report] = []
+    show = show_report.report
+    monkeypatch.setattr(show_report, "report", lambda at, one, **how: (told.append(one), show(at, one, **how)))
     source, out = text_out
     strict = profile(tmp_path / "strict.yaml", 0.0, 1e-9)
-    asked = ("verify", out, "--reference", source, "--profile", strict)
-    ran = g4convert(*asked)
+    ran = g4convert("verify", out, "--reference", source, "--profile", strict)
     assert ran.status == 1
     lines = ran.out.splitlines()
     made = f"next: g4convert quantize {source} -o {source.name}-W8A16 -r w8a16-g32  # 8 bits: loses less"
@@ -530,8 +534,7 @@ def test_a_loss_that_fails_names_one_command(text_out: tuple[Path, Path], g4conv
     assert re.fullmatch(
         r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, KL [\d.e-]+( \(upper end [\d.e-]+\))?, above the limit of 0", eight
     )
-    found = json.loads(g4convert(*asked, "--json").out)["metrics"]["advice"]
-    assert found[0]["options"] == "-r w8a16-g32"
+    assert told[0].metrics["advice"][0]["options"] == "-r w8a16-g32"
 
 
 def test_what_check_mends_is_said(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_another_target_measures_no_single_change_again(
     assert "--max-kl" in found.output.read_text()
 
 
+@pytest.mark.usefixtures("two_shipped")
 def test_a_stopped_fit_goes_on(
     made: Fitted, moe: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_losses_of_something_else_are_refused(made: Fitted, moe: Path, ids: Path
     assert not (tmp_path / "a.yaml").exists()
 
 
+@pytest.mark.usefixtures("two_shipped")
 def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
     """SGLang takes no packed experts and no packed tables of this model; vLLM takes all."""
     options: dict[str, Any] = {**SMALL, "calibration": ids, "bits": {"embedding": 4, "lm_head": 8}}
@@ -183,6 +185,7 @@ def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("two_shipped")
 def test_a_source_on_a_lattice_stays_on_it(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """`auto` would sample groups of 64, too, which lie on none."""
     source, ids = checkpoints("text", qat=True), tmp_path / "ids.safetensors"
@@ -215,6 +218,7 @@ def test_a_source_on_a_lattice_stays_on_it(checkpoints: Checkpoints, tmp_path: P
         ({"target_bits": 5, "calibration": "typo.safetensors"}, InputError, "typo.safetensors"),
     ],
 )
+@pytest.mark.usefixtures("two_shipped")
 def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a row of the table, and four fixtures
     options: dict[str, Any], error: type[G4Error], message: str, made: Fitted, moe: Path, ids: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,8 @@
 """Checkpoints that are headers only: real layouts of any size, without a byte of weights."""
 
+import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,13 @@ def opened(config: Mapping[str, Any], tensors: Iterable[TensorInfo] | None = Non
 
 
 def planned(config: Mapping[str, Any], recipe: str = "w4a16-g32", **options: object) -> Plan:
-    """The plan of a headers-only checkpoint."""
+    """The plan of a headers-only checkpoint; those of the released sizes are asked for again and again."""
+    return _planned(json.dumps([config, options]), recipe)
+
+
+@cache
+def _planned(said: str, recipe: str) -> Plan:
+    config, options = json.loads(said)
     return make_plan(opened(config), load(recipe, options).recipe)
 
 

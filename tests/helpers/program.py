@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import typer
@@ -40,8 +39,14 @@ class Program(Protocol):
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Level logits asks one question of each kind, answered in two tokens: for tests of what is around it."""
     from g4convert.verification.logits import level  # noqa: PLC0415 -- brings torch
+    from helpers.prompts import first_of_each  # noqa: PLC0415 -- the same
 
-    monkeypatch.setattr(level, "make_probes", partial(level.make_probes, tokens=1))
+    make_probes = level.make_probes
+
+    def few(*given: Any, **more: Any) -> Any:  # noqa: ANN401 -- handed on
+        return first_of_each(make_probes(*given, **more, tokens=1))
+
+    monkeypatch.setattr(level, "make_probes", few)
     monkeypatch.setattr(level, "_ANSWER_TOKENS", 2)
 
 

@@ -131,7 +131,7 @@ def test_a_fault_of_the_path_fails_and_is_named(  # noqa: PLR0913, PLR0917 -- a 
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    every(2, sorted({(row[1], row[3]) for row in PATHS})),
+    every(3, sorted({(row[1], row[3]) for row in PATHS})),
     ids=lambda word: str(word).replace(" ", "-"),
 )
 def test_the_right_path_passes(family: str, kind: str, judged: Callable[..., Judged]) -> None:
