@@ -106,7 +106,7 @@ def _quantize(directory: Path, samples: int, length: int, judging: int) -> None:
         (rounding.Rounding, "factor"),
         (rounding.Rounding, "_data_free"),
         (rounding.Rounding, "_weighted"),
-        (rounding.Rounding, "_errors"),
+        (rounding.Rounding, "_energies"),
         (rounding, "gptq"),
         (rounding, "stats_of"),
         (LayerByLayer, "_write"),
