@@ -110,7 +110,7 @@ FAULTS = {
     "expert scale": ("moe", drop(f"{LAYER}.router.per_expert_scale"), "router.per_expert_scale"),
     "experts": ("moe", drop(f"{LAYER}.experts.down_proj"), f"missing: {LAYER}.experts.0.down_proj.weight"),
     "standardization": ("moe", drop("model.vision_tower.std_bias"), "missing: model.vision_tower.std_bias"),
-    "stranger": ("dense", add(f"{LAYER}.mlp.gate_proj.bias", torch.zeros(256)), "unexpected: "),
+    "stranger": ("dense", add(f"{LAYER}.mlp.gate_proj.extra", torch.zeros(256)), "unexpected: "),
     "values of k_eq_v": ("dense", add(f"{TEXT}.layers.1.self_attn.v_proj.weight", ONES), "self_attn.v_proj.weight"),
     "shape": ("dense", change(f"{LAYER}.mlp.up_proj.weight", lambda t: t[:-1]), "is [255, 128], the model's is [256"),
     "shape of experts": ("moe", change(f"{LAYER}.experts.down_proj", lambda t: t[:-1]), "is [11, 128, 192]"),

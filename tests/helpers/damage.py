@@ -230,7 +230,7 @@ STATIC: Mapping[str, Damage] = {
     "one expert lost": lose(*(f"{MOE}.experts.5.up_proj.{part}" for part in PARTS)),
     "clip limit dropped": lose("model.vision_tower.encoder.layers.1.mlp.up_proj.output_max"),
     "std_bias dropped": lose("model.vision_tower.std_bias"),
-    "tensor too many": tensors(lambda held: held.update({f"{LAYER}.mlp.gate_proj.bias": torch.zeros(256)})),
+    "tensor too many": tensors(lambda held: held.update({f"{LAYER}.mlp.gate_proj.extra": torch.zeros(256)})),
     "plain beside packed": tensors(
         lambda held: held.update({f"{LAYER}.mlp.up_proj.weight": torch.zeros(256, 128, dtype=torch.bfloat16)})
     ),

@@ -416,7 +416,7 @@ DAMAGED: Mapping[str, tuple[str, Callable[[Tensors], None], Mapping[str, Topic |
     ),
     "a tensor too many": (
         "31B",
-        added(f"{LAYER}.mlp.gate_proj.bias", 21504),
+        added(f"{LAYER}.mlp.gate_proj.extra", 21504),
         {"vllm": Topic.UNKNOWN, "sglang": None, "transformers": None},
     ),
     "a v_proj where values are keys": (

@@ -45,7 +45,7 @@ ROWS = (
     row("one expert lost", "moe", ("tensors", FAIL, f"{LAYER}.experts.5.up_proj.weight")),
     row("clip limit dropped", "e2b", ("tensors", FAIL, "model.vision_tower.encoder.layers.1.mlp.up_proj.output_max")),
     row("std_bias dropped", "dense", ("tensors", FAIL, "model.vision_tower.std_bias")),
-    row("tensor too many", "dense", ("unknown", FAIL, f"{LAYER}.mlp.gate_proj.bias")),
+    row("tensor too many", "dense", ("unknown", FAIL, f"{LAYER}.mlp.gate_proj.extra")),
     row("plain beside packed", "dense", ("duplicate", FAIL, f"{LAYER}.mlp.up_proj.weight")),
     row("name of another program", "dense", ("names", WARN, "language_model.model.norm.weight")),
     row("v_proj on a k_eq_v layer", "moe", ("k_eq_v", FAIL, "model.language_model.layers.2.self_attn.v_proj.weight")),
