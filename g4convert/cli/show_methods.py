@@ -11,8 +11,6 @@ from g4convert.quantities import nats, plural, rough_duration, rough_size
 if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
 
-__all__ = ["basis", "methods", "untried"]
-
 _LESS = 0.9
 """A method is named if it leaves less than this part of what the one named before leaves."""
 

@@ -12,8 +12,6 @@ from g4convert.errors import InputError
 from g4convert.planning.plan import Drop, Plan
 from g4convert.tensors import DType
 
-__all__ = ["all_zero", "check_drops", "same_values"]
-
 _BLOCK = 8 << 20
 _ONES, _ZEROS = "ones", "zeros"
 _HEAD = "for a head of its own, set `tie_word_embeddings: false` at the top level of config.json"

@@ -8,6 +8,7 @@ tokenizer    Makes a small real tokenizer, chat template and processor config
 trained      Finds the trained checkpoints that are shipped
 """
 
-from g4convert.demo.checkpoints import Family, make
+from g4convert.demo.checkpoints import make
+from g4convert.gemma4.family import Family
 
 __all__ = ["Family", "make"]

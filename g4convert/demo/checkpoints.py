@@ -38,9 +38,6 @@ from g4convert.forward.models import Config, Model, constructing, model_class, q
 from g4convert.gemma4.family import Family
 from g4convert.suggestions import no_such
 
-__all__ = ["Family", "make"]
-
-
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 _TEXT: Mapping[str, Any] = {

@@ -11,8 +11,6 @@ from typing import Final, TypeGuard
 from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.tensors import DType
 
-__all__ = ["check_other_keys", "read_dtype"]
-
 _TOKENS = ("boi_token_id", "eoi_token_id", "image_token_id", "video_token_id", "boa_token_id", "eoa_token_index",
            "audio_token_id")  # fmt: skip
 _DECODER: Mapping[str, Sequence[str]] = {

@@ -35,8 +35,6 @@ from g4convert.inspection.modules import (
 from g4convert.names import Name
 from g4convert.verification.static.section import PACKED, formats
 
-__all__ = ["Description", "describe"]
-
 
 def describe(checkpoint: Checkpoint) -> Description:
     """Return the description of an opened checkpoint.

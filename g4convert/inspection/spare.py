@@ -16,8 +16,6 @@ from g4convert.gemma4 import ExtraKind, droppable
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
 
-__all__ = ["spare_values"]
-
 _HEAD, _BIAS = "engines.tied_head", "engines.bias"
 _TIED = "the values of the embedding that config.json ties it to"
 _NONE = "none, or zeros"

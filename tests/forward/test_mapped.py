@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from g4convert.demo.checkpoints import Family, make
+from g4convert.demo import Family, make
 
 CUT = """
 import os, sys

@@ -21,7 +21,8 @@ from g4convert.forward.load import load
 from g4convert.report import Judged, Severity
 from g4convert.request import Level, Request
 from g4convert.verification import gates
-from g4convert.verification.logits.judge import Models, check_logits
+from g4convert.verification.logits.judge import check_logits
+from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.suite import make_probes
 from g4convert.verification.run import verify
 

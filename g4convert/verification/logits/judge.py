@@ -37,8 +37,6 @@ from g4convert.verification.logits.teacher import like
 from g4convert.verification.logits.trace import Models, trace
 from g4convert.verification.probes.suite import digest
 
-__all__ = ["Models", "check_logits"]
-
 _SEED: Final = 1
 _ORIGINAL: Final = "original"
 _DEQUANTIZED: Final = "dequantized"

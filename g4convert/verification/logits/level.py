@@ -32,8 +32,9 @@ from g4convert.verification import gates
 from g4convert.verification.logits.advice import is_right, ways, with_advice
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
-from g4convert.verification.logits.judge import Models, check_logits
+from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
+from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.answers import is_asked, with_answers
 from g4convert.verification.probes.media import MEDIA
 from g4convert.verification.probes.suite import make_probes

@@ -15,7 +15,8 @@ from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.verification import gates
 from g4convert.verification.logits.capture import Captured, capture
-from g4convert.verification.logits.judge import Models, check_logits
+from g4convert.verification.logits.judge import check_logits
+from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.suite import make_probes
 
 BAD = (Severity.FAIL, Severity.INCONCLUSIVE)

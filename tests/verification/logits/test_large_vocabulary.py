@@ -8,7 +8,7 @@ import torch
 from helpers.program import Program, brief, g4convert
 from helpers.rewriting import Tensors, rewritten
 
-from g4convert.demo.checkpoints import Family, make
+from g4convert.demo import Family, make
 from g4convert.forward import logits
 
 __all__ = ["brief", "g4convert"]  # fixtures
