@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Self, TypeAlias, Unpack
 
 from g4convert.api.calibrate import bundled_ids, calibrate
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
@@ -38,6 +39,7 @@ from g4convert.quantization import Method
 from g4convert.request import DEFAULTS, MemoryUse, chosen
 from g4convert.whole_files import check_writable, write_whole
 
+_Path: TypeAlias = str | os.PathLike[str]
 _BEGINNING = 4_096
 """Characters of a recipe that hold its first comments."""
 
@@ -107,41 +109,33 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         EnvironmentFault: a model that is to be resident does not fit the memory, or there is no such device.
         Interrupted: stopped on request; measured losses are kept.
     """
-    target, path, watch = target_of(target_size, target_bits, max_kl), Path(output), saying(progress, say)
-    data = Path(calibration) if calibration else path.with_name(f"{path.stem}.calibration.safetensors")
-    kept = Path(sensitivities) if sensitivities else path.with_suffix(".sensitivities.json")
-    written = [path, kept, *([] if plot is None else [Path(plot)])]
-    is_kept = path.is_file() and not overwrite
-    _check_output(path, target, overwrite=overwrite)
-    for one in written if calibration else (*written, data):
-        check_writable(one)
+    target, watch, tps = target_of(target_size, target_bits, max_kl), saying(progress, say), tuple(tp) or (1,)
+    files = _Files.of(Path(output), calibration, sensitivities, plot)
+    is_kept = files.recipe.is_file() and not overwrite
+    _check_output(files.recipe, target, overwrite=overwrite)
+    files.check_writable()
     base, forms = resolved(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     directory = source.resolve(os.fspath(model)).path
-    check_apart(written, [directory, data, Path(base.name)])
-    if calibration and not data.exists():
-        raise InputError(f"{data}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
+    files.check_apart(directory, Path(base.name))
     checkpoint = Checkpoint.open(directory)
-    tps = tuple(tp) or (1,)
     problem = loadable(Problem.of(make_plan(checkpoint, base.recipe), forms), checkpoint, tps)
     if not isinstance(target, Loss):
         budget(target, problem)
     unit = unit_of(chosen("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
     if unit is Unit.OUTPUT_ERROR:
         watch.say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
-    if calibration is None and not data.exists():
-        rows_to_run(
-            bundled_ids(checkpoint.path), rows, tokens, data
-        )  # refused before the file is made, which takes minutes
-        watch.say(f"calibration: of the bundled texts, kept in {data}")
+    if not files.ids.exists():
+        rows_to_run(bundled_ids(directory), rows, tokens, files.ids)  # refused before the file is made, for minutes
+        watch.say(f"calibration: of the bundled texts, kept in {files.ids}")
         weighs = base.recipe.is_calibrated or unit is Unit.OUTPUT_ERROR
-        calibrate(checkpoint.path, data, answers=False, statistics=weighs, progress=watch)
-    given = Inputs.of(data, checkpoint, problem, unit, rows, tokens)
-    with memory_faults(), _kept(kept), _rounder(checkpoint, problem, given, workers) as rounder:
-        known = Sensitivities.at(kept, given.basis(checkpoint, rounder, unit, dtype))
+        calibrate(directory, files.ids, answers=False, statistics=weighs, progress=watch)
+    given = Inputs.of(files.ids, checkpoint, problem, unit, rows, tokens)
+    with memory_faults(), _kept(files.losses), _rounder(checkpoint, problem, given, workers) as rounder:
+        known = Sensitivities.at(files.losses, given.basis(checkpoint, rounder, unit, dtype))
         by = Measures.of(checkpoint, rounder, given, known, dtype, device)
-        measure(problem, by.single, known, kept, watch)
+        measure(problem, by.single, known, files.losses, watch)
         losses = by.chosen_by(problem, known.losses)
         solved = problem.frontier(losses)
         shown = tuple(presets(problem, checkpoint, by.whole))
@@ -150,16 +144,70 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         values = recipe_values(problem, taken) | _said(rounder.method, taken)
         plan = plan_of(checkpoint, values, problem, taken)
         Outlook.of(plan, tps).hold(plan.recipe, tps)
-    corners = tuple(solved.drawn())
+    corners, (path, kept) = tuple(solved.drawn()), (files.recipe, files.losses)
     found = Fitted(path, kept, problem, known, losses, by.share, tried, shown, corners, already_done=is_kept)
-    text = recipe_text(values, found.comments(target))
-    if is_kept and path.read_text(encoding="utf-8") != text:
-        raise is_there(path, "of the same target, by other options or on other texts")
-    if plot is not None:
-        write_whole(Path(plot), drawn(f"{Path(os.fspath(model)).name}: size and {unit}", unit, corners, shown, tried))
-    if not is_kept:
-        write_whole(path, text)  # last: a recipe that is there is a fit that ended
+    name = Path(os.fspath(model)).name
+    files.write(
+        recipe_text(values, found.comments(target)),
+        drawn(f"{name}: size and {unit}", unit, corners, shown, tried),
+        is_kept=is_kept,
+    )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Files of a fit.
+
+    Args:
+        recipe: the output.
+        losses: the measured losses, read and written.
+        plot: the plot, if one is drawn.
+        ids: token ids to run.
+        is_given: whether the ids are a file of the caller's; else they are made where they are not there.
+    """
+
+    recipe: Path
+    losses: Path
+    plot: Path | None
+    ids: Path
+    is_given: bool
+
+    @classmethod
+    def of(cls, recipe: Path, ids: _Path | None, losses: _Path | None, plot: _Path | None) -> Self:
+        """Return the files, those that were not named beside the recipe."""
+        return cls(
+            recipe,
+            Path(losses) if losses else recipe.with_suffix(".sensitivities.json"),
+            None if plot is None else Path(plot),
+            Path(ids) if ids else recipe.with_name(f"{recipe.stem}.calibration.safetensors"),
+            bool(ids),
+        )
+
+    @property
+    def written(self) -> list[Path]:
+        """The results."""
+        return [self.recipe, self.losses, *([] if self.plot is None else [self.plot])]
+
+    def check_writable(self) -> None:
+        """Raise if what the fit writes cannot be written."""
+        for one in self.written if self.is_given else [*self.written, self.ids]:
+            check_writable(one)
+
+    def check_apart(self, model: Path, recipe: Path) -> None:
+        """Raise if a result would replace something that the fit reads, or the caller's ids are not there."""
+        check_apart(self.written, [model, self.ids, recipe])
+        if self.is_given and not self.ids.exists():
+            raise InputError(f"{self.ids}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
+
+    def write(self, recipe: str, plot: str, *, is_kept: bool) -> None:
+        """Write the plot, and the recipe last: one that is there is a fit that ended, and is kept if it is the same."""
+        if is_kept and self.recipe.read_text(encoding="utf-8") != recipe:
+            raise is_there(self.recipe, "of the same target, by other options or on other texts")
+        if self.plot is not None:
+            write_whole(self.plot, plot)
+        if not is_kept:
+            write_whole(self.recipe, recipe)
 
 
 @contextmanager

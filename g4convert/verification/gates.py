@@ -34,6 +34,9 @@ _SHIPPED: Final = {
     for path in sorted(directory.glob("*.yaml"))
 }
 
+METRICS_VERSION: Final = 1
+"""Version of the metrics, raised when a metric changes its meaning; profiles and captures of another are refused."""
+
 MetricName = Literal[
     "kl_mean",
     "kl_median",
@@ -89,7 +92,9 @@ class Profile(BaseModel):
     compares: Literal["loss", "parity"] = Field(
         description="loss: the original with the dequantized weights; parity: those with the path that runs."
     )
-    metrics_version: int = Field(ge=1, description="Of the metrics that the thresholds were set for.")
+    metrics_version: int = Field(
+        ge=METRICS_VERSION, le=METRICS_VERSION, description="Version of the metrics that the thresholds were set for."
+    )
     max_floor: _Limit = Field(description="Mean KL of the noise floor above which nothing can be told.")
     thresholds: dict[MetricName, Threshold] = Field(min_length=1)
 

@@ -176,6 +176,7 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
         (f"{HEAD}thresholds: {{kl_p99: {{direction: lower, pass: 1, fail: 2, below_floor: 0.1}}}}", "times_floor"),
         (f"{HEAD}thresholds: {{rms_dp: {{direction: lower, pass: 1, fail: 2, warn: 1}}}}", "rms_dp.warn"),
         (f"{HEAD}thresholds: {{}}", "thresholds"),
+        (HEAD.replace("1", "2") + "thresholds: {kl_p99: {direction: lower, pass: 1, fail: 2}}", "metrics_version"),
         ("[]", "mine.yaml"),
     ],
 )

@@ -25,10 +25,10 @@ from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged
-from g4convert.verification.gates import Profile, judge
+from g4convert.verification.gates import METRICS_VERSION, Profile, judge
 from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.kept import Kept, Projection
-from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, METRICS_VERSION, Comparison, Metrics
+from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, Floor, floor, noisy
 from g4convert.verification.logits.pairs import Pair, score_pairs
 from g4convert.verification.logits.parts import decoder_layers

@@ -26,9 +26,6 @@ from g4convert.verification.logits.pairs import compare
 from g4convert.verification.logits.scores import TokenScores, TopLogits
 from g4convert.verification.logits.states import RouterMetrics, RouterSums, StateMetrics, StateSums, add_states
 
-METRICS_VERSION: Final = 1
-"""Version of the metrics, raised when a metric changes its meaning; captures of another version are refused."""
-
 CONFIDENT: Final = 0.95
 HISTOGRAM_EDGES: Final = tuple(10 ** (power / 4) for power in range(-48, 9))
 """Edges of the KL histogram, a quarter decade apart, 1e-12 to 100 nats; smaller KLs count in the first bin."""
