@@ -49,6 +49,5 @@ def check(  # noqa: PLR0913 - one parameter for each option
         command = next_steps.made_anew(found_at.path)
         show_engines.checked(out, found, command=command, strict=strict, verbose=verbose)
         if not quiet:
-            command, what = next_steps.after_check(found)
-            next_steps.show_next(out, command, what or "its answers are measured by `g4convert verify`, not here")
+            next_steps.show_next(out, *next_steps.after_check(found))
     raise typer.Exit(found.report.exit_code(strict=strict))

@@ -136,7 +136,14 @@ def after_verify(found: "Report") -> Step:
         return _NONE
     if levels == ("static",):
         return f"g4convert verify {quote(output)} --reference {original}", "compares every weight with the original's"
-    return after_check(check(output)) if {"logits", "engine"} & {*levels} else answers_of(output, original)
+    return _after_answers(check(output)) if {"logits", "engine"} & {*levels} else answers_of(output, original)
+
+
+def _after_answers(found: "Checked") -> Step:
+    """Return what to do after answers were measured: serve it, if an engine loads it."""
+    if found.report.exit_code(strict=False) or not found.packed:
+        return after_check(found)
+    return _serving(found.report.output, found.verdicts, drafter=found.is_drafter)
 
 
 def _quantized_anew(output: str, original: str, way: Mapping[str, Any]) -> Step:
@@ -160,14 +167,18 @@ def _mended(found: "Report") -> Step:
 
 
 def after_check(found: "Checked") -> Step:
-    """Return what to do after a check: correct the config, quantize, or serve it."""
+    """Return what to do after a check: correct the config, quantize, or measure the answers and then serve it."""
     output, failed = found.report.output, found.report.exit_code(strict=False)
     if failed:
         command = f"g4convert check {quote(output)} --fix"
         return (command, "corrects its quantization_config") if found.is_fixable else _NONE
     if not found.packed:
         return f"g4convert plan {quote(output)}", "shows what quantization would make of it"
-    return _serving(output, found.verdicts, drafter=found.is_drafter)
+    serve, _ = _serving(output, found.verdicts, drafter=found.is_drafter)
+    if not serve:
+        return _NONE
+    command, what = answers_of(output, _original_of(Path(output)))
+    return command, f"{what}; then: {serve}"
 
 
 def after_generate(model: str, *, quantized: bool) -> Step:

@@ -33,7 +33,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     print_plan(found, as_json=as_json, no_color=no_color, verbose=verbose)
     found.outlook.hold(found.plan.recipe, tp or (1,))
     if not as_json and found.plan.quantized:
-        from g4convert.cli import next_steps, show
+        from g4convert.cli import next_steps, show, show_methods
 
-        command = next_steps.conversion_of(model, found.source.name, resolved)
-        next_steps.show_next(show.console(no_color=no_color), *command)
+        command, what = next_steps.conversion_of(model, found.source.name, resolved)
+        next_steps.show_next(show.console(no_color=no_color), command, what or show_methods.choice(found.costs))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from g4convert.cli.tables import table
+from g4convert.planning.recipe import Method
 from g4convert.quantities import nats, plural, rough_duration, rough_size
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
         f"{found[0].measured_on}; other models lose other amounts"
     )
     return f"{estimated}. {measured}" if all(one.kl is not None for one in found) else estimated
+
+
+def choice(found: Sequence["Cost"]) -> str:
+    """Return words on when to take the plan's method and when `gptq`; empty where `gptq` is not known to lose less."""
+    own, *others = found
+    gptq = next((one for one in others if one.method == Method.GPTQ and one.option), None)
+    if own.tokens or own.kl is None or gptq is None or gptq.kl is None or gptq.kl > _LESS * own.kl:
+        return ""
+    return f"for a first try or a QAT source; to use the model, take {gptq.option}"
 
 
 def untried(found: Sequence["Cost"]) -> str:

@@ -1,7 +1,6 @@
 """Printing of a verification: the verdict, the faults, the measurements, the costliest modules, the passed checks."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -79,16 +78,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
     if found.levels == ("static", "logits"):
         prose(out, f"\n{_NO_WEIGHTS}")
     if not verbose:
-        counted = [one for one in found.findings if not (verdicts and one.level == "engines")]  # the table has them
-        counts = Counter(_ran(found, one) for one in counted if one.severity is Severity.PASS)
-        all_of = Counter(_ran(found, one) for one in counted if one.severity is not Severity.INFO)
-        passed = ", ".join(
-            f"{level} {number}" + (f" of {all_of[level]}" if number < all_of[level] else "")
-            for level, number in counts.items()
-        )
-        notes = len(found.of(Severity.INFO))
-        rest = f"; {plural(notes, 'note')}" if notes else ""
-        prose(out, f"\nchecks passed: {passed or 'none'}{rest} (-v lists all)")
+        prose(out, "\n-v lists every check and note")
 
 
 def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> None:
@@ -106,11 +96,6 @@ def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> N
     if kind == "loss":
         experts = "" if math.isnan(values.get("router_jaccard_min", math.nan)) else LEGEND_OF_EXPERTS
         prose(out, f"[dim]{escape(LEGEND + experts)}[/]")
-
-
-def _ran(found: Report, finding: Finding) -> str:
-    """Return the level of a finding, or the check's own name if the level did not run as a whole."""
-    return finding.level if finding.level in found.levels else Name(finding.code).last
 
 
 def verdict(out: "Console", found: Report, *, strict: bool, words: str = "") -> None:
@@ -180,6 +165,8 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
                 ends = f"{_number(values['kl_low'], '.2g')} to {_number(values['kl_high'], '.2g')}"
                 yield "  95 % interval", ends, "its upper end is judged", "", ""
+            if name == "kl_mean" and of == "loss" and noise:
+                yield "  by rounding alone", noise, "a KL below this means nothing", "", ""
 
 
 def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:

@@ -59,7 +59,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         rows["calibrated"] = f"on {texts}: {ways}{judged}"
         if (gained := done.calibration.get("scales")) is not None:
             rows["scales"] = _scales(gained)
-    if peak is not None:
+    if peak is not None and tensors:
         rows["memory"] = f"{size(peak)} at the peak of the conversion"
     if done.total.stats.groups:
         put(out, facts(rows))

@@ -252,7 +252,7 @@ def test_a_class_that_is_not_the_models_is_named(found: object) -> None:
 
 @pytest.mark.parametrize("family", ["31B", "E2B", "12B", "text"])
 @pytest.mark.parametrize(
-    ("tied", "reason"), [(True, "shared with the output head"), (False, "a table that is gathered")]
+    ("tied", "reason"), [(True, "shared with the output head"), (False, "`--bits embedding=8` would save")]
 )
 def test_only_a_tied_embedding_is_said_to_be_tied(
     tied: bool,  # noqa: FBT001 -- a parameter
