@@ -29,6 +29,11 @@ class DType(StrEnum):
     F64 = "F64"
 
     @property
+    def exponent(self) -> int:
+        """Mask of the bits of the exponent, all of which are set in NaN and infinite values; 0 for other numbers."""
+        return {DType.BF16: 0x7F80, DType.F16: 0x7C00, DType.F32: 0x7F800000}.get(self, 0)
+
+    @property
     def itemsize(self) -> int:
         """Bytes per element."""
         return _ITEMSIZE[self]

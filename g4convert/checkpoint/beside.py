@@ -11,10 +11,11 @@ private: the pattern must spell a hidden file's dot, and the whole name of any o
 files that loaders act on are never carried.
 """
 
+import json
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,14 @@ PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FOREIGN_SUFFIXES: Final = (*PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
 """Endings of weight formats other than safetensors."""
 
+READ_BY_ENGINES: Final = frozenset({
+    "added_tokens.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+})  # fmt: skip
+"""Side files with one JSON object that engines read when they start."""
+_POINTER: Final = b"version https://git-lfs"
+_MOST_PARSED: Final = 1 << 20
+"""Bytes up to which a file is parsed; of a longer one, a tokenizer, the first character is looked at."""
 _HIDDEN: Final = "hidden"
 _LINK: Final = "a link out of the directory"
 _STRAY: Final = "stray"
@@ -108,18 +117,48 @@ class Beside:
         )
 
     def check(self, directory: Path) -> None:
-        """Check that every side file exists.
+        """Check that every side file exists, and that those which engines read can be read.
 
         Raises:
-            InputError: side files are links to nothing; names all of them.
+            InputError: side files are links to nothing, Git LFS pointers or no JSON; names all of them.
         """
-        if not self.broken:
+        wrong = {name: f"a link to {(directory / name).readlink()}, which does not exist" for name in self.broken}
+        wrong |= unreadable(directory, self.side)
+        if not wrong:
             return
-        lines = [f"{name}: a link to {(directory / name).readlink()}, which does not exist" for name in self.broken]
-        hint = f"download the model again, or leave them behind: --leave {shlex.quote(self.broken[0])}"
+        lines = [f"{name}: {why}" for name, why in wrong.items()]
+        hint = f"download the model again, or leave them behind: --leave {shlex.quote(next(iter(wrong)))}"
         if len(lines) == 1:
             raise InputError(lines[0], hint=hint)
-        raise InputError(f"{directory}: {len(lines)} links to nothing", offenders=lines, hint=hint)
+        raise InputError(f"{directory}: {len(lines)} files that cannot be read", offenders=lines, hint=hint)
+
+
+def unreadable(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the files that no engine can read, each with the reason: Git LFS pointers, and broken JSON.
+
+    Args:
+        directory: the checkpoint's directory.
+        names: names of side files.
+    """
+    found = {}
+    for name in names:
+        try:
+            with (directory / name).open("rb") as file:
+                start, rest = file.read(_MOST_PARSED), bool(file.read(1))
+        except OSError:
+            continue  # an error where it is copied
+        if start.startswith(_POINTER):
+            found[name] = "a Git LFS pointer, not the file"
+        elif name in READ_BY_ENGINES and not (start.lstrip()[:1] == b"{" if rest else _is_json(start)):
+            found[name] = "not JSON" if start else "empty"
+    return found
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _files(directory: Path, own: frozenset[str], *, hidden: bool) -> Iterator[tuple[str, str]]:

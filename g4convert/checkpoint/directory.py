@@ -19,6 +19,7 @@ from typing import Any, Final
 from g4convert.checkpoint.beside import Beside
 from g4convert.checkpoint.files import open_regular, parse_object, read_whole
 from g4convert.checkpoint.header import Header, StoredTensor, WeightFile, read_header
+from g4convert.checkpoint.layouts import foreign
 from g4convert.checkpoint.naming import naming
 from g4convert.checkpoint.shards import INDEX, NO_GGUF, disagreements, read_index, weight_names
 from g4convert.errors import FormatError, InputError, UnsupportedError
@@ -183,6 +184,8 @@ def _check_directory(path: Path) -> None:
     if path.is_file():
         if path.suffix == ".gguf":
             raise UnsupportedError(f"{path}: a GGUF file, expected a safetensors directory", hint=NO_GGUF)
+        if path.suffix != ".safetensors" and (error := foreign(path, [path.name])):
+            raise error
         raise InputError(f"{path}: a file, expected a checkpoint directory", hint=f"pass {path.parent}")
     if not path.is_dir():
         raise InputError(f"{path}: no such directory", hint="pass the directory that holds config.json")

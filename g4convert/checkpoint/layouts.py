@@ -8,6 +8,8 @@
     global_step*/, *_optim_states.pt           DeepSpeed      consolidated
     iter_*/, latest_checkpointed_iteration     Megatron       exported by what trained it
     checkpoint-500/, a model in a folder       the folder to pass instead
+    *.onnx, *.engine, *.litertlm ...           what another program runs: the checkpoint that it was made from
+    *.zip, *.tar.gz, *.safetensors.part1       unpacked, joined, or given its right name
 
 Every command that is named here is followed by `make test-remedies`: DeepSpeed 0.19, verl 0.9, Accelerate 1.15 and
 torch gather the shards of two ranks to the same values, PEFT 0.21 and mlx-lm 0.32 merge an adapter into the sums. No
@@ -65,6 +67,51 @@ _TOOLS: Final[Sequence[tuple[str, str, str]]] = (
 )
 """File names by which a layout is recognised, its description, and the tool that gathers it."""
 
+_ORIGIN: Final = "pass the safetensors checkpoint that it was made from"
+_FORMATS: Final[Sequence[tuple[str, str, str]]] = (
+    (r".*\.(zip|tar|tgz|t?gz|t?bz2|t?xz|t?zst|7z|rar)", "an archive", "unpack it, and pass the directory it holds"),
+    (
+        r".*\.safetensors[._-]?(part[._-]?)?(\d+|[a-z]{2})",
+        "a weight file in parts",
+        "join the parts in their order: cat model.safetensors.* > model.safetensors",
+    ),
+    (r"(?i:.*\.(safetensors?|st))", "a file of another ending", "rename it: the ending is .safetensors"),
+    (r".*\.nemo", "a NeMo archive", "export it in Hugging Face's format with NeMo, and convert that"),
+    (
+        r"(.*/)?(manifest\.ocdbt|_CHECKPOINT_METADATA)|.*\.orbax-checkpoint.*",
+        "an Orbax checkpoint of JAX",
+        "export it in Hugging Face's format with the program that trained it, and convert that",
+    ),
+    (r".*\.(h5|keras|msgpack|pb|ot)", "weights of Keras, TensorFlow, Flax or Rust", _ORIGIN),
+    (r"(.*/)?[^/]*\.(onnx|onnx_data|ort)", "an ONNX model", _ORIGIN),
+    (r"(.*/)?openvino_[^/]*\.xml", "an OpenVINO model", _ORIGIN),
+    (r".*\.(litertlm|tflite|task)", "a LiteRT model", _ORIGIN),
+    (r"(.*/)?params_shard_\d+\.bin", "an MLC model", _ORIGIN),
+    (r"(.*/)?[^/]*\.(engine|plan)", "a TensorRT engine", _ORIGIN),
+    (r".*\.(mlpackage|mlmodelc?)(/.*)?", "a Core ML model", _ORIGIN),
+    (r"(.*/)?(shared_)?vocabulary\.(json|txt)", "a CTranslate2 model", _ORIGIN),
+    (r".*\.(pte|nexa|llamafile|npz)", "a model of another program", _ORIGIN),
+)
+"""File names by which the format of another program is recognised, its description, and the remedy."""
+
+
+_BETTER: Final = r".*\.(gguf|pt|pth|ckpt|aria2|crdownload|download|incomplete|part)|pytorch_model.*\.bin"
+"""Files that tell more about a directory than another format beside them."""
+
+
+def foreign(subject: Path, names: Iterable[str]) -> InputError | None:
+    """Return an error that names the format of files that are no safetensors; None if it is unknown.
+
+    Args:
+        subject: the directory, or the file that was given in place of one.
+        names: names of its files, or that of the file.
+    """
+    listed = sorted(names)
+    for pattern, what, remedy in _FORMATS:
+        if found := [name for name in listed if re.fullmatch(pattern, name)]:
+            return UnsupportedError(f"{subject}: {what}, expected safetensors", offenders=found[:1], hint=remedy)
+    return None
+
 
 def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
     """Return an error that diagnoses a directory without weights; None if its layout is unknown.
@@ -84,6 +131,9 @@ def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
             hint = remedy.format(home=quote(str(folder.parent)), folder=quote(str(folder)))
             return UnsupportedError(f"{directory}: {what}, not gathered into one model", hint=hint)
     inner = _inner(directory, below)
+    read_first = any(re.fullmatch(_BETTER, name) for name in top)
+    if inner is None and not read_first and (error := foreign(directory, below)):
+        return error
     if inner is not None:
         return InputError(f"{directory}: no weights, they are in a folder of it", hint=f"pass {inner}")
     if any(map(is_training_state, top)) and not any(name.endswith(".gguf") for name in top):

@@ -137,7 +137,8 @@ def stored_scheme(module: PackedModule, shape: tuple[int, ...] | None, num_bits:
     if "qweight" in parts:
         return _transposed(parts, num_bits)
     if "weight_packed" in parts:
-        words = parts["weight_packed"].dtype is DType.I32
+        scale = parts.get("weight_scale")
+        words = parts["weight_packed"].dtype is DType.I32 or (scale is not None and scale.dtype.is_weight)
         return (_words if words else _bytes)(parts, shape, num_bits)
     return _eight_bit(parts)
 
@@ -151,8 +152,11 @@ def _is_quantized(parts: Mapping[str, TensorInfo]) -> bool:
 
 def _words(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_bits: int | None) -> StoredScheme:
     """Return the scheme of pack-quantized: int32 words along k."""
-    *rows, width = parts["weight_packed"].shape or (0,)
+    words = parts["weight_packed"]
+    *rows, width = words.shape or (0,)
     found = StoredScheme("pack-quantized", "int", symmetric="weight_zero_point" not in parts)
+    if words.dtype is not DType.I32:
+        return replace(found, fault=f"weight_packed is {words.dtype.value}, expected I32", shape=shape)
     if shape is None and num_bits:
         shape = (*rows, width * _WORD // num_bits)
     if shape is None:
@@ -173,7 +177,7 @@ def _bytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None, num_b
     found = StoredScheme(f"{form}{bits}-pack-quantized", "float", bits, symmetric=True, shape=shape)
     fault = "" if tuple(rows) == shape[:-1] else _misfit(parts, shape)
     if parts["weight_packed"].dtype is not DType.U8:
-        fault = f"weight_packed is {parts['weight_packed'].dtype.value}, expected I32 or U8"
+        fault = f"weight_packed is {parts['weight_packed'].dtype.value}, expected U8"
     return _with_scale(replace(found, fault=fault), parts)
 
 

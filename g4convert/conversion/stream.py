@@ -220,9 +220,8 @@ class _Worker:
 
 def _not_finite(source: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
     """Return a mask of stored words that are NaN or infinite: all bits of the exponent are set."""
-    exponent = {DType.BF16: 0x7F80, DType.F16: 0x7C00, DType.F32: 0x7F800000}[dtype]
     words: NDArray[Any] = source.view(np.uint32 if dtype is DType.F32 else np.uint16)
-    found: NDArray[np.bool_] = (words & exponent) == exponent
+    found: NDArray[np.bool_] = (words & dtype.exponent) == dtype.exponent
     return found
 
 

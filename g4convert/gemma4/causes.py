@@ -8,13 +8,14 @@
     a word before each missing name          the model was saved inside a wrapper that is not known
     merged names for parts that are missing  an engine saved the model in its own form
     other names in every layer               another program's names
+    layers beyond the last, and gaps         layers were removed, and the others kept their numbers
     only dtypes                              the model is to be saved again
 
 If no cause is proved, `fitting` may find the config key that does not fit. If no key is found, and every fault is an
 unknown tensor, the model is whole without these (`spare`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from g4convert.gemma4.architecture import Architecture
@@ -54,6 +55,11 @@ class Fault:
 
 def cause(faults: Collection[Fault], schema: Schema, architecture: Architecture) -> str:
     """Return the remedy for the common cause of faults; empty if they prove no cause."""
+    return _numbered(faults, schema) or _of_kinds(faults, schema, architecture)
+
+
+def _of_kinds(faults: Collection[Fault], schema: Schema, architecture: Architecture) -> str:
+    """Return the remedy for faults of one kind, or for unknown tensors beside missing ones; empty if there is none."""
     kinds = {fault.kind for fault in faults}
     names = [fault.name for fault in faults]
     if kinds == {"ambiguous"} and len(faults) >= _SEVERAL:
@@ -118,6 +124,22 @@ def _wrapped(unknown: Sequence[str], missing: Collection[str], schema: Schema) -
         if len(plain) == len(unknown) and {*missing} <= plain <= known:
             return f"save the tensors without the `{start}` that each of these names begins with"
     return ""
+
+
+def _numbered(faults: Iterable[Fault], schema: Schema) -> str:
+    """Return the remedy if layers are there under numbers beyond the last, and as many below are not; else empty."""
+    count = len({number for name in schema.expected if (number := Name(name).decoder_layer) is not None})
+    beyond, gaps = set(), set()
+    for fault in faults:
+        number = Name(fault.name).decoder_layer
+        if number is not None and fault.kind == "unknown" and number >= count:
+            beyond.add(number)
+        if number is not None and fault.kind == "missing" and fault.name.endswith(".input_layernorm.weight"):
+            gaps.add(number)
+    if not beyond or len(beyond) != len(gaps):
+        return ""
+    found, absent = (", ".join(map(str, sorted(of))) for of in (beyond, gaps))
+    return f"layers are numbered with gaps: there is {found}, but no {absent}; number them from 0 on, in their order"
 
 
 def _merged(unknown: Collection[str], missing: Collection[str]) -> str:

@@ -28,8 +28,9 @@ class ConfigReader:
     problems: list[str] = field(default_factory=list)
 
     def note(self, key: str, problem: str) -> None:
-        """Note a problem with a key."""
-        self.problems.append(f"{self.path}{key}: {problem}")
+        """Note a problem with a key; of several problems with one key, the first."""
+        if not any(noted.startswith(f"{self.path}{key}: ") for noted in self.problems):
+            self.problems.append(f"{self.path}{key}: {problem}")
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST) -> int:
         """Return an integer in [least, most]; without a default the key is required."""
@@ -104,7 +105,7 @@ class ConfigReader:
         Raises:
             InputError: at least one key is missing or wrong.
         """
-        problems = tuple(dict.fromkeys(self.problems))
+        problems = tuple(self.problems)
         if problems:
             raise InputError(
                 f"config.json: {len(problems)} value{'s' * (len(problems) > 1)} missing or wrong",

@@ -11,6 +11,16 @@ from g4convert.tensors import TensorInfo
 # The first pattern that fits decides the format: suffixes of one format come before suffixes that formats share.
 _FORMATS = (
     ("bitsandbytes", r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+)$"),
+    ("HQQ", r"\.W_q$"),
+    ("quanto", r"\.weight\._(data|shift)$"),
+    ("torchao", r"[._:]_?weight[._:]*(qdata|int_data|packed_weight)$|\.weight:_data$"),
+    ("AQLM", r"\.codebooks$"),
+    ("VPTQ", r"_proj\.(indices|res_indices)$"),
+    ("ExLlama", r"\.(q_weight|q_scale_max|trellis)$"),
+    ("SpQR", r"\.dense_weights$"),
+    ("MXFP4", r"(\.weight|_proj)_blocks$"),
+    ("ModelOpt AWQ or SmoothQuant", r"\.(pre_quant|smooth)_scale$"),
+    ("EETQ", r"\.weight_scales$"),
     ("ModelOpt NVFP4", r"[._]weight_scale_2$"),
     (
         "compressed-tensors",
@@ -18,10 +28,15 @@ _FORMATS = (
     ),
     ("MLX", r"\.biases$"),
     ("GPTQ or AWQ", r"\.(qweight|qzeros|g_idx|scales)$"),
-    ("FP8", r"(weight_scale_inv|weight_scale|input_scale|_proj_scale)$"),
+    ("FP8 or INT8", r"(weight_scale_inv|weight_scale|input_scale|_proj_scale)$"),
+    (
+        "quantization-aware training",
+        r"\.(\w+_fake_quant(izer)?|\w+_quantizer|activation_post_process|(weight|input|output)_observer)\.[\w.]+$",
+    ),
 )
 _LEFTOVER = re.compile(
     r"(\.weight)?\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|quant_state\.\w+|weight_scale(_2|_inv)?"
+    r"|(\w+_fake_quant(izer)?|\w+_quantizer|activation_post_process|(weight|input|output)_observer)\.[\w.]+"
     r"|weight_zero_point|weight_shape|weight_g_idx|(weight|input|output)_(global_)?scale)$"
 )
 """Parts that quantizers put beside a weight; none of these holds the weight itself."""

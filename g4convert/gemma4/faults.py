@@ -13,6 +13,7 @@ from g4convert.gemma4.diagnosis import Neighbours, refuse_adapters, refuse_quant
 from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.fitting import fitting
 from g4convert.gemma4.matching import Match, Schema, match_source
+from g4convert.gemma4.schema import ExtraKind
 from g4convert.gemma4.shape_causes import cut_shapes, turned_shapes
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
@@ -129,7 +130,8 @@ def _refuse_quantized_dtypes(match: Match, tensors: Mapping[str, TensorInfo]) ->
 def _unknown(match: Match) -> Iterator[Fault]:
     if not match.unknown:
         return
-    neighbours = Neighbours({body_of(name): name for name in match.schema.names})
+    biases = {name for name, one in match.schema.droppable.items() if one.kind is ExtraKind.ZEROS}
+    neighbours = Neighbours({body_of(name): name for name in match.schema.names if name not in biases})
     for name, body in match.unknown.items():
         near = neighbours.nearest(body)
         yield Fault("unknown", name, f"{name}; nearest: {near}" if near else name)

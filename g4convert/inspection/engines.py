@@ -36,8 +36,11 @@ from g4convert.suggestions import no_such
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.verification.static.section import HINDERS
 
+_JUDGED: Final = {"compressed-tensors", "FP8 or INT8", "quantization-aware training"}
+"""Formats, by names of tensors, that have a form of their own or are a remark of the static level."""
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.quantization_config",
+    "static.side_files",
 }  # fmt: skip
 """Codes of findings that break every engine."""
 _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
@@ -155,7 +158,7 @@ def _refuse_other_formats(out: Checkpoint) -> None:
         if form != "pack-quantized":
             raise UnsupportedError(f"{one.module}: stored as {form}: {judged}", hint=hint)
     found = quantized_format(out.tensors)
-    if found is not None and found[0] == "bitsandbytes":
+    if found is not None and found[0] not in _JUDGED:
         raise UnsupportedError(f"{found[1][0]}: stored by {found[0]}: {judged}", hint=hint)
     declared = declared_in(out.config)
     for group in declared.groups if declared else ():

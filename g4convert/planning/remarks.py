@@ -1,6 +1,6 @@
 """Warnings of a plan: things a user should know and can act on. None of them makes the output wrong."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -33,10 +33,25 @@ def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Ite
         yield "vision_tower is packed: SGLang and image quality are untested ground"
     if recipe.layout != "text-only" and (missing := inventory.missing_limits):
         yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
+    yield from _absent(checkpoint.side_files, inventory.architecture, text_only=recipe.layout == "text-only")
     yield from _left_behind(checkpoint.stray_files)
     if left := checkpoint.beside.left:
         named = ", ".join(f"{name} ({why})" for name, why in left[:_NAMED])
         yield f"perhaps private and left behind: {named}{_more(left)}"
+
+
+def _absent(side_files: Collection[str], architecture: Architecture, *, text_only: bool) -> Iterator[str]:
+    """Yield a remark on each kind of file that engines need beside the weights and that the source lacks.
+
+    A directory with nothing beside its weights is no model to serve, and gets none. A drafter uses its target's files.
+    """
+    if architecture.is_assistant or not side_files:
+        return
+    if {"tokenizer.json", "tokenizer.model"}.isdisjoint(side_files):
+        yield "no tokenizer.json: an engine needs one beside the output; copy that of the model it was made from"
+    takes = "pictures" if architecture.has_vision else "sound" if architecture.has_audio else ""
+    if takes and not text_only and {"processor_config.json", "preprocessor_config.json"}.isdisjoint(side_files):
+        yield f"no processor_config.json: engines need it to take {takes}; copy that of the model it was made from"
 
 
 def _more(names: Sequence[object]) -> str:

@@ -22,7 +22,7 @@ def model(tmp_path: Path) -> Path:
         *("trainer_state.json", "runs/today/events", "old.bin", "adapter_config.json", ".cache/z.safetensors"),
     ):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(name)
+        (directory / name).write_text("{}")
     (tmp_path / "home").mkdir()
     (tmp_path / "home/secret.txt").write_text("secret")
     (directory / "note.txt").symlink_to(tmp_path / "home/secret.txt")
@@ -92,7 +92,7 @@ def test_links_to_nothing_open_and_are_carried_nowhere(model: Path) -> None:
     for name in ("logo.svg", "sub/voice.wav"):
         (model / name).symlink_to("../blobs/gone")
     assert Checkpoint.open(model).beside.broken == ("logo.svg", "sub/voice.wav")
-    with pytest.raises(InputError, match="2 links to nothing") as raised:
+    with pytest.raises(InputError, match="2 files that cannot be read") as raised:
         carried(model)
     assert raised.value.offenders[1] == "sub/voice.wav: a link to ../blobs/gone, which does not exist"
     with pytest.raises(InputError, match=r"voice\.wav: a link to"):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -57,6 +58,56 @@ def test_shards_of_training_are_recognised_with_their_tool(
     error = refusal(laid_out(tmp_path / "m", [*files, "trainer_state.json"]))
     assert what in error.message
     assert tool in error.hint
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("model.zip", "an archive"),
+        ("gemma.tar.gz", "an archive"),
+        ("model.safetensors.part1", "a weight file in parts"),
+        ("model.safetensors.aa", "a weight file in parts"),
+        ("MODEL.SAFETENSORS", "a file of another ending"),
+        ("model.safetensor", "a file of another ending"),
+        ("gemma4.nemo", "a NeMo archive"),
+        ("manifest.ocdbt", "an Orbax checkpoint of JAX"),
+        ("model.weights.h5", "weights of Keras"),
+        ("flax_model.msgpack", "weights of Keras"),
+        ("onnx/model.onnx_data", "an ONNX model"),
+        ("openvino_model.xml", "an OpenVINO model"),
+        ("gemma4.litertlm", "a LiteRT model"),
+        ("gemma4-it.task", "a LiteRT model"),
+        ("params_shard_0.bin", "an MLC model"),
+        ("rank0.engine", "a TensorRT engine"),
+        ("Gemma.mlpackage/Manifest.json", "a Core ML model"),
+        ("vocabulary.json", "a CTranslate2 model"),
+        ("model.pte", "a model of another program"),
+    ],
+)
+def test_the_format_of_another_program_is_named(file: str, what: str, tmp_path: Path) -> None:
+    error = refusal(laid_out(tmp_path / "dir", [file]))
+    assert f": {what}" in error.message
+    assert error.message.endswith(", expected safetensors")
+    if "/" not in file and what != "a file of another ending":
+        assert f": {what}" in refusal(tmp_path / "dir" / file).message  # the file itself, in place of its directory
+    beside = laid_out(tmp_path / "beside", [file, "pytorch_model.bin"])
+    assert "pickled weights only" in refusal(beside).message
+
+
+def test_parts_are_joined_and_endings_renamed_as_the_hints_say(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "whole", {"model.safetensors": {"a": A, "b": B}}, index=False)
+    whole = (tmp_path / "whole/model.safetensors").read_bytes()
+    parts = laid_out(tmp_path / "parts", ["model.safetensors.part1", "model.safetensors.part2"])
+    (parts / "model.safetensors.part1").write_bytes(whole[:50])
+    (parts / "model.safetensors.part2").write_bytes(whole[50:])
+    command = refusal(parts).hint.partition(": ")[2]
+    assert command == "cat model.safetensors.* > model.safetensors"
+    subprocess.run(command, shell=True, cwd=parts, check=True)  # noqa: S602 -- the command of the hint
+    upper = laid_out(tmp_path / "upper", ["MODEL.SAFETENSORS"])
+    (upper / "MODEL.SAFETENSORS").write_bytes(whole)
+    assert "the ending is .safetensors" in refusal(upper).hint
+    (upper / "MODEL.SAFETENSORS").rename(upper / "model.safetensors")
+    assert [*Checkpoint.open(parts).tensors] == [*Checkpoint.open(upper).tensors] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from g4convert.errors import GateError, InputError
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture, resolve
 from g4convert.inspection import describe
+from g4convert.inspection.engines import Asked, check
 from g4convert.planning.recipe import load as load_recipe
 from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
@@ -155,6 +156,99 @@ def test_biases_of_attention_need_a_flag(dense: Path, tmp_path: Path) -> None:
     quantized(flagged, tmp_path / "out")
     assert any(name.endswith("o_proj.bias") for name in stored(tmp_path / "out"))
     assert_verified(tmp_path / "out", flagged)
+
+
+# ---- values that no model computes with, and values of new blocks
+
+
+@pytest.mark.parametrize(
+    "end", ["language_model.norm.weight", "embed_tokens.weight", "layers.0.self_attn.q_norm.weight"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_kept_values_that_are_not_finite_are_said_to_be(end: str, value: float, dense: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        (name,) = (name for name in tensors if name.endswith(end) and "vision" not in name)
+        changed = tensors[name].clone()
+        changed.view(-1)[1] = value
+        return tensors | {name: changed}
+
+    source = rewritten(dense, tmp_path / "source", change)
+    quantized(source, tmp_path / "out", method="minmax")
+    (found,) = verify(Request(tmp_path / "out", source, Level.WEIGHTS)).of(Severity.FAIL)
+    assert (found.code, found.subject.endswith(end)) == ("weights.kept", True)
+    assert "1 of" in found.found
+    assert "NaN or infinite, in the source, too" in found.found
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_new_blocks_begin_with_zeros(zero: float, dense: Path, tmp_path: Path) -> None:
+    """As LLaMA Pro adds them: what a block adds to its input is 0 before it is trained."""
+
+    def change(tensors: Tensors) -> Tensors:
+        ends = ("layers.1.self_attn.o_proj.weight", "layers.1.mlp.down_proj.weight")
+        return {n: t * zero if n.endswith(ends) and "language" in n else t for n, t in tensors.items()}
+
+    source = rewritten(dense, tmp_path / "source", change)
+    quantized(source, tmp_path / "out")
+    assert_verified(tmp_path / "out", source)
+
+
+# ---- files beside the weights
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", POINTER, "a Git LFS pointer, not the file"),
+        ("tokenizer_config.json", "{bad", "not JSON"),
+        ("processor_config.json", "[]", "not JSON"),
+        ("generation_config.json", "", "empty"),
+    ],
+)
+def test_files_that_no_engine_can_read_are_not_carried(
+    name: str, text: str, said: str, dense: Path, tmp_path: Path
+) -> None:
+    source = rewritten(dense, tmp_path / "source", same)
+    quantized(source, tmp_path / "clean")
+    (source / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        quantized(source, tmp_path / "out")
+    assert caught.value.message == f"{name}: {said}"
+    assert f"--leave {name}" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+    quantized(source, tmp_path / "out", leave=[name])
+    assert not (tmp_path / "out" / name).exists()
+    (tmp_path / "clean" / name).write_text(text)
+    judged = check(Asked(tmp_path / "clean", tps=(1,)))
+    (found,) = (one for one in judged.report.findings if one.code == "static.side_files")
+    assert (found.subject, found.found) == (name, said)
+    stops = name != "generation_config.json"
+    assert {one.loads.value for one in judged.verdicts} == {"no" if stops else "yes"}
+
+
+def test_json_that_no_engine_reads_may_be_anything(dense: Path, tmp_path: Path) -> None:
+    source = rewritten(dense, tmp_path / "source", same)
+    (source / "results.json").write_text("{}\n{}\n")
+    quantized(source, tmp_path / "out")
+    assert (tmp_path / "out/results.json").read_text() == "{}\n{}\n"
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("tokenizer.json", ["no tokenizer.json: an engine needs one"]),
+        ("processor_config.json", ["no processor_config.json: engines need it to take pictures"]),
+        ("chat_template.jinja", []),
+    ],
+)
+def test_files_that_engines_need_are_missed(gone: str, said: list[str], dense: Path, tmp_path: Path) -> None:
+    source = rewritten(dense, tmp_path / "source", same)
+    (source / gone).unlink()
+    found = make_plan(Checkpoint.open(source), load_recipe().recipe).warnings
+    assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
 
 
 # ---- dtypes

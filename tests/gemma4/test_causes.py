@@ -11,6 +11,7 @@ from helpers.released_configs import FAMILIES, Config, small, stored
 
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, ExtraKind, Role, expected_weights, resolve
+from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
@@ -375,11 +376,14 @@ def with_shapes(tensors: Tensors, added: Mapping[str, tuple[int, ...]], dtype: D
         (("SCB",), "bitsandbytes"),
         (("weight.absmax",), "bitsandbytes"),
         (("weight.quant_state.bitsandbytes__nf4",), "bitsandbytes"),
-        (("weight_scale",), "FP8"),
-        (("weight_scale_inv",), "FP8"),
-        (("weight_scale", "input_scale"), "FP8"),
+        (("weight_scale",), "FP8 or INT8"),
+        (("weight_scale_inv",), "FP8 or INT8"),
+        (("weight_scale", "input_scale"), "FP8 or INT8"),
         (("weight_scale", "weight_zero_point", "weight_g_idx"), "compressed-tensors"),
         (("weight_scale", "weight_scale_2"), "ModelOpt NVFP4"),
+        (("weight_fake_quant.scale", "activation_post_process.min_val"), "quantization-aware training"),
+        (("weight_quantizer._amax", "input_quantizer._amax"), "quantization-aware training"),
+        (("weight_observer.min_vals",), "quantization-aware training"),
     ],
 )
 def test_scales_beside_weights_that_are_not_quantized_are_leftovers(parts: tuple[str, ...], tool: str) -> None:
@@ -620,6 +624,23 @@ def test_as_many_experts_run_as_there_are() -> None:
     with pytest.raises(InputError) as caught:
         Architecture.from_config(config)
     assert caught.value.offenders == ("text_config.top_k_experts: 8, expected 1 to 3",)
+
+
+@pytest.mark.parametrize("family", ["31B", "text", "E2B"])
+def test_layers_with_gaps_are_numbered_again(family: str) -> None:
+    """As a tool leaves them that removes layers, and the config says how many are left."""
+    config = FAMILIES[family]
+    tensors = tensors_of(config)
+    start = Architecture.from_config(config).text_prefix + "layers."
+    last = Architecture.from_config(config).text.layers
+    moved = {
+        name.replace(f"{start}{number}.", f"{start}{number + 1}."): info
+        for name, info in tensors.items()
+        if (number := Name(name).decoder_layer) is not None and number >= len(last) - 2
+    }
+    rest = {name: info for name, info in tensors.items() if (Name(name).decoder_layer or 0) < len(last) - 2}
+    said = hint({name: replace(info, name=name) for name, info in (rest | moved).items()}, config)
+    assert said.startswith(f"layers are numbered with gaps: there is {len(last)}, but no {len(last) - 2}; ")
 
 
 # ---- drafters

@@ -406,7 +406,20 @@ def test_adapters_must_be_merged_first(left: str) -> None:
 QUANTIZED = {
     "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape"),
     "GPTQ or AWQ": ("qweight", "qzeros", "scales", "g_idx"),
-    "FP8": ("weight_scale_inv",),
+    "FP8 or INT8": ("weight_scale_inv",),
+    "HQQ": ("W_q", "scale", "zero", "nbits", "group_size", "shape"),
+    "quanto": ("weight._data", "weight._scale", "input_scale", "output_scale"),
+    "torchao": ("_weight_qdata", "_weight_scale"),
+    "torchao of 2024": ("weight:_data", "weight:scale"),
+    "AQLM": ("codes", "codebooks", "scales"),
+    "VPTQ": ("indices", "centroids.weight", "weight_scale", "weight_bias"),
+    "ExLlama": ("q_weight", "q_scale", "q_scale_max", "q_groups"),
+    "ExLlama of version 3": ("trellis", "suh", "svh"),
+    "SpQR": ("dense_weights", "row_offsets"),
+    "MXFP4": ("weight_blocks", "weight_scales"),
+    "EETQ": ("weight_scales",),
+    "ModelOpt AWQ": ("weight_scale", "pre_quant_scale"),
+    "quantization-aware": ("weight_fake_quant.scale",),
     "ModelOpt NVFP4": ("weight_scale", "weight_scale_2", "input_scale"),
     "bitsandbytes": ("weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"),
     "MLX": ("scales", "biases"),
@@ -421,7 +434,7 @@ def test_quantized_sources_are_refused_by_format(form: str) -> None:
     tensors |= {name: TensorInfo(name, DType.I32, (1,)) for name in names}
     error = refusal(tensors, ARCHITECTURES["31B"])
     assert isinstance(error, UnsupportedError)
-    assert error.message.startswith(f"already quantized: {form}")
+    assert error.message.startswith(f"already quantized: {form.partition(' of ')[0]}")
     assert module in error.message
     assert quantized_format(STORED["31B"]) is None
 

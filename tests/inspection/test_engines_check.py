@@ -814,7 +814,7 @@ def test_a_drafter_of_other_tokens(tokens: dict[str, int] | None, tmp_path: Path
     (target / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
     (one / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "made": "later"}))
     assert exit_code(paired(one, target)) == 0
-    words = {"model": {"vocab": {"b": 0}}} if tokens else ["not a tokenizer"]
+    words = {"model": {"vocab": {"b": 0}}} if tokens else {"not": "a tokenizer"}
     (one / "tokenizer.json").write_text(json.dumps(words))
     assert [found.subject for found in paired(one, target).report.of(Severity.FAIL)] == ["tokenizer.json"]
 

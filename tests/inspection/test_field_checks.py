@@ -612,6 +612,20 @@ def test_an_embedding_that_is_stored_as_its_head_is_tied_by_transformers(dense_o
     assert_loads_as(out, dense_out)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_words_of_another_dtype_are_said_to_be(dtype: torch.dtype, dense_out: Path, tmp_path: Path) -> None:
+    """They are no NVFP4, whose scales have one byte."""
+
+    def change(tensors: Tensors) -> Tensors:
+        return {n: t.view(dtype) if n.endswith("weight_packed") else t for n, t in tensors.items()}
+
+    found = checked(rewritten(dense_out, tmp_path / "out", change))
+    assert set(loads(found).values()) == {Loads.NO}
+    said = [one.found for one in found.report.of(Severity.FAIL) if one.code == "static.packed"]
+    assert said
+    assert all(str(dtype).removeprefix("torch.").upper()[0] in line for line in said)
+
+
 # what only some engines read packed
 
 

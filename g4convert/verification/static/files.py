@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
+from g4convert.checkpoint.beside import READ_BY_ENGINES, unreadable
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
@@ -21,6 +22,7 @@ _OWN: Final = {RECORD, _README}
 _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
 """Files that no program reads when it loads a model; other writers may replace them."""
 _JOURNAL: Final = "journal*.jsonl"
+_RESTORE: Final = "copy it from the model that this one was made from"
 _COPY: Final = "copy it from the source again"
 
 
@@ -39,6 +41,9 @@ def loose_files(out: Checkpoint) -> Iterator[Finding]:
             found = "the journal of a conversion that did not finish: shards hold zeros where nothing was written"
             remedy = "run the same `g4convert quantize` again, it goes on"
             yield Finding("static.files", Severity.FAIL, name, found, "a finished checkpoint", remedy)
+    for name, why in unreadable(out.path, out.side_files).items():
+        severity = Severity.WARN if name not in READ_BY_ENGINES or name.startswith("generation") else Severity.FAIL
+        yield Finding("static.side_files", severity, name, why, "a file that engines can read", _RESTORE)
     for name in out.stray_files:
         found = "weights that are no part of the checkpoint"
         yield Finding("static.stray", Severity.WARN, name, found, "none: some programs load every file", "delete it")

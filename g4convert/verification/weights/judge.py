@@ -13,7 +13,7 @@ from g4convert.report import Finding, Severity
 from g4convert.verification.weights.causes import guess
 from g4convert.verification.weights.findings import QUANTIZE_AGAIN, error_text, listed, percent, span
 from g4convert.verification.weights.measured import Measured, PackedPair
-from g4convert.verification.weights.pairs import KeptPair
+from g4convert.verification.weights.pairs import Compared, KeptPair
 from g4convert.verification.weights.rows import DATA_FREE, Row, band_of
 
 _ZERO: Final = 0.6
@@ -35,6 +35,7 @@ _LOST_SHARE: Final = 0.02
 """Share of a weight's groups that may be lost with a method that weighs channels."""
 _BETTER_THAN_PLAIN: Final = 0.9
 """Ratio to the error of plain rounding up to which no weight is an outlier."""
+_DIVERGED: Final = "the source is damaged, or its training diverged: take another one"
 _COMPARE: Final = "quantize the source again and compare: the same bytes are no fault of the file"
 
 
@@ -146,7 +147,7 @@ def _fit(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
 
 
 def _constant(rows: Sequence[Row]) -> Iterator[Finding]:
-    bad = [row for row in rows if row.sums.one_word is not None and row.sums.one_value is None]
+    bad = [row for row in rows if row.sums.one_word is not None and row.sums.one_value is None and row.sums.signal]
 
     def found(of_kind: Sequence[Row]) -> str:
         return f"every word is {(of_kind[0].sums.one_word or 0) & 0xFFFFFFFF:#010x}"
@@ -246,18 +247,25 @@ def _exact(rows: Sequence[Row]) -> Iterator[Finding]:
     yield Finding("weights.exact", Severity.PASS, subject, found, expected)
 
 
-def judged_kept(kept: Sequence[KeptPair], different: Mapping[str, int]) -> Iterator[Finding]:
+def judged_kept(kept: Sequence[KeptPair], compared: Mapping[str, Compared]) -> Iterator[Finding]:
     """Yield findings about kept tensors, whose bytes must be the source's.
 
     Args:
         kept: the kept tensors.
-        different: number of elements that differ, by name.
+        compared: numbers of elements that differ or are not finite, by name.
     """
-    bad = [pair for pair in kept if different.get(pair.name)]
-    for pair in bad:
-        found = f"{different[pair.name]} of {pair.nbytes // pair.itemsize} values differ"
-        yield Finding("weights.kept", Severity.FAIL, pair.name, found, "the bytes of the source", QUANTIZE_AGAIN)
-    good = [pair for pair in kept if not different.get(pair.name)]
+    nothing = Compared()
+    good = []
+    for pair in kept:
+        one, count = compared.get(pair.name, nothing), pair.nbytes // pair.itemsize
+        if one.different:
+            found = f"{one.different} of {count} values differ"
+            yield Finding("weights.kept", Severity.FAIL, pair.name, found, "the bytes of the source", QUANTIZE_AGAIN)
+        elif one.endless:
+            found = f"{one.endless} of {count} values are NaN or infinite, in the source, too"
+            yield Finding("weights.kept", Severity.FAIL, pair.name, found, "finite values", _DIVERGED)
+        else:
+            good.append(pair)
     if good:
         nbytes = sum(pair.nbytes for pair in good)
         text = f"the bytes of the source, {nbytes} of them"

@@ -39,7 +39,7 @@ from g4convert.report import Finding, grouped
 from g4convert.verification.static.config import read_architecture
 from g4convert.verification.weights.judge import judged_kept, judged_packed
 from g4convert.verification.weights.measured import Measured, PackedPair, measure
-from g4convert.verification.weights.pairs import KeptPair, Pairing
+from g4convert.verification.weights.pairs import Compared, KeptPair, Pairing
 from g4convert.verification.weights.recorded import check_recorded
 
 _PIECE: Final = 16 << 20
@@ -116,8 +116,8 @@ def _row(name: str, sums: Measured) -> dict[str, Any]:
     }
 
 
-Result = Measured | int
-"""Sums of a piece of a packed weight, or the number of elements of a kept tensor that differ."""
+Result = Measured | Compared
+"""Sums of a piece of a packed weight, or of a kept tensor."""
 _Piece = tuple[str, int, Callable[[], Result]]
 """Name of the tensor, bytes to read, and the call that does the work."""
 
@@ -141,17 +141,20 @@ def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterat
             yield pair.name, 2 * nbytes, partial(_differing, pair, begin, nbytes, plain, written)
 
 
-def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> int:
-    """Return the number of elements that differ."""
+def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> Compared:
+    """Return the numbers of elements that differ, and of those that are not finite."""
     one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
     other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
     if pair.moved:
         words = np.frombuffer(one, f"u{pair.itemsize}").reshape(pair.moved)
         one = bytearray(np.moveaxis(words, -1, 1).tobytes())
+    endless = (
+        int((np.frombuffer(one, f"u{pair.itemsize}") & pair.exponent == pair.exponent).sum()) if pair.exponent else 0
+    )
     if one == other:
-        return 0
+        return Compared(0, endless)
     first, second = (np.frombuffer(raw, np.uint8).reshape(-1, pair.itemsize) for raw in (one, other))
-    return int((first != second).any(-1).sum())
+    return Compared(int((first != second).any(-1).sum()), endless)
 
 
 def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:
@@ -167,10 +170,10 @@ def _call(piece: _Piece) -> Result:
     return piece[2]()
 
 
-def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, int]]:
+def _sums(results: Iterator[tuple[str, Result]]) -> tuple[dict[str, Measured], dict[str, Compared]]:
     """Add up the results of the pieces of each packed weight and of each kept tensor."""
     measured: defaultdict[str, Measured] = defaultdict(Measured)
-    different: defaultdict[str, int] = defaultdict(int)
+    different: defaultdict[str, Compared] = defaultdict(Compared)
     for name, result in results:
         if isinstance(result, Measured):
             measured[name] += result

@@ -14,7 +14,7 @@ from g4convert.checkpoint.contents import Contents
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.checkpoint.stored import PackedModule, stored_scheme, unreadable
-from g4convert.gemma4 import TABLES, Inventory, Weight
+from g4convert.gemma4 import TABLES, Inventory, Role, Weight
 from g4convert.names import Name
 from g4convert.report import Finding, Severity
 from g4convert.tensors import TensorInfo
@@ -32,6 +32,7 @@ class KeptPair:
         out: file and byte offset in the output.
         nbytes: size of the tensor, bytes.
         itemsize: size of one element, bytes.
+        exponent: mask of an element's exponent; 0 if it may be infinite, or is no float.
         moved: shape in the source of a convolution that is stored channels-last there; empty for other tensors.
     """
 
@@ -40,7 +41,19 @@ class KeptPair:
     out: tuple[str, int]
     nbytes: int
     itemsize: int
+    exponent: int = 0
     moved: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Numbers of a kept tensor's elements that differ from the source's, and that are NaN or infinite there."""
+
+    different: int = 0
+    endless: int = 0
+
+    def __add__(self, other: "Compared") -> "Compared":
+        return Compared(self.different + other.different, self.endless + other.endless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,7 @@ class Pairing:
             out=(stored.file, stored.begin + begin),
             nbytes=nbytes,
             itemsize=weight.dtype.itemsize,
+            exponent=0 if weight.role is Role.CLIP else weight.dtype.exponent,
             moved=origin.info.shape if weight.channels_last else (),
         )
 
