@@ -47,6 +47,13 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+def device_of_rank(device: torch.device, rank: int, world: int) -> torch.device:
+    """Return the device of one of several ranks on a host: they take its GPUs in turns."""
+    if device.type != "cuda" or world == 1:
+        return device
+    return torch.device("cuda", rank % torch.cuda.device_count())
+
+
 def place(model: torch.nn.Module, device: torch.device) -> None:
     """Record the device of a model's inputs on the model, as a streamed model has no tensor that shows it."""
     setattr(model, _ATTRIBUTE, device)

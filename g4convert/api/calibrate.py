@@ -20,6 +20,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.conversion.lock import Lock
+from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Statistics
 from g4convert.devices import memory_faults, torch_device
 from g4convert.errors import InputError, UsageError
@@ -98,6 +99,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     device: str = "cpu",
     overwrite: bool = False,
     progress: Quiet | None = None,
+    ranks: Ranks = ALONE,
 ) -> Calibrated:
     """Make a calibration file for the recipes that look at what a model reads. Stopped, the same call continues.
 
@@ -118,6 +120,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         device: what answers and runs the model: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a file that is there.
         progress: told of answered ids and of layers; a subclass of `g4convert.progress.Quiet`.
+        ranks: rank 0 of ranks that share the pass for statistics; see `g4convert.calibration.record.assist`.
 
     Returns:
         The file, and what is in it.
@@ -162,6 +165,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
                 workers=workers,
                 device=torch_device(device),
                 progress=watch,
+                ranks=ranks,
             )
             file = replace(file, statistics=found)
         lock.check()

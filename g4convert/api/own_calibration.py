@@ -10,8 +10,8 @@ from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Conversion, Job, prepare
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
-from g4convert.conversion.ranks import Ranks
-from g4convert.errors import G4Error
+from g4convert.conversion.ranks import ALONE, Ranks
+from g4convert.errors import G4Error, Interrupted
 from g4convert.places import make_directory
 from g4convert.progress import Quiet
 
@@ -22,24 +22,32 @@ def own_calibration(output: Path) -> Path:
 
 
 def with_calibration(job: Job, ranks: Ranks, progress: Quiet) -> Job:
-    """Return the job with a calibration file that exists and is complete; rank 0 makes it, the other ranks wait.
+    """Return the job with a calibration file that exists and is complete; rank 0 makes it, and the others help.
 
     Raises:
         G4Error: the conversion is refused for a reason that needs no calibration file, or the named file is invalid.
         Interrupted: Ctrl-C; finished layers are kept.
     """
-    beside = ranks.from_lead(_made_or_error(job, progress) if ranks.leads else None)
+    sharing = ranks if len(ranks.hosts()) == 1 else ALONE  # hosts do not map the same files
+    if ranks.leads:
+        beside = ranks.from_lead(_made_or_error(job, progress, sharing))
+    else:
+        from g4convert.calibration.record import assist  # noqa: PLC0415 -- brings torch and transformers
+
+        beside = assist(ranks, job.workers)
     return replace(job, calibration=own_calibration(job.output)) if beside and job.calibration else job
 
 
-def _made_or_error(job: Job, progress: Quiet) -> bool | G4Error:
+def _made_or_error(job: Job, progress: Quiet, ranks: Ranks) -> bool | G4Error:
     try:
-        return _made(job, progress)
+        return _made(job, progress, ranks)
     except G4Error as error:
+        if isinstance(error, Interrupted) and ranks.world > 1:
+            raise  # others may be in the midst of a layer, and end with this process
         return error
 
 
-def _made(job: Job, progress: Quiet) -> bool:
+def _made(job: Job, progress: Quiet, ranks: Ranks) -> bool:
     """Make or complete the calibration file; return True if the conversion must use the file beside the output."""
     path = job.calibration
     if path is None or _is_complete(path, layered=job.recipe.recipe.is_layered):
@@ -49,9 +57,9 @@ def _made(job: Job, progress: Quiet) -> bool:
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
         choose(conversion.plan, conversion.checkpoint, reader)
     if path == own and not path.exists():
-        _from_bundled(conversion, path, progress)
+        _from_bundled(conversion, path, progress, ranks)
     else:
-        _count(conversion, path, own, progress)
+        _count(conversion, path, own, progress, ranks)
     return True
 
 
@@ -60,7 +68,7 @@ def _is_complete(path: Path, *, layered: bool) -> bool:
     return path.exists() and (layered or is_gguf(path) or CalibrationFile.load(path).statistics is not None)
 
 
-def _from_bundled(conversion: Conversion, path: Path, progress: Quiet) -> None:
+def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, ranks: Ranks) -> None:
     """Make the conversion's own calibration file from the bundled texts."""
     from g4convert.api.calibrate import calibrate  # noqa: PLC0415 -- here and below: brings torch and transformers
 
@@ -75,12 +83,13 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet) -> None:
         device=job.device,
         workers=job.workers,
         progress=progress,
+        ranks=ranks,
     )
     rows = f"{done.tokens.samples:,} x {done.tokens.length:,} tokens"
     progress.say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
 
 
-def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet) -> None:
+def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, ranks: Ranks) -> None:
     """Add statistics to a file of token ids, and save the result beside the output."""
     from g4convert.calibration.record import record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
@@ -99,7 +108,9 @@ def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet) -> No
         lock.take()
         check_room(scratch, state_bytes(text, ids, layered=False))
         device = torch_device(job.device)
-        found = record(job.source.path, tokens, scratch, workers=job.workers, device=device, progress=progress)
+        found = record(
+            job.source.path, tokens, scratch, workers=job.workers, device=device, progress=progress, ranks=ranks
+        )
         lock.check()
         replace(file, model=found.model, statistics=found).save(own)
 

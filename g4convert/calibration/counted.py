@@ -6,7 +6,6 @@ Letters: s sequences, t tokens, h hidden size.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from g4convert.array_types import F32
 from g4convert.calibration.counted_experts import Given, Routed, run_counted
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Hooks, Sums, add
-from g4convert.calibration.team import in_order
+from g4convert.calibration.team import Team
 from g4convert.calibration.walk import Shared
 from g4convert.conversion.statistics import source_of
 
@@ -26,11 +25,11 @@ class Counted:
     Args:
         replay: gives the layer and its arguments.
         number: number of the layer.
-        pool: threads that each take a sequence; torch must run single-threaded in them.
+        team: ranks and threads that each take a sequence.
     """
 
-    def __init__(self, replay: Replay, number: int, pool: Executor) -> None:
-        self._replay, self._number, self._pool = replay, number, pool
+    def __init__(self, replay: Replay, number: int, team: Team) -> None:
+        self._replay, self._number, self._team = replay, number, team
 
     def run(self, states: F32, out: F32) -> Sums:
         """Run the layer.
@@ -49,7 +48,7 @@ class Counted:
             layer.experts = routed
             try:
                 sums, given = self._to_experts(layer, states, routed)
-                added, theirs = run_counted(self._replay, self._number, experts, given, self._pool)
+                added, theirs = run_counted(self._replay, self._number, experts, given, self._team)
                 self._pass(layer, states, out, routed, added)
             finally:
                 layer.experts = experts
@@ -64,50 +63,47 @@ class Counted:
         added: F32 | None = None,
     ) -> Sums:
         """Run the layer on each sequence, fill `out`, and return the sums."""
-        total: Sums = {}
-        for s, (given, sums) in self._called(layer, states, routed, added):
-            out[s] = given[0].cpu().numpy()
-            add(total, sums)
-        return total
+
+        def take(s: int, found: torch.Tensor) -> None:
+            out[s] = found[0].cpu().numpy()
+
+        return self._run(layer, states, routed, added, take)
 
     def _to_experts(self, layer: Any, states: F32, routed: Routed) -> tuple[Sums, Given]:  # noqa: ANN401
         """Run the layer on each sequence; return the sums and the recorded inputs of the experts."""
-        total: Sums = {}
         given = Given.make(self._replay.states, states.shape, self._replay.config.top_k_experts)
-        for _, (_, sums) in self._called(layer, states, routed, None, note=given.note):
-            add(total, sums)
-        return total, given
+        return self._run(layer, states, routed, None, lambda s, _: given.note(s, routed.noted())), given
 
-    def _called(
+    def _run(
         self,
         layer: Any,  # noqa: ANN401
         states: F32,
         routed: Routed | None,
         added: F32 | None,
-        *,
-        note: Callable[[int, Any], None] | None = None,
-    ) -> Iterator[tuple[int, tuple[torch.Tensor, Sums]]]:
-        """Yield the layer's output and the sums for each sequence, in order."""
+        take: Callable[[int, torch.Tensor], None],
+    ) -> Sums:
+        """Run the layer on each sequence, give its output to `take`, and return the sums over all sequences."""
         hooks = Hooks({f"layers.{self._number}.{path}": module for path, module in _first_to_take(layer)})
         arguments, shared = self._replay.arguments[self._number], Shared(self._replay, layer)
         per_layer, length = self._replay.per_layer(self._number), states.shape[1]
 
-        def call(s: int) -> tuple[torch.Tensor, Sums]:
-            with torch.no_grad():  # a setting of each thread
-                hooks.begin()
-                if routed is not None:
-                    routed.begin(None if added is None else self._replay.sequence(added, s)[0])
-                own = {} if per_layer is None else {"per_layer_input": self._replay.sequence(per_layer, s)}
-                given = shared.given(s)
-                # not `layer(...)`, whose hooks would take the weights out again
-                found = layer.forward(self._replay.sequence(states, s), **own, shared_kv_states=given, **arguments)
-                shared.keep(s, given)
-                if note is not None and routed is not None:
-                    note(s, routed.noted())
-                return found, hooks.end(length)
+        def call(s: int) -> Sums:
+            hooks.begin()
+            if routed is not None:
+                routed.begin(None if added is None else self._replay.sequence(added, s)[0])
+            own = {} if per_layer is None else {"per_layer_input": self._replay.sequence(per_layer, s)}
+            given = shared.given(s)
+            # not `layer(...)`, whose hooks would take the weights out again
+            found = layer.forward(self._replay.sequence(states, s), **own, shared_kv_states=given, **arguments)
+            shared.keep(s, given)
+            take(s, found)
+            return hooks.end(length)
 
+        total: Sums = {}
         with hooks.placed():
-            yield from in_order(self._pool, call, range(len(states)))
+            for _, sums in self._team.gathered(call, len(states)):
+                add(total, sums)
+        return total
 
 
 def _first_to_take(layer: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

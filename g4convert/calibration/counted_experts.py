@@ -8,7 +8,6 @@ Letters: s sequences, t tokens, h hidden size, k experts of a token, e experts.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from threading import local
 from typing import Any
@@ -20,7 +19,7 @@ from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.squares import Sums, squares
 from g4convert.calibration.states import SCRATCH, States
-from g4convert.calibration.team import in_order
+from g4convert.calibration.team import Team
 from g4convert.forward.pieces import Rows, TensorFiles
 
 
@@ -81,7 +80,7 @@ def run_counted(
     number: int,
     experts: Any,  # noqa: ANN401 -- a module of transformers
     given: Given,
-    pool: Executor,
+    team: Team,
 ) -> tuple[F32, Sums]:
     """Run the experts of a layer.
 
@@ -90,14 +89,13 @@ def run_counted(
         number: number of the layer.
         experts: the layer's module, used for its activation only.
         given: inputs of the experts.
-        pool: threads that each take an expert.
+        team: ranks and threads that each take an expert.
 
     Returns:
         Output of the experts [s, t, h], and the sums of squares of their inputs.
     """
     path = f"layers.{number}.experts."
     added = replay.states.make(f"{SCRATCH}experts-added", given.states.shape)
-    added[:] = 0
     flat, states, index, weights = (_flat(one) for one in (added, given.states, given.index, given.weights))
     read = _reader(replay, number)
     gate: list[F64] = []
@@ -105,20 +103,21 @@ def run_counted(
     tokens: list[int] = []
 
     def call(expert: int) -> tuple[I64, F32, F64, F64]:
-        with torch.no_grad():  # a setting of each thread
-            token, place = np.nonzero(index == expert)
-            x = torch.from_numpy(states[token]).to(replay.device)
-            gate_up, out = (read(name, expert).to(replay.device) for name in ("gate_up_proj", "down_proj"))
-            first, second = (x @ gate_up.T).chunk(2, dim=-1)
-            inner = experts.act_fn(first) * second
-            gives = (inner @ out.T).cpu().numpy() * weights[token, place, None]
-            return token, gives, squares(x), squares(inner)
+        token, place = np.nonzero(index == expert)
+        x = torch.from_numpy(states[token]).to(replay.device)
+        gate_up, out = (read(name, expert).to(replay.device) for name in ("gate_up_proj", "down_proj"))
+        first, second = (x @ gate_up.T).chunk(2, dim=-1)
+        inner = experts.act_fn(first) * second
+        gives = (inner @ out.T).cpu().numpy() * weights[token, place, None]
+        return token, gives, squares(x), squares(inner)
 
-    for _, (token, gives, outer, inner) in in_order(pool, call, range(replay.config.num_experts)):
-        flat[token] += gives
+    for _, (token, gives, outer, inner) in team.gathered(call, replay.config.num_experts, ahead=1):
+        if team.ranks.leads:
+            flat[token] += gives
         gate.append(outer)
         down.append(inner)
         tokens.append(len(token))
+    team.ranks.wait()
     each = np.array(tokens)
     return added, {f"{path}gate_proj": (np.stack(gate), each), f"{path}down_proj": (np.stack(down), each)}
 

@@ -25,6 +25,7 @@ from g4convert.calibration.squares import Sums
 from g4convert.calibration.states import States
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import hash_of_request
+from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import hash_of
 from g4convert.errors import InputError
 from g4convert.whole_files import write_whole
@@ -41,15 +42,17 @@ class Kept:
     Args:
         directory: path, created with the first array.
         facts: model and token ids of the run, as JSON.
+        ranks: ranks that record together; rank 0 keeps the sums.
     """
 
     directory: Path
     facts: Mapping[str, Any]
+    ranks: Ranks = ALONE
 
     @property
     def states(self) -> States:
         """Arrays in the directory."""
-        return States(self.directory)
+        return States(self.directory, self.ranks)
 
     def resumed(self) -> list[Sums]:
         """Read the sums of the finished stages; empty the directory and return none if a checksum or fact differs."""

@@ -3,12 +3,14 @@
     ids --embedding--> states --layer 0--> states --layer 1--> ...        states and sums in files: see `kept`
 
 Sums are float64, over the tokens of a sequence and then over the sequences, in order, so they do not depend on the
-number of threads. Judging sequences are left out. A killed run repeats one layer.
+number of threads. Judging sequences are left out. A killed run repeats one layer. Ranks of one host share a layer's
+sequences and experts.
 """
 
-from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,19 +19,53 @@ from g4convert.array_types import F32, F64, I64
 from g4convert.calibration.counted import Counted
 from g4convert.calibration.kept import Kept
 from g4convert.calibration.replay import Replay
-from g4convert.calibration.squares import Hooks, Sums
-from g4convert.calibration.team import threads
+from g4convert.calibration.squares import Hooks, Sums, add
+from g4convert.calibration.team import Team, threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.identity import Model
+from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Inputs, Statistics
-from g4convert.devices import CPU
-from g4convert.errors import Interrupted
+from g4convert.devices import CPU, device_of_rank
+from g4convert.errors import G4Error, Interrupted
 from g4convert.planning.sizes import default_workers
 from g4convert.progress import Quiet
 
 _OUTSIDE: Final = "per_layer_model_projection"
 """The decoder's Linear outside the layers that recipes can pack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recording that ranks share.
+
+    Args:
+        source: the checkpoint, not quantized.
+        tokens: sequences to run.
+        scratch: directory of the values that flow between layers. An unfinished run in it continues if it is of the
+            same model and tokens, and starts again if not.
+        device: device that runs the layers; ranks take GPUs in turns.
+    """
+
+    source: Path
+    tokens: Tokens
+    scratch: Path
+    device: torch.device
+
+    def sums(self, ranks: Ranks, workers: int, progress: Quiet) -> Sums:
+        """Run all layers that are left; return the sums of all of them, in rank 0."""
+        taken = Tokens(np.delete(self.tokens.ids, sorted(self.tokens.judges), axis=0))
+        facts = {"tokens": self.tokens.hash, "device": self.device.type, **self.model.to_dict()}
+        kept = Kept(self.scratch, facts, ranks)
+        with threads(workers or max(1, default_workers() // ranks.world)) as pool:
+            device = device_of_rank(self.device, ranks.rank, ranks.world)
+            replay = Replay.open(self.source, taken, kept.states, device)
+            return _run(replay, kept, Team(pool, ranks), progress)
+
+    @property
+    def model(self) -> Model:
+        """The model's identity."""
+        return Model.of(Checkpoint.open(self.source))
 
 
 def record(  # noqa: PLR0913 -- a model, what it runs, and how
@@ -40,17 +76,18 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
     workers: int = 0,
     device: torch.device = CPU,
     progress: Quiet | None = None,
+    ranks: Ranks = ALONE,
 ) -> Statistics:
     """Measure the mean squares of the inputs of a model's Linears.
 
     Args:
-        source: the checkpoint, not quantized.
-        tokens: sequences to run.
-        scratch: directory of the values that flow between layers, removed at the end. An unfinished run in it continues
-            if it is of the same model and tokens, and starts again if not.
+        source: see `Recording`.
+        tokens: the same.
+        scratch: the same; removed at the end.
         workers: number of threads; 0 takes one for each core.
         device: device that runs the layers.
         progress: told of each layer.
+        ranks: rank 0 of ranks of which the others `assist`.
 
     Returns:
         Statistics over all sequences that do not judge.
@@ -60,44 +97,69 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
         InputError: the disk is full.
         Interrupted: Ctrl-C; finished layers are kept.
     """
-    model = Model.of(Checkpoint.open(source))
-    taken = Tokens(np.delete(tokens.ids, sorted(tokens.judges), axis=0))
-    kept = Kept(scratch, {"tokens": tokens.hash, "device": device.type, **model.to_dict()})
+    recording = Recording(source, tokens, scratch, device)
+    ranks.from_lead(recording)
     try:
-        with threads(workers or default_workers()) as pool:
-            sums = _run(Replay.open(source, taken, kept.states, device), kept, pool, progress or Quiet())
+        sums = recording.sums(ranks, workers, progress or Quiet())
     except KeyboardInterrupt as error:
         raise Interrupted("stopped; what is finished is kept", hint="the same command continues") from error
-    kept.states.drop()
+    Kept(scratch, {}).states.drop()
     inputs = {name: _mean(*one) for name, one in sorted(sums.items())}
-    return Statistics(inputs, model, "g4convert", tokens.hash, tokens.samples, tokens.length)
+    return Statistics(inputs, recording.model, "g4convert", tokens.hash, tokens.samples, tokens.length)
 
 
-def _run(replay: Replay, kept: Kept, pool: Executor, progress: Quiet) -> Sums:
-    """Run the remaining layers in order and return the sums of all stages."""
-    stages = kept.resumed()
+def assist(ranks: Ranks, workers: int) -> Any:  # noqa: ANN401 -- whatever rank 0 sends
+    """Take part in recordings of rank 0 until it sends something else, and return that.
+
+    Raises:
+        G4Error: rank 0 sent an error.
+    """
+    sent: Any
+    while isinstance(sent := ranks.from_lead(None), Recording):
+        with suppress(G4Error):  # of all ranks; rank 0 sends it
+            sent.sums(ranks, workers, Quiet())
+    return sent
+
+
+def _run(replay: Replay, kept: Kept, team: Team, progress: Quiet) -> Sums:
+    """Run the remaining layers in order and return the sums of all stages, in rank 0."""
+    ranks = team.ranks
+    stages = [*ranks.together(lambda: kept.resumed() if ranks.leads else [])[0]]
     hidden = kept.states.turns(replay.shape, fresh=not stages)
+
+    def keep(sums: Sums) -> None:
+        stages.append(sums)
+        ranks.together(lambda: kept.keep(len(stages) - 1, sums) if ranks.leads else None)
+
     if not stages:
-        stages = [_embed(replay, hidden[0])]
-        kept.keep(0, stages[0])
+        keep(_embed(replay, hidden[0], ranks))
     layers = replay.config.num_hidden_layers
     progress.step("layers", layers, "layers")
     progress.tick(len(stages) - 1)
     for number in range(len(stages) - 1, layers):
-        stages.append(Counted(replay, number, pool).run(hidden[number % 2], hidden[(number + 1) % 2]))
-        kept.keep(number + 1, stages[-1])
+        keep(Counted(replay, number, team).run(hidden[number % 2], hidden[(number + 1) % 2]))
         progress.tick(1)
     return {name: one for sums in stages for name, one in sums.items()}
 
 
-def _embed(replay: Replay, out: F32) -> Sums:
+def _embed(replay: Replay, out: F32, ranks: Ranks) -> Sums:
     """Fill `out` with the first layer's inputs; return the sums of the Linear before the layers."""
     found = dict(replay.model.get_decoder().named_modules()).get(_OUTSIDE)
     hooks = Hooks({} if found is None else {_OUTSIDE: found})
+    own: dict[int, Sums] = {}
+
+    def take(s: int) -> None:
+        own[s] = hooks.end(out.shape[1])
+        hooks.begin()
+
     with hooks.placed():
         hooks.begin()
-        replay.embed(out)
-    return hooks.end(int(out.shape[0] * out.shape[1]))
+        replay.embed(out, take)
+    total: Sums = {}
+    every = {s: sums for part in ranks.gather(own) for s, sums in part.items()}
+    for s in sorted(every):
+        add(total, every[s])
+    return total
 
 
 def _mean(squares: F64, tokens: I64) -> Inputs:

@@ -5,7 +5,7 @@ makes embeddings, per-layer inputs (for each sequence), masks and rotary tables.
 a time, except those of experts: `experts` reads them one by one.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,13 @@ class Replay:
             )
         return cls(model, stream, tokens, states, arguments, device)
 
-    def embed(self, out: F32) -> None:
-        """Fill `out` [samples, length, hidden] with the first layer's inputs, and store the per-layer inputs."""
+    def embed(self, out: F32, each: Callable[[int], None] | None = None) -> None:
+        """Fill `out` [samples, length, hidden] with the first layer's inputs, and store the per-layer inputs.
+
+        Args:
+            out: filled by all ranks.
+            each: called behind each sequence of this rank.
+        """
         ranks = self.states.ranks
         with _recorders(self.model) as recorders:
             kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
@@ -92,6 +97,8 @@ class Replay:
                 for layer, recorder in enumerate(recorders):
                     if kept is not None and recorder.per_layer is not None:
                         kept[layer, number] = recorder.per_layer[0].cpu().numpy()
+                if each is not None:
+                    each(number)
         ranks.wait()
 
     def per_layer(self, layer: int) -> F32 | None:

@@ -13,7 +13,6 @@ the journal, and trains alone.
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from g4convert.conversion.result import Choice
 from g4convert.conversion.resume import checksum
 from g4convert.conversion.staging import STATES
 from g4convert.conversion.stream import Streams
-from g4convert.devices import torch_device
+from g4convert.devices import device_of_rank, torch_device
 from g4convert.errors import EnvironmentFault, Interrupted, UsageError
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.layers import layer_steps
@@ -71,7 +70,7 @@ class LayerByLayer:
             UsageError, EnvironmentFault: see `ScaleTraining.check`; or the disk is too small for the output and the
                 states between layers; or ranks are on several hosts.
         """
-        hosts = sorted({*ranks.gather(gethostname())})
+        hosts = ranks.hosts()
         if len(hosts) > 1:
             raise UsageError(
                 f"method {conversion.plan.recipe.method}: ranks share the states of a layer in memory of one host, and "
@@ -197,11 +196,8 @@ class LayerByLayer:
 
     @property
     def _device(self) -> torch.device:
-        """Device of the layers; ranks take the GPUs in turns."""
-        name = self.conversion.job.device
-        if name == "cuda" and self.ranks.world > 1:
-            name = f"cuda:{self.ranks.rank % max(torch.cuda.device_count(), 1)}"
-        return torch_device(name)
+        """Device of the layers; ranks take GPUs in turns."""
+        return device_of_rank(torch_device(self.conversion.job.device), self.ranks.rank, self.ranks.world)
 
     @property
     def _training(self) -> ScaleTraining | None:

@@ -17,6 +17,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from typing import TypeVar
 
 import torch
@@ -68,6 +70,22 @@ class Team:
         """Call with each of this rank's sequences, yield the results in order, and wait for the other ranks."""
         yield from self.each(call, self.own(range(samples)))
         self.ranks.wait()
+
+    def gathered(self, call: Callable[[int], T], count: int, ahead: int = 16) -> Iterator[tuple[int, T]]:
+        """Call with each number below `count`, and yield all results in order, in every rank.
+
+        Args:
+            call: called with the numbers that are this rank's.
+            count: number of numbers.
+            ahead: results of each rank that are sent at a time.
+        """
+        if self.ranks.world == 1:
+            yield from self.each(call, range(count))
+            return
+        for first in range(0, count, ahead * self.ranks.world):
+            numbers = range(first, min(first + ahead * self.ranks.world, count))
+            own = [*self.each(call, self.own(numbers))]
+            yield from sorted(chain(*self.ranks.gather(own)), key=itemgetter(0))
 
     def spread(self, parts: Sequence[torch.Tensor]) -> None:
         """Fill the parts of other ranks, which are theirs in turns, with what those ranks put into them."""

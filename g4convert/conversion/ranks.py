@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
+from socket import gethostname
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -132,6 +133,10 @@ class Ranks:
                 raise found
             results.append(found)
         return results
+
+    def hosts(self) -> list[str]:
+        """Return the names of the hosts that ranks are on."""
+        return sorted({*self.gather(gethostname())})
 
     def wait(self) -> None:
         """Wait until every rank is here.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from threading import Barrier, BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from helpers.grids import every
 from helpers.runs import hashes
 from safetensors.torch import load_file, save_file
 
 from g4convert import quantize
 from g4convert.api.calibrate import calibrate
+from g4convert.calibration.record import Recording
 from g4convert.calibration.states import States
 from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
@@ -116,29 +117,39 @@ def test_three_ranks_write_the_bytes_of_one(
     assert [path.parent.name for path in small] == ["1", "3"], "rank 0 makes the file, and no other"
 
 
-@pytest.mark.parametrize("family", every(2, ["e2b", "dense", "moe"]))
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [
+        ("e2b", RECIPES[0]),
+        ("moe", RECIPES[1]),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in [("e2b", RECIPES[1]), ("dense", RECIPES[1])]),
+    ],
+)
 def test_ranks_share_the_parts_of_a_layer(
-    family: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, recipe: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small strips and tiles, so that each of three ranks has some, and none of the last experts."""
     monkeypatch.setattr("g4convert.calibration.moments._STRIP", 24)
     monkeypatch.setattr("g4convert.calibration.team._ROWS", 16)
     source, ids, forwards = checkpoints(family), tmp_path / "ids.safetensors", Counter[int]()
     Tokens(np.random.default_rng(1).integers(5, 250, (7, 24), dtype=np.int32)).save(ids)
-    shared = Team.shared
+    own = Team.own
 
-    def counted(team: Team, call: Any, samples: int) -> Any:  # noqa: ANN401
-        forwards[team.ranks.rank] += len(team.own(range(samples)))
-        return shared(team, call, samples)
+    def counted(team: Team, parts: Any) -> Any:  # noqa: ANN401
+        found = own(team, parts)
+        if isinstance(parts, range):
+            forwards[team.ranks.rank] += len(found)
+        return found
 
-    monkeypatch.setattr(Team, "shared", counted)
+    monkeypatch.setattr(Team, "own", counted)
     found = []
     for world in (1, 2, 3):
         forwards.clear()
-        side_by_side(world, source, tmp_path / str(world) / "out", "w4a16-g32-gptq", calibration=ids)
+        side_by_side(world, source, tmp_path / str(world) / "out", recipe, calibration=ids)
         found.append(hashes(tmp_path / str(world) / "out"))
-        assert len(forwards) == world
-        assert max(forwards.values()) <= -(-7 // world) * sum(forwards.values()) / 7
+        if world > 1:
+            assert len(forwards) == world
+            assert max(forwards.values()) < 1.5 * sum(forwards.values()) / world
     assert found[0] == found[1] == found[2]
 
 
@@ -182,13 +193,33 @@ def test_a_weight_that_is_not_finite_is_the_same_error_in_every_rank(
 
 
 def test_ranks_of_several_hosts_share_no_layer(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = iter("ab")
-    monkeypatch.setattr("g4convert.calibration.run.gethostname", lambda: next(names))
+    names = cycle("ab")
+    monkeypatch.setattr("g4convert.conversion.ranks.gethostname", lambda: next(names))
     ids = tmp_path / "ids.safetensors"
     Tokens(np.random.default_rng(1).integers(5, 250, (4, 24), dtype=np.int32)).save(ids)
     with pytest.raises(UsageError, match="on 2: a, b"):
         side_by_side(2, moe, tmp_path / "out", "w4a16-g32-gptq", calibration=ids)
     assert [one.name for one in tmp_path.iterdir()] == ["ids.safetensors"]
+
+
+def test_rank_0_of_several_hosts_makes_statistics_alone(
+    moe: Path, tmp_path: Path, small: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side_by_side(1, moe, tmp_path / "one" / "out", RECIPES[0])
+    names = cycle("ab")
+    monkeypatch.setattr("g4convert.conversion.ranks.gethostname", lambda: next(names))
+    monkeypatch.setattr("g4convert.calibration.record.Recording.sums", _alone(Recording.sums))
+    side_by_side(2, moe, tmp_path / "two" / "out", RECIPES[0])
+    assert len(small) == 2
+    assert hashes(tmp_path / "one" / "out") == hashes(tmp_path / "two" / "out")
+
+
+def _alone(sums: Any) -> Any:  # noqa: ANN401
+    def checked(recording: Recording, ranks: Ranks, *rest: Any) -> Any:  # noqa: ANN401
+        assert ranks.world == 1
+        return sums(recording, ranks, *rest)
+
+    return checked
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
