@@ -88,8 +88,10 @@ def pairs(out: Console, rows: Mapping[str, str]) -> None:
 
 def reference(out: Console, stored: Mapping[str, Any]) -> None:
     """Print what a stored reference holds, and the command that uses it."""
-    asked = f"logits of {stored['tokens']:,} predictions of {stored['probes']} prompts, run in {stored['dtype']}"
-    pairs(out, {"model": str(stored["model"]), "stored": f"{asked}, {size(stored['bytes'])}"})
+    kept, what = f"{size(stored['bytes'])}: {stored['tokens']:,} predictions of {stored['probes']} prompts", ""
+    if likeliest := stored["likeliest"]:
+        what = f", each with its {likeliest:,} likeliest tokens, so that a KL to it comes out low (3 % on a real model)"
+    pairs(out, {"model": str(stored["model"]), "stored": f"{kept}{what}"})
     what = "OUT: a quantized checkpoint of the model"
     show_next(out, f"g4convert verify OUT --reference {quote(stored['output'])}", what)
 
@@ -164,7 +166,7 @@ def description(out: Console, found: "Description", *, verbose: bool) -> None:
             f"{role.tensors:,}",
             count(role.params),
             size(role.nbytes),
-            f"{role.bits_per_weight:.2f}" if role.params else "",
+            f"{role.bits_per_weight:.1f}" if role.params else "",
             ", ".join(f"{number:,} x {scheme}" for scheme, number in role.schemes.items()),
         )
         for role in (*found.roles, found.total)

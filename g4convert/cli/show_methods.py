@@ -16,6 +16,17 @@ _LESS = 0.9
 """A method is named if it leaves less than this part of what the one named before leaves."""
 
 
+def worth(found: Sequence["Cost"]) -> Sequence["Cost"]:
+    """Return the plan's method and the others without those that take longer than one that loses about as little."""
+    own, *others = found
+    kept, least = [own], float("inf")
+    for one in others:
+        if one.kl is None or one.kl < _LESS * least:
+            kept.append(one)
+            least = least if one.kl is None else one.kl
+    return kept
+
+
 def methods(found: Sequence["Cost"]) -> Table:
     """Return a table with the option, estimated time, memory and disk of each method, and its loss on a real model."""
     columns = ["method", "option", "time", "memory", "scratch disk"]
@@ -40,8 +51,8 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
     tokens = max(one.tokens for one in found)
     texts = f"{plural(tokens, 'token')} of your texts" if own_texts else f"about {tokens:,} tokens of the bundled texts"
     estimated = (
-        f"estimates for {plural(workers, 'worker')} on idle cores; times include the check of every weight. imatrix, "
-        f"gptq and best calibrate on {texts}"
+        f"estimates for {plural(workers, 'worker')} on idle cores; times include the check of every weight. "
+        f"{', '.join(str(one.method) for one in found if one.tokens)}: calibrated on {texts}"
     )
     measured = (
         "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
@@ -56,7 +67,7 @@ def choice(found: Sequence["Cost"]) -> str:
     gptq = next((one for one in others if one.method == Method.GPTQ and one.option), None)
     if own.tokens or own.kl is None or gptq is None or gptq.kl is None or gptq.kl > _LESS * own.kl:
         return ""
-    return f"for a first try or a QAT source; to use the model, take {gptq.option}"
+    return f"for a first try or a QAT source; for real use add {gptq.option}"
 
 
 def untried(found: Sequence["Cost"]) -> str:

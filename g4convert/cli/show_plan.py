@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from g4convert.cli.show_engines import verdicts
-from g4convert.cli.show_methods import basis, methods
+from g4convert.cli.show_methods import basis, methods, worth
 from g4convert.cli.tables import facts, fitted, put, table
 from g4convert.planning.recipe import Method
 from g4convert.quantities import count, plural, rough_duration, size
@@ -52,8 +52,9 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     put(out, facts(_outcome(found, lists=tensors)))
     if found.costs[1:]:
         out.print()
-        put(out, methods(found.costs))
-        put(out, Padding(Text(basis(found.costs, found.workers, own_texts=found.own_texts), style="dim"), (0, 0, 0, 2)))
+        shown = found.costs if tensors else worth(found.costs)
+        put(out, methods(shown))
+        put(out, Padding(Text(basis(shown, found.workers, own_texts=found.own_texts), style="dim"), (0, 0, 0, 2)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
@@ -73,14 +74,14 @@ def _plan_sizes(found: "PlanReport", width: int) -> Table:
             row.action,
             size(row.before),
             size(row.after),
-            f"{row.bits_per_weight:.2f}" if row.after else "",
+            f"{row.bits_per_weight:.1f}" if row.after else "",
         )
         for row in found.sizes
     ]
     before, after = sum(row.before for row in found.sizes), sum(row.after for row in found.sizes)
     params, written = sum(row.params for row in found.sizes), sum(row.params for row in found.sizes if row.after)
     tensors = sum(row.tensors for row in found.sizes)
-    bits = f"{8 * after / written:.2f}" if written else ""
+    bits = f"{8 * after / written:.1f}" if written else ""
     rows.append(("total", f"{tensors:,}", count(params), "", size(before), size(after), bits))
     columns = ("role", "tensors", "params", "action", "before", "after", "bits/weight")
     return table(*fitted(columns, rows, width, spare=("params", "tensors", "bits/weight")))

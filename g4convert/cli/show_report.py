@@ -73,8 +73,9 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
         out.print(f"\n{COSTLY[kind]}", soft_wrap=True)
-        prose(out, f"[dim]{escape(_how(blamed, kind))}[/]")
-        put(out, _blame(blamed["rows"], costs=kind == "loss" and not verbose))
+        brief = kind == "loss" and not verbose
+        prose(out, f"[dim]{escape(_how(blamed, kind, brief=brief))}[/]")
+        put(out, _blame(blamed["rows"], brief=brief))
     if found.levels == ("static", "logits"):
         prose(out, f"\n{_NO_WEIGHTS}")
     if not verbose:
@@ -85,13 +86,13 @@ def _comparison(out: "Console", found: Report, kind: str, *, verbose: bool) -> N
     """Print the table of a comparison's metrics; of a path that passes, one sentence."""
     values = found.metrics[kind]
     bound = f" ({LOWER_BOUND})" if values["lower_bound"] else ""
-    prose(out, f"\n{TITLES[kind]}: {COMPARED[kind]}{bound}")
     judged = {one.severity for one in found.findings if _metric(found, one)[0] == kind}
     if kind == "parity" and judged <= {Severity.PASS} and not verbose:
         same = values["kl_max"] == 0 and values["logit_max_diff"] == 0
-        prose(out, escape((EQUAL if same else ALIKE).format(**values)))
+        prose(out, f"\n{TITLES[kind]}: {escape((EQUAL if same else ALIKE).format(**values))}")
         return
-    columns = ("metric", "value", "limits (--profile)", "", _NOISE)
+    prose(out, f"\n{TITLES[kind]}: {COMPARED[kind]}{bound}")
+    columns = ("metric", "value", "limits", "", _NOISE)
     put(out, table(*without(columns, _measured(found, kind), () if verbose else (_NOISE,)), right=("value", _NOISE)))
     if kind == "loss":
         experts = "" if math.isnan(values.get("router_jaccard_min", math.nan)) else LEGEND_OF_EXPERTS
@@ -177,7 +178,7 @@ def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         yield one["name"], f"{one['tokens']:,}", *map(_number, numbers), agreed, _number(one["kl_mean"])
 
 
-def _how(blamed: Mapping[str, Any], kind: str) -> str:
+def _how(blamed: Mapping[str, Any], kind: str, *, brief: bool) -> str:
     """Return how a table of blame is measured."""
     probes = plural(len(blamed.get("probes", ())), "prompt")
     sample = (
@@ -185,23 +186,24 @@ def _how(blamed: Mapping[str, Any], kind: str) -> str:
         if blamed.get("predictions")
         else "all prompts"
     )
+    mean, left = ("", "") if brief else (f" of {_number(blamed['kl'])}", ", and the KL that is left")
     return (
-        f"Measured on {sample} (mean {_number(blamed['kl'])}). Each row gives one module {SWAPPED[kind]}: the "
-        "share of that KL that this removes, and the KL that is left. Shares overlap."
+        f"Measured on {sample}. Each row gives one module {SWAPPED[kind]}: the share of the mean KL{mean} that this "
+        f"removes{left}. Shares overlap."
     )
 
 
-def _blame(rows: Sequence[Mapping[str, Any]], *, costs: bool) -> Table:
-    """Return a table of shares of the loss, rows grouped by kind; with `costs`, what tells a fault is left out."""
+def _blame(rows: Sequence[Mapping[str, Any]], *, brief: bool) -> Table:
+    """Return a table of shares of the loss, rows grouped by kind; with `brief`, shares alone, of the costly."""
     cells: list[Sequence[str]] = []
-    for heading, alike in by_kind(row for row in rows if not costs or 100 * row["share"] >= _LEAST):
+    for heading, alike in by_kind(row for row in rows if not brief or 100 * row["share"] >= _LEAST):
         indent = "  " if heading else ""
         cells += [(heading, *[""] * 4)] if heading else []
         for row in alike[:_MOST]:
             share, sqnr = f"{round(100 * row['share'])} %", _number(row["sqnr"], ".1f")
             cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
     columns = ("module", "removes", "KL left", _SQNR, "")
-    return table(*without(columns, cells, (_SQNR,) if costs else ()), right=columns[1:4])
+    return table(*without(columns, cells, ("KL left", _SQNR) if brief else ()), right=columns[1:4])
 
 
 def _number(value: float | None, spec: str = ".4g") -> str:

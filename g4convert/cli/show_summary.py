@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from g4convert.cli.next_steps import show_next
-from g4convert.cli.tables import facts, prose, put, table, without
+from g4convert.cli.tables import facts, prose, put, table
 from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     answers: str = "",
     following: tuple[str, str] = ("", ""),
 ) -> None:
-    """Print the closing card: sizes, errors, worst tensors, engines that refuse the output, the command to serve it.
+    """Print the closing card: sizes, errors, engines that refuse the output, the next command.
 
     Args:
         out: console that prints.
         done: summary of the conversion.
         output: directory of the output.
-        tensors: print errors of all tensors, not only of the worst.
+        tensors: print tables of the errors, with all tensors, and the peak of memory.
         peak: peak of memory in bytes; None if unknown.
         refused: verdicts of engines that cannot load the output.
         answers: sentence on the quality of answers, from `answers`.
@@ -48,7 +48,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     rows = {
         "written": str(output),
         "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
-        f"{done.bits_per_weight:.2f} bits per weight{_kept(done)}",
+        f"{done.bits_per_weight:.1f} bits per weight{_kept(done)}",
         "method": f"{done.choice.method}: {done.choice.why}",
     }
     if done.calibration is not None:
@@ -62,15 +62,16 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if peak is not None and tensors:
         rows["memory"] = f"{size(peak)} at the peak of the conversion"
     if done.total.stats.groups:
-        put(out, facts(rows))
-        out.print()
-        put(out, _errors("weights", [done.total, *done.roles], brief=not tensors))
-        out.print()
-        chosen = done.modules if tensors else done.worst
-        put(out, _errors("all tensors" if tensors else "largest", chosen, brief=not tensors))
-        meant = "squared errors over squared weights; of several weights, the mean of theirs"
+        roles = ", ".join(f"{row.name} {_percent(row)}" for row in done.roles)
         traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
-        out.print(f"\n[dim]relative error: {meant}{traded}[/]")
+        rows["error"] = f"{_percent(done.total)} ({roles}): squared errors over squared weights{traded}"
+        put(out, facts(rows))
+        if tensors:
+            out.print()
+            put(out, _errors("weights", [done.total, *done.roles]))
+            out.print()
+            put(out, _errors("all tensors", done.modules))
+            out.print("\n[dim]relative error of several weights: the mean of theirs[/]")
     else:
         put(out, facts({**rows, "method": "nothing is packed"}))
     if refused:
@@ -123,13 +124,16 @@ def _scales(gained: Mapping[str, Any]) -> str:
     return f"trained, {way} of the way taken: KL {before:.4f} -> {after:.4f} on {gained['held_out']} samples held out"
 
 
-def _errors(title: str, rows: Iterable["ErrorRow"], *, brief: bool) -> Table:
+def _percent(row: "ErrorRow") -> str:
+    return f"{100 * row.relative_error:.2g} %"
+
+
+def _errors(title: str, rows: Iterable["ErrorRow"]) -> Table:
     """Return a table of errors by name, with shares of groups on a lattice if there are such groups.
 
     Args:
         title: header of the names.
         rows: errors.
-        brief: leave out the same errors in dB, and the numbers of groups.
     """
     found = list(rows)
     columns = [title, "relative error", "SQNR dB", "groups"]
@@ -144,4 +148,4 @@ def _errors(title: str, rows: Iterable["ErrorRow"], *, brief: bool) -> Table:
         if lattice:
             cell += [f"{row.stats.lattice_groups / groups:.1%}", f"{row.stats.exact_groups / groups:.1%}"]
         cells.append(cell)
-    return table(*without(columns, cells, ("SQNR dB", "groups") if brief else ()), right=columns[1:])
+    return table(columns, cells, right=columns[1:])

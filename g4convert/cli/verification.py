@@ -104,6 +104,7 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
         check_writable(path)
     checkpoint = original(source.path)
     from g4convert.verification.logits.level import made_reference, store_reference  # brings torch and transformers
+    from g4convert.verification.logits.scores import TopLogits
 
     stored = made_reference(checkpoint, path, asked) if is_kept else None
     done = {} if stored is None else {"already_done": True}
@@ -111,7 +112,13 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
         with how.watched() as progress:
             stored = store_reference(checkpoint, path, asked, progress=progress)
     predictions = sum(len(probe.targets) for probe in stored.probes)
-    counts = {"probes": len(stored.probes), "tokens": predictions, "bytes": path.stat().st_size}
+    logits = next(iter(stored.kept.values())).logits
+    counts: dict[str, int | None] = {
+        "probes": len(stored.probes),
+        "tokens": predictions,
+        "likeliest": logits.ids.shape[-1] if isinstance(logits, TopLogits) else None,
+        "bytes": path.stat().st_size,
+    }
     return {"schema_version": 1, "output": str(path), "model": source.name, **counts, **stored.facts, **done}
 
 

@@ -109,7 +109,7 @@ def _cost(summary: Summary) -> Iterable[str]:
     return (
         "## What it cost",
         "",
-        f"{summary.before:,} bytes became {summary.after:,}: {summary.bits_per_weight:.2f} bits per weight",
+        f"{summary.before:,} bytes became {summary.after:,}: {summary.bits_per_weight:.1f} bits per weight",
         "over the whole model.",
         "",
         *_error_table([summary.total, *summary.roles]),

@@ -44,8 +44,8 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     share, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    sample = plural(linears, "sampled tensor")
-    return Choice(method, f"source {trained} for 4 bits: {share:.1%} of groups on a 4-bit grid in {sample}")
+    sample = plural(linears, "tensor")
+    return Choice(method, f"source {trained} for 4 bits (QAT): {share:.1%} of groups in {sample} lie on a 4-bit grid")
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:

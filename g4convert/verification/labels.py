@@ -23,7 +23,8 @@ METRICS: Final = {
 }
 LEGEND: Final = (
     "KL: divergence of the next token's probabilities from the original's, 0 if equal. Sure: where the original gives "
-    "its top token at least 0.95. p(answer): probability of the token that comes next in the answer."
+    "its top token at least 0.95. p(answer): probability of the token that does come next. Limits: between pass and "
+    "fail lies a warning; --profile takes other limits."
 )
 """Meaning of the metrics' names."""
 LEGEND_OF_EXPERTS: Final = (
@@ -45,10 +46,11 @@ DIFFERS: Final = {
 }
 """Meaning of metrics beyond their limits, by comparison."""
 EQUAL: Final = (
-    "equal to the last bit in all {tokens:,} predictions, as expected on a CPU, where both multiply the same values"
+    "yes, to the last bit, in all {tokens:,} predictions; so the packing is right, and engines' kernels remain to be "
+    "tried (`--engine vllm`)"
 )
 """Result of a comparison without any difference."""
-ALIKE: Final = "within all limits, with a mean KL of {kl_mean:.2g} over {tokens:,} predictions"
+ALIKE: Final = "yes, within all limits, with a mean KL of {kl_mean:.2g} over {tokens:,} predictions"
 """Result of a comparison with small differences."""
 SWAPPED: Final = {"loss": "the original's weights", "parity": "the dequantized weights"}
 """The weights that a module gets while its share is measured, by comparison."""

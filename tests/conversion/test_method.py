@@ -42,9 +42,9 @@ SOURCES = [(family, "bfloat16") for family in ("moe", "dense", "unified", "e2b",
 def test_a_lattice_is_seen_where_there_is_one(family: str, dtype: str, checkpoints: Checkpoints) -> None:
     found, ordinary = chosen(checkpoints(family, dtype=dtype, qat=True)), chosen(checkpoints(family, dtype=dtype))
     assert found.method is Method.LATTICE
-    assert found.why.startswith("source trained for 4 bits: 100.0% of groups on a 4-bit grid")
+    assert found.why.startswith("source trained for 4 bits (QAT): 100.0% of groups in ")
     assert ordinary.method is Method.MSE
-    assert ordinary.why.startswith("source not trained for 4 bits: 0.0% of groups on a 4-bit grid")
+    assert ordinary.why.startswith("source not trained for 4 bits (QAT): 0.0% of groups in ")
 
 
 def test_tables_and_head_do_not_hide_the_lattice_of_the_linears(checkpoints: Checkpoints) -> None:

@@ -128,7 +128,7 @@ def test_the_card_has_what_a_reader_needs(made: Path) -> None:
     assert "\n# tiny-W4A16\n" in card
     assert "\n    vllm serve tiny-W4A16\n" in card
     assert "weights in int4 symmetric, groups of 32 (compressed-tensors, pack-quantized)" in card
-    assert "method **mse** (source not trained for 4 bits: 0.0% of groups on a 4-bit grid" in card
+    assert "method **mse** (source not trained for 4 bits (QAT): 0.0% of groups in " in card
     assert yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0]) == load().settings()
     for role in ("router", "embedding", "norm", "scalar", "vision_tower", "embedder"):
         assert f"\n| {role} | " in card

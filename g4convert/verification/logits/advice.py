@@ -7,7 +7,7 @@ its output is, whether it would pass, and how to ask for it. What each loses of 
     8 bits                       the same of `mse`, of whose KL four more bits leave a 256th: a bit halves the error
     a role in bf16               the measured KL, without the role's share of it
 
-It passes if the KL and, in proportion, the upper end of its interval are below the limit of the profile.
+The upper end of the measured KL's interval, changed in proportion, tells whether the recipe passes, warns or fails.
 """
 
 import math
@@ -39,10 +39,10 @@ On the real model it was less, but its weights come from an 8-bit file.
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
 _BITS: Final = 4
 _LESS: Final = 0.9
-"""A method is advised if it leaves less than this part of the KL of the output's method."""
+"""A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
     "the file is right: it computes what it stores, but quantized like this the model loses too much. What loses less, "
-    "with the size of the output and its mean KL, estimated from the {kl} measured here:"
+    "with the size of the output and the upper end of its mean KL, estimated from the {high:.2g} measured here:"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -58,6 +58,7 @@ class Way:
         high: upper end of its interval, which is judged; the same where no interval was measured.
         limit: largest upper end with which the profile passes.
         passes: whether it is expected to pass.
+        fails: whether it is expected to fail; if neither, it passes with a warning.
         nbytes: size of the output; None if the original is not at hand.
         name: end of a name for the output, as `W8A16`.
     """
@@ -68,6 +69,7 @@ class Way:
     high: float
     limit: float
     passes: bool
+    fails: bool
     nbytes: int | None
     name: str
 
@@ -75,8 +77,14 @@ class Way:
     def line(self) -> str:
         """The way in one line."""
         large = "" if self.nbytes is None else f", {size(self.nbytes)}"
-        expected = "should pass" if self.passes else f"above the limit of {self.limit:.2g}"
-        return f"`{self.options}`: {self.what}{large}, KL {_with_end(self.kl, self.high)}, {expected}"
+        return f"`{self.options}`: {self.what}{large}, KL {self.high:.2g}, {self.expected}"
+
+    @property
+    def expected(self) -> str:
+        """The outcome to expect."""
+        if self.fails:
+            return "should fail, too"
+        return "should pass" if self.passes else "should pass with a warning"
 
 
 def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any], profile: Profile) -> tuple[Way, ...]:
@@ -89,22 +97,23 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
         profile: limits of the loss.
     """
     values, (name, recipe) = metrics["loss"], _recipe(out)
-    limit = profile.thresholds["kl_mean"].passes if "kl_mean" in profile.thresholds else 0.0
-    high = values["kl_mean"] if math.isnan(values["kl_high"]) else values["kl_high"]
+    judged = profile.thresholds.get("kl_mean")
+    limit, failing = (judged.passes, judged.fail) if judged else (0.0, 0.0)
+    high = judged_kl(values)
 
     def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> Way:
         nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
         kl, most = left * values["kl_mean"], left * high
-        return Way(options, what, kl, most, limit, most <= limit, nbytes, f"W{other.num_bits}A16{end}")
+        return Way(options, what, kl, most, limit, most <= limit, most > failing, nbytes, f"W{other.num_bits}A16{end}")
 
     has_experts = Architecture.from_config(out.config).text.experts is not None
     known, found = _known(recipe, has_experts=has_experts), []
     if own := known.get(recipe.method):
-        found += [
-            way(option_for(recipe, one), "4 bits, calibrated", known[one] / own, _with(recipe, method=one), f"-{one}")
-            for one in _CALIBRATED
-            if known[one] < _LESS * own
-        ]
+        least = own
+        for one in _CALIBRATED:
+            if known[one] < _LESS * least:
+                least, other = known[one], _with(recipe, method=one)
+                found.append(way(option_for(recipe, one), "4 bits, calibrated", least / own, other, f"-{one}"))
         eight = load(_EIGHT).recipe
         four, _ = measured_kl(eight.group_size, has_experts=has_experts)
         found.append(way(f"-r {_EIGHT}", "8 bits", _OF_EIGHT * four[Method.MSE] / own, eight))
@@ -121,9 +130,9 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
     return tuple(sorted(found, key=lambda one: (not one.passes, (one.nbytes or 0) if one.passes else one.kl)))
 
 
-def _with_end(kl: float, high: float) -> str:
-    """Return a mean KL as text, with the upper end of its interval if there is one."""
-    return f"{kl:.2g}" if math.isnan(high) or high == kl else f"{kl:.2g} (upper end {high:.2g})"
+def judged_kl(values: Mapping[str, float]) -> float:
+    """Return the upper end of the mean KL's interval; the mean itself if no interval was measured."""
+    return values["kl_mean"] if math.isnan(values["kl_high"]) else values["kl_high"]
 
 
 def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
@@ -153,18 +162,17 @@ def is_right(findings: Iterable[Finding]) -> bool:
     return judged and not any(one.severity is Severity.FAIL for one in found)
 
 
-def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, kl: float, high: float) -> Iterator[Finding]:
+def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, high: float) -> Iterator[Finding]:
     """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
 
     Args:
         findings: findings of the level, of an output that is right.
         found: recipes that lose less.
-        kl: mean KL of the output, in nats.
-        high: upper end of its interval; nan if it was not measured.
+        high: mean KL of the output that is judged, in nats.
     """
     given = list(findings)
     lost = [one for one in given if one.code.startswith("logits.loss.")]
     worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
-    remedy = "\n".join([_RIGHT.format(kl=_with_end(kl, high)), *(one.line for one in found), _FIT])
+    remedy = "\n".join([_RIGHT.format(high=high), *(one.line for one in found), _FIT])
     for one in given:
         yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one

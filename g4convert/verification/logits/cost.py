@@ -67,8 +67,9 @@ class Cost:
         """
         seconds = self.operations / _speed()
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
-        probes = f"{self.predictions:,} predictions of the next token, in {self.probes} {origin} prompts"
-        return f"{probes}, about {rough_size(self.memory)} of memory{time}"
+        yours = " (--prompts takes yours)" if origin == "bundled" else ""
+        run = f"{self.probes} {origin} prompts{yours}: {self.predictions:,} predictions"
+        return f"{run}, {rough_size(self.memory)} of memory{time}"
 
 
 def _active(model: Model, config: Config) -> float:

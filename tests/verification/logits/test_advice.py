@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from conftest import Packed
 
 FAIL, WARN, PASS = Severity.FAIL, Severity.WARN, Severity.PASS
-WAYS = (Way("-r w8a16-g32", "8 bits", 0.0003, 0.0004, limit=0.05, passes=True, nbytes=1_500_000, name="W8A16"),)
+WAYS = (
+    Way("-r w8a16-g32", "8 bits", 0.0003, 0.0004, limit=0.05, passes=True, fails=False, nbytes=1_500_000, name="W8A16"),
+)
 ROLES = [{"module": name, "kind": "role", "share": share} for name, share in (("mlp", 0.6), ("attention", -0.1))]
 
 
@@ -36,14 +38,14 @@ def made(packed: Packed, text: Path) -> tuple[Checkpoint, Checkpoint]:
 
 def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     def remedies(*findings: Finding) -> dict[str, str]:
-        return {one.code: one.remedy for one in with_advice(findings, WAYS, kl=0.257, high=0.38) if one.remedy}
+        return {one.code: one.remedy for one in with_advice(findings, WAYS, high=0.38) if one.remedy}
 
     found = remedies(finding("loss.kl_mean", FAIL), finding("loss.kl_p999", WARN), finding("parity.kl_mean", PASS))
     assert list(found) == ["logits.loss.kl_mean"]
     right, way, fit = found["logits.loss.kl_mean"].splitlines()
     assert right.startswith("the file is right")
-    assert right.endswith("estimated from the 0.26 (upper end 0.38) measured here:")
-    assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL 0.0003 (upper end 0.0004), should pass"
+    assert right.endswith("estimated from the 0.38 measured here:")
+    assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL 0.0004, should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]
 
@@ -53,13 +55,18 @@ def test_what_should_pass_comes_first_and_then_the_smaller(made: tuple[Checkpoin
     little, much = (
         [(one.options, one.passes) for one in ways(*made, metrics(kl), gates.load("w4a16"))] for kl in (0.12, 0.6)
     )
-    both = {"-r w4a16-g32-gptq", "-r w4a16-g32-best"}
-    assert {option for option, _ in little[:2]} == both
-    assert little[2:] == [("--pack attention", True), ("-r w8a16-g32", True)] or little[2][0] == "-r w8a16-g32"
+    gptq = "-r w4a16-g32-gptq"
+    assert little[0] == (gptq, True)
+    assert {("--pack attention", True), ("-r w8a16-g32", True)} == {*little[1:3]}
+    assert "-r w4a16-g32-best" not in dict(little)  # takes four times as long, for 2 % less
     assert much[0] == ("-r w8a16-g32", True)
-    assert {(option, False) for option in both} <= {*much[1:]}
+    assert (gptq, False) in much[1:]
     (kept,) = (one for one in ways(*made, metrics(0.2), gates.load("w4a16")) if one.options == "--pack attention")
-    assert (kept.what, kept.name, kept.passes) == ("mlp kept in bf16", "W4A16-attention", False)
+    assert (kept.what, kept.name, kept.expected) == (
+        "mlp kept in bf16",
+        "W4A16-attention",
+        "should pass with a warning",
+    )
     assert kept.kl == pytest.approx(0.08)
 
 
