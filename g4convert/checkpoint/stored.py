@@ -138,7 +138,8 @@ def stored_scheme(module: PackedModule, shape: tuple[int, ...] | None, num_bits:
         return _transposed(parts, num_bits)
     if "weight_packed" in parts:
         scale = parts.get("weight_scale")
-        words = parts["weight_packed"].dtype is DType.I32 or (scale is not None and scale.dtype.is_weight)
+        integers = scale is not None and scale.dtype.is_weight and "weight_global_scale" not in parts
+        words = parts["weight_packed"].dtype is DType.I32 or integers
         return (_words if words else _bytes)(parts, shape, num_bits)
     return _eight_bit(parts)
 

@@ -221,7 +221,7 @@ _SPELLINGS: Final = Spellings(  # `load_weights` of the model classes
     head=("", "model."),
     text=("model.", "model.language_model."),
     drafter=("model.", "model.language_model."),
-    habits=("sglang-towers", "sglang-audio", "sglang-drafter", "tower-linear"),
+    habits=("sglang-towers", "sglang-audio", "sglang-drafter", "tower-linear", "moe-experts"),
 )
 
 CONTRACT: Final = Contract(

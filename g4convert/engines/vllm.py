@@ -259,7 +259,7 @@ OLDEST: Final = Contract(
     paths=_paths,
     matching=_oldest_matching,
     drops=(*CONTRACT.drops, "every tensor of a drafter that fits nothing"),
-    spellings=replace(_SPELLINGS, text_head=("", "language_model.")),
+    spellings=replace(_SPELLINGS, text_head=("", "language_model."), habits=("moe-experts",)),
     on_unknown=OnUnknown.RAISES,
     on_missing=OnMissing.SILENT,
     ignored=(".bias",),

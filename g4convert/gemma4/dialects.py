@@ -67,9 +67,14 @@ _TOWER = r"^((?:vision|audio)_tower\..*)"
 
 BODIES = (
     *_habit(
+        "moe-experts",
+        "experts inside `moe`, as engines hold them",
+        (r"\.moe\.experts\.", ".experts."),
+    ),
+    *_habit(
         "moe-module",
-        "experts and router inside `moe`, as engines hold them",
-        (r"\.moe\.(experts|router)\.", r".\1."),
+        "router and merged experts inside `moe`, as engines hold them",
+        (r"\.moe\.router\.", ".router."),
         (r"\.moe\.(gate_up|down)_proj(?:\.weight)?$", r".experts.\1_proj"),
         (r"\.moe\.per_expert_scale$", ".router.per_expert_scale"),
     ),

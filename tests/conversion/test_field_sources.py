@@ -180,6 +180,20 @@ def test_kept_values_that_are_not_finite_are_said_to_be(end: str, value: float, 
     assert "NaN or infinite, in the source, too" in found.found
 
 
+def test_weights_beyond_float32_are_said_to_be(dense: Path, tmp_path: Path) -> None:
+    end = "layers.1.self_attn.q_proj.weight"
+    scaled = rewritten(
+        dense,
+        tmp_path / "source",
+        lambda tensors: {n: t * 1e30 if n.endswith(end) and "language" in n else t for n, t in tensors.items()},
+    )
+    quantized(scaled, tmp_path / "out", method="minmax")
+    (found,) = verify(Request(tmp_path / "out", scaled, Level.WEIGHTS)).of(Severity.FAIL)
+    assert found.code == "weights.error"
+    assert "beyond 1e18, so that their squares exceed float32" in found.found
+    assert "its training diverged" in found.remedy
+
+
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_new_blocks_begin_with_zeros(zero: float, dense: Path, tmp_path: Path) -> None:
     """As LLaMA Pro adds them: what a block adds to its input is 0 before it is trained."""

@@ -217,6 +217,8 @@ SPELLINGS: Mapping[str, Callable[[str], str]] = {
         (r"(_tower.*\.self_attn)\.([qkv]_proj)\.(?:linear\.)?weight$", r"\1.qkv.\2.weight"),
         (r"(_tower.*\.mlp)\.(gate|up)_proj\.(?:linear\.)?weight$", r"\1.gate_up.\2_proj.weight"),
     ),
+    "of experts below moe": _substitute((r"(language_model\.layers\.\d+)\.(experts|router)\.", r"\1.moe.\2.")),
+    "of a router below moe": _substitute((r"(language_model\.layers\.\d+)\.router\.", r"\1.moe.router.")),
     "of SGLang's drafter": _substitute((r"^masked_embedding\.", "")),
 }
 """Other names of tensors than those that transformers writes."""

@@ -3,6 +3,7 @@
 `rows` has a weight's numbers and the band of its method, `findings` the form of a finding.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ def judged_packed(
         return
     cause = _Causes(pairs)
     yield from _errors(rows, cause)
+    yield from _huge(rows)
     yield from _scales(rows)
     yield from _constant(rows)
     yield from _groups([row for row in rows if row.ratio <= row.band.limit], method)
@@ -87,7 +89,7 @@ class _Causes:
 
 def _errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
     """Yield failures with their likely causes, warnings, and the range of usual errors for each role and scheme."""
-    failed = [row for row in rows if not row.ratio <= row.band.limit]  # NaN fails, too
+    failed = [row for row in rows if not row.ratio <= row.band.limit and row.sums.signal < math.inf]  # NaN fails, too
     warned = [row for row in rows if row.band.usual < row.ratio <= row.band.limit]
 
     def expected(of_kind: Sequence[Row]) -> str:
@@ -103,6 +105,16 @@ def _errors(rows: Sequence[Row], cause: _Causes) -> Iterator[Finding]:
             subject = f"{len(good)} {role} weights, int{bits} in groups of {group}"
             plain = f"plain rounding of the same weights has {span(sorted(row.plain for row in good))}"
             yield Finding("weights.error", Severity.PASS, subject, found, plain)
+
+
+def _huge(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Yield failures of weights whose squares exceed float32: no error can be measured, and no model computes so."""
+    huge = [row for row in rows if not row.sums.signal < math.inf]
+
+    def found(_: Sequence[Row]) -> str:
+        return "the source's weights are not finite, or beyond 1e18, so that their squares exceed float32"
+
+    yield from listed("weights.error", Severity.FAIL, huge, found, "weights of a model's size", remedy=_DIVERGED)
 
 
 def _by_scheme(rows: Iterable[Row]) -> dict[tuple[str, int, int], list[Row]]:
