@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from g4convert.inspection.engines import Checked
     from g4convert.inspection.fix import Fixed
 
-_MORE: Final = "options of `g4convert quantize` with which engines that refuse now load it"
+_MORE: Final = "options of `g4convert quantize` with which other engines load it"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 
@@ -57,22 +57,23 @@ def _remedies(given: Sequence[Verdict]) -> dict[str, tuple[Way, ...]]:
 
 def _ways(out: "Console", remedies: Mapping[str, tuple[Way, ...]], command: str) -> None:
     """Print the options that let more engines load a checkpoint, those for most engines first, and other ways."""
-    options: dict[tuple[str, str], list[str]] = {}
+    options = {way.options: way for ways in remedies.values() for way in ways if way.options}
     others: dict[str, list[str]] = {}
     for name, ways in remedies.items():
         for way in ways:
-            if way.options:
-                loads = f"{name} ({way.gpus})" if way.gpus else name
-                options.setdefault((way.options, way.effect), []).append(loads)
-            else:
+            if not way.options:
                 others.setdefault(name, []).append(str(way))
-    ranked = sorted(options.items(), key=lambda one: -len(one[1]))
-    lines = {chosen: f"{', '.join(loads)}{effect and f': {effect}'}" for (chosen, effect), loads in ranked}
-    if lines:
+    ranked = sorted(options.values(), key=lambda way: -len(way.loads))
+    if ranked:
         out.print(f"\n{_MORE}", style="dim", soft_wrap=True)
-        put(out, facts(lines, indent=2, dim=True))
+        put(
+            out,
+            table(
+                ("option", "output", "loads in"), [(one.options, one.effect, ", ".join(one.loads)) for one in ranked]
+            ),
+        )
         if command:
-            out.print(f"  in full: {command} {next(iter(lines))}", style="dim", markup=False, soft_wrap=True)
+            out.print(f"  in full: {command} {ranked[0].options}", style="dim", markup=False, soft_wrap=True)
     if others:
         out.print("\nwhat would let more engines load it", style="dim")
         put(out, facts({name: ", or ".join(texts) for name, texts in others.items()}, indent=2, dim=True))

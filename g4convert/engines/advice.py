@@ -11,7 +11,7 @@ from functools import partial
 from g4convert.engines import CONTRACTS
 from g4convert.engines.forms import wrong_forms
 from g4convert.engines.remarks import Remark, Topic, Way, joined
-from g4convert.engines.remedies import Change, remedies
+from g4convert.engines.remedies import Change, gpus_of, remedies
 from g4convert.engines.verdicts import SPLITTING, TENSOR_PARALLEL, Loads, Verdict, chosen, judged
 from g4convert.engines.weights import Weights
 from g4convert.errors import GateError
@@ -19,8 +19,10 @@ from g4convert.errors import GateError
 
 def advised(weights: Weights, found: Iterable[Verdict]) -> tuple[Verdict, ...]:
     """Return verdicts with the changes that would make the engine load the checkpoint on as many GPUs."""
-    tried = _Tried(weights, weights.thinned())
-    return tuple(_advised(tried, one) for one in found)
+    given = tuple(found)
+    names = {one.engine: one.name for one in given}
+    tried = _Tried(weights, weights.thinned(), names)
+    return tuple(_advised(tried, one) for one in given)
 
 
 def refuse(weights: Weights, found: Iterable[Verdict], engines: Collection[str], tps: Collection[int]) -> None:
@@ -55,11 +57,13 @@ class _Tried:
     Args:
         weights: the checkpoint.
         thin: the checkpoint with one expert per layer.
+        names: engines to name with each change, by key of `CONTRACTS`.
         found: (engines, sizes, change) -> result of `loaded`.
     """
 
     weights: Weights
     thin: Weights
+    names: Mapping[str, str] = field(default_factory=dict)
     found: dict[tuple[object, ...], Mapping[int, bool]] = field(default_factory=dict)
 
     def loaded(self, engines: tuple[str, ...], tps: tuple[int, ...], change: Change) -> Mapping[int, bool]:
@@ -68,6 +72,13 @@ class _Tried:
         if key not in self.found:
             self.found[key] = _loaded(replace(change.of(self.thin), groups={}), engines, tps)
         return self.found[key]
+
+    def everywhere(self, change: Change) -> tuple[str, ...]:
+        """Return the names of the engines that load the changed weights, with their numbers of GPUs."""
+        found = {name: (one, self.loaded((one,), TENSOR_PARALLEL, change)) for one, name in self.names.items()}
+        return tuple(
+            f"{name} ({gpus_of(fits)})" if one in SPLITTING else name for name, (one, fits) in found.items() if fits
+        )
 
 
 def _advised(tried: _Tried, verdict: Verdict) -> Verdict:
@@ -83,7 +94,9 @@ def _ways(tried: _Tried, engines: Collection[str], tps: Collection[int], problem
     scope = tuple(sorted({*TENSOR_PARALLEL, *tps}))
     splits = not SPLITTING.isdisjoint(engines)
     lifted = [one for one in problems if one.may_be_lifted]
-    return remedies(tried.weights, tps if splits else (), lifted, partial(tried.loaded, tuple(engines), scope))
+    return remedies(
+        tried.weights, tps if splits else (), lifted, partial(tried.loaded, tuple(engines), scope), tried.everywhere
+    )
 
 
 def _loaded(weights: Weights, engines: Iterable[str], tps: Iterable[int]) -> dict[int, bool]:

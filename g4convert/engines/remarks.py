@@ -46,6 +46,7 @@ class Way:
         options: options of `quantize`, if it is another recipe; empty otherwise.
         effect: what the options change, with the size of the output; empty without a change of what is packed.
         gpus: numbers of GPUs on which the engine then loads it; empty for an engine that does not split.
+        loads: of the engines with verdicts, those that then load it, each with its numbers of GPUs.
         again: True if the checkpoint exists already, so that the user must quantize again with the options.
         is_none: True if it says that no way exists.
         tp: a number of GPUs that it names; None if it changes the checkpoint.
@@ -55,12 +56,15 @@ class Way:
     options: str = ""
     effect: str = ""
     gpus: str = ""
+    loads: tuple[str, ...] = ()
     again: bool = False
     is_none: bool = False
     tp: int | None = None
 
     @classmethod
-    def recipe(cls, options: str, *, kept: str = "", size: str = "", gpus: str = "") -> Self:
+    def recipe(
+        cls, options: str, *, kept: str = "", size: str = "", gpus: str = "", loads: tuple[str, ...] = ()
+    ) -> Self:
         """Make the way of another recipe.
 
         Args:
@@ -68,11 +72,12 @@ class Way:
             kept: roles that they leave in bf16; empty if they change something else.
             size: size of the output.
             gpus: see `Way`.
+            loads: see `Way`.
         """
         what = f"`{options}` to leave {kept} in bf16" if kept else f"`{options}`"
         held = "; ".join(filter(None, (size and f"about {size}", gpus)))
-        effect = f"{kept} in bf16, output of about {size}" if kept else ""
-        return cls(f"{what} ({held})" if held else what, options, effect, gpus)
+        effect = f"{kept} in bf16, about {size}" if kept else ""
+        return cls(f"{what} ({held})" if held else what, options, effect, gpus, loads)
 
     def __str__(self) -> str:
         """Return the instruction in words."""

@@ -45,29 +45,41 @@ _GROUPS: Final = (32, 64, 128)
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def remedies(weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial) -> tuple[Way, ...]:
+Everywhere = Callable[[Change], tuple[str, ...]]
+"""Change -> all engines that load the result, each with its numbers of GPUs."""
+
+
+def remedies(
+    weights: Weights, tps: Collection[int], problems: Collection[Remark], trial: Trial, everywhere: Everywhere
+) -> tuple[Way, ...]:
     """Return alternative changes that would make engines load a checkpoint.
 
     Args:
         weights: the checkpoint.
         tps: tensor parallel sizes at which it must load; empty for engines that do not split.
         problems: the engines' reasons to refuse it.
-        trial: function that judges changed weights by the engines' rules.
+        trial: function that judges changed weights by the rules of the engines that must load it.
+        everywhere: function that names the engines that load changed weights.
     """
     must = tps or (1,)
     ways: list[Way] = []
     if tps and (fits := trial(Change())):
-        ways.append(Way(_gpus(fits), tp=max(fits, key=lambda tp: (not fits[tp], tp))))
+        ways.append(Way(gpus_of(fits), tp=max(fits, key=lambda tp: (not fits[tp], tp))))
     if any(one.topic is Topic.GROUP for one in problems):
         sizes = ((size, trial(Change(group_size=size))) for size in _GROUPS)
         wide = ((size, fits) for size, fits in sizes if fits.keys() >= set(must))
-        ways += [Way.recipe(f"--group-size {size}", gpus=_gpus(fits)) for size, fits in islice(wide, 1)]
+        for size, fits in islice(wide, 1):
+            loads = everywhere(Change(group_size=size))
+            ways.append(Way.recipe(f"--group-size {size}", gpus=gpus_of(fits), loads=loads))
     refused = {one.role for one in problems if one.topic is not Topic.UNEVEN}
     for kept in _choices(weights, refused):
-        fits = trial(Change(kept=kept))
+        fits = trial(change := Change(kept=kept))
         if fits.keys() >= set(must):
-            holds = {"size": _bytes(weights.nbytes_without(kept)), "gpus": _gpus(fits) if tps else ""}
-            ways.append(Way.recipe(weights.keeping(kept), kept=_listed(in_order(kept)), **holds))
+            about, loads = _bytes(weights.nbytes_without(kept)), everywhere(change)
+            gpus = gpus_of(fits) if tps else ""
+            ways.append(
+                Way.recipe(weights.keeping(kept), kept=_listed(in_order(kept)), size=about, gpus=gpus, loads=loads)
+            )
             break
     return tuple(ways) or (NO_CHOICE,)
 
@@ -80,7 +92,7 @@ def _choices(weights: Weights, refused: Iterable[Role | None]) -> list[tuple[Rol
     return sorted((one for one in choices if packed.difference(one)), key=weights.nbytes_without)
 
 
-def _gpus(fits: Mapping[int, bool]) -> str:
+def gpus_of(fits: Mapping[int, bool]) -> str:
     """Return the numbers of GPUs as text, numbers that need a flag last."""
     bare, flagged = ([tp for tp, flag in fits.items() if flag is taken] for taken in (False, True))
     with_flag = f"{_either(flagged)} with {EXPERT_PARALLEL}" if flagged else ""
