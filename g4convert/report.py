@@ -51,6 +51,7 @@ class Detail(StrEnum):
 
     LOST = "a part of a packed module is not there"
     HEAD_ALONE = "the embedding is stored as its tied head alone"
+    NO_START = "a file beside the weights cannot be read"
     NO_PATTERN = "an entry is no regular expression"
     ORDER = "columns are in another order than groups"
     ASYMMETRIC = "weights have zero points"

@@ -40,11 +40,11 @@ _JUDGED: Final = {"compressed-tensors", "FP8 or INT8", "quantization-aware train
 """Formats, by names of tensors, that have a form of their own or are a remark of the static level."""
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.quantization_config",
-    "static.side_files",
 }  # fmt: skip
 """Codes of findings that break every engine."""
 _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     "static.cache_scales": (Topic.NAMES, "transformers"),
+    Detail.NO_START: (Topic.STORED, "vllm", "sglang"),
     Detail.HEAD_ALONE: (Topic.MISSING, "vllm", "sglang"),
     Detail.ASYMMETRIC: (Topic.NAMES, "transformers"),
     Detail.SCALAR: (Topic.NAMES, "transformers"),

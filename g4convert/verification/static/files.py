@@ -14,7 +14,7 @@ from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.checkpoint.record import RECORD, record
 from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import InputError
-from g4convert.report import Finding, Severity
+from g4convert.report import Detail, Finding, Severity
 
 _README: Final = "README.md"
 _CARRIED_README: Final = "README.source.md"
@@ -42,8 +42,9 @@ def loose_files(out: Checkpoint) -> Iterator[Finding]:
             remedy = "run the same `g4convert quantize` again, it goes on"
             yield Finding("static.files", Severity.FAIL, name, found, "a finished checkpoint", remedy)
     for name, why in unreadable(out.path, out.side_files).items():
-        severity = Severity.WARN if name not in READ_BY_ENGINES or name.startswith("generation") else Severity.FAIL
-        yield Finding("static.side_files", severity, name, why, "a file that engines can read", _RESTORE)
+        stops = name in READ_BY_ENGINES and name != "generation_config.json"  # which engines can do without
+        severity, detail = (Severity.FAIL, Detail.NO_START) if stops else (Severity.WARN, None)
+        yield Finding("static.side_files", severity, name, why, "a file that engines can read", _RESTORE, detail)
     for name in out.stray_files:
         found = "weights that are no part of the checkpoint"
         yield Finding("static.stray", Severity.WARN, name, found, "none: some programs load every file", "delete it")
