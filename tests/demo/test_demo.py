@@ -21,7 +21,7 @@ def test_the_road_and_its_two_differences(g4convert: Program, tmp_path: Path) ->
     ran = g4convert("demo", tmp_path, "--family", "text")
     assert ran.status == 0, ran.err
     assert "making a tiny text checkpoint" in ran.err
-    for text in ("role ", "\nlargest ", "read back", "cost", "same top token", "next: g4convert verify"):
+    for text in ("role ", "\nerror ", "read back", "cost", "same top token", "next: g4convert verify"):
         assert text in ran.out
     meaning = " ".join(ran.out.partition("same top token")[2].split())
     assert "about 0, as what was written is what runs" in meaning
