@@ -19,7 +19,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.stored import StoredScheme, stored_scheme
 from g4convert.errors import InputError
-from g4convert.gemma4 import Architecture, Role
+from g4convert.gemma4 import Architecture, Role, quantized_format
 from g4convert.inspection.description import Description, EntryUse, Remark, RoleSize
 from g4convert.inspection.lists import Declaration, entry_uses
 from g4convert.inspection.modules import (
@@ -56,6 +56,9 @@ def describe(checkpoint: Checkpoint) -> Description:
             remarks += [Remark("config.json", f"format: {text}") for _, text, _ in formats(checkpoint.config)]
         entries = tuple(entry_uses([*modules, *implied(architecture, modules)], matching))
         remarks += [Remark(use.place, f"{use.entry} names no module") for use in entries if use.is_dead]
+    unknown = tuple(sorted(module.stored for module in modules if module.role == UNKNOWN))
+    if found := quantized_format(unknown):
+        remarks.append(Remark(UNKNOWN, f"the names are those of {found[0]}", len(found[1]), found[1][0]))
     return Description(
         path=str(checkpoint.path),
         family=architecture.family if architecture else model_type,
@@ -65,7 +68,7 @@ def describe(checkpoint: Checkpoint) -> Description:
         roles=_role_sizes(checkpoint, modules, schemes),
         entries=entries,
         remarks=tuple(remarks),
-        unknown=tuple(sorted(module.stored for module in modules if module.role == UNKNOWN)),
+        unknown=unknown,
         missing=missing_from(match) if match else (),
         weight_files={file.name: file.size for file in checkpoint.files},
         side_files=checkpoint.side_files,

@@ -18,6 +18,7 @@ from compressed_tensors.quantization import (
     preset_name_to_scheme,
 )
 from compressed_tensors.utils.match import match_name
+from helpers.rewriting import rewritten
 from helpers.stored import Stored, write_checkpoint, zeros
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -595,3 +596,16 @@ def test_a_strange_single_scheme_is_no_reason_to_fail(method: str, section: dict
 def test_real_fixtures_hold_no_surprise(checkpoints: Callable[[str], Path], family: str) -> None:
     found = describe(Checkpoint.open(checkpoints(family)))
     assert (found.unknown, found.missing, found.remarks) == ((), (), ())
+
+
+def test_names_of_another_quantizer_are_said_to_be_its(dense: Path, tmp_path: Path) -> None:
+    """The hint of a refused source promises as much."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        (name,) = (name for name in tensors if name.endswith("language_model.layers.0.mlp.up_proj.weight"))
+        parts = {"W_q": torch.zeros(4, dtype=torch.uint8), "scale": torch.ones(4), "zero": torch.ones(4)}
+        rest = {other: tensor for other, tensor in tensors.items() if other != name}
+        return rest | {f"{name.removesuffix('.weight')}.{part}": tensor for part, tensor in parts.items()}
+
+    found = describe(Checkpoint.open(rewritten(dense, tmp_path / "hqq", change)))
+    assert [(one.text, one.count) for one in found.remarks] == [("the names are those of HQQ", 1)]
