@@ -90,12 +90,14 @@ def _missing(names: Sequence[str], schema: Schema) -> str:
 
 
 def spare(faults: Collection[Fault], schema: Schema) -> str:
-    """Return the remedy if a model is whole without its unknown tensors; empty if it is not.
+    """Return the remedy if a model is whole without its unknown tensors, or has other experts in some layers.
 
     Args:
         faults: all faults of the checkpoint; no key of its config mends them.
         schema: canonical names of the architecture.
     """
+    if all(fault.kind == "of the wrong shape" and _is(fault.name, (".experts.", ".router.")) for fault in faults):
+        return "every layer has as many experts as num_experts says: no engine reads others; prune all layers alike"
     if any(fault.kind != "unknown" for fault in faults):
         return ""
     for part, what in _COMPUTED.items():

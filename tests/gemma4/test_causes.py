@@ -643,6 +643,16 @@ def test_layers_with_gaps_are_numbered_again(family: str) -> None:
     assert said.startswith(f"layers are numbered with gaps: there is {len(last)}, but no {len(last) - 2}; ")
 
 
+def test_layers_with_other_numbers_of_experts_are_said_to_be() -> None:
+    config = FAMILIES["26B-A4B"]
+    tensors = dict(tensors_of(config))
+    for name, info in tensors.items():
+        if ".layers.1." in name and (".experts." in name or ".router.p" in name):
+            tensors[name] = replace(info, shape=(2, *info.shape[1:]))
+    assert "prune all layers alike" in hint(tensors, config)
+    assert fits(tensors_of(config), config)
+
+
 # ---- drafters
 
 
