@@ -177,8 +177,8 @@ def after_check(found: "Checked") -> Step:
     serve, _ = _serving(output, found.verdicts, drafter=found.is_drafter)
     if not serve:
         return _NONE
-    command, what = answers_of(output, _original_of(Path(output)))
-    return command, f"{what}; then: {serve}"
+    command, _ = answers_of(output, _original_of(Path(output)))
+    return command, f"measures its answers; then: {serve}"
 
 
 def after_generate(model: str, *, quantized: bool) -> Step:

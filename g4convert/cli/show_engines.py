@@ -66,12 +66,10 @@ def _ways(out: "Console", remedies: Mapping[str, tuple[Way, ...]], command: str)
     ranked = sorted(options.values(), key=lambda way: -len(way.loads))
     if ranked:
         out.print(f"\n{_MORE}", style="dim", soft_wrap=True)
-        put(
-            out,
-            table(
-                ("option", "output", "loads in"), [(one.options, one.effect, ", ".join(one.loads)) for one in ranked]
-            ),
-        )
+        rows = {
+            one.options: "; ".join(filter(None, (one.effect, f"loads in {', '.join(one.loads)}"))) for one in ranked
+        }
+        put(out, facts(rows, indent=2, dim=True))  # an option stays in one piece
         if command:
             out.print(f"  in full: {command} {ranked[0].options}", style="dim", markup=False, soft_wrap=True)
     if others:
