@@ -105,7 +105,7 @@ def test_a_narrow_terminal_loses_columns_not_words(
 ) -> None:
     g4convert("quantize", moe, "-o", tmp_path / "out", "-q")
     monkeypatch.setenv("COLUMNS", "60")
-    for command, last in ((("plan", moe), "16.00"), (("inspect", tmp_path / "out"), "30 x bf16")):
+    for command, last in ((("plan", moe), "16.0"), (("inspect", tmp_path / "out"), "30 x bf16")):
         out = g4convert(*command).out
         head, *rows = out.partition("\nrole ")[2].partition("\n\n")[0].splitlines()
         assert "params" not in head
