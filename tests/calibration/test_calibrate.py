@@ -200,7 +200,7 @@ def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_
     assert f"of the bundled texts, kept in {path}" in ran.err
     assert "4 x 32 tokens of the bundled texts, taken as they are" in ran.err
     said = " ".join(g4convert(*words[:-1], "-n", "--overwrite").out.split())
-    assert "calibrate on 128 tokens of your texts" in said
+    assert "calibrated on 128 tokens of your texts" in said
     assert json.loads(ran.out)["calibration"]["tokens"] == Tokens.load(path, 1 << 20).hash
     assert json.loads(g4convert(*words).out)["already_done"] is True
     other = tmp_path / "other.safetensors"
