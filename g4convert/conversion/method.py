@@ -40,7 +40,7 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
-        return Choice(Method.MSE, f"a grid of quantization-aware training is looked for in {LATTICE_BITS} bits alone")
+        return Choice(Method.MSE, f"source not checked for QAT, which trains for {LATTICE_BITS} bits")
     share, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
