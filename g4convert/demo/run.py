@@ -1,6 +1,6 @@
 """`g4convert demo`: the whole road on a tiny checkpoint, without a network.
 
-    a tiny real checkpoint -> plan it -> quantize it -> load the result in transformers -> compare logits
+    a tiny real checkpoint -> plan it -> quantize it -> run the result from its packed words -> compare logits
 
 Families with a trained checkpoint in the package take that; the others are made with random weights. Two
 differences are shown and must not be confused: the packed result against its dequantized weights (is what was
