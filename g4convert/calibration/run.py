@@ -205,7 +205,8 @@ class LayerByLayer:
         recipe = self.conversion.plan.recipe
         if recipe.method.value != Method.BEST.value or not self._layers:
             return None
-        return ScaleTraining(self.conversion, self.tokens, self._states)
+        alone = States(self._states.directory)  # rank 0 trains; the others do not make its arrays
+        return ScaleTraining(self.conversion, self.tokens, alone)
 
     @property
     def _is_aimed(self) -> bool:

@@ -122,6 +122,7 @@ def test_three_ranks_write_the_bytes_of_one(
     [
         ("e2b", RECIPES[0]),
         ("moe", RECIPES[1]),
+        ("text", "w4a16-g32-best"),
         *(pytest.param(*case, marks=pytest.mark.full) for case in [("e2b", RECIPES[1]), ("dense", RECIPES[1])]),
     ],
 )
