@@ -178,7 +178,7 @@ def after_check(found: "Checked") -> Step:
     if not serve:
         return _NONE
     command, _ = answers_of(output, _original_of(Path(output)))
-    return command, f"measures its answers; then: {serve}"
+    return command, f"measures its answers; if it passes: {serve}"
 
 
 def after_generate(model: str, *, quantized: bool) -> Step:

@@ -106,10 +106,19 @@ def verdict(out: "Console", found: Report, *, strict: bool, words: str = "") -> 
     word = found.verdict.value.upper()
     failed = strict and found.exit_code(strict=True) == 1 and found.verdict is not Severity.FAIL
     note = " (fails, as warnings are strict)" if failed else ""
-    said = escape(words) or ", ".join(found.levels)
+    said = escape(words) or _levels(found)
     if strict and not found.of(Severity.WARN):
         said += "; no warnings (--strict)"
     out.print(f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {said}", soft_wrap=True)
+
+
+def _levels(found: Report) -> str:
+    """Return the levels that ran; of a failed report those that failed, and which passed."""
+    failed = [
+        level for level in found.levels if any(one.code.startswith(f"{level}.") for one in found.of(Severity.FAIL))
+    ]
+    rest = ", ".join(level for level in found.levels if level not in failed)
+    return f"{', '.join(failed)} ({rest} passed)" if failed and rest else ", ".join(found.levels)
 
 
 def _in_tables(found: Report, severity: Severity) -> Iterator[Finding]:

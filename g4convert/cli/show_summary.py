@@ -80,7 +80,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
             [quote(str(output)), *(f"--tp {tp}" for tp in dict.fromkeys(one.tp for one in refused) if tp > 1)]
         )
         why = f"`g4convert check {asked}` says why"
-        prose(out, f"refused by {escape(', '.join(names))}: {escape(why)}")
+        prose(out, f"not for {escape(', '.join(names))}: {escape(why)}")
     if answers:
         prose(out, f"answers: {escape(answers)}")
     show_next(out, *following)

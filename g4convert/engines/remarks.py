@@ -76,7 +76,7 @@ class Way:
         """
         what = f"`{options}` to leave {kept} in bf16" if kept else f"`{options}`"
         held = "; ".join(filter(None, (size and f"about {size}", gpus)))
-        effect = f"{kept} in bf16, about {size}" if kept else ""
+        effect = f"{kept} in bf16, output about {size}" if kept else ""
         return cls(f"{what} ({held})" if held else what, options, effect, gpus, loads)
 
     def __str__(self) -> str:

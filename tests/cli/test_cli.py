@@ -228,7 +228,7 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
         r"\nerror +0\.\d+ % \(attention 0\.\d+ %, mlp 0\.\d+ %, experts 0\.\d+ %\): squared errors", ran.out
     )
     assert "layers." not in ran.out
-    refused = "refused by transformers 5.17 to 5.24, SGLang 0.5.23: `g4convert check"
+    refused = "not for transformers 5.17 to 5.24, SGLang 0.5.23: `g4convert check"
     assert f"\n{refused} {tmp_path / 'out'}` says why\n" in ran.out
     measure = f"g4convert verify {tmp_path / 'out'} --reference {moe} --level logits"
     assert ran.out.endswith(f"\nnext: {measure}  # measures how far its answers are from the original's\n")
@@ -242,7 +242,7 @@ def test_the_card_names_who_refuses_the_result(dense: Path, g4convert: Program, 
     options = ("--overwrite", "--verify", "none", "--engine", "vllm", "--tp", 4)
     asked = f"`g4convert check {out} --tp 4`"
     assert (
-        f"\nrefused by SGLang 0.5.23 on 4 GPUs: {asked} says why\n"
+        f"\nnot for SGLang 0.5.23 on 4 GPUs: {asked} says why\n"
         in g4convert("quantize", dense, "-o", out, *options).out
     )
     document = json.loads(g4convert("quantize", dense, "-o", out, *options, "--json").out)
@@ -251,7 +251,7 @@ def test_the_card_names_who_refuses_the_result(dense: Path, g4convert: Program, 
 
 def test_no_command_is_offered_that_vllm_refuses(dense: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", dense, "-o", tmp_path / "out", "--group-size", 16)
-    assert "\nrefused by vLLM 0.33" in ran.out
+    assert "\nnot for vLLM 0.33" in ran.out
     assert "vllm serve" not in ran.out
 
 
@@ -805,7 +805,7 @@ def test_check_says_for_which_engines_it_passes(dense: Path, moe: Path, g4conver
         lines = checked(out)
         assert [line for line in lines if line.endswith(said)], lines
         assert lines[-1].startswith(f"next: g4convert verify {out} --reference "), lines[-1]
-        assert lines[-1].endswith(f"; then: {following} {out}")
+        assert lines[-1].endswith(f"; if it passes: {following} {out}")
     refused = checked(tmp_path / moe.name, "--engine", "sglang")
     assert "next:" not in refused[-1]
     assert checked(dense)[-1] == f"next: g4convert plan {dense}  # shows what quantization would make of it"

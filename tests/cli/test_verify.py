@@ -101,7 +101,7 @@ def test_a_failure_exits_1_and_is_told_even_when_quiet(
     out = damaged(good, tmp_path / "out", STATIC["wrong group size"])
     ran = g4convert("verify", out, "--reference", source, "-q")
     assert (ran.status, ran.err) == (1, "")
-    assert ran.out.startswith(f"FAIL {out} against {source}")
+    assert ran.out.startswith(f"FAIL {out} against {source}: static")
     assert "fail static.scheme config_groups.group_0: group_size 64" in ran.out
     assert g4convert("verify", good, "-q").out == ""
     told = g4convert("verify", out, "-v").out
@@ -281,7 +281,7 @@ def test_each_directory_is_opened_once(
     source, out = text_out
     mine = ("--prompts", prompts) if level == "logits" else ()
     ran = g4convert("verify", out, "--reference", source, "--level", level, *mine)
-    assert ran.out.splitlines()[0].endswith(level)
+    assert ran.out.splitlines()[0].endswith((level, "logits (static, weights passed)"))
     assert sorted(opened) == sorted([source, out])
 
 

@@ -419,10 +419,12 @@ def told(found: Iterable[Verdict], **how: str) -> str:
 
 def test_the_table_tells_advice_from_rows() -> None:
     text = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS]))
-    rows, _, advice = text.partition("\n\noptions of `g4convert quantize` with which other engines load it")
+    rows, _, advice = text.partition(
+        "\n\noptions of `g4convert quantize` with which more engines, or more GPUs, load it"
+    )
     (way,) = advice.splitlines()[1:]  # its rows have the numbers of GPUs
     loads = "transformers, vLLM (1, 2, 4 or 8 GPUs), SGLang (1, 2, 4 or 8 GPUs)"
-    assert way == f"  --pack attention  mlp in bf16, about 50.0 GB; loads in {loads}"
+    assert way == f"  --pack attention  mlp in bf16, output about 50.0 GB; loads in {loads}"
     assert rows.splitlines()[-1].strip() == BASIS
     assert "other engines load it" not in told(with_remedies(thin("31B", {}), [*CONTRACTS], [1]))
 
@@ -431,11 +433,11 @@ def test_the_options_for_most_engines_come_first_and_in_full() -> None:
     found = with_remedies(thin(MOE, {}), [*CONTRACTS])
     lines = (
         told(found, command="g4convert quantize gemma -o out")
-        .partition("with which other engines load it")[2]
+        .partition("with which more engines, or more GPUs, load it")[2]
         .splitlines()
     )
     loads = "transformers, vLLM (1 or 2 GPUs), SGLang (1 GPU)"  # vLLM, which loads it now, does so then
-    assert lines[1] == f"  --pack attention --pack mlp      experts in bf16, about 2.3 GB; loads in {loads}"
+    assert lines[1] == f"  --pack attention --pack mlp      experts in bf16, output about 2.3 GB; loads in {loads}"
     assert lines[-1] == "  in full: g4convert quantize gemma -o out --pack attention --pack mlp"
 
 

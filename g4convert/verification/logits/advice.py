@@ -42,7 +42,8 @@ _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
     "the file is right: it computes what it stores, but quantized like this the model loses too much. What loses less, "
-    "with the size of the output and the upper end of its mean KL, estimated from the {high:.2g} measured here:"
+    "with the size of the output and the upper end of its mean KL, estimated from the upper end measured here, "
+    "{high:.2g}:"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
