@@ -48,7 +48,15 @@ JUDGED: Final = 192
 JUDGES: Final = 5
 SEED: Final = 0
 TOOLS: Final = ("peer", "gptqmodel", "autoround")
-SAME: Final = {"a99b4c3f5145", "e2e178b9409e", "8bebf97154e1", "c53c3aa1c388", "24c38999ceba", "1fb280b92994"}
+SAME: Final = {
+    "a99b4c3f5145",
+    "e2e178b9409e",
+    "8bebf97154e1",
+    "c53c3aa1c388",
+    "24c38999ceba",
+    "1fb280b92994",
+    "60f8e610655d",
+}
 """States of the code that were shown to make the same bytes (2026-11-29: four families by `mse`, `imatrix`, `gptq` and
 `best`; the first two also gptq-g32, the third and fourth six families, also by `lattice` and `minmax`)."""
 
