@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from g4convert.api.bundled import row_length
+from g4convert.api.led import led
 from g4convert.calibration.answers import Own, answered, decided
 from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
 from g4convert.calibration.kept import Begun
@@ -172,6 +173,37 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
         file.save(path)
         begun.drop()
     return Calibrated.of(path, file)
+
+
+def calibrate_in(
+    ranks: Ranks,
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    workers: int,
+    progress: Quiet,
+    **how: Any,  # noqa: ANN401 -- the other choices of `calibrate`
+) -> Calibrated | None:
+    """Make a calibration file in one of several ranks that were started alike; see `calibrate`.
+
+    Ranks of one host share the pass for statistics. On several hosts rank 0 works alone, and says so.
+
+    Returns:
+        The file in rank 0, None in the others.
+
+    Raises:
+        UsageError: the ranks were started differently.
+        G4Error: see `calibrate`; the same error in every rank.
+    """
+    asked = {"model": model, "output": output, **how}
+    ranks.agree({name: value if value is None else str(value) for name, value in asked.items()})
+    made: list[Calibrated] = []
+
+    def make(sharing: Ranks) -> None:
+        made.append(calibrate(model, output, workers=workers, progress=progress, ranks=sharing, **how))
+
+    led(ranks, workers, progress, make)
+    return made[0] if made else None
 
 
 def bundled_ids(model: Path) -> Tokens:

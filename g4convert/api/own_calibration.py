@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from g4convert.api.led import led
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.calibration_file import CalibrationFile
@@ -10,8 +11,7 @@ from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Conversion, Job, prepare
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
-from g4convert.conversion.ranks import ALONE, Ranks
-from g4convert.errors import G4Error, Interrupted
+from g4convert.conversion.ranks import Ranks
 from g4convert.places import make_directory
 from g4convert.progress import Quiet
 
@@ -28,23 +28,8 @@ def with_calibration(job: Job, ranks: Ranks, progress: Quiet) -> Job:
         G4Error: the conversion is refused for a reason that needs no calibration file, or the named file is invalid.
         Interrupted: Ctrl-C; finished layers are kept.
     """
-    sharing = ranks if len(ranks.hosts()) == 1 else ALONE  # hosts do not map the same files
-    if ranks.leads:
-        beside = ranks.from_lead(_made_or_error(job, progress, sharing))
-    else:
-        from g4convert.calibration.record import assist  # noqa: PLC0415 -- brings torch and transformers
-
-        beside = assist(ranks, job.workers)
+    beside = led(ranks, job.workers, progress, lambda sharing: _made(job, progress, sharing))
     return replace(job, calibration=own_calibration(job.output)) if beside and job.calibration else job
-
-
-def _made_or_error(job: Job, progress: Quiet, ranks: Ranks) -> bool | G4Error:
-    try:
-        return _made(job, progress, ranks)
-    except G4Error as error:
-        if isinstance(error, Interrupted) and ranks.world > 1:
-            raise  # others may be in the midst of a layer, and end with this process
-        return error
 
 
 def _made(job: Job, progress: Quiet, ranks: Ranks) -> bool:

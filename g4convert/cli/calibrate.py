@@ -30,25 +30,33 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     no_color: NoColor = False,
 ) -> None:
     """Make a calibration file from texts, for the recipes that look at what a model reads."""
-    from g4convert.api.calibrate import calibrate as make
+    from g4convert.api.calibrate import calibrate_in
     from g4convert.checkpoint import source
     from g4convert.cli import verification
+    from g4convert.conversion.ranks import Ranks
 
-    with verification.Printed(quiet=quiet, no_color=no_color).watched() as progress:
-        done = make(
-            model,
-            output,
-            data=data,
-            samples=samples,
-            length=length,
-            seed=seed,
-            answers=answers,
-            statistics=statistics,
-            workers=workers,
-            device=device or "cpu",
-            overwrite=overwrite,
-            progress=progress,
-        )
+    ranks = Ranks.join()
+    try:
+        with verification.Printed(quiet=quiet or not ranks.leads, no_color=no_color).watched() as progress:
+            done = calibrate_in(
+                ranks,
+                model,
+                output,
+                data=data,
+                samples=samples,
+                length=length,
+                seed=seed,
+                answers=answers,
+                statistics=statistics,
+                workers=workers,
+                device=device or "cpu",
+                overwrite=overwrite,
+                progress=progress,
+            )
+    finally:
+        ranks.leave()
+    if done is None:
+        return
     if as_json:
         print_json(done.to_dict())
     elif not quiet and done.already_done:

@@ -29,6 +29,8 @@ from g4convert.whole_files import write_whole
 
 _VERSION: Final = "1"
 _IDS: Final = "ids"
+_LENGTH: Final = 8
+"""Bytes of the header's length; the header is padded to a multiple of it."""
 _HINT: Final = "`g4convert calibrate MODEL -o FILE` makes one"
 
 
@@ -100,7 +102,9 @@ class CalibrationFile:
             "request": self.request,
         }
         stored = save({_IDS: self.ids, **arrays}, metadata={key: one for key, one in facts.items() if one})
-        write_whole(path, stored)  # the user's ordinary file mode; save_file would let only the owner read it
+        write_whole(
+            path, _in_one_order(stored)
+        )  # the user's ordinary file mode; save_file would let only the owner read it
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -128,6 +132,16 @@ def check_model(path: Path, model: Model | None, checkpoint: Checkpoint) -> None
 def hash_of_ids(ids: I32) -> str:
     """Return the sha256 of token ids as little-endian int32, row after row."""
     return sha256(ids.astype("<i4").tobytes()).hexdigest()
+
+
+def _in_one_order(stored: bytes) -> bytes:
+    """Return a safetensors file with its metadata in the order of the keys; the library's order varies."""
+    end = _LENGTH + int.from_bytes(stored[:_LENGTH], "little")
+    header = json.loads(stored[_LENGTH:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = ordered + b" " * (-len(ordered) % _LENGTH)
+    return len(padded).to_bytes(_LENGTH, "little") + padded + stored[end:]
 
 
 def _checked(path: Path, ids: NDArray[Any] | None) -> I32:

@@ -15,15 +15,17 @@ from helpers.runs import hashes
 from safetensors.torch import load_file, save_file
 
 from g4convert import quantize
-from g4convert.api.calibrate import calibrate
+from g4convert.api.calibrate import Calibrated, calibrate, calibrate_in
 from g4convert.calibration.record import Recording
 from g4convert.calibration.states import States
 from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.ranks import Ranks
 from g4convert.errors import EnvironmentFault, G4Error, InputError, Interrupted, UsageError
+from g4convert.progress import Quiet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -73,12 +75,19 @@ class Beside(Ranks):
 
 def side_by_side(world: int, source: Path, output: Path, recipe: str, **options: Any) -> None:  # noqa: ANN401
     """Quantize in so many ranks; raises what the first of them raises."""
+    in_ranks(
+        world, lambda ranks: quantize(source, output, recipe=recipe, verify=None, workers=1, ranks=ranks, **options)
+    )
+
+
+def in_ranks(world: int, call: Callable[[Ranks], Any]) -> list[Any]:
+    """Call in so many ranks, and return their results; raises what the first of them raises."""
     board = Board(world)
 
-    def run(rank: int) -> None:
+    def run(rank: int) -> Any:  # noqa: ANN401
         ranks = type("Rank", (Beside,), {"board": board})(rank, world)
         try:
-            quantize(source, output, recipe=recipe, verify=None, workers=1, ranks=ranks, **options)
+            return call(ranks)
         except (InputError, UsageError):
             raise  # in every rank
         except BaseException:
@@ -86,8 +95,7 @@ def side_by_side(world: int, source: Path, output: Path, recipe: str, **options:
             raise
 
     with ThreadPoolExecutor(world) as pool:
-        for done in [pool.submit(run, rank) for rank in range(world)]:
-            done.result()
+        return [done.result() for done in [pool.submit(run, rank) for rank in range(world)]]
 
 
 @pytest.fixture
@@ -233,3 +241,93 @@ def test_what_is_wrong_with_the_file_is_the_same_error_in_every_rank(
         side_by_side(2, moe, tmp_path / "out", recipe, calibration=beyond)
     assert not small
     assert [one.name for one in tmp_path.iterdir()] == ["beyond.safetensors"]
+
+
+def calibrated(world: int, source: Path, output: Path, watch: Quiet | None = None, **how: Any) -> list[Any]:  # noqa: ANN401
+    """Calibrate in so many ranks, and return what each of them gets."""
+    how = {"samples": 6, "length": 32, "answers": False} | how
+    return in_ranks(
+        world, lambda ranks: calibrate_in(ranks, source, output, workers=1, progress=watch or Quiet(), **how)
+    )
+
+
+@pytest.mark.parametrize("family", ["moe", pytest.param("e2b", marks=pytest.mark.full)])
+def test_calibrate_in_any_number_of_ranks_makes_the_same_file(
+    family: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, shares = Team.own, Counter[int]()
+
+    def counted(team: Team, parts: Any) -> Any:  # noqa: ANN401
+        found = own(team, parts)
+        shares[team.ranks.rank] += len(found)
+        return found
+
+    monkeypatch.setattr(Team, "own", counted)
+    found = []
+    for world in (1, 2, 3):
+        shares.clear()
+        path = tmp_path / f"{world}.safetensors"
+        made = calibrated(world, checkpoints(family), path)
+        assert [type(one) for one in made] == [Calibrated, *[type(None)] * (world - 1)]
+        assert world == 1 or (len(shares) == world and max(shares.values()) < 1.5 * sum(shares.values()) / world)
+        found.append(path.read_bytes())
+    assert found[0] == found[1] == found[2]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [f"{world}.safetensors" for world in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
+def test_calibrate_stopped_in_some_ranks_continues_in_others(
+    before: int, after: int, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal, stages = States.seal, list[int]()
+    calibrated(1, moe, tmp_path / "whole.safetensors")
+
+    def once(states: States, stage: int) -> None:
+        seal(states, stage)
+        stages.append(stage)
+        if len(stages) == 3:  # the states of layer 1 are on disk, and its sums are not
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(States, "seal", once)
+    with pytest.raises(Interrupted):
+        calibrated(before, moe, tmp_path / "parts.safetensors")
+    calibrated(after, moe, tmp_path / "parts.safetensors")
+    assert stages == [0, 1, 2, 2, 3], "one layer is repeated"
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+class Said(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """See `Quiet`."""
+        self.said.append(text)
+
+
+def test_calibrate_on_several_hosts_is_done_by_rank_0_which_says_so(
+    moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated(1, moe, tmp_path / "one.safetensors")
+    names, watch = cycle("ab"), Said()
+    monkeypatch.setattr("g4convert.conversion.ranks.gethostname", lambda: next(names))
+    monkeypatch.setattr("g4convert.calibration.record.Recording.sums", _alone(Recording.sums))
+    calibrated(2, moe, tmp_path / "two.safetensors", watch)
+    assert watch.said == ["calibration: rank 0 works alone, as the ranks are on 2 hosts: a, b"]
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_what_calibrate_refuses_is_the_same_error_in_every_rank(moe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one of them judges"):
+        calibrated(3, moe, tmp_path / "c.safetensors", samples=1)
+    with pytest.raises(UsageError, match="the ranks do not do the same") as refused:
+        in_ranks(
+            2,
+            lambda ranks: calibrate_in(
+                ranks, moe, tmp_path / "c.safetensors", workers=1, progress=Quiet(), seed=ranks.rank
+            ),
+        )
+    assert refused.value.offenders == ("rank 1: seed is '1', in rank 0 '0'",)
+    assert not [*tmp_path.iterdir()]

@@ -81,6 +81,27 @@ def test_calibrated_methods_give_the_bytes_of_one(moe: Path, tmp_path: Path) -> 
         assert hashes(tmp_path / "one" / recipe) == hashes(tmp_path / "two" / recipe)
 
 
+@pytest.mark.parametrize("start", [ranked, pytest.param(torchrun, marks=pytest.mark.full)])
+def test_the_command_calibrate_shares_its_pass(start: Callable[[str, Path], Ranked], e2b: Path, tmp_path: Path) -> None:
+    given, two = {"samples": 4, "length": 32}, tmp_path / "two.safetensors"
+    calibrate(e2b, tmp_path / "one.safetensors", answers=False, workers=1, **given)
+    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    code = (
+        "import sys; from g4convert.cli import app as cli; from g4convert.calibration.record import Recording\n"
+        "sums = Recording.sums\n"
+        "def counted(recording, ranks, *rest):\n"
+        "    sys.stderr.write(f'pass of {ranks.world}\\n')\n"
+        "    return sums(recording, ranks, *rest)\n"
+        "Recording.sums = counted\n"
+        f"sys.argv = ['g4convert', 'calibrate', {str(e2b)!r}, '-o', {str(two)!r}, '--no-answers', *{options!r}]\n"
+        "cli.main()\n"
+    )
+    done = start(code, tmp_path)
+    assert not any(done.statuses), done.err
+    assert done.err.count("pass of 2\n") == 2
+    assert two.read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+
+
 def test_a_lost_rank_ends_the_run_and_the_same_command_continues(
     moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

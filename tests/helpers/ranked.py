@@ -19,6 +19,7 @@ WORLD = 2
 LOADED = (
     "torch.distributed",
     "g4convert.api.quantize",
+    "g4convert.api.calibrate",
     "g4convert.cli.quantize",
     "g4convert.verification.weights.level",
     "g4convert.calibration.run",
