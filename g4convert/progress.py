@@ -223,4 +223,4 @@ def _say_continued(console: Console, total: int, done: int) -> None:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)

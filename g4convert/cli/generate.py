@@ -41,9 +41,8 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     talk.loading(model)
     from g4convert.forward.generation import Speaker  # brings torch and transformers
 
-    speaker = Speaker.load(
-        checkpoint, device=device or DEFAULTS.device, memory=(memory or DEFAULTS.memory).value, dtype=dtype
-    )
+    where = device or DEFAULTS.device
+    speaker = Speaker.load(checkpoint, device=where, memory=(memory or DEFAULTS.memory).value, dtype=dtype)
     if autotune is not None:
         from g4convert.progress import watch
 
@@ -54,7 +53,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     for one in asked:
         with talk.about(one):
             answers.append(speaker.answer(one, max_new_tokens=max_new_tokens, show=talk.show))
-        talk.measured(answers[-1])
+        talk.measured(answers[-1], where)
     if as_json:
         print_json(speaker.to_dict(answers))
     elif not quiet:

@@ -89,7 +89,7 @@ def made_anew(output: Path) -> str:
 def answers_of(output: str | Path, reference: str | Path) -> Step:
     """Return the command that measures the answers of an output, and words on it."""
     command = f"g4convert verify {quote(str(output))} --reference {reference} --level logits"
-    return command, "measures how far its answers are from the original's"
+    return command, "measures how far its answers are from the original's; needs no engine"
 
 
 def served(output: str, refused: Iterable["Verdict"], *, drafter: bool) -> Step:
@@ -178,7 +178,7 @@ def after_check(found: "Checked") -> Step:
     if not serve:
         return _NONE
     command, _ = answers_of(output, _original_of(Path(output)))
-    return command, f"measures its answers; if it passes: {serve}"
+    return command, f"measures its answers, without an engine; if it passes: {serve}"
 
 
 def after_generate(model: str, *, quantized: bool) -> Step:

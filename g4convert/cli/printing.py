@@ -22,10 +22,13 @@ def print_settings(resolved: "Resolved", *, as_json: bool, no_color: bool) -> No
 
 def print_done(output: object, made_by: str, *, no_color: bool) -> None:
     """Print that an output is there, made by the same command before."""
+    from rich.markup import escape
+
     from g4convert.cli import show
+    from g4convert.cli.tables import prose
 
     text = f"already done: {output} is {made_by}"
-    show.console(no_color=no_color).print(text, markup=False, highlight=False, soft_wrap=True)
+    prose(show.console(no_color=no_color), escape(text))
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from rich.table import Table
 from g4convert.cli.tables import table
 from g4convert.planning.recipe import Method
 from g4convert.quantities import nats, plural, rough_duration, rough_size
+from g4convert.request import DEFAULTS
 
 if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
@@ -54,11 +55,21 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
         f"estimates for {plural(workers, 'worker')} on idle cores; times include the check of every weight. "
         f"{', '.join(str(one.method) for one in found if one.tokens)}: calibrated on {texts}"
     )
+    if any(one.method is Method.BEST for one in found):
+        estimated += ". best: gptq, with its scales trained"
     measured = (
         "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
-        f"{found[0].measured_on}; other models lose other amounts"
+        f"{found[0].measured_on}; other models lose other amounts. {_limits()}"
     )
     return f"{estimated}. {measured}" if all(one.kl is not None for one in found) else estimated
+
+
+def _limits() -> str:
+    """Return a sentence on the mean KL that `verify` accepts by default."""
+    from g4convert.verification.gates import load
+
+    limits = load(DEFAULTS.profile).thresholds["kl_mean"]
+    return f"`verify` passes up to {limits.passes:g} and fails above {limits.fail:g}"
 
 
 def choice(found: Sequence["Cost"]) -> str:
@@ -79,6 +90,7 @@ def untried(found: Sequence["Cost"]) -> str:
     for one in others:
         if one.tokens and one.kl is not None and one.kl < _LESS * least:
             least = one.kl
-            better.append(f"`{one.option}` {nats(one.kl)} (about {rough_duration(one.seconds)} here)")
+            trained = ", scales trained, too" if one.method is Method.BEST else ""
+            better.append(f"`{one.option}` {nats(one.kl)} (about {rough_duration(one.seconds)} here{trained})")
     left = f"; on {own.measured_on} this method left a mean KL of {nats(own.kl)} nats, "
-    return left + ", ".join(better) if better else ""
+    return f"{left}{', '.join(better)}. {_limits()}" if better else ""

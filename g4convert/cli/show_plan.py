@@ -18,7 +18,7 @@ from g4convert.quantities import count, plural, rough_duration, size
 if TYPE_CHECKING:
     from g4convert.planning.report import PlanReport
 
-_AUTO = " (mse: least squared error; the grid of a QAT source is kept)"
+_AUTO = ": mse (least squared error), or the source's own grid if it was trained for 4 bits (QAT)"
 """Choices of `auto`, which reads some weights first."""
 _MOST_FILES = 6
 """Largest number of files of a pattern that are named."""

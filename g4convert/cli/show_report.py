@@ -38,12 +38,13 @@ _COLOURS = {
     Severity.PASS: "green",
 }
 _TOLD = (Severity.FAIL, Severity.INCONCLUSIVE, Severity.WARN)
-_NO_WEIGHTS = "weights were not compared, as a stored reference has none"
 _NOISE = "by rounding alone"
 """Header of the column with the noise floor."""
 _SQNR = "SQNR of outputs, dB"
 _LEAST = 2
 """Least share of a loss, in percent, for which a module is listed without -v."""
+_SMALL = 1e-3
+"""Numbers below are written with an exponent."""
 _MOST = 12
 """Largest number of findings of one severity that is printed without -v."""
 
@@ -76,9 +77,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         brief = kind == "loss" and not verbose
         prose(out, f"[dim]{escape(_how(blamed, kind, brief=brief))}[/]")
         put(out, _blame(blamed["rows"], brief=brief))
-    if found.levels == ("static", "logits"):
-        prose(out, f"\n{_NO_WEIGHTS}")
-    if not verbose:
+    if found.verdict is not Severity.PASS and not verbose:
         prose(out, "\n-v lists every check and note")
 
 
@@ -109,7 +108,7 @@ def verdict(out: "Console", found: Report, *, strict: bool, words: str = "") -> 
     said = escape(words) or _levels(found)
     if strict and not found.of(Severity.WARN):
         said += "; no warnings (--strict)"
-    out.print(f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {said}", soft_wrap=True)
+    prose(out, f"[{colour}]{word}[/]{note} {escape(found.output)}{against}: {said}")
 
 
 def _levels(found: Report) -> str:
@@ -131,9 +130,10 @@ def _in_tables(found: Report, severity: Severity) -> Iterator[Finding]:
         if any(_metric(found, one)[0] == kind for one in worse):
             continue
         if alike := [one for one in found.of(severity) if _metric(found, one)[0] == kind]:
-            names = ", ".join(METRICS.get(_metric(found, one)[1], one.code) for one in alike)
             remedy = next((one.remedy for one in alike if one.remedy), "")
-            yield Finding(f"logits.{kind}", severity, DIFFERS[kind], f"{names} (table below)", "", remedy)
+            yield Finding(
+                f"logits.{kind}", severity, DIFFERS[kind], f"{plural(len(alike), 'metric')} (table below)", "", remedy
+            )
 
 
 def _apart(found: Report, severity: Severity) -> Iterator[Finding]:
@@ -173,7 +173,7 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
             noise = _number(floor.get(name), ".2g")
             yield METRICS.get(name, name), _number(values[name]), one.expected, one.severity.value, noise
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
-                ends = f"{_number(values['kl_low'], '.2g')} to {_number(values['kl_high'], '.2g')}"
+                ends = f"{_short(values['kl_low'])} to {_short(values['kl_high'])}"
                 yield "  95 % interval", ends, "its upper end is judged", "", ""
             if name == "kl_mean" and of == "loss" and noise:
                 yield "  by rounding alone", noise, "a KL below this means nothing", "", ""
@@ -213,6 +213,12 @@ def _blame(rows: Sequence[Mapping[str, Any]], *, brief: bool) -> Table:
             cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
     columns = ("module", "removes", "KL left", _SQNR, "")
     return table(*without(columns, cells, ("KL left", _SQNR) if brief else ()), right=columns[1:4])
+
+
+def _short(value: float) -> str:
+    """Return a number in two digits: `0.19`, `1.9e-4`, as `0.00019` is too wide for the table."""
+    mantissa, power = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(power)}" if 0 < abs(value) < _SMALL else f"{value:.2g}"
 
 
 def _number(value: float | None, spec: str = ".4g") -> str:

@@ -58,10 +58,11 @@ class Talk:
         if not self._mute:
             self._out.out(text, end="", highlight=False)
 
-    def measured(self, said: "Answer") -> None:
-        """Print the number of tokens, the time to the first, and the speed."""
+    def measured(self, said: "Answer", device: str) -> None:
+        """Print the number of tokens, the device, the time to the first token, and the speed."""
         if not self._quiet:
             speed = "" if said.tokens_per_second is None else f", then {said.tokens_per_second:.1f} tokens/s"
             end = "" if said.ended else "; --max-new-tokens ended it"
-            words = f"{plural(len(said.token_ids), 'token')}: the first after {said.prefill_seconds:.2f} s{speed}{end}"
+            tokens = f"{plural(len(said.token_ids), 'token')} on {device}"
+            words = f"{tokens}: the first after {said.prefill_seconds:.2f} s{speed}{end}"
             self._messages.print(f"[dim]{words}[/]", soft_wrap=True)

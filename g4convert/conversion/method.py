@@ -41,17 +41,17 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
         return Choice(Method.MSE, f"source not checked for QAT, which trains for {LATTICE_BITS} bits")
-    share, linears = _sampled(plan, checkpoint, reader)
+    share, sampled, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    sample = plural(linears, "tensor")
+    sample = plural(linears, "tensor") if sampled == linears else f"{sampled} of {linears} tensors"
     return Choice(method, f"source {trained} for 4 bits (QAT): {share:.1%} of groups in {sample} lie on a 4-bit grid")
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
     if not _on_lattices(plan):
         return
-    share, _ = _sampled(plan, checkpoint, reader)
+    share, *_ = _sampled(plan, checkpoint, reader)
     if share >= LATTICE_SHARE:
         raise UsageError(
             f"method {plan.recipe.method}: {share:.1%} of the source lies on the grid of its quantization-aware "
@@ -60,11 +60,11 @@ def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
         )
 
 
-def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> tuple[float, int]:
-    """Return the share of sampled groups on a lattice, and the number of sampled Linears."""
+def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> tuple[float, int, int]:
+    """Return the share of sampled groups on a lattice, the number of sampled Linears, and that of all Linears."""
     may_be = _on_lattices(plan)
     shares = [_share(step, checkpoint, reader) for step in may_be[:: max(1, len(may_be) // _LINEARS)]]
-    return float(np.mean(shares)), len(shares)
+    return float(np.mean(shares)), len(shares), len(may_be)
 
 
 def _on_lattices(plan: Plan) -> tuple[Quantize, ...]:

@@ -241,8 +241,8 @@ def _fails_anyway(value: float, threshold: Threshold, noise: float) -> bool:
 
 
 def _expected(threshold: Threshold, noise: float) -> str:
-    """Describe the limits: `at most 0.05, fails above 0.1`."""
-    words = {"lower": ("at most", "above"), "higher": ("at least", "below"), "one": ("off 1 by at most", "above")}
+    """Describe the limits: `up to 0.05, fails above 0.1`."""
+    words = {"lower": ("up to", "above"), "higher": ("from", "below"), "one": ("off 1 by up to", "above")}
     least, beyond = words[threshold.direction]
     passes, fails = (abs(bound) for bound in _bounds(threshold, noise))
     within = f"{least} {_number(passes)}"

@@ -23,8 +23,8 @@ METRICS: Final = {
 }
 LEGEND: Final = (
     "KL: divergence of the next token's probabilities from the original's, 0 if equal. Sure: where the original gives "
-    "its top token at least 0.95. p(answer): probability of the token that does come next. Limits: between pass and "
-    "fail lies a warning; --profile takes other limits."
+    "its top token at least 0.95. p(answer): probability of the token that does come next. Limits, of profile w4a16 "
+    "unless --profile takes others (qat, parity, a YAML file): between pass and fail lies a warning."
 )
 """Meaning of the metrics' names."""
 LEGEND_OF_EXPERTS: Final = (
@@ -32,7 +32,10 @@ LEGEND_OF_EXPERTS: Final = (
     "layer."
 )
 """Meaning of a metric's name that models without experts lack."""
-TITLES: Final = {"loss": "what quantization costs", "parity": "whether the packed weights compute the same"}
+TITLES: Final = {
+    "loss": "what quantization costs",
+    "parity": "whether the packed weights compute the same as the dequantized ones",
+}
 """Title of each comparison."""
 COMPARED: Final = {
     "loss": "the original against the dequantized weights",
@@ -46,8 +49,8 @@ DIFFERS: Final = {
 }
 """Meaning of metrics beyond their limits, by comparison."""
 EQUAL: Final = (
-    "yes, to the last bit, in all {tokens:,} predictions; so the packing is right, and engines' kernels remain to be "
-    "tried (`--engine vllm`)"
+    "yes, to the last bit, in all {tokens:,} predictions, so the packing is right. They ran in g4convert's own layers; "
+    "`verify --engine vllm` tries vLLM's"
 )
 """Result of a comparison without any difference."""
 ALIKE: Final = "yes, within all limits, with a mean KL of {kl_mean:.2g} over {tokens:,} predictions"

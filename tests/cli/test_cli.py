@@ -231,7 +231,9 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     refused = "not for transformers 5.17 to 5.24, SGLang 0.5.23: `g4convert check"
     assert f"\n{refused} {tmp_path / 'out'}` says why\n" in ran.out
     measure = f"g4convert verify {tmp_path / 'out'} --reference {moe} --level logits"
-    assert ran.out.endswith(f"\nnext: {measure}  # measures how far its answers are from the original's\n")
+    assert ran.out.endswith(
+        f"\nnext: {measure}  # measures how far its answers are from the original's; needs no engine\n"
+    )
     assert "vllm serve" not in ran.out  # not before they are measured
     assert g4convert("check", tmp_path / "out", "--engine", "sglang").status == 1
 

@@ -87,7 +87,7 @@ def test_several_prompts_and_what_is_said_of_them(taught: Path, g4convert: Progr
     loading, *told = ran.err.splitlines()
     assert loading == f"loading {taught}"
     assert (told[0], told[2]) == (f"> {COUNT}", f"> {CODE}")
-    assert "tokens: the first after" in told[1]
+    assert "tokens on cpu: the first after" in told[1]
     assert told[3].endswith("tokens/s")
     alone = g4convert("generate", taught, "-p", CODE, "--max-new-tokens", 2).err.splitlines()
     following = f"next: g4convert verify {taught} --reference MODEL --level logits  # measures how far"
@@ -100,7 +100,7 @@ def test_stdin_and_the_longest_answer(taught: Path, g4convert: Program, monkeypa
     ran = g4convert("generate", taught, "-p", "-", "--max-new-tokens", 3)
     assert ran.status == 0
     assert CODE_ANSWER.startswith(ran.out.rstrip("\n"))
-    assert ran.err.splitlines()[1].startswith("3 tokens: ")
+    assert ran.err.splitlines()[1].startswith("3 tokens on cpu: ")
     assert ran.err.splitlines()[1].endswith("--max-new-tokens ended it")
 
 

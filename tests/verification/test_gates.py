@@ -62,8 +62,8 @@ def test_a_good_checkpoint_passes_everywhere_and_says_where_the_limits_are() -> 
     assert {one.severity for one in found.values()} == {PASS}
     assert found["kl_p99"].code == "logits.loss.kl_p99"
     assert found["kl_p99"].found == "0.2, noise floor 0"
-    assert found["kl_p99"].expected == "at most 0.5, fails above 1"
-    assert found["top1_agreement"].expected == "at least 0.93, fails below 0.9"
+    assert found["kl_p99"].expected == "up to 0.5, fails above 1"
+    assert found["top1_agreement"].expected == "from 0.93, fails below 0.9"
 
 
 def test_the_floor_of_the_mean_is_told_as_it_was_measured_and_judges_by_its_upper_end() -> None:

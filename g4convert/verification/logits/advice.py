@@ -174,6 +174,7 @@ def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, high: floa
     given = list(findings)
     lost = [one for one in given if one.code.startswith("logits.loss.")]
     worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
-    remedy = "\n".join([_RIGHT.format(high=high), *(one.line for one in found), _FIT])
+    useful = [one for one in found if not one.fails] or found
+    remedy = "\n".join([_RIGHT.format(high=high), *(one.line for one in useful), _FIT])
     for one in given:
         yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one

@@ -200,7 +200,7 @@ def _measure(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor
             passes.run(original := _ORIGINAL, reference, against=None)
     passes.progress.say("running the dequantized weights")
     passes.run(_DEQUANTIZED, models.dequantized, against=original)
-    passes.progress.say("running them again with rounding noise, which tells how small a difference means nothing")
+    passes.progress.say("running them again with rounding noise, to see how large a difference rounding alone makes")
     model = models.dequantized.model
     with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=_SEED):
         passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))
