@@ -150,7 +150,7 @@ class Checkpoint:
                 if len(found[one.name]) != one.info.nbytes:
                     raise FormatError(
                         f"{file}: {one.name}: read {len(found[one.name])} bytes, expected {one.info.nbytes}",
-                        hint="the file changed while it was in use: start again",
+                        hint="start again when nothing writes it",
                     )
         return found
 

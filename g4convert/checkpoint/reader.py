@@ -97,7 +97,7 @@ class Reader(OpenFiles):
                 count = os.preadv(fd, [buffer[filled:]], begin + filled)
                 if not count:
                     text = f"{file}: ends at byte {begin + filled}, was longer a moment ago"
-                    raise InputError(text, hint="start again")
+                    raise InputError(text, hint="start again when nothing writes it")
                 filled += count
 
     def will_need(self, file: str, begin: int, nbytes: int) -> None:

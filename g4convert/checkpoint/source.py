@@ -126,33 +126,36 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415 -- as above
 
     cached: Path | None = None
+    state = "only in part in"
     try:
-        with suppress(LocalEntryNotFoundError):
-            cached = Path(snapshot_download(repo, revision=revision, ignore_patterns=IGNORED, local_files_only=True))
+        cached = Path(snapshot_download(repo, revision=revision, ignore_patterns=IGNORED, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        if not hasattr(error, "snapshot_path"):  # that of an IncompleteSnapshotError, from huggingface_hub 2 on
+            state = "not in"
     except HFValidationError as error:
         raise InputError(f"{repo}: no such directory", hint=_name_hint(repo)) from error
     if cached is not None and _is_complete(cached):
         return cached
     if constants.is_offline_mode():
-        state = "not in" if cached is None else "only in part in"
         raise EnvironmentFault(
             f"{_spelled(repo, revision)}: {state} the Hugging Face cache, and HF_HUB_OFFLINE is set",
             hint=_here(repo) or "unset HF_HUB_OFFLINE to fetch it, or pass a directory",
         )
-    return _fetch(repo, revision)
+    return _fetch(repo, revision, state)
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
-    """Download a snapshot; raise an error with the reason if that fails."""
-    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415 -- slow to import
+def _fetch(repo: str, revision: str | None, state: str) -> Path:
+    """Download a snapshot; raise an error with the reason if that fails. `state`: how much of it is in the cache."""
+    from huggingface_hub import constants, errors, snapshot_download  # noqa: PLC0415 -- slow to import
 
+    page = f"{constants.ENDPOINT}/{repo}"  # of a mirror, where HF_ENDPOINT names one
     subject = _spelled(repo, revision)
     try:
         return Path(snapshot_download(repo, revision=revision, ignore_patterns=IGNORED))
     except errors.GatedRepoError as error:
         raise InputError(
             f"{subject}: a gated repository that your token, if any, may not read",
-            hint=f"accept the terms at https://huggingface.co/{repo}, then run `hf auth login`",
+            hint=f"accept the terms at {page}, then run `hf auth login`",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
@@ -162,11 +165,11 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except errors.RevisionNotFoundError as error:
         raise InputError(
             f"{subject}: the repository has no revision {revision or 'main'}",
-            hint=f"see https://huggingface.co/{repo}/tree/main for branches and tags",
+            hint=f"see {page}/tree/main for branches and tags",
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise EnvironmentFault(
-            f"{subject}: not in the Hugging Face cache, and the Hub cannot be reached",
+            f"{subject}: {state} the Hugging Face cache, and the Hub cannot be reached",
             hint=_here(repo) or "check the network or pass a directory",
         ) from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined] # httpx or httpx2, as it depends
@@ -189,7 +192,7 @@ def _failed_download(subject: str, error: Exception) -> EnvironmentFault:
     hint = (
         "free some space, or point HF_HOME to a larger disk"
         if full
-        else "run the same command again: what was fetched is kept"
+        else "run the same command again: files that are whole are kept"
     )
     return EnvironmentFault(f"{subject}: the download failed: {reason}", hint=hint)
 

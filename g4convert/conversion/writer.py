@@ -68,7 +68,7 @@ class ShardWriter(OpenFiles):
                     count = len(data)
                 if not count:
                     text = f"source ends at byte {source_begin}, was longer a moment ago"
-                    raise InputError(text, hint="start again")
+                    raise InputError(text, hint="start again when nothing writes it")
                 source_begin, begin, nbytes = source_begin + count, begin + count, nbytes - count
 
     def check_in_place(self, directory: Path) -> None:
