@@ -1,5 +1,6 @@
 """Places of what a command writes: never among the files that it reads, nor in the place of one, nor at a mount.
 
+check_above       Checks that a place to write lies in a directory
 check_apart       Checks files that are written against those that are read
 is_there          Returns the error for a file that is there
 holds_mount       Says whether something is mounted at or below a path
@@ -16,6 +17,17 @@ from g4convert.errors import UsageError
 
 _MOUNTS = Path("/proc/self/mountinfo")
 """Linux's list of mounts: the fifth word of a line is the place, with spaces and such in octal."""
+
+
+def check_above(path: Path) -> None:
+    """Check that what lies above a place is a directory, as far down the path as there is something.
+
+    Raises:
+        UsageError: it is a file, a device, or a link that leads to no directory.
+    """
+    above = next((one for one in path.absolute().parents if os.path.lexists(one)), None)
+    if above is not None and not above.is_dir():
+        raise UsageError(f"{path}: {above} is not a directory", hint="name a place in a directory")
 
 
 def check_apart(written: Iterable[Path], read: Iterable[Path]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from g4convert.errors import UsageError
-from g4convert.places import holds_mount
+from g4convert.places import check_above, holds_mount
 from g4convert.refusals import refusal
 
 
@@ -17,10 +17,11 @@ def check_writable(path: Path) -> None:
     """Check that a file can be written at a path, before the work whose result it gets: makes a file beside it.
 
     Raises:
-        UsageError: a directory, or in none.
+        UsageError: a directory, or in none, or below a file.
         EnvironmentFault: the system allows no file there: a disk that cannot be written, a name that is too long.
     """
     try:
+        check_above(path)
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: no file can be written there", hint="name a file in a directory that exists")
         if place := _place(path):

@@ -17,6 +17,11 @@ REMEDIES = "tests/cli/test_remedies.py::"
 _SOURCE = f"{REMEDIES}test_the_hint_of_a_refused_source_works"
 _OPTIONS = f"{REMEDIES}test_the_hint_of_refused_options_works"
 _LAYOUTS = "tests/checkpoint/test_layouts.py::"
+_HUB = "tests/cli/test_hub_remedies.py::"
+_MACHINE = "tests/cli/test_machine_remedies.py::"
+_METHODS = "tests/cli/test_method_remedies.py::"
+_CHECK = "tests/cli/test_check_remedies.py::"
+_REFUSALS = "tests/cli/test_refusals.py::"
 
 FOLLOWED: Mapping[str, tuple[str, ...]] = {
     _SOURCE: (
@@ -41,7 +46,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     "tests/gemma4/test_causes.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
     f"{REMEDIES}test_experts_of_several_dtypes_are_packed_or_saved_in_one": ("pack the experts, or save",),
     f"{REMEDIES}test_the_hint_about_a_place_to_write_works": (
-        "<another>", "cd .. and -o {}, or give", "or --overwrite to replace this one",
+        "give -o another directory", "cd .. and -o {}, or give", "or --overwrite to replace this one",
         "move it away, or give -o another",
         "--device cpu does the same",
     ),
@@ -54,7 +59,48 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     "tests/cli/test_beside.py::test_the_hint_about_a_link_to_nothing_works": ("leave them behind: --leave",),
     "tests/checkpoint/test_source.py::test_the_nearest_directory_is_named": ("<_name_hint(",),
     "tests/inspection/test_engines_check.py::test_the_command_pairs": ("check OUT --assistant-of MODEL",),
-    "tests/checkpoint/test_source.py::test_a_snapshot_in_part_is_completed": ("run the same command again",),
+    f"{_HUB}test_run_the_same_command_again": ("run the same command again",),
+    f"{_HUB}test_point_hf_home_to_a_larger_disk": ("free some space, or point HF_HOME",),
+    f"{_HUB}test_name_a_revision": ("write org/name@branch", "for branches and tags"),
+    f"{_HUB}test_unset_the_flag": ("unset HF_HUB_OFFLINE",),
+    f"{_HUB}test_accept_the_terms_and_log_in": ("accept the terms at",),
+    f"{_HUB}test_log_in_for_a_private_repository": ("a private repository needs",),
+    f"{_HUB}test_correct_the_spelling": ("check the spelling",),
+    f"{_HUB}test_check_the_network": ("check the network",),
+    f"{_MACHINE}test_permissions_of_what_is_read": ("check its permissions", "check the file's owner"),
+    f"{_MACHINE}test_a_mount_point_gets_a_directory": ("a directory in the mount",),
+    f"{_MACHINE}test_a_source_that_changed_is_read_again": ("start again when nothing writes it",),
+    f"{_MACHINE}test_a_run_that_was_stopped_continues": ("the same command continues",),
+    f"{_METHODS}test_a_drafter_takes_another_method": ("--method mse",),
+    f"{_METHODS}test_weights_alone_need_no_calibration": ("w4a16-g32-gptq uses it",),
+    f"{_METHODS}test_a_method_that_needs_a_file_gets_one_from_python": ("--calibration FILE",),
+    f"{_METHODS}test_scales_are_trained_on_the_cpu_or_another_method_is_taken": ("--device cpu, or --method gptq",),
+    f"{_METHODS}test_a_qat_source_keeps_its_codes_or_is_calibrated_all_the_same": ("-r qat-q4_0 keeps its codes",),
+    f"{_METHODS}test_a_calibration_file_is_made_again": ("`g4convert calibrate MODEL -o FILE` makes one",),
+    f"{_METHODS}test_an_importance_matrix_is_copied_again_or_made": (
+        "copy the file again, or make it again with `llama-imatrix", "`llama-imatrix -m MODEL.gguf",
+        "an importance matrix of llama.cpp",
+    ),
+    f"{_METHODS}test_weights_that_are_not_finite_are_replaced": ("or take an earlier checkpoint of the training",),
+    f"{_CHECK}test_what_an_output_may_not_have_is_left_out": ("leave them out of --carry", "leave it out of --carry"),
+    f"{_CHECK}test_a_directory_that_exists_is_passed_from_python": ("pass the directory that holds config.json",),
+    f"{_CHECK}test_patterns_are_written_without_repeats_in_repeats": ("write patterns without repeats",),
+    f"{_CHECK}test_a_drafter_is_verified_and_its_model_speaks": ("judges drafters",),
+    f"{_CHECK}test_a_tokenizer_is_copied": ("copy tokenizer.json from",),
+    f"{_CHECK}test_a_reference_is_that_of_the_original": ("a reference holds what the original answers",),
+    f"{_CHECK}test_what_cannot_be_fixed_is_quantized_again": (
+        "nothing was written; quantize", "nothing was written; `g4convert check",
+    ),
+    f"{_CHECK}test_what_was_lost_is_copied": ("nothing was written; copy what was lost",),
+    f"{_CHECK}test_a_checkpoint_of_another_format_is_inspected": ("`g4convert inspect` describes it",),
+    f"{_CHECK}test_whole_roles_are_packed_where_no_list_can_be_proved": ("pack whole roles, by",),
+    f"{_CHECK}test_the_gate_names_what_passes_it": ("<'; '.join(ways)>",),
+    f"{_REFUSALS}test_an_output_that_cannot_get_its_name_is_not_lost": ("<remedy>",),
+    "tests/conversion/test_ranks.py::test_ranks_that_were_started_differently_are_refused_by_name": (
+        "start every rank with the same command",
+    ),
+    "tests/conversion/test_ranks.py::test_ranks_that_cannot_meet_are_started_again": ("start all ranks with the same",),
+    "tests/conversion/test_field_sources.py::test_what_no_gemma_computes_with_is_deleted": ("<'; '.join(hints)>",),
 }  # fmt: skip
 """Test -> parts of the hints that it follows."""
 
@@ -65,35 +111,8 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
 """Script of `make test-remedies` -> parts of the hints that it follows."""
 
 NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
-    "needs a hub, or its account": (
-        "free some space, or point HF_HOME", "write org/name@branch", "unset HF_HUB_OFFLINE", "accept the terms at",
-        "a private repository needs", "for branches and tags", "check the network",
-    ),
-    "needs another user, disk or machine": (
-        "check its permissions", "check the file's owner", "on a disk you can write", "a directory in the mount",
-        "llama-imatrix", "an importance matrix of llama.cpp",
-    ),
-    "the same command again, after what disturbed it ended": (
-        "the file changed while it was in use", "start again", "the same command continues",
-        "start every rank with the same command", "start all ranks with the same",
-    ),
-    "says what cannot be, or where to look": (
-        "the checkpoint is damaged, or its training diverged", "one sample of twenty", "-r qat-q4_0 keeps its codes",
-        "would read weights, pickles and settings", "put them there themselves", "judges drafters",
-        "a reference holds what the original answers",
-        "write patterns without repeats", "a set of weights that no short list", "<'; '.join(ways)>",
-        "nothing was written; `g4convert check", "nothing was written; quantize",
-    ),
-    "another command or option, which has tests of its own": (
-        "--method mse", "copy the model's own", "`g4convert calibrate MODEL -o FILE` makes one",
-        "w4a16-g32-gptq uses it",
-        "--device cpu, or --method gptq",
-    ),
-    "from Python alone: commands look for a directory, or make a calibration, first": (
-        "pass the directory that holds config.json", "--calibration FILE",
-    ),
-    "handed on from another error": (
-        "<hint>", "<error.hint>", "<'; '.join(dict.fromkeys(", "<'; '.join(hints)>", "<remedy>",
+    "handed on from another error, which has a hint of its own": (
+        "<error.hint>", "<'; '.join(dict.fromkeys((error.hint", "<hint>",
     ),
 }  # fmt: skip
 """Reason -> parts of the hints that no test follows."""
@@ -122,6 +141,8 @@ def assigned(tree: ast.Module) -> Mapping[str, str]:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 found.setdefault(name, words(value, {}))
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+                found |= {n.id: words(v, {}) for n, v in zip(names, values, strict=False) if isinstance(n, ast.Name)}
             case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
                 found.setdefault(name, words(value, {}))
     return found

@@ -70,10 +70,18 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     assert caught.value.hint == "give a shorter name"
 
 
-@pytest.mark.parametrize("name", ["", "nowhere/a", "file/a"])
+@pytest.mark.parametrize("name", ["", "nowhere/a"])
 def test_a_directory_or_a_name_in_none_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="no file can be written there"):
+        check_writable(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["file/a", "file/deep/a", "loop/a", "dangling/deep/a"])
+def test_a_name_below_what_is_no_directory_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=f"{name.split('/', maxsplit=1)[0]} is not a directory"):
         check_writable(tmp_path / name)
 
 

@@ -252,7 +252,8 @@ class _Asked:
         if not 0 <= seed <= _LAST_SEED:
             raise UsageError(f"--seed {seed}: expected 0 to {_LAST_SEED:,}")
         if not tokenizer_hash(directory):
-            raise InputError(f"{directory}: no tokenizer.json, so texts have no ids", hint="copy the model's own")
+            hint = "copy tokenizer.json from the model's repository"
+            raise InputError(f"{directory}: no tokenizer.json, so texts have no ids", hint=hint)
         return cls(checkpoint, architecture, frame_of(directory, config), samples, length, seed)
 
     @property

@@ -226,7 +226,7 @@ def quantized(name: str, w: F32, scheme: Scheme, pool: Executor, squares: F32 | 
         for _ in pool.map(do, row_tiles(n)):
             pass
     except NonFiniteError as error:
-        hint = "the checkpoint is damaged, or its training diverged"
+        hint = "download it again, or take an earlier checkpoint of the training, which diverged"
         raise InputError(f"{name}: a weight is NaN or infinite", hint=hint) from error
     return packed, (scale.astype(np.uint32) << 16).view(np.float32)
 

@@ -239,7 +239,7 @@ def _check_allowed(wanted: Collection[str]) -> None:
         raise InputError(
             "--carry: files that no output may have",
             offenders=files,
-            hint="programs that load the output would read weights, pickles and settings of adapters that lie there",
+            hint="leave them out of --carry: programs would read weights, pickles and adapters that lie in an output",
         )
 
 
@@ -250,9 +250,7 @@ def _check_carried(path: Path, name: str) -> None:
         InputError: it is not.
     """
     if path.exists() and not path.is_file():
-        raise InputError(
-            f"{name}: no regular file, so not carried over", hint="name files, or put them there themselves"
-        )
+        raise InputError(f"{name}: no regular file, so not carried over", hint="leave it out of --carry")
     if not name.isprintable():
         raise InputError(f"{shown(name)}: a file name that is not plain text", hint="rename the file")
 

@@ -25,7 +25,8 @@ def speaking(directory: Path) -> Checkpoint:
             hint="generate with the model that it drafts for; `g4convert verify` judges drafters",
         )
     if not (directory / "tokenizer.json").is_file():
-        raise InputError(f"{directory}: no tokenizer.json, so it has no words", hint="copy the model's own")
+        text = f"{directory}: no tokenizer.json, so it has no words"
+        raise InputError(text, hint="copy tokenizer.json from the model's repository")
     return checkpoint
 
 

@@ -151,7 +151,7 @@ def _checked(path: Path, ids: NDArray[Any] | None) -> I32:
     if ids.dtype != np.int32 or ids.ndim != 2 or len(ids) < 2 or ids.shape[1] < 1:
         found = f"{ids.dtype} {[*ids.shape]}"
         text = f"{path}: ids are {found}, expected int32 [samples, length], two samples or more"
-        raise InputError(text, hint="one sample of twenty, and at least one, judges")
+        raise InputError(text, hint=_HINT)
     return np.ascontiguousarray(ids)
 
 

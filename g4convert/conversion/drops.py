@@ -15,10 +15,10 @@ from g4convert.tensors import DType
 _BLOCK = 8 << 20
 _ONES, _ZEROS = "ones", "zeros"
 _HEAD = "for a head of its own, set `tie_word_embeddings: false` at the top level of config.json"
-_NORM = "the norm was trained, or the weights are another model's: no Gemma 4 computes with them"
+_NORM = "no Gemma 4 computes with them: delete them, or convert the model that they belong to"
 _BIAS = (
     "no engine adds these: where all q, k, v and o of the decoder have one, set attention_bias to true in its config; "
-    "otherwise it is no Gemma 4"
+    "else delete them"
 )
 _HINTS = {_ONES: _NORM, _ZEROS: _BIAS}
 _ONE = {DType.BF16: b"\x80\x3f", DType.F16: b"\x00\x3c", DType.F32: b"\x00\x00\x80\x3f"}

@@ -62,7 +62,7 @@ class Lock:
         except BlockingIOError as error:
             raise self._refused(_owner(self.path), "wait until it is done, or stop it") from error
         except OSError as error:
-            hint = "give -o on a disk you can write"
+            hint = "give -o another directory"
             raise refusal(error, f"{self.path}: cannot be made", hint=hint) from error
 
     def check(self) -> None:

@@ -21,7 +21,7 @@ from g4convert.conversion.journal import Done, Journal, read_done
 from g4convert.conversion.resume import check_sizes
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
 from g4convert.errors import EnvironmentFault, InputError, UsageError
-from g4convert.places import holds_mount
+from g4convert.places import check_above, holds_mount
 from g4convert.planning.layout import Layout
 from g4convert.printable import printable
 from g4convert.refusals import NO_ROOM, refusal
@@ -77,10 +77,11 @@ class Staging:
             recipe: entry of the recipe in g4convert.json, to tell from that of the checkpoint that is there.
 
         Raises:
-            UsageError: the output is none of these, lies in the source or holds it, is a mount point, or is the
-                current directory.
+            UsageError: the output is none of these, lies below a file, lies in the source or holds it, is a mount
+                point, or is the current directory.
         """
         target, source, another = self.target, source.resolve(), "give -o another directory"
+        check_above(target)
         if _is_same(source, target):
             raise UsageError(f"{self.output}: is the source", hint=another)
         if _holds(source, target) or _holds(target, source):
@@ -173,7 +174,7 @@ class Staging:
         try:
             partial.mkdir(parents=True)
         except OSError as error:
-            raise refusal(error, f"{partial}: cannot be made", hint="give -o on a disk you can write") from error
+            raise refusal(error, f"{partial}: cannot be made", hint="give -o another directory") from error
         made = False
         try:
             with ShardWriter(partial, layout, create=True) as writer:

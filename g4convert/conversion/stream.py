@@ -214,7 +214,7 @@ class _Worker:
                 break
         return InputError(
             f"{task.name}.weight: [{row}, {column}] is NaN or infinite",
-            hint="the checkpoint is damaged, or its training diverged",
+            hint="download it again, or take an earlier checkpoint of the training, which diverged",
         )
 
 

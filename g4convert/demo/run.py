@@ -36,7 +36,7 @@ from g4convert.forward.load import load as loaded
 from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
-from g4convert.places import make_directory
+from g4convert.places import check_above, make_directory
 from g4convert.planning.recipe import DEFAULT, load
 from g4convert.planning.report import PlanReport
 from g4convert.progress import Quiet
@@ -151,6 +151,7 @@ def make_room(directory: Path, names: tuple[str, ...]) -> None:
     """
     if os.path.lexists(directory) and not directory.is_dir():  # also a link to nothing
         raise UsageError(f"{directory}: is a file, expected a directory to write to", hint="name another directory")
+    check_above(directory)
     make_directory(directory)
     known = _read_record(directory)
     there = {name: digest for name in names for name, digest in _hashes(directory, name).items()}

@@ -216,7 +216,7 @@ def prove(weights: Weights) -> None:
         raise GateError(
             f"ignore list: {len(wrong)} kinds of Linears would be built in the wrong form",
             offenders=list(wrong),
-            hint="the recipe packs a set of weights that no short list of entries describes; pack whole roles",
+            hint="pack whole roles, by `pack` and `bits` alone; report the recipe, as this is a fault of g4convert",
         )
 
 

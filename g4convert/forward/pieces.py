@@ -50,7 +50,9 @@ class TensorFiles:
                 self._files[file] = safe_open(self._checkpoint.path / file, framework="pt")
             tensor: torch.Tensor = self._files[file].get_tensor(name)
         except SafetensorError as error:
-            raise InputError(f"{file}: was changed while it was read: {error}", hint="start again when nothing writes it") from error
+            raise InputError(
+                f"{file}: was changed while it was read: {error}", hint="start again when nothing writes it"
+            ) from error
         return tensor
 
 

@@ -38,8 +38,8 @@ CURABLE: Final = {
 _BAD: Final = {Severity.FAIL, Severity.WARN}
 _KEPT: Final = ("kv_cache_scheme", "transform_config", "version")
 """Keys of a quantization section that do not describe the packing; the new section keeps them."""
-_AGAIN: Final = "nothing was written; quantize again with `actorder: weight`"
-_LOST: Final = "nothing was written; quantize the source again, or copy what was lost"
+_AGAIN: Final = "nothing was written; quantize the source again, as with `g4convert quantize`"
+_LOST: Final = "nothing was written; copy what was lost, or quantize the source again"
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
 _NO_ACTIVATIONS: Final = "no config is known: tensors cannot say whether activations are quantized"
 _BITS: Final = {4, 8}

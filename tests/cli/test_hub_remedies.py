@@ -46,9 +46,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 
 
 @pytest.fixture
-def hub(
-    dense: Path, settings: Settings, g4convert: Program, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Hub]:
+def hub(dense: Path, settings: Settings, g4convert: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that has the tiny dense model, named by HF_ENDPOINT."""
     assert g4convert  # sets HF_HUB_OFFLINE, which is unset here
     hub = Hub(dense)

@@ -31,18 +31,9 @@ def hint_of(ran: Any) -> str:  # noqa: ANN401 -- Ran
     return str(ran.err.partition("hint: ")[2].strip())
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "hint"),
-    [
-        ("", 0o700, "check its permissions"),
-        ("sub", 0o700, "check its permissions"),
-        ("model.safetensors.index.json", 0o600, "check the file's owner and permissions"),
-        ("config.json", 0o600, "check the file's owner and permissions"),
-    ],
-)
-def test_permissions_of_what_is_read(
-    name: str, mode: int, hint: str, dense: Path, tmp_path: Path, g4convert: Program
-) -> None:
+@pytest.mark.parametrize("name", ["", "sub", "model.safetensors.index.json", "config.json"])
+def test_permissions_of_what_is_read(name: str, dense: Path, tmp_path: Path, g4convert: Program) -> None:
+    hint = "check the file's owner and permissions" if "." in name else "check its permissions"
     source = tmp_path / "source"
     shutil.copytree(dense, source)
     (source / "sub").mkdir()
@@ -50,7 +41,7 @@ def test_permissions_of_what_is_read(
     path.chmod(0 if name else 0o300)  # a directory that may be entered, and not listed
     with permissions_count():
         assert hint_of(g4convert("plan", source)) == hint
-        path.chmod(mode)
+        path.chmod(0o700)
         ran = g4convert("plan", source)
     assert ran.status == 0, ran.err
 
@@ -95,7 +86,7 @@ DISTURBED = {
     "cut before tensors are compared": ("dense", run, "check_drops", shortened),
     "written at the end": ("dense", run, "check_unchanged", touched),
 }
-"""What happens -> family, and the function before which it happens."""
+"""Disturbance -> family, and the function before which it comes."""
 
 
 @pytest.mark.parametrize("case", DISTURBED)

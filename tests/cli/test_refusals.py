@@ -28,9 +28,9 @@ def limited(which: int, most: int) -> Iterator[None]:
         resource.setrlimit(which, before)
 
 
-def check_refused(ran: Ran, says: str, hint: str) -> None:
+def check_refused(ran: Ran, says: str, hint: str, status: int = 5) -> None:
     error, remedy = ran.err.splitlines()
-    assert ran.status == 5
+    assert ran.status == status
     assert error.startswith("error: ")
     assert says in error
     assert remedy == f"hint: {hint}"
@@ -159,6 +159,38 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(
     ran = g4convert(*UNWRITABLE[case].replace("MODEL", str(dense)).replace("HERE", str(tmp_path)).split())
     check_refused(ran, "Read-only file system", "write to another disk")
     assert not list(tmp_path.iterdir())
+
+
+BELOW = {
+    "quantize": "quantize MODEL -o HERE/x --verify none -q",
+    "quantize, deeper": "quantize MODEL -o HERE/x/y --verify none -q",
+    "quantize, a directory of devices": "quantize MODEL -o /dev/full/x --verify none -q",
+    "quantize, layer by layer": "quantize MODEL -o HERE/x -r w4a16-g32-gptq -q",
+    "verify": "verify MODEL --reference MODEL --html HERE/a.html",
+    "verify, JUnit": "verify MODEL --reference MODEL --junit HERE/deep/a.xml",
+    "reference": "reference MODEL -o HERE/r.safetensors",
+    "calibrate": "calibrate MODEL -o HERE/c.safetensors",
+    "fit": "fit MODEL -o HERE/f.yaml --target-bits 5",
+    "fit, a plot": "fit MODEL -o f.yaml --target-bits 5 --plot HERE/f.svg",
+    "fit, losses": "fit MODEL -o f.yaml --target-bits 5 --sensitivities HERE/f.json",
+    "demo": "demo HERE/x",
+}
+
+
+@pytest.mark.parametrize("case", BELOW)
+def test_a_place_below_a_file_is_refused_in_words(
+    case: str, dense: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said to "exist", or that no file can be written there; the same name in a directory is taken."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    words = BELOW[case].replace("MODEL", str(dense))
+    ran = g4convert(*words.replace("HERE", "file").split())
+    check_refused(ran, " is not a directory", "name a place in a directory", 2)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file", "folder"]
+    if "none" in words:
+        assert g4convert(*words.replace("/dev/full", "folder").replace("HERE", "folder").split()).status == 0
 
 
 def test_a_fix_that_fails_leaves_no_copy(

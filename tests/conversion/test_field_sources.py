@@ -134,10 +134,31 @@ def test_biases_of_other_values_are_refused(dense: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="may only be left out with a certain value") as caught:
         quantized(source, tmp_path / "out")
     assert "q_proj.bias: has values other than 0, but this Linear has no bias" in caught.value.offenders[0]
-    assert "otherwise it is no Gemma 4" in caught.value.hint
+    assert "else delete them" in caught.value.hint
     assert not (tmp_path / "out").exists()
     with pytest.raises(GateError, match="has values other than 0"):
         load(source)
+
+
+def with_norms(tensors: Tensors) -> Tensors:
+    """Weights of the norms of values, which have none in Gemma 4."""
+    keys = [name for name in tensors if re.search(r"language_model.*k_norm.weight$", name)]
+    return {**tensors, **{name.replace("k_norm", "v_norm"): tensors[name] * 3 for name in keys}}
+
+
+@pytest.mark.parametrize(("part", "change"), [(".bias", with_biases(0.5)), ("v_norm", with_norms)])
+def test_what_no_gemma_computes_with_is_deleted(
+    part: str, change: Callable[[Tensors], Tensors], dense: Path, tmp_path: Path
+) -> None:
+    """The hint names that; the output is that of the model without them, as the answers are."""
+    source = rewritten(dense, tmp_path / "source", change)
+    with pytest.raises(InputError) as caught:
+        quantized(source, tmp_path / "out")
+    assert "delete them" in caught.value.hint
+    mended = rewritten(source, tmp_path / "mended", lambda t: {n: w for n, w in t.items() if part not in n})
+    quantized(mended, tmp_path / "out", method="minmax")
+    quantized(dense, tmp_path / "clean", method="minmax")
+    assert_same_tensors(tmp_path / "out", tmp_path / "clean")
 
 
 def test_biases_of_attention_need_a_flag(dense: Path, tmp_path: Path) -> None:

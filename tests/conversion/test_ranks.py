@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 from helpers.grids import every
+from helpers.program import Program, g4convert
 from helpers.ranked import Ranked, output, ranked, started
 from helpers.runs import hashes, run
 
 from g4convert import quantize
 from g4convert.api.calibrate import calibrate
+
+__all__ = ["g4convert"]  # a fixture
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
 
@@ -168,7 +171,22 @@ def test_ranks_that_were_started_differently_are_refused_by_name(moe: Path, tmp_
     assert done.statuses == (2, 2)
     assert "error: the ranks do not do the same" in done.err
     assert "rank 1: recipe.group_size is 64, in rank 0 32" in done.err
+    assert "start every rank with the same command, version and source" in done.err
     assert not output.parent.exists()
+    assert ranked(code.replace(", *more]", "]"), tmp_path).statuses == (0, 0)
+    assert output.is_dir()
+
+
+def test_ranks_that_cannot_meet_are_started_again(
+    dense: Path, tmp_path: Path, g4convert: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here by hand, as in a script of jobs that sets the variables of `torchrun` in part."""
+    command = ("quantize", dense, "-o", tmp_path / "out", "--method", "minmax", "--verify", "none", "-q")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = g4convert(*command)
+    assert (ran.status, "start all ranks with the same `torchrun` command" in ran.err) == (5, True), ran.err
+    assert ranked(program(dense, tmp_path / "out"), tmp_path).statuses == (0, 0)
+    assert (tmp_path / "out").is_dir()
 
 
 def test_a_rank_with_another_output_is_refused(moe: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A hub in this process: the routes that a download asks, with the answers of huggingface.co.
 
-    GET  /api/whoami-v2                                  who a token belongs to
-    GET  /api/models/ORG/NAME[/revision/REVISION]        the commit of a branch or a tag
-    GET  /api/models/ORG/NAME/tree/COMMIT                the files
-    HEAD, GET /ORG/NAME/resolve/COMMIT/FILE              a file; of a gated repository only this is refused
+GET  /api/whoami-v2                                  who a token belongs to
+GET  /api/models/ORG/NAME[/revision/REVISION]        the commit of a branch or a tag
+GET  /api/models/ORG/NAME/tree/COMMIT                the files
+HEAD, GET /ORG/NAME/resolve/COMMIT/FILE              a file; of a gated repository only this is refused
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(match["file"], token)
         elif f"/tree/{COMMIT}" in path:
             files = hub.files.items()
-            listed = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files]
+            listed = [
+                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha256(b).hexdigest()} for n, b in files
+            ]
             self._send(200, json.dumps(listed).encode())
         elif path.endswith((REPO, "/revision/main", "/revision/v1")):
             self._send(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": []}).encode())
@@ -95,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             hub.sent.append(name)
         self._send(
-            200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, cut=name in hub.fails
+            200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, cut=name in hub.fails
         )
 
     def _send(self, status: int, data: bytes, headers: Mapping[str, str] | None = None, *, cut: bool = False) -> None:
