@@ -10,6 +10,7 @@ from glob import escape
 from itertools import chain
 from pathlib import Path
 from shlex import quote
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from g4convert.checkpoint.files import part
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Step = tuple[str, str]
 """A command, and words on what it does; both empty where there is nothing to do next."""
 _NONE: Step = ("", "")
+_COMMENT = "      # "
 
 
 def show_next(out: "Console", command: str, what: str = "") -> None:
@@ -35,7 +37,8 @@ def show_next(out: "Console", command: str, what: str = "") -> None:
     if command:
         line = f"next: {command}  # {what}" if what else f"next: {command}"
         if out.is_terminal and what and len(line) > out.width:
-            line = f"next: {command}\n      # {what}"
+            comment = fill(what, out.width, initial_indent=_COMMENT, subsequent_indent=_COMMENT, break_on_hyphens=False)
+            line = f"next: {command}\n{comment}"
         out.print(line, markup=False, soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from g4convert.cli import show_plan, show_summary
 from g4convert.cli.next_steps import show_next
 from g4convert.cli.show_plan import dialect
-from g4convert.cli.tables import facts, fitted, put, table
+from g4convert.cli.tables import facts, fitted, prose, put, table
 from g4convert.errors import G4Error
 from g4convert.printable import printable, printable_lines
 from g4convert.quantities import count, size
@@ -74,7 +74,7 @@ def _console(*, stderr: bool, no_color: bool) -> Console:
 
 def error(out: Console, problem: G4Error, *, verbose: bool = False) -> None:
     """Print `error:` with the message in one line, the offenders, then `hint:`."""
-    out.print(f"[bold red]error:[/] {escape(printable(problem.message))}", soft_wrap=True)
+    prose(out, f"[bold red]error:[/] {escape(printable(problem.message))}")
     for line in _first(problem.offenders, verbose=verbose):
         out.print(f"  {escape(printable(line))}", soft_wrap=True)
     if problem.hint:

@@ -73,7 +73,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         columns = ("probes", "tokens", "mean difference", "largest", "noise floor", "same top token", "mean KL")
         put(out, table(columns, _served(found.metrics["engine"]["buckets"]), right=columns[1:]))
     for kind, blamed in found.metrics.get("blame", {}).items():
-        out.print(f"\n{COSTLY[kind]}", soft_wrap=True)
+        prose(out, f"\n{COSTLY[kind]}")
         brief = kind == "loss" and not verbose
         prose(out, f"[dim]{escape(_how(blamed, kind, brief=brief))}[/]")
         put(out, _blame(blamed["rows"], brief=brief))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from g4convert.cli.show import console, messages
+from g4convert.cli.tables import prose
 from g4convert.quantities import plural
 
 if TYPE_CHECKING:
@@ -65,4 +66,4 @@ class Talk:
             end = "" if said.ended else "; --max-new-tokens ended it"
             tokens = f"{plural(len(said.token_ids), 'token')} on {device}"
             words = f"{tokens}: the first after {said.prefill_seconds:.2f} s{speed}{end}"
-            self._messages.print(f"[dim]{words}[/]", soft_wrap=True)
+            prose(self._messages, f"[dim]{words}[/]")

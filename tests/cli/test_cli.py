@@ -758,7 +758,7 @@ def test_sentences_break_at_words_on_a_terminal_alone() -> None:
 
 def test_a_next_command_stays_whole_on_a_narrow_terminal() -> None:
     for terminal, width, wanted in (
-        (True, 20, "next: g4convert plan x\n      # shows the sizes\n"),
+        (True, 20, "next: g4convert plan x\n      # shows the\n      # sizes\n"),
         (True, 80, "next: g4convert plan x  # shows the sizes\n"),
         (False, 20, "next: g4convert plan x  # shows the sizes\n"),
     ):
