@@ -5,9 +5,7 @@
     a tower that the config does not have    the config was saved with another model
     only buffers are missing                 the writer stored parameters only
     only the output head is missing          it is the embedding, which config.json does not say
-    a word before each missing name          the model was saved inside a wrapper that is not known
-    merged names for parts that are missing  an engine saved the model in its own form
-    other names in every layer               another program's names
+    other names for those that are missing   the form in which a trainer or an engine holds them: see `name_causes`
     layers beyond the last, and gaps         layers were removed, and the others kept their numbers
     only dtypes                              the model is to be saved again
 
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from g4convert.gemma4.architecture import Architecture
 from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.matching import Schema
+from g4convert.gemma4.name_causes import SEVERAL, renamed
 from g4convert.names import Name
 
 _VISION = ("vision_tower.", "vision_embedder.", "embed_vision.")
@@ -34,14 +33,6 @@ _HEADS = {
 }
 _COMPUTED = {".experts.": "experts", ".router.": "experts", "per_layer_": "per-layer embeddings"}
 """Parts of names that only some Gemma 4 models have: these never come from elsewhere."""
-_MERGED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "w13_weight": ("experts.gate_up_proj",),
-    "w2_weight": ("experts.down_proj",),
-}
-"""Tensors that engines merge, and the parts that a checkpoint has."""
-_SEVERAL = 3  # this many tensors with two names each are no accident
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +53,7 @@ def _of_kinds(faults: Collection[Fault], schema: Schema, architecture: Architect
     """Return the remedy for faults of one kind, or for unknown tensors beside missing ones; empty if there is none."""
     kinds = {fault.kind for fault in faults}
     names = [fault.name for fault in faults]
-    if kinds == {"ambiguous"} and len(faults) >= _SEVERAL:
+    if kinds == {"ambiguous"} and len(faults) >= SEVERAL:
         return "two copies of one model in one directory, under different names: delete the files of one"
     if kinds == {"unknown"}:
         return _unknown(names, architecture)
@@ -73,7 +64,7 @@ def _of_kinds(faults: Collection[Fault], schema: Schema, architecture: Architect
     if kinds == {"unknown", "missing"}:
         unknown = [fault.name for fault in faults if fault.kind == "unknown"]
         missing = {fault.name for fault in faults if fault.kind == "missing"}
-        return _wrapped(unknown, missing, schema) or _merged(unknown, missing) or _foreign(unknown, missing, schema)
+        return renamed(unknown, missing, schema)
     return ""
 
 
@@ -118,16 +109,6 @@ def _unknown(names: Collection[str], architecture: Architecture) -> str:
     return _foreign_heads(names)
 
 
-def _wrapped(unknown: Sequence[str], missing: Collection[str], schema: Schema) -> str:
-    """Return the remedy if the unknown names are canonical ones behind one prefix, otherwise empty."""
-    known, one = {*schema.names}, min(missing)
-    for start in (name.removesuffix(one) for name in unknown if name.endswith(f".{one}")):
-        plain = {name.removeprefix(start) for name in unknown if name.startswith(start)}
-        if len(plain) == len(unknown) and {*missing} <= plain <= known:
-            return f"save the tensors without the `{start}` that each of these names begins with"
-    return ""
-
-
 def _numbered(faults: Iterable[Fault], schema: Schema) -> str:
     """Return the remedy if layers are there under numbers beyond the last, and as many below are not; else empty."""
     count = len({number for name in schema.expected if (number := Name(name).decoder_layer) is not None})
@@ -142,32 +123,6 @@ def _numbered(faults: Iterable[Fault], schema: Schema) -> str:
         return ""
     found, absent = (", ".join(map(str, sorted(of))) for of in (beyond, gaps))
     return f"layers are numbered with gaps: there is {found}, but no {absent}; number them from 0 on, in their order"
-
-
-def _merged(unknown: Collection[str], missing: Collection[str]) -> str:
-    """Return the remedy if all unknown tensors are merged ones of engines, and their parts alone are missing."""
-    merged = {part for name in unknown for part in _MERGED if f".{part}" in name}
-    parts = {part for one in merged for part in _MERGED[one]}
-    if not all(any(f".{one}" in name for one in merged) for name in unknown):
-        return ""
-    if not all(
-        any(name.endswith((part, f"{part}.weight", f"{part}.linear.weight")) for part in parts) for name in missing
-    ):
-        return ""
-    return (
-        f"{' and '.join(sorted(merged))}: merged as engines hold them, in an order that no header shows; take the "
-        "checkpoint that was loaded into the engine, or save it with `save_pretrained`"
-    )
-
-
-def _foreign(unknown: Collection[str], missing: Collection[str], schema: Schema) -> str:
-    """Return the remedy if other names stand in every layer for those that are missing there, otherwise empty."""
-    layers = {number for name in schema.expected if (number := Name(name).decoder_layer) is not None}
-    lacking = {number for name in missing if (number := Name(name).decoder_layer) is not None}
-    strange = {number for name in unknown for number in Name(name).unnumbered()[1][:1]}
-    if len(layers) < _SEVERAL or lacking != layers or len(strange) < len(layers):
-        return ""
-    return "names of another program: export the model in Hugging Face's format with it, and convert that"
 
 
 def _foreign_heads(names: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from g4convert.gemma4.dialects import body_of
 from g4convert.gemma4.fitting import fitting
 from g4convert.gemma4.matching import Match, Schema, match_source
 from g4convert.gemma4.schema import ExtraKind
-from g4convert.gemma4.shape_causes import cut_shapes, turned_shapes
+from g4convert.gemma4.shape_causes import cut_shapes, padded_routers, turned_shapes
 from g4convert.names import Name
 from g4convert.tensors import DType, TensorInfo
 
@@ -62,6 +62,7 @@ def raise_faults(found: Found) -> None:
             hint=cause(faults, found.match.schema, architecture)
             or (turned_shapes(shapes) if shapes else "")
             or _misfit(found)
+            or (padded_routers({one.name: pair for one, pair in zip(faults, shapes, strict=False)}) if shapes else "")
             or (cut_shapes(shapes) if shapes and _everywhere(faults, found) else "")
             or spare(faults, found.match.schema)
             or _LOOK,

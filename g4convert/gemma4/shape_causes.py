@@ -3,9 +3,10 @@
 no tensor has a value                    parts that training scattered were not gathered
 the last two axes are swapped            a merge or an export transposed them
 each is the same fraction of its tensor  one rank's part of a model that was cut in several
+routers alone have more rows             training on several ranks padded them to a multiple
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Shape = tuple[int, ...]
 Pair = tuple[Shape, Sequence[Shape]]
@@ -41,6 +42,27 @@ def cut_shapes(pairs: Iterable[Pair]) -> str:
     return (
         f"each is a part of its tensor, one of {min(common)}: gather the parts of all ranks with the program that cut "
         "it (tensor or expert parallelism)"
+    )
+
+
+def padded_routers(named: Mapping[str, Pair]) -> str:
+    """Return the remedy for routers, and no experts, that have more rows than there are experts; empty if others do.
+
+    Args:
+        named: shape of each tensor of a wrong shape, and the shapes that it may have, by name.
+    """
+    rows = {found[0] for found, _ in named.values() if found}
+    more = all(
+        ".router." in name and any(found[1:] == shape[1:] and found[0] > shape[0] for shape in expected if shape)
+        for name, (found, expected) in named.items()
+        if found
+    )
+    if len(rows) != 1 or not more:
+        return ""
+    count = min(shape[0] for _, expected in named.values() for shape in expected)
+    return (
+        f"routers of {rows.pop()} rows for {count} experts, as training on several ranks pads them: keep the first "
+        f"{count} rows of each of these"
     )
 
 
