@@ -14,6 +14,7 @@ from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.checkpoint.record import RECORD, record
 from g4convert.checkpoint.shards import INDEX
 from g4convert.errors import InputError
+from g4convert.gemma4 import is_drafter
 from g4convert.report import Detail, Finding, Severity
 
 _README: Final = "README.md"
@@ -21,6 +22,8 @@ _CARRIED_README: Final = "README.source.md"
 _OWN: Final = {RECORD, _README}
 _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
 """Files that no program reads when it loads a model; other writers may replace them."""
+_NEEDED: Final = READ_BY_ENGINES - {"generation_config.json"}
+"""Files that stop engines if they cannot be read; of a drafter vLLM 0.33 and SGLang 0.5.23 read none but the target's."""
 _JOURNAL: Final = "journal*.jsonl"
 _RESTORE: Final = "copy it from the model that this one was made from"
 _COPY: Final = "copy it from the source again"
@@ -41,8 +44,9 @@ def loose_files(out: Checkpoint) -> Iterator[Finding]:
             found = "the journal of a conversion that did not finish: shards hold zeros where nothing was written"
             remedy = "run the same `g4convert quantize` again, it goes on"
             yield Finding("static.files", Severity.FAIL, name, found, "a finished checkpoint", remedy)
+    needed = frozenset[str]() if is_drafter(out.config.get("model_type")) else _NEEDED
     for name, why in unreadable(out.path, out.side_files).items():
-        stops = name in READ_BY_ENGINES and name != "generation_config.json"  # which engines can do without
+        stops = name in needed
         severity, detail = (Severity.FAIL, Detail.NO_START) if stops else (Severity.WARN, None)
         yield Finding("static.side_files", severity, name, why, "a file that engines can read", _RESTORE, detail)
     for name in out.stray_files:
@@ -63,7 +67,11 @@ def total_size(out: Checkpoint) -> Iterator[Finding]:
 
 
 def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
-    """Compare the tokenizer, processor, chat template and all other side files with the source's."""
+    """Compare the tokenizer, processor, chat template and all other side files with the source's.
+
+    Of a drafter no engine reads them, so a difference is a warning.
+    """
+    worst = Severity.WARN if is_drafter(out.config.get("model_type")) else Severity.FAIL
     wanted = _chosen(out, source)
     present = {*out.side_files, *(name for name in wanted if (out.path / name).is_file())}
     for name in sorted({*source.side_files} - wanted):
@@ -71,14 +79,13 @@ def side_files(out: Checkpoint, source: Checkpoint) -> Iterator[Finding]:
         yield Finding("static.side_files", Severity.INFO, name, text, "")
     for name in sorted(wanted):
         carried = _CARRIED_README if name == _README and _CARRIED_README in present else name
-        problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in _UNREAD) else Severity.FAIL
+        problem = Severity.INFO if any(fnmatch(name, pattern) for pattern in _UNREAD) else worst
         if carried not in present:
             yield Finding("static.side_files", problem, name, "missing", "as in the source", _COPY)
         elif not cmp(out.path / carried, source.path / name, shallow=False):
-            if problem is Severity.FAIL and _same_json(out.path / carried, source.path / name):
-                problem = Severity.WARN
-            found = "the same values in other bytes" if problem is Severity.WARN else "other bytes"
-            yield Finding("static.side_files", problem, name, found, "byte for byte as in the source", _COPY)
+            same = _same_json(out.path / carried, source.path / name)
+            severity, found = (Severity.WARN, "the same values in other bytes") if same else (problem, "other bytes")
+            yield Finding("static.side_files", severity, name, found, "byte for byte as in the source", _COPY)
     for name in sorted(present - {*source.side_files, *wanted, *_OWN, _CARRIED_README}):
         if not fnmatch(name, _JOURNAL):
             yield Finding("static.side_files", Severity.INFO, name, "not in the source", "")

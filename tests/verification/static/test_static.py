@@ -191,6 +191,18 @@ def made_for(family: str, recipe: str) -> bool:
     return recipe != "text-only" or "assistant" not in family
 
 
+@pytest.mark.parametrize("damage", ["missing", "other", "none"])
+def test_the_tokenizer_of_a_drafter_is_only_warned_of(written: Converted, damage: str, tmp_path: Path) -> None:
+    """Engines take that of its target."""
+    source, packed = written("assistant", "w4a16-g32", assistant="pack")
+    out = Path(shutil.copytree(packed, tmp_path / "out"))
+    if damage == "missing":
+        (out / "tokenizer.json").unlink()
+    else:
+        (out / "tokenizer.json").write_text("{}" if damage == "other" else "{")
+    assert bad(checked(out, source)) == {("side_files", WARN, "tokenizer.json")}
+
+
 PROOFS = {"static.class", *re.findall(r"\"(static\.\w+)\"(?:: \(|\] = )", Path(level.__file__).read_text())}
 """Codes of the passes of a sound output: the `proofs` of level.py, and one that passes on its own."""
 OF_A_SOURCE = {"static.architecture", "static.config", "static.side_files"}
