@@ -827,7 +827,7 @@ def test_a_drafter_of_other_tokens(tokens: dict[str, int] | None, tmp_path: Path
 def test_a_tokenizer_of_a_drafter_that_cannot_be_read_stops_no_engine(
     text: str, tmp_path: Path, copied: Callable[..., Path]
 ) -> None:
-    """vLLM 0.33 (`SpeculativeConfig`) and SGLang 0.5.23 (`TpModelWorker`) give a drafter its target's."""
+    """VLLM 0.33 (`SpeculativeConfig`) and SGLang 0.5.23 (`TpModelWorker`) give a drafter its target's."""
     one, target = drafter(tmp_path / "d"), copied("31B")
     answers = loads(judged(one))
     (one / "tokenizer.json").write_text(text)

@@ -23,7 +23,7 @@ _OWN: Final = {RECORD, _README}
 _UNREAD: Final = ("*.md", ".gitattributes", ".gitignore", "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.pdf")
 """Files that no program reads when it loads a model; other writers may replace them."""
 _NEEDED: Final = READ_BY_ENGINES - {"generation_config.json"}
-"""Files that stop engines if they cannot be read; of a drafter vLLM 0.33 and SGLang 0.5.23 read none but the target's."""
+"""Files that stop engines if they cannot be read; vLLM 0.33 and SGLang 0.5.23 give a drafter those of its target."""
 _JOURNAL: Final = "journal*.jsonl"
 _RESTORE: Final = "copy it from the model that this one was made from"
 _COPY: Final = "copy it from the source again"
