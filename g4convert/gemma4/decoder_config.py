@@ -1,6 +1,6 @@
 """Reader of the decoder's part of a config, in either dialect, resolved layer by layer."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from g4convert.gemma4.config_reader import ConfigReader
 from g4convert.gemma4.other_keys import check_other_keys
@@ -41,6 +41,8 @@ def read_decoder(read: ConfigReader, *, unified: bool, assistant: bool) -> TextM
         experts=None if unified or assistant else _experts(read),
         attention_bias=read.flag("attention_bias", default=False),
     )
+    if not assistant:
+        _check_shared(read, text.layers)
     check_other_keys(read, "unified decoder" if unified else "decoder")
     _check_rotation(read, {_FULL if layer.full else _SLIDING for layer in text.layers})
     return text
@@ -95,6 +97,17 @@ def _kv_shared(read: ConfigReader, count: int, *, assistant: bool) -> int:
     return count if assistant else shared
 
 
+def _check_shared(read: ConfigReader, layers: Sequence[Layer]) -> None:
+    """Note kinds of layers that share the keys of a layer of their kind, where none before them has any.
+
+    transformers 5.23 and 5.24 refuse the config; earlier releases fail at the first token.
+    """
+    kinds = [{layer.full for layer in layers if layer.kv_shared is shared} for shared in (True, False)]
+    if lost := [_FULL if full else _SLIDING for full in sorted(kinds[0] - kinds[1])]:
+        text = f"layers of {' and of '.join(lost)} share the keys of an earlier one, and none has any"
+        read.note("num_kv_shared_layers", f"{sum(layer.kv_shared for layer in layers)}: {text}")
+
+
 def _ple(read: ConfigReader) -> PerLayerEmbedding | None:
     width = read.integer("hidden_size_per_layer_input", 256, least=0)
     return PerLayerEmbedding(read.integer("vocab_size_per_layer_input", 262_144), width) if width else None
@@ -127,8 +140,7 @@ def _layers(read: ConfigReader, count: int, shared: int) -> tuple[Layer, ...]:
             kv_heads=overrides.get(i, {}).get("num_key_value_heads", kv_heads),
             kv_shared=i >= first_shared,
             k_eq_v=k_eq_v and full[i],
-            # transformers tests 0 < first_shared here, and nowhere else
-            intermediate_size=width * (2 if wide and i >= first_shared > 0 else 1),
+            intermediate_size=width * (2 if wide and i >= first_shared else 1),
         )
         for i in range(count)
     )
