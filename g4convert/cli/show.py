@@ -90,7 +90,9 @@ def reference(out: Console, stored: Mapping[str, Any]) -> None:
     """Print what a stored reference holds, and the command that uses it."""
     kept, what = f"{size(stored['bytes'])}: {stored['tokens']:,} predictions of {stored['probes']} prompts", ""
     if likeliest := stored["likeliest"]:
-        what = f", each with its {likeliest:,} likeliest tokens, so that a KL to it comes out low (3 % on Gemma 3 270M)"
+        what = (
+            f", each with its {likeliest:,} likeliest tokens, so a KL to it comes out too low, by 3 % on Gemma 3 270M"
+        )
     pairs(out, {"model": str(stored["model"]), "stored": f"{kept}{what}"})
     what = "OUT: a quantized checkpoint of the model"
     show_next(out, f"g4convert verify OUT --reference {quote(stored['output'])}", what)

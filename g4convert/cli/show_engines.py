@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from g4convert.inspection.engines import Checked
     from g4convert.inspection.fix import Fixed
 
-_MORE: Final = "options of `g4convert quantize` with which more engines, or more GPUs, load it"
+_MORE: Final = "`quantize` with these options packs less, and more engines or GPUs load it"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 

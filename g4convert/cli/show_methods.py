@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from g4convert.cli.tables import table
-from g4convert.planning.recipe import Method
+from g4convert.planning.recipe import EIGHT_BITS, Method
 from g4convert.quantities import nats, plural, rough_duration, rough_size
 from g4convert.request import DEFAULTS
 
 if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
+    from g4convert.verification.gates import Threshold
 
 _LESS = 0.9
 """A method is named if it leaves less than this part of what the one named before leaves."""
@@ -59,17 +60,17 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
         estimated += ". best: gptq, with its scales trained"
     measured = (
         "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
-        f"{found[0].measured_on}; other models lose other amounts. {_limits()}"
+        f"{found[0].measured_on}; other models lose other amounts. "
+        f"`verify` warns above {_limits().passes:g} and fails above {_limits().fail:g}, at the upper end of its interval"
     )
     return f"{estimated}. {measured}" if all(one.kl is not None for one in found) else estimated
 
 
-def _limits() -> str:
-    """Return a sentence on the mean KL that `verify` accepts by default."""
+def _limits() -> "Threshold":
+    """Return the limits of the mean KL that `verify` takes by default."""
     from g4convert.verification.gates import load
 
-    limits = load(DEFAULTS.profile).thresholds["kl_mean"]
-    return f"`verify` passes up to {limits.passes:g} and fails above {limits.fail:g}"
+    return load(DEFAULTS.profile).thresholds["kl_mean"]
 
 
 def choice(found: Sequence["Cost"]) -> str:
@@ -78,7 +79,7 @@ def choice(found: Sequence["Cost"]) -> str:
     gptq = next((one for one in others if one.method == Method.GPTQ and one.option), None)
     if own.tokens or own.kl is None or gptq is None or gptq.kl is None or gptq.kl > _LESS * own.kl:
         return ""
-    return f"for a first try or a QAT source; for real use add {gptq.option}"
+    return f"quick: for a first try or a QAT source; for real use add {gptq.option}"
 
 
 def untried(found: Sequence["Cost"]) -> str:
@@ -90,7 +91,9 @@ def untried(found: Sequence["Cost"]) -> str:
     for one in others:
         if one.tokens and one.kl is not None and one.kl < _LESS * least:
             least = one.kl
-            trained = ", scales trained, too" if one.method is Method.BEST else ""
-            better.append(f"`{one.option}` {nats(one.kl)} (about {rough_duration(one.seconds)} here{trained})")
+            what = "gptq, then trained scales; " if one.method is Method.BEST else ""
+            better.append(f"`{one.option}` {nats(one.kl)} ({what}about {rough_duration(one.seconds)} here)")
     left = f"; on {own.measured_on} this method left a mean KL of {nats(own.kl)} nats, "
-    return f"{left}{', '.join(better)}. {_limits()}" if better else ""
+    if better and least > _limits().fail:
+        better.append(f"`-r {EIGHT_BITS}`, in 8 bits, far less")
+    return f"{left}{', '.join(better)}; `verify` fails above {_limits().fail:g}" if better else ""

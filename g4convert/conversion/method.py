@@ -40,11 +40,11 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
-        return Choice(Method.MSE, f"source not checked for QAT, which trains for {LATTICE_BITS} bits")
+        return Choice(Method.MSE, f"QAT, whose grid would be kept, is for {LATTICE_BITS} bits")
     share, sampled, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    sample = plural(linears, "tensor") if sampled == linears else f"{sampled} of {linears} tensors"
+    sample = plural(linears, "tensor") if sampled == linears else f"a sample ({sampled} of {linears} tensors)"
     return Choice(method, f"source {trained} for 4 bits (QAT): {share:.1%} of groups in {sample} lie on a 4-bit grid")
 
 

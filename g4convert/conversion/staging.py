@@ -107,10 +107,10 @@ class Staging:
         if not target.is_dir() or not any(target.iterdir()):
             return
         if not overwrite:
-            text = f"is not empty{_made_of(target, recipe)}"
+            text = f"not empty{_made_of(target, recipe)}"
             raise UsageError(f"{self.output}: {text}", hint=f"{another}, or --overwrite to replace this one")
         if not (target / "config.json").is_file():
-            text = "is not empty and holds no config.json: not a checkpoint, so not overwritten"
+            text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"
             raise UsageError(f"{self.output}: {text}", hint=another)
         if self.replaced.exists():
             raise UsageError(f"{self.replaced}: is there, the old output would go there first", hint="move it away")

@@ -104,7 +104,7 @@ def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Map
     """
     size = group_size if isinstance(group_size, int) else 0
     if has_experts and size in KL_OF_EXPERTS:
-        return KL_OF_EXPERTS[size], "a mixture of experts made of Gemma 3 270M"
+        return KL_OF_EXPERTS[size], "Gemma 3 270M with its MLPs split into experts"
     return (KL[size], "Gemma 3 270M") if size in KL else ({}, "")
 
 

@@ -26,6 +26,8 @@ from g4convert.suggestions import nearest
 
 DEFAULT = "w4a16-g32"
 """The recipe used when none is named."""
+EIGHT_BITS = "w8a16-g32"
+"""The recipe of eight bits."""
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = {

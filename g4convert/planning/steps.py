@@ -53,13 +53,14 @@ KEPT_BECAUSE: Mapping[Role, str] = {
 _TIED_ROLES = {Role.EMBEDDING, Role.LM_HEAD}
 """Roles that share one tensor in a tied model, until either is packed."""
 _TIED = (
-    "shared with the output head; `-r w4a16-g32-head8` (embedding in 4 bits, head in 8) would save {saved} of it; only "
-    "vLLM loads that"
+    "shared with the output head; `-r w4a16-g32-head8` (embedding in 4 bits, head in 8 with a scale for each row) "
+    "would save {saved} of it; only vLLM loads that"
 )
 _SAVED: Final = 7.5 / 16
 """Share of a table that 8 bits with a scale for each 32 weights save."""
 _SAVED_TIED: Final = 3.5 / 16
-"""Share of a tied table that remains saved after it becomes two, of 4.5 and 8 bits."""
+"""Share of a tied table that remains saved after it becomes two, of 4.5 and 8 bits; scales of its rows come on top."""
+_BYTES_OF_SCALE: Final = 2
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
@@ -152,7 +153,7 @@ def packed_tensors(module: str, shape: tuple[int, ...], packing: Packing) -> tup
 def _copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
     target = TensorInfo(name, weight.dtype, weight.shape)
     is_tied = weight.role is Role.EMBEDDING and architecture.tied_embeddings
-    saved = target.nbytes * (_SAVED_TIED if is_tied else _SAVED)
+    saved = target.nbytes * _SAVED_TIED - target.shape[0] * _BYTES_OF_SCALE if is_tied else target.nbytes * _SAVED
     reason = (_TIED if is_tied else KEPT_BECAUSE[weight.role]).format(saved=size(saved))
     if architecture.is_assistant and weight.linear and weight.role in {Role.ATTENTION, Role.MLP}:
         reason = DRAFTER_KEPT

@@ -23,8 +23,8 @@ METRICS: Final = {
 }
 LEGEND: Final = (
     "KL: divergence of the next token's probabilities from the original's, 0 if equal. Sure: where the original gives "
-    "its top token at least 0.95. p(answer): probability of the token that does come next. Limits, of profile w4a16 "
-    "unless --profile takes others (qat, parity, a YAML file): between pass and fail lies a warning."
+    "its top token at least 0.95. p(answer): probability of the token that does come next. Limits: those of profile "
+    "w4a16, for any recipe, unless --profile takes others (qat, a YAML file); between pass and fail lies a warning."
 )
 """Meaning of the metrics' names."""
 LEGEND_OF_EXPERTS: Final = (
@@ -61,11 +61,11 @@ LOWER_BOUND: Final = (
     "KL is a lower bound, 3 % low on Gemma 3 270M: of the reference only the likeliest tokens are known"
 )
 COSTLY: Final = {
-    "loss": "which modules cost most (for information; a recipe's rules keep single ones in bf16)",
+    "loss": "which modules cost most (for information; a rule in a recipe file keeps one in bf16)",
     "parity": "which modules run differently from what is written",
 }
 """Title of each table of blame."""
-_KINDS: Final = {"module": "", "role": "all layers", "layer": "single layers", "part": "in the costliest layer"}
+_KINDS: Final = {"module": "", "role": "all layers", "layer": "the costliest layers", "part": "in the costliest layer"}
 
 
 def by_kind(blamed: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:

@@ -59,7 +59,7 @@ def verify(
     _check_directories(asked, directories)
     if asked.is_captured and asked.level is None:
         progress.say(f"levels static and logits, as {asked.reference} holds logits and no weights")
-    progress.say("level static: names, shapes, config and files")
+    progress.say("verifying level static: names, shapes, config and files")
     findings, ran, metrics = [*_static(asked, directories)], [Level.STATIC], dict[str, Any]()
     levels = _Levels(asked, directories, progress, written)
     for level in _after_static(asked):
@@ -125,7 +125,9 @@ class _Levels:
             return Judged((*hashes, stopped), {})
         from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
-        self.progress.say("level weights: every value against the original, as near as its rounding allows")
+        self.progress.say(
+            "verifying level weights: every weight against the original's, within the error of its method"
+        )
         rows: list[dict[str, Any]] = []
         found = check_weights(out, self.directories.source, progress=self.progress, table=rows, recorded=self.written)
         return Judged((*hashes, *found), {"weights": {"tensors": rows}})

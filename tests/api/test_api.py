@@ -225,7 +225,11 @@ def test_progress_is_told_of_every_byte(moe: Path, tmp_path: Path) -> None:
     quantize(moe, tmp_path / "out", progress=told, say=said.append)
     assert len(told.totals) == 2, "the conversion and its verification"
     assert told.done == told.totals[-1]
-    assert [line.partition(":")[0] for line in said] == [f"quantizing {moe.name}", "level static", "level weights"]
+    assert [line.partition(":")[0] for line in said] == [
+        f"quantizing {moe.name}",
+        "verifying level static",
+        "verifying level weights",
+    ]
 
 
 def test_results_are_one_line_in_a_notebook(moe: Path, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_quiet_verbose_json_and_overwrite(moe: Path, g4convert: Program, tmp_pat
     assert (quiet.status, quiet.out, quiet.err) == (0, "", "")
     refused = g4convert(*command, "--method", "minmax")
     assert refused.status == 2
-    held = f"is not empty: it holds a conversion of {moe.name} by recipe w4a16-g32 (method auto, not minmax)"
+    held = f"not empty: it holds a conversion of {moe.name} by recipe w4a16-g32 (method auto, not minmax)"
     hint = "give -o another directory, or --overwrite to replace this one"
     assert refused.err == f"error: {tmp_path / 'out'}: {held}\nhint: {hint}\n"
     verbose = g4convert(*command, "--overwrite", "-v")
@@ -327,7 +327,7 @@ def test_a_plan_says_how_to_write_it(text: Path, g4convert: Program) -> None:
     def following(*options: object) -> str:
         return g4convert("plan", text, *options).out.splitlines()[-1]
 
-    quick = "for a first try or a QAT source; for real use add -r w4a16-g32-gptq"
+    quick = "quick: for a first try or a QAT source; for real use add -r w4a16-g32-gptq"
     assert following() == f"next: g4convert quantize {text} -o {text.name}-W4A16  # {quick}"
     asked = f"next: g4convert quantize {text} -o {text.name}-W4A16-gptq -r w4a16-g32-gptq"
     assert following("-r", "w4a16-g32-gptq") == asked

@@ -419,9 +419,7 @@ def told(found: Iterable[Verdict], **how: str) -> str:
 
 def test_the_table_tells_advice_from_rows() -> None:
     text = told(with_remedies(weights_of(MOE, DENSE_PARTS), [*CONTRACTS]))
-    rows, _, advice = text.partition(
-        "\n\noptions of `g4convert quantize` with which more engines, or more GPUs, load it"
-    )
+    rows, _, advice = text.partition("\n\n`quantize` with these options packs less, and more engines or GPUs load it")
     (way,) = advice.splitlines()[1:]  # its rows have the numbers of GPUs
     loads = "transformers, vLLM (1, 2, 4 or 8 GPUs), SGLang (1, 2, 4 or 8 GPUs)"
     assert way == f"  --pack attention  mlp in bf16, output about 50.0 GB; loads in {loads}"
@@ -433,7 +431,7 @@ def test_the_options_for_most_engines_come_first_and_in_full() -> None:
     found = with_remedies(thin(MOE, {}), [*CONTRACTS])
     lines = (
         told(found, command="g4convert quantize gemma -o out")
-        .partition("with which more engines, or more GPUs, load it")[2]
+        .partition("and more engines or GPUs load it")[2]
         .splitlines()
     )
     loads = "transformers, vLLM (1 or 2 GPUs), SGLang (1 GPU)"  # vLLM, which loads it now, does so then

@@ -62,7 +62,7 @@ def test_a_drafter_has_no_choice() -> None:
 
 
 def test_losses_of_models_with_experts_are_those_of_a_mixture() -> None:
-    for size, model in (("31B", "Gemma 3 270M"), ("26B-A4B", "a mixture of experts made of Gemma 3 270M")):
+    for size, model in (("31B", "Gemma 3 270M"), ("26B-A4B", "Gemma 3 270M with its MLPs split into experts")):
         assert {one.measured_on for one in found(size).values()} == {model}
     assert found("26B-A4B")[Method.GPTQ].kl == KL_OF_EXPERTS[32][Method.GPTQ]
 

@@ -22,7 +22,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.gemma4 import Architecture
 from g4convert.planning.costs import measured_kl
-from g4convert.planning.recipe import DEFAULT, Method, Recipe, load, option_for, shipped
+from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Method, Recipe, load, option_for, shipped
 from g4convert.planning.rules import PackRole
 from g4convert.planning.sizes import role_sizes
 from g4convert.planning.steps import make_plan
@@ -30,7 +30,6 @@ from g4convert.quantities import size
 from g4convert.report import Finding, Severity
 from g4convert.verification.gates import Profile
 
-_EIGHT: Final = "w8a16-g32"
 _OF_EIGHT: Final = 4.0**-4
 """Share of the mean KL of 4 bits in groups of 32 without data that 8 bits leave: four more bits are steps of a 16th.
 
@@ -42,8 +41,7 @@ _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
     "the file is right: it computes what it stores, but quantized like this the model loses too much. What loses less, "
-    "with the size of the output and the upper end of its mean KL, estimated from the upper end measured here, "
-    "{high:.2g}:"
+    "with the size of the output and the mean KL to expect (upper end of the 95 % interval; {high:.2g} here):"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -89,7 +87,7 @@ class Way:
 
 
 def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any], profile: Profile) -> tuple[Way, ...]:
-    """Return the recipes that lose less than an output's, those that should pass first, by size; others by their loss.
+    """Return the recipes that lose less than an output's: by size what should not fail, then the others by their loss.
 
     Args:
         out: the output.
@@ -115,9 +113,9 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
             if known[one] < _LESS * least:
                 least, other = known[one], _with(recipe, method=one)
                 found.append(way(option_for(recipe, one), "4 bits, calibrated", least / own, other, f"-{one}"))
-        eight = load(_EIGHT).recipe
+        eight = load(EIGHT_BITS).recipe
         four, _ = measured_kl(eight.group_size, has_experts=has_experts)
-        found.append(way(f"-r {_EIGHT}", "8 bits", _OF_EIGHT * four[Method.MSE] / own, eight))
+        found.append(way(f"-r {EIGHT_BITS}", "8 bits", _OF_EIGHT * four[Method.MSE] / own, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
         others = sorted(one["module"] for one in roles if one is not row)
@@ -128,7 +126,7 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
             found.append(
                 way(options, f"{row['module']} kept in bf16", 1 - row["share"], packed, f"-{'-'.join(others)}")
             )
-    return tuple(sorted(found, key=lambda one: (not one.passes, (one.nbytes or 0) if one.passes else one.kl)))
+    return tuple(sorted(found, key=lambda one: (one.fails, one.kl if one.fails else one.nbytes or 0, one.kl)))
 
 
 def judged_kl(values: Mapping[str, float]) -> float:

@@ -71,7 +71,7 @@ def run_logits(
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
     with memory_faults():
-        progress.say("level logits: loading the models")
+        progress.say("verifying level logits: loading the models")
         try:
             dequantized = model_of(out, asked, dtype, packed=False)
             runs = ModelCandidate(model_of(out, asked, dtype, beside=dequantized))

@@ -52,7 +52,7 @@ def test_the_check_that_ends_a_conversion_finds_one_flipped_bit(part: str, dense
     out = tmp_path / "out"
 
     def flip(text: str) -> None:
-        if text.startswith("level static"):
+        if text.startswith("verifying level static"):
             flip_a_bit(out, part, 0)
 
     done = quantize(dense, out, say=flip)
@@ -75,7 +75,7 @@ def test_what_changes_while_it_is_read_is_inconclusive(place: str, packed: Path,
     out, source = shutil.copytree(packed, tmp_path / "out"), shutil.copytree(dense, tmp_path / "source")
 
     def touch(text: str) -> None:
-        if text.startswith("level weights"):
+        if text.startswith("verifying level weights"):
             (tmp_path / place / "config.json").touch()
 
     report = verify(Request(out, source, Level.WEIGHTS), progress=saying(None, touch))
