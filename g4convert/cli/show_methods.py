@@ -61,8 +61,8 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
     limits = _limits()
     measured = (
         "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
-        f"{found[0].measured_on}; other models lose other amounts. "
-        f"`verify` warns where the upper end of its interval is above {limits.passes:g}, and fails above {limits.fail:g}"
+        f"{found[0].measured_on}; other models lose other amounts. `verify` warns where the upper end of its "
+        f"interval is above {limits.passes:g}, and fails above {limits.fail:g}"
     )
     return f"{estimated}. {measured}" if all(one.kl is not None for one in found) else estimated
 
