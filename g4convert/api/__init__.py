@@ -7,6 +7,7 @@ own_calibration  Makes the calibration file of an output if the user names none
 led              Runs what makes a calibration file in rank 0, with the help of the others
 quantize         Writes an output and verifies it
 verify           Verifies an output against its reference
+asked            Makes the rows of token ids that `calibrate` is asked for
 calibrate        Makes a calibration file from texts
 fit              Chooses bits for each part of a model, and writes a recipe
 check            Judges which engines load a checkpoint

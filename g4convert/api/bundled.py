@@ -7,14 +7,15 @@ The released vocabulary has one count, so its tokenizer, which takes seconds to 
 from functools import cache
 from typing import Final
 
-from g4convert.calibration.documents import bundled
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.planning.costs import BUNDLED_TOKENS
+from g4convert.planning.costs import BUNDLED_PICTURES, BUNDLED_TOKENS
 
 _RELEASED: Final = 262_144
 """Entries of the released vocabulary."""
 MOST_ROWS: Final = 128
 """Most rows that `calibrate` makes unless told, as `calibration.sampling` has it, which imports transformers."""
+_SOFT_TOKENS: Final = 280
+"""Most soft tokens of a picture in released models."""
 _LONGEST: Final = 2048
 """Most tokens of a row that `calibrate` makes unless told."""
 
@@ -31,20 +32,32 @@ def bundled_tokens(checkpoint: Checkpoint) -> int:
         checkpoint: the model; without a tokenizer that can be read, the count is that of the released vocabulary.
     """
     text, file = checkpoint.config.get("text_config", checkpoint.config), checkpoint.path / "tokenizer.json"
-    if text["vocab_size"] == _RELEASED or not file.is_file():
-        return BUNDLED_TOKENS
-    try:
-        count = _counted(file.read_bytes())
-    except Exception:  # noqa: BLE001 -- tokenizers raises plain ones; what reads the file in earnest says what is wrong
-        return BUNDLED_TOKENS
     length = row_length(text["sliding_window"])
+    pictures = BUNDLED_PICTURES if _has_pictures(checkpoint, length) else 0
+    if text["vocab_size"] == _RELEASED or not file.is_file():
+        return BUNDLED_TOKENS + pictures
+    try:
+        count = _counted(file.read_bytes()) + pictures
+    except Exception:  # noqa: BLE001 -- tokenizers raises plain ones; what reads the file in earnest says what is wrong
+        return BUNDLED_TOKENS + pictures
     return min(count // length, MOST_ROWS) * length
+
+
+def _has_pictures(checkpoint: Checkpoint, length: int) -> bool:
+    """Return whether the bundled texts have pictures for a model: it takes them, and a row holds one."""
+    config = checkpoint.config
+    vision = config.get("vision_config") or {}
+    files = {"processor_config.json", "preprocessor_config.json"}
+    soft = vision.get("default_output_length", vision.get("num_soft_tokens", _SOFT_TOKENS))
+    return bool(vision) and any((checkpoint.path / name).is_file() for name in files) and length > soft + 2
 
 
 @cache
 def _counted(tokenizer: bytes) -> int:
     """Return how many token ids a tokenizer.json makes of the bundled texts."""
-    from tokenizers import Tokenizer  # noqa: PLC0415 -- what most plans do without
+    from tokenizers import Tokenizer  # noqa: PLC0415 -- here and below: what most plans do without
+
+    from g4convert.calibration.documents import bundled  # noqa: PLC0415
 
     encoded = Tokenizer.from_buffer(tokenizer).encode_batch(
         [document.text for document in bundled()], add_special_tokens=False

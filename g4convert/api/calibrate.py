@@ -1,44 +1,29 @@
 """`g4convert.calibrate`: token ids to calibrate on, from texts, and what the model's Linears are given on them."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from g4convert.api.bundled import row_length
+from g4convert.api.asked import Asked
 from g4convert.api.led import led
-from g4convert.calibration.answers import Own, answered, decided
-from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
+from g4convert.calibration.answers import Own, decided
+from g4convert.calibration.documents import hash_of_documents
 from g4convert.calibration.kept import Begun
 from g4convert.calibration.record import record
-from g4convert.calibration.rows import Written
-from g4convert.calibration.sampling import sample
 from g4convert.calibration.states import check_room
-from g4convert.calibration.tokens import Tokens, tokenizer_hash
-from g4convert.checkpoint import source
-from g4convert.checkpoint.directory import Checkpoint
+from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Statistics
-from g4convert.devices import memory_faults, torch_device
+from g4convert.devices import torch_device
 from g4convert.errors import InputError, UsageError
-from g4convert.forward.conversations import Frame, frame_of
-from g4convert.forward.load import load
-from g4convert.forward.models import read_config
-from g4convert.gemma4 import Architecture
 from g4convert.places import check_apart, is_there
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
 from g4convert.whole_files import check_writable
-
-_FEWEST = 16
-"""Smallest number of tokens in a row."""
-_MOST_SAMPLES = 1 << 16
-_LAST_SEED = (1 << 63) - 1
-"""Largest seed that torch takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +33,8 @@ class Calibrated:
     Args:
         output: the file.
         tokens: its rows of ids.
-        texts: what they are made of, as the file has it: `documents`, `kinds`, `chat_frame`, `answers`, `seed`, and
-            `data`, their hash.
+        texts: what they are made of, as the file has it: `documents`, `kinds`, `chat_frame`, `answers`, `seed`,
+            `data`, their hash, and `pictures`: how many there are, or why a model that takes them has none.
         statistics: what the model's Linears are given; None where they were not asked for.
         already_done: whether the same call had made the file before, so that nothing was written.
     """
@@ -63,7 +48,7 @@ class Calibrated:
     @classmethod
     def of(cls, output: Path, file: CalibrationFile, *, already_done: bool = False) -> "Calibrated":
         """Return the result for a file that was read or written."""
-        tokens = Tokens(file.ids, file.tokenizer)
+        tokens = Tokens.of(file)
         return cls(output, tokens, dict(file.texts or {}), file.statistics, already_done)
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,6 +64,7 @@ class Calibrated:
             "judging": len(tokens.judges),
             **self.texts,
             "sha256": tokens.hash,
+            **({} if tokens.pictures is None else {"samples_with_pictures": len(tokens.pictured)}),
             "statistics": None if statistics is None else statistics.hash,
             "modules": 0 if statistics is None else len(statistics.inputs),
             "coverage": None if coverage is None else asdict(coverage),
@@ -109,7 +95,8 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub.
         output: the .safetensors file; it appears when everything is in it.
-        data: texts: a .jsonl or .txt file, or a dataset as `org/name[:split]`; None takes the bundled ones.
+        data: texts: a .jsonl or .txt file, or a dataset as `org/name[:split]`; None takes the bundled ones, which have
+            pictures for a model that takes them, if a row holds one.
         samples: rows of ids; None makes as many as the texts fill, 128 at most.
         length: tokens of a row; None takes twice the sliding window, 2,048 at most.
         seed: decides the order of texts, and answers.
@@ -129,7 +116,8 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     Raises:
         UsageError: the file is there already and of another call, or damaged, or has another ending, a number is out
             of range, or answers are asked of a model that does not fit the memory.
-        InputError: no such model, no tokenizer, no such texts, or too few of them.
+        InputError: no such model, no tokenizer, no such texts, or too few of them; pictures that do not load, or that
+            the model does not take.
         GateError: the tensors of a model that answers are not its own, or a logit is not finite.
         EnvironmentFault: the model or the dataset cannot be fetched, no such device, not enough memory,
             the disk is too small, or another process makes this file.
@@ -138,9 +126,9 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     path, watch = Path(output), progress or Quiet()
     there = path.is_file() and not overwrite
     _check_place(path, overwrite=overwrite or there)
-    asked = _Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
+    asked = Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
     check_apart([path], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
-    documents = bundled() if data is None else read_documents(os.fspath(data))
+    documents = asked.bundled() if data is None else asked.read(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
     if there:
@@ -155,7 +143,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
             file = replace(asked.sampled(documents, own, device, watch), request=begun.hash)
             if statistics:
                 begun.keep(file)
-        tokens = Tokens(file.ids, file.tokenizer)
+        tokens = Tokens.of(file)
         if statistics:
             ids = (tokens.samples - len(tokens.judges)) * tokens.length
             check_room(begun.directory, state_bytes(asked.architecture.text, ids, layered=False))
@@ -212,83 +200,8 @@ def bundled_ids(model: Path) -> Tokens:
     Raises:
         InputError: no such model, no tokenizer, or too few texts for it.
     """
-    asked = _Asked.of(os.fspath(model), samples=None, length=None, seed=0)
-    return Tokens(asked.sampled(bundled(), Own(answers=False, why=""), "cpu", Quiet()).ids)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A model and the requested rows of token ids.
-
-    Args:
-        checkpoint: the model.
-        architecture: what its config says.
-        frame: its words.
-        samples: rows, or None for as many as the texts fill.
-        length: tokens of a row.
-        seed: decides the order of texts, and answers.
-    """
-
-    checkpoint: Checkpoint
-    architecture: Architecture
-    frame: Frame
-    samples: int | None
-    length: int
-    seed: int
-
-    @classmethod
-    def of(cls, model: str, *, samples: int | None, length: int | None, seed: int) -> "_Asked":
-        """Open a model, and hold the numbers against it; see `calibrate`."""
-        directory = source.resolve(model).path
-        checkpoint = Checkpoint.open(directory)
-        architecture = Architecture.from_config(checkpoint.config)  # not a Gemma 4 checkpoint: said in its words
-        config = read_config(directory)
-        text = config.get_text_config()
-        most, length = text.max_position_embeddings, length or row_length(text.sliding_window)
-        if not _FEWEST <= length <= most:
-            raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
-        if samples is not None and not 2 <= samples <= _MOST_SAMPLES:
-            raise UsageError(f"--samples {samples}: expected 2 to {_MOST_SAMPLES:,}: one of them judges")
-        if not 0 <= seed <= _LAST_SEED:
-            raise UsageError(f"--seed {seed}: expected 0 to {_LAST_SEED:,}")
-        if not tokenizer_hash(directory):
-            hint = "copy tokenizer.json from the model's repository"
-            raise InputError(f"{directory}: no tokenizer.json, so texts have no ids", hint=hint)
-        return cls(checkpoint, architecture, frame_of(directory, config), samples, length, seed)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """All facts that the ids depend on besides the texts, as JSON."""
-        model = Model.of(self.checkpoint).to_dict()
-        return {"model": model, "samples": self.samples, "length": self.length, "seed": self.seed}
-
-    def sampled(self, documents: Sequence[Document], own: Own, device: str, progress: Quiet) -> CalibrationFile:
-        """Return a calibration file with the ids of the documents."""
-
-        def answer(order: Sequence[Document], enough: int) -> list[Written]:
-            with memory_faults():
-                loaded = load(self.checkpoint.path, dtype="bfloat16", device=torch_device(device))
-                return answered(loaded, self.frame, order, enough=enough, seed=self.seed, progress=progress)
-
-        tokenizer = tokenizer_hash(self.checkpoint.path)
-        found = sample(
-            documents,
-            self.frame,
-            samples=self.samples,
-            length=self.length,
-            seed=self.seed,
-            tokenizer=tokenizer,
-            answer=answer if own.answers else None,
-        )
-        texts = {
-            "documents": found.documents,
-            "kinds": dict(found.kinds),
-            "chat_frame": self.frame.chat,
-            "answers": own.why,
-            "seed": self.seed,
-            "data": hash_of_documents(documents),
-        }
-        return CalibrationFile(found.tokens.ids, tokenizer, Model.of(self.checkpoint), texts=texts)
+    asked = Asked.of(os.fspath(model), samples=None, length=None, seed=0)
+    return Tokens.of(asked.sampled(asked.bundled(), Own(answers=False, why=""), "cpu", Quiet()))
 
 
 def _made(begun: Begun, *, statistics: bool) -> CalibrationFile | None:
@@ -303,7 +216,7 @@ def _made(begun: Begun, *, statistics: bool) -> CalibrationFile | None:
         raise is_there(begun.file, error.message) from error
 
 
-def _other_request(found: CalibrationFile, asked: _Asked, *, statistics: bool) -> str:
+def _other_request(found: CalibrationFile, asked: Asked, *, statistics: bool) -> str:
     """Return words on why a calibration file is not the requested one."""
     samples, length = found.ids.shape
     seed = (found.texts or {}).get("seed")

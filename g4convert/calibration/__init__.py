@@ -1,6 +1,9 @@
 """Makes calibration files, and quantizes layer by layer, each layer on the outputs of the quantized layers before it.
 
 documents        Reads texts: the user's own, a dataset's, or the bundled ones
+canvas           A picture that is drawn in whole numbers
+drawings         The pictures of the bundled texts
+pictures         Pictures of texts: files of the user's, and drawings
 answers          Lets the model answer the questions of texts itself
 rows             Packs texts into rows, judging and calibrating rows apart
 sampling         Turns texts into rows of token ids
@@ -8,6 +11,7 @@ tokens           Holds the token ids that calibrate: sequences of one length, an
 states           Keeps the values that flow between layers in files
 team             Shares the work of a layer between ranks and threads
 walk             Runs one decoder layer on all sequences, part by part
+forwards         Makes the arguments of a forward of one sequence, with its pictures
 replay           Makes the arguments of each layer, without running the layers before it
 moments          Sums H = X^T X of a Linear's inputs, and keeps judging rows
 rounding         Rounds one weight in several ways and takes the way with the least output error

@@ -84,7 +84,7 @@ class Counted:
     ) -> Sums:
         """Run the layer on each sequence, give its output to `take`, and return the sums over all sequences."""
         hooks = Hooks({f"layers.{self._number}.{path}": module for path, module in _first_to_take(layer)})
-        arguments, shared = self._replay.arguments[self._number], Shared(self._replay, layer)
+        shared = Shared(self._replay, layer)
         per_layer, length = self._replay.per_layer(self._number), states.shape[1]
 
         def call(s: int) -> Sums:
@@ -92,7 +92,7 @@ class Counted:
             if routed is not None:
                 routed.begin(None if added is None else self._replay.sequence(added, s)[0])
             own = {} if per_layer is None else {"per_layer_input": self._replay.sequence(per_layer, s)}
-            given = shared.given(s)
+            given, arguments = shared.given(s), self._replay.arguments_of(self._number, s)
             # not `layer(...)`, whose hooks would take the weights out again
             found = layer.forward(self._replay.sequence(states, s), **own, shared_kv_states=given, **arguments)
             shared.keep(s, given)

@@ -3,6 +3,9 @@
 A line of a .jsonl file is one document: {"messages": [{"role": ..., "content": ...}, ...]}, {"text": ...} or
 {"prompt": ...}, with an optional {"kind": ...}. In a .txt file blank lines separate paragraphs, and paragraphs are
 joined until a document has at least `_SHORT` characters.
+
+Content is text, or parts as chat templates take them: {"type": "text", "text": ...} and {"type": "image", "path": ...},
+with paths relative to the file. Every picture is read once before anything starts.
 """
 
 import json
@@ -16,16 +19,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from g4convert.bounded import MOST_PROMPTS, read_text
+from g4convert.calibration.pictures import Find, Picture, beside, drawn, none_of_datasets
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.quantities import plural
 
 KINDS: Final = ("chat", "reasoning", "code", "tools", "scripts", "long", "prose")
-"""Kinds of the bundled texts; there are no pictures or sounds."""
+"""Kinds of the bundled texts, besides `PICTURES`; there are no sounds."""
+PICTURES: Final = "pictures"
+"""Kind of the bundled texts about pictures, for models that take these."""
 _MOST_DOCUMENTS: Final = 20_000
 """Most documents taken from a dataset."""
 _ROLES: Final = frozenset({"system", "user", "assistant", "model"})
 _KEYS: Final = ("messages", "text", "prompt")
-_FORMS: Final = 'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}, ...]} or {"text": "..."}'
+_FORMS: Final = (
+    'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}, ...]} or {"text": "..."}; pictures '
+    'are parts of a content: [{"type": "image", "path": "FILE"}, {"type": "text", "text": "..."}]'
+)
 _SHORT: Final = 2000
 """Least characters of a document in a .txt file; only the last document may be shorter."""
 
@@ -36,25 +45,43 @@ class Document:
 
     Args:
         kind: kind of text, for the report; kinds take turns in the rows.
-        messages: `role` and `content` of each message; a plain text is one message of a user.
+        messages: `role` and `content` of each message; a plain text is one message of a user. Content with pictures is
+            a list of parts, {"type": "text", "text": ...} and {"type": "image"}.
+        pictures: pictures of the parts, in order.
+        place: line of the file, for errors.
     """
 
     kind: str
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
+    pictures: tuple[Picture, ...] = ()
+    place: str = ""
 
     @property
     def text(self) -> str:
-        """Contents of all messages, joined by newlines."""
-        return "\n".join(message["content"] for message in self.messages)
+        """Texts of all messages, joined by newlines."""
+        return "\n".join(part["text"] for part in self.parts if part["type"] == "text")
+
+    @property
+    def parts(self) -> Iterator[Mapping[str, str]]:
+        """Parts of all messages, in order."""
+        for message in self.messages:
+            content = message["content"]
+            yield from [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def bundled() -> tuple[Document, ...]:
-    """Return the texts that ship with the package, written for it."""
+def bundled(*, pictures: bool = False) -> tuple[Document, ...]:
+    """Return the texts that ship with the package, written for it.
+
+    Args:
+        pictures: whether to add those about pictures, which are drawn.
+    """
     folder = files("g4convert.calibration") / "texts"
     return tuple(
         document
-        for kind in KINDS
-        for document in _parsed((folder / f"{kind}.jsonl").read_text("utf-8").splitlines(), f"{kind}.jsonl", kind)
+        for kind in (*KINDS, *[PICTURES] * pictures)
+        for document in _parsed(
+            (folder / f"{kind}.jsonl").read_text("utf-8").splitlines(), f"{kind}.jsonl", kind, drawn
+        )
     )
 
 
@@ -65,7 +92,8 @@ def read_documents(data: str) -> tuple[Document, ...]:
         data: a .jsonl or .txt file, or a dataset as `org/name[:split]`.
 
     Raises:
-        InputError: the file cannot be read, has malformed lines (all are named), or holds no text.
+        InputError: the file cannot be read, has malformed lines or pictures that do not load (all are named), or holds
+            no text.
         EnvironmentFault: the library `datasets` is missing, or the dataset cannot be loaded.
     """
     path = Path(data)
@@ -76,25 +104,27 @@ def read_documents(data: str) -> tuple[Document, ...]:
             raise InputError(f"{data}: cannot be read: {error.strerror or error}", hint=_FORMS) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{data}: cannot be read: not UTF-8 at byte {error.start:,}", hint=_FORMS) from error
-        found = _parsed(text.splitlines(), data, "data") if path.suffix == ".jsonl" else [*_paragraphs(text)]
+        is_lines = path.suffix == ".jsonl"
+        found = _parsed(text.splitlines(), data, "data", beside(path)) if is_lines else [*_paragraphs(text)]
     elif path.is_file():
         raise InputError(f"{data}: neither .jsonl nor .txt", hint=_FORMS)
     else:
-        found = _parsed(_rows(data), data, "data")
+        found = _parsed(_rows(data), data, "data", none_of_datasets)
     if not found:
         raise InputError(f"{data}: holds no text", hint=_FORMS)
     return tuple(found)
 
 
 def hash_of_documents(documents: Iterable[Document]) -> str:
-    """Return the sha256 of the documents' texts, kinds and roles."""
+    """Return the sha256 of the documents' texts, kinds, roles and pictures."""
     digest = sha256()
     for one in documents:
-        digest.update(json.dumps([one.kind, *map(dict, one.messages)], sort_keys=True).encode())
+        shown = [picture.digest for picture in one.pictures]
+        digest.update(json.dumps([one.kind, *map(dict, one.messages), *shown], sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str) -> list[Document]:
+def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str, find: Find) -> list[Document]:
     """Parse lines of JSON, or rows that are parsed already.
 
     Raises:
@@ -106,15 +136,15 @@ def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str) -> 
             continue
         try:
             entry = json.loads(line) if isinstance(line, str) else line
-            found.append(_document(entry, kind))
+            found.append(_document(entry, kind, f"line {number}", find))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             bad.append(f"line {number}: {error}")
     if bad:
-        raise InputError(f"{place}: {plural(len(bad), 'line')} cannot be read as text", hint=_FORMS, offenders=bad)
+        raise InputError(f"{place}: {plural(len(bad), 'line')} cannot be read", hint=_FORMS, offenders=bad)
     return found
 
 
-def _document(entry: object, kind: str) -> Document:
+def _document(entry: object, kind: str, place: str, find: Find) -> Document:
     """Parse one line; raise ValueError or TypeError with the reason if it is malformed."""
     if not isinstance(entry, Mapping):
         raise TypeError("not a JSON object")
@@ -123,18 +153,38 @@ def _document(entry: object, kind: str) -> Document:
         raise ValueError(f"needs one of {', '.join(_KEYS)}, has {', '.join(given) or 'none of them'}")
     kind, key = str(entry.get("kind", kind)), given[0]
     if key != "messages":
-        return Document(kind, (_said(_text(entry[key])),))
+        return Document(kind, (_said(_text(entry[key])),), (), place)
     if not isinstance(entry[key], Sequence) or isinstance(entry[key], str) or not entry[key]:
         raise ValueError("messages is not a list of messages")
-    return Document(kind, tuple(_message(one) for one in entry[key]))
+    pictures: list[Picture] = []
+    messages = tuple(_message(one, pictures, find) for one in entry[key])
+    return Document(kind, messages, tuple(pictures), place)
 
 
-def _message(entry: object) -> Mapping[str, str]:
+def _message(entry: object, pictures: list[Picture], find: Find) -> Mapping[str, Any]:
+    """Parse a message, and add its pictures to `pictures`."""
     if not isinstance(entry, Mapping) or not {"role", "content"} <= entry.keys():
         raise ValueError("a message needs role and content")
     if entry["role"] not in _ROLES:
         raise ValueError(f"role {entry['role']!r} is not one of {', '.join(sorted(_ROLES))}")
-    return {"role": str(entry["role"]), "content": _text(entry["content"])}
+    content = entry["content"]
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return {"role": str(entry["role"]), "content": _text(content)}
+    parts = [_part(one, pictures, find) for one in content]
+    if all(part["type"] == "text" for part in parts):
+        return {"role": str(entry["role"]), "content": _text("\n".join(part["text"] for part in parts))}
+    return {"role": str(entry["role"]), "content": parts}
+
+
+def _part(entry: object, pictures: list[Picture], find: Find) -> Mapping[str, str]:
+    """Parse a part of a message, and add its picture to `pictures`."""
+    kind = entry.get("type") if isinstance(entry, Mapping) else None
+    if isinstance(entry, Mapping) and kind == "text":
+        return {"type": "text", "text": _text(entry.get("text"))}
+    if isinstance(entry, Mapping) and kind == "image":
+        pictures.append(find(entry))
+        return {"type": "image"}
+    raise ValueError(f"a part of type {kind!r}: text and image are what can be calibrated on")
 
 
 def _said(text: str) -> Mapping[str, str]:

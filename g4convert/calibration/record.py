@@ -54,7 +54,7 @@ class Recording:
 
     def sums(self, ranks: Ranks, workers: int, progress: Quiet) -> Sums:
         """Run all layers that are left; return the sums of all of them, in rank 0."""
-        taken = Tokens(np.delete(self.tokens.ids, sorted(self.tokens.judges), axis=0))
+        taken = self.tokens.without(self.tokens.judges)
         facts = {"tokens": self.tokens.hash, "device": self.device.type, **self.model.to_dict()}
         kept = Kept(self.scratch, facts, ranks)
         with threads(workers or max(1, default_workers() // ranks.world)) as pool:

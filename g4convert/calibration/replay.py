@@ -3,6 +3,10 @@
 The model's own forward runs once for each sequence, with layers that return their input unchanged. So transformers
 makes embeddings, per-layer inputs (for each sequence), masks and rotary tables. Then the weights are read one layer at
 a time, except those of experts: `experts` reads them one by one.
+
+A sequence with pictures runs through the whole model but its head, with its own pictures alone: tower or embedder make
+their soft tokens, which replace the placeholders. In families whose sliding layers let a picture see itself whole,
+such a sequence has masks of its own.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from g4convert.array_types import F32, I32
+from g4convert.array_types import F32
+from g4convert.calibration.forwards import given, row, without_pixels
 from g4convert.calibration.states import States
 from g4convert.calibration.tokens import Tokens
-from g4convert.devices import CPU, device_of
+from g4convert.devices import CPU, device_of, moved
 from g4convert.forward.load import load
 from g4convert.forward.models import Model, layers_path, replaced_layers
 from g4convert.forward.streaming import Stream, stream_of
@@ -54,7 +59,8 @@ class Replay:
         stream: loads its parts.
         tokens: token ids of all sequences.
         states: files of the computed values.
-        arguments: arguments of each layer that all sequences share: `position_embeddings`, `attention_mask`, ...
+        arguments: arguments of each layer that sequences share: `position_embeddings`, `attention_mask`, ...
+        masks: attention masks of each layer, of the sequences whose own differ from these.
         device: device of the layers and of what they are given.
     """
 
@@ -63,6 +69,7 @@ class Replay:
     tokens: Tokens
     states: States
     arguments: tuple[Mapping[str, Any], ...]
+    masks: Mapping[int, tuple[Any, ...]]
     device: torch.device = CPU
 
     @classmethod
@@ -76,11 +83,18 @@ class Replay:
         model = load(source, memory="stream", device=device)
         stream = _streamed(model)
         with _recorders(model) as recorders:
-            _embed(model, tokens.ids[0])
+            _embed(model, {"input_ids": row(tokens.ids[0])})
             arguments = tuple(
                 {key: value for key, value in one.arguments.items() if key in _GIVEN} for one in recorders
             )
-        return cls(model, stream, tokens, states, arguments, device)
+            masks = {}
+            for s in sorted(tokens.pictured):
+                _embed(model, without_pixels(tokens, s, model.config))
+                masks[s] = tuple(
+                    _one_of(shared.get(_MASK), one.arguments.get(_MASK))
+                    for shared, one in zip(arguments, recorders, strict=True)
+                )
+        return cls(model, stream, tokens, states, arguments, masks, device)
 
     def embed(self, out: F32, each: Callable[[int], None] | None = None) -> None:
         """Fill `out` [samples, length, hidden] with the first layer's inputs, and store the per-layer inputs.
@@ -93,13 +107,18 @@ class Replay:
         with _recorders(self.model) as recorders:
             kept = self.states.make(_PER_LAYER, self._per_layer_shape) if self._width else None
             for number in range(ranks.rank, self.tokens.samples, ranks.world):
-                out[number] = _embed(self.model, self.tokens.ids[number])[0].cpu().numpy()
+                out[number] = _embed(self.model, given(self.tokens, number, self.model.config))[0].cpu().numpy()
                 for layer, recorder in enumerate(recorders):
                     if kept is not None and recorder.per_layer is not None:
                         kept[layer, number] = recorder.per_layer[0].cpu().numpy()
                 if each is not None:
                     each(number)
         ranks.wait()
+
+    def arguments_of(self, layer: int, s: int) -> Mapping[str, Any]:
+        """Return the arguments of a layer for sequence `s`, besides its states."""
+        shared, own = self.arguments[layer], self.masks.get(s)
+        return shared if own is None else {**shared, _MASK: own[layer]}
 
     def per_layer(self, layer: int) -> F32 | None:
         """Return the per-layer inputs of a layer, [samples, length, width]; None if the model has none."""
@@ -165,7 +184,8 @@ class Replay:
         return getattr(self.config, "hidden_size_per_layer_input", 0)
 
 
-_GIVEN = ("position_embeddings", "attention_mask", "position_ids")
+_MASK = "attention_mask"
+_GIVEN = ("position_embeddings", _MASK, "position_ids")
 
 
 def _streamed(model: Model) -> Stream:
@@ -175,13 +195,20 @@ def _streamed(model: Model) -> Stream:
     return stream
 
 
-def _embed(model: Model, ids: I32) -> torch.Tensor:
-    """Run the recorders on one sequence and return the first layer's input, [1, t, h]."""
+def _embed(model: Model, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Run the recorders on one sequence, given as arguments, and return the first layer's input, [1, t, h]."""
     kept: list[torch.Tensor] = []
     decoder = model.get_decoder()
-    with torch.no_grad(), decoder.layers[0].register_forward_pre_hook(lambda _, given: kept.append(given[0])):
-        decoder(input_ids=torch.from_numpy(ids.astype(np.int64))[None].to(device_of(model)), use_cache=False)
+    body = decoder if given.keys() == {"input_ids"} else model.model
+    with torch.no_grad(), decoder.layers[0].register_forward_pre_hook(lambda _, args: kept.append(args[0])):
+        body(**moved(given, device_of(model)), use_cache=False)
     return kept[0]
+
+
+def _one_of(shared: Any, own: Any) -> Any:  # noqa: ANN401 -- a tensor, or what transformers gives in its place
+    """Return a mask, the shared one where it is the same, so that it is kept once."""
+    both = isinstance(shared, torch.Tensor) and isinstance(own, torch.Tensor)
+    return shared if both and torch.equal(shared, own) else own
 
 
 @contextmanager

@@ -173,6 +173,8 @@ class LayerByLayer:
         """Return the tokens used and the statistics found, as JSON."""
         layers = {unit: rows for unit, rows in results.items() if unit >= self.conversion.tiled}
         used = {**self.fingerprint, "kinds": dict(self.tokens.kinds), "judged_on": len(self.tokens.judges)}
+        if (shown := self.tokens.pictures) is not None:
+            used |= {"pictures": len(shown), "samples_with_pictures": len(shown.in_rows)}
         return {**used, **findings(layers, self.conversion.plan.quantized)}
 
     def close(self) -> None:
@@ -201,12 +203,12 @@ class LayerByLayer:
 
     @property
     def _training(self) -> ScaleTraining | None:
-        """The training of scales; None if the method has no training or no layer is quantized."""
+        """The training of scales, on sequences without pictures; None if the method has none, or no layer to train."""
         recipe = self.conversion.plan.recipe
         if recipe.method.value != Method.BEST.value or not self._layers:
             return None
         alone = States(self._states.directory)  # rank 0 trains; the others do not make its arrays
-        return ScaleTraining(self.conversion, self.tokens, alone)
+        return ScaleTraining(self.conversion, self.tokens.without(self.tokens.pictured), alone)
 
     @property
     def _is_aimed(self) -> bool:

@@ -47,7 +47,7 @@ class ScaleTraining:
 
     Args:
         conversion: conversion with all layers in OUT.partial.
-        tokens: sequences on which the layers were calibrated.
+        tokens: sequences on which the layers were calibrated, those with pictures left out: a decoder alone is trained.
         states: directory of targets and training state.
         schedule: course of the training.
     """
@@ -66,7 +66,7 @@ class ScaleTraining:
         """Raise if the scales cannot be trained, before the hours of quantizing the layers.
 
         Raises:
-            UsageError: the head is packed.
+            UsageError: the head is packed, or fewer than two sequences are without pictures.
             EnvironmentFault: too little memory is free.
         """
         heads = [step.weight.module for step in self.conversion.plan.quantized if self._is_head(step.weight.role)]
@@ -74,6 +74,11 @@ class ScaleTraining:
             raise UsageError(
                 f"method best: {heads[0]} is packed, and scales are trained against a head that is kept",
                 hint=f"keep {heads[0]}, or --method gptq",
+            )
+        if self.tokens.samples < 2:
+            raise UsageError(
+                f"method best: it trains on samples without pictures, and there are {self.tokens.samples}",
+                hint="--method gptq, or a calibration file with more text",
             )
         need = TrainingMemory.of(self.conversion.plan, self.tokens.length, min(self.schedule.batch, workers))
         if not is_roomy(need.total):

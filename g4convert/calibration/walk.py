@@ -73,11 +73,11 @@ class Walk:
         self.meet(layer, paths, lambda s: layer.input_layernorm(self.replay.sequence(states, s)))
         o_proj, attention.o_proj = attention.o_proj, torch.nn.Identity()
         inner = self.replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
-        arguments, shared = self.replay.arguments[self.number], Shared(self.replay, layer, self.of)
+        shared = Shared(self.replay, layer, self.of)
 
         def attend(s: int) -> torch.Tensor:
             normed = layer.input_layernorm(self.replay.sequence(states, s))
-            given = shared.given(s)
+            given, arguments = shared.given(s), self.replay.arguments_of(self.number, s)
             given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
             shared.keep(s, given)
             inner_states: torch.Tensor = given_back

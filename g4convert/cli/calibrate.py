@@ -84,6 +84,7 @@ def _told(done: "Calibrated") -> dict[str, str]:
         "written": f"{done.output}, {size(done.output.stat().st_size)}",
         "tokens": f"{tokens.samples:,} samples of {tokens.length:,}; methods choose by {len(tokens.judges)} of them",
         "texts": f"{texts['documents']:,} by kind: {kinds}",
+        **({"pictures": f"{texts['pictures']}"} if "pictures" in texts else {}),
         "answers": texts["answers"],
         "format": "the model's chat template" if texts["chat_frame"] else "plain text, as this is a base model",
         "statistics": "none: `imatrix` makes its own"

@@ -15,7 +15,7 @@ Texts = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="Texts: FILE.jsonl, FILE.txt, or a dataset as org/name:split; without it the bundled ones.",
+        help="Texts: FILE.jsonl (also with pictures), FILE.txt, or a dataset as org/name:split; else the bundled ones.",
     ),
 ]
 Samples = Annotated[

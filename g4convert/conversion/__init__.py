@@ -15,6 +15,7 @@ lock              Lets one run at a time write an output
 staging           Makes OUT.partial, reopens it, and renames it to OUT
 ranks             Shares one output between processes under torchrun
 identity          Identifies the model that a file was made for
+pictures          Holds the pictures in rows of token ids, as patches
 statistics        Holds the statistics of the inputs of a model's Linears
 calibration_file  Reads and writes calibration files
 llama_imatrix     Reads an importance matrix of llama.cpp

@@ -3,6 +3,7 @@
     ids                   int32 [samples, length]
     MODULE.mean_square    float32 [k], for the experts of a layer [e, k]; see `statistics`
     MODULE.tokens         int64 [1], or [e]
+    pictures.*            pictures of the rows, where there are any; see `pictures`
 
 The format is safetensors. Statistics may be missing: in a file of another program, with `sha256` in the metadata, or if
 the model is too large for the pass that records them. Ids and statistics have hashes, and the file names its model.
@@ -23,11 +24,14 @@ from safetensors.numpy import save
 from g4convert.array_types import I32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.identity import Model
+from g4convert.conversion.pictures import Pictures
 from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, Inputs, Statistics, hash_of
 from g4convert.errors import InputError
 from g4convert.whole_files import write_whole
 
 _VERSION: Final = "1"
+_WITH_PICTURES: Final = "2"
+"""Version of a file with pictures, which earlier programs refuse by this number."""
 _IDS: Final = "ids"
 _LENGTH: Final = 8
 """Bytes of the header's length; the header is padded to a multiple of it."""
@@ -45,6 +49,7 @@ class CalibrationFile:
         statistics: input statistics; None if the file has token ids alone.
         texts: description of the texts behind the ids, as JSON; None if unknown.
         request: hash of everything that the ids depend on, `identity.hash_of_request`; empty if unknown.
+        pictures: pictures of the rows; None if they have none.
     """
 
     ids: I32
@@ -53,6 +58,7 @@ class CalibrationFile:
     statistics: Statistics | None = None
     texts: Mapping[str, Any] | None = None
     request: str = ""
+    pictures: Pictures | None = None
 
     @classmethod
     def load(cls, path: Path) -> "CalibrationFile":
@@ -67,12 +73,19 @@ class CalibrationFile:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: not a calibration file: {error}", hint=_HINT) from error
-        if metadata.get("version", _VERSION) != _VERSION:
-            found = metadata["version"]
-            raise InputError(f"{path}: version {found} of a calibration file, expected {_VERSION}", hint=_HINT)
+        if metadata.get("version", _VERSION) not in {_VERSION, _WITH_PICTURES}:
+            text = f"version {metadata['version']} of a calibration file, expected {_VERSION} or {_WITH_PICTURES}"
+            raise InputError(f"{path}: {text}", hint=_HINT)
         ids = _checked(path, arrays.pop(_IDS, None))
-        if metadata.get("sha256") != hash_of_ids(ids):
-            raise InputError(f"{path}: its ids do not have the hash it states: damaged", hint=_HINT)
+        try:
+            pictures = Pictures.taken_from(arrays)
+        except ValueError as error:
+            raise InputError(f"{path}: a calibration file of another form: {error}", hint=_HINT) from error
+        if metadata.get("sha256") != hash_of_tokens(ids, pictures):
+            what = "ids" if pictures is None else "ids and pictures"
+            raise InputError(f"{path}: its {what} do not have the hash it states: damaged", hint=_HINT)
+        if pictures is not None and pictures.rows[-1, 0] >= len(ids):
+            raise InputError(f"{path}: pictures of row {pictures.rows[-1, 0]}, and {len(ids)} rows", hint=_HINT)
         if metadata.get("statistics", "") != (hash_of(arrays) if arrays else ""):
             raise InputError(f"{path}: its statistics do not have the hash it states: damaged", hint=_HINT)
         try:
@@ -80,7 +93,7 @@ class CalibrationFile:
             texts = json.loads(metadata["texts"]) if "texts" in metadata else None
             inputs = dict(_inputs(arrays))
             texts = texts if isinstance(texts, dict) else None
-            found = cls(ids, metadata.get("tokenizer", ""), model, None, texts, metadata.get("request", ""))
+            found = cls(ids, metadata.get("tokenizer", ""), model, None, texts, metadata.get("request", ""), pictures)
             kinds = found.kinds
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: a calibration file of another form: {error}", hint=_HINT) from error
@@ -92,16 +105,17 @@ class CalibrationFile:
     def save(self, path: Path) -> None:
         """Write a file atomically: a kill leaves either the old file or the new one."""
         arrays = {} if self.statistics is None else self.statistics.arrays()
+        shown = {} if self.pictures is None else self.pictures.arrays()
         facts = {
-            "version": _VERSION,
-            "sha256": hash_of_ids(self.ids),
+            "version": _WITH_PICTURES if shown else _VERSION,
+            "sha256": self.hash,
             "tokenizer": self.tokenizer,
             "model": "" if self.model is None else self.model.to_json(),
             "statistics": hash_of(arrays) if arrays else "",
             "texts": "" if self.texts is None else json.dumps(dict(self.texts), sort_keys=True),
             "request": self.request,
         }
-        stored = save({_IDS: self.ids, **arrays}, metadata={key: one for key, one in facts.items() if one})
+        stored = save({_IDS: self.ids, **shown, **arrays}, metadata={key: one for key, one in facts.items() if one})
         write_whole(
             path, _in_one_order(stored)
         )  # the user's ordinary file mode; save_file would let only the owner read it
@@ -114,8 +128,8 @@ class CalibrationFile:
 
     @property
     def hash(self) -> str:
-        """The SHA-256 of the ids."""
-        return hash_of_ids(self.ids)
+        """The SHA-256 of the ids and pictures."""
+        return hash_of_tokens(self.ids, self.pictures)
 
 
 def check_model(path: Path, model: Model | None, checkpoint: Checkpoint) -> None:
@@ -129,9 +143,12 @@ def check_model(path: Path, model: Model | None, checkpoint: Checkpoint) -> None
         raise InputError(f"{path}: a calibration of another model than {checkpoint.path}", offenders=wrong, hint=_HINT)
 
 
-def hash_of_ids(ids: I32) -> str:
-    """Return the sha256 of token ids as little-endian int32, row after row."""
-    return sha256(ids.astype("<i4").tobytes()).hexdigest()
+def hash_of_tokens(ids: I32, pictures: Pictures | None) -> str:
+    """Return the sha256 of token ids as little-endian int32, row after row, and of the hash of pictures."""
+    digest = sha256(ids.astype("<i4").tobytes())
+    if pictures is not None:
+        digest.update(pictures.hash.encode())
+    return digest.hexdigest()
 
 
 def _in_one_order(stored: bytes) -> bytes:

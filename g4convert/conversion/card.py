@@ -16,6 +16,7 @@ from g4convert.planning.plan import Plan
 from g4convert.planning.recipe import Resolved
 from g4convert.planning.sizes import packed_as
 from g4convert.printable import printable, printable_lines
+from g4convert.quantities import plural
 
 _MOST_CARD = 1 << 20
 """Largest model card of a source that is read, in bytes."""
@@ -135,6 +136,11 @@ def _calibrated(summary: Summary) -> Iterable[str]:
     if used["kinds"]:
         kinds = ", ".join(f"{printable(kind)} {count:,}" for kind, count in used["kinds"].items())
         yield f"Ids by kind of text: {kinds}."
+        yield ""
+    if "pictures" in used:
+        samples = f"{used['samples_with_pictures']:,} of {used['samples']:,} samples"
+        alone = "; scales were trained on the others" if "training" in used else ""
+        yield f"{plural(used['pictures'], 'picture')} in {samples}{alone}."
         yield ""
 
 

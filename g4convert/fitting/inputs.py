@@ -51,7 +51,7 @@ class Inputs:
             checkpoint: the model.
             problem: has the recipe, which names the method.
             unit: unit of the losses; output errors need statistics with any method.
-            samples: rows to run, spread evenly over the rows that do not judge; None as in `rows_to_run`.
+            samples: rows to run, spread evenly over the rows of words that do not judge; None as in `rows_to_run`.
             length: leading tokens to run of each row; None as in `rows_to_run`.
 
         Raises:
@@ -62,7 +62,8 @@ class Inputs:
         rows, samples, length = rows_to_run(tokens, samples, length, path)
         statistics = _statistics(path, problem, unit, checkpoint)
         chosen = _evenly(rows, samples)
-        others = _evenly([row for row in range(tokens.samples) if row not in chosen], samples)
+        words = [row for row in range(tokens.samples) if row not in tokens.pictured]
+        others = _evenly([row for row in words if row not in chosen], samples)
         return cls(tokens.ids[chosen, :length], tokens.ids[others, :length], tokens.hash, statistics)
 
     def basis(self, checkpoint: Checkpoint, rounder: Rounder, unit: Unit, dtype: str) -> Basis:
@@ -82,7 +83,7 @@ class Inputs:
 
 
 def rows_to_run(tokens: Tokens, samples: int | None, length: int | None, path: Path) -> tuple[list[int], int, int]:
-    """Return the rows that do not judge, how many of them to run, and how many tokens of each.
+    """Return the rows that do not judge and have no pictures, how many of them to run, and how many tokens of each.
 
     Args:
         tokens: ids of the file.
@@ -93,7 +94,7 @@ def rows_to_run(tokens: Tokens, samples: int | None, length: int | None, path: P
     Raises:
         UsageError: there are fewer rows than `samples`, or they are shorter than `length`.
     """
-    rows = [row for row in range(tokens.samples) if row not in tokens.judges]
+    rows = [row for row in range(tokens.samples) if row not in tokens.judges | tokens.pictured]
     samples = min(_SAMPLES, len(rows)) if samples is None else samples
     length = min(_LENGTH, tokens.length) if length is None else length
     if not (1 <= samples <= len(rows) and 2 <= length <= tokens.length):

@@ -15,6 +15,7 @@ streaming       Keeps only the layer that runs in memory
 chat_templates  Renders conversations in a chat template's words, with a limit of time
 conversations   Turns conversations into token ids, in a checkpoint's own chat frame
 media           Makes pictures, videos and sounds in the form processors give them
+patches         Cuts pictures into the patches that a model takes
 probe           Defines a probe: a forward call, and the predictions in it that count
 decoding        Decodes one token after the other: the likeliest, or drawn at temperature 1
 generation      Answers prompts: `g4convert generate`

@@ -19,6 +19,8 @@ from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
+BUNDLED_PICTURES: Final = 6_144
+"""Tokens besides for a model that takes pictures: 18 of 260 soft tokens, and what is said about them."""
 KL: Final[Mapping[int, Mapping[Method, float]]] = {
     32: {
         Method.MINMAX: 0.462,

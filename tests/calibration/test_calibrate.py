@@ -167,7 +167,7 @@ def test_stopped_it_continues_with_the_same_ids(
         with pytest.raises(Interrupted):
             calibrate(model, path, **few, seed=seed, progress=Stopping())
         assert not path.exists()
-    monkeypatch.delattr("g4convert.api.calibrate.sample")  # ids are there, and are not made again
+    monkeypatch.delattr("g4convert.api.asked.sample")  # ids are there, and are not made again
     done = calibrate(model, path, **few)
     assert done.to_dict() == whole.to_dict() | {"output": str(path)}
     assert sorted(one.name for one in tmp_path.iterdir()) == ["c.safetensors", "whole.safetensors"]

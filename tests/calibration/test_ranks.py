@@ -20,6 +20,7 @@ from g4convert.calibration.record import Recording
 from g4convert.calibration.states import States
 from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
+from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.ranks import Ranks
 from g4convert.errors import EnvironmentFault, G4Error, InputError, Interrupted, UsageError
 from g4convert.progress import Quiet
@@ -273,6 +274,27 @@ def test_calibrate_in_any_number_of_ranks_makes_the_same_file(
         found.append(path.read_bytes())
     assert found[0] == found[1] == found[2]
     assert sorted(one.name for one in tmp_path.iterdir()) == [f"{world}.safetensors" for world in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("family", ["unified", pytest.param("e2b", marks=pytest.mark.full)])
+def test_ranks_share_samples_with_pictures(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    source, made = checkpoints(family), list[bytes]()
+    for world in (1, 3):
+        own, path = tmp_path / str(world), tmp_path / f"{world}.safetensors"
+        calibrated(world, source, path, samples=96, length=96, answers=False)
+        made.append(path.read_bytes())
+        side_by_side(world, source, own / "out", RECIPES[0], calibration=path)
+    assert made[0] == made[1]
+    file = CalibrationFile.load(tmp_path / "1.safetensors")
+    assert file.pictures is not None
+    few = Tokens.of(file).without([s for s in range(96) if s % 24 and s not in file.pictures.in_rows])
+    few.save(tmp_path / "few.safetensors")
+    for world in (1, 3):
+        side_by_side(
+            world, source, tmp_path / str(world) / "layers", RECIPES[1], calibration=tmp_path / "few.safetensors"
+        )
+    for name in ("out", "layers"):
+        assert hashes(tmp_path / "1" / name) == hashes(tmp_path / "3" / name)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])

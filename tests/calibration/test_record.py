@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from helpers.grids import every
+from helpers.hooked import hooked
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -18,7 +18,6 @@ from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.statistics import FEW, Inputs, Statistics, source_of
 from g4convert.conversion.weighting import read_statistics
 from g4convert.errors import InputError, Interrupted
-from g4convert.forward.load import load
 from g4convert.progress import Quiet
 
 if TYPE_CHECKING:
@@ -31,36 +30,6 @@ FAMILIES = ("moe", "dense", "unified", "e2b", "text", "unified_text")
 
 def tokens(samples: int = 4, length: int = 24) -> Tokens:
     return Tokens(np.random.default_rng(0).integers(5, 250, (samples, length), dtype=np.int32))
-
-
-def hooked(source: Path, given: Tokens) -> dict[str, np.ndarray]:
-    """E[x^2] of the decoder's Linears and experts in one forward, float64."""
-    model = load(source)
-    decoder, rows = model.get_decoder(), {}
-    for name, module in decoder.named_modules():
-        if isinstance(module, torch.nn.Linear) and "router" not in name:
-            module.register_forward_pre_hook(lambda _, x, name=name: rows.setdefault(name, []).append(x[0].double()))
-    for number, layer in enumerate(decoder.layers):
-        if hasattr(layer, "experts"):
-            keep = rows.setdefault(f"layers.{number}.experts", [])
-            layer.experts.register_forward_pre_hook(lambda _, x, keep=keep: keep.append((x[0].double(), x[1])))
-    with torch.no_grad():
-        for s in sorted({*range(given.samples)} - given.judges):
-            model(input_ids=torch.from_numpy(given.ids[s].astype(np.int64))[None], use_cache=False)
-    found: dict[str, np.ndarray] = {}
-    for name, parts in rows.items():
-        if not name.endswith(".experts"):
-            found[name] = torch.cat([x.flatten(0, -2) for x in parts]).square().mean(0).numpy()
-            continue
-        x, index = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        experts = decoder.get_submodule(name)
-        for e in range(experts.num_experts):
-            mine = x[(index == e).any(1)]
-            both = mine @ experts.gate_up_proj[e].double().T
-            gate, up = both.chunk(2, -1)
-            found[f"{name}.{e}.gate_proj"] = mine.square().mean(0).detach().numpy()
-            found[f"{name}.{e}.down_proj"] = (experts.act_fn(gate) * up).square().mean(0).detach().numpy()
-    return found
 
 
 @pytest.mark.parametrize("family", every(3, FAMILIES))

@@ -1,0 +1,147 @@
+"""A model and the rows of token ids that are asked for: checks them, and makes the rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from g4convert.api.bundled import row_length
+from g4convert.calibration.answers import Own, answered
+from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
+from g4convert.calibration.rows import Written
+from g4convert.calibration.sampling import ENDS, sample
+from g4convert.calibration.tokens import Tokens, tokenizer_hash
+from g4convert.checkpoint import source
+from g4convert.checkpoint.directory import Checkpoint
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.identity import Model
+from g4convert.devices import memory_faults, torch_device
+from g4convert.errors import FormatError, InputError, UsageError
+from g4convert.forward.conversations import Frame, frame_of
+from g4convert.forward.load import load
+from g4convert.forward.media import takes
+from g4convert.forward.models import read_config
+from g4convert.forward.patches import PictureCutter, reason_against
+from g4convert.gemma4 import Architecture
+from g4convert.progress import Quiet
+from g4convert.quantities import plural
+
+_FEWEST: Final = 16
+"""Smallest number of tokens in a row."""
+_MOST_SAMPLES: Final = 1 << 16
+_LAST_SEED: Final = (1 << 63) - 1
+"""Largest seed that torch takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model and the requested rows of token ids.
+
+    Args:
+        checkpoint: the model.
+        architecture: what its config says.
+        frame: its words.
+        samples: rows, or None for as many as the texts fill.
+        length: tokens of a row.
+        seed: decides the order of texts, and answers.
+    """
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    frame: Frame
+    samples: int | None
+    length: int
+    seed: int
+
+    @classmethod
+    def of(cls, model: str, *, samples: int | None, length: int | None, seed: int) -> "Asked":
+        """Open a model, and hold the numbers against it; see `calibrate`."""
+        directory = source.resolve(model).path
+        checkpoint = Checkpoint.open(directory)
+        architecture = Architecture.from_config(checkpoint.config)  # not a Gemma 4 checkpoint: said in its words
+        config = read_config(directory)
+        text = config.get_text_config()
+        most, length = text.max_position_embeddings, length or row_length(text.sliding_window)
+        if not _FEWEST <= length <= most:
+            raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
+        if samples is not None and not 2 <= samples <= _MOST_SAMPLES:
+            raise UsageError(f"--samples {samples}: expected 2 to {_MOST_SAMPLES:,}: one of them judges")
+        if not 0 <= seed <= _LAST_SEED:
+            raise UsageError(f"--seed {seed}: expected 0 to {_LAST_SEED:,}")
+        if not tokenizer_hash(directory):
+            hint = "copy tokenizer.json from the model's repository"
+            raise InputError(f"{directory}: no tokenizer.json, so texts have no ids", hint=hint)
+        return cls(checkpoint, architecture, frame_of(directory, config), samples, length, seed)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All facts that the ids depend on besides the texts, as JSON."""
+        model = Model.of(self.checkpoint).to_dict()
+        return {"model": model, "samples": self.samples, "length": self.length, "seed": self.seed}
+
+    def bundled(self) -> tuple[Document, ...]:
+        """Return the bundled texts, with those about pictures if the model takes these and a row holds one."""
+        return bundled(pictures=not self._without_pictures())
+
+    def read(self, data: str) -> tuple[Document, ...]:
+        """Read the user's own texts; see `calibrate`."""
+        documents = read_documents(data)
+        shown = [one.place for one in documents if one.pictures]
+        if shown and (why := reason_against(self.checkpoint.path, self.frame.config)):
+            text = f"{data}: {plural(len(shown), 'conversation')} with pictures, and {why}"
+            raise InputError(text, hint=f"leave these lines out: {data}", offenders=shown)
+        return documents
+
+    def _without_pictures(self) -> str:
+        """Return in words why the bundled texts have no pictures for this model; empty if they have."""
+        if why := reason_against(self.checkpoint.path, self.frame.config):
+            return why
+        try:
+            most = PictureCutter.of(self.checkpoint.path, self.frame.config).most_soft_tokens
+        except (InputError, FormatError) as error:
+            return error.message
+        if self.length <= most + ENDS:
+            return f"a sample of {self.length} holds no picture of {most} soft tokens"
+        return ""
+
+    def _about_pictures(self, documents: Sequence[Document], tokens: Tokens) -> dict[str, Any]:
+        """Return what a calibration file says about pictures; nothing of a model that takes none."""
+        if tokens.pictures is not None:
+            return {"pictures": len(tokens.pictures)}
+        if not takes(self.frame.config, "image"):
+            return {}
+        if any(one.pictures for one in documents):
+            return {"pictures": "none: other texts fill the samples"}
+        return {"pictures": f"none: {self._without_pictures() or 'the texts have none'}"}
+
+    def sampled(self, documents: Sequence[Document], own: Own, device: str, progress: Quiet) -> CalibrationFile:
+        """Return a calibration file with the ids of the documents."""
+
+        def answer(order: Sequence[Document], enough: int) -> list[Written]:
+            with memory_faults():
+                loaded = load(self.checkpoint.path, dtype="bfloat16", device=torch_device(device))
+                return answered(loaded, self.frame, order, enough=enough, seed=self.seed, progress=progress)
+
+        tokenizer = tokenizer_hash(self.checkpoint.path)
+        found = sample(
+            documents,
+            self.frame,
+            samples=self.samples,
+            length=self.length,
+            seed=self.seed,
+            tokenizer=tokenizer,
+            answer=answer if own.answers else None,
+            cutter=PictureCutter.of(self.checkpoint.path, self.frame.config)
+            if any(one.pictures for one in documents)
+            else None,
+        )
+        texts = {
+            "documents": found.documents,
+            "kinds": dict(found.kinds),
+            "chat_frame": self.frame.chat,
+            "answers": own.why + ("; those with pictures as they are" if own.answers and found.tokens.pictures else ""),
+            "seed": self.seed,
+            "data": hash_of_documents(documents),
+            **self._about_pictures(documents, found.tokens),
+        }
+        model, shown = Model.of(self.checkpoint), found.tokens.pictures
+        return CalibrationFile(found.tokens.ids, tokenizer, model, texts=texts, pictures=shown)
