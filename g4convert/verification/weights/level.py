@@ -44,6 +44,8 @@ from g4convert.verification.weights.recorded import check_recorded
 
 _PIECE: Final = 16 << 20
 """Bytes of the source that one task reads."""
+_BLOCK: Final = 1 << 18
+"""Bytes of kept tensors that are compared at once: few enough to stay in a core's cache."""
 
 
 def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
@@ -143,18 +145,19 @@ def _kept_pieces(kept: list[KeptPair], plain: Reader, written: Reader) -> Iterat
 
 def _differing(pair: KeptPair, begin: int, nbytes: int, plain: Reader, written: Reader) -> Compared:
     """Return the numbers of elements that differ, and of those that are not finite."""
-    one = plain.read(pair.source[0], pair.source[1] + begin, nbytes)
-    other = written.read(pair.out[0], pair.out[1] + begin, nbytes)
-    if pair.moved:
-        words = np.frombuffer(one, f"u{pair.itemsize}").reshape(pair.moved)
-        one = bytearray(np.moveaxis(words, -1, 1).tobytes())
-    endless = (
-        int((np.frombuffer(one, f"u{pair.itemsize}") & pair.exponent == pair.exponent).sum()) if pair.exponent else 0
-    )
-    if one == other:
-        return Compared(0, endless)
-    first, second = (np.frombuffer(raw, np.uint8).reshape(-1, pair.itemsize) for raw in (one, other))
-    return Compared(int((first != second).any(-1).sum()), endless)
+    size = nbytes if pair.moved else min(nbytes, _BLOCK)
+    one, other = np.empty((2, size), np.uint8)
+    total = Compared()
+    for at in range(begin, begin + nbytes, size):
+        count = min(size, begin + nbytes - at)
+        plain.read_into(pair.source[0], pair.source[1] + at, one[:count].data)
+        written.read_into(pair.out[0], pair.out[1] + at, other[:count].data)
+        first, second = (read[:count].view(f"u{pair.itemsize}") for read in (one, other))
+        if pair.moved:
+            first = np.moveaxis(first.reshape(pair.moved), -1, 1).reshape(-1)
+        endless = int(np.count_nonzero(first & pair.exponent == pair.exponent)) if pair.exponent else 0
+        total += Compared(int(np.count_nonzero(first != second)), endless)
+    return total
 
 
 def _run(pieces: list[_Piece], progress: Quiet, workers: int) -> Iterator[tuple[str, Result]]:

@@ -17,7 +17,8 @@ from g4convert.checkpoint.directory import StoredTensor
 from g4convert.checkpoint.reader import Reader
 from g4convert.gemma4 import Weight
 from g4convert.tensors import DType
-from g4convert.verification.weights.group_sums import Limits, Rows, Scratch, Sums, measure_rows
+from g4convert.verification.weights.group_sums import Limits, Sums, measure_groups
+from g4convert.verification.weights.lanes import groups_of
 
 _TILE: Final = 1 << 19
 """Number of weights in a tile: 1 MiB of bf16."""
@@ -55,8 +56,9 @@ class Place:
 
     def rows(self, begin: int, end: int) -> NDArray[Any]:
         """Read rows [begin, end) as [r, columns]: int32, float32, float16, or uint16 with the bits of bf16."""
-        raw = self.files.read(self.file, self.begin + begin * self.width, (end - begin) * self.width)
-        return np.frombuffer(raw, dtype=_STORED[self.dtype]).reshape(end - begin, self.shape[1])
+        read = np.empty((end - begin, self.shape[1]), _STORED[self.dtype])
+        self.files.read_into(self.file, self.begin + begin * self.width, read.data.cast("B"))
+        return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,15 +222,22 @@ def _zeros(pair: PackedPair, begin: int, end: int) -> F32:
 
 def measure_tile(tile: Tile) -> Measured:
     """Return the sums over a tile."""
-    k, groups = tile.source.shape[1], tile.scale.shape[1]
-    bits = np.empty(k, np.uint32)
-    scratch = Scratch(bits, bits.view(np.float32), np.empty(k, np.float32), *np.empty((6, groups), np.float32))
-    rows = Rows(tile.source, tile.words.view(np.uint8), tile.scale, tile.zeros)
-    limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, k // groups)))
+    groups, padding = groups_of(tile.source, tile.words, tile.scale, tile.zeros, tile.num_bits)
+    g = tile.source.size // tile.scale.size
+    limits = Limits(np.float32(_EXACT), np.float32(_largest_error(tile.num_bits, g)))
     sums = Sums(np.zeros(5), np.zeros(8, np.int64))
-    measure_rows(rows, tile.num_bits, limits, scratch, sums)
+    measure_groups(groups, tile.num_bits, limits, sums)
+    if padding:
+        _uncount(sums, groups.zeros, tile.num_bits, padding)
     summed: list[Any] = [tile.source.size, tile.scale.size, *sums.totals.tolist(), *sums.counts.tolist()]
     return Measured(*summed, *map(_only, (tile.words, tile.source)))
+
+
+def _uncount(sums: Sums, zeros: F32, num_bits: int, padding: int) -> None:
+    """Take the padding of each group out of the counts: its codes are the zero point, and 0 in plain rounding."""
+    half = 1 << (num_bits - 1)
+    ends = (zeros == -half) | (zeros == half - 1)
+    sums.counts[[2, 3, 6]] -= padding * np.array([np.sum(zeros == 0), np.sum(ends), zeros.size])
 
 
 def _largest_error(num_bits: int, group: int) -> float:

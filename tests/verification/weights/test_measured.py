@@ -8,7 +8,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from helpers.conversions import quantized
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -16,7 +16,6 @@ from g4convert.report import Severity
 from g4convert.verification.weights import measured as module
 from g4convert.verification.weights import oracle as weights_oracle
 from g4convert.verification.weights import recorded as weights_recorded
-from g4convert.verification.weights.group_sums import decode
 from g4convert.verification.weights.level import check_weights
 from g4convert.verification.weights.measured import Measured, Tile, measure_tile
 from g4convert.verification.weights.oracle import error_of
@@ -25,23 +24,78 @@ from g4convert.verification.weights.recorded import RECORDED, Form
 SUMS = ("signal", "error", "removable", "plain_error", "plain_removable")
 
 
+def exactly(codes: torch.Tensor, bits: int, *, points: torch.Tensor | None = None) -> Tile:
+    """Codes int8 [r, k] of a scale a row, and a source that is what compressed-tensors makes of them."""
+    scale = torch.ones(len(codes), 1)
+    zeros = torch.zeros(len(codes), 1) if points is None else points
+    packed = pack_to_int32(codes, bits)
+    dense = unpack_from_int32(packed, bits, codes.shape).float() - zeros
+    return Tile(
+        words=packed.numpy(),
+        scale=scale.numpy(),
+        zeros=np.empty((0, 0), np.float32) if points is None else points.numpy(),
+        source=dense.numpy().view(np.uint32),
+        num_bits=bits,
+    )
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_byte_is_decoded_as_compressed_tensors_does(bits: int) -> None:
-    stored = np.arange(256, dtype=np.uint8)
-    k = stored.size * 8 // bits
-    codes = np.empty(k, np.float32)
-    decode(stored, bits, codes)
-    theirs = unpack_from_int32(torch.from_numpy(stored.view(np.int32))[None], bits, torch.Size((1, k)))
-    assert codes.tolist() == theirs[0].tolist()
+    stored = torch.arange(256, dtype=torch.uint8).view(torch.int32)[None]
+    codes = unpack_from_int32(stored, bits, torch.Size((1, 256 * 8 // bits)))
+    found = measure_tile(exactly(codes, bits))
+    assert found.signal == float(codes.double().square().sum())
+    assert found.error == 0
 
 
-@given(k=st.integers(1, 40), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
-def test_rows_that_do_not_fill_their_last_word(k: int, bits: int, seed: int) -> None:
-    half = 1 << (bits - 1)
-    codes = torch.randint(-half, half, (1, k), generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
-    decoded = np.empty(k, np.float32)
-    decode(pack_to_int32(codes, bits).numpy().view(np.uint8)[0], bits, decoded)
-    assert decoded.tolist() == codes[0].tolist()
+@example(r=32, k=256, bits=4, seed=0)  # as many weights as 64 groups of 128 have
+@given(r=st.integers(1, 70), k=st.integers(1, 300), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
+def test_rows_of_any_length(r: int, k: int, bits: int, seed: int) -> None:
+    half, random = 1 << (bits - 1), torch.Generator().manual_seed(seed)
+    codes = torch.randint(-half, half, (r, k), generator=random, dtype=torch.int8)
+    points = torch.randint(-half, half, (r, 1), generator=random).float() if seed % 2 else None
+    found = measure_tile(exactly(codes, bits, points=points))
+    assert (found.error, found.weights, found.groups) == (0, r * k, r)
+    assert found.zero_codes == int((codes == 0).sum())
+    assert found.saturated_codes == int(((codes == -half) | (codes == half - 1)).sum())
+
+
+def plainly_rounded(source: torch.Tensor, g: int, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes int8 [r, k] and scales f32 [r, groups] of plain rounding, in float64 but for the scales."""
+    half = (1 << (bits - 1)) - 0.5
+    groups = source.double().reshape(len(source), -1, g)
+    scale = (groups.abs().amax(-1).float() / half).bfloat16().float()
+    codes = (groups / scale[..., None].double()).round().clamp(-half - 0.5, half - 0.5)
+    return codes.reshape(source.shape).to(torch.int8), scale
+
+
+@given(
+    g=st.sampled_from([16, 32, 128, 264]),
+    bits=st.sampled_from([4, 8]),
+    changed=st.sampled_from([0, 1, 5]),
+    seed=st.integers(0, 10**6),
+)
+def test_plain_rounding_is_the_same_whether_it_is_stored_or_not(g: int, bits: int, changed: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    source = (torch.randn(40, 8 * g, generator=random) / 50).bfloat16()
+    codes, scale = plainly_rounded(source, g, bits)
+    plain = (source.double() - (codes.reshape(40, -1, g) * scale[..., None]).reshape(40, -1).double()).square().sum()
+    stored, other = codes.clone(), scale.clone()
+    for number in range(changed):  # a code that is not the nearest, and a scale that is not the plain one
+        stored[7 * number, number] += 1 if stored[7 * number, number] < 0 else -1
+        other[3 * number, 2] *= 1.25
+    tile = Tile(
+        words=pack_to_int32(stored, bits).numpy(),
+        scale=other.numpy(),
+        zeros=np.empty((0, 0), np.float32),
+        source=source.view(torch.int16).numpy().view(np.uint16),
+        num_bits=bits,
+    )
+    found = measure_tile(tile)
+    assert found.plain_error == pytest.approx(float(plain), rel=1e-4)
+    assert found.plain_zero == pytest.approx(int((codes == 0).sum()), abs=3 + codes.numel() // 2000)
+    assert (found.error > found.plain_error) is (changed > 0)
+    assert changed or found.error == found.plain_error
 
 
 def tile_of(  # noqa: PLR0913 - a tile has as many sides
@@ -66,9 +120,9 @@ def tile_of(  # noqa: PLR0913 - a tile has as many sides
 
 TILES = st.builds(
     tile_of,
-    rows=st.integers(1, 9),
+    rows=st.sampled_from([1, 2, 3, 9, 70]),
     groups=st.integers(1, 5),
-    g=st.sampled_from([8, 16, 32, 64, 128, 24]),
+    g=st.sampled_from([8, 16, 32, 64, 128, 24, 5, 20, 136, 264]),
     bits=st.sampled_from([4, 8]),
     zeros=st.booleans(),
     dtype=st.sampled_from(["bf16", "fp32"]),
