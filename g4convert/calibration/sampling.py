@@ -24,7 +24,7 @@ from g4convert.errors import InputError
 from g4convert.forward.chat_templates import rendered
 from g4convert.forward.conversations import Frame
 from g4convert.forward.patches import PictureCutter
-from g4convert.quantities import plural
+from g4convert.quantities import plural, size
 
 Answer: TypeAlias = Callable[[Sequence[Document], int], list[Written]]
 """A function that lets a model answer documents until it has the given number of ids; see `answers.answered`."""
@@ -35,6 +35,8 @@ _MOST_ANSWERED: Final = 65_536
 """Most ids of the model's own answers by default."""
 ENDS: Final = 2
 """Ids that open and close a picture."""
+_MOST_PIXELS: Final = 512 << 20
+"""Most bytes of pictures: 270 of 280 soft tokens."""
 _SPARE: Final = 2
 """Spare rows of text: judging and calibrating side may each leave an unfilled row."""
 
@@ -78,8 +80,8 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
         cutter: cuts the pictures of documents; None if none has any.
 
     Raises:
-        InputError: too little text for `samples` rows, or for two; or a picture that makes no patches, or more
-            placeholders than a row holds.
+        InputError: too little text for `samples` rows, or for two; a picture that makes no patches, or more
+            placeholders than a row holds; or more pictures than memory should hold.
     """
     bos = frame.tokenizer.bos_token_id
     body = length - (bos is not None)
@@ -90,11 +92,11 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
         return _written(one, frame, bos, cutter, body)
 
     if answer is None:
-        texts = [*_until(map(written, order), wanted * body + _SPARE * length)]
+        texts = [*_held(_until(map(written, order), wanted * body + _SPARE * length), body)]
     else:
         enough = samples * body + _SPARE * length if samples else min(wanted * body, _MOST_ANSWERED)
         share = enough // len({one.kind for one in order})
-        shown = [*_until((written(one) for one in order if one.pictures), share)]
+        shown = [*_held(_until((written(one) for one in order if one.pictures), share), body)]
         answered = answer([one for one in order if not one.pictures], enough)
         texts = [*_spread(answered, shown)]
     packed = pack(texts, wanted, body, bos)
@@ -118,6 +120,20 @@ def _until(texts: Iterable[Written], enough: int) -> Iterator[Written]:
         left -= len(one.ids)
         if left <= 0:
             return
+
+
+def _held(texts: Iterable[Written], body: int) -> Iterator[Written]:
+    """Yield texts; raise once their pictures are more than memory should hold."""
+    nbytes = ids = 0
+    for one in texts:
+        nbytes += sum(shown.patches.pixels.nbytes for shown in one.shown)
+        if nbytes > _MOST_PIXELS:
+            raise InputError(
+                f"pictures of over {size(_MOST_PIXELS)}, the most of a calibration file, in {ids // body:,} samples",
+                hint=f"--samples {max(2, ids // body - _SPARE - 1)} takes fewer, or leave some out",
+            )
+        ids += len(one.ids)
+        yield one
 
 
 def _spread(texts: Sequence[Written], shown: Sequence[Written]) -> Iterator[Written]:

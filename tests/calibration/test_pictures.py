@@ -39,6 +39,7 @@ from g4convert.fitting.inputs import rows_to_run
 from g4convert.forward.models import read_config
 from g4convert.forward.patches import PictureCutter, as_floats, merged
 from g4convert.progress import Quiet
+from g4convert.verification.probes.suite import bundled as probes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,6 +158,9 @@ def test_bundled_pictures_are_drawn_and_said_something_about() -> None:
     assert texts[: len(bundled())] == bundled()
     assert {one.kind for one in texts} == {*KINDS, PICTURES}
     assert hash_of_documents(texts) == hash_of_documents(bundled(pictures=True))
+    judging = {message["content"].strip() for one in probes() for message in one.messages}
+    judging |= {one.answer.strip() for one in probes()}
+    assert not judging & {part["text"].strip() for one in texts for part in one.parts if part["type"] == "text"}
     names = {picture.name for one in texts for picture in one.pictures}
     assert len(names) == 16
     for one in texts:
@@ -300,6 +304,22 @@ def test_a_model_without_pictures_refuses_them_and_one_with_says_what_is_missing
         assert made.texts["pictures"] == why
         assert PICTURES not in made.texts["kinds"]
     assert "pictures" not in calibrate(checkpoints("text"), tmp_path / "t.safetensors", **how).texts
+
+
+def test_more_pictures_than_memory_should_hold_are_refused_with_numbers(
+    e2b: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(draw("boat")).save(tmp_path / "boat.png")
+    data = saved(tmp_path, [{"type": "image", "path": "boat.png"}, {"type": "text", "text": "What is it?"}])
+    data.write_text("\n".join([data.read_text()] * 8))
+    monkeypatch.setattr("g4convert.calibration.sampling._MOST_PIXELS", 100_000)
+    how: dict[str, Any] = {"data": data, "length": 128, "answers": False, "statistics": False}
+    with pytest.raises(InputError, match=r"pictures of over 100\.\d+ kB, .* in \d+ samples") as refused:
+        calibrate(e2b, tmp_path / "c.safetensors", **how)
+    words = refused.value.hint.split()
+    assert words[0] == "--samples"
+    made = calibrate(e2b, tmp_path / "c.safetensors", **how, samples=int(words[1]))
+    assert made.texts["pictures"] > 1
 
 
 def test_bundled_pictures_are_a_kind_of_text_beside_the_models_answers(
