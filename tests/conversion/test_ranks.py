@@ -159,7 +159,7 @@ def test_bad_input_is_the_same_error_in_every_rank_and_leaves_nothing(moe: Path,
     (output / "file").write_text("")
     done = ranked(program(moe, output), tmp_path)
     assert 0 not in done.statuses
-    assert "is not empty" in done.err
+    assert "out: not empty" in done.err
     assert not output.with_name("out.partial").exists()
 
 
