@@ -3,7 +3,7 @@
 64 groups at a time, and at most 128 weights of each, lie in lanes: weight i of group `lane` at [64 * i + lane]. So
 every loop over lanes is made of whole vectors, for any group size. Weights come in pairs, as words of twice their size,
 and codes in packed words. The transposition rotates the bits of an index, which is 6 bits for the lane and then some
-for the element: two rotations by 3 bits exchange them.
+for the element: three rotations by 2 bits exchange them.
 """
 
 from typing import Any, Final, NamedTuple
@@ -46,8 +46,8 @@ class Scratch(NamedTuple):
     """Scratch memory for up to 4 blocks of 64 groups; a run is up to 128 weights of each.
 
     Args:
-        pairs, turned: the source's dtype, [blocks * 64 * run / 2]: pairs in lanes, and half-way there.
-        words, moved: uint32 [blocks * 64 * words of a run]: packed words in lanes, and half-way there.
+        pairs, turned: the source's dtype, [blocks * 64 * run / 2]: pairs on their way into lanes.
+        words, moved: uint32 [blocks * 64 * words of a run]: packed words on their way into lanes; `moved` has them.
         first, second: uint32 [blocks * 64 * run / 2]: bits of the weights of each pair as float32, in lanes.
         scale: float32 [256], the stored scales; 0 where they are not finite.
         offset: float32 [256], what is subtracted from a stored code: half the range, and the zero point.
@@ -142,33 +142,38 @@ def load(groups: Groups, at: int, count: int, scratch: Scratch) -> None:
     """Put weights [at, at + count) of each group, and their words, in lanes."""
     size = groups.scale.size
     pairs, words = groups.source.size // size, groups.words.size // size
-    _turn(groups.source, pairs, at // 2, count // 2, scratch.turned, scratch.pairs)
-    _turn(groups.words, words, at * words // (2 * pairs), count * words // (2 * pairs), scratch.moved, scratch.words)
-    _split(scratch.pairs, scratch.first, scratch.second)
+    some, each = count // 2, count * words // (2 * pairs)
+    _turn(groups.source, pairs, at // 2, some, scratch.pairs, scratch.turned)
+    _turn(groups.words, words, at * words // (2 * pairs), each, scratch.words, scratch.moved)
+    for block in range((size + LANES - 1) // LANES):
+        begin, end = block * LANES * some, (block + 1) * LANES * some
+        _split(scratch.pairs[begin:end], scratch.first[begin:end], scratch.second[begin:end])
+        begin, end = block * LANES * each, (block + 1) * LANES * each
+        _rotate(scratch.words[begin:end], scratch.moved[begin:end])
 
 
 @jit
-def _turn(flat: NDArray[Any], each: int, at: int, count: int, turned: NDArray[Any], out: NDArray[Any]) -> None:  # noqa: PLR0913, PLR0917 -- arrays
-    """Transpose elements [at, at + count) of the groups, in blocks of 64; those of groups that lack are 0.
+def _turn(flat: NDArray[Any], each: int, at: int, count: int, out: NDArray[Any], spare: NDArray[Any]) -> None:  # noqa: PLR0913, PLR0917 -- arrays
+    """Rotate the indices of elements [at, at + count) of the groups twice; elements of groups that lack are 0.
 
     Args:
         flat: the elements of all groups, `each` of them in a group.
         each: number of elements of a group.
         at: number of the first element to take.
         count: number of elements to take.
-        turned: scratch memory.
-        out: takes the result.
+        out: takes the result, in blocks of 64 groups.
+        spare: scratch memory.
     """
     size = LANES * count
     for block in range((flat.size + LANES * each - 1) // (LANES * each)):
         part, begin = flat[block * LANES * each : (block + 1) * LANES * each], block * size
-        between, result = turned[begin : begin + size], out[begin : begin + size]
+        once, twice = spare[begin : begin + size], out[begin : begin + size]
         if count == each and part.size == size:
-            _rotate(part, between)
+            _rotate(part, once)
         else:
-            _gather(part[at:], each, count, result)
-            _rotate(result, between)
-        _rotate(between, result)
+            _gather(part[at:], each, count, twice)
+            _rotate(twice, once)
+        _rotate(once, twice)
 
 
 @jit
@@ -185,20 +190,25 @@ def _gather(flat: NDArray[Any], each: int, count: int, out: NDArray[Any]) -> Non
 
 @jit
 def _rotate(source: NDArray[Any], out: NDArray[Any]) -> None:
-    m = source.size // 8
+    m = source.size // 4
     for j in range(m):
-        for i in range(8):
-            out[8 * j + i] = source[j + i * m]
+        for i in range(4):
+            out[4 * j + i] = source[j + i * m]
 
 
 @jit
 def _split(pairs: NDArray[Any], first: U32, second: U32) -> None:
-    """Split pairs into the bits of their weights as float32."""
+    """Rotate indices once more, and split pairs into the bits of their weights as float32."""
+    m = pairs.size // 4
     if pairs.itemsize == _BF16_PAIR:
-        for i in range(pairs.size):
-            first[i] = np.uint32(np.uint32(pairs[i]) << _SIXTEEN)
-            second[i] = np.uint32(np.uint32(pairs[i]) & _UPPER)
+        for j in range(m):
+            for i in range(4):
+                pair = np.uint32(pairs[j + i * m])
+                first[4 * j + i] = np.uint32(pair << _SIXTEEN)
+                second[4 * j + i] = np.uint32(pair & _UPPER)
     else:
-        for i in range(pairs.size):
-            first[i] = np.uint32(pairs[i])
-            second[i] = np.uint32(np.uint64(pairs[i]) >> _THIRTY_TWO)
+        for j in range(m):
+            for i in range(4):
+                wide = np.uint64(pairs[j + i * m])
+                first[4 * j + i] = np.uint32(wide)
+                second[4 * j + i] = np.uint32(wide >> _THIRTY_TWO)

@@ -20,8 +20,8 @@ from g4convert.tensors import DType
 from g4convert.verification.weights.group_sums import Limits, Sums, measure_groups
 from g4convert.verification.weights.lanes import groups_of
 
-_TILE: Final = 1 << 19
-"""Number of weights in a tile: 1 MiB of bf16."""
+_TILE: Final = 1 << 20
+"""Number of weights in a tile: 2 MiB of bf16."""
 
 _EXACT: Final = 2.0**-15
 """Largest relative squared error of an exact group: rounding a product and a scale to bf16 costs at most 2^-16."""

@@ -20,7 +20,7 @@ _Part = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.uin
 @jit
 def measure_run(blocks: int, count: int, num_bits: int, half: np.float32, scratch: Scratch) -> None:
     """Add the sums of a run of `count` weights of each group of some blocks."""
-    words = scratch.words[: blocks * LANES * count * num_bits // 32]
+    words = scratch.moved[: blocks * LANES * count * num_bits // 32]
     pairs, scaling = (scratch.first, scratch.second), (scratch.scale, scratch.offset)
     if num_bits == _NIBBLE:
         _add_nibbles(count, words, pairs, scaling, half, scratch.stored, scratch.peak)
