@@ -5,7 +5,8 @@ A line of a .jsonl file is one document: {"messages": [{"role": ..., "content": 
 joined until a document has at least `_SHORT` characters.
 
 Content is text, or parts as chat templates take them: {"type": "text", "text": ...} and {"type": "image", "path": ...},
-with paths relative to the file. Every picture is read once before anything starts.
+with paths relative to the file, or {"type": "image"} with the paths in the line's "images", in order. Every picture is
+read once before anything starts.
 """
 
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from g4convert.bounded import MOST_PROMPTS, read_text
-from g4convert.calibration.pictures import Find, Picture, beside, drawn, none_of_datasets
+from g4convert.calibration.pictures import NAMED, Find, Picture, beside, drawn, none_of_datasets
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.quantities import plural
 
@@ -157,7 +158,18 @@ def _document(entry: object, kind: str, place: str, find: Find) -> Document:
     if not isinstance(entry[key], Sequence) or isinstance(entry[key], str) or not entry[key]:
         raise ValueError("messages is not a list of messages")
     pictures: list[Picture] = []
-    messages = tuple(_message(one, pictures, find) for one in entry[key])
+    listed = entry.get("images") or []
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise TypeError("images is not a list of files")
+    left = iter(listed)
+
+    def named(part: Mapping[str, Any]) -> Picture:
+        one = part if any(part.get(name) is not None for name in NAMED) else next(left, part)
+        return find(one if isinstance(one, Mapping) else {"path": one})
+
+    messages = tuple(_message(one, pictures, named) for one in entry[key])
+    if next(left, None) is not None:
+        raise ValueError(f"images: {len(listed)} of them, more than parts of type image")
     return Document(kind, messages, tuple(pictures), place)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 if TYPE_CHECKING:
     from g4convert.array_types import U8
 
-_KEYS: Final = ("path", "image", "url")
+NAMED: Final = ("path", "image", "url")
+"""Keys of a part that name its file."""
 _FAULTS: Final = (OSError, ValueError, SyntaxError, EOFError)
 """Errors of Pillow on files that are no pictures, cut off, or damaged."""
 
@@ -59,7 +60,7 @@ def beside(file: Path) -> Find:
     """Return a function that reads pictures whose paths are relative to a file."""
 
     def find(part: Mapping[str, Any]) -> Picture:
-        given = [part[key] for key in _KEYS if part.get(key) is not None]
+        given = [part[key] for key in NAMED if part.get(key) is not None]
         if len(given) != 1 or not isinstance(given[0], str) or not given[0]:
             raise ValueError('a picture needs its file: {"type": "image", "path": "FILE"}')
         name = given[0].removeprefix("file://")

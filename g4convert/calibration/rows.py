@@ -3,9 +3,10 @@
     texts --longer than a row: cut--> pieces --whole--> judging | calibrating --> rows, each with one BOS
 
 A text that fits into a row lies wholly on one side, and so do all answers to one question, so the calibrating side has
-not seen what judges. Texts are taken in the given order; the first ones judge. The placeholders of a picture are never
-parted: where a piece with pictures does not fit into what is left of a row, words of later texts fill it, or words
-that the side has had already.
+not seen what judges. Texts are taken in the given order; the first ones judge. Those with pictures come together in the
+first rows of their side, so that few rows have pictures: what runs a decoder alone takes the others. The placeholders
+of a picture are never parted: where a piece with pictures does not fit into what is left of a row, other texts fill it,
+or words that the side has had already.
 """
 
 from collections import Counter, deque
@@ -145,8 +146,8 @@ def _filled(pieces: Sequence[Written], rows: int, body: int) -> list[_Row]:
 
 
 def _rows(pieces: Sequence[Written], body: int) -> Iterator[_Row]:
-    """Yield the rows that pieces fill, in order."""
-    texts = deque(piece for piece in pieces)
+    """Yield the rows that pieces fill, those with pictures first, else in order."""
+    texts = deque(sorted(pieces, key=lambda piece: not piece.shown))
     said = [(id_, piece.kind) for piece in pieces if piece.shown for id_ in piece.words]
     row = _Row()
     while texts:

@@ -197,6 +197,14 @@ def test_no_row_parts_a_picture(pictures: int, texts: int) -> None:
     assert len(packed.pictures) >= 0.6 * pictures
 
 
+def test_texts_with_pictures_stand_together_in_few_rows() -> None:
+    given = [one for _ in range(20) for one in (words(50), about(6, 3, 5), words(70))]
+    packed = pack(given, 100, 100, None)
+    assert packed.pictures is not None
+    assert (len(packed.pictures), len(packed.ids)) == (20, 26)
+    assert len(packed.pictures.in_rows) <= 4, "three are filled, and one judges"
+
+
 def test_a_text_longer_than_a_row_is_cut_beside_its_picture() -> None:
     packed = pack([words(20), about(6, 17, 57), words(40)], 10, 20, None)
     assert packed.pictures is not None
@@ -235,6 +243,27 @@ def test_pictures_of_the_users_lie_beside_the_file(key: str, e2b: Path, tmp_path
     assert other.tokens.hash != made.tokens.hash, "other pixels, the same ids"
     assert np.array_equal(other.tokens.ids, made.tokens.ids)
     assert other.texts["data"] != made.texts["data"]
+
+
+def test_files_of_pictures_may_stand_beside_the_messages(tmp_path: Path) -> None:
+    for name in ("boat", "clock"):
+        Image.fromarray(draw(name)).save(tmp_path / f"{name}.png")
+    parts = [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "image"}]
+    line = {"messages": [{"role": "user", "content": parts}], "images": ["boat.png", {"path": "clock.png"}]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+    (found,) = read_documents(str(tmp_path / "mine.jsonl"))
+    assert [one.name for one in found.pictures] == ["boat.png", "clock.png"]
+    assert np.array_equal(found.pictures[1].load(), draw("clock"))
+    for images, said in (
+        (["boat.png"], "needs its file"),
+        (["boat.png"] * 3, "3 of them, more than parts"),
+        ("boat.png", "not a list"),
+        (["boat.png", 4], "needs its file"),
+    ):
+        (tmp_path / "mine.jsonl").write_text(json.dumps(line | {"images": images}))
+        with pytest.raises(InputError) as refused:
+            read_documents(str(tmp_path / "mine.jsonl"))
+        assert said in refused.value.offenders[0]
 
 
 def test_pictures_that_do_not_load_are_refused_by_line(e2b: Path, tmp_path: Path, g4convert: Program) -> None:
