@@ -11,6 +11,7 @@ used during a run: where it is not small, run again.
 speed    both methods, warm and cold cache, beside the peer (`x its work`: without its imports) and the ceiling,
          which is the slower of copying and computing; `less start`: without our own imports, as --dry-run takes;
          `of both`: of copying and computing at once, all that cores can do when they must do both
+check    both methods with and without the check that ends a conversion, warm and cold
 scaling  1, 2 and 4 workers
 memory   peak resident set above that of an interpreter with torch imported, for many shards and for one
 plan     `plan` on the full 26B-A4B, and `--help`
@@ -150,7 +151,6 @@ def speed(bench: Bench, name: str, settings: Sequence[tuple[int, int]]) -> list[
     for method in METHODS:
         for cache in CACHES:
             runs[f"{method}, {cache}"] = lambda m=method, c=cache: bench.quantize(source, m, cache=c)
-    runs["mse and weights verified, warm"] = lambda: bench.quantize(source, "mse", "--verify", "weights")
     for workers, threads in settings if bench.peer else ():
         label = f"{PEER}, {workers} workers, OMP {threads or 'default'}"
         runs[label] = lambda w=workers, t=threads: bench.model_free_ptq(source, w, t)
@@ -182,6 +182,25 @@ def _speed_row(label: str, costs: Rounds, nbytes: int) -> Row:
 def _least(costs: Sequence[Cost]) -> float:
     """Return the shortest time: what a limit is, noise only ever adding to it."""
     return min(cost.wall for cost in costs)
+
+
+def check(bench: Bench, name: str) -> list[Row]:
+    """Measure what the check costs that ends a conversion, as a share of the conversion, by wall and by CPU time."""
+    source = bench.checkpoint(name)
+    runs = {
+        f"{method}, {cache}, verify {level}": lambda m=method, c=cache, v=level: bench.quantize(
+            source, m, "--verify", v, cache=c
+        )
+        for method in METHODS
+        for cache in CACHES
+        for level in ("none", "weights")
+    }
+    costs = bench.repeat(runs, f"{name}, check")
+    rows = [{"checkpoint": name, "run": run} | asdict(medians(costs[run])) for run in costs]
+    for before, after in zip(rows[::2], rows[1::2], strict=True):
+        after["more_wall"] = after["wall"] / before["wall"] - 1
+        after["more_cpu"] = (after["user"] + after["system"]) / (before["user"] + before["system"]) - 1
+    return rows
 
 
 def scaling(bench: Bench, name: str) -> list[Row]:
@@ -237,6 +256,8 @@ COLUMNS = {
     "of_ceiling": ("of ceiling", "{:.2f}"),
     "work_of_ceiling": ("less start", "{:.2f}"),
     "work_of_both": ("of both", "{:.2f}"),
+    "more_wall": ("more wall", "{:.0%}"),
+    "more_cpu": ("more CPU", "{:.0%}"),
 }
 
 
@@ -281,6 +302,7 @@ PARTS: Mapping[str, Callable[[Bench, argparse.Namespace], list[Row]]] = {
         for name in args.checkpoints
         for row in speed(bench, name, [tuple(map(int, pair.split(":"))) for pair in args.peer_settings])
     ],
+    "check": lambda bench, args: [row for name in args.checkpoints for row in check(bench, name)],
     "scaling": lambda bench, args: scaling(bench, args.checkpoints[0]),
     "memory": lambda bench, args: memory(bench, args.checkpoints),
     "plan": lambda bench, _: plan(bench),
