@@ -55,7 +55,9 @@ class Detail(StrEnum):
     NO_PATTERN = "an entry is no regular expression"
     ORDER = "columns are in another order than groups"
     ASYMMETRIC = "weights have zero points"
-    ACTIVATIONS = "inputs and outputs are static int8"
+    ACTIVATIONS = "inputs are quantized in a way that SGLang does not know"
+    CAST = "words of another dtype, with the same values"
+    INPUTS = "inputs are quantized as they come, in a way that transformers alone knows"
     SCALAR = "a scale of activations has no dimension"
     GROUP = "a config group is not how modules are stored that an engine builds by it"
 

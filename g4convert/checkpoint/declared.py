@@ -37,8 +37,10 @@ class DeclaredGroup:
     """A scheme and its targets; None stands for a value that the config leaves open.
 
     `format` may be that of the whole section, as `inherited` says; not all engines read that.
-    `static_int8` is true if inputs and outputs are both int8, with one stored scale each. `implied` names the values
-    that compressed-tensors fills in. `rest` holds settings that do not affect stored tensors, but that engines compare.
+    `static_int8` is true if inputs and outputs are both int8, with one stored scale each. `dynamic` says what inputs
+    alone become as they come: `int` for symmetric int4 or int8 per token or group, else the type. `implied` names the
+    values that compressed-tensors fills in. `rest` holds settings that do not affect stored tensors, but that engines
+    compare.
     """
 
     name: str
@@ -51,6 +53,7 @@ class DeclaredGroup:
     symmetric: bool | None = None
     activations: str | None = None
     static_int8: bool = False
+    dynamic: str = ""
     inherited: bool = False
     implied: frozenset[str] = frozenset()
     rest: tuple[tuple[str, str], ...] = ()
@@ -182,7 +185,7 @@ def _preset(name: str, targets: tuple[str, ...]) -> DeclaredGroup:
 def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None) -> DeclaredGroup:
     given = read.get(group, dict, "weights")
     weights = given or {}
-    inputs = read.get(group, dict, "input_activations")
+    inputs, outputs = (read.get(group, dict, f"{part}_activations") for part in ("input", "output"))
     size, strategy, kind = (read.get(weights, *of) for of in ((int, "group_size"), (str, "strategy"), (str, "type")))
     strategy = strategy.lower() if strategy else _strategy(size)
     if strategy == "tensor_group" and kind == "float":
@@ -199,10 +202,22 @@ def _group(read: _Reader, name: str, group: Mapping[str, Any], form: str | None)
         group_size=size if strategy in {"group", "tensor_group"} else None,
         symmetric=read.get(weights, bool, "symmetric"),
         activations=f"{inputs.get('type', 'int')}{inputs.get('num_bits', '?')}" if inputs else None,
-        static_int8=all(map(_is_static_int8, (inputs, read.get(group, dict, "output_activations")))),
+        static_int8=all(map(_is_static_int8, (inputs, outputs))),
+        dynamic=_dynamic(inputs) if inputs and outputs is None else "",
         inherited=own is None,
         rest=tuple((key, repr(weights[key])) for key in _COMPARED if weights.get(key)),
     )
+
+
+def _dynamic(inputs: Mapping[str, Any]) -> str:
+    """Return what inputs become while a model runs, see `DeclaredGroup`; empty if they have stored scales."""
+    if inputs.get("dynamic") is not True:
+        return ""
+    kind, strategy = (str(inputs.get(key) or "").lower() for key in ("type", "strategy"))
+    symmetric, bits = inputs.get("symmetric", True) is True, inputs.get("num_bits", 8)
+    if kind in {"", "int"} and symmetric and bits in {4, 8} and strategy in {"token", "group"}:
+        return "int"
+    return f"{kind or 'int'}{bits} by {strategy or 'tensor'}{'' if symmetric else ', asymmetric'}"
 
 
 def _is_static_int8(activations: Mapping[str, Any] | None) -> bool:

@@ -49,6 +49,8 @@ _OF_SOME: Final[Mapping[str, tuple[Topic, *tuple[str, ...]]]] = {
     Detail.ASYMMETRIC: (Topic.NAMES, "transformers"),
     Detail.SCALAR: (Topic.NAMES, "transformers"),
     Detail.ACTIVATIONS: (Topic.STORED, "sglang"),
+    Detail.CAST: (Topic.STORED, "transformers"),
+    Detail.INPUTS: (Topic.STORED, "vllm", "sglang"),
     "static.class": (Topic.STORED, "vllm"),
     "static.fused": (Topic.STORED, "vllm", "sglang"),
 }

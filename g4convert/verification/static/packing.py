@@ -26,6 +26,8 @@ from g4convert.names import Name
 from g4convert.report import Detail, Finding, Severity
 from g4convert.tensors import DType, TensorInfo
 
+_CAST: Final = {DType.I64, DType.U32}
+"""Dtypes of words that vLLM 0.33 and SGLang 0.5.23 copy into int32 (`parameter.py`); transformers refuses them."""
 _SHAPE_FORMATS: Final = {DType.I64: "<2q", DType.I32: "<2i"}
 _SPLIT_ALONG_K: Final = ("o_proj", "down_proj")
 _SPLIT_ALONG_N: Final = ("q_proj", "gate_proj", "up_proj")
@@ -67,9 +69,11 @@ def _module(module: PackedModule, shape: tuple[int, ...], group: DeclaredGroup |
     scheme = stored_scheme(module, shape, group.num_bits if group else None)
     bits = (group.num_bits if group else None) or scheme.num_bits or 4
     wanted = (*shape[:-1], -(-shape[-1] * bits // 32))
+    cast = words.dtype in _CAST and words.shape == wanted
     if words.dtype is not DType.I32 or words.shape[:-1] != shape[:-1] or scheme.num_bits is None:
         found, right = f"weight_packed {words.dtype} {[*words.shape]}", f"I32 {[*wanted]} for a weight {[*shape]}"
-        yield Finding("static.packed", Severity.FAIL, name, found, right, AGAIN)
+        remedy, detail = ("store it as int32, with the same values", Detail.CAST) if cast else (AGAIN, None)
+        yield Finding("static.packed", Severity.FAIL, name, found, right, remedy, detail=detail)
     elif scale is None:
         remedy = f"{AGAIN}; vLLM loads it without a word and computes with whatever is in memory"
         found, expected = "no weight_scale", _scale_text(shape, group)

@@ -1,9 +1,9 @@
 """Checks of an output's quantization section: loaders can read it, and none of them reads it in another way."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import Declared
+from g4convert.checkpoint.declared import Declared, DeclaredGroup
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.gemma4 import Architecture
@@ -69,18 +69,36 @@ def section_faults(
         yield Finding(code, Severity.FAIL, "quantization_config", found, "compressed-tensors")
     if not declared.groups:
         yield Finding(code, Severity.FAIL, "config_groups", "none", "a scheme and what it is for")
-    static = {group.name for group in declared.groups if group.static_int8}
-    yield from _refused_by_loaders(out, static)
-    severity = Severity.FAIL if set(engines).isdisjoint(("transformers", "vllm")) else Severity.WARN
-    for name in static:
-        found = "static int8 inputs and outputs: SGLang has no such scheme"
-        expected, detail = "weights only", Detail.ACTIVATIONS
-        yield Finding("static.scheme", severity, f"config_groups.{name}", found, expected, detail=detail)
+    known = {group.name: group for group in declared.groups if group.static_int8 or group.dynamic}
+    yield from _refused_by_loaders(out, known)
+    yield from _activations(known.values(), engines)
     if packs and declared.method == "compressed-tensors":
         yield from _unread(out, engines)
 
 
-def _refused_by_loaders(out: Mapping[str, Any], static: Collection[str]) -> Iterator[Finding]:
+def _activations(groups: Iterable[DeclaredGroup], engines: Collection[str]) -> Iterator[Finding]:
+    """Yield findings on quantized activations that only some engines know.
+
+    transformers rounds inputs that are quantized as they come. vLLM 0.33 has schemes for int4 and int8 per token or
+    group (`CompressedTensorsWNA8Int`, `WNA4Int`), whose kernels, but for Humming's, leave inputs as they are.
+    """
+    for group in groups:
+        detail, reading = Detail.ACTIVATIONS, {"transformers", "vllm"}
+        if group.static_int8:
+            found = "static int8 inputs and outputs: SGLang has no such scheme"
+        elif group.dynamic == "int":
+            found = "inputs quantized as they come: SGLang 0.5.23 has no such scheme"
+        else:
+            found = (
+                f"inputs quantized as they come, to {group.dynamic}: vLLM 0.33 and SGLang 0.5.23 have no such scheme"
+            )
+            detail, reading = Detail.INPUTS, {"transformers"}
+        severity = Severity.FAIL if set(engines).isdisjoint(reading) else Severity.WARN
+        subject = f"config_groups.{group.name}"
+        yield Finding("static.scheme", severity, subject, found, "weights only", detail=detail)
+
+
+def _refused_by_loaders(out: Mapping[str, Any], known: Collection[str]) -> Iterator[Finding]:
     """Yield findings on values that compressed-tensors knows but W4A16 loaders refuse."""
     for name, group in part(section_in(out), "config_groups").items():
         if not isinstance(group, Mapping):
@@ -103,7 +121,7 @@ def _refused_by_loaders(out: Mapping[str, Any], static: Collection[str]) -> Iter
         if weights.get("dynamic"):
             yield Finding(code, Severity.FAIL, subject, "dynamic weights", "static ones")
         for key in ("input_activations", "output_activations"):
-            if group.get(key) is not None and name not in static:
+            if group.get(key) is not None and name not in known:
                 found = f"{key}: quantized activations"
                 yield Finding(code, Severity.FAIL, subject, found, "weights only", _ACTIVATIONS)
         if weights.get("symmetric") is False:
