@@ -21,15 +21,18 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def jit(function: Callable[_P, _R], *, reorder: bool = False) -> Callable[_P, _R]:
+def jit(function: Callable[_P, _R], *, reorder: bool = False, inline: bool = False) -> Callable[_P, _R]:
     """Return a function that numba compiles on its first call.
 
     Args:
         function: function in the subset of Python that numba compiles.
         reorder: let the compiler reorder sums and fuse products with sums: fast, but the last bits of results depend on
             the machine.
+        inline: copy the function into its callers, since a call counts references to all arrays that it passes.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    if inline:
+        options["inline"] = "always"
     if reorder:
         options["fastmath"] = {"reassoc", "contract", "nsz"}  # NaN and infinity keep their meaning
     try:

@@ -87,7 +87,7 @@ def measure_groups(groups: Groups, num_bits: int, limits: Limits, sums: Sums) ->
         _add_plain(rounded_sums(end - begin, scratch.rounding, scratch.stored, scratch.counts, scratch.plain), sums)
 
 
-@jit
+@partial(jit, inline=True)
 def _start(scales: F32, zeros: F32, half: np.float32, scratch: Scratch) -> None:
     """Take the scales and zero points of the groups, and set their sums to 0."""
     scratch.stored[:] = 0

@@ -6,6 +6,7 @@ and codes in packed words. The transposition rotates the bits of an index, which
 for the element: three rotations by 2 bits exchange them.
 """
 
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -137,7 +138,7 @@ def scratch_for(g: int, words: int, source: NDArray[Any]) -> Scratch:
     )
 
 
-@jit
+@partial(jit, inline=True)
 def load(groups: Groups, at: int, count: int, scratch: Scratch) -> None:
     """Put weights [at, at + count) of each group, and their words, in lanes."""
     size = groups.scale.size

@@ -20,7 +20,7 @@ _NEARLY = np.float32(1 + 2.0**-20)
 _Rounded = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
 
 
-@jit
+@partial(jit, inline=True)
 def is_plain(zeros: F32, half: np.float32, scratch: Scratch) -> bool:
     """Set the scales of plain rounding and mark the groups that are plainly rounded; return whether all are."""
     own = _mark(zeros, half, scratch.scale, scratch.peak, scratch.stored, scratch.rounding)

@@ -17,7 +17,7 @@ _HALF = np.float32(0.5)
 _Part = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.uint32]
 
 
-@jit
+@partial(jit, inline=True)
 def measure_run(blocks: int, count: int, num_bits: int, half: np.float32, scratch: Scratch) -> None:
     """Add the sums of a run of `count` weights of each group of some blocks."""
     words = scratch.moved[: blocks * LANES * count * num_bits // 32]
