@@ -12,6 +12,7 @@ record     Reads an output's g4convert.json
 patterns   Matches names of files against `--carry` and `--leave`
 layouts    Diagnoses a directory without weights, and finds two copies of one model
 gguf       Reads a GGUF file of float32 tensors
+tokens     Counts added tokens that the embedding has no row for
 leftovers  Tells files of training and adapters from those of the model
 uses       Opens a checkpoint for `generate` or `reference` and takes its inventory, or refuses it
 source     Finds the directory of a path or a hub name

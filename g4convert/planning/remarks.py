@@ -6,6 +6,7 @@ from typing import Any, Final
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, summed
 from g4convert.checkpoint.sections import sections_of
+from g4convert.checkpoint.tokens import tokens_beyond
 from g4convert.gemma4 import Architecture, Inventory, Role
 from g4convert.planning.recipe import Recipe
 
@@ -34,6 +35,12 @@ def remarks(checkpoint: Checkpoint, inventory: Inventory, recipe: Recipe) -> Ite
     if recipe.layout != "text-only" and (missing := inventory.missing_limits):
         yield f"{missing} limits of the towers' inputs and outputs are not in the source: nothing is clipped there"
     yield from _absent(checkpoint.side_files, inventory.architecture, text_only=recipe.layout == "text-only")
+    rows = inventory.architecture.text.vocab_size
+    if not inventory.architecture.is_assistant and (more := tokens_beyond(checkpoint.path, rows)):
+        yield (
+            f"tokenizer.json has {more} tokens beyond the {rows:,} rows of the embedding, at which every engine fails: "
+            "take the tokenizer of these weights, or save the model after `resize_token_embeddings`"
+        )
     yield from _left_behind(checkpoint.stray_files)
     if left := checkpoint.beside.left:
         named = ", ".join(f"{name} ({why})" for name, why in left[:_NAMED])

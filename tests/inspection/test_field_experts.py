@@ -1,8 +1,8 @@
 """Merged experts below `moe`, as SGLang names its own: which engine reads them.
 
 SGLang 0.5.23 (`gemma4_causal.py`, `load_weights`): a name that holds `.moe.experts.` is kept as it is, and
-`experts.gate_up_proj` becomes `experts.w13_weight`, cut into gate and up for each expert. A packed one fits no parameter,
-and is left aside with a warning.
+`experts.gate_up_proj` becomes `experts.w13_weight`, cut into gate and up for each expert. A packed one fits no
+parameter, and is left aside with a warning.
 """
 
 from __future__ import annotations

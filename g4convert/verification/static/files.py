@@ -13,6 +13,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.checkpoint.record import RECORD, record
 from g4convert.checkpoint.shards import INDEX
+from g4convert.checkpoint.tokens import tokens_beyond
 from g4convert.errors import InputError
 from g4convert.gemma4 import is_drafter
 from g4convert.report import Detail, Finding, Severity
@@ -49,6 +50,15 @@ def loose_files(out: Checkpoint) -> Iterator[Finding]:
         stops = name in needed
         severity, detail = (Severity.FAIL, Detail.NO_START) if stops else (Severity.WARN, None)
         yield Finding("static.side_files", severity, name, why, "a file that engines can read", _RESTORE, detail)
+    rows = (part(out.config, "text_config") or out.config).get("vocab_size")
+    if (
+        not is_drafter(out.config.get("model_type"))
+        and isinstance(rows, int)
+        and (more := tokens_beyond(out.path, rows))
+    ):
+        found = f"{more} tokens beyond the {rows:,} rows of the embedding: engines fail at each"
+        remedy = "take the tokenizer of these weights"
+        yield Finding("static.side_files", Severity.WARN, "tokenizer.json", found, "tokens that have a row", remedy)
     for name in out.stray_files:
         found = "weights that are no part of the checkpoint"
         yield Finding("static.stray", Severity.WARN, name, found, "none: some programs load every file", "delete it")
