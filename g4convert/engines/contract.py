@@ -134,17 +134,17 @@ class Contract:
         return lambda name: known.get(name) or renamed(name, renames)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _read(contract: Contract, architecture: Architecture, ignore: tuple[str, ...], targets: tuple[str, ...]) -> Reading:
     return Reading.of(contract.matching(architecture), ignore, targets)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _modules(contract: Contract, architecture: Architecture) -> tuple[Module, ...]:
     return build(architecture, contract.rules(architecture), contract.names(architecture), contract.paths(architecture))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _lookups(contract: Contract, architecture: Architecture) -> Mapping[str, str]:
     """Return checkpoint module -> the name that entries are matched with; each expert keeps its own number."""
     reading = contract.read(architecture, ())

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 
 from g4convert.gemma4.architecture import Architecture
 from g4convert.gemma4.parts import Drafter, Experts, Layer, TextModel, VisionTower
@@ -83,7 +83,7 @@ class FusedExperts:
 
 def expected_weights(architecture: Architecture) -> Mapping[str, Expected]:
     """Return canonical name -> expected shape and kind, in the order of a forward pass."""
-    return dict(_all_tensors(architecture))
+    return _expected(architecture)
 
 
 def fused_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
@@ -113,12 +113,22 @@ def stacked_experts(architecture: Architecture) -> Mapping[str, FusedExperts]:
 
 def droppable(architecture: Architecture) -> Mapping[str, Droppable]:
     """Return canonical name -> tensor that a checkpoint may have and a conversion drops."""
-    return dict(_droppables(architecture))
+    return _extras(architecture)
 
 
 def is_derived(body: str) -> bool:
     """Return whether a name without its prefix is that of a buffer that loaders compute from the config."""
     return _DERIVED.search(body) is not None
+
+
+@lru_cache(maxsize=64)  # a command asks for one architecture many times
+def _expected(architecture: Architecture) -> Mapping[str, Expected]:
+    return dict(_all_tensors(architecture))
+
+
+@lru_cache(maxsize=64)
+def _extras(architecture: Architecture) -> Mapping[str, Droppable]:
+    return dict(_droppables(architecture))
 
 
 def _all_tensors(architecture: Architecture) -> Named:
