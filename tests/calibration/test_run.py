@@ -58,7 +58,7 @@ FAMILIES = ("moe", "dense", "unified", "e2b", "text", "unified_text")
 @pytest.fixture(scope="session")
 def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ids") / "ids.safetensors"
-    Tokens(np.random.default_rng(0).integers(5, 250, (24, 32), dtype=np.int32)).save(path)
+    Tokens(np.random.default_rng(0).integers(5, 250, (12, 24), dtype=np.int32)).save(path)
     return path
 
 
@@ -220,7 +220,7 @@ def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_p
     source, output = trained(Family.MOE), tmp_path / "out"
     ran = g4convert("quantize", source, "-o", output, "-r", "w4a16-g32-gptq", "--calibration", ids)
     assert ran.status == 0, ran.err
-    assert "on 24 samples of 32 tokens" in " ".join(ran.out.split())
+    assert "on 12 samples of 24 tokens" in " ".join(ran.out.split())
 
 
 def test_states_that_were_damaged_meanwhile_start_the_layers_again(
@@ -289,7 +289,7 @@ def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None
     with pytest.raises(Interrupted):
         calibrated(moe, tmp_path / "out", ids, Stopping(5))
     other = tmp_path / "other.safetensors"
-    Tokens(np.random.default_rng(1).integers(5, 250, (24, 32), dtype=np.int32)).save(other)
+    Tokens(np.random.default_rng(1).integers(5, 250, (12, 24), dtype=np.int32)).save(other)
     with pytest.raises(InputError, match="an unfinished run of something else"):
         calibrated(moe, tmp_path / "out", other)
 
@@ -332,7 +332,7 @@ def test_provenance_and_card_say_what_was_used(whole: Whole, ids: Path) -> None:
     assert result["method"] == "gptq"
     assert result["calibration"]["tokens"] == Tokens.load(ids, 256).hash
     card = (output / "README.md").read_text()
-    assert "24 samples of 32 tokens" in card
+    assert "12 samples of 24 tokens" in card
     assert "on held-out rows" in card
     coverage = result["calibration"]["coverage"]
     assert coverage["experts"] == sum(name.endswith("gate_proj") for name in _experts(result["calibration"]["modules"]))

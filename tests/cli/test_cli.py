@@ -150,7 +150,7 @@ def test_options_change_the_plan(  # noqa: PLR0913, PLR0917 - a table and what i
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantize_options_change_the_bytes(moe: Path, g4convert: Program, tmp_path: Path) -> None:
+def test_quantize_options_change_the_bytes(checkpoints: Checkpoints, g4convert: Program, tmp_path: Path) -> None:
     runs: dict[str, tuple[str, ...]] = {
         "mse": ("--method", "mse"),
         "positive": ("--method", "mse", "--positive"),
@@ -159,7 +159,7 @@ def test_quantize_options_change_the_bytes(moe: Path, g4convert: Program, tmp_pa
     }
     errors = {}
     for name, options in runs.items():
-        ran = g4convert("quantize", moe, "-o", tmp_path / name, "--json", "--workers", 2, *options)
+        ran = g4convert("quantize", checkpoints("text"), "-o", tmp_path / name, "--json", "--workers", 2, *options)
         assert ran.status == 0, ran.err
         errors[name] = json.loads(ran.out)["total"]["relative_error"]
     assert errors["mse"] < errors["positive"] < errors["minmax"]
