@@ -183,7 +183,7 @@ def test_what_comes_to_lie_at_the_output_is_not_replaced(moe: Path, tmp_path: Pa
         output.mkdir()
         (output / "thesis.tex").write_text("years")
 
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match=": not empty"):
         convert(prepare(job(moe, output)), Meanwhile(write), Ranks())
     assert (output / "thesis.tex").read_text() == "years"
     shutil.rmtree(output)
@@ -206,7 +206,7 @@ def test_a_finished_output_is_seen_under_the_lock(moe: Path, tmp_path: Path) -> 
     """Both looked before either wrote; the second took the lock when the first was done."""
     early = prepare(job(moe, tmp_path / "out"))
     expected = run(moe, tmp_path / "out")
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match=": not empty"):
         convert(early, Quiet(), Ranks())
     assert hashes(tmp_path / "out") == expected
 

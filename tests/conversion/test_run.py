@@ -272,4 +272,4 @@ def test_a_place_that_cannot_be_written(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(G4Error) as caught:
         run(moe, tmp_path / "file" / "out")
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 2
