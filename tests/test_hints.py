@@ -1,7 +1,8 @@
 """Every hint of a refusal of a source, a checkpoint or a recipe, and the test that follows it.
 
-A hint is followed if a test does what it says and sees that it works. `FOLLOWED` names that test; `OUTSIDE` names what
-`make test-remedies` follows with the tools of others; `NOT_FOLLOWED` gives the reason for the rest.
+A hint is followed if a test does what it says and sees that it works. `FOLLOWED` names that test, and `CAUSES` that of
+what is said of tensors; `OUTSIDE` names what `make test-remedies` follows with the tools of others (but Megatron's,
+which need a GPU); `NOT_FOLLOWED` gives the reason for the rest.
 """
 
 import ast
@@ -104,6 +105,34 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Test -> parts of the hints that it follows."""
 
+_CAUSES = "tests/gemma4/test_causes.py::"
+_TRAINERS = "tests/gemma4/test_trainers.py::"
+CAUSES: Mapping[str, tuple[str, ...]] = {
+    _SOURCE: (
+        "copy them from the model it was made of", "no output head is stored", "the model is whole without them",
+        "delete it if it is a copy of k_proj", "put it back, as the base model's", '": null` in config.json says so',
+        "decoder weights under a multimodal config.json", "save the tensors without the",
+        "in config.json set", "two copies of one model in one directory",
+    ),
+    f"{_CAUSES}test_weights_in_dtypes_that_no_engine_computes_in": ("load the model in bfloat16",),
+    f"{_CAUSES}test_a_drafter_without_centroids_scores_the_whole_vocabulary": ("scores the whole vocabulary",),
+    f"{_CAUSES}test_layers_with_other_numbers_of_experts_are_said_to_be": ("prune all layers alike",),
+    f"{_CAUSES}test_experts_are_never_said_to_be_spare": ("is that of a model without", "take the one saved"),
+    f"{_CAUSES}test_layers_with_gaps_are_numbered_again": ("layers are numbered with gaps", "number them from 0 on"),
+    f"{_CAUSES}test_a_projection_without_its_tower": ("is there without its tower", "a tower that is not there"),
+    f"{_CAUSES}test_towers_under_the_config_of_a_text_model": ("describes the text model alone",),
+    f"{_CAUSES}test_what_engines_merge_is_taken_from_the_checkpoint": ("merged as engines hold them",),
+    f"{_CAUSES}test_names_of_another_program": ("names of another program",),
+    f"{_CAUSES}test_tensors_without_values_are_those_of_a_rank": ("tensors without values",),
+    f"{_CAUSES}test_weights_that_are_transposed_are_said_to_be": ("these are transposed",),
+    f"{_CAUSES}test_a_part_of_each_tensor_is_that_of_a_rank": ("gather the parts of all ranks",),
+    f"{_CAUSES}test_sizes_of_single_layers_that_do_not_fit_are_named": ("take it from the config.json saved with",),
+    f"{_TRAINERS}test_flat_parameters_are_saved_whole": ("FSDP's flat parameters",),
+    f"{_TRAINERS}test_computed_weights_are_written_out": ("remove_weight_norm", "remove_parametrizations"),
+    f"{_TRAINERS}test_padded_routers_are_cut": ("rows of each of these",),
+}  # fmt: skip
+"""Test -> parts of the remedies that the modules of causes return."""
+
 OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "tests/remedies/follow.py": ("<remedy.format(",),  # Megatron's alone is not followed: it needs a GPU
     "tests/remedies/merge.py": ("`mlx_lm.fuse", "merge the adapter first"),
@@ -174,6 +203,22 @@ def parts() -> Iterator[tuple[str, str]]:
         yield from ((part, where) for where, of in table.items() for part in of)
 
 
+def returned() -> Iterator[str]:
+    """Yield the texts that functions of the modules of causes return, filled in with {}."""
+    for name in ("causes", "name_causes", "shape_causes", "fitting"):
+        for node in ast.walk(ast.parse((ROOT / "g4convert" / "gemma4" / f"{name}.py").read_text())):
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant | ast.JoinedStr):
+                yield words(node.value, {})
+
+
+def test_every_cause_has_a_test() -> None:
+    texts = [text for text in returned() if len(text) > len("{} to {}: a text of its own")]
+    parts = [part for of in CAUSES.values() for part in of]
+    assert [text for text in texts if not any(part in text for part in parts)] == []
+    assert len(texts) > len(CAUSES)
+    assert [part for part in parts if not any(part in text for text in texts)] == []
+
+
 def test_every_hint_has_a_test_or_a_reason() -> None:
     lost = {hint: module for hint, module in hints().items() if not any(part in hint for part, _ in parts())}
     assert lost == {}
@@ -184,7 +229,7 @@ def test_every_part_is_that_of_a_hint() -> None:
     assert [part for part, _ in parts() if not any(part in hint for hint in hints())] == []
 
 
-@pytest.mark.parametrize("where", [*FOLLOWED, *OUTSIDE])
+@pytest.mark.parametrize("where", [*dict.fromkeys((*FOLLOWED, *OUTSIDE, *CAUSES))])
 def test_what_follows_a_hint_is_there(where: str) -> None:
     path, _, name = where.partition("::")
     tree = ast.parse((ROOT / path).read_text())

@@ -119,6 +119,7 @@ def test_experts_are_never_said_to_be_spare() -> None:
     ple = with_text(FAMILIES["E2B"], hidden_size_per_layer_input=0)
     torn = without(tensors_of(FAMILIES["E2B"]), "per_layer_projection_norm")
     assert "that of a model without per-layer embeddings" in hint(torn, ple)
+    assert fits(tensors_of(config), config)  # the one saved with these weights
 
 
 def test_layer_types_that_are_missing_are_named_as_the_tensors_have_them() -> None:
@@ -226,6 +227,16 @@ def test_decoder_weights_under_a_multimodal_config_are_taken_as_such(family: str
     assert fits(tensors, config, decoder_only=True)
     renamed = {name.replace("language_model.", ""): info for name, info in tensors.items()}
     assert fits({n: replace(info, name=n) for n, info in renamed.items()}, config, decoder_only=True)
+
+
+@pytest.mark.parametrize("family", ["E2B", "12B", "26B-A4B", "31B"])
+def test_towers_under_the_config_of_a_text_model(family: str) -> None:
+    """As somebody leaves it who replaced the config to get rid of them."""
+    config = FAMILIES[family]
+    alone = config["text_config"] | {"tie_word_embeddings": True}
+    said = hint(tensors_of(config), alone)
+    assert said == "config.json describes the text model alone: use the multimodal one (and --layout text-only)"
+    assert fits(tensors_of(config), config)
 
 
 def test_a_part_of_a_tower_is_no_stripped_tower() -> None:
@@ -518,6 +529,7 @@ def test_tensors_without_values_are_those_of_a_rank(family: str) -> None:
     plain = tensors_of(config)
     empty = {n: replace(i, shape=(0,)) if n.endswith("proj.weight") else i for n, i in plain.items()}
     assert "zero_to_fp32.py" in hint(empty, config)
+    assert fits(plain, config)  # gathered
     one = {n: replace(i, shape=(3,)) if n.endswith("0.mlp.up_proj.weight") else i for n, i in empty.items()}
     assert "zero_to_fp32.py" not in hint(one, config)
 
@@ -539,6 +551,7 @@ def test_a_part_of_each_tensor_is_that_of_a_rank(ends: tuple[str, ...], axis: in
 
     tensors = {n: part(i) if "language_model" in n and n.endswith(ends) else i for n, i in tensors_of(config).items()}
     assert f"one of {ranks}: gather the parts of all ranks" in hint(tensors, config)
+    assert fits(tensors_of(config), config)  # gathered
     whole = {n: i for n, i in tensors_of(config).items() if "layers.1." in n}  # as a tool prunes some layers
     assert "gather" not in hint({**tensors, **whole}, config)
 
@@ -578,6 +591,7 @@ def test_what_engines_merge_is_taken_from_the_checkpoint(into: str, parts: tuple
     said = hint(merged(tensors_of(config), into, *parts), config)
     assert into.removesuffix(".weight").rpartition(".")[2] in said
     assert "merged as engines hold them" in said
+    assert fits(tensors_of(config), config)  # the checkpoint that was loaded
     lost = without(merged(tensors_of(config), into, *parts), "post_feedforward_layernorm_1")
     assert "merged" not in hint(lost, config)
 
@@ -600,6 +614,7 @@ def test_names_of_another_program(names: tuple[tuple[str, str], ...], family: st
             new = new.replace(old, other)
         found[new] = replace(info, name=new)
     assert hint(found, config).startswith("names of another program")
+    assert fits(tensors_of(config), config)  # as an export has them
 
 
 # ---- where the decoder's keys stand
@@ -639,8 +654,17 @@ def test_layers_with_gaps_are_numbered_again(family: str) -> None:
         if (number := Name(name).decoder_layer) is not None and number >= len(last) - 2
     }
     rest = {name: info for name, info in tensors.items() if (Name(name).decoder_layer or 0) < len(last) - 2}
-    said = hint({name: replace(info, name=name) for name, info in (rest | moved).items()}, config)
+    gaps = {name: replace(info, name=name) for name, info in (rest | moved).items()}
+    said = hint(gaps, config)
     assert said.startswith(f"layers are numbered with gaps: there is {len(last)}, but no {len(last) - 2}; ")
+    assert said.endswith("number them from 0 on, in their order")
+    numbers = sorted({number for name in gaps if (number := Name(name).decoder_layer) is not None})
+    again = {}
+    for name, info in gaps.items():
+        if (number := Name(name).decoder_layer) is not None:
+            name = name.replace(f"{start}{number}.", f"{start}{numbers.index(number)}.")  # noqa: PLW2901 -- renamed
+        again[name] = replace(info, name=name)
+    assert fits(again, config)
 
 
 def test_layers_with_other_numbers_of_experts_are_said_to_be() -> None:
@@ -650,7 +674,11 @@ def test_layers_with_other_numbers_of_experts_are_said_to_be() -> None:
         if ".layers.1." in name and (".experts." in name or ".router.p" in name):
             tensors[name] = replace(info, shape=(2, *info.shape[1:]))
     assert "prune all layers alike" in hint(tensors, config)
-    assert fits(tensors_of(config), config)
+    pruned = {
+        name: replace(info, shape=(2, *info.shape[1:])) if ".experts." in name or ".router.p" in name else info
+        for name, info in tensors.items()
+    }
+    assert fits(pruned, with_text(config, num_experts=2, top_k_experts=2))
 
 
 # ---- drafters
