@@ -24,6 +24,8 @@ _TRIAL: Final = (64, 1024, 4096)
 _TRIALS: Final = 5
 _LONG: Final = 300
 """Seconds from which the time is told; a shorter one is seen by the progress."""
+_SLOWEST: Final = 1e9
+"""Operations per second of any machine: where they suffice, its own are not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,12 @@ class Cost:
         return cls(max(1, models) * (body + head), peak_memory() + states + pages, len(probes), predictions)
 
     def line(self, origin: str) -> str:
-        """Return the cost as one line for the user; measures the machine's speed.
+        """Return the cost as one line for the user; measures the machine's speed if that can matter.
 
         Args:
             origin: whose prompts they are: `bundled`, `stored` or `own`.
         """
-        seconds = self.operations / _speed()
+        seconds = self.operations / (_speed() if self.operations > _LONG * _SLOWEST else _SLOWEST)
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
         yours = " (--prompts takes yours)" if origin == "bundled" else ""
         run = f"{self.probes} {origin} prompts{yours}: {self.predictions:,} predictions"

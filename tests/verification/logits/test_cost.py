@@ -1,0 +1,26 @@
+"""What a comparison will cost, in one line: its time only where that is minutes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from g4convert.verification.logits import cost
+from g4convert.verification.logits.cost import Cost
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_the_time_is_told_where_it_is_long() -> None:
+    line = Cost(1e17, 2_000_000_000, 8, 1200).line("bundled")
+    assert line.startswith("8 bundled prompts (--prompts takes yours): 1,200 predictions, 2 GB of memory, about ")
+
+
+def test_the_speed_of_the_machine_is_measured_only_where_it_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = list[float]()
+    monkeypatch.setattr(cost, "_speed", lambda: measured.append(2e9) or measured[-1])
+    assert Cost(2.9e11, 1000, 8, 12).line("own").endswith("of memory")
+    assert not measured
+    assert Cost(3.1e11, 1000, 8, 12).line("own").endswith("of memory")
+    assert Cost(6.1e11, 1000, 8, 12).line("own").endswith("of memory, about 5 min")
+    assert len(measured) == 2
