@@ -61,8 +61,8 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
     limits = _limits()
     measured = (
         "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
-        f"{found[0].measured_on}; other models lose other amounts. `verify` warns where the upper end of its "
-        f"interval is above {limits.passes:g}, and fails above {limits.fail:g}"
+        f"{found[0].measured_on}; other models lose other amounts. `verify` judges the upper end of the mean's "
+        f"95 % interval: above {limits.passes:g} it warns, above {limits.fail:g} it fails"
     )
     return f"{estimated}. {measured}" if all(one.kl is not None for one in found) else estimated
 
@@ -96,5 +96,5 @@ def untried(found: Sequence["Cost"]) -> str:
             better.append(f"`{one.option}` {nats(one.kl)} ({what}about {rough_duration(one.seconds)} here)")
     left = f"; on {own.measured_on} this method left a mean KL of {nats(own.kl)} nats, "
     if better and least > _limits().fail:
-        better.append(f"`-r {EIGHT_BITS}`, in 8 bits, far less")
+        better.append(f"`-r {EIGHT_BITS}`, in 8 bits, a 256th of the first or less")
     return f"{left}{', '.join(better)}; `verify` fails above {_limits().fail:g}" if better else ""

@@ -176,7 +176,7 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
                 ends = f"{_short(values['kl_low'])} to {_short(values['kl_high'])}"
                 yield "  95 % interval", ends, "its upper end is judged", "", ""
             if name == "kl_mean" and of == "loss" and noise:
-                yield "  by rounding alone", noise, "a KL below this means nothing", "", ""
+                yield f"  by {found.metrics['dtype']} rounding", noise, "a KL below this means nothing", "", ""
 
 
 def _served(buckets: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:

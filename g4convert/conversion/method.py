@@ -40,7 +40,7 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
-        return Choice(Method.MSE, f"QAT, whose grid would be kept, is for {LATTICE_BITS} bits")
+        return Choice(Method.MSE, f"source not searched for the grid of a QAT, as that has {LATTICE_BITS} bits")
     share, sampled, linears = _sampled(plan, checkpoint, reader)
     method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"

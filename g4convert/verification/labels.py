@@ -61,7 +61,7 @@ LOWER_BOUND: Final = (
     "KL is a lower bound, 3 % low on Gemma 3 270M: of the reference only the likeliest tokens are known"
 )
 COSTLY: Final = {
-    "loss": "which modules cost most (for information; a rule in a recipe file keeps one in bf16)",
+    "loss": "which modules cost most (for information; a rule in a recipe, `-r FILE.yaml`, keeps one in bf16)",
     "parity": "which modules run differently from what is written",
 }
 """Title of each table of blame."""

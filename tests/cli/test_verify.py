@@ -555,8 +555,8 @@ def test_a_path_without_a_difference_is_a_sentence(text_out: tuple[Path, Path]) 
     after = told.partition("\nwhether the packed weights compute the same as the dequantized ones: ")[2]
     assert " ".join(after.split()).startswith("yes, to the last bit, in all ")
     assert "-v lists every check" in told
-    assert told.count("by rounding alone") == 1  # a row of the mean KL
-    assert told.partition("by rounding alone")[2].splitlines()[0].endswith("a KL below this means nothing")
+    assert told.count("by float32 rounding") == 1  # a row of the mean KL
+    assert told.partition("by float32 rounding")[2].splitlines()[0].endswith("a KL below this means nothing")
 
 
 def test_a_retry_repeats_the_verdict(

@@ -64,7 +64,7 @@ def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:
 
 def test_eight_bits_have_no_lattice(checkpoints: Checkpoints) -> None:
     choice = chosen(checkpoints("dense", qat=True), num_bits=8)
-    assert choice == Choice(Method.MSE, "QAT, whose grid would be kept, is for 4 bits")
+    assert choice == Choice(Method.MSE, "source not searched for the grid of a QAT, as that has 4 bits")
 
 
 def test_nothing_to_pack_is_not_measured(checkpoints: Checkpoints) -> None:

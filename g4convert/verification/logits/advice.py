@@ -41,7 +41,8 @@ _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
     "the file is right: it computes what it stores, but quantized like this the model loses too much. What loses less, "
-    "with the size of the output and the mean KL to expect (upper end of the 95 % interval; {high:.2g} here):"
+    "with the size of the output and the upper end of the mean KL's 95 % interval, as it follows from the {high:.2g} "
+    "here:"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 

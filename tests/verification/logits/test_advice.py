@@ -44,7 +44,7 @@ def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     assert list(found) == ["logits.loss.kl_mean"]
     right, way, fit = found["logits.loss.kl_mean"].splitlines()
     assert right.startswith("the file is right")
-    assert right.endswith("mean KL to expect (upper end of the 95 % interval; 0.38 here):")
+    assert right.endswith("95 % interval, as it follows from the 0.38 here:")
     assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL 0.0004, should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]

@@ -1,4 +1,4 @@
-"""What a comparison will cost, in one line: its time only where that is minutes."""
+"""The line that says what a comparison will cost; it has a time only where that is minutes."""
 
 from __future__ import annotations
 
