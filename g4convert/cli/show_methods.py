@@ -96,5 +96,5 @@ def untried(found: Sequence["Cost"]) -> str:
             better.append(f"`{one.option}` {nats(one.kl)} ({what}about {rough_duration(one.seconds)} here)")
     left = f"; on {own.measured_on} this method left a mean KL of {nats(own.kl)} nats, "
     if better and least > _limits().fail:
-        better.append(f"`-r {EIGHT_BITS}`, in 8 bits, a 256th of the first or less")
+        better.append(f"`-r {EIGHT_BITS}`, in 8 bits, an estimated 256th of the first")
     return f"{left}{', '.join(better)}; `verify` fails above {_limits().fail:g}" if better else ""
