@@ -137,7 +137,7 @@ def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet) -> Quan
         progress: told of each step, and of finished bytes.
     """
     conversion = prepare(with_calibration(job, ranks, progress))
-    progress.say(f"quantizing {job.source.name}")
+    progress.say(f"quantizing {job.source.typed}")
     summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion, ranks)))
     peak = peak_memory()  # before a verification has its own
     report = verified(job, level, progress=progress, written=True) if ranks.leads else None

@@ -53,6 +53,11 @@ class Source:
             return cls(path, f"{match['org']}/{match['name']}", match["revision"])
         return cls(path, path.resolve().name)
 
+    @property
+    def typed(self) -> str:
+        """The model as commands name it: by its path, or a repository of the hub by its name."""
+        return self.name if self.revision else str(self.path)
+
 
 def resolve(model: str) -> Source:
     """Find the directory of a model; fetch it if the cache lacks it.

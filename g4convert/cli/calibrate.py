@@ -60,7 +60,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     if as_json:
         print_json(done.to_dict())
     elif not quiet and done.already_done:
-        made_by = f"{source.resolve(model).name} by this command and version (--overwrite makes it again)"
+        made_by = f"{source.resolve(model).typed} by this command and version (--overwrite makes it again)"
         print_done(done.output, made_by, no_color=no_color)
     elif not quiet:
         from g4convert.cli import show

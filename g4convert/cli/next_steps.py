@@ -4,6 +4,7 @@ The line can be pasted into a shell, as what it does stands behind as a comment.
 known here.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from glob import escape
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
+from g4convert.cli.tables import in_lines
 from g4convert.conversion.result import serve_command
-from g4convert.planning.recipe import DEFAULT, Method, shipped
+from g4convert.planning.recipe import DEFAULT, Method, load, shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,15 +32,23 @@ Step = tuple[str, str]
 """A command, and words on what it does; both empty where there is nothing to do next."""
 _NONE: Step = ("", "")
 _COMMENT = "      # "
+_OPTION = re.compile(r"-r [\w-]+")
+"""An option in words on a command, which stays in one line."""
+_HARD = "\xa0"
+"""A blank at which no line is broken."""
 
 
 def show_next(out: "Console", command: str, what: str = "") -> None:
     """Print the line, on a terminal that it does not fit in two; nothing without a command."""
     if command:
         line = f"next: {command}  # {what}" if what else f"next: {command}"
-        if out.is_terminal and what and len(line) > out.width:
-            comment = fill(what, out.width, initial_indent=_COMMENT, subsequent_indent=_COMMENT, break_on_hyphens=False)
-            line = f"next: {command}\n{comment}"
+        if out.is_terminal and len(line) > out.width:
+            line = in_lines("next: ", command, out.width)
+            whole = _OPTION.sub(lambda found: found[0].replace(" ", _HARD), what)
+            comment = fill(
+                whole, out.width, initial_indent=_COMMENT, subsequent_indent=_COMMENT, break_on_hyphens=False
+            )
+            line += f"\n{comment.replace(_HARD, ' ')}" * bool(what)
         out.print(line, markup=False, soft_wrap=True)
 
 
@@ -80,6 +90,13 @@ def _sizes(directory: Path, names: Iterable[str]) -> dict[str, int]:
         with suppress(OSError, ValueError):
             found[name] = (directory / name).stat().st_size
     return found
+
+
+def recipe_of(output: Path) -> str:
+    """Return the name of the shipped recipe that a checkpoint says it was made by; empty for any other recipe."""
+    values = dict(part(record(output), "recipe"))
+    name = str(values.pop("name", ""))
+    return name if name in shipped() and load(name).settings() == values else ""
 
 
 def made_anew(output: Path) -> str:
@@ -181,11 +198,9 @@ def after_check(found: "Checked") -> Step:
     if not serve:
         return _NONE
     command, _ = answers_of(output, _original_of(Path(output)))
-    return command, f"measures its answers, without an engine; if it passes: {serve}"
+    return command, f"unless done: measures its answers, without an engine; if it passes: {serve}"
 
 
 def after_generate(model: str, *, quantized: bool) -> Step:
-    """Return what to do after a checkpoint has spoken."""
-    if quantized:
-        return answers_of(model, _original_of(Path(model)))
-    return f"g4convert plan {quote(model)}", "shows what quantization would make of it"
+    """Return what to do after a checkpoint has spoken; nothing where it is quantized, as it may be verified already."""
+    return _NONE if quantized else (f"g4convert plan {quote(model)}", "shows what quantization would make of it")

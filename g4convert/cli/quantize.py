@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from g4convert.api.quantize import Quantized
     from g4convert.cli.verification import Printed
     from g4convert.conversion.job import Job
-    from g4convert.planning.recipe import Resolved
+    from g4convert.planning.recipe import Recipe, Resolved
     from g4convert.planning.report import PlanReport
     from g4convert.report import Report
 
@@ -81,7 +81,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if ranks.leads and is_done:
         _print_done(job, report, how, as_json=as_json)
     elif ranks.leads:
-        _print(done, how, as_json=as_json)
+        _print(done, resolved.recipe, how, as_json=as_json)
 
 
 def _no_output(model: str, resolved: "Resolved") -> UsageError:
@@ -97,7 +97,7 @@ def _say_done(job: "Job", how: "Printed", *, verified: bool) -> None:
     if how.quiet:
         return
     rest = "; verifying it again" if verified else ""
-    made_by = f"{job.source.name} quantized by this recipe and version (--overwrite makes it again)"
+    made_by = f"{job.source.typed} quantized by this recipe and version (--overwrite makes it again)"
     print_done(job.output, made_by + rest, no_color=how.no_color)
 
 
@@ -115,8 +115,7 @@ def _print_done(job: "Job", report: "Report | None", how: "Printed", *, as_json:
     if report is not None:
         verification.tell_end(report, how, as_json=as_json)
     if not as_json and not how.quiet:
-        original = job.source.name if job.source.revision else str(job.source.path)
-        following = next_steps.answers_of(job.output, shlex.quote(original))
+        following = next_steps.answers_of(job.output, shlex.quote(job.source.typed))
         next_steps.show_next(show.console(no_color=how.no_color), *following)
 
 
@@ -155,7 +154,7 @@ def _own_tokens(job: "Job") -> int | None:
     return CalibrationFile.load(job.calibration).ids.size
 
 
-def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
+def _print(done: "Quantized", recipe: "Recipe", how: "Printed", *, as_json: bool) -> None:
     """Print the verdict if it passed, the closing card, and then the faults that the verification found.
 
     Raises:
@@ -170,6 +169,7 @@ def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
     elif not how.quiet:
         console = show.console(no_color=how.no_color)
         metrics = done.report.metrics if done.report else {}
+        answers, methods = show_summary.answers(done.summary, metrics, done.costs, recipe)
         show_summary.summary(
             console,
             done.summary,
@@ -177,7 +177,8 @@ def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
             tensors=how.verbose,
             peak=done.peak_memory,
             refused=done.refused,
-            answers=show_summary.answers(done.summary, metrics, done.costs),
+            answers=answers,
+            methods=methods,
             following=_following(done) if done.passed else ("", ""),
         )
     if done.report is not None and not done.passed:
@@ -186,10 +187,11 @@ def _print(done: "Quantized", how: "Printed", *, as_json: bool) -> None:
 
 def _following(done: "Quantized") -> tuple[str, str]:
     """Return the command that measures the answers of an output, or if they are measured, the one that serves it."""
+    from g4convert.checkpoint.source import Source
     from g4convert.cli import next_steps
     from g4convert.gemma4 import Role
 
     drafter = any(row.role == Role.DRAFTER for row in done.summary.sizes)
     if done.summary.total.stats.groups and not (done.report and done.report.metrics.get("loss")):
-        return next_steps.answers_of(done.output, shlex.quote(str(done.source)))
+        return next_steps.answers_of(done.output, shlex.quote(Source.at(done.source).typed))
     return next_steps.served(str(done.output), done.refused, drafter=drafter)

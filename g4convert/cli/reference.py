@@ -26,13 +26,14 @@ def reference(  # noqa: PLR0913 - one parameter for each option
 
     asked = Request(output, None, Level.LOGITS, None, prompts, memory, dtype, device)
     how = verification.Printed(quiet=quiet, no_color=no_color)
-    found = verification.store(source.resolve(model), asked, how, overwrite=overwrite)
+    place = source.resolve(model)
+    found = verification.store(place, asked, how, overwrite=overwrite)
     if as_json:
         print_json(found)
     elif not quiet and found.get("already_done"):
-        made_by = f"{found['model']} by this command and version (--overwrite makes it again)"
+        made_by = f"{place.typed} by this command and version (--overwrite makes it again)"
         print_done(output, made_by, no_color=no_color)
     elif not quiet:
         from g4convert.cli import show
 
-        show.reference(show.console(no_color=no_color), found)
+        show.reference(show.console(no_color=no_color), found, place.typed)

@@ -86,14 +86,15 @@ def pairs(out: Console, rows: Mapping[str, str]) -> None:
     put(out, facts(rows, dim=True))
 
 
-def reference(out: Console, stored: Mapping[str, Any]) -> None:
-    """Print what a stored reference holds, and the command that uses it."""
+def reference(out: Console, stored: Mapping[str, Any], model: str) -> None:
+    """Print what a stored reference of a model holds, and the command that uses it."""
     kept, what = f"{size(stored['bytes'])}: {stored['tokens']:,} predictions of {stored['probes']} prompts", ""
     if likeliest := stored["likeliest"]:
         what = (
-            f", each with its {likeliest:,} likeliest tokens, so a KL to it comes out too low, by 3 % on Gemma 3 270M"
+            f", each with its {likeliest:,} likeliest tokens, so a KL to it is a lower bound: 0.257 for 0.266 on "
+            "Gemma 3 270M in 4 bits"
         )
-    pairs(out, {"model": str(stored["model"]), "stored": f"{kept}{what}"})
+    pairs(out, {"model": model, "stored": f"{kept}{what}"})
     what = "OUT: a quantized checkpoint of the model"
     show_next(out, f"g4convert verify OUT --reference {quote(stored['output'])}", what)
 

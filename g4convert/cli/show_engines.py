@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from g4convert.cli import show_report
-from g4convert.cli.tables import facts, put, table
-from g4convert.engines.remarks import Remark, Way
+from g4convert.cli.tables import facts, in_lines, put, table
+from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.verdicts import BASIS, Loads, Verdict
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from g4convert.inspection.fix import Fixed
 
 _MORE: Final = "`quantize` with these options packs less, and more engines or GPUs load it"
+_PADDED: Final = "padded: with zeros, to whole tiles of the kernel; same results in more memory"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 
@@ -40,6 +41,8 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, command: str = "", ver
     put(out, table(("engine", "GPUs", "loads", "how, or why not"), rows))
     if verbose:
         put(out, facts({one.engine: "; ".join(one.notes) for one in given if one.notes}, indent=2, dim=True))
+    if any(remark.topic is Topic.PADDING for one in given for remark in one.told):
+        out.print(f"  {_PADDED}", style="dim", soft_wrap=True)
     out.print(f"  {BASIS}", style="dim", soft_wrap=True)
     _ways(out, _remedies(given), command)
 
@@ -71,7 +74,10 @@ def _ways(out: "Console", remedies: Mapping[str, tuple[Way, ...]], command: str)
         }
         put(out, facts(rows, indent=2, dim=True))  # an option stays in one piece
         if command:
-            out.print(f"  in full: {command} {ranked[0].options}", style="dim", markup=False, soft_wrap=True)
+            begin = "  the first in full: " if ranked[1:] else "  in full: "
+            whole = f"{command} {ranked[0].options}"
+            line = in_lines(begin, whole, out.width) if out.is_terminal else begin + whole
+            out.print(line, style="dim", markup=False, soft_wrap=True)
     if others:
         out.print("\nwhat would let more engines load it", style="dim")
         put(out, facts({name: ", or ".join(texts) for name, texts in others.items()}, indent=2, dim=True))
@@ -105,7 +111,7 @@ def _loaded(found: Iterable[Verdict]) -> str:
             loaded.append("" if one.engine == "transformers" else str(one.tp))
     yes = [f"{name} ({', '.join(sizes)} GPUs)" if any(sizes) else name for name, sizes in names.items() if sizes]
     no = [name for name, sizes in names.items() if not sizes]
-    said = [f"{word} {', '.join(named)}" for word, named in (("loads in", yes), ("does not load in", no)) if named]
+    said = [f"{word} {', '.join(named)}" for word, named in (("loads in", yes), ("not for", no)) if named]
     return "; ".join(said)
 
 
@@ -133,7 +139,8 @@ def _joined(remarks: tuple[Remark, ...], *, verbose: bool) -> str:
     reason = remarks[0].reason
     shares = dict.fromkeys(one.reason.share.strip() for one in remarks)
     whole = " " * reason.share.startswith(" ") + " and ".join(shares)
-    return remarks[0].told(replace(reason, share=whole, source=reason.source if verbose else ""))
+    rest = "" if remarks[0].topic is Topic.PADDING else reason.rest  # told once, below the table
+    return remarks[0].told(replace(reason, share=whole, source=reason.source if verbose else "", rest=rest))
 
 
 def _alike(found: Iterable[Verdict]) -> Iterable[list[Verdict]]:

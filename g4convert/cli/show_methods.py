@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from g4convert.cli.tables import table
-from g4convert.planning.recipe import EIGHT_BITS, Method
+from g4convert.planning.costs import OF_EIGHT, measured_kl
+from g4convert.planning.recipe import EIGHT_BITS, Method, load
 from g4convert.quantities import nats, plural, rough_duration, rough_size
 from g4convert.request import DEFAULTS
 
 if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
+    from g4convert.planning.recipe import Recipe
     from g4convert.verification.gates import Threshold
 
+_EIGHT = 8
 _LESS = 0.9
 """A method is named if it leaves less than this part of what the one named before leaves."""
 
@@ -51,9 +54,12 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
         own_texts: whether the tokens are of the user's texts, whose number is known.
     """
     tokens = max(one.tokens for one in found)
-    texts = f"{plural(tokens, 'token')} of your texts" if own_texts else f"about {tokens:,} tokens of the bundled texts"
+    about = float(f"{tokens:.2g}")
+    texts = (
+        f"{plural(tokens, 'token')} of your texts" if own_texts else f"about {about:,.0f} tokens of the bundled texts"
+    )
     estimated = (
-        f"estimates for {plural(workers, 'worker')} on idle cores; times include the check of every weight. "
+        f"estimates for {plural(workers, 'thread')} on idle cores; times include the check of every weight. "
         f"{', '.join(str(one.method) for one in found if one.tokens)}: calibrated on {texts}"
     )
     if any(one.method is Method.BEST for one in found):
@@ -74,6 +80,11 @@ def _limits() -> "Threshold":
     return load(DEFAULTS.profile).thresholds["kl_mean"]
 
 
+def fails_above() -> float:
+    """Return the mean KL above which `verify` fails by default."""
+    return _limits().fail
+
+
 def choice(found: Sequence["Cost"]) -> str:
     """Return words on when to take the plan's method and when `gptq`; empty where `gptq` is not known to lose less."""
     own, *others = found
@@ -83,18 +94,37 @@ def choice(found: Sequence["Cost"]) -> str:
     return f"quick: for a first try or a QAT source; for real use add {gptq.option}"
 
 
-def untried(found: Sequence["Cost"]) -> str:
-    """Return a sentence on methods that calibrate, with time and loss; empty if nothing is known of their loss."""
-    own, *others = found
-    if own.kl is None:
-        return ""
-    better, least = [], own.kl
-    for one in others:
+def others(found: Sequence["Cost"], own: str, *, has_experts: bool) -> Table | None:
+    """Return a table of what an output's method left of a real model, and of methods that left less; None without any.
+
+    Args:
+        found: cost of the output's method, then of others.
+        own: the output's method, which `auto` chose.
+        has_experts: whether the model has experts.
+    """
+    mine, *rest = found
+    if mine.kl is None:
+        return None
+    least, rows = mine.kl, [[own, "(this output)", nats(mine.kl), ""]]
+    for one in rest:
         if one.tokens and one.kl is not None and one.kl < _LESS * least:
             least = one.kl
-            what = "gptq, then trained scales; " if one.method is Method.BEST else ""
-            better.append(f"`{one.option}` {nats(one.kl)} ({what}about {rough_duration(one.seconds)} here)")
-    left = f"; on {own.measured_on} this method left a mean KL of {nats(own.kl)} nats, "
-    if better and least > _limits().fail:
-        better.append(f"`-r {EIGHT_BITS}`, in 8 bits, an estimated 256th of the first")
-    return f"{left}{', '.join(better)}; `verify` fails above {_limits().fail:g}" if better else ""
+            rows.append([str(one.method), one.option, nats(one.kl), rough_duration(one.seconds)])
+    if not rows[1:]:
+        return None
+    known, _ = measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=has_experts)
+    rows.append(["8 bits", f"-r {EIGHT_BITS}", f"up to {OF_EIGHT * known[Method.MSE]:.2g}", ""])
+    columns = ("method", "option", "KL, nats", "time here")
+    return table(columns, rows, right=columns[2:])
+
+
+def expected(recipe: "Recipe", *, has_experts: bool) -> str:
+    """Return words on the loss to expect of a recipe of 8 bits; empty for any other recipe."""
+    known, model = measured_kl(recipe.group_size, has_experts=has_experts)
+    if recipe.num_bits != _EIGHT or not recipe.is_uniform or not known:
+        return ""
+    four = known[Method.MSE]
+    return (
+        f"a mean KL of at most about {OF_EIGHT * four:.2g} nats is expected, a 256th of the {nats(four)} of 4 bits on "
+        f"{model}, as each bit halves the error; `verify` fails above {fails_above():g}"
+    )

@@ -27,7 +27,7 @@ _MOST_FILES = 6
 def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     """Print a plan: sizes by role, kept tensors with reasons, entries of config.json, output, warnings."""
     recipe, architecture = found.recipe.recipe, found.plan.architecture
-    out.print(f"[bold]{escape(found.source.name)}[/]: {escape(architecture.family)}", soft_wrap=True)
+    out.print(f"[bold]{escape(found.source.typed)}[/]: {escape(architecture.family)}", soft_wrap=True)
     spelled = [dialect(use.description, use.count, use.example) for use in found.plan.inventory.dialects]
     method = f"{recipe.method}{_AUTO}" if recipe.method is Method.AUTO else recipe.method
     top = {
@@ -101,7 +101,7 @@ def _outcome(found: "PlanReport", *, lists: bool) -> dict[str, str]:
     files = plural(len(found.layout.shards), "file")
     rows["output"] = f"{size(sum(row.after for row in found.sizes))} in {files}"
     if not found.costs[1:]:
-        time, workers = rough_duration(found.costs[0].seconds), plural(found.workers, "worker")
+        time, workers = rough_duration(found.costs[0].seconds), plural(found.workers, "thread")
         rows["time"] = f"about {time} on {workers}, a check of every weight included"
     limit = found.recipe.recipe.max_shard_size
     for one in found.plan.beside.decided:

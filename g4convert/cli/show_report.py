@@ -3,11 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from g4convert.cli.next_steps import recipe_of
 from g4convert.cli.tables import prose, put, table, without
 from g4convert.names import Name
 from g4convert.quantities import plural
@@ -77,6 +81,8 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         brief = kind == "loss" and not verbose
         prose(out, f"[dim]{escape(_how(blamed, kind, brief=brief))}[/]")
         put(out, _blame(blamed["rows"], brief=brief))
+        if kind == "loss":
+            _keep(out, Path(found.output), blamed["rows"])
     if found.verdict is not Severity.PASS and not verbose:
         prose(out, "\n-v lists every check and note")
 
@@ -163,6 +169,18 @@ def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *
         out.print(f"and {len(lines) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
 
 
+def _keep(out: "Console", output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the recipe that keeps the costliest layer in bf16."""
+    layer = next((Name(row["module"]).last for row in rows if row["kind"] == "layer"), "")
+    if layer:
+        base = recipe_of(output)
+        prose(
+            out, f"to keep layer {layer} in bf16: `quantize -r FILE.yaml` with {'these lines' if base else 'the rule'}"
+        )
+        lines = [f"extends: {base}"] * bool(base) + [f"rules: [{{layers: {layer}, bits: 16}}]"]
+        put(out, Padding(Text("\n".join(lines)), (0, 0, 0, 2)))
+
+
 def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
     """Yield a row for each metric that the profile judges."""
     floor = found.metrics["floor"]["values"]
@@ -170,10 +188,10 @@ def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
     for one in found.findings:
         of, name = _metric(found, one)
         if of == kind:
-            noise = _number(floor.get(name), ".2g")
+            noise = _number(floor.get(name), digits=2)
             yield METRICS.get(name, name), _number(values[name]), one.expected, one.severity.value, noise
             if name == "kl_mean" and not math.isnan(values["kl_high"]):
-                ends = f"{_short(values['kl_low'])} to {_short(values['kl_high'])}"
+                ends = f"{_number(values['kl_low'], digits=2)} to {_number(values['kl_high'], digits=2)}"
                 yield "  95 % interval", ends, "its upper end is judged", "", ""
             if name == "kl_mean" and of == "loss" and noise:
                 yield f"  by {found.metrics['dtype']} rounding", noise, "a KL below this means nothing", "", ""
@@ -209,17 +227,17 @@ def _blame(rows: Sequence[Mapping[str, Any]], *, brief: bool) -> Table:
         indent = "  " if heading else ""
         cells += [(heading, *[""] * 4)] if heading else []
         for row in alike[:_MOST]:
-            share, sqnr = f"{round(100 * row['share'])} %", _number(row["sqnr"], ".1f")
+            share, sqnr = f"{round(100 * row['share'])} %", "" if math.isnan(row["sqnr"]) else f"{row['sqnr']:.1f}"
             cells.append((indent + row["module"], share, _number(row["kl"]), sqnr, row["note"]))
     columns = ("module", "removes", "KL left", _SQNR, "")
     return table(*without(columns, cells, ("KL left", _SQNR) if brief else ()), right=columns[1:4])
 
 
-def _short(value: float) -> str:
-    """Return a number in two digits: `0.19`, `1.9e-4`, as `0.00019` is too wide for the table."""
-    mantissa, power = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(power)}" if 0 < abs(value) < _SMALL else f"{value:.2g}"
-
-
-def _number(value: float | None, spec: str = ".4g") -> str:
-    return "" if value is None or math.isnan(value) else format(value, spec)
+def _number(value: float | None, *, digits: int = 4) -> str:
+    """Return a number in so many digits, `0.19` or `1.9e-4`; empty for none and nan."""
+    if value is None or math.isnan(value):
+        return ""
+    if not 0 < abs(value) < _SMALL:
+        return f"{value:.{digits}g}"
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    return f"{float(mantissa):g}e{int(power)}"

@@ -14,9 +14,10 @@ from g4convert.cli.tables import facts, prose, put, table
 from g4convert.quantities import plural, size
 
 if TYPE_CHECKING:
-    from g4convert.conversion.result import ErrorRow, Summary
+    from g4convert.conversion.result import Choice, ErrorRow, Summary
     from g4convert.engines.verdicts import Verdict
     from g4convert.planning.costs import Cost
+    from g4convert.planning.recipe import Recipe
 
 _MUCH = 1 / 4
 """Share of the output above which a role that is not packed is named."""
@@ -31,6 +32,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     peak: int | None = None,
     refused: Sequence["Verdict"] = (),
     answers: str = "",
+    methods: Table | None = None,
     following: tuple[str, str] = ("", ""),
 ) -> None:
     """Print the closing card: sizes, errors, engines that refuse the output, the next command.
@@ -42,14 +44,15 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         tensors: print tables of the errors, with all tensors, and the peak of memory.
         peak: peak of memory in bytes; None if unknown.
         refused: verdicts of engines that cannot load the output.
-        answers: sentence on the quality of answers, from `answers`.
+        answers: sentence on the quality of answers, and the table below it, from `answers`.
+        methods: the table.
         following: the next command, and words on it; empty texts for none.
     """
     rows = {
         "written": str(output),
         "size": f"{size(done.before)} -> {size(done.after)} in {plural(done.files, 'file')}, "
         f"{done.bits_per_weight:.1f} bits per weight{_kept(done)}",
-        "method": f"{done.choice.method}: {done.choice.why}",
+        "method": _method(done.choice),
     }
     if done.calibration is not None:
         given = done.calibration.get("ways") or {"weights by their inputs": done.calibration["weighted"]}
@@ -83,7 +86,23 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         prose(out, f"not for {escape(', '.join(names))}: {escape(why)}")
     if answers:
         prose(out, f"answers: {escape(answers)}")
+    if methods is not None:
+        put(out, methods)
     show_next(out, *following)
+
+
+def _method(choice: "Choice") -> str:
+    """Return the method and the reason for it, for `auto` by the sample that it chose by."""
+    found = choice.sample
+    if found is None:
+        return f"{choice.method}: {choice.why}"
+    if not found.sampled:
+        return f"{choice.method} (least squared error)"
+    read = f"{found.sampled} of {found.tensors} tensors read"
+    counted = f"{100 * found.share:.1f} % of its groups lie on a 4-bit grid ({read})"
+    if choice.method == "lattice":
+        return f"{choice.method} (the source's own grid): source trained for 4 bits (QAT), {counted}"
+    return f"{choice.method} (least squared error): source not trained for 4 bits (QAT), {counted}"
 
 
 def _kept(done: "Summary") -> str:
@@ -95,24 +114,32 @@ def _kept(done: "Summary") -> str:
     return f"; {size(most.after)} of it is the {str(most.role).replace('_', ' ')}, which stays as it is"
 
 
-def answers(done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["Cost"]) -> str:
-    """Return a sentence on the distance of a conversion's answers from the original's.
+def answers(
+    done: "Summary", metrics: Mapping[str, Any] | None, costs: Sequence["Cost"], recipe: "Recipe"
+) -> tuple[str, Table | None]:
+    """Return a sentence on the distance of a conversion's answers from the original's, and a table of methods below it.
 
     Args:
         done: summary of the conversion.
         metrics: metrics of the verification at the end of the conversion; None without a verification.
         costs: costs of the method that ran, then of others.
+        recipe: the recipe.
     """
-    from g4convert.cli.show_methods import untried
+    from g4convert.cli.show_methods import expected, fails_above, others
 
     loss = (metrics or {}).get("loss")
-    if loss is None:
-        better = "" if done.choice.method == "lattice" else untried(costs)
-        return f"not measured, and the error of weights does not tell how good they are{better}"
-    return (
-        f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions, "
-        f"same top token {100 * loss['top1_agreement']:.1f} %"
-    )
+    if loss is not None:
+        told = f"mean KL {loss['kl_mean']:.4g} nats to the original's over {loss['tokens']:,} predictions, "
+        return f"{told}same top token {100 * loss['top1_agreement']:.1f} %", None
+    told, method = "not measured, and the error of weights does not tell how good they are", done.choice.method
+    if method == "lattice":
+        return told, None
+    has_experts = any(row.role == "experts" for row in done.sizes)
+    if (table := others(costs, str(method), has_experts=has_experts)) is not None:
+        limit = f"`verify` fails above {fails_above():g}"
+        return f"{told}. Mean KL to the original on {costs[0].measured_on} ({limit}):", table
+    known = expected(recipe, has_experts=has_experts)
+    return f"{told}; {known}" if known else told, None
 
 
 def _scales(gained: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Tables and sentences that stay within the terminal."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, RenderableType
@@ -15,6 +16,11 @@ _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weig
 """Headers of columns of numbers, which are aligned to the right."""
 _GAP = 2
 """Number of blanks between two columns."""
+_WORD = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""")
+"""A word of a command, with its quotes."""
+_JOINED = " \\"
+"""End of a line that the shell joins with the next."""
+_DEEPER = 6
 _LEAST = 24
 """Least width at which a column of folded text is readable."""
 
@@ -74,12 +80,25 @@ def facts(rows: Mapping[str, str], *, indent: int = 0, dim: bool = False) -> Tab
 def prose(out: Console, text: str, *, indent: int = 0) -> None:
     """Print a sentence, with markup: wrapped at words on a terminal, one line elsewhere, where grep looks for it.
 
-    Commands are not for this, as the line of a command must stay whole to be copied.
+    Commands are for `in_lines`, as a shell must read them when they are copied.
     """
     if out.is_terminal:
         put(out, Padding(Text.from_markup(printable_lines(text)), (0, 0, 0, indent)))
     else:
         out.print(" " * indent + text, soft_wrap=True)
+
+
+def in_lines(begin: str, command: str, width: int) -> str:
+    """Return a command in lines that fit and that a shell joins, the first after `begin`; its words stay whole."""
+    line, *words = _WORD.findall(command)
+    lines, line = [], begin + line
+    for word in words:
+        if len(f"{line} {word}{_JOINED}") > width:
+            lines.append(line + _JOINED)
+            line = " " * _DEEPER + word
+        else:
+            line += f" {word}"
+    return "\n".join([*lines, line])
 
 
 def put(out: Console, what: RenderableType, *, width: int = 10_000) -> None:

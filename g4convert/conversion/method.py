@@ -9,7 +9,7 @@ import numpy as np
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import Choice, OnGrid
 from g4convert.errors import UsageError
 from g4convert.gemma4 import TABLES, Role
 from g4convert.planning.packings import LATTICE_BITS
@@ -40,18 +40,22 @@ def choose(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> Choice:
     if not plan.quantized:
         return Choice(Method.MSE, "nothing is packed")
     if not _on_lattices(plan):
-        return Choice(Method.MSE, f"source not searched for the grid of a QAT, as that has {LATTICE_BITS} bits")
-    share, sampled, linears = _sampled(plan, checkpoint, reader)
-    method = Method.LATTICE if share >= LATTICE_SHARE else Method.MSE
+        why = f"source not searched for the grid of a QAT, as that has {LATTICE_BITS} bits"
+        return Choice(Method.MSE, why, OnGrid(0.0, 0, 0))
+    found = _sampled(plan, checkpoint, reader)
+    method = Method.LATTICE if found.share >= LATTICE_SHARE else Method.MSE
     trained = "trained" if method is Method.LATTICE else "not trained"
-    sample = plural(linears, "tensor") if sampled == linears else f"a sample ({sampled} of {linears} tensors)"
-    return Choice(method, f"source {trained} for 4 bits (QAT): {share:.1%} of groups in {sample} lie on a 4-bit grid")
+    sample = f"a sample ({found.sampled} of {found.tensors} tensors)"
+    if found.sampled == found.tensors:
+        sample = plural(found.tensors, "tensor")
+    why = f"source {trained} for 4 bits (QAT): {found.share:.1%} of groups in {sample} lie on a 4-bit grid"
+    return Choice(method, why, found)
 
 
 def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
     if not _on_lattices(plan):
         return
-    share, *_ = _sampled(plan, checkpoint, reader)
+    share = _sampled(plan, checkpoint, reader).share
     if share >= LATTICE_SHARE:
         raise UsageError(
             f"method {plan.recipe.method}: {share:.1%} of the source lies on the grid of its quantization-aware "
@@ -60,11 +64,11 @@ def _refuse_lattice(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> None:
         )
 
 
-def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> tuple[float, int, int]:
-    """Return the share of sampled groups on a lattice, the number of sampled Linears, and that of all Linears."""
+def _sampled(plan: Plan, checkpoint: Checkpoint, reader: Reader) -> OnGrid:
+    """Return the sample of the groups of all Linears."""
     may_be = _on_lattices(plan)
     shares = [_share(step, checkpoint, reader) for step in may_be[:: max(1, len(may_be) // _LINEARS)]]
-    return float(np.mean(shares)), len(shares), len(may_be)
+    return OnGrid(float(np.mean(shares)), len(shares), len(may_be))
 
 
 def _on_lattices(plan: Plan) -> tuple[Quantize, ...]:

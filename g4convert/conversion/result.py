@@ -19,11 +19,33 @@ _NUMBERS = len(fields(TileStats))
 
 
 @dataclass(frozen=True, slots=True)
+class OnGrid:
+    """Sample of a source's groups, taken to see whether they lie on a 4-bit grid.
+
+    Args:
+        share: share of the groups that do.
+        sampled: number of tensors that they are of; 0 where no tensor gets 4 bits.
+        tensors: number of tensors that they could be of.
+    """
+
+    share: float
+    sampled: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """The method of a conversion, and the reason for it."""
+    """The method of a conversion, and the reason for it.
+
+    Args:
+        method: the method.
+        why: the reason, for the record and the model card.
+        sample: sample that `auto` chose by; None if there was nothing to choose.
+    """
 
     method: Method
     why: str
+    sample: OnGrid | None = None
 
     def scheme(self, packing: Packing, *, signed: bool) -> Scheme:
         """Return the scheme for the tiles of a weight.

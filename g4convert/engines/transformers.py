@@ -40,7 +40,7 @@ _RULES: Final = (
         _LINEAR,
         r"\1",
         accepts=Accepts.PLAIN,
-        note=Reason("left unread, as it expects one tensor for all experts of a layer; they run with random weights"),
+        note=Reason("get random weights, without an error, as it looks for one tensor for all experts of a layer"),
     ),
     Rule(
         r".*\bembed_tokens(_per_layer)?",

@@ -225,7 +225,7 @@ class _Split:
                         yield Remark(
                             Topic.PADDING,
                             subject,
-                            Reason(f"padded from {padded}, same results in more memory"),
+                            Reason(f"padded from {padded}", rest=", same results in more memory"),
                             role=role,
                         )
                     if slow:

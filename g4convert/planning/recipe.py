@@ -20,7 +20,7 @@ from g4convert.checkpoint.patterns import MOST_PATTERNS, fault_of
 from g4convert.errors import UsageError
 from g4convert.plain_yaml import parse
 from g4convert.planning.recipe_faults import refusal, shown
-from g4convert.planning.rules import MOST_RULES, GroupSize, PackRole, RoleBits, Rule, by_role
+from g4convert.planning.rules import KEPT_BITS, MOST_RULES, GroupSize, PackRole, RoleBits, Rule, by_role
 from g4convert.quantities import as_bytes
 from g4convert.suggestions import nearest
 
@@ -137,6 +137,11 @@ class Recipe(BaseModel):
     def is_calibrated(self) -> bool:
         """True if the method looks at inputs, not at weights alone."""
         return self.method in {Method.IMATRIX, Method.GPTQ, Method.BEST}
+
+    @property
+    def is_uniform(self) -> bool:
+        """True if all that is packed has `num_bits` bits in groups of `group_size`."""
+        return not self.rules and not {*self.bits.values()} - {KEPT_BITS}
 
     @property
     def is_layered(self) -> bool:

@@ -123,11 +123,9 @@ class _Levels:
             remedy = "pass the checkpoint itself: --reference MODEL"
             stopped = _stopped(Level.WEIGHTS, why, remedy, severity=severity, what="values not compared")
             return Judged((*hashes, stopped), {})
-        from g4convert.verification.weights.level import check_weights  # noqa: PLC0415 -- brings torch; static needs none
+        from g4convert.verification.weights.level import bound, check_weights  # noqa: PLC0415 -- brings torch; static needs none
 
-        self.progress.say(
-            "verifying level weights: every weight against the original's, within the error of its method"
-        )
+        self.progress.say(f"verifying level weights: {bound(out)}")
         rows: list[dict[str, Any]] = []
         found = check_weights(out, self.directories.source, progress=self.progress, table=rows, recorded=self.written)
         return Judged((*hashes, *found), {"weights": {"tensors": rows}})

@@ -226,7 +226,7 @@ def test_progress_is_told_of_every_byte(moe: Path, tmp_path: Path) -> None:
     assert len(told.totals) == 2, "the conversion and its verification"
     assert told.done == told.totals[-1]
     assert [line.partition(":")[0] for line in said] == [
-        f"quantizing {moe.name}",
+        f"quantizing {moe}",
         "verifying level static",
         "verifying level weights",
     ]

@@ -60,8 +60,8 @@ def test_levels_by_default(text_out: tuple[Path, Path], g4convert: Program) -> N
     assert alone.out.splitlines()[0] == f"PASS {out}: static"
     assert beside.out.splitlines()[0] == f"PASS {out} against {source}: static, weights"
     assert "static: names" in alone.err
-    assert "weights: every weight" not in alone.err
-    assert "weights: every weight" in beside.err
+    assert "level weights: squared" not in alone.err
+    assert "level weights: squared error of each packed tensor at most 1.05 times" in beside.err
 
 
 @pytest.mark.usefixtures("brief")
@@ -319,7 +319,7 @@ def test_a_reference_is_not_written_over_and_is_everybodys(
     assert stored.stat().st_mode == (tmp_path / "other").stat().st_mode
     before = stored.read_bytes()
     ran = g4convert(*command[:-1])
-    assert (ran.status, ran.out.startswith(f"already done: {stored} is {source.name} by this command")) == (0, True)
+    assert (ran.status, ran.out.startswith(f"already done: {stored} is {source} by this command")) == (0, True)
     assert json.loads(g4convert(*command, "--json").out)["already_done"] is True
     prompted = "of other prompts, or by another version"
     for other, why in ((command[:4], prompted), ((*command, "--dtype", "bfloat16"), "in float32")):
@@ -531,8 +531,14 @@ def test_a_loss_that_fails_names_one_command(
     made = f"next: g4convert quantize {source} -o {source.name}-W8A16 -r w8a16-g32  # 8 bits: loses less"
     assert lines[-1] == made
     (eight,) = (line for line in lines if "`-r w8a16-g32`" in line)
-    assert re.fullmatch(r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, KL [\d.e-]+, should fail, too", eight)
+    assert re.fullmatch(r" +- `-r w8a16-g32`: 8 bits, [\d.]+ .B, KL at most about [\d.e-]+, should fail, too", eight)
     assert told[0].metrics["advice"][0]["options"] == "-r w8a16-g32"
+    at = next(number for number, line in enumerate(lines) if line.startswith("to keep layer "))
+    (tmp_path / "kept.yaml").write_text("\n".join(lines[at + 1 : at + 3]))
+    kept = json.loads(g4convert("plan", source, "-r", tmp_path / "kept.yaml", "--json", "-v").out)["tensors"]
+    layer = f"model.layers.{lines[at].split()[3]}."
+    assert {one["action"] for one in kept if layer in str(one) and "_proj" in str(one)} == {"keep"}
+    assert {one["action"] for one in kept if "_proj" in str(one)} == {"keep", "pack"}
 
 
 def test_what_check_mends_is_said(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion import method as choosing
 from g4convert.conversion.method import choose
-from g4convert.conversion.result import Choice
+from g4convert.conversion.result import Choice, OnGrid
 from g4convert.errors import UsageError
 from g4convert.planning.recipe import load
 from g4convert.planning.steps import make_plan
@@ -64,7 +64,8 @@ def test_a_lattice_of_other_groups_is_none(checkpoints: Checkpoints) -> None:
 
 def test_eight_bits_have_no_lattice(checkpoints: Checkpoints) -> None:
     choice = chosen(checkpoints("dense", qat=True), num_bits=8)
-    assert choice == Choice(Method.MSE, "source not searched for the grid of a QAT, as that has 4 bits")
+    why = "source not searched for the grid of a QAT, as that has 4 bits"
+    assert choice == Choice(Method.MSE, why, OnGrid(0.0, 0, 0))
 
 
 def test_nothing_to_pack_is_not_measured(checkpoints: Checkpoints) -> None:

@@ -113,7 +113,7 @@ ROWS = (
     row(MOE, DENSE_PARTS, "sglang 2", NO, "mlp.down_proj: 2816 x 1056 fits no tile of Marlin"),
     row(MOE, DENSE_PARTS, "sglang 4", NO, "mlp.gate_up_proj: 1056 x 2816 fits no tile", "2112 inputs / 4 = 528"),
     row(MOE, {"pack": ["attention"]}, "sglang 8", YES),
-    row(MOE, {}, "transformers", NO, "experts: left unread", "random weights"),
+    row(MOE, {}, "transformers", NO, "experts: get random weights, without an error"),
     row(MOE, DENSE_PARTS, "transformers", YES),
     row(MOE, {}, "vllm 3", NO, "16 heads cannot be split over 3 GPUs", "704 inputs cannot be split over 3 GPUs"),
     # dense variants: nothing is refused at the usual sizes, but for towers and kernels
@@ -436,7 +436,7 @@ def test_the_options_for_most_engines_come_first_and_in_full() -> None:
     )
     loads = "transformers, vLLM (1 or 2 GPUs), SGLang (1 GPU)"  # vLLM, which loads it now, does so then
     assert lines[1] == f"  --pack attention --pack mlp      experts in bf16, output about 2.3 GB; loads in {loads}"
-    assert lines[-1] == "  in full: g4convert quantize gemma -o out --pack attention --pack mlp"
+    assert lines[-1] == "  the first in full: g4convert quantize gemma -o out --pack attention --pack mlp"
 
 
 def test_a_size_without_a_way_leaves_the_ways_of_others() -> None:

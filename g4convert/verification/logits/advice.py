@@ -21,7 +21,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.gemma4 import Architecture
-from g4convert.planning.costs import measured_kl
+from g4convert.planning.costs import OF_EIGHT, measured_kl
 from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Method, Recipe, load, option_for, shipped
 from g4convert.planning.rules import PackRole
 from g4convert.planning.sizes import role_sizes
@@ -30,19 +30,13 @@ from g4convert.quantities import size
 from g4convert.report import Finding, Severity
 from g4convert.verification.gates import Profile
 
-_OF_EIGHT: Final = 4.0**-4
-"""Share of the mean KL of 4 bits in groups of 32 without data that 8 bits leave: four more bits are steps of a 16th.
-
-On the real model it was less, but its weights come from an 8-bit file.
-"""
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
 _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
     "the file is right: it computes what it stores, but quantized like this the model loses too much. What loses less, "
-    "with the size of the output and the upper end of the mean KL's 95 % interval, as it follows from the {high:.2g} "
-    "here:"
+    "with the size of the output and an estimate of the mean KL (upper end of its interval, {high:.2g} here):"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -77,7 +71,8 @@ class Way:
     def line(self) -> str:
         """The way in one line."""
         large = "" if self.nbytes is None else f", {size(self.nbytes)}"
-        return f"`{self.options}`: {self.what}{large}, KL {self.high:.2g}, {self.expected}"
+        about = "at most about" if self.options == f"-r {EIGHT_BITS}" else "about"
+        return f"`{self.options}`: {self.what}{large}, KL {about} {self.high:.2g}, {self.expected}"
 
     @property
     def expected(self) -> str:
@@ -116,7 +111,7 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
                 found.append(way(option_for(recipe, one), "4 bits, calibrated", least / own, other, f"-{one}"))
         eight = load(EIGHT_BITS).recipe
         four, _ = measured_kl(eight.group_size, has_experts=has_experts)
-        found.append(way(f"-r {EIGHT_BITS}", "8 bits", _OF_EIGHT * four[Method.MSE] / own, eight))
+        found.append(way(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four[Method.MSE] / own, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
         others = sorted(one["module"] for one in roles if one is not row)
@@ -147,8 +142,8 @@ def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
 
 def _known(recipe: Recipe, *, has_experts: bool) -> Mapping[Method, float]:
     """Return what each method left of a real model with a recipe's bits and groups; empty if they are not measured."""
-    uniform = recipe.num_bits == _BITS and not recipe.rules and not {*recipe.bits.values()} - {16}
-    return measured_kl(recipe.group_size, has_experts=has_experts)[0] if uniform else {}
+    is_measured = recipe.num_bits == _BITS and recipe.is_uniform
+    return measured_kl(recipe.group_size, has_experts=has_experts)[0] if is_measured else {}
 
 
 def _with(recipe: Recipe, **values: object) -> Recipe:

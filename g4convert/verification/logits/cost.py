@@ -71,7 +71,7 @@ class Cost:
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
         yours = " (--prompts takes yours)" if origin == "bundled" else ""
         run = f"{self.probes} {origin} prompts{yours}: {self.predictions:,} predictions"
-        return f"{run}, {rough_size(self.memory)} of memory{time}"
+        return f"{run}, about {rough_size(self.memory)} of memory{time}"
 
 
 def _active(model: Model, config: Config) -> float:

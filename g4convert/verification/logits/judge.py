@@ -16,6 +16,7 @@ answer. A failure is traced to modules by swapping them.
     logits.coverage                   experts that no probe reached
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -200,9 +201,13 @@ def _measure(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor
             passes.run(original := _ORIGINAL, reference, against=None)
     passes.progress.say("running the dequantized weights")
     passes.run(_DEQUANTIZED, models.dequantized, against=original)
-    passes.progress.say("running them again with rounding noise, to see how large a difference rounding alone makes")
     model = models.dequantized.model
-    with noisy(list(decoder_layers(model).values()), EPSILON[dtype_name(model)], seed=_SEED):
+    dtype = dtype_name(model)
+    power = f"2^{math.log2(EPSILON[dtype]):.0f}"
+    passes.progress.say(
+        f"running them with relative noise of {power} on each layer's output: what {dtype} rounding alone changes"
+    )
+    with noisy(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
         passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))
     if models.rounded is not None:
         wide = models.rounded.model

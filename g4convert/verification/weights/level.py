@@ -41,6 +41,7 @@ from g4convert.verification.weights.judge import judged_kept, judged_packed
 from g4convert.verification.weights.measured import Measured, PackedPair, measure
 from g4convert.verification.weights.pairs import Compared, KeptPair, Pairing
 from g4convert.verification.weights.recorded import check_recorded
+from g4convert.verification.weights.rows import band_of
 
 _PIECE: Final = 16 << 20
 """Bytes of the source that one task reads."""
@@ -90,6 +91,12 @@ def check_weights(  # noqa: PLR0913 - what is compared, how, and who is told
             table += (_row(name, sums) for name, sums in measured.items())
         yield from judged_packed(packed, measured, method=_method(out))
         yield from judged_kept(kept, different)
+
+
+def bound(out: Checkpoint) -> str:
+    """Return words on the errors with which the tensors of a checkpoint pass."""
+    most = band_of(_method(out)).usual
+    return f"squared error of each packed tensor at most {most:g} times that of round-to-nearest, other tensors equal"
 
 
 def _method(out: Checkpoint) -> str | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def test_the_time_is_told_where_it_is_long() -> None:
     line = Cost(1e17, 2_000_000_000, 8, 1200).line("bundled")
-    assert line.startswith("8 bundled prompts (--prompts takes yours): 1,200 predictions, 2 GB of memory, about ")
+    assert line.startswith("8 bundled prompts (--prompts takes yours): 1,200 predictions, about 2 GB of memory, about ")
 
 
 def test_the_speed_of_the_machine_is_measured_only_where_it_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
