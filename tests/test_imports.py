@@ -57,8 +57,9 @@ def imports(module: str) -> set[str]:
     """Our modules that one imports anywhere, also inside functions."""
     found = set()
     for node in executed(parsed(module)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "g4convert":
-            below = ".".join(str(node.module).split(".")[1:])
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).split(".")[0] == "g4convert"):
+            beside = module.rpartition(".")[0]
+            below = f"{beside}.{node.module}" if node.level else ".".join(str(node.module).split(".")[1:])
             for alias in node.names:
                 inner = f"{below}.{alias.name}".strip(".")
                 found.add(inner if inner in MODULES else below)
@@ -117,6 +118,17 @@ def test_imports_have_no_circle() -> None:
         free = {name for name in left if not below[name] & left - {name}}
         assert free, f"these import each other: {sorted(left)}"
         left -= free
+
+
+def test_the_program_in_vllms_interpreter_imports_what_is_there() -> None:
+    """Its modules import each other relatively: there they have another name."""
+    brought = {*sys.stdlib_module_names, "torch", "torchvision", "vllm"}
+    for module in (name for name in MODULES if name.startswith("verification.engine.vllm_child.")):
+        for node in ast.walk(parsed(module)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            assert {name.split(".")[0] for name in names} <= brought, module
 
 
 def test_all_names_what_is_there() -> None:

@@ -15,7 +15,8 @@ from g4convert.verification.engine.process import Program
 from g4convert.verification.engine.prompts import Prompt, Refused, Started, config_of, vocabulary
 from g4convert.verification.logits.scores import TopLogits
 
-_CHILD: Final = Path(__file__).with_name("vllm_child.py")
+_CHILD: Final = Path(__file__).with_name("vllm_child")
+"""Folder that an interpreter runs as a program."""
 _ROOM: Final = 16
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from helpers import ROOT, TESTS
 from helpers.answers import question
 from helpers.conversions import quantized
@@ -26,7 +25,6 @@ from g4convert.errors import EnvironmentFault
 from g4convert.forward.load import load
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
-from g4convert.verification.engine import vllm_child
 from g4convert.verification.engine.level import check_engine, counted
 from g4convert.verification.engine.process import Program
 from g4convert.verification.engine.prompts import Refused, prompts_of
@@ -268,47 +266,3 @@ def gone(pid: int) -> bool:
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
     return False
-
-
-# ---- inside the engine
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("lead", [(), (3,)])
-def test_words_are_decoded_as_compressed_tensors_does(bits: int, lead: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (*lead, 6, 64), generator=generator, dtype=torch.int8)
-    scale = torch.rand(*lead, 6, 2, generator=generator)
-    words = pack_to_int32(codes.reshape(-1, 64), bits).reshape(*lead, 6, -1)
-    expected = codes * scale.repeat_interleave(32, -1)
-    assert torch.equal(vllm_child.decoded(words, scale, bits), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64])
-def test_any_part_that_is_left_is_seen(dtype: torch.dtype) -> None:
-    module = torch.nn.Module()
-    module.register_parameter("a", torch.nn.Parameter(torch.zeros(8, 16).to(dtype), requires_grad=False))
-    module.register_buffer("b", torch.zeros(8, 16).to(dtype))
-    watched = vllm_child.watched(module)
-    assert watched.keys() == {"a", "b"}
-    vllm_child.poison(watched)
-    watched["a"].fill_(1)
-    watched["b"][1:].fill_(1)
-    assert vllm_child.unfilled(watched) == [{"name": "b", "share": 1 / 8}]
-
-
-def test_a_checkpoint_may_hold_nan_and_any_word() -> None:
-    """Only the very pattern counts, and of words more than chance gives."""
-    values = {"nan": torch.full((4,), torch.nan), "word": torch.arange(100, dtype=torch.int32)}
-    values["word"][3] = vllm_child._PATTERNS[torch.int32][1]  # noqa: SLF001 -- the chance itself
-    assert vllm_child.unfilled(values) == []
-
-
-def test_caches_and_what_is_computed_are_not_looked_at() -> None:
-    module = torch.nn.Module()
-    module.kv_cache = []
-    module.register_buffer("k_scale", torch.ones(1))
-    outer = torch.nn.Module()
-    outer.add_module("attention", module)
-    outer.register_buffer("rotary", torch.ones(4), persistent=False)
-    assert vllm_child.watched(outer) == {}
