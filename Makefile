@@ -19,7 +19,7 @@ demo: env
 	$(BIN)/g4convert demo --family moe demo
 
 test: lint
-	$(BIN)/python -m pytest $(TOGETHER)
+	$(BIN)/python -m pytest --wide $(TOGETHER)
 
 test-full: lint $(OLDEST_TRITON)
 	$(BIN)/python -m pytest --full $(TOGETHER)
@@ -73,7 +73,7 @@ test-vllm: env
 
 # rewrite the golden files and generated docs; read the difference before committing it
 golden: env
-	G4CONVERT_GOLDEN=write $(BIN)/python -m pytest -q -m golden
+	G4CONVERT_GOLDEN=write $(BIN)/python -m pytest -q --wide -m golden
 
 # speed against a peer and the machine's limits; `--help` says more
 bench: env

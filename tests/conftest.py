@@ -33,8 +33,9 @@ settings.register_profile("full", deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--full`."""
-    parser.addoption("--full", action="store_true", help="also run what is marked full: long, or more of the same")
+    """Add `--wide` and `--full`."""
+    parser.addoption("--wide", action="store_true", help="also run what is marked wide, as `make test` does")
+    parser.addoption("--full", action="store_true", help="also run what is marked wide or full: all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,12 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `full`, unless it is asked for."""
+    """Leave out what is marked `wide` or `full`, unless it is asked for."""
     if config.getoption("--full"):
         return
-    left_out = [item for item in items if item.get_closest_marker("full")]
+    beyond = {"full"} if config.getoption("--wide") else {"wide", "full"}
+    left_out = [item for item in items if any(map(item.get_closest_marker, beyond))]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("full")]
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, beyond))]
 
 
 def pytest_collection_finish() -> None:
