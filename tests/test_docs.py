@@ -49,7 +49,11 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LONG: Final = {"fit.md", "calibrate.md", "layer-by-layer.md"}
 """Documents whose commands the full run runs: tests of `fit` and `calibrate` have them, on less."""
-RUN = [pytest.param(path, marks=[pytest.mark.full] * (path.name in LONG)) for path in DOCUMENTS]
+RUN = [
+    DOCUMENTS[0],
+    *(pytest.param(path, marks=pytest.mark.full if path.name in LONG else pytest.mark.wide) for path in DOCUMENTS[1:]),
+]
+"""Those whose commands run; the quick run runs the README's."""
 NOT_RUN: Final = {
     "g4convert quantize MODEL -o OUT-gpu --device cuda": "needs a GPU",
     "g4convert verify OUT --engine vllm --engine-python /opt/vllm/bin/python": "needs vLLM",

@@ -256,6 +256,7 @@ def test_generate_runs_from_packed_words(memory: str, packed: Path) -> None:
     assert torch.equal(ours.generate(ids.to(ours.device), **how), plain.generate(ids, **how))
 
 
+@pytest.mark.wide
 def test_the_session_in_the_document_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

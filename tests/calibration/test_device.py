@@ -88,6 +88,7 @@ def test_all_of_a_layer_runs_there(
     assert len(other) <= len(ours) // 50, other  # a code near a tie
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("family", every(2, ["e2b", "moe"]))
 def test_statistics_are_the_same_from_there(
     family: str, checkpoints: Checkpoints, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

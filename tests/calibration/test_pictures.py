@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from helpers.grids import few
 from helpers.hooked import hooked
 from helpers.program import Program, g4convert
 from helpers.runs import hashes
@@ -90,7 +91,7 @@ def arguments(source: Path, given: Tokens, s: int) -> Mapping[str, torch.Tensor]
     return found
 
 
-@pytest.mark.parametrize("family", SEEING)
+@pytest.mark.parametrize("family", few(SEEING))
 def test_every_linear_is_given_what_transformers_gives_it_with_pictures(
     family: str, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
@@ -446,6 +447,7 @@ def test_pictures_that_do_not_fit_the_model_are_refused(checkpoints: Checkpoints
         Tokens.load(path, 512, Checkpoint.open(checkpoints("unified")))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("family", ["unified", pytest.param("moe", marks=pytest.mark.full)])
 def test_gptq_on_pictures_stopped_after_a_layer_ends_with_the_same_bytes(
     family: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -477,6 +479,7 @@ def test_gptq_on_pictures_stopped_after_a_layer_ends_with_the_same_bytes(
     assert hashes(tmp_path / "plain" / "out") != hashes(tmp_path / "whole" / "out"), "pixels show"
 
 
+@pytest.mark.wide
 def test_best_trains_on_samples_without_pictures(e2b: Path, tmp_path: Path) -> None:
     ids = tmp_path / "ids.safetensors"
     shown(e2b, [["boat"], [], [], ["clock"]], 96).save(ids)

@@ -113,6 +113,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("recipe", "family"), [*zip(RECIPES, ("moe", "text"), strict=True)])
 def test_three_ranks_write_the_bytes_of_one(
     recipe: str, family: str, checkpoints: Checkpoints, tmp_path: Path, small: list[Path]
@@ -130,8 +131,7 @@ def test_three_ranks_write_the_bytes_of_one(
     ("family", "recipe"),
     [
         ("e2b", RECIPES[0]),
-        ("moe", RECIPES[1]),
-        ("text", "w4a16-g32-best"),
+        *(pytest.param(*case, marks=pytest.mark.wide) for case in [("moe", RECIPES[1]), ("text", "w4a16-g32-best")]),
         *(pytest.param(*case, marks=pytest.mark.full) for case in [("e2b", RECIPES[1]), ("dense", RECIPES[1])]),
     ],
 )
@@ -169,6 +169,7 @@ def test_ranks_share_the_parts_of_a_layer(  # noqa: PLR0913, PLR0917 -- fixtures
     assert all(one == found[0] for one in found)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("before", "after"), [(3, 2), (1, 3)])
 def test_another_number_of_ranks_continues(
     before: int, after: int, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -282,6 +283,7 @@ def test_calibrate_in_any_number_of_ranks_makes_the_same_file(
     assert sorted(one.name for one in tmp_path.iterdir()) == [f"{world}.safetensors" for world in (1, 2, 3)]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("family", ["unified", pytest.param("e2b", marks=pytest.mark.full)])
 def test_ranks_share_samples_with_pictures(family: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     source, made = checkpoints(family), list[bytes]()
@@ -303,6 +305,7 @@ def test_ranks_share_samples_with_pictures(family: str, checkpoints: Checkpoints
         assert hashes(tmp_path / "1" / name) == hashes(tmp_path / "3" / name)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
 def test_calibrate_stopped_in_some_ranks_continues_in_others(
     before: int, after: int, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

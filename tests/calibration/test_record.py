@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.hooked import hooked
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -82,7 +82,9 @@ class Stopping(Quiet):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", ["hidden-0.f32", "hidden-1.f32", "stage-1.safetensors", "sealed-2.json", "run.json"])
+@pytest.mark.parametrize(
+    "name", few(["hidden-0.f32", "hidden-1.f32", "stage-1.safetensors", "sealed-2.json", "run.json"])
+)
 def test_what_was_damaged_meanwhile_is_not_continued(
     name: str, recorded: Statistics, moe: Path, tmp_path: Path
 ) -> None:

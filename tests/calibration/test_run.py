@@ -132,6 +132,7 @@ def test_every_family_loads_and_is_closer_than_without_data(family: str, whole: 
     assert not (output / "states").exists()
 
 
+@pytest.mark.wide
 def test_what_is_not_packed_keeps_its_bytes(moe: Path, ids: Path, tmp_path: Path) -> None:
     calibrated(moe, tmp_path / "out", ids, pack=["attention", "experts"])
     before, after = stored(moe), stored(tmp_path / "out")
@@ -154,6 +155,7 @@ def test_threads_do_not_show(family: str, whole: Whole, checkpoints: Checkpoints
     assert hashes(tmp_path / "out") == hashes(whole(family)[0])
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("family", every(2, ["moe", "e2b"]))
 def test_stopped_in_each_layer_it_repeats_that_layer_alone_and_ends_with_the_same_bytes(
     family: str, whole: Whole, checkpoints: Checkpoints, ids: Path, tmp_path: Path
@@ -223,6 +225,7 @@ def test_the_command_verifies_what_it_wrote(ids: Path, g4convert: Program, tmp_p
     assert "on 12 samples of 24 tokens" in " ".join(ran.out.split())
 
 
+@pytest.mark.wide
 def test_states_that_were_damaged_meanwhile_start_the_layers_again(
     whole: Whole, moe: Path, ids: Path, tmp_path: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_states_that_were_damaged_meanwhile_start_the_layers_again(
     assert hashes(tmp_path / "out") == hashes(entire)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "said",
     every(
@@ -306,6 +310,7 @@ def test_a_source_on_a_lattice_keeps_its_codes(checkpoints: Checkpoints, ids: Pa
         calibrated(checkpoints("dense", qat=True), tmp_path / "out", ids)
 
 
+@pytest.mark.wide
 def test_a_recipe_may_calibrate_it_all_the_same(checkpoints: Checkpoints, ids: Path, tmp_path: Path) -> None:
     source = checkpoints("text", qat=True)
     summary = calibrated(source, tmp_path / "out", ids, qat="recalibrate")
@@ -343,6 +348,7 @@ def _experts(modules: dict[str, object]) -> list[str]:
     return [name for name in modules if ".experts." in name]
 
 
+@pytest.mark.wide
 def test_the_trained_model_answers_more_like_itself(tmp_path: Path) -> None:
     """Calibrated on ids of its own kind, KL on other samples of that kind is below that of the default."""
     source = trained(Family.MOE)

@@ -128,6 +128,7 @@ def test_in_every_family_only_scales_of_layers_change_and_the_held_out_loss_does
     assert gained["kl"][f"{gained['share']:g}"] == min(gained["kl"].values()) <= gained["kl"]["0"]
 
 
+@pytest.mark.wide
 def test_threads_do_not_show(case: Case) -> None:
     case.run(workers=1)
     assert case.is_whole
@@ -149,6 +150,7 @@ class _Stop:
         return found
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("at", "after"), every(5, [(3, True), (1, False), (1, True), (STEPS, False), (STEPS + 1, True)])
 )
@@ -167,6 +169,7 @@ def test_stopped_at_a_file_that_is_kept_it_repeats_a_step_at_most(
     assert len(rates) == STEPS - min(at if after else at - 1, STEPS)
 
 
+@pytest.mark.wide
 def test_stopped_between_targets_it_makes_those_that_are_left(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     real, made = Targets.make, list[int]()
     stop = _Stop(real, 4, after=False)
@@ -198,6 +201,7 @@ def _close_and_stop(layers: LayerByLayer) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("place", "layer"), every(4, product(["checksum", "replace_file"], [1, 0])))
 def test_codes_that_were_changed_meanwhile_are_made_again(place: str, layer: int, case: Case, whole: Path) -> None:
     """Before scales are written, and when those of the first layer are."""
@@ -266,6 +270,7 @@ def test_a_source_on_the_grid_of_its_training_is_refused(checkpoints: Checkpoint
         calibrated(checkpoints("text", qat=True), tmp_path / "out", few)
 
 
+@pytest.mark.wide
 def test_mixed_packings_are_trained(checkpoints: Checkpoints, few: Path, tmp_path: Path) -> None:
     rules = [
         {"layers": "0", "bits": 8},

@@ -418,6 +418,7 @@ def test_read_notices_a_file_cut_after_opening(model: Path) -> None:
         checkpoint.read("b")
 
 
+@pytest.mark.wide
 def test_opens_every_expert_of_a_quantized_26b(tmp_path: Path) -> None:
     parts = {
         "weight_packed": ("I32", [704, 352]),

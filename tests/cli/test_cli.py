@@ -151,6 +151,7 @@ def test_options_change_the_plan(  # noqa: PLR0913, PLR0917 - a table and what i
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.wide
 def test_quantize_options_change_the_bytes(checkpoints: Checkpoints, g4convert: Program, tmp_path: Path) -> None:
     runs: dict[str, tuple[str, ...]] = {
         "mse": ("--method", "mse"),
@@ -629,6 +630,7 @@ def on_terminal(commands: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     return text.decode().split(chr(0))[:-1]
 
 
+@pytest.mark.wide
 def test_colour_only_on_a_terminal_and_only_if_wanted(moe: Path, g4convert: Program) -> None:
     assert "\x1b[" not in g4convert("plan", moe).out
     coloured = [("", ["recipe", "list"]), ("", ["plan", "nothing"])]
@@ -637,6 +639,7 @@ def test_colour_only_on_a_terminal_and_only_if_wanted(moe: Path, g4convert: Prog
     assert ["\x1b[" in text for text in found] == [True] * len(coloured) + [False] * len(plain)
 
 
+@pytest.mark.wide
 def test_whoever_reads_may_leave(moe: Path) -> None:
     read, write = os.pipe()
     os.close(read)

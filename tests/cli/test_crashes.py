@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.grids import few
 from helpers.program import Program, g4convert
 
 __all__ = ["g4convert"]  # a fixture
@@ -58,7 +59,7 @@ CRASHING = {
 }
 
 
-@pytest.mark.parametrize("case", CRASHING)
+@pytest.mark.parametrize("case", few(CRASHING))
 def test_a_crash_while_an_error_is_told_is_no_verdict(case: str, tmp_path: Path) -> None:
     code, status, message = CRASHING[case]
     (tmp_path / "rich.py").write_text(code)  # what errors are printed with
@@ -80,7 +81,8 @@ def test_a_crash_while_an_error_is_told_is_no_verdict(case: str, tmp_path: Path)
     assert all("no such directory" in Path(path).read_text() for path in written), "the error that was told"
 
 
-@pytest.mark.parametrize(("stderr", "place"), [("2>&-", "."), ("2>/dev/full", "."), ("", "/nowhere")])
+@pytest.mark.wide
+@pytest.mark.parametrize(("stderr", "place"), few([("2>&-", "."), ("2>/dev/full", "."), ("", "/nowhere")]))
 def test_a_crash_that_cannot_be_told_has_its_exit_code(stderr: str, place: str, tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise OSError('of somebody')")
     line = f"TMPDIR={place} {shlex.quote(sys.executable)} -m g4convert plan nothing {stderr}"

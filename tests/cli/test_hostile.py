@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.program import Program, g4convert
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +80,7 @@ def test_a_directory_that_was_deleted_is_named(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.wide
 def test_a_program_that_starts_in_a_deleted_directory_names_it(tmp_path: Path) -> None:
     ran = shell("mkdir gone && cd gone && rmdir ../gone && G verify /nothing", tmp_path)
     assert (ran.returncode, ran.stderr.decode()) == (5, GONE)
@@ -177,7 +178,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", few(PLACES))
 def test_a_stop_that_cannot_be_raised_comes_again(place: str, tmp_path: Path) -> None:
     """Python prints an exception in a destructor, and goes on; one in code that holds a lock leaves it locked."""
     code, printed = PLACES[place]
@@ -195,6 +196,7 @@ def test_a_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
     assert ran.stderr.count(b"\n") == 1
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("threads", every(2, ["0", "many"]))
 def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_path: Path) -> None:
     """Numba ends its own import with a traceback; a wrong number stayed in the environment of a job."""
@@ -204,7 +206,7 @@ def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("kilobytes", "command"),
-    [(60_000, "plan MODEL"), (200_000, "quantize MODEL -o out"), (500_000, "quantize MODEL -o out --verify none")],
+    few([(60_000, "plan MODEL"), (200_000, "quantize MODEL -o out"), (500_000, "quantize MODEL -o out --verify none")]),
 )
 def test_memory_that_is_limited_is_one_line(kilobytes: int, command: str, dense: Path, tmp_path: Path) -> None:
     """While modules are imported, while a library maps its code, and while the model is converted."""

@@ -112,6 +112,7 @@ BROKEN: Mapping[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.wide
 def test_a_calibration_file_is_made_again(
     dense: Path, moe: Path, calibration: Path, tmp_path: Path, g4convert: Program
 ) -> None:

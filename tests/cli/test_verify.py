@@ -210,6 +210,7 @@ def test_requests() -> None:
         Request(out, Path("model"), Level.STATIC, prompts=Path("mine.jsonl"))
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("brief")
 def test_memory_and_dtype_change_how_not_what(text_out: tuple[Path, Path], prompts: Path, g4convert: Program) -> None:
     runs = [("--memory", "resident"), ("--memory", "stream"), ("--dtype", "bfloat16")]  # others run with `auto`
@@ -550,6 +551,7 @@ def test_what_check_mends_is_said(text_out: tuple[Path, Path], g4convert: Progra
     assert "next:" not in g4convert("verify", lost).out
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("brief")
 def test_a_path_without_a_difference_is_a_sentence(text_out: tuple[Path, Path]) -> None:
     from g4convert.verification.run import verify  # noqa: PLC0415 -- brings torch

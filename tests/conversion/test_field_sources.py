@@ -10,7 +10,7 @@ import torch
 from conftest import Checkpoints
 from helpers.conversions import quantized, same_bits, stored
 from helpers.dialect_sources import mlx as mlx_of
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.prompts import logits, prompts
 from helpers.rewriting import Tensors, rewritten
 from safetensors.torch import save_file
@@ -325,7 +325,7 @@ def test_a_stale_section_is_replaced(nested: bool, moe: Path, tmp_path: Path) ->
     assert model.lm_head is not None
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", few(CLASSES))
 @pytest.mark.parametrize("found", ["gone", ["FSDPGemma4ForConditionalGeneration"], ["Gemma4Model"]])
 def test_the_class_of_the_model_type_is_written(
     family: str, found: object, checkpoints: Checkpoints, tmp_path: Path

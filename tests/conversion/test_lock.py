@@ -150,6 +150,7 @@ def test_a_lock_that_fails_is_told_and_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.wide
 def test_beside_a_run_the_same_command_is_refused_and_after_its_end_goes_on(moe: Path, tmp_path: Path) -> None:
     expected = run(moe, tmp_path / "expected" / "out")
     first = started(moe, tmp_path / "out", seconds=100)

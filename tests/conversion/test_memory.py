@@ -54,6 +54,7 @@ def held(model: Model) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
+@pytest.mark.wide
 def test_a_whole_model_is_16_gb_and_the_files(model: Model, hollow: Path) -> None:
     total = sum(tensor.nbytes for tensor in held(model).values())
     stored = sum(path.stat().st_size for path in hollow.glob("*.safetensors"))

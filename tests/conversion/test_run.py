@@ -88,6 +88,7 @@ def test_only_a_stale_quantization_config_goes(checkpoints, tmp_path: Path) -> N
     assert set(after) & set(json.loads((source / "config.json").read_text())["quantization_config"]) == set()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("seed", every(3, range(3)))
 def test_killed_at_a_random_point_and_continued_the_bytes_are_the_same(
     moe: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -120,6 +121,7 @@ def test_killed_at_a_random_point_and_continued_the_bytes_are_the_same(
     assert not output.with_name("out.partial").exists()
 
 
+@pytest.mark.wide
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(moe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     code = (

@@ -20,7 +20,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from conftest import Checkpoints
 from helpers import reload
 from helpers.dialect_sources import with_shared_kv
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.prompts import logits, prompts
 from safetensors.torch import load_file, save_file
 
@@ -155,6 +155,7 @@ def test_packed_checkpoint_equals_dequantized_model(family: Family, checkpoints:
     assert kinds == (["draft", "state"] if "assistant" in family else ["text", *media.get(family, [])])
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("bits", "group_size"), every(3, [(4, 64), (4, 128), (8, 32), (8, None), (4, None)]))
 def test_other_schemes(bits: int, group_size: int | None, dense: Path, tmp_path: Path) -> None:
     packed = write_packed(dense, tmp_path / "packed", bits=bits, group_size=group_size)
@@ -170,6 +171,7 @@ def test_bf16_models_agree_too(dense: Path, tmp_path: Path) -> None:
         assert torch.equal(logits(expected, prompt), logits(found, prompt)), prompt.bucket
 
 
+@pytest.mark.wide
 def test_packed_keys_of_shared_layers_have_no_place_and_do_no_harm(e2b: Path, tmp_path: Path) -> None:
     extended = with_shared_kv(e2b, tmp_path / "extended")
     packed = write_packed(extended, tmp_path / "packed")
@@ -231,23 +233,25 @@ def shorten(tensors: Tensors, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "change", "problem"),
-    [
-        ("layers.1.mlp.up_proj.weight_scale", drop, "missing"),
-        (
-            "layers.1.experts.7.up_proj.weight_packed",
-            drop,
-            "missing: model.language_model.layers.1.experts.7.up_proj",
-        ),
-        ("layers.0.layer_scalar", drop, "missing"),
-        ("vision_tower.std_bias", drop, "missing"),
-        ("layers.2.self_attn.o_proj.weight_packed", add, "unexpected"),
-        (
-            "layers.2.self_attn.o_proj.weight_packed",
-            shorten,
-            "o_proj.weight_packed is [127, 32], the model's is [128, 32]",
-        ),
-        ("layers.0.router.proj.weight", shorten, "router.proj.weight is [11, 128], the model's is [12, 128]"),
-    ],
+    few(
+        [
+            ("layers.1.mlp.up_proj.weight_scale", drop, "missing"),
+            (
+                "layers.1.experts.7.up_proj.weight_packed",
+                drop,
+                "missing: model.language_model.layers.1.experts.7.up_proj",
+            ),
+            ("layers.0.layer_scalar", drop, "missing"),
+            ("vision_tower.std_bias", drop, "missing"),
+            ("layers.2.self_attn.o_proj.weight_packed", add, "unexpected"),
+            (
+                "layers.2.self_attn.o_proj.weight_packed",
+                shorten,
+                "o_proj.weight_packed is [127, 32], the model's is [128, 32]",
+            ),
+            ("layers.0.router.proj.weight", shorten, "router.proj.weight is [11, 128], the model's is [12, 128]"),
+        ]
+    ),
 )
 def test_a_tensor_that_does_not_fit_is_named(
     name: str, change: Callable[[Tensors, str], None], problem: str, packed_moe: Path, tmp_path: Path
@@ -289,12 +293,14 @@ def swap_gate_and_up(tensors: Tensors, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [
-        ("layers.0.self_attn.q_proj.weight_packed", swap_nibbles),
-        ("layers.2.mlp.down_proj.weight_scale", roll_groups),
-        ("layers.1.experts.3.gate_proj.weight_packed", swap_gate_and_up),
-        ("layers.0.layer_scalar", flip_sign),
-    ],
+    few(
+        [
+            ("layers.0.self_attn.q_proj.weight_packed", swap_nibbles),
+            ("layers.2.mlp.down_proj.weight_scale", roll_groups),
+            ("layers.1.experts.3.gate_proj.weight_packed", swap_gate_and_up),
+            ("layers.0.layer_scalar", flip_sign),
+        ]
+    ),
 )
 def test_wrong_values_show_in_the_logits(
     name: str,

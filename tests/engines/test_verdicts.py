@@ -9,7 +9,7 @@ from io import StringIO
 from math import lcm
 
 import pytest
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.headers import planned
 from helpers.released_configs import RELEASED, assistant, released, small
 from hypothesis import given
@@ -215,6 +215,7 @@ def test_what_a_remedy_says_is_true(engine: str, options: dict[str, object]) -> 
             assert named == loads if named else one.tp in loads, way
 
 
+@pytest.mark.wide
 def test_no_smaller_choice_of_roles_would_load() -> None:
     """On 4 GPUs vLLM has two problems; with one of them left in bf16 the experts need a flag only."""
     whole = weights_of(MOE, {})
@@ -224,7 +225,7 @@ def test_no_smaller_choice_of_roles_would_load() -> None:
     assert verdict(weights_of(MOE, options_of(NO_MLP)), "vllm", 4).loads is CAVEAT
 
 
-@pytest.mark.parametrize("size", RELEASED)
+@pytest.mark.parametrize("size", few(RELEASED))
 def test_the_size_that_is_told_is_that_of_the_files(size: str) -> None:
     plan = planned(released(size))
     files = sum(one.after for one in role_sizes(plan))
@@ -239,7 +240,7 @@ def test_a_router_that_others_packed_is_left_in_bf16(engine: str) -> None:
     assert [one.text.partition(" (")[0] for one in found.remedies] == ["`--pack attention` to leave router in bf16"]
 
 
-@pytest.mark.parametrize("size", RELEASED)
+@pytest.mark.parametrize("size", few(RELEASED))
 @pytest.mark.parametrize("engine", CONTRACTS)
 def test_a_model_that_is_not_packed_loads_everywhere(size: str, engine: str) -> None:
     weights = weights_of(size, {"pack": ["attention"]})

@@ -54,6 +54,7 @@ def two_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g4convert.fitting.choosing.shipped", lambda: two)
 
 
+@pytest.mark.wide
 def test_the_recipe_alone_makes_the_choice_again(made: Fitted, moe: Path, tmp_path: Path) -> None:
     recipe = load(str(made.output)).recipe
     plan = make_plan(Checkpoint.open(moe), recipe)
@@ -100,6 +101,7 @@ def test_the_plot_has_every_point(made: Fitted) -> None:
         assert abs(x - other) > 100 or abs(y - height) > 10  # no name is drawn over another
 
 
+@pytest.mark.wide
 def test_another_target_measures_no_single_change_again(
     made: Fitted, moe: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_losses_of_something_else_are_refused(made: Fitted, moe: Path, ids: Path
     assert not (tmp_path / "a.yaml").exists()
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("two_shipped")
 def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
     """SGLang takes no packed experts and no packed tables of this model; vLLM takes all."""
@@ -185,6 +188,7 @@ def test_engines_have_a_say(moe: Path, ids: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("two_shipped")
 def test_a_source_on_a_lattice_stays_on_it(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """`auto` would sample groups of 64, too, which lie on none."""

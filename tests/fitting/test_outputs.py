@@ -110,6 +110,7 @@ def test_the_error_is_that_of_the_written_weights(
     assert max(rows) <= 48
 
 
+@pytest.mark.wide
 def test_a_model_that_is_streamed_is_not_loaded(
     source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

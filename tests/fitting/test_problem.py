@@ -158,6 +158,7 @@ def test_a_part_with_one_packing_left_is_fixed_at_it() -> None:
     ]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("size", every(5, RELEASED))
 def test_few_rules_say_a_choice_for_a_released_size(size: str) -> None:
     checkpoint = opened(released(size))

@@ -34,6 +34,7 @@ class Sum:
         return np.array([found, 2 * found])
 
 
+@pytest.mark.wide
 def test_a_fit_for_gptq_counts_what_it_loses(moe: Path, tmp_path: Path) -> None:
     """Rounded by `mse`, as the file has no statistics; whole choices and single changes count by one share."""
     vocabulary = Checkpoint.open(moe).config["text_config"]["vocab_size"]

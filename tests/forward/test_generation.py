@@ -140,6 +140,7 @@ def test_a_prompt_beyond_the_context(taught: Path, g4convert: Program, tmp_path:
     assert re.search(r"error: a prompt of \d+ tokens: the model's context has 16\nhint: shorten it\n", ran.err)
 
 
+@pytest.mark.wide
 def test_json_has_all_that_was_measured(taught: Path, g4convert: Program) -> None:
     ran = g4convert("generate", taught, "-p", CODE, "-p", CODE, "--json", "--dtype", "float32")
     assert ran.err == ""

@@ -183,6 +183,7 @@ def test_a_model_takes_from_the_one_beside_it_what_is_the_same(moe: Path, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(original.parameters(), alone.parameters(), strict=True))
 
 
+@pytest.mark.wide
 def test_tensors_of_one_number_are_compared_too(e2b: Path, tmp_path: Path) -> None:
     """Clip limits have no dimension."""
     quantized(e2b, tmp_path / "out")

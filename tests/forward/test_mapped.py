@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.grids import few
 
 from g4convert.demo import Family, make
 
@@ -57,7 +58,9 @@ os.kill(os.getpid(), signal.SIGBUS)
 
 @pytest.mark.parametrize(
     ("whose", "status", "said"),
-    [("Python's", 9, "mine"), ("a library's", 9, "mine"), ("faulthandler's", -signal.SIGBUS, "Fatal Python error")],
+    few(
+        [("Python's", 9, "mine"), ("a library's", 9, "mine"), ("faulthandler's", -signal.SIGBUS, "Fatal Python error")]
+    ),
 )
 def test_a_handler_that_was_set_before_is_kept(whose: str, status: int, said: str) -> None:
     ran = subprocess.run([sys.executable, "-c", KEPT, whose], capture_output=True, text=True, check=False)
@@ -65,6 +68,7 @@ def test_a_handler_that_was_set_before_is_kept(whose: str, status: int, said: st
     assert ran.stdout.startswith(said)
 
 
+@pytest.mark.wide
 def test_a_file_that_is_cut_while_it_is_mapped(tmp_path: Path) -> None:
     source = make(Family.TEXT, tmp_path / "a\nb")
     ran = subprocess.run([sys.executable, "-c", CUT, source], capture_output=True, text=True, check=False)

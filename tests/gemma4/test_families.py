@@ -23,7 +23,7 @@ from conftest import Checkpoints
 from helpers import golden
 from helpers.conversions import quantized, same_bits, shards, stored
 from helpers.dialect_sources import cases, with_shared_kv, write
-from helpers.grids import covering, diagonal, every
+from helpers.grids import covering, diagonal, every, few
 from helpers.prompts import logits, prompts
 from helpers.reload import dequantized, reload
 from safetensors.torch import load_file, save_file
@@ -199,6 +199,7 @@ def test_other_group_sizes(
     check_logits(checkpoints("dense"), output)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("dtype", every(2, ["float32", "float16"]))
 @pytest.mark.parametrize("family", every(2, [Family.MOE, Family.E2B]))
 def test_other_source_dtypes(family: Family, dtype: str, converted: Converted, checkpoints: Checkpoints) -> None:
@@ -235,6 +236,7 @@ def test_dead_keys_and_values_are_dropped(converted: Converted, e2b: Path, tmp_p
     assert {entry["name"].rsplit(".", 2)[1] for entry in record["dropped"]} == {"k_proj", "v_proj", "k_norm"}
 
 
+@pytest.mark.wide
 def test_dead_keys_and_values_kept_are_packed_like_the_queries(e2b: Path, tmp_path: Path) -> None:
     source = with_shared_kv(e2b, tmp_path / "source")
     quantized(source, tmp_path / "out", kv_shared="keep", method="minmax")
@@ -275,7 +277,7 @@ def test_a_qat_source_is_recognised_and_kept_exactly(
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("family", few(Family))
 def test_an_ordinary_source_is_searched(family: Family, converted: Converted) -> None:
     _, summary = converted(family)
     assert summary.choice.method.value == "mse"
@@ -428,6 +430,7 @@ def test_a_norm_that_gemma4_has_not_must_be_ones(dense: Path, tmp_path: Path) ->
     assert "model.embed_vision.pre_proj_norm.weight: has values other than 1" in str(caught.value)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("family", every(2, [Family.DENSE, Family.E2B]))
 def test_a_packed_vision_tower_is_told_apart_from_the_decoder(
     family: Family, checkpoints: Checkpoints, tmp_path: Path
@@ -457,7 +460,7 @@ def written_document(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("family", few(Family))
 def test_golden_config_and_index(family: Family, converted: Converted) -> None:
     recipes = [recipe for one, recipe in APPLYING if one is family]
     written = {recipe: written_document(converted(family, recipe)[0]) for recipe in recipes}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GOLDEN", "GROUPS", "LISTS", "SPELLINGS", "Case", "Contracted", "Engine", "Row", "report"]
 
-GOLDEN: Mapping[str, str] = {"vLLM 0.33": "vllm-0.33.0", "vLLM 0.23": "vllm-0.23.0", "SGLang 0.5.23": "sglang-0.5.23"}
+GOLDEN: Mapping[str, str] = {"vLLM 0.33": "vllm-0.33.0", "SGLang 0.5.23": "sglang-0.5.23", "vLLM 0.23": "vllm-0.23.0"}
 """File of recorded answers and the version that gave them, by the contract's label."""
 
 

@@ -999,6 +999,7 @@ def test_the_plan_is_short_about_engines(g4convert: Program, tmp_path: Path, mon
         assert 5 < len(told.splitlines()) <= most
 
 
+@pytest.mark.wide
 def test_check_imports_nothing_heavy(good: Callable[[str], Path]) -> None:
     code = (
         "import sys\nfrom g4convert.cli.app import main\n"

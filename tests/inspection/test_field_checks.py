@@ -12,7 +12,7 @@ import torch
 from helpers.conversions import quantized, stored
 from helpers.engine_cases import SPELLINGS
 from helpers.field import BY_LAYER, by_layer, patterns
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.rewriting import Tensors, rewritten
 
 from g4convert.checkpoint.directory import Checkpoint
@@ -114,12 +114,14 @@ def test_two_precisions_in_what_engines_fuse(
 
 @pytest.mark.parametrize(
     ("family", "end", "answer"),
-    [
-        ("dense", "v_proj", Loads.YES),
-        ("dense", "up_proj", Loads.YES),
-        ("e2b", "v_proj", Loads.YES),
-        ("moe", "down_proj", Loads.NO),  # it has no mapping for single experts
-    ],
+    few(
+        [
+            ("dense", "v_proj", Loads.YES),
+            ("dense", "up_proj", Loads.YES),
+            ("e2b", "v_proj", Loads.YES),
+            ("moe", "down_proj", Loads.NO),  # it has no mapping for single experts
+        ]
+    ),
 )
 def test_transformers_loads_two_precisions_that_the_groups_name(
     family: str, end: str, answer: Loads, request: pytest.FixtureRequest, tmp_path: Path
@@ -414,16 +416,21 @@ YES = {"transformers", "vllm", "sglang"}
 
 @pytest.mark.parametrize(
     ("groups", "loaded"),
-    [
-        ([(["Linear"], 4), ([WHOLE], 8)], YES),
-        ([([WHOLE], 8), (["Linear"], 4)], YES),
-        ([([SHARDS], 8), ([r"re:.*mlp\..*"], 4)], YES),
-        ([(["Linear"], 4), ([ANCHORED], 8)], {"transformers", "sglang"}),
-        ([(["Linear"], 4), ([OF_VLLM], 8)], {"vllm"}),
-        ([(["Linear"], 4), ([SHARDS], 8)], {"transformers", "vllm"}),  # SGLang tries the class before the shards
-        ([([r"re:.*proj.*"], 4), ([r"re:.*attn\..*"], 8)], {"transformers"}),  # the first pattern, but by the alphabet
-        ([(["Linear"], 8), ([WHOLE], 4)], set()),
-    ],
+    few(
+        [
+            ([(["Linear"], 4), ([WHOLE], 8)], YES),
+            ([([WHOLE], 8), (["Linear"], 4)], YES),
+            ([([SHARDS], 8), ([r"re:.*mlp\..*"], 4)], YES),
+            ([(["Linear"], 4), ([ANCHORED], 8)], {"transformers", "sglang"}),
+            ([(["Linear"], 4), ([OF_VLLM], 8)], {"vllm"}),
+            ([(["Linear"], 4), ([SHARDS], 8)], {"transformers", "vllm"}),  # SGLang tries the class before the shards
+            (
+                [([r"re:.*proj.*"], 4), ([r"re:.*attn\..*"], 8)],
+                {"transformers"},
+            ),  # the first pattern, but by the alphabet
+            ([(["Linear"], 8), ([WHOLE], 4)], set()),
+        ]
+    ),
 )
 def test_each_engine_takes_the_group_of_its_own_order(
     groups: Groups,
@@ -539,23 +546,25 @@ def test_an_observer_is_a_name(observer: object, dense_out: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("family", "names", "read"),
-    [
-        ("dense", "of vLLM", {"vllm"}),
-        ("dense", "of the inner model", {"transformers", "sglang"}),
-        ("dense", "doubled", {"transformers"}),
-        ("dense", "nested", set()),
-        ("dense", "of a text-only model", {"vllm"}),
-        ("dense", "compiled", set()),
-        ("dense", "of PEFT", set()),
-        ("dense", "of FSDP", set()),
-        ("dense", "of towers without a wrapper", {"sglang"}),
-        ("dense", "of SGLang's towers", {"sglang"}),
-        ("unified", "of unified modules", set()),
-        ("unified", "of the inner model", {"transformers", "sglang"}),
-        ("text", "of the inner model", {"transformers"}),
-        ("text", "of a multimodal model", {"vllm", "sglang"}),
-        ("text", "of vLLM", set()),
-    ],
+    few(
+        [
+            ("dense", "of vLLM", {"vllm"}),
+            ("dense", "of the inner model", {"transformers", "sglang"}),
+            ("dense", "doubled", {"transformers"}),
+            ("dense", "nested", set()),
+            ("dense", "of a text-only model", {"vllm"}),
+            ("dense", "compiled", set()),
+            ("dense", "of PEFT", set()),
+            ("dense", "of FSDP", set()),
+            ("dense", "of towers without a wrapper", {"sglang"}),
+            ("dense", "of SGLang's towers", {"sglang"}),
+            ("unified", "of unified modules", set()),
+            ("unified", "of the inner model", {"transformers", "sglang"}),
+            ("text", "of the inner model", {"transformers"}),
+            ("text", "of a multimodal model", {"vllm", "sglang"}),
+            ("text", "of vLLM", set()),
+        ]
+    ),
 )
 def test_each_engine_reads_other_names_than_the_others(
     family: str, names: str, read: set[str], request: pytest.FixtureRequest, tmp_path: Path
@@ -874,6 +883,7 @@ DAMAGES: Mapping[str, Any] = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("family", every(2, ["dense", "unified"]))
 def test_what_fix_writes_loads_with_every_value(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     good = tmp_path / "good"
@@ -1032,7 +1042,9 @@ def test_a_format_is_read_where_the_engine_reads_it(name: str, dense_out: Path, 
         assert not codes(checked(out))
 
 
-@pytest.mark.parametrize("name", [name for name, (*_, refusing) in FORMATS.items() if "transformers" not in refusing])
+@pytest.mark.parametrize(
+    "name", few([name for name, (*_, refusing) in FORMATS.items() if "transformers" not in refusing])
+)
 def test_transformers_infers_a_format_that_the_group_lacks(name: str, dense_out: Path, tmp_path: Path) -> None:
     top, own, _ = FORMATS[name]
     assert_loads_as(with_format(dense_out, tmp_path / "out", top, own), dense_out)

@@ -61,6 +61,7 @@ def test_a_drafter_has_no_choice() -> None:
     assert [one.method for one in costs(plan, role_sizes(plan), 1)] == [Method.AUTO]
 
 
+@pytest.mark.wide
 def test_losses_of_models_with_experts_are_those_of_a_mixture() -> None:
     for size, model in (("31B", "Gemma 3 270M"), ("26B-A4B", "Gemma 3 270M with its MLPs split into experts")):
         assert {one.measured_on for one in found(size).values()} == {model}

@@ -8,7 +8,7 @@ import pytest
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import match_targets
 from helpers import ROOT
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.headers import opened, planned, section
 from helpers.released_configs import FAMILIES, RELEASED, released
 from hypothesis import given, settings
@@ -61,7 +61,7 @@ def recipes(draw: st.DrawFn, family: str) -> dict[str, Any]:
     return {"bits": bits, "rules": rules, "assistant": "pack", "kv_shared": draw(st.sampled_from(["keep", "drop"]))}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 @given(data=st.data())
 @settings(max_examples=10, deadline=None)
 def test_every_engine_takes_the_packing_of_the_plan(family: str, data: st.DataObject) -> None:
@@ -84,7 +84,7 @@ def test_every_engine_takes_the_packing_of_the_plan(family: str, data: st.DataOb
         assert wanted.keys() - left.keys() - plain == found.keys() - plain, contract.label
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 @given(data=st.data())
 @settings(max_examples=5, deadline=None)
 def test_compressed_tensors_takes_the_packing_of_the_plan(family: str, data: st.DataObject) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.damage import STATIC, VALUES, damaged
 from helpers.faults import PATHS, Fault, Written, failures, written
-from helpers.grids import every
+from helpers.grids import every, few
 
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
@@ -53,7 +53,7 @@ DISK = (
 )
 
 
-@pytest.mark.parametrize(("name", "family", "code", "subject"), DISK, ids=[row[0] for row in DISK])
+@pytest.mark.parametrize(("name", "family", "code", "subject"), few(DISK), ids=[row[0] for row in DISK])
 def test_a_damaged_checkpoint_fails_and_the_damage_is_named(  # noqa: PLR0913, PLR0917 -- a row and its fixtures
     name: str, family: str, code: str, subject: str, written: Written, tmp_path: Path
 ) -> None:
@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_fails_and_the_damage_is_named(  # noqa: PLR0913, P
     assert any(subject in one for one in named.get(code, [])), named
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_its_twin_passes(family: str, written: Written) -> None:
     source, out = written(family)
     found = verify(Request(out, source, Level.WEIGHTS))

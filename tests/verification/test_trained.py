@@ -130,6 +130,7 @@ def test_routing_is_peaked_and_uses_every_expert() -> None:
         assert 1 / 64 < float(share.min()) < float(share.max()) < 1 / 8
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("family", every(2, TRAINED))
 def test_four_bits_cost_little_and_damage_shows(family: Family, tmp_path: Path) -> None:
     cost = {}

@@ -289,6 +289,7 @@ def test_an_engine_in_bfloat16_has_its_floor(text_out: Path) -> None:
     assert "engine.logprobs" in failures(strict.findings)
 
 
+@pytest.mark.wide
 def test_an_engine_whose_pictures_are_causal_is_compared_so(dense: Path) -> None:
     model, other = load(dense), load(dense)
     other.config.get_text_config().use_bidirectional_attention = None

@@ -144,6 +144,7 @@ def test_a_kernel_that_the_machine_lacks_is_no_fault_of_the_checkpoint(judged: C
     assert all("cpu_gemm_wna16" in one.found and "float32" in one.remedy for one in refused)
 
 
+@pytest.mark.wide
 def test_a_lost_tensor_is_named(out: Path, tmp_path: Path) -> None:
     bad = damaged(out, tmp_path / "bad", lose(SCALE))
     with served(bad, out) as engine:
@@ -177,6 +178,7 @@ def test_what_only_this_machine_cannot_is_inconclusive(judged: Callable[..., lis
     assert codes(findings, Severity.INCONCLUSIVE).keys() == {"engine.load", "engine.stopped"}
 
 
+@pytest.mark.wide
 def test_a_hang_ends_in_time(out: Path) -> None:
     begin = time.monotonic()
     with served(out, out, "hang", timeout=2) as engine, pytest.raises(EnvironmentFault, match="no answer within 2 s"):

@@ -254,6 +254,7 @@ def test_nan_is_traced(moe: Path) -> None:
     assert (found.rows[0].module, found.rows[0].share) == ("layers.2.mlp.down_proj", 1)
 
 
+@pytest.mark.wide
 def test_streamed_models_are_compared_too(moe: Path) -> None:
     reference, candidate = (ModelCandidate(load(moe, memory="stream")) for _ in range(2))
     probes = probes_of(reference.model, moe, ("prose", "image"))

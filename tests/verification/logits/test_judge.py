@@ -78,6 +78,7 @@ def test_the_right_path_passes(right: Judged) -> None:
     assert {f"logits.{name}" for name in names} <= checked
 
 
+@pytest.mark.wide
 def test_one_probe_of_each_bucket_shows_the_floor_of_a_dense_model_in_float32() -> None:
     one, other = (ModelCandidate(load(trained("e2b"))) for _ in range(2))
     probes = make_probes(one.model, trained("e2b"), kinds=["prose"])[:2]
@@ -136,6 +137,7 @@ def test_streamed_models_give_the_same(right: Judged, pair: tuple[Path, Path], p
                 assert found.metrics[kind][name] == pytest.approx(value, rel=1e-3, abs=1e-7), (kind, name)
 
 
+@pytest.mark.wide
 def test_bf16_is_judged_by_its_own_noise(
     pair: tuple[Path, Path], dequantized: ModelCandidate, probes: tuple[Probe, ...]
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.grids import diagonal, every
+from helpers.grids import diagonal, every, few
 from torch.nn import functional
 
 from g4convert.forward.candidate import ModelCandidate
@@ -50,7 +50,7 @@ def test_wrong_activation_of_experts(words: str, memory: str, dtype: str, moe: P
 
 
 @pytest.mark.parametrize("dtype", every(3, DTYPES))
-@pytest.mark.parametrize("family", ["moe", "dense", "unified", "e2b", "text", "assistant"])
+@pytest.mark.parametrize("family", few(["moe", "dense", "unified", "e2b", "text", "assistant"]))
 def test_right_activations(family: str, dtype: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue("checkpoints")(family)
     reference, candidate = models(directory, dtype)

@@ -353,6 +353,7 @@ def measured(markup: str, width: int, directory: Path, *flags: str) -> Mapping[s
 browser = pytest.mark.skipif(CHROMIUM is None, reason="NOT RUN: no Chromium here (Debian: apt-get install chromium)")
 
 
+@pytest.mark.wide
 @browser
 @pytest.mark.parametrize(("width", "columns"), every(3, [(1200, 2), (400, 1)]))
 @pytest.mark.parametrize("size", every(3, [((30, 128),), ((3, 12),), ((60, 0),)]))
@@ -368,6 +369,7 @@ def test_in_a_browser(width: int, columns: int, size: tuple[int, int], tmp_path:
     assert found["colour"] == "rgb(246, 247, 249)"
 
 
+@pytest.mark.wide
 @browser
 @pytest.mark.parametrize("width", every(2, [400, 1200]))
 def test_hostile_names_in_a_browser(width: int, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Checkpoints
-from helpers.grids import every
+from helpers.grids import every, few
 from helpers.prompts import first_of_each
 from helpers.reload import reload
 from transformers import AutoTokenizer
@@ -89,7 +89,7 @@ def tensors(model: Model, pattern: str) -> list[torch.Tensor]:
     return [tensor for name, tensor in found if re.search(pattern, name)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_a_family_gets_a_probe_for_each_way_in(family: str, models) -> None:  # noqa: ANN001
     _, probes = models(family)
     assert {probe.bucket for probe in probes} == FAMILIES[family] <= set(KINDS)
@@ -102,7 +102,7 @@ def test_a_family_gets_a_probe_for_each_way_in(family: str, models) -> None:  # 
         assert torch.equal(ids[probe.scored + 1], probe.targets)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_probes_are_the_same_in_every_run_and_others_for_another_seed(family: str, models, checkpoints) -> None:  # noqa: ANN001
     model, probes = models(family)
     assert digest(make_probes(model.config, checkpoints(family))) == digest(probes)
@@ -204,6 +204,7 @@ def test_padding_of_pictures_and_sounds_changes_nothing(models) -> None:  # noqa
         assert float((padded - bare).abs().max() / bare.abs().max()) < 1e-5
 
 
+@pytest.mark.wide
 def test_every_expert_of_every_layer_is_hit_and_matters() -> None:
     model = reload(trained(Family.MOE))
     probes = make_probes(model, trained(Family.MOE))
@@ -258,7 +259,7 @@ def test_long_probes_need_the_full_layers_and_the_window(family: str, models) ->
         full[0].data.copy_(kept)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_left_padding_gives_the_logits_of_the_rows_alone(family: str, models) -> None:  # noqa: ANN001
     model, probes = models(family)
     names = by_name(probes)

@@ -14,7 +14,7 @@ from conftest import Checkpoints
 from helpers.conversions import quantized
 from helpers.damage import STATIC, damaged, ignoring
 from helpers.dialect_sources import with_shared_kv
-from helpers.grids import every
+from helpers.grids import every, few
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo import Family
@@ -212,7 +212,7 @@ OF_A_SOURCE = {"static.architecture", "static.config", "static.side_files"}
     "recipe",
     every(5, sorted(name for name, one in shipped().items() if not one.is_calibrated and not one.bits)),
 )
-@pytest.mark.parametrize("family", [family.value for family in Family])
+@pytest.mark.parametrize("family", few([family.value for family in Family]))
 def test_what_was_just_written_has_nothing_to_warn_of(written: Converted, family: str, recipe: str) -> None:
     if not made_for(family, recipe):
         return
