@@ -32,8 +32,8 @@ Step = tuple[str, str]
 """A command, and words on what it does; both empty where there is nothing to do next."""
 _NONE: Step = ("", "")
 _COMMENT = "      # "
-_OPTION = re.compile(r"-r [\w-]+")
-"""An option in words on a command, which stays in one line."""
+_OPTION = re.compile(r"-r [\w-]+|vllm serve \S+")
+"""An option or a command in words on a command, which stays in one line."""
 _HARD = "\xa0"
 """A blank at which no line is broken."""
 

@@ -105,15 +105,16 @@ def others(found: Sequence["Cost"], own: str, *, has_experts: bool) -> Table | N
     mine, *rest = found
     if mine.kl is None:
         return None
-    least, rows = mine.kl, [[own, "(this output)", nats(mine.kl), ""]]
+    least, rows = mine.kl, [[own, "(as here)", nats(mine.kl), ""]]
     for one in rest:
         if one.tokens and one.kl is not None and one.kl < _LESS * least:
             least = one.kl
-            rows.append([str(one.method), one.option, nats(one.kl), rough_duration(one.seconds)])
+            name = "best (gptq, trained scales)" if one.method is Method.BEST else str(one.method)
+            rows.append([name, one.option, nats(one.kl), rough_duration(one.seconds)])
     if not rows[1:]:
         return None
     known, _ = measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=has_experts)
-    rows.append(["8 bits", f"-r {EIGHT_BITS}", f"up to {OF_EIGHT * known[Method.MSE]:.2g}", ""])
+    rows.append(["8 bits (estimated)", f"-r {EIGHT_BITS}", f"up to {OF_EIGHT * known[Method.MSE]:.2g}", ""])
     columns = ("method", "option", "KL, nats", "time here")
     return table(columns, rows, right=columns[2:])
 
@@ -126,5 +127,5 @@ def expected(recipe: "Recipe", *, has_experts: bool) -> str:
     four = known[Method.MSE]
     return (
         f"a mean KL of at most about {OF_EIGHT * four:.2g} nats is expected, a 256th of the {nats(four)} of 4 bits on "
-        f"{model}, as each bit halves the error; `verify` fails above {fails_above():g}"
+        f"{model}, as each bit halves the error and KL goes with its square; `verify` fails above {fails_above():g}"
     )

@@ -174,9 +174,8 @@ def _keep(out: "Console", output: Path, rows: Sequence[Mapping[str, Any]]) -> No
     layer = next((Name(row["module"]).last for row in rows if row["kind"] == "layer"), "")
     if layer:
         base = recipe_of(output)
-        prose(
-            out, f"to keep layer {layer} in bf16: `quantize -r FILE.yaml` with {'these lines' if base else 'the rule'}"
-        )
+        these = "these two lines" if base else "this rule"
+        prose(out, f"to keep layer {layer} in bf16: `quantize -r FILE.yaml`, with {these} in FILE.yaml")
         lines = [f"extends: {base}"] * bool(base) + [f"rules: [{{layers: {layer}, bits: 16}}]"]
         put(out, Padding(Text("\n".join(lines)), (0, 0, 0, 2)))
 

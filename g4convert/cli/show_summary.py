@@ -98,7 +98,7 @@ def _method(choice: "Choice") -> str:
         return f"{choice.method}: {choice.why}"
     if not found.sampled:
         return f"{choice.method} (least squared error)"
-    read = f"{found.sampled} of {found.tensors} tensors read"
+    read = f"{found.sampled} of {found.tensors} tensors sampled"
     counted = f"{100 * found.share:.1f} % of its groups lie on a 4-bit grid ({read})"
     if choice.method == "lattice":
         return f"{choice.method} (the source's own grid): source trained for 4 bits (QAT), {counted}"

@@ -16,8 +16,8 @@ _NUMBERS = frozenset(("tensors", "params", "before", "after", "size", "bits/weig
 """Headers of columns of numbers, which are aligned to the right."""
 _GAP = 2
 """Number of blanks between two columns."""
-_WORD = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""")
-"""A word of a command, with its quotes."""
+_WORD = re.compile(r"""(?:-[\w-]+ (?!-))?(?:[^\s'"]|'[^']*'|"[^"]*")+""")
+"""A word of a command, with its quotes, and before it the option that it is the value of."""
 _JOINED = " \\"
 """End of a line that the shell joins with the next."""
 _DEEPER = 6

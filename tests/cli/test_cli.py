@@ -298,11 +298,20 @@ def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_pat
     assert answers.startswith("not measured, and the error of weights does not tell how good they are. Mean KL to the ")
     rows = [line.split() for line in table.splitlines()]
     assert [row[:4] for row in rows[1:3]] == [
-        ["mse", "(this", "output)", "0.301"],
+        ["mse", "(as", "here)", "0.301"],
         ["imatrix", "-r", "w4a16-g32-imatrix", "0.175"],
     ]
     assert rows[3][:4] == ["gptq", "-r", "w4a16-g32-gptq", "0.054"]
-    assert rows[4] == ["8", "bits", "-r", "w8a16-g32", "up", "to", "0.0012"]  # best leaves as much as gptq
+    assert rows[4] == [
+        "8",
+        "bits",
+        "(estimated)",
+        "-r",
+        "w8a16-g32",
+        "up",
+        "to",
+        "0.0012",
+    ]  # best leaves as much as gptq
     assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits  # " in ran.out
 
 
@@ -781,7 +790,7 @@ def test_a_command_in_lines_is_the_same_command() -> None:
     for width in (10, 30, 40, 200):
         lines = in_lines("  in full: ", command, width)
         assert shlex.split(lines.removeprefix("  in full: ").replace("\\\n", "")) == shlex.split(command)
-    assert in_lines("next: ", command, 53).splitlines() == [
+    assert in_lines("next: ", command, 60).splitlines() == [
         "next: g4convert quantize 'my model' -o \"it's\" \\",
         "      --pack attention --pack mlp",
     ]
