@@ -26,7 +26,7 @@ _UNIFORM: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "head8": ("`w4a16-g32-head8`", {"extends": "w4a16-g32-head8"}),
     "g64": ("`w4a16-g32`, groups of 64", {"extends": "w4a16-g32", "group_size": 64}),
 }
-_WITH_TABLES: Final = ("head8", "g32")
+_WITH_TABLES: Final = ("head8", "g32", "g64", "g128")
 """Uniform recipes whose size is fitted with embedding and head among what is chosen."""
 
 
@@ -114,6 +114,9 @@ ROWS: Final[Sequence[Row]] = (
     *(_fit(bits, "gptq") for bits in (5.5, 6.0)),
     _uniform("head8", "gptq"),
     _fit("head8", "gptq"),
+    _uniform("g64", "gptq"),
+    _fit("g64", "gptq"),
+    _fit("g128", "gptq"),
 )
 """All rows; within a method those that say most first."""
 PAIRS: Final[Mapping[str, Sequence[tuple[str, str, str]]]] = {
@@ -123,6 +126,8 @@ PAIRS: Final[Mapping[str, Sequence[tuple[str, str, str]]]] = {
         (f"fit / {_UNIFORM['mix'][0]}", "fit-mix", "mix"),
         ("fit, tables too / `w4a16-g32-head8`", "fit-head8", "head8"),
         ("fit, tables too / `w4a16-g32`", "fit-g32", "g32"),
+        ("fit, tables too / `w4a16-g32`, groups of 64", "fit-g64", "g64"),
+        ("fit, tables too / `w4a16-g128`", "fit-g128", "g128"),
         ("fit by output error, tables too / `w4a16-g32`", "error-g32", "g32"),
         ("fit by output error, tables too / by KL", "error-g32", "fit-g32"),
         ("fit by output error / by KL", "error-5", "fit-5"),
@@ -132,6 +137,8 @@ PAIRS: Final[Mapping[str, Sequence[tuple[str, str, str]]]] = {
         (f"fit / {_UNIFORM['mix'][0]}", "gptq-fit-mix", "gptq-mix"),
         ("fit, tables too / `w4a16-g32-head8`", "gptq-fit-head8", "gptq-head8"),
         ("fit, tables too / `w4a16-g32`", "gptq-fit-g32", "gptq-g32"),
+        ("fit, tables too / `w4a16-g32`, groups of 64", "gptq-fit-g64", "gptq-g64"),
+        ("fit, tables too / `w4a16-g128`", "gptq-fit-g128", "gptq-g128"),
         ("fit, tables too / the same fit for `mse`", "gptq-fit-g32", "gptq-fit-g32-as-mse"),
         ("fit, 5 bits / the same fit for `mse`", "gptq-fit-5", "gptq-fit-5-as-mse"),
     ),
