@@ -184,7 +184,7 @@ def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
     if g is None or k % g == 0:
         return None
     share = f" / {full_k // k} = {k}" if k != full_k else ""
-    return Refused(Reason(f"{full_k} inputs", share=share, rest=f", not whole groups of {g}"))
+    return Refused(Reason(f"{full_k} inputs", share=share, rest=f", not a multiple of {g}"))
 
 
 def _marlin_padding(n: int, k: int, g: int | None) -> str:

@@ -90,18 +90,16 @@ ROWS = (
     # 26B-A4B: 704 inputs of an expert's down_proj, 2112 of the dense MLP's
     row(MOE, {}, "vllm 1", YES),
     row(MOE, {}, "vllm 2", CAVEAT, "experts: padded from 352 to 384", "mlp.down_proj: padded from 1056 to 1088"),
-    row(MOE, {}, "vllm 4", NO, "experts: 704 inputs / 4 = 176, not whole groups of 32", "2112 inputs / 4 = 528"),
-    row(MOE, {}, "vllm 8", NO, "704 inputs / 8 = 88, not whole groups of 32", "2112 inputs / 8 = 264"),
+    row(MOE, {}, "vllm 4", NO, "experts: 704 inputs / 4 = 176, not a multiple of 32", "2112 inputs / 4 = 528"),
+    row(MOE, {}, "vllm 8", NO, "704 inputs / 8 = 88, not a multiple of 32", "2112 inputs / 8 = 264"),
     row(MOE, {"group_size": 64}, "vllm 1", YES),
-    row(
-        MOE, {"group_size": 64}, "vllm 2", NO, "704 inputs / 2 = 352, not whole groups of 64", "2112 inputs / 2 = 1056"
-    ),
+    row(MOE, {"group_size": 64}, "vllm 2", NO, "704 inputs / 2 = 352, not a multiple of 64", "2112 inputs / 2 = 1056"),
     row(MOE, {"group_size": "channel"}, "vllm 4", CAVEAT, "experts: padded from 176 to 192"),
     row(MOE, EXPERTS, "vllm 2", CAVEAT, "padded from 352 to 384"),
     row(MOE, EXPERTS, "vllm 4", CAVEAT, "--enable-expert-parallel", "704 inputs / 4 = 176"),
     row(MOE, {**EXPERTS, "group_size": 64}, "vllm 2", CAVEAT, "--enable-expert-parallel", "704 inputs / 2 = 352"),
     row(MOE, {**EXPERTS, "group_size": 16}, "vllm 1", CAVEAT, "Triton, slower: Marlin takes no groups of 16"),
-    row(MOE, DENSE_PARTS, "vllm 4", NO, "mlp.down_proj: 2112 inputs / 4 = 528, not whole groups of 32"),
+    row(MOE, DENSE_PARTS, "vllm 4", NO, "mlp.down_proj: 2112 inputs / 4 = 528, not a multiple of 32"),
     row(MOE, {"pack": ["attention"]}, "vllm 8", YES),
     row(
         MOE,
@@ -461,8 +459,8 @@ def test_a_way_that_writes_all_anew_is_the_only_one() -> None:
 def test_sizes_in_one_row_have_their_own_numbers() -> None:
     lines = told(verdicts(thin(MOE, {}), ["vllm"])).splitlines()
     (merged,) = (line for line in lines if " 4, 8 " in line)
-    assert "mlp.down_proj: 2112 inputs / 4 = 528 and / 8 = 264, not whole groups of 32" in merged
-    assert "experts: 704 inputs / 4 = 176 and / 8 = 88, not whole groups of 32" in merged
+    assert "mlp.down_proj: 2112 inputs / 4 = 528 and / 8 = 264, not a multiple of 32" in merged
+    assert "experts: 704 inputs / 4 = 176 and / 8 = 88, not a multiple of 32" in merged
     (heads,) = (line for line in told(verdicts(thin("31B", {}), ["vllm"], [64, 128])).splitlines() if "64, 128" in line)
     assert "32 heads cannot be split over 64 GPUs and over 128 GPUs" in heads
 
