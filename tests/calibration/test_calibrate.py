@@ -122,7 +122,7 @@ def test_the_command_says_what_it_made_and_does_not_replace_it(
     again = g4convert(*words)
     assert (again.status, again.out) == (
         0,
-        f"already done: {path} is {words[1].name} by this command and version (--overwrite makes it again)\n",
+        f"already done: {path} is {words[1]} by this command and version (--overwrite makes it again)\n",
     )
     assert json.loads(g4convert(*words, "--json").out) == found | {"already_done": True}
     for *other, why in (
