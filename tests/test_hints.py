@@ -44,7 +44,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "decide alike on q, k and v", "schema` lists every key", "schema` says what can",
         "list` shows the shipped ones", "list` shows them", "`*` stays in its directory",
     ),
-    "tests/gemma4/test_causes.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
+    "tests/gemma4/test_fitting.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
     f"{REMEDIES}test_experts_of_several_dtypes_are_packed_or_saved_in_one": ("pack the experts, or save",),
     f"{REMEDIES}test_the_hint_about_a_place_to_write_works": (
         "give -o another directory", "cd .. and -o {}, or give", "or --overwrite to replace this one",
@@ -59,7 +59,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     f"{_LAYOUTS}test_shards_of_an_earlier_save_are_named_and_may_be_deleted": ("delete {}, or the others",),
     "tests/cli/test_beside.py::test_the_hint_about_a_link_to_nothing_works": ("leave them behind: --leave",),
     "tests/checkpoint/test_source.py::test_the_nearest_directory_is_named": ("<_name_hint(",),
-    "tests/inspection/test_engines_check.py::test_the_command_pairs": ("check OUT --assistant-of MODEL",),
+    "tests/inspection/test_drafter.py::test_the_command_pairs": ("check OUT --assistant-of MODEL",),
     f"{_HUB}test_run_the_same_command_again": ("run the same command again",),
     f"{_HUB}test_point_hf_home_to_a_larger_disk": ("free some space, or point HF_HOME",),
     f"{_HUB}test_name_a_revision": ("write org/name@branch", "for branches and tags"),
@@ -106,6 +106,9 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
 """Test -> parts of the hints that it follows."""
 
 _CAUSES = "tests/gemma4/test_causes.py::"
+_NAMES = "tests/gemma4/test_name_causes.py::"
+_SHAPES = "tests/gemma4/test_shape_causes.py::"
+_FITTING = "tests/gemma4/test_fitting.py::"
 _TRAINERS = "tests/gemma4/test_trainers.py::"
 CAUSES: Mapping[str, tuple[str, ...]] = {
     _SOURCE: (
@@ -116,17 +119,17 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     ),
     f"{_CAUSES}test_weights_in_dtypes_that_no_engine_computes_in": ("load the model in bfloat16",),
     f"{_CAUSES}test_a_drafter_without_centroids_scores_the_whole_vocabulary": ("scores the whole vocabulary",),
-    f"{_CAUSES}test_layers_with_other_numbers_of_experts_are_said_to_be": ("prune all layers alike",),
+    f"{_SHAPES}test_layers_with_other_numbers_of_experts_are_said_to_be": ("prune all layers alike",),
     f"{_CAUSES}test_experts_are_never_said_to_be_spare": ("is that of a model without", "take the one saved"),
     f"{_CAUSES}test_layers_with_gaps_are_numbered_again": ("layers are numbered with gaps", "number them from 0 on"),
     f"{_CAUSES}test_a_projection_without_its_tower": ("is there without its tower", "a tower that is not there"),
     f"{_CAUSES}test_towers_under_the_config_of_a_text_model": ("describes the text model alone",),
-    f"{_CAUSES}test_what_engines_merge_is_taken_from_the_checkpoint": ("merged as engines hold them",),
-    f"{_CAUSES}test_names_of_another_program": ("names of another program",),
-    f"{_CAUSES}test_tensors_without_values_are_those_of_a_rank": ("tensors without values",),
-    f"{_CAUSES}test_weights_that_are_transposed_are_said_to_be": ("these are transposed",),
-    f"{_CAUSES}test_a_part_of_each_tensor_is_that_of_a_rank": ("gather the parts of all ranks",),
-    f"{_CAUSES}test_sizes_of_single_layers_that_do_not_fit_are_named": ("take it from the config.json saved with",),
+    f"{_NAMES}test_what_engines_merge_is_taken_from_the_checkpoint": ("merged as engines hold them",),
+    f"{_NAMES}test_names_of_another_program": ("names of another program",),
+    f"{_SHAPES}test_tensors_without_values_are_those_of_a_rank": ("tensors without values",),
+    f"{_SHAPES}test_weights_that_are_transposed_are_said_to_be": ("these are transposed",),
+    f"{_SHAPES}test_a_part_of_each_tensor_is_that_of_a_rank": ("gather the parts of all ranks",),
+    f"{_FITTING}test_sizes_of_single_layers_that_do_not_fit_are_named": ("take it from the config.json saved with",),
     f"{_TRAINERS}test_flat_parameters_are_saved_whole": ("FSDP's flat parameters",),
     f"{_TRAINERS}test_computed_weights_are_written_out": ("remove_weight_norm", "remove_parametrizations"),
     f"{_TRAINERS}test_padded_routers_are_cut": ("rows of each of these",),
