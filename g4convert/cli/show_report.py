@@ -175,7 +175,7 @@ def _keep(out: "Console", output: Path, rows: Sequence[Mapping[str, Any]]) -> No
     if layer:
         base = recipe_of(output)
         these = "these two lines" if base else "this rule"
-        prose(out, f"to keep layer {layer} in bf16: `quantize -r FILE.yaml`, with {these} in FILE.yaml")
+        prose(out, f"to keep layer {layer} in bf16, `quantize -r FILE.yaml` with {these} in it:")
         lines = [f"extends: {base}"] * bool(base) + [f"rules: [{{layers: {layer}, bits: 16}}]"]
         put(out, Padding(Text("\n".join(lines)), (0, 0, 0, 2)))
 

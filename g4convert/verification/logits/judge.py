@@ -203,10 +203,8 @@ def _measure(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor
     passes.run(_DEQUANTIZED, models.dequantized, against=original)
     model = models.dequantized.model
     dtype = dtype_name(model)
-    power = f"2^{math.log2(EPSILON[dtype]):.0f}"
-    passes.progress.say(
-        f"running them with relative noise of {power} on each layer's output: what {dtype} rounding alone changes"
-    )
+    noise = f"relative noise of 2^{math.log2(EPSILON[dtype]):.0f} on each layer's output"
+    passes.progress.say(f"running them again, with {noise}: what {dtype} rounding alone changes")
     with noisy(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
         passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))
     if models.rounded is not None:
