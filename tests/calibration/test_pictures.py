@@ -352,6 +352,7 @@ def test_more_pictures_than_memory_should_hold_are_refused_with_numbers(
     assert made.texts["pictures"] > 1
 
 
+@pytest.mark.wide
 def test_bundled_pictures_are_a_kind_of_text_beside_the_models_answers(
     e2b: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +395,7 @@ class Stopping(Quiet):
             raise KeyboardInterrupt
 
 
+@pytest.mark.wide
 def test_a_stopped_calibration_keeps_its_pictures(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(draw("boat")).save(tmp_path / "boat.png")
     data = saved(tmp_path, [{"type": "image", "path": "boat.png"}, {"type": "text", "text": "What is it?"}], lines=3)

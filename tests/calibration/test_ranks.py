@@ -219,6 +219,7 @@ def test_ranks_of_several_hosts_share_no_layer(moe: Path, tmp_path: Path, monkey
     assert [one.name for one in tmp_path.iterdir()] == ["ids.safetensors"]
 
 
+@pytest.mark.wide
 def test_rank_0_of_several_hosts_makes_statistics_alone(
     moe: Path, tmp_path: Path, small: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from helpers.grids import every, few
+from helpers.grids import every
 from helpers.program import Program, g4convert
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,7 +178,8 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", few(PLACES))
+@pytest.mark.wide
+@pytest.mark.parametrize("place", PLACES)
 def test_a_stop_that_cannot_be_raised_comes_again(place: str, tmp_path: Path) -> None:
     """Python prints an exception in a destructor, and goes on; one in code that holds a lock leaves it locked."""
     code, printed = PLACES[place]
@@ -204,9 +205,10 @@ def test_threads_of_numba_are_no_matter_of_ours(threads: str, dense: Path, tmp_p
     assert subprocess.run(command, check=False, env=os.environ | {"NUMBA_NUM_THREADS": threads}).returncode == 0
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("kilobytes", "command"),
-    few([(60_000, "plan MODEL"), (200_000, "quantize MODEL -o out"), (500_000, "quantize MODEL -o out --verify none")]),
+    [(60_000, "plan MODEL"), (200_000, "quantize MODEL -o out"), (500_000, "quantize MODEL -o out --verify none")],
 )
 def test_memory_that_is_limited_is_one_line(kilobytes: int, command: str, dense: Path, tmp_path: Path) -> None:
     """While modules are imported, while a library maps its code, and while the model is converted."""

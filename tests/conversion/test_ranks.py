@@ -61,6 +61,7 @@ def test_two_ranks_write_the_bytes_of_one(
     assert abs(counts[0] - counts[1]) <= 1
 
 
+@pytest.mark.wide
 def test_calibrated_methods_give_the_bytes_of_one(moe: Path, tmp_path: Path) -> None:
     """Bits differ by part, and tables and head are packed, too; `tests/calibration/test_ranks.py` has uniform ones."""
     recipes, data = ("w4a16-g32-imatrix", "w4a16-g32-gptq"), tmp_path / "c.safetensors"

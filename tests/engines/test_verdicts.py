@@ -371,6 +371,7 @@ def test_the_gate_asks_for_named_engines_and_sizes_only() -> None:
         held(weights, ["transformers"], [4])  # has one verdict, for any number
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("engines", "tps", "hint"),
     every(

@@ -133,8 +133,8 @@ NORMS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("part", few(["up_proj", "(mlp|self_attn)\\.[a-z]+_proj"]))
-@pytest.mark.parametrize("case", NORMS)
+@pytest.mark.parametrize("part", ["up_proj", "(mlp|self_attn)\\.[a-z]+_proj"])
+@pytest.mark.parametrize("case", few(NORMS))
 def test_computed_weights_are_written_out(
     case: str, part: str, dense: Path, tmp_path: Path, g4convert: Program
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_fault_of_the_path_fails_and_is_named(  # noqa: PLR0913, PLR0917 -- a 
     assert any(subject in one for one in named.get(f"logits.{code}", [])), named
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("family", "kind"),
     every(3, sorted({(row[1], row[3]) for row in PATHS})),

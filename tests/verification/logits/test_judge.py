@@ -168,6 +168,7 @@ def test_a_fault_is_named_with_its_share(
     assert "logits.parity.kl_mean" in bad(found)
 
 
+@pytest.mark.wide
 def test_a_cache_that_forgets_is_found(
     pair: tuple[Path, Path], dequantized: ModelCandidate, probes: tuple[Probe, ...]
 ) -> None:

@@ -328,6 +328,7 @@ def test_kinds_and_tokens_choose(models, checkpoints: Checkpoints) -> None:  # n
         make_probes(models("text")[0], checkpoints("text"), kinds=("image",))
 
 
+@pytest.mark.wide
 def test_answers_are_the_models_own(models) -> None:  # noqa: ANN001
     model, probes = models("unified")
     probes = first_of_each(probes)
