@@ -42,7 +42,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int) -> str:
-    """Read a whole file as UTF-8.
+    r"""Read a whole file as UTF-8; lines end with \n, whatever ends them in the file, and no BOM begins the text.
 
     Args:
         path: the file.
@@ -53,4 +53,5 @@ def read_text(path: Path, most: int) -> str:
         OSError: see `read_bytes`.
         UnicodeDecodeError: the file is not UTF-8.
     """
-    return read_bytes(path, most).decode()
+    text = read_bytes(path, most).decode().removeprefix("\N{BYTE ORDER MARK}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -19,10 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.calibration.pictures import NAMED, Find, Picture, beside, drawn, none_of_datasets
 from g4convert.errors import EnvironmentFault, InputError
 from g4convert.quantities import plural
+from g4convert.text_lines import ROLES, checked_text, json_lines, parse_lines, read_texts
 
 KINDS: Final = ("chat", "reasoning", "code", "tools", "scripts", "long", "prose")
 """Kinds of the bundled texts, besides `PICTURES`; there are no sounds."""
@@ -30,7 +30,6 @@ PICTURES: Final = "pictures"
 """Kind of the bundled texts about pictures, for models that take these."""
 _MOST_DOCUMENTS: Final = 20_000
 """Most documents taken from a dataset."""
-_ROLES: Final = frozenset({"system", "user", "assistant", "model"})
 _KEYS: Final = ("messages", "text", "prompt")
 _FORMS: Final = (
     'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}, ...]} or {"text": "..."}; pictures '
@@ -80,9 +79,7 @@ def bundled(*, pictures: bool = False) -> tuple[Document, ...]:
     return tuple(
         document
         for kind in (*KINDS, *[PICTURES] * pictures)
-        for document in _parsed(
-            (folder / f"{kind}.jsonl").read_text("utf-8").splitlines(), f"{kind}.jsonl", kind, drawn
-        )
+        for document in _parsed(json_lines((folder / f"{kind}.jsonl").read_text("utf-8")), f"{kind}.jsonl", kind, drawn)
     )
 
 
@@ -99,14 +96,8 @@ def read_documents(data: str) -> tuple[Document, ...]:
     """
     path = Path(data)
     if path.suffix in {".jsonl", ".txt"}:
-        try:
-            text = read_text(path, MOST_PROMPTS)
-        except OSError as error:
-            raise InputError(f"{data}: cannot be read: {error.strerror or error}", hint=_FORMS) from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{data}: cannot be read: not UTF-8 at byte {error.start:,}", hint=_FORMS) from error
-        is_lines = path.suffix == ".jsonl"
-        found = _parsed(text.splitlines(), data, "data", beside(path)) if is_lines else [*_paragraphs(text)]
+        text, is_lines = read_texts(data, _FORMS), path.suffix == ".jsonl"
+        found = _parsed(json_lines(text), data, "data", beside(path)) if is_lines else [*_paragraphs(text)]
     elif path.is_file():
         raise InputError(f"{data}: neither .jsonl nor .txt", hint=_FORMS)
     else:
@@ -131,15 +122,7 @@ def _parsed(lines: Iterable[str | Mapping[str, Any]], place: str, kind: str, fin
     Raises:
         InputError: some lines are malformed; all are named.
     """
-    found, bad = [], []
-    for number, line in enumerate(lines, start=1):
-        if isinstance(line, str) and not line.strip():
-            continue
-        try:
-            entry = json.loads(line) if isinstance(line, str) else line
-            found.append(_document(entry, kind, f"line {number}", find))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            bad.append(f"line {number}: {error}")
+    found, bad = parse_lines(lines, lambda number, entry: _document(entry, kind, f"line {number}", find))
     if bad:
         raise InputError(f"{place}: {plural(len(bad), 'line')} cannot be read", hint=_FORMS, offenders=bad)
     return found
@@ -154,7 +137,7 @@ def _document(entry: object, kind: str, place: str, find: Find) -> Document:
         raise ValueError(f"needs one of {', '.join(_KEYS)}, has {', '.join(given) or 'none of them'}")
     kind, key = str(entry.get("kind", kind)), given[0]
     if key != "messages":
-        return Document(kind, (_said(_text(entry[key])),), (), place)
+        return Document(kind, (_said(checked_text(entry[key])),), (), place)
     if not isinstance(entry[key], Sequence) or isinstance(entry[key], str) or not entry[key]:
         raise ValueError("messages is not a list of messages")
     pictures: list[Picture] = []
@@ -177,14 +160,14 @@ def _message(entry: object, pictures: list[Picture], find: Find) -> Mapping[str,
     """Parse a message, and add its pictures to `pictures`."""
     if not isinstance(entry, Mapping) or not {"role", "content"} <= entry.keys():
         raise ValueError("a message needs role and content")
-    if entry["role"] not in _ROLES:
-        raise ValueError(f"role {entry['role']!r} is not one of {', '.join(sorted(_ROLES))}")
+    if entry["role"] not in ROLES:
+        raise ValueError(f"role {entry['role']!r} is not one of {', '.join(ROLES)}")
     content = entry["content"]
     if isinstance(content, str) or not isinstance(content, Sequence):
-        return {"role": str(entry["role"]), "content": _text(content)}
+        return {"role": str(entry["role"]), "content": checked_text(content)}
     parts = [_part(one, pictures, find) for one in content]
     if all(part["type"] == "text" for part in parts):
-        return {"role": str(entry["role"]), "content": _text("\n".join(part["text"] for part in parts))}
+        return {"role": str(entry["role"]), "content": checked_text("\n".join(part["text"] for part in parts))}
     return {"role": str(entry["role"]), "content": parts}
 
 
@@ -192,7 +175,7 @@ def _part(entry: object, pictures: list[Picture], find: Find) -> Mapping[str, st
     """Parse a part of a message, and add its picture to `pictures`."""
     kind = entry.get("type") if isinstance(entry, Mapping) else None
     if isinstance(entry, Mapping) and kind == "text":
-        return {"type": "text", "text": _text(entry.get("text"))}
+        return {"type": "text", "text": checked_text(entry.get("text"))}
     if isinstance(entry, Mapping) and kind == "image":
         pictures.append(find(entry))
         return {"type": "image"}
@@ -201,13 +184,6 @@ def _part(entry: object, pictures: list[Picture], find: Find) -> Mapping[str, st
 
 def _said(text: str) -> Mapping[str, str]:
     return {"role": "user", "content": text}
-
-
-def _text(content: object) -> str:
-    if not isinstance(content, str) or not content.strip():
-        raise ValueError("content must be text that is not empty")
-    content.encode()  # half of a surrogate pair is a ValueError; tokenizers fails without a reason
-    return content
 
 
 def _paragraphs(text: str) -> Iterator[Document]:

@@ -8,7 +8,6 @@ answers people get. A base model has no frame and reads the same words as plain 
 gets ids made from the words' hash: they still reach every part, but mean nothing.
 """
 
-import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +17,17 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from g4convert.bounded import MOST_PROMPTS, read_text
 from g4convert.errors import InputError, UsageError
 from g4convert.forward.chat_templates import rendered
 from g4convert.forward.models import Config, reading
 from g4convert.quantities import plural
+from g4convert.text_lines import ROLES, checked_text, json_lines, parse_lines, read_texts
 
-_CHAT_LINE = 'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}]}, as this model chats'
+_CHAT_LINE = (
+    'one JSON object a line: {"messages": [{"role": "user", "content": "Hello"}]}, as this model chats; in text alone: '
+    "the bundled probes have images and sounds"
+)
 _PLAIN_LINE = 'one JSON object a line: {"prompt": "Once upon a time"}, as this is a base model'
-_ROLES = ("system", "user", "assistant", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +55,17 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
         InputError: not such lines; all are named.
         UsageError: plain text for an instruction-tuned model, or a conversation for a base model.
     """
-    found, bad, misfits = [], [], []
-    try:
-        lines = read_text(path, MOST_PROMPTS).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start:,}"
-        raise InputError(f"{path}: cannot be read: {why}", hint=_CHAT_LINE if chat else _PLAIN_LINE) from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                found.append(_prompt(f"{path.stem}:{number}", json.loads(line)))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                bad.append(f"line {number}: {error}")
-            else:
-                misfits += [f"line {number}"] * (found[-1].raw is chat)
+    form, misfits = _CHAT_LINE if chat else _PLAIN_LINE, []
+
+    def prompt(number: int, entry: Mapping[str, Any]) -> Conversation:
+        found = _prompt(f"{path.stem}:{number}", entry)
+        misfits.extend([f"line {number}"] * (found.raw is chat))
+        return found
+
+    found, bad = parse_lines(json_lines(read_texts(path, form)), prompt)
     if bad or not found:
-        raise InputError(
-            f"{path}: {plural(len(bad), 'line')} cannot be read as prompts"
-            if found or bad
-            else f"{path}: holds no prompt",
-            hint=_CHAT_LINE if chat else _PLAIN_LINE,
-            offenders=bad,
-        )
+        what = f"{plural(len(bad), 'line')} cannot be read as prompts" if bad else "holds no prompt"
+        raise InputError(f"{path}: {what}", hint=form, offenders=bad)
     if misfits and chat:
         raise UsageError(
             f"{path}: plain text for an instruction-tuned model: it was never trained off its chat frame, its "
@@ -102,21 +92,14 @@ def _prompt(name: str, entry: Mapping[str, Any]) -> Conversation:
         raise ValueError("needs either messages or prompt")
     name, bucket = str(entry.get("name", name)), str(entry.get("bucket", "prompts"))
     if "prompt" in entry:
-        return Conversation(name, bucket, ({"role": "user", "content": _text(entry["prompt"])},), raw=True)
-    messages = [{"role": message["role"], "content": _text(message["content"])} for message in entry["messages"]]
-    if wrong := [message["role"] for message in messages if message["role"] not in _ROLES]:
-        raise ValueError(f"role {wrong[0]!r} is not one of {', '.join(_ROLES)}")
+        return Conversation(name, bucket, ({"role": "user", "content": checked_text(entry["prompt"])},), raw=True)
+    messages = [{"role": message["role"], "content": checked_text(message["content"])} for message in entry["messages"]]
+    if wrong := [message["role"] for message in messages if message["role"] not in ROLES]:
+        raise ValueError(f"role {wrong[0]!r} is not one of {', '.join(ROLES)}")
     answer = messages.pop()["content"] if messages and messages[-1]["role"] in ("assistant", "model") else ""
     if not messages:
         raise ValueError("no message to answer")
     return Conversation(name, bucket, tuple(messages), answer)
-
-
-def _text(content: object) -> str:
-    if not isinstance(content, str) or not content.strip():
-        raise ValueError("content must be text; images and sounds come from the bundled probes")
-    content.encode()  # half of a surrogate pair is a ValueError; tokenizers fails without a reason
-    return content
 
 
 def frame_of(directory: Path, config: Config) -> "Frame":
@@ -175,13 +158,19 @@ class Frame:
         """True if the model is asked in a chat frame, as an instruction-tuned one is."""
         return False
 
+    @property
+    def beginning(self) -> list[int]:
+        """Ids that text begins with: BOS, or none if the tokenizer has no BOS."""
+        bos = None if self.tokenizer is None else self.tokenizer.bos_token_id
+        return [] if bos is None else [bos]
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, nothing added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the ids up to where the model speaks; an image, sound or video is one id, its placeholder."""
-        return [self.tokenizer.bos_token_id, *self._joined(messages), *self.encode("\n")]
+        return [*self.beginning, *self._joined(messages), *self.encode("\n")]
 
     def closing(self) -> list[int]:
         """Return the ids that end an answer."""
