@@ -8,12 +8,13 @@ from g4convert.api.bundled import row_length
 from g4convert.calibration.answers import Own, answered
 from g4convert.calibration.documents import Document, bundled, hash_of_documents, read_documents
 from g4convert.calibration.rows import Written
-from g4convert.calibration.sampling import ENDS, sample
-from g4convert.calibration.tokens import Tokens, tokenizer_hash
+from g4convert.calibration.sampling import sample
+from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
-from g4convert.conversion.identity import Model
+from g4convert.conversion.identity import Model, tokenizer_hash
+from g4convert.conversion.pictures import ENDS
 from g4convert.devices import memory_faults, torch_device
 from g4convert.errors import FormatError, InputError, UsageError
 from g4convert.forward.conversations import Frame, frame_of

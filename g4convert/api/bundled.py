@@ -8,21 +8,18 @@ from functools import cache
 from typing import Final
 
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.planning.costs import BUNDLED_PICTURES, BUNDLED_TOKENS
+from g4convert.conversion.pictures import ENDS, PROCESSORS
+from g4convert.planning.costs import BUNDLED_PICTURES, BUNDLED_TOKENS, LONGEST_ROW, MOST_ROWS
 
 _RELEASED: Final = 262_144
 """Entries of the released vocabulary."""
-MOST_ROWS: Final = 128
-"""Most rows that `calibrate` makes unless told, as `calibration.sampling` has it, which imports transformers."""
 _SOFT_TOKENS: Final = 280
 """Most soft tokens of a picture in released models."""
-_LONGEST: Final = 2048
-"""Most tokens of a row that `calibrate` makes unless told."""
 
 
 def row_length(sliding_window: int) -> int:
     """Return the tokens of a row that `calibrate` makes unless told."""
-    return min(2 * sliding_window, _LONGEST)
+    return min(2 * sliding_window, LONGEST_ROW)
 
 
 def bundled_tokens(checkpoint: Checkpoint) -> int:
@@ -47,9 +44,8 @@ def _has_pictures(checkpoint: Checkpoint, length: int) -> bool:
     """Return whether the bundled texts have pictures for a model: it takes them, and a row holds one."""
     config = checkpoint.config
     vision = config.get("vision_config") or {}
-    files = {"processor_config.json", "preprocessor_config.json"}
     soft = vision.get("default_output_length", vision.get("num_soft_tokens", _SOFT_TOKENS))
-    return bool(vision) and any((checkpoint.path / name).is_file() for name in files) and length > soft + 2
+    return bool(vision) and any((checkpoint.path / name).is_file() for name in PROCESSORS) and length > soft + ENDS
 
 
 @cache

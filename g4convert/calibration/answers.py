@@ -102,7 +102,7 @@ def answered(  # noqa: PLR0913 -- a model, its words, and how much
     questions = [*_taken([_question(document, frame) for document in documents], enough)]
     said: list[list[int]] = [[] for _ in questions]
     batches = [*_batches([len(question) for question in questions])]
-    generator = torch.Generator().manual_seed(seed)
+    generator, begins = torch.Generator().manual_seed(seed), frame.beginning
     progress.step("answers", enough, "ids")
     with threads_for(model):
         for batch in batches * _TURNS:
@@ -111,7 +111,7 @@ def answered(  # noqa: PLR0913 -- a model, its words, and how much
             asked = [questions[number] for number in batch]
             drawn = draw(model, asked, max_new_tokens=_LONGEST, generator=generator)
             for number, question, answer in zip(batch, asked, drawn, strict=True):
-                whole = [id_ for id_ in (*question, *answer) if id_ != frame.tokenizer.bos_token_id]
+                whole = [id_ for id_ in (*question, *answer) if id_ not in begins]
                 said[number] += whole
                 progress.tick(len(whole))
     return [Written(one.kind, tuple(ids), whole=True) for one, ids in zip(documents, said, strict=False) if ids]
@@ -145,5 +145,4 @@ def _question(document: Document, frame: Frame) -> list[int]:
         if len(messages) > 1 and messages[-1]["role"] in {"assistant", "model"}:
             messages.pop()
         return frame.question(messages)
-    bos = frame.tokenizer.bos_token_id
-    return [*([] if bos is None else [bos]), *frame.encode(document.text)[:_BEGINNING]]
+    return [*frame.beginning, *frame.encode(document.text)[:_BEGINNING]]

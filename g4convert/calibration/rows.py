@@ -91,14 +91,14 @@ class _Row:
         self.pictures += [one.patches for one in piece.shown]
 
 
-def pack(texts: Iterable[Written], rows: int, body: int, bos: int | None) -> Packed:
+def pack(texts: Iterable[Written], rows: int, body: int, beginning: Sequence[int]) -> Packed:
     """Fill rows with texts.
 
     Args:
         texts: texts, in order; no picture has more ids than `body`.
         rows: most rows to fill.
         body: text ids of a row, BOS excluded.
-        bos: first id of each row; None for a vocabulary without BOS.
+        beginning: first ids of each row: BOS, or none for a vocabulary without BOS.
 
     Returns:
         As many rows as the texts fill; none if they fill fewer than two.
@@ -108,12 +108,11 @@ def pack(texts: Iterable[Written], rows: int, body: int, bos: int | None) -> Pac
     while rows >= 2:
         chosen = _filled(pieces, rows, body)
         if len(chosen) == rows:
-            first = [] if bos is None else [bos]
-            ids = np.array([[*first, *(id_ for id_, _ in row.ids)] for row in chosen], np.int32)
+            ids = np.array([[*beginning, *(id_ for id_, _ in row.ids)] for row in chosen], np.int32)
             kinds = Counter(kind for row in chosen for _, kind in row.ids)
             return Packed(ids, kinds, Pictures.of([row.pictures for row in chosen]))
         rows = min(rows - 1, len(chosen))
-    return Packed(np.empty((0, body + (bos is not None)), np.int32), {})
+    return Packed(np.empty((0, len(beginning) + body), np.int32), {})
 
 
 def _cut(texts: Iterable[Written], body: int) -> Iterator[Written]:

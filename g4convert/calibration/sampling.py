@@ -19,22 +19,19 @@ from g4convert.calibration.documents import Document
 from g4convert.calibration.pictures import Picture
 from g4convert.calibration.rows import Shown, Written, pack
 from g4convert.calibration.tokens import Tokens
-from g4convert.conversion.pictures import Patches
+from g4convert.conversion.pictures import ENDS, Patches
 from g4convert.errors import InputError
 from g4convert.forward.chat_templates import rendered
 from g4convert.forward.conversations import Frame
 from g4convert.forward.patches import PictureCutter
+from g4convert.planning.costs import MOST_ROWS
 from g4convert.quantities import plural, size
 
 Answer: TypeAlias = Callable[[Sequence[Document], int], list[Written]]
 """A function that lets a model answer documents until it has the given number of ids; see `answers.answered`."""
 
-MOST_SAMPLES: Final = 128
-"""Default number of rows, if the texts are long enough."""
 _MOST_ANSWERED: Final = 65_536
 """Most ids of the model's own answers by default."""
-ENDS: Final = 2
-"""Ids that open and close a picture."""
 _MOST_PIXELS: Final = 512 << 20
 """Most bytes of pictures: 270 of 280 soft tokens."""
 _SPARE: Final = 2
@@ -72,7 +69,7 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
     Args:
         documents: documents to read; kinds take turns, and the seed orders the documents of a kind.
         frame: tokenizer and chat template of the checkpoint.
-        samples: number of rows; None makes as many as the texts fill, at most `MOST_SAMPLES`.
+        samples: number of rows; None makes as many as the texts fill, at most `MOST_ROWS`.
         length: tokens of a row, BOS included.
         seed: seed of the order of documents.
         tokenizer: hash of the tokenizer, kept with the ids.
@@ -83,13 +80,12 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
         InputError: too little text for `samples` rows, or for two; a picture that makes no patches, or more
             placeholders than a row holds; or more pictures than memory should hold.
     """
-    bos = frame.tokenizer.bos_token_id
-    body = length - (bos is not None)
-    wanted = samples or MOST_SAMPLES
+    body = length - len(frame.beginning)
+    wanted = samples or MOST_ROWS
     order = [*_in_turns(documents, random.Random(seed))]  # noqa: S311 -- an order, no secret
 
     def written(one: Document) -> Written:
-        return _written(one, frame, bos, cutter, body)
+        return _written(one, frame, cutter, body)
 
     if answer is None:
         texts = [*_held(_until(map(written, order), wanted * body + _SPARE * length), body)]
@@ -99,9 +95,9 @@ def sample(  # noqa: PLR0913 -- the choices of a sample
         shown = [*_held(_until((written(one) for one in order if one.pictures), share), body)]
         answered = answer([one for one in order if not one.pictures], enough)
         texts = [*_spread(answered, shown)]
-    packed = pack(texts, wanted, body, bos)
+    packed = pack(texts, wanted, body, frame.beginning)
     if len(packed.ids) < (samples or 2):  # too few questions to keep their answers apart
-        packed = pack([replace(one, whole=False) for one in texts], wanted, body, bos)
+        packed = pack([replace(one, whole=False) for one in texts], wanted, body, frame.beginning)
     rows = len(packed.ids)
     if rows < (samples or 2):
         raise InputError(
@@ -158,13 +154,13 @@ def _in_turns(documents: Sequence[Document], order: random.Random) -> Iterator[D
         queues = [queue for queue, found in taken if found]
 
 
-def _written(document: Document, frame: Frame, bos: int | None, cutter: PictureCutter | None, body: int) -> Written:
+def _written(document: Document, frame: Frame, cutter: PictureCutter | None, body: int) -> Written:
     """Return a document as ids, with its frame and without BOS, and each picture as its placeholders.
 
     Raises:
         InputError: see `sample`.
     """
-    ids = _ids(document, frame, bos)
+    ids = _ids(document, frame)
     if cutter is None:
         return Written(document.kind, tuple(ids))
     config, found, shown = frame.config, list[int](), list[Shown]()
@@ -200,7 +196,7 @@ def cut(picture: Picture, cutter: PictureCutter, place: str, body: int) -> Patch
     return patches
 
 
-def _ids(document: Document, frame: Frame, bos: int | None) -> list[int]:
+def _ids(document: Document, frame: Frame) -> list[int]:
     """Return the ids of a document, with its frame, without BOS, and with one placeholder for each picture."""
     if not frame.chat:
         ids = [*_plain(document, frame), *_ending(frame)]
@@ -213,7 +209,8 @@ def _ids(document: Document, frame: Frame, bos: int | None) -> list[int]:
                 f"{error.message}: at {document.text[:60]!r} ({roles})",
                 hint="user and assistant take turns, the user first",
             ) from error
-    return [one for one in ids if one != bos]
+    begins = frame.beginning
+    return [one for one in ids if one not in begins]
 
 
 def _plain(document: Document, frame: Frame) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from g4convert.array_types import I32
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.calibration_file import CalibrationFile, check_model, hash_of_tokens
+from g4convert.conversion.identity import tokenizer_hash
 from g4convert.conversion.pictures import Pictures
 from g4convert.errors import InputError
 
@@ -29,7 +29,7 @@ class Tokens:
 
     Args:
         ids: int32 [samples, length].
-        tokenizer: hash of the tokenizer that made the ids, see `tokenizer_hash`; empty if unknown.
+        tokenizer: hash of the tokenizer that made the ids, see `identity.tokenizer_hash`; empty if unknown.
         kinds: number of ids by kind of text; empty if unknown.
         pictures: pictures of the sequences, in the order of their placeholders; None if there are none.
     """
@@ -148,14 +148,12 @@ def judges(samples: int) -> frozenset[int]:
 
 
 def held_out(samples: int) -> frozenset[int]:
-    """Return the sequences held out of the training of scales: a fifth of `samples`, the judging ones among them."""
+    """Return the sequences held out of the training of scales: a fifth of `samples`, `judges(samples)` among them.
+
+    The training counts the sequences without pictures, so with pictures in a file these are not the ones that judge in
+    it.
+    """
     found = judges(samples)
     rest = (s for s in range(samples) if s not in found)
     mixed = sorted(rest, key=lambda s: (s + 1) * _GOLDEN % 1)  # neither neighbours nor equally spaced
     return found | frozenset(mixed[: max(0, round(_HELD_OUT * samples) - len(found))])
-
-
-def tokenizer_hash(directory: Path) -> str:
-    """Return the sha256 of a checkpoint's tokenizer.json; empty if the file is missing."""
-    path = directory / "tokenizer.json"
-    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

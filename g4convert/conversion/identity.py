@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final
 
 from g4convert import __version__
@@ -41,13 +42,12 @@ class Model:
     def of(cls, checkpoint: Checkpoint) -> "Model":
         """Return the identity of an opened checkpoint."""
         config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_A_MODEL}
-        tokenizer = checkpoint.path / "tokenizer.json"
         with Reader(checkpoint.path, checkpoint.weight_files) as reader:
             weights = sampled(checkpoint, reader)
         return cls(
             _dims(Architecture.from_config(checkpoint.config)),
             sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-            sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else "",
+            tokenizer_hash(checkpoint.path),
             weights,
         )
 
@@ -111,3 +111,9 @@ def _dims(architecture: Architecture) -> dict[str, int]:
         "num_experts": text.experts.count if text.experts else 0,
         "vocab_size": text.vocab_size,
     }
+
+
+def tokenizer_hash(directory: Path) -> str:
+    """Return the sha256 of a checkpoint's tokenizer.json; empty if the file is missing."""
+    path = directory / "tokenizer.json"
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

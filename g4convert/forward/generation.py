@@ -150,8 +150,7 @@ class Speaker:
     def _framed(self, prompt: str) -> Sequence[int]:
         if self.frame.chat:
             return self.frame.question([{"role": "user", "content": prompt}])
-        first = self.frame.tokenizer.bos_token_id
-        return [*([] if first is None else [first]), *self.frame.encode(prompt)]
+        return [*self.frame.beginning, *self.frame.encode(prompt)]
 
     def to_dict(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the answers and their times, as JSON."""

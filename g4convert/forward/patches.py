@@ -17,12 +17,11 @@ import numpy as np
 from transformers import Gemma4ImageProcessorPil
 
 from g4convert.array_types import F32, I32, U8
-from g4convert.conversion.pictures import Patches
+from g4convert.conversion.pictures import PROCESSORS, Patches
 from g4convert.errors import InputError
 from g4convert.forward.media import takes
 from g4convert.forward.models import Config, reading
 
-_FILES: Final = ("processor_config.json", "preprocessor_config.json")
 _REMEDY: Final = "copy processor_config.json from the model's repository"
 
 
@@ -30,8 +29,8 @@ def reason_against(directory: Path, config: Config) -> str:
     """Return in words why a checkpoint takes no pictures here; empty if it does."""
     if not takes(config, "image"):
         return "the model takes no pictures"
-    if not any((directory / name).is_file() for name in _FILES):
-        return f"the checkpoint has no {_FILES[0]}"
+    if not any((directory / name).is_file() for name in PROCESSORS):
+        return f"the checkpoint has no {PROCESSORS[0]}"
     return ""
 
 

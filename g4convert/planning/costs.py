@@ -17,6 +17,10 @@ from g4convert.planning.recipe import Method, option_for
 from g4convert.planning.sizes import START, RoleSize, written_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 
+MOST_ROWS: Final = 128
+"""Most rows that `calibrate` makes unless told."""
+LONGEST_ROW: Final = 2_048
+"""Most tokens of a row that `calibrate` makes unless told."""
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
 BUNDLED_PICTURES: Final = 6_144
@@ -72,8 +76,6 @@ _FLOAT32: Final = 4
 _BITS: Final = 4
 """Bits at which `KL` was measured."""
 _CALIBRATED: Final = (Method.IMATRIX, Method.GPTQ, Method.BEST)
-_SAMPLE: Final = 2_048
-"""Tokens of a sample of the bundled texts."""
 _SHARED_INPUTS: Final = frozenset({"k_proj", "v_proj", "up_proj"})
 """Projections that share the inputs of a projection before them."""
 
@@ -168,7 +170,7 @@ def _cost(plan: Plan, sizes: tuple[RoleSize, ...], workers: int, tokens: int, me
             layers = _cost(plan, sizes, workers, tokens, Method.GPTQ)
             running = min(BATCH, workers)
             seconds = layers.seconds + _training_flop(plan, linears, tokens) / _LAYERS_FLOP / running
-            memory = max(layers.memory, _BASE + TrainingMemory.of(plan, min(tokens, _SAMPLE), running).total)
+            memory = max(layers.memory, _BASE + TrainingMemory.of(plan, min(tokens, LONGEST_ROW), running).total)
             return Cost(method, seconds, memory, layers.disk + target_bytes(text, tokens), tokens)
         case _:
             return Cost(method, START + written_seconds(sizes, method, workers), _TILES, 0, 0)

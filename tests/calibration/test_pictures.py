@@ -184,7 +184,7 @@ def about(size: int, before: int, after: int) -> Written:
 @pytest.mark.parametrize("texts", [0, 3, 12])
 def test_no_row_parts_a_picture(pictures: int, texts: int) -> None:
     given = [one for n in range(30) for one in ([about(6, 3, 5)] * (n < pictures) + [words(9)] * (n < texts))]
-    packed = pack(given, 30, 20, None)
+    packed = pack(given, 30, 20, [])
     if not packed.ids.size:
         assert 14 * pictures + 9 * texts < 60
         return
@@ -200,14 +200,14 @@ def test_no_row_parts_a_picture(pictures: int, texts: int) -> None:
 
 def test_texts_with_pictures_stand_together_in_few_rows() -> None:
     given = [one for _ in range(20) for one in (words(50), about(6, 3, 5), words(70))]
-    packed = pack(given, 100, 100, None)
+    packed = pack(given, 100, 100, [])
     assert packed.pictures is not None
     assert (len(packed.pictures), len(packed.ids)) == (20, 26)
     assert len(packed.pictures.in_rows) <= 4, "three are filled, and one judges"
 
 
 def test_a_text_longer_than_a_row_is_cut_beside_its_picture() -> None:
-    packed = pack([words(20), about(6, 17, 57), words(40)], 10, 20, None)
+    packed = pack([words(20), about(6, 17, 57), words(40)], 10, 20, [])
     assert packed.pictures is not None
     assert len(packed.pictures) == 1
     (row,) = packed.pictures.in_rows

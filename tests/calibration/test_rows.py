@@ -17,7 +17,7 @@ def texts(count: int, size: int) -> list[Written]:
 
 def sides(given: list[Written], rows: int, body: int) -> tuple[set[int], set[int]]:
     """Ids of the rows that judge, and of the others."""
-    packed = pack(given, rows, body, BOS)
+    packed = pack(given, rows, body, [BOS])
     assert packed.ids.shape == (rows, body + 1)
     assert (packed.ids[:, 0] == BOS).all()
     assert sum(packed.kinds.values()) == rows * body
@@ -42,12 +42,12 @@ def test_answers_to_one_question_stay_together_however_long() -> None:
 
 
 def test_one_long_text_is_cut_and_no_token_is_there_twice() -> None:
-    packed = pack([Written("a", tuple(range(2, 1002)))], 1000, 10, None)
+    packed = pack([Written("a", tuple(range(2, 1002)))], 1000, 10, [])
     assert packed.ids.shape == (100, 10)
     assert sorted(packed.ids.flatten().tolist()) == list(range(2, 1002))
 
 
 def test_rows_are_as_many_as_the_texts_fill() -> None:
-    assert len(pack(texts(4, 7), 128, 8, BOS).ids) == 2, "28 ids are 3 rows, less what the sides leave over"
-    assert len(pack(texts(1, 10), 128, 8, BOS).ids) == 0
-    assert len(pack([], 128, 8, BOS).ids) == 0
+    assert len(pack(texts(4, 7), 128, 8, [BOS]).ids) == 2, "28 ids are 3 rows, less what the sides leave over"
+    assert len(pack(texts(1, 10), 128, 8, [BOS]).ids) == 0
+    assert len(pack([], 128, 8, [BOS]).ids) == 0
