@@ -94,7 +94,7 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
 
     Raises:
         G4Error: see `forward.load.load`.
-        InputError: the disk is full.
+        EnvironmentFault: the disk is full.
         Interrupted: Ctrl-C; finished layers are kept.
     """
     recording = Recording(source, tokens, scratch, device)

@@ -78,7 +78,7 @@ class Replay:
 
         Raises:
             G4Error: see `forward.load.load`.
-            InputError: the disk is full.
+            EnvironmentFault: the disk is full.
         """
         model = load(source, memory="stream", device=device)
         stream = _streamed(model)

@@ -129,7 +129,8 @@ class Rounding:
             ways.update(self._ways(name, w[rows], moved[rows], moments, factor))
             return self._energies(w[rows], judges, ways, judges if aim is None else aim.judges)
 
-        whole, *lost = map(sum, zip(*(tile for part in self.team.ranks.together(own) for tile in part), strict=True))
+        tiles = [tile for part in self.team.ranks.together(own) for tile in part]
+        whole, *lost = np.sum(tiles, axis=0).tolist()
         errors = {way: one / whole if whole else 0.0 for way, one in zip(ways, lost, strict=True)}
         best = min(errors, key=lambda way: errors[way])  # the first of equals
         codes, scale = (self._whole(one, len(w)) for one in ways[best])

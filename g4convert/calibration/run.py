@@ -54,11 +54,13 @@ class LayerByLayer:
     Args:
         conversion: conversion whose method works layer by layer.
         tokens: sequences of one length.
+        training: the training of scales; None if the method has none, or no layer to train.
         ranks: ranks of one host that share the layers.
     """
 
     conversion: Conversion
     tokens: Tokens
+    training: ScaleTraining | None
     ranks: Ranks = ALONE
 
     @classmethod
@@ -79,11 +81,11 @@ class LayerByLayer:
             )
         text = conversion.plan.architecture.text
         tokens = Tokens.load(file, text.vocab_size, conversion.checkpoint)
-        layers, count = cls(conversion, tokens, ranks), tokens.samples * tokens.length
+        layers, count = cls(conversion, tokens, _training(conversion, tokens), ranks), tokens.samples * tokens.length
         states = state_bytes(text, count, layered=True)
-        if (training := layers._training) is not None:
+        if layers.training is not None:
             states += target_bytes(text, count)
-            training.check(layers._workers)
+            layers.training.check(layers._workers)
         check_room(conversion.staging.partial, states + sum(shard.size for shard in conversion.layout.shards))
         return layers
 
@@ -91,8 +93,7 @@ class LayerByLayer:
     def fingerprint(self) -> Mapping[str, Any]:
         """Everything that the output's bytes depend on, as JSON."""
         of_tokens = {"tokens": self.tokens.hash, "samples": self.tokens.samples, "length": self.tokens.length}
-        training = self._training
-        return of_tokens if training is None else {**of_tokens, "training": training.fingerprint}
+        return of_tokens if self.training is None else {**of_tokens, "training": self.training.fingerprint}
 
     def run(
         self, pending: Mapping[int, Unit], done: Mapping[int, list[Any]], streams: Streams, progress: Quiet
@@ -110,16 +111,16 @@ class LayerByLayer:
 
         Raises:
             Interrupted: Ctrl-C; finished layers are in the journal.
-            InputError: a weight is not finite, or the disk is full.
-            EnvironmentFault: the device is out of memory.
+            InputError: a weight is not finite.
+            EnvironmentFault: the disk is full, or the device is out of memory.
         """
-        training, before = self._training, _layers_of(done, self.conversion.tiled)
+        before = _layers_of(done, self.conversion.tiled)
         try:
             with threads(self._workers) as pool:
                 (left, *_) = self.ranks.together(lambda: self._left(pending, before) if self.ranks.leads else ())
                 results = self._run_layers(left, streams, progress, Team(pool, self.ranks))
-                if training is not None and self.ranks.leads:
-                    results = training.run({**before, **results}, streams, progress, pool)
+                if self.training is not None and self.ranks.leads:
+                    results = self.training.run({**before, **results}, streams, progress, pool)
         except torch.OutOfMemoryError as error:
             raise EnvironmentFault(
                 f"--device {self.conversion.job.device}: out of memory; finished layers are kept",
@@ -131,11 +132,11 @@ class LayerByLayer:
 
     def _left(self, pending: Mapping[int, Unit], before: Mapping[int, list[Any]]) -> tuple[int, ...]:
         """Return the units that are to be done: all of them where the first of these has no sound inputs."""
-        training = self._training
-        if not pending or (training is not None and training.is_ready()):
+        if not pending or (self.training is not None and self.training.is_ready()):
             return ()
-        is_sound = not (training is not None and is_trained(before)) and self._continues(pending)
-        return tuple(sorted(pending if is_sound else self._all_layers))
+        if self.training is not None and is_trained(before):
+            return tuple(self._all_layers)
+        return tuple(sorted(pending) if self._continues(pending) else self._all_layers)
 
     def _run_layers(
         self, numbers: Sequence[int], streams: Streams, progress: Quiet, team: Team
@@ -202,22 +203,13 @@ class LayerByLayer:
         return device_of_rank(torch_device(self.conversion.job.device), self.ranks.rank, self.ranks.world)
 
     @property
-    def _training(self) -> ScaleTraining | None:
-        """The training of scales, on sequences without pictures; None if the method has none, or no layer to train."""
-        recipe = self.conversion.plan.recipe
-        if recipe.method.value != Method.BEST.value or not self._layers:
-            return None
-        alone = States(self._states.directory)  # rank 0 trains; the others do not make its arrays
-        return ScaleTraining(self.conversion, self.tokens.without(self.tokens.pictured), alone)
-
-    @property
     def _is_aimed(self) -> bool:
         """Return whether the unquantized layers run, too; not with experts, which the original gives other tokens."""
         return self.conversion.plan.architecture.text.experts is None
 
     @property
     def _states(self) -> States:
-        return States(self.conversion.staging.partial / STATES, self.ranks)
+        return States(_directory(self.conversion), self.ranks)
 
     @property
     def _layers(self) -> Mapping[int, Mapping[str, int]]:
@@ -279,6 +271,19 @@ class LayerByLayer:
         bits = (rounded.scale.view(np.uint32) >> 16).astype(np.uint16)
         streams.writer.write(packed.file, packed.begin, words.data)
         streams.writer.write(scale.file, scale.begin, bits.data)
+
+
+def _training(conversion: Conversion, tokens: Tokens) -> ScaleTraining | None:
+    """Return the training of scales, on sequences without pictures; see `LayerByLayer`."""
+    if conversion.plan.recipe.method.value != Method.BEST.value or not layer_steps(conversion.plan):
+        return None
+    alone = States(_directory(conversion))  # rank 0 trains; the others do not make its arrays
+    return ScaleTraining(conversion, tokens.without(tokens.pictured), alone)
+
+
+def _directory(conversion: Conversion) -> Path:
+    """Return the directory of the states between layers."""
+    return conversion.staging.partial / STATES
 
 
 def _layers_of(rows: Mapping[int, list[Any]], tiled: int) -> dict[int, list[Any]]:

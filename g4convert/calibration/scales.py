@@ -114,7 +114,7 @@ class ScaleTraining:
             Statistics of the layers, with the gain of the training for each weight.
 
         Raises:
-            InputError: the disk is full.
+            EnvironmentFault: the disk is full.
         """
         if not self._trained.exists():
             if is_trained(rows):

@@ -74,7 +74,8 @@ class Targets:
         """Open the arrays of an earlier run, or make new ones.
 
         Raises:
-            InputError: the disk is full, or an existing array has another size.
+            EnvironmentFault: the disk is full.
+            InputError: an existing array has another size.
         """
         vocabulary, hidden = head.matrix.shape
         kept = min(TARGET_IDS, vocabulary)
