@@ -11,6 +11,6 @@ asked            Makes the rows of token ids that `calibrate` is asked for
 calibrate        Makes a calibration file from texts
 fit              Chooses bits for each part of a model, and writes a recipe
 check            Judges which engines load a checkpoint
-keywords         Lets errors of these functions name keywords, where those of the commands name options
+keywords         Names in errors of these functions the keywords for the options in their text
 load             Loads a checkpoint into transformers, packed weights as packed words
 """

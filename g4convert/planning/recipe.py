@@ -36,8 +36,8 @@ _SHIPPED = {
     for path in sorted(directory.glob("*.yaml"))
 }
 
-_OPTIONS = {"engines": "--engine"}
-"""Option names of the recipe keys whose option is not `--key`."""
+_OPTIONS = {"engines": "--engine", "rules": "keyword rules"}
+"""Names of what overrides the recipe keys that have no option `--key`; rules have none, but a keyword in Python."""
 
 
 class Method(StrEnum):

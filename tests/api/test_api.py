@@ -135,11 +135,11 @@ def test_overrides_are_the_keys_of_a_recipe() -> None:
     [
         (lambda: plan("nowhere", grop_size=64), ("keyword grop_size", "did you mean group_size?")),  # type: ignore[call-arg]
         (lambda: plan("nowhere", recipe="w4a16-g23"), ("w4a16-g23", "did you mean")),
-        (lambda: quantize("nowhere", "out", verify="wieghts"), ("verify=wieghts", "did you mean weights?")),
+        (lambda: quantize("nowhere", "out", verify="wieghts"), ("--verify wieghts", "did you mean weights?")),
         (lambda: quantize("nowhere", "out", verify=Level.ENGINE), ("afterwards", "--engine vllm")),
-        (lambda: quantize("nowhere", "out", tp=[2]), ("tp: no engine has to load", "engines=vllm")),
-        (lambda: check("nowhere", engines=["vlm"]), ("engines=vlm", "did you mean vllm?")),
-        (lambda: load("nowhere", device="gpu"), ("device=gpu", "")),
+        (lambda: quantize("nowhere", "out", tp=[2]), ("--tp: no engine has to load", "--engine vllm")),
+        (lambda: check("nowhere", engines=["vlm"]), ("--engine vlm", "did you mean vllm?")),
+        (lambda: load("nowhere", device="gpu"), ("--device gpu", "")),
     ],
 )
 def test_what_is_asked_wrongly(call: Callable[[], object], words: tuple[str, str]) -> None:
@@ -156,7 +156,7 @@ def test_what_is_asked_wrongly(call: Callable[[], object], words: tuple[str, str
 def test_names_of_a_verification_are_checked(option: str, name: str, meant: str, packed: Path) -> None:
     with pytest.raises(UsageError) as refused:
         verify(packed, **{option: name})  # type: ignore[arg-type] # one option at a time
-    assert refused.value.message.startswith(f"{option}={name}: not one of ")
+    assert refused.value.message.startswith(f"--{option} {name}: not one of ")
     assert refused.value.hint == f"did you mean {meant}?"
 
 
