@@ -74,7 +74,6 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     f"{_MACHINE}test_a_run_that_was_stopped_continues": ("the same command continues",),
     f"{_METHODS}test_a_drafter_takes_another_method": ("--method mse",),
     f"{_METHODS}test_weights_alone_need_no_calibration": ("w4a16-g32-gptq uses it",),
-    f"{_METHODS}test_a_method_that_needs_a_file_gets_one_from_python": ("--calibration FILE",),
     f"{_METHODS}test_scales_are_trained_on_the_cpu_or_another_method_is_taken": ("--device cpu, or --method gptq",),
     f"{_METHODS}test_a_qat_source_keeps_its_codes_or_is_calibrated_all_the_same": ("-r qat-q4_0 keeps its codes",),
     f"{_METHODS}test_a_calibration_file_is_made_again": ("`g4convert calibrate MODEL -o FILE` makes one",),

@@ -4,11 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from g4convert.api.led import led
-from g4convert.checkpoint.gguf import is_gguf
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
-from g4convert.conversion.job import Conversion, Job, prepare
+from g4convert.conversion.job import Conversion, prepare
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import Ranks
@@ -16,41 +15,30 @@ from g4convert.places import make_directory
 from g4convert.progress import Quiet
 
 
-def own_calibration(output: Path) -> Path:
-    """Return the path of an output's own calibration file, beside the output; used if the user names no other."""
-    return output.with_name(f"{output.name}.calibration.safetensors")
-
-
-def with_calibration(job: Job, ranks: Ranks, progress: Quiet) -> Job:
-    """Return the job with a calibration file that exists and is complete; rank 0 makes it, and the others help.
+def with_calibration(conversion: Conversion, ranks: Ranks, progress: Quiet) -> Conversion:
+    """Return the conversion with a calibration file that is complete; rank 0 makes it, and the others help.
 
     Raises:
-        G4Error: the conversion is refused for a reason that needs no calibration file, or the named file is invalid.
+        G4Error: the file cannot be made, or is of no use for the model.
         Interrupted: Ctrl-C; finished layers are kept.
     """
-    beside = led(ranks, job.workers, progress, lambda sharing: _made(job, progress, sharing))
-    return replace(job, calibration=own_calibration(job.output)) if beside and job.calibration else job
+    job = conversion.job
+    made = led(ranks, job.workers, progress, lambda sharing: _made(conversion, progress, sharing))
+    return prepare(replace(job, calibration=job.own_calibration)) if made else conversion
 
 
-def _made(job: Job, progress: Quiet, ranks: Ranks) -> bool:
+def _made(conversion: Conversion, progress: Quiet, ranks: Ranks) -> bool:
     """Make or complete the calibration file; return True if the conversion must use the file beside the output."""
-    path = job.calibration
-    if path is None or _is_complete(path, layered=job.recipe.recipe.is_layered):
+    given, plan = conversion.calibration, conversion.plan
+    if given is None or given.is_complete(plan):
         return False
-    own = own_calibration(job.output)
-    conversion = prepare(replace(job, calibration=own.with_name(f"{own.name}.partial")))  # what can be refused, is now
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
-        choose(conversion.plan, conversion.checkpoint, reader)
-    if path == own and not path.exists():
-        _from_bundled(conversion, path, progress, ranks)
+        choose(plan, conversion.checkpoint, reader)  # what can be refused, is now
+    if given.is_there:
+        _count(conversion, given.path, progress, ranks)
     else:
-        _count(conversion, path, own, progress, ranks)
+        _from_bundled(conversion, given.path, progress, ranks)
     return True
-
-
-def _is_complete(path: Path, *, layered: bool) -> bool:
-    """Return whether a file has the ids or statistics that the method needs; the conversion checks them later."""
-    return path.exists() and (layered or is_gguf(path) or CalibrationFile.load(path).statistics is not None)
 
 
 def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, ranks: Ranks) -> None:
@@ -67,6 +55,7 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, ranks: Ra
         statistics=not layered,
         device=job.device,
         workers=job.workers,
+        overwrite=job.overwrite,
         progress=progress,
         ranks=ranks,
     )
@@ -74,7 +63,7 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, ranks: Ra
     progress.say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
 
 
-def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, ranks: Ranks) -> None:
+def _count(conversion: Conversion, path: Path, progress: Quiet, ranks: Ranks) -> None:
     """Add statistics to a file of token ids, and save the result beside the output."""
     from g4convert.calibration.record import record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
@@ -82,7 +71,7 @@ def _count(conversion: Conversion, path: Path, own: Path, progress: Quiet, ranks
     from g4convert.devices import torch_device  # noqa: PLC0415
     from g4convert.planning.between import state_bytes  # noqa: PLC0415
 
-    job, text = conversion.job, conversion.plan.architecture.text
+    job, own, text = conversion.job, conversion.job.own_calibration, conversion.plan.architecture.text
     tokens, file = Tokens.load(path, text.vocab_size, conversion.checkpoint), CalibrationFile.load(path)
     if own.exists() and _is_of(CalibrationFile.load(own), file, Model.of(conversion.checkpoint)):
         return

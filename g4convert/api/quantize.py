@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from g4convert.api.bundled import bundled_tokens
-from g4convert.api.own_calibration import own_calibration, with_calibration
+from g4convert.api.own_calibration import with_calibration
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
 from g4convert.conversion.job import Conversion, Job, prepare
@@ -18,7 +18,7 @@ from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
 from g4convert.planning.costs import Cost, costs
 from g4convert.planning.recipe import DEFAULT, Resolved
-from g4convert.planning.sizes import default_workers
+from g4convert.planning.sizes import default_workers, role_sizes
 from g4convert.progress import Quiet, peak_memory, saying
 from g4convert.report import Report
 from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, verified_after
@@ -32,16 +32,16 @@ class Quantized:
     Args:
         output: its directory.
         source: directory of the original.
-        summary: sizes, the method and errors by tensor.
+        summary: sizes, the method and errors by tensor; None if the output was there already, made by the same call.
         refused: verdicts of engines that cannot load it.
         report: report of the verification at the end; None without one, and under `torchrun` in ranks other than 0.
         peak_memory: largest resident size of this process before the verification, in bytes.
-        costs: what the method was expected to take, and what others that could have been chosen would take.
+        costs: what the method is expected to take, and what others that could be chosen would take.
     """
 
     output: Path
     source: Path
-    summary: Summary
+    summary: Summary | None
     refused: tuple[Verdict, ...]
     report: Report | None
     peak_memory: int
@@ -50,7 +50,13 @@ class Quantized:
     def __repr__(self) -> str:
         """Return the output, its size and the verdict, as all fields would fill pages."""
         verdict = "not verified" if self.report is None else self.report.verdict.value
-        return f"Quantized({str(self.output)!r}, bytes={self.summary.after:,}, {verdict})"
+        size = "already done" if self.summary is None else f"bytes={self.summary.after:,}"
+        return f"Quantized({str(self.output)!r}, {size}, {verdict})"
+
+    @property
+    def already_done(self) -> bool:
+        """True if the output was there already, made by the same call, so that nothing was written."""
+        return self.summary is None
 
     @property
     def passed(self) -> bool:
@@ -59,8 +65,12 @@ class Quantized:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON, as `g4convert quantize --json` prints it."""
-        document = {"schema_version": 1, "output": str(self.output), **self.summary.to_dict()}
-        document["refused_by"] = [{"engine": one.engine, "version": one.label, "tp": one.tp} for one in self.refused]
+        document: dict[str, Any] = {"schema_version": 1, "output": str(self.output)}
+        if self.summary is None:
+            document["already_done"] = True
+        else:
+            refused = [{"engine": one.engine, "version": one.label, "tp": one.tp} for one in self.refused]
+            document |= {**self.summary.to_dict(), "refused_by": refused}
         return document | ({} if self.report is None else {"verify": self.report.to_dict()})
 
 
@@ -82,6 +92,8 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
 ) -> Quantized:
     """Write a W4A16 checkpoint and verify it. Stopped at any point, the same call continues.
 
+    If the output is there and was made by the same call, of the same model and in this version, it is verified again.
+
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub.
         output: the directory to write; it appears when everything is in it.
@@ -90,8 +102,8 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         workers: threads; 0 is one for each core, or two for each GPU.
         device: device that quantizes: `cpu`, `cuda` (every GPU; for method `gptq` the first) or `cuda:N`.
         overwrite: replace a checkpoint that is there.
-        calibration: file of token ids, for the methods that calibrate; None takes `own_calibration(output)`, which
-            is made from the bundled texts where it is not there.
+        calibration: file of token ids, for the methods that calibrate; None takes one beside the output, which is
+            made from the bundled texts where it is not there, or is of another model and `overwrite` is given.
         verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.
         progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
         say: told what is done next, in place of `progress.say`.
@@ -121,47 +133,32 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
     )
     joined = Ranks.join() if ranks is None else ranks
     try:
-        return run(job, level, joined, progress=saying(progress, say))
+        return run(prepare(job), level, joined, progress=saying(progress, say))
     finally:
         if ranks is None:
             joined.leave()
 
 
-def run(job: Job, level: Level | None, ranks: Ranks, *, progress: Quiet) -> Quantized:
-    """Do a job, and verify the output; see `quantize`.
+def run(conversion: Conversion, level: Level | None, ranks: Ranks, *, progress: Quiet) -> Quantized:
+    """Write an output unless it is there already, and verify it; see `quantize`.
 
     Args:
-        job: model, recipe and output.
+        conversion: decisions of `prepare`.
         level: level of the verification; None for none.
         ranks: this process among those of the run.
         progress: told of each step, and of finished bytes.
     """
-    conversion = prepare(with_calibration(job, ranks, progress))
-    progress.say(f"quantizing {job.source.typed}")
-    summary = ranks.from_lead(convert(conversion, progress, ranks, _layers(conversion, ranks)))
+    job, summary, report = conversion.job, None, None
+    if not conversion.already_done:
+        summary = ranks.from_lead(_written(conversion, ranks, progress))
     peak = peak_memory()  # before a verification has its own
-    report = verified(job, level, progress=progress, written=True) if ranks.leads else None
+    if ranks.leads and level is not None:
+        asked = Request(job.output, job.source.path, level)
+        report = run_verification(asked, progress=progress, written=not conversion.already_done)
     refused = conversion.outlook.refusing(job.tps)
     workers, tokens = job.workers or default_workers(), bundled_tokens(conversion.checkpoint)
-    expected = costs(conversion.plan, summary.sizes, workers, tokens)
+    expected = costs(conversion.plan, role_sizes(conversion.plan), workers, tokens)
     return Quantized(job.output, job.source.path, summary, refused, report, peak, expected)
-
-
-def verified(job: Job, level: Level | None, *, progress: Quiet, written: bool = False) -> Report | None:
-    """Verify the output of a job.
-
-    Args:
-        job: model, recipe and output.
-        level: level of the verification; None for none.
-        progress: told of each step, and of finished bytes.
-        written: True if this process has just written the output.
-
-    Returns:
-        The report; None without a level.
-    """
-    if level is None:
-        return None
-    return run_verification(Request(job.output, job.source.path, level), progress=progress, written=written)
 
 
 def job_of(  # noqa: PLR0913 - the choices of a conversion
@@ -185,19 +182,23 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     if tp and not recipe.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     found = source.resolve(os.fspath(model))
-    data = own_calibration(Path(output)) if recipe.recipe.is_calibrated else None
-    if calibration is not None:
-        data = Path(calibration)
+    data = None if calibration is None else Path(calibration)
     return Job(
         found, recipe, Path(output), workers, device, overwrite=overwrite, tps=tuple(tp) or (1,), calibration=data
     )
 
 
+def _written(conversion: Conversion, ranks: Ranks, progress: Quiet) -> Summary | None:
+    """Write an output, after the calibration file that it needs; return the summary in rank 0."""
+    complete = with_calibration(conversion, ranks, progress)
+    progress.say(f"quantizing {complete.job.source.typed}")
+    return convert(complete, progress, ranks, _layers(complete, ranks))
+
+
 def _layers(conversion: Conversion, ranks: Ranks) -> Layers | None:
     """Return the quantizer of whole layers; None for a method that does not go layer by layer."""
-    path = conversion.job.calibration
-    if path is None or not conversion.plan.recipe.is_layered:
+    if conversion.calibration is None or not conversion.plan.recipe.is_layered:
         return None
     from g4convert.calibration.run import LayerByLayer  # noqa: PLC0415 -- brings torch and transformers
 
-    return LayerByLayer.of(conversion, path, ranks)
+    return LayerByLayer.of(conversion, conversion.calibration.path, ranks)

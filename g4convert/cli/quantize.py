@@ -15,10 +15,10 @@ from g4convert.request import DEFAULTS, VERIFY_AFTER, verified_after
 if TYPE_CHECKING:
     from g4convert.api.quantize import Quantized
     from g4convert.cli.verification import Printed
-    from g4convert.conversion.job import Job
+    from g4convert.conversion.job import Conversion, Job
+    from g4convert.conversion.result import Summary
     from g4convert.planning.recipe import Recipe, Resolved
     from g4convert.planning.report import PlanReport
-    from g4convert.report import Report
 
 
 @with_recipe
@@ -44,9 +44,9 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     if show_config:
         print_settings(resolved, as_json=as_json, no_color=no_color)
         return
-    from g4convert.api.quantize import job_of, run, verified
+    from g4convert.api.quantize import job_of, run
     from g4convert.cli import verification
-    from g4convert.conversion.finished import is_finished
+    from g4convert.conversion.job import prepare
     from g4convert.conversion.ranks import Ranks
 
     level = None if verify == "none" else verified_after(verify)
@@ -62,26 +62,26 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
         overwrite=overwrite,
         calibration=calibration,
     )
-    if dry_run:
-        print_plan(_planned(job), as_json=as_json, no_color=no_color, verbose=verbose)
-        return
     how = verification.Printed(quiet=quiet, verbose=verbose, no_color=no_color)
-    is_done = not job.overwrite and is_finished(job)
+    if dry_run:
+        conversion = prepare(job)
+        if conversion.already_done and not as_json:
+            _say_done(job, how)
+        print_plan(_planned(conversion), as_json=as_json, no_color=no_color, verbose=verbose)
+        return
     ranks = Ranks.join()
-    if is_done and ranks.leads and not as_json:
-        _say_done(job, how, verified=level is not None)
     try:
+        conversion = prepare(job)
+        if conversion.already_done and ranks.leads and not as_json:
+            _say_done(job, how, "; verifying it again" if level is not None else "")
         with replace(how, quiet=quiet or not ranks.leads).watched() as progress:
-            if is_done:
-                report = verified(job, level, progress=progress) if ranks.leads else None
-            else:
-                done = run(job, level, ranks, progress=progress)
+            done = run(conversion, level, ranks, progress=progress)
     finally:
         ranks.leave()
-    if ranks.leads and is_done:
-        _print_done(job, report, how, as_json=as_json)
-    elif ranks.leads:
-        _print(done, resolved.recipe, how, as_json=as_json)
+    if ranks.leads and done.summary is None:
+        _print_done(job, done, how, as_json=as_json)
+    elif ranks.leads and done.summary is not None:
+        _print(done, done.summary, resolved.recipe, how, as_json=as_json)
 
 
 def _no_output(model: str, resolved: "Resolved") -> UsageError:
@@ -92,16 +92,15 @@ def _no_output(model: str, resolved: "Resolved") -> UsageError:
     return UsageError("no output directory", hint=f"say where to write: -o {shlex.quote(name)}")
 
 
-def _say_done(job: "Job", how: "Printed", *, verified: bool) -> None:
+def _say_done(job: "Job", how: "Printed", rest: str = "") -> None:
     """Print that the output exists, made from the same source by the same recipe and version."""
     if how.quiet:
         return
-    rest = "; verifying it again" if verified else ""
     made_by = f"{job.source.typed} quantized by this recipe and version (--overwrite makes it again)"
     print_done(job.output, made_by + rest, no_color=how.no_color)
 
 
-def _print_done(job: "Job", report: "Report | None", how: "Printed", *, as_json: bool) -> None:
+def _print_done(job: "Job", done: "Quantized", how: "Printed", *, as_json: bool) -> None:
     """Print the verdict on an output that existed.
 
     Raises:
@@ -110,23 +109,22 @@ def _print_done(job: "Job", report: "Report | None", how: "Printed", *, as_json:
     from g4convert.cli import next_steps, show, verification
 
     if as_json:
-        verdict = {} if report is None else {"verify": report.to_dict()}
-        print_json({"schema_version": 1, "output": str(job.output), "already_done": True} | verdict)
-    if report is not None:
-        verification.tell_end(report, how, as_json=as_json)
+        print_json(done.to_dict())
+    if done.report is not None:
+        verification.tell_end(done.report, how, as_json=as_json)
     if not as_json and not how.quiet:
         following = next_steps.answers_of(job.output, shlex.quote(job.source.typed))
         next_steps.show_next(show.console(no_color=how.no_color), *following)
 
 
-def _planned(job: "Job") -> "PlanReport":
+def _planned(conversion: "Conversion") -> "PlanReport":
     """Return the plan of a conversion, after all checks that precede the conversion."""
     from g4convert.api.bundled import bundled_tokens
-    from g4convert.conversion.job import prepare
     from g4convert.conversion.workers import workers_for
     from g4convert.planning.report import PlanReport
 
-    conversion, own = prepare(job), _own_tokens(job)
+    job, given = conversion.job, conversion.calibration
+    own_texts = given is not None and given.is_there
     workers_for(job.device, job.workers)
     return PlanReport.of(
         job.source,
@@ -135,26 +133,12 @@ def _planned(job: "Job") -> "PlanReport":
         conversion.layout,
         conversion.outlook.advised(),
         workers=job.workers,
-        tokens=bundled_tokens(conversion.checkpoint) if own is None else own,
-        own_texts=own is not None,
+        tokens=given.tokens if given and own_texts else bundled_tokens(conversion.checkpoint),
+        own_texts=own_texts,
     )
 
 
-def _own_tokens(job: "Job") -> int | None:
-    """Return the number of token ids in the calibration file of a conversion; None if there is none yet."""
-    from g4convert.checkpoint.gguf import is_gguf
-    from g4convert.conversion.calibration_file import CalibrationFile
-    from g4convert.conversion.llama_imatrix import read_imatrix
-
-    if job.calibration is None or not job.calibration.exists():
-        return None
-    if is_gguf(job.calibration):
-        found = read_imatrix(job.calibration)
-        return found.samples * found.length
-    return CalibrationFile.load(job.calibration).ids.size
-
-
-def _print(done: "Quantized", recipe: "Recipe", how: "Printed", *, as_json: bool) -> None:
+def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "Printed", *, as_json: bool) -> None:
     """Print the verdict if it passed, the closing card, and then the faults that the verification found.
 
     Raises:
@@ -169,29 +153,29 @@ def _print(done: "Quantized", recipe: "Recipe", how: "Printed", *, as_json: bool
     elif not how.quiet:
         console = show.console(no_color=how.no_color)
         metrics = done.report.metrics if done.report else {}
-        answers, methods = show_summary.answers(done.summary, metrics, done.costs, recipe)
+        answers, methods = show_summary.answers(summary, metrics, done.costs, recipe)
         show_summary.summary(
             console,
-            done.summary,
+            summary,
             done.output,
             tensors=how.verbose,
             peak=done.peak_memory,
             refused=done.refused,
             answers=answers,
             methods=methods,
-            following=_following(done) if done.passed else ("", ""),
+            following=_following(done, summary) if done.passed else ("", ""),
         )
     if done.report is not None and not done.passed:
         verification.tell_end(done.report, how, as_json=as_json)
 
 
-def _following(done: "Quantized") -> tuple[str, str]:
+def _following(done: "Quantized", summary: "Summary") -> tuple[str, str]:
     """Return the command that measures the answers of an output, or if they are measured, the one that serves it."""
     from g4convert.checkpoint.source import Source
     from g4convert.cli import next_steps
     from g4convert.gemma4 import Role
 
-    drafter = any(row.role == Role.DRAFTER for row in done.summary.sizes)
-    if done.summary.total.stats.groups and not (done.report and done.report.metrics.get("loss")):
+    drafter = any(row.role == Role.DRAFTER for row in summary.sizes)
+    if summary.total.stats.groups and not (done.report and done.report.metrics.get("loss")):
         return next_steps.answers_of(done.output, shlex.quote(Source.at(done.source).typed))
     return next_steps.served(str(done.output), done.refused, drafter=drafter)

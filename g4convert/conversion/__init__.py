@@ -19,6 +19,7 @@ pictures          Holds the pictures in rows of token ids, as patches
 statistics        Holds the statistics of the inputs of a model's Linears
 calibration_file  Reads and writes calibration files
 llama_imatrix     Reads an importance matrix of llama.cpp
+calibration       Reads the calibration file of a conversion, and checks that it is of the model
 weighting         Assigns statistics to packed weights, and checks that they fit the model
 finished          Checks whether an output already exists and is intact
 result            Sums up a finished conversion: sizes, errors, method

@@ -1,9 +1,10 @@
 """A conversion before it runs: the job, and every decision that `prepare` takes of it.
 
-    open checkpoint -> plan -> statistics -> verdicts of engines -> layout -> config, units
+    open checkpoint -> plan -> calibration file -> verdicts of engines -> layout -> config, units -> output directory
 
 What can be wrong with names, shapes, the recipe, the side files or the output directory is found here, before
-anything is written. Of the weights at most a sample is read, to compare it with the model of the statistics.
+anything is written, also if the output is there already. Of the weights at most a sample is read, to compare it with
+the model of the calibration file; of an output that seems to be there, all is.
 """
 
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ from typing import Any
 
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
-from g4convert.conversion.side_files import check_side_files, recipe_entry
+from g4convert.conversion.calibration import Calibration
+from g4convert.conversion.finished import is_finished
+from g4convert.conversion.side_files import check_side_files, made_of, recipe_entry
 from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
-from g4convert.conversion.weighting import check_statistics, read_statistics
 from g4convert.engines.verdicts import TENSOR_PARALLEL
-from g4convert.errors import UnsupportedError, UsageError
+from g4convert.errors import InputError, UnsupportedError, UsageError
 from g4convert.planning.config import output_config
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layers import layer_steps
@@ -41,7 +43,7 @@ class Job:
         device: `cpu`, `cuda` or `cuda:N`.
         overwrite: replace a non-empty output; delete an OUT.partial of another conversion and start again.
         tps: tensor parallel sizes at which the recipe's engines must load the output.
-        calibration: the file of token ids for a method that needs them.
+        calibration: the file that the user named for a method that needs one; None takes `own_calibration`.
     """
 
     source: Source
@@ -53,10 +55,20 @@ class Job:
     tps: tuple[int, ...] = (1,)
     calibration: Path | None = None
 
+    @property
+    def own_calibration(self) -> Path:
+        """Path of the output's own calibration file, beside the output."""
+        named = self.output if self.output.name not in {"", ".."} else Staging.of(self.output).target
+        return named.parent / f"{named.name}.calibration.safetensors"
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A job with every decision taken: plan, verdicts of engines, byte layout of the shards, units of work."""
+    """A job with every decision taken: plan, verdicts of engines, byte layout of the shards, units of work.
+
+    `calibration` is None for a method that reads weights alone; its file may have yet to be made. If `already_done`,
+    the output is there: of the same source, recipe, calibration file and version, with no file changed since.
+    """
 
     job: Job
     staging: Staging
@@ -66,7 +78,14 @@ class Conversion:
     layout: Layout
     config: Mapping[str, Any]
     units: tuple[Unit, ...]
-    statistics: Statistics | None = None
+    calibration: Calibration | None = None
+    already_done: bool = False
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Statistics by which `imatrix` weighs errors; None for other methods."""
+        weighs = self.calibration is not None and not self.plan.recipe.is_layered
+        return self.calibration.statistics if self.calibration and weighs else None
 
     @property
     def tiled(self) -> int:
@@ -75,50 +94,64 @@ class Conversion:
 
 
 def prepare(job: Job) -> Conversion:
-    """Take every decision of a conversion; writes nothing and reads at most a sample of the weights.
+    """Take every decision of a conversion; writes nothing and reads at most a sample of the source's weights.
 
     Raises:
-        G4Error: the source, the recipe or the output directory cannot be used.
+        G4Error: the source, the recipe, the calibration file or the output directory cannot be used.
     """
     recipe = job.recipe.recipe
     checkpoint = Checkpoint.open(job.source.path).choosing(carry=recipe.carry, leave=recipe.leave)
     plan = make_plan(checkpoint, recipe)
-    _check_calibration(job, plan)
-    statistics = _statistics(job, plan, checkpoint)
+    _check_method(job, plan)
+    calibration = _calibration(job, plan, checkpoint)
     outlook = Outlook.of(plan, (*TENSOR_PARALLEL, *job.tps))
     outlook.hold(plan.recipe, job.tps)
     layout = lay_out(plan)
     check_side_files(checkpoint)
     staging = Staging.of(job.output)
-    staging.check(job.source.path, overwrite=job.overwrite, recipe=recipe_entry(job.recipe))
     config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
-    return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, statistics)
+    made, ids = made_of(job.recipe, job.source, checkpoint), calibration.hash if calibration else ""
+    done = not job.overwrite and is_finished(staging, made, checkpoint, config, ids)
+    if not done:
+        staging.check(job.source.path, overwrite=job.overwrite, recipe=recipe_entry(job.recipe))
+    return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, calibration, done)
 
 
-def _check_calibration(job: Job, plan: Plan) -> None:
-    """Raise if a calibrated method lacks its file or cannot run on this model or device, or another method has one."""
-    method, layered = job.recipe.recipe.method.value, bool(layer_steps(plan))
-    calibrated = plan.recipe.is_calibrated and bool(plan.quantized)
+def _check_method(job: Job, plan: Plan) -> None:
+    """Raise if a calibrated method cannot run on this model or device, or has nothing to do, or another has a file."""
+    method, calibrated = job.recipe.recipe.method.value, plan.recipe.is_calibrated
+    if not plan.quantized and (calibrated or job.calibration is not None):
+        what = f"method {method}" if job.calibration is None else "--calibration"
+        hint = "--method mse" if job.calibration is None else "leave it out, with --method mse"
+        raise UsageError(f"{what}: nothing is packed, so there is nothing to calibrate", hint=hint)
     if calibrated and plan.architecture.is_assistant:
         raise UnsupportedError(f"method {method}: a drafter reads another model's states", hint="--method mse")
-    if calibrated and job.calibration is None:
-        raise UsageError(f"method {method} needs token ids to calibrate on", hint="--calibration FILE")
     if not calibrated and job.calibration is not None:
         raise UsageError(f"--calibration: method {method} looks at weights alone", hint="-r w4a16-g32-gptq uses it")
-    if layered and method == "best" and job.device != "cpu":
+    if method == "best" and job.device != "cpu" and layer_steps(plan):
         raise UsageError(
             f"--device {job.device}: method {method} trains scales on the CPU", hint="--device cpu, or --method gptq"
         )
 
 
-def _statistics(job: Job, plan: Plan, checkpoint: Checkpoint) -> Statistics | None:
-    """Return the statistics by which `imatrix` weighs errors; None for other methods or if the file does not exist.
+def _calibration(job: Job, plan: Plan, checkpoint: Checkpoint) -> Calibration | None:
+    """Return the calibration file; None for a method that looks at weights alone.
+
+    A file that the user named must be there. The output's own is made later if it is not, or if it is not of the model
+    and may be overwritten.
 
     Raises:
-        InputError: see `read_statistics` and `check_statistics`.
+        InputError: see `Calibration.of`.
     """
-    if plan.recipe.method != "imatrix" or job.calibration is None or not job.calibration.is_file():
+    if not plan.recipe.is_calibrated:
         return None
-    found = read_statistics(job.calibration)
-    check_statistics(job.calibration, found, plan, checkpoint)
-    return found
+    own = job.own_calibration
+    if job.calibration is not None or not own.exists():
+        return Calibration(own) if job.calibration is None else Calibration.of(job.calibration, plan, checkpoint)
+    try:
+        return Calibration.of(own, plan, checkpoint)
+    except InputError as error:
+        if job.overwrite:
+            return Calibration(own)
+        hint = "--overwrite makes it again, with the output"
+        raise InputError(error.message, offenders=error.offenders, hint=hint) from error

@@ -74,8 +74,8 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
         EnvironmentFault: another rank is gone, or the device failed.
     """
     job, staging = conversion.job, conversion.staging
-    if job.recipe.recipe.method == "imatrix" and conversion.plan.quantized and conversion.statistics is None:
-        raise InputError(f"{job.calibration}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
+    if conversion.calibration is not None:
+        conversion.calibration.check_complete(conversion.plan)
     workers = workers_for(job.device, job.workers)
     with (
         Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader,

@@ -299,8 +299,9 @@ def test_other_data_is_another_run(moe: Path, ids: Path, tmp_path: Path) -> None
 
 
 def test_method_and_data_go_together(moe: Path, ids: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="method gptq needs"):
-        prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out"))
+    alone = prepare(Job(Source.at(moe), load("w4a16-g32-gptq"), tmp_path / "out"))
+    with pytest.raises(InputError, match=r"out\.calibration\.safetensors: no such file"):
+        convert(alone, Quiet(), Ranks())
     with pytest.raises(UsageError, match="looks at weights alone"):
         prepare(Job(Source.at(moe), load("w4a16-g32"), tmp_path / "out", calibration=ids))
 

@@ -11,13 +11,10 @@ import torch
 from helpers.gguf_file import gguf_bytes, imatrix_bytes
 from helpers.program import Program, Ran, g4convert
 from helpers.rewriting import rewritten
-from helpers.runs import job
 from safetensors.numpy import load_file, save_file
 
 from g4convert.calibration.record import record
 from g4convert.calibration.tokens import Tokens
-from g4convert.conversion.job import prepare
-from g4convert.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,15 +62,6 @@ def test_weights_alone_need_no_calibration(dense: Path, calibration: Path, tmp_p
     command = quick(dense, tmp_path / "out", "--calibration", calibration)
     refused(g4convert(*command), "-r w4a16-g32-gptq uses it")
     worked(g4convert(*command, *GPTQ))
-
-
-def test_a_method_that_needs_a_file_gets_one_from_python(dense: Path, calibration: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs token ids to calibrate on") as caught:
-        prepare(job(dense, tmp_path / "out", method="gptq"))
-    assert caught.value.hint == "--calibration FILE"
-    given = job(dense, tmp_path / "out", method="gptq")
-    object.__setattr__(given, "calibration", calibration)
-    assert prepare(given).plan.quantized
 
 
 def test_scales_are_trained_on_the_cpu_or_another_method_is_taken(

@@ -198,8 +198,9 @@ def test_a_partial_without_a_journal_is_started_again(unfinished: tuple[Path, Pa
 
 def test_a_full_output_is_refused_and_overwrite_replaces_it(moe: Path, tmp_path: Path) -> None:
     first = run(moe, tmp_path / "out")
+    assert prepare(job(moe, tmp_path / "out")).already_done
     with pytest.raises(UsageError, match="not empty"):
-        prepare(job(moe, tmp_path / "out"))
+        prepare(job(moe, tmp_path / "out", group_size=64))
     assert run(moe, tmp_path / "out", overwrite=True) == first
     assert not (tmp_path / "out.replaced").exists()
 
