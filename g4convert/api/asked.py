@@ -16,7 +16,7 @@ from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model, tokenizer_hash
 from g4convert.conversion.pictures import ENDS
 from g4convert.devices import memory_faults, torch_device
-from g4convert.errors import FormatError, InputError, UsageError
+from g4convert.errors import FormatError, InputError, UnsupportedError, UsageError
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.load import load
 from g4convert.forward.media import takes
@@ -59,9 +59,15 @@ class Asked:
         directory = source.resolve(model).path
         checkpoint = Checkpoint.open(directory)
         architecture = Architecture.from_config(checkpoint.config)  # not a Gemma 4 checkpoint: said in its words
+        if architecture.is_assistant:
+            raise UnsupportedError(
+                f"{directory}: a drafter ({architecture.model_type}), which reads another model's states, not text",
+                hint="calibrate the model that it drafts for; a drafter is quantized without data",
+            )
         config = read_config(directory)
         text = config.get_text_config()
-        most, length = text.max_position_embeddings, length or row_length(text.sliding_window)
+        most = text.max_position_embeddings
+        length = row_length(text.sliding_window) if length is None else length
         if not _FEWEST <= length <= most:
             raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
         if samples is not None and not 2 <= samples <= _MOST_SAMPLES:
