@@ -25,6 +25,14 @@ def size(nbytes: float) -> str:
     return f"{number:.0f} B" if unit == "B" else f"{number:.2f} {unit}"
 
 
+def exact_size(nbytes: int) -> str:
+    """Return bytes as `as_bytes` reads them, in the largest unit that takes at most two decimals: `14GB`, `1.6MB`."""
+    units = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
+    fits = ((unit, scale) for unit, scale in units if nbytes >= scale and nbytes % (scale // 100) == 0)
+    unit, scale = next(fits, ("", 1))
+    return f"{nbytes / scale:.15g}{unit}"
+
+
 def rough_size(nbytes: float) -> str:
     """Return an estimated number of bytes as text, with two digits at most."""
     number, unit = _in_unit(nbytes)

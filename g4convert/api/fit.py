@@ -83,7 +83,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         calibration: file of token ids; None takes one beside the output, which is made of the bundled texts if it is
             not there.
         rows: number of its rows that single changes run, and of other rows that whole choices run; None takes 8, or
-            as many as there are.
+            half of what there is.
         tokens: tokens of each; None takes 64, or whole rows if they are shorter.
         sensitivities: file that keeps the measured losses; None takes one beside the output.
         plot: SVG file of size against KL; None draws none.

@@ -31,7 +31,7 @@ Rows = Annotated[
         metavar="N",
         min=1,
         max=1 << 20,
-        help="Rows of the calibration file that are run. Default: 8, or as many as it has.",
+        help="Rows that single changes run; as many others are for whole choices. Default: 8, or half of all.",
     ),
 ]
 RowTokens = Annotated[

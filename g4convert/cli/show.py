@@ -16,7 +16,7 @@ from g4convert.cli.show_plan import dialect
 from g4convert.cli.tables import facts, fitted, prose, put, table
 from g4convert.errors import G4Error
 from g4convert.printable import printable, printable_lines
-from g4convert.quantities import count, size
+from g4convert.quantities import count, plural, size
 
 if TYPE_CHECKING:
     from g4convert.demo.run import Demonstration
@@ -88,7 +88,8 @@ def pairs(out: Console, rows: Mapping[str, str]) -> None:
 
 def reference(out: Console, stored: Mapping[str, Any], model: str) -> None:
     """Print what a stored reference of a model holds, and the command that uses it."""
-    kept, what = f"{size(stored['bytes'])}: {stored['tokens']:,} predictions of {stored['probes']} prompts", ""
+    told = f"{plural(stored['tokens'], 'prediction')} of {plural(stored['probes'], 'prompt')}"
+    kept, what = f"{size(stored['bytes'])}: {told}", ""
     if likeliest := stored["likeliest"]:
         what = (
             f", each with its {likeliest:,} likeliest tokens, so a KL to it is a lower bound: 0.257 for 0.266 on "

@@ -13,7 +13,7 @@ from rich.console import Console
 from g4convert.cli.next_steps import show_next
 from g4convert.cli.tables import facts, put, table
 from g4convert.fitting.choices import label_of
-from g4convert.quantities import count, size
+from g4convert.quantities import count, plural, size
 
 if TYPE_CHECKING:
     from g4convert.fitting.choosing import Point
@@ -43,7 +43,7 @@ def fitted(out: Console, found: "Fitted", model: str, *, parts: bool) -> None:
     told = {
         "written": str(found.output),
         "size": f"{size(chosen.nbytes)} of tensors; {size(problem.fixed_bytes)} of them stay as the recipe has them",
-        "losses": f"{found.kept}: `fit` with the same model and texts measures nothing anew",
+        "losses": f"kept; `--sensitivities {quote(str(found.kept))}` measures nothing anew on the same model and texts",
         unit: _meaning(found),
     }
     put(out, facts(told))
@@ -55,7 +55,7 @@ def _meaning(found: "Fitted") -> str:
     """Return the meaning of the second table's losses as text."""
     basis, losses = found.sensitivities.basis, found.chosen.losses
     if basis.unit == "KL":
-        rows = f"{len(losses)} rows of {basis.length} token ids"
+        rows = f"{plural(len(losses), 'row')} of {basis.length} token ids"
         error = f" +- {stdev(losses) / sqrt(len(losses)):.4f}" if losses[1:] else ""
         return (
             f"{found.chosen.measured:.4f}{error} nats, the mean over {rows}, which are others than those that single "

@@ -75,10 +75,11 @@ def choose_for(
     """
     others = [*_choosable(shipped_ones, solved)]
     if isinstance(target, Loss):
-        *found, last = _within_loss(target, solved, measure)
-        found += sorted(_simple(last.nbytes, solved, measure, others), key=lambda one: -one.nbytes)
-        taken = next((one for one in reversed(found) if one.nbytes < last.nbytes and one.measured <= target.kl), last)
-        return _ending(taken, [*found, last], others)
+        *tries, last = _within_loss(target, solved, measure)
+        simple = sorted(_simple(last.nbytes, solved, measure, others), key=lambda one: -one.nbytes)
+        smaller = [one for one in simple if one.nbytes < last.nbytes and one.measured <= target.kl]
+        taken = min(smaller, key=lambda one: (one.nbytes, one.measured), default=last)
+        return _ending(taken, [*tries, *simple, last], others)
     nbytes = budget(target, solved.problem)
     best = _tried("best predicted", solved.within(nbytes), solved, measure)
     tried = sorted(_simple(nbytes, solved, measure, others), key=lambda one: -one.measured)

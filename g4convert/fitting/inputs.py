@@ -20,6 +20,8 @@ from g4convert.quantities import plural
 
 _SAMPLES: Final = 8
 """Rows to run unless told."""
+_FEWEST_OTHERS: Final = 2
+"""Fewest other rows for whole choices: one has no standard error."""
 _LENGTH: Final = 64
 """Tokens of each unless told."""
 
@@ -30,7 +32,7 @@ class Inputs:
 
     Args:
         ids: token ids for single changes, int32 [s, t].
-        held_out: token ids of other rows for whole choices, int32 [s or fewer, t].
+        held_out: token ids of other rows for whole choices, int32 [s or more, t].
         tokens: hash of all token ids in the file.
         statistics: statistics of the Linears' inputs; None if neither the method nor the unit needs them.
     """
@@ -55,15 +57,12 @@ class Inputs:
             length: leading tokens to run of each row; None as in `rows_to_run`.
 
         Raises:
-            UsageError: the file has fewer rows than `samples`, or its rows are shorter than `length`.
+            UsageError: see `rows_to_run`.
             InputError: the file is of another model, or lacks needed statistics.
         """
         tokens = Tokens.load(path, problem.plan.architecture.text.vocab_size, checkpoint)
-        rows, samples, length = rows_to_run(tokens, samples, length, path)
+        chosen, others, length = rows_to_run(tokens, samples, length, path)
         statistics = _statistics(path, problem, unit, checkpoint)
-        chosen = _evenly(rows, samples)
-        words = [row for row in range(tokens.samples) if row not in tokens.pictured]
-        others = _evenly([row for row in words if row not in chosen], samples)
         return cls(tokens.ids[chosen, :length], tokens.ids[others, :length], tokens.hash, statistics)
 
     def basis(self, checkpoint: Checkpoint, rounder: Rounder, unit: Unit, dtype: str) -> Basis:
@@ -82,28 +81,38 @@ class Inputs:
         )
 
 
-def rows_to_run(tokens: Tokens, samples: int | None, length: int | None, path: Path) -> tuple[list[int], int, int]:
-    """Return the rows that do not judge and have no pictures, how many of them to run, and how many tokens of each.
+def rows_to_run(
+    tokens: Tokens, samples: int | None, length: int | None, path: Path
+) -> tuple[list[int], list[int], int]:
+    """Return the rows for single changes, the rows for whole choices, and how many tokens of each row to run.
+
+    Rows with pictures are left out. Those for single changes do not judge, and are at most half of the others, so that
+    as many are left for whole choices.
 
     Args:
         tokens: ids of the file.
-        samples: rows to run; None takes 8, or all if there are fewer.
+        samples: rows for single changes; None takes 8, or half of all if that is less.
         length: tokens of each; None takes 64, or all if there are fewer.
         path: the file, for the error.
 
     Raises:
-        UsageError: there are fewer rows than `samples`, or they are shorter than `length`.
+        UsageError: `samples` is more than half of the rows, or leaves fewer than two, or rows are shorter than
+            `length`.
     """
-    rows = [row for row in range(tokens.samples) if row not in tokens.judges | tokens.pictured]
-    samples = min(_SAMPLES, len(rows)) if samples is None else samples
+    words = [row for row in range(tokens.samples) if row not in tokens.pictured]
+    rows = [row for row in words if row not in tokens.judges]
+    most = min(len(rows), len(words) // 2, len(words) - _FEWEST_OTHERS)
+    samples = min(_SAMPLES, most) if samples is None else samples
     length = min(_LENGTH, tokens.length) if length is None else length
-    if not (1 <= samples <= len(rows) and 2 <= length <= tokens.length):
+    if not (1 <= samples <= most and 2 <= length <= tokens.length):
+        fits = f"--rows {min(max(1, samples), most)} --tokens {min(max(2, length), tokens.length)}, or "
         raise UsageError(
-            f"--rows {samples} --tokens {length}: {path} has {plural(len(rows), 'row')} of {tokens.length} to run",
-            hint=f"--rows {min(samples, len(rows))} --tokens {min(length, tokens.length)}, or more and longer rows: "
-            "`g4convert calibrate --samples N --length N`",
+            f"--rows {max(0, samples)} --tokens {length}: {path} has {plural(len(words), 'row')} of text, of "
+            f"{plural(tokens.length, 'token')}, and as many, at least {_FEWEST_OTHERS}, must be left for whole choices",
+            hint=f"{fits if most >= 1 else ''}more and longer rows: `g4convert calibrate --samples N --length N`",
         )
-    return rows, samples, length
+    chosen = _evenly(rows, samples)
+    return chosen, _evenly([row for row in words if row not in chosen], max(samples, _FEWEST_OTHERS)), length
 
 
 def _evenly(rows: Sequence[int], count: int) -> list[int]:

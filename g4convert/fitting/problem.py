@@ -76,7 +76,13 @@ class Problem:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of all tensors whose packing is fixed."""
+        """Bytes of all tensors whose packing is fixed, that of the fixed half of a tied pair included."""
+        halves = (part for part in self.parts if not part.is_free and part.name in self._decided)
+        return self.outside + sum(part.nbytes(part.base) for part in halves)
+
+    @property
+    def outside(self) -> int:
+        """Bytes of all tensors outside the frontier's items."""
         decided = self._decided
         fixed = [part for part in self.parts if part.name not in decided]
         tied = bool(self._pair) and all(part in fixed and part.base is None for part in self._pair)
@@ -112,7 +118,7 @@ class Problem:
     def smallest_bytes(self) -> int:
         """Bytes of all tensors in the smallest possible output."""
         smallest = (min(self._bytes_of(parts, one) for one in _options(parts)) for parts in self._together)
-        return self.fixed_bytes + sum(smallest)
+        return self.outside + sum(smallest)
 
     def without(self, refused: Mapping[str, Collection[Form]]) -> "Problem":
         """Return the problem without some packings.
@@ -181,7 +187,7 @@ class Solved:
 
     def within(self, nbytes: int) -> Assignment:
         """Return the assignment with the least loss in `nbytes` of tensors, which must hold the smallest output."""
-        return self._assignment(self.frontier.within(nbytes - self.problem.fixed_bytes))
+        return self._assignment(self.frontier.within(nbytes - self.problem.outside))
 
     def corner(self, place: int) -> Assignment:
         """Return assignment number `place` of those that no other beats, counted from the smallest."""
@@ -200,10 +206,10 @@ class Solved:
 
     def drawn(self) -> Iterator[tuple[int, float]]:
         """Yield size and loss of at most `_DRAWN` assignments that no other beats, spread evenly."""
-        count, fixed = len(self.frontier.corners), self.problem.fixed_bytes
+        count, outside = len(self.frontier.corners), self.problem.outside
         for number in range(min(_DRAWN, count)):
             choice = self.frontier.corner(number * (count - 1) // max(1, min(_DRAWN, count) - 1))
-            yield fixed + self.frontier.nbytes(choice), self.frontier.loss(choice)
+            yield outside + self.frontier.nbytes(choice), self.frontier.loss(choice)
 
     @staticmethod
     def _own(like: Assignment, assignment: Assignment) -> Assignment:

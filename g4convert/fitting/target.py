@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 from g4convert.errors import UsageError
 from g4convert.fitting.problem import Problem
 from g4convert.planning.rules import PackRole
-from g4convert.quantities import as_bytes, size
+from g4convert.quantities import as_bytes, exact_size, size
 
 _OPTIONS = "--target-size, --target-bits or --max-kl"
 _BITS: Final = 4
@@ -20,15 +20,14 @@ _MOST: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A target in bytes of all output tensors; `given` is the user's spelling."""
+    """A target in bytes of all output tensors."""
 
     nbytes: int
-    given: str = ""
 
     @property
     def text(self) -> str:
-        """The command-line option of this target."""
-        return f"--target-size {self.given or self.nbytes}"
+        """The command-line option of this target, the same for all spellings of a size."""
+        return f"--target-size {exact_size(self.nbytes)}"
 
     def bytes_of(self, _: Problem) -> int:
         """Return the target's bytes of all tensors."""
@@ -78,8 +77,11 @@ def target_of(size_text: str | None, bits: float | None, kl: float | None) -> Ta
     if size_text is not None:
         nbytes = as_bytes(size_text)
         if not nbytes:
-            raise UsageError(f"--target-size {size_text}: expected a size above 0, such as 14GB or a number of bytes")
-        return Size(nbytes, size_text)
+            raise UsageError(
+                f"--target-size {size_text}: expected a size above 0, in KB, MB, GB, KiB, MiB, GiB or bytes",
+                hint="such as --target-size 14GB",
+            )
+        return Size(nbytes)
     if bits is not None:
         return Bits(_positive("--target-bits", bits))
     return Loss(_positive("--max-kl", kl or 0.0))

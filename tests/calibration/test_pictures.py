@@ -494,5 +494,9 @@ def test_best_trains_on_samples_without_pictures(e2b: Path, tmp_path: Path) -> N
 
 
 def test_fit_runs_rows_without_pictures(e2b: Path, tmp_path: Path) -> None:
-    rows, _, _ = rows_to_run(shown(e2b, [["boat"], [], [], [], ["clock"], []]), None, None, tmp_path)
-    assert rows == [1, 2, 3]
+    chosen, others, _ = rows_to_run(shown(e2b, [["boat"], [], [], [], ["clock"], []]), None, None, tmp_path)
+    assert (chosen, others) == ([1, 2], [3, 5])
+    judging = shown(e2b, [[], [], [], ["boat"]])
+    assert judging.judges == judging.pictured
+    chosen, others, _ = rows_to_run(judging, None, None, tmp_path)
+    assert (len(chosen), len(others)) == (1, 2)

@@ -212,9 +212,9 @@ def test_a_source_on_a_lattice_stays_on_it(checkpoints: Checkpoints, tmp_path: P
         ({"target_bits": 5, "rules": [{"layers": "7", "bits": 8}]}, UsageError, "weights that this model has not"),
         ({"target_bits": 5, "bits": {"ple_embedding": 8}}, UsageError, "weights that this model has not"),
         ({"target_bits": 5, "tp": [2]}, UsageError, "no engine has to load"),
-        ({"target_bits": 6, "rows": 4}, UsageError, "has 3 rows of 16 to run"),
-        ({"target_bits": 6, "rows": 300, "calibration": None}, UsageError, "has 122 rows of 32 to run"),
-        ({"target_bits": 6, "tokens": 17}, UsageError, "has 3 rows of 16 to run"),
+        ({"target_bits": 6, "rows": 4}, UsageError, "has 4 rows of text, of 16 tokens, and"),
+        ({"target_bits": 6, "rows": 300, "calibration": None}, UsageError, "has 128 rows of text, of 32 tokens, and"),
+        ({"target_bits": 6, "tokens": 17}, UsageError, "has 4 rows of text, of 16 tokens, and"),
         ({"target_bits": 6, "method": "imatrix"}, InputError, "token ids without statistics"),
         ({"target_bits": 6, "device": "cuda"}, EnvironmentFault, "0 CUDA devices"),
         ({"max_kl": 1e-9, "choices": ["4:32", "8:channel"]}, GateError, "nothing can be packed and lose so little"),
@@ -235,9 +235,10 @@ def test_nothing_is_written_for_what_cannot_be(  # noqa: PLR0913, PLR0917 -- a r
 
 def test_a_file_of_few_short_rows_is_run_as_it_is(ids: Path) -> None:
     tokens = Tokens.load(ids, 1 << 20)
-    assert rows_to_run(tokens, None, None, ids) == ([row for row in range(4) if row not in tokens.judges], 3, 16)
-    long = Tokens(np.zeros((40, 100), np.int32))
-    assert rows_to_run(long, None, None, ids)[1:] == (8, 64)
+    chosen, others, length = rows_to_run(tokens, None, None, ids)
+    assert (sorted([*chosen, *others]), len(others), length) == ([0, 1, 2, 3], 2, 16)
+    chosen, others, length = rows_to_run(Tokens(np.zeros((40, 100), np.int32)), None, None, ids)
+    assert (len(chosen), len(others), length) == (8, 8, 64)
 
 
 def test_places_that_cannot_be_written_are_refused_first(moe: Path, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_budget_that_is_too_small_is_told_what_else_could_be_packed() -> None:
 
 
 def test_one_target_is_asked_for() -> None:
-    assert target_of("14GB", None, None) == Size(14 * 10**9, "14GB")
+    assert target_of("14GB", None, None) == Size(14 * 10**9)
     assert target_of(None, 4.75, None) == Bits(4.75)
     assert target_of(None, None, 0.02) == Loss(0.02)
     for asked in ((None, None, None), ("14GB", 4.5, None), ("14 bananas", None, None), ("0", None, None)):
