@@ -1,6 +1,7 @@
 """Levels and options of a verification, as values without heavy imports: the command line imports this module."""
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -45,6 +46,10 @@ MOST_SECONDS: Final = 7 * 24 * 3600
 """Longest time that an engine may be waited for: a week. Timers of the system cannot hold any number."""
 FLOAT_TYPES = ("float32", "bfloat16")
 """Dtypes in which a forward pass can run."""
+MOST_GPUS: Final = 1 << 16
+"""Largest tensor parallel size."""
+MOST_WORKERS: Final = 1024
+"""Most threads of a command."""
 
 
 def checked_device(name: str) -> str:
@@ -58,6 +63,39 @@ def checked_device(name: str) -> str:
     return name
 
 
+def check_run(  # noqa: PLR0913 -- what the commands have in common
+    *,
+    tp: Iterable[int] = (),
+    workers: int = 0,
+    device: str | None = None,
+    memory: str | None = None,
+    dtype: str | None = None,
+    dtypes: Collection[str] = FLOAT_TYPES,
+) -> None:
+    """Check the numbers and names that several commands take; the functions of the API begin with it.
+
+    Args:
+        tp: tensor parallel sizes.
+        workers: number of threads; 0 is the default number.
+        device: device of a model; None is the default.
+        memory: way to hold a model; None is the default.
+        dtype: dtype of a forward pass; None is the default.
+        dtypes: known dtypes.
+
+    Raises:
+        UsageError: a number is out of range, or a name unknown.
+    """
+    numbers = [*(("--tp", one, 1, MOST_GPUS) for one in tp), ("--workers", workers, 0, MOST_WORKERS)]
+    for option, number, least, most in numbers:
+        if not least <= number <= most:
+            raise UsageError(f"{option} {number}: expected {least} to {most:,}")
+    if device is not None:
+        checked_device(device)
+    chosen("--memory", memory, MemoryUse)
+    if dtype is not None and dtype not in dtypes:
+        raise no_such("--dtype", dtype, dtypes)
+
+
 def chosen(option: str, name: str | None, known: type[T]) -> T | None:
     """Return the member of an enumeration with this name; None for None.
 
@@ -69,12 +107,14 @@ def chosen(option: str, name: str | None, known: type[T]) -> T | None:
     return None if name is None else known(name)
 
 
-def verified_after(name: str) -> Level:
-    """Return the level of the verification at the end of a conversion.
+def verified_after(name: str | None) -> Level | None:
+    """Return the level of the verification at the end of a conversion; None for None and `none`.
 
     Raises:
         UsageError: not a level, or `engine`.
     """
+    if name is None or name == "none":
+        return None
     if name == Level.ENGINE:
         raise UsageError(f"--verify {name}: an engine is asked afterwards", hint="`g4convert verify OUT --engine vllm`")
     if name not in list(Level):
@@ -143,10 +183,7 @@ class Request:
     engine_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in FLOAT_TYPES:
-            raise no_such("--dtype", self.dtype, FLOAT_TYPES)
-        if self.device is not None:
-            checked_device(self.device)
+        check_run(device=self.device, dtype=self.dtype)
         unused = [name for name, value in self._of_logits.items() if value is not None]
         if not self.depth.includes(Level.LOGITS) and unused:
             raise UsageError(f"--{unused[0]} belongs to level logits, not {self.depth}", hint="--level logits")

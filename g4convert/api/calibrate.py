@@ -23,6 +23,7 @@ from g4convert.errors import InputError, UsageError
 from g4convert.places import check_apart, is_there
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
+from g4convert.request import check_run
 from g4convert.whole_files import check_writable
 
 
@@ -123,6 +124,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
             the disk is too small, or another process makes this file.
         Interrupted: stopped on request; ids and finished layers are kept.
     """
+    check_run(workers=workers, device=device)
     path, watch = Path(output), progress or Quiet()
     there = path.is_file() and not overwrite
     _check_place(path, overwrite=overwrite or there)
@@ -234,7 +236,8 @@ def _other_request(found: CalibrationFile, asked: Asked, *, statistics: bool) ->
 def _check_place(path: Path, *, overwrite: bool) -> None:
     """Raise if the file cannot be written, before any work."""
     if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: a calibration file ends in .safetensors", hint=f"-o {path.name}.safetensors")
+        name = path / "NAME" if path.is_dir() else path.name
+        raise UsageError(f"{path}: a calibration file ends in .safetensors", hint=f"-o {name}.safetensors")
     if path.is_dir() or (path.exists() and not overwrite):
         raise is_there(path)
     check_writable(path)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeAlias, Unpack
+from typing import Literal, Self, TypeAlias, Unpack
 
 from g4convert.api.calibrate import bundled_ids, calibrate
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
@@ -27,7 +27,6 @@ from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Sensitivities, Unit, measure
 from g4convert.fitting.target import Loss, Target, budget, target_of
 from g4convert.fitting.writing import loadable, plan_of, recipe_text, recipe_values
-from g4convert.forward.load import DTypeName
 from g4convert.places import check_apart, is_there
 from g4convert.planning.gate import Outlook
 from g4convert.planning.packings import LATTICE_BITS
@@ -36,7 +35,7 @@ from g4convert.planning.sizes import default_workers
 from g4convert.planning.steps import make_plan
 from g4convert.progress import Quiet, saying
 from g4convert.quantization import Method
-from g4convert.request import DEFAULTS, MemoryUse, chosen
+from g4convert.request import DEFAULTS, MemoryUse, check_run, chosen
 from g4convert.whole_files import check_writable, write_whole
 
 _Path: TypeAlias = str | os.PathLike[str]
@@ -48,7 +47,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    target_size: str | None = None,
+    target_size: str | int | None = None,
     target_bits: float | None = None,
     max_kl: float | None = None,
     recipe: RecipeLike = DEFAULT,
@@ -60,7 +59,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     plot: str | os.PathLike[str] | None = None,
     tp: Sequence[int] = (),
     memory: str | None = None,
-    dtype: DTypeName = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
     workers: int = 0,
     overwrite: bool = False,
@@ -75,7 +74,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     Args:
         model: a directory, or `org/name[@revision]` on the Hugging Face hub.
         output: the .yaml file.
-        target_size: bytes of all tensors, as `14GB`; one of the three targets is given.
+        target_size: bytes of all tensors, as a number or `14GB`; one of the three targets is given.
         target_bits: mean bits of the weights that are decided on, scales included.
         max_kl: largest mean KL to the original, in nats, on the token ids that are run.
         recipe: the recipe that says everything but the bits: which roles are decided on, the method, the engines.
@@ -90,7 +89,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         tp: numbers of GPUs (tensor parallel sizes) at which the recipe's engines must load the output; empty is 1.
         memory: `resident` holds the decoder and measures KL; `stream` reads a weight at a time and measures output
             errors; `auto` measures KL if the decoder fits.
-        dtype: dtype of the forward.
+        dtype: dtype of the forward: `float32` or `bfloat16`.
         device: device of the forward: `cpu`, `cuda` or `cuda:N`.
         workers: threads that round; 0 is one for each core.
         overwrite: replace a recipe that is there.
@@ -102,17 +101,19 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         The recipe, what was measured, and the points of the plot.
 
     Raises:
-        UsageError: not one target, one that no choice meets, a KL of a model that does not run, an output that is there
-            already, no such recipe or choice.
+        UsageError: a number out of range, an unknown name, not one target, one that no choice meets, a KL of a model
+            that does not run, an output that is there already, no such recipe or choice.
         InputError: no such model, or a file that is about another one.
         GateError: nothing that the recipe's engines load is left to choose, or no choice loses so little.
         EnvironmentFault: a model that is to be resident does not fit the memory, or there is no such device.
         Interrupted: stopped on request; measured losses are kept.
     """
-    target, watch, tps = target_of(target_size, target_bits, max_kl), saying(progress, say), tuple(tp) or (1,)
+    check_run(tp=tp, workers=workers, device=device, memory=memory, dtype=dtype)
+    target = target_of(None if target_size is None else str(target_size), target_bits, max_kl)
+    watch, tps = saying(progress, say), tuple(tp) or (1,)
+    _check_output(Path(output), target, overwrite=overwrite)
     files = _Files.of(Path(output), calibration, sensitivities, plot)
     is_kept = files.recipe.is_file() and not overwrite
-    _check_output(files.recipe, target, overwrite=overwrite)
     files.check_writable()
     base, forms = resolved(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:

@@ -1,13 +1,13 @@
 """`g4convert.load`: a transformers model that runs from the packed words."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from g4convert.checkpoint import source
 from g4convert.devices import memory_faults, torch_device
 from g4convert.forward.load import DTypeName, Memory
 from g4convert.forward.load import load as fill
-from g4convert.request import DEFAULTS, SPEECH_DTYPE
+from g4convert.request import DEFAULTS, SPEECH_DTYPE, check_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +40,7 @@ def load(
         GateError: tensors that are missing, unknown or misshapen; names all of them.
         EnvironmentFault: no such GPU, not enough memory, or the model is not in the cache and cannot be fetched.
     """
+    check_run(device=device, memory=memory, dtype=dtype, dtypes=get_args(DTypeName))
     place = torch_device(device)
     directory = source.resolve(os.fspath(model)).path
     with memory_faults():

@@ -10,6 +10,7 @@ from g4convert.checkpoint import source
 from g4convert.engines.verdicts import TENSOR_PARALLEL
 from g4convert.planning.recipe import DEFAULT
 from g4convert.planning.report import PlanReport, report
+from g4convert.request import check_run
 
 
 def plan(
@@ -38,5 +39,6 @@ def plan(
         GateError: the recipe cannot be carried out on this model.
         EnvironmentFault: the model is not in the cache and cannot be fetched.
     """
-    settings = resolved(recipe, overrides)  # first: it costs no look-up
+    check_run(tp=tp, workers=workers)
+    settings = resolved(recipe, overrides)  # before the model: it costs no look-up
     return report(source.resolve(os.fspath(model)), settings, workers, tp, bundled_tokens)

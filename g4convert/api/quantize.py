@@ -21,7 +21,7 @@ from g4convert.planning.recipe import DEFAULT, Resolved
 from g4convert.planning.sizes import default_workers, role_sizes
 from g4convert.progress import Quiet, peak_memory, saying
 from g4convert.report import Report
-from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, verified_after
+from g4convert.request import DEFAULTS, VERIFY_AFTER, Level, Request, check_run, verified_after
 from g4convert.verification.run import verify as run_verification
 
 
@@ -104,7 +104,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         overwrite: replace a checkpoint that is there.
         calibration: file of token ids, for the methods that calibrate; None takes one beside the output, which is
             made from the bundled texts where it is not there, or is of another model and `overwrite` is given.
-        verify: level of the verification at the end: `static`, `weights` or `logits`; None for none.
+        verify: level of the verification at the end: `static`, `weights` or `logits`; None or `none` for none.
         progress: told of finished bytes; a subclass of `g4convert.progress.Quiet`.
         say: told what is done next, in place of `progress.say`.
         ranks: this process among those of a run; None joins those that `torchrun` started.
@@ -120,7 +120,7 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
         EnvironmentFault: the model cannot be fetched, another rank is gone, or the device failed.
         Interrupted: stopped on request.
     """
-    level = None if verify is None else verified_after(verify)
+    level = verified_after(verify)
     job = job_of(
         model,
         output,
@@ -175,10 +175,11 @@ def job_of(  # noqa: PLR0913 - the choices of a conversion
     """Look a model up, and say what is to be done with it; see `quantize`.
 
     Raises:
-        UsageError: sizes in `tp`, and no engine that has to load the output.
+        UsageError: a number out of range, no such device, or sizes in `tp` and no engine that has to load the output.
         InputError: no such model.
         EnvironmentFault: the model is not in the cache and cannot be fetched.
     """
+    check_run(tp=tp, workers=workers, device=device)
     if tp and not recipe.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
     found = source.resolve(os.fspath(model))

@@ -7,7 +7,7 @@ from pathlib import Path
 from g4convert.checkpoint import source
 from g4convert.progress import Quiet, saying
 from g4convert.report import Report
-from g4convert.request import EngineName, Level, MemoryUse, Request, chosen
+from g4convert.request import EngineName, Level, MemoryUse, Request, check_run, chosen
 from g4convert.verification.run import verify as run
 
 
@@ -54,6 +54,7 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         InputError: no such checkpoint or reference.
         EnvironmentFault: no such device, or not enough memory.
     """
+    check_run(device=device, memory=memory, dtype=dtype)  # before the model: it costs no look-up
     asked = Request(
         output=source.resolve(os.fspath(output)).path,
         reference=None if reference is None else source.file_or_model(os.fspath(reference)),

@@ -53,11 +53,8 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     from g4convert.api.fit import fit as make
     from g4convert.cli import verification
     from g4convert.fitting.choices import DEFAULT_CHOICES
-    from g4convert.request import DEFAULTS, FLOAT_TYPES
-    from g4convert.suggestions import no_such
+    from g4convert.request import DEFAULTS
 
-    if dtype is not None and dtype not in FLOAT_TYPES:
-        raise no_such("--dtype", dtype, FLOAT_TYPES)
     with verification.Printed(quiet=quiet, no_color=no_color).watched() as progress:
         found = make(
             model,

@@ -10,7 +10,7 @@ import typer
 
 from g4convert.cli.panels import manner, marked, print_option, run_option
 from g4convert.gemma4.family import Family
-from g4convert.request import MemoryUse
+from g4convert.request import MOST_WORKERS, MemoryUse
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help=r"A directory, or org/name\[@revision] on the Hugging Face hub.")
@@ -19,7 +19,9 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Gets FAMILY and 
 FamilyName = Annotated[Family, typer.Option(metavar="FAMILY", help=f"{', '.join(Family)}.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version and stop.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory to write.")]
-Workers = Annotated[int, run_option(metavar="N", min=0, max=1024, help="Threads; 0 is one per core, or two per GPU.")]
+Workers = Annotated[
+    int, run_option(metavar="N", min=0, max=MOST_WORKERS, help="Threads; 0 is one per core, or two per GPU.")
+]
 Device = Annotated[str, run_option(metavar="NAME", help="Device that quantizes: cpu, cuda (every GPU) or cuda:N.")]
 Overwrite = Annotated[bool, run_option("--overwrite", help="Replace a checkpoint that is there.")]
 DryRun = Annotated[bool, run_option("--dry-run", "-n", help="Check everything, print the plan, write nothing.")]

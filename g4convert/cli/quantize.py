@@ -49,7 +49,7 @@ def quantize(  # noqa: PLR0913 - one parameter for each option
     from g4convert.conversion.job import prepare
     from g4convert.conversion.ranks import Ranks
 
-    level = None if verify == "none" else verified_after(verify)
+    level = verified_after(verify)
     if output is None:
         raise _no_output(model, resolved)
     job = job_of(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from g4convert.cli.panels import BESIDE, RECIPE, SERVED
+from g4convert.request import MOST_GPUS
 
 if TYPE_CHECKING:
     from g4convert.planning.recipe import Resolved
@@ -32,7 +33,7 @@ TensorParallel = Annotated[
         "--tp",
         metavar="N",
         min=1,
-        max=1 << 16,
+        max=MOST_GPUS,
         help="Judge at so many GPUs (tensor parallel); repeat for several.",
         rich_help_panel=SERVED,
     ),

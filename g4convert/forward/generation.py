@@ -25,8 +25,7 @@ from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
 from g4convert.progress import Quiet, peak_memory
-from g4convert.request import DEFAULTS, FLOAT_TYPES, SPEECH_DTYPE
-from g4convert.suggestions import no_such
+from g4convert.request import DEFAULTS, SPEECH_DTYPE, check_run
 
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 """Decoded text of an incomplete character's bytes."""
@@ -108,8 +107,7 @@ class Speaker:
             GateError: a tensor does not fit the model.
             EnvironmentFault: no such GPU, or not enough memory.
         """
-        if dtype not in FLOAT_TYPES:
-            raise no_such("--dtype", dtype, FLOAT_TYPES)
+        check_run(dtype=dtype)
         where = torch_device(device)
         begin = perf_counter()
         with memory_faults():

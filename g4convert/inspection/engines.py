@@ -32,6 +32,7 @@ from g4convert.inspection.drafter import paired
 from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.inspection.spare import spare_values
 from g4convert.report import Detail, Finding, Report, Severity
+from g4convert.request import check_run
 from g4convert.suggestions import no_such
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.verification.static.section import HINDERS
@@ -83,8 +84,9 @@ class Asked:
         """Make the requirements from arguments of the command line.
 
         Raises:
-            UsageError: an unknown engine.
+            UsageError: an unknown engine, or a size out of range.
         """
+        check_run(tp=tps)
         if odd := [name for name in engines if name not in CONTRACTS]:
             raise no_such("--engine", odd[0], CONTRACTS)
         return cls(directory, tuple(dict.fromkeys(engines)), tuple(dict.fromkeys(tps)), target)
