@@ -49,7 +49,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
                 answers=answers,
                 statistics=statistics,
                 workers=workers,
-                device=device or "cpu",
+                device="cpu" if device is None else device,
                 overwrite=overwrite,
                 progress=progress,
             )

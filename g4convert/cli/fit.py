@@ -72,7 +72,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
             tp=tp or (),
             memory=memory,
             dtype=cast("Literal['float32', 'bfloat16']", dtype or DEFAULTS.dtype),
-            device=device or DEFAULTS.device,
+            device=DEFAULTS.device if device is None else device,
             workers=workers,
             overwrite=overwrite,
             progress=progress,

@@ -25,7 +25,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     no_color: NoColor = False,
 ) -> None:
     """Let a checkpoint answer, greedily: a smoke test for a person to read."""
-    asked = _prompts(prompt)
+    asked, where = _prompts(prompt), DEFAULTS.device if device is None else device
     from g4convert.checkpoint import source
     from g4convert.checkpoint.uses import speaking
     from g4convert.cli import next_steps, show
@@ -35,13 +35,12 @@ def generate(  # noqa: PLR0913 - one parameter for each option
         from g4convert.devices import torch_device
         from g4convert.forward.tuning import check  # brings torch
 
-        check(torch_device(device or DEFAULTS.device), autotune)
+        check(torch_device(where), autotune)
     checkpoint = speaking(source.resolve(model).path)
     talk = Talk(no_color=no_color, quiet=quiet, mute=as_json, several=len(asked) > 1)
     talk.loading(model)
     from g4convert.forward.generation import Speaker  # brings torch and transformers
 
-    where = device or DEFAULTS.device
     speaker = Speaker.load(checkpoint, device=where, memory=(memory or DEFAULTS.memory).value, dtype=dtype)
     if autotune is not None:
         from g4convert.progress import watch
