@@ -28,14 +28,12 @@ from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.sensitivities import Measure, Sensitivities, Unit
 from g4convert.fitting.standing import Standing, scaled
 from g4convert.fitting.target import Loss, Target
-from g4convert.forward.load import DTypeName, load
+from g4convert.forward.load import DTYPES, DTypeName, load
 from g4convert.quantities import size
 from g4convert.request import MemoryUse
 
 if TYPE_CHECKING:
     from g4convert.fitting.parts import Part
-
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def unit_of(memory: MemoryUse, target: Target, problem: Problem, dtype: DTypeNam
     """
     inventory = problem.plan.inventory
     weights = [one for one in inventory.weights if inventory.architecture.decoder_path(one.name) is not None]
-    need = _ITEMSIZE[dtype] * sum(one.info.numel for one in weights)
+    need = DTYPES[dtype].itemsize * sum(one.info.numel for one in weights)
     if memory is not MemoryUse.STREAM and is_roomy(need, torch_device(device)):
         return Unit.KL
     why = f"its decoder takes {size(need)} in {dtype}, more than the free memory of {device}"
