@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("checkpoint", "gemma4", "planning", "engines", "inspection", "conversion")
 REMEDIES = "tests/cli/test_remedies.py::"
 _SOURCE = f"{REMEDIES}test_the_hint_of_a_refused_source_works"
-_OPTIONS = f"{REMEDIES}test_the_hint_of_refused_options_works"
+_CHOICES = "tests/cli/test_option_remedies.py::"
+_OPTIONS = f"{_CHOICES}test_the_hint_of_refused_options_works"
 _LAYOUTS = "tests/checkpoint/test_layouts.py::"
 _HUB = "tests/cli/test_hub_remedies.py::"
 _MACHINE = "tests/cli/test_machine_remedies.py::"
@@ -46,12 +47,12 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     ),
     "tests/gemma4/test_fitting.py::test_the_model_type_is_that_of_what_the_config_describes": ("set model_type to {}",),
     f"{REMEDIES}test_experts_of_several_dtypes_are_packed_or_saved_in_one": ("pack the experts, or save",),
-    f"{REMEDIES}test_the_hint_about_a_place_to_write_works": (
+    f"{_CHOICES}test_the_hint_about_a_place_to_write_works": (
         "give -o another directory", "cd .. and -o {}, or give", "or --overwrite to replace this one",
         "move it away, or give -o another",
         "--device cpu does the same",
     ),
-    f"{REMEDIES}test_the_hint_about_what_lies_beside_an_output_works": ("--overwrite makes it again", "move it away"),
+    f"{_CHOICES}test_the_hint_about_what_lies_beside_an_output_works": ("--overwrite makes it again", "move it away"),
     "tests/conversion/test_resume.py::test_what_no_run_left_is_refused_and_overwrite_starts_again": (
         "--overwrite starts again", "--overwrite starts a run again",
     ),
