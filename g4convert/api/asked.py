@@ -14,7 +14,6 @@ from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model, tokenizer_hash
-from g4convert.conversion.pictures import ENDS
 from g4convert.devices import memory_faults, torch_device
 from g4convert.errors import FormatError, InputError, UnsupportedError, UsageError
 from g4convert.forward.conversations import Frame, frame_of
@@ -23,6 +22,7 @@ from g4convert.forward.media import takes
 from g4convert.forward.models import read_config
 from g4convert.forward.patches import PictureCutter, reason_against
 from g4convert.gemma4 import Architecture
+from g4convert.planning.costs import ENDS
 from g4convert.progress import Quiet
 from g4convert.quantities import plural
 

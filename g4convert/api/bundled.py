@@ -7,9 +7,9 @@ The released vocabulary has one count, so its tokenizer, which takes seconds to 
 from functools import cache
 from typing import Final
 
+from g4convert.checkpoint.beside import PROCESSORS
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.conversion.pictures import ENDS, PROCESSORS
-from g4convert.planning.costs import BUNDLED_PICTURES, BUNDLED_TOKENS, LONGEST_ROW, MOST_ROWS
+from g4convert.planning.costs import BUNDLED_PICTURES, BUNDLED_TOKENS, ENDS, LONGEST_ROW, MOST_ROWS
 
 _RELEASED: Final = 262_144
 """Entries of the released vocabulary."""

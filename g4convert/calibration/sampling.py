@@ -19,12 +19,12 @@ from g4convert.calibration.documents import Document
 from g4convert.calibration.pictures import Picture
 from g4convert.calibration.rows import Shown, Written, pack
 from g4convert.calibration.tokens import Tokens
-from g4convert.conversion.pictures import ENDS, Patches
+from g4convert.conversion.pictures import Patches
 from g4convert.errors import InputError
 from g4convert.forward.chat_templates import rendered
 from g4convert.forward.conversations import Frame
 from g4convert.forward.patches import PictureCutter
-from g4convert.planning.costs import MOST_ROWS
+from g4convert.planning.costs import ENDS, MOST_ROWS
 from g4convert.quantities import plural, size
 
 Answer: TypeAlias = Callable[[Sequence[Document], int], list[Written]]

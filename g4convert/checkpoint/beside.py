@@ -29,9 +29,11 @@ PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FOREIGN_SUFFIXES: Final = (*PICKLE_SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
 """Endings of weight formats other than safetensors."""
 
+PROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
+"""Files that say how pictures become patches; one of them is enough."""
 READ_BY_ENGINES: Final = frozenset({
-    "added_tokens.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+    *PROCESSORS, "added_tokens.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json",
 })  # fmt: skip
 """Side files with one JSON object that engines read when they start."""
 _POINTER: Final = b"version https://git-lfs"

@@ -20,10 +20,6 @@ from numpy.typing import NDArray
 
 from g4convert.array_types import I32, U8
 
-PROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
-"""Files of a checkpoint that say how pictures become patches; one of them is enough."""
-ENDS: Final = 2
-"""Ids that open and close a picture in a row, beside its placeholders."""
 PREFIX: Final = "pictures."
 _PIXELS, _POSITIONS, _ROWS = (f"{PREFIX}{name}" for name in ("pixels", "positions", "rows"))
 

@@ -17,7 +17,8 @@ import numpy as np
 from transformers import Gemma4ImageProcessorPil
 
 from g4convert.array_types import F32, I32, U8
-from g4convert.conversion.pictures import PROCESSORS, Patches
+from g4convert.checkpoint.beside import PROCESSORS
+from g4convert.conversion.pictures import Patches
 from g4convert.errors import InputError
 from g4convert.forward.media import takes
 from g4convert.forward.models import Config, reading

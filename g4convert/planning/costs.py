@@ -21,6 +21,8 @@ MOST_ROWS: Final = 128
 """Most rows that `calibrate` makes unless told."""
 LONGEST_ROW: Final = 2_048
 """Most tokens of a row that `calibrate` makes unless told."""
+ENDS: Final = 2
+"""Ids that open and close a picture in a row, beside its placeholders."""
 BUNDLED_TOKENS: Final = 34_816
 """Tokens of the bundled texts in the released vocabulary: 17 rows of 2,048."""
 BUNDLED_PICTURES: Final = 6_144

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from g4convert.checkpoint.beside import PROCESSORS
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.leftovers import ADAPTER_CONFIG, is_adapter, summed
 from g4convert.checkpoint.sections import sections_of
@@ -57,7 +58,7 @@ def _absent(side_files: Collection[str], architecture: Architecture, *, text_onl
     if {"tokenizer.json", "tokenizer.model"}.isdisjoint(side_files):
         yield "no tokenizer.json: an engine needs one beside the output; copy that of the model it was made from"
     takes = "pictures" if architecture.has_vision else "sound" if architecture.has_audio else ""
-    if takes and not text_only and {"processor_config.json", "preprocessor_config.json"}.isdisjoint(side_files):
+    if takes and not text_only and not any(one in side_files for one in PROCESSORS):
         yield f"no processor_config.json: engines need it to take {takes}; copy that of the model it was made from"
 
 

@@ -1,4 +1,4 @@
-"""What `calibrate` is asked for: numbers as they were given, and a model that reads text."""
+"""Requests of `calibrate`: numbers as they were given, and a model that reads text."""
 
 from __future__ import annotations
 
