@@ -34,8 +34,8 @@ settings.register_profile("full", deadline=None)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--wide` and `--full`."""
-    parser.addoption("--wide", action="store_true", help="also run what is marked wide, as `make test` does")
-    parser.addoption("--full", action="store_true", help="also run what is marked wide or full: all")
+    parser.addoption("--wide", action="store_true", help="also run what is marked kernels or wide, as `make test` does")
+    parser.addoption("--full", action="store_true", help="run all tests, also those that are marked full")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,10 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `wide` or `full`, unless it is asked for."""
+    """Leave out what is marked `kernels`, `wide` or `full`, unless it is asked for."""
     if config.getoption("--full"):
         return
-    beyond = {"full"} if config.getoption("--wide") else {"wide", "full"}
+    beyond = {"full"} if config.getoption("--wide") else {"kernels", "wide", "full"}
     left_out = [item for item in items if any(map(item.get_closest_marker, beyond))]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not any(map(item.get_closest_marker, beyond))]
