@@ -3,6 +3,7 @@
 recipes          Resolves a recipe's name and the keywords that override it
 plan             Plans an output from headers
 bundled          Counts the token ids that the bundled texts make for a model
+made_before      Reads a calibration file that is there already, if it is the one that is asked for
 own_calibration  Makes the calibration file of an output if the user names none
 led              Runs what makes a calibration file in rank 0, with the help of the others
 quantize         Writes an output and verifies it

@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from g4convert.api.asked import Asked
 from g4convert.api.led import led
+from g4convert.api.made_before import made_before
 from g4convert.calibration.answers import Own, decided
 from g4convert.calibration.documents import hash_of_documents
 from g4convert.calibration.kept import Begun
@@ -14,12 +16,11 @@ from g4convert.calibration.record import record
 from g4convert.calibration.states import check_room
 from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.calibration_file import CalibrationFile
-from g4convert.conversion.identity import Model
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Statistics
 from g4convert.devices import torch_device
-from g4convert.errors import InputError, UsageError
+from g4convert.errors import UsageError
 from g4convert.places import check_apart, is_there
 from g4convert.planning.between import state_bytes
 from g4convert.progress import Quiet
@@ -127,22 +128,24 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     check_run(workers=workers, device=device)
     path, watch = Path(output), progress or Quiet()
     there = path.is_file() and not overwrite
-    _check_place(path, overwrite=overwrite or there)
+    _check_name(path)
+    if not there:
+        _check_place(path, overwrite=overwrite)
     asked = Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
     check_apart([path], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
     documents = asked.bundled() if data is None else asked.read(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
+    make = partial(asked.sampled, documents, own, device, watch)
     if there:
-        if (made := _made(begun, statistics=statistics)) is None:
-            raise is_there(path, _other_request(CalibrationFile.load(path), asked, statistics=statistics))
+        made = made_before(begun, asked, None if own.answers else make, statistics=statistics)
         return Calibrated.of(path, made, already_done=True)
     with Lock.beside(path) as lock:
         lock.take()
         _check_place(path, overwrite=overwrite)  # again: another process may have made it until now
         file = begun.kept_ids()
         if file is None:
-            file = replace(asked.sampled(documents, own, device, watch), request=begun.hash)
+            file = replace(make(), request=begun.hash)
             if statistics:
                 begun.keep(file)
         tokens = Tokens.of(file)
@@ -206,38 +209,15 @@ def bundled_ids(model: Path) -> Tokens:
     return Tokens.of(asked.sampled(asked.bundled(), Own(answers=False, why=""), "cpu", Quiet()))
 
 
-def _made(begun: Begun, *, statistics: bool) -> CalibrationFile | None:
-    """Return the file that is there if the same call made it; None if another did.
-
-    Raises:
-        UsageError: it is no calibration file, or damaged.
-    """
-    try:
-        return begun.finished(statistics=statistics)
-    except InputError as error:
-        raise is_there(begun.file, error.message) from error
-
-
-def _other_request(found: CalibrationFile, asked: Asked, *, statistics: bool) -> str:
-    """Return words on why a calibration file is not the requested one."""
-    samples, length = found.ids.shape
-    seed = (found.texts or {}).get("seed")
-    if found.model != Model.of(asked.checkpoint):
-        return "of another model"
-    if length != asked.length or asked.samples not in {None, samples}:
-        return f"{samples:,} samples of {length:,} tokens"
-    if seed != asked.seed:
-        return f"by seed {seed}"
-    if (found.statistics is not None) is not statistics:
-        return "without statistics" if statistics else "with statistics"
-    return "of other texts or answers, or by another version"
+def _check_name(path: Path) -> None:
+    """Raise if the file has another ending."""
+    if path.suffix != ".safetensors":
+        name = path / "NAME" if path.is_dir() else path.name
+        raise UsageError(f"{path}: a calibration file ends in .safetensors", hint=f"-o {name}.safetensors")
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:
     """Raise if the file cannot be written, before any work."""
-    if path.suffix != ".safetensors":
-        name = path / "NAME" if path.is_dir() else path.name
-        raise UsageError(f"{path}: a calibration file ends in .safetensors", hint=f"-o {name}.safetensors")
     if path.is_dir() or (path.exists() and not overwrite):
         raise is_there(path)
     check_writable(path)

@@ -114,7 +114,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     _check_output(Path(output), target, overwrite=overwrite)
     files = _Files.of(Path(output), calibration, sensitivities, plot)
     is_kept = files.recipe.is_file() and not overwrite
-    files.check_writable()
+    files.check_writable(is_kept=is_kept)
     base, forms = resolved(recipe, overrides), parse_choices(choices)
     if tp and not base.recipe.engines:
         raise UsageError("--tp: no engine has to load the result", hint="name one: --engine vllm")
@@ -190,10 +190,11 @@ class _Files:
         """The results."""
         return [self.recipe, self.losses, *([] if self.plot is None else [self.plot])]
 
-    def check_writable(self) -> None:
-        """Raise if what the fit writes cannot be written."""
+    def check_writable(self, *, is_kept: bool) -> None:
+        """Raise if what the fit writes cannot be written: if the recipe is kept, the plot and what is not there."""
         for one in self.written if self.is_given else [*self.written, self.ids]:
-            check_writable(one)
+            if one == self.plot or not (is_kept and one.exists()):
+                check_writable(one)
 
     def check_apart(self, model: Path, recipe: Path) -> None:
         """Raise if a result would replace something that the fit reads, or the caller's ids are not there."""

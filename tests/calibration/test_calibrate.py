@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers.program import Program, g4convert
+from helpers.rights import permissions_count
 from transformers import AutoTokenizer
 
 from g4convert.api.calibrate import Calibrated, calibrate
@@ -207,6 +208,39 @@ def test_a_conversion_takes_the_file_beside_its_output_and_makes_it_where_there_
     calibrate(model, other, seed=5, **SHORT)
     assert g4convert(*words, "--calibration", other).status == 2, "it was calibrated on other ids"
     assert asked == [path]
+
+
+def test_a_finished_file_is_read_where_nothing_can_be_written(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    calibrate(checkpoints("text"), path, **SHORT)
+    tmp_path.chmod(0o555)
+    try:
+        with permissions_count():
+            assert calibrate(checkpoints("text"), path, **SHORT).already_done
+            with pytest.raises(EnvironmentFault):
+                calibrate(checkpoints("text"), tmp_path / "other.safetensors", **SHORT)
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_number_of_samples_that_is_the_usual_one_makes_the_same_file(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused as of other texts or answers, or by another version."""
+    model, path = checkpoints("text"), tmp_path / "c.safetensors"
+    few = tmp_path / "few.txt"
+    few.write_text("the small blue boat\n\n" * 60)
+    how: dict[str, Any] = {"data": few, "length": 32, **PLAIN}
+    made = calibrate(model, path, **how)
+    again = calibrate(model, path, samples=made.tokens.samples, **how)
+    assert (again.already_done, again.tokens.hash) == (True, made.tokens.hash)
+    calibrate(model, path, samples=made.tokens.samples - 1, overwrite=True, **how)
+    with pytest.raises(UsageError, match=f"made with --samples {made.tokens.samples - 1}"):
+        calibrate(model, path, **how)
+    monkeypatch.setattr("g4convert.api.made_before._content", id)  # as of answers, which are not given again
+    calibrate(model, path, overwrite=True, **how)
+    with pytest.raises(UsageError, match="made without --samples"):
+        calibrate(model, path, samples=made.tokens.samples, **how)
 
 
 def test_every_choice_has_an_option(checkpoints: Checkpoints, tmp_path: Path, g4convert: Program) -> None:

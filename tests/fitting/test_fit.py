@@ -14,6 +14,7 @@ import torch
 from conftest import Checkpoints
 from helpers.damage import rewrite
 from helpers.program import Program, g4convert
+from helpers.rights import permissions_count
 from helpers.runs import run
 
 from g4convert.api.fit import fit
@@ -99,6 +100,21 @@ def test_the_plot_has_every_point(made: Fitted) -> None:
     assert len(names) == len(circles)
     for (x, y), (other, height) in combinations(names, 2):
         assert abs(x - other) > 100 or abs(y - height) > 10  # no name is drawn over another
+
+
+@pytest.mark.wide
+def test_a_finished_fit_is_read_where_nothing_can_be_written(made: Fitted, moe: Path, ids: Path) -> None:
+    place, options = made.output.parent, {**SMALL, "calibration": ids}
+    place.chmod(0o555)
+    try:
+        with permissions_count():
+            assert fit(moe, made.output, target_bits=6, **options).already_done
+            with pytest.raises(EnvironmentFault):
+                fit(moe, place / "other.yaml", target_bits=6, **options)
+            with pytest.raises(EnvironmentFault):
+                fit(moe, made.output, target_bits=6, plot=place / "other.svg", **options)
+    finally:
+        place.chmod(0o755)
 
 
 @pytest.mark.wide

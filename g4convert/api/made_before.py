@@ -1,0 +1,68 @@
+"""A calibration file that is there: read if `calibrate` would make the same, and else refused with a reason.
+
+The file has a hash of its request. Files of a number of samples that was asked for, and of as many as the texts fill,
+have different ones and often the same ids. These are made again to tell, unless the model answers, which takes long.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from g4convert.api.asked import Asked
+from g4convert.calibration.kept import Begun
+from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.identity import Model
+from g4convert.errors import InputError
+from g4convert.places import is_there
+
+
+def made_before(
+    begun: Begun, asked: Asked, make: Callable[[], CalibrationFile] | None, *, statistics: bool
+) -> CalibrationFile:
+    """Read the file that is there.
+
+    Args:
+        begun: the file, and what it is to be made of.
+        asked: the request.
+        make: makes the ids without the file; None if this takes long.
+        statistics: whether the file is to have statistics.
+
+    Raises:
+        UsageError: it is no calibration file, damaged, or another than would be made.
+        InputError: too little text for the samples that are asked for.
+    """
+    try:
+        made = begun.finished(statistics=statistics)
+        if made is not None:
+            return made
+        found = CalibrationFile.load(begun.file)
+        rows = len(found.ids)
+        if asked.samples in {None, rows}:
+            other = replace(begun, request={**begun.request, "samples": rows if asked.samples is None else None})
+            made = other.finished(statistics=statistics)
+    except InputError as error:
+        raise is_there(begun.file, error.message) from error
+    if made is None:
+        raise is_there(begun.file, _other_request(found, asked, statistics=statistics))
+    if make is not None and _content(make()) == _content(made):
+        return made
+    raise is_there(begun.file, "made without --samples" if asked.samples else f"made with --samples {rows}")
+
+
+def _content(file: CalibrationFile) -> object:
+    """Return what a request decides of a file."""
+    return file.hash, dict(file.texts or {})
+
+
+def _other_request(found: CalibrationFile, asked: Asked, *, statistics: bool) -> str:
+    """Return words on why a calibration file is not the requested one."""
+    samples, length = found.ids.shape
+    seed = (found.texts or {}).get("seed")
+    if found.model != Model.of(asked.checkpoint):
+        return "of another model"
+    if length != asked.length or asked.samples not in {None, samples}:
+        return f"{samples:,} samples of {length:,} tokens"
+    if seed != asked.seed:
+        return f"by seed {seed}"
+    if (found.statistics is not None) is not statistics:
+        return "without statistics" if statistics else "with statistics"
+    return "of other texts or answers, or by another version"
