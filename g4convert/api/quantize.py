@@ -115,9 +115,10 @@ def quantize(  # noqa: PLR0913 - the choices of a conversion
 
     Raises:
         UsageError: no such recipe, keyword, level or device, or a value out of range.
-        InputError: no such model, its tensors are not those of its config, a weight is not finite, the disk is full.
+        InputError: no such model, its tensors are not those of its config, no such calibration file or one of another
+            model, an output whose files were changed since, a weight is not finite.
         GateError: one of the recipe's engines could not load the output; nothing is written.
-        EnvironmentFault: the model cannot be fetched, another rank is gone, or the device failed.
+        EnvironmentFault: the model cannot be fetched, the disk is full, another rank is gone, or the device failed.
         Interrupted: stopped on request.
     """
     level = verified_after(verify)

@@ -70,8 +70,8 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
 
     Raises:
         Interrupted: stopped on request; the same command continues.
-        InputError: a weight is not finite, a dropped tensor is not what it must be, the disk is full.
-        EnvironmentFault: another rank is gone, or the device failed.
+        InputError: a weight is not finite, a dropped tensor is not what it must be.
+        EnvironmentFault: the disk is full, another rank is gone, or the device failed.
     """
     job, staging = conversion.job, conversion.staging
     if conversion.calibration is not None:

@@ -74,7 +74,8 @@ class Teacher:
         self._tensors: dict[str, tuple[str, ...]] = {}
         self._given: dict[str, tuple[Any, Any]] = {}
         self._recorded: dict[str, list[tuple[Any, Any, Any]]] = {}
-        self._inside = False
+        self._is_own_run = False  # the teacher runs a module, not the caller: nothing is recorded
+        self._replays = False  # the candidate's descendants are compared as they run
         self._all_equal = True
         self._stack = ExitStack()
 
@@ -117,42 +118,48 @@ class Teacher:
         self._stack.enter_context(module.register_forward_pre_hook(give, prepend=True, with_kwargs=True))
 
     def _record(self, name: str, _module: Model, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ANN401
-        if not self._inside:
+        if not self._is_own_run:
             self._recorded.setdefault(name, []).append((args, kwargs, [tensor.clone() for tensor in _floats(output)]))
 
     def _give(self, root: str, _module: Model, args: Any, kwargs: Any) -> None:  # noqa: ANN401
         """Store the inputs of the reference's root before it runs, before a hook that streams weights changes them."""
-        if not self._inside:
+        if not self._is_own_run:
             self._given[root] = args, kwargs
 
     def _run_root(self, root: str, candidate: Model, module: Model, *rest: Any, inside: bool) -> None:  # noqa: ANN401
         """Run the candidate's root after the reference's; with `inside`, without comparing its descendants."""
-        output = rest[-1]
-        if self._inside:
+        if self._is_own_run:
             return
         args, kwargs = self._given.pop(root)
-        expected = list(_floats(output))
-        given = self._like(args), self._like(kwargs)
+        expected = list(_floats(rest[-1]))
+        self._is_own_run = True
         try:
-            self._inside = inside or self._all_equal
-            found = candidate(*given[0], **given[1])
+            replays = not (inside or self._all_equal)
+            found = self._run(candidate, args, kwargs, replays=replays)
             self._all_equal = self._all_equal and _are_equal(expected, found)
-            if self._inside and not (inside or self._all_equal):  # the first root that differs: compare inside
-                self._inside = False
-                found = candidate(*self._like(args), **self._like(kwargs))
+            if not (inside or replays or self._all_equal):  # the first root that differs: compare inside
+                found = self._run(candidate, args, kwargs, replays=True)
             self._compare(root, expected, found)
             if self._all_equal:
                 self._count_as_equal()
         finally:
-            self._inside = False
+            self._is_own_run = False
             self._recorded.clear()
         self._tensors.setdefault(root, tuple(_differing(module, candidate)))
 
+    def _run(self, candidate: Model, args: Any, kwargs: Any, *, replays: bool) -> Any:  # noqa: ANN401
+        """Run a candidate's root on the inputs of the reference's; with `replays`, compare its descendants."""
+        self._replays = replays
+        try:
+            return candidate(*self._like(args), **self._like(kwargs))
+        finally:
+            self._replays = False
+
     def _replay(self, name: str, reference: Model, module: Model, *_: object) -> None:
         """Run the candidate's module again, after it ran inside its root, on the recorded inputs of its namesake."""
-        if self._inside or (calls := self._recorded.pop(name, None)) is None:
+        if not self._replays or (calls := self._recorded.pop(name, None)) is None:
             return
-        self._inside = True
+        self._replays = False  # not again, by the calls below
         self._tensors.setdefault(name, tuple(_differing(reference, module)))
         try:
             for args, kwargs, output in calls:
@@ -161,7 +168,7 @@ class Teacher:
                 if Name(name).last == "experts" and self._sums[name].metrics(name).sqnr < self._limit:
                     self._expert_by_expert(name, reference, module, args)
         finally:
-            self._inside = False
+            self._replays = True
 
     def _count_as_equal(self) -> None:
         """Count the modules recorded inside a root as equal, since the outputs of the root are."""
