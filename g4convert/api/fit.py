@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal, Self, TypeAlias, Unpack
 
 from g4convert.api.calibrate import bundled_ids, calibrate
+from g4convert.api.own_calibration import count
 from g4convert.api.recipes import Overrides, RecipeLike, resolved
 from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.calibration import Calibration
 from g4convert.conversion.method import choose
 from g4convert.devices import memory_faults
 from g4convert.errors import InputError, Interrupted, UsageError
@@ -80,7 +82,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         recipe: the recipe that says everything but the bits: which roles are decided on, the method, the engines.
         choices: packings that are tried, as `4:32`, `8:channel` and `16`.
         calibration: file of token ids; None takes one beside the output, which is made of the bundled texts if it is
-            not there.
+            not there, or is of another model and `overwrite` is given.
         rows: number of its rows that single changes run, and of other rows that whole choices run; None takes 8, or
             half of what there is.
         tokens: tokens of each; None takes 64, or whole rows if they are shorter.
@@ -127,11 +129,14 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     unit = unit_of(chosen("--memory", memory, MemoryUse) or DEFAULTS.memory, target, problem, dtype, device)
     if unit is Unit.OUTPUT_ERROR:
         watch.say("losses: errors of each part's outputs; the model is not run, so what they are in KL is not known")
-    if not files.ids.exists():
+    ids = None if files.is_given else Calibration.own(files.ids, problem.plan, checkpoint, overwrite=overwrite)
+    weighs = base.recipe.is_calibrated or unit is Unit.OUTPUT_ERROR
+    if ids is not None and not ids.is_there:
         rows_to_run(bundled_ids(directory), rows, tokens, files.ids)  # refused before the file is made, for minutes
         watch.say(f"calibration: of the bundled texts, kept in {files.ids}")
-        weighs = base.recipe.is_calibrated or unit is Unit.OUTPUT_ERROR
-        calibrate(directory, files.ids, answers=False, statistics=weighs, progress=watch)
+        calibrate(directory, files.ids, answers=False, statistics=weighs, overwrite=overwrite, progress=watch)
+    elif ids is not None and ids.statistics is None and weighs:
+        count(files.ids, files.ids, problem.plan, checkpoint, device="cpu", workers=0, progress=watch)
     given = Inputs.of(files.ids, checkpoint, problem, unit, rows, tokens)
     with memory_faults(), _kept(files.losses), _rounder(checkpoint, problem, given, workers) as rounder:
         known = Sensitivities.at(files.losses, given.basis(checkpoint, rounder, unit, dtype))

@@ -4,14 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from g4convert.api.led import led
+from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Conversion, prepare
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
-from g4convert.conversion.ranks import Ranks
+from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.places import make_directory
+from g4convert.planning.plan import Plan
 from g4convert.progress import Quiet
 
 
@@ -35,7 +37,9 @@ def _made(conversion: Conversion, progress: Quiet, ranks: Ranks) -> bool:
     with Reader(conversion.checkpoint.path, conversion.checkpoint.weight_files) as reader:
         choose(plan, conversion.checkpoint, reader)  # what can be refused, is now
     if given.is_there:
-        _count(conversion, given.path, progress, ranks)
+        job, own = conversion.job, conversion.job.own_calibration
+        source, device, workers = conversion.checkpoint, job.device, job.workers
+        count(given.path, own, plan, source, device=device, workers=workers, progress=progress, ranks=ranks)
     else:
         _from_bundled(conversion, given.path, progress, ranks)
     return True
@@ -63,17 +67,42 @@ def _from_bundled(conversion: Conversion, path: Path, progress: Quiet, ranks: Ra
     progress.say(f"calibration: {rows} of the bundled texts, {done.texts['answers']}")
 
 
-def _count(conversion: Conversion, path: Path, progress: Quiet, ranks: Ranks) -> None:
-    """Add statistics to a file of token ids, and save the result beside the output."""
+def count(  # noqa: PLR0913 -- a file, its model, and who does it
+    given: Path,
+    own: Path,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    workers: int,
+    progress: Quiet,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Add statistics to a file of token ids, and save the result as an output's own file, unless it is that already.
+
+    Args:
+        given: the file of token ids.
+        own: path of the output's own file, which may be the same.
+        plan: plan of the output.
+        checkpoint: the model.
+        device: device that runs it.
+        workers: threads; 0 is one for each core.
+        progress: told of each step.
+        ranks: rank 0 of ranks that share the pass.
+
+    Raises:
+        InputError: the ids are not of the model.
+        EnvironmentFault: the disk is too small, or another process writes the file.
+    """
     from g4convert.calibration.record import record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
     from g4convert.calibration.tokens import Tokens  # noqa: PLC0415
     from g4convert.devices import torch_device  # noqa: PLC0415
     from g4convert.planning.between import state_bytes  # noqa: PLC0415
 
-    job, own, text = conversion.job, conversion.job.own_calibration, conversion.plan.architecture.text
-    tokens, file = Tokens.load(path, text.vocab_size, conversion.checkpoint), CalibrationFile.load(path)
-    if own.exists() and _is_of(CalibrationFile.load(own), file, Model.of(conversion.checkpoint)):
+    text, place = plan.architecture.text, torch_device(device)
+    tokens, file = Tokens.load(given, text.vocab_size, checkpoint), CalibrationFile.load(given)
+    if own.exists() and _is_of(CalibrationFile.load(own), file, Model.of(checkpoint)):
         return
     progress.say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
     scratch = own.with_name(f"{own.name}.partial")
@@ -81,10 +110,7 @@ def _count(conversion: Conversion, path: Path, progress: Quiet, ranks: Ranks) ->
     with Lock.beside(own) as lock:
         lock.take()
         check_room(scratch, state_bytes(text, ids, layered=False))
-        device = torch_device(job.device)
-        found = record(
-            job.source.path, tokens, scratch, workers=job.workers, device=device, progress=progress, ranks=ranks
-        )
+        found = record(checkpoint.path, tokens, scratch, workers=workers, device=place, progress=progress, ranks=ranks)
         lock.check()
         replace(file, model=found.model, statistics=found).save(own)
 

@@ -51,6 +51,32 @@ class Calibration:
             check_statistics(path, file.statistics, plan, checkpoint)
         return cls(path, file.hash, file.ids.size, file.statistics)
 
+    @classmethod
+    def own(cls, path: Path, plan: Plan, checkpoint: Checkpoint, *, overwrite: bool) -> "Calibration":
+        """Read the file that an output has for its own, beside it.
+
+        Args:
+            path: the file.
+            plan: plan of the output.
+            checkpoint: the model.
+            overwrite: whether a file that is of no use is made again.
+
+        Returns:
+            What is in it: nothing if it has yet to be made.
+
+        Raises:
+            InputError: see `of`; the file is there, and may not be made again.
+        """
+        if not path.exists():
+            return cls(path)
+        try:
+            return cls.of(path, plan, checkpoint)
+        except InputError as error:
+            if overwrite:
+                return cls(path)
+            hint = "--overwrite makes it again"
+            raise InputError(error.message, offenders=error.offenders, hint=hint) from error
+
     @property
     def is_there(self) -> bool:
         """True unless the file has yet to be made."""

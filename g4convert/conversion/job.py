@@ -20,7 +20,7 @@ from g4convert.conversion.side_files import check_side_files, made_of, recipe_en
 from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import TENSOR_PARALLEL
-from g4convert.errors import InputError, UnsupportedError, UsageError
+from g4convert.errors import UnsupportedError, UsageError
 from g4convert.planning.config import output_config
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layers import layer_steps
@@ -137,21 +137,13 @@ def _check_method(job: Job, plan: Plan) -> None:
 def _calibration(job: Job, plan: Plan, checkpoint: Checkpoint) -> Calibration | None:
     """Return the calibration file; None for a method that looks at weights alone.
 
-    A file that the user named must be there. The output's own is made later if it is not, or if it is not of the model
-    and may be overwritten.
+    A file that the user named must be there; the output's own is made later.
 
     Raises:
-        InputError: see `Calibration.of`.
+        InputError: see `Calibration.of` and `Calibration.own`.
     """
     if not plan.recipe.is_calibrated:
         return None
-    own = job.own_calibration
-    if job.calibration is not None or not own.exists():
-        return Calibration(own) if job.calibration is None else Calibration.of(job.calibration, plan, checkpoint)
-    try:
-        return Calibration.of(own, plan, checkpoint)
-    except InputError as error:
-        if job.overwrite:
-            return Calibration(own)
-        hint = "--overwrite makes it again, with the output"
-        raise InputError(error.message, offenders=error.offenders, hint=hint) from error
+    if job.calibration is not None:
+        return Calibration.of(job.calibration, plan, checkpoint)
+    return Calibration.own(job.own_calibration, plan, checkpoint, overwrite=job.overwrite)

@@ -135,7 +135,7 @@ def test_the_calibration_file_of_an_output_that_is_replaced_is_made_again(
     command = quick(text, tmp_path / "out", *GPTQ)
     ran = g4convert(*command)
     assert ran.status == 3
-    assert ran.err.endswith("\nhint: --overwrite makes it again, with the output\n")
+    assert ran.err.endswith("\nhint: --overwrite makes it again\n")
     assert g4convert(*command, "--overwrite").status == 0
     made = CalibrationFile.load(own)
     assert (made.ids.shape, made.model) == ((4, 32), Model.of(Checkpoint.open(text)))
