@@ -60,8 +60,8 @@ def count(number: int) -> str:
 
 
 def nats(kl: float) -> str:
-    """Return a KL divergence in nats with two decimals, or three if the third is not 0."""
-    return f"{kl:.3f}".removesuffix("0")
+    """Return a KL divergence in nats with three decimals."""
+    return f"{kl:.3f}"
 
 
 def rough_duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """The command that a user may give next: one line at the end of a command's output, `next: COMMAND  # what it does`.
 
-The line can be pasted into a shell, as what it does stands behind as a comment. MODEL stands for a path that is not
-known here.
+The line can be pasted into a shell, as what it does stands behind as a comment. Below it may stand `then: COMMAND`.
+MODEL stands for a path that is not known here.
 """
 
 import re
@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from shlex import quote
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
@@ -28,9 +28,22 @@ if TYPE_CHECKING:
     from g4convert.planning.recipe import Recipe, Resolved
     from g4convert.report import Report
 
-Step = tuple[str, str]
-"""A command, and words on what it does; both empty where there is nothing to do next."""
-_NONE: Step = ("", "")
+
+class Step(NamedTuple):
+    """The next thing to do.
+
+    Args:
+        command: a command; empty where there is nothing to do.
+        what: words on what it does.
+        then: the command after it.
+    """
+
+    command: str
+    what: str = ""
+    then: str = ""
+
+
+_NONE: Final = Step("")
 _COMMENT = "      # "
 _OPTION = re.compile(r"-r [\w-]+|vllm serve \S+")
 """An option or a command in words on a command, which stays in one line."""
@@ -38,8 +51,8 @@ _HARD = "\xa0"
 """A blank at which no line is broken."""
 
 
-def show_next(out: "Console", command: str, what: str = "") -> None:
-    """Print the line, on a terminal that it does not fit in two; nothing without a command."""
+def show_next(out: "Console", command: str, what: str = "", then: str = "") -> None:
+    """Print the line, on a terminal that it does not fit in two, and the command after it; nothing if empty."""
     if command:
         line = f"next: {command}  # {what}" if what else f"next: {command}"
         if out.is_terminal and len(line) > out.width:
@@ -49,6 +62,8 @@ def show_next(out: "Console", command: str, what: str = "") -> None:
                 whole, out.width, initial_indent=_COMMENT, subsequent_indent=_COMMENT, break_on_hyphens=False
             )
             line += f"\n{comment.replace(_HARD, ' ')}" * bool(what)
+        if then:
+            line += "\n" + (in_lines("then: ", then, out.width) if out.is_terminal else f"then: {then}")
         out.print(line, markup=False, soft_wrap=True)
 
 
@@ -63,7 +78,7 @@ def conversion_of(model: str, name: str, recipe: "Resolved") -> Step:
     chosen = "" if recipe.name == DEFAULT else f" -r {quote(recipe.name)}"
     mine = any(origin.startswith("--") for origin in recipe.origins.values())
     command = f"g4convert quantize {quote(model)} -o {quote(output_name(name, recipe.recipe))}{chosen}"
-    return command, "with the other options given here" if mine else ""
+    return Step(command, "with the other options given here" if mine else "")
 
 
 def _original_of(output: Path) -> str:
@@ -109,12 +124,12 @@ def made_anew(output: Path) -> str:
 def answers_of(output: str | Path, reference: str | Path) -> Step:
     """Return the command that measures the answers of an output, and words on it."""
     command = f"g4convert verify {quote(str(output))} --reference {reference} --level logits"
-    return command, "measures how far its answers are from the original's; needs no engine"
+    return Step(command, "measures how far its answers are from the original's; needs no engine")
 
 
 def served(output: str, refused: Iterable["Verdict"], *, drafter: bool) -> Step:
     """Return the command that serves an output, and words on it; empty if vLLM refuses it on one GPU."""
-    return _NONE if any(one.engine == "vllm" for one in refused) else (serve_command(output, drafter=drafter), "")
+    return _NONE if any(one.engine == "vllm" for one in refused) else Step(serve_command(output, drafter=drafter))
 
 
 def _serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) -> Step:
@@ -131,12 +146,12 @@ def _serving(output: str, found: Iterable["Verdict"], *, drafter: bool = False) 
             loads.setdefault(one.engine, one.tp)
     if "vllm" in loads:
         many = f" --tensor-parallel-size {loads['vllm']}" if loads["vllm"] > 1 else ""
-        return f"{serve_command(output, drafter=drafter)}{many}", ""
+        return Step(f"{serve_command(output, drafter=drafter)}{many}")
     if "sglang" in loads and not drafter:
         many = f" --tp {loads['sglang']}" if loads["sglang"] > 1 else ""
-        return f"python -m sglang.launch_server --model-path {quote(output)}{many}", ""
+        return Step(f"python -m sglang.launch_server --model-path {quote(output)}{many}")
     if "transformers" in loads and not drafter:
-        return f'g4convert generate {quote(output)} -p "Why is the sky blue?"', ""
+        return Step(f'g4convert generate {quote(output)} -p "Why is the sky blue?"')
     return _NONE
 
 
@@ -155,7 +170,8 @@ def after_verify(found: "Report") -> Step:
     if found.verdict is Severity.INCONCLUSIVE:
         return _NONE
     if levels == ("static",):
-        return f"g4convert verify {quote(output)} --reference {original}", "compares every weight with the original's"
+        command = f"g4convert verify {quote(output)} --reference {original}"
+        return Step(command, "compares every weight with the original's")
     return _after_answers(check(output)) if {"logits", "engine"} & {*levels} else answers_of(output, original)
 
 
@@ -170,7 +186,7 @@ def _quantized_anew(output: str, original: str, way: Mapping[str, Any]) -> Step:
     """Return the command that quantizes a model in another way, with a name for its output."""
     name = f"{Path(output if original == 'MODEL' else original).name}-{way['name']}"
     expected = "loses less" if way["fails"] else "should pass" if way["passes"] else "should pass with a warning"
-    return f"g4convert quantize {original} -o {quote(name)} {way['options']}", f"{way['what']}: {expected}"
+    return Step(f"g4convert quantize {original} -o {quote(name)} {way['options']}", f"{way['what']}: {expected}")
 
 
 def _mended(found: "Report") -> Step:
@@ -191,16 +207,19 @@ def after_check(found: "Checked") -> Step:
     output, failed = found.report.output, found.report.exit_code(strict=False)
     if failed:
         command = f"g4convert check {quote(output)} --fix"
-        return (command, "corrects its quantization_config") if found.is_fixable else _NONE
+        return Step(command, "corrects its quantization_config") if found.is_fixable else _NONE
     if not found.packed:
-        return f"g4convert plan {quote(output)}", "shows what quantization would make of it"
-    serve, _ = _serving(output, found.verdicts, drafter=found.is_drafter)
-    if not serve:
+        return _planned(output)
+    serve = _serving(output, found.verdicts, drafter=found.is_drafter)
+    if not serve.command:
         return _NONE
-    command, _ = answers_of(output, _original_of(Path(output)))
-    return command, f"unless done: measures its answers, without an engine; if it passes: {serve}"
+    return Step(answers_of(output, _original_of(Path(output))).command, "skip if it has passed", serve.command)
 
 
 def after_generate(model: str, *, quantized: bool) -> Step:
     """Return what to do after a checkpoint has spoken; nothing where it is quantized, as it may be verified already."""
-    return _NONE if quantized else (f"g4convert plan {quote(model)}", "shows what quantization would make of it")
+    return _NONE if quantized else _planned(model)
+
+
+def _planned(model: str) -> Step:
+    return Step(f"g4convert plan {quote(model)}", "shows what quantization would make of it")

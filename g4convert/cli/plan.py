@@ -35,5 +35,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     if not as_json and found.plan.quantized:
         from g4convert.cli import next_steps, show, show_methods
 
-        command, what = next_steps.conversion_of(model, found.source.name, resolved)
-        next_steps.show_next(show.console(no_color=no_color), command, what or show_methods.choice(found.costs))
+        step = next_steps.conversion_of(model, found.source.name, resolved)
+        next_steps.show_next(
+            show.console(no_color=no_color), step.command, step.what or show_methods.choice(found.costs)
+        )

@@ -14,6 +14,7 @@ from g4convert.request import DEFAULTS, VERIFY_AFTER, verified_after
 
 if TYPE_CHECKING:
     from g4convert.api.quantize import Quantized
+    from g4convert.cli.next_steps import Step
     from g4convert.cli.verification import Printed
     from g4convert.conversion.job import Conversion, Job
     from g4convert.conversion.result import Summary
@@ -145,6 +146,7 @@ def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "Printe
         GateError: the verification failed.
     """
     from g4convert.cli import show, show_summary, verification
+    from g4convert.cli.next_steps import Step
 
     if done.report is not None and done.passed:
         verification.tell_end(done.report, how, as_json=as_json)
@@ -163,13 +165,13 @@ def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "Printe
             refused=done.refused,
             answers=answers,
             methods=methods,
-            following=_following(done, summary) if done.passed else ("", ""),
+            following=_following(done, summary) if done.passed else Step(""),
         )
     if done.report is not None and not done.passed:
         verification.tell_end(done.report, how, as_json=as_json)
 
 
-def _following(done: "Quantized", summary: "Summary") -> tuple[str, str]:
+def _following(done: "Quantized", summary: "Summary") -> "Step":
     """Return the command that measures the answers of an output, or if they are measured, the one that serves it."""
     from g4convert.checkpoint.source import Source
     from g4convert.cli import next_steps

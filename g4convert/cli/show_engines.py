@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from g4convert.cli import show_report
 from g4convert.cli.tables import facts, in_lines, put, table
+from g4convert.engines.limits import TORN
 from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.verdicts import BASIS, Loads, Verdict
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _MORE: Final = "`quantize` with these options packs less, and more engines or GPUs load it"
 _PADDED: Final = "padded: with zeros, to whole tiles of the kernel; same results in more memory"
+_TORN: Final = "{sizes}: the group size; weights that share a scale stay on one GPU"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 
@@ -43,6 +45,9 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, command: str = "", ver
         put(out, facts({one.engine: "; ".join(one.notes) for one in given if one.notes}, indent=2, dim=True))
     if any(remark.topic is Topic.PADDING for one in given for remark in one.told):
         out.print(f"  {_PADDED}", style="dim", soft_wrap=True)
+    rests = dict.fromkeys(remark.reason.rest for one in given for remark in one.told)
+    if torn := [rest.removeprefix(TORN) for rest in rests if rest.startswith(TORN)]:
+        out.print(f"  {_TORN.format(sizes=', '.join(torn))}", style="dim", soft_wrap=True)
     out.print(f"  {BASIS}", style="dim", soft_wrap=True)
     _ways(out, _remedies(given), command)
 

@@ -1,6 +1,7 @@
 """Printing of what each method of quantization takes, and what it left on a real model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -14,35 +15,62 @@ from g4convert.request import DEFAULTS
 if TYPE_CHECKING:
     from g4convert.planning.costs import Cost
     from g4convert.planning.recipe import Recipe
-    from g4convert.verification.gates import Threshold
 
 _EIGHT = 8
+_GROUP = 32
+"""Group size at which models with and without experts were measured."""
 _LESS = 0.9
-"""A method is named if it leaves less than this part of what the one named before leaves."""
-
-
-def worth(found: Sequence["Cost"]) -> Sequence["Cost"]:
-    """Return the plan's method and the others without those that take longer than one that loses about as little."""
-    own, *others = found
-    kept, least = [own], float("inf")
-    for one in others:
-        if one.kl is None or one.kl < _LESS * least:
-            kept.append(one)
-            least = least if one.kl is None else one.kl
-    return kept
+"""A method is recommended if it leaves less than this part of what the plan's method leaves."""
+_WORDS = {"fail": "fails", "warn": "warns", "pass": "passes"}
+"""Expected verdicts, as words."""
 
 
 def methods(found: Sequence["Cost"]) -> Table:
-    """Return a table with the option, estimated time, memory and disk of each method, and its loss on a real model."""
-    columns = ["method", "option", "time", "memory", "scratch disk"]
+    """Return a table of each method, and of 8 bits: option, time, memory and disk, loss on a real model, verdict."""
+    columns = ["method", "option", "time", "memory", "disk"]
     known = all(one.kl is not None for one in found)
+    eight = _eight_bits(found) if known else None
     rows = []
-    for one in found:
-        row = [str(one.method), one.option or "(this plan)", rough_duration(one.seconds), rough_size(one.memory)]
+    for one in (*found, eight) if eight else found:
+        name = "8 bits" if one is eight else str(one.method)
+        row = [name, one.option or "(this plan)", rough_duration(one.seconds), rough_size(one.memory)]
         row.append(rough_size(one.disk) if one.disk else "none")
-        rows.append([*row, nats(one.kl)] if known and one.kl is not None else row)
-    columns += ["KL, nats"] if known else []
-    return table(columns, rows, right=columns[2:])
+        rows.append([*row, *_loss(one, estimated=one is eight)] if known else row)
+    columns += ["KL, nats", "verify"] if known else []
+    return table(columns, rows, right=columns[2:-1] if known else columns[2:])
+
+
+def _eight_bits(found: Sequence["Cost"]) -> "Cost | None":
+    """Return the cost of 8 bits, which takes the time of `mse` in 4 bits; None where the loss or time is not known."""
+    measured = (measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=one) for one in (True, False))
+    known = next((known for known, name in measured if name == found[0].measured_on), {})
+    plain = next((one for one in found if one.method in {Method.AUTO, Method.MSE}), None)
+    if plain is None or Method.MSE not in known:
+        return None
+    return replace(plain, kl=OF_EIGHT * known[Method.MSE], option=f"-r {EIGHT_BITS}")
+
+
+def _loss(one: "Cost", *, estimated: bool = False) -> tuple[str, str]:
+    """Return the loss of a method on a real model, and the verdict to expect of it; empty if it was not measured."""
+    if one.kl is None:
+        return "", ""
+    return f"{one.kl:.2g}" if estimated else nats(one.kl), _WORDS[_outlook(one.kl)]
+
+
+def _outlook(kl: float) -> str:
+    """Return what `verify` is expected to say by default of a mean KL: `fail`, `warn` or `pass`."""
+    from g4convert.verification.gates import WIDER, load, outlook
+
+    return outlook(WIDER * kl, load(DEFAULTS.profile)).value
+
+
+def conclusion(found: Sequence["Cost"]) -> str:
+    """Return words where every method in 4 bits is expected to fail; empty elsewhere."""
+    eight = _eight_bits(found)
+    if eight is None or eight.kl is None or not all(one.kl is not None and _outlook(one.kl) == "fail" for one in found):
+        return ""
+    rest = {"pass": "should pass", "warn": "should pass with a warning", "fail": "are, too"}[_outlook(eight.kl)]
+    return f"all of these in 4 bits are expected to fail; 8 bits {rest}"
 
 
 def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
@@ -59,30 +87,44 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
         f"{plural(tokens, 'token')} of your texts" if own_texts else f"about {about:,.0f} tokens of the bundled texts"
     )
     estimated = (
-        f"estimates for {plural(workers, 'thread')} on idle cores; times include the check of every weight. "
-        f"{', '.join(str(one.method) for one in found if one.tokens)}: calibrated on {texts}"
+        f"estimates for {plural(workers, 'thread')} on idle cores; times include the check of every weight, disk is "
+        f"temporary. {', '.join(str(one.method) for one in found if one.tokens)}: calibrated on {texts}"
     )
     if any(one.method is Method.BEST for one in found):
         estimated += ". best: gptq, with its scales trained"
-    limits = _limits()
+    if any(one.kl is None for one in found):
+        return estimated
+    eight = ", for 8 bits at most and estimated" if _eight_bits(found) else ""
     measured = (
         "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
-        f"{found[0].measured_on}; other models lose other amounts. `verify` judges the upper end of the mean's "
-        f"95 % interval: above {limits.passes:g} it warns, above {limits.fail:g} it fails"
+        f"{measured_on(found)}{eight}; other models lose other amounts. verify: the verdict by that KL; {judged()}"
     )
-    return f"{estimated}. {measured}" if all(one.kl is not None for one in found) else estimated
+    drawn = conclusion(found)
+    return f"{estimated}. {measured}{drawn and f'. So {drawn}'}"
 
 
-def _limits() -> "Threshold":
-    """Return the limits of the mean KL that `verify` takes by default."""
-    from g4convert.verification.gates import load
+def judged() -> str:
+    """Return words on how `verify` judges a mean KL by default."""
+    from g4convert.verification.gates import WIDER, load
 
-    return load(DEFAULTS.profile).thresholds["kl_mean"]
+    limits = load(DEFAULTS.profile).thresholds["kl_mean"]
+    return (
+        f"`verify` judges the upper end of the mean's 95 % interval, {WIDER:.2g} times the mean there: above "
+        f"{limits.passes:g} it warns, above {limits.fail:g} it fails"
+    )
 
 
 def fails_above() -> float:
     """Return the mean KL above which `verify` fails by default."""
-    return _limits().fail
+    from g4convert.verification.gates import load
+
+    return load(DEFAULTS.profile).thresholds["kl_mean"].fail
+
+
+def measured_on(found: Sequence["Cost"]) -> str:
+    """Return the name of the model of the losses; of a mixture of experts that it stands in for others."""
+    name = found[0].measured_on
+    return f"a stand-in MoE, {name}" if name == measured_kl(_GROUP, has_experts=True)[1] else name
 
 
 def choice(found: Sequence["Cost"]) -> str:
@@ -91,32 +133,35 @@ def choice(found: Sequence["Cost"]) -> str:
     gptq = next((one for one in others if one.method == Method.GPTQ and one.option), None)
     if own.tokens or own.kl is None or gptq is None or gptq.kl is None or gptq.kl > _LESS * own.kl:
         return ""
-    return f"quick: for a first try or a QAT source; for real use add {gptq.option}"
+    least = min((one for one in others if one.kl is not None and one.option), key=lambda one: one.kl or 0.0)
+    best = f"for real use add {gptq.option}"
+    if _outlook(gptq.kl) == "fail":
+        best = f"of 4 bits, {least.option} loses least"
+    return f"quick: for a first try or a QAT source; {best}"
 
 
-def others(found: Sequence["Cost"], own: str, *, has_experts: bool) -> Table | None:
+def others(found: Sequence["Cost"], own: str) -> Table | None:
     """Return a table of what an output's method left of a real model, and of methods that left less; None without any.
 
     Args:
         found: cost of the output's method, then of others.
         own: the output's method, which `auto` chose.
-        has_experts: whether the model has experts.
     """
     mine, *rest = found
     if mine.kl is None:
         return None
-    least, rows = mine.kl, [[own, "(as here)", nats(mine.kl), ""]]
+    rows = [[own, "(as here)", *_loss(mine), ""]]
     for one in rest:
-        if one.tokens and one.kl is not None and one.kl < _LESS * least:
-            least = one.kl
-            name = "best (gptq, trained scales)" if one.method is Method.BEST else str(one.method)
-            rows.append([name, one.option, nats(one.kl), rough_duration(one.seconds)])
+        if one.tokens and one.kl is not None and one.kl < mine.kl:
+            name = "best (gptq, trained)" if one.method is Method.BEST else str(one.method)
+            rows.append([name, one.option, *_loss(one), rough_duration(one.seconds)])
     if not rows[1:]:
         return None
-    known, _ = measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=has_experts)
-    rows.append(["8 bits (estimated)", f"-r {EIGHT_BITS}", f"up to {OF_EIGHT * known[Method.MSE]:.2g}", ""])
-    columns = ("method", "option", "KL, nats", "time here")
-    return table(columns, rows, right=columns[2:])
+    if eight := _eight_bits(found):
+        kl, verdict = _loss(eight, estimated=True)
+        rows.append(["8 bits (estimated)", eight.option, f"up to {kl}", verdict, rough_duration(eight.seconds)])
+    columns = ("method", "option", "KL, nats", "verify", "time here")
+    return table(columns, rows, right=("KL, nats", "time here"))
 
 
 def expected(recipe: "Recipe", *, has_experts: bool) -> str:
@@ -126,6 +171,6 @@ def expected(recipe: "Recipe", *, has_experts: bool) -> str:
         return ""
     four = known[Method.MSE]
     return (
-        f"a mean KL of at most about {OF_EIGHT * four:.2g} nats is expected, a 256th of the {nats(four)} of 4 bits on "
-        f"{model}, as each bit halves the error and KL goes with its square; `verify` fails above {fails_above():g}"
+        f"expected mean KL: at most about {OF_EIGHT * four:.2g} nats (by rule of thumb: the {nats(four)} of 4 bits on "
+        f"{model}, a quarter for each further bit); `verify` fails above {fails_above():g}"
     )

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from g4convert.cli.show_engines import verdicts
-from g4convert.cli.show_methods import basis, methods, worth
+from g4convert.cli.show_methods import basis, methods
 from g4convert.cli.tables import facts, fitted, put, table
 from g4convert.planning.recipe import Method
 from g4convert.quantities import count, plural, rough_duration, size
@@ -52,9 +52,8 @@ def plan(out: Console, found: "PlanReport", *, tensors: bool) -> None:
     put(out, facts(_outcome(found, lists=tensors)))
     if found.costs[1:]:
         out.print()
-        shown = found.costs if tensors else worth(found.costs)
-        put(out, methods(shown))
-        put(out, Padding(Text(basis(shown, found.workers, own_texts=found.own_texts), style="dim"), (0, 0, 0, 2)))
+        put(out, methods(found.costs))
+        put(out, Padding(Text(basis(found.costs, found.workers, own_texts=found.own_texts), style="dim"), (0, 0, 0, 2)))
     for warning in found.plan.warnings:
         out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 

@@ -82,7 +82,7 @@ def report(out: "Console", found: Report, *, strict: bool, verbose: bool, verdic
         prose(out, f"[dim]{escape(_how(blamed, kind, brief=brief))}[/]")
         put(out, _blame(blamed["rows"], brief=brief))
         if kind == "loss":
-            _keep(out, Path(found.output), blamed["rows"])
+            _keep(out, found, blamed["rows"])
     if found.verdict is not Severity.PASS and not verbose:
         prose(out, "\n-v lists every check and note")
 
@@ -169,15 +169,24 @@ def _findings(out: "Console", findings: Sequence[Finding], severity: Severity, *
         out.print(f"and {len(lines) - len(shown)} more {severity} (-v lists all)", soft_wrap=True)
 
 
-def _keep(out: "Console", output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the recipe that keeps the costliest layer in bf16."""
-    layer = next((Name(row["module"]).last for row in rows if row["kind"] == "layer"), "")
-    if layer:
-        base = recipe_of(output)
+def _keep(out: "Console", found: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the recipe that keeps the costliest layer in bf16, and whether that is too little."""
+    costly = next((row for row in rows if row["kind"] == "layer"), None)
+    if costly is not None:
+        layer, base = Name(costly["module"]).last, recipe_of(Path(found.output))
         these = "these two lines" if base else "this rule"
         prose(out, f"to keep layer {layer} in bf16, `quantize -r FILE.yaml` with {these} in it:")
         lines = [f"extends: {base}"] * bool(base) + [f"rules: [{{layers: {layer}, bits: 16}}]"]
         put(out, Padding(Text("\n".join(lines)), (0, 0, 0, 2)))
+        for way in found.metrics.get("advice", ())[:1]:
+            from g4convert.verification.logits.advice import judged_kl
+
+            high = judged_kl(found.metrics["loss"])
+            if (left := (1 - costly["share"]) * high) > way["limit"]:
+                told = (
+                    f"upper end of the mean KL about {left:.2g} for {high:.2g}, and only up to {way['limit']:g} passes"
+                )
+                prose(out, f"this alone is not enough: {told}")
 
 
 def _measured(found: Report, kind: str) -> Iterator[tuple[str, ...]]:
@@ -214,8 +223,8 @@ def _how(blamed: Mapping[str, Any], kind: str, *, brief: bool) -> str:
     )
     mean, left = ("", "") if brief else (f" of {_number(blamed['kl'])}", ", and the KL that is left")
     return (
-        f"Measured on {sample}. Each row gives one module {SWAPPED[kind]}: the share of the mean KL{mean} that this "
-        f"removes{left}. Shares overlap."
+        f"Measured on {sample}. Each row: how much of the mean KL{mean} goes away if that part alone gets "
+        f"{SWAPPED[kind]}{left}. Parts interact, so rows do not add up to 100 %."
     )
 
 

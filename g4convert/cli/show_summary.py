@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from g4convert.cli.next_steps import show_next
+from g4convert.cli.next_steps import Step, show_next
 from g4convert.cli.tables import facts, prose, put, table
 from g4convert.quantities import plural, size
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MUCH = 1 / 4
 """Share of the output above which a role that is not packed is named."""
+_SOME = 0.01
+"""Share of groups on a 4-bit grid from which they are a sign of QAT."""
 
 
 def summary(  # noqa: PLR0913 - what is said, and how much of it
@@ -33,7 +35,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     refused: Sequence["Verdict"] = (),
     answers: str = "",
     methods: Table | None = None,
-    following: tuple[str, str] = ("", ""),
+    following: Step = Step(""),  # noqa: B008 - it cannot change
 ) -> None:
     """Print the closing card: sizes, errors, engines that refuse the output, the next command.
 
@@ -46,7 +48,7 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
         refused: verdicts of engines that cannot load the output.
         answers: sentence on the quality of answers, and the table below it, from `answers`.
         methods: the table.
-        following: the next command, and words on it; empty texts for none.
+        following: what to do next.
     """
     rows = {
         "written": str(output),
@@ -67,7 +69,8 @@ def summary(  # noqa: PLR0913 - what is said, and how much of it
     if done.total.stats.groups:
         roles = ", ".join(f"{row.name} {_percent(row)}" for row in done.roles)
         traded = "; calibration trades it for smaller errors of outputs" if done.calibration is not None else ""
-        rows["error"] = f"{_percent(done.total)} ({roles}): squared errors over squared weights{traded}"
+        mean = "mean over tensors"
+        rows["error"] = f"{_percent(done.total)} ({roles}): squared errors over squared weights, {mean}{traded}"
         put(out, facts(rows))
         if tensors:
             out.print()
@@ -102,7 +105,8 @@ def _method(choice: "Choice") -> str:
     counted = f"{100 * found.share:.1f} % of its groups lie on a 4-bit grid ({read})"
     if choice.method == "lattice":
         return f"{choice.method} (the source's own grid): source trained for 4 bits (QAT), {counted}"
-    return f"{choice.method} (least squared error): source not trained for 4 bits (QAT), {counted}"
+    sign = "too few signs" if found.share >= _SOME else "no sign"
+    return f"{choice.method} (least squared error), as the source shows {sign} of QAT: {counted}"
 
 
 def _kept(done: "Summary") -> str:
@@ -125,7 +129,7 @@ def answers(
         costs: costs of the method that ran, then of others.
         recipe: the recipe.
     """
-    from g4convert.cli.show_methods import expected, fails_above, others
+    from g4convert.cli.show_methods import conclusion, expected, fails_above, measured_on, others
 
     loss = (metrics or {}).get("loss")
     if loss is not None:
@@ -134,10 +138,11 @@ def answers(
     told, method = "not measured, and the error of weights does not tell how good they are", done.choice.method
     if method == "lattice":
         return told, None
+    if (table := others(costs, str(method))) is not None:
+        limit = f"what `verify` would say of it (above {fails_above():g} it fails)"
+        drawn = conclusion(costs)
+        return f"{told}. Mean KL to the original on {measured_on(costs)}, and {limit}{drawn and f': {drawn}'}:", table
     has_experts = any(row.role == "experts" for row in done.sizes)
-    if (table := others(costs, str(method), has_experts=has_experts)) is not None:
-        limit = f"`verify` fails above {fails_above():g}"
-        return f"{told}. Mean KL to the original on {costs[0].measured_on} ({limit}):", table
     known = expected(recipe, has_experts=has_experts)
     return f"{told}; {known}" if known else told, None
 

@@ -34,6 +34,8 @@ from typing import Final
 
 from g4convert.engines.reason import Reason
 
+TORN: Final = ", not a multiple of "
+"""Words before the group size where a GPU would hold a fraction of a group."""
 _MARLIN_GROUPS: Final = {None, 32, 64, 128}
 _MACHETE_GROUPS: Final = {None, 64, 128}
 _TRITON_GROUPS: Final = {256}
@@ -184,7 +186,7 @@ def _torn(k: int, full_k: int, g: int | None) -> Refused | None:
     if g is None or k % g == 0:
         return None
     share = f" / {full_k // k} = {k}" if k != full_k else ""
-    return Refused(Reason(f"{full_k} inputs", share=share, rest=f", not a multiple of {g}"))
+    return Refused(Reason(f"{full_k} inputs", share=share, rest=f"{TORN}{g}"))
 
 
 def _marlin_padding(n: int, k: int, g: int | None) -> str:

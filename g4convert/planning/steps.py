@@ -53,8 +53,8 @@ KEPT_BECAUSE: Mapping[Role, str] = {
 _TIED_ROLES = {Role.EMBEDDING, Role.LM_HEAD}
 """Roles that share one tensor in a tied model, until either is packed."""
 _TIED = (
-    "shared with the output head; `-r w4a16-g32-head8` (embedding in 4 bits, head in 8 with a scale for each row) "
-    "would save {saved} of it; only vLLM loads that"
+    "shared with the output head; `-r w4a16-g32-head8` would store it as two: 4-bit embedding and 8-bit head, "
+    "{after} for {before}; only vLLM loads that"
 )
 _SAVED: Final = 7.5 / 16
 """Share of a table that 8 bits with a scale for each 32 weights save."""
@@ -154,7 +154,8 @@ def _copy(weight: Weight, name: str, architecture: Architecture) -> Copy:
     target = TensorInfo(name, weight.dtype, weight.shape)
     is_tied = weight.role is Role.EMBEDDING and architecture.tied_embeddings
     saved = target.nbytes * _SAVED_TIED - target.shape[0] * _BYTES_OF_SCALE if is_tied else target.nbytes * _SAVED
-    reason = (_TIED if is_tied else KEPT_BECAUSE[weight.role]).format(saved=size(saved))
+    sizes = {"saved": size(saved), "after": size(target.nbytes - saved), "before": size(target.nbytes)}
+    reason = (_TIED if is_tied else KEPT_BECAUSE[weight.role]).format(**sizes)
     if architecture.is_assistant and weight.linear and weight.role in {Role.ATTENTION, Role.MLP}:
         reason = DRAFTER_KEPT
     return Copy(target, weight.role, (weight.segment,), reason, channels_last=weight.channels_last)

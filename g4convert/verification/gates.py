@@ -34,6 +34,9 @@ _SHIPPED: Final = {
     for path in sorted(directory.glob("*.yaml"))
 }
 
+WIDER: Final = 1.43
+"""Upper end of the mean KL's interval over the mean, measured on Gemma 3 270M with the bundled prompts: 0.38 for 0.266
+in 4 bits, 3.4e-4 for 2.37e-4 in 8."""
 METRICS_VERSION: Final = 1
 """Version of the metrics, raised when a metric changes its meaning; profiles and captures of another are refused."""
 
@@ -231,6 +234,12 @@ def _severity(value: float, threshold: Threshold, noise: float) -> Severity:
     if badness <= passes:
         return Severity.PASS
     return Severity.FAIL if badness > fails else Severity.WARN
+
+
+def outlook(high: float, profile: Profile) -> Severity:
+    """Return what a profile is expected to say of a model, by an estimated upper end of the mean KL's interval."""
+    threshold = profile.thresholds.get(_KL)
+    return Severity.FAIL if threshold is None else _severity(high, threshold, math.nan)
 
 
 def _fails_anyway(value: float, threshold: Threshold, noise: float) -> bool:

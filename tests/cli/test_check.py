@@ -157,7 +157,7 @@ def test_the_plan_is_short_about_engines(g4convert: Program, tmp_path: Path, mon
     config = sparse.little("26B-A4B")
     source = sparse.write(tmp_path / "m", config, stored(Architecture.from_config(config)).values(), {})
     assert len(json.loads(g4convert("plan", source, "--json").out)["engines"]) == 9
-    for columns, most in ((240, 10), (100, 13)):
+    for columns, most in ((240, 10), (100, 14)):
         monkeypatch.setenv("COLUMNS", str(columns))
         told = g4convert("plan", source).out.partition("\nengine ")[2].partition("\n\n")[0]
         assert 5 < len(told.splitlines()) <= most

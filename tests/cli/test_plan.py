@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,15 @@ def test_a_plan_says_what_each_method_takes_here_and_gained(moe: Path, g4convert
     lines = [line for line in g4convert("plan", moe).out.splitlines() if line.split()]
     rows = {line.split()[0]: line for line in reversed(lines)}
     for one in found:
-        assert rows[one["method"]].endswith(f" {nats(one['kl'])}")
+        assert rows[one["method"]].endswith(f" {nats(one['kl'])}  fails")
+    assert next(line for line in lines if line.startswith("8 bits ")).endswith(" 0.0029  passes")
+    assert "all of these in 4 bits are expected to fail; 8 bits should pass" in " ".join(" ".join(lines).split())
+
+
+def test_a_model_without_experts_has_no_verdict_for_all(dense: Path, g4convert: Program) -> None:
+    out = g4convert("plan", dense).out
+    assert re.findall(r"  (fails|warns|passes)$", out, re.MULTILINE) == ["fails", "fails", "warns", "warns", "passes"]
+    assert "expected to fail" not in out
 
 
 def test_verbose_lists_every_step(moe: Path, g4convert: Program) -> None:
@@ -85,10 +94,10 @@ def test_the_methods_of_a_plan_have_their_options(text: Path, g4convert: Program
     plain = rows()
     assert {name: row[:2] for name, row in plain.items()} == {
         "auto": ["(this", "plan)"],
-        **{name: ["-r", f"w4a16-g32-{name}"] for name in ("imatrix", "gptq")},
+        **{name: ["-r", f"w4a16-g32-{name}"] for name in ("imatrix", "gptq", "best")},
+        "8": ["bits", "-r"],
     }
-    assert "best" in rows("-v")  # takes four times as long as gptq, for 2 % less
-    assert [row[-1] for row in plain.values()] == ["0.301", "0.175", "0.054"]
+    assert [row[-2] for row in plain.values()] == ["0.301", "0.175", "0.054", "0.053", "0.0012"]
     assert rows("-r", "w4a16-g32-gptq")["auto"][:2] == ["-r", "w4a16-g32"]
     assert rows("--group-size", 16)["gptq"][:2] == ["--method", "gptq"]
     assert "KL" not in g4convert("plan", text, "-r", "w8a16-g32").out  # not measured at 8 bits

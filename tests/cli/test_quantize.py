@@ -28,7 +28,7 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     assert "6.46 MB of 6.46 MB" in ran.err
     for text in (
         "6.46 MB -> 2.08 MB in 1 file, 5.2 bits per weight",
-        "method   mse (least squared error): source not trained for 4 bits (QAT), 0.0 % of its groups ",
+        "method   mse (least squared error), as the source shows no sign of QAT: 0.0 % of its groups ",
     ):
         assert text in ran.out
     assert re.search(
@@ -102,21 +102,13 @@ def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_pat
     answers, _, table = ran.out.partition("\nanswers: ")[2].partition(":\n")
     assert answers.startswith("not measured, and the error of weights does not tell how good they are. Mean KL to the ")
     rows = [line.split() for line in table.splitlines()]
-    assert [row[:4] for row in rows[1:3]] == [
-        ["mse", "(as", "here)", "0.301"],
-        ["imatrix", "-r", "w4a16-g32-imatrix", "0.175"],
+    assert [row[:5] for row in rows[1:4]] == [
+        ["mse", "(as", "here)", "0.301", "fails"],
+        ["imatrix", "-r", "w4a16-g32-imatrix", "0.175", "fails"],
+        ["gptq", "-r", "w4a16-g32-gptq", "0.054", "warns"],
     ]
-    assert rows[3][:4] == ["gptq", "-r", "w4a16-g32-gptq", "0.054"]
-    assert rows[4] == [
-        "8",
-        "bits",
-        "(estimated)",
-        "-r",
-        "w8a16-g32",
-        "up",
-        "to",
-        "0.0012",
-    ]  # best leaves as much as gptq
+    assert rows[4][:3] == ["best", "(gptq,", "trained)"]
+    assert rows[5][:-2] == ["8", "bits", "(estimated)", "-r", "w8a16-g32", "up", "to", "0.0012", "passes"]
     assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits  # " in ran.out
 
 
@@ -192,6 +184,7 @@ def test_the_method_is_told_with_its_reason(checkpoints: Checkpoints, g4convert:
     for number, (qat, options, wanted) in enumerate(
         (
             (True, (), "lattice (the source's own grid): source trained for 4 bits (QAT), 100.0 % of its groups"),
+            (False, (), "mse (least squared error), as the source shows no sign of QAT: 0.0 % of its groups lie on"),
             (False, ("-r", "w8a16-g32"), "mse (least squared error)\n"),
             (False, ("--method", "minmax"), "minmax: as asked\n"),
         )
@@ -199,7 +192,7 @@ def test_the_method_is_told_with_its_reason(checkpoints: Checkpoints, g4convert:
         source = checkpoints("text", qat=qat)
         ran = g4convert("quantize", source, "-o", tmp_path / str(number), "--verify", "none", *options)
         assert f"\nmethod   {wanted}" in ran.out
-        eight = "; a mean KL of at most about 0.0012 nats is expected, a 256th of the 0.301 of 4 bits on Gemma 3 270M"
+        eight = "; expected mean KL: at most about 0.0012 nats (by rule of thumb: the 0.301 of 4 bits on Gemma 3 270M"
         assert (eight in ran.out) == ("w8a16-g32" in options)
 
 
@@ -215,8 +208,9 @@ def test_check_says_for_which_engines_it_passes(dense: Path, moe: Path, g4conver
         g4convert("quantize", source, "-o", out, "--verify", "none", "-q")
         lines = checked(out)
         assert [line for line in lines if line.endswith(said)], lines
-        assert lines[-1].startswith(f"next: g4convert verify {out} --reference "), lines[-1]
-        assert lines[-1].endswith(f"; if it passes: {following} {out}")
+        assert lines[-2].startswith(f"next: g4convert verify {out} --reference "), lines[-2]
+        assert lines[-2].endswith("  # skip if it has passed")
+        assert lines[-1] == f"then: {following} {out}"
     refused = checked(tmp_path / moe.name, "--engine", "sglang")
     assert "next:" not in refused[-1]
     assert checked(dense)[-1] == f"next: g4convert plan {dense}  # shows what quantization would make of it"

@@ -28,15 +28,15 @@ from g4convert.planning.sizes import role_sizes
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
-from g4convert.verification.gates import Profile
+from g4convert.verification.gates import Profile, outlook
 
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
 _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
-    "the file is right: it computes what it stores, but quantized like this the model loses too much. What loses less, "
-    "with the size of the output and an estimate of the mean KL (upper end of its interval, {high:.2g} here):"
+    "the file is correct, but this recipe loses too much. Better recipes, with the size of the output and the upper "
+    "end of the mean KL to expect, scaled from the {high:.2g} here (what should pass goes by it alone):"
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
@@ -93,13 +93,14 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
     """
     values, (name, recipe) = metrics["loss"], _recipe(out)
     judged = profile.thresholds.get("kl_mean")
-    limit, failing = (judged.passes, judged.fail) if judged else (0.0, 0.0)
+    limit = judged.passes if judged else 0.0
     high = judged_kl(values)
 
     def way(options: str, what: str, left: float, other: Recipe, end: str = "") -> Way:
         nbytes = None if source is None else sum(one.after for one in role_sizes(make_plan(source, other)))
         kl, most = left * values["kl_mean"], left * high
-        return Way(options, what, kl, most, limit, most <= limit, most > failing, nbytes, f"W{other.num_bits}A16{end}")
+        said, name = outlook(most, profile), f"W{other.num_bits}A16{end}"
+        return Way(options, what, kl, most, limit, said is Severity.PASS, said is Severity.FAIL, nbytes, name)
 
     has_experts = Architecture.from_config(out.config).text.experts is not None
     known, found = _known(recipe, has_experts=has_experts), []

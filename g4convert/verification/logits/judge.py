@@ -16,7 +16,6 @@ answer. A failure is traced to modules by swapping them.
     logits.coverage                   experts that no probe reached
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -203,8 +202,7 @@ def _measure(models: Models, passes: _Passes) -> tuple[dict[str, Metrics], Floor
     passes.run(_DEQUANTIZED, models.dequantized, against=original)
     model = models.dequantized.model
     dtype = dtype_name(model)
-    noise = f"relative noise of 2^{math.log2(EPSILON[dtype]):.0f} on each layer's output"
-    passes.progress.say(f"running them again, with {noise}: what {dtype} rounding alone changes")
+    passes.progress.say(f"running them again with tiny noise, to see how much KL {dtype} rounding alone makes")
     with noisy(list(decoder_layers(model).values()), EPSILON[dtype], seed=_SEED):
         passes.run("noise", models.dequantized, against=_DEQUANTIZED, probes=_for_noise(models, passes))
     if models.rounded is not None:

@@ -43,8 +43,8 @@ def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     found = remedies(finding("loss.kl_mean", FAIL), finding("loss.kl_p999", WARN), finding("parity.kl_mean", PASS))
     assert list(found) == ["logits.loss.kl_mean"]
     right, way, fit = found["logits.loss.kl_mean"].splitlines()
-    assert right.startswith("the file is right")
-    assert right.endswith("an estimate of the mean KL (upper end of its interval, 0.38 here):")
+    assert right.startswith("the file is correct, but this recipe loses too much")
+    assert right.endswith("scaled from the 0.38 here (what should pass goes by it alone):")
     assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL at most about 0.0004, should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]
