@@ -9,7 +9,6 @@ calibration file is of the model, `job.prepare` asks of every output.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from g4convert import __version__
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.hashes import file_hashes
@@ -26,7 +25,7 @@ def is_finished(
 
     Args:
         staging: its directories.
-        made: the `source` and `recipe` entries of its g4convert.json.
+        made: the version and the `source` and `recipe` entries of its g4convert.json.
         source: the checkpoint that is converted.
         config: its config.json.
         calibration: hash of the calibration file's ids; empty without one, also if it has yet to be made.
@@ -41,8 +40,7 @@ def is_finished(
         out = Checkpoint.open(staging.target)
     except G4Error:
         return False
-    expected = {"g4convert": __version__, **made}
-    if not out.tensors or any(said.get(key) != value for key, value in expected.items()):
+    if not out.tensors or any(said.get(key) != value for key, value in made.items()):
         return False
     if calibration and calibration != _calibrated_on(said):
         return False

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.calibration import Calibration
 from g4convert.conversion.finished import is_finished
-from g4convert.conversion.side_files import check_side_files, made_of, recipe_entry
+from g4convert.conversion.side_files import check_side_files, made_of
 from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import TENSOR_PARALLEL
@@ -110,10 +111,11 @@ def prepare(job: Job) -> Conversion:
     check_side_files(checkpoint)
     staging = Staging.of(job.output)
     config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
-    made, ids = made_of(job.recipe, job.source, checkpoint), calibration.hash if calibration else ""
+    made = {"g4convert": __version__, **made_of(job.recipe, job.source, checkpoint)}
+    ids = calibration.hash if calibration else ""
     done = not job.overwrite and is_finished(staging, made, checkpoint, config, ids)
     if not done:
-        staging.check(job.source.path, overwrite=job.overwrite, recipe=recipe_entry(job.recipe))
+        staging.check(job.source.path, overwrite=job.overwrite, made=made)
     return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, calibration, done)
 
 

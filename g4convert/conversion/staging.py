@@ -68,13 +68,13 @@ class Staging:
         """Return the path of a rank's journal."""
         return self.partial / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
 
-    def check(self, source: Path, *, overwrite: bool, recipe: Mapping[str, Any] | None = None) -> None:
+    def check(self, source: Path, *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
         """Check that the output is new, empty, or a checkpoint that may be replaced.
 
         Args:
             source: the source's directory.
             overwrite: True if an existing checkpoint may be replaced.
-            recipe: entry of the recipe in g4convert.json, to tell from that of the checkpoint that is there.
+            made: version and entries of g4convert.json, to tell from those of the checkpoint that is there.
 
         Raises:
             UsageError: the output is none of these, lies below a file, lies in the source or holds it, is a mount
@@ -98,16 +98,16 @@ class Staging:
                 f"{self.output}: is the current directory, which a finished output would replace",
                 hint=f"cd .. and -o {target.name}, or give another directory",
             )
-        self._check_place(overwrite=overwrite, recipe=recipe)
+        self._check_place(overwrite=overwrite, made=made)
 
-    def _check_place(self, *, overwrite: bool, recipe: Mapping[str, Any] | None = None) -> None:
+    def _check_place(self, *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
         target, another = self.target, "give -o another directory"
         if os.path.lexists(target) and not target.is_dir():  # also a link to itself
             raise UsageError(f"{self.output}: is a file, expected a directory to make", hint=another)
         if not target.is_dir() or not any(target.iterdir()):
             return
         if not overwrite:
-            text = f"not empty{_made_of(target, recipe)}"
+            text = f"not empty{_made_of(target, made)}"
             raise UsageError(f"{self.output}: {text}", hint=f"{another}, or --overwrite to replace this one")
         if not (target / "config.json").is_file():
             text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"
@@ -224,17 +224,28 @@ class Staging:
             shutil.rmtree(self.replaced)
 
 
-def _made_of(directory: Path, recipe: Mapping[str, Any] | None) -> str:
-    """Return words on the conversion that a directory holds, and how its recipe differs; empty without a record."""
+def _made_of(directory: Path, made: Mapping[str, Any] | None) -> str:
+    """Return words on the conversion that a directory holds, and how it differs; empty without a record."""
     said = record(directory)
-    source, made_by = part(said, "source").get("name"), part(said, "recipe")
-    if not source or not made_by.get("name"):
+    source, recipe = part(said, "source").get("name"), part(said, "recipe").get("name")
+    if not source or not recipe:
         return ""
-    asked = {key: value for key, value in (recipe or {}).items() if key in made_by and made_by[key] != value}
-    other = "; ".join(f"{key} {made_by[key]}, not {value}" for key, value in asked.items() if key != "name")
-    unlike = "" if recipe is None else " (of another source or calibration, or by another version)"
-    differs = f" ({other})" if other else unlike
-    return f": it holds a conversion of {source} by recipe {made_by['name']}{differs}"
+    return f": it holds a conversion of {source} by recipe {recipe}{f' ({_unlike(said, made)})' if made else ''}"
+
+
+def _unlike(said: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    """Return in words how a conversion differs from that which would be made, both as g4convert.json has them."""
+    recipe, asked = part(said, "recipe"), part(made, "recipe")
+    other = {key: value for key, value in asked.items() if key != "name" and key in recipe and recipe[key] != value}
+    if other:
+        return "; ".join(f"{key} {recipe[key]}, not {value}" for key, value in other.items())
+    if said.get("g4convert") != made["g4convert"]:
+        return f"by version {said.get('g4convert')}"
+    if recipe != asked:
+        return f"not by {asked.get('name')}"
+    if said.get("source") != made["source"]:
+        return "of another source, or before it changed"
+    return f"{'of another calibration, or ' if part(said, 'result').get('calibration') else ''}not whole"
 
 
 def _rename(directory: Path, name: Path, remedy: str) -> None:

@@ -115,6 +115,22 @@ def test_what_packs_nothing_needs_no_calibration(
     assert g4convert(*command, *GPTQ, "--method", "mse").status == 0
 
 
+def test_the_reason_against_another_output_is_the_one(
+    moe: Path, dense: Path, g4convert: Program, tmp_path: Path
+) -> None:
+    out, held = tmp_path / "out", f"not empty: it holds a conversion of {dense.name} by recipe w4a16-g32"
+    assert g4convert(*quick(dense, out)).status == 0
+    assert f"{held} (of another source, or before it changed)" in g4convert(*quick(moe, out)).err
+    (path,), (weights,) = out.glob("g4convert.json"), out.glob("*.safetensors")
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"g4convert": "0.0.9"}))
+    assert f"{held} (by version 0.0.9)" in g4convert(*quick(dense, out)).err
+    path.write_text(json.dumps(document))
+    weights.unlink()
+    ran = g4convert(*quick(dense, out))
+    assert (ran.status, f"{held} (not whole)" in ran.err) == (2, True)
+
+
 @pytest.mark.parametrize("output", [".", "/"])
 def test_no_output_is_in_the_way_of_its_own_calibration_file(
     output: str, dense: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
