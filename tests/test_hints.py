@@ -80,7 +80,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     f"{_METHODS}test_a_calibration_file_is_made_again": ("`g4convert calibrate MODEL -o FILE` makes one",),
     f"{_METHODS}test_an_importance_matrix_is_copied_again_or_made": (
         "copy the file again, or make it again with `llama-imatrix", "`llama-imatrix -m MODEL.gguf",
-        "an importance matrix of llama.cpp",
+        "an importance matrix of llama.cpp", "-r w4a16-g32-imatrix uses it",
     ),
     f"{_METHODS}test_weights_that_are_not_finite_are_replaced": ("or take an earlier checkpoint of the training",),
     f"{_CHECK}test_what_an_output_may_not_have_is_left_out": ("leave them out of --carry", "leave it out of --carry"),

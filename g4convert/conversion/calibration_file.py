@@ -23,6 +23,7 @@ from safetensors.numpy import save
 
 from g4convert.array_types import I32
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.gguf import is_gguf
 from g4convert.conversion.identity import Model
 from g4convert.conversion.pictures import Pictures
 from g4convert.conversion.statistics import MEAN_SQUARE, TOKENS, Inputs, Statistics, hash_of
@@ -67,6 +68,9 @@ class CalibrationFile:
         Raises:
             InputError: not a calibration file, damaged, of a later version, or with fewer than two samples.
         """
+        if is_gguf(path):
+            text = f"{path}: an importance matrix, which has no token ids to calibrate on"
+            raise InputError(text, hint="-r w4a16-g32-imatrix uses it")
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}

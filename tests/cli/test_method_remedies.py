@@ -140,6 +140,7 @@ def test_an_importance_matrix_is_copied_again_or_made(moe: Path, tmp_path: Path,
         path.write_bytes(data)
         refused(g4convert(*command), hint)
     path.write_bytes(whole)
+    refused(g4convert(*quick(moe, tmp_path / "out", *GPTQ, "--calibration", path)), "-r w4a16-g32-imatrix uses it")
     worked(g4convert(*command))
 
 
