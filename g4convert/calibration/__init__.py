@@ -10,6 +10,7 @@ sampling         Turns texts into rows of token ids
 tokens           Holds the token ids that calibrate: sequences of one length, and which of them judge
 states           Keeps the values that flow between layers in files
 team             Shares the work of a layer between ranks and threads
+work             Holds the weights of one decoder layer, and what rounds them
 walk             Runs one decoder layer on all sequences, part by part
 forwards         Makes the arguments of a forward of one sequence, with its pictures
 replay           Makes the arguments of each layer, without running the layers before it

@@ -17,7 +17,7 @@ judging rows is judged on the rows of other tokens.
 Letters: t tokens, h hidden size, e an expert, k experts of a token.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,19 +27,17 @@ from g4convert.array_types import F32, I64
 from g4convert.calibration.moments import Moments
 from g4convert.calibration.rounding import dequantized
 from g4convert.calibration.states import SCRATCH
-
-if TYPE_CHECKING:
-    from g4convert.calibration.layer import LayerPass
+from g4convert.calibration.work import LayerWork
 
 _JUDGES = 32
 _OUT = f"{SCRATCH}experts"
 
 
-def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN401 -- a module of transformers
+def run_experts(work: LayerWork, layer: Any, states: F32) -> F32:  # noqa: ANN401 -- a module of transformers
     """Quantize the experts of a layer, if the recipe packs them, and run them.
 
     Args:
-        work: quantization of the layer.
+        work: the layer, and what its experts are packed with.
         layer: the layer with its router and norms, without the experts' weights.
         states: states behind the attention, [samples, length, h].
 
@@ -63,7 +61,7 @@ def run_experts(work: "LayerPass", layer: Any, states: F32) -> F32:  # noqa: ANN
 class _Experts:
     """The experts of one layer, and the tokens routed to each."""
 
-    def __init__(self, work: "LayerPass", layer: Any, states: F32) -> None:  # noqa: ANN401
+    def __init__(self, work: LayerWork, layer: Any, states: F32) -> None:  # noqa: ANN401
         self._work, self._layer, self._states = work, layer, states
         length = work.replay.tokens.length
         device = work.replay.device
@@ -166,7 +164,7 @@ class _Rows:
         """Apply `call` to all rows."""
         return _Rows(call(self.rows), self.held, call(self.sample), call(self.others))
 
-    def moments(self, work: "LayerPass") -> Moments:
+    def moments(self, work: LayerWork) -> Moments:
         """Return the moments of the expert's rows that do not judge."""
         moments = Moments(self.rows.shape[1], work.team.alone, self.rows.device)
         moments.add(self.rows[self._at(~self.held)])

@@ -7,7 +7,7 @@ layer runs on them first, and the inputs of its Linears are kept, for weights th
 Letters: s sequences, t tokens of each, h hidden size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,11 +17,10 @@ import torch
 
 from g4convert.array_types import F32
 from g4convert.calibration.moments import Moments, crossed, evenly
-from g4convert.calibration.replay import Replay
-from g4convert.calibration.rounding import Aim, Rounded, Rounding, dequantized
+from g4convert.calibration.rounding import Aim, dequantized
 from g4convert.calibration.states import SCRATCH
-from g4convert.calibration.team import Team
 from g4convert.calibration.walk import Inputs, Walk
+from g4convert.calibration.work import LayerWork
 from g4convert.quantization.factor import Factor
 from g4convert.quantization.gptq import aim
 
@@ -32,39 +31,14 @@ _SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """Weights that a recipe packs in one layer, by path inside it (`self_attn.q_proj`, `experts.3.down_proj`).
-
-    Args:
-        names: full module name of each.
-        read: reads the source's weight, float32 [n, k], by path.
-        write: writes the rounded weight, and returns its statistics.
-        note: takes the statistics of all weights, in rank 0.
-    """
-
-    names: Mapping[str, str]
-    read: Callable[[str], F32]
-    write: Callable[[str, Rounded], list[Any]]
-    note: Callable[[list[Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
 class LayerPass:
     """Quantization of one layer on all sequences.
 
     Args:
-        replay: gives the layer and its arguments.
-        number: number of the layer.
-        weights: weights to pack.
-        rounding: method that rounds them.
-        team: ranks and threads that share the work.
+        work: the layer, what is packed in it, and how.
     """
 
-    replay: Replay
-    number: int
-    weights: Weights
-    rounding: Rounding
-    team: Team
+    work: LayerWork
 
     def run(self, states: F32, out: F32, original: tuple[F32, F32] | None = None) -> None:
         """Quantize the layer.
@@ -77,44 +51,41 @@ class LayerPass:
         """
         kept: dict[str, F32] = {}
         if original is not None:
-            with torch.no_grad(), self.replay.layer(self.number) as layer:
-                self._walk(partial(self._keep, kept), ORIGINAL).run(self, layer, *original)
-        with torch.no_grad(), self.replay.layer(self.number, without=self.weights.names) as layer:
-            self._walk(partial(self._quantize, kept)).run(self, layer, states, out)
-
-    def _walk(self, meet: Callable[[Any, list[str], Inputs], None], of: str = "") -> Walk:
-        return Walk(self.replay, self.number, self.team, meet, of)
+            with torch.no_grad(), self.work.replay.layer(self.work.number) as layer:
+                Walk(self.work, partial(self._keep, kept), ORIGINAL).run(layer, *original)
+        with torch.no_grad(), self.work.replay.layer(self.work.number, without=self.work.weights.names) as layer:
+            Walk(self.work, partial(self._quantize, kept)).run(layer, states, out)
 
     def _keep(self, kept: dict[str, F32], layer: Any, paths: list[str], inputs: Inputs) -> None:  # noqa: ANN401
         """Keep the inputs of Linears that will be packed."""
         paths = self._present(paths)
         if not paths:
             return
-        tokens, k = self.replay.tokens, layer.get_submodule(paths[0]).in_features
-        array = self.replay.states.make(f"{SCRATCH}{ORIGINAL}{paths[0]}", (tokens.samples, tokens.length, k))
-        for s, one in self.team.shared(inputs, tokens.samples):
+        tokens, k = self.work.replay.tokens, layer.get_submodule(paths[0]).in_features
+        array = self.work.replay.states.make(f"{SCRATCH}{ORIGINAL}{paths[0]}", (tokens.samples, tokens.length, k))
+        for s, one in self.work.team.shared(inputs, tokens.samples):
             array[s] = one[0].cpu().numpy()
         kept[paths[0]] = array
 
     def _quantize(self, kept: Mapping[str, F32], layer: Any, paths: list[str], inputs: Inputs) -> None:  # noqa: ANN401
         """Quantize Linears that share their inputs, and put their rounded weights into the layer."""
-        paths = self._present(paths)
+        work, paths = self.work, self._present(paths)
         if not paths:
             return
-        judges, samples = self.replay.tokens.judges, self.replay.tokens.samples
-        moments = Moments(layer.get_submodule(paths[0]).in_features, self.team, self.replay.device)
-        for s, one in self.team.each(inputs, range(samples)):
+        judges, samples = work.replay.tokens.judges, work.replay.tokens.samples
+        moments = Moments(layer.get_submodule(paths[0]).in_features, work.team, work.replay.device)
+        for s, one in work.team.each(inputs, range(samples)):
             (moments.hold if s in judges else moments.add)(one[0])
         moments.finish()
-        factor, held = self.rounding.factor(moments), moments.held
+        factor, held = work.rounding.factor(moments), moments.held
         aims = self._aims(kept[paths[0]], paths, inputs, factor) if kept else {}
         for path in paths:
-            weight = self.weights.read(path)
-            name = self.weights.names[path]
-            rounded = self.rounding.round(name, weight, moments, factor, held, aims.pop(path, None))
-            if self.team.ranks.leads:
-                self.weights.note(self.weights.write(path, rounded))
-            put = torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(self.replay.device)
+            weight = work.weights.read(path)
+            name = work.weights.names[path]
+            rounded = work.rounding.round(name, weight, moments, factor, held, aims.pop(path, None))
+            if work.team.ranks.leads:
+                work.weights.note(work.weights.write(path, rounded))
+            put = torch.from_numpy(dequantized(rounded.codes, rounded.scale)).to(work.replay.device)
             layer.get_submodule(path).weight = torch.nn.Parameter(put, requires_grad=False)
 
     def _aims(self, original: F32, paths: list[str], inputs: Inputs, factor: Factor | None) -> dict[str, Aim]:
@@ -123,27 +94,27 @@ class LayerPass:
         The sum with the original's inputs is [k, k], for all of the Linears. A single one has fewer rows than columns
         and gigabytes of these, so its sum is that of its outputs, [n, k].
         """
-        judges = self.replay.tokens.judges
+        work, device = self.work, self.work.replay.device
+        judges = work.replay.tokens.judges
         held = evenly([np.array(original[s]) for s in sorted(judges)])
         if factor is None:
             return {path: Aim(None, held) for path in paths}
-        weights = {path: self.weights.read(path) for path in paths}
-        device = self.replay.device
+        weights = {path: work.weights.read(path) for path in paths}
         single = torch.from_numpy(weights[paths[0]]).to(device) if len(paths) == 1 else None
 
         def pair(s: int) -> tuple[torch.Tensor, torch.Tensor]:
             x = inputs(s)[0]
-            off = self.replay.sequence(original, s)[0] - x
+            off = work.replay.sequence(original, s)[0] - x
             return off if single is None else off @ single.T, x
 
         k = original.shape[-1]
-        pairs = self.team.each(pair, (s for s in range(len(original)) if s not in judges))
-        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, self.team, device)
+        pairs = work.team.each(pair, (s for s in range(len(original)) if s not in judges))
+        sums = crossed((both for _, both in pairs), k if single is None else len(single), k, work.team, device)
         for weight in weights.values():
-            rows = self.team.rows(len(weight))  # `round` takes no others
+            rows = work.team.rows(len(weight))  # `round` takes no others
             off = sums if single is None else sums[rows]
-            aim(weight[rows], off, factor, _SHARE, self.team.pool, of_inputs=single is None)
+            aim(weight[rows], off, factor, _SHARE, work.team.pool, of_inputs=single is None)
         return {path: Aim(weight, held) for path, weight in weights.items()}
 
     def _present(self, paths: list[str]) -> list[str]:
-        return [path for path in paths if path in self.weights.names]
+        return [path for path in paths if path in self.work.weights.names]

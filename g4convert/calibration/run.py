@@ -20,7 +20,7 @@ import torch
 
 from g4convert.array_types import F32
 from g4convert.calibration.findings import findings, how, is_how
-from g4convert.calibration.layer import ORIGINAL, LayerPass, Weights
+from g4convert.calibration.layer import ORIGINAL, LayerPass
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding, packed_words
 from g4convert.calibration.scales import ScaleTraining
@@ -28,6 +28,7 @@ from g4convert.calibration.states import States, check_room
 from g4convert.calibration.team import Team, threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.calibration.trained import is_trained, source_weight
+from g4convert.calibration.work import LayerWork, Weights
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
@@ -262,7 +263,7 @@ class LayerByLayer:
         given, out = number % 2, (number + 1) % 2
         hidden, plain = states
         original = None if plain is None else (plain[given], plain[out])
-        LayerPass(replay, number, weights, rounding, team).run(hidden[given], hidden[out], original)
+        LayerPass(LayerWork(replay, number, weights, rounding, team)).run(hidden[given], hidden[out], original)
         return rows
 
     def _write(self, step: Quantize, rounded: Rounded, streams: Streams) -> None:

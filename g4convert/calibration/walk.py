@@ -16,7 +16,7 @@ Letters: s sequences, t tokens of each, h hidden size.
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -24,10 +24,7 @@ from g4convert.array_types import F32
 from g4convert.calibration.experts import run_experts
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.states import SCRATCH
-from g4convert.calibration.team import Team
-
-if TYPE_CHECKING:
-    from g4convert.calibration.layer import LayerPass
+from g4convert.calibration.work import LayerWork
 
 Inputs: TypeAlias = Callable[[int], torch.Tensor]
 """Makes the inputs of a Linear for a sequence, [1, t, k]."""
@@ -40,44 +37,39 @@ class Walk:
     """Run of one layer on all sequences, part by part.
 
     Args:
-        replay: gives the arguments of the layer.
-        number: number of the layer.
-        team: ranks and threads that each take a sequence.
+        work: the layer, and what its experts are packed with.
         meet: called before Linears that share their inputs run, with the layer, their paths, and a function that makes
             the inputs of a sequence; may replace their weights.
         of: a part of the names of keys and values that layers share, for those of another model.
     """
 
-    replay: Replay
-    number: int
-    team: Team
+    work: LayerWork
     meet: Callable[[Any, list[str], Inputs], None]
     of: str = ""
 
-    def run(self, work: "LayerPass", layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401
+    def run(self, layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401
         """Run the layer.
 
         Args:
-            work: quantization of the layer, for its experts.
             layer: the layer, with its weights.
             states: inputs of the layer, [s, t, h]; not changed.
             out: filled with the layer's output, [s, t, h].
         """
         self._attention(layer, states, out)
-        self._feed_forward(work, layer, out)
+        self._feed_forward(layer, out)
 
     def _attention(self, layer: Any, states: F32, out: F32) -> None:  # noqa: ANN401 -- a module of transformers
         """Run the attention and fill `out` with the states behind it."""
-        attention = layer.self_attn
+        replay, attention = self.work.replay, layer.self_attn
         paths = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-        self.meet(layer, paths, lambda s: layer.input_layernorm(self.replay.sequence(states, s)))
+        self.meet(layer, paths, lambda s: layer.input_layernorm(replay.sequence(states, s)))
         o_proj, attention.o_proj = attention.o_proj, torch.nn.Identity()
-        inner = self.replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
-        shared = Shared(self.replay, layer, self.of)
+        inner = replay.states.make(_ATTENTION_OUT, (*out.shape[:2], o_proj.in_features))
+        shared = Shared(replay, layer, self.of)
 
         def attend(s: int) -> torch.Tensor:
-            normed = layer.input_layernorm(self.replay.sequence(states, s))
-            given, arguments = shared.given(s), self.replay.arguments_of(self.number, s)
+            normed = layer.input_layernorm(replay.sequence(states, s))
+            given, arguments = shared.given(s), replay.arguments_of(self.work.number, s)
             given_back, _ = attention(hidden_states=normed, shared_kv_states=given, **arguments)
             shared.keep(s, given)
             inner_states: torch.Tensor = given_back
@@ -86,45 +78,45 @@ class Walk:
         for s, one in self._each(attend):
             inner[s] = one[0].cpu().numpy()
         attention.o_proj = o_proj
-        self.meet(layer, ["self_attn.o_proj"], lambda s: self.replay.sequence(inner, s))
+        self.meet(layer, ["self_attn.o_proj"], lambda s: replay.sequence(inner, s))
 
         def behind(s: int) -> torch.Tensor:
-            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(self.replay.sequence(inner, s)))
-            return self.replay.sequence(states, s) + added
+            added: torch.Tensor = layer.post_attention_layernorm(attention.o_proj(replay.sequence(inner, s)))
+            return replay.sequence(states, s) + added
 
         for s, one in self._each(behind):
             out[s] = one[0].cpu().numpy()
-        self.replay.forget(self.number, "self_attn.")
+        replay.forget(self.work.number, "self_attn.")
 
-    def _feed_forward(self, work: "LayerPass", layer: Any, out: F32) -> None:  # noqa: ANN401
+    def _feed_forward(self, layer: Any, out: F32) -> None:  # noqa: ANN401
         """Run the MLP and the experts; replace `out`, the states behind the attention, by the layer's output."""
-        mlp = layer.mlp
+        replay, mlp = self.work.replay, layer.mlp
         paths = ["mlp.gate_proj", "mlp.up_proj"]
-        self.meet(layer, paths, lambda s: layer.pre_feedforward_layernorm(self.replay.sequence(out, s)))
-        inner = self.replay.states.make(_MLP_IN, (*out.shape[:2], mlp.down_proj.in_features))
+        self.meet(layer, paths, lambda s: layer.pre_feedforward_layernorm(replay.sequence(out, s)))
+        inner = replay.states.make(_MLP_IN, (*out.shape[:2], mlp.down_proj.in_features))
 
         def multiply(s: int) -> torch.Tensor:
-            x = layer.pre_feedforward_layernorm(self.replay.sequence(out, s))
+            x = layer.pre_feedforward_layernorm(replay.sequence(out, s))
             product: torch.Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
             return product
 
         for s, one in self._each(multiply):
             inner[s] = one[0].cpu().numpy()
         for part in ("mlp.gate_proj.", "mlp.up_proj."):  # before H of down, the largest, is made
-            self.replay.forget(self.number, part)
-        self.meet(layer, ["mlp.down_proj"], lambda s: self.replay.sequence(inner, s))
-        experts = run_experts(work, layer, out) if hasattr(layer, "experts") else None
-        per_layer = self.replay.per_layer(self.number)
+            replay.forget(self.work.number, part)
+        self.meet(layer, ["mlp.down_proj"], lambda s: replay.sequence(inner, s))
+        experts = run_experts(self.work, layer, out) if hasattr(layer, "experts") else None
+        per_layer = replay.per_layer(self.work.number)
 
         def finish(s: int) -> torch.Tensor:
-            residual, x = self.replay.sequence(out, s), mlp.down_proj(self.replay.sequence(inner, s))
+            residual, x = replay.sequence(out, s), mlp.down_proj(replay.sequence(inner, s))
             if experts is not None:
                 x = layer.post_feedforward_layernorm_1(x) + layer.post_feedforward_layernorm_2(
-                    self.replay.sequence(experts, s)
+                    replay.sequence(experts, s)
                 )
             x = residual + layer.post_feedforward_layernorm(x)
             if per_layer is not None:
-                gated = layer.act_fn(layer.per_layer_input_gate(x)) * self.replay.sequence(per_layer, s)
+                gated = layer.act_fn(layer.per_layer_input_gate(x)) * replay.sequence(per_layer, s)
                 x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(gated))
             scaled: torch.Tensor = x * layer.layer_scalar
             return scaled
@@ -133,7 +125,7 @@ class Walk:
             out[s] = one[0].cpu().numpy()
 
     def _each(self, call: Inputs) -> Iterator[tuple[int, torch.Tensor]]:
-        return self.team.shared(call, self.replay.tokens.samples)
+        return self.work.team.shared(call, self.work.replay.tokens.samples)
 
 
 class Shared:

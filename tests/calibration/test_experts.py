@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from g4convert.calibration.layer import LayerPass, Weights
+from g4convert.calibration.layer import LayerPass
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounded, Rounding
 from g4convert.calibration.states import States
 from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
+from g4convert.calibration.work import LayerWork, Weights
 from g4convert.forward.load import load
 from g4convert.quantization import Method, Scheme
 
@@ -79,7 +80,8 @@ def test_the_sum_of_an_expert_is_over_the_tokens_that_are_routed_to_it(moe: Path
 
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         rounding = Recording(dict.fromkeys(names, Scheme(4, 32, Method.MSE)), Team(pool))
-        LayerPass(replay, 0, Weights(names, read, lambda *_: [], lambda _: None), rounding, Team(pool)).run(hidden, out)
+        weights = Weights(names, read, lambda *_: [], lambda _: None)
+        LayerPass(LayerWork(replay, 0, weights, rounding, Team(pool))).run(hidden, out)
     inputs, index = routed(moe, given)
     training = np.repeat(~np.isin(np.arange(SAMPLES), [*given.judges]), LENGTH)
     everyone = inputs[training]

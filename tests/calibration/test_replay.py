@@ -10,12 +10,13 @@ import pytest
 import torch
 from helpers.grids import few
 
-from g4convert.calibration.layer import LayerPass, Weights
+from g4convert.calibration.layer import LayerPass
 from g4convert.calibration.replay import Replay
 from g4convert.calibration.rounding import Rounding
 from g4convert.calibration.states import States
 from g4convert.calibration.team import Team
 from g4convert.calibration.tokens import Tokens
+from g4convert.calibration.work import LayerWork, Weights
 from g4convert.forward.load import load
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def replayed(source: Path, given: Tokens, directory: Path) -> np.ndarray:
         for number in range(replay.config.num_hidden_layers):
             rounding = Rounding({}, Team(pool))
             nothing = Weights({}, lambda _: np.empty(0), lambda *_: [], lambda _: None)
-            LayerPass(replay, number, nothing, rounding, Team(pool)).run(hidden, out)
+            LayerPass(LayerWork(replay, number, nothing, rounding, Team(pool))).run(hidden, out)
             hidden, out = out, hidden
     return np.array(hidden)
 
