@@ -41,10 +41,10 @@ def methods(found: Sequence["Cost"]) -> Table:
 
 
 def _eight_bits(found: Sequence["Cost"]) -> "Cost | None":
-    """Return the cost of 8 bits, which takes the time of `mse` in 4 bits; None where the loss or time is not known."""
+    """Return the cost of 8 bits, which takes the time of 4 bits without data; None where the loss is not known."""
     measured = (measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=one) for one in (True, False))
     known = next((known for known, name in measured if name == found[0].measured_on), {})
-    plain = next((one for one in found if one.method in {Method.AUTO, Method.MSE}), None)
+    plain = next((one for one in found if not one.tokens), None)
     if plain is None or Method.MSE not in known:
         return None
     return replace(plain, kl=OF_EIGHT * known[Method.MSE], option=f"-r {EIGHT_BITS}")

@@ -184,7 +184,7 @@ def _keep(out: "Console", found: Report, rows: Sequence[Mapping[str, Any]]) -> N
             high = judged_kl(found.metrics["loss"])
             if (left := (1 - costly["share"]) * high) > way["limit"]:
                 told = (
-                    f"upper end of the mean KL about {left:.2g} for {high:.2g}, and only up to {way['limit']:g} passes"
+                    f"the mean KL's upper end would be about {left:.2g}, not {high:.2g}; up to {way['limit']:g} passes"
                 )
                 prose(out, f"this alone is not enough: {told}")
 

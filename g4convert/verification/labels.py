@@ -24,8 +24,8 @@ METRICS: Final = {
 LEGEND: Final = (
     "KL: divergence of the next token's probabilities from the original's, 0 if equal. Interval: by bootstrap over the "
     "prompts. Sure: where the original gives its top token at least 0.95. p(next token): probability of the token that "
-    "does come next. Limits: the same for every recipe, by published figures of 4-bit formats (docs/guides/verify.md), "
-    "unless --profile names others; a value between the two warns."
+    "does come next. Limits: the same for every recipe, by published figures of 4-bit formats "
+    "(recipes/profiles/w4a16.yaml), unless --profile names others; a value between the two warns."
 )
 """Meaning of the metrics' names."""
 LEGEND_OF_EXPERTS: Final = (

@@ -110,6 +110,8 @@ def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_pat
     assert rows[4][:3] == ["best", "(gptq,", "trained)"]
     assert rows[5][:-2] == ["8", "bits", "(estimated)", "-r", "w8a16-g32", "up", "to", "0.0012", "passes"]
     assert f"next: g4convert verify {tmp_path / 'out'} --reference {text} --level logits  # " in ran.out
+    ran = g4convert("quantize", text, "-o", tmp_path / "plain", "--method", "minmax", "--verify", "none")
+    assert "\n8 bits (estimated) " in ran.out
 
 
 def test_the_card_repeats_the_times_of_the_plan(text: Path, g4convert: Program, tmp_path: Path) -> None:

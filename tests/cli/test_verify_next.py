@@ -139,7 +139,7 @@ def test_a_loss_that_fails_names_one_command(
     at = next(number for number, line in enumerate(lines) if line.startswith("to keep layer "))
     (tmp_path / "kept.yaml").write_text("\n".join(lines[at + 1 : at + 3]))
     assert re.fullmatch(
-        r"this alone is not enough: upper end of the mean KL about [\d.e-]+ for [\d.e-]+, and only up to 0 passes",
+        r"this alone is not enough: the mean KL's upper end would be about [\d.e-]+, not [\d.e-]+; up to 0 passes",
         lines[at + 3],
     )
     kept = json.loads(g4convert("plan", source, "-r", tmp_path / "kept.yaml", "--json", "-v").out)["tensors"]

@@ -36,7 +36,7 @@ _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
     "the file is correct, but this recipe loses too much. Better recipes, with the size of the output and the upper "
-    "end of the mean KL to expect, scaled from the {high:.2g} here (what should pass goes by it alone):"
+    'end of the mean KL to expect, scaled from the {high:.2g} here ("should pass" goes by it alone):'
 )
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 

@@ -44,7 +44,7 @@ def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     assert list(found) == ["logits.loss.kl_mean"]
     right, way, fit = found["logits.loss.kl_mean"].splitlines()
     assert right.startswith("the file is correct, but this recipe loses too much")
-    assert right.endswith("scaled from the 0.38 here (what should pass goes by it alone):")
+    assert right.endswith('scaled from the 0.38 here ("should pass" goes by it alone):')
     assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL at most about 0.0004, should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]
