@@ -70,7 +70,7 @@ def conclusion(found: Sequence["Cost"]) -> str:
     if eight is None or eight.kl is None or not all(one.kl is not None and _outlook(one.kl) == "fail" for one in found):
         return ""
     rest = {"pass": "should pass", "warn": "should pass with a warning", "fail": "are, too"}[_outlook(eight.kl)]
-    return f"all of these in 4 bits are expected to fail; 8 bits {rest}"
+    return f"all of these in 4 bits are expected to fail there; 8 bits {rest}"
 
 
 def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:

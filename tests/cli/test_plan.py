@@ -65,7 +65,7 @@ def test_a_plan_says_what_each_method_takes_here_and_gained(moe: Path, g4convert
     for one in found:
         assert rows[one["method"]].endswith(f" {nats(one['kl'])}  fails")
     assert next(line for line in lines if line.startswith("8 bits ")).endswith(" 0.0029  passes")
-    assert "all of these in 4 bits are expected to fail; 8 bits should pass" in " ".join(" ".join(lines).split())
+    assert "all of these in 4 bits are expected to fail there; 8 bits should pass" in " ".join(" ".join(lines).split())
 
 
 def test_a_model_without_experts_has_no_verdict_for_all(dense: Path, g4convert: Program) -> None:
