@@ -13,6 +13,7 @@ weights       Holds the shapes, roles and packings of a checkpoint, and its list
 remarks       Holds remarks on a checkpoint, and ways to mend it
 reason        Holds the reason why an engine refuses a module, in parts
 spellings     Tells which other names of tensors an engine reads
+judged        Refuses checkpoints in formats that no contract has rules for
 stored        Makes `Weights` of a stored checkpoint
 units         Groups modules that engines hold as one matrix, and names them for every engine
 ignore        Derives `ignore` and config groups from `Weights`, and proves them for every engine

@@ -16,18 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from g4convert.checkpoint.declared import declared_in
 from g4convert.checkpoint.directory import Checkpoint
-from g4convert.checkpoint.stored import packed_modules, stored_scheme
 from g4convert.engines import CONTRACTS
 from g4convert.engines.advice import advised
 from g4convert.engines.contract import Contract, OnUnknown
+from g4convert.engines.judged import refuse_other_formats
 from g4convert.engines.reason import Reason
 from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.engines.verdicts import TENSOR_PARALLEL, Loads, Verdict, verdicts
-from g4convert.errors import UnsupportedError
-from g4convert.gemma4 import Architecture, droppable, is_drafter, quantized_format
+from g4convert.gemma4 import Architecture, droppable, is_drafter
 from g4convert.inspection.drafter import paired
 from g4convert.inspection.fix import CURABLE, is_fixable
 from g4convert.inspection.spare import spare_values
@@ -37,8 +35,6 @@ from g4convert.suggestions import no_such
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.verification.static.section import HINDERS
 
-_JUDGED: Final = {"compressed-tensors", "FP8 or INT8", "quantization-aware training"}
-"""Formats, by names of tensors, that have a form of their own or are a remark of the static level."""
 _ANY_ENGINE: Final = {
     "static.scheme", "static.packed", "static.scale", "static.shape", "static.quantization_config",
 }  # fmt: skip
@@ -130,7 +126,7 @@ def check(asked: Asked) -> Checked:
         UsageError: a target is given, and the checkpoint is no MTP assistant or the target is an assistant.
     """
     out = Checkpoint.open(asked.directory)
-    _refuse_other_formats(out)
+    refuse_other_formats(out)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     static = tuple(check_stored(stored, tp=(), engines=asked.required))
     static += tuple(spare_values(stored))
@@ -148,28 +144,6 @@ def check(asked: Asked) -> Checked:
     contents = stored.contents
     packed = len(contents.packed) + len(contents.fused_packed) + len(contents.torn)
     return Checked(report, found, packed, fixable, is_drafter(out.config.get("model_type")))
-
-
-def _refuse_other_formats(out: Checkpoint) -> None:
-    """Raise for formats other than pack-quantized: the contracts hold no rules for them.
-
-    Raises:
-        UnsupportedError: another format, or quantized activations with stored scales.
-    """
-    judged, hint = "engines are judged for pack-quantized", "`g4convert inspect` describes it"
-    for one in packed_modules(out.infos).values():
-        form = stored_scheme(one, None, None).format
-        if form != "pack-quantized":
-            raise UnsupportedError(f"{one.module}: stored as {form}: {judged}", hint=hint)
-    found = quantized_format(out.tensors)
-    if found is not None and found[0] not in _JUDGED:
-        raise UnsupportedError(f"{found[1][0]}: stored by {found[0]}: {judged}", hint=hint)
-    declared = declared_in(out.config)
-    for group in declared.groups if declared else ():
-        known = group.static_int8 or not group.activations
-        if not known and any(tensor.endswith(".input_scale") for tensor in out.tensors):
-            text = f"config_groups.{group.name}: activations are quantized, too, with stored scales"
-            raise UnsupportedError(f"{text}: engines are judged for weights alone", hint=hint)
 
 
 def _offered(finding: Finding) -> Finding:

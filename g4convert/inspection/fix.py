@@ -21,6 +21,7 @@ from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.checkpoint.stored import stored_scheme
 from g4convert.conversion.writer import sync_directory
 from g4convert.engines.ignore import listed
+from g4convert.engines.judged import refuse_other_formats
 from g4convert.engines.limits import Packing
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import GateError
@@ -74,8 +75,10 @@ def fix(directory: Path, engines: Collection[str] = REQUIRED_ENGINES) -> Fixed |
         GateError: no config can mend the checkpoint, or the old config declares what tensors cannot confirm; gives the
             reasons. Nothing was written.
         InputError: not a checkpoint, or not a Gemma 4.
+        UnsupportedError: stored in another format than pack-quantized.
     """
     out = Checkpoint.open(directory)
+    refuse_other_formats(out)
     stored = StoredCheckpoint.of(out, Architecture.from_config(out.config))
     config = _mended(directory, stored, _bad(stored, engines), engines)
     return Fixed(_write(directory, config), tuple(_changes(out.config, config))) if config else None

@@ -151,7 +151,7 @@ class _Directories:
 
         Raises:
             InputError: the output directory does not exist, or the source cannot be opened.
-            UnsupportedError: weights in another file format.
+            UnsupportedError: weights in another file format, or an output stored otherwise than pack-quantized.
         """
         source = None if asked.source is None else Checkpoint.open(asked.source)
         match open_output(asked.output):

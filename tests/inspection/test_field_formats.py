@@ -15,8 +15,17 @@ from g4convert.engines.verdicts import Loads
 from g4convert.errors import UnsupportedError
 from g4convert.inspection import describe
 from g4convert.inspection.fix import fix
+from g4convert.request import Request
+from g4convert.verification.run import verify
 
 __all__ = ["dense_out"]
+
+
+def assert_refused(out: Path, said: str) -> None:
+    """Each command that judges refuses the checkpoint in the same words; none calls a sound tensor wrong."""
+    for judge in (checked, fix, lambda path: verify(Request(path))):
+        with pytest.raises(UnsupportedError, match=said):
+            judge(out)
 
 
 def renamed(tensors: Tensors, part: str, *others: str) -> Tensors:
@@ -40,8 +49,7 @@ def renamed(tensors: Tensors, part: str, *others: str) -> Tensors:
 )
 def test_other_formats_are_refused_by_name(parts: tuple[str, ...], said: str, dense_out: Path, tmp_path: Path) -> None:
     out = rewritten(dense_out, tmp_path / "out", lambda tensors: renamed(tensors, *parts))
-    with pytest.raises(UnsupportedError, match=said):
-        checked(out)
+    assert_refused(out, said)
 
 
 COMPRESSED = {"float-quantized": torch.float8_e4m3fn, "int-quantized": torch.int8}
@@ -68,16 +76,15 @@ def test_other_formats_of_compressed_tensors_are_refused_by_name(
         return found
 
     out = rewritten(dense_out, tmp_path / "out", change, quantization_config=said | {"format": form})
-    with pytest.raises(UnsupportedError, match=form):
-        checked(out)
+    assert_refused(out, form)
 
 
 def test_quantized_activations_with_their_scales_are_not_judged(dense_out: Path, tmp_path: Path) -> None:
     said = section(dense_out)
     said["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "int", "dynamic": False}
     scales = beside("input_scale", torch.tensor(0.05))
-    with pytest.raises(UnsupportedError, match="activations are quantized, too"):
-        checked(rewritten(dense_out, tmp_path / "out", scales, quantization_config=said))
+    out = rewritten(dense_out, tmp_path / "out", scales, quantization_config=said)
+    assert_refused(out, "activations are quantized, too")
 
 
 INT8 = {"num_bits": 8, "type": "int", "strategy": "tensor", "symmetric": True, "dynamic": False}

@@ -20,6 +20,7 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.checkpoint.shards import INDEX
 from g4convert.checkpoint.uses import inventory_for
+from g4convert.engines.judged import refuse_other_formats
 from g4convert.engines.stored import StoredCheckpoint
 from g4convert.errors import InputError, UnsupportedError
 from g4convert.gemma4 import Architecture, Inventory
@@ -53,7 +54,7 @@ def open_output(output: Path) -> Checkpoint | tuple[Finding, ...]:
 
     Raises:
         InputError: no such directory, or a file.
-        UnsupportedError: weights in another file format.
+        UnsupportedError: weights in another file format, or stored otherwise than pack-quantized.
     """
     if output.is_file():
         hint = "the first argument is the directory of the output; a stored reference follows --reference"
@@ -61,11 +62,13 @@ def open_output(output: Path) -> Checkpoint | tuple[Finding, ...]:
     if not output.is_dir():
         raise InputError(f"{output}: no such directory", hint="pass the directory that `g4convert quantize` made")
     try:
-        return Checkpoint.open(output)
+        out = Checkpoint.open(output)
     except UnsupportedError:
         raise
     except InputError as error:
         return tuple(broken_files(error))
+    refuse_other_formats(out)
+    return out
 
 
 def check_static(
