@@ -8,7 +8,7 @@ The floor can widen the limits of a threshold: with `times_floor` f a limit is a
 no metric can PASS: it is INCONCLUSIVE, or FAIL if it fails even with the floor subtracted.
 
 The mean KL is judged by the upper end of its interval, if that was measured. A metric is nan if there was nothing to
-measure it on; NaNs among the candidate's logits are counted apart and fail.
+measure it on, and a profile of which no metric was measured is INCONCLUSIVE, also if all are optional; NaNs among the candidate's logits are counted apart and fail.
 
 Pure: numbers by name in, findings out.
 """
@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from g4convert.bounded import MOST_YAML, read_text
 from g4convert.errors import UsageError
@@ -51,9 +60,27 @@ MetricName = Literal[
     "ppl_ratio",
     "router_jaccard_min",
 ]
-_Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Direction = Literal["lower", "higher", "one"]
+
+
+def _no_flag(value: object) -> object:
+    """Refuse true and false, which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")  # noqa: TRY004 -- pydantic reports a ValueError
+    return value
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_flag)]
+_Limit = Annotated[_Number, Field(ge=0)]
 _KL: Final = "kl_mean"
 _UPPER_END: Final = "kl_high"
+
+
+def _better(name: MetricName, compares: Literal["loss", "parity"]) -> tuple[Direction, ...]:
+    """Return the directions that a profile may give a metric."""
+    if name == "ppl_ratio":  # a quantized model may be less perplexed; the same weights may not
+        return ("lower", "one") if compares == "loss" else ("one",)
+    return ("higher",) if name in {"top1_agreement", "top1_confident", "router_jaccard_min"} else ("lower",)
 
 
 class Threshold(BaseModel):
@@ -61,19 +88,21 @@ class Threshold(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    direction: Literal["lower", "higher", "one"] = Field(
+    direction: Direction = Field(
         description="What is better: lower, higher, or nearer to one (limits are then distances from it)."
     )
     passes: _Limit = Field(alias="pass", description="Passes up to here.")
     fail: _Limit = Field(description="Fails beyond; what lies between warns.")
-    times_floor: float | None = Field(None, ge=1, description="Limits are at least this many times the floor.")
-    below_floor: float | None = Field(None, ge=0, lt=1, description="Limits are at most this much below the floor.")
-    optional: bool = Field(default=False, description="Not every model or probe set has it.")
+    times_floor: _Number | None = Field(None, ge=1, description="Limits are at least this many times the floor.")
+    below_floor: _Number | None = Field(None, ge=0, lt=1, description="Limits are at most this much below the floor.")
+    optional: StrictBool = Field(default=False, description="Not every model or probe set has it.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if (self.fail < self.passes) if self.direction != "higher" else (self.fail > self.passes):
             raise ValueError(f"fail {self.fail} lies on the good side of pass {self.passes}")
+        if self.direction == "one" and self.fail >= 1:
+            raise ValueError(f"fail {self.fail} is a distance from one, so it must be below 1")
         if self.direction == "higher" and self.times_floor is not None:
             raise ValueError("times_floor is for what is better lower: take below_floor")
         if self.direction != "higher" and self.below_floor is not None:
@@ -95,11 +124,19 @@ class Profile(BaseModel):
     compares: Literal["loss", "parity"] = Field(
         description="loss: the original with the dequantized weights; parity: those with the path that runs."
     )
-    metrics_version: int = Field(
+    metrics_version: StrictInt = Field(
         ge=METRICS_VERSION, le=METRICS_VERSION, description="Version of the metrics that the thresholds were set for."
     )
     max_floor: _Limit = Field(description="Mean KL of the noise floor above which nothing can be told.")
     thresholds: dict[MetricName, Threshold] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _right_way_round(self) -> Self:
+        for name, threshold in self.thresholds.items():
+            better = _better(name, self.compares)
+            if threshold.direction not in better:
+                raise ValueError(f"{name}: direction {threshold.direction}, but it is better {' or '.join(better)}")
+        return self
 
 
 def shipped() -> dict[str, Profile]:
@@ -157,10 +194,11 @@ def judge(
     yield _finite(metrics, code, subject)
     state = _floor(profile, floor, code, subject)
     yield state
+    nothing = all(math.isnan(_value(metrics, name)) for name in profile.thresholds)
     for name, threshold in profile.thresholds.items():
         value, noise = _value(metrics, name), _value(floor or {}, name)
         if math.isnan(value):
-            severity = Severity.INFO if threshold.optional else Severity.INCONCLUSIVE
+            severity = Severity.INFO if threshold.optional and not nothing else Severity.INCONCLUSIVE
             found = "not measured"
         else:
             severity = _severity(value, threshold, noise)

@@ -151,6 +151,7 @@ def test_logits_that_are_no_numbers() -> None:
 
 
 HEAD = "description: mine\ncompares: loss\nmetrics_version: 1\nmax_floor: 0.02\n"
+PARITY = HEAD.replace("loss", "parity")
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -178,12 +179,43 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
         (f"{HEAD}thresholds: {{}}", "thresholds"),
         (HEAD.replace("1", "2") + "thresholds: {kl_p99: {direction: lower, pass: 1, fail: 2}}", "metrics_version"),
         ("[]", "mine.yaml"),
+        (f"{HEAD}thresholds: {{kl_mean: {{direction: higher, pass: 0.1, fail: 0.05}}}}", "kl_mean: direction higher"),
+        (f"{HEAD}thresholds: {{kl_p99: {{direction: one, pass: 0.1, fail: 0.2}}}}", "kl_p99: direction one"),
+        (f"{HEAD}thresholds: {{rms_dp: {{direction: higher, pass: 1, fail: 0}}}}", "rms_dp: direction higher"),
+        (f"{HEAD}thresholds: {{top1_agreement: {{direction: lower, pass: 1, fail: 1}}}}", "is better higher"),
+        (f"{HEAD}thresholds: {{ppl_ratio: {{direction: higher, pass: 1, fail: 1}}}}", "is better lower or one"),
+        (f"{PARITY}thresholds: {{ppl_ratio: {{direction: lower, pass: 1, fail: 1}}}}", "is better one"),
+        (f"{HEAD}thresholds: {{ppl_ratio: {{direction: one, pass: 0.5, fail: 1.03}}}}", "distance"),
+        (f"{HEAD}thresholds: {{kl_mean: {{direction: lower, pass: true, fail: 2}}}}", "kl_mean.pass"),
+        (f"{HEAD}thresholds: {{kl_mean: {{direction: lower, pass: 0, fail: true}}}}", "kl_mean.fail"),
+        (f"{HEAD}thresholds: {{kl_mean: {{direction: lower, pass: 0, fail: 1, times_floor: yes}}}}", "times_floor"),
+        (
+            f"{HEAD}thresholds: {{top1_agreement: {{direction: higher, pass: 0, fail: 0, below_floor: no}}}}",
+            "below_floor",
+        ),
+        (f"{HEAD}thresholds: {{kl_mean: {{direction: lower, pass: 0, fail: 1, optional: 1}}}}", "kl_mean.optional"),
+        (HEAD.replace("0.02", "true") + "thresholds: {kl_p99: {direction: lower, pass: 1, fail: 2}}", "max_floor"),
+        (HEAD.replace("1", "true") + "thresholds: {kl_p99: {direction: lower, pass: 1, fail: 2}}", "metrics_version"),
     ],
 )
 def test_values_that_cannot_be_are_named(tmp_path: Path, text: str, offender: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(write(tmp_path, text))
     assert any(offender in line for line in caught.value.offenders), caught.value
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    profile = load(write(tmp_path, f"{HEAD}thresholds: {{kl_mean: {{direction: lower, pass: 1e-3, fail: 1}}}}"))
+    assert (profile.thresholds["kl_mean"].passes, profile.thresholds["kl_mean"].fail) == (0.001, 1)
+
+
+def test_a_profile_of_which_nothing_was_measured_tells_nothing(tmp_path: Path) -> None:
+    experts = "router_jaccard_min: {direction: higher, pass: 0.85, fail: 0.70, optional: true}"
+    dense = {**GOOD, "router_jaccard_min": math.nan}
+    alone = load(write(tmp_path, f"{HEAD}thresholds: {{{experts}}}"))
+    assert [one.severity for one in judge(dense, alone, LOW_FLOOR)] == [PASS, PASS, UNCLEAR]
+    both = load(write(tmp_path, f"{HEAD}thresholds: {{kl_mean: {{direction: lower, pass: 1, fail: 2}}, {experts}}}"))
+    assert [one.severity for one in judge(dense, both, LOW_FLOOR)] == [PASS, PASS, PASS, INFO]
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
