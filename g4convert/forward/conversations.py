@@ -10,7 +10,7 @@ gets ids made from the words' hash: they still reach every part, but mean nothin
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Conversation:
     answer: str = ""
     raw: bool = False
     """Plain text for a base model: all of it counts."""
+    place: str = field(default="", compare=False)
+    """Line of the user's file, for errors."""
 
 
 def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
@@ -52,14 +54,16 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
         chat: whether the model is instruction-tuned.
 
     Raises:
-        InputError: not such lines; all are named.
+        InputError: not such lines, or two of the same name; all are named.
         UsageError: plain text for an instruction-tuned model, or a conversation for a base model.
     """
-    form, misfits = _CHAT_LINE if chat else _PLAIN_LINE, []
+    form, misfits, places = _CHAT_LINE if chat else _PLAIN_LINE, list[str](), dict[str, str]()
 
     def prompt(number: int, entry: Mapping[str, Any]) -> Conversation:
-        found = _prompt(f"{path.stem}:{number}", entry)
-        misfits.extend([f"line {number}"] * (found.raw is chat))
+        found = _prompt(f"{path.stem}:{number}", f"line {number}", entry)
+        if (first := places.setdefault(found.name, found.place)) != found.place:
+            raise ValueError(f"the name {found.name!r} again, of {first}: results are told by name")
+        misfits.extend([found.place] * (found.raw is chat))
         return found
 
     found, bad = parse_lines(json_lines(read_texts(path, form)), prompt)
@@ -82,7 +86,7 @@ def read_prompts(path: Path, *, chat: bool) -> tuple[Conversation, ...]:
     return tuple(found)
 
 
-def _prompt(name: str, entry: Mapping[str, Any]) -> Conversation:
+def _prompt(name: str, place: str, entry: Mapping[str, Any]) -> Conversation:
     """One line; ValueError says what is wrong with it."""
     if not isinstance(entry, dict):
         raise TypeError("not a JSON object")
@@ -90,16 +94,27 @@ def _prompt(name: str, entry: Mapping[str, Any]) -> Conversation:
         raise ValueError(f"unknown key {unknown[0]!r}")
     if ("messages" in entry) == ("prompt" in entry):
         raise ValueError("needs either messages or prompt")
-    name, bucket = str(entry.get("name", name)), str(entry.get("bucket", "prompts"))
+    given = {key: str(value) for key in ("name", "bucket") if (value := entry.get(key)) is not None}
+    name, bucket = given.get("name", name), given.get("bucket", "prompts")
     if "prompt" in entry:
-        return Conversation(name, bucket, ({"role": "user", "content": checked_text(entry["prompt"])},), raw=True)
-    messages = [{"role": message["role"], "content": checked_text(message["content"])} for message in entry["messages"]]
-    if wrong := [message["role"] for message in messages if message["role"] not in ROLES]:
-        raise ValueError(f"role {wrong[0]!r} is not one of {', '.join(ROLES)}")
+        asked = {"role": "user", "content": checked_text(entry["prompt"])}
+        return Conversation(name, bucket, (asked,), raw=True, place=place)
+    if not isinstance(entry["messages"], list):
+        raise TypeError("messages is not a list of messages")
+    messages = [_message(one) for one in entry["messages"]]
     answer = messages.pop()["content"] if messages and messages[-1]["role"] in ("assistant", "model") else ""
     if not messages:
         raise ValueError("no message to answer")
-    return Conversation(name, bucket, tuple(messages), answer)
+    return Conversation(name, bucket, tuple(messages), answer, place=place)
+
+
+def _message(entry: object) -> dict[str, str]:
+    """One message; ValueError says what is wrong with it."""
+    if not isinstance(entry, dict) or not {"role", "content"} <= entry.keys():
+        raise ValueError("a message needs role and content")
+    if entry["role"] not in ROLES:
+        raise ValueError(f"role {entry['role']!r} is not one of {', '.join(ROLES)}")
+    return {"role": str(entry["role"]), "content": checked_text(entry["content"])}
 
 
 def frame_of(directory: Path, config: Config) -> "Frame":

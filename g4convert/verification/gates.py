@@ -8,7 +8,8 @@ The floor can widen the limits of a threshold: with `times_floor` f a limit is a
 no metric can PASS: it is INCONCLUSIVE, or FAIL if it fails even with the floor subtracted.
 
 The mean KL is judged by the upper end of its interval, if that was measured. A metric is nan if there was nothing to
-measure it on, and a profile of which no metric was measured is INCONCLUSIVE, also if all are optional; NaNs among the candidate's logits are counted apart and fail.
+measure it on. A profile of which no metric was measured is INCONCLUSIVE, also if all of them are optional. NaNs among
+the candidate's logits are counted apart and fail.
 
 Pure: numbers by name in, findings out.
 """

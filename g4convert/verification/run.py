@@ -189,7 +189,7 @@ def _check_directories(asked: Request, directories: _Directories) -> None:
 
         look_for_engine(asked)
     if asked.prompts is not None and (directories.source or directories.out) is not None:
-        from g4convert.verification.logits.level import conversations  # noqa: PLC0415 -- brings torch and transformers
+        from g4convert.verification.probes.own import conversations  # noqa: PLC0415 -- brings torch and transformers
 
         conversations(asked.prompts, asked.source or asked.output)
 

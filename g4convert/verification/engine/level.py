@@ -48,11 +48,12 @@ from g4convert.verification.engine.scores import Parity, Sums
 from g4convert.verification.engine.sglang import sglang
 from g4convert.verification.engine.vllm import look_for_vllm, vllm
 from g4convert.verification.logits.kept import Kept
-from g4convert.verification.logits.level import conversations, model_of
+from g4convert.verification.logits.level import model_of
 from g4convert.verification.logits.noise import EPSILON, noisy
 from g4convert.verification.logits.parts import decoder_layers
 from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import like
+from g4convert.verification.probes.own import conversations
 from g4convert.verification.probes.suite import digest, make_probes
 
 _SEED: Final = 1

@@ -17,10 +17,9 @@ from g4convert.conversion.identity import hash_of_request
 from g4convert.devices import memory_faults, threads_for, torch_device
 from g4convert.errors import InputError
 from g4convert.forward.candidate import ModelCandidate
-from g4convert.forward.conversations import Conversation, frame_of, read_prompts
 from g4convert.forward.load import DTypeName, Memory, load
 from g4convert.forward.misfits import Unfit
-from g4convert.forward.models import Model, read_config
+from g4convert.forward.models import Model
 from g4convert.forward.probe import Probe
 from g4convert.forward.streaming import stream_of
 from g4convert.gemma4 import Architecture, is_drafter
@@ -37,6 +36,7 @@ from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.answers import is_asked, with_answers
 from g4convert.verification.probes.media import MEDIA
+from g4convert.verification.probes.own import conversations
 from g4convert.verification.probes.suite import make_probes
 
 _ANSWER_TOKENS: Final = 32
@@ -162,16 +162,6 @@ def _request(checkpoint: Checkpoint, asked: Request) -> str:
     prompts = "" if asked.prompts is None else sha256(asked.prompts.read_bytes()).hexdigest()
     model = {"digest": checkpoint.digest(), **Identity.of(checkpoint).to_dict()}
     return hash_of_request({"model": model, "prompts": prompts, "dtype": asked.settings.dtype})
-
-
-def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
-    """Read the user's own prompts for a checkpoint.
-
-    Raises:
-        InputError: the file is no file of prompts, or the tokenizer has another vocabulary than the model.
-        UsageError: plain text for a chat model, or conversations for a base model.
-    """
-    return read_prompts(prompts, chat=frame_of(directory, read_config(directory)).chat)
 
 
 def model_of(  # noqa: PLR0913 -- what is loaded, and four ways to

@@ -52,7 +52,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
         model: a Gemma 4 model, or its config if the model is no MTP assistant.
         directory: directory of the tokenizer and chat template: the checkpoint, or its source.
         kinds: buckets to make, of `KINDS`; all by default.
-        conversations: the user's conversations, from `read_prompts`, in place of the bundled text.
+        conversations: the user's conversations, from `own.conversations`, in place of the bundled text.
         tokens: approximate number of tokens of bundled text in all; each bucket keeps at least one conversation.
         seed: seed of pictures and sounds.
 
@@ -75,7 +75,7 @@ def make_probes(  # noqa: PLR0913 -- a model, its files, and what may vary
         chosen = list(conversations)
     found = [_text_probe(entry, frame) for entry in chosen]
     if "batch" in wanted and conversations is None:
-        rows = [_ids(entry, frame) for entry in bundled() if entry.name in _BATCH]
+        rows = [ids_of(entry, frame) for entry in bundled() if entry.name in _BATCH]
         found.append(left_padded("batch", "batch", rows, config))
     media = [prompt for prompt in media_prompts(config, seed) if prompt.media.kind in wanted]
     found += [_media_probe(prompt, frame, config) for prompt in media]
@@ -104,7 +104,7 @@ def left_padded(name: str, bucket: str, rows: Sequence[tuple[Sequence[int], Sequ
     return Probe.of(name, bucket, arguments, answers)
 
 
-def _ids(entry: Conversation, frame: Frame) -> tuple[list[int], list[int]]:
+def ids_of(entry: Conversation, frame: Frame) -> tuple[list[int], list[int]]:
     """Return the ids of question and answer; in plain text, all tokens but the first are the answer."""
     question = frame.question(entry.messages)
     answer = [*frame.encode(entry.answer), *frame.closing()] if entry.answer else []
@@ -114,7 +114,7 @@ def _ids(entry: Conversation, frame: Frame) -> tuple[list[int], list[int]]:
 
 
 def _text_probe(entry: Conversation, frame: Frame) -> Probe:
-    question, answer = _ids(entry, frame)
+    question, answer = ids_of(entry, frame)
     ids = torch.tensor([question + answer])
     return Probe.of(entry.name, entry.bucket, {"input_ids": ids}, torch.arange(ids.shape[1])[None] >= len(question))
 
@@ -136,7 +136,7 @@ def _within(conversations: Sequence[Conversation], frame: Frame, tokens: int | N
     chosen: list[Conversation] = []
     for number, row in enumerate(zip_longest(*buckets)):
         for entry in filter(None, row):
-            length = sum(map(len, _ids(entry, frame)))
+            length = sum(map(len, ids_of(entry, frame)))
             if number == 0 or length <= tokens:
                 chosen.append(entry)
                 tokens -= length

@@ -219,11 +219,13 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     user = '{"messages": [{"role": "user", "content": %s}]}'
     lines = ["[1]", "nonsense", '{"messages": []}', '{"text": "a"}', '{"prompt": "a", "messages": []}']
     lines += ['{"messages": [{"role": "user"}]}', '{"messages": [{"role": "boss", "content": "Hi"}]}']
+    lines += ['{"messages": null}', '{"messages": "Hi"}', '{"messages": ["Hi"]}', '{"messages": {"role": "user"}}']
     lines += [user % '[{"type": "image"}]', user.replace("user", "assistant") % '"Hi"', user % '"fine"']
     path.write_text("\n".join(lines))
     with pytest.raises(InputError) as caught:
         read_prompts(path, chat=True)
-    assert [int(line.split(":")[0].removeprefix("line ")) for line in caught.value.offenders] == list(range(1, 10))
+    assert not any("NoneType" in line or "indices" in line for line in caught.value.offenders)
+    assert [int(line.split(":")[0].removeprefix("line ")) for line in caught.value.offenders] == list(range(1, 14))
     path.write_text("\n")
     with pytest.raises(InputError, match="holds no prompt"):
         read_prompts(path, chat=True)
