@@ -181,7 +181,7 @@ class Frame:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, nothing added."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the ids up to where the model speaks; an image, sound or video is one id, its placeholder."""

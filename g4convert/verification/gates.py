@@ -169,7 +169,10 @@ def load(name: str) -> Profile:
     except ValidationError as error:
         raise UsageError(
             f"profile {name}: values that cannot be",
-            offenders=[f"{'.'.join(map(str, one['loc'])) or name}: {one['msg'].lower()}" for one in error.errors()],
+            offenders=[
+                f"{'.'.join(map(str, one['loc'])) or name}: {one['msg'].lower().removeprefix('value error, ')}"
+                for one in error.errors()
+            ],
             hint="compare with a shipped one: recipes/profiles/w4a16.yaml",
         ) from error
 

@@ -28,7 +28,8 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
     frame = frame_of(directory, config)
     found = read_prompts(prompts, chat=frame.chat)
     most = config.get_text_config().max_position_embeddings
-    lengths = [(one.place, *map(len, ids_of(one, frame))) for one in found]
+    ids = [(one.place, *ids_of(one, frame)) for one in found]
+    lengths = [(place, len(question), len(answer)) for place, question, answer in ids]
     if long := [f"{place}: {asked + said:,} tokens" for place, asked, said in lengths if asked + max(said, 1) > most]:
         what = f"{prompts}: longer than the model's context of {most:,} tokens"
         raise UsageError(what, hint="shorten these lines", offenders=long)

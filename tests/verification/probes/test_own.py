@@ -1,6 +1,7 @@
 """The user's own prompts: what does not suit a model is refused, by its line, before the model is loaded."""
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_names_of_the_pictures_are_taken(moe: Path, tmp_path: Path) -> None:
 def test_a_drafter_reads_no_prompts(checkpoints: Checkpoints, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it reads no prompts"):
         conversations(written(tmp_path, asked("Boats?")), checkpoints("assistant"))
+
+
+def test_a_long_prompt_is_told_by_us_alone(
+    checkpoints: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model = shortened(checkpoints("text"), tmp_path / "model", 64)
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 64}))
+    with caplog.at_level("WARNING", "transformers"), pytest.raises(UsageError, match="context of 64"):
+        conversations(written(tmp_path, asked("boats " * 80)), model)
+    assert caplog.messages == []
 
 
 def test_a_prompt_fits_the_context(checkpoints: Checkpoints, tmp_path: Path) -> None:
