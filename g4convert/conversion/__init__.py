@@ -2,6 +2,7 @@
 
 job               Takes every decision of a conversion before it runs
 run               Starts or continues an output, streams every unit and finishes it
+apart             Checks that a run writes and deletes nothing that it reads
 side_files        Names and writes the files beside the shards, and makes g4convert.json
 drops             Checks the values of tensors that the output leaves out
 method            Chooses the method for `method: auto` from a sample of groups

@@ -15,6 +15,7 @@ from typing import Any
 from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.apart import check_inputs, is_same
 from g4convert.conversion.calibration import Calibration
 from g4convert.conversion.finished import is_finished
 from g4convert.conversion.side_files import check_side_files, made_of
@@ -61,6 +62,32 @@ class Job:
         """Path of the output's own calibration file, beside the output."""
         named = self.output if self.output.name not in {"", ".."} else Staging.of(self.output).target
         return named.parent / f"{named.name}.calibration.safetensors"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that are read beside the source: the calibration file that the user named, and those of the recipe."""
+        named = map(Path, {self.recipe.name, *self.recipe.origins.values()})
+        given = () if self.calibration is None else (self.calibration,)
+        return (*given, *sorted(one for one in named if one.is_file()))
+
+    def check_place(self, staging: Staging, checkpoint: Checkpoint, made: Mapping[str, Any] | None = None) -> None:
+        """Check that the output may be written, and that nothing that is read lies where the run writes or deletes.
+
+        Args:
+            staging: directories of the output.
+            checkpoint: the source.
+            made: see `Staging.check`.
+
+        Raises:
+            UsageError: see `Staging.check` and `check_inputs`.
+        """
+        own = self.own_calibration
+        beside = [own.with_name(f"{own.name}{end}") for end in (".partial", ".lock")]
+        calibration = [own, *beside] if self.recipe.recipe.is_calibrated else []
+        given = self.calibration
+        places = [*staging.places, *(one for one in calibration if given is None or not is_same(one, given))]
+        check_inputs(self.output, places, checkpoint, self.files)
+        staging.check(overwrite=self.overwrite, made=made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +142,7 @@ def prepare(job: Job) -> Conversion:
     ids = calibration.hash if calibration else ""
     done = not job.overwrite and is_finished(staging, made, checkpoint, config, ids)
     if not done:
-        staging.check(job.source.path, overwrite=job.overwrite, made=made)
+        job.check_place(staging, checkpoint, made)
     return Conversion(job, staging, checkpoint, plan, outlook, layout, config, units, calibration, done)
 
 

@@ -64,28 +64,28 @@ class Staging:
         """Directory in which an overwritten output waits until the new one has its name."""
         return self.target.with_name(f"{self.target.name}.replaced")
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """All that a run makes, renames or deletes, the output first."""
+        named = bool(self.target.name)  # "/" has no name, so nothing has one beside it
+        return (self.target, self.partial, self.replaced, self.lock) if named else (self.target,)
+
     def journal(self, rank: int = 0) -> Path:
         """Return the path of a rank's journal."""
         return self.partial / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
 
-    def check(self, source: Path, *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
+    def check(self, *, overwrite: bool, made: Mapping[str, Any] | None = None) -> None:
         """Check that the output is new, empty, or a checkpoint that may be replaced.
 
         Args:
-            source: the source's directory.
             overwrite: True if an existing checkpoint may be replaced.
             made: version and entries of g4convert.json, to tell from those of the checkpoint that is there.
 
         Raises:
-            UsageError: the output is none of these, lies below a file, lies in the source or holds it, is a mount
-                point, or is the current directory.
+            UsageError: the output is none of these, lies below a file, is a mount point, or is the current directory.
         """
-        target, source, another = self.target, source.resolve(), "give -o another directory"
+        target, another = self.target, "give -o another directory"
         check_above(target)
-        if _is_same(source, target):
-            raise UsageError(f"{self.output}: is the source", hint=another)
-        if _holds(source, target) or _holds(target, source):
-            raise UsageError(f"{self.output}: lies in the source, or the source in it", hint=another)
         if mounts := [str(path) for path in (target, self.partial, self.replaced) if holds_mount(path)]:
             raise UsageError(
                 f"{mounts[0]}: is a mount point or has one in it, and cannot be renamed",
@@ -253,18 +253,6 @@ def _rename(directory: Path, name: Path, remedy: str) -> None:
         directory.rename(name)
     except OSError as error:
         raise EnvironmentFault(f"{directory}: cannot be renamed to {name}: {error.strerror}", hint=remedy) from error
-
-
-def _holds(above: Path, path: Path) -> bool:
-    """Return whether `above` is `path` or a directory above it, also by another name (a bind mount)."""
-    return any(_is_same(above, one) for one in (path, *path.parents))
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return one == other
 
 
 def _strays(directory: Path, names: Collection[str]) -> Iterator[str]:

@@ -234,22 +234,6 @@ def test_overwrite_does_not_take_a_directory_that_is_no_checkpoint(moe: Path, tm
         prepare(job(moe, tmp_path / "out", overwrite=True))
 
 
-def test_the_output_may_not_lie_in_the_source(moe: Path) -> None:
-    with pytest.raises(UsageError, match="lies in the source"):
-        prepare(job(moe, moe / "out"))
-    with pytest.raises(UsageError, match="is the source"):
-        prepare(job(moe, moe))
-
-
-def test_the_output_may_not_lie_in_the_source_by_another_name(
-    moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A bind mount, which has the same inode: the output came to lie in the model."""
-    monkeypatch.setattr(Path, "samefile", lambda one, other: one.name == other.name)
-    with pytest.raises(UsageError, match="lies in the source"):
-        prepare(job(moe, tmp_path / moe.name / "out"))
-
-
 @pytest.mark.parametrize("name", ["out", "out.partial"])
 def test_a_mount_point_cannot_be_the_output(
     name: str, moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
