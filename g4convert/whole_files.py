@@ -32,14 +32,19 @@ def check_writable(path: Path) -> None:
         raise refusal(error, path, hint="name another place") from error
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
+def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False) -> None:
     """Write a file whole or not at all; text as UTF-8. A pipe, a device or a mounted file is written in place.
+
+    Args:
+        path: the file.
+        data: its content.
+        replace_link: replace a link itself, not what it points to.
 
     Raises:
         OSError: it cannot be written; names `path`.
     """
     content = data.encode() if isinstance(data, str) else data
-    place = _place(path)
+    place = path if replace_link else _place(path)
     try:
         if place is None:
             path.write_bytes(content)

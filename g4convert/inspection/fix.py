@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -246,25 +247,40 @@ def _refuse(directory: Path, findings: Iterable[Finding], why: str) -> None:
 def _write(directory: Path, config: Mapping[str, Any]) -> Path:
     """Copy the old config.json to a free name, then replace it; return the copy's path. A failure leaves no copy.
 
-    A config.json that is a link is replaced itself, as what it points to belongs to others, too.
+    A config.json that is a link is replaced itself, as what it points to belongs to others, too. A copy is removed only
+    while config.json still is what was copied: a signal may arrive when it has just been replaced.
     """
-    path, new, old = directory / CONFIG, directory / f"{CONFIG}.new", _free_name(directory)
+    path = directory / CONFIG
+    before = path.read_bytes()
+    old = _copied(directory, before)
     try:
-        write_whole(old, path.read_bytes())
-        write_whole(new, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        new.replace(path)
-    except OSError:
-        old.unlink(missing_ok=True)
-        new.unlink(missing_ok=True)
+        write_whole(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n", replace_link=True)
+    except BaseException:
+        if path.read_bytes() == before:
+            old.unlink()
         raise
     sync_directory(directory)
     return old
 
 
-def _free_name(directory: Path) -> Path:
-    """Return `config.json.orig`, or `config.json.orig.N` with the first N that is free."""
-    name, number = directory / f"{CONFIG}.orig", 1
-    while os.path.lexists(name):
-        number += 1
-        name = directory / f"{CONFIG}.orig.{number}"
-    return name
+def _copied(directory: Path, data: bytes) -> Path:
+    """Write `config.json.orig`, or `config.json.orig.N` with the first N that is free; return its path.
+
+    The name is taken as the file is made: of two runs at once each has its own.
+    """
+    for number in count(1):
+        name = directory / (f"{CONFIG}.orig.{number}" if number > 1 else f"{CONFIG}.orig")
+        try:
+            file = name.open("xb")
+        except FileExistsError:
+            continue
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            name.unlink()
+            raise
+        return name
+    raise AssertionError  # numbers do not end

@@ -26,6 +26,7 @@ from helpers.configs import (
 
 from g4convert.engines.verdicts import Loads
 from g4convert.errors import GateError
+from g4convert.inspection import fix as fixing
 from g4convert.inspection.fix import fix
 from g4convert.report import Severity
 
@@ -70,6 +71,58 @@ def test_a_write_that_fails_leaves_the_config(copied: Callable[..., Path], monke
     with pytest.raises(OSError, match="No space"):
         fix(directory)
     assert (directory / "config.json").read_bytes() == before
+
+
+def test_a_file_of_somebody_beside_the_config_is_kept(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """`config.json.new` was overwritten, and through a link a file outside the checkpoint."""
+    directory = copied("31B", without("lm_head"))
+    outside = tmp_path / "thesis.tex"
+    outside.write_text("years")
+    (directory / "config.json.new").symlink_to(outside)
+    (directory / "config.json.orig").symlink_to(tmp_path / "nowhere")
+    assert fixed(directory).kept == directory / "config.json.orig.2"
+    assert outside.read_text() == "years"
+    assert (directory / "config.json.new").is_symlink()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_two_at_once_keep_the_original(copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both took the same free name, and the second copied what the first had written."""
+    directory = copied("31B", without("lm_head"))
+    before, write = (directory / "config.json").read_bytes(), fixing.write_whole
+
+    def second(*arguments: object, **options: object) -> None:
+        monkeypatch.setattr(fixing, "write_whole", write)
+        fix(directory)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(fixing, "write_whole", second)
+    fix(directory)
+    copies = [path.read_bytes() for path in directory.glob("config.json.*")]
+    assert copies == [before, before]
+    assert exit_code(judged(directory, "vllm")) == 0
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_ctrl_c_leaves_the_config_or_the_original(
+    *, replaced: bool, copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the rename the config is what it was, and nothing lies beside it; after it the original is there."""
+    directory = copied("31B", without("lm_head"))
+    before, replace = (directory / "config.json").read_bytes(), Path.replace
+
+    def stopped(path: Path, to: Path) -> None:
+        if replaced:
+            replace(path, to)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fix(directory)
+    kept = [path.read_bytes() for path in directory.glob("config.json.*")]
+    assert kept == ([before] if replaced else [])
+    assert ((directory / "config.json").read_bytes() == before) is not replaced
+    assert not [*directory.glob(".g4convert-*")]
 
 
 def test_a_config_that_is_a_link_leaves_what_it_points_to(copied: Callable[..., Path], tmp_path: Path) -> None:
