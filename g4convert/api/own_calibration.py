@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from g4convert.api.led import led
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.apart import is_same
+from g4convert.conversion.calibration import Calibration
 from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Conversion, prepare
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.method import choose
 from g4convert.conversion.ranks import ALONE, Ranks
+from g4convert.errors import UsageError
 from g4convert.places import make_directory
 from g4convert.planning.plan import Plan
 from g4convert.progress import Quiet
@@ -39,6 +43,8 @@ def _made(conversion: Conversion, progress: Quiet, ranks: Ranks) -> bool:
     if given.is_there:
         job, own = conversion.job, conversion.job.own_calibration
         source, device, workers = conversion.checkpoint, job.device, job.workers
+        if not job.overwrite:
+            _check_kept(own, given, source)
         count(given.path, own, plan, source, device=device, workers=workers, progress=progress, ranks=ranks)
     else:
         _from_bundled(conversion, given.path, progress, ranks)
@@ -113,6 +119,21 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
         found = record(checkpoint.path, tokens, scratch, workers=workers, device=place, progress=progress, ranks=ranks)
         lock.check()
         replace(file, model=found.model, statistics=found).save(own)
+
+
+def _check_kept(own: Path, given: Calibration, checkpoint: Checkpoint) -> None:
+    """Check that the output's own file may get the statistics of a model over a file of token ids.
+
+    Raises:
+        UsageError: the file is there, of other ids or another model.
+        InputError: it is there, and no calibration file.
+    """
+    if not own.exists() or is_same(own, given.path):
+        return
+    there = CalibrationFile.load(own)
+    if there.hash != given.hash or (there.model is not None and there.model != Model.of(checkpoint)):
+        hint = f"move it away, or take it: --calibration {quote(str(own))}; --overwrite replaces it"
+        raise UsageError(f"{own}: is there already, of other texts than {given.path}, or another model", hint=hint)
 
 
 def _is_of(there: CalibrationFile, file: CalibrationFile, model: Model) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -159,3 +160,21 @@ def test_the_command_alone_records_what_it_needs_and_verifies(moe: Path, tmp_pat
     assert read_statistics(own).tokens == Tokens(IDS).hash
     with safe_open(own, "np") as file:
         assert np.array_equal(file.get_tensor("ids"), IDS)
+
+
+def test_the_own_file_of_other_texts_is_not_replaced(moe: Path, data: Path, tmp_path: Path) -> None:
+    """It was made from other texts, in minutes or hours, and was gone without a word."""
+    ids, own = tmp_path / "ids.safetensors", tmp_path / "out.calibration.safetensors"
+    Tokens(IDS[:4]).save(ids)
+    shutil.copy(data, own)
+    before = own.read_bytes()
+    with pytest.raises(UsageError, match=r"out\.calibration\.safetensors: is there already, of other texts") as caught:
+        quantize(moe, tmp_path / "out", recipe="w4a16-g32-imatrix", calibration=ids, verify=None)
+    assert own.read_bytes() == before
+    assert "--overwrite" in caught.value.hint
+    other = replace(CalibrationFile.load(data).model, weights="others")
+    CalibrationFile(IDS[:4], model=other).save(own)
+    with pytest.raises(UsageError, match="or another model"):
+        quantize(moe, tmp_path / "out", recipe="w4a16-g32-imatrix", calibration=ids, verify=None)
+    quantize(moe, tmp_path / "out", recipe="w4a16-g32-imatrix", calibration=ids, verify=None, overwrite=True)
+    assert read_statistics(own).tokens == Tokens(IDS[:4]).hash
