@@ -63,7 +63,8 @@ class Talk:
         """Print the number of tokens, the device, the time to the first token, and the speed."""
         if not self._quiet:
             speed = "" if said.tokens_per_second is None else f", then {said.tokens_per_second:.1f} tokens/s"
-            end = "" if said.ended else "; --max-new-tokens ended it"
+            cut = "the context" if said.is_full else "--max-new-tokens"
+            end = "" if said.ended else f"; {cut} ended it"
             tokens = f"{plural(len(said.token_ids), 'token')} on {device}"
             words = f"{tokens}: the first after {said.prefill_seconds:.2f} s{speed}{end}"
             prose(self._messages, f"[dim]{words}[/]")

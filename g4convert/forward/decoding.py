@@ -15,7 +15,7 @@ import torch
 from g4convert.errors import GateError
 from g4convert.forward.conversations import placeholders
 from g4convert.forward.media import call
-from g4convert.forward.models import Config, Model, cache_name
+from g4convert.forward.models import Config, Model, cache_name, context_of
 
 
 def ends(model: Model) -> list[int]:
@@ -87,16 +87,17 @@ def greedy(model: Model, ids: Sequence[int], *, max_new_tokens: int) -> Iterator
     Args:
         model: see `Decoder`.
         ids: tokens of the text so far, at least one.
-        max_new_tokens: most tokens, at least one; an id that ends an answer stops earlier, and is yielded, too.
+        max_new_tokens: most tokens, at least one; an id that ends an answer stops earlier, and is yielded, too; so
+            does the end of the model's context.
 
     Raises:
         GateError: a logit is not finite.
     """
-    decoder = Decoder(model, {"input_ids": torch.tensor([list(ids)])})
-    for left in reversed(range(max_new_tokens)):
+    decoder, most = Decoder(model, {"input_ids": torch.tensor([list(ids)])}), context_of(model.config)
+    for count in range(1, max_new_tokens + 1):
         token = int(decoder.finite()[0].argmax())
         yield token
-        if not left or token in ends(model):
+        if count == max_new_tokens or token in ends(model) or len(ids) + count == most:
             return
         decoder.step(torch.tensor([[token]]))
 
@@ -109,7 +110,8 @@ def draw(
     Args:
         model: see `Decoder`.
         questions: ids of each question, at least one.
-        max_new_tokens: most tokens of an answer; an id that ends it stops earlier, and is returned, too.
+        max_new_tokens: most tokens of an answer; an id that ends it stops earlier, and is returned, too; so does the
+            end of the model's context.
         generator: random generator on the CPU: its seed gives the same answers on the same device in the same batches.
 
     Returns:
@@ -120,6 +122,7 @@ def draw(
     """
     decoder = Decoder(model, padded(questions, model.config))
     barred, last = torch.tensor(placeholders(model.config), dtype=torch.int64), ends(model)
+    most = context_of(model.config)
     answers: list[list[int]] = [[] for _ in questions]
     going = [True] * len(questions)
     for left in reversed(range(max_new_tokens)):
@@ -128,7 +131,7 @@ def draw(
         for row, token in enumerate(ids[:, 0].tolist()):
             if going[row]:
                 answers[row].append(token)
-                going[row] = token not in last
+                going[row] = token not in last and len(questions[row]) + len(answers[row]) != most
         if not left or not any(going):
             break
         decoder.step(ids)

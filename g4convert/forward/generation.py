@@ -21,7 +21,7 @@ from g4convert.errors import UsageError
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.decoding import ends, greedy
 from g4convert.forward.load import DTypeName, Memory, load
-from g4convert.forward.models import Model, dtype_name
+from g4convert.forward.models import Model, context_of, dtype_name
 from g4convert.forward.streaming import stream_of
 from g4convert.forward.tuning import tune
 from g4convert.progress import Quiet, peak_memory
@@ -40,7 +40,8 @@ class Answer:
         prompt_ids: ids of the prompt in its chat frame.
         token_ids: ids of the answer, the ending one included.
         text: text of the answer, without special tokens.
-        ended: whether the model ended the answer; False if `max_new_tokens` cut it.
+        ended: whether the model ended the answer; False if `max_new_tokens` or the end of the context cut it.
+        is_full: whether prompt and answer fill the model's context.
         prefill_seconds: seconds up to the first token.
         decode_seconds: seconds after the first token.
     """
@@ -50,6 +51,7 @@ class Answer:
     token_ids: tuple[int, ...]
     text: str
     ended: bool
+    is_full: bool
     prefill_seconds: float
     decode_seconds: float
 
@@ -124,7 +126,7 @@ class Speaker:
 
         Args:
             prompt: a question; for a base model the beginning of a text.
-            max_new_tokens: most tokens of the answer.
+            max_new_tokens: most tokens of the answer, which the model's context ends at the latest.
             show: called with each new piece of the text.
 
         Raises:
@@ -132,7 +134,7 @@ class Speaker:
             GateError: a logit is not finite.
             EnvironmentFault: not enough memory.
         """
-        ids, most = self._framed(prompt), self.model.config.get_text_config().max_position_embeddings
+        ids, most = self._framed(prompt), context_of(self.model.config)
         if len(ids) >= most:
             raise UsageError(f"a prompt of {len(ids):,} tokens: the model's context has {most:,}", hint="shorten it")
         text = _Growing(self.frame.tokenizer, show)
@@ -142,8 +144,9 @@ class Speaker:
                 first = first if text.ids else perf_counter()
                 text.add(token)
         end = perf_counter()
-        said = tuple(text.ids)
-        return Answer(prompt, tuple(ids), said, text.close(), said[-1] in ends(self.model), first - begin, end - first)
+        said, times = tuple(text.ids), (first - begin, end - first)
+        ended, is_full = said[-1] in ends(self.model), len(ids) + len(said) >= most
+        return Answer(prompt, tuple(ids), said, text.close(), ended, is_full, *times)
 
     def _framed(self, prompt: str) -> Sequence[int]:
         if self.frame.chat:

@@ -66,6 +66,11 @@ def read_config(directory: Path) -> Config:
         return transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
 
 
+def context_of(config: Config) -> int:
+    """The most tokens that a model reads and writes at a time."""
+    return int(config.get_text_config().max_position_embeddings)
+
+
 @contextmanager
 def reading(subject: str, hint: str) -> Iterator[None]:
     """Report whatever transformers and tokenizers raise inside for files that are damaged; they print nothing.

@@ -22,7 +22,7 @@ from helpers.program import Program, g4convert
 from g4convert.checkpoint.uses import speaking
 from g4convert.demo.trained import trained
 from g4convert.errors import EnvironmentFault, GateError, InputError, UsageError
-from g4convert.forward.decoding import greedy
+from g4convert.forward.decoding import draw, greedy
 from g4convert.forward.generation import Speaker
 from g4convert.forward.load import load
 from g4convert.forward.models import quiet_transformers
@@ -30,6 +30,8 @@ from g4convert.forward.triton import tiles
 from g4convert.forward.triton.candidates import CANDIDATES, candidates_for
 from g4convert.forward.triton.packed import check_device
 from g4convert.gemma4.family import Family
+from g4convert.verification.probes.answers import questions, with_answers
+from g4convert.verification.probes.suite import make_probes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,15 +131,48 @@ def test_a_stdin_that_is_no_text(
     assert message in ran.err
 
 
-def test_a_prompt_beyond_the_context(taught: Path, g4convert: Program, tmp_path: Path) -> None:
-    shutil.copytree(taught, tmp_path / "model")
+def of_context(model: Path, context: int, tmp_path: Path) -> Path:
+    """Copy a model and give it another context."""
+    shutil.copytree(model, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
-    config["text_config"]["max_position_embeddings"] = 16
+    config["text_config"]["max_position_embeddings"] = context
     path.write_text(json.dumps(config))
-    ran = g4convert("generate", tmp_path / "model", "-p", "one two three " * 5)
+    return tmp_path / "model"
+
+
+def test_a_prompt_beyond_the_context(taught: Path, g4convert: Program, tmp_path: Path) -> None:
+    ran = g4convert("generate", of_context(taught, 16, tmp_path), "-p", "one two three " * 5)
     assert (ran.status, ran.out) == (2, "\n")
     assert re.search(r"error: a prompt of \d+ tokens: the model's context has 16\nhint: shorten it\n", ran.err)
+
+
+def test_an_answer_ends_with_the_context(taught: Path, g4convert: Program, tmp_path: Path) -> None:
+    whole = json.loads(g4convert("generate", taught, "-p", CODE, "--json").out)["answers"][0]
+    asked, said = whole["prompt_ids"], whole["token_ids"]
+    ran = g4convert("generate", of_context(taught, len(asked) + 3, tmp_path), "-p", CODE)
+    assert ran.status == 0
+    assert re.search(r"^3 tokens on cpu: .*; the context ended it$", ran.err, re.MULTILINE)
+    (cut,) = json.loads(g4convert("generate", tmp_path / "model", "-p", CODE, "--json").out)["answers"]
+    assert (cut["token_ids"], cut["ended"]) == (said[:3], False)
+
+
+def test_no_answer_goes_beyond_the_context(taught: Path) -> None:
+    """Greedy answers for `verify`, in batches and to pictures, and drawn ones for `calibrate`."""
+    model = load(taught)
+    text, asked = model.config.get_text_config(), {"harbour": 3, "image_wide": 3, "batch": 19}
+    probes = [one for one in make_probes(model, taught, tokens=1) if one.name in asked]
+    for probe in probes:
+        lengths = [len(row) for row in questions(probe)]
+        assert lengths.count(max(lengths)) == 1
+        text.max_position_embeddings = max(lengths) + 3
+        (found,) = with_answers(model, [probe], max_new_tokens=8)
+        assert len(found.targets) == 3 + 8 * (len(lengths) - 1) == asked[probe.name]
+    text.max_position_embeddings = 10
+    rows = [[2, *range(40, 44)], [2, *range(40, 47)]]
+    drawn = draw(model, rows, max_new_tokens=20, generator=torch.Generator().manual_seed(0))
+    assert [*map(len, drawn)] == [5, 2]
+    assert len([*greedy(model, rows[0], max_new_tokens=20)]) <= 5
 
 
 @pytest.mark.wide

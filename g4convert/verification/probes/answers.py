@@ -13,7 +13,7 @@ from g4convert.errors import GateError
 from g4convert.forward.conversations import placeholders
 from g4convert.forward.decoding import Decoder, ends
 from g4convert.forward.media import call
-from g4convert.forward.models import Model
+from g4convert.forward.models import Model, context_of
 from g4convert.forward.probe import Probe
 from g4convert.verification.probes.suite import left_padded
 
@@ -31,7 +31,8 @@ def with_answers(
     Args:
         model: the reference, unquantized.
         probes: probes of `make_probes`; probes without a question (drafts, plain text) are returned unchanged.
-        max_new_tokens: most tokens of an answer; an end-of-turn token, which is scored too, ends it earlier.
+        max_new_tokens: most tokens of an answer; an end-of-turn token, which is scored too, or the end of the model's
+            context ends it earlier.
         batch_size: number of text probes that are answered at a time.
 
     Returns:
@@ -44,10 +45,10 @@ def with_answers(
     texts = [probe for probe in probes if probe.arguments.keys() == {"input_ids"} and is_asked(probe)]
     texts.sort(key=lambda probe: probe.response.shape[1])
     for batch in (texts[first : first + batch_size] for first in range(0, len(texts), batch_size)):
-        questions = [question for probe in batch for question in _questions(probe)]
-        prompt = left_padded(batch[0].name, batch[0].bucket, [(row, ()) for row in questions], model.config)
+        rows = [row for probe in batch for row in questions(probe)]
+        prompt = left_padded(batch[0].name, batch[0].bucket, [(row, ()) for row in rows], model.config)
         new, counted = _generate(model, prompt, max_new_tokens)
-        for probe, question, row, ours in zip(batch, questions, new, counted, strict=True):
+        for probe, question, row, ours in zip(batch, rows, new, counted, strict=True):
             ids = torch.tensor([[*question, *row[ours].tolist()]])
             answer = torch.arange(ids.shape[1])[None] >= len(question)
             found[probe.name] = Probe.of(probe.name, probe.bucket, {"input_ids": ids}, answer)
@@ -64,22 +65,24 @@ def is_asked(probe: Probe) -> bool:
 
 def _answered(model: Model, probe: Probe, max_new_tokens: int) -> Probe:
     """Replace the answers of one probe with media, or of one left-padded batch."""
-    questions = _questions(probe)
-    if len(questions) == 1:
-        prompt = _shortened(probe, len(questions[0]))
+    rows = questions(probe)
+    if len(rows) == 1:
+        prompt = _shortened(probe, len(rows[0]))
     else:
-        prompt = left_padded(probe.name, probe.bucket, [(row, ()) for row in questions], model.config)
+        prompt = left_padded(probe.name, probe.bucket, [(row, ()) for row in rows], model.config)
     return _lengthened(prompt, *_generate(model, prompt, max_new_tokens))
 
 
 def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generate greedy tokens int64 [b, new], and a mask bool [b, new]: true up to and with a row's end-of-turn token.
+    """Generate greedy tokens int64 [b, new], and a mask bool [b, new]: true up to the end of a row's answer.
 
-    Placeholders of pictures, sounds and videos are never chosen: a probe with one in its answer could not be run again.
+    An end-of-turn token or the end of the model's context ends it. Placeholders of pictures, sounds and videos are
+    never chosen: a probe with one in its answer could not be run again.
     """
     barred = torch.tensor(placeholders(model.config), dtype=torch.int64)
     last = torch.tensor(ends(model))
     going = torch.ones(len(prompt.response), dtype=torch.bool)
+    lengths, most = prompt.attended.view(prompt.response.shape).sum(dim=1), context_of(model.config)
     decoder = Decoder(model, prompt.arguments)
     new: list[torch.Tensor] = []
     counted: list[torch.Tensor] = []
@@ -90,11 +93,11 @@ def _generate(model: Model, prompt: Probe, max_new_tokens: int) -> tuple[torch.T
             raise GateError(f"{prompt.name}: the reference's logits are not finite, so it gives no answer")
         new.append(decoder.logits.index_fill(-1, barred, -torch.inf).argmax(-1))
         counted.append(going)
-        going = going & ~torch.isin(new[-1], last)
+        going = going & ~torch.isin(new[-1], last) & (lengths + len(new) != most)
     return torch.stack(new, dim=1), torch.stack(counted, dim=1)
 
 
-def _questions(probe: Probe) -> list[list[int]]:
+def questions(probe: Probe) -> list[list[int]]:
     """Return the token ids of each row before its answer, without padding."""
     ids: torch.Tensor = probe.arguments["input_ids"]
     mask = probe.attended.view(ids.shape)

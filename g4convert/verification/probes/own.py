@@ -4,7 +4,7 @@ from pathlib import Path
 
 from g4convert.errors import UsageError
 from g4convert.forward.conversations import Conversation, frame_of, read_prompts
-from g4convert.forward.models import read_config
+from g4convert.forward.models import context_of, read_config
 from g4convert.gemma4 import is_drafter
 from g4convert.verification.probes.media import MEDIA, media_prompts
 from g4convert.verification.probes.suite import ids_of
@@ -27,7 +27,7 @@ def conversations(prompts: Path, directory: Path) -> tuple[Conversation, ...]:
         raise UsageError("a drafter is judged on states; it reads no prompts", hint="leave --prompts out")
     frame = frame_of(directory, config)
     found = read_prompts(prompts, chat=frame.chat)
-    most = config.get_text_config().max_position_embeddings
+    most = context_of(config)
     ids = [(one.place, *ids_of(one, frame)) for one in found]
     lengths = [(place, len(question), len(answer)) for place, question, answer in ids]
     if long := [f"{place}: {asked + said:,} tokens" for place, asked, said in lengths if asked + max(said, 1) > most]:
