@@ -1,6 +1,6 @@
 """A model and the rows of token ids that are asked for: checks them, and makes the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from g4convert.errors import FormatError, InputError, UnsupportedError, UsageErr
 from g4convert.forward.conversations import Frame, frame_of
 from g4convert.forward.load import load
 from g4convert.forward.media import takes
-from g4convert.forward.models import read_config
+from g4convert.forward.models import context_of, read_config
 from g4convert.forward.patches import PictureCutter, reason_against
 from g4convert.gemma4 import Architecture
 from g4convert.planning.costs import ENDS
@@ -66,7 +66,7 @@ class Asked:
             )
         config = read_config(directory)
         text = config.get_text_config()
-        most = text.max_position_embeddings
+        most = context_of(config)
         length = row_length(text.sliding_window) if length is None else length
         if not _FEWEST <= length <= most:
             raise UsageError(f"--length {length}: expected {_FEWEST} to {most:,}, the model's context")
@@ -97,6 +97,20 @@ class Asked:
             text = f"{data}: {plural(len(shown), 'conversation')} with pictures, and {why}"
             raise InputError(text, hint=f"leave these lines out: {data}", offenders=shown)
         return documents
+
+    def check_questions(self, data: str, documents: Sequence[Document]) -> None:
+        """Raise if the model is to answer a question of the user's own that leaves no room in its context.
+
+        Texts without answers are cut into rows, and a base model continues beginnings: both fit.
+        """
+        most = context_of(self.frame.config)
+        asked = [
+            one for one in documents if not one.pictures and 2 * len(one.text.encode()) > most
+        ]  # at least a byte a token
+        lengths = [(one.place, len(self.frame.question(_question(one)))) for one in asked if self.frame.chat]
+        if long := [f"{place}: {length:,} tokens".removeprefix(": ") for place, length in lengths if length >= most]:
+            what = f"{data}: questions longer than the model's context of {most:,} tokens"
+            raise UsageError(what, hint="shorten them, or --no-answers takes the texts as they are", offenders=long)
 
     def _without_pictures(self) -> str:
         """Return in words why the bundled texts have no pictures for this model; empty if they have."""
@@ -152,3 +166,9 @@ class Asked:
         }
         model, shown = Model.of(self.checkpoint), found.tokens.pictures
         return CalibrationFile(found.tokens.ids, tokenizer, model, texts=texts, pictures=shown)
+
+
+def _question(document: Document) -> Sequence[Mapping[str, Any]]:
+    """Return the messages before the answer in a document, if it has one."""
+    *asked, last = document.messages
+    return asked if asked and last["role"] in {"assistant", "model"} else document.messages

@@ -117,7 +117,8 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
 
     Raises:
         UsageError: the file is there already and of another call, or damaged, or has another ending, a number is out
-            of range, or answers are asked of a model that does not fit the memory.
+            of range, or answers are asked of a model that does not fit the memory, or to questions that do not fit
+            its context.
         InputError: no such model, no tokenizer, no such texts, or too few of them; pictures that do not load, or that
             the model does not take.
         GateError: the tensors of a model that answers are not its own, or a logit is not finite.
@@ -135,6 +136,8 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     check_apart([path], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
     documents = asked.bundled() if data is None else asked.read(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
+    if own.answers and data is not None:
+        asked.check_questions(os.fspath(data), documents)
     begun = Begun(path, {**asked.facts, "data": hash_of_documents(documents), "answers": own.answers})
     make = partial(asked.sampled, documents, own, device, watch)
     if there:
