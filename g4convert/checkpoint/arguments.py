@@ -1,4 +1,6 @@
-"""compressed-tensors' reading of the `weights` of a config group: defaults it fills in, and what it refuses.
+"""compressed-tensors' reading of quantization arguments: defaults it fills in, and what it refuses.
+
+Arguments describe the `weights`, inputs and outputs of a config group, and the `kv_cache_scheme`.
 
     left out      means
     num_bits      8
@@ -11,6 +13,7 @@ all read a config with that class, so none of them starts with a config that it 
 """
 
 from collections.abc import Iterator, Mapping
+from types import UnionType
 from typing import Any, Final
 
 from g4convert.suggestions import not_one_of
@@ -22,13 +25,50 @@ _KEYS: Final = {
     *DEFAULTS, "type", "group_size", "strategy", "block_structure", "dynamic", "actorder", "scale_dtype", "zp_dtype",
     "observer", "observer_kwargs",
 }  # fmt: skip
+_DTYPES: Final = frozenset(
+    (
+        *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (*range(1, 9), 16, 32, 64)),
+        *("bfloat16", "float16", "float32", "float64", "complex32", "complex64", "complex128", "bool"),
+        *("half", "float", "double", "chalf", "cfloat", "cdouble", "short", "int", "long"),
+        *(
+            "qint8",
+            "qint32",
+            "quint8",
+            "quint4x2",
+            "quint2x4",
+            "bit",
+            "bits1x8",
+            "bits2x4",
+            "bits4x2",
+            "bits8",
+            "bits16",
+        ),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
+    )
+)
+"""Names of torch's dtypes, which `scale_dtype` and `zp_dtype` may have with or without `torch.` before them."""
 _NEVER_NULL: Final = (*DEFAULTS, "type", "dynamic", "observer_kwargs")
 _KNOWN: Final = {
     "type": ("int", "float"),
     "strategy": ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"),
     "actorder": ("weight", "static", "group", "dynamic"),  # the one that is read with its case
 }
+_OTHER_TYPES: Final[Mapping[str, tuple[UnionType | type, str]]] = {
+    "observer": (str, "text"),
+    "observer_kwargs": (Mapping, "an object"),
+    "dynamic": (int | float | str, "true, false or local"),
+    "actorder": (bool | str, "weight, static or null"),
+    "block_structure": (list | str, "two numbers"),
+}
+_TYPES: Final[Mapping[str, tuple[UnionType | type, str]]] = {
+    "num_bits": (int | float | str, "a number"),
+    "group_size": (int | float, "a number"),
+    "symmetric": (int | float | str, "true or false"),
+    "type": (str, "text"),
+    "strategy": (str, "text"),
+}
 _GROUPED: Final = {"group", "tensor_group"}
+_DYNAMIC: Final = {"token", "tensor", *_GROUPED}
 
 
 def implied_strategy(group_size: int | None) -> str | None:
@@ -38,23 +78,53 @@ def implied_strategy(group_size: int | None) -> str | None:
     return "group" if group_size > 0 else "channel" if group_size == -1 else None
 
 
-def refused(weights: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why compressed-tensors refuses a `weights` object, one reason a line; other types are left out."""
-    yield from (f"{key!r:.40} is no key of compressed-tensors" for key in weights if key not in _KEYS)
-    yield from (f"{key} is null" for key in _NEVER_NULL if key in weights and weights[key] is None)
-    if not isinstance(weights.get("observer", ""), str | None):
-        yield f"observer is {weights['observer']!r:.40}, expected text"
+def refused(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why compressed-tensors refuses quantization arguments, one reason a line; `ill_typed` has other types."""
+    yield from (f"{key!r:.40} is no key of compressed-tensors" for key in given if key not in _KEYS)
+    yield from (f"{key} is null" for key in _NEVER_NULL if key in given and given[key] is None)
+    yield from _others(given)
     for key, known in _KNOWN.items():
-        if isinstance(given := weights.get(key), str) and (given if key == "actorder" else given.lower()) not in known:
-            yield f"{key} {given!r:.40}: {not_one_of(known)}"
-    named = str(weights.get("strategy") or "").lower()
+        if isinstance(said := given.get(key), str) and (said if key == "actorder" else said.lower()) not in known:
+            yield f"{key} {said!r:.40}: {not_one_of(known)}"
+    named = str(given.get("strategy") or "").lower()
     if named and named not in _KNOWN["strategy"]:
         return
-    if named == "token" and not weights.get("dynamic"):
-        yield "strategy token, which weights that are stored cannot have"
-    size = weights.get("group_size")
+    size = given.get("group_size")
+    if named == "token" and not given.get("dynamic"):
+        yield "strategy token, which values that are stored cannot have"
     if size is None or type(size) is int:
-        yield from _misfits(named, size, has_block=weights.get("block_structure") is not None)
+        if dynamic := given.get("dynamic"):
+            yield from _unlike_dynamic(dynamic, named or implied_strategy(size))
+        yield from _misfits(named, size, has_block=given.get("block_structure") is not None)
+
+
+def ill_typed(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield values of quantization arguments of a type that compressed-tensors cannot read, which is lenient."""
+    yield from _unlike(given, _TYPES)
+
+
+def _unlike(given: Mapping[str, Any], types: Mapping[str, tuple[UnionType | type, str]]) -> Iterator[str]:
+    for key, (kinds, expected) in types.items():
+        if not isinstance(given.get(key), kinds | None):  # a null that is refused is said elsewhere
+            yield f"{key} is {given[key]!r:.40}, expected {expected}"
+
+
+def _others(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the reasons that lie in keys which say nothing of what is stored."""
+    yield from _unlike(given, _OTHER_TYPES)
+    for key in ("scale_dtype", "zp_dtype"):
+        said = given.get(key)
+        if said is not None and not (isinstance(said, str) and said.removeprefix("torch.") in _DTYPES):
+            yield f"{key} is {said!r:.40}, expected a dtype of torch"
+
+
+def _unlike_dynamic(dynamic: object, strategy: str | None) -> Iterator[str]:
+    """Yield why values with this strategy cannot be quantized as they come."""
+    is_local = isinstance(dynamic, str) and dynamic.lower() == "local"
+    if isinstance(dynamic, str) and not is_local:
+        yield f"dynamic {dynamic!r:.40}: expected true, false or local"
+    elif strategy is not None and strategy not in ({"tensor_group"} if is_local else _DYNAMIC):
+        yield f"dynamic {dynamic!r} with strategy {strategy}"
 
 
 def _misfits(named: str, size: int | None, *, has_block: bool) -> Iterator[str]:

@@ -12,11 +12,11 @@ a checkpoint must not fail on a strange config.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from g4convert.checkpoint.arguments import DEFAULTS, implied_strategy, refused
+from g4convert.checkpoint.arguments import DEFAULTS, ill_typed, implied_strategy, refused
 from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.sections import section_of
 from g4convert.checkpoint.stored import StoredScheme
@@ -169,10 +169,20 @@ def _config_groups(read: _Reader, section: Mapping[str, Any], method: str | None
                     f"config_groups.{name}.weights, which engines refuse: {why}" for why in refused(weights)
                 )
                 one = _filled_in(one, weights)
+            if method == COMPRESSED_TENSORS:
+                read.faults.extend(_refused_activations(name, group))
             groups.append(one)
         else:
             read.faults.append(f"config_groups.{name} is a {type(group).__name__}, expected an object")
     return tuple(groups)
+
+
+def _refused_activations(name: str, group: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why compressed-tensors refuses what a group says about inputs and outputs."""
+    for key in ("input_activations", "output_activations"):
+        if isinstance(given := group.get(key), dict):
+            faults = (*refused(given), *ill_typed(given))
+            yield from (f"config_groups.{name}.{key}, which engines refuse: {why}" for why in faults)
 
 
 def _preset(name: str, targets: tuple[str, ...]) -> DeclaredGroup:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from g4convert.checkpoint.directory import CONFIG, Checkpoint
+from g4convert.checkpoint.entries import COMPRESSED_TENSORS
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.checkpoint.stored import stored_scheme
@@ -30,6 +31,7 @@ from g4convert.gemma4 import Architecture
 from g4convert.names import Name
 from g4convert.planning.config import quantization_config
 from g4convert.report import Detail, Finding, Severity
+from g4convert.verification.static.extras import unusable
 from g4convert.verification.static.level import REQUIRED_ENGINES, check_stored
 from g4convert.whole_files import write_whole
 
@@ -39,7 +41,8 @@ CURABLE: Final = {
 }  # fmt: skip
 _BAD: Final = {Severity.FAIL, Severity.WARN}
 _KEPT: Final = ("kv_cache_scheme", "transform_config", "version")
-"""Keys of a quantization section that do not describe the packing; the new section keeps them."""
+"""Keys of a section of compressed-tensors that do not describe the packing; the new section keeps them if they are
+valid. Another tool's section has a `version` of its own, which says nothing of compressed-tensors."""
 _AGAIN: Final = "nothing was written; quantize the source again, as with `g4convert quantize`"
 _LOST: Final = "nothing was written; copy what was lost, or quantize the source again"
 _SAME: Final = "nothing was written; `g4convert check` without --fix tells everything"
@@ -202,8 +205,14 @@ def _fixed_config(stored: StoredCheckpoint) -> dict[str, Any]:
     if not stored.contents.packed:
         return config
     section = quantization_config(listed(replace(weights, packed=_packings(stored))))
-    said = section_in(old)
-    return {**config, "quantization_config": {**section, **{key: said[key] for key in _KEPT if key in said}}}
+    return {**config, "quantization_config": {**section, **_kept(section_in(old))}}
+
+
+def _kept(said: Mapping[str, Any]) -> dict[str, Any]:
+    if said.get("quant_method") not in (None, COMPRESSED_TENSORS):
+        return {}
+    wrong = unusable(said)
+    return {key: said[key] for key in _KEPT if key in said and key not in wrong}
 
 
 def _packings(stored: StoredCheckpoint) -> dict[str, Packing]:

@@ -38,16 +38,18 @@ __all__ = ["copied", "good"]
 
 
 def test_a_correction_leaves_everything_else(copied: Callable[..., Path]) -> None:
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
+
     def change(config: Config) -> None:
         config["somebody"] = {"elses": ["key", None, 1.5, "ü"]}
-        config["quantization_config"] |= {"kv_cache_scheme": {"num_bits": 8, "type": "float"}, "version": "0.9"}
+        config["quantization_config"] |= {"kv_cache_scheme": cache, "version": "0.9"}
         without("lm_head")(config)
 
     directory = copied("31B", change)
     before = read(directory)
     fix(directory)
     after = read(directory)
-    assert after["quantization_config"]["kv_cache_scheme"] == {"num_bits": 8, "type": "float"}
+    assert after["quantization_config"]["kv_cache_scheme"] == cache
     assert after["quantization_config"]["version"] == "0.9"
     assert {**after, "quantization_config": 0} == {**before, "quantization_config": 0}
     assert "ü" in (directory / "config.json").read_text()

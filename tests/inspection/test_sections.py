@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from compressed_tensors.quantization import (
     QuantizationArgs,
 )
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoConfig
 
+from g4convert.checkpoint.arguments import _DTYPES, ill_typed, refused
 from g4convert.checkpoint.declared import declared_in
 from g4convert.checkpoint.entries import Entries
 from g4convert.checkpoint.sections import section_of
@@ -38,9 +40,32 @@ def test_entries_match_as_in_compressed_tensors(entry: str, name: str) -> None:
 WEIGHT_KEYS: dict[str, list[object]] = {
     "num_bits": [None, 4, 8], "type": [None, "int", "INT", "int4"], "symmetric": [None, True, False],
     "strategy": [None, "group", "Group", "channel", "tensor", "block", "token", "row"],
-    "group_size": [None, -2, -1, 0, 32], "block_structure": [None, [128, 128]], "observer_kwargs": [None, {}],
-    "actorder": [None, "weight", "static", "Weight", "none"], "group": [32],
+    "group_size": [None, -2, -1, 0, 32], "block_structure": [None, [128, 128]], "observer_kwargs": [None, {}, 5],
+    "actorder": [None, "weight", "static", "Weight", "none"], "group": [32], "dynamic": [False, True, "local", "x"],
+    "scale_dtype": [None, "torch.bfloat16", "x", 5], "zp_dtype": [None, "int8", "torch.nothing"],
+    "observer": [None, "mse", 5],
 }  # fmt: skip
+
+
+def test_dtypes_are_those_of_torch() -> None:
+    assert {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)} == _DTYPES
+
+
+@settings(max_examples=500)
+@given(
+    given_=st.fixed_dictionaries(
+        {},
+        optional={key: st.sampled_from([*of, {}, [4]]) for key, of in WEIGHT_KEYS.items() if key != "observer_kwargs"},
+    )
+)
+def test_arguments_are_refused_as_in_compressed_tensors(given_: dict[str, Any]) -> None:
+    refusals = [*refused(given_), *ill_typed(given_)]
+    try:
+        QuantizationArgs.model_validate(given_)
+    except (ValidationError, TypeError):
+        assert refusals
+    else:
+        assert not refusals
 
 
 @settings(max_examples=500)

@@ -4,6 +4,7 @@ level    Runs the checks of this level in order
 files    Checks shards, index, sizes and side files
 config   Checks config keys and the architecture
 section  Checks the quantization section
+extras   Checks keys of that section that describe no packed weight
 tensors  Checks that every tensor is there, once, in a form it may have
 packing  Checks words, scales and shapes of packed weights, and the config groups that engines build them by
 engines  Compares what each engine would build with what is stored

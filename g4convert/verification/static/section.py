@@ -9,10 +9,9 @@ from g4convert.checkpoint.sections import section_in, section_of
 from g4convert.gemma4 import Architecture
 from g4convert.report import Detail, Finding, Severity
 from g4convert.verification.static.config import short
+from g4convert.verification.static.extras import HINDERED, extras
 
 PACKED: Final = "pack-quantized"
-_COMPUTED: Final = {"input", "output", "k_cache", "q_attn"}
-"""Places of transforms that weights cannot have in them."""
 _GROUP_KEYS: Final = ("targets", "weights", "input_activations", "output_activations", "format")
 _ACTIVATIONS: Final = "set it to null if only weights were quantized; tensors cannot say so"
 
@@ -34,8 +33,7 @@ _PLACES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
 
 HINDERS: Final[Mapping[str, Collection[str]]] = {
     "quantization_status": ("transformers",),
-    "sparsity_config": ("vllm",),
-    "transform_config": ("transformers", "sglang"),
+    **HINDERED,
     "format": ("vllm", "sglang"),
     "format: null": ("transformers",),
     "config_groups: preset": ("vllm", "sglang"),
@@ -132,7 +130,7 @@ def _refused_by_loaders(out: Mapping[str, Any], known: Collection[str]) -> Itera
 def cache_scheme(out: Mapping[str, Any], architecture: Architecture) -> Iterator[Finding]:
     """Warn of a quantized key and value cache that transformers before 5.24 cannot set up: layers differ in heads."""
     said = section_in(out).get("kv_cache_scheme")
-    if said is not None and len({(one.head_dim, one.kv_heads) for one in architecture.text.layers}) > 1:
+    if isinstance(said, Mapping) and len({(one.head_dim, one.kv_heads) for one in architecture.text.layers}) > 1:
         found = "a quantized key and value cache: transformers before 5.24 raises, as layers differ in their heads"
         yield Finding("static.cache_scales", Severity.WARN, "kv_cache_scheme", found, "none, or transformers 5.24")
 
@@ -147,12 +145,7 @@ def _unread(out: Mapping[str, Any], engines: Collection[str]) -> Iterator[Findin
         found.append(("quantization_status", text, "'compressed'"))
     if place in _PLACES:
         found.append((place, _PLACES[place][1], "quantization_config, at the top"))
-    if part(section, "sparsity_config").get("targets"):
-        found.append(("sparsity_config", "targets of sparsity: vLLM stops with an error", "none"))
-    if _transforms_inputs(part(section, "transform_config")):
-        text = "transforms of inputs or outputs: transformers and SGLang leave them out, so values are wrong"
-        found.append(("transform_config", text, "none, or transforms that are in the weights"))
-    found += [*formats(out), *_groups(section)]
+    found += [*extras(section), *formats(out), *_groups(section)]
     for subject, text, expected in found:
         severity = Severity.WARN if set(engines).isdisjoint(HINDERS[subject]) else Severity.FAIL
         yield Finding("static.quantization_config", severity, subject, text, expected)
@@ -188,11 +181,3 @@ def _groups(section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if strange:
         text = f"{short(strange[0])} in a group: transformers stops at keys that compressed-tensors does not know"
         yield "config_groups: keys", text, f"only {', '.join(_GROUP_KEYS)}"
-
-
-def _transforms_inputs(transforms: Mapping[str, Any]) -> bool:
-    """Return whether a section has transforms that an engine must compute, beside those that weights have in them."""
-    schemes = part(transforms, "config_groups").values()
-    applied = [scheme.get("apply") for scheme in schemes if isinstance(scheme, Mapping)]
-    uses = [use for uses in applied if isinstance(uses, list) for use in uses if isinstance(use, Mapping)]
-    return any(use.get("location") in _COMPUTED for use in uses)
