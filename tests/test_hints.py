@@ -40,7 +40,7 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "lists what the directory holds",
     ),
     _OPTIONS: (
-        "divides all of them || no group size divides", "leave nothing to pack at 4 or 8",
+        "<_fitting(", "leave nothing to pack at 4 or 8",
         "--num-bits 4, or --method mse", "MODEL` lists the roles it has", "MODEL -v` lists every module",
         "decide alike on q, k and v", "schema` lists every key", "schema` says what can",
         "list` shows the shipped ones", "list` shows them", "`*` stays in its directory",

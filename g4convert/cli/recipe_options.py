@@ -51,7 +51,9 @@ def _option(kind: Any, metavar: str, text: str, *names: str, panel: str = RECIPE
 
 _OPTIONS: Final = {
     "num_bits": _option(int, "N", "4 or 8 bits per packed weight."),
-    "group_size": _option(str, "N", "Weights that share a scale: 32, 64, 128, or channel."),
+    "group_size": _option(
+        str, "N", "Weights that share a scale: 32, 64, 128, or channel; transformers reads any multiple of 8."
+    ),
     "method": _option(
         str, "NAME", "Method to find codes and scales: auto, minmax, mse, lattice, imatrix, gptq or best."
     ),

@@ -8,7 +8,7 @@ Each check raises one error with every offender, before anything is written.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,8 @@ _ROLES = {role.value for role in PackRole}
 LATTICE_BITS: Final = 4
 """Bits of the QAT grids that method lattice finds."""
 _GROUPS = (32, 64, 128)
+_SMALL = (8, 16)
+"""Group sizes that transformers reads; vLLM and SGLang have no kernels for Linears with them."""
 _WORD = 8  # codes of 4 bits in an int32
 
 
@@ -49,7 +51,7 @@ def packings(
         raise UsageError(
             "method lattice finds 4-bit grids, and no weight has 4 bits", hint="--num-bits 4, or --method mse"
         )
-    _refuse_misfit(packed)
+    _refuse_misfit(recipe, packed)
     _refuse_torn(architecture, {str(one.module): decided[one] for one in found})
     return {one.weight.name: packing for one, packing in packed.items()}
 
@@ -138,7 +140,7 @@ def _decision(recipe: Recipe, one: Packable) -> Packing | None:
     return None if bits == KEPT_BITS else Packing(bits, size)
 
 
-def _refuse_misfit(packed: Mapping[Packable, Packing]) -> None:
+def _refuse_misfit(recipe: Recipe, packed: Mapping[Packable, Packing]) -> None:
     """Raise one error with every weight whose rows its group size does not divide, and the sizes that would."""
     sizes = {one: packing.group_size or _WORD for one, packing in packed.items()}
     misfits = {one: size for one, size in sizes.items() if one.weight.shape[1] % size}
@@ -147,16 +149,6 @@ def _refuse_misfit(packed: Mapping[Packable, Packing]) -> None:
     rows: dict[tuple[str, int, int], int] = defaultdict(int)
     for one, size in misfits.items():
         rows[one.weight.module.kind, one.weight.shape[1], size] += 1
-    inputs = sorted({one.weight.shape[1] for one in misfits})
-    fits = [g for g in _GROUPS if all(k % g == 0 for k in inputs)]
-    remedy = (
-        f"--group-size {' or '.join(map(str, fits))} divides all of them"
-        if fits
-        else (
-            f"no group size divides {', '.join(map(str, (k for k in inputs if k % 32)))}: "
-            "leave those roles out of `pack`, or --group-size channel"
-        )
-    )
     wrong = sorted(set(misfits.values()))
     many = len(wrong) > 1
     raise UsageError(
@@ -166,8 +158,22 @@ def _refuse_misfit(packed: Mapping[Packable, Packing]) -> None:
             f"{module}: {k} inputs{f', groups of {size}' if many else ''} ({count} layers)"
             for (module, k, size), count in rows.items()
         ],
-        hint=remedy,
+        hint=_fitting(recipe, packed, wrong),
     )
+
+
+def _fitting(recipe: Recipe, packed: Iterable[Packable], wrong: Sequence[int]) -> str:
+    """Return which group sizes divide the rows of all packed weights, and what to do if engines take none of them."""
+    inputs = {one.weight.shape[1] for one in packed}
+    fits, small = ([g for g in sizes if all(k % g == 0 for k in inputs)] for sizes in (_GROUPS, _SMALL))
+    option = "--group-size" if wrong == [recipe.group_size or _WORD] else "in `rules`, too, group_size"
+    if fits:
+        return f"{option} {' or '.join(map(str, fits))} divides all of them"
+    odd = {one.weight.shape[1]: one.role for one in packed if one.weight.shape[1] % _GROUPS[0]}
+    kept = " ".join(f"--bits {role}=16" for role in sorted({*odd.values()}))
+    sizes = ", ".join(map(str, sorted(odd)))
+    also = f", or {option} {' or '.join(map(str, small))} (no Linears of vLLM and SGLang)" if small else ""
+    return f"none of 32, 64, 128 divides {sizes}: {kept}, or --group-size channel{also}"
 
 
 def _refuse_torn(architecture: Architecture, decided: Mapping[str, Packing | None]) -> None:

@@ -28,8 +28,22 @@ OPTIONS: Mapping[str, Options] = {
     ),
     "groups that divide none": Options(
         "--pack attention --pack vision_tower",
-        "no group size divides 80: leave those roles out of `pack`, or --group-size channel",
-        ("--pack attention", "--pack attention --pack vision_tower --group-size channel"),
+        "none of 32, 64, 128 divides 80: --bits vision_tower=16, or --group-size channel, "
+        "or --group-size 8 or 16 (no Linears of vLLM and SGLang)",
+        (
+            "--pack attention --pack vision_tower --bits vision_tower=16",
+            *(f"--pack attention --pack vision_tower --group-size {size}" for size in ("channel", "8", "16")),
+        ),
+    ),
+    "groups that divide none, by bits": Options(
+        "--bits vision_tower=4",
+        "divides 80: --bits vision_tower=16",
+        ("--bits vision_tower=16", "--bits vision_tower=4 --group-size 16"),
+    ),
+    "groups that divide some of what others divide": Options(
+        "--pack vision_tower --group-size 40",
+        "divides 80: --bits vision_tower=16, or --group-size channel, or --group-size 8 or 16",
+        ("--pack vision_tower --group-size 16", "--pack attention --pack vision_tower --bits vision_tower=16"),
     ),
     "a lattice of 8 bits": Options(
         "--method lattice --num-bits 8",
