@@ -28,6 +28,7 @@ from g4convert.verification.labels import (
     METRICS,
     SWAPPED,
     TITLES,
+    UNTOLD,
     by_kind,
 )
 
@@ -137,9 +138,9 @@ def _in_tables(found: Report, severity: Severity) -> Iterator[Finding]:
             continue
         if alike := [one for one in found.of(severity) if _metric(found, one)[0] == kind]:
             remedy = next((one.remedy for one in alike if one.remedy), "")
-            yield Finding(
-                f"logits.{kind}", severity, DIFFERS[kind], f"{plural(len(alike), 'metric')} (table below)", "", remedy
-            )
+            words = UNTOLD if severity is Severity.INCONCLUSIVE else DIFFERS
+            told = f"{plural(len(alike), 'metric')} (table below)"
+            yield Finding(f"logits.{kind}", severity, words[kind], told, "", remedy)
 
 
 def _apart(found: Report, severity: Severity) -> Iterator[Finding]:

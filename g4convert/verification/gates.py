@@ -73,6 +73,11 @@ def _no_flag(value: object) -> object:
 
 _Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_flag)]
 _Limit = Annotated[_Number, Field(ge=0)]
+_LOWER: Final = "--dtype float32 rounds less"
+_LOWEST: Final = (
+    "no dtype rounds less than float32: compare the weights (--level weights), or judge by a higher max_floor"
+)
+"""Remedies of a high floor, in bfloat16 and in float32."""
 _KL: Final = "kl_mean"
 _UPPER_END: Final = "kl_high"
 
@@ -173,17 +178,18 @@ def load(name: str) -> Profile:
                 f"{'.'.join(map(str, one['loc'])) or name}: {one['msg'].lower().removeprefix('value error, ')}"
                 for one in error.errors()
             ],
-            hint="compare with a shipped one: recipes/profiles/w4a16.yaml",
+            hint=f"compare with a shipped one: {_SHIPPED['w4a16']}",
         ) from error
 
 
-def judge(
+def judge(  # noqa: PLR0913 -- what was measured, what judges it, and three words for findings
     metrics: Mapping[str, float],
     profile: Profile,
     floor: Mapping[str, float] | None,
     *,
     level: str = "logits",
     subject: str = "all predictions",
+    dtype: str = "float32",
 ) -> Iterator[Finding]:
     """Yield findings on every metric that a profile has a threshold for.
 
@@ -193,10 +199,11 @@ def judge(
         floor: noise floor of the same metrics, on the same tokens; None if it was not measured.
         level: first part of the findings' codes; `loss` or `parity` and the metric follow.
         subject: description of the tokens that were scored.
+        dtype: dtype of the forwards, whose rounding is the floor.
     """
     code = f"{level}.{profile.compares}"
     yield _finite(metrics, code, subject)
-    state = _floor(profile, floor, code, subject)
+    state = _floor(profile, floor, code, subject, dtype)
     yield state
     nothing = all(math.isnan(_value(metrics, name)) for name in profile.thresholds)
     for name, threshold in profile.thresholds.items():
@@ -239,7 +246,7 @@ def _finite(metrics: Mapping[str, float], code: str, subject: str) -> Finding:
     return Finding(f"{code}.finite", Severity.PASS, subject, "all logits are numbers", expected)
 
 
-def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subject: str) -> Finding:
+def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subject: str, dtype: str) -> Finding:
     """Return the finding on whether the noise floor is low enough for a verdict."""
     expected = f"mean KL at most {_number(profile.max_floor)}"
     level = math.nan if floor is None else floor.get(_KL, math.nan)
@@ -248,7 +255,7 @@ def _floor(profile: Profile, floor: Mapping[str, float] | None, code: str, subje
         severity = Severity.INCONCLUSIVE if needed else Severity.INFO
         return Finding(f"{code}.floor", severity, subject, "no noise floor measured", expected)
     severity = Severity.INCONCLUSIVE if level > profile.max_floor else Severity.PASS
-    remedy = "compare in float32, or force the reference's routing" if severity is not Severity.PASS else ""
+    remedy = "" if severity is Severity.PASS else _LOWER if dtype != "float32" else _LOWEST
     found = f"rounding alone moves the logits by a mean KL of {_number(level)}"
     return Finding(f"{code}.floor", severity, subject, found, expected, remedy)
 

@@ -49,6 +49,11 @@ DIFFERS: Final = {
     "parity": "the packed path differs from the dequantized weights",
 }
 """Meaning of metrics beyond their limits, by comparison."""
+UNTOLD: Final = {
+    "loss": "whether the answers differ too much from the original's cannot be told",
+    "parity": "whether the packed path differs from the dequantized weights cannot be told",
+}
+"""Meaning of metrics that are inconclusive, by comparison."""
 EQUAL: Final = (
     "yes, to the last bit, in all {tokens:,} predictions, so the packing is right. They ran in g4convert's own layers; "
     "`verify --engine vllm` tries vLLM's"

@@ -143,6 +143,9 @@ def test_inconclusive_exits_4(text_out: tuple[Path, Path], prompts: Path, g4conv
     ran = g4convert("verify", out, "--reference", source, "--profile", tmp_path / "mine.yaml", "--prompts", prompts)
     assert ran.status == 4
     assert ran.out.startswith("INCONCLUSIVE")
+    assert "whether the packed path differs from the dequantized weights cannot be told: " in ran.out
+    assert "no dtype rounds less than float32" in ran.out
+    assert "routing" not in ran.out
 
 
 @pytest.mark.usefixtures("brief")

@@ -120,6 +120,25 @@ def test_a_high_floor_never_passes(profile: str) -> None:
     assert {found[name].severity for name in load(profile).thresholds} == {UNCLEAR}
 
 
+def test_a_high_floor_names_what_can_be_done() -> None:
+    high = {**EXACT, "kl_mean": 0.021, "kl_high": 0.03}
+    for dtype, remedy in (
+        ("bfloat16", "--dtype float32 rounds less"),
+        ("float32", "no dtype rounds less than float32"),
+    ):
+        found = {one.code: one for one in judge(GOOD, load("w4a16"), high, dtype=dtype)}
+        assert found["logits.loss.floor"].remedy.startswith(remedy)
+        low = {one.code: one for one in judge(GOOD, load("w4a16"), LOW_FLOOR, dtype=dtype)}
+        assert low["logits.loss.floor"].remedy == ""
+
+
+def test_the_shipped_profile_that_a_hint_names_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(write(tmp_path, "[]"))
+    named = caught.value.hint.removeprefix("compare with a shipped one: ")
+    assert load(named) == load("w4a16")
+
+
 def test_what_fails_beyond_a_high_floor_fails() -> None:
     floor = {**GOOD, "kl_mean": 0.021, "kl_high": 0.03, "top1_agreement": 0.96}
     found = judged({**GOOD, "kl_high": 0.12, "top1_agreement": 0.80}, "w4a16", floor)

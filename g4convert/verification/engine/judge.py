@@ -138,8 +138,8 @@ def not_covered(probes: Sequence[Probe], asked: Sequence[Probe], started: Starte
         yield Finding("engine.coverage", Severity.INFO, "mended in the engine, to run here", text, "")
 
 
-def judged_parity(measured: Measured, profile: Profile) -> Iterator[Finding]:
-    """Yield findings on the differences by kind of probe, and on all metrics by a profile."""
+def judged_parity(measured: Measured, profile: Profile, *, dtype: str = "float32") -> Iterator[Finding]:
+    """Yield findings on the differences by kind of probe, and on all metrics by a profile, of an engine in a dtype."""
     for bucket in measured.parity.buckets.values():
         numbers = {number: (getattr(bucket, number), measured.floor_of(bucket.name, number)) for number in _LIMITS}
         times = {number: value / noise if noise else float(value > 0) for number, (value, noise) in numbers.items()}
@@ -153,7 +153,7 @@ def judged_parity(measured: Measured, profile: Profile) -> Iterator[Finding]:
         severity = Severity.FAIL if bad else Severity.PASS
         yield Finding("engine.logprobs", severity, f"{bucket.name} ({bucket.tokens} tokens)", found, expected)
     metrics, noise = measured.parity.metrics.values, measured.floor()
-    yield from judge(metrics, _with_chance(profile, metrics, noise), noise, level="engine")
+    yield from judge(metrics, _with_chance(profile, metrics, noise), noise, level="engine", dtype=dtype)
 
 
 def _with_chance(profile: Profile, metrics: Mapping[str, float], noise: Mapping[str, float]) -> Profile:

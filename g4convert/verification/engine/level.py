@@ -57,6 +57,8 @@ from g4convert.verification.probes.own import conversations
 from g4convert.verification.probes.suite import digest, make_probes
 
 _SEED: Final = 1
+_DTYPE: Final = "bfloat16"
+"""Dtype of an engine that does not say its own."""
 _TOP: Final = 64
 """Number of likeliest tokens that are requested of each distribution."""
 
@@ -147,7 +149,7 @@ def check_engine(
         return Judged(tuple(findings), {})
     progress.say("engine: comparing with the dequantized weights")
     measured = _Comparing(answered, answers, started, top).measured(model, half)
-    findings += judged_parity(measured, gates.load("parity"))
+    findings += judged_parity(measured, gates.load("parity"), dtype=started.dtype or _DTYPE)
     asked = {"probes": {"count": len(answered), "digest": digest(answered)}}
     return Judged(tuple(findings), {"engine": started.to_dict() | asked | measured.to_dict()})
 
@@ -219,7 +221,7 @@ class _Comparing:
 
     def measured(self, model: Model, half: Callable[[], Model] | None) -> Measured:
         """Run the reference once, and compare the reference with noise and the engine's answers with it."""
-        dtype = self.started.dtype or "bfloat16"
+        dtype = self.started.dtype or _DTYPE
         noise = {}
         with self._like_the_engine(model):
             reference = ModelCandidate(model, inside=False)

@@ -151,13 +151,14 @@ def check_logits(
     findings: list[Finding] = []
     passes = _Passes(probes, *_economy(models.dequantized.model, probes, stored), progress or Quiet())
     measured, noise = _measure(models, passes)
+    dtype = dtype_name(models.dequantized.model)
     for profile in (loss, parity):
         if profile.compares in measured:
-            findings += judge(measured[profile.compares].values, profile, noise.values)
+            findings += judge(measured[profile.compares].values, profile, noise.values, dtype=dtype)
     inside, blamed = trace(models, probes, measured, findings, progress=passes.progress)
     metrics: dict[str, Any] = {
         "metrics_version": METRICS_VERSION,
-        "dtype": dtype_name(models.dequantized.model),
+        "dtype": dtype,
         "probes": {"count": len(probes), "digest": digest(probes)},
         "floor": noise.to_dict(),
         "kl_histogram_edges": list(HISTOGRAM_EDGES),
