@@ -72,6 +72,9 @@ FOLLOWED: Mapping[str, tuple[str, ...]] = {
     f"{_MACHINE}test_permissions_of_what_is_read": ("check its permissions", "check the file's owner"),
     f"{_MACHINE}test_a_mount_point_gets_a_directory": ("a directory in the mount",),
     f"{_MACHINE}test_a_source_that_changed_is_read_again": ("start again when nothing writes it",),
+    "tests/conversion/test_resume.py::test_a_source_that_is_touched_during_the_run_costs_nothing": (
+        "if only its times changed, set them back",
+    ),
     f"{_MACHINE}test_a_run_that_was_stopped_continues": ("the same command continues",),
     f"{_METHODS}test_a_drafter_takes_another_method": ("--method mse",),
     f"{_METHODS}test_weights_alone_need_no_calibration": ("w4a16-g32-gptq uses it",),

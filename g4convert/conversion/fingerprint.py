@@ -87,6 +87,35 @@ def _is_unchanged(file: WeightFile, reader: Reader) -> bool:
     return (file.size, file.mtime_ns) == (found.st_size, found.st_mtime_ns)
 
 
+def touched(checkpoint: Checkpoint, sample: str) -> list[str]:
+    """Return a line for each weight file that has another time than when it was opened, and its old time.
+
+    Args:
+        checkpoint: the source.
+        sample: what `sampled` returned at the start.
+
+    Returns:
+        Nothing, too, if the weights are others, by their sizes and the sample.
+    """
+    try:
+        found = {file: (checkpoint.path / file.name).stat() for file in checkpoint.files}
+        with Reader(checkpoint.path, checkpoint.weight_files) as reader:  # by name: a file may have been replaced
+            same = sampled(checkpoint, reader) == sample
+    except (OSError, InputError):
+        return []
+    if not same or any(file.size != stat.st_size for file, stat in found.items()):
+        return []
+    return [
+        f"{file.name}: touch -d @{_seconds(file.mtime_ns)}, now it has @{_seconds(stat.st_mtime_ns)}"
+        for file, stat in found.items()
+        if file.mtime_ns != stat.st_mtime_ns
+    ]
+
+
+def _seconds(nanoseconds: int) -> str:
+    return "{}.{:09}".format(*divmod(nanoseconds, 10**9))
+
+
 def _stamps(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     """Return the size and modification time of every side file."""
     found = {name: (checkpoint.path / name).stat() for name in checkpoint.side_files}

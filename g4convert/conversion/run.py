@@ -16,7 +16,7 @@ from g4convert.checkpoint.hashes import file_hashes
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.card import model_card
 from g4convert.conversion.drops import check_drops
-from g4convert.conversion.fingerprint import check_unchanged, fingerprint, plan_facts
+from g4convert.conversion.fingerprint import check_unchanged, fingerprint, plan_facts, touched
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Journal
 from g4convert.conversion.lock import Lock
@@ -105,9 +105,8 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
                 )
                 if layers is not None:
                     results |= layers.run(layered, started.done, streams, progress)
-            except InputError:
-                staging.drop()  # no run can finish with this source
-                raise
+            except InputError as error:
+                raise _given_up(conversion, started, error) from error
             for other in ranks.gather(results):
                 results |= other
             if not ranks.leads:
@@ -115,7 +114,10 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
             writer.sync(shard.file for shard in conversion.layout.shards)
             writer.check_in_place(staging.partial)
             hashes = hashing.result()
-        _check_source(conversion, reader)
+        try:
+            check_unchanged(conversion.checkpoint, reader)
+        except InputError as error:
+            raise _given_up(conversion, started, error) from error
         files = len(conversion.layout.shards)
         results = {**started.done, **results}
         report = weighting.report(conversion.plan) if layers is None else layers.report(results)
@@ -157,15 +159,6 @@ def _facts(conversion: Conversion) -> dict[str, Any]:
     return facts if conversion.statistics is None else {**facts, "statistics": conversion.statistics.hash}
 
 
-def _check_source(conversion: Conversion, reader: Reader) -> None:
-    """Raise if the source changed during the run: the output would mix two versions. Deletes OUT.partial."""
-    try:
-        check_unchanged(conversion.checkpoint, reader)
-    except InputError:
-        conversion.staging.drop()
-        raise
-
-
 @dataclass(frozen=True, slots=True)
 class _Started:
     """Message from rank 0 to the other ranks: the chosen method, the finished units and the pending units."""
@@ -176,6 +169,18 @@ class _Started:
     pending: tuple[int, ...]
     run: str
     """Identifier of the run whose lock rank 0 holds."""
+
+
+def _given_up(conversion: Conversion, started: _Started, error: InputError) -> InputError:
+    """Return the error to raise; drop OUT.partial if no run can finish it: a weight is not finite, or is another now.
+
+    A source that only got other times may get them back. Until then OUT.partial is refused by its fingerprint.
+    """
+    if times := touched(conversion.checkpoint, started.fingerprint["sample"]):
+        hint = f"if only its times changed, set them back, and the same command continues {conversion.staging.partial}"
+        return InputError(error.message, offenders=times, hint=hint)
+    conversion.staging.drop()
+    return error
 
 
 def _start(conversion: Conversion, reader: Reader, lock: Lock, layers: Layers | None) -> "_Started | G4Error":

@@ -74,9 +74,12 @@ def shortened(source: Path) -> None:
         os.truncate(path, 8 + int.from_bytes(path.read_bytes()[:8], "little"))
 
 
-def touched(source: Path) -> None:
+def emptied(source: Path) -> None:
+    """Leave the headers and sizes alone."""
     for path in source.glob("*.safetensors"):
-        os.utime(path, (1, 1))
+        size = path.stat().st_size
+        os.truncate(path, 8 + int.from_bytes(path.read_bytes()[:8], "little"))
+        os.truncate(path, size)
 
 
 AGAIN = "start again when nothing writes it"
@@ -84,7 +87,7 @@ DISTURBED = {
     "cut before tiles are read": ("moe", run, "run_units", shortened),
     "cut before it is copied": ("text", run, "run_units", shortened),
     "cut before tensors are compared": ("dense", run, "check_drops", shortened),
-    "written at the end": ("dense", run, "check_unchanged", touched),
+    "written at the end": ("dense", run, "check_unchanged", emptied),
 }
 """Disturbance -> family, and the function before which it comes."""
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,16 +209,57 @@ def test_a_source_that_changed_with_size_and_time_kept_is_refused(stopped: Path,
     assert any(line.startswith("sample: ") for line in caught.value.offenders)
 
 
-def test_a_source_that_changes_during_the_run_leaves_nothing(moe: Path, tmp_path: Path) -> None:
+class Changing(Quiet):
+    """Something that happens to a source at each unit."""
+
+    def __init__(self, change: Callable[[Path], object], source: Path) -> None:
+        self._change = partial(change, min(source.glob("*.safetensors")))
+
+    def advance(self, *_: object) -> None:
+        """Change the source."""
+        self._change()
+
+
+def _touched(shard: Path) -> None:
+    os.utime(shard, (1, 1))
+
+
+def _of_other_weights(shard: Path) -> None:
+    data = shard.read_bytes()
+    begin = int.from_bytes(data[:8], "little") + 8
+    shard.write_bytes(data[:begin] + bytes(len(data) - begin))
+
+
+@pytest.mark.parametrize("change", [_of_other_weights, lambda shard: os.truncate(shard, 5000)])
+def test_a_source_that_changes_during_the_run_leaves_nothing(
+    change: Callable[[Path], object], moe: Path, tmp_path: Path
+) -> None:
     source = shutil.copytree(moe, tmp_path / "source")
-
-    class Changing(Quiet):
-        def advance(self, *_: object) -> None:
-            os.utime(min(source.glob("*.safetensors")), (1, 1))
-
-    with pytest.raises(InputError, match="changed while it was read"):
-        convert(prepare(job(source, tmp_path / "out")), Changing(), Ranks())
+    with pytest.raises(InputError, match=r"changed while it was read|was longer a moment ago"):
+        convert(prepare(job(source, tmp_path / "out")), Changing(change, source), Ranks())
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_a_source_that_is_touched_during_the_run_costs_nothing(
+    moe: Path, tmp_path: Path, expected: Mapping[str, str]
+) -> None:
+    """Hours of work were deleted for a time that a backup or `chown` had changed."""
+    source = shutil.copytree(moe, tmp_path / "source")
+    shard = min(source.glob("*.safetensors"))
+    with pytest.raises(InputError, match="changed while it was read") as caught:
+        convert(prepare(job(source, tmp_path / "out")), Changing(_touched, source), Ranks())
+    assert "set them back, and the same command continues" in caught.value.hint
+    with pytest.raises(InputError, match="an unfinished run of something else"):
+        run(source, tmp_path / "out")
+    (then,) = re.findall(rf"^{shard.name}: touch -d (@[\d.]+), now", caught.value.offenders[0])
+    subprocess.run([str(shutil.which("touch")), "-d", then, shard], check=True)
+
+    class Untouched(Quiet):
+        def advance(self, *_: object) -> None:
+            raise AssertionError("a unit is done again")
+
+    convert(prepare(job(source, tmp_path / "out")), Untouched(), Ranks())
+    assert hashes(tmp_path / "out") == expected
 
 
 def test_an_output_has_the_hash_of_each_shard(moe: Path, tmp_path: Path) -> None:
