@@ -1,6 +1,7 @@
 """The command that a user may give next: one line at the end of a command's output, `next: COMMAND  # what it does`.
 
-The line can be pasted into a shell, as what it does stands behind as a comment. Below it may stand `then: COMMAND`.
+The line can be pasted into a shell, as what it does stands behind as a comment. Below it may stand `then, if it passes:
+COMMAND`.
 MODEL stands for a path that is not known here.
 """
 
@@ -35,7 +36,7 @@ class Step(NamedTuple):
     Args:
         command: a command; empty where there is nothing to do.
         what: words on what it does.
-        then: the command after it.
+        then: the command after it, if it passes.
     """
 
     command: str
@@ -45,6 +46,7 @@ class Step(NamedTuple):
 
 _NONE: Final = Step("")
 _COMMENT = "      # "
+_THEN = "then, if it passes: "
 _OPTION = re.compile(r"-r [\w-]+|vllm serve \S+")
 """An option or a command in words on a command, which stays in one line."""
 _HARD = "\xa0"
@@ -63,7 +65,7 @@ def show_next(out: "Console", command: str, what: str = "", then: str = "") -> N
             )
             line += f"\n{comment.replace(_HARD, ' ')}" * bool(what)
         if then:
-            line += "\n" + (in_lines("then: ", then, out.width) if out.is_terminal else f"then: {then}")
+            line += "\n" + (in_lines(_THEN, then, out.width) if out.is_terminal else f"{_THEN}{then}")
         out.print(line, markup=False, soft_wrap=True)
 
 

@@ -145,7 +145,7 @@ def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "Printe
     Raises:
         GateError: the verification failed.
     """
-    from g4convert.cli import show, show_summary, verification
+    from g4convert.cli import show, show_methods, show_summary, verification
     from g4convert.cli.next_steps import Step
 
     if done.report is not None and done.passed:
@@ -156,6 +156,9 @@ def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "Printe
         console = show.console(no_color=how.no_color)
         metrics = done.report.metrics if done.report else {}
         answers, methods = show_summary.answers(summary, metrics, done.costs, recipe)
+        following = _following(done, summary) if done.passed else Step("")
+        if methods is not None and (doubt := show_methods.doubt(done.costs)):
+            following = following._replace(what=f"measures its answers: {doubt}")
         show_summary.summary(
             console,
             summary,
@@ -165,7 +168,7 @@ def _print(done: "Quantized", summary: "Summary", recipe: "Recipe", how: "Printe
             refused=done.refused,
             answers=answers,
             methods=methods,
-            following=_following(done, summary) if done.passed else Step(""),
+            following=following,
         )
     if done.report is not None and not done.passed:
         verification.tell_end(done.report, how, as_json=as_json)

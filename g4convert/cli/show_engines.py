@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from g4convert.inspection.fix import Fixed
 
 _MORE: Final = "`quantize` with these options packs less, and more engines or GPUs load it"
-_PADDED: Final = "padded: with zeros, to whole tiles of the kernel; same results in more memory"
-_TORN: Final = "{sizes}: the group size; weights that share a scale stay on one GPU"
+_PADDED: Final = "padded: a GPU's share, with zeros, to whole tiles; same results, more memory"
+_TORN: Final = "multiple of {sizes}: the group size; weights that share a scale stay on one GPU"
 _MOST: Final = 3
 """Largest number of reasons in a row that is printed without -v."""
 
@@ -47,7 +47,7 @@ def verdicts(out: "Console", found: Iterable[Verdict], *, command: str = "", ver
         out.print(f"  {_PADDED}", style="dim", soft_wrap=True)
     rests = dict.fromkeys(remark.reason.rest for one in given for remark in one.told)
     if torn := [rest.removeprefix(TORN) for rest in rests if rest.startswith(TORN)]:
-        out.print(f"  {_TORN.format(sizes=', '.join(torn))}", style="dim", soft_wrap=True)
+        out.print(f"  {_TORN.format(sizes=' or '.join(torn))}", style="dim", soft_wrap=True)
     out.print(f"  {BASIS}", style="dim", soft_wrap=True)
     _ways(out, _remedies(given), command)
 

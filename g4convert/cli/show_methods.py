@@ -64,13 +64,30 @@ def _outlook(kl: float) -> str:
     return outlook(WIDER * kl, load(DEFAULTS.profile)).value
 
 
-def conclusion(found: Sequence["Cost"]) -> str:
-    """Return words where every method in 4 bits is expected to fail; empty elsewhere."""
+def _eight_alone(found: Sequence["Cost"]) -> str:
+    """Return what is expected of 8 bits where every method in 4 bits is expected to fail; empty elsewhere."""
     eight = _eight_bits(found)
     if eight is None or eight.kl is None or not all(one.kl is not None and _outlook(one.kl) == "fail" for one in found):
         return ""
-    rest = {"pass": "should pass", "warn": "should pass with a warning", "fail": "are, too"}[_outlook(eight.kl)]
-    return f"all of these in 4 bits are expected to fail there; 8 bits {rest}"
+    return _outlook(eight.kl)
+
+
+def conclusion(found: Sequence["Cost"]) -> str:
+    """Return words where every method in 4 bits is expected to fail; empty elsewhere."""
+    words = {"pass": "8 bits to pass", "warn": "8 bits to pass with a warning", "fail": "so are 8 bits"}
+    if not (eight := _eight_alone(found)):
+        return ""
+    return f"On that model every 4-bit method is expected to fail `verify` and {words[eight]}; yours may differ"
+
+
+def doubt(found: Sequence["Cost"], *, but: str = "") -> str:
+    """Return words on a conversion in 4 bits where only 8 bits should not fail; empty elsewhere.
+
+    Args:
+        found: cost of the method, then of others.
+        but: words on when it does not fail.
+    """
+    return f"may fail{but}; 8 bits: -r {EIGHT_BITS}" if _eight_alone(found) in {"pass", "warn"} else ""
 
 
 def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
@@ -94,23 +111,23 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
         estimated += ". best: gptq, with its scales trained"
     if any(one.kl is None for one in found):
         return estimated
-    eight = ", for 8 bits at most and estimated" if _eight_bits(found) else ""
+    eight = "; that of 8 bits is an estimated upper bound" if _eight_bits(found) else ""
     measured = (
-        "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, measured on "
-        f"{measured_on(found)}{eight}; other models lose other amounts. verify: the verdict by that KL; {judged()}"
+        "KL: mean KL divergence of the next token's probabilities from the original's, 0 if equal, "
+        f"{measured_on(found)}{eight}. {judged()}"
     )
     drawn = conclusion(found)
-    return f"{estimated}. {measured}{drawn and f'. So {drawn}'}"
+    return f"{estimated}. {measured}{drawn and f'. {drawn}'}"
 
 
 def judged() -> str:
-    """Return words on how `verify` judges a mean KL by default."""
+    """Return words on the verdicts in a table of methods, which go by the mean KL and the default limits."""
     from g4convert.verification.gates import WIDER, load
 
     limits = load(DEFAULTS.profile).thresholds["kl_mean"]
     return (
-        f"`verify` judges the upper end of the mean's 95 % interval, {WIDER:.2g} times the mean there: above "
-        f"{limits.passes:g} it warns, above {limits.fail:g} it fails"
+        "verify: the verdict to expect. It judges the upper end of the 95 % interval, taken here as "
+        f"{WIDER:.2g} times the KL shown: above {limits.passes:g} warns, above {limits.fail:g} fails"
     )
 
 
@@ -122,22 +139,21 @@ def fails_above() -> float:
 
 
 def measured_on(found: Sequence["Cost"]) -> str:
-    """Return the name of the model of the losses; of a mixture of experts that it stands in for others."""
+    """Return words on the text and model of the losses; of a mixture of experts that it stands in for others."""
     name = found[0].measured_on
-    return f"a stand-in MoE, {name}" if name == measured_kl(_GROUP, has_experts=True)[1] else name
+    model = f"a stand-in MoE ({name})" if name == measured_kl(_GROUP, has_experts=True)[1] else name
+    return f"measured on held-out text with {model}, not with your model"
 
 
 def choice(found: Sequence["Cost"]) -> str:
-    """Return words on when to take the plan's method and when `gptq`; empty where `gptq` is not known to lose less."""
+    """Return words on when to take the plan's method and when another; empty where none is known to lose less."""
     own, *others = found
+    if doubted := doubt(found, but="" if own.tokens else " unless the source is QAT"):
+        return doubted
     gptq = next((one for one in others if one.method == Method.GPTQ and one.option), None)
     if own.tokens or own.kl is None or gptq is None or gptq.kl is None or gptq.kl > _LESS * own.kl:
         return ""
-    least = min((one for one in others if one.kl is not None and one.option), key=lambda one: one.kl or 0.0)
-    best = f"for real use add {gptq.option}"
-    if _outlook(gptq.kl) == "fail":
-        best = f"of 4 bits, {least.option} loses least"
-    return f"quick: for a first try or a QAT source; {best}"
+    return f"quick: for a first try or a QAT source; for real use add {gptq.option}"
 
 
 def others(found: Sequence["Cost"], own: str) -> Table | None:

@@ -129,7 +129,7 @@ def answers(
         costs: costs of the method that ran, then of others.
         recipe: the recipe.
     """
-    from g4convert.cli.show_methods import conclusion, expected, fails_above, measured_on, others
+    from g4convert.cli.show_methods import conclusion, expected, judged, measured_on, others
 
     loss = (metrics or {}).get("loss")
     if loss is not None:
@@ -139,9 +139,9 @@ def answers(
     if method == "lattice":
         return told, None
     if (table := others(costs, str(method))) is not None:
-        limit = f"what `verify` would say of it (above {fails_above():g} it fails)"
         drawn = conclusion(costs)
-        return f"{told}. Mean KL to the original on {measured_on(costs)}, and {limit}{drawn and f': {drawn}'}:", table
+        kl = f"KL: mean KL to the original, {measured_on(costs)}"
+        return f"{told}. {kl}. {judged()}{drawn and f'. {drawn}'}:", table
     has_experts = any(row.role == "experts" for row in done.sizes)
     known = expected(recipe, has_experts=has_experts)
     return f"{told}; {known}" if known else told, None

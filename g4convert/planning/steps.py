@@ -35,8 +35,8 @@ KEPT_BECAUSE: Mapping[Role, str] = {
     Role.MLP: "the recipe keeps it",
     Role.EXPERTS: "the recipe keeps it",
     Role.ROUTER: "decides which experts run; engines build it unquantized",
-    Role.EMBEDDING: "`--bits embedding=8` would save {saved} of it; only vLLM loads that",
-    Role.PLE_EMBEDDING: "`--bits ple_embedding=8` would save {saved} of it; only vLLM loads that",
+    Role.EMBEDDING: "`--bits embedding=8` would save {saved} of it; loads in vLLM only",
+    Role.PLE_EMBEDDING: "`--bits ple_embedding=8` would save {saved} of it; loads in vLLM only",
     Role.PLE_PROJECTION: "1 % of the size, doubles the loss when packed; `pack: [..., ple_projection]` packs it",
     Role.LM_HEAD: "its rounding shows in every token; `--bits lm_head=8` packs it",
     Role.NORM: "one value per channel",
@@ -53,8 +53,8 @@ KEPT_BECAUSE: Mapping[Role, str] = {
 _TIED_ROLES = {Role.EMBEDDING, Role.LM_HEAD}
 """Roles that share one tensor in a tied model, until either is packed."""
 _TIED = (
-    "shared with the output head; `-r w4a16-g32-head8` would store it as two: 4-bit embedding and 8-bit head, "
-    "{after} for {before}; only vLLM loads that"
+    "shared with the output head; `-r w4a16-g32-head8` would split it into a 4-bit embedding and an 8-bit head: "
+    "{after} instead of {before}; loads in vLLM only"
 )
 _SAVED: Final = 7.5 / 16
 """Share of a table that 8 bits with a scale for each 32 weights save."""

@@ -38,9 +38,7 @@ def test_quantize_says_what_it_did(moe: Path, g4convert: Program, tmp_path: Path
     refused = "not for transformers 5.17 to 5.24, SGLang 0.5.23: `g4convert check"
     assert f"\n{refused} {tmp_path / 'out'}` says why\n" in ran.out
     measure = f"g4convert verify {tmp_path / 'out'} --reference {moe} --level logits"
-    assert ran.out.endswith(
-        f"\nnext: {measure}  # measures how far its answers are from the original's; needs no engine\n"
-    )
+    assert ran.out.endswith(f"\nnext: {measure}  # measures its answers: may fail; 8 bits: -r w8a16-g32\n")
     assert "vllm serve" not in ran.out  # not before they are measured
     assert g4convert("check", tmp_path / "out", "--engine", "sglang").status == 1
 
@@ -100,7 +98,10 @@ def test_what_is_done_already_is_not_done_again(moe: Path, g4convert: Program, t
 def test_the_card_says_what_is_not_known(text: Path, g4convert: Program, tmp_path: Path) -> None:
     ran = g4convert("quantize", text, "-o", tmp_path / "out", "--verify", "none")
     answers, _, table = ran.out.partition("\nanswers: ")[2].partition(":\n")
-    assert answers.startswith("not measured, and the error of weights does not tell how good they are. Mean KL to the ")
+    assert answers.startswith(
+        "not measured, and the error of weights does not tell how good they are. KL: mean KL to the "
+    )
+    assert "above 0.05 warns, above 0.1 fails" in answers
     rows = [line.split() for line in table.splitlines()]
     assert [row[:5] for row in rows[1:4]] == [
         ["mse", "(as", "here)", "0.301", "fails"],
@@ -212,7 +213,7 @@ def test_check_says_for_which_engines_it_passes(dense: Path, moe: Path, g4conver
         assert [line for line in lines if line.endswith(said)], lines
         assert lines[-2].startswith(f"next: g4convert verify {out} --reference "), lines[-2]
         assert lines[-2].endswith("  # skip if it has passed")
-        assert lines[-1] == f"then: {following} {out}"
+        assert lines[-1] == f"then, if it passes: {following} {out}"
     refused = checked(tmp_path / moe.name, "--engine", "sglang")
     assert "next:" not in refused[-1]
     assert checked(dense)[-1] == f"next: g4convert plan {dense}  # shows what quantization would make of it"

@@ -35,9 +35,10 @@ _BITS: Final = 4
 _LESS: Final = 0.9
 """A method is advised if it leaves less than this part of the KL of the methods that take less time."""
 _RIGHT: Final = (
-    "the file is correct, but this recipe loses too much. Better recipes, with the size of the output and the upper "
-    'end of the mean KL to expect, scaled from the {high:.2g} here ("should pass" goes by it alone):'
+    "the file is correct, but this recipe loses too much. Better recipes, with size and the upper end of the mean KL "
+    "to expect ({here}); `should pass` looks at this KL alone:"
 )
+_KEPT: Final = " kept in bf16"
 _FIT: Final = "`g4convert fit`: bits chosen for each part of the model, for a size that you name"
 
 
@@ -120,9 +121,7 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
             packed = _with(recipe, pack=tuple(map(PackRole, others)))
             base = [f"-r {name}"] if name in shipped() and name != DEFAULT else []
             options = " ".join([*base, *(f"--pack {one}" for one in others)])
-            found.append(
-                way(options, f"{row['module']} kept in bf16", 1 - row["share"], packed, f"-{'-'.join(others)}")
-            )
+            found.append(way(options, row["module"] + _KEPT, 1 - row["share"], packed, f"-{'-'.join(others)}"))
     return tuple(sorted(found, key=lambda one: (one.fails, one.kl if one.fails else one.nbytes or 0, one.kl)))
 
 
@@ -158,18 +157,29 @@ def is_right(findings: Iterable[Finding]) -> bool:
     return judged and not any(one.severity is Severity.FAIL for one in found)
 
 
-def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, high: float) -> Iterator[Finding]:
+def measured_on(out: Checkpoint) -> str:
+    """Return the name of the real model that stands for an output's."""
+    has_experts = Architecture.from_config(out.config).text.experts is not None
+    return measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=has_experts)[1]
+
+
+def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, high: float, model: str) -> Iterator[Finding]:
     """Yield findings, with the ways as the remedy of failures, or else warnings, of the loss.
 
     Args:
         findings: findings of the level, of an output that is right.
         found: recipes that lose less.
         high: mean KL of the output that is judged, in nats.
+        model: name of the real model whose losses are set in proportion.
     """
     given = list(findings)
     lost = [one for one in given if one.code.startswith("logits.loss.")]
     worst = next((one for one in (Severity.FAIL, Severity.WARN) if any(loss.severity is one for loss in lost)), None)
     useful = [one for one in found if not one.fails] or found
-    remedy = "\n".join([_RIGHT.format(high=high), *(one.line for one in useful), _FIT])
+    kept = [one.what.endswith(_KEPT) for one in useful]
+    scaled = [f"times the ratio of the two recipes on {model}"] if not all(kept) else []
+    how = " or ".join([*scaled, *(["less the kept part's share"] if any(kept) else [])])
+    here = f"{high:.2g} here{how and f', {how}'}"
+    remedy = "\n".join([_RIGHT.format(here=here), *(one.line for one in useful), _FIT])
     for one in given:
         yield replace(one, remedy=remedy) if one in lost and one.severity is worst and not one.remedy else one

@@ -28,7 +28,7 @@ from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged, Severity
 from g4convert.request import Request
 from g4convert.verification import gates
-from g4convert.verification.logits.advice import is_right, judged_kl, ways, with_advice
+from g4convert.verification.logits.advice import is_right, judged_kl, measured_on, ways, with_advice
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
 from g4convert.verification.logits.judge import check_logits
@@ -97,7 +97,7 @@ def run_logits(
     advised = judged.findings
     if any(map(_loses_much, advised)) and is_right(advised):
         found = ways(out, source, metrics, profile)
-        advised = tuple(with_advice(advised, found, high=judged_kl(metrics["loss"])))
+        advised = tuple(with_advice(advised, found, high=judged_kl(metrics["loss"]), model=measured_on(out)))
         metrics["advice"] = [asdict(one) for one in found]
     return Judged((_loaded(), *told, *advised), metrics)
 

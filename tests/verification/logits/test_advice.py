@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,16 +39,36 @@ def made(packed: Packed, text: Path) -> tuple[Checkpoint, Checkpoint]:
 
 def test_the_worst_findings_of_a_loss_name_what_costs_less() -> None:
     def remedies(*findings: Finding) -> dict[str, str]:
-        return {one.code: one.remedy for one in with_advice(findings, WAYS, high=0.38) if one.remedy}
+        return {one.code: one.remedy for one in with_advice(findings, WAYS, high=0.38, model="M") if one.remedy}
 
     found = remedies(finding("loss.kl_mean", FAIL), finding("loss.kl_p999", WARN), finding("parity.kl_mean", PASS))
     assert list(found) == ["logits.loss.kl_mean"]
     right, way, fit = found["logits.loss.kl_mean"].splitlines()
     assert right.startswith("the file is correct, but this recipe loses too much")
-    assert right.endswith('scaled from the 0.38 here ("should pass" goes by it alone):')
+    assert right.endswith(
+        "to expect (0.38 here, times the ratio of the two recipes on M); `should pass` looks at this KL alone:"
+    )
     assert way == "`-r w8a16-g32`: 8 bits, 1.50 MB, KL at most about 0.0004, should pass"
     assert "g4convert fit" in fit
     assert list(remedies(finding("loss.kl_p999", WARN))) == ["logits.loss.kl_p999"]
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ((), "0.38 here"),
+        (("8 bits",), "0.38 here, times the ratio of the two recipes on M"),
+        (("mlp kept in bf16",), "0.38 here, less the kept part's share"),
+        (
+            ("8 bits", "mlp kept in bf16"),
+            "0.38 here, times the ratio of the two recipes on M or less the kept part's share",
+        ),
+    ],
+)
+def test_the_remedy_says_how_each_figure_is_estimated(options: tuple[str, ...], how: str) -> None:
+    found = [replace(WAYS[0], what=what) for what in options]
+    (one,) = with_advice([finding("loss.kl_mean", FAIL)], found, high=0.38, model="M")
+    assert f"({how});" in one.remedy
 
 
 def test_what_should_pass_comes_first_and_then_the_smaller(made: tuple[Checkpoint, Checkpoint]) -> None:
