@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from g4convert.checkpoint.directory import CONFIG
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
@@ -152,6 +153,7 @@ def make_room(directory: Path, names: tuple[str, ...]) -> None:
     if os.path.lexists(directory) and not directory.is_dir():  # also a link to nothing
         raise UsageError(f"{directory}: is a file, expected a directory to write to", hint="name another directory")
     check_above(directory)
+    _refuse_checkpoint(directory)
     make_directory(directory)
     known = _read_record(directory)
     there = {name: digest for name in names for name, digest in _hashes(directory, name).items()}
@@ -165,6 +167,20 @@ def make_room(directory: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (directory / name).is_dir():
             shutil.rmtree(directory / name)
+
+
+def _refuse_checkpoint(directory: Path) -> None:
+    """Raise if a directory is a checkpoint: what is written into it would be taken for a part of it.
+
+    Raises:
+        UsageError: it is one; names its files.
+    """
+    if directory.is_dir() and (found := [*directory.glob(CONFIG), *sorted(directory.glob("*.safetensors"))]):
+        raise UsageError(
+            f"{directory}: is a checkpoint, expected a directory to write checkpoints to",
+            offenders=[one.name for one in found[:3]],
+            hint="name another directory",
+        )
 
 
 def move_into_place(directory: Path, made: Path, names: tuple[str, ...]) -> None:

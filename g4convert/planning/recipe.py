@@ -183,7 +183,7 @@ def source_text(name: str) -> tuple[str, str]:
     Raises:
         UsageError: no such recipe, or its file cannot be read.
     """
-    if "/" in name or name.endswith((".yaml", ".yml")):
+    if _is_path(name):
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"recipe {name}: no such file", hint="`g4convert recipe list` shows the shipped ones")
@@ -195,6 +195,10 @@ def source_text(name: str) -> tuple[str, str]:
         hint = nearest(name, _SHIPPED) or "`g4convert recipe list` shows them; a path works too"
         raise UsageError(f"recipe {name}: not one of the shipped recipes", hint=hint)
     return _SHIPPED[name].read_text(encoding="utf-8"), f"recipe {name}"
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith((".yaml", ".yml"))
 
 
 def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Resolved:
@@ -215,8 +219,13 @@ def load(name: str = DEFAULT, options: Mapping[str, object] | None = None) -> Re
     for key, value in (options or {}).items():
         if value is not None:
             values[key] = _over(key, values.get(key), value)
-            origins[key] = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
+            origins[key] = _option(key, value)
     return Resolved(name, _validate(name, values, origins), origins)
+
+
+def _option(key: str, value: object) -> str:
+    """Return the option of the command line that gives a key this value."""
+    return "--positive" if (key, value) == ("signed", False) else _OPTIONS.get(key, f"--{key.replace('_', '-')}")
 
 
 def _over(key: str, below: object, value: object) -> object:
@@ -239,14 +248,15 @@ def schema() -> dict[str, Any]:
 def _layers(name: str) -> list[tuple[str, dict[str, object]]]:
     """Return the YAML mappings of `name` and of each recipe down its `extends` chain, with their origins."""
     layers: list[tuple[str, dict[str, object]]] = []
-    seen: list[str] = []
+    seen: dict[str, str] = {}  # place -> the name that it was given
     following: object = name
     while following is not None:
         if not isinstance(following, str):
-            raise UsageError(f"recipe {seen[-1]}: extends is {shown(following)}, expected a name or a path")
-        if following in seen:
-            raise UsageError(f"recipe {name}: extends itself through {' -> '.join([*seen, following])}")
-        seen.append(following)
+            raise UsageError(f"recipe {[*seen.values()][-1]}: extends is {shown(following)}, expected a name or a path")
+        place = str(Path(following).resolve()) if _is_path(following) else following
+        if place in seen:
+            raise UsageError(f"recipe {name}: extends itself through {' -> '.join([*seen.values(), following])}")
+        seen[place] = following
         text, origin = source_text(following)
         layer = dict(_mapping(text, origin))
         base = layer.pop("extends", None)

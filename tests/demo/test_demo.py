@@ -60,6 +60,18 @@ def test_a_link_to_nothing_is_no_place(g4convert: Program, tmp_path: Path) -> No
     assert "link: is a file, expected a directory to write to\nhint: " in ran.err
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "model-00001-of-00002.safetensors"])
+def test_nothing_is_written_into_a_checkpoint(file: str, tmp_path: Path) -> None:
+    """A demo below a checkpoint would break its verification."""
+    from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch
+    from g4convert.errors import UsageError  # noqa: PLC0415 - beside it
+
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(UsageError, match="is a checkpoint"):
+        demo.make_room(tmp_path, ("text",))
+    assert [one.name for one in tmp_path.iterdir()] == [file]
+
+
 @pytest.mark.parametrize("change", ["add", "edit", "link", "directory"])
 def test_what_a_demo_made_and_someone_changed_stays(change: str, tmp_path: Path) -> None:
     from g4convert.demo import run as demo  # noqa: PLC0415 - brings torch

@@ -84,11 +84,29 @@ def test_what_a_recipe_may_not_say(tmp_path: Path, text: str, expected: str) -> 
     assert caught.value.exit_code == 2
 
 
-def test_a_circle_of_extends_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+@pytest.mark.parametrize("way", ["b.yaml", "./b.yaml", "../{}/b.yaml", "link.yaml", "{}/b.yaml"])
+def test_a_circle_of_extends_is_named(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a recipe is called on the way, a name of it leads to the same file."""
+    base = way.format(tmp_path if way.startswith("{}") else tmp_path.name)
+    (tmp_path / "a.yaml").write_text(f"extends: {base}\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
-    with pytest.raises(UsageError, match="extends itself"):
-        load(str(tmp_path / "a.yaml"))
+    (tmp_path / "link.yaml").symlink_to("b.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.yaml", str(tmp_path / "a.yaml"), f"../{tmp_path.name}/a.yaml"):
+        with pytest.raises(UsageError, match="extends itself") as caught:
+            load(name)
+        assert str(caught.value).count(" -> ") <= 3
+
+
+def test_a_recipe_of_its_own_name_is_none_that_extends_itself(tmp_path: Path) -> None:
+    path = tmp_path / f"{DEFAULT}.yaml"
+    path.write_text(f"extends: {DEFAULT}\nnum_bits: 8\n")
+    assert load(str(path)).recipe.num_bits == 8
+
+
+def test_a_value_of_an_option_names_the_option_that_gives_it() -> None:
+    origins = [load(DEFAULT, {"signed": value}).origins["signed"] for value in (True, False)]
+    assert origins == ["--signed", "--positive"]
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
