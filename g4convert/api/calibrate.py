@@ -11,11 +11,13 @@ from g4convert.api.led import led
 from g4convert.api.made_before import made_before
 from g4convert.calibration.answers import Own, decided
 from g4convert.calibration.documents import hash_of_documents
-from g4convert.calibration.kept import Begun
+from g4convert.calibration.kept import Begun, check_ours, partial_of
 from g4convert.calibration.record import record
 from g4convert.calibration.states import check_room
 from g4convert.calibration.tokens import Tokens
+from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.calibration_file import CalibrationFile
+from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Statistics
@@ -120,7 +122,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
             of range, or answers are asked of a model that does not fit the memory, or to questions that do not fit
             its context.
         InputError: no such model, no tokenizer, no such texts, or too few of them; pictures that do not load, or that
-            the model does not take.
+            the model does not take; the model changed meanwhile; or in FILE.partial is what no run wrote.
         GateError: the tensors of a model that answers are not its own, or a logit is not finite.
         EnvironmentFault: the model or the dataset cannot be fetched, no such device, not enough memory,
             the disk is too small, or another process makes this file.
@@ -133,7 +135,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     if not there:
         _check_place(path, overwrite=overwrite)
     asked = Asked.of(os.fspath(model), samples=samples, length=length, seed=seed)
-    check_apart([path], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
+    check_apart([path, partial_of(path)], [asked.checkpoint.path, *([] if data is None else [Path(data)])])
     documents = asked.bundled() if data is None else asked.read(os.fspath(data))
     own = decided(asked.checkpoint, torch_device(device), chat=asked.frame.chat, asked=answers)
     if own.answers and data is not None:
@@ -142,13 +144,16 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
     make = partial(asked.sampled, documents, own, device, watch)
     if there:
         made = made_before(begun, asked, None if own.answers else make, statistics=statistics)
+        begun.clean()
         return Calibrated.of(path, made, already_done=True)
-    with Lock.beside(path) as lock:
+    with Lock.beside(path) as lock, Reader(asked.checkpoint.path, asked.checkpoint.weight_files) as reader:
         lock.take()
         _check_place(path, overwrite=overwrite)  # again: another process may have made it until now
+        check_ours(begun.directory)
         file = begun.kept_ids()
         if file is None:
             file = replace(make(), request=begun.hash)
+            check_unchanged(asked.checkpoint, reader)
             if statistics:
                 begun.keep(file)
         tokens = Tokens.of(file)
@@ -166,6 +171,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
             )
             file = replace(file, statistics=found)
         lock.check()
+        check_unchanged(asked.checkpoint, reader)
         file.save(path)
         begun.drop()
     return Calibrated.of(path, file)

@@ -100,7 +100,8 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
         InputError: the ids are not of the model.
         EnvironmentFault: the disk is too small, or another process writes the file.
     """
-    from g4convert.calibration.record import record  # noqa: PLC0415
+    from g4convert.calibration.kept import Kept, check_ours, clean, drop, partial_of  # noqa: PLC0415
+    from g4convert.calibration.record import Recording, record  # noqa: PLC0415
     from g4convert.calibration.states import check_room  # noqa: PLC0415
     from g4convert.calibration.tokens import Tokens  # noqa: PLC0415
     from g4convert.devices import torch_device  # noqa: PLC0415
@@ -108,17 +109,20 @@ def count(  # noqa: PLR0913 -- a file, its model, and who does it
 
     text, place = plan.architecture.text, torch_device(device)
     tokens, file = Tokens.load(given, text.vocab_size, checkpoint), CalibrationFile.load(given)
-    if own.exists() and _is_of(CalibrationFile.load(own), file, Model.of(checkpoint)):
+    scratch, model = partial_of(own), Model.of(checkpoint)
+    if own.exists() and _is_of(CalibrationFile.load(own), file, model):
+        clean(own, Kept(scratch, Recording(checkpoint.path, tokens, scratch, place).facts(model)).is_ours)
         return
     progress.say(f"calibration: statistics over {tokens.samples:,} x {tokens.length:,} tokens, kept in {own}")
-    scratch = own.with_name(f"{own.name}.partial")
     ids = (tokens.samples - len(tokens.judges)) * tokens.length
     with Lock.beside(own) as lock:
         lock.take()
+        check_ours(scratch)
         check_room(scratch, state_bytes(text, ids, layered=False))
         found = record(checkpoint.path, tokens, scratch, workers=workers, device=place, progress=progress, ranks=ranks)
         lock.check()
         replace(file, model=found.model, statistics=found).save(own)
+        drop(scratch)
 
 
 def _check_kept(own: Path, given: Calibration, checkpoint: Checkpoint) -> None:

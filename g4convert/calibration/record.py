@@ -7,8 +7,10 @@ number of threads. Judging sequences are left out. A killed run repeats one laye
 sequences and experts.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +25,8 @@ from g4convert.calibration.squares import Hooks, Sums, add
 from g4convert.calibration.team import Team, threads
 from g4convert.calibration.tokens import Tokens
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.identity import Model
 from g4convert.conversion.ranks import ALONE, Ranks
 from g4convert.conversion.statistics import Inputs, Statistics
@@ -52,20 +56,27 @@ class Recording:
     scratch: Path
     device: torch.device
 
-    def sums(self, ranks: Ranks, workers: int, progress: Quiet) -> Sums:
-        """Run all layers that are left; return the sums of all of them, in rank 0."""
-        taken = self.tokens.without(self.tokens.judges)
-        facts = {"tokens": self.tokens.hash, "device": self.device.type, **self.model.to_dict()}
-        kept = Kept(self.scratch, facts, ranks)
-        with threads(workers or max(1, default_workers() // ranks.world)) as pool:
+    def sums(self, ranks: Ranks, workers: int, progress: Quiet) -> tuple[Model, Sums]:
+        """Run all layers that are left; return the model and the sums of all layers, in rank 0.
+
+        Raises:
+            InputError: the model changed while it was read; what was read of it is not kept.
+        """
+        taken, source = self.tokens.without(self.tokens.judges), Checkpoint.open(self.source)
+        with (
+            Reader(source.path, source.weight_files) as reader,
+            threads(workers or max(1, default_workers() // ranks.world)) as pool,
+        ):
+            model = Model.of(source)
+            kept = Kept(self.scratch, self.facts(model), ranks)
             device = device_of_rank(self.device, ranks.rank, ranks.world)
             replay = Replay.open(self.source, taken, kept.states, device)
-            return _run(replay, kept, Team(pool, ranks), progress)
+            check = partial(check_unchanged, source, reader)
+            return model, _run(replay, kept, Team(pool, ranks), progress, check)
 
-    @property
-    def model(self) -> Model:
-        """The model's identity."""
-        return Model.of(Checkpoint.open(self.source))
+    def facts(self, model: Model) -> dict[str, Any]:
+        """Return everything that the sums depend on, as JSON."""
+        return {"tokens": self.tokens.hash, "device": self.device.type, **model.to_dict()}
 
 
 def record(  # noqa: PLR0913 -- a model, what it runs, and how
@@ -83,7 +94,7 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
     Args:
         source: see `Recording`.
         tokens: the same.
-        scratch: the same; removed at the end.
+        scratch: the same; `kept.drop` removes it once the statistics are saved.
         workers: number of threads; 0 takes one for each core.
         device: device that runs the layers.
         progress: told of each layer.
@@ -93,19 +104,18 @@ def record(  # noqa: PLR0913 -- a model, what it runs, and how
         Statistics over all sequences that do not judge.
 
     Raises:
-        G4Error: see `forward.load.load`.
+        G4Error: see `forward.load.load`, and `Recording.sums`.
         EnvironmentFault: the disk is full.
         Interrupted: Ctrl-C; finished layers are kept.
     """
     recording = Recording(source, tokens, scratch, device)
     ranks.from_lead(recording)
     try:
-        sums = recording.sums(ranks, workers, progress or Quiet())
+        model, sums = recording.sums(ranks, workers, progress or Quiet())
     except KeyboardInterrupt as error:
         raise Interrupted("stopped; what is finished is kept", hint="the same command continues") from error
-    Kept(scratch, {}).states.drop()
     inputs = {name: _mean(*one) for name, one in sorted(sums.items())}
-    return Statistics(inputs, recording.model, "g4convert", tokens.hash, tokens.samples, tokens.length)
+    return Statistics(inputs, model, "g4convert", tokens.hash, tokens.samples, tokens.length)
 
 
 def assist(ranks: Ranks, workers: int) -> Any:  # noqa: ANN401 -- whatever rank 0 sends
@@ -121,14 +131,23 @@ def assist(ranks: Ranks, workers: int) -> Any:  # noqa: ANN401 -- whatever rank 
     return sent
 
 
-def _run(replay: Replay, kept: Kept, team: Team, progress: Quiet) -> Sums:
-    """Run the remaining layers in order and return the sums of all stages, in rank 0."""
+def _run(replay: Replay, kept: Kept, team: Team, progress: Quiet, check: Callable[[], None]) -> Sums:
+    """Run the remaining layers in order and return the sums of all stages, in rank 0.
+
+    Args:
+        replay: the model.
+        kept: the finished stages.
+        team: ranks and threads that share a layer.
+        progress: told of each layer.
+        check: raises if the model changed, before a stage is kept.
+    """
     ranks = team.ranks
     stages = [*ranks.together(lambda: kept.resumed() if ranks.leads else [])[0]]
     hidden = kept.states.turns(replay.shape, fresh=not stages)
 
     def keep(sums: Sums) -> None:
         stages.append(sums)
+        ranks.together(check)
         ranks.together(lambda: kept.keep(len(stages) - 1, sums) if ranks.leads else None)
 
     if not stages:

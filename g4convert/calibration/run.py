@@ -12,6 +12,7 @@ the journal, and trains alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from g4convert.calibration.tokens import Tokens
 from g4convert.calibration.trained import is_trained, source_weight
 from g4convert.calibration.work import LayerWork, Weights
 from g4convert.checkpoint.reader import Reader
+from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.journal import Done
 from g4convert.conversion.ranks import ALONE, Ranks
@@ -112,7 +114,7 @@ class LayerByLayer:
 
         Raises:
             Interrupted: Ctrl-C; finished layers are in the journal.
-            InputError: a weight is not finite.
+            InputError: a weight is not finite, or the source changed: the layer is not in the journal.
             EnvironmentFault: the disk is full, or the device is out of memory.
         """
         before = _layers_of(done, self.conversion.tiled)
@@ -160,7 +162,7 @@ class LayerByLayer:
             number = layers[unit]
             rows = self._layer(number, replay, (hidden, original), streams, progress, team)
             streams.writer.sync({task.target_file for task in pending[unit]})
-            team.ranks.wait()
+            team.ranks.together(partial(check_unchanged, self.conversion.checkpoint, streams.reader))
             if team.ranks.leads:
                 self._states.seal(number + 1)
                 streams.journal.append({unit: Done(rows, self._checksum(pending[unit]))})

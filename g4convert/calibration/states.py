@@ -66,7 +66,7 @@ class States:
             InputError: the file is missing or has another size.
         """
         path = self._path(name)
-        if not path.is_file() or path.stat().st_size != 4 * int(np.prod(shape)):
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != 4 * int(np.prod(shape)):
             raise InputError(f"{path}: not what an earlier run left there", hint="--overwrite starts again")
         return np.memmap(path, np.float32, "r+", shape=shape)
 
@@ -118,11 +118,13 @@ class States:
     def _allocate(self, name: str, shape: tuple[int, ...]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         nbytes = 4 * int(np.prod(shape))
-        with self._path(name).open("wb") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, nbytes)
-            except OSError as error:
-                raise refusal(error, f"{self.directory}: no room for {size(nbytes)} of {name}") from error
+        fd = os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+        except OSError as error:
+            raise refusal(error, f"{self.directory}: no room for {size(nbytes)} of {name}") from error
+        finally:
+            os.close(fd)
 
     def _read_by(self, layer: int) -> Iterator[Path]:
         """Yield the files that `layer` or a later layer reads: no scratch, no hidden states that `layer` writes."""

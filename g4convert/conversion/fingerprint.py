@@ -6,6 +6,7 @@ from the middle of every tensor, which detects other weights, but not a single c
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from xxhash import xxh3_64
@@ -69,22 +70,28 @@ def differences(left: object, right: object, path: str = "") -> Iterable[tuple[s
 
 
 def check_unchanged(checkpoint: Checkpoint, reader: Reader) -> None:
-    """Check, at the end of a run, that the source's weight files did not change since they were opened.
+    """Check that the source's weight files did not change since they were opened, before what was made of them is kept.
+
+    Another file of the same name counts, too: a part of the run reads by name. A missing one was not read.
 
     Raises:
-        InputError: weight files changed in size or time; names all of them.
+        InputError: weight files changed in size or time, or were replaced; names all of them.
     """
-    wrong = [file.name for file in checkpoint.files if not _is_unchanged(file, reader)]
+    wrong = [file.name for file in checkpoint.files if not _is_unchanged(checkpoint.path, file, reader)]
     if wrong:
         raise InputError(
             f"{checkpoint.path}: changed while it was read", offenders=wrong, hint="start again when nothing writes it"
         )
 
 
-def _is_unchanged(file: WeightFile, reader: Reader) -> bool:
+def _is_unchanged(directory: Path, file: WeightFile, reader: Reader) -> bool:
     with reader.opened(file.name) as fd:
         found = os.fstat(fd)
-    return (file.size, file.mtime_ns) == (found.st_size, found.st_mtime_ns)
+    try:
+        named = (directory / file.name).stat()
+    except FileNotFoundError:
+        named = found
+    return os.path.samestat(named, found) and (file.size, file.mtime_ns) == (found.st_size, found.st_mtime_ns)
 
 
 def touched(checkpoint: Checkpoint, sample: str) -> list[str]:

