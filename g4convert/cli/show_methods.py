@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from g4convert.cli.tables import table
-from g4convert.planning.costs import OF_EIGHT, measured_kl
+from g4convert.planning.costs import OF_EIGHT, left_of, measured_kl
 from g4convert.planning.recipe import EIGHT_BITS, Method, load
 from g4convert.quantities import nats, plural, rough_duration, rough_size
 from g4convert.request import DEFAULTS
@@ -42,8 +42,7 @@ def methods(found: Sequence["Cost"]) -> Table:
 
 def _eight_bits(found: Sequence["Cost"]) -> "Cost | None":
     """Return the cost of 8 bits, which takes the time of 4 bits without data; None where the loss is not known."""
-    measured = (measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=one) for one in (True, False))
-    known = next((known for known, name in measured if name == found[0].measured_on), {})
+    known = left_of(found[0].measured_on, load(EIGHT_BITS).recipe.group_size)
     plain = next((one for one in found if not one.tokens), None)
     if plain is None or Method.MSE not in known:
         return None

@@ -120,6 +120,12 @@ def measured_kl(group_size: int | str | None, *, has_experts: bool) -> tuple[Map
     return (KL[size], "Gemma 3 270M") if size in KL else ({}, "")
 
 
+def left_of(model: str, group_size: int | str | None) -> Mapping[Method, float]:
+    """Return what each method left of a model that was measured at 4 bits, by its name; empty if it was not."""
+    both = (measured_kl(group_size, has_experts=one) for one in (True, False))
+    return next((known for known, name in both if name == model), {})
+
+
 def costs(plan: Plan, sizes: Iterable[RoleSize], workers: int, tokens: int = BUNDLED_TOKENS) -> tuple[Cost, ...]:
     """Return the cost of the recipe's method, then of the alternatives: the default and the calibrated methods.
 

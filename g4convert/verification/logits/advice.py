@@ -21,7 +21,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.gemma4 import Architecture
-from g4convert.planning.costs import OF_EIGHT, measured_kl
+from g4convert.planning.costs import OF_EIGHT, left_of, measured_kl
 from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Method, Recipe, load, option_for, shipped
 from g4convert.planning.rules import PackRole
 from g4convert.planning.sizes import role_sizes
@@ -103,8 +103,7 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
         said, name = outlook(most, profile), f"W{other.num_bits}A16{end}"
         return Way(options, what, kl, most, limit, said is Severity.PASS, said is Severity.FAIL, nbytes, name)
 
-    has_experts = Architecture.from_config(out.config).text.experts is not None
-    known, found = _known(recipe, has_experts=has_experts), []
+    (known, model), found = _known(out, recipe), []
     if own := known.get(recipe.method):
         least = own
         for one in _CALIBRATED:
@@ -112,8 +111,8 @@ def ways(out: Checkpoint, source: Checkpoint | None, metrics: Mapping[str, Any],
                 least, other = known[one], _with(recipe, method=one)
                 found.append(way(option_for(recipe, one), "4 bits, calibrated", least / own, other, f"-{one}"))
         eight = load(EIGHT_BITS).recipe
-        four, _ = measured_kl(eight.group_size, has_experts=has_experts)
-        found.append(way(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four[Method.MSE] / own, eight))
+        four = left_of(model, eight.group_size)[Method.MSE]
+        found.append(way(f"-r {EIGHT_BITS}", "8 bits", OF_EIGHT * four / own, eight))
     roles = [row for row in metrics["blame"].get("loss", {}).get("rows", ()) if row["kind"] == "role"]
     for row in roles:
         others = sorted(one["module"] for one in roles if one is not row)
@@ -140,10 +139,17 @@ def _recipe(out: Checkpoint) -> tuple[str, Recipe]:
         return DEFAULT, load(DEFAULT).recipe
 
 
-def _known(recipe: Recipe, *, has_experts: bool) -> Mapping[Method, float]:
-    """Return what each method left of a real model with a recipe's bits and groups; empty if they are not measured."""
-    is_measured = recipe.num_bits == _BITS and recipe.is_uniform
-    return measured_kl(recipe.group_size, has_experts=has_experts)[0] if is_measured else {}
+def _known(out: Checkpoint, recipe: Recipe) -> tuple[Mapping[Method, float], str]:
+    """Return what each method left of the real model that stands for an output's, and its name; empty if unknown.
+
+    Args:
+        out: the output.
+        recipe: its recipe, whose bits and groups may be ones that were not measured.
+    """
+    if recipe.num_bits != _BITS or not recipe.is_uniform:
+        return {}, ""
+    has_experts = Architecture.from_config(out.config).text.experts is not None
+    return measured_kl(recipe.group_size, has_experts=has_experts)
 
 
 def _with(recipe: Recipe, **values: object) -> Recipe:
@@ -158,9 +164,8 @@ def is_right(findings: Iterable[Finding]) -> bool:
 
 
 def measured_on(out: Checkpoint) -> str:
-    """Return the name of the real model that stands for an output's."""
-    has_experts = Architecture.from_config(out.config).text.experts is not None
-    return measured_kl(load(EIGHT_BITS).recipe.group_size, has_experts=has_experts)[1]
+    """Return the name of the real model that stands for an output's; empty where nothing like it was measured."""
+    return _known(out, _recipe(out)[1])[1]
 
 
 def with_advice(findings: Iterable[Finding], found: Sequence[Way], *, high: float, model: str) -> Iterator[Finding]:

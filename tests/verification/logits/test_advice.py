@@ -10,7 +10,7 @@ import pytest
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.report import Finding, Severity
 from g4convert.verification import gates
-from g4convert.verification.logits.advice import Way, is_right, ways, with_advice
+from g4convert.verification.logits.advice import Way, is_right, measured_on, ways, with_advice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +89,14 @@ def test_what_should_pass_comes_first_and_then_the_smaller(made: tuple[Checkpoin
         "should pass with a warning",
     )
     assert kept.kl == pytest.approx(0.08)
+
+
+def test_losses_of_two_models_are_not_mixed(packed: Packed) -> None:
+    """Groups of 128 were measured without experts alone: there 4 bits left 0.628, and in groups of 32 0.301."""
+    out = Checkpoint.open(packed("moe", group_size=128, pack=("attention",)))
+    (eight,) = (one for one in ways(out, None, metrics(0.628), gates.load("w4a16")) if one.options == "-r w8a16-g32")
+    assert eight.kl == pytest.approx(0.301 / 4**4)
+    assert measured_on(out) == "Gemma 3 270M"
 
 
 def test_the_upper_end_of_the_interval_decides(made: tuple[Checkpoint, Checkpoint]) -> None:
