@@ -168,7 +168,7 @@ def _found(directory: Path) -> Iterator[tuple[str, bool]]:
         for entry in [*os.scandir(place)]:
             name, found = f"{prefix}{entry.name}", entry.stat(follow_symlinks=False)
             if name != _STATES or not stat.S_ISDIR(found.st_mode):
-                yield name, bool(_WRITTEN.fullmatch(name)) and stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+                yield name, bool(_WRITTEN.fullmatch(name)) and stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
 
 
 _REQUEST: Final = "request.json"
