@@ -30,6 +30,12 @@ def speaking(directory: Path) -> Checkpoint:
     return checkpoint
 
 
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    """Return whether what is stored is quantized, whatever the config says."""
+    stored = checkpoint.tensors
+    return quantized_format(stored) is not None or not all(one.info.dtype.is_weight for one in stored.values())
+
+
 def original(directory: Path) -> Checkpoint:
     """Open a checkpoint whose answers others are compared with.
 

@@ -27,7 +27,7 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     """Let a checkpoint answer, greedily: a smoke test for a person to read."""
     asked, where = _prompts(prompt), DEFAULTS.device if device is None else device
     from g4convert.checkpoint import source
-    from g4convert.checkpoint.uses import speaking
+    from g4convert.checkpoint.uses import is_quantized, speaking
     from g4convert.cli import next_steps, show
     from g4convert.cli.talk import Talk
 
@@ -56,8 +56,8 @@ def generate(  # noqa: PLR0913 - one parameter for each option
     if as_json:
         print_json(speaker.to_dict(answers))
     elif not quiet:
-        quantized = "quantization_config" in checkpoint.config
-        next_steps.show_next(show.messages(no_color=no_color), *next_steps.after_generate(model, quantized=quantized))
+        step = next_steps.after_generate(model, quantized=is_quantized(checkpoint))
+        next_steps.show_next(show.messages(no_color=no_color), *step)
 
 
 def _prompts(given: Sequence[str] | None) -> list[str]:

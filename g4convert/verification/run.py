@@ -21,8 +21,9 @@ from typing import Any
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import RECORD, record
+from g4convert.checkpoint.uses import is_quantized
 from g4convert.errors import UsageError
-from g4convert.gemma4 import is_drafter, quantized_format
+from g4convert.gemma4 import is_drafter
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged, Report, Severity
 from g4convert.request import Level, Request
@@ -197,9 +198,9 @@ def _check_directories(asked: Request, directories: _Directories) -> None:
 def _check_order(asked: Request, directories: _Directories) -> None:
     """Raise if the reference is quantized and the output is not: the two are swapped."""
     out, reference = directories.out, directories.source
-    if out is None or reference is None or "quantization_config" not in reference.config:
+    if out is None or reference is None:
         return
-    if "quantization_config" not in out.config:
+    if is_quantized(reference) and not is_quantized(out):
         raise UsageError(
             f"{asked.output} is not quantized and {asked.source} is: the two are swapped",
             hint=f"g4convert verify {quote(str(asked.source))} --reference {quote(str(asked.output))}",
@@ -223,8 +224,7 @@ def _static(asked: Request, directories: _Directories) -> Iterator[Finding]:
 
 def _not_quantized(out: Checkpoint) -> Iterable[Finding]:
     """Yield a finding if the output is not quantized; a drafter may be kept unquantized."""
-    plain = quantized_format(out.tensors) is None and all(t.info.dtype.is_weight for t in out.tensors.values())
-    if plain and not is_drafter(out.config.get("model_type")):
+    if not is_quantized(out) and not is_drafter(out.config.get("model_type")):
         found, remedy = "none is quantized: this is a plain checkpoint", "`g4convert quantize` makes a quantized one"
         yield Finding("static.quantized", Severity.INCONCLUSIVE, "weights", found, "a quantized checkpoint", remedy)
 

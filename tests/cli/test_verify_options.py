@@ -153,6 +153,21 @@ def test_swapped_arguments_are_recognized(text_out: tuple[Path, Path], g4convert
     assert f"hint: g4convert verify {out} --reference {source}" in ran.err
 
 
+@pytest.mark.parametrize("told", ["both", "neither"])
+def test_swapped_arguments_are_recognized_by_what_is_stored(
+    told: str, text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path
+) -> None:
+    source, out = (shutil.copytree(one, tmp_path / one.name) for one in text_out)
+    plain, packed = (json.loads((one / "config.json").read_text()) for one in (source, out))
+    section = packed.pop("quantization_config")
+    if told == "both":
+        (source / "config.json").write_text(json.dumps({**plain, "quantization_config": section}))
+    else:
+        (out / "config.json").write_text(json.dumps(packed))
+    assert "the two are swapped" in g4convert("verify", source, "--reference", out).err
+    assert "the two are swapped" not in g4convert("verify", out, "--reference", source, "--level", "static").err
+
+
 def test_a_mistyped_reference_file(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:
     (tmp_path / "ref.safetensors").touch()
     for name in ("reff.safetensors", "ref.safetensor"):

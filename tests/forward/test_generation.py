@@ -131,6 +131,16 @@ def test_a_stdin_that_is_no_text(
     assert message in ran.err
 
 
+def test_what_is_quantized_is_what_is_stored(g4convert: Program, tmp_path: Path) -> None:
+    """A config that another tool's section was left in makes no quantized checkpoint."""
+    shutil.copytree(trained(Family.MOE), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    section = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": section}))
+    ran = g4convert("generate", tmp_path / "model", "-p", CODE, "--max-new-tokens", 1)
+    assert (ran.status, "g4convert plan" in ran.err) == (0, True)
+
+
 def of_context(model: Path, context: int, tmp_path: Path) -> Path:
     """Copy a model and give it another context."""
     shutil.copytree(model, tmp_path / "model")
