@@ -17,9 +17,11 @@ def check_writable(path: Path) -> None:
     """Check that a file can be written at a path, before the work whose result it gets: makes a file beside it.
 
     Raises:
-        UsageError: a directory, or in none, or below a file.
+        UsageError: a directory, or in none, or below a file; or `-`, which is no file.
         EnvironmentFault: the system allows no file there: a disk that cannot be written, a name that is too long.
     """
+    if str(path) == "-":
+        raise UsageError("-: a file is written, and not to standard output", hint="name a file")
     try:
         check_above(path)
         if path.is_dir() or not path.absolute().parent.is_dir():

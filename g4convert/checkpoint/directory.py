@@ -186,7 +186,9 @@ def _check_directory(path: Path) -> None:
             raise UnsupportedError(f"{path}: a GGUF file, expected a safetensors directory", hint=NO_GGUF)
         if path.suffix != ".safetensors" and (error := foreign(path, [path.name])):
             raise error
-        raise InputError(f"{path}: a file, expected a checkpoint directory", hint=f"pass {path.parent}")
+        holds = (path.parent / "config.json").is_file()
+        hint = f"pass {path.parent}" if holds else "pass the directory that holds config.json"
+        raise InputError(f"{path}: a file, expected a checkpoint directory", hint=hint)
     if not path.is_dir():
         raise InputError(f"{path}: no such directory", hint="pass the directory that holds config.json")
     try:

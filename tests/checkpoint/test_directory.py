@@ -299,6 +299,16 @@ def test_not_a_directory(model: Path, name: str, kind: type[InputError], words: 
     assert name in caught.value.message
 
 
+def test_the_directory_of_a_file_is_named_if_it_holds_a_checkpoint(model: Path) -> None:
+    (model.parent / "mine.jsonl").write_text("{}")
+    hints = {}
+    for path in (model / ONE, model.parent / "mine.jsonl"):
+        with pytest.raises(InputError) as caught:
+            Checkpoint.open(path)
+        hints[path.name] = caught.value.hint
+    assert hints == {ONE: f"pass {model}", "mine.jsonl": "pass the directory that holds config.json"}
+
+
 def test_unreadable(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 

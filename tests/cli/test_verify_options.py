@@ -30,6 +30,9 @@ def test_a_file_that_cannot_be_written_is_refused_first(
         assert ran.status == 2
         assert "static:" not in ran.err
     assert not (out / "report").exists()
+    ran = g4convert("verify", out, option, "-")
+    assert (ran.status, ran.err) == (2, "error: -: a file is written, and not to standard output\nhint: name a file\n")
+    assert not Path("-").exists()
 
 
 def test_what_a_level_needs(text_out: tuple[Path, Path], g4convert: Program, tmp_path: Path) -> None:

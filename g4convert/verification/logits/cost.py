@@ -18,7 +18,8 @@ from g4convert.forward.logits import PIECE
 from g4convert.forward.models import Config, Model
 from g4convert.forward.probe import Probe
 from g4convert.progress import peak_memory
-from g4convert.quantities import duration, rough_size
+from g4convert.quantities import duration, plural, rough_size
+from g4convert.verification.probes.media import MEDIA
 
 _TRIAL: Final = (64, 1024, 4096)
 _TRIALS: Final = 5
@@ -37,12 +38,14 @@ class Cost:
         memory: peak memory of this process, bytes.
         probes: number of probes.
         predictions: number of scored predictions.
+        media: number of probes with pictures, sounds or videos, which are always the bundled ones.
     """
 
     operations: float
     memory: int
     probes: int
     predictions: int
+    media: int = 0
 
     @classmethod
     def of(cls, model: Model, probes: Sequence[Probe], models: int) -> Self:
@@ -59,7 +62,8 @@ class Cost:
         body, head = 2.0 * _active(model, config) * tokens, 2.0 * config.vocab_size * config.hidden_size * predictions
         states = 2 * 4 * tokens * config.hidden_size * config.num_hidden_layers
         pages = models * PIECE * 4 * (1 + (config.final_logit_softcapping is not None))
-        return cls(max(1, models) * (body + head), peak_memory() + states + pages, len(probes), predictions)
+        media = sum(probe.bucket in MEDIA for probe in probes)
+        return cls(max(1, models) * (body + head), peak_memory() + states + pages, len(probes), predictions, media)
 
     def line(self, origin: str) -> str:
         """Return the cost as one line for the user; measures the machine's speed if that can matter.
@@ -70,7 +74,12 @@ class Cost:
         seconds = self.operations / (_speed() if self.operations > _LONG * _SLOWEST else _SLOWEST)
         time = f", about {duration(60 * round(seconds / 60))}" if seconds >= _LONG else ""
         yours = " (--prompts takes yours)" if origin == "bundled" else ""
-        run = f"{self.probes} {origin} prompts{yours}: {self.predictions:,} predictions"
+        prompts = plural(self.probes, f"{origin} prompt")
+        if origin == "own" and self.media:
+            prompts = (
+                f"{plural(self.probes - self.media, 'own prompt')} and {self.media} bundled with pictures or sounds"
+            )
+        run = f"{prompts}{yours}: {self.predictions:,} predictions"
         return f"{run}, about {rough_size(self.memory)} of memory{time}"
 
 

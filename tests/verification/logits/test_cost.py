@@ -16,6 +16,14 @@ def test_the_time_is_told_where_it_is_long() -> None:
     assert line.startswith("8 bundled prompts (--prompts takes yours): 1,200 predictions, about 2 GB of memory, about ")
 
 
+def test_whose_prompts_they_are() -> None:
+    own = Cost(1, 1000, 8, 12, media=6).line("own")
+    assert own.startswith("2 own prompts and 6 bundled with pictures or sounds: 12 predictions, ")
+    assert Cost(1, 1000, 1, 12).line("own").startswith("1 own prompt: 12 predictions, ")
+    assert Cost(1, 1000, 8, 12, media=6).line("stored").startswith("8 stored prompts: ")
+    assert Cost(1, 1000, 8, 12, media=6).line("bundled").startswith("8 bundled prompts (--prompts takes yours): ")
+
+
 def test_the_speed_of_the_machine_is_measured_only_where_it_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = list[float]()
     monkeypatch.setattr(cost, "_speed", lambda: measured.append(2e9) or measured[-1])
