@@ -37,4 +37,6 @@ def check(
     asked = Asked.of(Path(model), engines, tp)  # names first: they cost no look-up
     directory = source.resolve(os.fspath(model)).path
     target = None if assistant_of is None else source.resolve(os.fspath(assistant_of)).path
-    return judge(replace(asked, directory=directory, target=target))
+    found = judge(replace(asked, directory=directory, target=target))
+    against = None if assistant_of is None else source.named(os.fspath(assistant_of))
+    return replace(found, report=replace(found.report, output=source.named(os.fspath(model)), reference=against))

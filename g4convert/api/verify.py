@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from g4convert.checkpoint import source
@@ -69,4 +70,6 @@ def verify(  # noqa: PLR0913 - the choices of a verification
         engine_url=engine_url,
         engine_timeout=engine_timeout,
     )
-    return run(asked, progress=saying(progress, say))
+    found = run(asked, progress=saying(progress, say))
+    against = None if reference is None else source.named(os.fspath(reference))
+    return replace(found, output=source.named(os.fspath(output)), reference=against)

@@ -83,6 +83,12 @@ def resolve(model: str) -> Source:
     return Source.at(_snapshot(repo, revision or None))
 
 
+def named(model: str) -> str:
+    """Return a model as reports name it: a path, or a name of the hub as it was given, with its revision."""
+    path = Path(model).expanduser()
+    return str(path) if path.exists() else model
+
+
 def file_or_model(name: str) -> Path:
     """Return the path of a reference: a file that `g4convert reference` wrote, or a model's directory.
 

@@ -33,20 +33,19 @@ def check(  # noqa: PLR0913 - one parameter for each option
 
     asked = Asked.of(Path(output), engine or (), tp or ())  # names first: they need no look-up
     found_at = source.resolve(output)
-    here = found_at.name.rpartition("/")[2]
     if fix and found_at.revision:
         raise UsageError(
             f"--fix: {found_at.path} is a snapshot of the Hugging Face cache, which other programs share",
-            hint=f"hf download {found_at.name} --local-dir {here}; g4convert check {here} --fix",
+            hint=next_steps.mending(output),
         )
     if fix:
         show_engines.mended(show.messages(no_color=no_color), mend(found_at.path, asked.required))
-    found = judge(found_at.path, engines=asked.engines, tp=asked.tps, assistant_of=assistant_of)
+    found = judge(output, engines=asked.engines, tp=asked.tps, assistant_of=assistant_of)
     if as_json:
         print_json(found.to_dict())
     elif not quiet or found.report.exit_code(strict=strict):
         out = show.console(no_color=no_color)
-        command = next_steps.made_anew(found_at.path)
+        command = next_steps.made_anew(output)
         show_engines.checked(out, found, command=command, strict=strict, verbose=verbose)
         if not quiet:
             next_steps.show_next(out, *next_steps.after_check(found))

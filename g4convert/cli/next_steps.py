@@ -15,10 +15,12 @@ from shlex import quote
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from g4convert.checkpoint import source
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.cli.tables import in_lines
 from g4convert.conversion.result import serve_command
+from g4convert.errors import G4Error
 from g4convert.planning.recipe import DEFAULT, Method, load, shipped
 
 if TYPE_CHECKING:
@@ -83,12 +85,35 @@ def conversion_of(model: str, name: str, recipe: "Resolved") -> Step:
     return Step(command, "with the other options given here" if mine else "")
 
 
-def _original_of(output: Path) -> str:
+def _directory(output: str) -> Path:
+    """Return the directory of a checkpoint that was looked up before, under this name."""
+    with suppress(G4Error):
+        return source.resolve(output).path
+    return Path(output)
+
+
+def _name(output: str) -> str:
+    """Return the last word of a checkpoint's name: of its directory, or of a repository of the hub."""
+    return source.Source.at(_directory(output)).name.rpartition("/")[2]
+
+
+def mending(output: str) -> str:
+    """Return the command that corrects a config; of a snapshot of the hub's cache, which others share, a copy's."""
+    found = source.Source.at(_directory(output))
+    if not found.revision:
+        return f"g4convert check {quote(output)} --fix"
+    _, at, revision = output.rpartition("@") if not Path(output).exists() else ("", "", "")
+    chosen, here = f" --revision {quote(revision)}" * bool(at), quote(_name(output))
+    return f"hf download {found.name}{chosen} --local-dir {here}; g4convert check {here} --fix"
+
+
+def _original_of(name: str) -> str:
     """Return the model that a checkpoint was made of, as a word of the shell; MODEL if it is not known.
 
     The checkpoint's record has the name: of a repository on the hub, or of a directory, which is looked for here, one
     folder below and beside the checkpoint, with the recorded files.
     """
+    output = _directory(name)
     made_of = part(record(output), "source")
     name, files = str(made_of.get("name") or ""), part(made_of, "files")
     if name and made_of.get("revision"):
@@ -109,18 +134,18 @@ def _sizes(directory: Path, names: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def recipe_of(output: Path) -> str:
+def recipe_of(output: str) -> str:
     """Return the name of the shipped recipe that a checkpoint says it was made by; empty for any other recipe."""
-    values = dict(part(record(output), "recipe"))
+    values = dict(part(record(_directory(output)), "recipe"))
     name = str(values.pop("name", ""))
     return name if name in shipped() and load(name).settings() == values else ""
 
 
-def made_anew(output: Path) -> str:
+def made_anew(output: str) -> str:
     """Return the command that makes a checkpoint again in another directory, for other options to be added."""
-    name = str(part(record(output), "recipe").get("name"))
+    name = str(part(record(_directory(output)), "recipe").get("name"))
     chosen = f" -r {name}" if name in shipped() and name != DEFAULT else ""
-    return f"g4convert quantize {_original_of(output)} -o {quote(f'{output.name}-2')}{chosen}"
+    return f"g4convert quantize {_original_of(output)} -o {quote(f'{_name(output)}-2')}{chosen}"
 
 
 def answers_of(output: str | Path, reference: str | Path) -> Step:
@@ -164,7 +189,7 @@ def after_verify(found: "Report") -> Step:
 
     output, levels = found.output, found.levels
     original = "" if found.reference is None or found.reference.endswith(".safetensors") else quote(found.reference)
-    original = original or _original_of(Path(output))
+    original = original or _original_of(output)
     if found.metrics.get("advice"):
         return _quantized_anew(output, original, found.metrics["advice"][0])
     if found.verdict is Severity.FAIL:
@@ -186,7 +211,7 @@ def _after_answers(found: "Checked") -> Step:
 
 def _quantized_anew(output: str, original: str, way: Mapping[str, Any]) -> Step:
     """Return the command that quantizes a model in another way, with a name for its output."""
-    name = f"{Path(output if original == 'MODEL' else original).name}-{way['name']}"
+    name = f"{_name(output) if original == 'MODEL' else Path(original).name}-{way['name']}"
     expected = "loses less" if way["fails"] else "should pass" if way["passes"] else "should pass with a warning"
     return Step(f"g4convert quantize {original} -o {quote(name)} {way['options']}", f"{way['what']}: {expected}")
 
@@ -194,7 +219,6 @@ def _quantized_anew(output: str, original: str, way: Mapping[str, Any]) -> Step:
 def _mended(found: "Report") -> Step:
     """Return the command that corrects the config of a checkpoint that failed, if that is its fault."""
     from g4convert.api.check import check
-    from g4convert.errors import G4Error
     from g4convert.inspection.fix import CURABLE
     from g4convert.report import Severity
 
@@ -208,14 +232,13 @@ def after_check(found: "Checked") -> Step:
     """Return what to do after a check: correct the config, quantize, or measure the answers and then serve it."""
     output, failed = found.report.output, found.report.exit_code(strict=False)
     if failed:
-        command = f"g4convert check {quote(output)} --fix"
-        return Step(command, "corrects its quantization_config") if found.is_fixable else _NONE
+        return Step(mending(output), "corrects its quantization_config") if found.is_fixable else _NONE
     if not found.packed:
         return _planned(output)
     serve = _serving(output, found.verdicts, drafter=found.is_drafter)
     if not serve.command:
         return _NONE
-    return Step(answers_of(output, _original_of(Path(output))).command, "skip if it has passed", serve.command)
+    return Step(answers_of(output, _original_of(output)).command, "skip if it has passed", serve.command)
 
 
 def after_generate(model: str, *, quantized: bool) -> Step:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -174,7 +173,7 @@ def _keep(out: "Console", found: Report, rows: Sequence[Mapping[str, Any]]) -> N
     """Print the recipe that keeps the costliest layer in bf16, and whether that is too little."""
     costly = next((row for row in rows if row["kind"] == "layer"), None)
     if costly is not None:
-        layer, base = Name(costly["module"]).last, recipe_of(Path(found.output))
+        layer, base = Name(costly["module"]).last, recipe_of(found.output)
         these = "these two lines" if base else "this rule"
         prose(out, f"to keep layer {layer} in bf16, `quantize -r FILE.yaml` with {these} in it:")
         lines = [f"extends: {base}"] * bool(base) + [f"rules: [{{layers: {layer}, bits: 16}}]"]

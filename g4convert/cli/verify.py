@@ -54,7 +54,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     how.check_places(out, *(Path(one) for one in (reference, profile, prompts) if one is not None))
     with how.watched() as progress:
         found = judge(
-            out,
+            output,
             reference=reference,
             level=level,
             profile=profile,

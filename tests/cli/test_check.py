@@ -11,6 +11,7 @@ from helpers.configs import LAYER, copied, damaged, good, lose, without
 from helpers.program import g4convert
 from helpers.released_configs import stored
 
+from g4convert.cli.next_steps import made_anew
 from g4convert.gemma4 import Architecture
 
 if TYPE_CHECKING:
@@ -72,12 +73,40 @@ def in_cache(good: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", ["check", "verify"])
-def test_the_commands_take_hub_names(command: str, g4convert: Program, in_cache: Path) -> None:
-    document = json.loads(g4convert(command, "somebody/gemma", "--json").out)
-    assert (document["output"], document["verdict"]) == (str(in_cache), "pass")
+@pytest.mark.parametrize("name", ["somebody/gemma", "somebody/gemma@main"])
+def test_the_commands_take_hub_names(command: str, name: str, g4convert: Program, in_cache: Path) -> None:
+    assert in_cache
+    document = json.loads(g4convert(command, name, "--json").out)
+    assert (document["output"], document["verdict"]) == (name, "pass")
+    ran = g4convert(command, name)
+    assert str(in_cache) not in ran.out + ran.err
+    assert in_cache.name not in ran.out
     ran = g4convert(command, "somebody/else")
     assert (ran.status, ran.out) == (5, "")
     assert "somebody/else: not in the Hugging Face cache" in ran.err
+
+
+@pytest.mark.parametrize("command", ["check", "verify"])
+def test_a_snapshot_is_mended_as_a_copy(command: str, g4convert: Program, in_cache: Path) -> None:
+    """The next step is a command that is not refused, and that others who share the cache are not hurt by."""
+    config = json.loads((in_cache / "config.json").read_text())
+    config["quantization_config"]["ignore"] = []
+    (in_cache / "config.json").unlink()
+    (in_cache / "config.json").write_text(json.dumps(config))
+    for name, chosen in (("somebody/gemma", ""), ("somebody/gemma@main", " --revision main"), (str(in_cache), "")):
+        ran = g4convert(command, name)
+        assert ran.status == 1
+        copy = f"hf download somebody/gemma{chosen} --local-dir gemma; g4convert check gemma --fix"
+        assert f"next: {copy}  # corrects" in ran.out
+        refused = g4convert("check", name, "--fix")
+        assert f"hint: {copy}\n" in refused.err
+
+
+@pytest.mark.parametrize("name", ["somebody/gemma", "somebody/gemma@main"])
+def test_an_output_made_anew_has_the_name_of_the_repository(name: str, in_cache: Path) -> None:
+    assert in_cache
+    assert " -o gemma-2" in made_anew(name)
+    assert " -o gemma-2" in made_anew(str(in_cache))
 
 
 def test_the_command_does_not_change_a_cache(g4convert: Program, in_cache: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_next_step_names_the_original_where_it_is(
     following = f"next: g4convert verify {out} --reference {{}}  # compares every weight with the original's"
     monkeypatch.chdir(source.parent)
     assert g4convert("verify", out).out.splitlines()[-1] == following.format(source.name)
-    assert f" quantize {source.name} -o {out.name}-2" in made_anew(out)
+    assert f" quantize {source.name} -o {out.name}-2" in made_anew(str(out))
     other = tmp_path / source.name
     other.mkdir()
     (other / "config.json").write_text("{}")
