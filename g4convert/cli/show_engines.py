@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from g4convert.cli import show_report
 from g4convert.cli.tables import facts, in_lines, put, table
 from g4convert.engines.limits import TORN
 from g4convert.engines.remarks import Remark, Topic, Way
 from g4convert.engines.verdicts import BASIS, Loads, Verdict
+from g4convert.errors import GateError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,3 +166,14 @@ def mended(out: "Console", fixed: "Fixed | None") -> None:
         lines = [f"config.json: quantization_config corrected; the old file is {fixed.kept.name}"]
         lines += [f"  {line}" for line in fixed.changes]
     out.print("\n".join(lines), soft_wrap=True, markup=False)
+
+
+def mended_json(fixed: "Fixed | GateError | None") -> dict[str, Any]:
+    """Return what `check --fix` did as JSON: the path of the old file if it wrote, its changes, why it refused."""
+    match fixed:
+        case None:
+            return {"written": False, "old": None, "changes": [], "refused": None}
+        case GateError():
+            refused = {"message": fixed.message, "reasons": [*fixed.offenders], "hint": fixed.hint}
+            return {"written": False, "old": None, "changes": [], "refused": refused}
+    return {"written": True, "old": str(fixed.kept), "changes": [*fixed.changes], "refused": None}

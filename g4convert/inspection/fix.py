@@ -113,7 +113,11 @@ def _mended(
     """
     out = stored.checkpoint
     if not any(one.code in CURABLE for one in before):
-        _refuse(directory, [one for one in before if one.severity is Severity.FAIL], "no config can mend what fails")
+        _refuse(
+            directory,
+            [one for one in before if one.severity is Severity.FAIL],
+            "no quantization_config can mend what fails",
+        )
         return None
     if lines := [one.line for one in before if one.detail is Detail.ORDER]:
         why = "the columns are in another order than groups, which no config can say"
@@ -129,7 +133,7 @@ def _mended(
         raise GateError(f"{directory}: not fixed: {error.message}", offenders=error.offenders, hint=_SAME) from error
     after = _bad(stored.declaring(config), engines)
     left = [one for one in after if one.severity is Severity.FAIL or one.code in CURABLE]
-    _refuse(directory, left, "what fails lies in the tensors, no config can mend it")
+    _refuse(directory, left, "what fails lies elsewhere, no quantization_config can mend it")
     return config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import sparse
@@ -116,6 +116,44 @@ def test_the_command_does_not_change_a_cache(g4convert: Program, in_cache: Path)
         assert (ran.status, ran.out) == (2, "")
         assert "hint: hf download somebody/gemma --local-dir gemma; g4convert check gemma --fix" in ran.err
     assert {path.name: (path.is_symlink(), path.read_bytes()) for path in in_cache.glob("*.json*")} == before
+
+
+def test_what_fix_did_is_in_the_document(g4convert: Program, copied: Callable[..., Path]) -> None:
+    directory = copied("31B", without("lm_head"))
+    assert "fix" not in json.loads(g4convert("check", directory, "--json").out)
+    ran = g4convert("check", directory, "--fix", "--json")
+    done = json.loads(ran.out)["fix"]
+    assert (ran.status, done["written"], done["refused"]) == (0, True, None)
+    assert done["old"] == str(directory / "config.json.orig")
+    assert "quantization_config.ignore: " in done["changes"][0]
+    again = json.loads(g4convert("check", directory, "--fix", "--json").out)["fix"]
+    assert again == {"written": False, "old": None, "changes": [], "refused": None}
+
+
+def test_a_fix_that_is_refused_is_in_the_document(g4convert: Program, copied: Callable[..., Path]) -> None:
+    def asymmetric(config: dict[str, Any]) -> None:
+        config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = False
+
+    directory = copied("31B", asymmetric)
+    before = (directory / "config.json").read_bytes()
+    ran = g4convert("check", directory, "--fix", "--json")
+    document = json.loads(ran.out)
+    assert (ran.status, document["verdict"], document["fix"]["written"]) == (1, "fail", False)
+    refused = document["fix"]["refused"]
+    assert "what is stored cannot confirm it" in refused["message"]
+    assert "symmetric is false" in refused["reasons"][0]
+    assert refused["hint"]
+    assert f"error: {refused['message']}\n" in ran.err
+    assert (directory / "config.json").read_bytes() == before
+
+
+def test_what_a_quantization_config_cannot_mend_is_said_of_it_alone(
+    g4convert: Program, copied: Callable[..., Path]
+) -> None:
+    """Another key of config.json is wrong here, and would mend it."""
+    ran = g4convert("check", copied("31B", lambda config: config.update(tie_word_embeddings=False)), "--fix")
+    assert ran.status == 1
+    assert "not fixed: no quantization_config can mend what fails\n" in ran.err
 
 
 def test_the_command_fixes(g4convert: Program, copied: Callable[..., Path]) -> None:
