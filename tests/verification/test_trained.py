@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from helpers.grids import every
 from helpers.reload import dequantized, reload
 from transformers import AutoConfig, AutoTokenizer
 
+from g4convert import verify
 from g4convert.demo.trained import TRAINED, trained
 from g4convert.errors import UsageError
 from g4convert.forward.media import call
@@ -143,6 +145,23 @@ def test_four_bits_cost_little_and_damage_shows(family: Family, tmp_path: Path) 
     wrong = divergence(family, damaged(model))
     assert wrong > 50 * cost["mse"], (wrong, cost)
     assert perplexity(damaged(model), lessons(family)) > 5
+
+
+@pytest.mark.wide
+def test_what_the_guide_says_of_the_loss_is_measured(tmp_path: Path) -> None:
+    quantized(trained(Family.MOE), tmp_path / "out", "w4a16-g32")
+    metrics = verify(tmp_path / "out", reference=trained(Family.MOE), level="logits").metrics
+    loss = metrics["loss"]
+    text = " ".join((ROOT / "docs/guides/verify.md").read_text().split())
+    said = re.search(
+        r"mean KL of (\S+) \(interval (\S+) to (\S+)\), (\S+) % of the top tokens stay, and parity is", text
+    )
+    assert said is not None
+    mean, low, high, share = map(float, said.groups())
+    assert loss["kl_mean"] == pytest.approx(mean, rel=0.05)
+    assert [loss["kl_low"], loss["kl_high"]] == pytest.approx([low, high], rel=0.1)
+    assert 100 * loss["top1_agreement"] == pytest.approx(share, abs=0.5)
+    assert metrics["parity"]["kl_mean"] < 1e-11
 
 
 def damaged(model: Model) -> Model:
