@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from g4convert.errors import UsageError
-from g4convert.places import check_above, holds_mount
+from g4convert.places import check_above, holds_mount, is_there
 from g4convert.refusals import refusal
 
 
@@ -34,15 +34,17 @@ def check_writable(path: Path) -> None:
         raise refusal(error, path, hint="name another place") from error
 
 
-def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False) -> None:
+def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False, overwrite: bool = True) -> None:
     """Write a file whole or not at all; text as UTF-8. A pipe, a device or a mounted file is written in place.
 
     Args:
         path: the file.
         data: its content.
         replace_link: replace a link itself, not what it points to.
+        overwrite: replace a file that is there; if not, one that came meanwhile stays.
 
     Raises:
+        UsageError: a file is there that may not be replaced.
         OSError: it cannot be written; names `path`.
     """
     content = data.encode() if isinstance(data, str) else data
@@ -57,9 +59,14 @@ def write_whole(path: Path, data: bytes | str, *, replace_link: bool = False) ->
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            fresh.replace(place)
+            if overwrite:
+                fresh.replace(place)
+            else:
+                _name(fresh, place)
         finally:
             fresh.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise is_there(path, "it was not there when this command began") from error
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
@@ -70,6 +77,21 @@ def _place(path: Path) -> Path | None:
     if path.exists() and (not path.is_file() or holds_mount(path)):
         return None
     return Path(os.path.realpath(path))
+
+
+def _name(fresh: Path, place: Path) -> None:
+    """Give a file its name, if nothing has it.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    try:
+        place.hardlink_to(fresh)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        place.touch(exist_ok=False)
+        fresh.replace(place)
 
 
 def _fresh(place: Path) -> Path:

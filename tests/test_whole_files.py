@@ -120,3 +120,22 @@ def test_a_system_without_a_list_of_mounts(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(places, "_MOUNTS", tmp_path / "none")
     assert not holds_mount(tmp_path)
     assert holds_mount(Path("/proc"))
+
+
+@pytest.mark.parametrize("disk", ["has hard links", "has none"])
+def test_what_came_meanwhile_is_not_replaced(disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if disk == "has none":
+        monkeypatch.setattr(Path, "hardlink_to", refused)
+    path = tmp_path / "a"
+    write_whole(path, b"one", overwrite=False)
+    with pytest.raises(UsageError, match="is there already") as caught:
+        write_whole(path, b"two", overwrite=False)
+    assert "--overwrite" in caught.value.hint
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"a": b"one"}
+    assert path.stat().st_nlink == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask()
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"

@@ -172,7 +172,7 @@ def calibrate(  # noqa: PLR0913 -- the choices of a sample
             file = replace(file, statistics=found)
         lock.check()
         check_unchanged(asked.checkpoint, reader)
-        file.save(path)
+        file.save(path, overwrite=overwrite)
         begun.drop()
     return Calibrated.of(path, file)
 

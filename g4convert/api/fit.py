@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeAlias, Unpack
 
@@ -15,6 +16,7 @@ from g4convert.checkpoint import source
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.reader import Reader
 from g4convert.conversion.calibration import Calibration
+from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.method import choose
 from g4convert.devices import memory_faults
 from g4convert.errors import InputError, Interrupted, UsageError
@@ -105,9 +107,10 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     Raises:
         UsageError: a number out of range, an unknown name, not one target, one that no choice meets, a KL of a model
             that does not run, an output that is there already, no such recipe or choice.
-        InputError: no such model, or a file that is about another one.
+        InputError: no such model, or it changed meanwhile, or a file that is about another one.
         GateError: nothing that the recipe's engines load is left to choose, or no choice loses so little.
-        EnvironmentFault: a model that is to be resident does not fit the memory, or there is no such device.
+        EnvironmentFault: a model that is to be resident does not fit the memory, there is no such device,
+            or another fit measures into the same file.
         Interrupted: stopped on request; measured losses are kept.
     """
     check_run(tp=tp, workers=workers, device=device, memory=memory, dtype=dtype)
@@ -138,10 +141,16 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
     elif ids is not None and ids.statistics is None and weighs:
         count(files.ids, files.ids, problem.plan, checkpoint, device="cpu", workers=0, progress=watch)
     given = Inputs.of(files.ids, checkpoint, problem, unit, rows, tokens)
-    with memory_faults(), _kept(files.losses), _rounder(checkpoint, problem, given, workers) as rounder:
+    with (
+        memory_faults(),
+        _kept(files.losses),
+        Reader(checkpoint.path, checkpoint.weight_files) as reader,
+        _rounder(checkpoint, problem, given, workers) as rounder,
+    ):
+        check = partial(check_unchanged, checkpoint, reader)
         known = Sensitivities.at(files.losses, given.basis(checkpoint, rounder, unit, dtype))
         by = Measures.of(checkpoint, rounder, given, known, dtype, device)
-        measure(problem, by.single, known, files.losses, watch)
+        measure(problem, by.single, known, files.losses, watch, check)
         losses = by.chosen_by(problem, known.losses)
         solved = problem.frontier(losses)
         shown = tuple(presets(problem, checkpoint, by.whole))
@@ -150,6 +159,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         values = recipe_values(problem, taken) | _said(rounder.method, taken)
         plan = plan_of(checkpoint, values, problem, taken)
         Outlook.of(plan, tps).hold(plan.recipe, tps)
+        check()
     corners, (path, kept) = tuple(solved.drawn()), (files.recipe, files.losses)
     found = Fitted(path, kept, problem, known, losses, by.share, tried, shown, corners, already_done=is_kept)
     name = Path(os.fspath(model)).name
@@ -157,6 +167,7 @@ def fit(  # noqa: PLR0913 -- the choices of a fit
         recipe_text(values, found.comments(target)),
         drawn(f"{name}: size and {unit}", unit, corners, shown, tried),
         is_kept=is_kept,
+        overwrite=overwrite,
     )
     return found
 
@@ -207,14 +218,14 @@ class _Files:
         if self.is_given and not self.ids.exists():
             raise InputError(f"{self.ids}: no such file", hint="`g4convert calibrate MODEL -o FILE` makes one")
 
-    def write(self, recipe: str, plot: str, *, is_kept: bool) -> None:
+    def write(self, recipe: str, plot: str, *, is_kept: bool, overwrite: bool) -> None:
         """Write the plot, and the recipe last: one that is there is a fit that ended, and is kept if it is the same."""
         if is_kept and self.recipe.read_text(encoding="utf-8") != recipe:
             raise is_there(self.recipe, "of the same target, by other options or on other texts")
         if self.plot is not None:
             write_whole(self.plot, plot)
         if not is_kept:
-            write_whole(self.recipe, recipe)
+            write_whole(self.recipe, recipe, overwrite=overwrite)
 
 
 @contextmanager

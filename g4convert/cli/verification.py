@@ -110,7 +110,7 @@ def store(source: Source, asked: "Request", how: Printed, *, overwrite: bool) ->
     done = {} if stored is None else {"already_done": True}
     if stored is None:
         with how.watched() as progress:
-            stored = store_reference(checkpoint, path, asked, progress=progress)
+            stored = store_reference(checkpoint, path, asked, overwrite=overwrite, progress=progress)
     predictions = sum(len(probe.targets) for probe in stored.probes)
     logits = next(iter(stored.kept.values())).logits
     counts: dict[str, int | None] = {

@@ -106,8 +106,16 @@ class CalibrationFile:
         counted = Statistics(inputs, model, "g4convert", found.hash, len(ids), ids.shape[1], kinds)
         return replace(found, statistics=counted)
 
-    def save(self, path: Path) -> None:
-        """Write a file atomically: a kill leaves either the old file or the new one."""
+    def save(self, path: Path, *, overwrite: bool = True) -> None:
+        """Write a file atomically: a kill leaves either the old file or the new one.
+
+        Args:
+            path: the file.
+            overwrite: replace a file that is there.
+
+        Raises:
+            UsageError: a file is there that may not be replaced.
+        """
         arrays = {} if self.statistics is None else self.statistics.arrays()
         shown = {} if self.pictures is None else self.pictures.arrays()
         facts = {
@@ -120,9 +128,8 @@ class CalibrationFile:
             "request": self.request,
         }
         stored = save({_IDS: self.ids, **shown, **arrays}, metadata={key: one for key, one in facts.items() if one})
-        write_whole(
-            path, _in_one_order(stored)
-        )  # the user's ordinary file mode; save_file would let only the owner read it
+        # the user's ordinary file mode; save_file would let only the owner read it
+        write_whole(path, _in_one_order(stored), overwrite=overwrite)
 
     @property
     def kinds(self) -> dict[str, int]:

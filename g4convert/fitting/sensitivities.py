@@ -3,13 +3,13 @@
     basis     model, token ids, method, dtype: everything that the losses depend on
     losses    loss of each part, by packing: {"layers.3.mlp.down_proj": {"int4 g32": 0.0112, ...}, ...}
 
-The file is rewritten after each change, so a stopped run resumes there. A file with a different basis is refused, not
-replaced.
+The file is rewritten after each change, so a stopped run resumes there. One run at a time measures into a file. A file
+with a different basis is refused, not replaced.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,7 @@ from g4convert.array_types import F64
 from g4convert.bounded import read_text
 from g4convert.conversion.fingerprint import differences
 from g4convert.conversion.identity import Model
+from g4convert.conversion.lock import Lock
 from g4convert.errors import InputError
 from g4convert.fitting.choices import Form, label_of
 from g4convert.fitting.parts import Part
@@ -126,7 +127,14 @@ class Sensitivities:
         return [form for form in part.forms if form is not None and label_of(form) not in known]
 
 
-def measure(problem: Problem, single: Measure, known: Sensitivities, path: Path, progress: Quiet) -> None:
+def measure(  # noqa: PLR0913, PLR0917 -- what is measured, where it is kept, and who is asked and told
+    problem: Problem,
+    single: Measure,
+    known: Sensitivities,
+    path: Path,
+    progress: Quiet,
+    check: Callable[[], None],
+) -> None:
     """Measure every missing loss, one change at a time, and save the file after each.
 
     Args:
@@ -135,11 +143,36 @@ def measure(problem: Problem, single: Measure, known: Sensitivities, path: Path,
         known: known losses; is added to.
         path: file of the losses.
         progress: told of each change.
+        check: raises if the model changed, before a loss is kept.
+
+    Raises:
+        EnvironmentFault: another run measures into the file.
+        G4Error: see `check`.
     """
+    if not any(map(known.missing, problem.free)):
+        progress.step("measuring", 0, "changes")
+        return
+    with Lock.beside(path) as lock:
+        lock.take()
+        for name, losses in Sensitivities.at(path, known.basis).losses.items():  # again: another may have ended now
+            known.losses.setdefault(name, {}).update(losses)
+        _measure(problem, single, known, path, progress, check)
+
+
+def _measure(  # noqa: PLR0913, PLR0917 -- see `measure`
+    problem: Problem,
+    single: Measure,
+    known: Sensitivities,
+    path: Path,
+    progress: Quiet,
+    check: Callable[[], None],
+) -> None:
     progress.step("measuring", sum(len(known.missing(part)) for part in problem.free), "changes")
     for part in problem.free:
         for form in known.missing(part):
-            known.losses.setdefault(part.name, {})[label_of(form)] = float(single.losses([(part, form)]).mean())
+            loss = float(single.losses([(part, form)]).mean())
+            check()
+            known.losses.setdefault(part.name, {})[label_of(form)] = loss
             known.save(path)
             progress.tick(1, part.name)
 

@@ -36,7 +36,7 @@ class Killed(BaseException):
     """Stands for a kill: no code of ours handles it."""
 
 
-def die(*_: object) -> None:
+def die(*_: object, **__: object) -> None:
     raise Killed
 
 
@@ -122,8 +122,8 @@ def test_what_is_put_there_meanwhile_stays(
     path = tmp_path / "c.safetensors"
     save = CalibrationFile.save
 
-    def saved(self: CalibrationFile, place: Path) -> None:
-        save(self, place)
+    def saved(self: CalibrationFile, place: Path, **how: Any) -> None:  # noqa: ANN401 -- as it is called
+        save(self, place, **how)
         if place == path:
             notes(kept.partial_of(path))
 
@@ -150,7 +150,7 @@ def test_killed_before_the_file_is_written_it_repeats_no_layer(
     path = tmp_path / "c.safetensors"
     calibrate(checkpoints("text"), tmp_path / "whole.safetensors", **SHORT)
     with monkeypatch.context() as now:
-        now.setattr(CalibrationFile, "save", lambda self, place: die() if self.statistics else SAVE(self, place))
+        now.setattr(CalibrationFile, "save", lambda self, place, **_: die() if self.statistics else SAVE(self, place))
         with pytest.raises(Killed):
             calibrate(checkpoints("text"), path, **SHORT)
     monkeypatch.setattr("g4convert.calibration.record.Counted", None)  # runs no layer
@@ -293,3 +293,15 @@ def test_a_source_whose_directory_moved_meanwhile_is_the_same(source: Path, tmp_
 
     quantize(source, tmp_path / "out", verify=None, progress=Moving())
     assert (tmp_path / "out").exists()
+
+
+def test_a_file_that_came_meanwhile_stays(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.safetensors"
+    monkeypatch.setattr(Lock, "check", lambda *_: path.write_text("precious"))
+    with pytest.raises(UsageError, match="is there already"):
+        calibrate(checkpoints("text"), path, **SHORT)
+    assert path.read_text() == "precious"
+    calibrate(checkpoints("text"), path, overwrite=True, **SHORT)
+    assert CalibrationFile.load(path).statistics is not None

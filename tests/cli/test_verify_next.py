@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers.damage import STATIC, VALUES, damaged, lose
@@ -71,6 +71,27 @@ def test_quantize_that_does_not_verify_exits_1_and_keeps_the_output(
     assert (tmp_path / "out" / "config.json").exists()
     told = ran.out if manner != "--json" else json.dumps(json.loads(ran.out)["verify"])
     assert "model.layers.0.mlp.gate_proj" in told
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_reference_that_came_meanwhile_stays(
+    text: Path, prompts: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from g4convert.verification.logits import capture  # noqa: PLC0415 -- brings torch
+
+    stored, run_all = tmp_path / "ref.safetensors", capture.run_all
+
+    def run(*given: Any) -> Any:  # noqa: ANN401 -- whatever it is given
+        stored.write_text("precious")
+        return run_all(*given)
+
+    monkeypatch.setattr(capture, "run_all", run)
+    command = ("reference", text, "-o", stored, "--prompts", prompts, "-q")
+    ran = g4convert(*command)
+    assert (ran.status, stored.read_text()) == (2, "precious")
+    assert "is there already" in ran.err
+    assert "--overwrite" in ran.err
+    assert g4convert(*command, "--overwrite").status == 0
 
 
 @pytest.mark.usefixtures("brief")

@@ -148,6 +148,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     *,
     source: str,
     facts: Mapping[str, str] | None = None,
+    overwrite: bool = True,
     progress: Quiet | None = None,
 ) -> Captured:
     """Run a reference on probes, and store its outputs.
@@ -155,13 +156,17 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     Args:
         candidate: the reference.
         probes: probes with the answers to score.
-        path: path of the file; an existing file is replaced when all is written.
+        path: path of the file.
         source: digest of the checkpoint, `Checkpoint.digest()`.
         facts: further entries of the metadata.
+        overwrite: replace a file that is there when all is written.
         progress: told of finished tokens.
 
     Returns:
         The stored reference.
+
+    Raises:
+        UsageError: a file is there that may not be replaced.
     """
     projection = Projection()
     told = progress or Quiet()
@@ -191,7 +196,9 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     said = json.loads(json.dumps(others | {"probes": described}))
     metadata = {_FACTS: json.dumps(said | {DIGEST: digest(said, stored)})}
-    write_whole(path, save(stored, metadata=metadata))  # save_file would make it readable by its owner only
+    write_whole(
+        path, save(stored, metadata=metadata), overwrite=overwrite
+    )  # save_file would make it readable by its owner only
     return Captured(
         tuple(probes), {probe.name: one for probe, one in zip(probes, kept, strict=True)}, projection, others
     )

@@ -107,16 +107,20 @@ def _loses_much(finding: Finding) -> bool:
     return finding.code.startswith("logits.loss.") and finding.severity in {Severity.FAIL, Severity.WARN}
 
 
-def store_reference(checkpoint: Checkpoint, output: Path, asked: Request, *, progress: Quiet) -> Captured:
+def store_reference(
+    checkpoint: Checkpoint, output: Path, asked: Request, *, overwrite: bool = True, progress: Quiet
+) -> Captured:
     """Run a model on the probes and store its outputs, to judge candidates without the model later.
 
     Args:
         checkpoint: the original; see `checkpoint.uses.original`.
         output: path of the file to write.
         asked: the request: prompts, memory and dtype.
+        overwrite: replace a file that is there.
         progress: told of each step, and of finished tokens.
 
     Raises:
+        UsageError: a file is there that may not be replaced.
         G4Error: as for `run_logits`.
     """
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
@@ -128,7 +132,8 @@ def store_reference(checkpoint: Checkpoint, output: Path, asked: Request, *, pro
         probes, _ = _asked(asked, model, None, progress, directory=checkpoint.path)
         progress.say(f"running the model: {Cost.of(model, probes, 0).line(_origin(asked, None))}")
         digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _request(checkpoint, asked)}
-        return capture(ModelCandidate(model), probes, output, source=digest, facts=facts, progress=progress)
+        candidate = ModelCandidate(model)
+        return capture(candidate, probes, output, source=digest, facts=facts, overwrite=overwrite, progress=progress)
 
 
 def made_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Captured:
