@@ -150,7 +150,10 @@ def run(conversion: Conversion, level: Level | None, ranks: Ranks, *, progress: 
         progress: told of each step, and of finished bytes.
     """
     job, summary, report = conversion.job, None, None
-    if not conversion.already_done:
+    if conversion.already_done:
+        if ranks.leads:
+            conversion.staging.tidy()
+    else:
         summary = ranks.from_lead(_written(conversion, ranks, progress))
     peak = peak_memory()  # before a verification has its own
     if ranks.leads and level is not None:

@@ -11,6 +11,7 @@ journal never claims more than the disk holds, even after a power cut. Other ran
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -59,10 +60,15 @@ class Journal:
         self._name = path.name
         fresh = not path.exists() or _parse(_lines(path)[0]) is None
         self._file = path.open("w" if fresh else "a", encoding="ascii")
-        if fresh:
-            self._write([json.dumps(fingerprint)])
-        else:
-            self._file.write("\n")  # closes a line torn by a kill
+        try:
+            if fresh:
+                self._write([json.dumps(fingerprint)])
+            else:
+                self._file.write("\n")  # closes a line torn by a kill
+        except BaseException:
+            with suppress(OSError):  # what could not be written cannot be flushed
+                self._file.close()
+            raise
 
     def append(self, records: Records) -> None:
         """Record units whose bytes are synced, and sync the record."""
@@ -109,6 +115,14 @@ def read_done(directory: Path, fingerprint: Fingerprint) -> dict[int, Done]:
             )
         done |= filter(None, map(_finished, map(_parse, lines[1:])))
     return done
+
+
+def is_journal(path: Path) -> bool:
+    """Return whether a file is a journal that a run began."""
+    try:
+        return _parse(_lines(path)[0]) is not None
+    except InputError:
+        return False
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -1,14 +1,15 @@
 """The working directory of an output: OUT.partial, renamed to OUT when it is complete.
 
-A stop of any kind leaves OUT.partial with its journal, and the same command continues it. OUT.partial without a
-journal was stopped before its first unit, and is made again. An output to be overwritten is renamed to OUT.replaced
-and deleted once the new output is in place.
+The journal is the first file in OUT.partial and the last to go, from OUT: a directory without one is no run's, and is
+never removed. A stop of any kind leaves OUT.partial, and the same command continues it. An output to be overwritten is
+renamed to OUT.replaced and deleted once the new output is in place.
 """
 
 import os
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,13 +18,15 @@ from typing import Any
 
 from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
-from g4convert.conversion.journal import Done, Journal, read_done
+from g4convert.conversion.journal import Done, Journal, is_journal, read_done
+from g4convert.conversion.lock import Lock
 from g4convert.conversion.resume import check_sizes
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
 from g4convert.errors import EnvironmentFault, InputError, UsageError
 from g4convert.places import check_above, holds_mount
 from g4convert.planning.layout import Layout
 from g4convert.printable import printable
+from g4convert.quantities import size
 from g4convert.refusals import NO_ROOM, refusal
 
 STATES = "states"
@@ -120,6 +123,8 @@ class Staging:
     ) -> dict[int, Done] | None:
         """Return the finished units in the journals of OUT.partial; None, with OUT.partial removed, if there are none.
 
+        A directory without a journal is removed only if it is empty.
+
         Args:
             fingerprint: all facts that the output's bytes depend on.
             names: every file that this run writes, except the journals.
@@ -133,7 +138,7 @@ class Staging:
             return None
         ours = not self.partial.is_symlink() and any(self.partial.glob(JOURNALS))
         try:
-            self._check_only(names)
+            self._check_only(names, ours=ours)
             done = read_done(self.partial, fingerprint) if ours else None
             if done:
                 check_sizes(self.partial, layout)
@@ -142,10 +147,10 @@ class Staging:
                 raise
             done = None
         if not done:
-            shutil.rmtree(self.partial)
+            _remove(self.partial)
         return done or None
 
-    def _check_only(self, names: Collection[str]) -> None:
+    def _check_only(self, names: Collection[str], *, ours: bool) -> None:
         """Raise if OUT.partial holds a file that no run writes: it would become part of the output."""
         if self.partial.is_symlink() or not self.partial.is_dir():
             raise InputError(f"{self.partial}: is no directory that a run made", hint="move it away")
@@ -156,11 +161,13 @@ class Staging:
                 offenders=strays,
                 hint="move them away; --overwrite starts a run again with all that lies there",
             )
+        if not ours and any(self.partial.iterdir()):
+            raise InputError(f"{self.partial}: has no journal, so no run made it", hint="move it away")
 
     def make(self, layout: Layout, fingerprint: Mapping[str, Any], write_known: Callable[[Path], None]) -> None:
-        """Make OUT.partial: preallocated shards, side files, config, index and, last, the journal.
+        """Make OUT.partial: the journal, preallocated shards, side files, config and index.
 
-        A disk that is too small is found here. OUT.partial without a journal is not continued.
+        A disk that is too small is found here. A journal without units is not continued, so the rest may be missing.
 
         Args:
             layout: the shards.
@@ -177,16 +184,16 @@ class Staging:
             raise refusal(error, f"{partial}: cannot be made", hint="give -o another directory") from error
         made = False
         try:
+            Journal(self.journal(), fingerprint).close()
             with ShardWriter(partial, layout, create=True) as writer:
                 writer.sync(shard.file for shard in layout.shards)
             write_known(partial)
-            Journal(self.journal(), fingerprint).close()
             sync_directory(partial)
             made = True
         except OSError as error:
             if error.errno in NO_ROOM:
                 need = sum(shard.size for shard in layout.shards)
-                raise refusal(error, f"{partial}: no room for {need / 1e9:.2f} GB") from error
+                raise refusal(error, f"{partial}: no room for {size(need)}") from error
             raise
         finally:
             if not made:
@@ -194,12 +201,13 @@ class Staging:
 
     def drop(self) -> None:
         """Remove OUT.partial; called when no run can finish it."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+        with suppress(OSError):
+            _remove(self.partial)
 
     def finish(self, files: Mapping[str, bytes], *, overwrite: bool) -> None:
-        """Write the last files, delete the journals and rename OUT.partial to OUT; then delete the old output.
+        """Write the last files, rename OUT.partial to OUT, then delete the journals and the old output.
 
-        The journals go last, so that OUT.partial stays one that continues if the old output cannot be moved away.
+        Until it has its name the output is one that the same command continues, so a rename that fails costs no work.
 
         Args:
             files: contents by name.
@@ -215,13 +223,41 @@ class Staging:
         overwritten = overwrite and self.target.exists() and any(self.target.iterdir())
         if overwritten:
             _rename(self.target, self.replaced, f"move {self.target} away, and give the command again")
-        for path in self.partial.glob(JOURNALS):
-            path.unlink()
         sync_directory(self.partial)
-        _rename(self.partial, self.target, f"it is complete: mv {quote(str(self.partial))} {quote(str(self.target))}")
+        target = quote(str(self.target))
+        moved = f"it is complete: mv {quote(str(self.partial))} {target} && rm {target}/{JOURNALS}"
+        _rename(self.partial, self.target, moved)
         sync_directory(self.target.parent)
+        for path in self.target.glob(JOURNALS):
+            path.unlink()
+        sync_directory(self.target)
         if overwritten:
             shutil.rmtree(self.replaced)
+
+    def tidy(self) -> None:
+        """Remove the journals from an output that has its name: the run was killed then, or a user moved it there.
+
+        Raises:
+            EnvironmentFault: another run is about to remove them, or they cannot be removed.
+        """
+        found = [path for path in self.target.glob(JOURNALS) if is_journal(path)]
+        if not found:
+            return
+        with Lock(self.lock) as lock:
+            lock.take()
+            for path in found:
+                path.unlink(missing_ok=True)
+            sync_directory(self.target)
+
+
+def _remove(partial: Path) -> None:
+    """Remove OUT.partial, the journals last: a kill leaves a directory that a run may remove."""
+    for path in partial.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif not fnmatch(path.name, JOURNALS):
+            path.unlink()
+    shutil.rmtree(partial)
 
 
 def _made_of(directory: Path, made: Mapping[str, Any] | None) -> str:

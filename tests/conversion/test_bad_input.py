@@ -349,7 +349,7 @@ def mounted(directory: Path, *options: str) -> Iterator[Path]:
 def test_a_full_disk(kilobytes: int, moe: Path, tmp_path: Path, g4convert: Program) -> None:
     """Too small for the shards."""
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs") as disk:
-        check_refused(g4convert("quantize", moe, "-o", disk / "out"), r"no room for 0\.00 GB: No space left", 5)
+        check_refused(g4convert("quantize", moe, "-o", disk / "out"), r"no room for [\d.]+ MB: No space left", 5)
         assert not list(disk.iterdir())
 
 

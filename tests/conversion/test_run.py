@@ -15,6 +15,7 @@ from helpers.grids import every
 from helpers.runs import hashes, job, run
 from safetensors import safe_open
 
+from g4convert import quantize
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.conversion.job import prepare
 from g4convert.conversion.ranks import Ranks
@@ -190,10 +191,54 @@ def test_another_version_is_refused(unfinished: tuple[Path, Path], monkeypatch: 
         run(source, output)
 
 
-def test_a_partial_without_a_journal_is_started_again(unfinished: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_partial_without_a_journal_is_no_runs(unfinished: tuple[Path, Path], *, overwrite: bool) -> None:
+    """A download that somebody called so, with the names of an output, was removed."""
     source, output = unfinished
-    (output.with_name("out.partial") / "journal.jsonl").unlink()
-    assert run(source, output)
+    partial = output.with_name("out.partial")
+    (partial / "journal.jsonl").unlink()
+    before = hashes(partial)
+    with pytest.raises(InputError, match="has no journal, so no run made it"):
+        run(source, output, overwrite=overwrite)
+    assert hashes(partial) == before
+
+
+@pytest.mark.parametrize("last", ["nothing", "journal.jsonl", "model.safetensors", "config.json"])
+def test_killed_while_it_is_made_a_partial_is_made_again(unfinished: tuple[Path, Path], last: str) -> None:
+    """The journal comes first, and has no unit before the rest is there."""
+    source, output = unfinished
+    partial = output.with_name("out.partial")
+    made = ("journal.jsonl", "model.safetensors", "config.json")
+    kept = made[: made.index(last) + 1] if last in made else ()
+    for path in partial.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    if kept:
+        journal = partial / "journal.jsonl"
+        journal.write_text(journal.read_text().splitlines()[0][: 50 if last == "journal.jsonl" else None])
+    assert run(source, output) == run(source, output.with_name("expected") / "out")
+
+
+@pytest.mark.parametrize("at", ["config.json", "out.partial"])
+def test_killed_while_it_is_removed_a_partial_keeps_its_journal(
+    at: str, unfinished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = unfinished
+    place, name = (Path, "unlink") if at == "config.json" else (shutil, "rmtree")
+    do = getattr(place, name)
+
+    def killed(path: Path, **options: object) -> None:
+        if path.name == at:
+            raise KeyboardInterrupt
+        do(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, output, overwrite=True, group_size=64)
+    assert (output.with_name("out.partial") / "journal.jsonl").is_file()
+    expected = run(source, output.with_name("expected") / "out", group_size=64)
+    assert run(source, output, overwrite=True, group_size=64) == expected
 
 
 def test_a_full_output_is_refused_and_overwrite_replaces_it(moe: Path, tmp_path: Path) -> None:
@@ -225,6 +270,51 @@ def test_killed_before_a_rename_the_old_output_is_whole(
             run(dense, tmp_path / "out", overwrite=True)
     assert before == hashes(tmp_path / ("out.replaced" if nth else "out"))
     assert run(dense, tmp_path / "out", overwrite=True) == expected
+
+
+def test_an_output_that_cannot_get_its_name_is_continued(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its journals were gone, so the same command threw it away and began again."""
+    expected, rename = run(dense, tmp_path / "expected" / "out"), Path.rename
+
+    def fails(path: Path, to: Path) -> Path:
+        if path.name == "out.partial":
+            raise OSError(18, "Invalid cross-device link")
+        return rename(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fails)
+        with pytest.raises(EnvironmentFault, match="cannot be renamed"):
+            run(dense, tmp_path / "out")
+
+    class Untouched(Quiet):
+        def advance(self, *_: object) -> None:
+            raise AssertionError("a unit is done again")
+
+    convert(prepare(job(dense, tmp_path / "out")), Untouched(), Ranks())
+    assert hashes(tmp_path / "out") == expected
+
+
+def test_killed_behind_the_rename_the_output_is_finished_by_the_same_command(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, unlink, output = run(dense, tmp_path / "expected" / "out"), Path.unlink, tmp_path / "out"
+
+    def killed(path: Path, **options: bool) -> None:
+        if path.name == "journal.jsonl":
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(dense, output)
+    assert (output / "journal.jsonl").is_file()
+    (output / "journal-of-mine.jsonl").write_text("{}")
+    assert quantize(dense, output, verify=None).already_done
+    (output / "journal-of-mine.jsonl").unlink()
+    assert hashes(output) == expected
 
 
 def test_overwrite_does_not_take_a_directory_that_is_no_checkpoint(moe: Path, tmp_path: Path) -> None:

@@ -89,13 +89,13 @@ class Pairs:
             self.faults.append(f"round {self._rounds}: cannot be finished: exit {status}: {files}")
 
     def _is_anybodys(self) -> bool:
-        """Return whether any run must refuse: the lock is none, or files of others lie there without a journal."""
+        """Return whether any run must refuse: the lock is none, or OUT.partial has files and no journal."""
         lock = self._place / "out.lock"
         if lock.is_symlink() or (lock.exists() and b'"pid"' not in (data := lock.read_bytes()) and data.strip(b"\0")):
             return True
         partial = self._place / "out.partial"
         strange = any(path.is_symlink() or path.name == "stray" for path in (partial, *partial.rglob("*")))
-        return strange and not any(partial.glob("journal*"))
+        return not any(partial.glob("journal*")) and (strange or any(partial.glob("*")))
 
     def _judge(self, ended: Ended) -> int:
         self._ended[ended.status] += 1
