@@ -99,6 +99,9 @@ _BETTER: Final = r".*\.(gguf|pt|pth|ckpt|aria2|crdownload|download|incomplete|pa
 """Files that tell more about a directory than another format beside them."""
 
 
+_MOST_NAMED: Final = 4  # folders in a hint
+
+
 def foreign(subject: Path, names: Iterable[str]) -> InputError | None:
     """Return an error that names the format of files that are no safetensors; None if it is unknown.
 
@@ -132,10 +135,12 @@ def without_weights(directory: Path, files: Iterable[str]) -> InputError | None:
             return UnsupportedError(f"{directory}: {what}, not gathered into one model", hint=hint)
     inner = _inner(directory, below)
     read_first = any(re.fullmatch(_BETTER, name) for name in top)
-    if inner is None and not read_first and (error := foreign(directory, below)):
+    if not inner and not read_first and (error := foreign(directory, below)):
         return error
-    if inner is not None:
-        return InputError(f"{directory}: no weights, they are in a folder of it", hint=f"pass {inner}")
+    if inner:
+        where = "a folder of it" if len(inner) == 1 else f"{len(inner)} folders of it"
+        named = " or ".join(map(str, inner[:_MOST_NAMED]))
+        return InputError(f"{directory}: no weights, they are in {where}", hint=f"pass {named}")
     if any(map(is_training_state, top)) and not any(name.endswith(".gguf") for name in top):
         states = [name for name in top if is_training_state(name)]
         others = [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl")) and name not in states]
@@ -185,13 +190,14 @@ def _listed(directory: Path) -> list[str]:
     return sorted(found)
 
 
-def _inner(directory: Path, names: Sequence[str]) -> Path | None:
-    """Return the folder that holds a model, the last of several checkpoints; None if there is none."""
+def _inner(directory: Path, names: Sequence[str]) -> list[Path]:
+    """Return the folders that hold models; of checkpoints whose names differ in their numbers alone, the last."""
     models = {Path(name).parent for name in names if "/" in name and name.endswith(".safetensors")}
-    whole = [folder for folder in models if (directory / folder / "config.json").is_file()]
-    if not whole:
-        return None
-    return directory / max(whole, key=_numbers)
+    last: dict[str, Path] = {}
+    for folder in sorted(models, key=_numbers):
+        if (directory / folder / "config.json").is_file():
+            last[re.sub(r"\d+", "", str(folder))] = directory / folder
+    return sorted(last.values())
 
 
 def _numbers(folder: Path) -> list[int]:

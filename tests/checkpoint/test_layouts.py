@@ -183,6 +183,25 @@ def test_a_model_in_a_folder_is_pointed_at_and_opens(tmp_path: Path) -> None:
     assert Checkpoint.open(error.hint.removeprefix("pass ")).tensors.keys() == {"a"}
 
 
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("moe", "moe-W4A16"), ("moe", "moe-W4A16")),
+        (("checkpoint-20", "checkpoint-100", "checkpoint-3"), ("checkpoint-100",)),
+        (("run-1", "run-2", "base"), ("base", "run-2")),
+    ],
+)
+def test_each_model_in_a_folder_is_named(folders: Sequence[str], named: Sequence[str], tmp_path: Path) -> None:
+    """No model is chosen silently; only of a training run's checkpoints, the last is meant."""
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
+        save_file({"a": torch.ones(1)}, tmp_path / folder / "model.safetensors")
+    with pytest.raises(InputError) as caught:
+        Checkpoint.open(tmp_path)
+    assert caught.value.hint == f"pass {' or '.join(str(tmp_path / one) for one in named)}"
+
+
 def test_torch_shards_are_gathered_as_the_hint_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards, single = tmp_path / "shards", tmp_path / "model.pt"
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
