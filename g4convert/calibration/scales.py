@@ -23,6 +23,7 @@ from g4convert.calibration.targets import Targets
 from g4convert.calibration.team import in_order
 from g4convert.calibration.tokens import Tokens, held_out
 from g4convert.calibration.trained import Trained, is_trained
+from g4convert.conversion.fingerprint import check_unchanged
 from g4convert.conversion.job import Conversion
 from g4convert.conversion.stream import Streams
 from g4convert.devices import free_memory, is_roomy
@@ -115,15 +116,16 @@ class ScaleTraining:
 
         Raises:
             EnvironmentFault: the disk is full.
+            InputError: the source changed: none of its answers are kept.
         """
         if not self._trained.exists():
             if is_trained(rows):
                 return {}  # killed behind the last step
-            self._make_targets(progress, pool)
+            self._make_targets(streams, progress, pool)
             self._train(rows, streams, progress, pool)
         return self._trained.write(streams)
 
-    def _make_targets(self, progress: Quiet, pool: Executor) -> None:
+    def _make_targets(self, streams: Streams, progress: Quiet, pool: Executor) -> None:
         left = Targets.left(self.states, self.tokens.samples)
         if not left:
             return
@@ -131,6 +133,7 @@ class ScaleTraining:
         model = load(self.conversion.job.source.path, memory="auto", decoder_only=True)
         targets = self._targets(model)
         for s, states in zip(left, _states(model, self.tokens, left, pool), strict=True):
+            check_unchanged(self.conversion.checkpoint, streams.reader)  # `load` reads by name
             targets.make(s, states)
             progress.tick(1)
 

@@ -10,7 +10,7 @@ import pytest
 
 from g4convert.api.calibrate import calibrate
 from g4convert.api.quantize import quantize
-from g4convert.calibration import kept, run
+from g4convert.calibration import kept, run, scales
 from g4convert.calibration.kept import Kept
 from g4convert.calibration.record import record
 from g4convert.calibration.run import LayerByLayer
@@ -305,3 +305,20 @@ def test_a_file_that_came_meanwhile_stays(
     assert path.read_text() == "precious"
     calibrate(checkpoints("text"), path, overwrite=True, **SHORT)
     assert CalibrationFile.load(path).statistics is not None
+
+
+def test_a_model_replaced_before_it_answers_teaches_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, load = tmp_path / "ids.safetensors", scales.load
+    Tokens(np.concatenate([IDS, IDS])).save(ids)
+
+    def loaded(*args: Any, **how: Any) -> Any:  # noqa: ANN401 -- stands for any function
+        replaced(source)
+        return load(*args, **how)
+
+    monkeypatch.setattr(scales, "load", loaded)
+    monkeypatch.setattr(scales.Targets, "make", lambda *_: pytest.fail("of another model"))
+    with pytest.raises(InputError, match="changed while it was read"):
+        quantize(source, tmp_path / "out", recipe="w4a16-g32-best", calibration=ids, verify=None)
+    assert not (tmp_path / "out").exists()
