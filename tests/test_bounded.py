@@ -13,10 +13,10 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import FormatError, G4Error, InputError, UsageError
 from g4convert.forward.conversations import read_prompts
 from g4convert.planning import recipe
-from g4convert.verification import gates
+from g4convert.verification import profiles
 
 
-@pytest.mark.parametrize("read", [recipe.load, gates.load])
+@pytest.mark.parametrize("read", [recipe.load, profiles.load])
 def test_a_recipe_or_profile_without_end_is_refused(read, tmp_path: Path) -> None:  # noqa: ANN001 - either function
     path = tmp_path / "endless.yaml"
     path.write_text("")
@@ -25,7 +25,7 @@ def test_a_recipe_or_profile_without_end_is_refused(read, tmp_path: Path) -> Non
         read(str(path))
 
 
-@pytest.mark.parametrize("read", [recipe.load, gates.load])
+@pytest.mark.parametrize("read", [recipe.load, profiles.load])
 def test_a_recipe_or_profile_that_is_nested_too_deep_is_refused(read, tmp_path: Path) -> None:  # noqa: ANN001 - as above
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 1_000)
@@ -38,7 +38,7 @@ BOMB = "pack:\n  - &l0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("read", [recipe.load, gates.load])
+@pytest.mark.parametrize("read", [recipe.load, profiles.load])
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -36,7 +36,7 @@ from g4convert.errors import UsageError
 from g4convert.forward.triton.packed import OLDEST_TRITON
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import DEFAULT, Recipe, load, schema, shipped
-from g4convert.verification import gates
+from g4convert.verification import profiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -362,7 +362,7 @@ KINDS = ("logits.loss", "logits.parity", "engine.parity")
 COMPOSED: Final[Mapping[str, set[str]]] = {
     "{code}.finite": {f"{kind}.finite" for kind in KINDS},
     "{code}.floor": {f"{kind}.floor" for kind in KINDS},
-    "{code}.{name}": {f"{kind}.{name}" for kind in KINDS for name in gates.load("w4a16").thresholds},
+    "{code}.{name}": {f"{kind}.{name}" for kind in KINDS for name in profiles.load("w4a16").thresholds},
     "{level}.stopped": {"weights.stopped", "logits.stopped", "engine.stopped"},
 }
 """Codes that a finding puts together from parts, as the program writes them, and what each stands for."""
@@ -397,4 +397,4 @@ def test_codes_of_findings_and_their_page_are_the_same() -> None:
 
 def test_metrics_that_have_a_threshold_are_explained() -> None:
     names = {name for cell, *_ in rows(ROOT / "docs/reference/checks.md", "| metric |") for name in in_ticks(cell)}
-    assert names >= {name for profile in ("w4a16", "parity") for name in gates.load(profile).thresholds}
+    assert names >= {name for profile in ("w4a16", "parity") for name in profiles.load(profile).thresholds}

@@ -58,7 +58,8 @@ def _loss(one: "Cost", *, estimated: bool = False) -> tuple[str, str]:
 
 def _outlook(kl: float) -> str:
     """Return what `verify` is expected to say by default of a mean KL: `fail`, `warn` or `pass`."""
-    from g4convert.verification.gates import WIDER, load, outlook
+    from g4convert.verification.gates import WIDER, outlook
+    from g4convert.verification.profiles import load
 
     return outlook(WIDER * kl, load(DEFAULTS.profile)).value
 
@@ -121,7 +122,8 @@ def basis(found: Sequence["Cost"], workers: int, *, own_texts: bool) -> str:
 
 def judged() -> str:
     """Return words on the verdicts in a table of methods, which go by the mean KL and the default limits."""
-    from g4convert.verification.gates import WIDER, load
+    from g4convert.verification.gates import WIDER
+    from g4convert.verification.profiles import load
 
     limits = load(DEFAULTS.profile).thresholds["kl_mean"]
     return (
@@ -132,7 +134,7 @@ def judged() -> str:
 
 def fails_above() -> float:
     """Return the mean KL above which `verify` fails by default."""
-    from g4convert.verification.gates import load
+    from g4convert.verification.profiles import load
 
     return load(DEFAULTS.profile).thresholds["kl_mean"].fail
 

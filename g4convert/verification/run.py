@@ -166,7 +166,7 @@ def _check_request(asked: Request) -> None:
     """Raise if the request cannot be run, as far as the request alone shows."""
     alone = asked.depth in {Level.STATIC, Level.ENGINE}
     if asked.depth is Level.LOGITS:
-        from g4convert.verification.gates import load  # noqa: PLC0415 -- brings yaml and pydantic
+        from g4convert.verification.profiles import load  # noqa: PLC0415 -- brings yaml and pydantic
 
         alone = load(asked.judged_by).compares == "parity"
     if asked.reference is None and not alone:

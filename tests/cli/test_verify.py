@@ -135,7 +135,7 @@ def test_memory_and_dtype_change_how_not_what(text_out: tuple[Path, Path], promp
 def test_inconclusive_exits_4(text_out: tuple[Path, Path], prompts: Path, g4convert: Program, tmp_path: Path) -> None:
     import yaml  # noqa: PLC0415 -- for this test
 
-    from g4convert.verification.gates import load  # noqa: PLC0415 -- brings pydantic
+    from g4convert.verification.profiles import load  # noqa: PLC0415 -- brings pydantic
 
     values = load("parity").model_dump(by_alias=True, exclude_none=True) | {"max_floor": 0}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))

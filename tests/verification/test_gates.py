@@ -9,7 +9,8 @@ from helpers import ROOT
 from g4convert.errors import UsageError
 from g4convert.planning import recipe
 from g4convert.report import Finding, Report, Severity
-from g4convert.verification.gates import Profile, judge, load, outlook, shipped
+from g4convert.verification.gates import judge, outlook
+from g4convert.verification.profiles import Profile, load, shipped
 
 PASS, WARN, FAIL, INFO, UNCLEAR = Severity.PASS, Severity.WARN, Severity.FAIL, Severity.INFO, Severity.INCONCLUSIVE
 GOOD = {

@@ -20,7 +20,7 @@ from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.report import Judged, Severity
 from g4convert.request import Level, Request
-from g4convert.verification import gates
+from g4convert.verification import profiles
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.trace import Models
 from g4convert.verification.probes.suite import make_probes
@@ -100,7 +100,7 @@ def judged(written: Written) -> Callable[..., Judged]:
     """Level logits of a family's conversion with a fault in the packed path."""
     right: dict[str, ModelCandidate] = {}
     probes: dict[tuple[str, str], Sequence[Probe]] = {}
-    profiles = {"loss": gates.load("w4a16"), "parity": gates.load("parity")}
+    limits = {"loss": profiles.load("w4a16"), "parity": profiles.load("parity")}
 
     def judge(family: str, kind: str, fault: Fault | None) -> Judged:
         source, out = written(family)
@@ -114,7 +114,7 @@ def judged(written: Written) -> Callable[..., Judged]:
         with torch.no_grad():
             if fault is not None:
                 fault(candidate.model)
-        return check_logits(Models(None, right[family], candidate), probes[family, kind], **profiles)
+        return check_logits(Models(None, right[family], candidate), probes[family, kind], **limits)
 
     return judge
 

@@ -20,8 +20,9 @@ from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Severity
 from g4convert.verification.engine.prompts import Refused, Started
 from g4convert.verification.engine.scores import Parity
-from g4convert.verification.gates import Profile, judge
+from g4convert.verification.gates import judge
 from g4convert.verification.logits.noise import floor
+from g4convert.verification.profiles import Profile
 
 _LIMITS: Final = {"mean": 3.0, "largest": 10.0}
 _LEAST: Final = {"mean": 1e-4, "largest": 1e-3}

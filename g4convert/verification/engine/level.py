@@ -34,7 +34,7 @@ from g4convert.gemma4 import is_drafter
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged, Severity
 from g4convert.request import EngineName, Request
-from g4convert.verification import gates
+from g4convert.verification import profiles
 from g4convert.verification.engine.judge import (
     Measured,
     judged_parity,
@@ -149,7 +149,7 @@ def check_engine(
         return Judged(tuple(findings), {})
     progress.say("engine: comparing with the dequantized weights")
     measured = _Comparing(answered, answers, started, top).measured(model, half)
-    findings += judged_parity(measured, gates.load("parity"), dtype=started.dtype or _DTYPE)
+    findings += judged_parity(measured, profiles.load("parity"), dtype=started.dtype or _DTYPE)
     asked = {"probes": {"count": len(answered), "digest": digest(answered)}}
     return Judged(tuple(findings), {"engine": started.to_dict() | asked | measured.to_dict()})
 

@@ -28,7 +28,8 @@ from g4convert.planning.sizes import role_sizes
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 from g4convert.report import Finding, Severity
-from g4convert.verification.gates import Profile, outlook
+from g4convert.verification.gates import outlook
+from g4convert.verification.profiles import Profile
 
 _CALIBRATED: Final = (Method.GPTQ, Method.BEST)
 _BITS: Final = 4

@@ -37,10 +37,10 @@ from g4convert.forward.logits import Given
 from g4convert.forward.models import Config
 from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
-from g4convert.verification.gates import METRICS_VERSION
 from g4convert.verification.logits.intact import DIGEST, MOST_PROBES, digest, faults_of, misfits
 from g4convert.verification.logits.kept import Kept, Projection, States
 from g4convert.verification.logits.scores import TopLogits
+from g4convert.verification.profiles import METRICS_VERSION
 from g4convert.whole_files import write_whole
 
 TOP: Final = 1024

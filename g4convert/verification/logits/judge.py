@@ -25,7 +25,7 @@ from g4convert.forward.models import Model, dtype_name
 from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged
-from g4convert.verification.gates import METRICS_VERSION, Profile, judge
+from g4convert.verification.gates import judge
 from g4convert.verification.logits.capture import Captured
 from g4convert.verification.logits.kept import Kept, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
@@ -36,6 +36,7 @@ from g4convert.verification.logits.scores import TopLogits
 from g4convert.verification.logits.teacher import like
 from g4convert.verification.logits.trace import Models, trace
 from g4convert.verification.probes.suite import digest
+from g4convert.verification.profiles import METRICS_VERSION, Profile
 
 _SEED: Final = 1
 _ORIGINAL: Final = "original"

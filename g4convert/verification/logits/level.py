@@ -27,7 +27,7 @@ from g4convert.places import is_there
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged, Severity
 from g4convert.request import Request
-from g4convert.verification import gates
+from g4convert.verification import profiles
 from g4convert.verification.logits.advice import is_right, judged_kl, measured_on, ways, with_advice
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
@@ -66,7 +66,7 @@ def run_logits(
         InputError: the reference cannot be loaded.
         EnvironmentFault: out of memory.
     """
-    profile = gates.load(asked.judged_by)
+    profile = profiles.load(asked.judged_by)
     costs = profile.compares == "loss"
     stored = Captured.open(asked.reference) if asked.is_captured and asked.reference else None
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
@@ -91,7 +91,7 @@ def run_logits(
             told += left or _text_alone(source, alone=alone)
             running = 3 + sum(one is not None for one in (original, rounded))
             progress.say(Cost.of(dequantized, probes, running).line(_origin(asked, stored)))
-            loss, parity = (profile, gates.load("parity")) if costs else (gates.load("w4a16"), profile)
+            loss, parity = (profile, profiles.load("parity")) if costs else (profiles.load("w4a16"), profile)
             judged = check_logits(models, probes, loss=loss, parity=parity, progress=progress)
     metrics = {"kl_histogram_edges": [*HISTOGRAM_EDGES], **judged.metrics}
     advised = judged.findings

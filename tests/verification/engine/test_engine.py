@@ -23,7 +23,7 @@ from g4convert.forward.probe import Probe
 from g4convert.progress import Quiet
 from g4convert.report import Severity
 from g4convert.request import EngineName, Level, Request
-from g4convert.verification import gates
+from g4convert.verification import profiles
 from g4convert.verification.engine.judge import Measured, judged_parity
 from g4convert.verification.engine.level import check_engine, counted, joined, run_engine
 from g4convert.verification.engine.prompts import Refused, Unfilled, prompts_of
@@ -254,7 +254,7 @@ def test_top_tokens_may_differ_by_chance(agrees: float, severity: Severity) -> N
         return sums.parity()
 
     measured = Measured(parity(agrees), {"noise": parity(0.97)})
-    found = {one.code: one.severity for one in judged_parity(measured, gates.load("parity"))}
+    found = {one.code: one.severity for one in judged_parity(measured, profiles.load("parity"))}
     assert found["engine.parity.top1_agreement"] is severity
 
 
@@ -274,7 +274,7 @@ def test_what_no_answer_shows_passes_whatever_the_floor_is(off: float, severity:
         sums.add(probe, Kept(Given(p), NOTHING), top_logits(other, targets, 3))
         return sums.parity()
 
-    found = judged_parity(Measured(parity(off), {"noise": parity(4e-6)}), gates.load("parity"))
+    found = judged_parity(Measured(parity(off), {"noise": parity(4e-6)}), profiles.load("parity"))
     assert {one.severity for one in found if one.code == "engine.logprobs"} == {severity}
 
 

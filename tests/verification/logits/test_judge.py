@@ -13,7 +13,7 @@ from g4convert.forward.load import load
 from g4convert.forward.models import cache_name
 from g4convert.forward.probe import Probe
 from g4convert.report import Finding, Judged, Report, Severity
-from g4convert.verification import gates
+from g4convert.verification import profiles
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.judge import check_logits
 from g4convert.verification.logits.trace import Models
@@ -46,7 +46,7 @@ def probes(pair: tuple[Path, Path], original: ModelCandidate) -> tuple[Probe, ..
 
 
 def judged(models: Models, probes: tuple[Probe, ...]) -> Judged:
-    return check_logits(models, probes, loss=gates.load("w4a16"), parity=gates.load("parity"))
+    return check_logits(models, probes, loss=profiles.load("w4a16"), parity=profiles.load("parity"))
 
 
 def bad(judgement: Judged, *, but: str = "logits.loss.") -> dict[str, list[Finding]]:

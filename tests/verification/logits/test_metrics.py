@@ -13,7 +13,7 @@ from g4convert.forward.load import load
 from g4convert.forward.logits import Given, Head, Made, Page
 from g4convert.forward.probe import Probe
 from g4convert.report import Report
-from g4convert.verification import gates
+from g4convert.verification import gates, profiles
 from g4convert.verification.logits import scores
 from g4convert.verification.logits.kept import Kept, Projection
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES, Comparison, Metrics
@@ -138,7 +138,7 @@ def test_what_is_not_finite_is_counted_and_never_passes() -> None:
     found = compared([(one, broken, outputs(one))])
     assert found.reference_nonfinite == 1
     assert found.kl_mean != found.kl_mean  # nan
-    for finding in gates.judge(found.values, gates.load("parity"), None):
+    for finding in gates.judge(found.values, profiles.load("parity"), None):
         assert finding.severity != "pass"
     Report((), ("logits",), asdict(found)).to_json()
 
@@ -230,7 +230,7 @@ def test_bootstrap_draws_sequences_and_is_seeded() -> None:
     assert found.kl_high - found.kl_low > 0.5 * found.kl_mean
     alone = compared([(one := probe(rows=1), outputs(one), outputs(one, noise=0.1))])
     assert str(alone.kl_low) == str(alone.kl_high) == "nan"
-    assert any(finding.code.endswith("kl_mean") for finding in gates.judge(alone.values, gates.load("w4a16"), None))
+    assert any(finding.code.endswith("kl_mean") for finding in gates.judge(alone.values, profiles.load("w4a16"), None))
 
 
 def test_sqnr_is_of_tokens_and_not_of_energy() -> None:
@@ -330,7 +330,7 @@ def test_buffers_of_a_page_are_used_again() -> None:
 def test_every_metric_of_a_profile_is_measured() -> None:
     one = probe()
     found = compared([(one, outputs(one), outputs(one, noise=0.1))])
-    assert set(get_args(gates.MetricName)) <= set(found.values)
+    assert set(get_args(profiles.MetricName)) <= set(found.values)
     assert set(asdict(found)) >= set(found.values)
 
 

@@ -9,7 +9,7 @@ import torch
 from g4convert.forward.candidate import ModelCandidate
 from g4convert.forward.load import load
 from g4convert.forward.probe import Probe
-from g4convert.verification import gates
+from g4convert.verification import profiles
 from g4convert.verification.logits.kept import Kept
 from g4convert.verification.logits.metrics import Comparison, Metrics
 from g4convert.verification.logits.noise import EPSILON, floor, noisy, worse
@@ -70,7 +70,7 @@ def test_floor_of_a_model_lets_something_be_told(dense: Path, dense_model: Model
     assert found.values["kl_mean"] == max(metrics.kl_mean for metrics in sources.values())
     assert found.values["top1_agreement"] == min(metrics.top1_agreement for metrics in sources.values())
     assert found.values["sqnr_min"] == min(metrics.sqnr_min for metrics in sources.values())
-    assert 1e-5 < found.values["kl_mean"] < gates.load("parity").max_floor
+    assert 1e-5 < found.values["kl_mean"] < profiles.load("parity").max_floor
     assert not {"tokens", "ppl", "experts_unhit"} & set(found.values)
     plain = found.to_dict()
     assert sum(plain["kl_histogram"]) == 2 * len(prose.scored)

@@ -16,7 +16,7 @@ import pytest
 from helpers.grids import every
 
 from g4convert.report import Finding, Report, Severity
-from g4convert.verification import gates
+from g4convert.verification import gates, profiles
 from g4convert.verification.logits.metrics import HISTOGRAM_EDGES
 from g4convert.verification.page.html import page
 from g4convert.verification.page.plots import number
@@ -94,7 +94,7 @@ def report(*, layers: int = 30, experts: int = 128) -> dict[str, Any]:
     findings = [
         finding
         for kind, profile in (("loss", "w4a16"), ("parity", "parity"))
-        for finding in gates.judge(values[kind], gates.load(profile), noise)
+        for finding in gates.judge(values[kind], profiles.load(profile), noise)
     ]
     findings += [
         Finding("static.ignore", Severity.FAIL, "model.embed_vision.<b>", "packed & ignored", "either", "repack it"),
