@@ -4,7 +4,7 @@
 
 What can be wrong with names, shapes, the recipe, the side files or the output directory is found here, before
 anything is written, also if the output is there already. Of the weights at most a sample is read, to compare it with
-the model of the calibration file; of an output that seems to be there, all is.
+the model of the calibration file, or of an output that seems to be there; of that output, all is read.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.apart import check_inputs, is_same
 from g4convert.conversion.calibration import Calibration
 from g4convert.conversion.finished import is_finished
-from g4convert.conversion.side_files import check_side_files, made_of
+from g4convert.conversion.side_files import check_side_files, made_like
 from g4convert.conversion.staging import Staging
 from g4convert.conversion.statistics import Statistics
 from g4convert.engines.verdicts import TENSOR_PARALLEL
@@ -138,7 +137,7 @@ def prepare(job: Job) -> Conversion:
     check_side_files(checkpoint)
     staging = Staging.of(job.output)
     config, units = output_config(checkpoint.config, plan, outlook.weights), make_units(plan, layout, checkpoint)
-    made = {"g4convert": __version__, **made_of(job.recipe, job.source, checkpoint)}
+    made = made_like(staging.target, job.recipe, job.source, checkpoint)
     ids = calibration.hash if calibration else ""
     done = not job.overwrite and is_finished(staging, made, checkpoint, config, ids)
     if not done:

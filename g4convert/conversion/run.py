@@ -125,7 +125,7 @@ def convert(conversion: Conversion, progress: Quiet, ranks: Ranks, layers: Layer
         lock.check()
         if layers is not None:
             layers.close()
-        _finish(conversion, summary, hashes)
+        _finish(conversion, summary, hashes, started.fingerprint["sample"])
         return summary
 
 
@@ -222,10 +222,10 @@ def _start_or_raise(conversion: Conversion, reader: Reader, lock: Lock, layers: 
     return _Started(choice, facts, {number: one.stats for number, one in done.items()}, pending, lock.run)
 
 
-def _finish(conversion: Conversion, summary: Summary, hashes: Mapping[str, str]) -> None:
+def _finish(conversion: Conversion, summary: Summary, hashes: Mapping[str, str], sample: str) -> None:
     """Write g4convert.json and the model card, then rename OUT.partial to OUT."""
     job, checkpoint = conversion.job, conversion.checkpoint
-    made = provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes)
+    made = provenance(job.recipe, job.source, checkpoint, conversion.plan, summary, hashes, sample)
     name, refused = conversion.staging.target.name, conversion.outlook.refusing((1,))
     card = model_card(conversion.plan, job.source, job.recipe, name, summary, refused=refused)
     files = {"g4convert.json": json_bytes(made), "README.md": card.encode()}

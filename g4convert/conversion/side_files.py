@@ -15,7 +15,11 @@ from typing import Any
 
 from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
+from g4convert.checkpoint.files import part
+from g4convert.checkpoint.reader import Reader
+from g4convert.checkpoint.record import record
 from g4convert.checkpoint.source import Source
+from g4convert.conversion.fingerprint import sampled
 from g4convert.conversion.result import Summary
 from g4convert.conversion.staging import JOURNALS
 from g4convert.conversion.writer import copy_file, write_file
@@ -86,6 +90,20 @@ def made_of(recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[st
     }
 
 
+def made_like(directory: Path, recipe: Resolved, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return version, `source` and `recipe` entries, as the g4convert.json of an output would have them.
+
+    A source that was trained further in its place has equal names and sizes. So the source's sample is there, too, if
+    `directory` has a record with one, of a source that is the same otherwise: weights are read only then.
+    """
+    made = {"g4convert": __version__, **made_of(recipe, source, checkpoint)}
+    said = {**part(record(directory), "source")}
+    if said.pop("sample", None) is not None and said == made["source"]:
+        with Reader(checkpoint.path, checkpoint.weight_files) as reader:
+            made["source"] = {**made["source"], "sample": sampled(checkpoint, reader)}
+    return made
+
+
 def provenance(  # noqa: PLR0913, PLR0917 - it tells of all of them
     recipe: Resolved,
     source: Source,
@@ -93,12 +111,15 @@ def provenance(  # noqa: PLR0913, PLR0917 - it tells of all of them
     plan: Plan,
     summary: Summary,
     hashes: Mapping[str, str],
+    sample: str,
 ) -> dict[str, Any]:
     """Return the content of g4convert.json: source, recipe, sizes, rounding errors, and hashes of the shards."""
+    made = made_of(recipe, source, checkpoint)
     return {
         "schema_version": 1,
         "g4convert": __version__,
-        **made_of(recipe, source, checkpoint),
+        **made,
+        "source": {**made["source"], "sample": sample},
         "family": plan.architecture.family,
         "dialects": [{"name": use.name, "tensors": use.count} for use in plan.inventory.dialects],
         "dropped": [{"name": drop.source.name, "reason": drop.reason} for drop in plan.dropped],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,27 @@ def test_the_reason_against_another_output_is_the_one(
     weights.unlink()
     ran = g4convert(*quick(dense, out))
     assert (ran.status, f"{held} (not whole)" in ran.err) == (2, True)
+
+
+def test_a_source_that_was_trained_further_in_its_place_is_another(
+    dense: Path, g4convert: Program, tmp_path: Path
+) -> None:
+    """Names, sizes and headers are the same; a record that has no sample yet says as little as it did."""
+    source, out = shutil.copytree(dense, tmp_path / "source"), tmp_path / "out"
+    command = quick(source, out)
+    assert g4convert(*command).status == 0
+    shard, record = min(source.glob("*.safetensors")), out / "g4convert.json"
+    data = shard.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    shard.write_bytes(data[:begin] + bytes(byte ^ 1 for byte in data[begin:]))
+    ran = g4convert(*command)
+    assert ran.status == 2
+    assert f"a conversion of {source.name} by recipe w4a16-g32 (of another source, or before it changed)" in ran.err
+    document = json.loads(record.read_text())
+    del document["source"]["sample"]
+    record.write_text(json.dumps(document))
+    assert g4convert(*command).out.startswith("already done: ")
+    assert g4convert(*quick(dense, out, "--overwrite")).status == 0
 
 
 @pytest.mark.parametrize("output", [".", "/"])

@@ -21,6 +21,7 @@ from g4convert import __version__
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.checkpoint.source import Source
 from g4convert.conversion.card import model_card
+from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Choice, ErrorRow, summarize
@@ -59,6 +60,7 @@ def test_provenance_is_of_this_source_recipe_and_version(made: Path, moe: Path) 
             name: {key: value for key, value in stamp.items() if key != "mtime_ns"}
             for name, stamp in Checkpoint.open(moe).fingerprint().items()
         },
+        "sample": Model.of(Checkpoint.open(moe)).weights,
     }
     assert found["recipe"] == {"name": "w4a16-g32", **load().settings()}
     assert found["dropped"] == found["dialects"] == []
