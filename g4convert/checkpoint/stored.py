@@ -9,12 +9,15 @@ out_features, k in_features, g groups along k, b bits:
     modelopt nvfp4        weight U8 [n, k/2], weight_scale F8_E4M3 [n, g], weight_scale_2
     GPTQ                  qweight I32 [k*b/32, n], scales [g, n], qzeros I32 [g, n*b/32], (g_idx [k])
     AWQ                   qweight I32 [k, n*b/32], scales [g, n], qzeros I32 [g, n*b/32]
+    bitsandbytes          weight U8 [n*k/2, 1], weight.absmax [n*k/block], weight.quant_map, weight.quant_state.*
+                          weight I8 [n, k], SCB [n], (weight_format)
 
 Fused experts put the experts first and have the part's name joined by an underscore:
 `experts.down_proj_packed` [e, n, k*b/32]. This module describes what it finds, whoever wrote it; it decides
 nothing for a conversion.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,9 +32,14 @@ _PARTS: Final = frozenset(
     (
         *_PAYLOADS, "weight_scale", "weight_scale_2", "weight_scale_inv", "weight_zero_point", "weight_shape",
         "weight_g_idx", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale",
-        "output_scale", "qzeros", "scales", "g_idx",
+        "output_scale", "qzeros", "scales", "g_idx", "SCB", "weight_format",
     )
 )  # fmt: skip
+_BELOW_WEIGHT: Final = re.compile(
+    r"(.+)\.(weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+))"
+)
+"""What bitsandbytes stores below the name of a weight."""
+_STATE: Final = "weight.quant_state.bitsandbytes__"
 _FUSED_PARTS: Final = ("_packed", "_scale", "_zero_point", "_shape", "_g_idx", "_global_scale")
 _EIGHT_BIT: Final = {
     DType.I8: ("int-quantized", "int"),
@@ -107,8 +115,9 @@ def packed_modules(tensors: Mapping[str, TensorInfo]) -> dict[str, PackedModule]
     """Return the quantized modules of a checkpoint, by stored path; all other tensors are plain."""
     candidates: defaultdict[tuple[str, bool], dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in tensors.items():
-        module, part = Name(name).cut()
-        if part in _PARTS:
+        below = _BELOW_WEIGHT.fullmatch(name)
+        module, part = (Name(below[1]), below[2]) if below else Name(name).cut()
+        if below or part in _PARTS:
             candidates[module, False][part] = info
             continue
         for suffix in _FUSED_PARTS:
@@ -141,7 +150,7 @@ def stored_scheme(module: PackedModule, shape: tuple[int, ...] | None, num_bits:
         integers = scale is not None and scale.dtype.is_weight and "weight_global_scale" not in parts
         words = parts["weight_packed"].dtype is DType.I32 or integers
         return (_words if words else _bytes)(parts, shape, num_bits)
-    return _eight_bit(parts)
+    return _eight_bit(parts) if parts.keys().isdisjoint(("SCB", "weight.absmax")) else _bitsandbytes(parts, shape)
 
 
 def _is_quantized(parts: Mapping[str, TensorInfo]) -> bool:
@@ -193,6 +202,18 @@ def _eight_bit(parts: Mapping[str, TensorInfo]) -> StoredScheme:
         form = "mxfp8-quantized"
     symmetric = "weight_zero_point" not in parts
     return _with_scale(StoredScheme(form, kind, _BYTE, symmetric=symmetric, shape=weight.shape), parts)
+
+
+def _bitsandbytes(parts: Mapping[str, TensorInfo], shape: tuple[int, ...] | None) -> StoredScheme:
+    """Return the scheme of bitsandbytes. Of 4 bits a file tells how many weights there are, and not in which rows."""
+    weight, blocks = parts["weight"], parts.get("weight.absmax")
+    if blocks is None:
+        return StoredScheme("bitsandbytes-int8", "int", _BYTE, "channel", symmetric=True, shape=weight.shape)
+    kind = next((part.removeprefix(_STATE) for part in parts if part.startswith(_STATE)), "4bit")
+    count = 2 * weight.numel
+    fault = f"weight has {count} codes for a weight {[*shape]}" if shape and prod(shape) != count else ""
+    size = count // blocks.numel if blocks.numel else None
+    return StoredScheme(f"bitsandbytes-{kind}", "float", 4, "group", size, True, shape or (count,), fault)  # noqa: FBT003
 
 
 def _with_scale(found: StoredScheme, parts: Mapping[str, TensorInfo]) -> StoredScheme:

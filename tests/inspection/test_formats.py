@@ -1,6 +1,7 @@
 """Formats of quantized tensors: compressed-tensors is the oracle for its own."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from compressed_tensors.quantization import (
     preset_name_to_scheme,
 )
 from helpers.described import MOE, Tensors, described, pack, packed, plain, quantized, texts
+from helpers.rewriting import rewritten
 from helpers.stored import zeros
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,12 +103,30 @@ def awq(k: int, n: int) -> Tensors:
     }  # fmt: skip
 
 
+def bitsandbytes(kind: str, n: int, k: int, *, block: int = 64, nested: bool = False) -> Tensors:
+    """Two codes a byte in one column, whatever the shape; scales of blocks of consecutive weights."""
+    blocks = n * k // block
+    scales = {"nested_absmax": zeros("F32", 1), "nested_quant_map": zeros("F32", 256)} if nested else {}
+    found = {
+        "absmax": zeros("U8" if nested else "F32", blocks),
+        "quant_map": zeros("F32", 16),
+        f"quant_state.bitsandbytes__{kind}": zeros("U8", 100),
+    }
+    return {"weight": zeros("U8", n * k // 2, 1)} | {f"weight.{part}": one for part, one in (found | scales).items()}
+
+
 OTHERS: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "gptq": (gptq(128, 64), {"bits": 4, "group_size": 32, "sym": True}, "int4 g32 (gptq)"),
     "gptq 8 bit": (gptq(128, 64, bits=8), {"bits": 8, "group_size": 32}, "int8 g32 (gptq)"),
     "gptq square": (gptq(64, 64), {"bits": 4, "group_size": 32, "sym": True}, "int4 g32 (gptq)"),
     "gptq channel": (gptq(64, 64, group=64), {"bits": 4, "group_size": -1}, "int4 per channel (gptq)"),
     "awq": (awq(128, 64), {"bits": 4, "group_size": 32, "zero_point": True}, "int4 g32 (awq)"),
+    "bitsandbytes": (bitsandbytes("nf4", 128, 64), {"load_in_4bit": True}, "float4 g64 (bitsandbytes-nf4)"),
+    "bitsandbytes nested": (bitsandbytes("fp4", 64, 128, nested=True), {}, "float4 g64 (bitsandbytes-fp4)"),
+    "bitsandbytes int8": (
+        {"weight": zeros("I8", 64, 128), "SCB": zeros("F32", 64), "weight_format": zeros("U8")},
+        {"load_in_8bit": True}, "int8 per channel symmetric (bitsandbytes-int8)",
+    ),
     "modelopt": (
         {
             "weight": zeros("U8", 64, 64), "weight_scale": zeros("F8_E4M3", 64, 8),
@@ -152,3 +172,28 @@ def test_a_good_quantized_checkpoint(tmp_path: Path) -> None:
     assert schemes["experts"] == {"int4 g32 symmetric (pack-quantized)": 12}
     assert schemes["embedding"] == {"bf16": 1}
     assert not any(use.is_dead for use in found.entries)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_weights_of_bitsandbytes_have_the_models_shapes(kind: str, dense: Path, tmp_path: Path) -> None:
+    """A model has as many weights in this format as in bf16, and no part of a weight is unknown."""
+
+    def change(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = dict(tensors)
+        for name in [name for name in tensors if name.endswith("_proj.weight") and "language_model" in name]:
+            n, k = tensors[name].shape
+            if kind == "nf4":
+                found[name] = torch.zeros(n * k // 2, 1, dtype=torch.uint8)
+                found[f"{name}.absmax"] = torch.zeros(n * k // 64)
+                found[f"{name}.quant_map"] = torch.zeros(16)
+                found[f"{name}.quant_state.bitsandbytes__nf4"] = torch.zeros(90, dtype=torch.uint8)
+            else:
+                found[name] = torch.zeros(n, k, dtype=torch.int8)
+                found[f"{name.removesuffix('.weight')}.SCB"] = torch.zeros(n)
+        return found
+
+    plain, found = (describe(Checkpoint.open(one)) for one in (dense, rewritten(dense, tmp_path / "out", change)))
+    assert {one.role: one.params for one in found.roles} == {one.role: one.params for one in plain.roles}
+    assert not found.unknown
+    bits = {one.role: one.bits_per_weight for one in found.roles}
+    assert bits["mlp"] == pytest.approx(4.5 if kind == "nf4" else 8.3, abs=0.4)
