@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,6 +93,28 @@ def test_a_reference_that_came_meanwhile_stays(
     assert "is there already" in ran.err
     assert "--overwrite" in ran.err
     assert g4convert(*command, "--overwrite").status == 0
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_model_replaced_while_it_answers_is_no_reference(
+    text: Path, prompts: Path, g4convert: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from g4convert.verification.logits import capture  # noqa: PLC0415 -- brings torch
+
+    source, run_all = shutil.copytree(text, tmp_path / "source"), capture.run_all
+    file = min(source.glob("*.safetensors"))
+
+    def run(*given: Any) -> Any:  # noqa: ANN401 -- whatever it is given
+        shutil.copy2(file, tmp_path / "fresh")  # also of the same time
+        (tmp_path / "fresh").rename(file)
+        return run_all(*given)
+
+    monkeypatch.setattr(capture, "run_all", run)
+    ran = g4convert("reference", source, "-o", tmp_path / "ref.safetensors", "--prompts", prompts, "-q")
+    assert ran.status == 3
+    assert f"{source}: changed while it was read" in ran.err
+    assert file.name in ran.err
+    assert not (tmp_path / "ref.safetensors").exists()
 
 
 @pytest.mark.usefixtures("brief")

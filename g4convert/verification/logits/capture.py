@@ -18,7 +18,7 @@ of logits are those of the known tokens.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -149,6 +149,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
     source: str,
     facts: Mapping[str, str] | None = None,
     overwrite: bool = True,
+    check: Callable[[], None] = lambda: None,
     progress: Quiet | None = None,
 ) -> Captured:
     """Run a reference on probes, and store its outputs.
@@ -160,6 +161,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
         source: digest of the checkpoint, `Checkpoint.digest()`.
         facts: further entries of the metadata.
         overwrite: replace a file that is there when all is written.
+        check: raises if the file may not be written, now that the reference has run.
         progress: told of finished tokens.
 
     Returns:
@@ -179,6 +181,7 @@ def capture(  # noqa: PLR0913 -- a model, what to ask, where to store, and who i
         return kept if top else replace(kept, logits=Given(outputs.logits.clone(), outputs.raw_logits))
 
     kept = run_all(candidate, probes, keep)
+    check()
     tensors: dict[str, torch.Tensor] = {}
     described = []
     for number, (probe, one) in enumerate(zip(probes, kept, strict=True)):

@@ -28,6 +28,7 @@ from g4convert.progress import Quiet
 from g4convert.report import Finding, Judged, Severity
 from g4convert.request import Request
 from g4convert.verification import profiles
+from g4convert.verification.changed import Stamps, changed, stamps
 from g4convert.verification.logits.advice import is_right, judged_kl, measured_on, ways, with_advice
 from g4convert.verification.logits.capture import Captured, capture
 from g4convert.verification.logits.cost import Cost
@@ -121,9 +122,11 @@ def store_reference(
 
     Raises:
         UsageError: a file is there that may not be replaced.
+        InputError: the model changed while it was read.
         G4Error: as for `run_logits`.
     """
     dtype: DTypeName = cast("DTypeName", asked.settings.dtype)
+    before = _weights(checkpoint)
     if asked.prompts is not None:
         conversations(asked.prompts, checkpoint.path)  # raises for wrong prompts before anything is loaded
     with memory_faults():
@@ -133,7 +136,28 @@ def store_reference(
         progress.say(f"running the model: {Cost.of(model, probes, 0).line(_origin(asked, None))}")
         digest, facts = checkpoint.digest(), {"dtype": dtype, "request": _request(checkpoint, asked)}
         candidate = ModelCandidate(model)
-        return capture(candidate, probes, output, source=digest, facts=facts, overwrite=overwrite, progress=progress)
+        return capture(
+            candidate,
+            probes,
+            output,
+            source=digest,
+            facts=facts,
+            overwrite=overwrite,
+            check=lambda: _check_unchanged(checkpoint, before),
+            progress=progress,
+        )
+
+
+def _weights(checkpoint: Checkpoint) -> Stamps:
+    """Return the stamps of the weight files."""
+    return stamps(*(checkpoint.path / name for name in checkpoint.weight_files))
+
+
+def _check_unchanged(checkpoint: Checkpoint, before: Stamps) -> None:
+    """Raise if a weight file was written or replaced since its stamp was taken."""
+    if wrong := [found.subject for found in changed(before, _weights(checkpoint))]:
+        hint = "start again when nothing writes it"
+        raise InputError(f"{checkpoint.path}: changed while it was read", offenders=wrong, hint=hint)
 
 
 def made_reference(checkpoint: Checkpoint, output: Path, asked: Request) -> Captured:
