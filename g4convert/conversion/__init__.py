@@ -13,6 +13,7 @@ journal           Records finished units, so that a killed run continues
 fingerprint       Collects the facts that an output depends on, for runs and ranks to compare
 resume            Checks the finished units of a stopped run against their checksums
 lock              Lets one run at a time write an output
+held              Says which conversion an output directory holds
 staging           Makes OUT.partial, reopens it, and renames it to OUT
 ranks             Shares one output between processes under torchrun
 identity          Identifies the model that a file was made for

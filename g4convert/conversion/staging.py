@@ -2,7 +2,8 @@
 
 The journal is the first file in OUT.partial and the last to go, from OUT: a directory without one is no run's, and is
 never removed. A stop of any kind leaves OUT.partial, and the same command continues it. An output to be overwritten is
-renamed to OUT.replaced and deleted once the new output is in place.
+renamed to OUT.replaced, and once the new output is in place to a hidden name, under which it is deleted: what has that
+name is deleted by the next run, if a kill left it.
 """
 
 import os
@@ -16,8 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from g4convert.checkpoint.files import part
-from g4convert.checkpoint.record import record
+from g4convert.conversion.held import held
 from g4convert.conversion.journal import Done, Journal, is_journal, read_done
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.resume import check_sizes
@@ -71,7 +71,12 @@ class Staging:
     def places(self) -> tuple[Path, ...]:
         """All that a run makes, renames or deletes, the output first."""
         named = bool(self.target.name)  # "/" has no name, so nothing has one beside it
-        return (self.target, self.partial, self.replaced, self.lock) if named else (self.target,)
+        return (self.target, self.partial, self.replaced, self.deleted, self.lock) if named else (self.target,)
+
+    @property
+    def deleted(self) -> Path:
+        """Directory under whose name an overwritten output is deleted."""
+        return self.target.with_name(f".g4convert-{self.target.name}.deleting")
 
     def journal(self, rank: int = 0) -> Path:
         """Return the path of a rank's journal."""
@@ -110,7 +115,7 @@ class Staging:
         if not target.is_dir() or not any(target.iterdir()):
             return
         if not overwrite:
-            text = f"not empty{_made_of(target, made)}"
+            text = f"not empty{held(target, made)}"
             raise UsageError(f"{self.output}: {text}", hint=f"{another}, or --overwrite to replace this one")
         if not (target / "config.json").is_file():
             text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"
@@ -228,26 +233,33 @@ class Staging:
         moved = f"it is complete: mv {quote(str(self.partial))} {target} && rm {target}/{JOURNALS}"
         _rename(self.partial, self.target, moved)
         sync_directory(self.target.parent)
+        if overwritten:
+            _rename(self.replaced, self.deleted, f"{self.output} is complete: delete the old output yourself")
         for path in self.target.glob(JOURNALS):
             path.unlink()
         sync_directory(self.target)
         if overwritten:
-            shutil.rmtree(self.replaced)
+            shutil.rmtree(self.deleted)
+
+    def clear(self) -> None:
+        """Delete what is left of an overwritten output; called under the lock."""
+        shutil.rmtree(self.deleted, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove the journals from an output that has its name: the run was killed then, or a user moved it there.
+        """Do what is left after the rename, where a kill came then, or a user moved a complete OUT.partial to OUT.
 
         Raises:
-            EnvironmentFault: another run is about to remove them, or they cannot be removed.
+            EnvironmentFault: another run is about to do it, or the journals cannot be removed.
         """
-        found = [path for path in self.target.glob(JOURNALS) if is_journal(path)]
-        if not found:
+        journals = [path for path in self.target.glob(JOURNALS) if is_journal(path)]
+        if not journals and not os.path.lexists(self.deleted):
             return
         with Lock(self.lock) as lock:
             lock.take()
-            for path in found:
+            for path in journals:
                 path.unlink(missing_ok=True)
             sync_directory(self.target)
+            self.clear()
 
 
 def _remove(partial: Path) -> None:
@@ -258,30 +270,6 @@ def _remove(partial: Path) -> None:
         elif not fnmatch(path.name, JOURNALS):
             path.unlink()
     shutil.rmtree(partial)
-
-
-def _made_of(directory: Path, made: Mapping[str, Any] | None) -> str:
-    """Return words on the conversion that a directory holds, and how it differs; empty without a record."""
-    said = record(directory)
-    source, recipe = part(said, "source").get("name"), part(said, "recipe").get("name")
-    if not source or not recipe:
-        return ""
-    return f": it holds a conversion of {source} by recipe {recipe}{f' ({_unlike(said, made)})' if made else ''}"
-
-
-def _unlike(said: Mapping[str, Any], made: Mapping[str, Any]) -> str:
-    """Return in words how a conversion differs from that which would be made, both as g4convert.json has them."""
-    recipe, asked = part(said, "recipe"), part(made, "recipe")
-    other = {key: value for key, value in asked.items() if key != "name" and key in recipe and recipe[key] != value}
-    if other:
-        return "; ".join(f"{key} {recipe[key]}, not {value}" for key, value in other.items())
-    if said.get("g4convert") != made["g4convert"]:
-        return f"by version {said.get('g4convert')}"
-    if recipe != asked:
-        return f"not by {asked.get('name')}"
-    if said.get("source") != made["source"]:
-        return "of another source, or before it changed"
-    return f"{'of another calibration, or ' if part(said, 'result').get('calibration') else ''}not whole"
 
 
 def _rename(directory: Path, name: Path, remedy: str) -> None:

@@ -317,6 +317,31 @@ def test_killed_behind_the_rename_the_output_is_finished_by_the_same_command(
     assert hashes(output) == expected
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_while_the_old_output_is_deleted_the_next_run_deletes_it(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
+) -> None:
+    """It stayed as OUT.replaced, which the same command refused."""
+    expected, rmtree = run(dense, tmp_path / "expected" / "out"), shutil.rmtree
+    output = tmp_path / "out"
+    run(dense, output, group_size=64)
+
+    def killed(path: Path, **options: bool) -> None:
+        if path.name == ".g4convert-out.deleting" and path.exists():
+            (path / "config.json").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(dense, output, overwrite=True)
+    assert hashes(output) == expected
+    assert quantize(dense, output, verify=None, overwrite=overwrite).already_done is not overwrite
+    assert hashes(output) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"expected", "out"}
+
+
 def test_overwrite_does_not_take_a_directory_that_is_no_checkpoint(moe: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years")
