@@ -105,6 +105,9 @@ EXTRAS: dict[str, tuple[str, object, set[str]]] = {
     "ratio, a word": ("global_compression_ratio", "x", VLLM | SGLANG),
     "ratio": ("global_compression_ratio", 3.5, ALL),
     "transforms, a word": ("transform_config", "x", {"transformers", "sglang"}),
+    "sparsity, a word": ("sparsity_config", "x", {"transformers"}),
+    "sparsity without a format": ("sparsity_config", {"targets": []}, {"transformers"}),
+    "sparsity of dense weights": ("sparsity_config", {"format": "dense"}, ALL),
     "transforms, none": ("transform_config", {}, ALL),
 }
 

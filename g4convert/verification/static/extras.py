@@ -13,6 +13,7 @@ _ALL: Final = ("transformers", "vllm", "sglang")
 
 HINDERED: Final[Mapping[str, Collection[str]]] = {
     "sparsity_config": ("vllm",),
+    "sparsity_config: form": ("vllm", "sglang"),
     "transform_config": ("transformers", "sglang"),
     "transform_config: form": ("vllm",),
     "global_compression_ratio": ("transformers",),
@@ -27,7 +28,9 @@ def extras(section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield faults of the keys beside the packing: subject, text and the right value."""
     if part(section, "sparsity_config").get("targets"):
         yield "sparsity_config", "targets of sparsity: vLLM stops with an error", "none"
-    transforms = section.get("transform_config")
+    sparsity, transforms = section.get("sparsity_config"), section.get("transform_config")
+    if sparsity and not (isinstance(sparsity, Mapping) and isinstance(sparsity.get("format"), str)):
+        yield "sparsity_config: form", f"{short(sparsity)}: vLLM and SGLang stop, as it names no format", "null"
     if transforms and not (isinstance(transforms, Mapping) and isinstance(transforms.get("config_groups"), Mapping)):
         yield "transform_config: form", f"{short(transforms)}: vLLM stops, as it holds no transforms", "null"
     if _transforms_inputs(part(section, "transform_config")):
