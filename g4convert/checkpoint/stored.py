@@ -38,7 +38,7 @@ _PARTS: Final = frozenset(
 _BELOW_WEIGHT: Final = re.compile(
     r"(.+)\.(weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+))"
 )
-"""What bitsandbytes stores below the name of a weight."""
+"""Names of what bitsandbytes stores below the name of a weight."""
 _STATE: Final = "weight.quant_state.bitsandbytes__"
 _FUSED_PARTS: Final = ("_packed", "_scale", "_zero_point", "_shape", "_g_idx", "_global_scale")
 _EIGHT_BIT: Final = {
