@@ -76,6 +76,10 @@ class Journal:
             json.dumps({"unit": unit, "stats": done.stats, "checksum": done.checksum}) for unit, done in records.items()
         )
 
+    def replace(self, directory: Path) -> None:
+        """Record that the run moves a directory away, to put the output in its place."""
+        self._write([json.dumps({"replaced": _stamp(directory)})])
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -123,6 +127,18 @@ def is_journal(path: Path) -> bool:
         return _parse(_lines(path)[0]) is not None
     except InputError:
         return False
+
+
+def is_replaced(directory: Path, journals: Iterable[Path]) -> bool:
+    """Return whether a journal says that its run moved a directory away, in which no name came or went since."""
+    said = {"replaced": _stamp(directory)} if directory.is_dir() and not directory.is_symlink() else None
+    return said is not None and any(said == _parse(line) for path in journals for line in _lines(path))
+
+
+def _stamp(directory: Path) -> list[int]:
+    """Return what stays when a directory is renamed: device, inode, and the time at which a name came or went."""
+    found = directory.stat()
+    return [found.st_dev, found.st_ino, found.st_mtime_ns]
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -190,8 +190,8 @@ def _start(conversion: Conversion, reader: Reader, lock: Lock, layers: Layers | 
     """
     try:
         lock.take()
-        conversion.staging.clear()
         conversion.job.check_place(conversion.staging, conversion.checkpoint)
+        conversion.staging.clear()
         return _start_or_raise(conversion, reader, lock, layers)
     except G4Error as error:
         return error

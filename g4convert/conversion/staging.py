@@ -2,8 +2,8 @@
 
 The journal is the first file in OUT.partial and the last to go, from OUT: a directory without one is no run's, and is
 never removed. A stop of any kind leaves OUT.partial, and the same command continues it. An output to be overwritten is
-renamed to OUT.replaced, and once the new output is in place to a hidden name, under which it is deleted: what has that
-name is deleted by the next run, if a kill left it.
+renamed to OUT.replaced, which the journal records, and once the new one is in place to a hidden name, under which it is
+deleted. What a kill leaves of all this, the next run does.
 """
 
 import os
@@ -18,7 +18,7 @@ from shlex import quote
 from typing import Any
 
 from g4convert.conversion.held import held
-from g4convert.conversion.journal import Done, Journal, is_journal, read_done
+from g4convert.conversion.journal import Done, Journal, is_journal, is_replaced, read_done
 from g4convert.conversion.lock import Lock
 from g4convert.conversion.resume import check_sizes
 from g4convert.conversion.writer import ShardWriter, sync_directory, write_file
@@ -120,7 +120,7 @@ class Staging:
         if not (target / "config.json").is_file():
             text = "not empty, and holds no config.json: not a checkpoint, so not overwritten"
             raise UsageError(f"{self.output}: {text}", hint=another)
-        if self.replaced.exists():
+        if self.replaced.exists() and not is_replaced(self.replaced, self._journals):
             raise UsageError(f"{self.replaced}: is there, the old output would go there first", hint="move it away")
 
     def done(
@@ -225,41 +225,47 @@ class Staging:
         self._check_place(overwrite=overwrite)
         for name, data in files.items():
             write_file(self.partial / name, data)
-        overwritten = overwrite and self.target.exists() and any(self.target.iterdir())
-        if overwritten:
+        for path in self.partial.glob(JOURNALS):
+            if not is_journal(path):  # damaged, and done again
+                path.unlink()
+        if overwrite and self.target.exists() and any(self.target.iterdir()):
+            with Journal(self.journal(), {}) as journal:
+                journal.replace(self.target)
             _rename(self.target, self.replaced, f"move {self.target} away, and give the command again")
         sync_directory(self.partial)
         target = quote(str(self.target))
         moved = f"it is complete: mv {quote(str(self.partial))} {target} && rm {target}/{JOURNALS}"
         _rename(self.partial, self.target, moved)
         sync_directory(self.target.parent)
-        if overwritten:
-            _rename(self.replaced, self.deleted, f"{self.output} is complete: delete the old output yourself")
-        for path in self.target.glob(JOURNALS):
-            path.unlink()
-        sync_directory(self.target)
-        if overwritten:
-            shutil.rmtree(self.deleted)
+        self.clear()
 
     def clear(self) -> None:
-        """Delete what is left of an overwritten output; called under the lock."""
-        shutil.rmtree(self.deleted, ignore_errors=True)
-
-    def tidy(self) -> None:
-        """Do what is left after the rename, where a kill came then, or a user moved a complete OUT.partial to OUT.
+        """Remove the journals, and the old output that one names; under the lock, also in the run after a kill.
 
         Raises:
-            EnvironmentFault: another run is about to do it, or the journals cannot be removed.
+            EnvironmentFault: the old output or a journal cannot be moved away.
         """
-        journals = [path for path in self.target.glob(JOURNALS) if is_journal(path)]
-        if not journals and not os.path.lexists(self.deleted):
-            return
-        with Lock(self.lock) as lock:
-            lock.take()
-            for path in journals:
-                path.unlink(missing_ok=True)
+        journals = self._journals
+        if is_replaced(self.replaced, journals):
+            shutil.rmtree(self.deleted, ignore_errors=True)
+            _rename(self.replaced, self.deleted, f"{self.output} is complete: delete the old output yourself")
+        for path in journals:
+            path.unlink()
+        if journals:
             sync_directory(self.target)
-            self.clear()
+        shutil.rmtree(self.deleted, ignore_errors=True)
+
+    @property
+    def _journals(self) -> list[Path]:
+        """Journals in OUT, which got its name with them."""
+        return [path for path in self.target.glob(JOURNALS) if is_journal(path)]
+
+    def tidy(self) -> None:
+        """Call `clear` for an output that is done, where a kill or a user's own rename left something to do."""
+        if self._journals or os.path.lexists(self.deleted):
+            with Lock(self.lock) as lock:
+                lock.take()
+                self.clear()
 
 
 def _remove(partial: Path) -> None:

@@ -250,11 +250,11 @@ def test_a_full_output_is_refused_and_overwrite_replaces_it(moe: Path, tmp_path:
     assert not (tmp_path / "out.replaced").exists()
 
 
-@pytest.mark.parametrize("nth", [0, 1])
+@pytest.mark.parametrize("nth", [0, 1, 2])
 def test_killed_before_a_rename_the_old_output_is_whole(
     nth: int, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OUT moves to OUT.replaced, then OUT.partial to OUT."""
+    """OUT moves to OUT.replaced, then OUT.partial to OUT, then OUT.replaced to a name for deletion."""
     expected = run(dense, tmp_path / "expected" / "out")
     before = run(dense, tmp_path / "out", group_size=64)
     rename, left = Path.rename, list(range(nth + 1))
@@ -270,6 +270,30 @@ def test_killed_before_a_rename_the_old_output_is_whole(
             run(dense, tmp_path / "out", overwrite=True)
     assert before == hashes(tmp_path / ("out.replaced" if nth else "out"))
     assert run(dense, tmp_path / "out", overwrite=True) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"expected", "out"}
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_old_output_that_somebody_changed_meanwhile_is_kept(
+    nth: int, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(dense, tmp_path / "out", group_size=64)
+    rename, left = Path.rename, list(range(nth + 1))
+
+    def killed(path: Path, to: Path) -> Path:
+        if not left.pop():
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(dense, tmp_path / "out", overwrite=True)
+    (tmp_path / "out.replaced" / "thesis.tex").write_text("years")
+    assert quantize(dense, tmp_path / "out", verify=None).already_done is (nth == 2)
+    assert (tmp_path / "out.replaced" / "thesis.tex").read_text() == "years"
+    with pytest.raises(UsageError, match=r"out\.replaced: is there"):
+        run(dense, tmp_path / "out", overwrite=True)
 
 
 def test_an_output_that_cannot_get_its_name_is_continued(
