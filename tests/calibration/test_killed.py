@@ -61,6 +61,7 @@ def best(source: Path, output: Path, ids: Path) -> None:
     convert(conversion, Quiet(), Ranks(), LayerByLayer.of(conversion, ids))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("chain", [FEW, pytest.param(EACH, marks=pytest.mark.full)], ids=["few", "each"])
 def test_killed_at_a_step_it_repeats_a_layer_or_a_step_at_most_and_ends_with_the_same_bytes(
     chain: Chain, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

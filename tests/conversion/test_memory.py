@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from g4convert.forward.models import Model
 
+pytestmark = pytest.mark.wide  # a model of 26B is made
+
 PACKED = 24_490_000_000
 """Packed weights out of 25.2 billion, to half a percent: the rest is the embedding."""
 TOKENS, TOP_K, HIDDEN, INTERMEDIATE = 4096, 8, 2816, 704
@@ -54,7 +56,6 @@ def held(model: Model) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-@pytest.mark.wide
 def test_a_whole_model_is_16_gb_and_the_files(model: Model, hollow: Path) -> None:
     total = sum(tensor.nbytes for tensor in held(model).values())
     stored = sum(path.stat().st_size for path in hollow.glob("*.safetensors"))

@@ -17,6 +17,7 @@ from g4convert import quantize
 from g4convert.api.calibrate import calibrate
 
 __all__ = ["g4convert"]  # a fixture
+pytestmark = pytest.mark.wide  # ranks are processes, which import torch
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
 
@@ -61,7 +62,6 @@ def test_two_ranks_write_the_bytes_of_one(
     assert abs(counts[0] - counts[1]) <= 1
 
 
-@pytest.mark.wide
 def test_calibrated_methods_give_the_bytes_of_one(moe: Path, tmp_path: Path) -> None:
     """Bits differ by part, and tables and head are packed, too; `tests/calibration/test_ranks.py` has uniform ones."""
     recipes, data = ("w4a16-g32-imatrix", "w4a16-g32-gptq"), tmp_path / "c.safetensors"

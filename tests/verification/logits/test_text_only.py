@@ -29,6 +29,7 @@ def parity_holds(report: Report) -> bool:
 
 
 @pytest.mark.usefixtures("brief")
+@pytest.mark.wide
 @pytest.mark.parametrize("family", every(4, ["unified", "e2b", "moe", "dense"]))
 def test_a_text_only_output_against_its_multimodal_original(
     family: str, checkpoints: Checkpoints, tmp_path: Path
