@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,15 @@ __all__ = ["brief", "g4convert"]  # fixtures
 
 @contextmanager
 def limited(which: int, most: int) -> Iterator[None]:
-    """Lower a limit of this process for a while."""
-    before = resource.getrlimit(which)
+    """Lower a limit of this process for a while, without bytecode: Python 3.11 would cut it, and read it later."""
+    before, writes = resource.getrlimit(which), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     resource.setrlimit(which, (most, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(which, before)
+        sys.dont_write_bytecode = writes
 
 
 def check_refused(ran: Ran, says: str, hint: str, status: int = 5) -> None:
