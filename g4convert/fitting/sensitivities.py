@@ -156,25 +156,14 @@ def measure(  # noqa: PLR0913, PLR0917 -- what is measured, where it is kept, an
         lock.take()
         for name, losses in Sensitivities.at(path, known.basis).losses.items():  # again: another may have ended now
             known.losses.setdefault(name, {}).update(losses)
-        _measure(problem, single, known, path, progress, check)
-
-
-def _measure(  # noqa: PLR0913, PLR0917 -- see `measure`
-    problem: Problem,
-    single: Measure,
-    known: Sensitivities,
-    path: Path,
-    progress: Quiet,
-    check: Callable[[], None],
-) -> None:
-    progress.step("measuring", sum(len(known.missing(part)) for part in problem.free), "changes")
-    for part in problem.free:
-        for form in known.missing(part):
-            loss = float(single.losses([(part, form)]).mean())
-            check()
-            known.losses.setdefault(part.name, {})[label_of(form)] = loss
-            known.save(path)
-            progress.tick(1, part.name)
+        progress.step("measuring", sum(len(known.missing(part)) for part in problem.free), "changes")
+        for part in problem.free:
+            for form in known.missing(part):
+                loss = float(single.losses([(part, form)]).mean())
+                check()
+                known.losses.setdefault(part.name, {})[label_of(form)] = loss
+                known.save(path)
+                progress.tick(1, part.name)
 
 
 def _losses(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:

@@ -157,11 +157,12 @@ class Fits:
             rounder = Rounder(Choice(Method(method), ""), architecture, pool, statistics=weighed.statistics)
             path, model = self.directory / f"sensitivities-{method}.json", load(self.checkpoint)
             known = Sensitivities.at(path, run.basis(self.checkpoint, rounder, Unit.KL, "float32"))
-            measure(tables, Once.of(model, run.ids, rounder), known, path, Quiet())
+            measure(tables, Once.of(model, run.ids, rounder), known, path, Quiet(), lambda: None)
             errors = None
             if any(row.by == Unit.OUTPUT_ERROR for row in of(method)):
                 errors = Outputs(self.checkpoint, rounder, run.ids, {})
-                measure(tables, errors, Sensitivities(known.basis, errors.known), self.directory / "e.json", Quiet())
+                kept = Sensitivities(known.basis, errors.known)
+                measure(tables, errors, kept, self.directory / "e.json", Quiet(), lambda: None)
             whole = Standing(Once.of(model, run.held_out, rounder), rounder.share)
             losses = scaled(smoothed(tables, known.losses), tables.free, rounder.share)
             yield Measured(linears, tables, whole, losses, errors)
