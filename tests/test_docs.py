@@ -35,7 +35,8 @@ from g4convert.demo.trained import trained
 from g4convert.errors import UsageError
 from g4convert.forward.triton.packed import OLDEST_TRITON
 from g4convert.gemma4.family import Family
-from g4convert.planning.recipe import DEFAULT, Recipe, load, schema, shipped
+from g4convert.planning.recipe import DEFAULT, Recipe, schema
+from g4convert.planning.recipe_files import load, shipped
 from g4convert.verification import profiles
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from g4convert.conversion.run import Layers, convert
 from g4convert.engines.verdicts import Verdict
 from g4convert.errors import UsageError
 from g4convert.planning.costs import Cost, costs
-from g4convert.planning.recipe import DEFAULT, Resolved
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.recipe_files import Resolved
 from g4convert.planning.sizes import default_workers, role_sizes
 from g4convert.progress import Quiet, peak_memory, saying
 from g4convert.report import Report

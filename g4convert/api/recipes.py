@@ -4,11 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
-from g4convert.planning.recipe import Recipe, Resolved, load
+from g4convert.planning.recipe import Recipe
+from g4convert.planning.recipe_files import Resolved, load
 from g4convert.suggestions import no_such
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Resolved
-"""The name of a shipped recipe, the path of a YAML file, or what `planning.recipe.load` gave."""
+"""The name of a shipped recipe, the path of a YAML file, or what `planning.recipe_files.load` gave."""
 
 
 class Overrides(TypedDict, total=False):

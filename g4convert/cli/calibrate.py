@@ -65,7 +65,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     elif not quiet:
         from g4convert.cli import show
         from g4convert.cli.next_steps import output_name, show_next
-        from g4convert.planning.recipe import load
+        from g4convert.planning.recipe_files import load
 
         out = show.console(no_color=no_color)
         show.pairs(out, _told(done))

@@ -20,7 +20,7 @@ from g4convert.cli.printing import print_done, print_json
 from g4convert.cli.recipe_options import TensorParallel, with_recipe
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe import Resolved
+    from g4convert.planning.recipe_files import Resolved
 
 
 @with_recipe

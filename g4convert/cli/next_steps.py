@@ -21,14 +21,16 @@ from g4convert.checkpoint.record import record
 from g4convert.cli.tables import in_lines
 from g4convert.conversion.result import serve_command
 from g4convert.errors import G4Error
-from g4convert.planning.recipe import DEFAULT, Method, load, shipped
+from g4convert.planning.recipe import DEFAULT, Method
+from g4convert.planning.recipe_files import load, shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from g4convert.engines.verdicts import Verdict
     from g4convert.inspection.engines import Checked
-    from g4convert.planning.recipe import Recipe, Resolved
+    from g4convert.planning.recipe import Recipe
+    from g4convert.planning.recipe_files import Resolved
     from g4convert.report import Report
 
 

@@ -7,7 +7,7 @@ from g4convert.cli.printing import print_plan, print_settings
 from g4convert.cli.recipe_options import ShowConfig, TensorParallel, with_recipe
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe import Resolved
+    from g4convert.planning.recipe_files import Resolved
 
 
 @with_recipe

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe import Resolved
+    from g4convert.planning.recipe_files import Resolved
     from g4convert.planning.report import PlanReport
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from g4convert.cli.verification import Printed
     from g4convert.conversion.job import Conversion, Job
     from g4convert.conversion.result import Summary
-    from g4convert.planning.recipe import Recipe, Resolved
+    from g4convert.planning.recipe import Recipe
+    from g4convert.planning.recipe_files import Resolved
     from g4convert.planning.report import PlanReport
 
 

@@ -8,33 +8,34 @@ from g4convert.cli.recipe_options import RecipeArgument
 def list_(*, as_json: Json = False, no_color: NoColor = False) -> None:
     """List the recipes that come with g4convert."""
     from g4convert.cli import show as shown
-    from g4convert.planning import recipe
+    from g4convert.planning.recipe import DEFAULT
+    from g4convert.planning.recipe_files import shipped
 
-    found = {name: loaded.description for name, loaded in recipe.shipped().items()}
+    found = {name: recipe.description for name, recipe in shipped().items()}
     if as_json:
         print_json(found)
     else:
-        marked = {name: f"{text} (default)" if name == recipe.DEFAULT else text for name, text in found.items()}
+        marked = {name: f"{text} (default)" if name == DEFAULT else text for name, text in found.items()}
         shown.pairs(shown.console(no_color=no_color), marked)
 
 
 def show(name: RecipeArgument) -> None:
     """Print a recipe as it is written, with the command that runs it."""
-    from g4convert.planning import recipe
+    from g4convert.planning.recipe_files import load, source_text
 
-    recipe.load(name)
-    print_text(recipe.source_text(name)[0])
+    load(name)
+    print_text(source_text(name)[0])
 
 
 def check(name: RecipeArgument, *, as_json: Json = False, no_color: NoColor = False) -> None:
     """Check a recipe and print every value with its origin."""
-    from g4convert.planning import recipe
+    from g4convert.planning.recipe_files import load
 
-    print_settings(recipe.load(name), as_json=as_json, no_color=no_color)
+    print_settings(load(name), as_json=as_json, no_color=no_color)
 
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and CI."""
-    from g4convert.planning import recipe
+    from g4convert.planning.recipe import schema as recipe_schema
 
-    print_json(recipe.schema())
+    print_json(recipe_schema())

@@ -14,7 +14,7 @@ from g4convert.cli.panels import BESIDE, RECIPE, SERVED
 from g4convert.request import MOST_GPUS
 
 if TYPE_CHECKING:
-    from g4convert.planning.recipe import Resolved
+    from g4convert.planning.recipe_files import Resolved
 
 _RECIPE: Final = "A shipped recipe or a YAML file."
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=_RECIPE)]
@@ -116,6 +116,6 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _resolved(recipe: str, values: dict[str, object]) -> "Resolved":
-    from g4convert.planning.recipe import load
+    from g4convert.planning.recipe_files import load
 
     return load(recipe, values)

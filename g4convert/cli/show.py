@@ -21,7 +21,7 @@ from g4convert.quantities import count, plural, size
 if TYPE_CHECKING:
     from g4convert.demo.run import Demonstration
     from g4convert.inspection.description import Description
-    from g4convert.planning.recipe import Resolved
+    from g4convert.planning.recipe_files import Resolved
 
 _MOST_LINES = 20
 """Largest number of offenders, or of names in a list, that is printed without -v."""

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from g4convert.cli.tables import table
 from g4convert.planning.costs import OF_EIGHT, left_of, measured_kl
-from g4convert.planning.recipe import EIGHT_BITS, Method, load
+from g4convert.planning.recipe import EIGHT_BITS, Method
+from g4convert.planning.recipe_files import load
 from g4convert.quantities import nats, plural, rough_duration, rough_size
 from g4convert.request import DEFAULTS
 

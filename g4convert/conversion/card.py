@@ -13,7 +13,7 @@ from g4convert.conversion.side_files import recipe_name
 from g4convert.engines.verdicts import Verdict
 from g4convert.plain_yaml import parse
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import Resolved
+from g4convert.planning.recipe_files import Resolved
 from g4convert.planning.sizes import packed_as
 from g4convert.printable import printable, printable_lines
 from g4convert.quantities import plural

@@ -17,7 +17,7 @@ from g4convert.checkpoint.header import WeightFile
 from g4convert.checkpoint.reader import Reader
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
-from g4convert.planning.recipe import Resolved
+from g4convert.planning.recipe_files import Resolved
 from g4convert.planning.units import Unit
 
 _SAMPLE: Final = 4096

@@ -27,7 +27,7 @@ from g4convert.planning.gate import Outlook
 from g4convert.planning.layers import layer_steps
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import Resolved
+from g4convert.planning.recipe_files import Resolved
 from g4convert.planning.steps import make_plan
 from g4convert.planning.units import Unit, make_units
 

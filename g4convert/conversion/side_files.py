@@ -26,7 +26,7 @@ from g4convert.conversion.writer import copy_file, write_file
 from g4convert.errors import InputError
 from g4convert.planning.layout import Layout
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import Resolved
+from g4convert.planning.recipe_files import Resolved
 
 _CARRIED_README = "README.source.md"
 """Name of the source's own README in the output."""

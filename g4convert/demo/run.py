@@ -38,7 +38,8 @@ from g4convert.forward.models import Model, quiet_transformers
 from g4convert.forward.probe import Probe
 from g4convert.gemma4.family import Family
 from g4convert.places import check_above, make_directory
-from g4convert.planning.recipe import DEFAULT, load
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.recipe_files import load
 from g4convert.planning.report import PlanReport
 from g4convert.progress import Quiet
 from g4convert.verification.probes.suite import make_probes

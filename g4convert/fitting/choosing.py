@@ -17,7 +17,8 @@ from g4convert.fitting.problem import Assignment, Problem, Solved
 from g4convert.fitting.sensitivities import Measure
 from g4convert.fitting.target import Loss, Target, budget
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe import Method, load, shipped
+from g4convert.planning.recipe import Method
+from g4convert.planning.recipe_files import load, shipped
 from g4convert.planning.steps import make_plan
 from g4convert.quantities import size
 

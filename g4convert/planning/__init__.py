@@ -1,6 +1,7 @@
 """Takes every decision about an output from names, shapes and a recipe, before a weight is read.
 
-recipe         Loads the decisions of a conversion from YAML, options and defaults
+recipe         Defines the decisions of a conversion and their defaults
+recipe_files   Loads a recipe from YAML, with what it extends and the options laid over it
 recipe_faults  Says what is wrong with values of a recipe
 rules          Holds what a recipe decides by role, layer and name
 packings       Decides bits and group size of each weight

@@ -13,7 +13,8 @@ from typing import Final
 from g4convert.engines.limits import Packing
 from g4convert.planning.between import state_bytes, target_bytes
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import Method, option_for
+from g4convert.planning.recipe import Method
+from g4convert.planning.recipe_files import option_for
 from g4convert.planning.sizes import START, RoleSize, written_seconds
 from g4convert.planning.training import BATCH, EPOCHS, TrainingMemory
 

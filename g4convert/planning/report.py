@@ -13,7 +13,7 @@ from g4convert.planning.costs import BUNDLED_TOKENS, Cost, costs
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import Layout, lay_out
 from g4convert.planning.plan import Copy, Drop, Plan, Quantize
-from g4convert.planning.recipe import Resolved
+from g4convert.planning.recipe_files import Resolved
 from g4convert.planning.sizes import RoleSize, default_workers, packed_as, role_sizes
 from g4convert.planning.steps import make_plan
 

@@ -22,7 +22,7 @@ from g4convert.demo.trained import trained
 from g4convert.errors import GateError, UsageError
 from g4convert.gemma4.family import Family
 from g4convert.planning.recipe import Recipe
-from g4convert.planning.recipe import load as load_recipe
+from g4convert.planning.recipe_files import load as load_recipe
 from g4convert.progress import Quiet
 from g4convert.report import Finding, Severity
 from g4convert.request import Level

@@ -49,7 +49,7 @@ from g4convert.fitting.target import Bits, Size
 from g4convert.fitting.writing import recipe_text, recipe_values
 from g4convert.forward.load import load
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe import load as recipe
+from g4convert.planning.recipe_files import load as recipe
 from g4convert.planning.steps import make_plan
 from g4convert.progress import Quiet
 from g4convert.quantization import Method

@@ -102,7 +102,7 @@ def _converted(source: Path, output: Path, recipe: str, device: str = "cpu", ids
     from g4convert.conversion.job import Job, prepare  # noqa: PLC0415 - needs numba
     from g4convert.conversion.ranks import Ranks  # noqa: PLC0415 - the same
     from g4convert.conversion.run import convert  # noqa: PLC0415 - needs numba
-    from g4convert.planning.recipe import load  # noqa: PLC0415 - the same
+    from g4convert.planning.recipe_files import load  # noqa: PLC0415 - the same
     from g4convert.progress import Quiet  # noqa: PLC0415 - needs rich
 
     conversion = prepare(Job(Source.at(source), load(recipe, {}), output, 1, device, calibration=ids))

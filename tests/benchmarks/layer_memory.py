@@ -90,7 +90,7 @@ def _quantize(directory: Path, samples: int, length: int, judging: int) -> None:
     from g4convert.conversion.job import Job, prepare  # noqa: PLC0415
     from g4convert.conversion.ranks import Ranks  # noqa: PLC0415
     from g4convert.conversion.run import convert  # noqa: PLC0415
-    from g4convert.planning.recipe import load  # noqa: PLC0415
+    from g4convert.planning.recipe_files import load  # noqa: PLC0415
     from g4convert.progress import Quiet  # noqa: PLC0415
 
     torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from g4convert.checkpoint.source import Source
 from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.progress import Quiet
 
 

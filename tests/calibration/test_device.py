@@ -25,7 +25,7 @@ from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.errors import EnvironmentFault, UsageError
 from g4convert.gemma4 import Architecture
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.progress import Quiet
 from g4convert.quantization.factor import Factor, factorize
 from g4convert.quantization.gptq import gptq, nearest_codes, torch_gptq

@@ -20,7 +20,7 @@ from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.conversion.staging import STATES
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.planning.training import EPOCHS
 from g4convert.progress import Quiet
 

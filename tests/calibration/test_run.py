@@ -40,7 +40,7 @@ from g4convert.forward.load import load as load_model
 from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
 from g4convert.planning.between import state_bytes
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.progress import Quiet
 
 if TYPE_CHECKING:

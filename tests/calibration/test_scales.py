@@ -26,7 +26,7 @@ from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.run import convert
 from g4convert.conversion.staging import STATES
 from g4convert.errors import EnvironmentFault, Interrupted, UsageError
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.planning.training import EPOCHS
 from g4convert.progress import Quiet
 

@@ -24,7 +24,7 @@ from g4convert.conversion.run import convert
 from g4convert.conversion.statistics import Inputs, Statistics
 from g4convert.conversion.weighting import read_statistics
 from g4convert.errors import InputError, UsageError
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.progress import Quiet
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import pytest
 from helpers.grids import covering
 from helpers.program import Program, g4convert
 
-from g4convert.planning.recipe import Recipe, shipped
+from g4convert.planning.recipe import Recipe
+from g4convert.planning.recipe_files import shipped
 
 if TYPE_CHECKING:
     from pathlib import Path

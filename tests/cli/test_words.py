@@ -10,7 +10,7 @@ from conftest import Checkpoints
 from helpers.program import Program, g4convert
 
 from g4convert.errors import UsageError
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.suggestions import nearest
 
 __all__ = ["g4convert"]  # a fixture

@@ -13,7 +13,7 @@ from g4convert.conversion.calibration_file import CalibrationFile
 from g4convert.conversion.identity import Model
 from g4convert.conversion.job import Job, prepare
 from g4convert.errors import UsageError
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 
 
 def test_the_output_may_not_lie_in_the_source(moe: Path) -> None:

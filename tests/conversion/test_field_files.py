@@ -16,7 +16,7 @@ from g4convert.checkpoint.directory import Checkpoint
 from g4convert.errors import InputError
 from g4convert.forward.load import load
 from g4convert.inspection.engines import Asked, check
-from g4convert.planning.recipe import load as load_recipe
+from g4convert.planning.recipe_files import load as load_recipe
 from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
 from g4convert.request import Level, Request

@@ -20,7 +20,7 @@ from g4convert.errors import GateError, InputError
 from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture, resolve
 from g4convert.inspection import describe
-from g4convert.planning.recipe import load as load_recipe
+from g4convert.planning.recipe_files import load as load_recipe
 from g4convert.planning.steps import make_plan
 from g4convert.report import Severity
 from g4convert.request import Level, Request

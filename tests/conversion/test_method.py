@@ -15,7 +15,7 @@ from g4convert.conversion import method as choosing
 from g4convert.conversion.method import choose
 from g4convert.conversion.result import Choice, OnGrid
 from g4convert.errors import UsageError
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.planning.steps import make_plan
 from g4convert.quantization import Method
 

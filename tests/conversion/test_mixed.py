@@ -27,7 +27,7 @@ from g4convert.forward.modules import W4A16Linear
 from g4convert.forward.tables import PackedTable
 from g4convert.inspection.describe import describe
 from g4convert.names import Name
-from g4convert.planning.recipe import load as recipe
+from g4convert.planning.recipe_files import load as recipe
 from g4convert.progress import Quiet
 from g4convert.report import Severity
 from g4convert.verification.static.level import check_static

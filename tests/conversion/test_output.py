@@ -28,7 +28,7 @@ from g4convert.conversion.result import Choice, ErrorRow, summarize
 from g4convert.conversion.run import convert
 from g4convert.gemma4 import Architecture, Role
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.planning.sizes import role_sizes
 from g4convert.progress import Quiet
 from g4convert.quantization import Method, TileStats

@@ -35,7 +35,7 @@ from g4convert.forward.load import load
 from g4convert.gemma4 import Architecture
 from g4convert.gemma4.family import Family
 from g4convert.inspection.fix import fix
-from g4convert.planning.recipe import load as recipe_of
+from g4convert.planning.recipe_files import load as recipe_of
 from g4convert.planning.steps import make_plan
 from g4convert.progress import Quiet
 from g4convert.report import Judged, Severity

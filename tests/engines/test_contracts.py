@@ -34,7 +34,7 @@ from g4convert.engines.module import LM_HEAD, Accepts, Kind, Module, renamed
 from g4convert.errors import UsageError
 from g4convert.forward.models import model_class
 from g4convert.gemma4 import Architecture, expected_weights
-from g4convert.planning.recipe import load, shipped
+from g4convert.planning.recipe_files import load, shipped
 from g4convert.planning.steps import make_plan
 
 if TYPE_CHECKING:

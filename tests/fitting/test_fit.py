@@ -25,7 +25,7 @@ from g4convert.fitting.bench import Bench
 from g4convert.fitting.inputs import rows_to_run
 from g4convert.fitting.result import Fitted
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe import load, shipped
+from g4convert.planning.recipe_files import load, shipped
 from g4convert.planning.steps import make_plan
 
 __all__ = ["g4convert"]  # a fixture

@@ -29,7 +29,7 @@ from g4convert.fitting.rounding import Rounder
 from g4convert.fitting.writing import recipe_values
 from g4convert.forward.load import load
 from g4convert.gemma4 import Weight
-from g4convert.planning.recipe import load as recipe
+from g4convert.planning.recipe_files import load as recipe
 from g4convert.planning.steps import make_plan
 from g4convert.quantization import Method
 

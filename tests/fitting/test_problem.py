@@ -24,7 +24,7 @@ from g4convert.fitting.target import Bits, Loss, Size, budget, target_of
 from g4convert.fitting.writing import plan_of, recipe_text, recipe_values
 from g4convert.plain_yaml import parse
 from g4convert.planning.layout import lay_out
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.planning.steps import make_plan
 
 CHOICES = parse_choices(DEFAULT_CHOICES)

@@ -33,7 +33,8 @@ from g4convert.conversion.result import Summary
 from g4convert.demo import Family
 from g4convert.demo.comparison import compare
 from g4convert.errors import InputError, UsageError
-from g4convert.planning.recipe import DEFAULT, shipped
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.recipe_files import shipped
 
 RECIPES = sorted(name for name, recipe in shipped().items() if not recipe.is_calibrated and not recipe.bits)
 """Recipes of one packing; those of several are converted in `conversion/test_mixed.py`."""

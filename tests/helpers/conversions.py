@@ -11,7 +11,8 @@ from g4convert.conversion.job import Job, prepare
 from g4convert.conversion.ranks import Ranks
 from g4convert.conversion.result import Summary
 from g4convert.conversion.run import convert
-from g4convert.planning.recipe import DEFAULT, load
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.recipe_files import load
 from g4convert.progress import Quiet
 
 

@@ -20,7 +20,8 @@ from g4convert.engines.matching import Disagreement
 from g4convert.engines.module import Accepts, Kind
 from g4convert.errors import UsageError
 from g4convert.gemma4 import Architecture
-from g4convert.planning.recipe import DEFAULT, load, shipped
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.recipe_files import load, shipped
 from g4convert.planning.steps import make_plan
 from helpers.headers import opened, section, written_config
 from helpers.released_configs import FAMILIES

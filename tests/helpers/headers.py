@@ -11,7 +11,7 @@ from g4convert.checkpoint.directory import Checkpoint, StoredTensor
 from g4convert.gemma4 import Architecture
 from g4convert.planning.config import output_config, quantization_config
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import load
+from g4convert.planning.recipe_files import load
 from g4convert.planning.steps import make_plan
 from g4convert.planning.weights import planned_weights
 from g4convert.tensors import TensorInfo

@@ -61,7 +61,7 @@ def _run(place: Place, source: Path, output: Path, ids: Path, log: Path) -> None
     from g4convert.conversion.job import Job, prepare  # noqa: PLC0415
     from g4convert.conversion.ranks import Ranks  # noqa: PLC0415
     from g4convert.conversion.run import convert  # noqa: PLC0415
-    from g4convert.planning.recipe import load  # noqa: PLC0415
+    from g4convert.planning.recipe_files import load  # noqa: PLC0415
     from g4convert.progress import Quiet  # noqa: PLC0415
 
     os.fsync = os.fdatasync = lambda _: None  # as in all tests: no power is cut

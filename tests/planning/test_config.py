@@ -29,7 +29,7 @@ from g4convert.errors import GateError, UsageError
 from g4convert.forward.models import Model, model_class
 from g4convert.planning.config import FORMAT_VERSION
 from g4convert.planning.plan import Plan
-from g4convert.planning.recipe import load, shipped
+from g4convert.planning.recipe_files import load, shipped
 from g4convert.planning.steps import make_plan
 from g4convert.planning.weights import planned_weights
 

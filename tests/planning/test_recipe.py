@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from g4convert.errors import UsageError
-from g4convert.planning.recipe import DEFAULT, Recipe, load, schema, shipped, source_text
+from g4convert.planning.recipe import DEFAULT, Recipe, schema
+from g4convert.planning.recipe_files import load, shipped, source_text
 
 
 def test_every_shipped_recipe_loads_and_starts_with_the_command_that_runs_it() -> None:

@@ -19,7 +19,8 @@ from g4convert.gemma4 import Architecture, Role
 from g4convert.planning.gate import Outlook
 from g4convert.planning.layout import lay_out
 from g4convert.planning.plan import Copy, Drop, Plan, Quantize
-from g4convert.planning.recipe import DEFAULT, load, shipped
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.recipe_files import load, shipped
 from g4convert.planning.report import PlanReport
 from g4convert.planning.sizes import role_sizes
 from g4convert.planning.steps import make_plan

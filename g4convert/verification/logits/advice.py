@@ -22,7 +22,8 @@ from g4convert.checkpoint.files import part
 from g4convert.checkpoint.record import record
 from g4convert.gemma4 import Architecture
 from g4convert.planning.costs import OF_EIGHT, left_of, measured_kl
-from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Method, Recipe, load, option_for, shipped
+from g4convert.planning.recipe import DEFAULT, EIGHT_BITS, Method, Recipe
+from g4convert.planning.recipe_files import load, option_for, shipped
 from g4convert.planning.rules import PackRole
 from g4convert.planning.sizes import role_sizes
 from g4convert.planning.steps import make_plan

@@ -19,7 +19,8 @@ from helpers.grids import every, few
 from g4convert.checkpoint.directory import Checkpoint
 from g4convert.demo import Family
 from g4convert.errors import InputError, UnsupportedError
-from g4convert.planning.recipe import DEFAULT, shipped
+from g4convert.planning.recipe import DEFAULT
+from g4convert.planning.recipe_files import shipped
 from g4convert.report import Finding, Severity
 from g4convert.verification.static import level
 from g4convert.verification.static.level import check_static, open_output
