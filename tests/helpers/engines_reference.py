@@ -21,18 +21,23 @@ _HEAD = """# Engines
 
 Made from `g4convert/engines` by `make golden`; do not edit.
 
-An engine builds its modules first, packed or plain as `targets` and `ignore` say under the engine's own names, and
-looks at the tensors then. What is written here is what that needs: which modules there are, how they are called, in
-which form each may be stored, how entries name them, and what nobody will tell you. `make test-engines` compares it
-with the engines' own model classes, quantization configs and loaders, taken from their wheels; what they answered is
-recorded in `tests/golden/engines`.
+An engine first builds its modules, packed or plain as `targets` and `ignore` say under the engine's own names. Only then
+does it look at the tensors. This page describes what that depends on:
+
+- which modules there are, and how each engine calls them;
+- in which form each module may be stored;
+- how entries of the config name modules;
+- which problems an engine does not report.
+
+`make test-engines` compares all of this with the engines' own model classes, quantization configs and loaders, taken from
+their wheels. Their answers are recorded in `tests/golden/engines`.
 
 ## Modules
 
-The checkpoint's modules on the left, then for each engine the name that entries are tried on (N is a number), and the
-form that may be stored: packed or plain, or plain only, with the reason below. "No config" is a module that the
-quantization config does not reach: it is plain, whatever the entries say. Where a name has two rows, the second is
-that of layers which read the keys and values of an earlier one.
+The tables list the checkpoint's modules on the left. For each engine they give the name that entries are matched against
+(N is a number), and the form that may be stored: "either" is packed or plain, and "plain" is plain only, with the reason
+in the notes. "No config" means that the quantization config does not reach this module: it is plain, whatever the entries
+say. If a name has two rows, the second is for layers that read the keys and values of an earlier layer.
 """
 _SECTIONS = {
     "Decoder, towers and their embedders": ("E2B", "26B-A4B"),
@@ -42,34 +47,36 @@ _SECTIONS = {
 }
 _MATCHING = """## How entries name modules
 
-A pattern (`re:`) is tried with `re.match` everywhere: from the start of a name, to no particular end.
+All engines match a pattern (`re:`) with `re.match`: it has to match from the start of a name, but not to its end.
 """
 _ADDING = """## Adding an engine or a version
 
-A newer version of an engine, say vLLM 0.34 while `vllm.CONTRACT` is 0.33:
+To add a newer version of an engine, say vLLM 0.34 while `vllm.CONTRACT` is 0.33:
 
-1. Write the new version in `versions` of `CONTRACT`, and the label that follows from it, with the wheel, in `GOLDEN` of
-   `tests/helpers/engine_cases.py`; copy 0.33's file in `tests/golden/engines` to the new name. `make test-engines` then
-   prints each answer of the new code that differs from what the contract says or from what 0.33 answered.
-2. It prints none: the versions behave alike. `versions` becomes `0.33 to 0.34`, and one contract stands for both.
-3. It prints some: `CONTRACT` becomes what 0.34 does. Change the rules from checkpoint modules to the engine's, the
-   renames, what is dropped and what is never noticed; where entries are read in another way, change `_matching`, which
-   returns a `Matching`. 0.33 becomes a second `Contract` beside it, made of the same rules where it can be, as
-   `vllm.OLDEST` is, and is added to `VERSIONS` and `GOLDEN`. `VERSIONS` holds every version that differs and that
-   `ignore` must still be right for: the oldest that has all families, the newest, and what differs from both between
-   them. A version that need not be served any more is deleted, with its golden file.
-4. Check the file and line that each rule and each docstring names: they are those of the newest version.
-   `python tests/engines/compare.py --record` records the answers; read the difference.
-5. Limits of its kernels in `g4convert/engines/limits.py` and `split.py`, if they differ.
-6. `make golden` for this page. Versions are also named in `docs/guides/serve.md`, `docs/reference/checks.md` and
+1. Add the new version to `versions` of `CONTRACT`. Add the label that follows from it, with the wheel, to `GOLDEN` of
+   `tests/helpers/engine_cases.py`. Copy 0.33's file in `tests/golden/engines` to the new name. `make test-engines` then
+   prints each answer of the new code that differs from the contract or from what 0.33 answered.
+2. If it prints none, the versions behave alike. `versions` becomes `0.33 to 0.34`, and one contract stands for both.
+3. If it prints some, `CONTRACT` becomes what 0.34 does:
+   - Change the rules from checkpoint modules to the engine's modules, the renames, what is dropped and what is never
+     noticed. If entries are read in another way, change `_matching`, which returns a `Matching`.
+   - 0.33 becomes a second `Contract` beside it, made of the same rules where possible, as `vllm.OLDEST` is. Add it to
+     `VERSIONS` and `GOLDEN`.
+   - `VERSIONS` holds every version that differs and that `ignore` must still be right for: the oldest that has all
+     families, the newest, and those between them that differ from both. If a version need not be served any more, delete
+     it, with its golden file.
+4. Check the file and line that each rule and each docstring names: they are those of the newest version. Record the
+   answers with `python tests/engines/compare.py --record`, and read the difference.
+5. Change the limits of its kernels in `g4convert/engines/limits.py` and `split.py`, if they differ.
+6. Run `make golden` for this page. Versions are also named in `docs/guides/serve.md`, `docs/reference/checks.md` and
    messages: `grep -rn "0[.]33" g4convert docs README.md tests`.
 
-An engine that is new here needs besides:
+To add a new engine, also write:
 
-1. A module in `g4convert/engines` with a `CONTRACT`, each fact with file and line of the engine, and its place in
-   `CONTRACTS` (what checks and plans speak of).
-2. An adapter in `tests/engines` that builds the engine's real classes, as `real_vllm.py` does, and its name in `main`
-   of `tests/engines/compare.py`.
+1. A module in `g4convert/engines` with a `CONTRACT`, in which each fact names the file and line of the engine's source.
+   Add it to `CONTRACTS`, the engines that checks and plans report.
+2. An adapter in `tests/engines` that builds the engine's real classes, as `real_vllm.py` does. Add its name to `main` of
+   `tests/engines/compare.py`.
 """
 
 
@@ -162,7 +169,7 @@ def _matching() -> Iterator[str]:
     for title, say in rows.items():
         yield f"| {title} | {' | '.join(say(matching) for matching in readings.values())} |"
     yield ""
-    yield "Of a drafter, vLLM reads the config anew: nothing is renamed, and `gate_up_proj` is looked up as it is."
+    yield "For a drafter, vLLM reads the config again: nothing is renamed, and `gate_up_proj` is looked up as it is."
 
 
 _SPELLED = {
@@ -177,15 +184,15 @@ _SPELLED = {
 
 
 def _blind() -> Iterator[str]:
-    yield from ("## What nobody tells you", "")
+    yield from ("## Problems that engines do not report", "")
     yield f"| | {' | '.join(one.label for one in VERSIONS)} |"
     yield f"|---|{'---|' * len(VERSIONS)}"
     yield f"| a tensor that fits nothing | {' | '.join(one.on_unknown for one in VERSIONS)} |"
     yield f"| a module without its tensors | {' | '.join(one.on_missing for one in VERSIONS)} |"
-    yield f"| left aside without a word | {' | '.join('; '.join(one.drops) or 'nothing' for one in VERSIONS)} |"
+    yield f"| silently skipped | {' | '.join('; '.join(one.drops) or 'nothing' for one in VERSIONS)} |"
     yield f"| never noticed | {' | '.join('; '.join(one.blind) for one in VERSIONS)} |"
     yield ""
-    yield "Names of tensors that a loader reads, by how they begin; a tensor of another name fits nothing:"
+    yield "A loader reads tensors whose names begin as follows. A tensor with any other name fits nothing:"
     yield ""
     yield f"| | {' | '.join(one.label for one in VERSIONS)} |"
     yield f"|---|{'---|' * len(VERSIONS)}"
