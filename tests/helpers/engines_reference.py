@@ -21,23 +21,24 @@ _HEAD = """# Engines
 
 Made from `g4convert/engines` by `make golden`; do not edit.
 
-An engine first builds its modules, packed or plain as `targets` and `ignore` say under the engine's own names. Only then
-does it look at the tensors. This page describes what that depends on:
+An engine first builds its modules, packed or plain as `targets` and `ignore` say under the engine's own names. Only
+then does it look at the tensors. This page describes what that depends on:
 
 - which modules there are, and how each engine calls them;
 - in which form each module may be stored;
 - how entries of the config name modules;
 - which problems an engine does not report.
 
-`make test-engines` compares all of this with the engines' own model classes, quantization configs and loaders, taken from
-their wheels. Their answers are recorded in `tests/golden/engines`.
+`make test-engines` compares all of this with the engines' own model classes, quantization configs and loaders, taken
+from their wheels. Their answers are recorded in `tests/golden/engines`.
 
 ## Modules
 
-The tables list the checkpoint's modules on the left. For each engine they give the name that entries are matched against
-(N is a number), and the form that may be stored: "either" is packed or plain, and "plain" is plain only, with the reason
-in the notes. "No config" means that the quantization config does not reach this module: it is plain, whatever the entries
-say. If a name has two rows, the second is for layers that read the keys and values of an earlier layer.
+The tables list the checkpoint's modules on the left. For each engine they give the name that entries are matched
+against (N is a number), and the form that may be stored: "either" is packed or plain, and "plain" is plain only, with
+the reason in the notes. "No config" means that the quantization config does not reach this module: it is plain,
+whatever the entries say. If a name has two rows, the second is for layers that read the keys and values of an earlier
+layer.
 """
 _SECTIONS = {
     "Decoder, towers and their embedders": ("E2B", "26B-A4B"),
@@ -63,8 +64,8 @@ To add a newer version of an engine, say vLLM 0.34 while `vllm.CONTRACT` is 0.33
    - 0.33 becomes a second `Contract` beside it, made of the same rules where possible, as `vllm.OLDEST` is. Add it to
      `VERSIONS` and `GOLDEN`.
    - `VERSIONS` holds every version that differs and that `ignore` must still be right for: the oldest that has all
-     families, the newest, and those between them that differ from both. If a version need not be served any more, delete
-     it, with its golden file.
+     families, the newest, and those between them that differ from both. If a version need not be served any more,
+     delete it, with its golden file.
 4. Check the file and line that each rule and each docstring names: they are those of the newest version. Record the
    answers with `python tests/engines/compare.py --record`, and read the difference.
 5. Change the limits of its kernels in `g4convert/engines/limits.py` and `split.py`, if they differ.
@@ -75,8 +76,8 @@ To add a new engine, also write:
 
 1. A module in `g4convert/engines` with a `CONTRACT`, in which each fact names the file and line of the engine's source.
    Add it to `CONTRACTS`, the engines that checks and plans report.
-2. An adapter in `tests/engines` that builds the engine's real classes, as `real_vllm.py` does. Add its name to `main` of
-   `tests/engines/compare.py`.
+2. An adapter in `tests/engines` that builds the engine's real classes, as `real_vllm.py` does. Add its name to `main`
+   of `tests/engines/compare.py`.
 """
 
 
