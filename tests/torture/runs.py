@@ -24,7 +24,7 @@ from g4convert.planning import units
 __all__ = ["DOCUMENTED", "Ended", "Run", "compiled", "fault_of", "many_small_units"]
 
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 75}
-"""Exit statuses of docs/guides/ci.md, but for 70, a fault of g4convert's own."""
+"""Exit statuses of docs/guides/verify.md, but for 70, a fault of g4convert's own."""
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _ERROR = re.compile(r"^error: ", re.MULTILINE)
 
