@@ -13,20 +13,23 @@ __all__ = ["write"]
 
 _Found = Mapping[str, Mapping[str, Any]]
 _MSE: Final = """\
-`g4convert fit` on the same model and windows, `mse`: for q, k, v; o; gate, up; down of each layer one of
-int4 in groups of 128, 64 or 32, int8 with a scale a row, and bf16. Single changes were measured on {samples} rows of \
-{tokens} ids
-of the texts that ship, none of which judges. Bits are those of the Linears; embedding and head are kept, but for the
-rows that pack them. `predicted` is the sum of single changes, `whole` all of them at once on {samples} other rows, by \
-which
-a fit is held against one packing for all, KL that of the windows that judge. *By output error* is what a fit chooses \
-for a
-model that the memory does not hold. `make budget` makes this section."""
+This section shows what `g4convert fit` chooses on the same model and windows, with `mse`. In each layer, it chooses one
+packing for q, k, v; for o; for gate, up; and for down: int4 in groups of 128, 64 or 32, int8 with one scale per row, or
+bf16. Single changes were measured on {samples} rows of {tokens} ids of the bundled texts, none of which judges.
+`make budget` writes this section.
+
+- `bits` are those of the Linears. Embedding and head are kept, except in the rows that pack them.
+- `predicted` is the sum of the single changes.
+- `whole` is the KL of all of them at once on {samples} other rows. By this figure, `fit` compares its choice with one
+  packing for all.
+- `KL` is measured on the windows that judge.
+- *By output error* is what `fit` chooses if the memory does not hold the model."""
 _HEADING: Final = "\n### With `gptq`\n"
 _GPTQ: Final = """\
-The same for `gptq`: single changes and wholes are rounded by `imatrix`, which stands for it, on statistics of the texts
-that ship, and what layers lose by it counts by a share; what was chosen is quantized by `gptq` on the ids that
-calibrate the tables above. Embedding and head, which have no inputs to calibrate on, are rounded as by `mse`."""
+The same for `gptq`. For single changes and wholes, parts are rounded by `imatrix`, which stands in for `gptq`, with
+statistics of the bundled texts. The loss of layers is multiplied by a share. The choice is then quantized by `gptq` on
+the ids that calibrate the tables above. Embedding and head have no inputs to calibrate on, so they are rounded as by
+`mse`."""
 
 
 def write(page: Path, found: _Found, samples: int, tokens: int) -> None:

@@ -42,35 +42,41 @@ _DATA = {
 
 _TOP = """# Quality
 
-What 4 bits cost a real language model, by method, on the same texts: the mean Kullback-Leibler divergence of the next
-token's distribution from that of the bf16 original, in nats. `make quality` makes this page.
+This page shows what 4 bits cost a real language model, by method, on the same texts. The measure is the mean
+Kullback-Leibler divergence (KL) of the next token's distribution from that of the bf16 original, in nats.
+`make quality` writes this page.
 
-- Model: Gemma 3 270M, base, in the words of Gemma 4 without changing its function
-  (`tests/benchmarks/real_model.py`); float32 arithmetic, scales as stored, nothing packed but Linears and experts.
-- Text: what a Debian machine has on disk, in five kinds. {samples} windows of {length} ids calibrate, {judges} of
-  {judged} judge, every third token of them; no document is on both sides. All calibrated rows have the same ids.
-- Every row was quantized on {cores}; seconds are of the whole command, imports included. Where others used the machine
-  meanwhile, wall time says little, and CPU seconds are the figure to compare.
-- `+-` is the standard error over the windows that judge. Differences are of windows paired, so their error is smaller
-  than the errors of the means suggest. It is one model of 270M parameters; what larger ones lose is not measured.
+- **Model**: Gemma 3 270M, base, rewritten as Gemma 4 without changing its function (`tests/benchmarks/real_model.py`).
+  Arithmetic is float32, with scales as stored. Only Linears and experts are packed.
+- **Text**: text from the disk of a Debian machine, of five kinds. {samples} windows of {length} ids calibrate, and
+  {judges} of {judged} judge, by every third of their tokens. No document is on both sides. All calibrated rows have the
+  same ids.
+- **Time**: every row was quantized on {cores}. Seconds are for the whole command, imports included. Other programs
+  used the machine at times, so compare CPU seconds, not wall time.
+- **Error**: `+-` is the standard error over the windows that judge. Differences are of paired windows, so their error
+  is smaller than the errors of the means suggest.
+
+This is one model of 270M parameters. What larger models lose was not measured.
 """
 
 _OTHERS = """## Other tools
 
-Tried on 2026-11-29, each in an environment of its own, with the same ids and one core. GPTQModel and AutoRound store
-scales as float16, in which those of `v_proj` here, 2^-17 of the usual, would be one or two binary digits (a KL of 0.224
-for the first, and no values at all for the second). So they are given the model with `v_proj` 2^17 times as large and
-what it gives lowered again (`tests/benchmarks/quality_values.py`).
+The other tools were tried on 2026-11-29, each in an environment of its own, with the same ids and one core.
 
-- llm-compressor 0.14.0.1: as it comes, with the observers named.
-- GPTQModel 7.6.0 (transformers 5.24.0): as it comes, on the CPU, which it does in bf16. 7.7.0 asks for torch 2.14.1,
-  which registries have for CUDA alone. On two cores it stops: `ValueError: Virtual pool 'model_loader:cpu' requests 2
-  workers but parent 'cpu' only has 1`; so `GPTQMODEL_CPU_WORKERS` is 2.
-- AutoRound 0.16.1 (transformers 5.24.0): as it comes, it stops at layer 16 of 18: `TypeError: 'NoneType' object does
-  not support item assignment`. There the last layer of a kind leaves its keys and values (`shared_kv_states` in
-  transformers' `modeling_gemma4.py`). AutoRound gives layers that dictionary where `model_type` is `gemma4`
-  (`special_model_handler.py`), and a model of text alone says `gemma4_text`. Its rows are of a config that says
-  `gemma4`, and without `torch.compile`. No steps is its mode of rounding with a search; its default, 200 steps of 8
+GPTQModel and AutoRound store scales as float16. In this model, the scales of `v_proj` are 2^-17 of the usual size, so
+only one or two binary digits of them would be left. (The KL would be 0.224 for the first tool, and the second would
+have no values at all.) So these tools get the model with `v_proj` 2^17 times as large, and their result is scaled back
+(`tests/benchmarks/quality_values.py`).
+
+- llm-compressor 0.14.0.1 runs as it comes, with the observers named.
+- GPTQModel 7.6.0 (transformers 5.24.0) runs as it comes, on the CPU, where it calculates in bf16. 7.7.0 asks for torch
+  2.14.1, which registries have only for CUDA. On two cores it stops with `ValueError: Virtual pool 'model_loader:cpu'
+  requests 2 workers but parent 'cpu' only has 1`, so `GPTQMODEL_CPU_WORKERS` is set to 2.
+- AutoRound 0.16.1 (transformers 5.24.0), as it comes, stops at layer 16 of 18: `TypeError: 'NoneType' object does not
+  support item assignment`. There, the last layer of a kind stores its keys and values (`shared_kv_states` in
+  transformers' `modeling_gemma4.py`). AutoRound gives layers that dictionary only if `model_type` is `gemma4`
+  (`special_model_handler.py`), but a text-only model says `gemma4_text`. So its rows were made with a config that says
+  `gemma4`, and without `torch.compile`. "No steps" is its mode that rounds with a search. Its default, 200 steps of 8
   samples for each layer, takes hours here.
 """
 
@@ -101,7 +107,7 @@ def write(target: Path, results: Results, facts: Mapping[str, Any]) -> None:
     if missing := [*_missing(results)]:
         parts.append("\n".join(["## Not in this run\n", *missing]) + "\n")
     parts.append(
-        f"Windows that judge {facts['digest']}, ids that calibrate {facts['calibrated']} (hashes); torch "
+        f"Hashes: windows that judge {facts['digest']}, ids that calibrate {facts['calibrated']}.\nVersions: torch "
         f"{version('torch')}, transformers {version('transformers')}.\n"
     )
     _, title, section = target.read_text().partition(LAST)
